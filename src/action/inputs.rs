@@ -1,0 +1,54 @@
+//! The manifests a stage sees when it expands.
+
+use std::collections::BTreeMap;
+
+use super::{Manifest, Part, ToolFile};
+use crate::base::{Problem, Result};
+
+/// The manifests of a stage's inputs by slot, and of its tools by name. Each slot holds the
+/// stages that feed it, in the order in which the plan names them.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// Slot -> (giving stage, its manifest).
+    pub slots: BTreeMap<String, Vec<(String, Manifest)>>,
+    /// Tool -> its files.
+    pub tools: BTreeMap<String, Manifest>,
+}
+
+impl Inputs {
+    /// The manifest in a slot that takes one stage.
+    pub fn one(&self, slot: &str) -> Result<&Manifest> {
+        self.optional(slot)
+            .ok_or_else(|| Problem::new("kiln::input_missing", format!("the input `{slot}` is not given")))
+    }
+
+    /// The manifest in a slot that may be empty.
+    pub fn optional(&self, slot: &str) -> Option<&Manifest> {
+        self.slots.get(slot).and_then(|given| given.first()).map(|(_, manifest)| manifest)
+    }
+
+    /// All stages in a slot that takes many.
+    pub fn many(&self, slot: &str) -> &[(String, Manifest)] {
+        self.slots.get(slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// The files `names` of tool `tool`, found by file name wherever they lie in it.
+    pub fn tool_files(&self, tool: &str, names: &[&str]) -> Result<Vec<ToolFile>> {
+        let manifest = self
+            .tools
+            .get(tool)
+            .ok_or_else(|| Problem::new("kiln::tool_missing", format!("the tool `{tool}` is not given")))?;
+        names.iter().map(|name| find_tool_file(tool, manifest, name)).collect()
+    }
+}
+
+fn find_tool_file(tool: &str, manifest: &Manifest, name: &str) -> Result<ToolFile> {
+    let named = |path: &str| path.rsplit('/').next() == Some(name);
+    let part: &Part =
+        manifest.parts.iter().find(|(path, _)| named(path.as_str())).map(|(_, part)| part).ok_or_else(|| {
+            let files: Vec<&str> = manifest.parts.keys().map(|p| p.as_str()).collect();
+            Problem::new("kiln::tool_file_missing", format!("tool `{tool}` has no file `{name}`"))
+                .help(format!("pin a version in [tools] that carries it; this one has: {}", files.join(", ")))
+        })?;
+    Ok(ToolFile { tool: tool.into(), name: name.into(), content: part.content })
+}

@@ -1,0 +1,135 @@
+//! What a running action may touch: its declared inputs, a sink for blobs, and its own scratch folder.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{Action, Blob, Content, Ingredient, Part};
+use crate::base::{CanonJson, Context, Problem, Result};
+
+/// The world behind a [`Job`]; each executor has its own.
+pub trait Workspace: Sync {
+    /// The bytes of a content that the action declares.
+    fn open(&self, content: &Content) -> Result<Blob>;
+
+    /// A file that holds exactly the bytes of `content`, for libraries that want a path.
+    /// It must not be written to.
+    fn path(&self, content: &Content) -> Result<PathBuf>;
+
+    /// A new blob to write.
+    fn create(&self) -> Result<Box<dyn BlobSink>>;
+
+    /// A folder of this attempt alone; gone afterwards.
+    fn scratch(&self) -> &Path;
+
+    /// A folder that stays with this action until it succeeds: half-finished downloads.
+    fn partial(&self) -> Result<PathBuf>;
+
+    /// Tells how far the work has come, in `unit`s ("B", "windows").
+    fn progress(&self, done: u64, total: u64, unit: &str);
+
+    /// Whether the build is being stopped; long loops ask now and then.
+    fn cancelled(&self) -> bool;
+}
+
+/// A blob being written. It has a name only once it is whole.
+pub trait BlobSink: Write + Send {
+    /// Makes the blob durable and yields its digest.
+    fn finish(self: Box<Self>) -> Result<Content>;
+}
+
+/// An action at work.
+pub struct Job<'a> {
+    action: &'a Action,
+    workspace: &'a dyn Workspace,
+}
+
+impl<'a> Job<'a> {
+    /// Binds `action` to the world it runs in.
+    pub fn new(action: &'a Action, workspace: &'a dyn Workspace) -> Self {
+        Job { action, workspace }
+    }
+
+    /// The input called `name`.
+    pub fn input(&self, name: &str) -> Result<&'a Ingredient> {
+        self.action
+            .inputs
+            .get(name)
+            .ok_or_else(|| Problem::new("kiln::input_missing", format!("the action has no input `{name}`")))
+    }
+
+    /// All inputs, sorted by name.
+    pub fn inputs(&self) -> impl Iterator<Item = (&'a str, &'a Ingredient)> {
+        self.action.inputs.iter().map(|(name, input)| (name.as_str(), input))
+    }
+
+    /// The bytes of an input.
+    pub fn read(&self, name: &str) -> Result<Blob> {
+        self.workspace.open(&self.input(name)?.content())
+    }
+
+    /// A file with the bytes of an input.
+    pub fn path(&self, name: &str) -> Result<PathBuf> {
+        self.workspace.path(&self.input(name)?.content())
+    }
+
+    /// A folder with the declared files of a tool under their own names (symbolic links).
+    pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
+        let files = self
+            .action
+            .tools
+            .get(tool)
+            .ok_or_else(|| Problem::new("kiln::tool_missing", format!("the action declares no tool `{tool}`")))?;
+        let folder = self.workspace.scratch().join("tools").join(tool);
+        std::fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
+        for (name, content) in files {
+            let link = folder.join(name);
+            if !link.exists() {
+                let target = self.workspace.path(content)?;
+                std::os::unix::fs::symlink(&target, &link)
+                    .context("kiln::io", || format!("link {} to {}", link.display(), target.display()))?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// A new blob to write.
+    pub fn create(&self) -> Result<Box<dyn BlobSink>> {
+        self.workspace.create()
+    }
+
+    /// Writes `bytes` as a part with `facts`.
+    pub fn write(&self, bytes: &[u8], facts: CanonJson) -> Result<Part> {
+        let mut sink = self.create()?;
+        sink.write_all(bytes).context("kiln::io", || "write a blob".into())?;
+        Ok(Part { content: sink.finish()?, facts })
+    }
+
+    /// An input handed on as an output, unchanged.
+    pub fn pass(&self, name: &str) -> Result<Part> {
+        let input = self.input(name)?;
+        Ok(Part { content: input.content(), facts: input.facts.clone() })
+    }
+
+    /// A folder of this attempt alone; gone afterwards.
+    pub fn scratch(&self) -> &Path {
+        self.workspace.scratch()
+    }
+
+    /// A folder that stays with this action until it succeeds.
+    pub fn partial(&self) -> Result<PathBuf> {
+        self.workspace.partial()
+    }
+
+    /// Tells how far the work has come.
+    pub fn progress(&self, done: u64, total: u64, unit: &str) {
+        self.workspace.progress(done, total, unit);
+    }
+
+    /// A problem, once the build is being stopped.
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.workspace.cancelled() {
+            return Err(Problem::new("kiln::cancelled", "interrupted"));
+        }
+        Ok(())
+    }
+}

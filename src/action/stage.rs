@@ -1,0 +1,131 @@
+//! What a stage is to the engine: a specification, a check, a pure expansion and a run.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Action, ArtifactKind, Content, Ingredient, Inputs, Job, Outputs, Part};
+use crate::base::{Problem, Result};
+
+/// What a stage kind is called, takes and gives.
+#[derive(Clone, Debug)]
+pub struct StageSpec {
+    /// The word in `kind = "..."`.
+    pub kind: &'static str,
+    /// Bumped whenever the same action would give other bytes.
+    pub version: u32,
+    /// One line for people.
+    pub summary: &'static str,
+    /// The artifact it gives.
+    pub gives: ArtifactKind,
+    /// Its input slots: parameters whose value names a stage.
+    pub inputs: &'static [InputSpec],
+    /// The names of its own parameters, for "did you mean".
+    pub params: &'static [&'static str],
+}
+
+/// One input slot.
+#[derive(Clone, Debug)]
+pub struct InputSpec {
+    /// The parameter's name.
+    pub name: &'static str,
+    /// The artifacts it accepts.
+    pub accepts: &'static [ArtifactKind],
+    /// Whether it must be given.
+    pub required: bool,
+    /// Whether it takes a list of stages.
+    pub many: bool,
+}
+
+/// A mistake in the parameters: which one, what is wrong with it.
+#[derive(Clone, Debug)]
+pub struct ParamProblem {
+    /// Path of keys and indices from the stage's table: `override/0/scheme`; empty for the table itself.
+    pub path: String,
+    /// What is wrong and how to mend it; labels are filled in by the plan room.
+    pub problem: Problem,
+}
+
+/// Where an action runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// On a thread of the engine.
+    #[default]
+    Thread,
+    /// In a child process of its own: whatever loads a vendor library.
+    Process,
+}
+
+/// What an action needs while it runs. No part of the key: it must not change bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Peak memory, in bytes.
+    pub memory_bytes: u64,
+    /// Busy threads.
+    pub threads: u32,
+    /// Thread or child process.
+    pub isolation: Isolation,
+}
+
+impl Default for Demand {
+    fn default() -> Self {
+        Demand { memory_bytes: 16 << 20, threads: 1, isolation: Isolation::Thread }
+    }
+}
+
+/// A file of a tool that an action really uses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolFile {
+    /// Tool name in the plan: `qnn`.
+    pub tool: String,
+    /// File name: `libQnnHtp.so`.
+    pub name: String,
+    /// Its bytes.
+    pub content: Content,
+}
+
+/// One part of a stage, ready to become an action. Its name is no part of the key.
+#[derive(Clone, Debug)]
+pub struct WorkOrder {
+    /// Prefix of its outputs in the manifest; empty for a stage with a single order.
+    pub name: String,
+    /// Parameters resolved for this part.
+    pub params: Value,
+    /// What it reads.
+    pub inputs: BTreeMap<String, Part>,
+    /// The tool files it loads.
+    pub tools: Vec<ToolFile>,
+    /// What it needs while it runs.
+    pub demand: Demand,
+}
+
+impl WorkOrder {
+    /// The action that this order asks of stage `spec`.
+    pub fn into_action(self, spec: &StageSpec) -> Action {
+        let mut tools: BTreeMap<String, BTreeMap<String, Content>> = BTreeMap::new();
+        for file in self.tools {
+            tools.entry(file.tool).or_default().insert(file.name, file.content);
+        }
+        let inputs = self.inputs.into_iter().map(|(name, part)| {
+            let Content { digest, window } = part.content;
+            (name, Ingredient { digest, window, facts: part.facts })
+        });
+        Action { stage: spec.kind.into(), version: spec.version, params: self.params, inputs: inputs.collect(), tools }
+    }
+}
+
+/// A stage kind, as the engine sees it. Authors write a [`TypedStage`](super::TypedStage) instead.
+pub trait Stage: Send + Sync {
+    /// What it is.
+    fn spec(&self) -> &StageSpec;
+
+    /// All that is wrong with `params` (the stage's table without `kind`, `keep` and input slots), and
+    /// the names of the tools that a stage with these parameters and these filled slots needs.
+    fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
+
+    /// The work orders, once every input is sealed. Pure: reads facts, never bytes.
+    fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>>;
+
+    /// Does the work. May read only what the action declares.
+    fn run(&self, action: &Action, job: &Job) -> Result<Outputs>;
+}

@@ -1,0 +1,115 @@
+//! The way authors write a stage: with serde types for its parameters and orders.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Stage, StageSpec, ToolFile, WorkOrder};
+use crate::base::{Context, Problem, Result};
+
+/// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
+pub trait TypedStage: Send + Sync + 'static {
+    /// The stage's table in the plan, without `kind`, `keep` and input slots; `deny_unknown_fields`.
+    type Params: DeserializeOwned;
+    /// The parameters of one part: what goes into the key.
+    type Order: Serialize + DeserializeOwned;
+    /// What the stage is.
+    const SPEC: StageSpec;
+
+    /// What serde cannot see: ranges, patterns, URLs, slots that exclude each other.
+    fn check(_params: &Self::Params, _slots: &[&str]) -> Vec<ParamProblem> {
+        vec![]
+    }
+
+    /// The tools that a stage with these parameters and slots loads.
+    fn tools(_params: &Self::Params, _slots: &[&str]) -> Vec<&'static str> {
+        vec![]
+    }
+
+    /// See [`Stage::expand`].
+    fn expand(params: Self::Params, inputs: &Inputs) -> Result<Vec<Order<Self::Order>>>;
+
+    /// See [`Stage::run`].
+    fn run(order: Self::Order, job: &Job) -> Result<Outputs>;
+}
+
+/// A work order with typed parameters.
+pub struct Order<T> {
+    /// Prefix of its outputs in the manifest; empty for a stage with a single order.
+    pub name: String,
+    /// Parameters resolved for this part.
+    pub params: T,
+    /// What it reads.
+    pub inputs: BTreeMap<String, Part>,
+    /// The tool files it loads.
+    pub tools: Vec<ToolFile>,
+    /// What it needs while it runs.
+    pub demand: Demand,
+}
+
+impl<T> Order<T> {
+    /// An order that reads nothing yet.
+    pub fn new(name: impl Into<String>, params: T) -> Self {
+        Order { name: name.into(), params, inputs: BTreeMap::new(), tools: vec![], demand: Demand::default() }
+    }
+
+    /// Adds an input.
+    pub fn input(mut self, name: impl Into<String>, part: &Part) -> Self {
+        self.inputs.insert(name.into(), part.clone());
+        self
+    }
+
+    /// Adds files of a tool.
+    pub fn tools(mut self, files: Vec<ToolFile>) -> Self {
+        self.tools.extend(files);
+        self
+    }
+
+    /// Sets what it needs.
+    pub fn demand(mut self, demand: Demand) -> Self {
+        self.demand = demand;
+        self
+    }
+}
+
+/// A typed stage without its types.
+pub struct Erased<S>(pub S);
+
+impl<S: TypedStage> Stage for Erased<S> {
+    fn spec(&self) -> &StageSpec {
+        const { &S::SPEC }
+    }
+
+    fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+        let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
+            let path: String = error.path().to_string().replace('.', "/").replace('[', "/").replace(']', "");
+            let path = if path == "/" { String::new() } else { path.trim_start_matches('/').to_string() };
+            vec![ParamProblem { path, problem: Problem::new("kiln::plan::parameter", error.inner().to_string()) }]
+        })?;
+        let problems = S::check(&params, slots);
+        if problems.is_empty() {
+            Ok(S::tools(&params, slots).into_iter().map(String::from).collect())
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
+        let params: S::Params = read(S::SPEC.kind, params)?;
+        let order = |order: Order<S::Order>| {
+            let params = serde_json::to_value(order.params).context("kiln::order", || "spell an order".into())?;
+            Ok(WorkOrder { name: order.name, params, inputs: order.inputs, tools: order.tools, demand: order.demand })
+        };
+        S::expand(params, inputs)?.into_iter().map(order).collect()
+    }
+
+    fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
+        S::run(read(S::SPEC.kind, &action.params)?, job)
+    }
+}
+
+fn read<T: DeserializeOwned>(kind: &str, value: &Value) -> Result<T> {
+    T::deserialize(value).context("kiln::order", || format!("read the parameters of a `{kind}` action"))
+}

@@ -1,0 +1,119 @@
+//! The name of a blob: its BLAKE3 hash and its length.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Problem;
+
+/// BLAKE3 hash and length of some bytes; prints as `b3:<hex>/<size>`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest {
+    /// BLAKE3, 256 bits.
+    pub hash: [u8; 32],
+    /// Length of the hashed bytes.
+    pub size_bytes: u64,
+}
+
+impl Digest {
+    /// The hash in lower-case hexadecimal: 64 characters.
+    pub fn hex(&self) -> String {
+        self.hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The first 12 hexadecimal digits: enough for people.
+    pub fn short(&self) -> String {
+        format!("b3:{}", &self.hex()[..12])
+    }
+}
+
+/// Hashes bytes as they stream by.
+#[derive(Default)]
+pub struct Hasher {
+    inner: blake3::Hasher,
+    size_bytes: u64,
+}
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.inner.update(bytes);
+        self.size_bytes += bytes.len() as u64;
+    }
+
+    /// The digest of everything added.
+    pub fn finish(&self) -> Digest {
+        Digest { hash: *self.inner.finalize().as_bytes(), size_bytes: self.size_bytes }
+    }
+}
+
+/// The digest of `bytes`; large slices use all threads of the rayon pool.
+pub fn hash_bytes(bytes: &[u8]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    if bytes.len() < 1 << 17 {
+        hasher.update(bytes);
+    } else {
+        hasher.update_rayon(bytes);
+    }
+    Digest { hash: *hasher.finalize().as_bytes(), size_bytes: bytes.len() as u64 }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b3:{}/{}", self.hex(), self.size_bytes)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let bad = || {
+            Problem::new("kiln::digest", format!("`{text}` is not a digest"))
+                .help("a digest reads b3:<64 hexadecimal digits>/<size in bytes>")
+        };
+        let (hex, size) = text.strip_prefix("b3:").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+        let hash = blake3::Hash::from_hex(hex).map_err(|_| bad())?;
+        Ok(Digest { hash: *hash.as_bytes(), size_bytes: size.parse().map_err(|_| bad())? })
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_survives_its_own_text() {
+        let digest = hash_bytes(b"clay");
+        assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
+        assert_eq!(digest.size_bytes, 4);
+    }
+
+    #[test]
+    fn streaming_and_whole_agree() {
+        let bytes: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
+        let mut hasher = Hasher::default();
+        bytes.chunks(777).for_each(|chunk| hasher.update(chunk));
+        assert_eq!(hasher.finish(), hash_bytes(&bytes));
+    }
+}

@@ -1,0 +1,106 @@
+//! What went wrong, where, why, and the way out. The only error type that crosses rooms.
+
+use std::fmt;
+use std::ops::Range;
+
+use miette::{Diagnostic, LabeledSpan};
+use serde::{Deserialize, Serialize};
+
+/// What every fallible function of kiln returns.
+pub type Result<T, E = Problem> = std::result::Result<T, E>;
+
+/// One problem: a code for machines, a message and a help line for people, labels into the plan text,
+/// and what caused it. Serializable, so that it survives the way out of a child process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable, like `kiln::plan::unknown_key`.
+    pub code: String,
+    /// What happened, with all its facts: names, expected and found.
+    pub message: String,
+    /// Places in the plan text (byte ranges) with a few words each.
+    #[serde(default)]
+    pub labels: Vec<(Range<usize>, String)>,
+    /// The way out.
+    #[serde(default)]
+    pub help: Option<String>,
+    /// What led to it, outermost first.
+    #[serde(default)]
+    pub causes: Vec<String>,
+}
+
+impl Problem {
+    /// A problem with neither place nor advice yet.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Problem { code: code.into(), message: message.into(), labels: vec![], help: None, causes: vec![] }
+    }
+
+    /// Adds the way out.
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// Adds a place in the plan text.
+    pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+        self.labels.push((span, label.into()));
+        self
+    }
+
+    /// Adds what led to it: the whole chain of `error`.
+    pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            self.causes.push(error.to_string());
+            next = error.source();
+        }
+        self
+    }
+
+    /// Says what was being done when it happened: `context` becomes the message, the old message
+    /// the first cause.
+    pub fn within(mut self, context: impl Into<String>) -> Self {
+        let message = std::mem::replace(&mut self.message, context.into());
+        self.causes.insert(0, message);
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.causes.iter().try_for_each(|cause| write!(f, ": {cause}"))
+    }
+}
+
+impl std::error::Error for Problem {}
+
+impl Diagnostic for Problem {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(&self.code))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        if self.labels.is_empty() {
+            return None;
+        }
+        Some(Box::new(
+            self.labels.iter().map(|(span, text)| LabeledSpan::new_with_span(Some(text.clone()), span.start..span.end)),
+        ))
+    }
+}
+
+/// Gives a foreign error a code and says what was being done.
+pub trait Context<T> {
+    /// `context` completes the sentence "failed to ...", with names and paths.
+    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
+    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Problem::new(code, format!("failed to {}", context())).because(&error))
+    }
+}

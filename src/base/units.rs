@@ -1,0 +1,43 @@
+//! Sizes and times as people read them.
+
+use std::time::Duration;
+
+/// `98.4 MB`, in powers of ten.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if count < 1000 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `4 ms`, `2.35 s`, `7 min 02 s`.
+pub fn duration(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        s if s < 1.0 => format!("{} ms", time.as_millis()),
+        s if s < 60.0 => format!("{s:.2} s"),
+        _ => format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_well() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(98_362_432), "98.4 MB");
+        assert_eq!(bytes(999_999), "1.0 MB");
+        assert_eq!(bytes(1_241_509_888), "1.2 GB");
+        assert_eq!(duration(Duration::from_millis(4)), "4 ms");
+        assert_eq!(duration(Duration::from_secs(422)), "7 min 02 s");
+    }
+}

@@ -1,0 +1,1 @@
+//! Floor 6: puts everything together; one file a subcommand.

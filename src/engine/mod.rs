@@ -1,0 +1,1 @@
+//! Floor 5: decides what runs when. Names no stage.

@@ -1,0 +1,3 @@
+//! Floor 1: formats of models. Knows no engine and no cache.
+
+pub mod facts;

@@ -1,0 +1,8 @@
+//! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
+
+use crate::action::Registry;
+
+/// Every stage kind.
+pub fn all() -> Registry {
+    Registry::new(vec![])
+}

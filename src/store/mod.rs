@@ -1,0 +1,1 @@
+//! Floor 3: blobs and results, by digest.
