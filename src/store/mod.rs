@@ -1,1 +1,48 @@
 //! Floor 3: blobs and results, by digest.
+//!
+//! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::{ActionKey, Blob, BlobSink, Outputs};
+use crate::base::{Digest, Result};
+
+/// Immutable bytes by digest.
+pub trait BlobStore: Send + Sync {
+    /// Which of `digests` are not there.
+    fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>>;
+
+    /// The bytes of a blob.
+    fn open(&self, digest: &Digest) -> Result<Option<Blob>>;
+
+    /// A read-only file that holds the blob, for libraries that want a path and for linking out.
+    fn path(&self, digest: &Digest) -> Result<Option<PathBuf>>;
+
+    /// A new blob to write.
+    fn create(&self) -> Result<Box<dyn BlobSink>>;
+}
+
+/// What an action gave, by its key.
+pub trait ActionCache: Send + Sync {
+    /// The result of an action, if it ever succeeded.
+    fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>>;
+
+    /// Remembers a success. Failures are never put.
+    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()>;
+}
+
+/// A success, and what it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActionResult {
+    /// The canonical text of the action: the audit trail, and what `explain` compares.
+    pub action: String,
+    /// What it gave.
+    pub outputs: Outputs,
+    /// Wall time, in milliseconds.
+    pub took_ms: u64,
+    /// Measured peak of resident memory, in bytes, where it ran in a process of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+}
