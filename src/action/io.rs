@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Action, Blob, Content, Ingredient, Part};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
 
 /// The world behind a [`Job`]; each executor has its own.
 pub trait Workspace: Sync {
@@ -21,10 +21,12 @@ pub trait Workspace: Sync {
     /// A folder of this attempt alone; gone afterwards.
     fn scratch(&self) -> &Path;
 
-    /// A folder that stays with this action until it succeeds: half-finished downloads.
-    fn partial(&self) -> Result<PathBuf>;
+    /// A folder of its own for `subject`, locked for this attempt, that stays until an action that asked for it
+    /// succeeds: half-finished downloads. Named by its subject, not by the action's key, so that the same
+    /// download under another pin finds it.
+    fn partial(&self, subject: &Digest) -> Result<PathBuf>;
 
-    /// Tells how far the work has come, in `unit`s ("B", "windows").
+    /// Tells how far the work has come, in `unit`s ("B", "windows"); a `total` of 0 is not known.
     fn progress(&self, done: u64, total: u64, unit: &str);
 
     /// Whether the build is being stopped; long loops ask now and then.
@@ -115,9 +117,9 @@ impl<'a> Job<'a> {
         self.workspace.scratch()
     }
 
-    /// A folder that stays with this action until it succeeds.
-    pub fn partial(&self) -> Result<PathBuf> {
-        self.workspace.partial()
+    /// A folder that stays with `subject` (a URL) until an action that asked for it succeeds.
+    pub fn partial(&self, subject: &str) -> Result<PathBuf> {
+        self.workspace.partial(&hash_bytes(subject.as_bytes()))
     }
 
     /// Tells how far the work has come.

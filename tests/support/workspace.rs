@@ -80,8 +80,8 @@ impl Workspace for Folder {
         &self.scratch
     }
 
-    fn partial(&self) -> Result<PathBuf> {
-        let folder = self.root.join("partial");
+    fn partial(&self, subject: &Digest) -> Result<PathBuf> {
+        let folder = self.root.join("partial").join(subject.hex());
         fs::create_dir_all(&folder).unwrap();
         Ok(folder)
     }
