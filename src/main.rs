@@ -1,3 +1,14 @@
-//! The program.
+//! The program: read the call, do what it asks, leave with an exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use kiln::cli::Call;
+
+fn main() -> ExitCode {
+    let call = Call::parse();
+    match call.run() {
+        Ok(exit) => exit.into(),
+        Err(failed) => call.common.report(&failed).into(),
+    }
+}

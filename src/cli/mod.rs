@@ -1,1 +1,70 @@
 //! Floor 6: puts everything together; one file a subcommand.
+
+mod build;
+mod cache;
+mod check;
+mod common;
+mod doctor;
+mod exit;
+mod explain;
+mod inspect;
+mod plan;
+mod show;
+mod work;
+
+use clap::{Parser, Subcommand};
+
+pub use common::{Common, Failed, PlanArgs};
+pub use exit::Exit;
+
+/// Fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
+#[derive(Parser)]
+#[command(name = "kiln", version, after_help = exit::HELP)]
+pub struct Call {
+    #[command(subcommand)]
+    command: Command,
+    /// What every subcommand understands.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build what a plan asks for
+    Build(build::Args),
+    /// Say everything that is wrong with a plan
+    Check(check::Args),
+    /// Say what a build would run or skip, and why; run nothing
+    Plan(plan::Args),
+    /// Say why a part would run again, with old and new value
+    Explain(explain::Args),
+    /// Draw the stages of a plan
+    Show(show::Args),
+    /// Describe a GGUF, ONNX, DLC or context binary
+    Inspect(inspect::Args),
+    /// Say what this machine has and lacks, and the command that mends it
+    Doctor(doctor::Args),
+    /// Look into the local cache
+    Cache(cache::Args),
+    /// Run one action: what child processes do
+    #[command(hide = true)]
+    Work(work::Args),
+}
+
+impl Call {
+    /// Does what the call asks.
+    pub fn run(&self) -> Result<Exit, Failed> {
+        let common = &self.common;
+        match &self.command {
+            Command::Build(args) => build::run(args, common),
+            Command::Check(args) => check::run(args, common),
+            Command::Plan(args) => plan::run(args, common),
+            Command::Explain(args) => explain::run(args, common),
+            Command::Show(args) => show::run(args, common),
+            Command::Inspect(args) => inspect::run(args, common),
+            Command::Doctor(args) => doctor::run(args, common),
+            Command::Cache(args) => cache::run(args, common),
+            Command::Work(args) => work::run(args, common),
+        }
+    }
+}

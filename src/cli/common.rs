@@ -1,0 +1,110 @@
+//! Options that several subcommands share, and how problems are printed.
+
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::PathBuf;
+
+use clap::ColorChoice;
+use miette::{GraphicalReportHandler, GraphicalTheme, NamedSource, Report};
+use serde_json::json;
+
+use super::Exit;
+use crate::base::Problem;
+
+/// What every subcommand understands.
+#[derive(clap::Args)]
+pub struct Common {
+    /// The local cache
+    #[arg(long, global = true, value_name = "DIR", env = "KILN_CACHE", default_value = "cache")]
+    pub cache: PathBuf,
+    /// Print JSON lines instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Colours; `auto` heeds NO_COLOR and whether the output is a terminal
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
+}
+
+/// Which plan, and the variables set from outside.
+#[derive(clap::Args)]
+pub struct PlanArgs {
+    /// The plan
+    #[arg(value_name = "PLAN.toml")]
+    pub path: PathBuf,
+    /// Set a variable of the plan's [vars]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.trim().into(), value.into()))
+}
+
+/// Why a subcommand gave up: all its problems, and the plan text that their labels point into.
+#[derive(Debug)]
+pub struct Failed {
+    /// At least one.
+    pub problems: Vec<Problem>,
+    /// Name and text of the plan.
+    pub source: Option<(String, String)>,
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Failed { problems: vec![problem], source: None }
+    }
+}
+
+impl Common {
+    /// Writes `text` to standard output; a reader that has gone away (`| head`) is no error.
+    pub fn print(&self, text: &str) {
+        let mut out = stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Prints every problem and says how to leave: as the first problem demands.
+    /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard output.
+    pub fn report(&self, failed: &Failed) -> Exit {
+        for problem in &failed.problems {
+            if self.json {
+                self.print(&format!("{}\n", json!({ "problem": problem })));
+            } else {
+                let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
+            }
+        }
+        failed.problems.first().map_or(Exit::StageFailed, Exit::of)
+    }
+
+    /// A problem as people read it, with the plan's lines it points to.
+    pub fn render(&self, problem: &Problem, source: Option<&(String, String)>) -> String {
+        let theme = if self.colors() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let handler =
+            GraphicalReportHandler::new_themed(theme).with_links(false).with_width(120).with_break_words(false);
+        let mut shown = problem.clone();
+        for cause in shown.causes.drain(..) {
+            shown.message.push_str("\ncaused by: ");
+            shown.message.push_str(&cause);
+        }
+        let mut report = Report::new(shown);
+        if let Some((name, text)) = source {
+            report = report.with_source_code(NamedSource::new(name, text.clone()));
+        }
+        let mut out = String::new();
+        // Only a label outside the text can fail here; the message itself must still reach the reader.
+        if handler.render_report(&mut out, report.as_ref()).is_err() {
+            out = problem.to_string();
+        }
+        out
+    }
+
+    /// Whether standard error takes colours.
+    pub fn colors(&self) -> bool {
+        match self.color {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            ColorChoice::Auto => {
+                std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && stderr().is_terminal()
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the exit code says.
+
+use std::process::ExitCode;
+
+use crate::base::Problem;
+
+/// The documented exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything asked for is there.
+    Done = 0,
+    /// A stage failed.
+    StageFailed = 1,
+    /// The plan or the call is wrong; clap leaves with the same code.
+    BadCall = 2,
+    /// Bytes do not have the digest they must have.
+    DigestDiffers = 3,
+    /// A tool, or a file of a tool, is not there.
+    ToolMissing = 4,
+    /// Ended by Ctrl-C or SIGTERM.
+    Interrupted = 130,
+}
+
+/// The same table for `--help`.
+pub const HELP: &str = "Exit codes: 0 done, 1 a stage failed, 2 the plan or the call is wrong, \
+                        3 a digest differs, 4 a tool is missing, 130 interrupted";
+
+impl Exit {
+    /// The code that says what sort of problem this is.
+    pub fn of(problem: &Problem) -> Exit {
+        match problem.code.as_str() {
+            "kiln::cancelled" => Exit::Interrupted,
+            "kiln::tool_missing" | "kiln::tool_file_missing" => Exit::ToolMissing,
+            "kiln::digest_differs" => Exit::DigestDiffers,
+            code if code.starts_with("kiln::plan::") || code.starts_with("kiln::call::") => Exit::BadCall,
+            _ => Exit::StageFailed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
