@@ -1,4 +1,7 @@
 //! What tests share.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, non_camel_case_types)]
 
+pub mod gguf_file;
+pub mod quantize;
+pub mod tiny_gguf;
 pub mod workspace;

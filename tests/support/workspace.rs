@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Action, Blob, BlobSink, Content, Inputs, Job, Manifest, Part, PartName, Stage, WorkOrder, Workspace};
+use kiln::action::{
+    Action, Blob, BlobSink, Content, Inputs, Job, Manifest, Part, PartName, Stage, WorkOrder, Workspace,
+};
 use kiln::base::{CanonJson, Digest, Hasher, Result, hash_bytes};
 use serde_json::Value;
 
