@@ -1,0 +1,177 @@
+//! Text to tokens and back: byte-level BPE, as the `tokenizer.*` metadata of a GGUF describes it.
+
+use serde::Deserialize;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use crate::base::{Context, Problem, Result};
+
+/// Words, contractions, numbers and runs of symbols; GPT-2's own regex.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// Qwen2's: contractions in any case, digits one by one, line ends of their own.
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// How text is cut before merging, by `tokenizer.ggml.pre`: each regex cuts the pieces of the one before.
+/// As in llama.cpp, `src/llama-vocab.cpp`.
+const PRE_TOKENIZERS: [(&str, &[&str]); 4] =
+    [("gpt-2", &[GPT2]), ("smollm", &[r"\p{N}", GPT2]), ("qwen2", &[QWEN2]), ("deepseek-r1-qwen", &[QWEN2])];
+
+/// `tokenizer.ggml.token_type` of tokens that are never made by merging: control and user-defined.
+const CONTROL: u32 = 3;
+const USER_DEFINED: u32 = 4;
+
+/// The metadata keys that are read.
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(rename = "tokenizer.ggml.model")]
+    model: String,
+    #[serde(rename = "tokenizer.ggml.pre", default)]
+    pre: String,
+    #[serde(rename = "tokenizer.ggml.tokens")]
+    tokens: Vec<String>,
+    #[serde(rename = "tokenizer.ggml.token_type", default)]
+    token_type: Vec<u32>,
+    #[serde(rename = "tokenizer.ggml.merges", default)]
+    merges: Vec<String>,
+    #[serde(rename = "tokenizer.ggml.bos_token_id")]
+    bos_token_id: Option<u32>,
+    #[serde(rename = "tokenizer.ggml.add_bos_token", default)]
+    add_bos_token: bool,
+}
+
+/// A byte-level BPE tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    first: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `json`: an object of a GGUF's `tokenizer.*` metadata by full key. Refuses models other than
+    /// `gpt2` and pre-tokenizers it does not know: they would give other tokens without a word.
+    pub fn from_metadata(json: &[u8]) -> Result<Self> {
+        let metadata: Metadata =
+            serde_json::from_slice(json).context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
+        if metadata.model != "gpt2" {
+            return Err(Problem::new(
+                "kiln::tokenizer::model",
+                format!("the tokenizer is `{}`, not byte-level BPE (`gpt2`)", metadata.model),
+            )
+            .help("validate a model with a byte-level BPE tokenizer, or leave out its `reference` stage"));
+        }
+        let inner = build(&metadata).map_err(|error| unusable(&*error))?;
+        Ok(Tokenizer { inner, first: metadata.bos_token_id.filter(|_| metadata.add_bos_token) })
+    }
+
+    /// The tokens of `text`; special tokens spelled in it are recognised, none is added.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| unusable(&*error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `tokens`, special ones spelled out.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, false).map_err(|error| unusable(&*error))
+    }
+
+    /// The token that this model wants before any text.
+    pub fn first(&self) -> Option<u32> {
+        self.first
+    }
+}
+
+fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let vocab: tokenizers::models::bpe::Vocab = metadata.tokens.iter().cloned().zip(0..).collect();
+    // A merge whose parts or product are no tokens can give none; the crate would index past its buffer on it.
+    let merges = metadata.merges.iter().filter_map(|merge| {
+        let (left, right) = merge.split_once(' ')?;
+        let known = [left, right, &format!("{left}{right}")].iter().all(|token| vocab.contains_key(*token));
+        known.then(|| (left.to_string(), right.to_string()))
+    });
+    let merges: Vec<_> = merges.collect();
+    let mut tokenizer = tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(&metadata.pre)?));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    let added = metadata.tokens.iter().zip(&metadata.token_type).filter_map(|(token, &kind)| {
+        [CONTROL, USER_DEFINED].contains(&kind).then(|| AddedToken::from(token, kind == CONTROL).normalized(false))
+    });
+    tokenizer.add_special_tokens(added)?;
+    Ok(tokenizer)
+}
+
+fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
+    let (_, regexes) = PRE_TOKENIZERS.iter().find(|(known, _)| *known == name).ok_or_else(|| {
+        let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
+        format!("the pre-tokenizer `{name}` is not known; known are {}", known.join(", "))
+    })?;
+    let isolated = SplitDelimiterBehavior::Isolated;
+    let split = |regex: &&str| Split::new(SplitPattern::Regex((*regex).into()), isolated, false).map(Into::into);
+    let mut steps = regexes.iter().map(split).collect::<tokenizers::Result<Vec<PreTokenizerWrapper>>>()?;
+    steps.push(ByteLevel::new(false, false, false).into());
+    Ok(Sequence::new(steps).into())
+}
+
+fn unusable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
+    Problem::new("kiln::tokenizer::unusable", "the file's tokenizer cannot be used").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn metadata(pre: &str) -> Vec<u8> {
+        let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+        tokens.extend(["Ġ", "Ċ", "Ġa", "ab", "Ġab", "11", "<|end|>"].map(String::from));
+        let mut kinds = vec![1; tokens.len()];
+        kinds[tokens.len() - 1] = 3;
+        let merges = ["Ġ a", "a b", "Ġa b", "1 1", "Ċ zz", "zz Ġ"];
+        serde_json::to_vec(&json!({
+            "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.bos_token_id": 7, "tokenizer.ggml.add_bos_token": true,
+        }))
+        .unwrap()
+    }
+
+    /// The pieces of `text`, parted by `|`.
+    fn check(pre: &str, text: &str, expected: &str) {
+        let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
+        let tokens = tokenizer.encode(text).unwrap();
+        let pieces: Vec<String> = tokens.iter().map(|token| tokenizer.decode(&[*token]).unwrap()).collect();
+        assert_eq!(pieces.join("|"), expected);
+        assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+    }
+
+    #[test]
+    fn merges_follow_the_cuts() {
+        check("gpt-2", "ab ab 11", "ab| ab| |11");
+        check("smollm", "ab ab 11", "ab| ab| |1|1");
+        check("qwen2", "ab ab 11", "ab| ab| |1|1");
+    }
+
+    #[test]
+    fn special_tokens_are_one() {
+        check("gpt-2", "ab<|end|>\nab", "ab|<|end|>|\n|ab");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let problem = Tokenizer::from_metadata(&metadata("tekken")).err().unwrap();
+        assert!(problem.to_string().contains("`tekken` is not known"), "{problem}");
+        let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
+        assert_eq!(Tokenizer::from_metadata(llama).err().unwrap().code, "kiln::tokenizer::model");
+    }
+
+    #[test]
+    fn the_first_token_is_only_given_where_the_file_wants_it() {
+        assert_eq!(Tokenizer::from_metadata(&metadata("gpt-2")).unwrap().first(), Some(7));
+        let without = br#"{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 0}"#;
+        assert_eq!(Tokenizer::from_metadata(without).unwrap().first(), None);
+    }
+}
