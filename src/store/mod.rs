@@ -2,12 +2,24 @@
 //!
 //! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
 
+mod complete;
+mod disk;
+mod folder;
+mod map;
+mod memory;
+mod stamp;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionKey, Blob, BlobSink, Outputs};
 use crate::base::{Digest, Result};
+
+pub use complete::{Complete, Found};
+pub use disk::Disk;
+pub use folder::LockedFolder;
+pub use memory::Memory;
 
 /// Immutable bytes by digest.
 pub trait BlobStore: Send + Sync {

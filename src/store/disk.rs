@@ -1,0 +1,281 @@
+//! The cache folder: blobs and results of actions as files. `docs/cache.md` has the layout and what
+//! each crash leaves behind.
+
+use std::collections::HashMap;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tempfile::{NamedTempFile, TempDir};
+
+use super::folder::LockedFolder;
+use super::stamp::Stamp;
+use super::{ActionCache, ActionResult, BlobStore, map};
+use crate::action::{ActionKey, Blob, BlobSink, Content};
+use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
+
+/// The layout that this code reads and writes; bumped when an older kiln would misread it.
+const LAYOUT: &str = "kiln cache 1\n";
+const CODE: &str = "kiln::store::io";
+
+/// Blobs and results below one folder. Any number of processes may use it at once.
+pub struct Disk {
+    root: PathBuf,
+    own: LockedFolder,
+    checked: Checked,
+}
+
+/// The blobs that this process knows to be whole, and the stamps of the files it read.
+type Checked = Arc<Mutex<HashMap<[u8; 32], Stamp>>>;
+
+impl Disk {
+    /// Opens the cache at `root`, making it if need be, and removes what dead processes left in it.
+    pub fn open(root: &Path) -> Result<Disk> {
+        let failed = || format!("open the cache {}", root.display());
+        for room in ["blobs", "actions", "partial", "tmp"] {
+            fs::create_dir_all(root.join(room)).context(CODE, failed)?;
+        }
+        // The cache may be named by a relative path; vendor libraries change the working directory.
+        let root = root.canonicalize().context(CODE, failed)?;
+        check_layout(&root)?;
+        let tmp = root.join("tmp");
+        LockedFolder::sweep(&tmp, "")?;
+        Ok(Disk { own: LockedFolder::create(&tmp, "")?, root, checked: Checked::default() })
+    }
+
+    /// The cache folder, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A new folder that is removed when dropped, or by the next process if this one dies.
+    pub fn scratch(&self) -> Result<TempDir> {
+        TempDir::new_in(self.own.path()).context(CODE, || "make a scratch folder".into())
+    }
+
+    /// The folder of half-finished work of `key`, kept until removed; `None` while another process has it.
+    pub fn partial(&self, key: &ActionKey) -> Result<Option<LockedFolder>> {
+        LockedFolder::take(&self.root.join("partial").join(key.0.hex()))
+    }
+
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        blob_path(&self.root, digest)
+    }
+
+    fn action_path(&self, key: &ActionKey) -> PathBuf {
+        let hex = key.0.hex();
+        self.root.join("actions").join(&hex[..2]).join(hex + ".json")
+    }
+
+    /// The file of a blob, once its bytes are known to be the right ones: they are hashed when this
+    /// process first hands them out, and again if the file's stamp has changed since.
+    fn file(&self, digest: &Digest) -> Result<Option<File>> {
+        let path = self.blob_path(digest);
+        let failed = || format!("read the blob {}", path.display());
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.context(CODE, failed)?,
+        };
+        let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
+        if lock(&self.checked).get(&digest.hash) != Some(&stamp) {
+            let found = hash_file(&file).context(CODE, failed)?;
+            if found.hash != digest.hash {
+                return Err(self.corrupt(digest, &found));
+            }
+            lock(&self.checked).insert(digest.hash, stamp);
+        }
+        Ok(stamp.is_of_size(digest.size_bytes).then_some(file))
+    }
+
+    /// Takes a blob with wrong bytes out of the way, so that it counts as missing from now on.
+    fn corrupt(&self, digest: &Digest, found: &Digest) -> Problem {
+        let path = self.blob_path(digest);
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => format!("and cannot be removed: {error}"),
+            _ => "and was removed".into(),
+        };
+        let message = format!("the blob {} is corrupt, {removed}: expected {digest}, found {found}", path.display());
+        Problem::new("kiln::store::corrupt", message)
+            .help("run the same command again: what made this blob runs again; `kiln cache verify` looks for others")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What stays behind is swept by the next process.
+        let _ = fs::remove_dir_all(self.own.path());
+    }
+}
+
+fn check_layout(root: &Path) -> Result<()> {
+    let path = root.join("layout");
+    match fs::read_to_string(&path) {
+        Ok(found) if found == LAYOUT => Ok(()),
+        Ok(found) => Err(Problem::new(
+            "kiln::store::layout",
+            format!("{} says {:?}, this kiln knows {:?}", path.display(), found.trim(), LAYOUT.trim()),
+        )
+        .help("delete the cache folder, or name another one with --cache")),
+        Err(error) if error.kind() == ErrorKind::NotFound => replace_file(&root.join("tmp"), &path, LAYOUT.as_bytes()),
+        Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
+    }
+}
+
+pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    root.join("blobs").join(&hex[..2]).join(hex)
+}
+
+/// Hashes by reading, so that a bad disk is an error and not a fault in mapped memory.
+pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// Puts a file at `path` as a whole, by way of the folder `tmp` on the same disk. Not synced.
+fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = NamedTempFile::new_in(tmp)?;
+        file.write_all(bytes)?;
+        persist(file, path)?;
+        Ok(())
+    };
+    write().context(CODE, || format!("write {}", path.display()))
+}
+
+fn persist(file: NamedTempFile, path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(file.persist(path)?)
+}
+
+/// A lock that outlives a panic of another thread: each change of what it guards is a single step.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BlobStore for Disk {
+    fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let mut missing = vec![];
+        for digest in digests {
+            let path = self.blob_path(digest);
+            match fs::metadata(&path) {
+                Ok(file) if file.len() == digest.size_bytes => {}
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).context(CODE, || format!("look for the blob {}", path.display()));
+                }
+                _ => missing.push(*digest),
+            }
+        }
+        Ok(missing)
+    }
+
+    fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
+        self.file(digest)?.map(|file| map::map(&file)).transpose().context(CODE, || format!("map the blob {digest}"))
+    }
+
+    fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        Ok(self.file(digest)?.map(|_| self.blob_path(digest)))
+    }
+
+    fn create(&self) -> Result<Box<dyn BlobSink>> {
+        let file = NamedTempFile::new_in(self.own.path()).context(CODE, || "begin a blob".into())?;
+        let out = BufWriter::with_capacity(1 << 18, Hashing { file, hasher: Hasher::default() });
+        Ok(Box::new(Sink { out, root: self.root.clone(), checked: Arc::clone(&self.checked) }))
+    }
+}
+
+impl ActionCache for Disk {
+    fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
+        let path = self.action_path(key);
+        match fs::read(&path) {
+            Ok(text) => Ok(read_entry(&text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
+        }
+    }
+
+    // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one action.
+    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()> {
+        let path = self.action_path(key);
+        let body = serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
+        let text = format!("\"{}\"\n{body}\n", hash_bytes(body.as_bytes()));
+        replace_file(self.own.path(), &path, text.as_bytes())
+    }
+}
+
+/// An entry is two lines of JSON: the digest of the second, and the result. Anything else is no entry.
+pub(super) fn read_entry(text: &[u8]) -> Option<ActionResult> {
+    let (check, body) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once('\n')?;
+    let digest: Digest = serde_json::from_str(check).ok()?;
+    if digest != hash_bytes(body.as_bytes()) {
+        return None;
+    }
+    serde_json::from_str(body).ok()
+}
+
+/// A blob being written.
+struct Sink {
+    out: BufWriter<Hashing>,
+    root: PathBuf,
+    checked: Checked,
+}
+
+struct Hashing {
+    file: NamedTempFile,
+    hasher: Hasher,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hasher.update(bytes.get(..count).unwrap_or(bytes));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Sink {
+    fn put(self) -> io::Result<Digest> {
+        let Hashing { file, hasher } = self.out.into_inner().map_err(|error| error.into_error())?;
+        let digest = hasher.finish();
+        file.as_file().set_permissions(Permissions::from_mode(0o444))?;
+        file.as_file().sync_all()?;
+        let path = blob_path(&self.root, &digest);
+        // Also over a blob that is there already: that one may be corrupt.
+        let file = persist(file, &path)?;
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        lock(&self.checked).insert(digest.hash, Stamp::of(&file.metadata()?));
+        Ok(digest)
+    }
+}
+
+impl BlobSink for Sink {
+    fn finish(self: Box<Self>) -> Result<Content> {
+        Ok(self.put().context(CODE, || "put a blob into the cache".into())?.into())
+    }
+}

@@ -1,0 +1,91 @@
+//! Folders of one process. The lock is an `flock` on the folder itself, so it dies with its process
+//! however that ends, and whoever can take it knows that the owner is gone.
+
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::base::{Context, Problem, Result};
+
+/// A folder that only its owner uses, until it is dropped.
+pub struct LockedFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl LockedFolder {
+    /// Makes `path` if need be and locks it; `None` while another process has it.
+    pub fn take(path: &Path) -> Result<Option<LockedFolder>> {
+        let failed = || format!("lock the folder {}", path.display());
+        fs::create_dir_all(path).context("kiln::store::io", failed)?;
+        Self::take_existing(path)
+    }
+
+    fn take_existing(path: &Path) -> Result<Option<LockedFolder>> {
+        let failed = || format!("lock the folder {}", path.display());
+        let lock = match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.context("kiln::store::io", failed)?,
+        };
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error).context("kiln::store::io", failed),
+        }
+        // Its last owner may have removed it between our open and our lock.
+        let inode = lock.metadata().context("kiln::store::io", failed)?.ino();
+        let is_still_there = fs::metadata(path).is_ok_and(|now| now.ino() == inode);
+        Ok(is_still_there.then(|| LockedFolder { path: path.into(), _lock: lock }))
+    }
+
+    /// Makes and locks a new folder in `parent`, whose name starts with `prefix`.
+    pub fn create(parent: &Path, prefix: &str) -> Result<LockedFolder> {
+        // A sweeper may take the new folder before we lock it; then we make another.
+        for attempt in 0..100 {
+            let path = parent.join(format!("{prefix}{}-{attempt}", std::process::id()));
+            if let Some(folder) = Self::take_new(&path)? {
+                return Ok(folder);
+            }
+        }
+        Err(Problem::new("kiln::store::io", format!("cannot make a folder of our own in {}", parent.display())))
+    }
+
+    fn take_new(path: &Path) -> Result<Option<LockedFolder>> {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            made => {
+                made.context("kiln::store::io", || format!("make the folder {}", path.display()))?;
+                Self::take_existing(path)
+            }
+        }
+    }
+
+    /// Removes what dead processes left in `parent` under names that start with `prefix`.
+    pub fn sweep(parent: &Path, prefix: &str) -> Result<()> {
+        for entry in fs::read_dir(parent).context("kiln::store::io", || format!("list {}", parent.display()))? {
+            let Ok(entry) = entry else { continue };
+            if entry.file_name().to_string_lossy().starts_with(prefix)
+                && let Some(dead) = Self::take_existing(&entry.path())?
+            {
+                dead.remove()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it with all it holds.
+    pub fn remove(self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).context("kiln::store::io", || format!("remove the folder {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Blobs and results in memory: for tests, and for dry runs.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tempfile::TempDir;
+
+use super::{ActionCache, ActionResult, BlobStore};
+use crate::action::{ActionKey, Blob, BlobSink, Content};
+use crate::base::{Context, Digest, Result, hash_bytes};
+
+/// A store that is gone with its process. Clones share their content.
+#[derive(Clone, Default)]
+pub struct Memory {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    blobs: HashMap<Digest, Blob>,
+    actions: HashMap<ActionKey, ActionResult>,
+    /// Blobs that someone wanted as files.
+    files: Option<TempDir>,
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BlobStore for Memory {
+    fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
+        let inner = self.lock();
+        Ok(digests.iter().filter(|digest| !inner.blobs.contains_key(digest)).copied().collect())
+    }
+
+    fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
+        Ok(self.lock().blobs.get(digest).cloned())
+    }
+
+    fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        let mut inner = self.lock();
+        let Some(blob) = inner.blobs.get(digest).cloned() else { return Ok(None) };
+        let write = |files: &mut Option<TempDir>| -> io::Result<PathBuf> {
+            let folder = match files {
+                Some(folder) => folder,
+                none => none.insert(TempDir::new()?),
+            };
+            let path = folder.path().join(digest.hex());
+            std::fs::write(&path, &*blob)?;
+            Ok(path)
+        };
+        write(&mut inner.files).map(Some).context("kiln::store::io", || format!("write the blob {digest}"))
+    }
+
+    fn create(&self) -> Result<Box<dyn BlobSink>> {
+        Ok(Box::new(Sink { store: self.clone(), bytes: vec![] }))
+    }
+}
+
+impl ActionCache for Memory {
+    fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
+        Ok(self.lock().actions.get(key).cloned())
+    }
+
+    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()> {
+        self.lock().actions.insert(*key, result.clone());
+        Ok(())
+    }
+}
+
+struct Sink {
+    store: Memory,
+    bytes: Vec<u8>,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl BlobSink for Sink {
+    fn finish(self: Box<Self>) -> Result<Content> {
+        let digest = hash_bytes(&self.bytes);
+        self.store.lock().blobs.insert(digest, Blob::new(self.bytes));
+        Ok(digest.into())
+    }
+}
