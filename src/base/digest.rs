@@ -19,7 +19,7 @@ pub struct Digest {
 impl Digest {
     /// The hash in lower-case hexadecimal: 64 characters.
     pub fn hex(&self) -> String {
-        self.hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        blake3::Hash::from_bytes(self.hash).to_hex().to_string()
     }
 
     /// The first 12 hexadecimal digits: enough for people.
