@@ -2,5 +2,7 @@
 
 pub mod facts;
 pub mod fidelity;
+pub mod gguf;
+pub mod quant;
 pub mod reference;
 pub mod tokenizer;

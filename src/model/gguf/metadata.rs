@@ -1,0 +1,153 @@
+//! The key-value pairs of a GGUF, asked for by type.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use super::reader::Reader;
+use super::value::{Array, Value};
+use crate::base::{Problem, Result};
+
+/// Most keys of a file; real ones have about 30.
+const MAX_KEYS: u64 = 1 << 16;
+
+/// Longest key, by the GGUF specification.
+const MAX_KEY_BYTES: usize = (1 << 16) - 1;
+
+/// Bytes of the shortest pair: a length, one letter, a type, one byte.
+const SMALLEST_PAIR: u64 = 8 + 1 + 4 + 1;
+
+/// The metadata of a file, by key.
+#[derive(Debug)]
+pub struct Metadata<'a> {
+    values: BTreeMap<&'a str, Value<'a>>,
+}
+
+impl<'a> Metadata<'a> {
+    /// Reads `claimed` pairs.
+    pub fn read(reader: &mut Reader<'a>, claimed: u64) -> Result<Self> {
+        let count = reader.count(claimed, SMALLEST_PAIR, MAX_KEYS, "metadata keys")?;
+        let mut values = BTreeMap::new();
+        for index in 0..count {
+            let key =
+                reader.string().map_err(|problem| problem.within(format!("failed to read metadata key {index}")))?;
+            if key.is_empty() || key.len() > MAX_KEY_BYTES {
+                return Err(Problem::new(
+                    "kiln::model::gguf_key",
+                    format!("metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}", key.len()),
+                ));
+            }
+            let value = Value::read(reader)
+                .map_err(|problem| problem.within(format!("failed to read metadata key {}", quoted(key))))?;
+            match values.entry(key) {
+                Entry::Vacant(entry) => entry.insert(value),
+                Entry::Occupied(_) => {
+                    return Err(Problem::new("kiln::model::gguf_key", format!("metadata key {} twice", quoted(key))));
+                }
+            };
+        }
+        Ok(Metadata { values })
+    }
+
+    /// All pairs, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &Value<'a>)> {
+        self.values.iter().map(|(key, value)| (*key, value))
+    }
+
+    /// The value of `key` as a `T`; `None` if it is not there, a problem if it is something else.
+    pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
+        let Some(value) = self.values.get(key) else { return Ok(None) };
+        T::from_value(value).map(Some).ok_or_else(|| {
+            let found = format!("{} {value}", value.value_type());
+            Problem::new(
+                "kiln::model::gguf_key",
+                format!("metadata key {}: expected {}, found {found}", quoted(key), T::NAME),
+            )
+        })
+    }
+
+    /// The value of `key` as a `T`; a problem if it is not there or something else.
+    pub fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
+        self.get(key)?.ok_or_else(|| {
+            Problem::new(
+                "kiln::model::gguf_key",
+                format!("metadata key {} is missing; expected {}", quoted(key), T::NAME),
+            )
+        })
+    }
+}
+
+/// `key` between backticks, without control characters, not too long for a message.
+pub fn quoted(key: &str) -> String {
+    format!("`{}`", Value::Str(key))
+}
+
+/// What a value may be asked for as.
+pub trait FromValue<'a>: Sized {
+    /// What messages call it.
+    const NAME: &'static str;
+
+    /// The value, if it is one.
+    fn from_value(value: &Value<'a>) -> Option<Self>;
+}
+
+impl<'a> FromValue<'a> for Value<'a> {
+    const NAME: &'static str = "a value";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        Some(*value)
+    }
+}
+
+impl<'a> FromValue<'a> for u32 {
+    const NAME: &'static str = "an integer from 0 to 4294967295";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        value.integer()?.try_into().ok()
+    }
+}
+
+impl<'a> FromValue<'a> for f32 {
+    const NAME: &'static str = "a finite f32";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        if let Value::F32(value) = value { value.is_finite().then_some(*value) } else { None }
+    }
+}
+
+impl<'a> FromValue<'a> for bool {
+    const NAME: &'static str = "a bool";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        if let Value::Bool(value) = value { Some(*value) } else { None }
+    }
+}
+
+impl<'a> FromValue<'a> for &'a str {
+    const NAME: &'static str = "a string";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        if let Value::Str(value) = value { Some(value) } else { None }
+    }
+}
+
+impl<'a> FromValue<'a> for Array<'a> {
+    const NAME: &'static str = "an array";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        if let Value::Array(value) = value { Some(*value) } else { None }
+    }
+}
+
+/// A number, or an array with the same number for every layer.
+pub struct Uniform(pub u32);
+
+impl<'a> FromValue<'a> for Uniform {
+    const NAME: &'static str = "an integer, or an array of the same integer for every layer";
+
+    fn from_value(value: &Value<'a>) -> Option<Self> {
+        let Value::Array(array) = value else { return u32::from_value(value).map(Uniform) };
+        let mut numbers = array.iter().map(|value| u32::from_value(&value));
+        let first = numbers.next()??;
+        numbers.all(|number| number == Some(first)).then_some(Uniform(first))
+    }
+}

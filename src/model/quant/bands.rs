@@ -1,0 +1,158 @@
+//! A tensor a band at a time: whole rows, about a million values, so that memory does not grow with the tensor.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{BlockGrid, GgmlType, QuantFormat, Split};
+use crate::base::{Problem, Result};
+use crate::model::facts::TensorFacts;
+
+/// Values of a band; one row where a row is longer.
+pub const BAND_VALUES: usize = 1 << 20;
+
+/// Values that one thread takes at a time: whole blocks of every format.
+const RUN_VALUES: usize = 1 << 16;
+
+/// The order in which rows are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As stored.
+    Stored,
+    /// From interleaved RoPE (rows 2i and 2i+1 of a head rotate together) to half-split (rows i and i + head_dim/2).
+    HalfSplit {
+        /// Heads of this tensor; a head is the same number of rows in each.
+        heads: u32,
+    },
+}
+
+/// A vector or matrix of a GGUF, with its bytes at hand. A vector is one row, or with [`RowOrder::HalfSplit`] one column.
+pub struct BlockTensor<'a> {
+    ggml: &'static GgmlType,
+    format: &'static dyn QuantFormat,
+    order: RowOrder,
+    rows: usize,
+    columns: usize,
+    bytes: &'a [u8],
+}
+
+/// Some rows of a tensor, in the order asked for.
+pub struct Band<'a> {
+    /// Index of the first value in the tensor as it is read.
+    pub first: usize,
+    /// Number of values.
+    pub values: usize,
+    /// Their blocks.
+    pub blocks: Cow<'a, [u8]>,
+}
+
+impl<'a> BlockTensor<'a> {
+    /// A tensor of `facts` that is held in `bytes`. Refused: types that kiln does not decode, more than two dimensions, none
+    /// or an empty one, a wrong number of bytes, and heads that do not divide the rows into pairs.
+    pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
+        let problem = |what: String| Problem::new("kiln::model::tensor", what);
+        let shape = facts.shape.iter().map(|n| usize::try_from(*n).ok()).collect::<Option<Vec<usize>>>();
+        let (rows, columns) = match (shape.as_deref(), order) {
+            (Some(&[n]), RowOrder::Stored) if n > 0 => (1, n),
+            (Some(&[n]), RowOrder::HalfSplit { .. }) if n > 0 => (n, 1),
+            (Some(&[rows, columns]), _) if rows > 0 && columns > 0 => (rows, columns),
+            _ => return Err(problem(format!("shape {:?} is neither a vector nor a matrix", facts.shape))),
+        };
+        let ggml = GgmlType::by_name(&facts.ggml_type)?;
+        let format = ggml.format()?;
+        let expected = ggml.bytes(columns as u64).and_then(|row| row.checked_mul(rows as u64));
+        if expected != Some(bytes.len() as u64) {
+            let expected = expected.map_or("no whole number of blocks".to_string(), |n| format!("{n} bytes"));
+            return Err(problem(format!(
+                "shape {:?} of {} is {expected}, found {} bytes",
+                facts.shape,
+                ggml.name,
+                bytes.len()
+            )));
+        }
+        if let RowOrder::HalfSplit { heads } = order
+            && !rows.is_multiple_of(heads as usize * 2)
+        {
+            return Err(problem(format!("{rows} rows are not {heads} heads of row pairs")));
+        }
+        Ok(BlockTensor { ggml, format, order, rows, columns, bytes })
+    }
+
+    /// The storage type.
+    pub fn ggml(&self) -> &'static GgmlType {
+        self.ggml
+    }
+
+    /// How it is decoded.
+    pub fn format(&self) -> &'static dyn QuantFormat {
+        self.format
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// Never: an empty tensor is refused.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the rows are read as they are stored.
+    pub fn in_stored_order(&self) -> bool {
+        self.order == RowOrder::Stored
+    }
+
+    /// All bands, in order.
+    pub fn bands(&self) -> impl Iterator<Item = Band<'a>> {
+        let step = (BAND_VALUES / self.columns).max(1);
+        (0..self.rows).step_by(step).map(move |first| {
+            let rows = first..(first + step).min(self.rows);
+            Band { first: first * self.columns, values: rows.len() * self.columns, blocks: self.blocks(rows) }
+        })
+    }
+
+    fn blocks(&self, rows: Range<usize>) -> Cow<'a, [u8]> {
+        let row_bytes = self.bytes.len() / self.rows;
+        let stored = |rows: Range<usize>| &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
+        match self.order {
+            RowOrder::Stored => Cow::Borrowed(stored(rows)),
+            RowOrder::HalfSplit { heads } => {
+                let head_dim = self.rows / heads as usize;
+                let source = |row: usize| {
+                    let (head, row) = (row / head_dim, row % head_dim);
+                    head * head_dim + 2 * (row % (head_dim / 2)) + row / (head_dim / 2)
+                };
+                let mut blocks = Vec::with_capacity(rows.len() * row_bytes);
+                rows.map(source).for_each(|row| blocks.extend_from_slice(stored(row..row + 1)));
+                Cow::Owned(blocks)
+            }
+        }
+    }
+}
+
+/// Decodes whole blocks of `ggml` on all threads of the rayon pool.
+pub fn decode(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
+    let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+    blocks
+        .par_chunks(run_bytes)
+        .zip(out.par_chunks_mut(RUN_VALUES))
+        .for_each(|(blocks, out)| format.decode(blocks, out));
+}
+
+/// Takes whole blocks of `ggml` apart on all threads of the rayon pool.
+pub fn split(ggml: &GgmlType, grid: &dyn BlockGrid, blocks: &[u8], out: Split<'_>) {
+    let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+    let [codes, scales, offsets] = grid.layout().bytes(RUN_VALUES);
+    let blocks: Vec<&[u8]> = blocks.chunks(run_bytes).collect();
+    let mut offsets: Vec<&mut [u8]> = match offsets {
+        0 => blocks.iter().map(|_| &mut [][..]).collect(),
+        size => out.offsets.chunks_mut(size).collect(),
+    };
+    let codes_scales = out.codes.par_chunks_mut(codes).zip(out.scales.par_chunks_mut(scales));
+    let pieces = codes_scales.zip(offsets.par_iter_mut());
+    blocks.par_iter().zip(pieces).for_each(|(blocks, ((codes, scales), offsets))| {
+        grid.split(blocks, Split { codes, scales, offsets });
+    });
+}

@@ -1,0 +1,42 @@
+//! Q4_0: 32 values `d * (q - 8)`, d a half of either sign. `block_q4_0` of ggml-common.h.
+
+use super::{BlockGrid, GridLayout, QuantFormat, Split, half, pair_nibbles};
+use crate::model::facts::Element;
+
+/// The format Q4_0.
+pub struct Q4_0;
+
+const LEN: usize = 32;
+const BYTES: usize = 18;
+const _: () = assert!(BYTES == 2 + LEN / 2);
+
+impl QuantFormat for Q4_0 {
+    fn decode(&self, blocks: &[u8], out: &mut [f32]) {
+        for ([d0, d1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+            let d = half([*d0, *d1]);
+            for (j, code) in codes.iter().enumerate() {
+                out[j] = ((code & 0x0f) as i32 - 8) as f32 * d;
+                out[j + 16] = ((code >> 4) as i32 - 8) as f32 * d;
+            }
+        }
+    }
+
+    fn grid(&self) -> Option<&'static dyn BlockGrid> {
+        Some(&Q4_0)
+    }
+}
+
+impl BlockGrid for Q4_0 {
+    fn layout(&self) -> GridLayout {
+        GridLayout { block: LEN as u32, codes: Element::Int4, scales: Element::F16, offsets: None }
+    }
+
+    fn split(&self, blocks: &[u8], out: Split<'_>) {
+        let pieces = out.codes.as_chunks_mut::<16>().0.iter_mut().zip(out.scales.as_chunks_mut::<2>().0);
+        for ([d0, d1, codes @ ..], (out, scale)) in blocks.as_chunks::<BYTES>().0.iter().zip(pieces) {
+            // In two's complement of four bits, q - 8 is q with its top bit flipped.
+            *out = pair_nibbles(codes).map(|pair| pair ^ 0x88);
+            *scale = [*d0, *d1];
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Formats: decoded as gguf-py decodes them, taken apart without rounding, rounded as ggml rounds.
+
+mod support;
+
+use std::process::Command;
+
+use half::f16;
+use kiln::model::facts::{Element, TensorFacts};
+use kiln::model::gguf::Gguf;
+use kiln::model::quant::*;
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+use support::quantize::{Quant, encode};
+
+const DECODED: [&str; 7] = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"];
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
+    let ggml = GgmlType::by_name(name).unwrap();
+    let mut out = vec![0.0; blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize];
+    decode(ggml, ggml.format().unwrap(), blocks, &mut out);
+    out
+}
+
+/// Codes, scales and offsets as numbers, put together again.
+fn recombined(name: &str, blocks: &[u8]) -> Option<Vec<f32>> {
+    let ggml = GgmlType::by_name(name).unwrap();
+    let grid = ggml.format().unwrap().grid()?;
+    let layout = grid.layout();
+    let values = blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize;
+    let [mut codes, mut scales, mut offsets] = layout.bytes(values).map(|size| vec![0; size]);
+    split(ggml, grid, blocks, Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets });
+    let code = |i: usize| match layout.codes {
+        Element::Int8 => codes[i] as i8 as f32,
+        element => {
+            let nibble = (codes[i / 2] >> (i % 2 * 4)) & 15;
+            if element == Element::Int4 { ((nibble << 4) as i8 >> 4) as f32 } else { nibble as f32 }
+        }
+    };
+    let number = |element: Element, bytes: &[u8], i: usize| match element {
+        Element::F16 => f16::from_le_bytes(bytes.as_chunks().0[i]).to_f32(),
+        _ => f32::from_le_bytes(bytes.as_chunks().0[i]),
+    };
+    let value = |i: usize| {
+        let block = i / layout.block as usize;
+        let product = code(i) * number(layout.scales, &scales, block);
+        layout.offsets.map_or(product, |element| product + number(element, &offsets, block))
+    };
+    Some((0..values).map(value).collect())
+}
+
+#[test]
+fn blocks_decode_as_gguf_py_decodes_them() {
+    let mut seen = vec![];
+    for line in include_str!("golden/quant.txt").lines() {
+        let [name, blocks, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        if name.starts_with("encode") {
+            continue;
+        }
+        assert_eq!(bits(&decoded(name, &unhex(blocks))), bits(&floats(&unhex(expected))), "{name}");
+        seen.push(name);
+    }
+    assert_eq!(seen, DECODED);
+}
+
+#[test]
+fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
+    let line = include_str!("golden/quant.txt").lines().find(|line| line.starts_with("encode-Q8_0")).unwrap();
+    let [_, values, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let values = floats(&unhex(values));
+    let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
+    encode_int8_blocks(&values, &mut codes, &mut scales).unwrap();
+    let blocks: Vec<u8> = scales.chunks(2).zip(codes.chunks(32)).flat_map(|(d, q)| [d, q].concat()).collect();
+    assert_eq!(blocks, unhex(expected));
+}
+
+proptest! {
+    #[test]
+    fn taken_apart_and_put_together_is_decoded(seed: u64, count in 1usize..6) {
+        let mut random = support::tiny_gguf::Random::of("blocks", seed);
+        for (name, halves) in [("Q4_0", &[0][..]), ("Q4_1", &[0, 2]), ("Q8_0", &[0]), ("Q6_K", &[208])] {
+            let size = GgmlType::by_name(name).unwrap().block_bytes as usize;
+            let mut blocks: Vec<u8> = (0..count * size).map(|_| random.bits() as u8).collect();
+            for block in blocks.chunks_mut(size) {
+                // Any finite half: subnormals, zeros of both signs and the largest too.
+                halves.iter().filter(|at| block[*at + 1] & 0x7c == 0x7c).collect::<Vec<_>>().iter().for_each(|at| block[**at + 1] ^= 4);
+            }
+            prop_assert_eq!(bits(&recombined(name, &blocks).unwrap()), bits(&decoded(name, &blocks)), "{}", name);
+        }
+    }
+
+    #[test]
+    fn halves_are_rounded_to_the_nearest(value in -65519.0f32..65519.0) {
+        let mut out = [0; 2];
+        encode_f16(&[value], &mut out).unwrap();
+        prop_assert_eq!(f16::from_le_bytes(out), f16::from_f32_const(value));
+    }
+}
+
+#[test]
+fn every_half_decodes() {
+    let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for (half, value) in (0..=u16::MAX).zip(decoded("F16", &all)) {
+        let expected = f16::from_bits(half).to_f32_const();
+        assert!(value.to_bits() == expected.to_bits() || value.is_nan() && expected.is_nan(), "{half:04x}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_told_not_turned_into_infinity() {
+    assert_eq!(encode_f16(&[1.0, 65504.0, 65520.0], &mut [0; 6]), Err(2));
+    assert_eq!(encode_bf16(&[1.0, f32::MAX], &mut [0; 4]), Err(1));
+    let mut values = [0.0; 64];
+    values[40] = 127.0 * 65520.0;
+    assert_eq!(encode_int8_blocks(&values, &mut [0; 64], &mut [0; 4]), Err(1));
+}
+
+#[test]
+fn infinities_and_nans_are_found() {
+    let halves = |values: &[f32]| values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let mut values = vec![1.0; 3000];
+    assert_eq!(first_non_finite(Element::F16, &halves(&values)), None);
+    values[2500] = f32::NAN;
+    assert_eq!(first_non_finite(Element::F16, &halves(&values)), Some(2500));
+    values[7] = f32::NEG_INFINITY;
+    assert_eq!(first_non_finite(Element::F32, &encode(Quant::F32, &values)), Some(7));
+    assert_eq!(first_non_finite(Element::Bf16, &encode(Quant::Bf16, &values)), Some(7));
+}
+
+#[test]
+fn errors_are_measured() {
+    let error = ErrorSum::of(&[3.0, -4.0, 0.0], &[3.0, -3.5, 0.0]);
+    assert_eq!((error.is_exact(), error.max_error(), error.sqnr_db()), (false, 0.5, Some(20.0)));
+    let signs = ErrorSum::of(&[-0.0], &[0.0]);
+    assert_eq!((signs.is_exact(), signs.max_error(), signs.sqnr_db()), (false, 0.0, None));
+    assert!(ErrorSum::of(&[1.5], &[1.5]).is_exact());
+}
+
+fn f32_matrix(rows: u64, columns: u64) -> (TensorFacts, Vec<u8>) {
+    let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+    (TensorFacts { shape: vec![rows, columns], ggml_type: "F32".into() }, encode(Quant::F32, &values))
+}
+
+#[test]
+fn rope_rows_are_put_into_half_split_order() {
+    let (facts, bytes) = f32_matrix(8, 1);
+    let tensor = BlockTensor::new(&facts, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
+    let read: Vec<f32> = tensor.bands().flat_map(|band| floats(&band.blocks)).collect();
+    assert_eq!(read, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    let vector = TensorFacts { shape: vec![8], ..facts };
+    let tensor = BlockTensor::new(&vector, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
+    assert_eq!(tensor.bands().flat_map(|band| floats(&band.blocks)).collect::<Vec<_>>(), read);
+}
+
+#[test]
+fn bands_cover_a_tensor_once() {
+    for (rows, columns, bands) in [(3, 700_000, 3), (2, 1 << 21, 2), (1025, 1 << 10, 2), (7, 5, 1)] {
+        let (facts, bytes) = f32_matrix(rows, columns);
+        let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored).unwrap();
+        let mut next = 0;
+        for band in tensor.bands() {
+            assert_eq!((band.first, band.blocks.len()), (next, band.values * 4));
+            next += band.values;
+        }
+        assert_eq!((next, tensor.bands().count()), (tensor.len(), bands));
+    }
+}
+
+fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32>, expected: &str) {
+    let facts = TensorFacts { shape: shape.into(), ggml_type: ggml_type.into() };
+    let order = heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
+    let problem = BlockTensor::new(&facts, &vec![0; bytes], order).err().expect("it should be refused").to_string();
+    assert!(problem.contains(expected), "{problem}");
+}
+
+#[test]
+fn tensors_that_are_none_are_refused() {
+    check_refused(&[], "F32", 4, None, "neither a vector nor a matrix");
+    check_refused(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
+    check_refused(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
+    check_refused(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
+    check_refused(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
+    check_refused(&[1 << 63, 32], "Q4_0", 18, None, "no whole number of blocks");
+    check_refused(&[2, 256], "Q4_K", 288, None, "kiln does not decode Q4_K");
+    check_refused(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
+    check_refused(&[6, 1], "F32", 24, Some(2), "6 rows are not 2 heads of row pairs");
+    check_refused(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
+}
+
+#[test]
+fn types_are_known_by_number() {
+    assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
+    let refused = |id| GgmlType::by_id(id).unwrap_err().message;
+    assert_eq!(refused(4), "type id 4 was removed from ggml");
+    assert_eq!(refused(9), "type Q8_1 (id 9) is never stored in a file");
+    assert_eq!(refused(101), "unknown type id 101");
+    assert_eq!(refused(u32::MAX), "unknown type id 4294967295");
+}
+
+/// `KILN_GGUF=model.gguf cargo test --test quant -- --ignored`; wants python3 with numpy and gguf.
+#[test]
+#[ignore = "compares a real file with gguf-py"]
+fn a_whole_file_decodes_as_gguf_py_decodes_it() {
+    let path = std::env::var("KILN_GGUF").expect("KILN_GGUF names a GGUF");
+    let file = std::fs::read(&path).unwrap();
+    let gguf = Gguf::parse(&file).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/quant.py");
+    let output = Command::new("python3").args([script, &path]).output().unwrap();
+    let expected = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(expected.lines().count(), gguf.tensors.len());
+    for line in expected.lines() {
+        let (name, digest) = line.split_once(' ').unwrap();
+        let info = gguf.tensors.iter().find(|info| info.name == name).unwrap();
+        let tensor = BlockTensor::new(&info.facts(), gguf.data(info), RowOrder::Stored).unwrap();
+        let mut sha256 = Sha256::new();
+        for band in tensor.bands() {
+            let mut values = vec![0.0; band.values];
+            decode(tensor.ggml(), tensor.format(), &band.blocks, &mut values);
+            values.iter().for_each(|value| sha256.update(value.to_le_bytes()));
+        }
+        let ours: String = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(ours, digest, "{name}");
+    }
+}
