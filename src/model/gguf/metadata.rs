@@ -57,7 +57,7 @@ impl<'a> Metadata<'a> {
     pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
         T::from_value(value).map(Some).ok_or_else(|| {
-            let found = format!("{} {value}", value.value_type());
+            let found = value.described();
             Problem::new(
                 "kiln::model::gguf_key",
                 format!("metadata key {}: expected {}, found {found}", quoted(key), T::NAME),

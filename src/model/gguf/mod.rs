@@ -102,8 +102,8 @@ fn read_alignment(metadata: &Metadata) -> Result<u32> {
     Err(Problem::new(
         "kiln::model::gguf_alignment",
         format!(
-            "`general.alignment` is {} {alignment}; expected a u32, a power of two up to {MAX_ALIGNMENT}",
-            alignment.value_type()
+            "`general.alignment` is {}; expected a u32, a power of two up to {MAX_ALIGNMENT}",
+            alignment.described()
         ),
     ))
 }

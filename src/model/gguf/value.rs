@@ -172,6 +172,14 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Type and value, for messages: `u32 7`, `array of 2 i32`.
+    pub fn described(&self) -> String {
+        match self {
+            Value::Array(_) => self.to_string(),
+            scalar => format!("{} {scalar}", scalar.value_type()),
+        }
+    }
+
     /// The number, if it is an integer of any width.
     pub fn integer(&self) -> Option<i128> {
         Some(match *self {
