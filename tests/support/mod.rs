@@ -1,7 +1,9 @@
 //! What tests share.
 #![allow(dead_code, missing_docs, non_camel_case_types)]
 
+pub mod fetching;
 pub mod gguf_file;
 pub mod quantize;
 pub mod tiny_gguf;
+pub mod web;
 pub mod workspace;

@@ -1,0 +1,297 @@
+//! Downloads that survive: a broken connection goes on where it broke, also in another process.
+//!
+//! The folder of a download holds `download` (the bytes so far), `etag` (which version of the file they are
+//! of) and, in the end, only `whole`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Body};
+
+use super::{Machine, clear, digest_differs, is_sha256, sha256_of, url, whole};
+use crate::action::Job;
+use crate::base::{Context, Problem, Result, bytes};
+
+/// Attempts without one new byte before giving up.
+const ATTEMPTS: u32 = 5;
+const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+const MAX_REDIRECTS: usize = 10;
+/// A stalled connection counts as broken; also how long an interruption may wait.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// The complete file of `url`, in `folder`. `token` is shown to the host of `url` and to no other; `pin` is
+/// the sha256 that is hoped for, or empty.
+pub(super) fn download(
+    machine: &Machine,
+    url: &Uri,
+    token: Option<&str>,
+    pin: &str,
+    folder: &Path,
+    job: &Job,
+) -> Result<PathBuf> {
+    let done = whole(folder);
+    if done.exists() {
+        return Ok(done);
+    }
+    let download = Download { agent: agent(machine, url)?, url, token, pin, folder, job };
+    let (mut most, mut failures) = (0, 0);
+    loop {
+        job.check_cancelled()?;
+        let failure = match download.attempt() {
+            Ok(()) => break,
+            Err(failure) => failure,
+        };
+        let have = download.have();
+        failures = if have > most { 1 } else { failures + 1 };
+        most = most.max(have);
+        if !failure.may_pass || failures == ATTEMPTS {
+            return Err(*failure.problem);
+        }
+        pause(machine.first_pause.saturating_mul(1 << (failures - 1)).min(LONGEST_PAUSE), job)?;
+    }
+    fs::rename(download.part(), &done).context("kiln::io", || format!("name {}", done.display()))?;
+    Ok(done)
+}
+
+struct Download<'a> {
+    agent: Agent,
+    url: &'a Uri,
+    token: Option<&'a str>,
+    pin: &'a str,
+    folder: &'a Path,
+    job: &'a Job<'a>,
+}
+
+/// Why an attempt failed, and whether the next one may fare better.
+struct Failure {
+    problem: Box<Problem>,
+    may_pass: bool,
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Failure { problem: problem.into(), may_pass: false }
+    }
+}
+
+fn passing(problem: Problem) -> Failure {
+    Failure { problem: problem.into(), may_pass: true }
+}
+
+/// A response that is not a redirect, and what the first host said about the file.
+struct Answer {
+    response: Response<Body>,
+    hub_sha256: Option<String>,
+}
+
+impl Download<'_> {
+    fn part(&self) -> PathBuf {
+        self.folder.join("download")
+    }
+
+    fn have(&self) -> u64 {
+        fs::metadata(self.part()).map_or(0, |meta| meta.len())
+    }
+
+    /// Asks for what is missing and appends it.
+    fn attempt(&self) -> Result<(), Failure> {
+        let etag_path = self.folder.join("etag");
+        let etag = fs::read_to_string(&etag_path).ok().filter(|etag| is_strong_etag(etag));
+        let have = self.have();
+        let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
+        let Answer { response, hub_sha256 } = self.ask(resume.as_ref())?;
+        if let Some(said) = hub_sha256.as_deref().filter(|said| !self.pin.is_empty() && *said != self.pin) {
+            clear(self.folder)?;
+            return Err(digest_differs(&self.url.to_string(), self.pin, said)
+                .within("the hub announces another file")
+                .into());
+        }
+        let headers = response.headers();
+        let (mut have, total) = match (response.status(), resume) {
+            (StatusCode::OK, _) => (0, header(headers, "content-length").and_then(|length| length.parse().ok())),
+            (StatusCode::PARTIAL_CONTENT, Some((have, _))) => match content_range(headers) {
+                Some((start, total)) if start == have => (have, Some(total)),
+                _ => return Err(self.start_over("the server sent another range than the one asked for")),
+            },
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => return Err(self.start_over("the file has become shorter")),
+            (status, _) => return Err(refused(self.url, status, self.token.is_some())),
+        };
+        let part = self.part();
+        let opened = OpenOptions::new().create(true).append(true).open(&part);
+        let mut file = opened.context("kiln::io", || format!("open {}", part.display()))?;
+        if have == 0 {
+            file.set_len(0).context("kiln::io", || format!("empty {}", part.display()))?;
+            let etag = header(headers, "etag").unwrap_or_default();
+            fs::write(&etag_path, etag).context("kiln::io", || format!("write {}", etag_path.display()))?;
+        }
+        self.append(&mut file, response, &mut have, total)?;
+        if let Some(said) = hub_sha256.filter(|_| self.pin.is_empty()) {
+            let found = sha256_of(&part, self.job)?;
+            if said != found {
+                clear(self.folder)?;
+                return Err(digest_differs(&self.url.to_string(), &said, &found)
+                    .within("the hub announced another file")
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn append(
+        &self,
+        file: &mut File,
+        response: Response<Body>,
+        have: &mut u64,
+        total: Option<u64>,
+    ) -> Result<(), Failure> {
+        let truncated = |have: u64| {
+            let total = total.map_or("an unknown total".into(), bytes);
+            let message = format!("the download of `{}` broke after {} of {total}", self.url, bytes(have));
+            Problem::new("kiln::fetch::truncated", message).help("run the build again: it goes on where it broke")
+        };
+        let mut body = response.into_body().into_reader();
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            self.job.check_cancelled()?;
+            let count = match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) => return Err(passing(truncated(*have).because(&error))),
+            };
+            file.write_all(&buffer[..count]).context("kiln::io", || format!("write to {}", self.folder.display()))?;
+            *have += count as u64;
+            self.job.progress(*have, total.unwrap_or(0), "B");
+        }
+        if total.is_some_and(|total| total != *have) { Err(passing(truncated(*have))) } else { Ok(()) }
+    }
+
+    /// Forgets the bytes so far; the next attempt asks for all.
+    fn start_over(&self, why: &str) -> Failure {
+        match clear(self.folder) {
+            Ok(()) => passing(Problem::new("kiln::fetch::range", format!("`{}`: {why}", self.url))),
+            Err(problem) => problem.into(),
+        }
+    }
+
+    /// Sends the request and follows redirects. By hand, because the hub's digest stands on the way, and a
+    /// token must not leave its host.
+    fn ask(&self, resume: Option<&(u64, String)>) -> Result<Answer, Failure> {
+        let mut at = self.url.clone();
+        let mut hub_sha256 = None;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.agent.get(&at).header("accept-encoding", "identity");
+            let home = url::same_host(&at, self.url);
+            if let Some(token) = self.token.filter(|_| home) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            if let Some((have, etag)) = resume {
+                request = request.header("range", format!("bytes={have}-")).header("if-range", etag);
+            }
+            let response = request.call().map_err(|error| unreachable(&at, error))?;
+            if home {
+                // Large files are named by their sha256 there, small ones by the 40 digits of git.
+                let said = header(response.headers(), "x-linked-etag").map(|etag| etag.trim_matches('"'));
+                hub_sha256 = said.filter(|said| is_sha256(said)).map(str::to_ascii_lowercase).or(hub_sha256);
+            }
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Answer { response, hub_sha256 });
+            }
+            let location = header(response.headers(), "location").unwrap_or_default();
+            at = url::join(&at, location)
+                .map_err(|problem| problem.within(format!("`{}` redirects to a bad place", self.url)))?;
+        }
+        Err(Problem::new("kiln::fetch::redirect", format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url))
+            .into())
+    }
+}
+
+fn agent(machine: &Machine, url: &Uri) -> Result<Agent> {
+    let roots = match &machine.certificates {
+        None => RootCerts::WebPki,
+        Some(path) => {
+            let pem = fs::read(path)
+                .context("kiln::fetch::tls", || format!("read the certificates in {}", path.display()))?;
+            let certificates = parse_pem(&pem).filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            });
+            RootCerts::new_with_certs(&certificates.collect::<Vec<_>>())
+        }
+    };
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
+        .timeout_per_read(Some(READ_TIMEOUT))
+        .tls_config(TlsConfig::builder().root_certs(roots).build());
+    // Proxies are for the world outside; ureq reads HTTPS_PROXY and its kin itself.
+    Ok(if url::is_loopback(url) { config.proxy(None) } else { config }.build().new_agent())
+}
+
+/// The connection did not come about, or not as far as an answer.
+fn unreachable(url: &Uri, error: ureq::Error) -> Failure {
+    let text = error.to_string();
+    let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) || text.contains("certificate");
+    let host = url.host().unwrap_or_default();
+    let problem = if tls {
+        Problem::new("kiln::fetch::tls", format!("no trust in `{host}`"))
+            .help("if this network signs its own certificates, name the file that holds them: SSL_CERT_FILE=...")
+    } else {
+        Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
+            .help("check the network, and HTTPS_PROXY if it needs one")
+    };
+    Failure { problem: problem.because(&error).into(), may_pass: !tls }
+}
+
+/// The server answered, with something else than the file.
+fn refused(url: &Uri, status: StatusCode, token: bool) -> Failure {
+    let problem = match status.as_u16() {
+        404 | 410 => Problem::new("kiln::fetch::not_found", format!("there is no `{url}` ({status})"))
+            .help("check the spelling, the revision and the version"),
+        401 | 403 => Problem::new("kiln::fetch::forbidden", format!("`{url}` is not for everybody ({status})")).help(if token {
+            "HF_TOKEN was shown and not accepted: accept the model's terms with its account, or make a token that may read it"
+        } else {
+            "for a gated model, accept its terms on the hub and set HF_TOKEN"
+        }),
+        _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
+    };
+    let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
+    Failure { problem: problem.into(), may_pass }
+}
+
+fn pause(time: Duration, job: &Job) -> Result<()> {
+    const SLICE: Duration = Duration::from_millis(100);
+    let mut left = time;
+    while !left.is_zero() {
+        job.check_cancelled()?;
+        let slice = left.min(SLICE);
+        thread::sleep(slice);
+        left -= slice;
+    }
+    Ok(())
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Where the bytes of a partial answer begin, and how long the file is: `bytes 100-199/200`.
+fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let (range, total) = header(headers, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
+}
+
+/// Only a strong ETag promises the same bytes (RFC 9110, section 13.1.5).
+fn is_strong_etag(etag: &str) -> bool {
+    etag.len() > 2 && etag.starts_with('"') && etag.ends_with('"') && etag.bytes().all(|byte| byte.is_ascii_graphic())
+}

