@@ -96,9 +96,10 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut tokenizer = tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer(&metadata.pre)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let added = metadata.tokens.iter().zip(&metadata.token_type).filter_map(|(token, &kind)| {
-        [CONTROL, USER_DEFINED].contains(&kind).then(|| AddedToken::from(token, kind == CONTROL).normalized(false))
-    });
+    let added = metadata.tokens.iter().zip(&metadata.token_type);
+    let added = added
+        .filter(|(_, kind)| [CONTROL, USER_DEFINED].contains(*kind))
+        .map(|(token, kind)| AddedToken::from(token, *kind == CONTROL).normalized(false));
     tokenizer.add_special_tokens(added)?;
     Ok(tokenizer)
 }
