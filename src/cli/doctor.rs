@@ -1,13 +1,235 @@
-//! `kiln doctor`: says what this machine has and lacks.
+//! `kiln doctor`: says what this machine has and lacks, and the command that mends it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::available_parallelism;
+
+use serde::Serialize;
 
 use super::{Common, Exit, Failed};
-use crate::base::Problem;
+use crate::base::bytes;
 
 /// What to doctor.
 #[derive(clap::Args)]
 pub struct Args {}
 
 /// Runs the subcommand.
-pub fn run(_args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    Err(Problem::new("kiln::call::not_there", "`kiln doctor` is not there yet").into())
+pub fn run(_args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let findings = examine(&Machine::this(&common.cache));
+    if common.json {
+        findings.iter().for_each(|finding| common.print(&format!("{}\n", serde_json::json!({ "finding": finding }))));
+    } else {
+        common.print(&table(&findings));
+    }
+    Ok(if findings.iter().any(|finding| finding.health == Health::Lacking) { Exit::ToolMissing } else { Exit::Done })
+}
+
+/// How one thing stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Health {
+    /// There.
+    Good,
+    /// Not there; some work goes on without it.
+    Optional,
+    /// Not there, and needed.
+    Lacking,
+}
+
+/// One line of the report.
+#[derive(Debug, PartialEq, Serialize)]
+struct Finding {
+    what: &'static str,
+    found: String,
+    health: Health,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+/// What was seen of a machine; `None` where it is not there or does not say.
+#[derive(Clone, Debug, Default)]
+struct Machine {
+    system: String,
+    glibc: Option<String>,
+    python: Option<String>,
+    pip: Option<String>,
+    node: Option<String>,
+    cores: usize,
+    memory_bytes: Option<u64>,
+    disk_bytes: Option<u64>,
+    cache: String,
+    cache_error: Option<String>,
+}
+
+/// What the Qualcomm libraries are built for: their wheel is `manylinux_2_35_x86_64`.
+const SYSTEM: &str = "x86_64 linux";
+const GLIBC: (u32, u32) = (2, 35);
+/// Below this a build of the smallest plan, with its wheels, is not worth beginning.
+const DISK_BYTES: u64 = 4_000_000_000;
+
+impl Machine {
+    fn this(cache: &Path) -> Self {
+        let (arch, os) = (std::env::consts::ARCH, std::env::consts::OS);
+        let folder = nearest(cache);
+        Machine {
+            system: format!("{arch} {os}"),
+            glibc: says("getconf", &["GNU_LIBC_VERSION"]),
+            python: says("python3", &["--version"]),
+            pip: says("python3", &["-m", "pip", "--version"]),
+            node: says("node", &["--version"]),
+            cores: available_parallelism().map_or(1, |cores| cores.get()),
+            memory_bytes: memory_bytes(),
+            disk_bytes: rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            cache: cache.display().to_string(),
+            cache_error: tempfile::tempfile_in(folder).err().map(|error| error.to_string()),
+        }
+    }
+}
+
+/// `path`, or the folder above it that exists.
+fn nearest(path: &Path) -> &Path {
+    let above = path.ancestors().find(|folder| folder.is_dir());
+    above.unwrap_or(Path::new("."))
+}
+
+/// The first line that a command says, if it runs and succeeds.
+fn says(command: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(args).output().ok().filter(|output| output.status.success())?;
+    String::from_utf8_lossy(&output.stdout).lines().next().map(|line| line.trim().into())
+}
+
+/// What may be used now: what the kernel has to give, or less where a control group limits it.
+fn memory_bytes() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024);
+    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|limit| limit.trim().parse().ok());
+    Some(limit.map_or(available, |limit| available.min(limit)))
+}
+
+/// Every finding about `machine`, needed things first.
+fn examine(machine: &Machine) -> Vec<Finding> {
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not there".into());
+    let size = |size: Option<u64>| size.map_or("not known".into(), bytes);
+    let glibc = machine.glibc.as_deref().and_then(version).is_some_and(|glibc| glibc >= GLIBC);
+    vec![
+        Finding {
+            what: "system",
+            found: machine.system.clone(),
+            ..needed(
+                machine.system == SYSTEM,
+                "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist for it alone",
+            )
+        },
+        Finding {
+            what: "glibc",
+            found: known(&machine.glibc),
+            ..needed(glibc, "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36")
+        },
+        Finding {
+            what: "python3",
+            found: known(&machine.python),
+            ..needed(machine.python.is_some(), "apt-get install python3")
+        },
+        Finding {
+            what: "pip",
+            found: known(&machine.pip),
+            ..needed(machine.pip.is_some(), "apt-get install python3-pip")
+        },
+        Finding {
+            what: "cache",
+            found: match &machine.cache_error {
+                None => format!("{}, writable", machine.cache),
+                Some(error) => format!("{}: {error}", machine.cache),
+            },
+            ..needed(
+                machine.cache_error.is_none(),
+                "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR",
+            )
+        },
+        Finding {
+            what: "free disk",
+            found: size(machine.disk_bytes),
+            ..needed(
+                machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES),
+                "make room, or put the cache elsewhere: --cache DIR",
+            )
+        },
+        Finding { what: "free memory", found: size(machine.memory_bytes), ..needed(true, "") },
+        Finding { what: "cores", found: machine.cores.to_string(), ..needed(true, "") },
+        Finding {
+            what: "node",
+            found: known(&machine.node),
+            health: if machine.node.is_some() { Health::Good } else { Health::Optional },
+            mend: machine.node.is_none().then(|| "apt-get install nodejs (only the Netron test wants it)".into()),
+        },
+    ]
+}
+
+/// A finding about something that must be there, yet without its name.
+fn needed(good: bool, mend: &str) -> Finding {
+    let health = if good { Health::Good } else { Health::Lacking };
+    Finding { what: "", found: String::new(), health, mend: (!good).then(|| mend.into()) }
+}
+
+/// `(2, 36)` of `glibc 2.36`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.rsplit(' ').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
+}
+
+fn table(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
+    let line = |finding: &Finding| {
+        let mark = match finding.health {
+            Health::Good => "ok     ",
+            Health::Optional => "without",
+            Health::Lacking => "LACKING",
+        };
+        let mend = finding.mend.as_ref().map_or(String::new(), |mend| format!("\n{:1$}-> {mend}", "", width + 11));
+        format!("{mark}  {:width$}  {}{mend}\n", finding.what, finding.found)
+    };
+    findings.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn healthy() -> Machine {
+        Machine {
+            system: SYSTEM.into(),
+            glibc: Some("glibc 2.36".into()),
+            python: Some("Python 3.11.2".into()),
+            pip: Some("pip 23.0.1".into()),
+            node: Some("v18".into()),
+            cores: 2,
+            memory_bytes: Some(8_000_000_000),
+            disk_bytes: Some(DISK_BYTES),
+            cache: "cache".into(),
+            cache_error: None,
+        }
+    }
+
+    fn lacking(machine: &Machine) -> Vec<&'static str> {
+        let findings = examine(machine);
+        findings.iter().filter(|finding| finding.health == Health::Lacking).map(|finding| finding.what).collect()
+    }
+
+    #[test]
+    fn a_healthy_machine_lacks_nothing() {
+        assert_eq!(lacking(&healthy()), [""; 0]);
+        assert_eq!(lacking(&Machine { node: None, ..healthy() }), [""; 0]);
+    }
+
+    #[test]
+    fn each_lack_is_named_and_mended() {
+        assert_eq!(lacking(&Machine { glibc: Some("glibc 2.34".into()), ..healthy() }), ["glibc"]);
+        assert_eq!(lacking(&Machine { glibc: Some("glibc 3.0".into()), ..healthy() }), [""; 0]);
+        assert_eq!(lacking(&Machine { pip: None, disk_bytes: Some(1), ..healthy() }), ["pip", "free disk"]);
+        let bare = examine(&Machine::default());
+        assert!(bare.iter().all(|finding| finding.health == Health::Good || finding.mend.is_some()));
+        assert!(table(&bare).contains("LACKING  pip          not there\n"), "{}", table(&bare));
+    }
 }
