@@ -221,11 +221,11 @@ fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
 fn half_finished_work_has_one_owner_and_outlives_it() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (Disk::open(folder.path()).unwrap(), Disk::open(folder.path()).unwrap());
-    let partial: LockedFolder = one.partial(&key("a")).unwrap().unwrap();
+    let partial: LockedFolder = one.partial(&hash_bytes(b"https://host/file")).unwrap().unwrap();
     fs::write(partial.path().join("download"), "first half").unwrap();
-    assert!(two.partial(&key("a")).unwrap().is_none());
+    assert!(two.partial(&hash_bytes(b"https://host/file")).unwrap().is_none());
     drop(partial);
-    let partial = two.partial(&key("a")).unwrap().unwrap();
+    let partial = two.partial(&hash_bytes(b"https://host/file")).unwrap().unwrap();
     assert_eq!(fs::read_to_string(partial.path().join("download")).unwrap(), "first half");
     partial.remove().unwrap();
     assert_eq!(names(&folder.path().join("partial")), [""; 0]);

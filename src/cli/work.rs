@@ -1,17 +1,29 @@
 //! `kiln work`: runs one action; what child processes do.
 
+use std::path::PathBuf;
+
 use super::{Common, Exit, Failed};
-use crate::base::Problem;
+use crate::{execute, stages};
 
 /// What to work.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The action's canonical text
+    /// The action as JSON, windows included
     #[arg(value_name = "ACTION.json")]
-    action: std::path::PathBuf,
+    action: PathBuf,
+    /// Where its outputs, or its problem, are written
+    #[arg(long, value_name = "FILE")]
+    result: PathBuf,
+    /// End when this process does
+    #[arg(long, value_name = "PID")]
+    parent: Option<u32>,
 }
 
 /// Runs the subcommand.
-pub fn run(_args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    Err(Problem::new("kiln::call::not_there", "`kiln work` is not there yet").into())
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    if let Some(parent) = args.parent {
+        execute::leash(parent)?;
+    }
+    execute::work(&common.cache, &stages::all(), &args.action, &args.result)?;
+    Ok(Exit::Done)
 }

@@ -1,5 +1,13 @@
 //! Floor 4: where actions run: a thread, or a child process.
 
+mod child;
+mod desk;
+mod local;
+mod work;
+
+pub use local::Local;
+pub use work::{leash, work};
+
 use crate::action::{Action, Demand, Outputs};
 use crate::base::Result;
 

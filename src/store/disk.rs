@@ -55,9 +55,9 @@ impl Disk {
         TempDir::new_in(self.own.path()).context(CODE, || "make a scratch folder".into())
     }
 
-    /// The folder of half-finished work of `key`, kept until removed; `None` while another process has it.
-    pub fn partial(&self, key: &ActionKey) -> Result<Option<LockedFolder>> {
-        LockedFolder::take(&self.root.join("partial").join(key.0.hex()))
+    /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else has it.
+    pub fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
+        LockedFolder::take(&self.root.join("partial").join(subject.hex()))
     }
 
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {

@@ -1,0 +1,102 @@
+//! The workspace of one attempt, over the cache folder.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::Duration;
+
+use tempfile::{NamedTempFile, TempDir};
+
+use super::Watch;
+use crate::action::{Blob, BlobSink, Content, Workspace};
+use crate::base::{Context, Digest, Problem, Result};
+use crate::store::{BlobStore, Disk, LockedFolder};
+
+/// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which knows
+/// declared inputs only.
+pub(super) struct Desk<'a> {
+    store: &'a Disk,
+    watch: &'a dyn Watch,
+    scratch: TempDir,
+    partials: Mutex<HashMap<Digest, LockedFolder>>,
+}
+
+impl<'a> Desk<'a> {
+    pub(super) fn new(store: &'a Disk, watch: &'a dyn Watch) -> Result<Self> {
+        Ok(Desk { store, watch, scratch: store.scratch()?, partials: Mutex::default() })
+    }
+
+    /// Ends a successful attempt: nothing is half-finished any more.
+    pub(super) fn clear(self) -> Result<()> {
+        let partials = self.partials.into_inner().unwrap_or_else(PoisonError::into_inner);
+        partials.into_values().try_for_each(LockedFolder::remove)
+    }
+}
+
+impl Workspace for Desk<'_> {
+    fn open(&self, content: &Content) -> Result<Blob> {
+        let blob = self.store.open(&content.blob())?.ok_or_else(|| gone(&content.blob()))?;
+        let Some(window) = content.window else { return Ok(blob) };
+        let end = window.offset.checked_add(content.digest.size_bytes);
+        end.and_then(|end| blob.slice(window.offset..end)).ok_or_else(|| {
+            let message = format!("{} at offset {} leaves its blob {}", content.digest, window.offset, window.blob);
+            Problem::new("kiln::execute::window", message)
+        })
+    }
+
+    fn path(&self, content: &Content) -> Result<PathBuf> {
+        if content.window.is_none() {
+            return self.store.path(&content.digest)?.ok_or_else(|| gone(&content.digest));
+        }
+        let path = self.scratch().join(content.digest.hex());
+        if !path.exists() {
+            // By way of another name: two threads may want the same window.
+            let bytes = self.open(content)?;
+            let mut file = NamedTempFile::new_in(self.scratch()).context("kiln::io", || "copy a window".into())?;
+            file.write_all(&bytes).context("kiln::io", || format!("write {}", path.display()))?;
+            file.persist(&path).context("kiln::io", || format!("write {}", path.display()))?;
+        }
+        Ok(path)
+    }
+
+    fn create(&self) -> Result<Box<dyn BlobSink>> {
+        self.store.create()
+    }
+
+    fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    fn partial(&self, subject: &Digest) -> Result<PathBuf> {
+        let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = partials.get(subject) {
+            return Ok(folder.path().into());
+        }
+        loop {
+            if let Some(folder) = self.store.partial(subject)? {
+                let path = folder.path().to_owned();
+                partials.insert(*subject, folder);
+                return Ok(path);
+            }
+            if self.cancelled() {
+                return Err(Problem::new("kiln::cancelled", "interrupted"));
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64, unit: &str) {
+        self.watch.progress(done, total, unit);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.watch.cancelled()
+    }
+}
+
+fn gone(blob: &Digest) -> Problem {
+    Problem::new("kiln::store::gone", format!("the blob {blob} is gone from the cache"))
+        .help("something removed it during the build; run the same command again")
+}

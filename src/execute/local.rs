@@ -1,0 +1,64 @@
+//! This machine: threads of this process, and child processes.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+
+use super::desk::Desk;
+use super::{Executor, Ran, Watch, child};
+use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
+use crate::base::{Digest, Problem, Result};
+use crate::store::{BlobStore, Disk};
+
+/// Runs actions on the calling thread or in a child process, as their demand says.
+pub struct Local<'a> {
+    /// Where blobs come from and go to.
+    pub store: &'a Disk,
+    /// The stages it can run.
+    pub stages: &'a Registry,
+    /// What to start as `PROGRAM work ...`: kiln itself, best as `/proc/self/exe`, which stays the same
+    /// program when its file is replaced during a build.
+    pub program: PathBuf,
+}
+
+impl Executor for Local<'_> {
+    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran> {
+        match demand.isolation {
+            Isolation::Thread => {
+                let outputs = run_here(self.store, self.stages, action, watch)?;
+                Ok(Ran { outputs, peak_memory_bytes: None })
+            }
+            Isolation::Process => child::run(&self.program, self.store, action, demand, watch),
+        }
+    }
+}
+
+/// Runs `action` on this thread.
+pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: &dyn Watch) -> Result<Outputs> {
+    let Action { stage: kind, version, .. } = action;
+    let stage = stages
+        .get(kind)
+        .ok_or_else(|| Problem::new("kiln::execute::unknown_stage", format!("this kiln has no stage kind `{kind}`")))?;
+    if stage.spec().version != *version {
+        let message = format!("the action wants version {version} of `{kind}`, this kiln has {}", stage.spec().version);
+        return Err(Problem::new("kiln::execute::stage_version", message));
+    }
+    let desk = Desk::new(store, watch)?;
+    // A panic is a bug of the stage; it must neither end the engine nor leave it waiting.
+    let outputs =
+        catch_unwind(AssertUnwindSafe(|| stage.run(action, &Job::new(action, &desk)))).unwrap_or_else(|panic| {
+            Err(Problem::new("kiln::execute::panicked", format!("stage `{kind}` panicked: {}", text(&*panic))))
+        })?;
+    let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
+    if let Some(blob) = store.missing(&blobs)?.first() {
+        let message = format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
+        return Err(Problem::new("kiln::execute::output_missing", message));
+    }
+    desk.clear()?;
+    Ok(outputs)
+}
+
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let literal = panic.downcast_ref::<&str>().copied();
+    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -1,0 +1,105 @@
+//! The child's side: one action, run by the command `kiln work`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+
+use super::Watch;
+use super::local::run_here;
+use crate::action::{Action, Outputs, Registry};
+use crate::base::{Context, Problem, Result};
+use crate::store::Disk;
+
+/// What a child leaves in its result file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Reply {
+    Done { outputs: Outputs, peak_memory_bytes: Option<u64> },
+    Failed(Problem),
+}
+
+/// A line of a child's standard output.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Said {
+    pub(super) done: u64,
+    pub(super) total: u64,
+    pub(super) unit: String,
+}
+
+/// Makes this process die when `parent` does. Must be its first act.
+pub fn leash(parent: u32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .context("kiln::execute::leash", || "tie this process to its parent".into())?;
+    // The parent may have died before the line above; then no signal will come any more.
+    let found = getppid().map(|pid| pid.as_raw_nonzero().get());
+    if found != i32::try_from(parent).ok() {
+        return Err(Problem::new("kiln::execute::leash", format!("the parent process {parent} is gone")));
+    }
+    Ok(())
+}
+
+/// Runs the action in the file `order` and writes its outputs or its problem to the file `result`.
+/// An `Err` is a failure to do that. Progress goes to standard output, as JSON lines.
+pub fn work(cache: &Path, stages: &Registry, order: &Path, result: &Path) -> Result<()> {
+    let text = fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
+    let action: Action =
+        serde_json::from_slice(&text).context("kiln::execute::io", || format!("understand {}", order.display()))?;
+    let reply = match Line::take_stdout().and_then(|line| run_here(&Disk::open(cache)?, stages, &action, &line)) {
+        Ok(outputs) => Reply::Done { outputs, peak_memory_bytes: peak_memory_bytes() },
+        Err(problem) => Reply::Failed(problem),
+    };
+    let text = serde_json::to_vec(&reply).context("kiln::execute::io", || "spell a result".into())?;
+    fs::write(result, text).context("kiln::execute::io", || format!("write {}", result.display()))
+}
+
+/// The line to the parent.
+struct Line {
+    out: fs::File,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Line {
+    /// Takes standard output for itself: libraries that print to it reach standard error instead.
+    fn take_stdout() -> Result<Line> {
+        let take = || -> io::Result<fs::File> {
+            let out = rustix::io::dup(io::stdout())?;
+            rustix::stdio::dup2_stdout(io::stderr())?;
+            Ok(out.into())
+        };
+        let out = take().context("kiln::execute::io", || "take standard output".into())?;
+        Ok(Line { out, last: Mutex::new(None) })
+    }
+}
+
+impl Watch for Line {
+    fn progress(&self, done: u64, total: u64, unit: &str) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_soon = last.is_some_and(|last| last.elapsed() < Duration::from_millis(50));
+        if is_soon && done != total {
+            return;
+        }
+        *last = Some(Instant::now());
+        if let Ok(mut line) = serde_json::to_vec(&Said { done, total, unit: unit.into() }) {
+            line.push(b'\n');
+            // A parent that does not listen is about to end us.
+            let _ = (&self.out).write_all(&line);
+        }
+    }
+
+    /// Never: the parent ends this process instead.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// The largest resident memory of this process so far, mapped files included.
+fn peak_memory_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

@@ -1,0 +1,345 @@
+//! The contract of executors, run on a thread and in a child process; then what only a child can suffer.
+//!
+//! The child is this very test binary: `child` below is what `kiln work` is to kiln.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use kiln::action::{
+    Action, Demand, Ingredient, Inputs, Isolation, Job, Outputs, ParamProblem, Part, PartName, Registry, Stage,
+    StageSpec, Window, WorkOrder,
+};
+use kiln::base::{CanonJson, Problem, Result, hash_bytes};
+use kiln::execute::{Executor, Local, Ran, Watch, leash, work};
+use kiln::store::{BlobStore, Disk};
+use serde_json::{Value, json};
+
+/// A stage that does what its parameters say.
+struct Puppet;
+
+impl Stage for Puppet {
+    fn spec(&self) -> &StageSpec {
+        &StageSpec { kind: "puppet", version: 3, summary: "", gives: "file", inputs: &[], params: &[] }
+    }
+
+    fn check(&self, _: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+        Ok(vec![])
+    }
+
+    fn expand(&self, _: &Value, _: &Inputs) -> Result<Vec<WorkOrder>> {
+        Ok(vec![])
+    }
+
+    #[allow(clippy::zombie_processes)]
+    fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
+        let argument = || action.params["argument"].as_str().unwrap();
+        match action.params["do"].as_str().unwrap() {
+            "reverse" => {
+                println!("a library prints to standard output");
+                eprintln!("and to standard error");
+                job.progress(1, 2, "B");
+                job.progress(2, 2, "B");
+                let reversed: Vec<u8> = job.read("clay")?.iter().rev().copied().collect();
+                let part = job.write(&reversed, CanonJson::from(json!({"reversed": true})))?;
+                return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
+            }
+            "copy by path" => {
+                let bytes = fs::read(job.path("clay")?).unwrap();
+                let part = job.write(&bytes, CanonJson::default())?;
+                return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
+            }
+            "lie" => {
+                let part = Part { content: hash_bytes(b"never put").into(), facts: CanonJson::default() };
+                return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
+            }
+            "fail" => return Err(Problem::new("kiln::puppet", "refused").help("ask nicely")),
+            "panic" => panic!("lost the thread"),
+            "abort" => {
+                eprintln!("{}last words", "noise ".repeat(10_000));
+                std::process::abort();
+            }
+            "exit" => std::process::exit(7),
+            "download, then fail" => {
+                fs::write(job.partial("https://host/file")?.join("half"), "ha").unwrap();
+                return Err(Problem::new("kiln::puppet", "the line went dead"));
+            }
+            "resume" => {
+                let half = fs::read(job.partial("https://host/file")?.join("half")).unwrap_or_default();
+                let part = job.write(&half, CanonJson::default())?;
+                return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
+            }
+            "linger" => {
+                let helper = Command::new("sleep").arg("1000").spawn().unwrap();
+                fs::write(argument(), format!("{} {}", std::process::id(), helper.id())).unwrap();
+                job.progress(1, 0, "naps");
+                sleep(Duration::from_secs(1000));
+            }
+            other => panic!("cannot {other}"),
+        }
+        Ok(Outputs::new())
+    }
+}
+
+fn stages() -> Registry {
+    Registry::new(vec![Box::new(Puppet)])
+}
+
+fn action(what: &str, argument: &str) -> Action {
+    let file = Ingredient { digest: hash_bytes(b"clay"), window: None, facts: CanonJson::default() };
+    Action {
+        stage: "puppet".into(),
+        version: 3,
+        params: json!({"do": what, "argument": argument}),
+        inputs: [("clay".to_string(), file)].into(),
+        tools: BTreeMap::new(),
+    }
+}
+
+#[derive(Default)]
+struct Onlooker {
+    seen: Mutex<Vec<(u64, u64, String)>>,
+    cancelled: AtomicBool,
+    cancel_on_progress: bool,
+}
+
+impl Watch for Onlooker {
+    fn progress(&self, done: u64, total: u64, unit: &str) {
+        self.seen.lock().unwrap().push((done, total, unit.into()));
+        self.cancelled.store(self.cancel_on_progress, Ordering::SeqCst);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+/// A cache that holds `clay`, and the two ways to run.
+struct Bench {
+    folder: tempfile::TempDir,
+    store: Disk,
+}
+
+const BOTH: [Isolation; 2] = [Isolation::Thread, Isolation::Process];
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Disk::open(&folder.path().join("cache")).unwrap();
+        let mut sink = store.create().unwrap();
+        sink.write_all(b"clay").unwrap();
+        sink.finish().unwrap();
+        Bench { folder, store }
+    }
+
+    fn run(&self, isolation: Isolation, action: &Action, watch: &Onlooker) -> Result<Ran> {
+        let program = self.program();
+        let demand = Demand { isolation, ..Demand::default() };
+        Local { store: &self.store, stages: &stages(), program }.run(action, &demand, watch)
+    }
+
+    fn problem(&self, isolation: Isolation, what: &str) -> Problem {
+        self.run(isolation, &action(what, ""), &Onlooker::default()).err().unwrap()
+    }
+
+    fn output(&self, ran: &Ran) -> Vec<u8> {
+        self.store.open(&ran.outputs["out"].content.digest).unwrap().unwrap().to_vec()
+    }
+
+    /// A program whose `work` runs the test `child` of this binary.
+    fn program(&self) -> PathBuf {
+        let path = self.folder.path().join("kiln");
+        if !path.exists() {
+            let this = std::env::current_exe().unwrap();
+            let text = format!("#!/bin/sh\nexport CHILD=\"$*\"\nexec {} --exact child --nocapture\n", this.display());
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        path
+    }
+}
+
+/// Not a test: the other side of `program`.
+#[test]
+fn child() {
+    let Ok(call) = std::env::var("CHILD") else { return };
+    let words: Vec<&str> = call.split(' ').collect();
+    let ["work", order, "--cache", cache, "--result", result, "--parent", parent] = words[..] else {
+        panic!("unexpected call: {call}")
+    };
+    leash(parent.parse().unwrap()).unwrap();
+    work(Path::new(cache), &stages(), Path::new(order), Path::new(result)).unwrap();
+    std::process::exit(0);
+}
+
+#[test]
+fn outputs_and_progress_come_back() {
+    for isolation in BOTH {
+        let (bench, watch) = (Bench::new(), Onlooker::default());
+        let ran = bench.run(isolation, &action("reverse", ""), &watch).unwrap();
+        assert_eq!(bench.output(&ran), b"yalc");
+        assert_eq!(ran.outputs["out"].facts.to_string(), r#"{"reversed":true}"#);
+        let seen = watch.seen.into_inner().unwrap();
+        assert_eq!(seen.first(), Some(&(1, 2, "B".into())));
+        assert_eq!(seen.last(), Some(&(2, 2, "B".into())));
+        assert_eq!(ran.peak_memory_bytes.is_some_and(|peak| peak > 1 << 20), isolation == Isolation::Process);
+    }
+}
+
+#[test]
+fn a_problem_comes_back_whole() {
+    for isolation in BOTH {
+        let problem = Bench::new().problem(isolation, "fail");
+        assert_eq!(problem, Problem::new("kiln::puppet", "refused").help("ask nicely"));
+    }
+}
+
+#[test]
+fn a_window_is_read_as_if_it_were_a_file() {
+    for isolation in BOTH {
+        let bench = Bench::new();
+        let mut action = action("copy by path", "");
+        let window = Some(Window { blob: hash_bytes(b"clay"), offset: 1 });
+        action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"la");
+        action.inputs.get_mut("clay").unwrap().window = window;
+        let ran = bench.run(isolation, &action, &Onlooker::default()).unwrap();
+        assert_eq!(bench.output(&ran), b"la");
+
+        let past_the_end = Some(Window { blob: hash_bytes(b"clay"), offset: u64::MAX });
+        action.inputs.get_mut("clay").unwrap().window = past_the_end;
+        let problem = bench.run(isolation, &action, &Onlooker::default()).err().unwrap();
+        assert_eq!(problem.code, "kiln::execute::window");
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    for isolation in BOTH {
+        let bench = Bench::new();
+        let code = |action: &Action| bench.run(isolation, action, &Onlooker::default()).err().unwrap().code;
+        assert_eq!(code(&Action { stage: "juggle".into(), ..action("fail", "") }), "kiln::execute::unknown_stage");
+        assert_eq!(code(&Action { version: 2, ..action("fail", "") }), "kiln::execute::stage_version");
+        assert_eq!(code(&Action { inputs: BTreeMap::new(), ..action("reverse", "") }), "kiln::input_missing");
+        assert_eq!(code(&action("lie", "")), "kiln::execute::output_missing");
+        assert_eq!(code(&action("panic", "")), "kiln::execute::panicked");
+        let mut gone = action("reverse", "");
+        gone.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"glaze");
+        assert_eq!(code(&gone), "kiln::store::gone");
+    }
+}
+
+#[test]
+fn half_finished_work_waits_for_the_next_attempt() {
+    for isolation in BOTH {
+        let bench = Bench::new();
+        bench.problem(isolation, "download, then fail");
+        let ran = bench.run(isolation, &action("resume", ""), &Onlooker::default()).unwrap();
+        assert_eq!(bench.output(&ran), b"ha");
+        let ran = bench.run(isolation, &action("resume", ""), &Onlooker::default()).unwrap();
+        assert_eq!(bench.output(&ran), b"", "success has cleared it");
+    }
+}
+
+#[test]
+fn an_attempt_leaves_nothing_in_the_cache() {
+    for isolation in BOTH {
+        let bench = Bench::new();
+        bench.run(isolation, &action("reverse", ""), &Onlooker::default()).unwrap();
+        bench.problem(isolation, "fail");
+        let own: Vec<PathBuf> =
+            fs::read_dir(bench.store.root().join("tmp")).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(own.len(), 1);
+        assert_eq!(fs::read_dir(&own[0]).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_crash_says_what_and_where_and_its_last_words() {
+    let problem = Bench::new().problem(Isolation::Process, "abort");
+    assert_eq!(problem.code, "kiln::execute::crashed");
+    assert!(problem.message.contains("`puppet` died: signal: 6 (SIGABRT)"), "{problem}");
+    assert!(problem.causes[0].ends_with("noise last words"), "{problem}");
+    assert!(problem.causes[0].len() < 4200, "only the tail is shown");
+
+    let problem = Bench::new().problem(Isolation::Process, "exit");
+    assert!(problem.message.contains("exit status: 7"), "{problem}");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_a_problem() {
+    let bench = Bench::new();
+    let local = Local { store: &bench.store, stages: &stages(), program: "/nowhere/kiln".into() };
+    let demand = Demand { isolation: Isolation::Process, ..Demand::default() };
+    let problem = local.run(&action("reverse", ""), &demand, &Onlooker::default()).err().unwrap();
+    assert_eq!(problem.code, "kiln::execute::spawn");
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+fn wait_until(what: &str, is_true: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_true() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn cancelling_ends_the_child_and_what_it_started() {
+    let bench = Bench::new();
+    let pids = bench.folder.path().join("pids");
+    let watch = Onlooker { cancel_on_progress: true, ..Onlooker::default() };
+    let problem = bench.run(Isolation::Process, &action("linger", pids.to_str().unwrap()), &watch).err().unwrap();
+    assert_eq!(problem.code, "kiln::cancelled");
+    for pid in fs::read_to_string(&pids).unwrap().split(' ') {
+        wait_until("it should be gone", || !is_alive(pid));
+    }
+}
+
+/// Not a test: an engine that the next test kills.
+#[test]
+fn engine() {
+    let Ok(folder) = std::env::var("FOLDER").map(PathBuf::from) else { return };
+    let store = Disk::open(&folder.join("cache")).unwrap();
+    let demand = Demand { isolation: Isolation::Process, ..Demand::default() };
+    let local = Local { store: &store, stages: &stages(), program: folder.join("kiln") };
+    let pids = folder.join("pids");
+    let _ = local.run(&action("linger", pids.to_str().unwrap()), &demand, &Onlooker::default());
+}
+
+#[test]
+fn a_child_does_not_outlive_a_killed_engine() {
+    let bench = Bench::new();
+    bench.program();
+    let mut engine = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "engine", "--nocapture"])
+        .env("FOLDER", bench.folder.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pids = bench.folder.path().join("pids");
+    wait_until("the child should start", || pids.exists() && !fs::read_to_string(&pids).unwrap().is_empty());
+    let pids = fs::read_to_string(&pids).unwrap();
+    let (child, helper) = pids.split_once(' ').unwrap();
+    assert!(is_alive(child));
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+    wait_until("the child should die with its engine", || !is_alive(child));
+    // Only a direct child is on the leash.
+    Command::new("kill").args(["-9", helper]).status().unwrap();
+
+    let tmp = bench.store.root().join("tmp");
+    drop(Disk::open(bench.store.root()).unwrap());
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1, "only this test's own folder is left");
+}
