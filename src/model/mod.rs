@@ -3,6 +3,7 @@
 pub mod facts;
 pub mod fidelity;
 pub mod gguf;
+pub mod onnx;
 pub mod quant;
 pub mod reference;
 pub mod tokenizer;

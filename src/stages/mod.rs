@@ -1,11 +1,16 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 pub mod fetch;
+pub mod graph;
 pub mod reference;
 
 use crate::action::{Erased, Registry};
 
 /// Every stage kind.
 pub fn all() -> Registry {
-    Registry::new(vec![Box::new(Erased(fetch::Fetch)), Box::new(Erased(reference::ReferenceStage))])
+    Registry::new(vec![
+        Box::new(Erased(fetch::Fetch)),
+        Box::new(Erased(graph::Graph)),
+        Box::new(Erased(reference::ReferenceStage)),
+    ])
 }

@@ -5,5 +5,6 @@ pub mod fetching;
 pub mod gguf_file;
 pub mod quantize;
 pub mod tiny_gguf;
+pub mod tiny_weights;
 pub mod web;
 pub mod workspace;

@@ -1,0 +1,219 @@
+//! Writes a graph node by node; every value carries its shape, and a node is named after what it gives.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
+use super::proto::*;
+
+/// IR version 10 goes with opset 21.
+pub const IR_VERSION: i64 = 10;
+
+/// A value of the graph: its name, and its shape with the outermost dimension first.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Unique in the graph.
+    pub name: String,
+    /// Row-major.
+    pub dims: Vec<u64>,
+}
+
+/// Writes a model. Same calls, same bytes.
+#[derive(Default)]
+pub struct Builder {
+    graph: GraphProto,
+    initializers: BTreeMap<String, TensorProto>,
+    functions: BTreeSet<Function>,
+}
+
+/// A tensor in a file of its own.
+pub struct External<'a> {
+    /// Name of the initializer.
+    pub name: &'a str,
+    /// The file, relative to that of the model.
+    pub location: String,
+    /// One of [`element`].
+    pub element: i32,
+    /// Row-major.
+    pub dims: &'a [u64],
+    /// Length of the file.
+    pub size_bytes: u64,
+}
+
+impl Builder {
+    /// A value that the application gives.
+    pub fn input(&mut self, name: &str, element: i32, dims: &[u64]) -> Value {
+        let value = Value { name: name.into(), dims: dims.into() };
+        self.graph.input.push(info(&value, element));
+        value
+    }
+
+    /// Declares `value` (f32) to be an output of the graph.
+    pub fn output(&mut self, value: &Value) {
+        self.graph.output.push(info(value, element::FLOAT));
+    }
+
+    /// A tensor in a file of its own; asked for twice, it is there once.
+    pub fn external(&mut self, tensor: &External) -> Value {
+        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        self.initializers.insert(
+            tensor.name.into(),
+            TensorProto {
+                name: tensor.name.into(),
+                dims: tensor.dims.iter().map(|&n| n as i64).collect(),
+                data_type: tensor.element,
+                external_data: vec![
+                    entry("location", tensor.location.clone()),
+                    entry("offset", "0".into()),
+                    entry("length", tensor.size_bytes.to_string()),
+                ],
+                data_location: EXTERNAL,
+                ..TensorProto::default()
+            },
+        );
+        Value { name: tensor.name.into(), dims: tensor.dims.into() }
+    }
+
+    /// A constant number.
+    pub fn scalar(&mut self, name: &str, value: f32) -> Value {
+        let raw_data = value.to_le_bytes().to_vec();
+        let tensor = TensorProto { name: name.into(), data_type: element::FLOAT, raw_data, ..TensorProto::default() };
+        self.initializers.insert(name.into(), tensor);
+        Value { name: name.into(), dims: vec![] }
+    }
+
+    /// A call of a function of the dialect.
+    pub fn call(
+        &mut self,
+        function: Function,
+        name: &str,
+        inputs: &[&Value],
+        attributes: Vec<AttributeProto>,
+        dims: Vec<u64>,
+    ) -> Value {
+        self.functions.insert(function);
+        let value = self.node(&function.name(), name, inputs, attributes, dims);
+        if let Some(node) = self.graph.node.last_mut() {
+            node.domain = DOMAIN.into();
+        }
+        value
+    }
+
+    /// `Add`, `Sub` or `Mul`; the smaller operand is broadcast.
+    pub fn elementwise(&mut self, op: &str, name: &str, a: &Value, b: &Value) -> Value {
+        let larger = if a.dims.iter().product::<u64>() >= b.dims.iter().product() { a } else { b };
+        self.node(op, name, &[a, b], vec![], larger.dims.clone())
+    }
+
+    /// `1 / (1 + exp(-x))`.
+    pub fn sigmoid(&mut self, name: &str, x: &Value) -> Value {
+        self.node("Sigmoid", name, &[x], vec![], x.dims.clone())
+    }
+
+    /// Over the last axis.
+    pub fn softmax(&mut self, name: &str, x: &Value) -> Value {
+        self.node("Softmax", name, &[x], vec![int("axis", -1)], x.dims.clone())
+    }
+
+    /// `[.., M, K]` times `[.., K, N]`.
+    pub fn matmul(&mut self, name: &str, a: &Value, b: &Value) -> Value {
+        let mut dims = a.dims.clone();
+        dims.pop();
+        dims.extend(b.dims.last());
+        self.node("MatMul", name, &[a, b], vec![], dims)
+    }
+
+    /// Dimension `i` of the result is dimension `perm[i]` of `x`.
+    pub fn transpose(&mut self, name: &str, x: &Value, perm: [usize; 4]) -> Value {
+        let dims = perm.iter().map(|&axis| x.dims[axis]).collect();
+        self.node("Transpose", name, &[x], vec![ints("perm", perm.map(|axis| axis as i64).to_vec())], dims)
+    }
+
+    /// The same elements in another shape.
+    pub fn reshape(&mut self, name: &str, x: &Value, dims: &[u64]) -> Value {
+        debug_assert_eq!(x.dims.iter().product::<u64>(), dims.iter().product::<u64>(), "{name}");
+        let text: Vec<String> = dims.iter().map(u64::to_string).collect();
+        let shape = Value { name: format!("shape.{}", text.join("x")), dims: vec![dims.len() as u64] };
+        self.initializers.entry(shape.name.clone()).or_insert_with(|| TensorProto {
+            name: shape.name.clone(),
+            dims: vec![dims.len() as i64],
+            data_type: element::INT64,
+            raw_data: dims.iter().flat_map(|&n| (n as i64).to_le_bytes()).collect(),
+            ..TensorProto::default()
+        });
+        self.node("Reshape", name, &[x, &shape], vec![], dims.into())
+    }
+
+    /// `a` then `b` along `axis`.
+    pub fn concat(&mut self, name: &str, a: &Value, b: &Value, axis: usize) -> Value {
+        let mut dims = a.dims.clone();
+        dims[axis] += b.dims[axis];
+        self.node("Concat", name, &[a, b], vec![int("axis", axis as i64)], dims)
+    }
+
+    /// The two halves of the last axis: `NAME.low` and `NAME.high`.
+    pub fn halves(&mut self, name: &str, x: &Value) -> [Value; 2] {
+        let mut dims = x.dims.clone();
+        if let Some(last) = dims.last_mut() {
+            *last /= 2;
+        }
+        let halves = ["low", "high"].map(|half| Value { name: format!("{name}.{half}"), dims: dims.clone() });
+        self.push("Split", &format!("{name}.halves"), &[x], vec![int("axis", -1), int("num_outputs", 2)], &halves);
+        halves
+    }
+
+    fn node(
+        &mut self,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attributes: Vec<AttributeProto>,
+        dims: Vec<u64>,
+    ) -> Value {
+        let value = Value { name: name.into(), dims };
+        self.push(op, name, inputs, attributes, std::slice::from_ref(&value));
+        value
+    }
+
+    fn push(&mut self, op: &str, name: &str, inputs: &[&Value], attribute: Vec<AttributeProto>, outputs: &[Value]) {
+        self.graph.node.push(NodeProto {
+            name: name.into(),
+            op_type: op.into(),
+            input: inputs.iter().map(|value| value.name.clone()).collect(),
+            output: outputs.iter().map(|value| value.name.clone()).collect(),
+            attribute,
+            ..NodeProto::default()
+        });
+        self.graph.value_info.extend(outputs.iter().map(|value| info(value, element::FLOAT)));
+    }
+
+    /// The model.
+    pub fn finish(mut self, name: &str) -> ModelProto {
+        let outputs: BTreeSet<&str> = self.graph.output.iter().map(|output| output.name.as_str()).collect();
+        self.graph.value_info.retain(|value| !outputs.contains(value.name.as_str()));
+        self.graph.name = name.into();
+        self.graph.initializer = self.initializers.into_values().collect();
+        ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: "kiln".into(),
+            graph: Some(self.graph),
+            opset_import: vec![
+                OperatorSetIdProto { domain: String::new(), version: OPSET },
+                OperatorSetIdProto { domain: DOMAIN.into(), version: DOMAIN_VERSION },
+            ],
+            functions: self.functions.into_iter().map(Function::definition).collect(),
+            ..ModelProto::default()
+        }
+    }
+}
+
+/// The attribute `gain` of the linear family.
+pub fn gain(exponent: i32) -> AttributeProto {
+    float("gain", 2f32.powi(exponent))
+}
+
+fn info(value: &Value, elem_type: i32) -> ValueInfoProto {
+    let dim = |&n: &u64| DimensionProto { dim_value: Some(n as i64), dim_param: None };
+    let shape = Some(TensorShapeProto { dim: value.dims.iter().map(dim).collect() });
+    let tensor_type = Some(TensorTypeProto { elem_type, shape });
+    ValueInfoProto { name: value.name.clone(), r#type: Some(TypeProto { tensor_type }) }
+}

@@ -1,0 +1,12 @@
+//! ONNX: the messages, the dialect that `graph` writes, and a check for files from anywhere.
+
+mod build;
+mod check;
+mod functions;
+pub mod proto;
+mod summary;
+
+pub use build::{Builder, External, IR_VERSION, Value, gain};
+pub use check::{Checked, ValueType, decode};
+pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
+pub use summary::summary;

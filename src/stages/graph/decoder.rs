@@ -1,0 +1,230 @@
+//! The decoder as ONNX: one form for `llama` and `qwen2`, proven op by op on the device.
+//!
+//! The heads that share a key are folded into the rows of one matrix product, so that no key is repeated; q is scaled
+//! before the scores, which could overflow a half otherwise; the caches keep Genie's shapes, with the key heads as
+//! the batch.
+
+use super::weights::{Weight, Weights};
+use crate::model::facts::{Element, ModelFacts};
+use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
+use crate::model::onnx::{Builder, External, Function, Spelling, Value, float, gain, int};
+
+/// One graph of a model.
+#[derive(Clone, Debug)]
+pub(super) struct Profile {
+    /// Name of the graph.
+    pub(super) name: String,
+    /// Tokens of one call.
+    pub(super) tokens: u64,
+    /// Tokens that attention sees: past and new.
+    pub(super) context: u64,
+    /// k: the residual stream is held times `2^-k`.
+    pub(super) residual_exponent: i32,
+    /// j: gate*up is held times `2^-j`.
+    pub(super) ffn_exponent: i32,
+}
+
+/// The graph of `profile`. `weights` have been checked against `model`.
+pub(super) fn decoder(model: &ModelFacts, weights: &Weights, profile: &Profile) -> ModelProto {
+    let mut decoder = Decoder { graph: Builder::default(), model, weights, profile };
+    decoder.write();
+    decoder.graph.finish(&profile.name)
+}
+
+struct Decoder<'a> {
+    graph: Builder,
+    model: &'a ModelFacts,
+    weights: &'a Weights,
+    profile: &'a Profile,
+}
+
+/// What every layer reads.
+struct Shared {
+    mask: Value,
+    cos: Value,
+    sin: Value,
+    query_scale: Value,
+    caches: Vec<[Value; 2]>,
+}
+
+impl Decoder<'_> {
+    fn write(&mut self) {
+        let (tokens, hidden) = (self.profile.tokens, u64::from(self.model.hidden));
+        let ids = self.graph.input("input_ids", element::INT32, &[1, tokens]);
+        let shared = self.inputs();
+
+        let rows = self.embedding("token_embd.rows", &ids);
+        let mut residual = self.graph.reshape("token_embd", &rows, &[1, 1, tokens, hidden]);
+        let mut caches = vec![];
+        for (layer, past) in shared.caches.iter().enumerate() {
+            let (attention, new) = self.attention(layer, &residual, past, &shared);
+            residual = self.graph.elementwise("Add", &format!("blk.{layer}.attn_residual"), &residual, &attention);
+            let ffn = self.feed_forward(layer, &residual);
+            residual = self.graph.elementwise("Add", &format!("blk.{layer}.residual"), &residual, &ffn);
+            caches.extend(new);
+        }
+        let normal = self.norm("output_norm", "output_norm.weight", &residual);
+        let head = if self.model.tied_embeddings { "token_embd" } else { "output" };
+        let logits = self.linear("logits", head, &normal, 0);
+        self.graph.output(&logits);
+        caches.iter().for_each(|cache| self.graph.output(cache));
+    }
+
+    fn inputs(&mut self) -> Shared {
+        let Profile { tokens, context, .. } = *self.profile;
+        let [heads, width] = [self.model.kv_heads, self.model.head_dim].map(u64::from);
+        let past = context - tokens;
+        let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
+        let mask = input("attention_mask", [1, 1, tokens, context]);
+        let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
+        let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
+        let cache = |layer| {
+            let key = input(&format!("past_key_{layer}_in"), [heads, 1, width, past]);
+            [key, input(&format!("past_value_{layer}_in"), [heads, 1, past, width])]
+        };
+        let caches = (0..self.model.block_count).map(cache).collect();
+        let query_scale = self.graph.scalar("query_scale", 1.0 / (width as f32).sqrt());
+        Shared { mask, cos, sin, query_scale, caches }
+    }
+
+    /// What attention adds to the residual stream, and the new key and value.
+    fn attention(&mut self, layer: usize, x: &Value, past: &[Value; 2], shared: &Shared) -> (Value, [Value; 2]) {
+        let tokens = self.profile.tokens;
+        let context = self.profile.context;
+        let [heads, kv_heads, width] = [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
+        let folded = heads / kv_heads * tokens;
+        let name = |what: &str| format!("blk.{layer}.{what}");
+
+        let x = self.norm(&name("attn_norm"), &name("attn_norm.weight"), x);
+        let q = self.linear(&name("attn_q"), &name("attn_q"), &x, 0);
+        let k = self.linear(&name("attn_k"), &name("attn_k"), &x, 0);
+        let v = self.linear(&name("attn_v"), &name("attn_v"), &x, 0);
+
+        let g = &mut self.graph;
+        let q = g.reshape(&name("query.split"), &q, &[1, tokens, heads, width]);
+        let q = g.transpose(&name("query.heads"), &q, [0, 2, 1, 3]);
+        let q = rotate(g, &name("query"), &q, shared);
+        let q = g.elementwise("Mul", &name("query.scaled"), &q, &shared.query_scale);
+        let q = g.reshape(&name("query.folded"), &q, &[kv_heads, 1, folded, width]);
+
+        let k = g.reshape(&name("key.split"), &k, &[1, tokens, kv_heads, width]);
+        let k = g.transpose(&name("key.heads"), &k, [0, 2, 1, 3]);
+        let k = rotate(g, &name("key"), &k, shared);
+        let k = g.transpose(&format!("past_key_{layer}_out"), &k, [1, 0, 3, 2]);
+        let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
+        let v = g.transpose(&format!("past_value_{layer}_out"), &v, [2, 0, 1, 3]);
+        let keys = g.concat(&name("keys"), &past[0], &k, 3);
+        let values = g.concat(&name("values"), &past[1], &v, 2);
+
+        let scores = g.matmul(&name("scores"), &q, &keys);
+        let scores = g.reshape(&name("scores.heads"), &scores, &[1, heads, tokens, context]);
+        let scores = g.elementwise("Add", &name("scores.masked"), &scores, &shared.mask);
+        let attention = g.softmax(&name("attention"), &scores);
+        let attention = g.reshape(&name("attention.folded"), &attention, &[kv_heads, 1, folded, context]);
+        let mix = g.matmul(&name("mix"), &attention, &values);
+        let mix = g.reshape(&name("mix.heads"), &mix, &[1, heads, tokens, width]);
+        let mix = g.transpose(&name("mix.tokens"), &mix, [0, 2, 1, 3]);
+        let mix = g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, heads * width]);
+        let output = self.linear(&name("attn_output"), &name("attn_output"), &mix, -self.profile.residual_exponent);
+        (output, [k, v])
+    }
+
+    /// What the feed-forward layer adds to the residual stream: `down(silu(gate(x)) * up(x))`.
+    fn feed_forward(&mut self, layer: usize, x: &Value) -> Value {
+        let Profile { residual_exponent: k, ffn_exponent: j, .. } = *self.profile;
+        let name = |what: &str| format!("blk.{layer}.{what}");
+        let x = self.norm(&name("ffn_norm"), &name("ffn_norm.weight"), x);
+        let gate = self.linear(&name("ffn_gate"), &name("ffn_gate"), &x, 0);
+        let up = self.linear(&name("ffn_up"), &name("ffn_up"), &x, -j);
+        let sigmoid = self.graph.sigmoid(&name("gate.sigmoid"), &gate);
+        let silu = self.graph.elementwise("Mul", &name("gate.silu"), &gate, &sigmoid);
+        let gate_up = self.graph.elementwise("Mul", &name("gate_up"), &silu, &up);
+        self.linear(&name("down"), &name("ffn_down"), &gate_up, j - k)
+    }
+
+    /// RMSNorm of the residual stream: the `2^-k` of the stream leaves through an epsilon times `2^-2k`.
+    fn norm(&mut self, name: &str, weight: &str, x: &Value) -> Value {
+        let gamma = self.weight(weight);
+        let epsilon = self.model.rms_epsilon * 2f32.powi(-2 * self.profile.residual_exponent);
+        let inputs: Vec<&Value> = [x].into_iter().chain(&gamma).collect();
+        self.graph.call(Function::RmsNorm, name, &inputs, vec![float("epsilon", epsilon)], x.dims.clone())
+    }
+
+    /// `(x W^T + bias) * 2^exponent` with the weights `TENSOR.weight` and, if there is one, `TENSOR.bias`.
+    fn linear(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32) -> Value {
+        let matrix = self.weight(&format!("{tensor}.weight"));
+        let bias = self.weight(&format!("{tensor}.bias"));
+        let (weight, attributes) = self.spelling(&format!("{tensor}.weight"), exponent);
+        let mut dims = x.dims.clone();
+        dims.pop();
+        dims.extend(matrix.first().and_then(|w| w.dims.first()));
+        let function = Function::Linear { weight, bias: !bias.is_empty() };
+        let inputs: Vec<&Value> = [x].into_iter().chain(&matrix).chain(&bias).collect();
+        self.graph.call(function, name, &inputs, attributes, dims)
+    }
+
+    fn embedding(&mut self, name: &str, ids: &Value) -> Value {
+        let table = self.weight("token_embd.weight");
+        let (weight, attributes) = self.spelling("token_embd.weight", -self.profile.residual_exponent);
+        let dims = ids.dims.iter().copied().chain([u64::from(self.model.hidden)]).collect();
+        let inputs: Vec<&Value> = [ids].into_iter().chain(&table).collect();
+        self.graph.call(Function::Embedding { weight }, name, &inputs, attributes, dims)
+    }
+
+    /// How the weight `name` is spelled, and the attributes that go with it.
+    fn spelling(&self, name: &str, exponent: i32) -> (Spelling, Vec<AttributeProto>) {
+        let weight = self.weights.by_name.get(name);
+        let has = |blob: &str| weight.is_some_and(|weight| weight.blobs.contains_key(blob));
+        let block = weight.and_then(Weight::block).map(|block| int("block", block as i64));
+        let spelling = match (has("values"), has("offsets")) {
+            (true, _) => Spelling::Values,
+            (false, false) => Spelling::Blocks,
+            (false, true) => Spelling::OffsetBlocks,
+        };
+        (spelling, block.into_iter().chain([gain(exponent)]).collect())
+    }
+
+    /// The blobs of weight `name` in the order of its spelling; none if there is no such weight.
+    fn weight(&mut self, name: &str) -> Vec<Value> {
+        let Some(weight) = self.weights.by_name.get(name) else { return vec![] };
+        let blobs = ["values", "codes", "scales", "offsets"]
+            .into_iter()
+            .filter_map(|blob| Some((blob, weight.blobs.get(blob)?)));
+        blobs
+            .map(|(blob, stored)| {
+                let full = format!("{name}/{blob}");
+                self.graph.external(&External {
+                    name: &full,
+                    location: format!("weights/{full}"),
+                    element: onnx_element(stored.facts.element),
+                    dims: &stored.facts.shape,
+                    size_bytes: stored.size_bytes,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Rotary embedding: column i of each head turns with column i + width/2.
+fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
+    let part = |what: &str| format!("{name}.{what}");
+    let [low, high] = g.halves(name, x);
+    let low_cos = g.elementwise("Mul", &part("low_cos"), &low, &shared.cos);
+    let high_sin = g.elementwise("Mul", &part("high_sin"), &high, &shared.sin);
+    let high_cos = g.elementwise("Mul", &part("high_cos"), &high, &shared.cos);
+    let low_sin = g.elementwise("Mul", &part("low_sin"), &low, &shared.sin);
+    let new_low = g.elementwise("Sub", &part("low_turned"), &low_cos, &high_sin);
+    let new_high = g.elementwise("Add", &part("high_turned"), &high_cos, &low_sin);
+    g.concat(name, &new_low, &new_high, 3)
+}
+
+fn onnx_element(element: Element) -> i32 {
+    match element {
+        Element::F32 => element::FLOAT,
+        Element::F16 => element::FLOAT16,
+        Element::Bf16 => element::BFLOAT16,
+        Element::Int8 => element::INT8,
+        Element::Int4 => element::INT4,
+        Element::Uint4 => element::UINT4,
+    }
+}
