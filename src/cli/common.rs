@@ -1,6 +1,7 @@
 //! Options that several subcommands share, and how problems are printed.
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::fs::File;
+use std::io::{IsTerminal, Read, Write, stderr, stdout};
 use std::path::PathBuf;
 
 use clap::ColorChoice;
@@ -8,7 +9,9 @@ use miette::{GraphicalReportHandler, GraphicalTheme, NamedSource, Report};
 use serde_json::json;
 
 use super::Exit;
-use crate::base::Problem;
+use crate::action::Registry;
+use crate::base::{Context, Problem};
+use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source};
 
 /// What every subcommand understands.
 #[derive(clap::Args)]
@@ -38,6 +41,28 @@ pub struct PlanArgs {
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.trim().into(), value.into()))
+}
+
+impl PlanArgs {
+    /// Reads and checks the plan.
+    pub fn load(&self, registry: &Registry) -> Result<Plan, Failed> {
+        let source = self.source()?;
+        plan::read(&source, &self.set, registry)
+            .map_err(|problems| Failed { problems, source: Some((source.name, source.text)) })
+    }
+
+    fn source(&self) -> Result<Source, Problem> {
+        let name = self.path.display().to_string();
+        let read = || -> std::io::Result<(String, PathBuf)> {
+            let mut text = String::new();
+            // One byte above the cap is enough for `plan::read` to refuse it.
+            File::open(&self.path)?.take(MAX_TEXT_BYTES as u64 + 1).read_to_string(&mut text)?;
+            let path = std::path::absolute(&self.path)?;
+            Ok((text, path.parent().map_or(path.clone(), PathBuf::from)))
+        };
+        let (text, folder) = read().context("kiln::plan::unreadable", || format!("read the plan {name}"))?;
+        Ok(Source { name, text, folder })
+    }
 }
 
 /// Why a subcommand gave up: all its problems, and the plan text that their labels point into.

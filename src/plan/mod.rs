@@ -1,10 +1,53 @@
 //! Floor 4: text in, plan or all its problems out. Pure.
 
+mod check;
+mod order;
+mod parse;
+mod source;
+mod vars;
+mod words;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::action::Registry;
+use crate::base::Problem;
+
+pub use source::{MAX_TEXT_BYTES, Source};
+
+/// Reads a plan: its text, the variables set by the call (`--set`), and the stage kinds that exist.
+/// Goes on after every mistake, so the error is all there is to mend, in the order of the text;
+/// only a text that is not TOML is not looked into further.
+pub fn read(source: &Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Vec<Problem>> {
+    let mut problems = vec![];
+    let draft = parse::parse(source, sets, &mut problems);
+    let unfilled: Vec<Range<usize>> = problems.iter().filter(|p| is_unfilled(p)).flat_map(place).collect();
+    let checked = check::check(&draft, registry, &mut problems);
+    let stages = order::in_order(checked, &mut problems);
+    // A value with a hole where its variable should be is no news to complain of.
+    let follows = |problem: &Problem| {
+        place(problem).is_some_and(|at| unfilled.iter().any(|hole| at.start <= hole.start && hole.end <= at.end))
+    };
+    problems.retain(|problem| is_unfilled(problem) || !follows(problem));
+    if problems.is_empty() {
+        return Ok(Plan { name: draft.name, stages });
+    }
+    problems.sort_by_key(|problem| place(problem).map_or(0, |at| at.start));
+    Err(problems)
+}
+
+fn place(problem: &Problem) -> Option<Range<usize>> {
+    problem.labels.first().map(|(at, _)| at.clone())
+}
+
+/// Whether a `${...}` could not be filled in.
+fn is_unfilled(problem: &Problem) -> bool {
+    matches!(problem.code.as_str(), "kiln::plan::unknown_variable" | "kiln::plan::variable")
+}
 
 /// The name of a stage in its plan: `weights`; `tools.qnn` for the implicit stage of a tool.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -38,7 +81,7 @@ pub struct PlannedStage {
     pub slots: BTreeMap<String, Vec<StageId>>,
     /// Tool name -> the implicit stage that fetches it.
     pub tools: BTreeMap<String, StageId>,
-    /// Whether its artifacts are written out: `keep = true`, or nothing consumes it (never true of tools).
+    /// Whether its artifacts are written out: as `keep` says, else if nothing consumes it (never true of tools).
     pub keep: bool,
 }
 

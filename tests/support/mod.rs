@@ -3,6 +3,7 @@
 
 pub mod fetching;
 pub mod gguf_file;
+pub mod pottery;
 pub mod quantize;
 pub mod tiny_gguf;
 pub mod tiny_weights;
