@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Result};
 
 /// A folder that only its owner uses, until it is dropped.
 pub struct LockedFolder {
@@ -41,22 +41,12 @@ impl LockedFolder {
 
     /// Makes and locks a new folder in `parent`, whose name starts with `prefix`.
     pub fn create(parent: &Path, prefix: &str) -> Result<LockedFolder> {
-        // A sweeper may take the new folder before we lock it; then we make another.
-        for attempt in 0..100 {
-            let path = parent.join(format!("{prefix}{}-{attempt}", std::process::id()));
-            if let Some(folder) = Self::take_new(&path)? {
+        loop {
+            let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
+            let path = made.context("kiln::store::io", || format!("make a folder in {}", parent.display()))?.keep();
+            // A sweeper may have been faster than our lock; then the folder is gone, and we make another.
+            if let Some(folder) = Self::take_existing(&path)? {
                 return Ok(folder);
-            }
-        }
-        Err(Problem::new("kiln::store::io", format!("cannot make a folder of our own in {}", parent.display())))
-    }
-
-    fn take_new(path: &Path) -> Result<Option<LockedFolder>> {
-        match fs::create_dir(path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
-            made => {
-                made.context("kiln::store::io", || format!("make the folder {}", path.display()))?;
-                Self::take_existing(path)
             }
         }
     }

@@ -7,6 +7,7 @@ mod disk;
 mod folder;
 mod map;
 mod memory;
+mod publish;
 mod stamp;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;
 pub use memory::Memory;
+pub use publish::publish;
 
 /// Immutable bytes by digest.
 pub trait BlobStore: Send + Sync {
