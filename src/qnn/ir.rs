@@ -108,6 +108,8 @@ pub enum Param {
     /// A scalar.
     U32(u32),
     /// A scalar.
+    I32(i32),
+    /// A scalar.
     F32(f32),
     /// A scalar.
     Bool(bool),
