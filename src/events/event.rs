@@ -25,6 +25,7 @@ impl fmt::Display for PartId {
 /// Why a part runs. Old and new value, of the very field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "kebab-case")]
+#[allow(missing_docs)] // a variant says what its fields are
 pub enum Why {
     /// No earlier build of this plan had this part.
     FirstTime,
@@ -45,6 +46,7 @@ pub enum Why {
 /// What happens in a build, in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
+#[allow(missing_docs)] // a variant says what its fields are
 pub enum Event {
     /// The build begins.
     Begun { plan: String, stages: Vec<String> },

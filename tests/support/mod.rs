@@ -1,10 +1,12 @@
 //! What tests share.
 #![allow(dead_code, missing_docs, non_camel_case_types)]
 
+pub mod fake;
 pub mod fetching;
 pub mod gguf_file;
 pub mod pottery;
 pub mod quantize;
+pub mod simulation;
 pub mod tiny_gguf;
 pub mod tiny_weights;
 pub mod web;

@@ -1,0 +1,97 @@
+//! Why an action is another one than last time: two canonical texts, compared field by field.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{Record, Task};
+use crate::base::{Result, canonical};
+use crate::events::{PartId, Why};
+use crate::store::{ActionCache, Found};
+
+/// Why the part must run, after the cache said `found`; never empty.
+pub fn reasons(
+    part: &PartId,
+    task: &Task,
+    found: &Found,
+    last: &Record,
+    actions: &dyn ActionCache,
+) -> Result<Vec<Why>> {
+    if let Found::Gone(blob) = found {
+        return Ok(vec![Why::OutputGone { blob: blob.to_string() }]);
+    }
+    let Some(key) = last.key(part) else { return Ok(vec![Why::FirstTime]) };
+    if *key == task.key {
+        return Ok(vec![Why::OutputGone { blob: format!("the result of {key}") }]);
+    }
+    let old = actions.get(key)?.and_then(|result| serde_json::from_str(&result.action).ok());
+    let new = serde_json::from_str(&task.action.canonical_text()).ok();
+    let (Some(old), Some(new)) = (old, new) else { return Ok(vec![Why::FirstTime]) };
+    Ok(differences(&old, &new))
+}
+
+/// All that differs between two actions, given as the JSON of their canonical texts.
+pub fn differences(old: &Value, new: &Value) -> Vec<Why> {
+    if old["stage"] != new["stage"] {
+        return vec![Why::Kind { old: text(&old["stage"]), new: text(&new["stage"]) }];
+    }
+    let mut why = vec![];
+    if old["version"] != new["version"] {
+        let version = |action: &Value| action["version"].as_u64().and_then(|version| version.try_into().ok());
+        why.push(Why::StageVersion { old: version(old).unwrap_or_default(), new: version(new).unwrap_or_default() });
+    }
+    compare("", &old["params"], &new["params"], &mut |path, old, new| {
+        why.push(Why::Param { path, old: old.clone(), new: new.clone() });
+    });
+    let given = |value: &Value| (!value.is_null()).then(|| text(value));
+    each_key(&old["inputs"], &new["inputs"], |name, old, new| {
+        if old["digest"] != new["digest"] {
+            why.push(Why::Input { name: name.into(), old: given(&old["digest"]), new: given(&new["digest"]) });
+        }
+        if !old.is_null() && !new.is_null() {
+            compare(&format!("{name}: "), &old["facts"], &new["facts"], &mut |path, old, new| {
+                why.push(Why::Input { name: path, old: given(old), new: given(new) });
+            });
+        }
+    });
+    compare("", &old["tools"], &new["tools"], &mut |name, old, new| {
+        why.push(Why::Tool { name, old: given(old), new: given(new) });
+    });
+    why
+}
+
+/// Calls `differs` with the path of each leaf that is not the same; `null` where there is none.
+fn compare<'a>(path: &str, old: &'a Value, new: &'a Value, differs: &mut impl FnMut(String, &'a Value, &'a Value)) {
+    let below = |key: &str| match path {
+        "" => key.to_string(),
+        path if path.ends_with(' ') => format!("{path}{key}"),
+        path => format!("{path}/{key}"),
+    };
+    match (old, new) {
+        _ if old == new => {}
+        (Value::Object(_), Value::Object(_)) => {
+            each_key(old, new, |key, old, new| compare(&below(key), old, new, differs));
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            for index in 0..a.len().max(b.len()) {
+                let at = |list: &'a [Value]| list.get(index).unwrap_or(&Value::Null);
+                compare(&below(&index.to_string()), at(a), at(b), differs);
+            }
+        }
+        _ => differs(path.trim_end().to_string(), old, new),
+    }
+}
+
+/// Goes through the keys of both objects in order.
+fn each_key<'a>(old: &'a Value, new: &'a Value, mut visit: impl FnMut(&str, &'a Value, &'a Value)) {
+    let keys = |value: &'a Value| value.as_object().into_iter().flat_map(|map| map.keys());
+    let all: BTreeSet<&String> = keys(old).chain(keys(new)).collect();
+    for key in all {
+        visit(key, &old[key], &new[key]);
+    }
+}
+
+/// A string as it is, anything else as JSON.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| canonical(value), String::from)
+}

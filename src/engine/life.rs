@@ -1,0 +1,80 @@
+//! The lives of stages and of jobs.
+//!
+//! ```text
+//! stage   Waiting -> Expanding -> Working -> Sealed
+//!         Waiting -> Skipped;  Expanding, Working -> Failed
+//!
+//! job     Probing -> Done                          a hit
+//!         Probing -> Ready -> Running -> Done      a run
+//!         Probing, Running -> Failed;  Running -> Stopped
+//! ```
+//!
+//! A build that stops early leaves stages and jobs where they are.
+
+use std::sync::Arc;
+
+use crate::action::{Action, ActionKey, Demand, Manifest, Outputs};
+use crate::events::Why;
+
+/// A work order as an action: one part of a stage.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// The order's name in its stage; empty for a single one.
+    pub name: String,
+    /// What is to be done.
+    pub action: Arc<Action>,
+    /// Its key.
+    pub key: ActionKey,
+    /// What it needs while it runs.
+    pub demand: Demand,
+}
+
+/// A distinct action of this build. Parts with equal keys share one job.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct JobId(pub(super) usize);
+
+/// Where a stage stands.
+#[allow(missing_docs)] // a variant says what its fields are
+#[derive(Clone, Debug)]
+pub enum StageLife {
+    /// For the stages it takes from.
+    Waiting,
+    /// Its inputs are there; its orders are being made.
+    Expanding,
+    /// Its parts: order name and job, and how many of them are not done.
+    Working { parts: Vec<(String, JobId)>, open: usize },
+    /// Every part is there.
+    Sealed(Manifest),
+    /// Its expansion, a part of it or the sealing went wrong.
+    Failed,
+    /// A stage it waits for failed or was skipped.
+    Skipped,
+}
+
+/// Where a job stands.
+#[allow(missing_docs)] // a variant says what its fields are
+#[derive(Clone, Debug)]
+pub enum JobLife {
+    /// The cache is being asked.
+    Probing,
+    /// It must run, for these reasons, once there is room.
+    Ready { why: Vec<Why> },
+    /// It runs.
+    Running,
+    /// Its outputs are there; `hit` says whether the cache had them.
+    Done { outputs: Outputs, hit: bool, took_ms: u64 },
+    /// It went wrong.
+    Failed,
+    /// It was interrupted.
+    Stopped,
+}
+
+impl JobLife {
+    /// The outputs of a job that is done.
+    pub fn outputs(&self) -> Option<&Outputs> {
+        match self {
+            JobLife::Done { outputs, .. } => Some(outputs),
+            _ => None,
+        }
+    }
+}

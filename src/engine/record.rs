@@ -1,0 +1,65 @@
+//! What the last builds of a plan asked: the actions that today's are compared with.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::BuiltPart;
+use crate::action::ActionKey;
+use crate::base::{Context, Result};
+use crate::events::PartId;
+
+/// The key of each part when it was last there, by stage and part name. A file `last/PLAN.json` in the
+/// cache folder; nothing but reasons hangs on it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Record {
+    keys: BTreeMap<String, BTreeMap<String, ActionKey>>,
+}
+
+impl Record {
+    /// Reads the record of a plan; empty if there is none, or none that can be understood.
+    pub fn read(cache: &Path, plan: &str) -> Result<Record> {
+        let path = path(cache, plan);
+        match std::fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Record::default()),
+            Err(error) => Err(error).context("kiln::engine::record", || format!("read {}", path.display())),
+        }
+    }
+
+    /// The key that a part had.
+    pub fn key(&self, part: &PartId) -> Option<&ActionKey> {
+        self.keys.get(&part.stage)?.get(&part.part)
+    }
+
+    /// Adds what a build brought about. A stage that is `sealed` has these parts and no others; of
+    /// one that is not, the parts that did not come about keep their old keys.
+    pub fn merge(&mut self, parts: &[BuiltPart], sealed: impl Fn(&str) -> bool) {
+        self.keys.retain(|stage, _| !sealed(stage));
+        for part in parts.iter().filter(|part| part.life.outputs().is_some()) {
+            let stage = self.keys.entry(part.id.stage.clone()).or_default();
+            stage.insert(part.id.part.clone(), part.task.key);
+        }
+    }
+
+    /// Replaces the record of a plan, whole or not at all.
+    pub fn write(&self, cache: &Path, plan: &str) -> Result<()> {
+        let path = path(cache, plan);
+        let write = || -> std::io::Result<()> {
+            let folder = path.parent().unwrap_or(cache);
+            std::fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().context("kiln::engine::record", || format!("write {}", path.display()))
+    }
+}
+
+fn path(cache: &Path, plan: &str) -> PathBuf {
+    cache.join("last").join(format!("{plan}.json"))
+}

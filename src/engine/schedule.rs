@@ -1,0 +1,375 @@
+//! Decides what runs when: a state machine without thread, file or clock.
+//!
+//! A stage expands into parts once every stage it takes from is sealed. Each part is an action; parts with
+//! equal keys share one job. A job is probed first. A miss waits for room: a number of busy threads, a budget of
+//! memory, first come in the order of the plan. When all parts of a stage are done it is sealed, and
+//! others may expand. After a failure or `Cancel` nothing new begins; the end comes when every answer
+//! asked for is there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use petgraph::Direction::Incoming;
+use petgraph::graph::DiGraph;
+
+use super::seal::{check_names, seal};
+use super::{Answer, Effect, Input, JobId, JobLife, Limits, StageIndex, StageLife, Task};
+use crate::action::{ActionKey, Demand, Inputs, Manifest};
+use crate::base::{Problem, bytes};
+use crate::events::{Event, PartId};
+use crate::plan::{Plan, PlannedStage, StageId};
+
+/// The state of one build.
+pub struct Scheduler<'a> {
+    plan: &'a Plan,
+    limits: Limits,
+    /// Edges lead from a stage to those that take from it; nodes stand in the plan's order.
+    graph: DiGraph<StageLife, ()>,
+    index: BTreeMap<&'a StageId, StageIndex>,
+    jobs: Vec<Job>,
+    by_key: HashMap<ActionKey, JobId>,
+    /// The jobs that only lack room, in the order in which they are let in.
+    ready: BTreeSet<(StageIndex, usize, JobId)>,
+    running_threads: u32,
+    running_memory_bytes: u64,
+    /// Answers that the driver owes.
+    awaited: usize,
+    stopping: bool,
+    cancelled: bool,
+    count: Count,
+    effects: Vec<Effect>,
+}
+
+struct Job {
+    task: Task,
+    life: JobLife,
+    /// Who wants it; never empty.
+    claims: Vec<Claim>,
+}
+
+/// A part that a job makes.
+#[derive(Clone)]
+struct Claim {
+    stage: StageIndex,
+    /// Where it stands among the stage's orders.
+    place: usize,
+    name: String,
+}
+
+#[derive(Default)]
+struct Count {
+    hits: usize,
+    ran: usize,
+    failed: usize,
+}
+
+impl<'a> Scheduler<'a> {
+    /// A build of `plan` that has not begun.
+    pub fn new(plan: &'a Plan, limits: Limits) -> Self {
+        let mut graph = DiGraph::new();
+        let index: BTreeMap<_, _> =
+            plan.stages.iter().map(|stage| (&stage.id, graph.add_node(StageLife::Waiting))).collect();
+        for stage in &plan.stages {
+            for giver in stage.dependencies() {
+                graph.update_edge(index[giver], index[&stage.id], ());
+            }
+        }
+        Scheduler {
+            plan,
+            limits,
+            graph,
+            index,
+            jobs: vec![],
+            by_key: HashMap::new(),
+            ready: BTreeSet::new(),
+            running_threads: 0,
+            running_memory_bytes: 0,
+            awaited: 0,
+            stopping: false,
+            cancelled: false,
+            count: Count::default(),
+            effects: vec![],
+        }
+    }
+
+    /// Takes in what happened and says what to do, in order.
+    pub fn step(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Begin => self.begin(),
+            Input::Expanded { stage, tasks } => {
+                self.awaited -= 1;
+                let checked = tasks.and_then(|tasks| check_names(&tasks).map(|()| tasks));
+                match checked {
+                    Ok(tasks) if !self.stopping => self.work_on(stage, tasks),
+                    Ok(_) => {}
+                    Err(problem) => self.fail_stage(stage, problem),
+                }
+            }
+            Input::Probed { job, answer } => {
+                self.awaited -= 1;
+                match answer {
+                    Ok(Answer::Hit(result)) => {
+                        let done = JobLife::Done { outputs: result.outputs, hit: true, took_ms: result.took_ms };
+                        self.set_job(job, done);
+                    }
+                    Ok(Answer::Miss(why)) => match self.too_large(job) {
+                        None => self.set_job(job, JobLife::Ready { why }),
+                        Some(problem) => self.fail_job(job, problem),
+                    },
+                    Err(problem) => self.fail_job(job, problem),
+                }
+            }
+            Input::Progressed { job, done, total, unit } => {
+                let part = self.part(job);
+                self.tell(Event::Progress { part, done, total, unit });
+            }
+            Input::Ran { job, result } => {
+                self.awaited -= 1;
+                match result {
+                    Ok(result) => {
+                        let done = JobLife::Done { outputs: result.outputs, hit: false, took_ms: result.took_ms };
+                        self.set_job(job, done);
+                    }
+                    Err(problem) if self.cancelled && problem.code == "kiln::cancelled" => {
+                        self.set_job(job, JobLife::Stopped);
+                    }
+                    Err(problem) => self.fail_job(job, problem),
+                }
+            }
+            Input::Cancel => (self.stopping, self.cancelled) = (true, true),
+        }
+        self.admit();
+        self.finish();
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Every part that is known: where it belongs, what it asks, and where its job stands.
+    pub fn into_parts(self) -> Vec<(PartId, Task, JobLife)> {
+        let claims = self.jobs.iter().flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
+        let mut claims: Vec<(&Claim, &Job)> = claims.collect();
+        claims.sort_by_key(|(claim, _)| (claim.stage, claim.place));
+        claims.into_iter().map(|(claim, job)| (self.part_id(claim), job.task.clone(), job.life.clone())).collect()
+    }
+
+    fn begin(&mut self) {
+        let stages = self.plan.stages.iter().map(|stage| stage.id.to_string()).collect();
+        self.tell(Event::Begun { plan: self.plan.name.clone(), stages });
+        for stage in self.graph.node_indices() {
+            self.expand_if_ready(stage);
+        }
+    }
+
+    fn expand_if_ready(&mut self, stage: StageIndex) {
+        let waits = matches!(self.graph[stage], StageLife::Waiting);
+        let is_sealed = |giver| matches!(self.graph[giver], StageLife::Sealed(_));
+        if waits && !self.stopping && self.graph.neighbors_directed(stage, Incoming).all(is_sealed) {
+            self.set_stage(stage, StageLife::Expanding);
+        }
+    }
+
+    /// Finds or makes the job of each task, and probes the new ones.
+    fn work_on(&mut self, stage: StageIndex, tasks: Vec<Task>) {
+        let mut jobs = vec![];
+        let mut parts = vec![];
+        for (place, mut task) in tasks.into_iter().enumerate() {
+            task.demand.threads = task.demand.threads.clamp(1, self.limits.jobs.max(1));
+            let claim = Claim { stage, place, name: task.name.clone() };
+            parts.push((task.name.clone(), *self.by_key.entry(task.key).or_insert(JobId(self.jobs.len()))));
+            let JobId(job) = parts[place].1;
+            if job == self.jobs.len() {
+                self.ask(Effect::Probe { job: JobId(job), part: self.part_id(&claim), task: task.clone() });
+                self.jobs.push(Job { task, life: JobLife::Probing, claims: vec![] });
+            }
+            self.jobs[job].claims.push(claim.clone());
+            jobs.push((claim, job));
+        }
+        let open = parts.len();
+        self.set_stage(stage, StageLife::Working { parts, open });
+        for (claim, job) in jobs {
+            if self.jobs[job].life.outputs().is_some() {
+                self.hit(&claim);
+            }
+        }
+        self.seal_if_done(stage);
+    }
+
+    /// The one function that moves a stage on.
+    fn set_stage(&mut self, stage: StageIndex, life: StageLife) {
+        let name = self.planned(stage).id.to_string();
+        match &life {
+            StageLife::Waiting => {}
+            StageLife::Expanding => self.ask(Effect::Expand { stage, inputs: self.inputs(stage) }),
+            StageLife::Working { open, .. } => self.tell(Event::Expanded { stage: name, parts: *open }),
+            StageLife::Sealed(manifest) => {
+                self.effects.push(Effect::Seal { stage, manifest: manifest.clone() });
+                self.tell(Event::Sealed { stage: name });
+            }
+            StageLife::Failed => self.stopping = true,
+            StageLife::Skipped => self.tell(Event::Skipped { stage: name }),
+        }
+        self.graph[stage] = life;
+        let mut takers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
+        takers.sort();
+        match &self.graph[stage] {
+            StageLife::Sealed(_) => takers.into_iter().for_each(|taker| self.expand_if_ready(taker)),
+            StageLife::Failed | StageLife::Skipped => takers.into_iter().for_each(|taker| self.skip(taker)),
+            StageLife::Waiting | StageLife::Expanding | StageLife::Working { .. } => {}
+        }
+    }
+
+    fn skip(&mut self, stage: StageIndex) {
+        if matches!(self.graph[stage], StageLife::Waiting) {
+            self.set_stage(stage, StageLife::Skipped);
+        }
+    }
+
+    fn fail_stage(&mut self, stage: StageIndex, problem: Problem) {
+        let part = PartId { stage: self.planned(stage).id.to_string(), part: String::new() };
+        self.count.failed += 1;
+        self.tell(Event::Failed { part, problem });
+        self.set_stage(stage, StageLife::Failed);
+    }
+
+    /// The one function that moves a job on.
+    fn set_job(&mut self, id: JobId, life: JobLife) {
+        let job = &mut self.jobs[id.0];
+        let rank = (job.claims[0].stage, job.claims[0].place, id);
+        let Demand { threads, memory_bytes, .. } = job.task.demand;
+        let old = std::mem::replace(&mut job.life, life);
+        match old {
+            JobLife::Ready { .. } => _ = self.ready.remove(&rank),
+            JobLife::Running => {
+                self.running_threads -= threads;
+                self.running_memory_bytes -= memory_bytes;
+            }
+            _ => {}
+        }
+        match (&self.jobs[id.0].life, old) {
+            (JobLife::Ready { .. }, _) => _ = self.ready.insert(rank),
+            (JobLife::Running, JobLife::Ready { why }) => {
+                self.running_threads += threads;
+                self.running_memory_bytes += memory_bytes;
+                let task = self.jobs[id.0].task.clone();
+                self.tell(Event::Started { part: self.part(id), why });
+                self.ask(Effect::Run { job: id, task });
+            }
+            (JobLife::Done { .. }, _) => self.done(id),
+            _ => {}
+        }
+    }
+
+    /// Gives a job's outputs to the parts that claim them: to the first as a run or a hit, to the others for nothing.
+    fn done(&mut self, id: JobId) {
+        let claims = self.jobs[id.0].claims.clone();
+        for (index, claim) in claims.iter().enumerate() {
+            match &self.jobs[id.0].life {
+                JobLife::Done { hit: false, took_ms, outputs } if index == 0 => {
+                    let output_bytes = outputs.values().map(|part| part.content.digest.size_bytes).sum();
+                    let part = self.part_id(claim);
+                    let event = Event::Done { part, took_ms: *took_ms, output_bytes };
+                    self.count.ran += 1;
+                    self.tell(event);
+                    self.close_part(claim.stage);
+                }
+                _ => self.hit(claim),
+            }
+            self.seal_if_done(claim.stage);
+        }
+    }
+
+    fn hit(&mut self, claim: &Claim) {
+        self.count.hits += 1;
+        self.tell(Event::Hit { part: self.part_id(claim) });
+        self.close_part(claim.stage);
+    }
+
+    fn close_part(&mut self, stage: StageIndex) {
+        if let StageLife::Working { open, .. } = &mut self.graph[stage] {
+            *open -= 1;
+        }
+    }
+
+    fn seal_if_done(&mut self, stage: StageIndex) {
+        let StageLife::Working { parts, open: 0 } = &self.graph[stage] else { return };
+        let outputs = parts.iter().filter_map(|(name, job)| Some((name.as_str(), self.jobs[job.0].life.outputs()?)));
+        match seal(outputs) {
+            Ok(manifest) => self.set_stage(stage, StageLife::Sealed(manifest)),
+            Err(problem) => self.fail_stage(stage, problem),
+        }
+    }
+
+    fn fail_job(&mut self, id: JobId, problem: Problem) {
+        self.set_job(id, JobLife::Failed);
+        for claim in self.jobs[id.0].claims.clone() {
+            self.count.failed += 1;
+            self.tell(Event::Failed { part: self.part_id(&claim), problem: problem.clone() });
+            self.set_stage(claim.stage, StageLife::Failed);
+        }
+    }
+
+    fn too_large(&self, id: JobId) -> Option<Problem> {
+        let needed = self.jobs[id.0].task.demand.memory_bytes;
+        let budget = self.limits.memory_bytes;
+        (needed > budget).then(|| {
+            let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
+            Problem::new("kiln::engine::memory", message)
+                .help("give more with --memory BYTES, if this machine has it, or build on a larger one")
+        })
+    }
+
+    /// Lets in what there is room for. Where the next job does not fit, a later one may.
+    fn admit(&mut self) {
+        while !self.stopping && self.running_threads < self.limits.jobs {
+            let fits = |id: JobId| {
+                let demand = &self.jobs[id.0].task.demand;
+                demand.threads <= self.limits.jobs - self.running_threads
+                    && demand.memory_bytes <= self.limits.memory_bytes - self.running_memory_bytes
+            };
+            let Some(id) = self.ready.iter().map(|(.., id)| *id).find(|id| fits(*id)) else { return };
+            self.set_job(id, JobLife::Running);
+        }
+    }
+
+    fn finish(&mut self) {
+        if self.awaited == 0 {
+            let Count { hits, ran, failed } = self.count;
+            self.tell(Event::Finished { hits, ran, failed, cancelled: self.cancelled });
+            self.effects.push(Effect::Finish);
+        }
+    }
+
+    /// Adds an effect that the driver answers.
+    fn ask(&mut self, effect: Effect) {
+        self.awaited += 1;
+        self.effects.push(effect);
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.effects.push(Effect::Tell(event));
+    }
+
+    fn planned(&self, stage: StageIndex) -> &'a PlannedStage {
+        &self.plan.stages[stage.index()]
+    }
+
+    fn inputs(&self, stage: StageIndex) -> Inputs {
+        let manifest = |giver: &StageId| match &self.graph[self.index[giver]] {
+            StageLife::Sealed(manifest) => manifest.clone(),
+            _ => Manifest::default(),
+        };
+        let stage = self.planned(stage);
+        let given = |givers: &Vec<StageId>| givers.iter().map(|giver| (giver.to_string(), manifest(giver))).collect();
+        Inputs {
+            slots: stage.slots.iter().map(|(slot, givers)| (slot.clone(), given(givers))).collect(),
+            tools: stage.tools.iter().map(|(tool, giver)| (tool.clone(), manifest(giver))).collect(),
+        }
+    }
+
+    fn part_id(&self, claim: &Claim) -> PartId {
+        PartId { stage: self.planned(claim.stage).id.to_string(), part: claim.name.clone() }
+    }
+
+    /// The part that a job is told of as: the first that claimed it.
+    fn part(&self, id: JobId) -> PartId {
+        self.part_id(&self.jobs[id.0].claims[0])
+    }
+}

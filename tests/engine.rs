@@ -1,0 +1,244 @@
+//! The scheduler, without thread, file or clock.
+
+mod support;
+
+use kiln::engine::{Limits, Task};
+use kiln::events::Event;
+use kiln::plan::Plan;
+use proptest::prelude::*;
+use support::fake;
+use support::simulation::{Simulation, Trace, expected, told};
+
+const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100 };
+
+fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trace {
+    Simulation { plan, limits, cached, cancel_after: None }.run(|_| 0)
+}
+
+/// Builds `text`, answering in the order of the questions, and compares what is told.
+fn check(text: &str, limits: Limits, expect: &str) {
+    let told = told(&simulate(&fake::plan(text), limits, &|_| false).events);
+    let lines = |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    assert_eq!(told, lines(expect.trim()));
+}
+
+#[test]
+fn a_stage_waits_for_all_it_takes_from() {
+    check(
+        "clay: parts=2
+         glaze:
+         pot: from=clay,glaze",
+        LIMITS,
+        "clay has 2
+         glaze has 1
+         clay/0 starts
+         clay/1 starts
+         clay/0 done
+         glaze/0 starts
+         clay/1 done
+         clay sealed
+         glaze/0 done
+         glaze sealed
+         pot has 1
+         pot/0 starts
+         pot/0 done
+         pot sealed
+         0 hits, 4 ran, 0 failed",
+    );
+}
+
+#[test]
+fn equal_actions_run_once_and_serve_every_part() {
+    check(
+        "head: seed=embedding
+         embedding:
+         twins: parts=2 tied=1",
+        LIMITS,
+        "head has 1
+         embedding has 1
+         twins has 2
+         head/0 starts
+         twins/0 starts
+         head/0 done
+         head sealed
+         embedding/0 hit
+         embedding sealed
+         twins/0 done
+         twins/1 hit
+         twins sealed
+         2 hits, 2 ran, 0 failed",
+    );
+}
+
+#[test]
+fn a_later_twin_of_a_finished_part_is_a_hit() {
+    check(
+        "a: seed=x
+         b: parts=0
+         c: from=b seed=x",
+        LIMITS,
+        "a has 1
+         b has 0
+         b sealed
+         a/0 starts
+         c has 1
+         a/0 done
+         a sealed
+         c/0 hit
+         c sealed
+         1 hits, 1 ran, 0 failed",
+    );
+}
+
+#[test]
+fn a_failure_starts_nothing_new_and_skips_what_follows() {
+    check(
+        "bad: fail=0
+         other: parts=3
+         pot: from=bad
+         shelf: from=pot,other",
+        LIMITS,
+        "bad has 1
+         other has 3
+         bad/0 starts
+         other/0 starts
+         bad/0 failed: test::failed
+         pot skipped
+         shelf skipped
+         other/0 done
+         0 hits, 1 ran, 1 failed",
+    );
+}
+
+#[test]
+fn a_greedy_part_waits_until_it_is_alone_and_small_ones_pass_it() {
+    check(
+        "small: parts=3 memory=30
+         large: memory=90 threads=9",
+        LIMITS,
+        "small has 3
+         large has 1
+         small/0 starts
+         small/1 starts
+         small/0 done
+         small/2 starts
+         small/1 done
+         small/2 done
+         small sealed
+         large/0 starts
+         large/0 done
+         large sealed
+         0 hits, 4 ran, 0 failed",
+    );
+}
+
+#[test]
+fn a_part_above_the_budget_is_refused() {
+    let plan = fake::plan("huge: memory=101");
+    let trace = simulate(&plan, LIMITS, &|_| false);
+    assert!(trace.runs.is_empty());
+    let problem = trace.events.iter().find_map(|event| match event {
+        Event::Failed { problem, .. } => Some(problem),
+        _ => None,
+    });
+    assert_eq!(problem.unwrap().message, "`huge/0` needs 101 B, the budget is 100 B");
+    // What is in the cache needs no memory.
+    assert_eq!(simulate(&plan, LIMITS, &|_| true).sealed, expected(&plan));
+}
+
+#[test]
+fn two_orders_of_one_name_are_a_problem() {
+    let plan = fake::plan("a:");
+    let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS);
+    scheduler.step(kiln::engine::Input::Begin);
+    let task = fake::tasks(&plan.stages[0], &Default::default()).unwrap().remove(0);
+    let tasks = Ok(vec![task.clone(), task]);
+    let effects = scheduler.step(kiln::engine::Input::Expanded { stage: 0.into(), tasks });
+    let events: Vec<Event> = effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            kiln::engine::Effect::Tell(event) => Some(event),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told(&events), "a failed: kiln::engine::same_order\n0 hits, 0 ran, 1 failed\n");
+}
+
+#[test]
+fn without_slots_nothing_runs_and_all_that_can_be_known_is_told() {
+    check(
+        "clay: parts=2
+         pot: from=clay",
+        Limits { jobs: 0, ..LIMITS },
+        "clay has 2
+         0 hits, 0 ran, 0 failed",
+    );
+}
+
+/// The text of a random plan: each stage takes from some of those before it.
+fn random_plan() -> impl Strategy<Value = String> {
+    let stage = (
+        prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        0..4u64,
+        0..5u32,
+        1..60u64,
+        prop::option::weighted(0.1, 0..4u64),
+        prop::option::weighted(0.3, 0..2u32),
+        prop::bool::weighted(0.2),
+    );
+    prop::collection::vec(stage, 0..8).prop_map(|stages| {
+        let lines = stages.into_iter().enumerate().map(|(index, (from, parts, threads, memory, fail, seed, tied))| {
+            let mut line = format!("s{index}: parts={parts} threads={threads} memory={memory}");
+            if index > 0 && !from.is_empty() {
+                let givers: Vec<String> = from.iter().map(|giver| format!("s{}", giver.index(index))).collect();
+                line += &format!(" from={}", givers.join(","));
+            }
+            line += &fail.map_or(String::new(), |fail| format!(" fail={fail}"));
+            line += &seed.map_or(String::new(), |seed| format!(" seed=twin{seed}"));
+            line += if tied { " tied=1" } else { "" };
+            line + "\n"
+        });
+        lines.collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    // `Simulation` itself checks that each action runs at most once and after its inputs, that the limits hold, that
+    // nothing begins after a failure or an interruption, and that the build ends.
+    #[test]
+    fn any_order_of_answers_gives_the_same(
+        text in random_plan(),
+        jobs in 1..5u32,
+        memory_bytes in 60..200u64,
+        cached in any::<u8>(),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 1..64),
+        cancel_after in prop::option::weighted(0.3, 0..40usize),
+    ) {
+        let plan = fake::plan(&text);
+        let is_cached = |task: &Task| task.key.0.hash[0] < cached && task.action.params["fail"] != true;
+        let simulation = Simulation { plan: &plan, limits: Limits { jobs, memory_bytes }, cached: &is_cached, cancel_after };
+        let mut turn = 0;
+        let trace = simulation.run(|count| {
+            turn += 1;
+            order[turn % order.len()].index(count)
+        });
+
+        let expected = expected(&plan);
+        for (stage, manifest) in &trace.sealed {
+            prop_assert_eq!(Some(manifest), expected.get(stage));
+        }
+        let Some(Event::Finished { hits, ran, failed, cancelled }) = trace.events.last() else { panic!("no end") };
+        prop_assert_eq!(*ran + *failed >= trace.runs.len(), true);
+        if *failed == 0 && !cancelled {
+            prop_assert_eq!(trace.sealed.len(), plan.stages.len());
+            let parts: usize = trace.sealed.values().map(|manifest| manifest.parts.len()).sum();
+            prop_assert_eq!(hits + ran, parts);
+            prop_assert_eq!(*ran, trace.runs.len());
+        }
+        if expected.len() < plan.stages.len() {
+            prop_assert!(*failed > 0 || *cancelled);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A build without thread, file or clock: the effects of a scheduler, answered in any order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln::action::{ActionKey, Inputs, Manifest, PartName};
+use kiln::base::Digest;
+use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Task};
+use kiln::events::Event;
+use kiln::plan::Plan;
+use kiln::store::ActionResult;
+
+use super::fake;
+
+/// What came of a simulated build.
+#[derive(Default)]
+pub struct Trace {
+    pub events: Vec<Event>,
+    pub sealed: BTreeMap<String, Manifest>,
+    pub runs: Vec<ActionKey>,
+}
+
+/// A build of `plan`, where `cached` says what the cache has.
+pub struct Simulation<'a> {
+    pub plan: &'a Plan,
+    pub limits: Limits,
+    pub cached: &'a dyn Fn(&Task) -> bool,
+    /// Cancels after so many answers.
+    pub cancel_after: Option<usize>,
+}
+
+impl Simulation<'_> {
+    /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where the scheduler
+    /// breaks a law.
+    pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
+        let mut scheduler = Scheduler::new(self.plan, self.limits);
+        let mut trace = Trace::default();
+        let mut outstanding: Vec<Effect> = vec![];
+        let mut there: BTreeSet<Digest> = BTreeSet::new();
+        let mut asked: BTreeSet<ActionKey> = BTreeSet::new();
+        let (mut finished, mut may_begin, mut answered) = (false, true, 0);
+        let mut input = Input::Begin;
+        loop {
+            if let Input::Probed { answer: Ok(Answer::Hit(result)), .. } | Input::Ran { result: Ok(result), .. } =
+                &input
+            {
+                there.extend(result.outputs.values().map(|part| part.content.digest));
+            }
+            may_begin &= !matches!(input, Input::Cancel);
+            for effect in scheduler.step(input) {
+                assert!(!finished, "nothing comes after the end");
+                match effect {
+                    Effect::Tell(event) => {
+                        may_begin &= !matches!(event, Event::Failed { .. });
+                        trace.events.push(event);
+                    }
+                    Effect::Seal { stage, manifest } => {
+                        let before = trace.sealed.insert(self.plan.stages[stage.index()].id.0.clone(), manifest);
+                        assert!(before.is_none(), "a stage is sealed once");
+                    }
+                    Effect::Finish => finished = true,
+                    effect => {
+                        assert!(may_begin, "nothing begins after a failure or an interruption");
+                        match &effect {
+                            Effect::Probe { task, .. } => assert!(asked.insert(task.key), "a key is probed once"),
+                            Effect::Run { task, .. } => {
+                                assert!(!trace.runs.contains(&task.key), "an action runs at most once");
+                                assert!(task.action.inputs.values().all(|input| there.contains(&input.digest)));
+                                trace.runs.push(task.key);
+                            }
+                            _ => {}
+                        }
+                        outstanding.push(effect);
+                    }
+                }
+            }
+            self.check_limits(&outstanding);
+            assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
+            if finished {
+                return trace;
+            }
+            input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
+                answered += 1;
+                Input::Cancel
+            } else {
+                answered += 1;
+                self.answer(outstanding.remove(pick(outstanding.len())))
+            };
+        }
+    }
+
+    fn check_limits(&self, outstanding: &[Effect]) {
+        let running = outstanding.iter().filter_map(|effect| match effect {
+            Effect::Run { task, .. } => Some(task.demand),
+            _ => None,
+        });
+        let (threads, memory) = running.fold((0, 0), |(t, m), demand| (t + demand.threads, m + demand.memory_bytes));
+        assert!(threads <= self.limits.jobs && memory <= self.limits.memory_bytes, "{threads} threads, {memory} B");
+    }
+
+    fn answer(&self, effect: Effect) -> Input {
+        let result = |task: &Task| {
+            fake::outputs(&task.action).map(|outputs| ActionResult {
+                action: task.action.canonical_text(),
+                outputs,
+                took_ms: 7,
+                peak_memory_bytes: None,
+            })
+        };
+        match effect {
+            Effect::Expand { stage, inputs } => {
+                Input::Expanded { stage, tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs) }
+            }
+            Effect::Probe { job, task, .. } if (self.cached)(&task) => {
+                Input::Probed { job, answer: result(&task).map(Answer::Hit) }
+            }
+            Effect::Probe { job, .. } => Input::Probed { job, answer: Ok(Answer::Miss(vec![])) },
+            Effect::Run { job, task } => Input::Ran { job, result: result(&task) },
+            Effect::Seal { .. } | Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
+        }
+    }
+}
+
+/// What the stages of `plan` give, evaluated one after another without an engine; stages that fail or follow from
+/// one that fails are left out.
+pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
+    let mut all: BTreeMap<String, Manifest> = BTreeMap::new();
+    for stage in &plan.stages {
+        let mut inputs = Inputs::default();
+        let mut is_whole = true;
+        for (slot, givers) in &stage.slots {
+            for giver in givers {
+                match all.get(&giver.0) {
+                    Some(manifest) => {
+                        inputs.slots.entry(slot.clone()).or_default().push((giver.0.clone(), manifest.clone()));
+                    }
+                    None => is_whole = false,
+                }
+            }
+        }
+        let mut manifest = Manifest::default();
+        for task in fake::tasks(stage, &inputs).unwrap() {
+            match fake::outputs(&task.action) {
+                Ok(outputs) => manifest.parts.extend(
+                    outputs
+                        .into_iter()
+                        .map(|(out, part)| (PartName::new(format!("{}/{out}", task.name)).unwrap(), part)),
+                ),
+                Err(_) => is_whole = false,
+            }
+        }
+        if is_whole {
+            all.insert(stage.id.0.clone(), manifest);
+        }
+    }
+    all
+}
+
+/// Events as lines of text.
+pub fn told(events: &[Event]) -> String {
+    let line = |event: &Event| match event {
+        Event::Begun { .. } => String::new(),
+        Event::Expanded { stage, parts } => format!("{stage} has {parts}\n"),
+        Event::Hit { part } => format!("{part} hit\n"),
+        Event::Started { part, .. } => format!("{part} starts\n"),
+        Event::Progress { part, done, total, unit } => format!("{part} {done}/{total} {unit}\n"),
+        Event::Done { part, .. } => format!("{part} done\n"),
+        Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
+        Event::Sealed { stage } => format!("{stage} sealed\n"),
+        Event::Skipped { stage } => format!("{stage} skipped\n"),
+        Event::Finished { hits, ran, failed, cancelled } => {
+            let end = if *cancelled { ", cancelled" } else { "" };
+            format!("{hits} hits, {ran} ran, {failed} failed{end}\n")
+        }
+    };
+    events.iter().map(line).collect()
+}
