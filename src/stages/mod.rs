@@ -3,6 +3,8 @@
 pub mod fetch;
 pub mod graph;
 pub mod reference;
+pub mod score;
+pub mod validate;
 
 use crate::action::{Erased, Registry};
 
@@ -12,5 +14,7 @@ pub fn all() -> Registry {
         Box::new(Erased(fetch::Fetch)),
         Box::new(Erased(graph::Graph)),
         Box::new(Erased(reference::ReferenceStage)),
+        Box::new(Erased(score::Score)),
+        Box::new(Erased(validate::Validate)),
     ])
 }

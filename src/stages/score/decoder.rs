@@ -1,0 +1,308 @@
+//! A candidate as a decoder: token ids in, logits out, with the KV cache, mask and rotary tables that Genie's graphs
+//! want from their host (`docs/artifacts.md`).
+
+use std::collections::BTreeMap;
+
+use crate::base::{Problem, Result};
+use crate::model::facts::{GraphFacts, ModelFacts};
+
+/// What a masked position adds to its score: far below any real one, and fp16 holds it.
+const MASKED: f32 = -1000.0;
+
+/// The two graphs of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Graph {
+    /// Many tokens at once.
+    Prefill,
+    /// One token after a cache.
+    Decode,
+}
+
+/// A value for a graph's input; row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tensor {
+    /// Token ids.
+    I32(Vec<usize>, Vec<i32>),
+    /// Everything else; an engine converts it to the graph's own type.
+    F32(Vec<usize>, Vec<f32>),
+}
+
+/// Whatever runs a candidate's graphs.
+pub trait Engine {
+    /// Runs `graph` on `inputs` and gives the values of the outputs called `wanted`.
+    fn run(
+        &mut self,
+        graph: Graph,
+        inputs: &BTreeMap<String, Tensor>,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, Vec<f32>>>;
+}
+
+/// A candidate's graphs and what their host must know of the model.
+pub struct Decoder<E> {
+    /// What runs the graphs.
+    pub engine: E,
+    /// The model they were made of.
+    pub model: ModelFacts,
+    /// The prefill graph.
+    pub prefill: GraphFacts,
+    /// The decode graph.
+    pub decode: GraphFacts,
+}
+
+/// Keys and values so far, one entry a token: `[layer][token]`, each `kv_heads * head_dim` values.
+pub struct Cache {
+    keys: Vec<Vec<Vec<f32>>>,
+    values: Vec<Vec<Vec<f32>>>,
+}
+
+impl Cache {
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.keys.first().map_or(0, Vec::len)
+    }
+
+    /// Forgets all but the first `count` tokens: attention is causal, so those do not know the others.
+    pub fn truncate(&mut self, count: usize) {
+        self.keys.iter_mut().chain(&mut self.values).for_each(|layer| layer.truncate(count));
+    }
+}
+
+impl<E: Engine> Decoder<E> {
+    /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues; nothing comes
+    /// before them.
+    pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
+        let layers = self.model.block_count as usize;
+        let mut cache = Cache { keys: vec![vec![]; layers], values: vec![vec![]; layers] };
+        let inputs = self.inputs(&self.prefill, tokens, &cache)?;
+        let mut outputs = self.engine.run(Graph::Prefill, &inputs, &self.all_outputs())?;
+        let (width, vocab) = (self.prefill.tokens as usize, self.model.vocab as usize);
+        let mut logits = taken(&mut outputs, "logits", width * vocab)?;
+        logits.truncate(tokens.len() * vocab);
+        self.append(&mut cache, &mut outputs, width, tokens.len())?;
+        Ok((logits, cache))
+    }
+
+    /// The values of the prefill graph's outputs called `names`, over `tokens`.
+    pub fn probe(&mut self, tokens: &[u32], names: &[String]) -> Result<BTreeMap<String, Vec<f32>>> {
+        let inputs = self.inputs(&self.prefill, tokens, &Cache { keys: vec![], values: vec![] })?;
+        self.engine.run(Graph::Prefill, &inputs, names)
+    }
+
+    /// The logits after `token`, which follows what `cache` holds and joins it.
+    pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
+        let inputs = self.inputs(&self.decode, &[token], cache)?;
+        let mut outputs = self.engine.run(Graph::Decode, &inputs, &self.all_outputs())?;
+        let logits = taken(&mut outputs, "logits", self.model.vocab as usize)?;
+        self.append(cache, &mut outputs, 1, 1)?;
+        Ok(logits)
+    }
+
+    fn all_outputs(&self) -> Vec<String> {
+        let layers = 0..self.model.block_count;
+        let caches = layers.flat_map(|layer| [format!("past_key_{layer}_out"), format!("past_value_{layer}_out")]);
+        caches.chain(["logits".into()]).collect()
+    }
+
+    /// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
+    fn inputs(&self, graph: &GraphFacts, tokens: &[u32], cache: &Cache) -> Result<BTreeMap<String, Tensor>> {
+        let (width, context) = (graph.tokens as usize, graph.context as usize);
+        let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.len() <= *past);
+        let past = past.ok_or_else(|| {
+            Problem::new(
+                "kiln::score::graph_too_small",
+                format!(
+                    "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context of {context}",
+                    tokens.len(),
+                    cache.len(),
+                    graph.name
+                ),
+            )
+            .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs")
+        })?;
+        let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+        ids.resize(width, 0);
+        let half = self.model.head_dim as usize / 2;
+        let (cos, sin) = rotary(&self.model, cache.len(), width);
+        let mut inputs = BTreeMap::from([
+            ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
+            ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.len()))),
+            ("position_ids_cos".into(), Tensor::F32(vec![1, 1, width, half], cos)),
+            ("position_ids_sin".into(), Tensor::F32(vec![1, 1, width, half], sin)),
+        ]);
+        if past > 0 {
+            let (heads, dim) = (self.model.kv_heads as usize, self.model.head_dim as usize);
+            for layer in 0..self.model.block_count as usize {
+                let (mut keys, mut values) = (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
+                let held = |held: &[Vec<Vec<f32>>]| held.get(layer).cloned().unwrap_or_default();
+                for (column, token) in held(&cache.keys).iter().enumerate() {
+                    keys.iter_mut().skip(column).step_by(past).zip(token).for_each(|(to, from)| *to = *from);
+                }
+                for (row, token) in held(&cache.values).iter().enumerate() {
+                    for (head, from) in values.chunks_exact_mut(past * dim).zip(token.chunks_exact(dim)) {
+                        head.iter_mut().skip(row * dim).zip(from).for_each(|(to, from)| *to = *from);
+                    }
+                }
+                inputs.insert(format!("past_key_{layer}_in"), Tensor::F32(vec![heads, 1, dim, past], keys));
+                inputs.insert(format!("past_value_{layer}_in"), Tensor::F32(vec![heads, 1, past, dim], values));
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// Takes the first `count` of `width` new keys and values out of `outputs`.
+    fn append(
+        &self,
+        cache: &mut Cache,
+        outputs: &mut BTreeMap<String, Vec<f32>>,
+        width: usize,
+        count: usize,
+    ) -> Result<()> {
+        let dim = self.model.head_dim as usize;
+        let size = self.model.kv_heads as usize * dim * width;
+        for (layer, (keys, values)) in cache.keys.iter_mut().zip(&mut cache.values).enumerate() {
+            let key = taken(outputs, &format!("past_key_{layer}_out"), size)?;
+            let value = taken(outputs, &format!("past_value_{layer}_out"), size)?;
+            for token in 0..count {
+                keys.push(key.iter().skip(token).step_by(width).copied().collect());
+                let rows = value.chunks_exact(width * dim).flat_map(|head| head.iter().skip(token * dim).take(dim));
+                values.push(rows.copied().collect());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and itself.
+fn mask(width: usize, past: usize, held: usize) -> Vec<f32> {
+    let sees = |row: usize, column: usize| column < held || (past..=past + row).contains(&column);
+    (0..width)
+        .flat_map(|row| (0..past + width).map(move |column| if sees(row, column) { 0.0 } else { MASKED }))
+        .collect()
+}
+
+/// Cosines and sines of `position * base^(-2i / head_dim)`, `[width, head_dim / 2]`, from position `first` on.
+fn rotary(model: &ModelFacts, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+    let (dim, base) = (f64::from(model.head_dim), f64::from(model.rope_freq_base));
+    let angles = (first..first + width).flat_map(|position| {
+        (0..model.head_dim / 2).map(move |i| position as f64 * base.powf(-2.0 * f64::from(i) / dim))
+    });
+    angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+}
+
+fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> Result<Vec<f32>> {
+    let values = outputs.remove(name).unwrap_or_default();
+    if values.len() != size {
+        return Err(Problem::new(
+            "kiln::score::output",
+            format!("the candidate's output `{name}` has {} values, expected {size}", values.len()),
+        ));
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::facts::RopeRows;
+
+    /// A model of one layer, two heads of two: a token's key and value are its id, and the "logit" of token v is the
+    /// number of seen tokens with id v. Whatever is fed wrongly shows in the counts.
+    struct Counting;
+
+    const VOCAB: usize = 10;
+
+    fn floats<'a>(inputs: &'a BTreeMap<String, Tensor>, name: &str) -> &'a [f32] {
+        match &inputs[name] {
+            Tensor::F32(_, values) => values,
+            Tensor::I32(..) => panic!("{name} is no float"),
+        }
+    }
+
+    impl Engine for Counting {
+        fn run(
+            &mut self,
+            _: Graph,
+            inputs: &BTreeMap<String, Tensor>,
+            _: &[String],
+        ) -> Result<BTreeMap<String, Vec<f32>>> {
+            let Tensor::I32(_, ids) = &inputs["input_ids"] else { panic!() };
+            let width = ids.len();
+            let (mask, keys, values) =
+                (floats(inputs, "attention_mask"), floats(inputs, "past_key_0_in"), floats(inputs, "past_value_0_in"));
+            let (past, context) = (keys.len() / 4, mask.len() / width);
+            let mut logits = vec![0.0; width * VOCAB];
+            for row in 0..width {
+                for column in (0..context).filter(|column| mask[row * context + column] == 0.0) {
+                    // Head 1, second value of the head: key [2, 1, 2, past], value [2, 1, past, 2].
+                    let id = if column < past { keys[3 * past + column] } else { ids[column - past] as f32 };
+                    if column < past {
+                        assert_eq!(id, values[2 * past + 2 * column + 1]);
+                    }
+                    logits[row * VOCAB + id as usize] += 1.0;
+                }
+            }
+            let repeat = |inner: usize, outer: usize| -> Vec<f32> {
+                let once = ids.iter().flat_map(|id| vec![*id as f32; inner]);
+                once.collect::<Vec<_>>().repeat(outer)
+            };
+            Ok([("logits", logits), ("past_key_0_out", repeat(1, 4)), ("past_value_0_out", repeat(2, 2))]
+                .map(|(name, values)| (name.to_string(), values))
+                .into())
+        }
+    }
+
+    fn decoder() -> Decoder<Counting> {
+        let model = ModelFacts {
+            architecture: "qwen2".into(),
+            block_count: 1,
+            hidden: 4,
+            ffn: 4,
+            heads: 2,
+            kv_heads: 2,
+            head_dim: 2,
+            vocab: VOCAB as u32,
+            context_length: 8,
+            rms_epsilon: 1e-6,
+            rope_freq_base: 10000.0,
+            rope_rows: RopeRows::HalfSplit,
+            qkv_bias: false,
+            tied_embeddings: true,
+        };
+        let graph = |tokens| GraphFacts { name: format!("ar{tokens}"), tokens, context: 8 };
+        Decoder { engine: Counting, model, prefill: graph(4), decode: graph(1) }
+    }
+
+    #[test]
+    fn a_token_sees_itself_and_what_came_before() {
+        let (logits, _) = decoder().start(&[3, 5, 3]).unwrap();
+        assert_eq!(logits.len(), 3 * VOCAB);
+        assert_eq!(&logits[..VOCAB], [0., 0., 0., 1., 0., 0., 0., 0., 0., 0.]);
+        assert_eq!(&logits[2 * VOCAB..], [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn steps_continue_a_prefill() {
+        let mut decoder = decoder();
+        let (_, mut cache) = decoder.start(&[3, 5, 9]).unwrap();
+        cache.truncate(2);
+        assert_eq!(decoder.step(3, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]);
+        assert_eq!(decoder.step(7, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 1., 0., 0.]);
+        assert_eq!(cache.len(), 4);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let problem = decoder().start(&[1; 5]).err().unwrap();
+        assert!(problem.message.contains("5 tokens after 0 do not fit the graph `ar4`"), "{problem}");
+    }
+
+    #[test]
+    fn angles_follow_the_position() {
+        let mut model = decoder().model;
+        model.head_dim = 4;
+        let (cos, sin) = rotary(&model, 2, 1);
+        assert_eq!(cos, [2f64.cos() as f32, 0.02f64.cos() as f32]);
+        assert_eq!(sin, [2f64.sin() as f32, 0.02f64.sin() as f32]);
+    }
+}

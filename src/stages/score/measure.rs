@@ -1,0 +1,133 @@
+//! The three measurements of a candidate, whatever runs it.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use super::decoder::{Decoder, Engine};
+use super::onnx_runtime::OnnxRuntime;
+use crate::action::Job;
+use crate::base::{Context, Problem, Result};
+use crate::model::fidelity::{self, TokenScore};
+use crate::model::onnx::proto::{ModelProto, ValueInfoProto};
+use crate::stages::reference::Greedy;
+
+/// `window-NNN/score.json`: every prediction of a window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowScore {
+    /// Logits of the candidate that are infinite or no number.
+    pub non_finite: u64,
+    /// One a token but the last.
+    pub tokens: Vec<TokenScore>,
+}
+
+/// `greedy/score.json`: the candidate's choices where the reference made its own, the text before them the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GreedyScore {
+    /// The reference's tokens, as text.
+    pub text: String,
+    /// The reference's tokens.
+    pub expected: Vec<u32>,
+    /// The candidate's, all from one prefill.
+    pub prefilled: Vec<u32>,
+    /// The candidate's last ones, each from a decode step over the cache.
+    pub decoded: Vec<u32>,
+    /// The smallest distance between the reference's two best logits.
+    pub smallest_gap: f32,
+    /// Logits of the candidate that are infinite or no number.
+    pub non_finite: u64,
+}
+
+impl GreedyScore {
+    /// How many of the reference's tokens the candidate chose every time it was asked.
+    pub fn equal(&self) -> usize {
+        let first_decoded = self.expected.len().saturating_sub(self.decoded.len());
+        let decoded = |index: usize| index.checked_sub(first_decoded).and_then(|index| self.decoded.get(index));
+        let agrees = |(index, expected): &(usize, &u32)| {
+            self.prefilled.get(*index) == Some(expected) && decoded(*index).is_none_or(|token| token == *expected)
+        };
+        self.expected.iter().enumerate().filter(agrees).count()
+    }
+}
+
+/// `ranges/score.json`: the largest magnitude of each measured tensor.
+pub type Ranges = BTreeMap<String, f32>;
+
+pub(super) fn window<E: Engine>(job: &Job, decoder: &mut Decoder<E>) -> Result<WindowScore> {
+    let tokens: Vec<u32> = read_json(job, "tokens")?;
+    let reference: Vec<f32> =
+        job.read("logits")?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let vocab = decoder.model.vocab as usize;
+    if reference.len() != tokens.len() * vocab {
+        return Err(Problem::new(
+            "kiln::score::vocabulary",
+            format!(
+                "the reference has {} logits a token, the candidate {vocab}",
+                reference.len() / tokens.len().max(1)
+            ),
+        )
+        .help("score a candidate against a reference with the same tokens"));
+    }
+    let (mut logits, _) = decoder.start(&tokens)?;
+    let non_finite = fidelity::tame(&mut logits);
+    let rows = reference.chunks_exact(vocab).zip(logits.chunks_exact(vocab)).zip(tokens.iter().skip(1));
+    let score = |((reference, candidate), next): ((&[f32], &[f32]), &u32)| {
+        TokenScore::of(reference, candidate, *next)
+            .ok_or_else(|| Problem::new("kiln::score::token", format!("the token {next} is not in the vocabulary")))
+    };
+    Ok(WindowScore { non_finite, tokens: rows.map(score).collect::<Result<_>>()? })
+}
+
+pub(super) fn greedy<E: Engine>(job: &Job, decoder: &mut Decoder<E>, decode_steps: usize) -> Result<GreedyScore> {
+    let Greedy { prompt, tokens: expected, gaps, text } = read_json(job, "greedy")?;
+    let steps = decode_steps.min(expected.len());
+    let said: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    // The last token is only predicted, never fed.
+    let fed = said.get(..said.len().saturating_sub(1)).unwrap_or_default();
+    job.progress(0, 1 + steps as u64, "calls");
+    let (mut logits, mut cache) = decoder.start(fed)?;
+    let mut non_finite = fidelity::tame(&mut logits);
+    let rows = logits.chunks_exact(decoder.model.vocab as usize).skip(prompt.len().saturating_sub(1));
+    let prefilled = rows.filter_map(fidelity::top).collect();
+    cache.truncate(fed.len().saturating_sub(steps));
+    let mut decoded = vec![];
+    for token in fed.iter().skip(cache.len()) {
+        job.check_cancelled()?;
+        job.progress(1 + decoded.len() as u64, 1 + steps as u64, "calls");
+        let mut logits = decoder.step(*token, &mut cache)?;
+        non_finite += fidelity::tame(&mut logits);
+        decoded.extend(fidelity::top(&logits));
+    }
+    let smallest_gap = gaps.into_iter().fold(f32::MAX, f32::min);
+    Ok(GreedyScore { text, expected, prefilled, decoded, smallest_gap, non_finite })
+}
+
+/// Runs a copy of the graph that also gives its inner tensors. What overflows in fp16 is best seen in f32: norm and
+/// softmax swallow an infinity, and the logits look sane.
+pub(super) fn ranges(job: &Job, decoder: &mut Decoder<OnnxRuntime>) -> Result<Ranges> {
+    let tokens: Vec<u32> = read_json(job, "tokens")?;
+    let mut model = ModelProto::decode(&*job.read("candidate/prefill.onnx")?)
+        .context("kiln::score::graph", || "read prefill.onnx".into())?;
+    let graph = model.graph.as_mut().ok_or_else(|| Problem::new("kiln::score::graph", "prefill.onnx has no graph"))?;
+    let outputs = graph.node.iter().flat_map(|node| &node.output);
+    let names: Vec<String> = outputs.filter(|name| measured(name).is_some()).cloned().collect();
+    graph.output.extend(names.iter().map(|name| ValueInfoProto { name: name.clone(), ..Default::default() }));
+    decoder.engine.replace_prefill(&model.encode_to_vec())?;
+    let tensors = decoder.probe(&tokens, &names)?;
+    // A NaN counts as the largest number: JSON has neither it nor infinity.
+    let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
+    let largest = |values: Vec<f32>| values.iter().map(magnitude).fold(0.0, f32::max);
+    Ok(tensors.into_iter().map(|(name, values)| (name, largest(values))).collect())
+}
+
+/// What an inner tensor is, if its range matters: `key` of `blk.3.key`.
+pub fn measured(name: &str) -> Option<&str> {
+    const MEASURED: [&str; 5] = ["residual", "key", "scores", "gate_up", "down"];
+    let (_, what) = name.strip_prefix("blk.")?.split_once('.')?;
+    MEASURED.contains(&what).then_some(what)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
+    serde_json::from_slice(&job.read(input)?).context("kiln::score::reference", || format!("read `{input}`"))
+}

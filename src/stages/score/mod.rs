@@ -1,0 +1,193 @@
+//! `score`: how close a candidate comes to the reference, token by token.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `reference` | | the `reference` stage to compare with; that of another file, to judge the file itself |
+//! | `graph` | | the ONNX graphs, run in ONNX Runtime; or |
+//! | `context` | | the context binary, run on the HTP simulator (built without weight sharing) |
+//! | `windows` | all | how many of the reference's windows to score |
+//! | `decode_steps` | 2 | how many of the greedy tokens to check by true decode steps; the others by one prefill |
+//!
+//! One order a window, one for the greedy continuation where the reference has one, and one for the ranges of the
+//! graph's inner tensors.
+
+mod decoder;
+mod measure;
+mod onnx_runtime;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, ToolFile,
+    TypedStage,
+};
+use crate::base::{CanonJson, Problem, Result};
+use crate::model::facts::GraphFacts;
+
+use decoder::Decoder;
+pub use measure::{GreedyScore, Ranges, WindowScore, measured};
+use onnx_runtime::OnnxRuntime;
+
+/// The runtime's file name, up to its version.
+const RUNTIME: &str = "libonnxruntime.so";
+
+/// See the module's table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    windows: Option<usize>,
+    #[serde(default = "default_decode_steps")]
+    decode_steps: usize,
+}
+
+fn default_decode_steps() -> usize {
+    2
+}
+
+/// What an order measures.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(tag = "measure", rename_all = "kebab-case")]
+pub enum Measure {
+    /// Every token of one window.
+    Window,
+    /// The greedy continuation.
+    Greedy {
+        /// Tokens checked by true decode steps.
+        decode_steps: usize,
+    },
+    /// The largest values of inner tensors over one window.
+    Ranges,
+}
+
+/// The stage.
+pub struct Score;
+
+impl TypedStage for Score {
+    type Params = Params;
+    type Order = Measure;
+    const SPEC: StageSpec = StageSpec {
+        kind: "score",
+        version: 1,
+        summary: "how close a candidate comes to the reference, token by token",
+        gives: "score",
+        inputs: &[
+            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
+            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
+            InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
+        ],
+        params: &["windows", "decode_steps"],
+    };
+
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        if slots.contains(&"graph") == slots.contains(&"context") {
+            let problem = Problem::new("kiln::plan::parameter", "a score is of either a `graph` or a `context`")
+                .help("give one of them; score the other in a stage of its own");
+            problems.push(ParamProblem { path: String::new(), problem });
+        }
+        if params.windows == Some(0) {
+            let problem = Problem::new("kiln::plan::parameter", "no window would be scored");
+            problems.push(ParamProblem { path: "windows".into(), problem });
+        }
+        problems
+    }
+
+    fn tools(_: &Params, slots: &[&str]) -> Vec<&'static str> {
+        if slots.contains(&"graph") { vec!["ort"] } else { vec!["qnn"] }
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Measure>>> {
+        let reference = inputs.one("reference")?;
+        let graph = inputs.one("graph")?;
+        let tools = runtime(inputs)?;
+        let demand = onnx_demand(graph);
+        let order = |name: &str, measure: Measure| {
+            let mut order = Order::new(name, measure).tools(tools.clone()).demand(demand);
+            for (part, content) in &graph.parts {
+                let decodes = matches!(measure, Measure::Greedy { .. });
+                if decodes || part.as_str() != "decode.onnx" {
+                    order = order.input(format!("candidate/{part}"), content);
+                }
+            }
+            order
+        };
+
+        let windows: Vec<&str> = folders(reference, "window-").collect();
+        let wanted = params.windows.unwrap_or(windows.len());
+        if wanted > windows.len() {
+            return Err(Problem::new(
+                "kiln::score::windows",
+                format!("{wanted} windows are wanted, but the reference has {}", windows.len()),
+            )
+            .help("raise `windows` of the `reference` stage, or lower it here"));
+        }
+        let mut orders = vec![];
+        for (index, folder) in windows.into_iter().take(wanted).enumerate() {
+            let tokens = reference.part(&format!("{folder}/tokens.json"))?;
+            let logits = reference.part(&format!("{folder}/logits"))?;
+            orders.push(order(folder, Measure::Window).input("tokens", tokens).input("logits", logits));
+            if index == 0 {
+                orders.push(order("ranges", Measure::Ranges).input("tokens", tokens));
+            }
+        }
+        if let Some(greedy) = reference.get("greedy.json") {
+            let measure = Measure::Greedy { decode_steps: params.decode_steps };
+            orders.push(order("greedy", measure).input("greedy", greedy));
+        }
+        Ok(orders)
+    }
+
+    fn run(measure: Measure, job: &Job) -> Result<Outputs> {
+        let mut decoder = Decoder {
+            engine: OnnxRuntime::open(job)?,
+            model: job.input("candidate/model.json")?.facts.read()?,
+            prefill: graph_facts(job, "candidate/prefill.onnx")?,
+            decode: match measure {
+                Measure::Greedy { .. } => graph_facts(job, "candidate/decode.onnx")?,
+                _ => GraphFacts { name: "decode".into(), tokens: 1, context: 1 },
+            },
+        };
+        let score = match measure {
+            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder)?)?,
+            Measure::Greedy { decode_steps } => CanonJson::of(&measure::greedy(job, &mut decoder, decode_steps)?)?,
+            Measure::Ranges => CanonJson::of(&measure::ranges(job, &mut decoder)?)?,
+        };
+        let part = job.write(score.to_string().as_bytes(), CanonJson::default())?;
+        Ok(BTreeMap::from([(PartName::new("score.json")?, part)]))
+    }
+}
+
+fn graph_facts(job: &Job, input: &str) -> Result<GraphFacts> {
+    job.input(input)?.facts.read()
+}
+
+/// The top folders of `manifest` that begin with `prefix`, in order.
+fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    let mut last = "";
+    manifest.parts.keys().filter_map(move |name| {
+        let (folder, _) = name.as_str().split_once('/')?;
+        let is_new = folder.starts_with(prefix) && folder != last;
+        last = folder;
+        is_new.then_some(folder)
+    })
+}
+
+/// ONNX Runtime's library, whatever version its name carries.
+fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
+    let files = inputs.tools.get("ort").into_iter().flat_map(|tool| tool.parts.keys());
+    let base = files.filter_map(|path| path.as_str().rsplit('/').next());
+    let name = base.into_iter().find(|base| base.starts_with(RUNTIME)).unwrap_or(RUNTIME);
+    inputs.tool_files("ort", &[name])
+}
+
+/// The weights as they are, the largest of them as f32, and what the runtime needs for itself.
+fn onnx_demand(graph: &Manifest) -> Demand {
+    let weights: u64 = graph.parts.values().map(|part| part.content.digest.size_bytes).sum();
+    Demand {
+        memory_bytes: weights.saturating_mul(3).saturating_add(1 << 30),
+        threads: 1,
+        isolation: Isolation::Process,
+    }
+}

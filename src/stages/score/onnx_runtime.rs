@@ -1,0 +1,122 @@
+//! A candidate's ONNX graphs in ONNX Runtime, on the CPU and in f32.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
+
+use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+
+use super::decoder::{Engine, Graph, Tensor};
+use crate::action::Job;
+use crate::base::{Context, Problem, Result};
+
+/// The graphs of an `onnx` manifest; each is loaded when it first runs, and only one is held.
+pub struct OnnxRuntime {
+    environment: Environment,
+    folder: PathBuf,
+    session: Option<(Graph, Session)>,
+}
+
+impl OnnxRuntime {
+    /// Loads the runtime of tool `ort` and lays the candidate's files (the inputs `candidate/...`) out in the job's
+    /// scratch folder.
+    pub fn open(job: &Job) -> Result<Self> {
+        let library = library(&job.tool_folder("ort")?)?;
+        let environment = ort::init_from(&library)
+            .context("kiln::score::runtime", || format!("load {}", library.display()))?
+            .build()
+            .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
+        let folder = job.scratch().join("candidate");
+        for (name, _) in job.inputs() {
+            if let Some(inside) = name.strip_prefix("candidate/") {
+                lay_out(&job.path(name)?, &folder.join(inside))?;
+            }
+        }
+        Ok(OnnxRuntime { environment, folder, session: None })
+    }
+
+    /// Puts `model` in the place of the prefill graph.
+    pub fn replace_prefill(&mut self, model: &[u8]) -> Result<()> {
+        let path = self.folder.join(file_name(Graph::Prefill));
+        // The file may share its bytes with the blob store: a new one takes its name.
+        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
+        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))
+    }
+
+    fn load(&self, graph: Graph) -> Result<Session> {
+        let path = self.folder.join(file_name(graph));
+        // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into MatMulNBits, which by
+        // default rounds activations to 8 bits. One thread: the same sums in the same order on every machine.
+        Session::builder(&self.environment)
+            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Level1)?))
+            .and_then(|builder| Ok(builder.with_intra_threads(1)?))
+            .and_then(|mut builder| builder.commit_from_file(&path))
+            .context("kiln::score::graph", || format!("load {} into ONNX Runtime", file_name(graph)))
+    }
+}
+
+fn file_name(graph: Graph) -> &'static str {
+    match graph {
+        Graph::Prefill => "prefill.onnx",
+        Graph::Decode => "decode.onnx",
+    }
+}
+
+/// ONNX Runtime refuses external data that a symbolic link puts outside the model's folder, so: a hard link, or a copy
+/// where the folder lies on another file system.
+fn lay_out(from: &Path, to: &Path) -> Result<()> {
+    let link = || {
+        let from = fs::canonicalize(from)?;
+        to.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop))
+    };
+    link().context("kiln::io", || format!("link {} to {}", to.display(), from.display()))
+}
+
+/// The runtime's file carries its version in its name.
+fn library(folder: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
+    let is_runtime =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(super::RUNTIME));
+    entries.filter_map(|entry| Some(entry.ok()?.path())).find(is_runtime).ok_or_else(|| {
+        Problem::new("kiln::score::runtime", format!("there is no {}* in {}", super::RUNTIME, folder.display()))
+    })
+}
+
+impl Engine for OnnxRuntime {
+    fn run(
+        &mut self,
+        graph: Graph,
+        inputs: &BTreeMap<String, Tensor>,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, Vec<f32>>> {
+        let session = match self.session.take() {
+            Some((loaded, session)) if loaded == graph => session,
+            _ => self.load(graph)?,
+        };
+        let (_, session) = self.session.insert((graph, session));
+        run(session, inputs, wanted).context("kiln::score::run", || format!("run {}", file_name(graph)))
+    }
+}
+
+fn run(
+    session: &mut Session,
+    inputs: &BTreeMap<String, Tensor>,
+    wanted: &[String],
+) -> ort::Result<BTreeMap<String, Vec<f32>>> {
+    let value = |tensor: &Tensor| -> ort::Result<SessionInputValue<'static>> {
+        Ok(match tensor {
+            Tensor::I32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
+            Tensor::F32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
+        })
+    };
+    let feeds: Vec<(&str, SessionInputValue)> =
+        inputs.iter().map(|(name, tensor)| Ok((name.as_str(), value(tensor)?))).collect::<ort::Result<_>>()?;
+    let selector = wanted.iter().fold(OutputSelector::no_default(), |selector, name| selector.with(name));
+    let options = RunOptions::new()?.with_outputs(selector);
+    let outputs = session.run_with_options(feeds, &options)?;
+    outputs.iter().map(|(name, value)| Ok((name.to_string(), value.try_extract_tensor::<f32>()?.1.to_vec()))).collect()
+}

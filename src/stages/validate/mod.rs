@@ -1,0 +1,212 @@
+//! `validate`: all scores together, held against the plan's limits.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `scores` | | the `score` stages to report on |
+//! | `size` | none | stages whose artifacts have a size budget |
+//! | `limits.SCORE` | none | what the candidate of that score stage may miss by, see below |
+//! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
+//! | `range` | 30000 | the largest magnitude of a measured inner tensor; fp16 ends at 65504 |
+//! | `size_bytes.STAGE` | none | bytes at most of that stage's `*.bin` and `*.dlc` |
+//!
+//! | limit | meaning |
+//! |---|---|
+//! | `ppl_ratio` | distance of the perplexity ratio from 1, at most |
+//! | `kld`, `kld_99` | mean and 99 % KL divergence in nats, at most |
+//! | `same_top` | share of equal most probable tokens, at least |
+//! | `greedy` | equal tokens of the greedy continuation, at least |
+//!
+//! A missed limit fails the stage; the report stands in the problem, and beside it as files in the folder it names.
+
+mod report;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::fidelity::Fidelity;
+use crate::stages::score::{GreedyScore, Ranges, WindowScore};
+
+use report::{Candidate, Report, Size};
+
+/// See the module's table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    #[serde(default)]
+    limits: BTreeMap<String, Limits>,
+    perplexity: Option<f64>,
+    #[serde(default = "default_range")]
+    range: f64,
+    #[serde(default)]
+    size_bytes: BTreeMap<String, u64>,
+}
+
+fn default_range() -> f64 {
+    30000.0
+}
+
+/// What one candidate must keep; what is not given is reported only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    ppl_ratio: Option<f64>,
+    kld: Option<f64>,
+    kld_99: Option<f64>,
+    same_top: Option<f64>,
+    greedy: Option<usize>,
+}
+
+/// All limits of all candidates, and the sizes, which manifests tell without opening anything.
+#[derive(Serialize, Deserialize)]
+pub struct Limited {
+    candidates: BTreeMap<String, Limits>,
+    perplexity: Option<f64>,
+    range: f64,
+    sizes: BTreeMap<String, Size>,
+}
+
+/// The stage.
+pub struct Validate;
+
+impl TypedStage for Validate {
+    type Params = Params;
+    type Order = Limited;
+    const SPEC: StageSpec = StageSpec {
+        kind: "validate",
+        version: 1,
+        summary: "all scores together, held against the plan's limits",
+        gives: "report",
+        inputs: &[
+            InputSpec { name: "scores", accepts: &["score"], required: true, many: true },
+            InputSpec { name: "size", accepts: &["context-bin", "dlc"], required: false, many: true },
+        ],
+        params: &["limits", "perplexity", "range", "size_bytes"],
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let own = [("perplexity".to_string(), params.perplexity), ("range".into(), Some(params.range))];
+        let limits = params.limits.iter().flat_map(|(name, limits)| {
+            [
+                ("ppl_ratio", limits.ppl_ratio),
+                ("kld", limits.kld),
+                ("kld_99", limits.kld_99),
+                ("same_top", limits.same_top),
+            ]
+            .map(|(limit, value)| (format!("limits/{name}/{limit}"), value))
+        });
+        let is_bad = |value: &f64| !value.is_finite() || *value < 0.0;
+        let bad = own.into_iter().chain(limits).filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
+        bad.map(|(path, value)| {
+            let problem =
+                Problem::new("kiln::plan::parameter", format!("{value} is no limit: it is not zero or above"));
+            ParamProblem { path, problem }
+        })
+        .collect()
+    }
+
+    fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
+        let scores = inputs.many("scores");
+        let candidates =
+            scores.iter().map(|(name, _)| (name.clone(), params.limits.remove(name).unwrap_or_default())).collect();
+        let sizes = inputs.many("size").iter().map(|(name, manifest)| {
+            (name.clone(), Size { bytes: artifact_bytes(manifest), limit: params.size_bytes.remove(name) })
+        });
+        let sizes = sizes.collect();
+        all_used(params.limits.keys(), "limits", "scores", scores)?;
+        all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
+        let limited = Limited { candidates, perplexity: params.perplexity, range: params.range, sizes };
+        let mut order = Order::new("", limited);
+        for (name, manifest) in scores {
+            for (part, content) in &manifest.parts {
+                order = order.input(format!("{name}/{part}"), content);
+            }
+        }
+        Ok(vec![order])
+    }
+
+    fn run(limited: Limited, job: &Job) -> Result<Outputs> {
+        let candidates = limited
+            .candidates
+            .into_iter()
+            .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
+            .collect::<Result<_>>()?;
+        let report = Report::new(candidates, limited.sizes, limited.perplexity, limited.range);
+        let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
+        if report.passed() {
+            let part = |(name, text): (&str, String)| {
+                Ok((PartName::new(name)?, job.write(text.as_bytes(), CanonJson::default())?))
+            };
+            return files.into_iter().map(part).collect();
+        }
+        // Only a success has outputs. This folder stays until the same scores pass, under whatever limits.
+        let scores: Vec<String> = job.inputs().map(|(name, input)| format!("{name} {}", input.digest)).collect();
+        let folder = job.partial(&format!("report of {}", scores.join("\n")))?;
+        for (name, text) in &files {
+            fs::write(folder.join(name), text)
+                .context("kiln::io", || format!("write {name} to {}", folder.display()))?;
+        }
+        Err(Problem::new("kiln::validate::missed", format!("a limit of the plan is missed\n\n{report}")).help(format!(
+            "the report is kept in {} (report.json, report.txt); better the candidate, or change the limit in the plan",
+            folder.display()
+        )))
+    }
+}
+
+/// What is written to a device: other parts of an artifact describe it.
+fn artifact_bytes(manifest: &Manifest) -> u64 {
+    let shipped =
+        manifest.parts.iter().filter(|(name, _)| [".bin", ".dlc"].iter().any(|ending| name.as_str().ends_with(ending)));
+    shipped.map(|(_, part)| part.content.digest.size_bytes).sum()
+}
+
+fn all_used<'a>(
+    mut left: impl Iterator<Item = &'a String>,
+    param: &str,
+    slot: &str,
+    stages: &[(String, Manifest)],
+) -> Result<()> {
+    let Some(name) = left.next() else { return Ok(()) };
+    let known: Vec<&str> = stages.iter().map(|(name, _)| name.as_str()).collect();
+    Err(Problem::new("kiln::validate::limits", format!("`{param}.{name}` is for a stage that is not in `{slot}`"))
+        .help(format!("`{slot}` has: {}", known.join(", "))))
+}
+
+fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
+    let parts = job.inputs().filter_map(|(input, _)| Some((input, input.strip_prefix(name)?.strip_prefix('/')?)));
+    let (mut tokens, mut non_finite, mut windows) = (vec![], 0, 0);
+    let (mut greedy, mut ranges) = (None, None);
+    for (input, part) in parts {
+        if part.starts_with("window-") {
+            let window: WindowScore = read_json(job, input)?;
+            non_finite += window.non_finite;
+            tokens.extend(window.tokens);
+            windows += 1;
+        } else if part.starts_with("greedy/") {
+            let score: GreedyScore = read_json(job, input)?;
+            non_finite += score.non_finite;
+            greedy = Some(score);
+        } else if part.starts_with("ranges/") {
+            ranges = Some(read_json::<Ranges>(job, input)?);
+        }
+    }
+    let fidelity = Fidelity::of(&tokens).ok_or_else(|| {
+        Problem::new("kiln::validate::scores", format!("`{name}` scored {} tokens, too few", tokens.len()))
+    })?;
+    Ok(Candidate {
+        limits,
+        windows,
+        fidelity,
+        non_finite,
+        greedy,
+        ranges: report::by_kind(&ranges.unwrap_or_default()),
+    })
+}
+
+fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
+    serde_json::from_slice(&job.read(input)?).context("kiln::validate::scores", || format!("read `{input}`"))
+}

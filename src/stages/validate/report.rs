@@ -1,0 +1,201 @@
+//! The report: figures, checks, and a table that a person can read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Limits;
+use crate::base::{CanonJson, Result, bytes};
+use crate::model::fidelity::Fidelity;
+use crate::stages::score::{GreedyScore, Ranges, measured};
+
+/// All that is known of one candidate.
+#[derive(Serialize)]
+pub struct Candidate {
+    #[serde(skip)]
+    pub limits: Limits,
+    pub windows: usize,
+    pub fidelity: Fidelity,
+    pub non_finite: u64,
+    pub greedy: Option<GreedyScore>,
+    pub ranges: BTreeMap<String, Range>,
+}
+
+/// The largest magnitude among the tensors of one kind.
+#[derive(Clone, Serialize)]
+pub struct Range {
+    pub largest: f32,
+    pub tensor: String,
+}
+
+/// An artifact's size and its budget.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct Size {
+    pub bytes: u64,
+    pub limit: Option<u64>,
+}
+
+/// One limit and what was found.
+#[derive(Serialize)]
+pub struct Check {
+    of: String,
+    what: String,
+    found: f64,
+    limit: f64,
+    passed: bool,
+}
+
+/// Everything, with its verdict.
+#[derive(Serialize)]
+pub struct Report {
+    passed: bool,
+    candidates: BTreeMap<String, Candidate>,
+    sizes: BTreeMap<String, Size>,
+    checks: Vec<Check>,
+}
+
+/// The largest of each kind of tensor, and which one it was.
+pub fn by_kind(ranges: &Ranges) -> BTreeMap<String, Range> {
+    let mut kinds: BTreeMap<String, Range> = BTreeMap::new();
+    for (tensor, &largest) in ranges {
+        let Some(kind) = measured(tensor) else { continue };
+        if kinds.get(kind).is_none_or(|known| known.largest < largest) {
+            kinds.insert(kind.into(), Range { largest, tensor: tensor.clone() });
+        }
+    }
+    kinds
+}
+
+impl Report {
+    /// Holds the figures against the limits.
+    pub fn new(
+        candidates: BTreeMap<String, Candidate>,
+        sizes: BTreeMap<String, Size>,
+        perplexity: Option<f64>,
+        range: f64,
+    ) -> Self {
+        let mut checks = vec![];
+        for (name, candidate) in &candidates {
+            check_candidate(&mut checks, name, candidate, perplexity, range);
+        }
+        for (name, size) in &sizes {
+            let limit = size.limit.map(|limit| limit as f64);
+            at_most(&mut checks, name, "size in bytes", size.bytes as f64, limit);
+        }
+        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, checks }
+    }
+
+    /// Whether every limit is kept.
+    pub fn passed(&self) -> bool {
+        self.passed
+    }
+
+    /// The canonical text of everything.
+    pub fn json(&self) -> Result<String> {
+        Ok(CanonJson::of(self)?.to_string())
+    }
+}
+
+fn check_candidate(checks: &mut Vec<Check>, name: &str, candidate: &Candidate, perplexity: Option<f64>, range: f64) {
+    let Candidate { limits, fidelity, greedy, ranges, .. } = candidate;
+    at_most(checks, name, "perplexity of the reference", fidelity.reference_perplexity, perplexity);
+    at_most(checks, name, "distance of the perplexity ratio from 1", (fidelity.ratio - 1.0).abs(), limits.ppl_ratio);
+    at_most(checks, name, "mean KL divergence", fidelity.kld, limits.kld);
+    at_most(checks, name, "99 % KL divergence", fidelity.kld_99, limits.kld_99);
+    at_least(checks, name, "share of the same top token", fidelity.same_top, limits.same_top);
+    let equal = greedy.as_ref().map_or(0, GreedyScore::equal);
+    at_least(checks, name, "equal greedy tokens", equal as f64, limits.greedy.map(|limit| limit as f64));
+    at_most(checks, name, "logits not finite", candidate.non_finite as f64, Some(0.0));
+    for (kind, found) in ranges {
+        at_most(checks, name, &format!("range of {kind}"), f64::from(found.largest), Some(range));
+    }
+}
+
+fn at_most(checks: &mut Vec<Check>, of: &str, what: &str, found: f64, limit: Option<f64>) {
+    let check = |limit| Check { of: of.into(), what: what.into(), found, limit, passed: found <= limit };
+    checks.extend(limit.map(check));
+}
+
+fn at_least(checks: &mut Vec<Check>, of: &str, what: &str, found: f64, limit: Option<f64>) {
+    let check = |limit| Check { of: of.into(), what: what.into(), found, limit, passed: found >= limit };
+    checks.extend(limit.map(check));
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:16} {:>6} {:>10} {:>10} {:>21} {:>10} {:>10} {:>10} {:>9} {:>8}",
+            "",
+            "tokens",
+            "reference",
+            "candidate",
+            "perplexity ratio",
+            "KLD mean",
+            "KLD 99 %",
+            "KLD max",
+            "same top",
+            "RMS dp"
+        )?;
+        for (name, candidate) in &self.candidates {
+            let figures = &candidate.fidelity;
+            writeln!(
+                f,
+                "{name:16} {:>6} {:>10.4} {:>10.4} {:>10.5} +- {:.5} {:>10.2e} {:>10.2e} {:>10.2e} {:>7.2} % {:>6.2} %",
+                figures.tokens,
+                figures.reference_perplexity,
+                figures.perplexity,
+                figures.ratio,
+                figures.ratio_error,
+                figures.kld,
+                figures.kld_99,
+                figures.kld_max,
+                100.0 * figures.same_top,
+                100.0 * figures.rms_delta_p,
+            )?;
+        }
+        for (name, candidate) in &self.candidates {
+            if let Some(greedy) = &candidate.greedy {
+                let (equal, all, decoded) = (greedy.equal(), greedy.expected.len(), greedy.decoded.len());
+                writeln!(f, "\n{name}: {equal} of {all} greedy tokens equal, the last {decoded} also by decode steps")?;
+                writeln!(f, "    {:?} (smallest top-2 gap {:.2})", greedy.text, greedy.smallest_gap)?;
+            }
+            if !candidate.ranges.is_empty() {
+                writeln!(f, "\n{name}: largest magnitudes, in f32 (fp16 ends at 65504)")?;
+            }
+            for (kind, range) in &candidate.ranges {
+                writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
+            }
+        }
+        if !self.sizes.is_empty() {
+            writeln!(f)?;
+        }
+        for (name, size) in &self.sizes {
+            writeln!(f, "{name}: {}", bytes(size.bytes))?;
+        }
+        writeln!(f)?;
+        for Check { of, what, found, limit, passed } in &self.checks {
+            let verdict = if *passed { "kept  " } else { "MISSED" };
+            writeln!(f, "{verdict} {of:16} {what:40} {} (limit {})", figure(*found), figure(*limit))?;
+        }
+        let missed = self.checks.iter().filter(|check| !check.passed).count();
+        writeln!(
+            f,
+            "{}: {missed} of {} limits missed",
+            if self.passed { "passed" } else { "FAILED" },
+            self.checks.len()
+        )
+    }
+}
+
+/// A number with as many digits as say something.
+fn figure(value: f64) -> String {
+    if value == 0.0 || (value.fract() == 0.0 && value < 1e15) {
+        format!("{value}")
+    } else if value.abs() < 1e-2 {
+        format!("{value:.2e}")
+    } else {
+        format!("{value:.5}")
+    }
+}

@@ -1,0 +1,109 @@
+//! `validate`: scores in, a report or a missed limit out.
+
+mod support;
+
+use std::fs;
+
+use kiln::action::{Inputs, Manifest, PartName, Registry};
+use kiln::base::{Problem, Result};
+use serde_json::{Value, json};
+use support::workspace::Folder;
+
+/// A score whose candidate gives each token `shift` nats less and misses the top once in `tokens`.
+fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest {
+    let token = |index: usize| {
+        let shift = if index % 2 == 0 { shift } else { 0.0 };
+        json!({"reference_nll": 2.0, "nll": 2.0 + shift, "kld": shift / 10.0, "delta_p": 0.0, "same_top": index > 0})
+    };
+    let window = json!({"non_finite": 0, "tokens": (0..tokens).map(token).collect::<Vec<_>>()});
+    let greedy = json!({"text": " Paris.", "expected": [5, 6, 7], "prefilled": [5, 6, 7], "decoded": [6, 8],
+        "smallest_gap": 0.5, "non_finite": 0});
+    let part = |name: &str, value: Value| {
+        (PartName::new(name).unwrap(), folder.part(value.to_string().as_bytes(), Value::Null))
+    };
+    let parts =
+        [part("window-000/score.json", window), part("greedy/score.json", greedy), part("ranges/score.json", ranges)];
+    Manifest { parts: parts.into() }
+}
+
+fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Result<Manifest> {
+    let scores = scores.into_iter().map(|(name, manifest)| (name.to_string(), manifest)).collect();
+    let npu = Manifest { parts: [(PartName::new("model.bin").unwrap(), folder.part(&[0; 500], Value::Null))].into() };
+    let slots = [("scores".to_string(), scores), ("size".to_string(), vec![("npu".to_string(), npu)])].into();
+    let stages: Registry = kiln::stages::all();
+    folder.run_stage(stages.get("validate").unwrap(), params, &Inputs { slots, ..Inputs::default() })
+}
+
+fn check(params: Value) -> std::result::Result<String, Problem> {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.other": 1e9});
+    let manifest = validate(&folder, vec![("onnx", score(&folder, 100, 0.02, ranges))], params)?;
+    let text = |name: &str| String::from_utf8(folder.bytes(manifest.part(name).unwrap()).to_vec()).unwrap();
+    let report: Value = serde_json::from_str(&text("report.json")).unwrap();
+    assert_eq!(report["passed"], true);
+    assert_eq!(report["candidates"]["onnx"]["ranges"]["down"]["tensor"], "blk.1.down");
+    Ok(text("report.txt"))
+}
+
+#[test]
+fn kept_limits_give_a_report() {
+    let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2});
+    let report = check(json!({"limits": {"onnx": limits}, "perplexity": 10.0, "size_bytes": {"npu": 500}})).unwrap();
+    assert!(report.contains("1.01005 +- 0.00102"), "{report}");
+    assert!(report.contains("2 of 3 greedy tokens equal"), "{report}");
+    assert!(report.contains("passed: 0 of 10 limits missed"), "{report}");
+}
+
+#[test]
+fn each_limit_can_be_missed() {
+    for (limit, missed) in [
+        (json!({"limits": {"onnx": {"ppl_ratio": 0.01}}}), "perplexity ratio"),
+        (json!({"limits": {"onnx": {"kld": 9e-4}}}), "mean KL"),
+        (json!({"limits": {"onnx": {"kld_99": 1e-3}}}), "99 % KL"),
+        (json!({"limits": {"onnx": {"same_top": 0.995}}}), "same top"),
+        (json!({"limits": {"onnx": {"greedy": 3}}}), "greedy"),
+        (json!({"perplexity": 7.0}), "perplexity of the reference"),
+        (json!({"range": 15000}), "range of down"),
+        (json!({"size_bytes": {"npu": 499}}), "size in bytes"),
+    ] {
+        let problem = check(limit).unwrap_err();
+        assert_eq!(problem.code, "kiln::validate::missed");
+        let missed_lines: Vec<&str> = problem.message.lines().filter(|line| line.starts_with("MISSED")).collect();
+        assert!(matches!(&missed_lines[..], [line] if line.contains(missed)), "{missed}: {}", problem.message);
+    }
+}
+
+#[test]
+fn the_report_outlives_the_failure() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let scores = vec![("onnx", score(&folder, 100, 0.02, json!({})))];
+    let problem = validate(&folder, scores, json!({"limits": {"onnx": {"kld": 0.0}}})).unwrap_err();
+    let kept = problem.help.unwrap();
+    let path = kept.split_whitespace().find(|word| word.starts_with('/')).unwrap();
+    let report = fs::read_to_string(format!("{path}/report.txt")).unwrap();
+    assert!(problem.message.ends_with(&report), "{report}");
+    assert!(report.contains("FAILED: 1 of 2 limits missed"), "{report}");
+}
+
+#[test]
+fn a_limit_for_nobody_is_refused() {
+    let problem = check(json!({"limits": {"onxn": {}}})).unwrap_err();
+    assert_eq!(problem.message, "`limits.onxn` is for a stage that is not in `scores`");
+    assert_eq!(problem.help.unwrap(), "`scores` has: onnx");
+}
+
+#[test]
+fn what_is_not_finite_is_never_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let mut manifest = score(&folder, 10, 0.0, json!({}));
+    let mut window: Value =
+        serde_json::from_slice(&folder.bytes(manifest.part("window-000/score.json").unwrap())).unwrap();
+    window["non_finite"] = json!(1);
+    let part = folder.part(window.to_string().as_bytes(), Value::Null);
+    manifest.parts.insert(PartName::new("window-000/score.json").unwrap(), part);
+    let problem = validate(&folder, vec![("npu-score", manifest)], json!({})).unwrap_err();
+    assert!(problem.message.contains("MISSED npu-score        logits not finite"), "{}", problem.message);
+}
