@@ -1,5 +1,22 @@
 //! Floor 1: the device. The QNN C API behind safe faces; the only room with raw pointers.
 
+mod context;
+mod ffi;
+mod graph;
 mod ir;
+mod library;
+mod log;
+mod proof;
+mod simulator;
+mod soc;
+mod system;
+mod tensors;
 
+pub use context::{Backend, Context};
+pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind};
+pub use proof::{MAX_ERROR, Proof, WeightEncoding, prove, relative_rms_error};
+pub use simulator::Simulator;
+pub use soc::Soc;
+pub use system::{BinaryInfo, Dlc, System};
+pub use tensors::{GraphInfo, TensorInfo};

@@ -1,0 +1,274 @@
+//! A backend, its device, and contexts on it.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::path::Path;
+use std::ptr::null_mut;
+use std::rc::Rc;
+
+use super::library::{c_string, check, given, open, owned, slot};
+use super::tensors::{GraphInfo, TensorInfo};
+use super::{Soc, ffi, log};
+use crate::base::{Problem, Result};
+
+/// Largest context binary that kiln accepts from a library: device processes map less than 4 GB.
+const MAX_BINARY_BYTES: u64 = 16 << 30;
+
+/// libQnnHtp or libQnnIr at work. Freed in the order device, backend, log.
+pub struct Backend {
+    pub(super) interface: &'static ffi::Interface,
+    log: ffi::Handle,
+    pub(super) handle: ffi::Handle,
+    device: ffi::Handle,
+}
+
+impl Backend {
+    /// The HTP of `soc`, by `folder/libQnnHtp.so`: compiles for the chip, and simulates it.
+    pub fn htp(folder: &Path, soc: Soc) -> Result<Rc<Self>> {
+        let mut backend = Backend::new(folder, "libQnnHtp.so")?;
+        let of_soc = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_SOC, values: [soc.model, 0, 0, 0], padding: 0 };
+        let of_arch = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_ARCH, values: [0, soc.arch, 0, 0], padding: 0 };
+        let configs = [&of_soc, &of_arch].map(custom);
+        let create = slot(backend.interface.table.device_create, "deviceCreate")?;
+        // SAFETY: the list ends with null; it and what it points to outlive the call.
+        let code = unsafe { create(backend.log, list(&configs).as_ptr(), &mut backend.device) };
+        check(code, || format!("make a device for {} (model {}, v{})", soc.name, soc.model, soc.arch))?;
+        given(backend.device, "device")?;
+        Ok(Rc::new(backend))
+    }
+
+    /// The serializer of DLCs, by `folder/libQnnIr.so`.
+    pub fn ir(folder: &Path) -> Result<Rc<Self>> {
+        Ok(Rc::new(Backend::new(folder, "libQnnIr.so")?))
+    }
+
+    fn new(folder: &Path, file: &str) -> Result<Self> {
+        let interface: &'static ffi::Interface = open(folder, file)?;
+        let mut backend = Backend { interface, log: null_mut(), handle: null_mut(), device: null_mut() };
+        let log_create = slot(interface.table.log_create, "logCreate")?;
+        let create = slot(interface.table.backend_create, "backendCreate")?;
+        // SAFETY: the callback is a function of this library and lives for ever.
+        check(unsafe { log_create(Some(log::collect), ffi::LOG_WARN, &mut backend.log) }, || "make a log".into())?;
+        // SAFETY: no configuration is a null list.
+        let code = unsafe { create(backend.log, std::ptr::null(), &mut backend.handle) };
+        check(code, || format!("make the backend of {file}"))?;
+        given(backend.handle, "backend")?;
+        Ok(backend)
+    }
+
+    /// The library's own version: `v2.51.0.260929181845`.
+    pub fn build_id(&self) -> Result<String> {
+        let build_id = slot(self.interface.table.backend_build_id, "backendGetBuildId")?;
+        let mut text = std::ptr::null();
+        // SAFETY: the call writes a pointer to a constant string.
+        check(unsafe { build_id(&mut text) }, || "ask for the build id".into())?;
+        // SAFETY: null or a C string, as the call says.
+        Ok(unsafe { owned(text) })
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let table = &self.interface.table;
+        let ends = [(table.device_free, self.device), (table.backend_free, self.handle), (table.log_free, self.log)];
+        for (free, handle) in ends {
+            if let (Some(free), false) = (free, handle.is_null()) {
+                // SAFETY: the handle came from its create function and is freed once; contexts hold the backend alive.
+                unsafe { free(handle) };
+            }
+        }
+    }
+}
+
+/// A `CUSTOM` configuration that points to `custom`.
+pub(super) fn custom<T>(custom: &T) -> ffi::Config {
+    ffi::Config { option: ffi::CONFIG_CUSTOM, custom: (&raw const *custom).cast() }
+}
+
+/// The null-terminated list of pointers that the API takes; valid while `configs` is.
+pub(super) fn list(configs: &[ffi::Config]) -> Vec<*const ffi::Config> {
+    configs.iter().map(|config| &raw const *config).chain([std::ptr::null()]).collect()
+}
+
+/// Graphs that live together on a device, and share weights if they may.
+pub struct Context {
+    pub(super) backend: Rc<Backend>,
+    pub(super) handle: ffi::Handle,
+}
+
+impl Context {
+    /// An empty context. One a process: a second one in the same process may give other bytes (measured once).
+    pub fn new(backend: &Rc<Backend>, weight_sharing: bool) -> Result<Self> {
+        let create = slot(backend.interface.table.context_create, "contextCreate")?;
+        let mut sharing = ffi::HtpConfig { option: ffi::HTP_CONTEXT_WEIGHT_SHARING, ..Default::default() };
+        sharing.values[0] = 1;
+        let configs = [custom(&sharing)];
+        let configs = list(&configs);
+        // libQnnIr refuses any list, even an empty one.
+        let configs = if weight_sharing { configs.as_ptr() } else { std::ptr::null() };
+        let mut context = Context { backend: Rc::clone(backend), handle: null_mut() };
+        // SAFETY: handles are alive; the list outlives the call.
+        let code = unsafe { create(backend.handle, backend.device, configs, &mut context.handle) };
+        check(code, || "make a context".into())?;
+        given(context.handle, "context")?;
+        Ok(context)
+    }
+
+    /// The graphs of a finished context binary. One with shared weights runs on a device only.
+    pub fn from_binary(backend: &Rc<Backend>, binary: &[u8]) -> Result<Self> {
+        let create = slot(backend.interface.table.context_from_binary, "contextCreateFromBinary")?;
+        let mut context = Context { backend: Rc::clone(backend), handle: null_mut() };
+        // SAFETY: handles are alive; the library copies what it needs from `binary`.
+        let code = unsafe {
+            create(
+                backend.handle,
+                backend.device,
+                std::ptr::null(),
+                binary.as_ptr().cast(),
+                binary.len() as u64,
+                &mut context.handle,
+                null_mut(),
+            )
+        };
+        check(code, || "load a context binary".into()).map_err(|problem| {
+            problem.help("the simulator cannot load shared weights: build with `weight_sharing = false` to simulate")
+        })?;
+        given(context.handle, "context")?;
+        Ok(context)
+    }
+
+    /// The context binary of all finalized graphs.
+    pub fn binary(&self) -> Result<Vec<u8>> {
+        let table = &self.backend.interface.table;
+        let get_size = slot(table.context_binary_size, "contextGetBinarySize")?;
+        let get = slot(table.context_binary, "contextGetBinary")?;
+        // SAFETY: the handle is alive; the buffer has the length that is passed.
+        read_out(
+            "context binary",
+            |size| unsafe { get_size(self.handle, size) },
+            |buffer, length, written| unsafe { get(self.handle, buffer, length, written) },
+        )
+    }
+
+    /// Runs a graph on the simulator. Takes every input and gives every output of `graph`, by name, as bytes.
+    pub fn execute(&self, graph: &GraphInfo, inputs: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Vec<u8>>> {
+        let table = &self.backend.interface.table;
+        let retrieve = slot(table.graph_retrieve, "graphRetrieve")?;
+        let execute = slot(table.graph_execute, "graphExecute")?;
+        if let Some(unknown) = inputs.keys().find(|name| !graph.inputs.iter().any(|input| input.name == **name)) {
+            return Err(Problem::new("kiln::qnn::binding", format!("graph `{}` has no input `{unknown}`", graph.name)));
+        }
+        let name = c_string(&graph.name)?;
+        let mut handle = null_mut();
+        // SAFETY: the context is alive, the name a C string.
+        check(unsafe { retrieve(self.handle, name.as_ptr(), &mut handle) }, || format!("find graph `{}`", graph.name))?;
+        given(handle, "graph")?;
+
+        let mut bound_inputs = Vec::new();
+        for info in &graph.inputs {
+            let bytes = inputs.get(&info.name).ok_or_else(|| {
+                Problem::new("kiln::qnn::binding", format!("graph `{}` lacks its input `{}`", graph.name, info.name))
+            })?;
+            if info.size_bytes() != Some(bytes.len() as u64) {
+                return Err(Problem::new(
+                    "kiln::qnn::binding",
+                    format!(
+                        "input `{}` of graph `{}` is {} {:?}, but got {} bytes",
+                        info.name,
+                        graph.name,
+                        info.type_name,
+                        info.shape,
+                        bytes.len()
+                    ),
+                ));
+            }
+            bound_inputs.push(Bound::new(info, ffi::TENSOR_APP_WRITE, bytes.clone())?);
+        }
+        let mut bound_outputs = Vec::new();
+        for info in &graph.outputs {
+            let size = info.size_bytes().filter(|&size| size <= u32::MAX.into()).ok_or_else(|| {
+                Problem::new(
+                    "kiln::qnn::binding",
+                    format!("output `{}` is {} {:?}", info.name, info.type_name, info.shape),
+                )
+            })?;
+            bound_outputs.push(Bound::new(info, ffi::TENSOR_APP_READ, vec![0; size as usize])?);
+        }
+        let raw_inputs: Vec<ffi::Tensor> = bound_inputs.iter_mut().map(Bound::raw).collect();
+        let mut raw_outputs: Vec<ffi::Tensor> = bound_outputs.iter_mut().map(Bound::raw).collect();
+        // SAFETY: the tensors point into `bound_*`, which are alive and have the sizes that they state.
+        let code = unsafe {
+            execute(
+                handle,
+                raw_inputs.as_ptr(),
+                raw_inputs.len() as u32,
+                raw_outputs.as_mut_ptr(),
+                raw_outputs.len() as u32,
+                null_mut(),
+                null_mut(),
+            )
+        };
+        check(code, || format!("run graph `{}`", graph.name))?;
+        Ok(graph.outputs.iter().zip(bound_outputs).map(|(info, bound)| (info.name.clone(), bound.bytes)).collect())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let (Some(free), false) = (self.backend.interface.table.context_free, self.handle.is_null()) {
+            // SAFETY: the handle came from a create function and is freed once, before its backend.
+            unsafe { free(self.handle, null_mut()) };
+        }
+    }
+}
+
+/// Asks for a size, makes a buffer of it, and has it filled.
+pub(super) fn read_out(
+    what: &str,
+    get_size: impl FnOnce(&mut u64) -> ffi::Error,
+    get: impl FnOnce(*mut c_void, u64, &mut u64) -> ffi::Error,
+) -> Result<Vec<u8>> {
+    let (mut size, mut written) = (0, 0);
+    check(get_size(&mut size), || format!("ask for the size of the {what}"))?;
+    if size == 0 || size > MAX_BINARY_BYTES {
+        return Err(Problem::new("kiln::qnn::odd_answer", format!("the library reports a {what} of {size} bytes")));
+    }
+    let mut buffer = vec![0u8; size as usize];
+    check(get(buffer.as_mut_ptr().cast(), size, &mut written), || format!("get the {what}"))?;
+    if written > size {
+        return Err(Problem::new("kiln::qnn::odd_answer", format!("the library wrote {written} of {size} bytes")));
+    }
+    buffer.truncate(written as usize);
+    Ok(buffer)
+}
+
+/// A tensor of a finished graph, with the bytes that the application gives or gets.
+struct Bound {
+    info: TensorInfo,
+    name: std::ffi::CString,
+    kind: u32,
+    bytes: Vec<u8>,
+}
+
+impl Bound {
+    fn new(info: &TensorInfo, kind: u32, bytes: Vec<u8>) -> Result<Self> {
+        Ok(Bound { info: info.clone(), name: c_string(&info.name)?, kind, bytes })
+    }
+
+    /// Points into `self`.
+    fn raw(&mut self) -> ffi::Tensor {
+        let mut tensor = ffi::Tensor::empty();
+        let body = &mut tensor.body;
+        body.id = self.info.id;
+        body.name = self.name.as_ptr();
+        body.kind = self.kind;
+        body.data_type = self.info.data_type;
+        body.quantize = ffi::QuantizeParams::scale_offset(self.info.scale_offset);
+        body.rank = self.info.shape.len() as u32;
+        body.dims = self.info.shape.as_mut_ptr();
+        body.client_buf =
+            ffi::ClientBuffer { data: self.bytes.as_mut_ptr().cast(), data_size: self.bytes.len() as u32 };
+        tensor
+    }
+}

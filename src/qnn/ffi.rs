@@ -1,0 +1,435 @@
+//! The QNN C ABI, as the x86-64 libraries of QAIRT 2.51 have it (core API 2.40, system API 1.15).
+//!
+//! Layouts follow the public headers (`qualcomm/geniex-qairt-plugin`, `qnn-api/include`) and were compared with the
+//! libraries by running them; the constants at the end prove them to the compiler. Every C enum is four bytes, every
+//! handle a pointer. Unions carry no size of their own, so whatever is not set must be zero.
+
+#![allow(missing_docs)]
+
+use std::ffi::{c_char, c_void};
+
+/// Any `Qnn_*Handle_t`.
+pub type Handle = *mut c_void;
+/// `Qnn_ErrorHandle_t`: zero is success; the code proper is the low 16 bits.
+pub type Error = u64;
+
+/// `QNN_TENSOR_VERSION_2`, `QNN_OPCONFIG_VERSION_1`, ...
+pub const V1: u32 = 1;
+pub const V2: u32 = 2;
+
+pub const TENSOR_APP_WRITE: u32 = 0;
+pub const TENSOR_APP_READ: u32 = 1;
+pub const TENSOR_NATIVE: u32 = 3;
+pub const TENSOR_STATIC: u32 = 4;
+
+pub const DEFINED: u32 = 1;
+/// "No quantization", both as definition and as encoding.
+pub const UNDEFINED: u32 = 0x7FFF_FFFF;
+pub const ENCODING_SCALE_OFFSET: u32 = 0;
+pub const ENCODING_BW_FLOAT_BLOCK: u32 = 11;
+
+pub const PARAM_SCALAR: u32 = 0;
+pub const PARAM_TENSOR: u32 = 1;
+
+pub const LOG_WARN: u32 = 2;
+
+/// `CUSTOM` in the configurations of contexts, graphs and devices alike.
+pub const CONFIG_CUSTOM: u32 = 0;
+/// `QnnHtpDevice_ConfigOption_t`.
+pub const HTP_DEVICE_SOC: u32 = 0;
+pub const HTP_DEVICE_ARCH: u32 = 1;
+/// `QnnHtpContext_ConfigOption_t`.
+pub const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
+/// `QnnHtpGraph_ConfigOption_t`.
+pub const HTP_GRAPH_OPTIMIZATION: u32 = 1;
+pub const HTP_GRAPH_PRECISION: u32 = 2;
+pub const HTP_GRAPH_VTCM_MB: u32 = 3;
+/// `QnnHtpGraph_OptimizationType_t`: how hard finalization tries.
+pub const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
+/// `Qnn_Precision_t`.
+pub const PRECISION_FLOAT16: u32 = 1;
+/// `QnnIrGraph_ConfigOption_t`, and its flat-buffer format.
+pub const IR_GRAPH_SERIALIZATION: u32 = 1;
+pub const IR_FLAT_BUFFER: u32 = 1;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    pub major: u32,
+    pub minor: u32,
+    pub patch: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ScaleOffset {
+    pub scale: f32,
+    pub offset: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FloatScaleOffset {
+    pub scale: f32,
+    pub offset: f32,
+}
+
+/// `Qnn_BwFloatBlockEncoding_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BwFloatBlock {
+    pub bitwidth: u32,
+    pub block_size: *const u32,
+    pub scale_offsets: *const FloatScaleOffset,
+}
+
+#[repr(C)]
+pub union QuantizeUnion {
+    pub scale_offset: ScaleOffset,
+    pub bw_float_block: BwFloatBlock,
+    pub whole: [u64; 4],
+}
+
+#[repr(C)]
+pub struct QuantizeParams {
+    pub definition: u32,
+    pub encoding: u32,
+    pub of: QuantizeUnion,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ClientBuffer {
+    pub data: *mut c_void,
+    pub data_size: u32,
+}
+
+/// `Qnn_TensorV2_t`; `Qnn_TensorV1_t` is its beginning, up to `client_buf`.
+#[repr(C)]
+pub struct TensorBody {
+    pub id: u32,
+    pub name: *const c_char,
+    pub kind: u32,
+    pub data_format: u32,
+    pub data_type: u32,
+    pub quantize: QuantizeParams,
+    pub rank: u32,
+    pub dims: *mut u32,
+    pub mem_type: u32,
+    pub client_buf: ClientBuffer,
+    pub is_dynamic_dims: *mut u8,
+    pub sparse: [u32; 3],
+    pub is_produced: u8,
+}
+
+#[repr(C)]
+pub struct Tensor {
+    pub version: u32,
+    pub body: TensorBody,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scalar {
+    pub data_type: u32,
+    /// A union of scalars up to 64 bits and a string.
+    pub of: u64,
+}
+
+#[repr(C)]
+pub union ParamUnion {
+    pub scalar: Scalar,
+    pub tensor: std::mem::ManuallyDrop<Tensor>,
+}
+
+#[repr(C)]
+pub struct Param {
+    pub kind: u32,
+    pub name: *const c_char,
+    pub of: ParamUnion,
+}
+
+/// `Qnn_OpConfig_t` in version 1; the API takes it by value.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct OpConfig {
+    pub version: u32,
+    pub name: *const c_char,
+    pub package: *const c_char,
+    pub type_name: *const c_char,
+    pub param_count: u32,
+    pub params: *mut Param,
+    pub input_count: u32,
+    pub inputs: *mut Tensor,
+    pub output_count: u32,
+    pub outputs: *mut Tensor,
+}
+
+/// `QnnGraph_Config_t`, `QnnContext_Config_t`, `QnnDevice_Config_t`: one layout.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Config {
+    pub option: u32,
+    pub custom: *const c_void,
+}
+
+/// `QnnHtpDevice_CustomConfig_t`; its union holds a pointer since 2.50 and so begins at 8.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct HtpDeviceConfig {
+    pub option: u32,
+    pub padding: u32,
+    /// SOC: the model. ARCH: the device's number, then the architecture.
+    pub values: [u32; 4],
+}
+
+/// `QnnHtpGraph_CustomConfig_t`, `QnnHtpContext_CustomConfig_t`: an option and a union at 8.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+pub struct HtpConfig {
+    pub option: u32,
+    pub padding: u32,
+    pub values: [u32; 12],
+}
+
+/// `QnnIrGraph_CustomConfig_t`. The path is read again when the graph is finalized.
+#[repr(C)]
+pub struct IrGraphConfig {
+    pub option: u32,
+    pub padding: u32,
+    pub serialization: u32,
+    pub output_path: *const c_char,
+}
+
+/// `QnnSystemDlc_GraphConfigInfo_t` in version 1.
+#[repr(C)]
+pub struct DlcGraphConfig {
+    pub version: u32,
+    pub graph_name: *const c_char,
+    pub configs: *const *const Config,
+    pub config_count: u32,
+}
+
+/// The part that all versions of `QnnSystemContext_GraphInfo_t` share, and `QnnSystemDlc_ComposableGraphInfo_t`.
+#[repr(C)]
+pub struct GraphInfo {
+    pub version: u32,
+    pub name: *const c_char,
+    pub input_count: u32,
+    pub inputs: *const Tensor,
+    pub output_count: u32,
+    pub outputs: *const Tensor,
+}
+
+/// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version 3.
+pub const GRAPH_INFO_STRIDE: usize = 88;
+
+/// `QnnSystemContext_BinaryInfo_t` in version 3.
+#[repr(C)]
+pub struct BinaryInfo {
+    pub version: u32,
+    pub padding: u32,
+    pub backend_id: u32,
+    pub build_id: *const c_char,
+    pub core_api: Version,
+    pub backend_api: Version,
+    pub soc_version: *const c_char,
+    pub blob_version: Version,
+    pub blob_size: u64,
+    pub context_tensor_count: u32,
+    pub context_tensors: *const Tensor,
+    pub graph_count: u32,
+    pub graphs: *const GraphInfo,
+    pub platform: *const c_void,
+    pub metadata_size: u32,
+    pub metadata: *const c_void,
+    pub soc_model: u32,
+}
+
+/// `QnnLog_Callback_t`: format, level, time stamp and a `va_list`, which x86-64 passes as a pointer.
+pub type LogCallback = unsafe extern "C" fn(*const c_char, u32, u64, *mut c_void);
+
+/// A function slot that kiln does not call.
+type Slot = *const c_void;
+
+/// `QnnInterface_getProviders`, `QnnSystemInterface_getProviders`.
+pub type GetProviders<T> = unsafe extern "C" fn(*mut *const *const T, *mut u32) -> Error;
+
+/// `QnnInterface_t`. libQnnSystem takes it by value, so its size is part of the ABI: 75 slots in core API 2.40.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Interface {
+    pub backend_id: u32,
+    pub provider: *const c_char,
+    pub core_api: Version,
+    pub backend_api: Version,
+    pub table: Table,
+}
+
+/// The functions of a backend.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Table {
+    _0: Slot,
+    pub backend_create: Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
+    _2: [Slot; 2],
+    pub backend_build_id: Option<unsafe extern "C" fn(*mut *const c_char) -> Error>,
+    _5: [Slot; 2],
+    pub validate_op: Option<unsafe extern "C" fn(Handle, OpConfig) -> Error>,
+    pub backend_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    pub context_create: Option<unsafe extern "C" fn(Handle, Handle, *const *const Config, *mut Handle) -> Error>,
+    _10: Slot,
+    pub context_binary_size: Option<unsafe extern "C" fn(Handle, *mut u64) -> Error>,
+    pub context_binary: Option<unsafe extern "C" fn(Handle, *mut c_void, u64, *mut u64) -> Error>,
+    pub context_from_binary: Option<ContextFromBinary>,
+    pub context_free: Option<unsafe extern "C" fn(Handle, Handle) -> Error>,
+    pub graph_create: Option<unsafe extern "C" fn(Handle, *const c_char, *const *const Config, *mut Handle) -> Error>,
+    _16: [Slot; 2],
+    pub graph_add_node: Option<unsafe extern "C" fn(Handle, OpConfig) -> Error>,
+    pub graph_finalize: Option<unsafe extern "C" fn(Handle, Handle, Handle) -> Error>,
+    pub graph_retrieve: Option<unsafe extern "C" fn(Handle, *const c_char, *mut Handle) -> Error>,
+    pub graph_execute: Option<GraphExecute>,
+    _22: [Slot; 2],
+    pub graph_tensor: Option<unsafe extern "C" fn(Handle, *mut Tensor) -> Error>,
+    pub log_create: Option<unsafe extern "C" fn(Option<LogCallback>, u32, *mut Handle) -> Error>,
+    _26: Slot,
+    pub log_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    _28: [Slot; 12],
+    pub device_create: Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
+    _41: [Slot; 2],
+    pub device_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    _44: [Slot; 4],
+    pub error_message: Option<unsafe extern "C" fn(Error, *mut *const c_char) -> Error>,
+    _49: [Slot; 22],
+    pub context_add_to_dlc: Option<unsafe extern "C" fn(Handle, Handle) -> Error>,
+    _72: [Slot; 3],
+}
+
+type ContextFromBinary =
+    unsafe extern "C" fn(Handle, Handle, *const *const Config, *const c_void, u64, *mut Handle, Handle) -> Error;
+type GraphExecute = unsafe extern "C" fn(Handle, *const Tensor, u32, *mut Tensor, u32, Handle, Handle) -> Error;
+
+/// `QnnSystemInterface_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SystemInterface {
+    pub backend_id: u32,
+    pub provider: *const c_char,
+    pub system_api: Version,
+    pub table: SystemTable,
+}
+
+/// The functions of libQnnSystem, up to the last that kiln calls.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SystemTable {
+    pub context_create: Option<unsafe extern "C" fn(*mut Handle) -> Error>,
+    _1: Slot,
+    /// Unlike `systemContextGetBinaryInfo`, it promises not to write to the buffer.
+    pub context_metadata: Option<unsafe extern "C" fn(Handle, *const c_void, u64, *mut *const BinaryInfo) -> Error>,
+    pub context_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    _4: Slot,
+    pub log_create: Option<unsafe extern "C" fn(Option<LogCallback>, u32, *mut Handle) -> Error>,
+    _6: Slot,
+    pub log_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    pub dlc_open: Option<unsafe extern "C" fn(Handle, *const c_char, *mut Handle) -> Error>,
+    _9: Slot,
+    pub dlc_compose: Option<DlcCompose>,
+    _11: Slot,
+    pub dlc_free: Option<unsafe extern "C" fn(Handle) -> Error>,
+    _13: [Slot; 11],
+    pub dlc_binary_size: Option<unsafe extern "C" fn(Handle, *mut u64) -> Error>,
+    pub dlc_binary: Option<unsafe extern "C" fn(Handle, *mut c_void, u64, *mut u64) -> Error>,
+    pub dlc_create: Option<unsafe extern "C" fn(Handle, *const c_char, *mut Handle) -> Error>,
+    pub dlc_graphs: Option<DlcHandles>,
+    pub dlc_contexts: Option<DlcHandles>,
+    pub dlc_graph_info: Option<unsafe extern "C" fn(Handle, *mut *const GraphInfo) -> Error>,
+    pub dlc_context_info: Option<unsafe extern "C" fn(Handle, *mut *const BinaryInfo) -> Error>,
+}
+
+/// Gives a list of handles that belong to the DLC.
+pub type DlcHandles = unsafe extern "C" fn(Handle, *mut *const Handle, *mut u32) -> Error;
+type DlcCompose = unsafe extern "C" fn(
+    Handle,
+    *const *const DlcGraphConfig,
+    u32,
+    Handle,
+    Handle,
+    Interface,
+    u32,
+    *mut *const GraphInfo,
+    *mut u32,
+) -> Error;
+
+macro_rules! layout {
+    ($($type:ty = $size:literal { $($field:ident @ $offset:literal),* })*) => {
+        $(const _: () = {
+            assert!(size_of::<$type>() == $size);
+            $(assert!(std::mem::offset_of!($type, $field) == $offset);)*
+        };)*
+    };
+}
+
+layout! {
+    Version = 12 { minor @ 4 }
+    Scalar = 16 { of @ 8 }
+    BwFloatBlock = 24 { block_size @ 8, scale_offsets @ 16 }
+    QuantizeParams = 40 { encoding @ 4, of @ 8 }
+    ClientBuffer = 16 { data_size @ 8 }
+    TensorBody = 136 { name @ 8, kind @ 16, data_format @ 20, data_type @ 24, quantize @ 32, rank @ 72, dims @ 80, mem_type @ 88,
+        client_buf @ 96, is_dynamic_dims @ 112, sparse @ 120, is_produced @ 132 }
+    Tensor = 144 { body @ 8 }
+    Param = 160 { name @ 8, of @ 16 }
+    OpConfig = 80 { name @ 8, package @ 16, type_name @ 24, param_count @ 32, params @ 40, input_count @ 48,
+        inputs @ 56, output_count @ 64, outputs @ 72 }
+    Config = 16 { custom @ 8 }
+    HtpDeviceConfig = 24 { values @ 8 }
+    HtpConfig = 56 { values @ 8 }
+    IrGraphConfig = 24 { serialization @ 8, output_path @ 16 }
+    DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
+    GraphInfo = 48 { name @ 8, input_count @ 16, inputs @ 24, output_count @ 32, outputs @ 40 }
+    BinaryInfo = 144 { backend_id @ 8, build_id @ 16, core_api @ 24, backend_api @ 36, soc_version @ 48,
+        blob_version @ 56, blob_size @ 72, context_tensor_count @ 80, context_tensors @ 88, graph_count @ 96,
+        graphs @ 104, platform @ 112, metadata_size @ 120, metadata @ 128, soc_model @ 136 }
+    Interface = 640 { provider @ 8, core_api @ 16, backend_api @ 28, table @ 40 }
+    Table = 600 { validate_op @ 56, context_from_binary @ 104, graph_execute @ 168, graph_tensor @ 192,
+        device_create @ 320, error_message @ 384, context_add_to_dlc @ 568 }
+    SystemInterface = 280 { provider @ 8, system_api @ 16, table @ 32 }
+    SystemTable = 248 { dlc_open @ 64, dlc_compose @ 80, dlc_binary_size @ 192, dlc_context_info @ 240 }
+}
+
+impl Tensor {
+    /// A dense raw tensor in version 2 with nothing set.
+    pub fn empty() -> Self {
+        use std::ptr::null_mut;
+        let body = TensorBody {
+            id: 0,
+            name: std::ptr::null(),
+            kind: TENSOR_NATIVE,
+            data_format: 0,
+            data_type: UNDEFINED,
+            quantize: QuantizeParams::scale_offset(None),
+            rank: 0,
+            dims: null_mut(),
+            mem_type: 0,
+            client_buf: ClientBuffer { data: null_mut(), data_size: 0 },
+            is_dynamic_dims: null_mut(),
+            sparse: [0; 3],
+            is_produced: 0,
+        };
+        Tensor { version: V2, body }
+    }
+}
+
+impl QuantizeParams {
+    /// One scale and offset, or no quantization.
+    pub fn scale_offset(pair: Option<(f32, i32)>) -> Self {
+        let mut params =
+            QuantizeParams { definition: UNDEFINED, encoding: UNDEFINED, of: QuantizeUnion { whole: [0; 4] } };
+        if let Some((scale, offset)) = pair {
+            (params.definition, params.encoding) = (DEFINED, ENCODING_SCALE_OFFSET);
+            params.of.scale_offset = ScaleOffset { scale, offset };
+        }
+        params
+    }
+}

@@ -1,0 +1,53 @@
+//! The chips that kiln builds for.
+
+use crate::base::{Problem, Result};
+
+/// A system on chip, as the HTP backend knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Soc {
+    /// As plans name it.
+    pub name: &'static str,
+    /// `QnnHtpDevice_..socModel`; a context binary records it.
+    pub model: u32,
+    /// Hexagon architecture: 75 for v75.
+    pub arch: u32,
+}
+
+/// Each pair of model and architecture was accepted by libQnnHtp 2.51.
+/// sm8350 (v68) is absent: its HTP refuses block-quantized weights.
+const SOCS: [Soc; 5] = [
+    Soc { name: "sm8450", model: 36, arch: 69 },
+    Soc { name: "sm8550", model: 43, arch: 73 },
+    Soc { name: "sm8650", model: 57, arch: 75 },
+    Soc { name: "sm8750", model: 69, arch: 79 },
+    Soc { name: "sm8850", model: 87, arch: 81 },
+];
+
+impl Soc {
+    /// The chip called `name`.
+    pub fn named(name: &str) -> Result<Soc> {
+        SOCS.into_iter().find(|soc| soc.name == name).ok_or_else(|| {
+            let nearest = SOCS.iter().min_by_key(|soc| strsim::levenshtein(soc.name, name)).map_or("", |soc| soc.name);
+            let known: Vec<&str> = SOCS.iter().map(|soc| soc.name).collect();
+            Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`"))
+                .help(format!("did you mean `{nearest}`? known are {}", known.join(", ")))
+        })
+    }
+
+    /// The chip that a context binary was built for.
+    pub fn of_model(model: u32) -> Option<Soc> {
+        SOCS.into_iter().find(|soc| soc.model == model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelled_chip_gets_its_neighbour() {
+        assert_eq!(Soc::named("sm8650").unwrap().arch, 75);
+        let help = Soc::named("sm865O").unwrap_err().help.unwrap();
+        assert!(help.contains("did you mean `sm8650`"), "{help}");
+    }
+}

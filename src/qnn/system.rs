@@ -1,0 +1,241 @@
+//! libQnnSystem: what context binaries and DLCs hold.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::null_mut;
+
+use serde::Serialize;
+
+use super::context::{Context, read_out};
+use super::graph::{GraphOptions, HtpGraph};
+use super::library::{c_string, check, given, open, owned, slot};
+use super::tensors::GraphInfo;
+use super::{ffi, log};
+use crate::base::{Context as _, Problem, Result};
+
+/// Most graphs or context binaries that a DLC may hold.
+const MAX_RECORDS: u32 = 4096;
+
+/// The library, opened.
+pub struct System {
+    table: &'static ffi::SystemTable,
+    log: ffi::Handle,
+}
+
+/// What a context binary says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BinaryInfo {
+    /// Version of the libraries that made it.
+    pub build_id: String,
+    /// Version of the QNN API.
+    pub core_api: String,
+    /// Version of the backend.
+    pub backend_api: String,
+    /// Version of the format.
+    pub blob_version: String,
+    /// `socModel` of the chip it was made for.
+    pub soc_model: u32,
+    /// Its graphs, sorted by name.
+    pub graphs: Vec<GraphInfo>,
+}
+
+impl BinaryInfo {
+    /// # Safety
+    /// `info` is null or one that libQnnSystem reports, valid for the call.
+    unsafe fn read(info: *const ffi::BinaryInfo) -> Result<Self> {
+        // SAFETY: what the caller promises.
+        let Some(info) = (unsafe { info.as_ref() }) else {
+            return Err(Problem::new("kiln::qnn::null", "libQnnSystem gave no binary info though it reports success"));
+        };
+        if info.version != 3 {
+            return Err(Problem::new(
+                "kiln::qnn::odd_answer",
+                format!("binary info of version {}, not 3", info.version),
+            ));
+        }
+        let text = |version: ffi::Version| format!("{}.{}.{}", version.major, version.minor, version.patch);
+        Ok(BinaryInfo {
+            // SAFETY: a C string or null.
+            build_id: unsafe { owned(info.build_id) },
+            core_api: text(info.core_api),
+            backend_api: text(info.backend_api),
+            blob_version: text(info.blob_version),
+            soc_model: info.soc_model,
+            // SAFETY: the array and its length are the library's.
+            graphs: unsafe { GraphInfo::read_all(info.graphs, info.graph_count) }?,
+        })
+    }
+}
+
+impl System {
+    /// Opens `folder/libQnnSystem.so`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let interface: &'static ffi::SystemInterface = open(folder, "libQnnSystem.so")?;
+        let mut system = System { table: &interface.table, log: null_mut() };
+        let create = slot(system.table.log_create, "systemLogCreate")?;
+        // SAFETY: the callback lives for ever.
+        check(unsafe { create(Some(log::collect), ffi::LOG_WARN, &mut system.log) }, || "make a log".into())?;
+        Ok(system)
+    }
+
+    /// Reads what a context binary says of itself.
+    pub fn binary_info(&self, binary: &[u8]) -> Result<BinaryInfo> {
+        let create = slot(self.table.context_create, "systemContextCreate")?;
+        let metadata = slot(self.table.context_metadata, "systemContextGetMetaData")?;
+        let free = slot(self.table.context_free, "systemContextFree")?;
+        let mut handle = null_mut();
+        // SAFETY: the call writes a handle.
+        check(unsafe { create(&mut handle) }, || "open a context binary".into())?;
+        given(handle, "system context")?;
+        let mut info = std::ptr::null();
+        // SAFETY: the call only reads `binary`; what it gives belongs to the handle and is copied before that is freed.
+        let code = unsafe { metadata(handle, binary.as_ptr().cast(), binary.len() as u64, &mut info) };
+        let read = check(code, || "read the context binary".into())
+            // SAFETY: null or valid until the handle is freed.
+            .and_then(|()| unsafe { BinaryInfo::read(info) });
+        // SAFETY: freed once.
+        unsafe { free(handle) };
+        read
+    }
+
+    /// Opens the DLC at `path`.
+    pub fn open_dlc(&self, path: &Path) -> Result<Dlc<'_>> {
+        let open = slot(self.table.dlc_open, "systemDlcCreateFromFile")?;
+        let c_path = CString::new(path.as_os_str().as_bytes())
+            .context("kiln::qnn::name", || format!("name {} to a library", path.display()))?;
+        let mut dlc = Dlc { system: self, handle: null_mut() };
+        // SAFETY: the path is a C string.
+        check(unsafe { open(self.log, c_path.as_ptr(), &mut dlc.handle) }, || format!("open DLC {}", path.display()))?;
+        given(dlc.handle, "DLC")?;
+        Ok(dlc)
+    }
+
+    /// A DLC around the finished binary of `context`.
+    pub fn wrap(&self, context: &Context) -> Result<Vec<u8>> {
+        let create = slot(self.table.dlc_create, "systemDlcCreateWithDestinationDir")?;
+        let add = slot(context.backend.interface.table.context_add_to_dlc, "contextAddToDlc")?;
+        let get_size = slot(self.table.dlc_binary_size, "systemDlcGetBinarySize")?;
+        let get = slot(self.table.dlc_binary, "systemDlcGetBinary")?;
+        let mut dlc = Dlc { system: self, handle: null_mut() };
+        // SAFETY: no folder is given, so nothing is written to disk.
+        check(unsafe { create(self.log, std::ptr::null(), &mut dlc.handle) }, || "make a DLC".into())?;
+        given(dlc.handle, "DLC")?;
+        // SAFETY: both handles are alive.
+        check(unsafe { add(context.handle, dlc.handle) }, || "add the context binary to a DLC".into())?;
+        // SAFETY: the handle is alive; the buffer has the length that is passed.
+        read_out(
+            "DLC",
+            |size| unsafe { get_size(dlc.handle, size) },
+            |buffer, length, written| unsafe { get(dlc.handle, buffer, length, written) },
+        )
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if let (Some(free), false) = (self.table.log_free, self.log.is_null()) {
+            // SAFETY: freed once, after every DLC (they borrow the system).
+            unsafe { free(self.log) };
+        }
+    }
+}
+
+/// An open DLC.
+pub struct Dlc<'a> {
+    system: &'a System,
+    handle: ffi::Handle,
+}
+
+impl Dlc<'_> {
+    /// The graphs that can be composed on a backend.
+    pub fn graphs(&self) -> Result<Vec<GraphInfo>> {
+        let handles = self.handles(self.system.table.dlc_graphs, "systemDlcGetComposableGraphInfoHandles")?;
+        let get = slot(self.system.table.dlc_graph_info, "systemDlcGetComposableGraphInfo")?;
+        let read = |&handle: &ffi::Handle| {
+            let mut info = std::ptr::null();
+            // SAFETY: the handle is the library's; the answer lives as long as the DLC and is copied.
+            check(unsafe { get(handle, &mut info) }, || "read a graph of a DLC".into())?;
+            // SAFETY: null or valid until the DLC is freed.
+            match unsafe { info.as_ref() } {
+                // SAFETY: as above.
+                Some(info) if info.version == ffi::V1 => unsafe { GraphInfo::read(info) },
+                _ => Err(Problem::new(
+                    "kiln::qnn::odd_answer",
+                    "libQnnSystem describes a graph of a DLC in an unknown way",
+                )),
+            }
+        };
+        handles.iter().map(read).collect()
+    }
+
+    /// The finished context binaries.
+    pub fn binaries(&self) -> Result<Vec<BinaryInfo>> {
+        let handles = self.handles(self.system.table.dlc_contexts, "systemDlcGetContextBinaryInfoHandles")?;
+        let get = slot(self.system.table.dlc_context_info, "systemDlcGetContextBinaryInfo")?;
+        let read = |&handle: &ffi::Handle| {
+            let mut info = std::ptr::null();
+            // SAFETY: as in `graphs`.
+            check(unsafe { get(handle, &mut info) }, || "read a context binary of a DLC".into())?;
+            // SAFETY: null or valid until the DLC is freed.
+            unsafe { BinaryInfo::read(info) }
+        };
+        handles.iter().map(read).collect()
+    }
+
+    fn handles(&self, list: Option<ffi::DlcHandles>, name: &str) -> Result<&[ffi::Handle]> {
+        let list = slot(list, name)?;
+        let (mut handles, mut count) = (std::ptr::null(), 0);
+        // SAFETY: the DLC is alive; the answer lives as long as it.
+        check(unsafe { list(self.handle, &mut handles, &mut count) }, || format!("call {name}"))?;
+        if count > MAX_RECORDS || (count > 0 && handles.is_null()) {
+            return Err(Problem::new("kiln::qnn::odd_answer", format!("{name} reports {count} records")));
+        }
+        // SAFETY: `count` handles, not null.
+        Ok(if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(handles, count as usize) } })
+    }
+
+    /// Composes and finalizes graph `name` in `context`, on the HTP.
+    pub fn compose(&self, context: &Context, name: &str, options: HtpGraph) -> Result<()> {
+        let compose = slot(self.system.table.dlc_compose, "systemDlcComposeGraphs")?;
+        let c_name = c_string(name)?;
+        let options = GraphOptions::Htp(options).raw();
+        let configs = options.configs();
+        let configs = super::context::list(&configs);
+        let config = ffi::DlcGraphConfig {
+            version: ffi::V1,
+            graph_name: c_name.as_ptr(),
+            configs: configs.as_ptr(),
+            config_count: (configs.len() - 1) as u32,
+        };
+        let configs = [&raw const config];
+        let (mut graphs, mut count) = (std::ptr::null(), 0);
+        let backend = &context.backend;
+        // SAFETY: all handles are alive and all lists outlive the call; the interface goes by value, in full size.
+        let code = unsafe {
+            compose(
+                self.handle,
+                configs.as_ptr(),
+                1,
+                backend.handle,
+                context.handle,
+                *backend.interface,
+                ffi::V1,
+                &mut graphs,
+                &mut count,
+            )
+        };
+        check(code, || format!("compose graph `{name}` of a DLC on the HTP"))?;
+        context.finalize(name)
+    }
+}
+
+impl Drop for Dlc<'_> {
+    fn drop(&mut self) {
+        if let (Some(free), false) = (self.system.table.dlc_free, self.handle.is_null()) {
+            // SAFETY: freed once.
+            unsafe { free(self.handle) };
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Tensors and graphs as the libraries report them, owned.
+#![allow(unsafe_code)]
+
+use serde::Serialize;
+
+use super::ffi;
+use super::library::owned;
+use crate::base::{Problem, Result};
+
+/// Limits on what a library reports: far above any real graph, far below what could exhaust memory.
+const MAX_GRAPHS: u32 = 4096;
+const MAX_TENSORS: u32 = 65536;
+const MAX_RANK: u32 = 16;
+
+/// An input or output of a graph.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorInfo {
+    /// Its name; order is not kept by the libraries, so tensors are bound by name.
+    pub name: String,
+    /// `f16`, `i32`, `ufixed8`, ...
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Outermost first.
+    pub shape: Vec<u32>,
+    /// Scale and offset of a quantized one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_offset: Option<(f32, i32)>,
+    /// `Qnn_DataType_t`.
+    #[serde(skip)]
+    pub data_type: u32,
+    /// The number by which the backend knows it.
+    #[serde(skip)]
+    pub(super) id: u32,
+}
+
+/// The signature of a graph.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GraphInfo {
+    /// Its name.
+    pub name: String,
+    /// Sorted by name.
+    pub inputs: Vec<TensorInfo>,
+    /// Sorted by name.
+    pub outputs: Vec<TensorInfo>,
+}
+
+impl TensorInfo {
+    /// Bytes of the whole tensor, or `None` for a type of less than a byte or one that kiln does not know.
+    pub fn size_bytes(&self) -> Option<u64> {
+        let element: u64 = match self.data_type & 0xFF {
+            0x08 => 1,
+            0x16 => 2,
+            0x32 => 4,
+            0x64 => 8,
+            _ => return None,
+        };
+        self.shape.iter().try_fold(element, |size, &dim| size.checked_mul(dim.into()))
+    }
+
+    /// # Safety
+    /// `tensor` is one that a QNN library reports, valid for the call.
+    unsafe fn read(tensor: &ffi::Tensor) -> Result<Self> {
+        let body = &tensor.body;
+        if !matches!(tensor.version, ffi::V1 | ffi::V2)
+            || body.rank > MAX_RANK
+            || (body.rank > 0 && body.dims.is_null())
+        {
+            return Err(odd(format!("a tensor of version {} and rank {}", tensor.version, body.rank)));
+        }
+        let shape = match body.rank {
+            0 => vec![],
+            // SAFETY: `dims` is not null and has `rank` elements.
+            rank => unsafe { std::slice::from_raw_parts(body.dims, rank as usize) }.to_vec(),
+        };
+        let quantized =
+            body.quantize.definition == ffi::DEFINED && body.quantize.encoding == ffi::ENCODING_SCALE_OFFSET;
+        // SAFETY: every bit pattern of the union is a pair of numbers.
+        let pair = unsafe { body.quantize.of.scale_offset };
+        Ok(TensorInfo {
+            // SAFETY: a name is null or a C string.
+            name: unsafe { owned(body.name) },
+            type_name: type_name(body.data_type),
+            shape,
+            scale_offset: quantized.then_some((pair.scale, pair.offset)),
+            data_type: body.data_type,
+            id: body.id,
+        })
+    }
+}
+
+impl GraphInfo {
+    /// The input or output called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.inputs.iter().chain(&self.outputs).find(|tensor| tensor.name == name)
+    }
+
+    /// # Safety
+    /// `graph` is one that a QNN library reports, valid for the call.
+    pub(super) unsafe fn read(graph: &ffi::GraphInfo) -> Result<Self> {
+        // SAFETY: what the caller promises.
+        unsafe {
+            Ok(GraphInfo {
+                name: owned(graph.name),
+                inputs: read_tensors(graph.inputs, graph.input_count)?,
+                outputs: read_tensors(graph.outputs, graph.output_count)?,
+            })
+        }
+    }
+
+    /// # Safety
+    /// `graphs` points to `count` whole `QnnSystemContext_GraphInfo_t`.
+    pub(super) unsafe fn read_all(graphs: *const ffi::GraphInfo, count: u32) -> Result<Vec<Self>> {
+        if count > MAX_GRAPHS || (count > 0 && graphs.is_null()) {
+            return Err(odd(format!("{count} graphs")));
+        }
+        let mut all = (0..count as usize)
+            .map(|i| {
+                // SAFETY: the array's stride is that of its largest version.
+                let graph = unsafe { &*graphs.byte_add(i * ffi::GRAPH_INFO_STRIDE) };
+                if !(1..=3).contains(&graph.version) {
+                    return Err(odd(format!("a graph of version {}", graph.version)));
+                }
+                // SAFETY: what the caller promises.
+                unsafe { GraphInfo::read(graph) }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+}
+
+unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<TensorInfo>> {
+    if count > MAX_TENSORS || (count > 0 && tensors.is_null()) {
+        return Err(odd(format!("{count} tensors")));
+    }
+    if count == 0 {
+        return Ok(vec![]);
+    }
+    // SAFETY: the library gives the array with its length.
+    let tensors = unsafe { std::slice::from_raw_parts(tensors, count as usize) };
+    // SAFETY: as above.
+    let mut all = tensors.iter().map(|tensor| unsafe { TensorInfo::read(tensor) }).collect::<Result<Vec<_>>>()?;
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+fn odd(what: String) -> Problem {
+    Problem::new("kiln::qnn::odd_answer", format!("the QNN library reports {what}"))
+}
+
+/// `Qnn_DataType_t` for people.
+pub(super) fn type_name(data_type: u32) -> String {
+    let family = match data_type >> 8 {
+        0 => "i",
+        1 => "u",
+        2 if data_type == 0x226 => "bf",
+        2 => "f",
+        3 => "sfixed",
+        4 => "ufixed",
+        5 => return "bool".into(),
+        _ => return format!("type {data_type:#x}"),
+    };
+    // The width is written in hexadecimal digits that read as decimal: 0x216 is a 16-bit float.
+    let bits = if data_type == 0x226 { 0x16 } else { data_type & 0xFF };
+    format!("{family}{bits:x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_read_well() {
+        let names = [0x216, 0x32, 0x408, 0x416, 0x226, 0x508, 0x7FFF_FFFF].map(type_name);
+        assert_eq!(names, ["f16", "i32", "ufixed8", "ufixed16", "bf16", "bool", "type 0x7fffffff"]);
+    }
+}
