@@ -367,6 +367,7 @@ fn scalar(value: &Param) -> Option<ffi::Scalar> {
     // All members lie at the beginning of the union, and x86-64 is little-endian: the low bytes of `whole` are they.
     let (data_type, bits) = match *value {
         Param::U32(value) => (DataType::Uint32, value),
+        Param::I32(value) => (DataType::Int32, value as u32),
         Param::F32(value) => (DataType::Float32, value.to_bits()),
         Param::Bool(value) => (DataType::Bool8, value.into()),
         Param::Uint32s(..) | Param::Int32s(..) => return None,
@@ -382,6 +383,6 @@ fn param_data(value: &Param) -> Option<(DataType, &[u32], Vec<u8>)> {
         Param::Int32s(dims, values) => {
             Some((DataType::Int32, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect()))
         }
-        Param::U32(_) | Param::F32(_) | Param::Bool(_) => None,
+        Param::U32(_) | Param::I32(_) | Param::F32(_) | Param::Bool(_) => None,
     }
 }
