@@ -2,7 +2,7 @@
 
 mod support;
 
-use kiln::plan::{self, Plan, Source};
+use kiln::plan::{self, Keep, Plan, Source};
 use support::pottery;
 
 fn read(text: &str, sets: &[(&str, &str)]) -> Result<Plan, Vec<kiln::base::Problem>> {
@@ -61,7 +61,7 @@ fn outline(plan: &Plan) -> String {
             stage.kind,
             stage.params,
             waits.join(" "),
-            if stage.keep { " keep" } else { "" }
+            if stage.keep == Keep::All { " keep" } else { "" }
         )
     };
     plan.stages.iter().map(line).collect()
@@ -97,9 +97,16 @@ fn a_relative_file_starts_from_the_plans_folder() {
 }
 
 #[test]
-fn nothing_is_written_out_that_says_keep_false() {
-    let plan = read("[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nkeep = false\nurl = \"x\"", &[]).unwrap();
-    assert!(!plan.stages[0].keep);
+fn keep_says_what_is_written_out() {
+    let keep = |value: &str| {
+        let text = format!("[plan]\nname = 'a'\n[stage.a]\nkind = 'fetch'\nurl = 'x'\nkeep = {value}");
+        read(&text, &[]).unwrap().stages[0].keep.clone()
+    };
+    assert_eq!(keep("false"), Keep::Nothing);
+    let some = keep("['summary.txt', 'tensors']");
+    let taken =
+        ["summary.txt", "tensors/a/b", "tensors", "tensors2", "summary", "model.json"].map(|part| some.takes(part));
+    assert_eq!(taken, [true, true, true, false, false, false]);
 }
 
 #[test]
@@ -256,8 +263,8 @@ override = [{ part = "lip", glaz = "celadon" }]
         ),
         r#"parameter: `clay.url`: invalid type: integer `3`, expected a string
   "3" here
-wrong_type: `clay.keep` is a string, expected true or false
-  "\"yes\"" expected true or false
+wrong_type: `clay.keep` is a string, expected true, false or a list of parts
+  "\"yes\"" expected true, false or a list of parts
 parameter: `pot.height`: invalid value: integer `-1`, expected u32
   "-1" here
 parameter: `pot.wall`: invalid type: boolean `true`, expected f64

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use clap::ValueEnum;
 
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Keep, Plan, PlannedStage};
 use crate::stages;
 
 /// Which plan, and how.
@@ -46,7 +46,7 @@ fn text(plan: &Plan) -> String {
             format!("{slot} = {}", givers.join(", "))
         });
         let waits: Vec<String> = slots.chain(stage.tools.values().map(|tool| tool.0.clone())).collect();
-        let mark = if stage.keep { "*" } else { " " };
+        let mark = if stage.keep != Keep::Nothing { "*" } else { " " };
         let line = format!("{mark} {:ids$}  {:kinds$}  {}", stage.id.0, stage.kind, waits.join("; "));
         format!("{}\n", line.trim_end())
     };
@@ -66,7 +66,7 @@ fn dot(plan: &Plan) -> String {
     let mut out = format!("digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box];\n", plan.name);
     // Invariant: names hold no quotes, and writing to a String cannot fail.
     for stage in &plan.stages {
-        let periphery = if stage.keep { ", peripheries = 2" } else { "" };
+        let periphery = if stage.keep != Keep::Nothing { ", peripheries = 2" } else { "" };
         let _ = writeln!(out, "  \"{0}\" [label = \"{0}\\n{1}\"{periphery}];", stage.id, stage.kind);
     }
     for (giver, taker, role) in edges(plan) {
@@ -79,7 +79,7 @@ fn mermaid(plan: &Plan) -> String {
     let number = |id: &str| plan.stages.iter().position(|stage| stage.id.0 == id).unwrap_or_default();
     let mut out = String::from("flowchart LR\n");
     for (index, stage) in plan.stages.iter().enumerate() {
-        let (open, close) = if stage.keep { ("[[", "]]") } else { ("[", "]") };
+        let (open, close) = if stage.keep != Keep::Nothing { ("[[", "]]") } else { ("[", "]") };
         let _ = writeln!(out, "  s{index}{open}\"{}<br/><i>{}</i>\"{close}", stage.id, stage.kind);
     }
     for (giver, taker, role) in edges(plan) {

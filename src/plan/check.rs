@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Tree};
 use super::words::{closest, hint, quoted};
-use super::{PlannedStage, StageId};
+use super::{Keep, PlannedStage, StageId};
 use crate::action::{InputSpec, ParamProblem, Registry, Stage, StageSpec};
 use crate::base::Problem;
 
@@ -18,10 +18,10 @@ type Edges = Vec<(StageId, Span)>;
 
 /// A stage that may be part of a plan, once the edges are looked at too.
 pub struct Checked {
-    /// `keep` is left at its default.
+    /// Its `keep` is not filled in yet.
     pub stage: PlannedStage,
     /// What the plan says about keeping it.
-    pub keep: Option<bool>,
+    pub keep: Option<Keep>,
     /// Where the plan names it.
     pub at: Span,
     /// The stages it names, and where.
@@ -53,8 +53,14 @@ impl<'a> Checker<'a> {
         let needs = self.ask_stage(kind, params.clone(), &filled);
         let tools = self.tools(spec, needs);
         let id = StageId(self.stage.id.clone());
-        let stage =
-            PlannedStage { id, kind: spec.kind.into(), params: Value::Object(params), slots, tools, keep: false };
+        let stage = PlannedStage {
+            id,
+            kind: spec.kind.into(),
+            params: Value::Object(params),
+            slots,
+            tools,
+            keep: Keep::Nothing,
+        };
         Some(Checked { stage, keep, at: self.stage.at.clone(), edges })
     }
 
@@ -87,15 +93,22 @@ impl<'a> Checker<'a> {
         stage
     }
 
-    fn keep(&mut self) -> Option<bool> {
-        let entry = self.stage.table.get("keep")?;
-        match entry.node.tree {
-            Tree::Bool(keep) => Some(keep),
-            _ => {
-                self.wrong_type("keep", &entry.node, "true or false");
-                None
-            }
+    fn keep(&mut self) -> Option<Keep> {
+        let node = &self.stage.table.get("keep")?.node;
+        let text = |node: &Node| match &node.tree {
+            Tree::String(text) => Some(text.clone()),
+            _ => None,
+        };
+        let keep = match &node.tree {
+            Tree::Bool(false) => Some(Keep::Nothing),
+            Tree::Bool(true) => Some(Keep::All),
+            Tree::List(parts) => parts.iter().map(text).collect::<Option<Vec<_>>>().map(Keep::Parts),
+            _ => None,
+        };
+        if keep.is_none() {
+            self.wrong_type("keep", node, "true, false or a list of parts");
         }
+        keep
     }
 
     fn slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {

@@ -81,8 +81,33 @@ pub struct PlannedStage {
     pub slots: BTreeMap<String, Vec<StageId>>,
     /// Tool name -> the implicit stage that fetches it.
     pub tools: BTreeMap<String, StageId>,
-    /// Whether its artifacts are written out: as `keep` says, else if nothing consumes it (never true of tools).
-    pub keep: bool,
+    /// What is written out: as `keep` says, else all of it if nothing consumes it. Never a tool.
+    pub keep: Keep,
+}
+
+/// What of a stage's artifact is written out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: `keep = false`, and what others consume.
+    Nothing,
+    /// Every part: `keep = true`, and what nothing consumes.
+    All,
+    /// These parts, and all parts in these folders: `keep = ["summary.txt", "tensors"]`.
+    Parts(Vec<String>),
+}
+
+impl Keep {
+    /// Whether the part called `name` is written out.
+    pub fn takes(&self, name: &str) -> bool {
+        let is_or_holds = |kept: &String| {
+            name.strip_prefix(kept.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        match self {
+            Keep::Nothing => false,
+            Keep::All => true,
+            Keep::Parts(parts) => parts.iter().any(is_or_holds),
+        }
+    }
 }
 
 impl PlannedStage {

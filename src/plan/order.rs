@@ -9,7 +9,7 @@ use petgraph::visit::{DfsPostOrder, EdgeRef, Reversed};
 use super::check::Checked;
 use super::parse::TOOLS;
 use super::source::Span;
-use super::{PlannedStage, StageId};
+use super::{Keep, PlannedStage, StageId};
 use crate::base::Problem;
 
 /// The stages in an order that follows the plan's own where it can, without the tools that nothing
@@ -35,7 +35,12 @@ pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<Plann
         .into_iter()
         .map(|Checked { mut stage, keep, .. }| {
             let tool = stage.id.0.starts_with(TOOLS);
-            stage.keep = !tool && keep.unwrap_or(!consumed.contains(&stage.id));
+            stage.keep = match keep {
+                _ if tool => Keep::Nothing,
+                Some(keep) => keep,
+                None if consumed.contains(&stage.id) => Keep::Nothing,
+                None => Keep::All,
+            };
             (!tool || consumed.contains(&stage.id)).then_some(stage)
         })
         .collect();
