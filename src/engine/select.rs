@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::base::{Problem, Result};
-use crate::plan::{Plan, StageId};
+use crate::plan::{Keep, Plan, StageId};
 
 /// The stages `wanted` and all they need; those wanted are kept. The whole plan if none is wanted.
 pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
@@ -16,7 +16,7 @@ pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
             return Err(Problem::new("kiln::call::unknown_stage", format!("the plan has no stage `{name}`"))
                 .help(format!("it has: {}", known.join(", "))));
         };
-        stage.keep = true;
+        stage.keep = Keep::All;
     }
     let mut needed: BTreeSet<StageId> = wanted.iter().cloned().map(StageId).collect();
     // From the end, so that a stage is known to be needed before its own inputs are looked at.

@@ -12,7 +12,7 @@ use kiln::action::{
 };
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::engine::Task;
-use kiln::plan::{Plan, PlannedStage, StageId};
+use kiln::plan::{Keep, Plan, PlannedStage, StageId};
 use serde_json::{Map, Value, json};
 
 pub struct Fake;
@@ -41,7 +41,7 @@ fn stage(line: &str) -> PlannedStage {
         }
     }
     let (id, kind) = (StageId(name.trim().into()), "fake".into());
-    PlannedStage { id, kind, params: params.into(), slots, tools: BTreeMap::new(), keep: false }
+    PlannedStage { id, kind, params: params.into(), slots, tools: BTreeMap::new(), keep: Keep::Nothing }
 }
 
 fn number(params: &Value, key: &str) -> Option<u64> {
