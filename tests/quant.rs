@@ -29,18 +29,18 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
     let mut out = vec![0.0; blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize];
-    decode(ggml, ggml.format().unwrap(), blocks, &mut out);
+    ggml.format().unwrap().decode(blocks, &mut out);
     out
 }
 
 /// Codes, scales and offsets as numbers, put together again.
-fn recombined(name: &str, blocks: &[u8]) -> Option<Vec<f32>> {
+fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
-    let grid = ggml.format().unwrap().grid()?;
+    let Spelling::Blocks(grid) = ggml.format().unwrap().spelling() else { panic!("{name} has blocks") };
     let layout = grid.layout();
     let values = blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize;
     let [mut codes, mut scales, mut offsets] = layout.bytes(values).map(|size| vec![0; size]);
-    split(ggml, grid, blocks, Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets });
+    grid.split(blocks, Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets });
     let code = |i: usize| match layout.codes {
         Element::Int8 => codes[i] as i8 as f32,
         element => {
@@ -57,7 +57,7 @@ fn recombined(name: &str, blocks: &[u8]) -> Option<Vec<f32>> {
         let product = code(i) * number(layout.scales, &scales, block);
         layout.offsets.map_or(product, |element| product + number(element, &offsets, block))
     };
-    Some((0..values).map(value).collect())
+    (0..values).map(value).collect()
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
     let [_, values, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
     let values = floats(&unhex(values));
     let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
-    encode_int8_blocks(&values, &mut codes, &mut scales).unwrap();
+    Int8Blocks.encode(&values, &mut codes, &mut scales).unwrap();
     let blocks: Vec<u8> = scales.chunks(2).zip(codes.chunks(32)).flat_map(|(d, q)| [d, q].concat()).collect();
     assert_eq!(blocks, unhex(expected));
 }
@@ -96,14 +96,14 @@ proptest! {
                 // Any finite half: subnormals, zeros of both signs and the largest too.
                 halves.iter().filter(|at| block[*at + 1] & 0x7c == 0x7c).collect::<Vec<_>>().iter().for_each(|at| block[**at + 1] ^= 4);
             }
-            prop_assert_eq!(bits(&recombined(name, &blocks).unwrap()), bits(&decoded(name, &blocks)), "{}", name);
+            prop_assert_eq!(bits(&recombined(name, &blocks)), bits(&decoded(name, &blocks)), "{}", name);
         }
     }
 
     #[test]
     fn halves_are_rounded_to_the_nearest(value in -65519.0f32..65519.0) {
         let mut out = [0; 2];
-        encode_f16(&[value], &mut out).unwrap();
+        Plain(Element::F16).encode(&[value], &mut out, &mut []).unwrap();
         prop_assert_eq!(f16::from_le_bytes(out), f16::from_f32_const(value));
     }
 }
@@ -117,13 +117,40 @@ fn every_half_decodes() {
     }
 }
 
+fn misfit(rounding: &dyn Rounding, values: &[f32]) -> Option<usize> {
+    let [mut codes, mut scales] = rounding.bytes(values.len()).map(|size| vec![0; size]);
+    rounding.encode(values, &mut codes, &mut scales).err()
+}
+
 #[test]
 fn what_does_not_fit_is_told_not_turned_into_infinity() {
-    assert_eq!(encode_f16(&[1.0, 65504.0, 65520.0], &mut [0; 6]), Err(2));
-    assert_eq!(encode_bf16(&[1.0, f32::MAX], &mut [0; 4]), Err(1));
-    let mut values = [0.0; 64];
-    values[40] = 127.0 * 65520.0;
-    assert_eq!(encode_int8_blocks(&values, &mut [0; 64], &mut [0; 4]), Err(1));
+    assert_eq!(misfit(&Plain(Element::F16), &[1.0, 65519.0, 65520.0]), Some(2));
+    assert_eq!(misfit(&Plain(Element::Bf16), &[1.0, f32::MAX]), Some(1));
+    assert_eq!(misfit(&Plain(Element::F32), &[1.0, f32::MAX, f32::NAN]), Some(2));
+    for (value, expected) in [(127.0 * 65504.0, None), (-127.0 * 65520.0, Some(40)), (f32::NAN, Some(40))] {
+        let mut values = [1.0; 64];
+        values[40] = value;
+        assert_eq!(misfit(&Int8Blocks, &values), expected, "{value}");
+    }
+}
+
+#[test]
+fn rounding_is_measured() {
+    let facts = TensorFacts { shape: vec![3, 32], ggml_type: "F32".into() };
+    let mut values = [1.0; 96];
+    values[70] = 1.0 + f32::EPSILON;
+    let check = |rounding: &dyn Rounding, values: &[f32]| {
+        let bytes = encode(Quant::F32, values);
+        let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored).unwrap();
+        let band = tensor.bands().next().unwrap();
+        let [mut codes, mut scales] = rounding.bytes(band.values).map(|size| vec![0; size]);
+        round(&tensor, &band, rounding, &mut codes, &mut scales)
+    };
+    assert!(check(&Plain(Element::F32), &values).unwrap().is_exact());
+    let halves = check(&Plain(Element::F16), &values).unwrap();
+    assert_eq!((halves.is_exact(), halves.max_error()), (false, f32::EPSILON as f64));
+    values[70] = -1e6;
+    assert_eq!(check(&Plain(Element::F16), &values), Err(Misfit { index: 70, value: -1e6 }));
 }
 
 #[test]
@@ -180,7 +207,8 @@ fn bands_cover_a_tensor_once() {
 fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32>, expected: &str) {
     let facts = TensorFacts { shape: shape.into(), ggml_type: ggml_type.into() };
     let order = heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
-    let problem = BlockTensor::new(&facts, &vec![0; bytes], order).err().expect("it should be refused").to_string();
+    let problem =
+        BlockTensor::new(&facts, &vec![0; bytes], order).map(drop).expect_err("it should be refused").to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -227,8 +255,8 @@ fn a_whole_file_decodes_as_gguf_py_decodes_it() {
         let mut sha256 = Sha256::new();
         for band in tensor.bands() {
             let mut values = vec![0.0; band.values];
-            decode(tensor.ggml(), tensor.format(), &band.blocks, &mut values);
-            values.iter().for_each(|value| sha256.update(value.to_le_bytes()));
+            decode(&tensor, &band, &mut values);
+            sha256.update(encode(Quant::F32, &values));
         }
         let ours: String = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(ours, digest, "{name}");

@@ -112,7 +112,7 @@ pub struct ErrorFacts {
     pub scheme: String,
     /// Whether every value is the source's, bit for bit in f32.
     pub exact: bool,
-    /// Signal to quantization noise, in dB; absent when exact.
+    /// Signal to quantization noise, in dB, to a hundredth; absent where there is no noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
     /// Largest absolute error.

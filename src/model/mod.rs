@@ -1,5 +1,6 @@
 //! Floor 1: formats of models. Knows no engine and no cache.
 
+pub mod arch;
 pub mod facts;
 pub mod fidelity;
 pub mod gguf;

@@ -1,9 +1,14 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
+mod bands;
+pub mod dequant;
 pub mod fetch;
 pub mod graph;
+pub mod inspect;
 pub mod reference;
+pub mod requant;
 pub mod score;
+mod tensors;
 pub mod validate;
 
 use crate::action::{Erased, Registry};
@@ -12,6 +17,9 @@ use crate::action::{Erased, Registry};
 pub fn all() -> Registry {
     Registry::new(vec![
         Box::new(Erased(fetch::Fetch)),
+        Box::new(Erased(inspect::Inspect)),
+        Box::new(Erased(dequant::Dequant)),
+        Box::new(Erased(requant::Requant)),
         Box::new(Erased(graph::Graph)),
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(score::Score)),

@@ -13,7 +13,7 @@ use crate::model::facts::TensorFacts;
 pub const BAND_VALUES: usize = 1 << 20;
 
 /// Values that one thread takes at a time: whole blocks of every format.
-const RUN_VALUES: usize = 1 << 16;
+pub(super) const RUN_VALUES: usize = 1 << 16;
 
 /// The order in which rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,27 @@ pub struct Band<'a> {
     pub values: usize,
     /// Their blocks.
     pub blocks: Cow<'a, [u8]>,
+}
+
+/// What one thread takes of a band.
+pub(super) struct Run<'a> {
+    /// Index of its first value in the band.
+    pub(super) first: usize,
+    /// Number of values.
+    pub(super) values: usize,
+    /// Their blocks.
+    pub(super) blocks: &'a [u8],
+}
+
+impl Band<'_> {
+    pub(super) fn runs(&self, ggml: &GgmlType) -> Vec<Run<'_>> {
+        let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+        let run = |(i, blocks)| {
+            let first = i * RUN_VALUES;
+            Run { first, values: RUN_VALUES.min(self.values - first), blocks }
+        };
+        self.blocks.chunks(run_bytes).enumerate().map(run).collect()
+    }
 }
 
 impl<'a> BlockTensor<'a> {
@@ -118,41 +139,46 @@ impl<'a> BlockTensor<'a> {
         let stored = |rows: Range<usize>| &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
         match self.order {
             RowOrder::Stored => Cow::Borrowed(stored(rows)),
-            RowOrder::HalfSplit { heads } => {
-                let head_dim = self.rows / heads as usize;
-                let source = |row: usize| {
-                    let (head, row) = (row / head_dim, row % head_dim);
-                    head * head_dim + 2 * (row % (head_dim / 2)) + row / (head_dim / 2)
-                };
+            RowOrder::HalfSplit { .. } => {
                 let mut blocks = Vec::with_capacity(rows.len() * row_bytes);
-                rows.map(source).for_each(|row| blocks.extend_from_slice(stored(row..row + 1)));
+                rows.map(|row| self.stored_row(row)).for_each(|row| blocks.extend_from_slice(stored(row..row + 1)));
                 Cow::Owned(blocks)
             }
         }
     }
+
+    /// Where the row lies that is read as `row`.
+    fn stored_row(&self, row: usize) -> usize {
+        let RowOrder::HalfSplit { heads } = self.order else { return row };
+        let head_dim = self.rows / heads as usize;
+        let (head, row) = (row / head_dim, row % head_dim);
+        head * head_dim + 2 * (row % (head_dim / 2)) + row / (head_dim / 2)
+    }
+
+    /// Where value `index` of those read stands in the file, for people.
+    pub fn place(&self, index: usize) -> String {
+        let (row, column) = (self.stored_row(index / self.columns), index % self.columns);
+        let block = (row * self.columns + column) / self.ggml.block_len as usize;
+        format!("row {row}, column {column}, in block {block} of type {}", self.ggml.name)
+    }
 }
 
-/// Decodes whole blocks of `ggml` on all threads of the rayon pool.
-pub fn decode(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
-    let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
-    blocks
-        .par_chunks(run_bytes)
-        .zip(out.par_chunks_mut(RUN_VALUES))
-        .for_each(|(blocks, out)| format.decode(blocks, out));
+/// Decodes a band on all threads of the rayon pool; `out` holds its values.
+pub fn decode(tensor: &BlockTensor, band: &Band, out: &mut [f32]) {
+    let runs = band.runs(tensor.ggml);
+    runs.par_iter().zip(out.par_chunks_mut(RUN_VALUES)).for_each(|(run, out)| tensor.format.decode(run.blocks, out));
 }
 
-/// Takes whole blocks of `ggml` apart on all threads of the rayon pool.
-pub fn split(ggml: &GgmlType, grid: &dyn BlockGrid, blocks: &[u8], out: Split<'_>) {
-    let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+/// Takes a band apart on all threads of the rayon pool; each slice of `out` is as long as the layout says.
+pub fn split(tensor: &BlockTensor, band: &Band, grid: &dyn BlockGrid, out: Split<'_>) {
+    let runs = band.runs(tensor.ggml);
     let [codes, scales, offsets] = grid.layout().bytes(RUN_VALUES);
-    let blocks: Vec<&[u8]> = blocks.chunks(run_bytes).collect();
     let mut offsets: Vec<&mut [u8]> = match offsets {
-        0 => blocks.iter().map(|_| &mut [][..]).collect(),
+        0 => runs.iter().map(|_| &mut [][..]).collect(),
         size => out.offsets.chunks_mut(size).collect(),
     };
     let codes_scales = out.codes.par_chunks_mut(codes).zip(out.scales.par_chunks_mut(scales));
-    let pieces = codes_scales.zip(offsets.par_iter_mut());
-    blocks.par_iter().zip(pieces).for_each(|(blocks, ((codes, scales), offsets))| {
-        grid.split(blocks, Split { codes, scales, offsets });
+    runs.par_iter().zip(codes_scales.zip(offsets.par_iter_mut())).for_each(|(run, ((codes, scales), offsets))| {
+        grid.split(run.blocks, Split { codes, scales, offsets });
     });
 }

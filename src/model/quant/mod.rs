@@ -1,23 +1,23 @@
 //! ggml's quantized formats: decoded bit for bit as ggml does, and split into codes, scales and offsets. One file a format.
 
 mod bands;
-mod encode;
 mod error;
 mod plain;
 mod q4_0;
 mod q4_1;
 mod q6_k;
 mod q8_0;
+mod round;
 mod types;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, split};
-pub use encode::{encode_bf16, encode_f16, encode_int8_blocks};
 pub use error::ErrorSum;
 pub use plain::first_non_finite;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
+pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
 pub use types::GgmlType;
 
 use crate::model::facts::Element;
@@ -27,10 +27,17 @@ pub trait QuantFormat: Sync {
     /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` holds as many values.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
-    /// Its block grid; `None` where each value stands for itself.
-    fn grid(&self) -> Option<&'static dyn BlockGrid> {
-        None
-    }
+    /// What its values are made of.
+    fn spelling(&self) -> Spelling;
+}
+
+/// What the values of a format are made of.
+#[derive(Clone, Copy)]
+pub enum Spelling {
+    /// Each value stands for itself.
+    Values(Element),
+    /// Blocks share a scale.
+    Blocks(&'static dyn BlockGrid),
 }
 
 /// A format whose values are `code * scale + offset`, with one scale and offset a block.

@@ -3,7 +3,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::QuantFormat;
+use super::{QuantFormat, Spelling};
 use crate::model::facts::Element;
 
 /// IEEE single.
@@ -19,6 +19,10 @@ impl QuantFormat for F32 {
             *out = f32::from_le_bytes(*bytes);
         }
     }
+
+    fn spelling(&self) -> Spelling {
+        Spelling::Values(Element::F32)
+    }
 }
 
 impl QuantFormat for F16 {
@@ -31,6 +35,10 @@ impl QuantFormat for F16 {
             run.convert_to_f32_slice(out);
         }
     }
+
+    fn spelling(&self) -> Spelling {
+        Spelling::Values(Element::F16)
+    }
 }
 
 impl QuantFormat for Bf16 {
@@ -38,6 +46,10 @@ impl QuantFormat for Bf16 {
         for ([low, high], out) in blocks.as_chunks::<2>().0.iter().zip(out) {
             *out = f32::from_le_bytes([0, 0, *low, *high]);
         }
+    }
+
+    fn spelling(&self) -> Spelling {
+        Spelling::Values(Element::Bf16)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Q4_0: 32 values `d * (q - 8)`, d a half of either sign. `block_q4_0` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Split, half, pair_nibbles};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, pair_nibbles};
 use crate::model::facts::Element;
 
 /// The format Q4_0.
@@ -21,8 +21,8 @@ impl QuantFormat for Q4_0 {
         }
     }
 
-    fn grid(&self) -> Option<&'static dyn BlockGrid> {
-        Some(&Q4_0)
+    fn spelling(&self) -> Spelling {
+        Spelling::Blocks(&Q4_0)
     }
 }
 

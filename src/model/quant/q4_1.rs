@@ -1,6 +1,6 @@
 //! Q4_1: 32 values `d * q + m`, d and m halves. `block_q4_1` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Split, half, pair_nibbles};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, pair_nibbles};
 use crate::model::facts::Element;
 
 /// The format Q4_1.
@@ -24,8 +24,8 @@ impl QuantFormat for Q4_1 {
         }
     }
 
-    fn grid(&self) -> Option<&'static dyn BlockGrid> {
-        Some(&Q4_1)
+    fn spelling(&self) -> Spelling {
+        Spelling::Blocks(&Q4_1)
     }
 }
 

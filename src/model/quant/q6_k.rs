@@ -1,6 +1,6 @@
 //! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values. `block_q6_K` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Split, half};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half};
 use crate::model::facts::Element;
 
 /// The format Q6_K.
@@ -52,8 +52,8 @@ impl QuantFormat for Q6K {
         }
     }
 
-    fn grid(&self) -> Option<&'static dyn BlockGrid> {
-        Some(&Q6K)
+    fn spelling(&self) -> Spelling {
+        Spelling::Blocks(&Q6K)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Q8_0: 32 values `d * q`, d a half, q a signed byte. `block_q8_0` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Split, half};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half};
 use crate::model::facts::Element;
 
 /// The format Q8_0.
@@ -18,8 +18,8 @@ impl QuantFormat for Q8_0 {
         }
     }
 
-    fn grid(&self) -> Option<&'static dyn BlockGrid> {
-        Some(&Q8_0)
+    fn spelling(&self) -> Spelling {
+        Spelling::Blocks(&Q8_0)
     }
 }
 

@@ -90,7 +90,7 @@ impl GgmlType {
 
     /// The bytes of `values` values, a whole number of blocks; `None` if it is not, or beyond 64 bits.
     pub fn bytes(&self, values: u64) -> Option<u64> {
-        if values % self.block_len != 0 {
+        if !values.is_multiple_of(self.block_len) {
             return None;
         }
         (values / self.block_len).checked_mul(self.block_bytes)

@@ -1,0 +1,162 @@
+//! Ways to round values to fewer bits, and how far each takes them from their source.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::bands::RUN_VALUES;
+use super::{Band, BlockTensor, ErrorSum, GridLayout, QuantFormat, first_non_finite, half, plain};
+use crate::model::facts::Element;
+
+/// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has them.
+pub trait Rounding: Sync {
+    /// Bytes of codes and scales of `values` values.
+    fn bytes(&self, values: usize) -> [usize; 2];
+
+    /// Spells `values`. `Err` is the index of one that is not finite, or too large for this spelling.
+    fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize>;
+
+    /// The values that were spelled.
+    fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]);
+
+    /// Whether every f32 survives.
+    fn is_lossless(&self) -> bool {
+        false
+    }
+}
+
+/// Values as f32, f16 or bf16, little-endian; to nearest, ties to even.
+pub struct Plain(pub Element);
+
+impl Rounding for Plain {
+    fn bytes(&self, values: usize) -> [usize; 2] {
+        [values * self.0.bits() as usize / 8, 0]
+    }
+
+    fn encode(&self, values: &[f32], codes: &mut [u8], _: &mut [u8]) -> Result<(), usize> {
+        match self.0 {
+            Element::F16 => encode_f16(values, codes),
+            Element::Bf16 => {
+                let halves = values.iter().map(|value| bf16::from_f32(*value).to_le_bytes());
+                codes.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
+            }
+            _ => {
+                let singles = values.iter().map(|value| value.to_le_bytes());
+                codes.as_chunks_mut().0.iter_mut().zip(singles).for_each(|(out, single)| *out = single);
+            }
+        }
+        first_non_finite(self.0, codes).map_or(Ok(()), Err)
+    }
+
+    fn restore(&self, codes: &[u8], _: &[u8], values: &mut [f32]) {
+        match self.0 {
+            Element::F16 => plain::F16.decode(codes, values),
+            Element::Bf16 => plain::Bf16.decode(codes, values),
+            _ => plain::F32.decode(codes, values),
+        }
+    }
+
+    fn is_lossless(&self) -> bool {
+        self.0 == Element::F32
+    }
+}
+
+fn encode_f16(values: &[f32], out: &mut [u8]) {
+    // `half` converts slices with the machine's own instruction, single values only after asking for it each time.
+    let mut run = [f16::ZERO; 256];
+    for (values, out) in values.chunks(run.len()).zip(out.as_chunks_mut::<2>().0.chunks_mut(run.len())) {
+        let run = &mut run[..values.len()];
+        run.convert_from_f32_slice(values);
+        out.iter_mut().zip(run).for_each(|(out, half)| *out = half.to_le_bytes());
+    }
+}
+
+/// Signed bytes, and a half as scale for each 32 values, by the rule of `quantize_row_q8_0_ref` in ggml-quants.c:
+/// d = max|x| / 127, code = x * (1 / d) rounded half away from zero, all in f32; d is rounded to a half last.
+pub struct Int8Blocks;
+
+impl Int8Blocks {
+    /// How codes and scales are spelled.
+    pub const LAYOUT: GridLayout =
+        GridLayout { block: Self::BLOCK as u32, codes: Element::Int8, scales: Element::F16, offsets: None };
+
+    const BLOCK: usize = 32;
+}
+
+impl Rounding for Int8Blocks {
+    fn bytes(&self, values: usize) -> [usize; 2] {
+        [values, values / Self::BLOCK * 2]
+    }
+
+    fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize> {
+        let out = codes.as_chunks_mut().0.iter_mut().zip(scales.as_chunks_mut::<2>().0);
+        for (values, (codes, scale)) in values.as_chunks::<{ Self::BLOCK }>().0.iter().zip(out) {
+            let d = largest(values).1 / 127.0;
+            let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+            *codes = values.map(|value| (value * inverse).round() as i8 as u8);
+            *scale = f16::from_f32(d).to_le_bytes();
+        }
+        let block = first_non_finite(Element::F16, scales);
+        block
+            .map_or(Ok(()), |block| Err(block * Self::BLOCK + largest(&values[block * Self::BLOCK..][..Self::BLOCK]).0))
+    }
+
+    fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
+        let blocks = codes.as_chunks::<{ Self::BLOCK }>().0.iter().zip(scales.as_chunks::<2>().0);
+        for (out, (codes, scale)) in values.as_chunks_mut().0.iter_mut().zip(blocks) {
+            let scale = half(*scale);
+            *out = codes.map(|code| code as i8 as f32 * scale);
+        }
+    }
+}
+
+/// Index and magnitude of the largest value; a NaN is larger than all.
+fn largest(values: &[f32]) -> (usize, f32) {
+    // Without its sign, a float's bits are in the order of its magnitude.
+    let magnitude = |value: &f32| value.to_bits() & 0x7fff_ffff;
+    let largest = values.iter().map(magnitude).max().unwrap_or(0);
+    (values.iter().position(|value| magnitude(value) == largest).unwrap_or(0), f32::from_bits(largest))
+}
+
+/// A value that cannot be spelled, and where it stands among those of its band.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Misfit {
+    /// Its index.
+    pub index: usize,
+    /// The value.
+    pub value: f32,
+}
+
+/// Decodes a band and rounds it, on all threads of the rayon pool; `codes` and `scales` are as long as `rounding` says.
+pub fn round(
+    tensor: &BlockTensor,
+    band: &Band,
+    rounding: &dyn Rounding,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Result<ErrorSum, Misfit> {
+    let [codes_size, scales_size] = rounding.bytes(RUN_VALUES);
+    let runs = band.runs(tensor.ggml());
+    let mut scales: Vec<&mut [u8]> = match scales_size {
+        0 => runs.iter().map(|_| &mut [][..]).collect(),
+        size => scales.chunks_mut(size).collect(),
+    };
+    let out = codes.par_chunks_mut(codes_size).zip(scales.par_iter_mut());
+    let sums: Vec<Result<ErrorSum, Misfit>> = runs
+        .par_iter()
+        .zip(out)
+        .map(|(run, (codes, scales))| {
+            let mut values = vec![0.0; run.values];
+            tensor.format().decode(run.blocks, &mut values);
+            let misfit = |index: usize| Misfit { index: run.first + index, value: values[index] };
+            rounding.encode(&values, codes, scales).map_err(misfit)?;
+            if rounding.is_lossless() {
+                return Ok(ErrorSum::default());
+            }
+            let mut restored = vec![0.0; run.values];
+            rounding.restore(codes, scales, &mut restored);
+            Ok(ErrorSum::of(&values, &restored))
+        })
+        .collect();
+    sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
+}

@@ -1,0 +1,130 @@
+//! Tensors on their way through `dequant` and `requant`: read a band at a time, written to a few blobs.
+
+use std::io::Write;
+
+use crate::action::{BlobSink, Content, Demand, Job};
+use crate::base::{Context, Problem, Result};
+use crate::model::facts::{Element, ErrorFacts, TensorFacts};
+use crate::model::quant::{
+    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, Misfit, Plain, Rounding, Spelling, Split, first_non_finite,
+    round, split,
+};
+
+/// What the input is called in the orders of both stages.
+pub const INPUT: &str = "tensor";
+
+/// Bytes that a value of a band takes at most: its gathered block and what it is spelled as.
+const BYTES_PER_VALUE: u64 = 4 + 4;
+
+/// What an order over this tensor needs. The tensor itself is mapped, not read into memory.
+pub fn demand(facts: &TensorFacts) -> Demand {
+    let columns = facts.shape.last().copied().unwrap_or(0);
+    let memory_bytes = columns.max(BAND_VALUES as u64).saturating_mul(BYTES_PER_VALUE);
+    Demand { memory_bytes: memory_bytes.saturating_add(Demand::default().memory_bytes), ..Demand::default() }
+}
+
+/// Codes or values, scales and offsets, where there are any.
+pub type Blobs = [Option<Content>; 3];
+
+/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a blob each.
+fn write(
+    job: &Job,
+    tensor: &BlockTensor,
+    sizes: impl Fn(usize) -> [usize; 3],
+    mut spell: impl FnMut(&Band, [&mut [u8]; 3]) -> Result<()>,
+) -> Result<Blobs> {
+    let mut sinks: [Option<Box<dyn BlobSink>>; 3] = [None, None, None];
+    for (sink, _) in sinks.iter_mut().zip(sizes(tensor.len())).filter(|(_, size)| *size > 0) {
+        *sink = Some(job.create()?);
+    }
+    let mut buffers = [const { Vec::new() }; 3];
+    for band in tensor.bands() {
+        job.check_cancelled()?;
+        buffers.iter_mut().zip(sizes(band.values)).for_each(|(buffer, size)| buffer.resize(size, 0));
+        spell(&band, buffers.each_mut().map(Vec::as_mut_slice))?;
+        for (sink, buffer) in sinks.iter_mut().flatten().zip(&buffers) {
+            sink.write_all(buffer).context("kiln::io", || "write a blob".into())?;
+        }
+        job.progress((band.first + band.values) as u64, tensor.len() as u64, "values");
+    }
+    let [codes, scales, offsets] = sinks.map(|sink| sink.map(|sink| sink.finish()).transpose());
+    Ok([codes?, scales?, offsets?])
+}
+
+/// The blocks of `grid` taken apart; nothing is rounded.
+pub fn write_split(job: &Job, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<Blobs> {
+    let layout = grid.layout();
+    write(
+        job,
+        tensor,
+        |values| layout.bytes(values),
+        |band, [codes, scales, offsets]| {
+            split(tensor, band, grid, Split { codes, scales, offsets });
+            let numbers = [(Some(layout.scales), &*scales), (layout.offsets, &*offsets)];
+            let bad = |(element, bytes): (Option<Element>, &[u8])| first_non_finite(element?, bytes);
+            match numbers.into_iter().find_map(bad) {
+                None => Ok(()),
+                Some(block) => Err(not_finite(tensor, band.first + block * layout.block as usize)),
+            }
+        },
+    )
+}
+
+/// Every value rounded, and how far that takes them from the source. `what` the values do not fit, if they do not.
+pub fn write_rounded(
+    job: &Job,
+    tensor: &BlockTensor,
+    rounding: &dyn Rounding,
+    what: &str,
+) -> Result<(Blobs, ErrorSum)> {
+    let mut sum = ErrorSum::default();
+    let sizes = |values| {
+        let [codes, scales] = rounding.bytes(values);
+        [codes, scales, 0]
+    };
+    let blobs = write(job, tensor, sizes, |band, [codes, scales, _]| {
+        let error = round(tensor, band, rounding, codes, scales);
+        sum = sum.and(error.map_err(|misfit| refuse(tensor, band, misfit, what))?);
+        Ok(())
+    })?;
+    Ok((blobs, sum))
+}
+
+/// Every value as `element`. What is spelled so already is handed on as it lies there.
+pub fn write_values(job: &Job, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
+    match tensor.format().spelling() {
+        Spelling::Values(own) if own == element && tensor.in_stored_order() => {
+            if let Some(value) = first_non_finite(element, &job.read(INPUT)?) {
+                return Err(not_finite(tensor, value));
+            }
+            Ok(([Some(job.input(INPUT)?.content()), None, None], ErrorSum::default()))
+        }
+        _ => write_rounded(job, tensor, &Plain(element), &format!("{element:?}").to_lowercase()),
+    }
+}
+
+/// The facts of `error`; `scheme` made it.
+pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> ErrorFacts {
+    ErrorFacts {
+        source: tensor.ggml().name.into(),
+        scheme: scheme.into(),
+        exact: error.is_exact(),
+        sqnr_db: error.sqnr_db(),
+        max_error: error.max_error(),
+    }
+}
+
+fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> Problem {
+    let Misfit { index, value } = misfit;
+    if !value.is_finite() {
+        return not_finite(tensor, band.first + index);
+    }
+    let place = tensor.place(band.first + index);
+    Problem::new("kiln::weights::range", format!("{value:e} does not fit {what} ({place})"))
+        .help("keep this tensor in a wider form: `native` for `requant`, `f32` or `bf16` for `dequant`")
+}
+
+fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
+    Problem::new("kiln::weights::not_finite", format!("infinite, or no number: {}", tensor.place(index)))
+        .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")
+}

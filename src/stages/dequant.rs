@@ -1,0 +1,101 @@
+//! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml before any rounding.
+
+use serde::{Deserialize, Serialize};
+
+use super::{bands, tensors};
+use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage};
+use crate::base::{CanonJson, Result};
+use crate::model::facts::{Element, TensorFacts, WeightFacts};
+use crate::model::quant::{BlockTensor, RowOrder};
+
+/// The stage.
+pub struct Dequant;
+
+/// The stage's table.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// What the values become.
+    #[serde(rename = "type", default)]
+    to: Number,
+    /// Patterns of tensor names; all tensors by default.
+    #[serde(rename = "match", default)]
+    patterns: Vec<String>,
+}
+
+/// One tensor.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DequantOrder {
+    #[serde(rename = "type")]
+    to: Number,
+}
+
+/// A kind of plain number.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Number {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+}
+
+impl TypedStage for Dequant {
+    type Params = Params;
+    type Order = DequantOrder;
+
+    const SPEC: StageSpec = StageSpec {
+        kind: "dequant",
+        version: 1,
+        summary: "tensors as plain numbers: f32, f16 or bf16",
+        gives: "plain",
+        inputs: &[InputSpec { name: "model", accepts: &["model"], required: true, many: false }],
+        params: &["type", "match"],
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let path = |index| format!("match/{index}");
+        params
+            .patterns
+            .iter()
+            .enumerate()
+            .filter_map(|(index, text)| tensors::check_pattern(text, path(index)))
+            .collect()
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<DequantOrder>>> {
+        let all = tensors::all(inputs.one("model")?)?;
+        let patterns = params.patterns.iter().map(|text| tensors::pattern(text)).collect::<Result<Vec<_>>>()?;
+        for (text, pattern) in params.patterns.iter().zip(&patterns) {
+            if !all.iter().any(|tensor| pattern.is_match(tensor.name)) {
+                return Err(tensors::unmatched(text, "tensor", &all));
+            }
+        }
+        let mut chosen = all;
+        chosen.retain(|tensor| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(tensor.name)));
+        tensors::refuse_undecodable(&chosen)?;
+        let order = |tensor: &tensors::Tensor| {
+            let order = Order::new(tensor.name, DequantOrder { to: params.to });
+            order.input(bands::INPUT, tensor.part).demand(bands::demand(&tensor.facts))
+        };
+        Ok(chosen.iter().map(order).collect())
+    }
+
+    fn run(order: DequantOrder, job: &Job) -> Result<Outputs> {
+        let (element, name) = match order.to {
+            Number::F32 => (Element::F32, "f32"),
+            Number::F16 => (Element::F16, "f16"),
+            Number::Bf16 => (Element::Bf16, "bf16"),
+        };
+        let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
+        let bytes = job.read(bands::INPUT)?;
+        let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored)?;
+        let ([values, ..], error) = bands::write_values(job, &tensor, element)?;
+        let error = Some(bands::error_facts(&tensor, name, error));
+        let facts = CanonJson::of(&WeightFacts { shape: facts.shape, element, block: None, error })?;
+        values
+            .map(|content| Ok((PartName::new("values")?, Part { content, facts: facts.clone() })))
+            .into_iter()
+            .collect()
+    }
+}

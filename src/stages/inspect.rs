@@ -1,0 +1,99 @@
+//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window into the file.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage, Window,
+};
+use crate::base::{CanonJson, Context, Problem, Result, hash_bytes};
+use crate::model::arch::model_facts;
+use crate::model::facts::ModelFacts;
+use crate::model::gguf::{Gguf, Metadata, Scalars, Summary, TensorInfo, Under, quoted};
+
+/// The stage.
+pub struct Inspect;
+
+/// It has no parameters.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoParams {}
+
+impl TypedStage for Inspect {
+    type Params = NoParams;
+    type Order = NoParams;
+
+    const SPEC: StageSpec = StageSpec {
+        kind: "inspect",
+        version: 1,
+        summary: "reads a GGUF: what the model is, and where its tensors lie",
+        gives: "model",
+        inputs: &[InputSpec { name: "gguf", accepts: &["file"], required: true, many: false }],
+        params: &[],
+    };
+
+    fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {
+        let (_, part) = inputs.one("gguf")?.only()?;
+        // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at most.
+        let demand = Demand { memory_bytes: 64 << 20, ..Demand::default() };
+        Ok(vec![Order::new("", params).input("gguf", part).demand(demand)])
+    }
+
+    fn run(_: NoParams, job: &Job) -> Result<Outputs> {
+        let content = job.input("gguf")?.content();
+        let file = job.read("gguf")?;
+        let gguf = Gguf::parse(&file)?;
+        let model = model_facts(&gguf)?;
+        let facts = CanonJson::of(&model)?;
+        let mut outputs = Outputs::new();
+        outputs.insert(PartName::new("model.json")?, write_json(job, &ModelJson::new(&model, &gguf.metadata), facts)?);
+        let tokenizer = Under(&gguf.metadata, "tokenizer.");
+        outputs.insert(PartName::new("tokenizer.json")?, write_json(job, &tokenizer, CanonJson::default())?);
+        let summary = Summary { gguf: &gguf, model: Some(&model) }.to_string();
+        outputs.insert(PartName::new("summary.txt")?, job.write(summary.as_bytes(), CanonJson::default())?);
+        outputs.par_extend(tensors(job, &gguf, content)?);
+        Ok(outputs)
+    }
+}
+
+/// `model.json`: the facts, and the file's own words.
+#[derive(Serialize)]
+struct ModelJson<'a> {
+    #[serde(flatten)]
+    model: &'a ModelFacts,
+    metadata: Scalars<'a>,
+}
+
+impl<'a> ModelJson<'a> {
+    fn new(model: &'a ModelFacts, metadata: &'a Metadata<'a>) -> Self {
+        ModelJson { model, metadata: Scalars(metadata) }
+    }
+}
+
+/// Streams `value`, whose strings may be as long as the file.
+fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
+    let mut sink = std::io::BufWriter::new(job.create()?);
+    serde_json::to_writer(&mut sink, value).context("kiln::inspect::json", || "write metadata as JSON".into())?;
+    let sink: Box<dyn BlobSink> =
+        sink.into_inner().map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
+    Ok(Part { content: sink.finish()?, facts })
+}
+
+/// A window for each tensor, hashed on all threads.
+fn tensors(job: &Job, gguf: &Gguf, file: Content) -> Result<Vec<(PartName, Part)>> {
+    let total = gguf.tensors.iter().map(|tensor| tensor.range.end - tensor.range.start).sum();
+    let done = AtomicU64::new(0);
+    let window = |tensor: &TensorInfo| {
+        job.check_cancelled()?;
+        let name = PartName::new(format!("tensors/{}", tensor.name))
+            .map_err(|problem| problem.within(format!("tensor {} cannot become a part", quoted(tensor.name))))?;
+        let digest = hash_bytes(gguf.data(tensor));
+        let inside = file.window.map_or(0, |window| window.offset);
+        let window = Some(Window { blob: file.blob(), offset: inside + tensor.range.start });
+        job.progress(done.fetch_add(digest.size_bytes, Ordering::Relaxed) + digest.size_bytes, total, "B");
+        Ok((name, Part { content: Content { digest, window }, facts: CanonJson::of(&tensor.facts())? }))
+    };
+    gguf.tensors.par_iter().map(window).collect()
+}
