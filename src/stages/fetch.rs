@@ -201,7 +201,7 @@ fn open(path: &Path) -> Result<File> {
     File::open(path).context("kiln::fetch::file", || format!("open {}", path.display()))
 }
 
-/// Empties `folder` but leaves it there: its lock may lie beside it.
+/// Empties `folder` but leaves it there: it is locked for us.
 fn clear(folder: &Path) -> Result<()> {
     let remove = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry?;

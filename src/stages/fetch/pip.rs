@@ -10,17 +10,18 @@ use super::{Machine, clear, whole};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
 
-/// Runs pip as `python3 -m pip` does, but lets it die with us (1 is PR_SET_PDEATHSIG): a pip that outlives a
-/// killed build would write into a folder that the next build already uses.
-const RUN_PIP: &str = "import ctypes, runpy, signal, sys\n\
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n\
-    sys.argv[0] = 'pip'\n\
+/// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes first: a pip
+/// that outlives a killed build would write into a folder that the next build already uses.
+const RUN_PIP: &str = "import ctypes, os, runpy, signal, sys\n\
+    PR_SET_PDEATHSIG = 1\n\
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n\
+    if os.getppid() != int(sys.argv.pop(1)): sys.exit('the build is gone')\n\
     runpy.run_module('pip', run_name='__main__', alter_sys=True)";
 
 /// The wheel must not depend on the Python that happens to run pip: these are the tags that kiln's tools are built for.
 const TAGS: [&str; 10] =
     ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"];
-/// `manylinux_2_N_x86_64`, best first. pip before 24.1 does not know that a newer one runs what an older one runs.
+/// `manylinux_2_N_x86_64`, all spelled out: pip does not conclude from one to the older ones.
 const GLIBC_MINORS: std::ops::RangeInclusive<u32> = 17..=40;
 
 /// How many lines of pip's own words go into a problem.
@@ -58,7 +59,16 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     let platforms = GLIBC_MINORS.rev().map(|minor| format!("manylinux_2_{minor}_x86_64"));
     let platforms = platforms.chain(["manylinux2014_x86_64".into(), "any".into()]);
     let mut child = Command::new(&machine.python)
-        .args(["-c", RUN_PIP, "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off", "--no-input"])
+        .args([
+            "-c",
+            RUN_PIP,
+            &std::process::id().to_string(),
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--progress-bar=off",
+            "--no-input",
+        ])
         .args(TAGS)
         .args(platforms.flat_map(|platform| ["--platform".into(), platform]))
         .args(["--dest", "pip", requirement])
