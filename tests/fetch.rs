@@ -7,6 +7,7 @@ use kiln::action::{Erased, Stage};
 use kiln::stages::fetch::{Fetch, Machine};
 use serde_json::json;
 use support::fetching::{Kitchen, sha256};
+use support::tools;
 use support::web::{Reply, Server};
 
 const CLAY: &[u8] = b"0123456789abcdefghij";
@@ -231,7 +232,15 @@ fn without_python_there_is_no_pip() {
     assert_eq!(kitchen.fails("pypi:clay==1", CLAY).code, "kiln::tool_missing");
 }
 
-/// 93 MB from the package index: `cargo test --test fetch -- --ignored`.
+#[test]
+#[ignore = "needs a package index"]
+fn the_tools_come_out_of_their_wheels() {
+    for (folder, library) in [(tools::qnn(), "libQnnHtp.so"), (tools::onnxruntime(), "libonnxruntime.so.1.32.0")] {
+        assert!(std::fs::metadata(folder.join(library)).unwrap().len() > 30_000_000, "{library}");
+    }
+}
+
+/// 93 MB from the package index.
 #[test]
 #[ignore = "needs a package index"]
 fn the_first_model_comes_out_of_its_wheel() {

@@ -9,5 +9,6 @@ pub mod quantize;
 pub mod simulation;
 pub mod tiny_gguf;
 pub mod tiny_weights;
+pub mod tools;
 pub mod web;
 pub mod workspace;
