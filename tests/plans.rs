@@ -401,3 +401,25 @@ fn too_much_is_refused() {
     let deep = format!("a = {}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(read(&deep, &[]).is_err());
 }
+
+/// The plans that people copy.
+#[test]
+fn plans_that_parse() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
+    let mut found = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        found += 1;
+        let text = std::fs::read_to_string(&path).unwrap();
+        let source = Source { name: path.display().to_string(), text, folder: folder.clone() };
+        if let Err(mut problems) = plan::read(&source, &[], &kiln::stages::all()) {
+            // Until every kind has landed.
+            problems.retain(|problem| problem.code != "kiln::plan::unknown_kind");
+            assert!(problems.is_empty(), "{}: {problems:#?}", source.name);
+        }
+    }
+    assert!(found >= 2);
+}
