@@ -49,24 +49,24 @@ pub fn differences(old: &Value, new: &Value) -> Vec<Why> {
             why.push(Why::Input { name: name.into(), old: given(&old["digest"]), new: given(&new["digest"]) });
         }
         if !old.is_null() && !new.is_null() {
-            compare(&format!("{name}: "), &old["facts"], &new["facts"], &mut |path, old, new| {
-                why.push(Why::Input { name: path, old: given(old), new: given(new) });
+            compare("", &old["facts"], &new["facts"], &mut |path, old, new| {
+                why.push(Why::Input { name: format!("{name}: {path}"), old: given(old), new: given(new) });
             });
         }
     });
-    compare("", &old["tools"], &new["tools"], &mut |name, old, new| {
-        why.push(Why::Tool { name, old: given(old), new: given(new) });
+    each_key(&old["tools"], &new["tools"], |tool, old, new| {
+        each_key(old, new, |file, old, new| {
+            if old != new {
+                why.push(Why::Tool { name: format!("{tool}/{file}"), old: given(old), new: given(new) });
+            }
+        });
     });
     why
 }
 
 /// Calls `differs` with the path of each leaf that is not the same; `null` where there is none.
 fn compare<'a>(path: &str, old: &'a Value, new: &'a Value, differs: &mut impl FnMut(String, &'a Value, &'a Value)) {
-    let below = |key: &str| match path {
-        "" => key.to_string(),
-        path if path.ends_with(' ') => format!("{path}{key}"),
-        path => format!("{path}/{key}"),
-    };
+    let below = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}/{key}") };
     match (old, new) {
         _ if old == new => {}
         (Value::Object(_), Value::Object(_)) => {
@@ -78,7 +78,7 @@ fn compare<'a>(path: &str, old: &'a Value, new: &'a Value, differs: &mut impl Fn
                 compare(&below(&index.to_string()), at(a), at(b), differs);
             }
         }
-        _ => differs(path.trim_end().to_string(), old, new),
+        _ => differs(path.to_string(), old, new),
     }
 }
 
@@ -94,4 +94,47 @@ fn each_key<'a>(old: &'a Value, new: &'a Value, mut visit: impl FnMut(&str, &'a 
 /// A string as it is, anything else as JSON.
 fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| canonical(value), String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn check(old: Value, new: Value, expect: &[&str]) {
+        let mut whole = [old, new].map(|change| {
+            let mut action = json!({
+                "stage": "requant", "version": 1, "params": {"scheme": "native", "limits": [1, 2]},
+                "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}}, "tools": {"qnn": {"a.so": "b3:01/2"}},
+            });
+            action.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            action
+        });
+        let [old, new] = &mut whole;
+        let found: Vec<String> = differences(old, new).iter().map(Why::to_string).collect();
+        assert_eq!(found, expect);
+    }
+
+    #[test]
+    fn each_field_is_compared() {
+        check(json!({}), json!({}), &[]);
+        check(json!({}), json!({"stage": "dequant", "version": 9}), &["kind: requant -> dequant"]);
+        check(json!({}), json!({"version": 2}), &["version of the stage's code: 1 -> 2"]);
+        check(
+            json!({}),
+            json!({"params": {"scheme": "f16", "limits": [1], "new": {}}}),
+            &["limits/1: 2 -> null", "new: null -> {}", "scheme: \"native\" -> \"f16\""],
+        );
+        check(
+            json!({}),
+            json!({"inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q8_0"}}, "b": {"digest": "b3:02/3"}}}),
+            &["input b: nothing -> b3:02/3", "input tensor: type: Q4_0 -> Q8_0"],
+        );
+        check(json!({}), json!({"inputs": {}}), &["input tensor: b3:00/1 -> nothing"]);
+        check(
+            json!({}),
+            json!({"tools": {"qnn": {"a.so": "b3:03/4"}, "ort": {"b.so": "b3:05/6"}}}),
+            &["tool ort/b.so: nothing -> b3:05/6", "tool qnn/a.so: b3:01/2 -> b3:03/4"],
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::BuiltPart;
+use super::Built;
 use crate::action::ActionKey;
 use crate::base::{Context, Result};
 use crate::events::PartId;
@@ -35,11 +35,13 @@ impl Record {
         self.keys.get(&part.stage)?.get(&part.part)
     }
 
-    /// Adds what a build brought about. A stage that is `sealed` has these parts and no others; of
-    /// one that is not, the parts that did not come about keep their old keys.
-    pub fn merge(&mut self, parts: &[BuiltPart], sealed: impl Fn(&str) -> bool) {
-        self.keys.retain(|stage, _| !sealed(stage));
-        for part in parts.iter().filter(|part| part.life.outputs().is_some()) {
+    /// Adds what a build brought about. A stage that is complete has these parts and no others; of one
+    /// that is not, the parts that did not come about keep their old keys.
+    pub fn merge(&mut self, built: &Built) {
+        for stage in built.manifests.keys() {
+            self.keys.remove(&stage.0);
+        }
+        for part in built.parts.iter().filter(|part| part.life.outputs().is_some()) {
             let stage = self.keys.entry(part.id.stage.clone()).or_default();
             stage.insert(part.id.part.clone(), part.task.key);
         }

@@ -43,6 +43,24 @@ pub enum Why {
     OutputGone { blob: String },
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let change = |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
+            write!(f, "{name}: {old} -> {new}")
+        };
+        let given = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+        match self {
+            Why::FirstTime => f.write_str("for the first time"),
+            Why::Kind { old, new } => change(f, "kind", old, new),
+            Why::StageVersion { old, new } => change(f, "version of the stage's code", old, new),
+            Why::Param { path, old, new } => change(f, path, old, new),
+            Why::Input { name, old, new } => change(f, &format!("input {name}"), &given(old), &given(new)),
+            Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
+            Why::OutputGone { blob } => write!(f, "gone from the cache: {blob}"),
+        }
+    }
+}
+
 /// What happens in a build, in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
