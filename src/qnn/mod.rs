@@ -1,6 +1,7 @@
 //! Floor 1: the device. The QNN C API behind safe faces; the only room with raw pointers.
 
 mod context;
+mod dump;
 mod ffi;
 mod graph;
 mod ir;

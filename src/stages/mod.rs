@@ -5,6 +5,7 @@ pub mod dequant;
 pub mod fetch;
 pub mod graph;
 pub mod inspect;
+pub mod lower;
 pub mod reference;
 pub mod requant;
 pub mod score;

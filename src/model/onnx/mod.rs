@@ -9,4 +9,4 @@ mod summary;
 pub use build::{Builder, External, IR_VERSION, Value, gain};
 pub use check::{Checked, ValueType, decode};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
-pub use summary::summary;
+pub use summary::{element_name, summary};

@@ -1,0 +1,106 @@
+//! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and multiplied as halves.
+
+use super::Lowering;
+use super::half::{Halves, scale_times_gain};
+use super::linear::blob_owner;
+use super::stored::Stored;
+use crate::base::Result;
+use crate::model::onnx::Spelling;
+use crate::model::onnx::proto::NodeProto;
+use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
+
+/// Codes are stored as code + 128 in a byte.
+const CODES: Encoding = Encoding::ScaleOffset { scale: 1.0, offset: -128 };
+
+impl<'a> Lowering<'a> {
+    pub(super) fn embedding(&mut self, node: &'a NodeProto, spelling: Spelling) -> Result<()> {
+        let ids = self.operand(node, 0)?;
+        let gain = self.float(node, "gain")?;
+        let table = self.stored(node, 1)?;
+        let [rows, columns] = table.matrix().ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
+        let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
+            return Err(self.refuse(node, "shape", "wants ids [1, T]"));
+        };
+        let shape = [rows as u64, columns as u64];
+        if spelling == Spelling::Values {
+            let name = format!("{}.table", blob_owner(&table.name));
+            let data = move || Ok(StaticData { bytes: table.halves(gain)?, encoding: Encoding::None });
+            let table = self.fixed(&name, DataType::Float16, &shape, "f16", data)?;
+            return self.emit(node, "Gather", gather(), vec![table, ids]);
+        }
+
+        let weight = self.block_weight(node, spelling, gain)?;
+        let name = |what: &str| format!("{}.{what}", node.name);
+        let blocks = (columns / weight.block) as u64;
+        let of_blocks = [1, tokens, blocks, weight.block as u64];
+        let codes = self.codes_table(&weight.codes, shape, weight.bits())?;
+        let gathered = self.between(&name("codes"), DataType::UFixed8, &[1, tokens, shape[1]], CODES)?;
+        self.push("Gather", gather(), vec![codes, ids], gathered);
+        let plain = self.between(&name("plain_codes"), DataType::Float16, &[1, tokens, shape[1]], Encoding::None)?;
+        self.push("Dequantize", vec![], vec![gathered], plain);
+        let mut value = self.between(&name("blocks"), DataType::Float16, &of_blocks, Encoding::None)?;
+        self.push("Reshape", vec![], vec![plain], value);
+
+        let scales = self.gathered_grid(node, "scales", &weight.scales, gain, ids, tokens)?;
+        let scaled = self.between(&name("scaled"), DataType::Float16, &of_blocks, Encoding::None)?;
+        self.push("ElementWiseMultiply", vec![], vec![value, scales], scaled);
+        value = scaled;
+        if let Some(offsets) = &weight.offsets {
+            let offsets = self.gathered_grid(node, "offsets", offsets, gain, ids, tokens)?;
+            let shifted = self.between(&name("shifted"), DataType::Float16, &of_blocks, Encoding::None)?;
+            self.push("ElementWiseAdd", vec![], vec![value, offsets], shifted);
+            value = shifted;
+        }
+        self.emit(node, "Reshape", vec![], vec![value])
+    }
+
+    fn codes_table(&mut self, codes: &Stored, shape: [u64; 2], bits: u32) -> Result<TensorId> {
+        let name = format!("{}.codes", blob_owner(&codes.name));
+        let codes = codes.clone();
+        let count = (shape[0] * shape[1]) as usize;
+        let data = move || {
+            let bytes = (0..count).map(|index| (codes.code(index) + 128) as u8).collect();
+            Ok(StaticData { bytes, encoding: CODES })
+        };
+        self.fixed(&name, DataType::UFixed8, &shape, &format!("{bits} bit codes"), data)
+    }
+
+    /// The numbers of each token's blocks, `[1, T, blocks, 1]`.
+    fn gathered_grid(
+        &mut self,
+        node: &NodeProto,
+        what: &str,
+        grid: &Stored,
+        gain: f32,
+        ids: TensorId,
+        tokens: u64,
+    ) -> Result<TensorId> {
+        let blocks = grid.dims.last().copied().unwrap_or_default();
+        let (name, stored) = (format!("{}.{what}", blob_owner(&grid.name)), grid.clone());
+        let data = move || {
+            let mut halves = Halves::default();
+            let mut bytes = Vec::with_capacity(stored.dims.iter().product::<u64>() as usize * 2);
+            for number in stored.all_numbers() {
+                bytes.extend(halves.round(scale_times_gain(number, gain, &stored.name)?));
+            }
+            halves.finish(&stored.name)?;
+            Ok(StaticData { bytes, encoding: Encoding::None })
+        };
+        let table = self.fixed(&name, DataType::Float16, &grid.dims, "f16", data)?;
+        let of_token =
+            self.between(&format!("{}.{what}", node.name), DataType::Float16, &[1, tokens, blocks], Encoding::None)?;
+        self.push("Gather", gather(), vec![table, ids], of_token);
+        let of_block = self.between(
+            &format!("{}.{what}_of_block", node.name),
+            DataType::Float16,
+            &[1, tokens, blocks, 1],
+            Encoding::None,
+        )?;
+        self.push("Reshape", vec![], vec![of_token], of_block);
+        Ok(of_block)
+    }
+}
+
+fn gather() -> Vec<(&'static str, Param)> {
+    vec![("axis", Param::I32(0))]
+}
