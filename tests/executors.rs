@@ -228,7 +228,6 @@ fn what_cannot_run_is_refused() {
         assert_eq!(code(&Action { version: 2, ..action("fail", "") }), "kiln::execute::stage_version");
         assert_eq!(code(&Action { inputs: BTreeMap::new(), ..action("reverse", "") }), "kiln::input_missing");
         assert_eq!(code(&action("lie", "")), "kiln::execute::output_missing");
-        assert_eq!(code(&action("panic", "")), "kiln::execute::panicked");
         let mut gone = action("reverse", "");
         gone.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"glaze");
         assert_eq!(code(&gone), "kiln::store::gone");
@@ -270,6 +269,9 @@ fn a_crash_says_what_and_where_and_its_last_words() {
 
     let problem = Bench::new().problem(Isolation::Process, "exit");
     assert!(problem.message.contains("exit status: 7"), "{problem}");
+
+    let problem = Bench::new().problem(Isolation::Process, "panic");
+    assert!(problem.causes[0].contains("lost the thread"), "{problem}");
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! This machine: threads of this process, and child processes.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use super::desk::Desk;
@@ -44,11 +42,7 @@ pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: 
         return Err(Problem::new("kiln::execute::stage_version", message));
     }
     let desk = Desk::new(store, watch)?;
-    // A panic is a bug of the stage; it must neither end the engine nor leave it waiting.
-    let outputs =
-        catch_unwind(AssertUnwindSafe(|| stage.run(action, &Job::new(action, &desk)))).unwrap_or_else(|panic| {
-            Err(Problem::new("kiln::execute::panicked", format!("stage `{kind}` panicked: {}", text(&*panic))))
-        })?;
+    let outputs = stage.run(action, &Job::new(action, &desk))?;
     let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
     if let Some(blob) = store.missing(&blobs)?.first() {
         let message = format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
@@ -56,9 +50,4 @@ pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: 
     }
     desk.clear()?;
     Ok(outputs)
-}
-
-fn text(panic: &(dyn Any + Send)) -> &str {
-    let literal = panic.downcast_ref::<&str>().copied();
-    literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -1,0 +1,49 @@
+//! For logs: a line when a stage begins to work, and one when it ends.
+
+use std::io::Write;
+
+use super::{Event, Listener, Summary};
+
+/// Writes plain lines, no more than a few a stage.
+pub struct Plain<W> {
+    out: W,
+    summary: Summary,
+}
+
+impl<W: Write> Plain<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Plain { out, summary: Summary::default() }
+    }
+}
+
+impl<W: Write> Listener for Plain<W> {
+    fn hear(&mut self, event: &Event) {
+        self.summary.hear(event);
+        let Some(line) = line(event, &self.summary) else { return };
+        // A reader that has gone away does not stop the build.
+        let _ = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
+    }
+}
+
+/// What an event adds to a log; `summary` has heard it already.
+fn line(event: &Event, summary: &Summary) -> Option<String> {
+    match event {
+        Event::Started { part, .. } => {
+            let tally = summary.stage(&part.stage)?;
+            let to_run = tally.parts.saturating_sub(tally.hits);
+            (tally.started == 1).then(|| format!("begin  {}: {to_run} of {} to run", part.stage, tally.parts))
+        }
+        event => outcome(event, summary),
+    }
+}
+
+/// What an event says of the end of something.
+pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
+    match event {
+        Event::Sealed { stage } => Some(format!("done   {stage}: {}", summary.stage(stage)?)),
+        Event::Failed { part, problem } => Some(format!("failed {part}: {}", problem.message)),
+        Event::Skipped { stage } => Some(format!("skip   {stage}: a stage it waits for failed")),
+        _ => None,
+    }
+}
