@@ -1,7 +1,12 @@
 //! `kiln cache`: looks into the local cache.
 
+use std::fs;
+
+use serde_json::json;
+
 use super::{Common, Exit, Failed};
-use crate::base::Problem;
+use crate::base::{Context, Problem, bytes};
+use crate::store::{Disk, Stats, Verified};
 
 /// What to do with it.
 #[derive(clap::Args)]
@@ -14,15 +19,66 @@ pub struct Args {
 enum Action {
     /// Count blobs, results and bytes
     Stats,
-    /// Hash every blob again and set damaged ones aside
-    Verify,
+    /// Hash every blob and check every result again; exit code 3 if any is damaged
+    Verify {
+        /// Remove what is damaged: what made it runs again in the next build
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    let name = match args.action {
-        Action::Stats => "stats",
-        Action::Verify => "verify",
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    if !common.cache.is_dir() {
+        let message = format!("there is no cache at {}", common.cache.display());
+        return Err(Problem::new("kiln::call::no_cache", message).help("name it with --cache or KILN_CACHE").into());
+    }
+    let store = Disk::open(&common.cache)?;
+    match args.action {
+        Action::Stats => {
+            let stats = store.stats()?;
+            common.print(&if common.json { format!("{}\n", json!(stats)) } else { stats_text(&stats) });
+            Ok(Exit::Done)
+        }
+        Action::Verify { repair } => {
+            let verified = store.verify()?;
+            common.print(&if common.json {
+                format!("{}\n", json!(verified))
+            } else {
+                verified_text(&verified, repair)
+            });
+            if repair {
+                for fault in &verified.faults {
+                    fs::remove_file(&fault.path)
+                        .context("kiln::store::io", || format!("remove {}", fault.path.display()))?;
+                }
+            }
+            Ok(if verified.faults.is_empty() || repair { Exit::Done } else { Exit::DigestDiffers })
+        }
+    }
+}
+
+fn stats_text(stats: &Stats) -> String {
+    let mut text = format!("{:<14} {:>8} {:>10}\n", "stage", "results", "output");
+    for (stage, of_stage) in &stats.stages {
+        text += &format!("{stage:<14} {:>8} {:>10}\n", of_stage.actions, bytes(of_stage.output_bytes));
+    }
+    text += &format!("\n{} blobs, {}", stats.blobs, bytes(stats.blob_bytes));
+    if stats.partial_bytes > 0 {
+        text += &format!("; {} of half-finished downloads", bytes(stats.partial_bytes));
+    }
+    text + "\n"
+}
+
+fn verified_text(verified: &Verified, repair: bool) -> String {
+    let mut text = String::new();
+    for fault in &verified.faults {
+        text += &format!("{}: {}\n", fault.path.display(), fault.what);
+    }
+    let outcome = match (verified.faults.len(), repair) {
+        (0, _) => "all whole".into(),
+        (damaged, true) => format!("{damaged} damaged, removed"),
+        (damaged, false) => format!("{damaged} damaged; `kiln cache verify --repair` removes them"),
     };
-    Err(Problem::new("kiln::call::not_there", format!("`kiln cache {name}` is not there yet")).into())
+    text + &format!("{} blobs and {} results: {outcome}\n", verified.blobs, verified.actions)
 }

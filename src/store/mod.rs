@@ -2,6 +2,7 @@
 //!
 //! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
 
+mod audit;
 mod complete;
 mod disk;
 mod folder;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{ActionKey, Blob, BlobSink, Outputs};
 use crate::base::{Digest, Result};
 
+pub use audit::{Fault, StageStats, Stats, Verified};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;

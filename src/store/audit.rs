@@ -1,0 +1,126 @@
+//! Looking over the whole cache: what it holds, and whether it is still what it should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::ActionResult;
+use super::disk::{Disk, hash_file, read_entry};
+use crate::base::{Context, Digest, Result};
+
+const CODE: &str = "kiln::store::io";
+
+/// What a cache holds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Stats {
+    /// Number of blobs.
+    pub blobs: usize,
+    /// Their bytes.
+    pub blob_bytes: u64,
+    /// Bytes of half-finished work: downloads that can be resumed.
+    pub partial_bytes: u64,
+    /// By stage kind.
+    pub stages: BTreeMap<String, StageStats>,
+}
+
+/// What a cache holds of one stage kind.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct StageStats {
+    /// Number of results.
+    pub actions: usize,
+    /// Bytes of the blobs that its outputs lie in, each counted once.
+    pub output_bytes: u64,
+}
+
+/// What a look at every byte of a cache came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Verified {
+    /// Blobs that were hashed.
+    pub blobs: usize,
+    /// Results that were read.
+    pub actions: usize,
+    /// What is not as it should be.
+    pub faults: Vec<Fault>,
+}
+
+/// A file of the cache that is not what its name says. Removing it costs no more than running again
+/// what made it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fault {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Disk {
+    /// Counts what is there. Reads results, stats blobs.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats { partial_bytes: size_below(&self.root().join("partial"))?, ..Stats::default() };
+        for path in files_below(&self.root().join("blobs"))? {
+            stats.blobs += 1;
+            // A blob may be removed meanwhile.
+            stats.blob_bytes += fs::metadata(&path).map_or(0, |file| file.len());
+        }
+        let mut blobs: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
+        for path in files_below(&self.root().join("actions"))? {
+            let Some(result) = fs::read(&path).ok().and_then(|text| read_entry(&text)) else { continue };
+            let stage = stage_of(&result);
+            stats.stages.entry(stage.clone()).or_default().actions += 1;
+            blobs.entry(stage).or_default().extend(result.outputs.values().map(|part| part.content.blob()));
+        }
+        for (stage, blobs) in blobs {
+            stats.stages.entry(stage).or_default().output_bytes = blobs.iter().map(|blob| blob.size_bytes).sum();
+        }
+        Ok(stats)
+    }
+
+    /// Hashes every blob and reads every result. Removes nothing.
+    pub fn verify(&self) -> Result<Verified> {
+        let mut verified = Verified::default();
+        for path in files_below(&self.root().join("blobs"))? {
+            verified.blobs += 1;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let what = match File::open(&path).and_then(|file| hash_file(&file)) {
+                Ok(found) if found.hex() == name => continue,
+                Ok(found) => format!("its bytes hash to {found}"),
+                Err(error) => format!("cannot be read: {error}"),
+            };
+            verified.faults.push(Fault { path, what });
+        }
+        for path in files_below(&self.root().join("actions"))? {
+            verified.actions += 1;
+            if fs::read(&path).ok().and_then(|text| read_entry(&text)).is_none() {
+                verified.faults.push(Fault { path, what: "not a result that kiln wrote".into() });
+            }
+        }
+        Ok(verified)
+    }
+}
+
+/// The stage kind in the canonical text of an action.
+fn stage_of(result: &ActionResult) -> String {
+    let action: Option<serde_json::Value> = serde_json::from_str(&result.action).ok();
+    action.and_then(|action| Some(action.get("stage")?.as_str()?.to_owned())).unwrap_or("unknown".into())
+}
+
+/// All files below `folder`, sorted.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).context(CODE, || format!("list {}", folder.display()))? {
+            let entry = entry.context(CODE, || format!("list {}", folder.display()))?;
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_folder { &mut folders } else { &mut files }.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn size_below(folder: &Path) -> Result<u64> {
+    Ok(files_below(folder)?.iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum())
+}

@@ -1,0 +1,93 @@
+//! `kiln cache stats` and `kiln cache verify`, on a cache with a few results.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use kiln::action::{ActionKey, Part, PartName};
+use kiln::base::{CanonJson, hash_bytes};
+use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+
+/// A cache where `fetch` gave `clay`, and `requant` gave `clay` and `glaze`.
+fn cache() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Disk::open(folder.path()).unwrap();
+    for (stage, blobs) in [("fetch", &["clay"][..]), ("requant", &["clay", "glaze"])] {
+        let part = |blob: &&str| {
+            let mut sink = store.create().unwrap();
+            sink.write_all(blob.as_bytes()).unwrap();
+            (PartName::new(*blob).unwrap(), Part { content: sink.finish().unwrap(), facts: CanonJson::default() })
+        };
+        let action = format!(r#"{{"stage":"{stage}"}}"#);
+        let outputs = blobs.iter().map(part).collect();
+        let key = ActionKey(hash_bytes(action.as_bytes()));
+        store.put(&key, &ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: None }).unwrap();
+    }
+    folder
+}
+
+fn check(cache: &Path, call: &str, code: i32, expected: &str) {
+    let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let output = kiln.args(["cache", "--cache"]).arg(cache).args(call.split(' ')).output().unwrap();
+    let text = String::from_utf8(output.stdout)
+        .unwrap()
+        .replace(&cache.canonicalize().unwrap().display().to_string(), "CACHE");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((text.as_str(), output.status.code()), (expected, Some(code)), "{errors}");
+}
+
+#[test]
+fn stats_count_by_stage_and_a_shared_blob_once() {
+    let cache = cache();
+    let expected = "\
+stage           results     output
+fetch                 1        4 B
+requant               1        9 B
+
+2 blobs, 9 B
+";
+    check(cache.path(), "stats", 0, expected);
+    let json = r#"{"blob_bytes":9,"blobs":2,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4},"requant":{"actions":1,"output_bytes":9}}}"#;
+    check(cache.path(), "stats --json", 0, &format!("{json}\n"));
+}
+
+fn file(cache: &Path, room: &str, what: &[u8], ending: &str) -> PathBuf {
+    let hex = hash_bytes(what).hex();
+    cache.join(room).join(&hex[..2]).join(hex + ending)
+}
+
+#[test]
+fn verify_names_what_is_damaged_and_repair_removes_it() {
+    let cache = cache();
+    check(cache.path(), "verify", 0, "2 blobs and 2 results: all whole\n");
+
+    let blob = file(cache.path(), "blobs", b"clay", "");
+    fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&blob, "clap").unwrap();
+    let entry = file(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
+    fs::write(&entry, "").unwrap();
+
+    let name = |path: &Path| format!("CACHE/{}", path.strip_prefix(cache.path()).unwrap().display());
+    let faults = format!(
+        "{}: its bytes hash to {}\n{}: not a result that kiln wrote\n2 blobs and 2 results: 2 damaged",
+        name(&blob),
+        hash_bytes(b"clap"),
+        name(&entry)
+    );
+    check(cache.path(), "verify", 3, &format!("{faults}; `kiln cache verify --repair` removes them\n"));
+    check(cache.path(), "verify --repair", 0, &format!("{faults}, removed\n"));
+    check(cache.path(), "verify", 0, "1 blobs and 1 results: all whole\n");
+}
+
+#[test]
+fn a_cache_that_is_not_there_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("cahce");
+    let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    let output = kiln.args(["cache", "stats", "--cache"]).arg(&missing).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("kiln::call::no_cache"));
+    assert!(!missing.exists());
+}
