@@ -7,16 +7,30 @@ use std::thread::available_parallelism;
 
 use serde::Serialize;
 
-use super::{Common, Exit, Failed};
-use crate::base::bytes;
+use super::{Common, Exit, Failed, PlanArgs};
+use crate::action::Registry;
+use crate::base::{Result, bytes};
+use crate::plan::PlannedStage;
+use crate::stages;
+use crate::store::{Complete, Disk, Found};
 
-/// What to doctor.
+/// Which plan's files to look for.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    plan: Option<PlanArgs>,
+}
 
-/// Runs the subcommand.
-pub fn run(_args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let findings = examine(&Machine::this(&common.cache));
+/// Examines the machine.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let mut findings = examine(&Machine::this(&common.cache));
+    if let Some(plan) = &args.plan {
+        let registry = stages::all();
+        let plan = plan.load(&registry)?;
+        for stage in plan.stages.iter().filter(|stage| stage.kind == "fetch") {
+            findings.push(fetched(stage, &registry, &common.cache)?);
+        }
+    }
     if common.json {
         findings.iter().for_each(|finding| common.print(&format!("{}\n", serde_json::json!({ "finding": finding }))));
     } else {
@@ -40,7 +54,7 @@ enum Health {
 /// One line of the report.
 #[derive(Debug, PartialEq, Serialize)]
 struct Finding {
-    what: &'static str,
+    what: String,
     found: String,
     health: Health,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,6 +122,25 @@ fn memory_bytes() -> Option<u64> {
     Some(limit.map_or(available, |limit| available.min(limit)))
 }
 
+/// Whether what a `fetch` stage brings is in the cache. What is not there is no lack: a build fetches it.
+fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Finding> {
+    let mut found = String::from("to be fetched");
+    // Looking must not make a cache.
+    if cache.is_dir()
+        && let Some(kind) = registry.get(&stage.kind)
+    {
+        let disk = Disk::open(cache)?;
+        let complete = Complete { actions: &disk, blobs: &disk };
+        for order in kind.expand(&stage.params, &Default::default())? {
+            if let Found::Hit(result) = complete.find(&order.into_action(kind.spec()).key())? {
+                let size = result.outputs.values().map(|part| part.content.digest.size_bytes).sum();
+                found = format!("in the cache, {}", bytes(size));
+            }
+        }
+    }
+    Ok(Finding { what: stage.id.to_string(), found, ..needed(true, "") })
+}
+
 /// Every finding about `machine`, needed things first.
 fn examine(machine: &Machine) -> Vec<Finding> {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not there".into());
@@ -115,7 +148,7 @@ fn examine(machine: &Machine) -> Vec<Finding> {
     let glibc = machine.glibc.as_deref().and_then(version).is_some_and(|glibc| glibc >= GLIBC);
     vec![
         Finding {
-            what: "system",
+            what: "system".into(),
             found: machine.system.clone(),
             ..needed(
                 machine.system == SYSTEM,
@@ -123,22 +156,22 @@ fn examine(machine: &Machine) -> Vec<Finding> {
             )
         },
         Finding {
-            what: "glibc",
+            what: "glibc".into(),
             found: known(&machine.glibc),
             ..needed(glibc, "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36")
         },
         Finding {
-            what: "python3",
+            what: "python3".into(),
             found: known(&machine.python),
             ..needed(machine.python.is_some(), "apt-get install python3")
         },
         Finding {
-            what: "pip",
+            what: "pip".into(),
             found: known(&machine.pip),
             ..needed(machine.pip.is_some(), "apt-get install python3-pip")
         },
         Finding {
-            what: "cache",
+            what: "cache".into(),
             found: match &machine.cache_error {
                 None => format!("{}, writable", machine.cache),
                 Some(error) => format!("{}: {error}", machine.cache),
@@ -149,17 +182,17 @@ fn examine(machine: &Machine) -> Vec<Finding> {
             )
         },
         Finding {
-            what: "free disk",
+            what: "free disk".into(),
             found: size(machine.disk_bytes),
             ..needed(
                 machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES),
                 "make room, or put the cache elsewhere: --cache DIR",
             )
         },
-        Finding { what: "free memory", found: size(machine.memory_bytes), ..needed(true, "") },
-        Finding { what: "cores", found: machine.cores.to_string(), ..needed(true, "") },
+        Finding { what: "free memory".into(), found: size(machine.memory_bytes), ..needed(true, "") },
+        Finding { what: "cores".into(), found: machine.cores.to_string(), ..needed(true, "") },
         Finding {
-            what: "node",
+            what: "node".into(),
             found: known(&machine.node),
             health: if machine.node.is_some() { Health::Good } else { Health::Optional },
             mend: machine.node.is_none().then(|| "apt-get install nodejs (only the Netron test wants it)".into()),
@@ -170,7 +203,7 @@ fn examine(machine: &Machine) -> Vec<Finding> {
 /// A finding about something that must be there, yet without its name.
 fn needed(good: bool, mend: &str) -> Finding {
     let health = if good { Health::Good } else { Health::Lacking };
-    Finding { what: "", found: String::new(), health, mend: (!good).then(|| mend.into()) }
+    Finding { what: String::new(), found: String::new(), health, mend: (!good).then(|| mend.into()) }
 }
 
 /// `(2, 36)` of `glibc 2.36`.
@@ -212,9 +245,9 @@ mod tests {
         }
     }
 
-    fn lacking(machine: &Machine) -> Vec<&'static str> {
+    fn lacking(machine: &Machine) -> Vec<String> {
         let findings = examine(machine);
-        findings.iter().filter(|finding| finding.health == Health::Lacking).map(|finding| finding.what).collect()
+        findings.into_iter().filter(|finding| finding.health == Health::Lacking).map(|finding| finding.what).collect()
     }
 
     #[test]
