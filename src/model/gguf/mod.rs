@@ -49,6 +49,11 @@ pub struct Gguf<'a> {
 impl<'a> Gguf<'a> {
     /// Reads the header of `file` and checks it against the whole.
     pub fn parse(file: &'a [u8]) -> Result<Self> {
+        Gguf::parse_header(file, file.len() as u64)
+    }
+
+    /// The same, with only the first bytes of a file of `file_bytes` at hand; [`Gguf::data`] is empty for what lies beyond.
+    pub fn parse_header(file: &'a [u8], file_bytes: u64) -> Result<Self> {
         let mut reader = Reader::new(file);
         let version = read_version(&mut reader)?;
         let tensor_count = reader.u64()?;
@@ -58,7 +63,7 @@ impl<'a> Gguf<'a> {
         let alignment = read_alignment(&metadata)?;
         let mut tensors = TensorInfo::read_all(&mut reader, tensor_count, alignment.into())?;
         let data_offset = (reader.position() as u64).next_multiple_of(alignment.into());
-        TensorInfo::place_all(&mut tensors, data_offset, file.len() as u64)?;
+        TensorInfo::place_all(&mut tensors, data_offset, file_bytes)?;
         Ok(Gguf { version, alignment, metadata, tensors, file })
     }
 

@@ -203,7 +203,13 @@ impl fmt::Display for Value<'_> {
             Value::Str(text) => {
                 let shown: String = text.chars().take(SHOWN_CHARS).collect();
                 let dots = if shown.len() < text.len() { " ..." } else { "" };
-                write!(f, "{}{dots}", shown.escape_debug())
+                for c in shown.chars() {
+                    match c {
+                        '"' | '\'' => write!(f, "{c}")?,
+                        _ => write!(f, "{}", c.escape_debug())?,
+                    }
+                }
+                f.write_str(dots)
             }
             Value::Array(array) => write!(f, "{array:?}"),
             Value::F32(value) => value.fmt(f),

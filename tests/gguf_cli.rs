@@ -1,0 +1,57 @@
+//! `kiln inspect` on GGUFs.
+
+mod support;
+
+use std::io::Write;
+
+use assert_cmd::Command;
+use support::gguf_file::GgufFile;
+use support::tiny_gguf::TinyGguf;
+
+/// What `kiln inspect FLAGS FILE` says on standard output and standard error.
+fn inspect(file: &[u8], flags: &[&str], code: i32) -> (String, String) {
+    let mut path = tempfile::NamedTempFile::new().unwrap();
+    path.write_all(file).unwrap();
+    let output = Command::cargo_bin("kiln").unwrap().arg("inspect").arg(path.path()).args(flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn people_read_a_summary() {
+    let (text, _) = inspect(&TinyGguf::llama().write(), &[], 0);
+    assert!(text.contains("  attention     4 heads of 16 over 2 of keys and values\n"), "{text}");
+    assert!(!text.contains("blk.0."), "{text}");
+}
+
+#[test]
+fn tensors_are_listed_when_asked_for() {
+    let (text, _) = inspect(&TinyGguf::llama().write(), &["--tensors"], 0);
+    assert!(text.contains("  blk.0.attn_k.weight             Q4_1    [32, 64]            1.3 kB\n"), "{text}");
+}
+
+#[test]
+fn programs_read_json() {
+    let (text, _) = inspect(&TinyGguf::qwen2().write(), &["--json"], 0);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["model"]["architecture"], "qwen2");
+    assert_eq!(json["tensors"][0]["shape"], serde_json::json!([288, 64]));
+}
+
+#[test]
+fn what_kiln_cannot_build_is_still_described() {
+    let mut file: GgufFile = TinyGguf::llama().file();
+    file.set("general.architecture", "mamba");
+    let (text, _) = inspect(&file.write(), &[], 0);
+    assert!(text.contains("kiln cannot build it: architecture `mamba` is not supported"), "{text}");
+    let (text, _) = inspect(&file.write(), &["--json"], 0);
+    assert!(text.contains(r#""problem":{"#), "{text}");
+}
+
+#[test]
+fn what_is_no_gguf_is_refused() {
+    let (_, text) = inspect(b"MZ\x01", &[], 2);
+    assert!(text.contains(r#"unknown format: it begins with "MZ\x01""#), "{text}");
+    let (_, text) = inspect(&TinyGguf::llama().write()[..999], &[], 1);
+    assert!(text.contains("truncated or damaged"), "{text}");
+}
