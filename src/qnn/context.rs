@@ -27,9 +27,9 @@ impl Backend {
     /// The HTP of `soc`, by `folder/libQnnHtp.so`: compiles for the chip, and simulates it.
     pub fn htp(folder: &Path, soc: Soc) -> Result<Rc<Self>> {
         let mut backend = Backend::new(folder, "libQnnHtp.so")?;
-        let of_soc = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_SOC, values: [soc.model, 0, 0, 0], padding: 0 };
-        let of_arch = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_ARCH, values: [0, soc.arch, 0, 0], padding: 0 };
-        let configs = [&of_soc, &of_arch].map(custom);
+        // The architecture follows from the model; to set both is deprecated.
+        let config = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_SOC, soc_model: soc.model, ..Default::default() };
+        let configs = [custom(&config)];
         let create = slot(backend.interface.table.device_create, "deviceCreate")?;
         // SAFETY: the list ends with null; it and what it points to outlive the call.
         let code = unsafe { create(backend.log, list(&configs).as_ptr(), &mut backend.device) };
@@ -49,7 +49,7 @@ impl Backend {
         let log_create = slot(interface.table.log_create, "logCreate")?;
         let create = slot(interface.table.backend_create, "backendCreate")?;
         // SAFETY: the callback is a function of this library and lives for ever.
-        check(unsafe { log_create(Some(log::collect), ffi::LOG_WARN, &mut backend.log) }, || "make a log".into())?;
+        check(unsafe { log_create(Some(log::collect), ffi::LOG_ERROR, &mut backend.log) }, || "make a log".into())?;
         // SAFETY: no configuration is a null list.
         let code = unsafe { create(backend.log, std::ptr::null(), &mut backend.handle) };
         check(code, || format!("make the backend of {file}"))?;
@@ -153,18 +153,11 @@ impl Context {
 
     /// Runs a graph on the simulator. Takes every input and gives every output of `graph`, by name, as bytes.
     pub fn execute(&self, graph: &GraphInfo, inputs: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Vec<u8>>> {
-        let table = &self.backend.interface.table;
-        let retrieve = slot(table.graph_retrieve, "graphRetrieve")?;
-        let execute = slot(table.graph_execute, "graphExecute")?;
+        let execute = slot(self.backend.interface.table.graph_execute, "graphExecute")?;
         if let Some(unknown) = inputs.keys().find(|name| !graph.inputs.iter().any(|input| input.name == **name)) {
             return Err(Problem::new("kiln::qnn::binding", format!("graph `{}` has no input `{unknown}`", graph.name)));
         }
-        let name = c_string(&graph.name)?;
-        let mut handle = null_mut();
-        // SAFETY: the context is alive, the name a C string.
-        check(unsafe { retrieve(self.handle, name.as_ptr(), &mut handle) }, || format!("find graph `{}`", graph.name))?;
-        given(handle, "graph")?;
-
+        let handle = self.retrieve(&graph.name)?;
         let mut bound_inputs = Vec::new();
         for info in &graph.inputs {
             let bytes = inputs.get(&info.name).ok_or_else(|| {

@@ -31,13 +31,12 @@ pub const ENCODING_BW_FLOAT_BLOCK: u32 = 11;
 pub const PARAM_SCALAR: u32 = 0;
 pub const PARAM_TENSOR: u32 = 1;
 
-pub const LOG_WARN: u32 = 2;
+pub const LOG_ERROR: u32 = 1;
 
 /// `CUSTOM` in the configurations of contexts, graphs and devices alike.
 pub const CONFIG_CUSTOM: u32 = 0;
 /// `QnnHtpDevice_ConfigOption_t`.
 pub const HTP_DEVICE_SOC: u32 = 0;
-pub const HTP_DEVICE_ARCH: u32 = 1;
 /// `QnnHtpContext_ConfigOption_t`.
 pub const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
 /// `QnnHtpGraph_ConfigOption_t`.
@@ -118,6 +117,7 @@ pub struct TensorBody {
     pub mem_type: u32,
     pub client_buf: ClientBuffer,
     pub is_dynamic_dims: *mut u8,
+    /// Layout, then its numbers; layout 0 would mean a sparse tensor.
     pub sparse: [u32; 3],
     pub is_produced: u8,
 }
@@ -179,8 +179,8 @@ pub struct Config {
 pub struct HtpDeviceConfig {
     pub option: u32,
     pub padding: u32,
-    /// SOC: the model. ARCH: the device's number, then the architecture.
-    pub values: [u32; 4],
+    pub soc_model: u32,
+    pub rest: [u32; 3],
 }
 
 /// `QnnHtpGraph_CustomConfig_t`, `QnnHtpContext_CustomConfig_t`: an option and a union at 8.
@@ -383,7 +383,7 @@ layout! {
     OpConfig = 80 { name @ 8, package @ 16, type_name @ 24, param_count @ 32, params @ 40, input_count @ 48,
         inputs @ 56, output_count @ 64, outputs @ 72 }
     Config = 16 { custom @ 8 }
-    HtpDeviceConfig = 24 { values @ 8 }
+    HtpDeviceConfig = 24 { soc_model @ 8 }
     HtpConfig = 56 { values @ 8 }
     IrGraphConfig = 24 { serialization @ 8, output_path @ 16 }
     DlcGraphConfig = 32 { graph_name @ 8, configs @ 16, config_count @ 24 }
@@ -414,7 +414,7 @@ impl Tensor {
             mem_type: 0,
             client_buf: ClientBuffer { data: null_mut(), data_size: 0 },
             is_dynamic_dims: null_mut(),
-            sparse: [0; 3],
+            sparse: [UNDEFINED, 0, 0],
             is_produced: 0,
         };
         Tensor { version: V2, body }

@@ -86,7 +86,6 @@ impl Context {
     /// Creates, fills and finalizes `graph`; gives its signature, ready to execute.
     /// With the HTP every operation is first put to the backend's own validation.
     pub fn build(&self, graph: &DeviceGraph, options: &GraphOptions) -> Result<GraphInfo> {
-        log::take();
         let create = slot(self.backend.interface.table.graph_create, "graphCreate")?;
         let name = c_string(&graph.name)?;
         let raw = options.raw();
@@ -95,6 +94,8 @@ impl Context {
         // SAFETY: the lists outlive the call, and `options` with its path outlives the finalization below.
         let code = unsafe { create(self.handle, name.as_ptr(), list(&configs).as_ptr(), &mut handle) };
         check(code, || format!("create graph `{}`", graph.name))?;
+        // libQnnHtp complains at each graphCreate of options that nobody set; a refusal need not quote that.
+        log::take();
         let validate = matches!(options, GraphOptions::Htp(_));
         let mut player = Player {
             context: self,
@@ -104,22 +105,25 @@ impl Context {
             tensors: graph.tensors.iter().map(|_| None).collect(),
         };
         let info = player.play()?;
-        self.finalize(&graph.name)?;
+        self.finalize(handle, &graph.name)?;
         Ok(info)
     }
 
-    /// Compiles (HTP) or writes (IR) the graph called `name`.
-    pub(super) fn finalize(&self, name: &str) -> Result<()> {
-        let table = &self.backend.interface.table;
-        let retrieve = slot(table.graph_retrieve, "graphRetrieve")?;
-        let finalize = slot(table.graph_finalize, "graphFinalize")?;
+    /// The graph called `name`.
+    pub(super) fn retrieve(&self, name: &str) -> Result<ffi::Handle> {
+        let retrieve = slot(self.backend.interface.table.graph_retrieve, "graphRetrieve")?;
         let c_name = c_string(name)?;
         let mut handle = null_mut();
         // SAFETY: the context is alive, the name a C string.
         check(unsafe { retrieve(self.handle, c_name.as_ptr(), &mut handle) }, || format!("find graph `{name}`"))?;
-        given(handle, "graph")?;
-        // SAFETY: the graph is alive; no profile, no signal.
-        check(unsafe { finalize(handle, null_mut(), null_mut()) }, || format!("finalize graph `{name}`"))
+        given(handle, "graph")
+    }
+
+    /// Compiles (HTP) or writes (IR) `graph`.
+    pub(super) fn finalize(&self, graph: ffi::Handle, name: &str) -> Result<()> {
+        let finalize = slot(self.backend.interface.table.graph_finalize, "graphFinalize")?;
+        // SAFETY: the graph is one of this context; no profile, no signal.
+        check(unsafe { finalize(graph, null_mut(), null_mut()) }, || format!("finalize graph `{name}`"))
     }
 }
 

@@ -121,8 +121,9 @@ fn meaning(code: u64) -> Option<&'static str> {
         7003 => "tensor name used twice",
         7004 => "invalid tensor parameter",
         14001 => "invalid device configuration",
+        30001 => "invalid argument",
         30002 => "DLC operation failed",
-        30010 => "malformed DLC",
+        30010 => "malformed binary",
         _ => return None,
     })
 }

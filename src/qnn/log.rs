@@ -34,9 +34,13 @@ pub unsafe extern "C" fn collect(format: *const c_char, _level: u32, _time: u64,
     }
 }
 
-/// The lines said since the last call, repetitions left out.
+/// The lines said since the last call, each once.
 pub fn take() -> Vec<String> {
-    let mut lines: Vec<String> = LINES.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
-    lines.dedup();
+    let mut lines: Vec<String> = Vec::new();
+    for line in LINES.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
     lines
 }

@@ -76,7 +76,7 @@ impl System {
         let mut system = System { table: &interface.table, log: null_mut() };
         let create = slot(system.table.log_create, "systemLogCreate")?;
         // SAFETY: the callback lives for ever.
-        check(unsafe { create(Some(log::collect), ffi::LOG_WARN, &mut system.log) }, || "make a log".into())?;
+        check(unsafe { create(Some(log::collect), ffi::LOG_ERROR, &mut system.log) }, || "make a log".into())?;
         Ok(system)
     }
 
@@ -227,7 +227,7 @@ impl Dlc<'_> {
             )
         };
         check(code, || format!("compose graph `{name}` of a DLC on the HTP"))?;
-        context.finalize(name)
+        context.finalize(context.retrieve(name)?, name)
     }
 }
 
