@@ -423,3 +423,19 @@ fn plans_that_parse() {
     }
     assert!(found >= 2);
 }
+
+/// `docs/plan-format.md` has a row for each input and parameter of each kind, and no other kinds.
+#[test]
+fn the_format_is_documented() {
+    let doc = include_str!("../docs/plan-format.md");
+    let registry = kiln::stages::all();
+    for kind in registry.kinds() {
+        let spec = registry.get(kind).unwrap().spec();
+        let section = doc.split(&format!("\n### `{kind}`\n")).nth(1).unwrap_or_else(|| panic!("`{kind}` is not there"));
+        let section = section.split("\n##").next().unwrap();
+        assert!(section.contains(&format!("Gives `{}`", spec.gives)), "`{kind}` gives `{}`", spec.gives);
+        for name in spec.inputs.iter().map(|slot| slot.name).chain(spec.params.iter().copied()) {
+            assert!(section.contains(&format!("\n| `{name}` |")), "`{kind}.{name}` is not documented");
+        }
+    }
+}
