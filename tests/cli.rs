@@ -1,0 +1,101 @@
+//! The program from outside: what it prints, and how it leaves.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+
+const FIVE_MISTAKES: &str = r#"
+[plan]
+name = "five"
+[stage.source]
+kind = "fetch"
+url = "ftp://nowhere"
+[stage.model]
+kind = "inspekt"
+gguf = "source"
+[stage.weights]
+kind = "requant"
+tensors = "modle"
+shceme = "native"
+[[stage.weights.override]]
+match = "blk.*"
+scheme = "f61"
+"#;
+
+fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::cargo_bin("kiln").unwrap();
+    let output = command.current_dir(folder).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn with_plan(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plan.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn every_mistake_is_shown_at_its_place() {
+    let (folder, _) = with_plan(FIVE_MISTAKES);
+    let (code, out, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    for (place, help) in [
+        ("plan.toml:6:7", "https:"),
+        ("plan.toml:8:8", "did you mean `inspect`?"),
+        ("plan.toml:12:11", "did you mean `model`?"),
+        ("plan.toml:13:1", "did you mean `scheme`?"),
+        ("plan.toml:16:10", "did you mean `f16`?"),
+    ] {
+        assert!(err.contains(place), "{place} in:\n{err}");
+        assert!(err.contains(help), "{help} in:\n{err}");
+    }
+    assert_eq!(err.matches("kiln::plan::").count(), 5, "{err}");
+    assert!(!err.contains('\x1b'), "colours where nobody sees them:\n{err}");
+    let (_, _, err) = kiln(folder.path(), &["--color", "always", "check", "plan.toml"]);
+    assert!(err.contains('\x1b'));
+}
+
+#[test]
+fn problems_are_json_lines_for_machines() {
+    let (folder, _) = with_plan(FIVE_MISTAKES);
+    let (code, out, err) = kiln(folder.path(), &["check", "--json", "plan.toml"]);
+    assert_eq!((code, err.as_str()), (2, ""));
+    let codes: Vec<String> = out
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["problem"]["code"].as_str().unwrap().into()
+        })
+        .collect();
+    assert_eq!(codes.len(), 5);
+    assert_eq!(codes[1], "kiln::plan::unknown_kind");
+}
+
+#[test]
+fn a_wrong_call_leaves_with_two() {
+    let (folder, _) = with_plan("[plan]\nname = 'empty'\n");
+    assert_eq!(kiln(folder.path(), &["check", "plan.toml"]), (0, "empty: 0 stages, no problems\n".into(), "".into()));
+    assert_eq!(kiln(folder.path(), &["check", "absent.toml"]).0, 2);
+    assert_eq!(kiln(folder.path(), &["check", "plan.toml", "--set", "x=1"]).0, 2);
+    assert_eq!(kiln(folder.path(), &["check", "plan.toml", "--set", "x"]).0, 2);
+    assert_eq!(kiln(folder.path(), &["chekc"]).0, 2);
+}
+
+#[test]
+fn a_plan_is_drawn_three_ways() {
+    let text = "[plan]\nname = 'small'\n[stage.model]\nkind = 'inspect'\ngguf = 'source'\n\
+                [stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n";
+    let (folder, _) = with_plan(text);
+    let show = |format| kiln(folder.path(), &["show", "plan.toml", "--format", format]).1;
+    assert_eq!(show("text"), "  source  fetch\n* model   inspect  gguf = source\n");
+    assert_eq!(
+        show("mermaid"),
+        "flowchart LR\n  s0[\"source<br/><i>fetch</i>\"]\n  s1[[\"model<br/><i>inspect</i>\"]]\n  s0 -- gguf --> s1\n"
+    );
+    assert_eq!(
+        show("dot"),
+        "digraph \"small\" {\n  rankdir = LR;\n  node [shape = box];\n  \"source\" [label = \"source\\nfetch\"];\n  \
+         \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
+    );
+}
