@@ -10,6 +10,7 @@ use kiln::base::{Problem, Result};
 use kiln::engine::{Build, Built, Limits, Record, select};
 use kiln::events::{Event, Listener, Why};
 use kiln::execute::{Executor, Ran, Watch};
+use kiln::plan::Keep;
 use kiln::store::{ActionCache, BlobStore, Memory};
 use support::fake;
 use support::simulation::{expected, told};
@@ -211,7 +212,7 @@ fn a_part_of_a_plan_is_what_is_wanted_and_what_that_needs() {
         let plan = select(fake::plan(POTS), &wanted)?;
         Ok::<_, Problem>(plan.stages.into_iter().map(|s| (s.id.0, s.keep)).collect::<Vec<_>>())
     };
-    assert_eq!(names(&["glaze"]).unwrap(), [("glaze".to_string(), true)]);
+    assert_eq!(names(&["glaze"]).unwrap(), [("glaze".to_string(), Keep::All)]);
     assert_eq!(names(&["pot", "clay"]).unwrap().len(), 3);
     assert_eq!(names(&[]).unwrap().len(), 4);
     assert_eq!(names(&["bowl"]).unwrap_err().code, "kiln::call::unknown_stage");
