@@ -4,6 +4,7 @@
 pub mod fake;
 pub mod fetching;
 pub mod gguf_file;
+pub mod interpreter;
 pub mod pottery;
 pub mod quantize;
 pub mod simulation;

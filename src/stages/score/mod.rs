@@ -11,7 +11,7 @@
 //! One order a window, one for the greedy continuation where the reference has one, and one for the ranges of the
 //! graph's inner tensors.
 
-mod decoder;
+pub mod decoder;
 mod measure;
 mod onnx_runtime;
 
