@@ -40,7 +40,12 @@ pub struct PlanArgs {
 
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
-    Ok((name.trim().into(), value.into()))
+    // A relative path in the call starts where the call is made; in a plan, where the plan lies.
+    let value = match value.strip_prefix("file:").map(std::path::absolute) {
+        Some(path) => format!("file:{}", path.map_err(|error| error.to_string())?.display()),
+        None => value.into(),
+    };
+    Ok((name.trim().into(), value))
 }
 
 impl PlanArgs {
@@ -131,5 +136,19 @@ impl Common {
                 std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && stderr().is_terminal()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_set_by_the_call_lies_where_the_call_is_made() {
+        let here = std::env::current_dir().unwrap();
+        let set = |text| setting(text).unwrap().1;
+        assert_eq!(set("source=file:a.gguf"), format!("file:{}/a.gguf", here.display()));
+        assert_eq!(set("source=file:/a.gguf"), "file:/a.gguf");
+        assert_eq!(set("soc= sm8650"), " sm8650");
     }
 }
