@@ -1,6 +1,8 @@
-//! The device room. Whatever needs the vendor's libraries is ignored unless asked for:
-//! `KILN_QNN=<folder with libQnnHtp.so> cargo test --test qnn -- --ignored`.
+//! The device room. Whatever needs the vendor's libraries fetches them, and is ignored unless asked for:
+//! `cargo test --test qnn -- --ignored`.
 //! Each such test runs in a process of its own (nextest) or alone: one context a process gives reproducible bytes.
+
+mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use kiln::qnn::{
 };
 
 fn libraries() -> PathBuf {
-    std::env::var_os("KILN_QNN").expect("KILN_QNN names the folder with libQnnHtp.so").into()
+    support::tools::qnn()
 }
 
 fn code<T>(result: kiln::base::Result<T>) -> String {
@@ -52,7 +54,7 @@ fn a_library_of_something_else_is_refused() {
 }
 
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn every_encoding_of_native_weights_computes_right() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| WeightEncoding::FloatBlock { bits, block, offsets };
@@ -111,7 +113,7 @@ fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
 }
 
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn a_context_binary_survives_reading_back_and_runs() {
     let folder = libraries();
     let soc = Soc::named("sm8650").unwrap();
@@ -145,7 +147,7 @@ fn a_context_binary_survives_reading_back_and_runs() {
 }
 
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn a_refused_operation_is_described() {
     let folder = libraries();
     let context = Context::new(&Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(), false).unwrap();
@@ -159,7 +161,7 @@ fn a_refused_operation_is_described() {
 }
 
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn a_hostile_binary_is_refused() {
     let folder = libraries();
     for binary in [&b""[..], b"clay", &[0; 8192]] {
@@ -171,7 +173,7 @@ fn a_hostile_binary_is_refused() {
 
 /// What attention needs: key heads as the batch dimension of MatMul, Concat and Transpose, `[kv_heads, 1, rows, columns]`.
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn key_heads_may_be_the_batch() {
     let folder = libraries();
     let (heads, rows, width, past) = (3, 6, 64, 31);
@@ -217,7 +219,7 @@ fn key_heads_may_be_the_batch() {
 }
 
 #[test]
-#[ignore = "needs KILN_QNN"]
+#[ignore = "needs the QNN libraries"]
 fn a_dlc_is_written_listed_and_composed() {
     let folder = libraries();
     let place = tempfile::tempdir().unwrap();
