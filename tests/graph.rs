@@ -7,7 +7,7 @@ use std::process::Command;
 
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::model::facts::GraphFacts;
-use kiln::model::onnx::{Checked, decode, summary};
+use kiln::model::onnx::{Checked, Summary, decode};
 use serde_json::{Value, json};
 use support::tiny_weights::TinyWeights;
 use support::workspace::Folder;
@@ -41,7 +41,7 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
     assert_eq!(onnx.get("model.json"), given.one("model").unwrap().get("model.json"));
 
     let prefill = decode(&folder.bytes(onnx.get("prefill.onnx").unwrap())).unwrap();
-    let page = summary(&prefill);
+    let page = Summary::of(&prefill).to_string();
     let expected = "\
 ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
 

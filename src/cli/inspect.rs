@@ -1,6 +1,7 @@
 //! `kiln inspect`: describes a file, whatever it is called: its first bytes tell what it is.
 
 mod gguf;
+mod onnx;
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -36,10 +37,11 @@ fn describe(args: &Args, json: bool) -> Result<String> {
     file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
     match magic.as_slice() {
         start if start.starts_with(&GGUF) => gguf::describe(&mut file, args.tensors, json),
+        start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start => Err(Problem::new(
             "kiln::call::format",
             format!("unknown format: it begins with \"{}\"", start.escape_ascii()),
         )
-        .help("kiln describes GGUF files")),
+        .help("kiln describes GGUF and ONNX files")),
     }
 }

@@ -7,6 +7,6 @@ pub mod proto;
 mod summary;
 
 pub use build::{Builder, External, IR_VERSION, Value, gain};
-pub use check::{Checked, ValueType, decode};
+pub use check::{Checked, MAX_MODEL_BYTES, ValueType, decode};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
-pub use summary::{element_name, summary};
+pub use summary::{Summary, element_name};

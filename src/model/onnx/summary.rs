@@ -1,76 +1,98 @@
-//! What an ONNX file is, for people.
+//! What an ONNX file is, for people and, in JSON, for programs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
+use std::fmt::{self, Display, Formatter};
+
+use serde::Serialize;
 
 use super::proto::{DimensionProto, EXTERNAL, ModelProto, TensorProto, ValueInfoProto, element};
 use crate::base::bytes;
 
-/// A page about `model`: inputs, outputs, how many nodes of which operator, functions, weights.
-pub fn summary(model: &ModelProto) -> String {
-    let mut page = String::new();
-    // Invariant: writing to a String cannot fail.
-    let _ = write(&mut page, model);
-    page
+/// Inputs, outputs, how many nodes of which operator, functions, weights.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// Name of the graph.
+    pub graph: String,
+    /// IR version.
+    pub ir_version: i64,
+    /// Domain -> version of its operators.
+    pub opsets: BTreeMap<String, i64>,
+    /// Name and type, `f32 [1, 1, 8, 64]`, without constants.
+    pub inputs: Vec<(String, String)>,
+    /// Likewise.
+    pub outputs: Vec<(String, String)>,
+    /// Operator -> nodes.
+    pub operators: BTreeMap<String, usize>,
+    /// Function -> nodes of its body.
+    pub functions: BTreeMap<String, usize>,
+    /// Constants written into the file.
+    pub constants: usize,
+    /// Element type -> constants in files of their own.
+    pub external: BTreeMap<String, usize>,
+    /// Bytes of those; a range that several share counts once.
+    pub external_bytes: u64,
 }
 
-fn write(page: &mut String, model: &ModelProto) -> fmt::Result {
-    let graph = model.graph.clone().unwrap_or_default();
-    let opsets: Vec<String> =
-        model.opset_import.iter().map(|set| format!("{} {}", domain(&set.domain), set.version)).collect();
-    writeln!(page, "ONNX graph `{}`: IR version {}, opset {}", graph.name, model.ir_version, opsets.join(", "))?;
-
-    let constants: BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
-    let inputs = graph.input.iter().filter(|input| !constants.contains(input.name.as_str()));
-    values(page, "inputs", inputs)?;
-    values(page, "outputs", graph.output.iter())?;
-
-    let mut operators: BTreeMap<String, usize> = BTreeMap::new();
-    for node in &graph.node {
-        let name =
-            if node.domain.is_empty() { node.op_type.clone() } else { format!("{}.{}", node.domain, node.op_type) };
-        *operators.entry(name).or_default() += 1;
-    }
-    writeln!(page, "\n{} nodes", graph.node.len())?;
-    for (operator, count) in operators {
-        writeln!(page, "  {count:>6}  {operator}")?;
-    }
-
-    if !model.functions.is_empty() {
-        writeln!(page, "\n{} functions", model.functions.len())?;
-        for function in &model.functions {
-            writeln!(
-                page,
-                "  {}.{}({}): {} nodes",
-                function.domain,
-                function.name,
-                function.input.join(", "),
-                function.node.len()
-            )?;
+impl Summary {
+    /// The summary of `model`.
+    pub fn of(model: &ModelProto) -> Self {
+        let graph = model.graph.clone().unwrap_or_default();
+        let (external, inside): (Vec<_>, Vec<_>) =
+            graph.initializer.iter().partition(|tensor| tensor.data_location == EXTERNAL);
+        let ranges: BTreeSet<[&str; 3]> =
+            external.iter().map(|tensor| ["location", "offset", "length"].map(|key| entry(tensor, key))).collect();
+        let lengths = ranges.iter().filter_map(|[_, _, length]| length.parse::<u64>().ok());
+        let constants: BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        let typed = |value: &ValueInfoProto| (value.name.clone(), type_of(value));
+        let functions = model.functions.iter();
+        Summary {
+            ir_version: model.ir_version,
+            opsets: model.opset_import.iter().map(|set| (domain(&set.domain).to_string(), set.version)).collect(),
+            inputs: graph.input.iter().filter(|input| !constants.contains(input.name.as_str())).map(typed).collect(),
+            outputs: graph.output.iter().map(typed).collect(),
+            operators: counted(graph.node.iter().map(|node| full_name(&node.domain, &node.op_type))),
+            functions: functions.map(|f| (full_name(&f.domain, &f.name), f.node.len())).collect(),
+            constants: inside.len(),
+            external_bytes: lengths.fold(0, u64::saturating_add),
+            external: counted(external.iter().map(|tensor| element_name(tensor.data_type))),
+            graph: graph.name,
         }
     }
-
-    let (external, inside): (Vec<_>, Vec<_>) =
-        graph.initializer.iter().partition(|tensor| tensor.data_location == EXTERNAL);
-    writeln!(page, "\n{} constants inside", inside.len())?;
-    // Tensors may share a file, so that lengths are summed by file and range.
-    let ranges: BTreeSet<[&str; 3]> =
-        external.iter().map(|tensor| ["location", "offset", "length"].map(|key| entry(tensor, key))).collect();
-    let total: u64 = ranges.iter().filter_map(|[_, _, length]| length.parse::<u64>().ok()).fold(0, u64::saturating_add);
-    writeln!(page, "{} constants in {} files, {}", external.len(), ranges.len(), bytes(total))?;
-    let mut by_element: BTreeMap<String, usize> = BTreeMap::new();
-    for tensor in &external {
-        *by_element.entry(element_name(tensor.data_type)).or_default() += 1;
-    }
-    for (element, count) in by_element {
-        writeln!(page, "  {count:>6}  {element}")?;
-    }
-    Ok(())
 }
 
-fn values<'a>(page: &mut String, title: &str, values: impl Iterator<Item = &'a ValueInfoProto>) -> fmt::Result {
-    let lines: Vec<String> = values.map(|value| format!("  {:<24} {}", value.name, type_of(value))).collect();
-    writeln!(page, "\n{} {title}\n{}", lines.len(), lines.join("\n"))
+impl Display for Summary {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let opsets: Vec<String> = self.opsets.iter().map(|(domain, version)| format!("{domain} {version}")).collect();
+        writeln!(f, "ONNX graph `{}`: IR version {}, opset {}", self.graph, self.ir_version, opsets.join(", "))?;
+        for (title, values) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
+            writeln!(f, "\n{} {title}", values.len())?;
+            values.iter().try_for_each(|(name, kind)| writeln!(f, "  {name:<24} {kind}"))?;
+        }
+        let counts = |f: &mut Formatter<'_>, counts: &BTreeMap<String, usize>| {
+            counts.iter().try_for_each(|(name, count)| writeln!(f, "  {count:>6}  {name}"))
+        };
+        writeln!(f, "\n{} nodes", self.operators.values().sum::<usize>())?;
+        counts(f, &self.operators)?;
+        writeln!(f, "\n{} functions, by nodes of their bodies", self.functions.len())?;
+        counts(f, &self.functions)?;
+        writeln!(f, "\n{} constants inside, others outside: {}", self.constants, bytes(self.external_bytes))?;
+        counts(f, &self.external)
+    }
+}
+
+fn counted(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
+    names.fold(BTreeMap::new(), |mut counts, name| {
+        *counts.entry(name).or_default() += 1;
+        counts
+    })
+}
+
+fn full_name(domain: &str, name: &str) -> String {
+    if domain.is_empty() { name.into() } else { format!("{domain}.{name}") }
+}
+
+fn domain(name: &str) -> &str {
+    if name.is_empty() { "ai.onnx" } else { name }
 }
 
 fn type_of(value: &ValueInfoProto) -> String {
@@ -88,10 +110,6 @@ fn type_of(value: &ValueInfoProto) -> String {
 
 fn entry<'a>(tensor: &'a TensorProto, key: &str) -> &'a str {
     tensor.external_data.iter().find(|entry| entry.key == key).map_or("", |entry| &entry.value)
-}
-
-fn domain(name: &str) -> &str {
-    if name.is_empty() { "ai.onnx" } else { name }
 }
 
 /// `f16`; an unknown type by its number.

@@ -223,8 +223,9 @@ impl<'a> Lowering<'a> {
         encoding: Encoding,
         note: &str,
     ) -> Result<TensorId> {
-        let narrow: std::result::Result<Vec<u32>, _> = dims.iter().map(|&n| u32::try_from(n)).collect();
-        let dims = narrow.map_err(|_| {
+        // Slices are given in i32.
+        let narrow = |&n: &u64| u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
+        let dims = dims.iter().map(narrow).collect::<Option<Vec<u32>>>().ok_or_else(|| {
             Problem::new("kiln::lower::shape", format!("`{name}` {dims:?} is too large for the device"))
         })?;
         // A table that is both embedding and head gives two constants; the API wants other names.
