@@ -129,3 +129,14 @@ pub struct GraphFacts {
     /// Tokens that attention sees: past and new.
     pub context: u32,
 }
+
+/// A context binary: the facts of `model.bin`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContextFacts {
+    /// The chip it is for: `sm8650`.
+    pub soc: String,
+    /// Whether its graphs share weights; the simulator loads it only if not.
+    pub weight_sharing: bool,
+    /// Its graphs by role: `prefill`, `decode`.
+    pub graphs: std::collections::BTreeMap<String, GraphFacts>,
+}

@@ -1,5 +1,6 @@
 //! Floor 1: the device. The QNN C API behind safe faces; the only room with raw pointers.
 
+mod canonical;
 mod context;
 mod dump;
 mod ffi;
@@ -13,6 +14,7 @@ mod soc;
 mod system;
 mod tensors;
 
+pub use canonical::without_time;
 pub use context::{Backend, Context};
 pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind};

@@ -1,7 +1,10 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 mod bands;
+pub mod context_bin;
 pub mod dequant;
+pub mod device;
+pub mod dlc;
 pub mod fetch;
 pub mod graph;
 pub mod inspect;
@@ -22,6 +25,8 @@ pub fn all() -> Registry {
         Box::new(Erased(dequant::Dequant)),
         Box::new(Erased(requant::Requant)),
         Box::new(Erased(graph::Graph)),
+        Box::new(Erased(dlc::Dlc)),
+        Box::new(Erased(context_bin::ContextBin)),
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(score::Score)),
         Box::new(Erased(validate::Validate)),

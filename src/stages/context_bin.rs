@@ -1,0 +1,279 @@
+//! `context-bin`: the graphs compiled for a chip, by libQnnHtp.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `graph` | | the ONNX graphs to lower and compile; or |
+//! | `dlc` | | the DLCs to compose and compile |
+//! | `soc` | | the chip: `sm8450`, `sm8550`, `sm8650`, `sm8750`, `sm8850` |
+//! | `graphs` | `["prefill", "decode"]` | which graphs |
+//! | `weight_sharing` | `true` | whether graphs share weights; the simulator cannot load it then |
+//! | `container` | `false` | also write `model.dlc`, a DLC around the binary |
+//! | `optimization` | 3 | effort of the compiler, 1 to 3 |
+//! | `vtcm_mb` | 0 | tightly coupled memory in MiB; 0 is all that the chip has |
+//!
+//! One order a weight encoding, which proves that the simulated chip computes it right, and one that compiles.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
+};
+use crate::base::{CanonJson, Problem, Result};
+use crate::model::facts::{ContextFacts, GraphFacts};
+use crate::qnn::{
+    Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
+};
+
+use super::device::{QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
+
+/// See the module's table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    soc: String,
+    #[serde(default = "both")]
+    graphs: Vec<String>,
+    #[serde(default = "yes")]
+    weight_sharing: bool,
+    #[serde(default)]
+    container: bool,
+    #[serde(default = "hardest")]
+    optimization: u32,
+    #[serde(default)]
+    vtcm_mb: u32,
+}
+
+fn both() -> Vec<String> {
+    ROLES.map(String::from).into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn hardest() -> u32 {
+    3
+}
+
+/// More than any chip has.
+const MAX_VTCM_MB: u32 = 64;
+
+/// Peak memory of one matmul with libQnnHtp loaded.
+const PROOF_BYTES: u64 = 400 << 20;
+
+/// Peak memory of a compilation.
+fn compile_bytes(elements: u64, graphs: u64) -> u64 {
+    elements.saturating_mul(5 * graphs).saturating_add(600 << 20)
+}
+
+/// Elements of all weights that are compiled.
+fn weights(given: &Manifest, extension: &str) -> u64 {
+    if extension == "onnx" {
+        return weight_elements(given);
+    }
+    // Halves, and little else; both DLCs hold them all.
+    let dlc = given.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
+    dlc.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0)
+}
+
+/// One part of the work.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "work", rename_all = "kebab-case")]
+pub enum Work {
+    /// Multiply a known matrix in one encoding.
+    Prove {
+        /// The chip.
+        soc: String,
+        /// How the matrix is held.
+        encoding: WeightEncoding,
+    },
+    /// Compile the graphs.
+    Compile(Compile),
+}
+
+/// What to compile, and how.
+#[derive(Serialize, Deserialize)]
+pub struct Compile {
+    soc: String,
+    graphs: Vec<String>,
+    weight_sharing: bool,
+    container: bool,
+    optimization: u32,
+    vtcm_mb: u32,
+}
+
+/// The stage.
+pub struct ContextBin;
+
+impl TypedStage for ContextBin {
+    type Params = Params;
+    type Order = Work;
+    const SPEC: StageSpec = StageSpec {
+        kind: "context-bin",
+        version: 1,
+        summary: "compiles the graphs for a chip: a context binary for its HTP",
+        gives: "context-bin",
+        inputs: &[
+            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
+            InputSpec { name: "dlc", accepts: &["dlc"], required: false, many: false },
+        ],
+        params: &["soc", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
+    };
+
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        let mut wrong = |path: &str, problem| problems.push(ParamProblem { path: path.into(), problem });
+        if slots.contains(&"graph") == slots.contains(&"dlc") {
+            let problem =
+                Problem::new("kiln::plan::parameter", "a context binary is made of either a `graph` or a `dlc`");
+            wrong("", problem.help("give one of them"));
+        }
+        if let Err(problem) = Soc::named(&params.soc) {
+            wrong("soc", problem);
+        }
+        let known = |role: &String| ROLES.contains(&role.as_str());
+        let unique = |(at, role): (usize, &String)| !params.graphs[..at].contains(role);
+        if params.graphs.is_empty() || !params.graphs.iter().all(known) || !params.graphs.iter().enumerate().all(unique)
+        {
+            let problem = Problem::new("kiln::plan::parameter", format!("`graphs` is {:?}", params.graphs));
+            wrong("graphs", problem.help("name `prefill`, `decode`, or both"));
+        }
+        if !(1..=3).contains(&params.optimization) {
+            let problem = Problem::new("kiln::plan::parameter", format!("`optimization` is {}", params.optimization));
+            wrong("optimization", problem.help("1, 2 or 3"));
+        }
+        if params.vtcm_mb > MAX_VTCM_MB {
+            let problem = Problem::new("kiln::plan::parameter", format!("`vtcm_mb` is {}", params.vtcm_mb));
+            wrong("vtcm_mb", problem.help("0 takes all that the chip has, which is 8 for most"));
+        }
+        problems
+    }
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec![QNN]
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
+        let tools = libraries(inputs, &["libQnnHtp.so", "libQnnSystem.so"])?;
+        let Params { soc, graphs, weight_sharing, container, optimization, vtcm_mb } = params;
+        let (given, extension) = match inputs.optional("graph") {
+            Some(graph) => (graph, "onnx"),
+            None => (inputs.one("dlc")?, "dlc"),
+        };
+        // A DLC holds halves only; `dlc` refuses all else.
+        let encodings = if extension == "onnx" { encodings(given)? } else { vec![WeightEncoding::F16] };
+        let process = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
+        let mut orders: Vec<_> = encodings
+            .into_iter()
+            .map(|encoding| {
+                Order::new(format!("proof/{encoding}"), Work::Prove { soc: soc.clone(), encoding })
+                    .tools(tools.clone())
+                    .demand(process(PROOF_BYTES))
+            })
+            .collect();
+
+        let memory_bytes = compile_bytes(weights(given, extension), graphs.len() as u64);
+        let files: Vec<String> = graphs.iter().map(|role| format!("{role}.{extension}")).collect();
+        let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
+        let mut order = Order::new("", Work::Compile(compile)).tools(tools).demand(process(memory_bytes));
+        for file in files {
+            order = order.input(&file, given.part(&file)?);
+        }
+        order = order.input("model.json", given.part("model.json")?);
+        for (name, part) in given.under("weights") {
+            order = order.input(format!("weights/{name}"), part);
+        }
+        orders.push(order);
+        Ok(orders)
+    }
+
+    fn run(work: Work, job: &Job) -> Result<Outputs> {
+        let folder = job.tool_folder(QNN)?;
+        match work {
+            Work::Prove { soc, encoding } => {
+                let proof = prove(&folder, Soc::named(&soc)?, encoding)?;
+                let text = CanonJson::of(&proof)?.to_string();
+                Ok(BTreeMap::from([(
+                    PartName::new("figures.json")?,
+                    job.write(text.as_bytes(), CanonJson::default())?,
+                )]))
+            }
+            Work::Compile(compile) => compile.run(job, &folder),
+        }
+    }
+}
+
+impl Compile {
+    fn run(&self, job: &Job, folder: &Path) -> Result<Outputs> {
+        let soc = Soc::named(&self.soc)?;
+        let system = System::open(folder)?;
+        let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
+        let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
+        let (mut facts, mut asked) = (BTreeMap::new(), vec![]);
+        // A composed graph may refer to its DLC until the binary is written.
+        let mut dlcs = vec![];
+        for (index, role) in self.graphs.iter().enumerate() {
+            job.check_cancelled()?;
+            job.progress(index as u64, self.graphs.len() as u64, "graphs");
+            let (input, graph) = if from_graph {
+                (format!("{role}.onnx"), self.lower(job, &context, role)?)
+            } else {
+                let input = format!("{role}.dlc");
+                let dlc = system.open_dlc(&job.path(&input)?)?;
+                let graph = self.compose(&dlc, &context, role)?;
+                dlcs.push(dlc);
+                (input, graph)
+            };
+            facts.insert(role.clone(), job.input(&input)?.facts.read::<GraphFacts>()?);
+            asked.push(graph);
+        }
+        job.progress(self.graphs.len() as u64, self.graphs.len() as u64, "graphs");
+        let binary = context.binary()?;
+        let info = system.binary_info(&binary)?;
+        check_signatures("context binary", &asked, &info.graphs)?;
+        if info.soc_model != soc.model {
+            return Err(Problem::new(
+                "kiln::device::read_back",
+                format!("the context binary says it is for SoC model {}, not {}", info.soc_model, soc.model),
+            ));
+        }
+        let facts = ContextFacts { soc: self.soc.clone(), weight_sharing: self.weight_sharing, graphs: facts };
+        let mut outputs = BTreeMap::from([
+            (PartName::new("model.bin")?, job.write(&binary, CanonJson::of(&facts)?)?),
+            (PartName::new("model.json")?, job.pass("model.json")?),
+            (PartName::new("info.json")?, write_json(job, &info)?),
+        ]);
+        drop(binary);
+        if self.container {
+            let mut dlc = system.wrap(&context)?;
+            without_time(&mut dlc)?;
+            outputs.insert(PartName::new("model.dlc")?, job.write(&dlc, CanonJson::of(&facts)?)?);
+        }
+        Ok(outputs)
+    }
+
+    fn options(&self) -> HtpGraph {
+        HtpGraph { optimization: self.optimization, vtcm_mb: self.vtcm_mb }
+    }
+
+    fn lower(&self, job: &Job, context: &Context, role: &str) -> Result<GraphInfo> {
+        context.build(&lowered(job, role)?, &GraphOptions::Htp(self.options()))
+    }
+
+    fn compose(&self, dlc: &crate::qnn::Dlc, context: &Context, role: &str) -> Result<GraphInfo> {
+        let mut graphs = dlc.graphs()?;
+        let (Some(graph), true) = (graphs.pop(), graphs.is_empty()) else {
+            return Err(Problem::new("kiln::device::dlc", format!("{role}.dlc does not hold just one graph")));
+        };
+        dlc.compose(context, &graph.name, self.options())?;
+        Ok(graph)
+    }
+}
+
+fn write_json(job: &Job, value: &impl Serialize) -> Result<Part> {
+    job.write(CanonJson::of(value)?.to_string().as_bytes(), CanonJson::default())
+}

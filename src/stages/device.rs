@@ -1,0 +1,92 @@
+//! What the stages that load the vendor's libraries share: `context-bin`, `dlc`, `score`.
+
+use crate::action::{Inputs, Job, Manifest, ToolFile};
+use crate::base::{CanonJson, Problem, Result};
+use crate::model::facts::{Element, WeightFacts};
+use crate::model::onnx;
+use crate::qnn::{DeviceGraph, GraphInfo, WeightEncoding};
+
+use super::lower::lower;
+
+/// The tool in `[tools]`.
+pub const QNN: &str = "qnn";
+
+/// The two graphs of a decoder, by role.
+pub const ROLES: [&str; 2] = ["prefill", "decode"];
+
+/// The files `names` of the tool `qnn`, and the C++ runtime of the same wheel, whose name carries a hash.
+pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {
+    let parts = inputs.tools.get(QNN).into_iter().flat_map(|tool| tool.parts.keys());
+    let runtime = parts
+        .filter_map(|path| path.as_str().rsplit('/').next())
+        .filter(|name| name.starts_with("libc++") || name.starts_with("libunwind"));
+    let names: Vec<&str> = names.iter().copied().chain(runtime).collect();
+    inputs.tool_files(QNN, &names)
+}
+
+/// Lowers the ONNX graph of `role`, which reads the weights it needs when the backend asks for them.
+pub fn lowered(job: &Job, role: &str) -> Result<DeviceGraph> {
+    let file = format!("{role}.onnx");
+    let model = onnx::decode(&job.read(&file)?)?;
+    lower(&model, &|location| job.read(location)).map_err(|problem| problem.within(format!("failed to lower {file}")))
+}
+
+/// The encodings of the weights in an `onnx` manifest, as the lowering spells them, each once.
+pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
+    let mut found = vec![];
+    for (name, part) in graph.under("weights") {
+        let Some((tensor, what)) = name.rsplit_once('/') else { continue };
+        let encoding = match what {
+            "values" if part.facts.read::<WeightFacts>()?.shape.len() == 2 => WeightEncoding::F16,
+            "codes" => {
+                let facts: WeightFacts = part.facts.read()?;
+                let bits = match facts.element {
+                    Element::Int4 | Element::Uint4 => 4,
+                    _ => 8,
+                };
+                let block = facts.block.ok_or_else(|| {
+                    Problem::new(
+                        "kiln::device::block",
+                        format!("the codes of `{tensor}` do not say how long a block is"),
+                    )
+                })?;
+                let offsets = graph.get(&format!("weights/{tensor}/offsets")).is_some();
+                WeightEncoding::FloatBlock { bits, block, offsets }
+            }
+            _ => continue,
+        };
+        found.push(encoding);
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// Elements of all weights in an `onnx` manifest: what a backend's memory goes by.
+pub fn weight_elements(graph: &Manifest) -> u64 {
+    let elements = |part: &crate::action::Part| -> Option<u64> {
+        let facts: WeightFacts = part.facts.read().ok()?;
+        facts.shape.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim))
+    };
+    let weights = graph.under("weights").filter(|(name, _)| name.ends_with("/codes") || name.ends_with("/values"));
+    weights.filter_map(|(_, part)| elements(part)).fold(0, u64::saturating_add)
+}
+
+/// Compares what was asked for with what the finished artifact says of itself.
+pub fn check_signatures(artifact: &str, asked: &[GraphInfo], found: &[GraphInfo]) -> Result<()> {
+    let text = |graphs: &[GraphInfo]| -> Result<Vec<String>> {
+        let mut all = graphs.iter().map(|graph| Ok(CanonJson::of(graph)?.to_string())).collect::<Result<Vec<_>>>()?;
+        all.sort();
+        Ok(all)
+    };
+    let (asked, found) = (text(asked)?, text(found)?);
+    if asked == found {
+        return Ok(());
+    }
+    let lacking: Vec<&String> = asked.iter().filter(|graph| !found.contains(graph)).collect();
+    let strange: Vec<&String> = found.iter().filter(|graph| !asked.contains(graph)).collect();
+    Err(Problem::new(
+        "kiln::device::read_back",
+        format!("the finished {artifact} is not what was asked for: it lacks {lacking:?} and has {strange:?} instead"),
+    ))
+}

@@ -1,0 +1,184 @@
+//! `dlc`: the graphs as Qualcomm's own exchange format, by libQnnIr; or a DLC around a finished context binary.
+//!
+//! | slot | gives |
+//! |---|---|
+//! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
+//! | `context` | `model.dlc`: a container of the binary, for whatever weights |
+//!
+//! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so such graphs are
+//! refused here. It has no parameters.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+};
+use crate::base::{Context as _, Problem, Result};
+use crate::model::facts::ContextFacts;
+use crate::qnn::{Backend, Context, GraphInfo, GraphOptions, Soc, System, without_time};
+
+use super::device::{QNN, ROLES, check_signatures, libraries, lowered, weight_elements};
+
+/// It has none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {}
+
+/// What to write.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// The graphs.
+    Graphs,
+    /// A container of a context binary.
+    Container,
+}
+
+/// The stage.
+pub struct Dlc;
+
+impl TypedStage for Dlc {
+    type Params = Params;
+    type Order = Work;
+    const SPEC: StageSpec = StageSpec {
+        kind: "dlc",
+        version: 1,
+        summary: "writes the graphs, or a finished context binary, as DLC",
+        gives: "dlc",
+        inputs: &[
+            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
+            InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
+        ],
+        params: &[],
+    };
+
+    fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        if slots.contains(&"graph") != slots.contains(&"context") {
+            return vec![];
+        }
+        let problem = Problem::new("kiln::plan::parameter", "a DLC is made of either a `graph` or a `context`")
+            .help("give one of them");
+        vec![ParamProblem { path: String::new(), problem }]
+    }
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec![QNN]
+    }
+
+    fn expand(_: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
+        let demand = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
+        if let Some(graph) = inputs.optional("graph") {
+            refuse_blocks(graph)?;
+            let mut order = Order::new("", Work::Graphs).tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?);
+            for (name, part) in &graph.parts {
+                order = order.input(name.as_str(), part);
+            }
+            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph))))]);
+        }
+        let context = inputs.one("context")?;
+        let order = Order::new("", Work::Container).input("model.json", context.part("model.json")?);
+        // A binary with shared weights cannot be loaded again on this machine: only its maker can wrap it.
+        let (part, name, names) = match context.get("model.dlc") {
+            Some(part) => (part, "model.dlc", &["libQnnSystem.so"][..]),
+            None => (context.part("model.bin")?, "model.bin", &["libQnnHtp.so", "libQnnSystem.so"][..]),
+        };
+        if name == "model.bin" && part.facts.read::<ContextFacts>()?.weight_sharing {
+            return Err(Problem::new(
+                "kiln::dlc::shared_weights",
+                "a context binary whose graphs share weights can be wrapped only while it is made",
+            )
+            .help("set `container = true` in the `context-bin` stage"));
+        }
+        let memory_bytes = part.content.digest.size_bytes.saturating_mul(5).saturating_add(512 << 20);
+        Ok(vec![order.input(name, part).tools(libraries(inputs, names)?).demand(demand(memory_bytes))])
+    }
+
+    fn run(work: Work, job: &Job) -> Result<Outputs> {
+        let folder = job.tool_folder(QNN)?;
+        let mut outputs = match work {
+            Work::Graphs => graphs(job, &folder)?,
+            Work::Container => container(job, &folder)?,
+        };
+        outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
+        Ok(outputs)
+    }
+}
+
+/// libQnnIr holds the weights once, as bytes or halves, and writes them; the lowering makes one tensor at a time.
+fn graph_bytes(elements: u64) -> u64 {
+    elements.saturating_mul(5).saturating_add(512 << 20)
+}
+
+fn refuse_blocks(graph: &Manifest) -> Result<()> {
+    let blocks: Vec<&str> = graph.under("weights").filter_map(|(name, _)| name.strip_suffix("/codes")).collect();
+    let Some(first) = blocks.first() else { return Ok(()) };
+    let others = if blocks.len() > 1 { format!(" and {} other tensors", blocks.len() - 1) } else { String::new() };
+    Err(Problem::new(
+        "kiln::dlc::encoding",
+        format!("a DLC cannot hold the block-quantized weights of `{first}`{others}: libQnnIr 2.51 loses their scales"),
+    )
+    .help("use scheme `f16` in the `requant` stage, or wrap the finished context binary: slot `context`"))
+}
+
+fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
+    let backend = Backend::ir(folder)?;
+    let system = System::open(folder)?;
+    let mut outputs = Outputs::new();
+    for role in ROLES {
+        job.check_cancelled()?;
+        let file = format!("{role}.dlc");
+        let path = job.scratch().join(&file);
+        let context = Context::new(&backend, false)?;
+        let asked = context.build(&lowered(job, role)?, &GraphOptions::ir(&path)?)?;
+        drop(context);
+        let mut dlc = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        without_time(&mut dlc)?;
+        fs::write(&path, &dlc).context("kiln::io", || format!("write {}", path.display()))?;
+        check_signatures(&file, &[asked], &system.open_dlc(&path)?.graphs()?)?;
+        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
+        let facts = job.input(&format!("{role}.onnx"))?.facts.clone();
+        outputs.insert(PartName::new(file)?, job.write(&dlc, facts)?);
+    }
+    Ok(outputs)
+}
+
+fn container(job: &Job, folder: &Path) -> Result<Outputs> {
+    let system = System::open(folder)?;
+    let name = PartName::new("model.dlc")?;
+    if let Ok(input) = job.input("model.dlc") {
+        read_back(&system, &job.path("model.dlc")?, &input.facts.read()?)?;
+        return Ok(BTreeMap::from([(name, job.pass("model.dlc")?)]));
+    }
+    let facts: ContextFacts = job.input("model.bin")?.facts.read()?;
+    let context = Context::from_binary(&Backend::htp(folder, Soc::named(&facts.soc)?)?, &job.read("model.bin")?)?;
+    let mut dlc = system.wrap(&context)?;
+    without_time(&mut dlc)?;
+    let path = job.scratch().join("model.dlc");
+    fs::write(&path, &dlc).context("kiln::io", || format!("write {}", path.display()))?;
+    read_back(&system, &path, &facts)?;
+    Ok(BTreeMap::from([(name, job.write(&dlc, job.input("model.bin")?.facts.clone())?)]))
+}
+
+/// The container must open, and hold one binary with the graphs that it is said to hold.
+fn read_back(system: &System, path: &Path, facts: &ContextFacts) -> Result<()> {
+    let binaries = system.open_dlc(path)?.binaries()?;
+    let graphs: Vec<&GraphInfo> = binaries.iter().flat_map(|binary| &binary.graphs).collect();
+    let mut found: Vec<&str> = graphs.iter().map(|graph| graph.name.as_str()).collect();
+    let mut asked: Vec<&str> = facts.graphs.values().map(|graph| graph.name.as_str()).collect();
+    found.sort();
+    asked.sort();
+    if binaries.len() == 1 && found == asked {
+        return Ok(());
+    }
+    Err(Problem::new(
+        "kiln::device::read_back",
+        format!(
+            "the finished container holds {} binaries with graphs {found:?}, not one with {asked:?}",
+            binaries.len()
+        ),
+    ))
+}
