@@ -7,7 +7,7 @@
 //! | `soc` | | the chip: `sm8450`, `sm8550`, `sm8650`, `sm8750`, `sm8850` |
 //! | `graphs` | `["prefill", "decode"]` | which graphs |
 //! | `weight_sharing` | `true` | whether graphs share weights; the simulator cannot load it then |
-//! | `container` | `false` | also write `model.dlc`, a DLC around the binary |
+//! | `container` | `false` | also make the part `container`: a DLC around the binary, which a stage `dlc` hands on |
 //! | `optimization` | 3 | effort of the compiler, 1 to 3 |
 //! | `vtcm_mb` | 0 | tightly coupled memory in MiB; 0 is all that the chip has |
 //!
@@ -29,6 +29,7 @@ use crate::qnn::{
 };
 
 use super::device::{QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
+use super::dlc::CONTAINER;
 
 /// See the module's table.
 #[derive(Deserialize)]
@@ -251,7 +252,7 @@ impl Compile {
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;
-            outputs.insert(PartName::new("model.dlc")?, job.write(&dlc, CanonJson::of(&facts)?)?);
+            outputs.insert(PartName::new(CONTAINER)?, job.write(&dlc, CanonJson::of(&facts)?)?);
         }
         Ok(outputs)
     }

@@ -3,7 +3,7 @@
 //! | slot | gives |
 //! |---|---|
 //! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
-//! | `context` | `model.dlc`: a container of the binary, for whatever weights |
+//! | `context` | `model.dlc`: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
 //!
 //! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so such graphs are
 //! refused here. It has no parameters.
@@ -19,9 +19,12 @@ use crate::action::{
 };
 use crate::base::{Context as _, Problem, Result};
 use crate::model::facts::ContextFacts;
-use crate::qnn::{Backend, Context, GraphInfo, GraphOptions, Soc, System, without_time};
+use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
 use super::device::{QNN, ROLES, check_signatures, libraries, lowered, weight_elements};
+
+/// The part of a `context-bin` that is a DLC around it.
+pub(super) const CONTAINER: &str = "container";
 
 /// It has none.
 #[derive(Deserialize)]
@@ -80,21 +83,16 @@ impl TypedStage for Dlc {
             return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph))))]);
         }
         let context = inputs.one("context")?;
-        let order = Order::new("", Work::Container).input("model.json", context.part("model.json")?);
-        // A binary with shared weights cannot be loaded again on this machine: only its maker can wrap it.
-        let (part, name, names) = match context.get("model.dlc") {
-            Some(part) => (part, "model.dlc", &["libQnnSystem.so"][..]),
-            None => (context.part("model.bin")?, "model.bin", &["libQnnHtp.so", "libQnnSystem.so"][..]),
+        let Some(container) = context.get(CONTAINER) else {
+            return Err(Problem::new("kiln::dlc::no_container", "the context binary was made without its container")
+                .help("set `container = true` in the `context-bin` stage: the library wraps a context only while it is being made"));
         };
-        if name == "model.bin" && part.facts.read::<ContextFacts>()?.weight_sharing {
-            return Err(Problem::new(
-                "kiln::dlc::shared_weights",
-                "a context binary whose graphs share weights can be wrapped only while it is made",
-            )
-            .help("set `container = true` in the `context-bin` stage"));
-        }
-        let memory_bytes = part.content.digest.size_bytes.saturating_mul(5).saturating_add(512 << 20);
-        Ok(vec![order.input(name, part).tools(libraries(inputs, names)?).demand(demand(memory_bytes))])
+        let order = Order::new("", Work::Container)
+            .input("model.json", context.part("model.json")?)
+            .input(CONTAINER, container)
+            .tools(libraries(inputs, &["libQnnSystem.so"])?);
+        let memory_bytes = container.content.digest.size_bytes.saturating_add(256 << 20);
+        Ok(vec![order.demand(demand(memory_bytes))])
     }
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
@@ -146,39 +144,20 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     Ok(outputs)
 }
 
+/// Hands on the container, which must open and hold one binary with the graphs that it is said to hold.
 fn container(job: &Job, folder: &Path) -> Result<Outputs> {
-    let system = System::open(folder)?;
-    let name = PartName::new("model.dlc")?;
-    if let Ok(input) = job.input("model.dlc") {
-        read_back(&system, &job.path("model.dlc")?, &input.facts.read()?)?;
-        return Ok(BTreeMap::from([(name, job.pass("model.dlc")?)]));
-    }
-    let facts: ContextFacts = job.input("model.bin")?.facts.read()?;
-    let context = Context::from_binary(&Backend::htp(folder, Soc::named(&facts.soc)?)?, &job.read("model.bin")?)?;
-    let mut dlc = system.wrap(&context)?;
-    without_time(&mut dlc)?;
-    let path = job.scratch().join("model.dlc");
-    fs::write(&path, &dlc).context("kiln::io", || format!("write {}", path.display()))?;
-    read_back(&system, &path, &facts)?;
-    Ok(BTreeMap::from([(name, job.write(&dlc, job.input("model.bin")?.facts.clone())?)]))
-}
-
-/// The container must open, and hold one binary with the graphs that it is said to hold.
-fn read_back(system: &System, path: &Path, facts: &ContextFacts) -> Result<()> {
-    let binaries = system.open_dlc(path)?.binaries()?;
-    let graphs: Vec<&GraphInfo> = binaries.iter().flat_map(|binary| &binary.graphs).collect();
-    let mut found: Vec<&str> = graphs.iter().map(|graph| graph.name.as_str()).collect();
+    let facts: ContextFacts = job.input(CONTAINER)?.facts.read()?;
+    let binaries = System::open(folder)?.open_dlc(&job.path(CONTAINER)?)?.binaries()?;
+    let mut found: Vec<&str> =
+        binaries.iter().flat_map(|binary| &binary.graphs).map(|graph| graph.name.as_str()).collect();
     let mut asked: Vec<&str> = facts.graphs.values().map(|graph| graph.name.as_str()).collect();
     found.sort();
     asked.sort();
-    if binaries.len() == 1 && found == asked {
-        return Ok(());
+    if binaries.len() != 1 || found != asked {
+        return Err(Problem::new(
+            "kiln::device::read_back",
+            format!("the container holds {} binaries with graphs {found:?}, not one with {asked:?}", binaries.len()),
+        ));
     }
-    Err(Problem::new(
-        "kiln::device::read_back",
-        format!(
-            "the finished container holds {} binaries with graphs {found:?}, not one with {asked:?}",
-            binaries.len()
-        ),
-    ))
+    Ok(BTreeMap::from([(PartName::new("model.dlc")?, job.pass(CONTAINER)?)]))
 }
