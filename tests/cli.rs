@@ -99,3 +99,27 @@ fn a_plan_is_drawn_three_ways() {
          \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
     );
 }
+
+#[test]
+fn the_way_of_deepseek() {
+    let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.toml");
+    let (code, out, _) = kiln(Path::new("."), &["show", plan, "--set", "context=64", "--set", "source=file:tiny.gguf"]);
+    assert_eq!(code, 0);
+    let expected = "
+  tools.qnn      fetch
+  tools.ort      fetch
+  source         fetch
+* model          inspect      gguf = source
+  weights        requant      tensors = model
+* graph          graph        model = model; weights = weights
+* npu            context-bin  graph = graph; tools.qnn
+* container      dlc          context = npu; tools.qnn
+  text           fetch
+  reference      reference    model = model; text = text
+  onnx           score        graph = graph; reference = reference; tools.ort
+  npu-simulated  context-bin  graph = graph; tools.qnn
+  htp            score        context = npu-simulated; reference = reference; tools.qnn
+* report         validate     scores = onnx, htp; size = npu
+";
+    assert_eq!(out, expected.trim_start_matches('\n'));
+}
