@@ -15,19 +15,26 @@ const LANES: usize = 8;
 impl ErrorSum {
     /// Measures `result` against `source`.
     pub fn of(source: &[f32], result: &[f32]) -> Self {
-        let (mut signal, mut noise, mut max) = ([0.0; LANES], [0.0; LANES], [0.0f64; LANES]);
-        let mut differs = false;
-        for (source, result) in source.chunks(LANES).zip(result.chunks(LANES)) {
-            for (lane, (source, result)) in source.iter().zip(result).enumerate() {
-                let error = *source as f64 - *result as f64;
-                signal[lane] += *source as f64 * *source as f64;
-                noise[lane] += error * error;
-                max[lane] = max[lane].max(error.abs());
-                differs |= source.to_bits() != result.to_bits();
+        let mut lanes = [ErrorSum::default(); LANES];
+        let (sources, source_rest) = source.as_chunks::<LANES>();
+        let (results, result_rest) = result.as_chunks::<LANES>();
+        for (source, result) in sources.iter().zip(results) {
+            for lane in 0..LANES {
+                lanes[lane].add(source[lane], result[lane]);
             }
         }
-        let max = max.into_iter().fold(0.0, f64::max);
-        ErrorSum { signal: signal.iter().sum(), noise: noise.iter().sum(), max, differs }
+        for (lane, (source, result)) in lanes.iter_mut().zip(source_rest.iter().zip(result_rest)) {
+            lane.add(*source, *result);
+        }
+        lanes.into_iter().fold(ErrorSum::default(), ErrorSum::and)
+    }
+
+    fn add(&mut self, source: f32, result: f32) {
+        let error = f64::from(source) - f64::from(result);
+        self.signal += f64::from(source) * f64::from(source);
+        self.noise += error * error;
+        self.max = if error.abs() > self.max { error.abs() } else { self.max };
+        self.differs |= source.to_bits() != result.to_bits();
     }
 
     /// The sums of this part and the next.

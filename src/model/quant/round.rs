@@ -91,14 +91,16 @@ impl Rounding for Int8Blocks {
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize> {
         let out = codes.as_chunks_mut().0.iter_mut().zip(scales.as_chunks_mut::<2>().0);
         for (values, (codes, scale)) in values.as_chunks::<{ Self::BLOCK }>().0.iter().zip(out) {
-            let d = largest(values).1 / 127.0;
+            // Without its sign, a float's bits are in the order of its magnitude, NaN above all.
+            let largest = values.iter().map(magnitude).fold(0, u32::max);
+            let d = f32::from_bits(largest) / 127.0;
             let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            *codes = values.map(|value| (value * inverse).round() as i8 as u8);
+            *codes = values.map(|value| round_away(value * inverse) as u8);
             *scale = f16::from_f32(d).to_le_bytes();
         }
-        let block = first_non_finite(Element::F16, scales);
-        block
-            .map_or(Ok(()), |block| Err(block * Self::BLOCK + largest(&values[block * Self::BLOCK..][..Self::BLOCK]).0))
+        let Some(block) = first_non_finite(Element::F16, scales) else { return Ok(()) };
+        let block = block * Self::BLOCK..(block + 1) * Self::BLOCK;
+        Err(block.max_by_key(|index| magnitude(&values[*index])).unwrap_or(0))
     }
 
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
@@ -110,12 +112,15 @@ impl Rounding for Int8Blocks {
     }
 }
 
-/// Index and magnitude of the largest value; a NaN is larger than all.
-fn largest(values: &[f32]) -> (usize, f32) {
-    // Without its sign, a float's bits are in the order of its magnitude.
-    let magnitude = |value: &f32| value.to_bits() & 0x7fff_ffff;
-    let largest = values.iter().map(magnitude).max().unwrap_or(0);
-    (values.iter().position(|value| magnitude(value) == largest).unwrap_or(0), f32::from_bits(largest))
+fn magnitude(value: &f32) -> u32 {
+    value.to_bits() & 0x7fff_ffff
+}
+
+/// `value.round()` for values that fit a byte. Adding the float below a half and cutting is the same, ties and all, and needs
+/// no call into the C library, which would keep the compiler from taking many at once.
+fn round_away(value: f32) -> i8 {
+    const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
+    (value + BELOW_HALF.copysign(value)) as i32 as i8
 }
 
 /// A value that cannot be spelled, and where it stands among those of its band.
@@ -159,4 +164,22 @@ pub fn round(
         })
         .collect();
     sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_by_hand_is_rounding() {
+        for ulps in 0..200_000 {
+            // Around every tie and every whole number from -125 to 124.5, and a walk over smaller magnitudes.
+            let near = (ulps / 400) as f32 / 2.0 - 125.0;
+            let value = f32::from_bits(near.to_bits().wrapping_add(ulps % 400).wrapping_sub(200));
+            let small = f32::from_bits(ulps * 5000);
+            for value in [value, small, -small].into_iter().filter(|value| value.abs() < 127.5) {
+                assert_eq!(round_away(value), value.round() as i8, "{value:e}");
+            }
+        }
+    }
 }

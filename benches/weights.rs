@@ -1,0 +1,178 @@
+//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench weights`.
+//! `KILN_GGUF=model.gguf` adds whole stages over that file: time, and peak of resident memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use half::f16;
+use kiln::action::{Inputs, Manifest, Part, PartName};
+use kiln::execute::{Executor, Local, Watch};
+use kiln::model::facts::{Element, TensorFacts};
+use kiln::model::quant::*;
+use kiln::stages;
+use kiln::store::{BlobStore, Disk};
+use serde_json::{Value, json};
+
+const ROWS: u64 = 16384;
+const COLUMNS: u64 = 4096;
+const VALUES: usize = (ROWS * COLUMNS) as usize;
+const ROUNDS: usize = 5;
+
+fn main() {
+    formats();
+    if let Ok(path) = std::env::var("KILN_GGUF") {
+        whole_file(Path::new(&path));
+    }
+}
+
+/// The shortest of some rounds: what the machine can do when it is left alone.
+fn best(mut work: impl FnMut()) -> f64 {
+    let round = |_| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64()
+    };
+    (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+}
+
+/// Every format through every scheme, in memory, on one thread.
+fn formats() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
+    pool.install(|| {
+        let source = vec![1u8; VALUES * 4];
+        let mut target = vec![0u8; VALUES * 4];
+        let copy = 2.0 * source.len() as f64 / best(|| black_box(&mut target).copy_from_slice(black_box(&source)));
+        println!("{VALUES} values, one thread; copy: {:.1} GB/s read and written\n", copy / 1e9);
+        println!("{:<6} {:<12}{:>16}{:>12}{:>10}", "from", "to", "Mvalues/s", "GB/s", "/ copy");
+        for name in ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"] {
+            let ggml = GgmlType::by_name(name).expect("a known type");
+            let blocks = blocks(ggml);
+            let facts = TensorFacts { shape: vec![ROWS, COLUMNS], ggml_type: name.into() };
+            let tensor = BlockTensor::new(&facts, &blocks, RowOrder::Stored).expect("a good tensor");
+            let mut report = |scheme: &str, bits: usize, seconds: f64| {
+                let moved = (blocks.len() + VALUES * bits / 8) as f64 / seconds;
+                let rate = VALUES as f64 / seconds / 1e6;
+                println!("{name:<6} {scheme:<12}{rate:>16.0}{:>12.2}{:>10.2}", moved / 1e9, moved / copy);
+            };
+            let mut values = vec![0.0; BAND_VALUES];
+            report("f32", 32, best(|| tensor.bands().for_each(|band| decode(&tensor, &band, black_box(&mut values)))));
+            if let Spelling::Blocks(grid) = tensor.format().spelling() {
+                let layout = grid.layout();
+                let [mut codes, mut scales, mut offsets] = layout.bytes(BAND_VALUES).map(|size| vec![0; size]);
+                let seconds = best(|| {
+                    for band in tensor.bands() {
+                        let out = Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets };
+                        split(&tensor, &band, grid, black_box(out));
+                    }
+                });
+                report("native", layout.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES, seconds);
+            }
+            let roundings: [(&str, &dyn Rounding); 2] = [("f16", &Plain(Element::F16)), ("int8-block", &Int8Blocks)];
+            for (scheme, rounding) in roundings {
+                let [mut codes, mut scales] = rounding.bytes(BAND_VALUES).map(|size| vec![0; size]);
+                let seconds = best(|| {
+                    for band in tensor.bands() {
+                        round(&tensor, &band, rounding, &mut codes, black_box(&mut scales)).expect("small values");
+                    }
+                });
+                report(scheme, rounding.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES, seconds);
+            }
+        }
+    });
+}
+
+/// Blocks whose numbers are all small.
+fn blocks(ggml: &GgmlType) -> Vec<u8> {
+    let mut state = 1u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    let mut blocks: Vec<u8> = (0..ggml.bytes(VALUES as u64).expect("whole blocks")).map(|_| byte()).collect();
+    let halves: &[usize] = match ggml.name {
+        "Q4_1" => &[0, 2],
+        "Q6_K" => &[208],
+        _ => &[0],
+    };
+    for block in blocks.chunks_mut(ggml.block_bytes as usize) {
+        match block.len() {
+            4 => block.copy_from_slice(&(block[0] as f32 / 256.0).to_le_bytes()),
+            2 => block[1] = 0x3c,
+            _ => halves.iter().for_each(|at| block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes())),
+        }
+    }
+    blocks
+}
+
+struct Silent;
+
+impl Watch for Silent {
+    fn progress(&self, _: u64, _: u64, _: &str) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// `inspect`, then each way on, over a cache of its own: order by order, each on all threads.
+fn whole_file(path: &Path) {
+    let folder = tempfile::tempdir_in(".").expect("a folder for the cache");
+    let store = Disk::open(folder.path()).expect("a cache");
+    let mut sink = store.create().expect("a blob");
+    std::io::copy(&mut fs::File::open(path).expect("KILN_GGUF"), &mut sink).expect("a copy of KILN_GGUF");
+    let part = Part { content: sink.finish().expect("a blob"), facts: Default::default() };
+    let file = Manifest { parts: [(PartName::new("model.gguf").expect("a good name"), part)].into() };
+
+    println!("\n{}: {}", path.display(), kiln::base::bytes(fs::metadata(path).expect("a size").len()));
+    println!("{:<22}{:>8}{:>10}{:>14}{:>14}", "stage", "parts", "time", "own memory", "with mapped");
+    let model = stage(&store, "inspect", "gguf", file, json!({}));
+    for scheme in ["native", "f16", "int8-block"] {
+        stage(&store, "requant", "tensors", model.clone(), json!({ "scheme": scheme }));
+    }
+    stage(&store, "dequant", "model", model, json!({}));
+}
+
+fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: Value) -> Manifest {
+    let stages = stages::all();
+    let inputs = Inputs { slots: BTreeMap::from([(slot.into(), vec![("giver".into(), input)])]), ..Inputs::default() };
+    let local = Local { store, stages: &stages, program: "kiln".into() };
+    let stage = stages.get(kind).expect("a known stage");
+    let mut manifest = Manifest::default();
+    let (done, own) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Resets the peak; where that is not allowed, it is the peak of the whole run.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                own.fetch_max(status("RssAnon:"), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        for order in stage.expand(&params, &inputs).expect("orders") {
+            let (name, demand) = (order.name.clone(), order.demand);
+            let ran = local.run(&order.into_action(stage.spec()), &demand, &Silent).expect("a success");
+            let full =
+                |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
+            let parts = ran.outputs.into_iter().map(|(output, part)| (full(&output).parse().expect("a name"), part));
+            manifest.parts.extend(parts);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let scheme = params.get("scheme").and_then(Value::as_str).unwrap_or_default();
+    let [own, with_mapped] = [own.into_inner(), status("VmHWM:")].map(kiln::base::bytes);
+    let took = kiln::base::duration(start.elapsed());
+    println!("{:<22}{:>8}{took:>10}{own:>14}{with_mapped:>14}", format!("{kind} {scheme}"), manifest.parts.len());
+    manifest
+}
+
+/// A line of `/proc/self/status`, in bytes.
+fn status(field: &str) -> u64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
