@@ -71,12 +71,11 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
 
 /// The largest difference to the reference's logits, as a share of the largest of them: of a prefill, and of decode
 /// steps after part of it.
-fn error(made: Made, engine: impl Engine) -> f32 {
+fn error(made: Made, engine: impl Engine + 'static) -> f32 {
     let tokens: Vec<u32> = (0..made.profiles[0].tokens).map(|i| (i * 37 + 11) % made.facts.vocab).collect();
     let expected = Reference::load(&made.facts, 64, &made.plain).unwrap().logits(&tokens).unwrap();
-    let [prefill, decode] = made.profiles;
     let vocab = made.facts.vocab as usize;
-    let mut decoder = Decoder { engine, model: made.facts, prefill, decode };
+    let mut decoder = Decoder { engine: Box::new(engine), model: made.facts };
     let (logits, mut cache) = decoder.start(&tokens).unwrap();
     let mut worst = difference(&logits, &expected);
     let held = tokens.len() - 2;
@@ -95,9 +94,13 @@ fn difference(got: &[f32], expected: &[f32]) -> f32 {
     worst / largest
 }
 
-struct Interpreted([Interpreter; 2]);
+struct Interpreted([GraphFacts; 2], [Interpreter; 2]);
 
 impl Engine for Interpreted {
+    fn facts(&self, graph: Graph) -> Result<GraphFacts> {
+        Ok(self.0[graph as usize].clone())
+    }
+
     fn run(
         &mut self,
         graph: Graph,
@@ -109,14 +112,14 @@ impl Engine for Interpreted {
             Tensor::F32(_, values) => values.clone(),
         };
         let inputs = inputs.iter().map(|(name, tensor)| (name.clone(), number(tensor))).collect();
-        Ok(self.0[graph as usize].run(&inputs))
+        Ok(self.1[graph as usize].run(&inputs))
     }
 }
 
 #[track_caller]
 fn check(model: &TinyGguf, requant: Value, graph: Value) {
     let mut made = make(model, requant, graph);
-    let engine = Interpreted(std::mem::take(&mut made.graphs).map(Interpreter::new));
+    let engine = Interpreted(made.profiles.clone(), std::mem::take(&mut made.graphs).map(Interpreter::new));
     let error = error(made, engine);
     println!("largest error {error:.1e}");
     assert!(error < 2e-3, "{error}");
@@ -155,21 +158,26 @@ fn gains_change_nothing() {
 
 /// Both graphs, built for a Snapdragon 8 Gen 3, on Qualcomm's simulator.
 struct Htp {
+    facts: [GraphFacts; 2],
     context: Context,
     graphs: [GraphInfo; 2],
 }
 
 impl Htp {
-    fn new(graphs: &[DeviceGraph; 2]) -> Self {
+    fn new(facts: &[GraphFacts; 2], graphs: &[DeviceGraph; 2]) -> Self {
         let backend = Backend::htp(&support::tools::qnn(), Soc::named("sm8650").unwrap()).unwrap();
         let context = Context::new(&backend, false).unwrap();
         let options = GraphOptions::Htp(HtpGraph { optimization: 3, vtcm_mb: 8 });
         let graphs = graphs.each_ref().map(|graph| context.build(graph, &options).unwrap());
-        Htp { context, graphs }
+        Htp { facts: facts.clone(), context, graphs }
     }
 }
 
 impl Engine for Htp {
+    fn facts(&self, graph: Graph) -> Result<GraphFacts> {
+        Ok(self.facts[graph as usize].clone())
+    }
+
     fn run(
         &mut self,
         graph: Graph,
@@ -193,7 +201,7 @@ impl Engine for Htp {
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_computes_a_llama() {
     let made = make(&TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0), json!({}), small());
-    let engine = Htp::new(&made.graphs);
+    let engine = Htp::new(&made.profiles, &made.graphs);
     let error = error(made, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");
@@ -204,7 +212,7 @@ fn the_simulator_computes_a_llama() {
 fn the_simulator_computes_a_scaled_qwen2() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     let made = make(&TinyGguf::qwen2(), json!({}), scaled);
-    let engine = Htp::new(&made.graphs);
+    let engine = Htp::new(&made.profiles, &made.graphs);
     let error = error(made, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");

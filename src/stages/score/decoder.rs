@@ -29,6 +29,9 @@ pub enum Tensor {
 
 /// Whatever runs a candidate's graphs.
 pub trait Engine {
+    /// How many tokens `graph` takes, in what context.
+    fn facts(&self, graph: Graph) -> Result<GraphFacts>;
+
     /// Runs `graph` on `inputs` and gives the values of the outputs called `wanted`.
     fn run(
         &mut self,
@@ -39,15 +42,11 @@ pub trait Engine {
 }
 
 /// A candidate's graphs and what their host must know of the model.
-pub struct Decoder<E> {
+pub struct Decoder {
     /// What runs the graphs.
-    pub engine: E,
+    pub engine: Box<dyn Engine>,
     /// The model they were made of.
     pub model: ModelFacts,
-    /// The prefill graph.
-    pub prefill: GraphFacts,
-    /// The decode graph.
-    pub decode: GraphFacts,
 }
 
 /// Keys and values so far, one entry a token: `[layer][token]`, each `kv_heads * head_dim` values.
@@ -68,15 +67,16 @@ impl Cache {
     }
 }
 
-impl<E: Engine> Decoder<E> {
+impl Decoder {
     /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues; nothing comes
     /// before them.
     pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
         let layers = self.model.block_count as usize;
         let mut cache = Cache { keys: vec![vec![]; layers], values: vec![vec![]; layers] };
-        let inputs = self.inputs(&self.prefill, tokens, &cache)?;
+        let graph = self.engine.facts(Graph::Prefill)?;
+        let inputs = self.inputs(&graph, tokens, &cache)?;
         let mut outputs = self.engine.run(Graph::Prefill, &inputs, &self.all_outputs())?;
-        let (width, vocab) = (self.prefill.tokens as usize, self.model.vocab as usize);
+        let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
         let mut logits = taken(&mut outputs, "logits", width * vocab)?;
         logits.truncate(tokens.len() * vocab);
         self.append(&mut cache, &mut outputs, width, tokens.len())?;
@@ -85,13 +85,14 @@ impl<E: Engine> Decoder<E> {
 
     /// The values of the prefill graph's outputs called `names`, over `tokens`.
     pub fn probe(&mut self, tokens: &[u32], names: &[String]) -> Result<BTreeMap<String, Vec<f32>>> {
-        let inputs = self.inputs(&self.prefill, tokens, &Cache { keys: vec![], values: vec![] })?;
+        let none = Cache { keys: vec![], values: vec![] };
+        let inputs = self.inputs(&self.engine.facts(Graph::Prefill)?, tokens, &none)?;
         self.engine.run(Graph::Prefill, &inputs, names)
     }
 
     /// The logits after `token`, which follows what `cache` holds and joins it.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let inputs = self.inputs(&self.decode, &[token], cache)?;
+        let inputs = self.inputs(&self.engine.facts(Graph::Decode)?, &[token], cache)?;
         let mut outputs = self.engine.run(Graph::Decode, &inputs, &self.all_outputs())?;
         let logits = taken(&mut outputs, "logits", self.model.vocab as usize)?;
         self.append(cache, &mut outputs, 1, 1)?;
@@ -220,6 +221,11 @@ mod tests {
     }
 
     impl Engine for Counting {
+        fn facts(&self, graph: Graph) -> Result<GraphFacts> {
+            let tokens = if graph == Graph::Prefill { 4 } else { 1 };
+            Ok(GraphFacts { name: format!("ar{tokens}"), tokens, context: 8 })
+        }
+
         fn run(
             &mut self,
             _: Graph,
@@ -252,7 +258,7 @@ mod tests {
         }
     }
 
-    fn decoder() -> Decoder<Counting> {
+    fn decoder() -> Decoder {
         let model = ModelFacts {
             architecture: "qwen2".into(),
             block_count: 1,
@@ -269,8 +275,7 @@ mod tests {
             qkv_bias: false,
             tied_embeddings: true,
         };
-        let graph = |tokens| GraphFacts { name: format!("ar{tokens}"), tokens, context: 8 };
-        Decoder { engine: Counting, model, prefill: graph(4), decode: graph(1) }
+        Decoder { engine: Box::new(Counting), model }
     }
 
     #[test]

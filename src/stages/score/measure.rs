@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::decoder::{Decoder, Engine};
+use super::decoder::Decoder;
 use super::onnx_runtime::OnnxRuntime;
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
@@ -54,7 +54,7 @@ impl GreedyScore {
 /// `ranges/score.json`: the largest magnitude of each measured tensor.
 pub type Ranges = BTreeMap<String, f32>;
 
-pub(super) fn window<E: Engine>(job: &Job, decoder: &mut Decoder<E>) -> Result<WindowScore> {
+pub(super) fn window(job: &Job, decoder: &mut Decoder) -> Result<WindowScore> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
     let reference: Vec<f32> =
         job.read("logits")?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
@@ -79,7 +79,7 @@ pub(super) fn window<E: Engine>(job: &Job, decoder: &mut Decoder<E>) -> Result<W
     Ok(WindowScore { non_finite, tokens: rows.map(score).collect::<Result<_>>()? })
 }
 
-pub(super) fn greedy<E: Engine>(job: &Job, decoder: &mut Decoder<E>, decode_steps: usize) -> Result<GreedyScore> {
+pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
     let Greedy { prompt, tokens: expected, gaps, text } = read_json(job, "greedy")?;
     let steps = decode_steps.min(expected.len());
     let said: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
@@ -105,7 +105,7 @@ pub(super) fn greedy<E: Engine>(job: &Job, decoder: &mut Decoder<E>, decode_step
 
 /// Runs a copy of the graph that also gives its inner tensors. What overflows in fp16 is best seen in f32: norm and
 /// softmax swallow an infinity, and the logits look sane.
-pub(super) fn ranges(job: &Job, decoder: &mut Decoder<OnnxRuntime>) -> Result<Ranges> {
+pub(super) fn ranges(job: &Job) -> Result<Ranges> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
     let mut model = ModelProto::decode(&*job.read("candidate/prefill.onnx")?)
         .context("kiln::score::graph", || "read prefill.onnx".into())?;
@@ -113,7 +113,9 @@ pub(super) fn ranges(job: &Job, decoder: &mut Decoder<OnnxRuntime>) -> Result<Ra
     let outputs = graph.node.iter().flat_map(|node| &node.output);
     let names: Vec<String> = outputs.filter(|name| measured(name).is_some()).cloned().collect();
     graph.output.extend(names.iter().map(|name| ValueInfoProto { name: name.clone(), ..Default::default() }));
-    decoder.engine.replace_prefill(&model.encode_to_vec())?;
+    let mut engine = OnnxRuntime::open(job)?;
+    engine.replace_prefill(&model.encode_to_vec())?;
+    let mut decoder = Decoder { engine: Box::new(engine), model: super::model(job)? };
     let tensors = decoder.probe(&tokens, &names)?;
     // A NaN counts as the largest number: JSON has neither it nor infinity.
     let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };

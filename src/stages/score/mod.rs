@@ -12,6 +12,7 @@
 //! graph's inner tensors.
 
 pub mod decoder;
+mod htp;
 mod measure;
 mod onnx_runtime;
 
@@ -20,18 +21,24 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, ToolFile,
-    TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    ToolFile, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::GraphFacts;
+use crate::model::facts::ModelFacts;
 
-use decoder::Decoder;
+use super::device::{QNN, libraries};
+use decoder::{Decoder, Engine};
+use htp::Htp;
 pub use measure::{GreedyScore, Ranges, WindowScore, measured};
 use onnx_runtime::OnnxRuntime;
 
 /// The runtime's file name, up to its version.
 const RUNTIME: &str = "libonnxruntime.so";
+/// What the simulator loads.
+const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
+/// The input that makes a candidate a context binary.
+const CONTEXT_BINARY: &str = "candidate/model.bin";
 
 /// See the module's table.
 #[derive(Deserialize)]
@@ -95,24 +102,13 @@ impl TypedStage for Score {
     }
 
     fn tools(_: &Params, slots: &[&str]) -> Vec<&'static str> {
-        if slots.contains(&"graph") { vec!["ort"] } else { vec!["qnn"] }
+        if slots.contains(&"graph") { vec!["ort"] } else { vec![QNN] }
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Measure>>> {
         let reference = inputs.one("reference")?;
-        let graph = inputs.one("graph")?;
-        let tools = runtime(inputs)?;
-        let demand = onnx_demand(graph);
-        let order = |name: &str, measure: Measure| {
-            let mut order = Order::new(name, measure).tools(tools.clone()).demand(demand);
-            for (part, content) in &graph.parts {
-                let decodes = matches!(measure, Measure::Greedy { .. });
-                if decodes || part.as_str() != "decode.onnx" {
-                    order = order.input(format!("candidate/{part}"), content);
-                }
-            }
-            order
-        };
+        let candidate = Candidate::of(inputs)?;
+        let order = |name: &str, measure: Measure| candidate.order(name, measure);
 
         let windows: Vec<&str> = folders(reference, "window-").collect();
         let wanted = params.windows.unwrap_or(windows.len());
@@ -128,7 +124,7 @@ impl TypedStage for Score {
             let tokens = reference.part(&format!("{folder}/tokens.json"))?;
             let logits = reference.part(&format!("{folder}/logits"))?;
             orders.push(order(folder, Measure::Window).input("tokens", tokens).input("logits", logits));
-            if index == 0 {
+            if index == 0 && candidate.has_ranges {
                 orders.push(order("ranges", Measure::Ranges).input("tokens", tokens));
             }
         }
@@ -140,27 +136,28 @@ impl TypedStage for Score {
     }
 
     fn run(measure: Measure, job: &Job) -> Result<Outputs> {
-        let mut decoder = Decoder {
-            engine: OnnxRuntime::open(job)?,
-            model: job.input("candidate/model.json")?.facts.read()?,
-            prefill: graph_facts(job, "candidate/prefill.onnx")?,
-            decode: match measure {
-                Measure::Greedy { .. } => graph_facts(job, "candidate/decode.onnx")?,
-                _ => GraphFacts { name: "decode".into(), tokens: 1, context: 1 },
-            },
-        };
         let score = match measure {
-            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder)?)?,
-            Measure::Greedy { decode_steps } => CanonJson::of(&measure::greedy(job, &mut decoder, decode_steps)?)?,
-            Measure::Ranges => CanonJson::of(&measure::ranges(job, &mut decoder)?)?,
+            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder(job)?)?)?,
+            Measure::Greedy { decode_steps } => {
+                CanonJson::of(&measure::greedy(job, &mut decoder(job)?, decode_steps)?)?
+            }
+            Measure::Ranges => CanonJson::of(&measure::ranges(job)?)?,
         };
         let part = job.write(score.to_string().as_bytes(), CanonJson::default())?;
         Ok(BTreeMap::from([(PartName::new("score.json")?, part)]))
     }
 }
 
-fn graph_facts(job: &Job, input: &str) -> Result<GraphFacts> {
-    job.input(input)?.facts.read()
+fn decoder(job: &Job) -> Result<Decoder> {
+    let is_context = job.input(CONTEXT_BINARY).is_ok();
+    let engine: Box<dyn Engine> =
+        if is_context { Box::new(Htp::open(job)?) } else { Box::new(OnnxRuntime::open(job)?) };
+    Ok(Decoder { engine, model: model(job)? })
+}
+
+/// What the candidate was made of.
+fn model(job: &Job) -> Result<ModelFacts> {
+    job.input("candidate/model.json")?.facts.read()
 }
 
 /// The top folders of `manifest` that begin with `prefix`, in order.
@@ -174,6 +171,36 @@ fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = 
     })
 }
 
+/// What the orders of one candidate share.
+struct Candidate {
+    parts: Vec<(String, Part)>,
+    tools: Vec<ToolFile>,
+    demand: Demand,
+    /// Whether its inner tensors can be seen.
+    has_ranges: bool,
+}
+
+impl Candidate {
+    fn of(inputs: &Inputs) -> Result<Self> {
+        if let Some(context) = inputs.optional("context") {
+            let part = |name: &str| Ok((format!("candidate/{name}"), context.part(name)?.clone()));
+            let parts = vec![part("model.bin")?, part("model.json")?];
+            let tools = libraries(inputs, &SIMULATOR)?;
+            return Ok(Candidate { demand: demand(&parts, 12), parts, tools, has_ranges: false });
+        }
+        let parts = inputs.one("graph")?.parts.iter();
+        let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
+        Ok(Candidate { demand: demand(&parts, 3), parts, tools: runtime(inputs)?, has_ranges: true })
+    }
+
+    fn order(&self, name: &str, measure: Measure) -> Order<Measure> {
+        let decodes = matches!(measure, Measure::Greedy { .. });
+        let read = self.parts.iter().filter(|(name, _)| decodes || name != "candidate/decode.onnx");
+        let order = Order::new(name, measure).tools(self.tools.clone()).demand(self.demand);
+        read.fold(order, |order, (name, part)| order.input(name, part))
+    }
+}
+
 /// ONNX Runtime's library, whatever version its name carries.
 fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     let files = inputs.tools.get("ort").into_iter().flat_map(|tool| tool.parts.keys());
@@ -182,11 +209,11 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     inputs.tool_files("ort", &[name])
 }
 
-/// The weights as they are, the largest of them as f32, and what the runtime needs for itself.
-fn onnx_demand(graph: &Manifest) -> Demand {
-    let weights: u64 = graph.parts.values().map(|part| part.content.digest.size_bytes).sum();
+/// Measured: so many times the candidate's bytes, and what a runtime needs for itself.
+fn demand(parts: &[(String, Part)], times: u64) -> Demand {
+    let bytes: u64 = parts.iter().map(|(_, part)| part.content.digest.size_bytes).sum();
     Demand {
-        memory_bytes: weights.saturating_mul(3).saturating_add(1 << 30),
+        memory_bytes: bytes.saturating_mul(times).saturating_add(1 << 30),
         threads: 1,
         isolation: Isolation::Process,
     }

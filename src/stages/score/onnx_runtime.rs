@@ -12,11 +12,13 @@ use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use super::decoder::{Engine, Graph, Tensor};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
+use crate::model::facts::GraphFacts;
 
 /// The graphs of an `onnx` manifest; each is loaded when it first runs, and only one is held.
 pub struct OnnxRuntime {
     environment: Environment,
     folder: PathBuf,
+    facts: Vec<(Graph, GraphFacts)>,
     session: Option<(Graph, Session)>,
 }
 
@@ -35,7 +37,13 @@ impl OnnxRuntime {
                 lay_out(&job.path(name)?, &folder.join(inside))?;
             }
         }
-        Ok(OnnxRuntime { environment, folder, session: None })
+        let mut facts = vec![];
+        for graph in [Graph::Prefill, Graph::Decode] {
+            if let Ok(input) = job.input(&format!("candidate/{}", file_name(graph))) {
+                facts.push((graph, input.facts.read()?));
+            }
+        }
+        Ok(OnnxRuntime { environment, folder, facts, session: None })
     }
 
     /// Puts `model` in the place of the prefill graph.
@@ -87,6 +95,11 @@ fn library(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Engine for OnnxRuntime {
+    fn facts(&self, graph: Graph) -> Result<GraphFacts> {
+        let given = self.facts.iter().find(|(given, _)| *given == graph).map(|(_, facts)| facts.clone());
+        given.ok_or_else(|| Problem::new("kiln::score::graph", format!("there is no {}", file_name(graph))))
+    }
+
     fn run(
         &mut self,
         graph: Graph,
@@ -95,7 +108,11 @@ impl Engine for OnnxRuntime {
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let session = match self.session.take() {
             Some((loaded, session)) if loaded == graph => session,
-            _ => self.load(graph)?,
+            other => {
+                // Each holds the weights anew.
+                drop(other);
+                self.load(graph)?
+            }
         };
         let (_, session) = self.session.insert((graph, session));
         run(session, inputs, wanted).context("kiln::score::run", || format!("run {}", file_name(graph)))
