@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ort::environment::Environment;
@@ -79,6 +80,8 @@ fn lay_out(from: &Path, to: &Path) -> Result<()> {
     let link = || {
         let from = fs::canonicalize(from)?;
         to.parent().map_or(Ok(()), fs::create_dir_all)?;
+        // A file that stands there may be a link to the very blob: copying onto it would empty both.
+        fs::remove_file(to).or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
         fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop))
     };
     link().context("kiln::io", || format!("link {} to {}", to.display(), from.display()))

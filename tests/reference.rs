@@ -1,0 +1,104 @@
+//! `reference`: a GGUF and a text in, the model's own logits out.
+
+mod support;
+
+use kiln::action::{Inputs, Manifest, PartName};
+use kiln::base::Result;
+use kiln::model::facts::RopeRows;
+use serde_json::{Value, json};
+use support::quantize::Quant;
+use support::textbook::Textbook;
+use support::tiny_gguf::TinyGguf;
+use support::workspace::Folder;
+
+fn inputs(slots: &[(&str, &Manifest)]) -> Inputs {
+    let slots = slots.iter().map(|(slot, manifest)| (slot.to_string(), vec![("given".into(), (*manifest).clone())]));
+    Inputs { slots: slots.collect(), ..Inputs::default() }
+}
+
+fn file(folder: &Folder, name: &str, bytes: &[u8]) -> Manifest {
+    Manifest { parts: [(PartName::new(name).unwrap(), folder.part(bytes, Value::Null))].into() }
+}
+
+fn reference(folder: &Folder, gguf: &[u8], text: &str, params: Value) -> Result<Manifest> {
+    let stages = kiln::stages::all();
+    let gguf = file(folder, "model.gguf", gguf);
+    let model = folder.run_stage(stages.get("inspect").unwrap(), json!({}), &inputs(&[("gguf", &gguf)]))?;
+    let text = file(folder, "eval.txt", text.as_bytes());
+    folder.run_stage(stages.get("reference").unwrap(), params, &inputs(&[("model", &model), ("text", &text)]))
+}
+
+fn logits(folder: &Folder, manifest: &Manifest, window: &str) -> Vec<f32> {
+    let bytes = folder.bytes(manifest.part(&format!("{window}/logits")).unwrap());
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn json_part(folder: &Folder, manifest: &Manifest, name: &str) -> Value {
+    serde_json::from_slice(&folder.bytes(manifest.part(name).unwrap())).unwrap()
+}
+
+const TEXT: &str = "the quick brown fox jumps over the lazy dog";
+
+#[test]
+fn windows_and_a_continuation() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let params = json!({"windows": 2, "tokens": 8, "prompt": "the", "greedy": 3});
+    let manifest = reference(&folder, &TinyGguf::qwen2().write(), TEXT, params).unwrap();
+    let names: Vec<&str> = manifest.parts.keys().map(PartName::as_str).collect();
+    let expected = [
+        "greedy.json",
+        "model.json",
+        "window-000/logits",
+        "window-000/tokens.json",
+        "window-001/logits",
+        "window-001/tokens.json",
+    ];
+    assert_eq!(names, expected);
+    let model = &manifest.part("model.json").unwrap().facts;
+    let vocab = model.get("vocab").unwrap().as_u64().unwrap() as usize;
+    assert_eq!(logits(&folder, &manifest, "window-001").len(), 8 * vocab);
+    let greedy = json_part(&folder, &manifest, "greedy.json");
+    assert_eq!(greedy["tokens"].as_array().unwrap().len(), 3);
+    // The first choice is the top of the logits after the prompt: the text begins with it.
+    let first = json_part(&folder, &manifest, "window-000/tokens.json");
+    let prompt = greedy["prompt"].as_array().unwrap().len();
+    assert_eq!(first.as_array().unwrap()[..prompt], greedy["prompt"].as_array().unwrap()[..]);
+    let row = &logits(&folder, &manifest, "window-000")[(prompt - 1) * vocab..prompt * vocab];
+    assert_eq!(kiln::model::fidelity::top(row).unwrap(), greedy["tokens"][0].as_u64().unwrap() as u32);
+}
+
+#[test]
+fn a_short_text_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let problem = reference(&Folder::new(home.path()), &TinyGguf::llama().write(), "a", json!({})).unwrap_err();
+    assert!(problem.message.ends_with("too few for 8 windows of 128"), "{problem}");
+}
+
+/// The largest difference between candle's logits and the textbook's, whose RoPE pairs the rows as `rope` says.
+fn worst(gguf: &[u8], rope: RopeRows) -> f64 {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let manifest = reference(&folder, gguf, TEXT, json!({"windows": 1, "tokens": 12})).unwrap();
+    let tokens: Vec<u32> = serde_json::from_value(json_part(&folder, &manifest, "window-000/tokens.json")).unwrap();
+    let mut textbook = Textbook::new(gguf);
+    textbook.facts.rope_rows = rope;
+    let expected = textbook.logits(&tokens).concat();
+    let found = logits(&folder, &manifest, "window-000");
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn candle_says_what_the_textbook_says() {
+    let q8 = TinyGguf::qwen2().matrices(Quant::Q8_0).heads(4, 1);
+    for (gguf, right, wrong) in [
+        (TinyGguf::llama(), RopeRows::Interleaved, RopeRows::HalfSplit),
+        (TinyGguf::llama().tied(false), RopeRows::Interleaved, RopeRows::HalfSplit),
+        (TinyGguf::qwen2(), RopeRows::HalfSplit, RopeRows::Interleaved),
+        (q8, RopeRows::HalfSplit, RopeRows::Interleaved),
+    ] {
+        let (near, far) = (worst(&gguf.write(), right), worst(&gguf.write(), wrong));
+        assert!(near < 1e-4 && far > 1e-2, "{gguf:?}: {near}, with the other RoPE {far}");
+    }
+}

@@ -1,0 +1,70 @@
+//! `score` and `validate` on ONNX graphs: `KILN_ORT=<folder with libonnxruntime.so.*> cargo test --test score -- --ignored`.
+
+mod support;
+
+use kiln::action::Manifest;
+use serde_json::{Value, json};
+use support::score_road::Road;
+use support::tiny_gguf::TinyGguf;
+
+const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
+
+/// Reference and score of a tiny model, and the report or the message that a limit is missed.
+fn tiny(spoil: impl Fn(&Road, &mut Manifest)) -> std::result::Result<Value, String> {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", "KILN_ORT");
+    let (model, mut graph) = road.model(&TinyGguf::llama().write(), "native", json!({"prefill": 16, "context": 32}));
+    let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
+    let reference = road.run("reference", params, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    spoil(&road, &mut graph);
+    let score = road.run("score", json!({}), &[("reference", &reference), ("graph", &graph)]).unwrap();
+    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
+    let report = road.run("validate", limits, &[("scores", &score)]).map_err(|problem| problem.message)?;
+    println!("{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
+    Ok(serde_json::from_slice(&road.bytes(&report, "report.json")).unwrap())
+}
+
+#[test]
+#[ignore = "needs KILN_ORT"]
+fn a_true_graph_keeps_every_limit() {
+    let report = tiny(|_, _| ()).unwrap();
+    let candidate = &report["candidates"]["scores"];
+    assert_eq!(candidate["fidelity"]["tokens"], 33);
+    assert_eq!(candidate["greedy"]["decoded"].as_array().unwrap().len(), 2);
+    let kinds: Vec<&String> = candidate["ranges"].as_object().unwrap().keys().collect();
+    assert_eq!(kinds, ["down", "gate_up", "key", "residual", "scores"]);
+}
+
+#[test]
+#[ignore = "needs KILN_ORT"]
+fn one_flipped_scale_sign_is_caught() {
+    let flip = |bytes: &mut Vec<u8>| bytes[1] ^= 0x80;
+    let message = tiny(|road, graph| road.spoil(graph, "weights/blk.1.ffn_down.weight/scales", flip)).unwrap_err();
+    assert!(message.contains("MISSED scores           mean KL divergence"), "{message}");
+}
+
+/// SmolLM2-135M-Instruct Q4_1, 8 windows of 128 tokens. Also wants `KILN_GGUF` and `KILN_TEXT`; best with `--release`.
+#[test]
+#[ignore = "needs KILN_ORT, KILN_GGUF and KILN_TEXT; takes minutes"]
+fn a_real_model_in_onnx_runtime() {
+    let read =
+        |variable| std::fs::read(std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}"))).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", "KILN_ORT");
+    let (model, mut graph) = road.model(&read("KILN_GGUF"), "native", json!({}));
+    let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+        <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
+    let text = road.file(&read("KILN_TEXT"));
+    let reference = road.run("reference", json!({"prompt": prompt}), &[("model", &model), ("text", &text)]).unwrap();
+    let limits = json!({"limits": {"scores": {"ppl_ratio": 0.001, "kld": 1e-4, "same_top": 0.99, "greedy": 16}}});
+    let validate = |graph: &Manifest| {
+        let score = road.run("score", json!({}), &[("reference", &reference), ("graph", graph)]).unwrap();
+        road.run("validate", limits.clone(), &[("scores", &score)])
+    };
+    let report = validate(&graph).unwrap();
+    println!("{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
+
+    road.spoil(&mut graph, "weights/blk.15.ffn_down.weight/scales", |bytes| bytes[1] ^= 0x80);
+    let problem = validate(&graph).unwrap_err();
+    println!("one flipped scale sign:\n{}", problem.message);
+}

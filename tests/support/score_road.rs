@@ -1,0 +1,108 @@
+//! The road from a GGUF to a validated candidate, stage by stage, with kiln's own executor.
+
+use std::path::{Path, PathBuf};
+
+use kiln::action::{Content, Inputs, Manifest, Part, PartName, Registry};
+use kiln::base::{CanonJson, Result};
+use kiln::execute::{Executor, Local, Watch};
+use kiln::store::{BlobStore, Disk};
+use serde_json::{Value, json};
+
+/// A cache folder, the stages, and the tools that were found.
+pub struct Road {
+    store: Disk,
+    stages: Registry,
+    tools: Vec<(String, Manifest)>,
+}
+
+struct Quiet;
+
+impl Watch for Quiet {
+    fn progress(&self, _: u64, _: u64, _: &str) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+impl Road {
+    pub fn new(home: &Path) -> Self {
+        Road { store: Disk::open(home).unwrap(), stages: kiln::stages::all(), tools: vec![] }
+    }
+
+    /// Adds the shared libraries of the folder that `variable` names as tool `name`.
+    pub fn tool(mut self, name: &str, variable: &str) -> Self {
+        let folder = std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}"));
+        let mut tool = Manifest::default();
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if file.contains(".so") {
+                tool.parts.insert(
+                    PartName::new(file).unwrap(),
+                    self.part(&std::fs::read(entry.path()).unwrap(), Value::Null),
+                );
+            }
+        }
+        self.tools.push((name.into(), tool));
+        self
+    }
+
+    /// Expands a stage and runs its orders, one after the other.
+    pub fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Result<Manifest> {
+        let slots = slots.iter().map(|(slot, given)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]));
+        let inputs = Inputs { slots: slots.collect(), tools: self.tools.iter().cloned().collect() };
+        let stage = self.stages.get(kind).unwrap();
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
+        let executor = Local { store: &self.store, stages: &self.stages, program };
+        let mut manifest = Manifest::default();
+        for order in stage.expand(&params, &inputs)? {
+            let (name, demand) = (order.name.clone(), order.demand);
+            let start = std::time::Instant::now();
+            let ran = executor.run(&order.into_action(stage.spec()), &demand, &Quiet)?;
+            let seconds = start.elapsed().as_secs_f64();
+            if let Some(peak) = ran.peak_memory_bytes {
+                let (peak, demand) = (kiln::base::bytes(peak), kiln::base::bytes(demand.memory_bytes));
+                println!("{kind} {name}: {seconds:.1} s, peak {peak} of {demand}");
+            }
+            let full =
+                |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
+            let parts = ran.outputs.into_iter().map(|(output, part)| (PartName::new(full(&output)).unwrap(), part));
+            manifest.parts.extend(parts);
+        }
+        Ok(manifest)
+    }
+
+    /// Stores bytes as a part.
+    pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
+        let mut sink = self.store.create().unwrap();
+        sink.write_all(bytes).unwrap();
+        Part { content: sink.finish().unwrap(), facts: CanonJson::from(facts) }
+    }
+
+    /// A manifest of one file.
+    pub fn file(&self, bytes: &[u8]) -> Manifest {
+        Manifest { parts: [(PartName::new("file").unwrap(), self.part(bytes, Value::Null))].into() }
+    }
+
+    /// The model in `gguf`, and its ONNX graphs with weights held by `scheme`.
+    pub fn model(&self, gguf: &[u8], scheme: &str, graph: Value) -> (Manifest, Manifest) {
+        let model = self.run("inspect", json!({}), &[("gguf", &self.file(gguf))]).unwrap();
+        let weights = self.run("requant", json!({"scheme": scheme}), &[("tensors", &model)]).unwrap();
+        let graph = self.run("graph", graph, &[("model", &model), ("weights", &weights)]).unwrap();
+        (model, graph)
+    }
+
+    /// The bytes of a part that is no window.
+    pub fn bytes(&self, manifest: &Manifest, name: &str) -> Vec<u8> {
+        let Content { digest, .. } = manifest.part(name).unwrap().content;
+        self.store.open(&digest).unwrap().unwrap().to_vec()
+    }
+
+    /// Makes `change` to the bytes of a part.
+    pub fn spoil(&self, manifest: &mut Manifest, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = self.bytes(manifest, name);
+        change(&mut bytes);
+        let spoiled = self.part(&bytes, manifest.part(name).unwrap().facts.value().clone());
+        manifest.parts.insert(PartName::new(name).unwrap(), spoiled);
+    }
+}
