@@ -1,22 +1,159 @@
-//! `kiln build`: builds what a plan asks for.
+//! `kiln build`: builds what a plan asks for, and writes it out.
 
+use std::io::{Write, stderr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::machine::{memory_budget_bytes, parse_bytes};
+use super::receipt::{self, Artifact, Receipt};
+use super::screen::Screen;
+use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::base::Problem;
+use crate::action::Manifest;
+use crate::base::{Context, Result, bytes, duration};
+use crate::engine::{Built, Limits};
+use crate::events::Summary;
+use crate::plan::Plan;
+use crate::store::{BlobStore, publish};
 
 /// What to build.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
+    /// Only these stages and what they need [default: all]
+    #[arg(value_name = "STAGE")]
+    stages: Vec<String>,
     /// Write artifacts to DIR/STAGE/ instead of out/PLAN/STAGE/
     #[arg(long, value_name = "DIR")]
-    out: Option<std::path::PathBuf>,
+    out: Option<PathBuf>,
     /// How many threads may be busy [default: all]
     #[arg(long, value_name = "N")]
-    jobs: Option<std::num::NonZeroU32>,
+    jobs: Option<NonZeroU32>,
+    /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
 }
 
-/// Runs the subcommand.
-pub fn run(_args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    Err(Problem::new("kiln::call::not_there", "`kiln build` is not there yet").into())
+/// Builds, writes out what is kept, and says so in a table.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let begun = Instant::now();
+    let bench = Workbench::lay(&args.plan, &args.stages, common)?;
+    let limits = Limits { jobs: jobs(args.jobs), memory_bytes: args.memory.unwrap_or_else(memory_budget_bytes) };
+    // Fails only where a pool exists already; then that one serves.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
+    let cancel = interruption()?;
+
+    let mut screen = Screen::new(common);
+    let built = bench.build(limits, &cancel, &mut screen);
+    bench.remember(&built)?;
+    let (summary, problems) = screen.into_summary();
+    if !problems.is_empty() {
+        return Err(Failed { problems, source: None });
+    }
+    if cancel.load(Ordering::Relaxed) {
+        // With --json, the last event has said so.
+        if !common.json {
+            let _ = writeln!(stderr(), "interrupted; what is done stays in the cache");
+        }
+        return Ok(Exit::Interrupted);
+    }
+
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
+    let kept = kept(&bench.plan, &built);
+    let wrote = write_out(&bench.store, &kept, &bench.plan, &built, &out)?;
+    let ran = summary.total(|stage| stage.ran);
+    common.print(&if common.json {
+        format!("{}\n", json!({"out": out, "artifacts": receipt::artifacts(&kept)}))
+    } else if ran == 0 && !wrote {
+        format!("nothing to do: {} parts, {}\n", built.parts.len(), duration(begun.elapsed()))
+    } else {
+        let total = summary.total(|stage| stage.hits);
+        let end = format!("{ran} parts ran, {total} from the cache, in {}", duration(begun.elapsed()));
+        format!("{}{end}; written to {}\n", table(&receipt::artifacts(&kept), &summary), out.display())
+    });
+    Ok(Exit::Done)
+}
+
+fn jobs(asked: Option<NonZeroU32>) -> u32 {
+    let cores = || available_parallelism().map_or(1, |cores| cores.get().try_into().unwrap_or(u32::MAX));
+    asked.map_or_else(cores, NonZeroU32::get)
+}
+
+/// Set by the first Ctrl-C, SIGTERM or SIGHUP; a second ends this process at once, and its children with it.
+fn interruption() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let code = Exit::Interrupted as i32;
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
+            .context("kiln::call::signal", || format!("listen for signal {signal}"))?;
+    }
+    Ok(flag)
+}
+
+/// The manifests of the stages that are kept, cut down to the parts that are.
+fn kept(plan: &Plan, built: &Built) -> Vec<(String, Manifest)> {
+    let stages = plan.stages.iter().filter_map(|stage| {
+        let parts = &built.manifests.get(&stage.id)?.parts;
+        let kept = parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
+        let parts = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
+        Some((stage.id.to_string(), Manifest { parts }))
+    });
+    stages.filter(|(_, manifest)| !manifest.parts.is_empty()).collect()
+}
+
+/// Yields whether anything had to be written.
+fn write_out(
+    blobs: &dyn BlobStore,
+    kept: &[(String, Manifest)],
+    plan: &Plan,
+    built: &Built,
+    out: &Path,
+) -> Result<bool> {
+    let mut wrote = false;
+    for (stage, manifest) in kept {
+        wrote |= publish(blobs, manifest, &out.join(stage))?;
+    }
+    Ok(wrote | Receipt::of(plan, built, kept).write(out)?)
+}
+
+/// Stage, artifact, size, digest and time; a folder of an artifact is one row.
+fn table(artifacts: &[Artifact], summary: &Summary) -> String {
+    let mut rows: Vec<[String; 5]> =
+        vec![["stage", "artifact", "size", "digest", "time"].map(|title| title.to_string())];
+    let mut last = "";
+    for artifact in artifacts {
+        let tally = summary.stage(&artifact.stage).filter(|tally| tally.ran > 0);
+        let time = tally.map_or("cached".into(), |tally| duration(Duration::from_millis(tally.took_ms)));
+        let is_new = artifact.stage != last;
+        let digest = artifact.digest.map_or(format!("{} files", artifact.files), |digest| digest.short());
+        rows.push([
+            if is_new { artifact.stage.clone() } else { String::new() },
+            artifact.name.clone(),
+            bytes(artifact.size_bytes),
+            digest,
+            if is_new { time } else { String::new() },
+        ]);
+        last = &artifact.stage;
+    }
+    aligned(&rows)
+}
+
+/// Columns as wide as their widest cell; sizes to the right.
+fn aligned(rows: &[[String; 5]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (a, b, c, d) = (width(0), width(1), width(2), width(3));
+    let line = |[stage, name, size, digest, time]: &[String; 5]| {
+        let line = format!("{stage:a$}  {name:b$}  {size:>c$}  {digest:d$}  {time}");
+        format!("{}\n", line.trim_end())
+    };
+    rows.iter().map(line).collect()
 }

@@ -8,9 +8,13 @@ mod doctor;
 mod exit;
 mod explain;
 mod inspect;
+mod machine;
 mod plan;
+mod receipt;
+mod screen;
 mod show;
 mod work;
+mod workbench;
 
 use clap::{Parser, Subcommand};
 

@@ -1,16 +1,121 @@
 //! `kiln plan`: says what a build would run or skip, and why.
 
+use std::fmt::Write;
+
+use serde_json::json;
+
+use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::base::Problem;
+use crate::engine::{Built, BuiltPart, JobLife};
+use crate::events::Why;
+use crate::plan::{Plan, PlannedStage};
+
+/// How many parts that run for the same reason are named.
+const NAMED: usize = 3;
 
 /// What to plan.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
+    /// Only these stages and what they need [default: all]
+    #[arg(value_name = "STAGE")]
+    stages: Vec<String>,
 }
 
-/// Runs the subcommand.
-pub fn run(_args: &Args, _common: &Common) -> Result<Exit, Failed> {
-    Err(Problem::new("kiln::call::not_there", "`kiln plan` is not there yet").into())
+/// Looks into the cache and runs nothing.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let bench = Workbench::lay(&args.plan, &args.stages, common)?;
+    let built = bench.dry_run()?;
+    common.print(&if common.json { json_lines(&bench.plan, &built) } else { text(&bench.plan, &built) });
+    Ok(Exit::Done)
+}
+
+/// Why a part would run; `None` if the cache has it.
+pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
+    match &part.life {
+        JobLife::Ready { why } => Some(why),
+        _ => None,
+    }
+}
+
+/// The stages whose artifacts a build would have to make first, before anybody can tell what `stage` would do.
+pub(super) fn waits_for<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
+    let mut givers: Vec<&str> = stage
+        .dependencies()
+        .filter(|giver| !built.manifests.contains_key(giver))
+        .map(|giver| giver.0.as_str())
+        .collect();
+    givers.sort();
+    givers.dedup();
+    givers
+}
+
+fn parts<'a>(stage: &PlannedStage, built: &'a Built) -> Vec<&'a BuiltPart> {
+    built.parts.iter().filter(|part| part.id.stage == stage.id.0).collect()
+}
+
+fn text(plan: &Plan, built: &Built) -> String {
+    let width = plan.stages.iter().map(|stage| stage.id.0.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    let (mut to_run, mut there, mut waiting) = (0, 0, 0);
+    for stage in &plan.stages {
+        let parts = parts(stage, built);
+        let running = parts.iter().filter(|part| why(part).is_some()).count();
+        let waits = waits_for(stage, built);
+        to_run += running;
+        there += parts.len() - running;
+        waiting += usize::from(!waits.is_empty());
+        let says = match running {
+            _ if !waits.is_empty() => format!("waits for {}", waits.join(", ")),
+            0 => "in the cache".into(),
+            _ => format!("{running} of {} would run", parts.len()),
+        };
+        // Invariant: writing to a String cannot fail.
+        let _ = writeln!(out, "{:width$}  {says}", stage.id.0);
+        for (reason, names) in by_reason(&parts) {
+            let more = names.len().saturating_sub(NAMED);
+            let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let colon = if shown.is_empty() { "" } else { ": " };
+            let _ = writeln!(out, "{:width$}    {shown}{more}{colon}{reason}", "");
+        }
+    }
+    let waiting = match waiting {
+        0 => String::new(),
+        count => format!("; {count} stages wait: what they would do is not known before"),
+    };
+    let _ = writeln!(out, "{to_run} parts would run, {there} are in the cache{waiting}");
+    out
+}
+
+/// The parts that would run, by reason, in the order of their first parts.
+fn by_reason<'a>(parts: &[&'a BuiltPart]) -> Vec<(String, Vec<&'a str>)> {
+    let mut groups: Vec<(String, Vec<&str>)> = vec![];
+    for part in parts {
+        let Some(why) = why(part) else { continue };
+        let reason = why.iter().map(Why::to_string).collect::<Vec<_>>().join("; ");
+        match groups.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(&part.id.part),
+            None => groups.push((reason, vec![&part.id.part])),
+        }
+    }
+    groups
+}
+
+/// A line a part, and a line a stage whose parts are not known yet.
+fn json_lines(plan: &Plan, built: &Built) -> String {
+    let mut out = String::new();
+    for stage in &plan.stages {
+        for part in parts(stage, built) {
+            let does = if why(part).is_some() { "run" } else { "hit" };
+            let line = json!({"part": part.id.to_string(), "does": does, "why": why(part).unwrap_or_default(), "key": part.task.key});
+            let _ = writeln!(out, "{line}");
+        }
+        let waits = waits_for(stage, built);
+        if !waits.is_empty() {
+            let _ = writeln!(out, "{}", json!({"stage": stage.id, "does": "wait", "for": waits}));
+        }
+    }
+    out
 }

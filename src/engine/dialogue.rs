@@ -3,7 +3,7 @@
 use petgraph::graph::NodeIndex;
 
 use super::{JobId, Task};
-use crate::action::{Inputs, Manifest};
+use crate::action::Inputs;
 use crate::base::Result;
 use crate::events::{Event, PartId, Why};
 use crate::store::ActionResult;
@@ -54,8 +54,6 @@ pub enum Effect {
     Probe { job: JobId, part: PartId, task: Task },
     /// Run the task and put its result into the cache.
     Run { job: JobId, task: Task },
-    /// Keep the manifest: the stage is complete.
-    Seal { stage: StageIndex, manifest: Manifest },
     /// Tell it to the listeners.
     Tell(Event),
     /// Everything is said; no answer is outstanding.

@@ -3,7 +3,6 @@
 //! One loop steps the scheduler; every answer comes over one channel. Whatever may take time happens on a thread
 //! of its own; how many run at once is the scheduler's affair.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -12,12 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::explain::reasons;
-use super::{Answer, Effect, Input, JobId, JobLife, Limits, Record, Scheduler, StageIndex, Task};
-use crate::action::{Inputs, Manifest, Registry};
+use super::{Answer, Built, Effect, Input, JobId, Limits, Record, Scheduler, StageIndex, Task};
+use crate::action::{Inputs, Registry, WorkOrder};
 use crate::base::{Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::{Executor, Watch};
-use crate::plan::{Plan, StageId};
+use crate::plan::Plan;
 use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found};
 
 /// How often an interruption is looked for.
@@ -49,31 +48,13 @@ pub struct Build<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// What a build came to.
-#[derive(Default)]
-pub struct Built {
-    /// The stages that are complete.
-    pub manifests: BTreeMap<StageId, Manifest>,
-    /// Every part that became known, in the order of the plan.
-    pub parts: Vec<BuiltPart>,
-}
-
-/// A part of a stage at the end of a build.
-pub struct BuiltPart {
-    /// Where it belongs.
-    pub id: PartId,
-    /// What it asks.
-    pub task: Task,
-    /// How far it came.
-    pub life: JobLife,
-}
-
 impl Build<'_> {
     /// Builds. What goes wrong is told to `listener`.
     pub fn run(&self, listener: &mut dyn Listener) -> Built {
         let mut scheduler = Scheduler::new(self.plan, self.limits);
-        let mut manifests = BTreeMap::new();
         let (send, receive) = mpsc::channel();
+        // Once: it reads a dozen files.
+        let threads = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
             let mut input = Input::Begin;
             let mut is_cancelled = false;
@@ -85,14 +66,10 @@ impl Build<'_> {
                         Effect::Expand { stage, inputs } => _ = scope.spawn(move || self.expand(stage, &inputs, &send)),
                         Effect::Probe { job, part, task } => probes.push((job, part, task)),
                         Effect::Run { job, task } => _ = scope.spawn(move || self.run_job(job, &task, &send)),
-                        Effect::Seal { stage, manifest } => {
-                            _ = manifests.insert(self.plan.stages[stage.index()].id.clone(), manifest);
-                        }
                         Effect::Tell(event) => listener.hear(&event),
                         Effect::Finish => return,
                     }
                 }
-                let threads = thread::available_parallelism().map_or(1, usize::from);
                 let share = probes.len().div_ceil(threads).max(PROBES_PER_THREAD);
                 while !probes.is_empty() {
                     let share = probes.split_off(probes.len().saturating_sub(share));
@@ -102,8 +79,7 @@ impl Build<'_> {
                 input = self.next(&receive, &mut is_cancelled);
             }
         });
-        let part = |(id, task, life)| BuiltPart { id, task, life };
-        Built { manifests, parts: scheduler.into_parts().into_iter().map(part).collect() }
+        scheduler.into_built()
     }
 
     fn next(&self, receive: &Receiver<Input>, is_cancelled: &mut bool) -> Input {
@@ -126,7 +102,7 @@ impl Build<'_> {
             let kind = self.stages.get(&planned.kind).ok_or_else(|| {
                 Problem::new("kiln::engine::unknown_kind", format!("there is no stage kind `{}`", planned.kind))
             })?;
-            let task = |order: crate::action::WorkOrder| {
+            let task = |order: WorkOrder| {
                 let (name, demand) = (order.name.clone(), order.demand);
                 let action = order.into_action(kind.spec());
                 Task { name, key: action.key(), action: Arc::new(action), demand }

@@ -11,10 +11,12 @@
 //!
 //! A build that stops early leaves stages and jobs where they are.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::action::{Action, ActionKey, Demand, Manifest, Outputs};
-use crate::events::Why;
+use crate::events::{PartId, Why};
+use crate::plan::StageId;
 
 /// A work order as an action: one part of a stage.
 #[derive(Clone, Debug)]
@@ -77,4 +79,23 @@ impl JobLife {
             _ => None,
         }
     }
+}
+
+/// What a build came to.
+#[derive(Default)]
+pub struct Built {
+    /// The stages that are complete.
+    pub manifests: BTreeMap<StageId, Manifest>,
+    /// Every part that became known, in the order of the plan.
+    pub parts: Vec<BuiltPart>,
+}
+
+/// A part of a stage at the end of a build.
+pub struct BuiltPart {
+    /// Where it belongs.
+    pub id: PartId,
+    /// What it asks.
+    pub task: Task,
+    /// How far it came.
+    pub life: JobLife,
 }

@@ -12,9 +12,9 @@ mod seal;
 mod select;
 
 pub use dialogue::{Answer, Effect, Input, Limits, StageIndex};
-pub use drive::{Build, Built, BuiltPart};
+pub use drive::Build;
 pub use explain::{differences, reasons};
-pub use life::{JobId, JobLife, StageLife, Task};
+pub use life::{Built, BuiltPart, JobId, JobLife, StageLife, Task};
 pub use record::Record;
 pub use schedule::Scheduler;
 pub use select::select;

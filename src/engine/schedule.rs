@@ -12,7 +12,7 @@ use petgraph::Direction::Incoming;
 use petgraph::graph::DiGraph;
 
 use super::seal::{check_names, seal};
-use super::{Answer, Effect, Input, JobId, JobLife, Limits, StageIndex, StageLife, Task};
+use super::{Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, StageIndex, StageLife, Task};
 use crate::action::{ActionKey, Demand, Inputs, Manifest};
 use crate::base::{Problem, bytes};
 use crate::events::{Event, PartId};
@@ -142,12 +142,24 @@ impl<'a> Scheduler<'a> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Every part that is known: where it belongs, what it asks, and where its job stands.
-    pub fn into_parts(self) -> Vec<(PartId, Task, JobLife)> {
+    /// What came of the build.
+    pub fn into_built(self) -> Built {
         let claims = self.jobs.iter().flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
         let mut claims: Vec<(&Claim, &Job)> = claims.collect();
         claims.sort_by_key(|(claim, _)| (claim.stage, claim.place));
-        claims.into_iter().map(|(claim, job)| (self.part_id(claim), job.task.clone(), job.life.clone())).collect()
+        let part = |(claim, job): (&Claim, &Job)| BuiltPart {
+            id: self.part_id(claim),
+            task: job.task.clone(),
+            life: job.life.clone(),
+        };
+        let parts = claims.into_iter().map(part).collect();
+        let mut manifests = BTreeMap::new();
+        for (stage, life) in self.plan.stages.iter().zip(self.graph.into_nodes_edges().0) {
+            if let StageLife::Sealed(manifest) = life.weight {
+                manifests.insert(stage.id.clone(), manifest);
+            }
+        }
+        Built { manifests, parts }
     }
 
     fn begin(&mut self) {
@@ -199,10 +211,7 @@ impl<'a> Scheduler<'a> {
             StageLife::Waiting => {}
             StageLife::Expanding => self.ask(Effect::Expand { stage, inputs: self.inputs(stage) }),
             StageLife::Working { open, .. } => self.tell(Event::Expanded { stage: name, parts: *open }),
-            StageLife::Sealed(manifest) => {
-                self.effects.push(Effect::Seal { stage, manifest: manifest.clone() });
-                self.tell(Event::Sealed { stage: name });
-            }
+            StageLife::Sealed(_) => self.tell(Event::Sealed { stage: name }),
             StageLife::Failed => self.stopping = true,
             StageLife::Skipped => self.tell(Event::Skipped { stage: name }),
         }

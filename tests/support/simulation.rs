@@ -53,10 +53,6 @@ impl Simulation<'_> {
                         may_begin &= !matches!(event, Event::Failed { .. });
                         trace.events.push(event);
                     }
-                    Effect::Seal { stage, manifest } => {
-                        let before = trace.sealed.insert(self.plan.stages[stage.index()].id.0.clone(), manifest);
-                        assert!(before.is_none(), "a stage is sealed once");
-                    }
                     Effect::Finish => finished = true,
                     effect => {
                         assert!(may_begin, "nothing begins after a failure or an interruption");
@@ -76,6 +72,7 @@ impl Simulation<'_> {
             self.check_limits(&outstanding);
             assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
             if finished {
+                trace.sealed = scheduler.into_built().manifests.into_iter().map(|(stage, it)| (stage.0, it)).collect();
                 return trace;
             }
             input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
@@ -115,7 +112,7 @@ impl Simulation<'_> {
             }
             Effect::Probe { job, .. } => Input::Probed { job, answer: Ok(Answer::Miss(vec![])) },
             Effect::Run { job, task } => Input::Ran { job, result: result(&task) },
-            Effect::Seal { .. } | Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
+            Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
         }
     }
 }

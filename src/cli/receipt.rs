@@ -1,0 +1,112 @@
+//! The receipt: which actions made which bytes, with which tools. No times and no paths, so that equal
+//! builds have equal receipts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::action::{ActionKey, Manifest};
+use crate::base::{Context, Digest, Result};
+use crate::engine::Built;
+use crate::plan::Plan;
+
+/// What lies in `receipt.json` beside the stages' folders.
+#[derive(Serialize)]
+pub(super) struct Receipt<'a> {
+    plan: &'a str,
+    stages: BTreeMap<&'a str, Made<'a>>,
+    /// Tool -> file -> digest, of the files that some action really used.
+    tools: BTreeMap<&'a str, BTreeMap<&'a str, Digest>>,
+}
+
+#[derive(Serialize, Default)]
+struct Made<'a> {
+    kind: &'a str,
+    /// Part -> its action; the part of a stage with a single one has no name.
+    actions: BTreeMap<&'a str, ActionKey>,
+    /// What was written out.
+    artifacts: BTreeMap<&'a str, Digest>,
+}
+
+impl<'a> Receipt<'a> {
+    /// The receipt of a whole build, of which `kept` is written out.
+    pub(super) fn of(plan: &'a Plan, built: &'a Built, kept: &'a [(String, Manifest)]) -> Self {
+        let mut stages: BTreeMap<&str, Made> = BTreeMap::new();
+        for stage in &plan.stages {
+            stages.entry(&stage.id.0).or_default().kind = &stage.kind;
+        }
+        let mut tools: BTreeMap<&str, BTreeMap<&str, Digest>> = BTreeMap::new();
+        for part in &built.parts {
+            stages.entry(&part.id.stage).or_default().actions.insert(&part.id.part, part.task.key);
+            for (tool, files) in &part.task.action.tools {
+                let digests = files.iter().map(|(file, content)| (file.as_str(), content.digest));
+                tools.entry(tool).or_default().extend(digests);
+            }
+        }
+        for (stage, manifest) in kept {
+            let digests = manifest.parts.iter().map(|(name, part)| (name.as_str(), part.content.digest));
+            stages.entry(stage).or_default().artifacts.extend(digests);
+        }
+        Receipt { plan: &plan.name, stages, tools }
+    }
+
+    /// Puts it into `folder`, whole or not at all; yields whether another one, or none, was there.
+    pub(super) fn write(&self, folder: &Path) -> Result<bool> {
+        let path = folder.join("receipt.json");
+        let failed = || format!("write {}", path.display());
+        let mut text = serde_json::to_vec_pretty(self).context("kiln::publish::receipt", failed)?;
+        text.push(b'\n');
+        if fs::read(&path).is_ok_and(|old| old == text) {
+            return Ok(false);
+        }
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(folder)?;
+            let mode = fs::Permissions::from_mode(0o666);
+            let mut file = tempfile::Builder::new().prefix(".receipt-").permissions(mode).tempfile_in(folder)?;
+            file.write_all(&text)?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().context("kiln::publish::receipt", failed)?;
+        Ok(true)
+    }
+}
+
+/// A file of a stage's artifact, or a folder of it.
+#[derive(Serialize)]
+pub(super) struct Artifact {
+    pub(super) stage: String,
+    /// File name; a folder ends with `/`.
+    pub(super) name: String,
+    pub(super) size_bytes: u64,
+    /// Of a file.
+    pub(super) digest: Option<Digest>,
+    pub(super) files: usize,
+}
+
+/// What is written out, with each folder as one.
+pub(super) fn artifacts(kept: &[(String, Manifest)]) -> Vec<Artifact> {
+    let mut artifacts: Vec<Artifact> = vec![];
+    for (stage, manifest) in kept {
+        for (name, part) in &manifest.parts {
+            let Digest { size_bytes, .. } = part.content.digest;
+            let (name, digest) = match name.as_str().split_once('/') {
+                Some((folder, _)) => (format!("{folder}/"), None),
+                None => (name.to_string(), Some(part.content.digest)),
+            };
+            match artifacts.last_mut().filter(|last| last.stage == *stage && last.name == name) {
+                Some(folder) => {
+                    folder.size_bytes += size_bytes;
+                    folder.files += 1;
+                }
+                None => artifacts.push(Artifact { stage: stage.clone(), name, size_bytes, digest, files: 1 }),
+            }
+        }
+    }
+    artifacts
+}
