@@ -262,13 +262,10 @@ impl Sink {
         let Hashing { file, hasher } = self.out.into_inner().map_err(|error| error.into_error())?;
         let digest = hasher.finish();
         file.as_file().set_permissions(Permissions::from_mode(0o444))?;
+        // Only the file: a power cut may lose the name, and then the blob counts as missing.
         file.as_file().sync_all()?;
-        let path = blob_path(&self.root, &digest);
         // Also over a blob that is there already: that one may be corrupt.
-        let file = persist(file, &path)?;
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
+        let file = persist(file, &blob_path(&self.root, &digest))?;
         lock(&self.checked).insert(digest.hash, Stamp::of(&file.metadata()?));
         Ok(digest)
     }

@@ -1,0 +1,178 @@
+//! `kill -9` at random moments of a real build: what is there is whole, and the next run ends right.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use kiln::store::Disk;
+use support::fetching::sha256;
+use support::tiny_gguf::TinyGguf;
+
+const ROUNDS: u32 = 20;
+const TEXT: &str = "clay is shaped, dried, fired and glazed, and then it is fired again";
+
+/// A plan over a tiny model; each round builds it with a cache of its own.
+struct Bench {
+    root: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let root = tempfile::tempdir().unwrap();
+        let model = TinyGguf::llama().write();
+        fs::write(root.path().join("model.gguf"), &model).unwrap();
+        fs::write(root.path().join("text.txt"), TEXT).unwrap();
+        let plan = format!(
+            r#"
+[plan]
+name = "tiny"
+[stage.source]
+kind = "fetch"
+url = "file:model.gguf"
+sha256 = "{}"
+[stage.text]
+kind = "fetch"
+url = "file:text.txt"
+sha256 = "{}"
+[stage.model]
+kind = "inspect"
+gguf = "source"
+keep = true
+[stage.weights]
+kind = "requant"
+tensors = "model"
+[stage.rounded]
+kind = "requant"
+tensors = "model"
+scheme = "int8-block"
+[stage.plain]
+kind = "dequant"
+model = "model"
+[stage.reference]
+kind = "reference"
+model = "model"
+text = "text"
+windows = 2
+tokens = 8
+"#,
+            sha256(&model),
+            sha256(TEXT.as_bytes())
+        );
+        fs::write(root.path().join("tiny.toml"), plan).unwrap();
+        Bench { root }
+    }
+
+    fn folder(&self, round: &str) -> PathBuf {
+        self.root.path().join(round)
+    }
+
+    fn build(&self, round: &str) -> Command {
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        let folder = self.folder(round);
+        kiln.args(["build", "--json", "--jobs", "2"]).arg(self.root.path().join("tiny.toml"));
+        kiln.arg("--cache").arg(folder.join("cache")).arg("--out").arg(folder.join("out"));
+        kiln
+    }
+
+    /// Builds to the end; yields the numbers of hits and of parts that ran.
+    fn build_to_the_end(&self, round: &str) -> (u64, u64) {
+        let output = self.build(round).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}");
+        let events = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let finished = events.into_iter().find(|event| event["event"] == "finished").unwrap();
+        (finished["hits"].as_u64().unwrap(), finished["ran"].as_u64().unwrap())
+    }
+
+    /// What was written out: for each stage, its files and their bytes.
+    fn written(&self, round: &str) -> BTreeMap<String, BTreeMap<PathBuf, Vec<u8>>> {
+        let out = self.folder(round).join("out");
+        let Ok(entries) = fs::read_dir(&out) else { return BTreeMap::new() };
+        let folders = entries.map(|entry| entry.unwrap()).filter(|entry| entry.file_type().unwrap().is_dir());
+        let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
+        folders
+            .filter(|entry| !name(entry).starts_with(".kiln-tmp-"))
+            .map(|entry| (name(&entry), files(&entry.path())))
+            .collect()
+    }
+}
+
+fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with(".kiln.json") {
+                files.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// The processes that work on a cache below `folder`.
+fn working_on(folder: &Path) -> Vec<PathBuf> {
+    let is_ours = |process: &PathBuf| {
+        let call = fs::read(process.join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&call).contains(&*folder.to_string_lossy())
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|process| process.unwrap().path());
+    processes.filter(|process| process.join("cmdline").exists() && is_ours(process)).collect()
+}
+
+/// The signal that ends a child takes a moment to arrive.
+fn wait_for_the_end_of(processes: &[PathBuf]) {
+    let begin = Instant::now();
+    while processes.iter().any(|process| !fs::read(process.join("cmdline")).unwrap_or_default().is_empty()) {
+        assert!(begin.elapsed() < Duration::from_secs(10), "left behind: {processes:?}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
+    let bench = Bench::new();
+    let begin = Instant::now();
+    let (hits, ran) = bench.build_to_the_end("whole");
+    let parts = hits + ran;
+    let took = begin.elapsed();
+    let expected = bench.written("whole");
+    assert_eq!(expected.keys().collect::<Vec<_>>(), ["model", "plain", "reference", "rounded", "weights"]);
+
+    let (mut killed, mut saved) = (0, 0);
+    for round in 0..ROUNDS {
+        let name = round.to_string();
+        let mut kiln = bench.build(&name).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // Spread over the build; where each one really strikes is up to the scheduler of the machine.
+        sleep(took * round / (ROUNDS - 1));
+        kiln.kill().unwrap();
+        killed += usize::from(!kiln.wait().unwrap().success());
+
+        wait_for_the_end_of(&working_on(&bench.folder(&name)));
+        for (stage, files) in bench.written(&name) {
+            assert_eq!(files, expected[&stage], "round {round}: `{stage}` is there, so it must be whole");
+        }
+        let store = Disk::open(&bench.folder(&name).join("cache")).unwrap();
+        let verified = store.verify().unwrap();
+        assert_eq!(verified.faults, [], "round {round}");
+        drop(store);
+
+        let (hits, ran) = bench.build_to_the_end(&name);
+        assert_eq!(hits + ran, parts, "round {round}");
+        // At least: two parts of this plan may share an action.
+        assert!(hits >= verified.actions as u64, "round {round}: what was complete does not run again");
+        assert_eq!(bench.written(&name), expected, "round {round}");
+        let left_behind = fs::read_dir(bench.folder(&name).join("cache/tmp")).unwrap().count();
+        assert_eq!(left_behind, 0, "round {round}");
+        saved += hits;
+    }
+    assert!(killed >= 5 && saved > 0, "the kills must strike during builds: {killed} did, {saved} parts were saved");
+}
