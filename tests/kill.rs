@@ -1,4 +1,4 @@
-//! `kill -9` at random moments of a real build: what is there is whole, and the next run ends right.
+//! What a real build survives: `kill -9` at random moments, and damage to its cache.
 
 mod support;
 
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use kiln::base::hash_bytes;
 use kiln::store::Disk;
 use support::fetching::sha256;
 use support::tiny_gguf::TinyGguf;
@@ -175,4 +176,36 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
         saved += hits;
     }
     assert!(killed >= 5 && saved > 0, "the kills must strike during builds: {killed} did, {saved} parts were saved");
+}
+
+fn blob(cache: &Path, bytes: &[u8]) -> PathBuf {
+    let hex = hash_bytes(bytes).hex();
+    cache.join("blobs").join(&hex[..2]).join(hex)
+}
+
+#[test]
+fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
+    let bench = Bench::new();
+    bench.build_to_the_end("whole");
+    let expected = bench.written("whole");
+    let cache = bench.folder("whole").join("cache");
+
+    // A tensor must be made again, from a model that is damaged.
+    let (_, codes) = expected["weights"].iter().find(|(name, _)| name.ends_with("codes")).unwrap();
+    fs::remove_file(blob(&cache, codes)).unwrap();
+    let mut model = fs::read(bench.root.path().join("model.gguf")).unwrap();
+    let source = blob(&cache, &model);
+    model[5000] ^= 1;
+    fs::remove_file(&source).unwrap();
+    fs::write(&source, model).unwrap();
+
+    let output = bench.build("whole").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("kiln::store::corrupt") && text.contains(source.to_str().unwrap()), "{text}");
+    assert_eq!(bench.written("whole"), expected, "what was written out before is not touched");
+
+    let (_, ran) = bench.build_to_the_end("whole");
+    assert_eq!(ran, 2, "the source, and the tensor");
+    assert_eq!(bench.written("whole"), expected);
 }
