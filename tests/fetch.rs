@@ -53,6 +53,29 @@ fn also_in_another_build() {
 }
 
 #[test]
+fn a_build_killed_after_the_last_byte_asks_for_no_byte_again() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::range(CLAY, request).header("content-length", "21"), // one more than there will be
+        1 => Reply::new(403),
+        _ => Reply::range(CLAY, request),
+    });
+    let kitchen = Kitchen::new();
+    kitchen.fails(&server.url("/pot"), CLAY);
+    assert_eq!(kitchen.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=20-", "bytes=20-"]));
+}
+
+#[test]
+fn a_file_that_became_shorter_starts_over() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::range(b"much longer than the clay", request).cut(23),
+        _ => Reply::range(CLAY, request),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=23-", ""]));
+}
+
+#[test]
 fn a_server_without_ranges_starts_over() {
     let server = Server::new(|before, _| {
         let reply = Reply::body(CLAY).header("etag", "\"one\"");

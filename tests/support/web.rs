@@ -49,6 +49,9 @@ impl Reply {
     pub fn range(body: &[u8], request: &Request) -> Self {
         match request.start() {
             0 => Reply::body(body),
+            start if start >= body.len() => {
+                Reply::body(b"nothing left").status(416).header("content-range", format!("bytes */{}", body.len()))
+            }
             start => Reply::body(&body[start..])
                 .status(206)
                 .header("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())),
@@ -114,8 +117,10 @@ fn read(stream: &TcpStream) -> Option<Request> {
 }
 
 fn write(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
-    let mut head =
-        format!("HTTP/1.1 {} -\r\ncontent-length: {}\r\nconnection: close\r\n", reply.status, reply.body.len());
+    let mut head = format!("HTTP/1.1 {} -\r\nconnection: close\r\n", reply.status);
+    if reply.headers.iter().all(|(name, _)| *name != "content-length") {
+        head += &format!("content-length: {}\r\n", reply.body.len());
+    }
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }

@@ -101,57 +101,59 @@ impl Download<'_> {
         fs::metadata(self.part()).map_or(0, |meta| meta.len())
     }
 
+    fn etag(&self) -> PathBuf {
+        self.folder.join("etag")
+    }
+
     /// Asks for what is missing and appends it.
     fn attempt(&self) -> Result<(), Failure> {
-        let etag_path = self.folder.join("etag");
-        let etag = fs::read_to_string(&etag_path).ok().filter(|etag| is_strong_etag(etag));
+        let etag = fs::read_to_string(self.etag()).ok().filter(|etag| is_strong_etag(etag));
         let have = self.have();
         let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
         let Answer { response, hub_sha256 } = self.ask(resume.as_ref())?;
-        if let Some(said) = hub_sha256.as_deref().filter(|said| !self.pin.is_empty() && *said != self.pin) {
-            clear(self.folder)?;
-            return Err(digest_differs(&self.url.to_string(), self.pin, said)
-                .within("the hub announces another file")
-                .into());
-        }
-        let headers = response.headers();
-        let (mut have, total) = match (response.status(), resume) {
-            (StatusCode::OK, _) => (0, header(headers, "content-length").and_then(|length| length.parse().ok())),
-            (StatusCode::PARTIAL_CONTENT, Some((have, _))) => match content_range(headers) {
-                Some((start, total)) if start == have => (have, Some(total)),
+        self.check_hub(hub_sha256.as_deref(), self.pin)?;
+        let range = header(response.headers(), "content-range").unwrap_or_default();
+        match (response.status(), resume) {
+            (StatusCode::OK, _) => {
+                let total = header(response.headers(), "content-length").and_then(|length| length.parse().ok());
+                self.append(response, 0, total)?;
+            }
+            (StatusCode::PARTIAL_CONTENT, Some((have, _))) => match content_range(range) {
+                Some((start, total)) if start == have => self.append(response, have, Some(total))?,
                 _ => return Err(self.start_over("the server sent another range than the one asked for")),
             },
+            // The last build ended between the last byte and its name.
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some((have, _))) if range == format!("bytes */{have}") => {}
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => return Err(self.start_over("the file has become shorter")),
             (status, _) => return Err(refused(self.url, status, self.token.is_some())),
-        };
-        let part = self.part();
-        let opened = OpenOptions::new().create(true).append(true).open(&part);
-        let mut file = opened.context("kiln::io", || format!("open {}", part.display()))?;
-        if have == 0 {
-            file.set_len(0).context("kiln::io", || format!("empty {}", part.display()))?;
-            let etag = header(headers, "etag").unwrap_or_default();
-            fs::write(&etag_path, etag).context("kiln::io", || format!("write {}", etag_path.display()))?;
         }
-        self.append(&mut file, response, &mut have, total)?;
-        if let Some(said) = hub_sha256.filter(|_| self.pin.is_empty()) {
-            let found = sha256_of(&part, self.job)?;
-            if said != found {
-                clear(self.folder)?;
-                return Err(digest_differs(&self.url.to_string(), &said, &found)
-                    .within("the hub announced another file")
-                    .into());
-            }
+        if hub_sha256.is_some() && self.pin.is_empty() {
+            self.check_hub(hub_sha256.as_deref(), &sha256_of(&self.part(), self.job)?)?;
         }
         Ok(())
     }
 
-    fn append(
-        &self,
-        file: &mut File,
-        response: Response<Body>,
-        have: &mut u64,
-        total: Option<u64>,
-    ) -> Result<(), Failure> {
+    /// Refuses a file whose digest, pinned or found, is not what the hub says; no opinion if either is missing.
+    fn check_hub(&self, said: Option<&str>, digest: &str) -> Result<()> {
+        match said {
+            Some(said) if !digest.is_empty() && said != digest => {
+                clear(self.folder)?;
+                let message = format!("the hub announces a file with sha256 {said}, not {digest}");
+                Err(digest_differs(&self.url.to_string(), digest, said).within(message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Appends the body to the `have` bytes there are; `total` is how many there will be, if known.
+    fn append(&self, response: Response<Body>, mut have: u64, total: Option<u64>) -> Result<(), Failure> {
+        let opened = OpenOptions::new().create(true).append(true).open(self.part());
+        let mut file = opened.context("kiln::io", || format!("open {}", self.part().display()))?;
+        if have == 0 {
+            file.set_len(0).context("kiln::io", || format!("empty {}", self.part().display()))?;
+            let etag = header(response.headers(), "etag").unwrap_or_default();
+            fs::write(self.etag(), etag).context("kiln::io", || format!("write {}", self.etag().display()))?;
+        }
         let truncated = |have: u64| {
             let total = total.map_or("an unknown total".into(), bytes);
             let message = format!("the download of `{}` broke after {} of {total}", self.url, bytes(have));
@@ -164,13 +166,13 @@ impl Download<'_> {
             let count = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
-                Err(error) => return Err(passing(truncated(*have).because(&error))),
+                Err(error) => return Err(passing(truncated(have).because(&error))),
             };
             file.write_all(&buffer[..count]).context("kiln::io", || format!("write to {}", self.folder.display()))?;
-            *have += count as u64;
-            self.job.progress(*have, total.unwrap_or(0), "B");
+            have += count as u64;
+            self.job.progress(have, total.unwrap_or(0), "B");
         }
-        if total.is_some_and(|total| total != *have) { Err(passing(truncated(*have))) } else { Ok(()) }
+        if total.is_some_and(|total| total != have) { Err(passing(truncated(have))) } else { Ok(()) }
     }
 
     /// Forgets the bytes so far; the next attempt asks for all.
@@ -286,8 +288,8 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// Where the bytes of a partial answer begin, and how long the file is: `bytes 100-199/200`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, u64)> {
-    let (range, total) = header(headers, "content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+fn content_range(text: &str) -> Option<(u64, u64)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
 
