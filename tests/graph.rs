@@ -8,6 +8,7 @@ use std::process::Command;
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
+use kiln::model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use support::tiny_weights::TinyWeights;
 use support::workspace::Folder;
@@ -134,45 +135,70 @@ fn parameters_are_checked_together() {
     assert!(stage(&registry).check(&json!({}), &[]).is_ok());
 }
 
-/// Needs python3 with numpy, onnx and onnxruntime.
-fn run_in_onnx_runtime(model: &TinyWeights, params: Value) {
-    let root = tempfile::tempdir().unwrap();
-    let folder = Folder::new(root.path());
-    let onnx = build(&folder, model, params);
-    let out = root.path().join("out");
+/// Runs the graphs `onnx` in ONNX Runtime against a decoder in numpy, on `tokens` (random ones if there are none).
+#[track_caller]
+fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
+    let out = tempfile::tempdir().unwrap();
     let mut weights = serde_json::Map::new();
     for (name, part) in &onnx.parts {
-        let path = out.join(name.as_str());
+        let path = out.path().join(name.as_str());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, &*folder.bytes(part)).unwrap();
         if let Some(name) = name.as_str().strip_prefix("weights/") {
             weights.insert(name.into(), part.facts.value().clone());
         }
     }
-    let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights});
-    fs::write(out.join("facts.json"), facts.to_string()).unwrap();
+    let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights, "tokens": tokens});
+    fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/run_graphs.py");
-    let run = Command::new("python3").arg(script).arg(&out).output().unwrap();
+    let run = Command::new("python3").arg(script).arg(out.path()).arg(tolerance.to_string()).output().unwrap();
     let text = String::from_utf8_lossy(&run.stdout);
     assert!(run.status.success(), "{text}{}", String::from_utf8_lossy(&run.stderr));
     println!("{text}");
 }
 
+fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    run_in_onnx_runtime(&folder, &build(&folder, model, params), &[], 5e-6);
+}
+
 #[test]
 #[ignore = "needs python3 with numpy, onnx and onnxruntime"]
 fn onnx_runtime_computes_a_llama() {
-    run_in_onnx_runtime(&TinyWeights::llama(), small());
+    tiny_in_onnx_runtime(&TinyWeights::llama(), small());
 }
 
 #[test]
 #[ignore = "needs python3 with numpy, onnx and onnxruntime"]
 fn onnx_runtime_computes_a_qwen2_in_every_spelling() {
-    run_in_onnx_runtime(&TinyWeights::qwen2(), small());
+    tiny_in_onnx_runtime(&TinyWeights::qwen2(), small());
 }
 
 #[test]
 #[ignore = "needs python3 with numpy, onnx and onnxruntime"]
 fn powers_of_two_leave_the_logits_alone() {
     let params = json!({"prefill": 8, "context": 24, "residual_exponent": 4, "ffn_exponent": 3});
-    run_in_onnx_runtime(&TinyWeights::qwen2(), params);
+    tiny_in_onnx_runtime(&TinyWeights::qwen2(), params);
+}
+
+#[test]
+#[ignore = "fetches SmolLM2; needs python3 with numpy, onnx and onnxruntime"]
+fn onnx_runtime_computes_smollm2() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    let registry = kiln::stages::all();
+    let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
+        let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]);
+        let inputs = Inputs { slots: slots.iter().map(slot).collect(), ..Inputs::default() };
+        folder.run_stage(registry.get(kind).unwrap(), params, &inputs).unwrap()
+    };
+    let gguf = folder.part(&fs::read(support::tools::smollm2()).unwrap(), json!({}));
+    let file = Manifest { parts: [("model.gguf".parse().unwrap(), gguf)].into() };
+    let model = run("inspect", json!({}), &[("gguf", &file)]);
+    let weights = run("requant", json!({}), &[("tensors", &model)]);
+    let onnx = run("graph", json!({"context": 256}), &[("model", &model), ("weights", &weights)]);
+    let tokenizer = Tokenizer::from_metadata(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap();
+    let tokens = tokenizer.encode(include_str!("../plans/data/eval.txt")).unwrap();
+    run_in_onnx_runtime(&folder, &onnx, &tokens, 1e-5);
 }

@@ -2,7 +2,8 @@
 
     python3 run_graphs.py FOLDER [TOLERANCE]
 
-FOLDER holds what the `graph` stage gives, and facts.json: {"model": ModelFacts, "weights": {part: WeightFacts}}.
+FOLDER holds what the `graph` stage gives, and facts.json: {"model": ModelFacts, "weights": {part: WeightFacts},
+"tokens": [...]}; without tokens, random ones are run.
 Weights may be scaled by the graph (residual_exponent, ffn_exponent): logits are the same, caches too.
 Exits with 1 if a logit is further away than TOLERANCE times the largest one.
 """
@@ -139,6 +140,7 @@ prefill, decode = Graph("prefill.onnx"), Graph("decode.onnx")
 t = prefill.tokens
 steps = min(t + t // 2 + 4, prefill.context - 1)
 ids = np.random.default_rng(0).integers(0, model["vocab"], steps)
+ids = np.array(facts.get("tokens") or ids)[:steps]
 expected = reference(ids)
 first, past = prefill.run(ids[:t], [])
 second, past = prefill.run(ids[t : t + t // 2], past)
@@ -146,6 +148,16 @@ logits = [first, second]
 for token in ids[t + t // 2 :]:
     row, past = decode.run([token], past)
     logits.append(row)
+
+
+def perplexity(logits):
+    logits = logits[:-1].astype(np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_sums = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+    return np.exp((log_sums - logits[np.arange(len(logits)), ids[1:]]).mean())
+
+
+print(f"perplexity of {len(ids)} tokens: {perplexity(np.concatenate(logits)):.4f}, reference {perplexity(expected):.4f}")
 worst = 0.0
 for what, got, at in [("prefill", first, 0), ("prefill after a past", second, t)] + [
     (f"decode step {i}", row, t + t // 2 + i) for i, row in enumerate(logits[2:])
