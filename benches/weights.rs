@@ -53,7 +53,7 @@ fn formats() {
             let blocks = blocks(ggml);
             let facts = TensorFacts { shape: vec![ROWS, COLUMNS], ggml_type: name.into() };
             let tensor = BlockTensor::new(&facts, &blocks, RowOrder::Stored).expect("a good tensor");
-            let mut report = |scheme: &str, bits: usize, seconds: f64| {
+            let report = |scheme: &str, bits: usize, seconds: f64| {
                 let moved = (blocks.len() + VALUES * bits / 8) as f64 / seconds;
                 let rate = VALUES as f64 / seconds / 1e6;
                 println!("{name:<6} {scheme:<12}{rate:>16.0}{:>12.2}{:>10.2}", moved / 1e9, moved / copy);

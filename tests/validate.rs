@@ -12,7 +12,7 @@ use support::workspace::Folder;
 /// A score whose candidate gives each token `shift` nats less and misses the top once in `tokens`.
 fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest {
     let token = |index: usize| {
-        let shift = if index % 2 == 0 { shift } else { 0.0 };
+        let shift = if index.is_multiple_of(2) { shift } else { 0.0 };
         json!({"reference_nll": 2.0, "nll": 2.0 + shift, "kld": shift / 10.0, "delta_p": 0.0, "same_top": index > 0})
     };
     let window = json!({"non_finite": 0, "tokens": (0..tokens).map(token).collect::<Vec<_>>()});

@@ -84,7 +84,7 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
-            let path: String = error.path().to_string().replace('.', "/").replace('[', "/").replace(']', "");
+            let path: String = error.path().to_string().replace(['.', '['], "/").replace(']', "");
             let path = if path == "/" { String::new() } else { path.trim_start_matches('/').to_string() };
             vec![ParamProblem { path, problem: Problem::new("kiln::plan::parameter", error.inner().to_string()) }]
         })?;

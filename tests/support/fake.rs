@@ -72,7 +72,9 @@ impl Stage for Fake {
             let number_in_action = if params.get("tied").is_some() { 0 } else { index };
             let mut resolved = json!({"seed": params["seed"], "number": number_in_action});
             for key in ["v", "slow", "panic"] {
-                params.get(key).map(|value| resolved[key] = value.clone());
+                if let Some(value) = params.get(key) {
+                    resolved[key] = value.clone();
+                }
             }
             if number(params, "fail") == Some(index) {
                 resolved["fail"] = json!(true);

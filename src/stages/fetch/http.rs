@@ -3,7 +3,7 @@
 //! The folder of a download holds `download` (the bytes so far), `etag` (which version of the file they are
 //! of) and, in the end, only `whole`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;

@@ -56,8 +56,8 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Tokens held.
-    pub fn len(&self) -> usize {
+    /// How many tokens it holds.
+    pub fn tokens(&self) -> usize {
         self.keys.first().map_or(0, Vec::len)
     }
 
@@ -108,14 +108,14 @@ impl Decoder {
     /// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
     fn inputs(&self, graph: &GraphFacts, tokens: &[u32], cache: &Cache) -> Result<BTreeMap<String, Tensor>> {
         let (width, context) = (graph.tokens as usize, graph.context as usize);
-        let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.len() <= *past);
+        let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.tokens() <= *past);
         let past = past.ok_or_else(|| {
             Problem::new(
                 "kiln::score::graph_too_small",
                 format!(
                     "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context of {context}",
                     tokens.len(),
-                    cache.len(),
+                    cache.tokens(),
                     graph.name
                 ),
             )
@@ -124,10 +124,10 @@ impl Decoder {
         let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
         ids.resize(width, 0);
         let half = self.model.head_dim as usize / 2;
-        let (cos, sin) = rotary(&self.model, cache.len(), width);
+        let (cos, sin) = rotary(&self.model, cache.tokens(), width);
         let mut inputs = BTreeMap::from([
             ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
-            ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.len()))),
+            ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.tokens()))),
             ("position_ids_cos".into(), Tensor::F32(vec![1, 1, width, half], cos)),
             ("position_ids_sin".into(), Tensor::F32(vec![1, 1, width, half], sin)),
         ]);
@@ -293,7 +293,7 @@ mod tests {
         cache.truncate(2);
         assert_eq!(decoder.step(3, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]);
         assert_eq!(decoder.step(7, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 1., 0., 0.]);
-        assert_eq!(cache.len(), 4);
+        assert_eq!(cache.tokens(), 4);
     }
 
     #[test]

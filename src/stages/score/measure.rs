@@ -92,7 +92,7 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
     let prefilled = rows.filter_map(fidelity::top).collect();
     cache.truncate(fed.len().saturating_sub(steps));
     let mut decoded = vec![];
-    for token in fed.iter().skip(cache.len()) {
+    for token in fed.iter().skip(cache.tokens()) {
         job.check_cancelled()?;
         job.progress(1 + decoded.len() as u64, 1 + steps as u64, "calls");
         let mut logits = decoder.step(*token, &mut cache)?;
