@@ -1,10 +1,15 @@
 //! A DLC of ours, seen by Netron's own reader.
 #![allow(missing_docs)]
 
-use std::path::Path;
+mod support;
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use support::fetching::sha256;
+use support::tiny_gguf::TinyGguf;
+use support::tools::{QNN, QNN_SHA256, cache};
 
 const NETRON: &str = "netron==9.3.3";
 
@@ -30,36 +35,54 @@ fn netron(model: &Path) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn element_bytes(kind: &str) -> u64 {
-    match kind {
-        "int8" | "uint8" | "qint8" | "quint8" | "qint4" | "quint4" | "boolean" => 1,
-        "int16" | "uint16" | "qint16" | "quint16" | "float16" => 2,
-        "int32" | "uint32" | "qint32" | "quint32" | "float32" => 4,
-        other => panic!("a tensor of type {other}"),
-    }
+/// The decode graph of a tiny model with weights in f16, as a build writes it.
+fn tiny_dlc(home: &Path) -> PathBuf {
+    std::fs::write(home.join("tiny.gguf"), TinyGguf::llama().write()).unwrap();
+    let pin = sha256(&TinyGguf::llama().write());
+    let plan = format!(
+        r#"
+        [plan]
+        name = "tiny"
+        [tools]
+        qnn = {{ pypi = "{QNN}", sha256 = "{QNN_SHA256}" }}
+        [stage]
+        source = {{ kind = "fetch", url = "file:tiny.gguf", sha256 = "{pin}" }}
+        model = {{ kind = "inspect", gguf = "source" }}
+        weights = {{ kind = "requant", tensors = "model", scheme = "f16" }}
+        graph = {{ kind = "graph", model = "model", weights = "weights", prefill = 6, context = 16 }}
+        dlc = {{ kind = "dlc", graph = "graph" }}
+        "#
+    );
+    std::fs::write(home.join("tiny.toml"), plan).unwrap();
+    let kiln = env!("CARGO_BIN_EXE_kiln");
+    said(Command::new(kiln).args(["build", "tiny.toml", "--out", ".", "--cache"]).arg(cache()).current_dir(home));
+    home.join("dlc/decode.dlc")
 }
 
-/// `KILN_DLC=out/smollm2-135m/STAGE/prefill.dlc cargo test --test netron -- --ignored`; needs node and pip.
+/// Of another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test netron -- --ignored`.
 #[test]
-#[ignore = "needs node, a package index and a DLC in KILN_DLC"]
+#[ignore = "needs the QNN libraries, a package index and node"]
 fn netron_opens_the_dlc() {
-    let path = std::env::var("KILN_DLC").expect("KILN_DLC names a DLC");
-    let seen = netron(Path::new(&path));
-    assert!(seen["format"].as_str().unwrap().starts_with("DLC"), "{}", seen["format"]);
+    let home = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("KILN_DLC").map_or_else(|| tiny_dlc(home.path()), PathBuf::from);
+    let seen = netron(&path);
+    assert_eq!(seen["format"], "DLC");
     let [graph] = seen["graphs"].as_array().unwrap().as_slice() else { panic!("one graph") };
-    let stem = Path::new(&path).file_stem().unwrap().to_str().unwrap();
-    assert!(graph["name"].as_str().unwrap().starts_with(stem), "{}", graph["name"]);
+    assert!(graph["name"].as_str().unwrap().starts_with("token_ar1_cl"), "{}", graph["name"]);
+    assert!(graph["nodes"].as_array().unwrap().len() > 50);
 
     let tensors = graph["tensors"].as_array().unwrap();
-    let named = |name: &str| tensors.iter().any(|tensor| tensor["name"].as_str().unwrap().contains(name));
-    for name in ["input_ids", "attention_mask", "position_ids_cos", "past_key_0_in", "past_value_0_out", "logits"] {
-        assert!(named(name), "no tensor {name}");
+    let tensor = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name);
+    let io = ["attention_mask", "position_ids_cos", "past_key_0_in", "past_value_0_out", "logits"];
+    for (name, kind) in io.map(|name| (name, "float16")).into_iter().chain([("input_ids", "int32")]) {
+        let tensor = tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
+        assert_eq!(tensor["type"], kind, "{name}");
+        assert!(tensor["bytes"].is_null(), "{name} is no weight");
     }
+    // The bytes of weights lie in an entry of the DLC that Netron 9.3.3 does not look into.
     let weights: Vec<_> = tensors.iter().filter(|tensor| !tensor["bytes"].is_null()).collect();
-    assert!(!weights.is_empty());
+    assert!(weights.len() > 10, "{}", weights.len());
     for weight in weights {
-        let count: u64 = weight["shape"].as_array().unwrap().iter().map(|length| length.as_u64().unwrap()).product();
-        let expected = count * element_bytes(weight["type"].as_str().unwrap());
-        assert_eq!(weight["bytes"].as_u64().unwrap(), expected, "{weight}");
+        assert!(weight["type"].is_string() && !weight["shape"].as_array().unwrap().is_empty(), "{weight}");
     }
 }

@@ -11,9 +11,13 @@ use kiln::stages;
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 use serde_json::json;
 
+/// The wheel of Qualcomm's libraries, as a plan's [tools] spells it.
+pub const QNN: &str = "onnxruntime-qnn==2.7.0";
+pub const QNN_SHA256: &str = "c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849";
+
 /// A folder with Qualcomm's libraries: `libQnnHtp.so`, `libQnnIr.so`, ...
 pub fn qnn() -> PathBuf {
-    unpacked("pypi:onnxruntime-qnn==2.7.0", "c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849")
+    unpacked(&format!("pypi:{QNN}"), QNN_SHA256)
 }
 
 /// A folder with ONNX Runtime: `libonnxruntime.so.1.32.0`.
@@ -41,6 +45,11 @@ fn unpacked(url: &str, sha256: &str) -> PathBuf {
     folder
 }
 
+/// The cache that the tests of real things share.
+pub fn cache() -> PathBuf {
+    home().join("cache")
+}
+
 fn home() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -50,7 +59,7 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
     // Tests of one process would else download side by side; those of several wait for each other in the stage.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let store = Disk::open(&home().join("cache")).unwrap();
+    let store = Disk::open(&cache()).unwrap();
     let stages = stages::all();
     let stage = stages.get("fetch").unwrap();
     let params = json!({"url": url, "sha256": sha256, "unpack": unpack});
