@@ -202,10 +202,10 @@ fn halves_go_through_a_dlc() {
     assert_eq!(digests(&context), digests(&again));
 }
 
-/// The real model, by both roads: `KILN_GGUF=... cargo test --release --test qnn_stages smollm2 -- --ignored --nocapture`.
+/// The real model, by both roads: `KILN_GGUF=... cargo test --release --test qnn_stages big_ -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries, SmolLM2 and minutes"]
-fn smollm2_takes_both_roads() {
+fn big_smollm2_takes_both_roads() {
     let bench = Bench::with_libraries();
     let gguf = std::fs::read(std::env::var_os("KILN_GGUF").map_or_else(tools::smollm2, Into::into)).unwrap();
     let graph = || json!({"prefill": 128, "context": 512});
