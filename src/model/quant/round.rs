@@ -100,7 +100,8 @@ impl Rounding for Int8Blocks {
         }
         let Some(block) = first_non_finite(Element::F16, scales) else { return Ok(()) };
         let block = block * Self::BLOCK..(block + 1) * Self::BLOCK;
-        Err(block.max_by_key(|index| magnitude(&values[*index])).unwrap_or(0))
+        // Backwards, because of equals the last one wins: the first is named.
+        Err(block.rev().max_by_key(|index| magnitude(&values[*index])).unwrap_or(0))
     }
 
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
