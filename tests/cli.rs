@@ -103,7 +103,8 @@ fn a_plan_is_drawn_three_ways() {
 #[test]
 fn the_way_of_deepseek() {
     let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.toml");
-    let (code, out, _) = kiln(Path::new("."), &["show", plan, "--set", "context=64", "--set", "source=file:tiny.gguf"]);
+    let (code, out, _) =
+        kiln(Path::new("."), &["show", plan, "--set", "context=256", "--set", "source=file:tiny.gguf"]);
     assert_eq!(code, 0);
     let expected = "
   tools.qnn      fetch
@@ -122,4 +123,7 @@ fn the_way_of_deepseek() {
 * report         validate     scores = onnx, htp; size = npu
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
+    let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("`graph.context`"), "{err}");
 }

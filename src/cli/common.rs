@@ -75,7 +75,7 @@ impl PlanArgs {
 pub struct Failed {
     /// At least one.
     pub problems: Vec<Problem>,
-    /// Name and text of the plan.
+    /// Name and text of the plan, if it is the plan that is wrong.
     pub source: Option<(String, String)>,
 }
 
@@ -92,7 +92,7 @@ impl Common {
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    /// Prints every problem and says how to leave: as the first problem demands.
+    /// Prints every problem and says how to leave: as the first one demands.
     /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard output.
     pub fn report(&self, failed: &Failed) -> Exit {
         for problem in &failed.problems {
@@ -102,7 +102,11 @@ impl Common {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
             }
         }
-        failed.problems.first().map_or(Exit::StageFailed, Exit::of)
+        match (&failed.source, failed.problems.first()) {
+            (None, Some(problem)) => Exit::of(problem),
+            (None, None) => Exit::StageFailed,
+            (Some(_), _) => Exit::BadCall,
+        }
     }
 
     /// A problem as people read it, with the plan's lines it points to.
