@@ -1,4 +1,4 @@
-//! `score` and `validate` on ONNX graphs: `KILN_ORT=<folder with libonnxruntime.so.*> cargo test --test score -- --ignored`.
+//! `score` and `validate` on ONNX graphs in ONNX Runtime.
 
 mod support;
 
@@ -6,13 +6,14 @@ use kiln::action::Manifest;
 use serde_json::{Value, json};
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
+use support::tools;
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
 
 /// Reference and score of a tiny model, and the report or the message that a limit is missed.
 fn tiny(spoil: impl Fn(&Road, &mut Manifest)) -> std::result::Result<Value, String> {
     let home = tempfile::tempdir().unwrap();
-    let road = Road::new(home.path()).tool("ort", "KILN_ORT");
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
     let (model, mut graph) = road.model(&TinyGguf::llama().write(), "native", json!({"prefill": 16, "context": 32}));
     let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
     let reference = road.run("reference", params, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
@@ -25,7 +26,7 @@ fn tiny(spoil: impl Fn(&Road, &mut Manifest)) -> std::result::Result<Value, Stri
 }
 
 #[test]
-#[ignore = "needs KILN_ORT"]
+#[ignore = "needs ONNX Runtime"]
 fn a_true_graph_keeps_every_limit() {
     let report = tiny(|_, _| ()).unwrap();
     let candidate = &report["candidates"]["scores"];
@@ -36,35 +37,35 @@ fn a_true_graph_keeps_every_limit() {
 }
 
 #[test]
-#[ignore = "needs KILN_ORT"]
+#[ignore = "needs ONNX Runtime"]
 fn one_flipped_scale_sign_is_caught() {
     let flip = |bytes: &mut Vec<u8>| bytes[1] ^= 0x80;
     let message = tiny(|road, graph| road.spoil(graph, "weights/blk.1.ffn_down.weight/scales", flip)).unwrap_err();
     assert!(message.contains("MISSED scores           mean KL divergence"), "{message}");
 }
 
-/// SmolLM2-135M-Instruct Q4_1, 8 windows of 128 tokens. Also wants `KILN_GGUF` and `KILN_TEXT`; best with `--release`.
+/// SmolLM2-135M-Instruct Q4_1 on 8 windows of 128 tokens; best with `--release`.
 #[test]
-#[ignore = "needs KILN_ORT, KILN_GGUF and KILN_TEXT; takes minutes"]
-fn a_real_model_in_onnx_runtime() {
-    let read =
-        |variable| std::fs::read(std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}"))).unwrap();
+#[ignore = "needs ONNX Runtime and a real model; takes minutes"]
+fn a_real_model_and_one_flipped_scale_sign() {
     let home = tempfile::tempdir().unwrap();
-    let road = Road::new(home.path()).tool("ort", "KILN_ORT");
-    let (model, mut graph) = road.model(&read("KILN_GGUF"), "native", json!({}));
-    let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
-        <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
-    let text = road.file(&read("KILN_TEXT"));
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    let (model, mut graph) = road.model(&std::fs::read(tools::smollm2()).unwrap(), "native", json!({}));
+    let text = road.file(include_bytes!("../plans/data/eval.txt"));
+    let prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
     let reference = road.run("reference", json!({"prompt": prompt}), &[("model", &model), ("text", &text)]).unwrap();
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 0.001, "kld": 1e-4, "same_top": 0.99, "greedy": 16}}});
-    let validate = |graph: &Manifest| {
-        let score = road.run("score", json!({}), &[("reference", &reference), ("graph", graph)]).unwrap();
+    // Both are f32 over the same weights: the mean KL divergence is 2e-11. Of 24 flips at random places the least shows
+    // as 1e-6, most as more than 1e-4.
+    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16}}});
+    let validate = |graph: &Manifest, params| {
+        let score = road.run("score", params, &[("reference", &reference), ("graph", graph)]).unwrap();
         road.run("validate", limits.clone(), &[("scores", &score)])
     };
-    let report = validate(&graph).unwrap();
+    let report = validate(&graph, json!({})).unwrap();
     println!("{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
 
     road.spoil(&mut graph, "weights/blk.15.ffn_down.weight/scales", |bytes| bytes[1] ^= 0x80);
-    let problem = validate(&graph).unwrap_err();
+    let problem = validate(&graph, json!({"windows": 2})).unwrap_err();
     println!("one flipped scale sign:\n{}", problem.message);
+    assert!(problem.message.contains("MISSED scores           mean KL divergence"), "{problem}");
 }

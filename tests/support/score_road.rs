@@ -30,9 +30,8 @@ impl Road {
         Road { store: Disk::open(home).unwrap(), stages: kiln::stages::all(), tools: vec![] }
     }
 
-    /// Adds the shared libraries of the folder that `variable` names as tool `name`.
-    pub fn tool(mut self, name: &str, variable: &str) -> Self {
-        let folder = std::env::var_os(variable).unwrap_or_else(|| panic!("set {variable}"));
+    /// Adds the shared libraries of `folder` as tool `name`.
+    pub fn tool(mut self, name: &str, folder: &Path) -> Self {
         let mut tool = Manifest::default();
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
             let file = entry.file_name().to_string_lossy().into_owned();
