@@ -1,5 +1,6 @@
 //! `kiln inspect`: describes a file, whatever it is called: its first bytes tell what it is.
 
+mod device;
 mod gguf;
 mod onnx;
 
@@ -19,18 +20,22 @@ pub struct Args {
     /// List the tensors too
     #[arg(long)]
     tensors: bool,
+    /// Folder with libQnnSystem.so, which reads context binaries and DLCs [default: the one that a build fetched]
+    #[arg(long, value_name = "DIR", env = "KILN_QNN")]
+    qnn: Option<PathBuf>,
 }
 
 /// Runs the subcommand.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let text =
-        describe(args, common.json).map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
+    let text = describe(args, common).map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
     common.print(&text);
     Ok(Exit::Done)
 }
 
 /// What there is to say about the file: lines for people, or one of JSON.
-fn describe(args: &Args, json: bool) -> Result<String> {
+fn describe(args: &Args, common: &Common) -> Result<String> {
+    let json = common.json;
+    let libraries = device::Libraries { folder: args.qnn.as_deref(), cache: &common.cache };
     let mut file = File::open(&args.file).context("kiln::call::unreadable", || "open it".into())?;
     let mut magic = vec![];
     (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
@@ -38,10 +43,12 @@ fn describe(args: &Args, json: bool) -> Result<String> {
     match magic.as_slice() {
         start if start.starts_with(&GGUF) => gguf::describe(&mut file, args.tensors, json),
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
+        start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),
+        start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
         start => Err(Problem::new(
             "kiln::call::format",
             format!("unknown format: it begins with \"{}\"", start.escape_ascii()),
         )
-        .help("kiln describes GGUF and ONNX files")),
+        .help("kiln describes GGUF, ONNX, DLC and context binary files")),
     }
 }

@@ -1,6 +1,6 @@
 //! What the stages that load the vendor's libraries share: `context-bin`, `dlc`, `score`.
 
-use crate::action::{Inputs, Job, Manifest, ToolFile};
+use crate::action::{Inputs, Job, Manifest, Part, ToolFile};
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx;
@@ -62,14 +62,17 @@ pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
     Ok(found)
 }
 
-/// Elements of all weights in an `onnx` manifest: what a backend's memory goes by.
-pub fn weight_elements(graph: &Manifest) -> u64 {
-    let elements = |part: &crate::action::Part| -> Option<u64> {
-        let facts: WeightFacts = part.facts.read().ok()?;
-        facts.shape.iter().try_fold(1u64, |count, &dim| count.checked_mul(dim))
+/// How many elements the weights of an `onnx` manifest have: codes of a byte or less, and floating-point values.
+pub fn weight_elements(graph: &Manifest) -> (u64, u64) {
+    let elements = |part: &Part| -> u64 {
+        let Ok(facts) = part.facts.read::<WeightFacts>() else { return 0 };
+        facts.shape.iter().fold(1, |count: u64, &dim| count.saturating_mul(dim))
     };
-    let weights = graph.under("weights").filter(|(name, _)| name.ends_with("/codes") || name.ends_with("/values"));
-    weights.filter_map(|(_, part)| elements(part)).fold(0, u64::saturating_add)
+    let ending = |what: &str| {
+        let parts = graph.under("weights").filter(|(name, _)| name.rsplit('/').next() == Some(what));
+        parts.fold(0, |sum: u64, (_, part)| sum.saturating_add(elements(part)))
+    };
+    (ending("codes"), ending("values"))
 }
 
 /// Compares what was asked for with what the finished artifact says of itself.
