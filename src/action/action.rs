@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Content, Window};
-use crate::base::{CanonJson, Digest, canonical, hash_bytes};
+use crate::base::{CanonJson, Digest, hash_bytes};
 
 /// Everything that may influence the outputs of one part of a stage, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,23 +61,40 @@ impl fmt::Debug for ActionKey {
     }
 }
 
+/// How an action is spelled: fields in the order of their names, like all keys of a canonical text.
+#[derive(Serialize)]
+struct Spelled<'a> {
+    inputs: BTreeMap<&'a String, SpelledInput<'a>>,
+    params: &'a Value,
+    stage: &'a str,
+    tools: BTreeMap<&'a String, BTreeMap<&'a String, &'a Digest>>,
+    version: u32,
+}
+
+/// Without its window: where bytes lie does not change them.
+#[derive(Serialize)]
+struct SpelledInput<'a> {
+    digest: &'a Digest,
+    facts: &'a CanonJson,
+}
+
 impl Action {
-    /// The one spelling of this action. Windows are left out: where bytes lie does not change them.
+    /// The one spelling of this action.
     pub fn canonical_text(&self) -> String {
-        let inputs: BTreeMap<_, _> = self
-            .inputs
-            .iter()
-            .map(|(name, input)| (name, json!({"digest": input.digest, "facts": input.facts})))
-            .collect();
-        let tools: BTreeMap<_, BTreeMap<_, _>> = self
+        let inputs =
+            self.inputs.iter().map(|(name, Ingredient { digest, facts, .. })| (name, SpelledInput { digest, facts }));
+        let tools = self
             .tools
             .iter()
-            .map(|(tool, files)| (tool, files.iter().map(|(file, content)| (file, content.digest)).collect()))
-            .collect();
-        canonical(&json!({
-            "stage": self.stage, "version": self.version, "params": self.params,
-            "inputs": inputs, "tools": tools,
-        }))
+            .map(|(tool, files)| (tool, files.iter().map(|(file, content)| (file, &content.digest)).collect()));
+        let spelled = Spelled {
+            inputs: inputs.collect(),
+            params: &self.params,
+            stage: &self.stage,
+            tools: tools.collect(),
+            version: self.version,
+        };
+        serde_json::to_string(&spelled).expect("maps with text as keys have a spelling")
     }
 
     /// The cache key.
@@ -88,6 +105,8 @@ impl Action {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn action(offset: u64) -> Action {
@@ -100,6 +119,16 @@ mod tests {
             inputs: [("tensor".to_string(), input)].into(),
             tools: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn the_text_is_spelled_as_any_canonical_json() {
+        let text = action(0).canonical_text();
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap().to_string(), text);
+        assert!(
+            text.starts_with(r#"{"inputs":{"tensor":{"digest":"b3:"#) && text.ends_with(r#""version":1}"#),
+            "{text}"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod digest;
 mod problem;
 mod units;
 
-pub use canon::{CanonJson, canonical};
+pub use canon::CanonJson;
 pub use digest::{Digest, Hasher, hash_bytes};
 pub use problem::{Context, Problem, Result};
 pub use units::{bytes, duration};

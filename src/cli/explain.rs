@@ -7,7 +7,7 @@ use serde_json::json;
 use super::plan::{waits_for, why};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::base::{Problem, canonical};
+use crate::base::Problem;
 use crate::engine::{Built, BuiltPart};
 use crate::plan::{Plan, PlannedStage};
 
@@ -87,7 +87,7 @@ fn text(part: &BuiltPart) -> String {
     let action = &part.task.action;
     let _ = writeln!(out, "  key    {}", part.task.key);
     let _ = writeln!(out, "  stage  {} version {}", action.stage, action.version);
-    let _ = writeln!(out, "  params {}", canonical(&action.params));
+    let _ = writeln!(out, "  params {}", action.params);
     for (name, input) in &action.inputs {
         let _ = writeln!(out, "  input  {name} {} {}", input.digest, input.facts);
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{Record, Task};
-use crate::base::{Result, canonical};
+use crate::base::Result;
 use crate::events::{PartId, Why};
 use crate::store::{ActionCache, Found};
 
@@ -93,7 +93,7 @@ fn each_key<'a>(old: &'a Value, new: &'a Value, mut visit: impl FnMut(&str, &'a 
 
 /// A string as it is, anything else as JSON.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| canonical(value), String::from)
+    value.as_str().map_or_else(|| value.to_string(), String::from)
 }
 
 #[cfg(test)]
