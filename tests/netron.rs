@@ -8,31 +8,14 @@ use std::process::Command;
 
 use serde_json::Value;
 use support::fetching::sha256;
+use support::peers::{self, node, said};
 use support::tiny_gguf::TinyGguf;
 use support::tools::{QNN, QNN_SHA256, cache};
 
-const NETRON: &str = "netron==9.3.3";
-
-fn said(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// What Netron sees in the file `model`.
 fn netron(model: &Path) -> Value {
-    let folder = tempfile::tempdir().unwrap();
-    said(
-        Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
-            .arg(folder.path())
-            .arg(NETRON),
-    );
-    // Node before 20.19 must be told that the package's files are ES modules.
-    std::fs::write(folder.path().join("package.json"), r#"{"type": "module"}"#).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/netron/read.mjs");
-    let text = said(Command::new("node").arg(script).arg(folder.path().join("netron")).arg(model));
-    serde_json::from_str(&text).unwrap()
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/netron.mjs");
+    serde_json::from_str(&said(node().arg(script).arg(peers::netron()).arg(model))).unwrap()
 }
 
 /// The decode graph of a tiny model with weights in f16, as a build writes it.
@@ -61,7 +44,7 @@ fn tiny_dlc(home: &Path) -> PathBuf {
 
 /// Of another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test netron -- --ignored`.
 #[test]
-#[ignore = "needs the QNN libraries, a package index and node"]
+#[ignore = "needs the QNN libraries and a package index"]
 fn netron_opens_the_dlc() {
     let home = tempfile::tempdir().unwrap();
     let path = std::env::var_os("KILN_DLC").map_or_else(|| tiny_dlc(home.path()), PathBuf::from);

@@ -7,6 +7,7 @@ use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
 use kiln::model::onnx::{Builder, Checked, External, Function, Spelling, Summary, Value, decode, gain, int};
 use proptest::prelude::*;
 use prost::Message;
+use support::peers::{python, said};
 
 /// One of everything.
 fn model() -> ModelProto {
@@ -138,7 +139,7 @@ proptest! {
 
 /// The package's own reader and writer keep every byte: each of our field numbers and types is theirs.
 #[test]
-#[ignore = "needs python3 with onnx"]
+#[ignore = "needs a package index"]
 fn the_onnx_package_writes_the_same_bytes() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("model.onnx");
@@ -146,8 +147,7 @@ fn the_onnx_package_writes_the_same_bytes() {
     let script = "import sys, onnx; m = onnx.ModelProto.FromString(open(sys.argv[1], 'rb').read()); \
                   m.DiscardUnknownFields(); open(sys.argv[2], 'wb').write(m.SerializeToString(deterministic=True))";
     let again = root.path().join("again.onnx");
-    let run = std::process::Command::new("python3").args(["-c", script]).args([&path, &again]).status().unwrap();
-    assert!(run.success());
+    said(python().args(["-c", script]).args([&path, &again]));
     let again = std::fs::read(again).unwrap();
     assert_eq!(again, std::fs::read(path).unwrap());
 }

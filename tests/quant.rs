@@ -2,14 +2,13 @@
 
 mod support;
 
-use std::process::Command;
-
 use half::f16;
 use kiln::model::facts::{Element, TensorFacts};
 use kiln::model::gguf::Gguf;
 use kiln::model::quant::*;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
+use support::peers::{python, said};
 use support::quantize::{Quant, encode};
 
 const DECODED: [&str; 7] = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"];
@@ -238,15 +237,13 @@ fn types_are_known_by_number() {
 
 /// Of another file: `KILN_GGUF=model.gguf cargo test --test quant -- --ignored`.
 #[test]
-#[ignore = "needs a package index, and python3 with numpy and gguf"]
+#[ignore = "needs a package index"]
 fn a_whole_file_decodes_as_gguf_py_decodes_it() {
     let path = std::env::var_os("KILN_GGUF").map_or_else(support::tools::smollm2, Into::into);
     let file = std::fs::read(&path).unwrap();
     let gguf = Gguf::parse(&file).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/quant.py");
-    let output = Command::new("python3").arg(script).arg(&path).output().unwrap();
-    let expected = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = said(python().arg(script).arg(&path));
     assert_eq!(expected.lines().count(), gguf.tensors.len());
     for line in expected.lines() {
         let (name, digest) = line.split_once(' ').unwrap();

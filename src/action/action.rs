@@ -22,6 +22,10 @@ pub struct Action {
     pub inputs: BTreeMap<String, Ingredient>,
     /// The files of each tool that are really used, by tool and file name.
     pub tools: BTreeMap<String, BTreeMap<String, Content>>,
+    /// Where to get what it asks for, if that lies outside: a URL. Says how to reach it, not what it is: no part of
+    /// the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 /// One input of an action. Its window says where the bytes lie and is no part of the key.
@@ -118,6 +122,7 @@ mod tests {
             params: json!({"scheme": "native"}),
             inputs: [("tensor".to_string(), input)].into(),
             tools: BTreeMap::new(),
+            origin: None,
         }
     }
 
@@ -134,6 +139,7 @@ mod tests {
     #[test]
     fn where_bytes_lie_is_not_in_the_key() {
         assert_eq!(action(0).key(), action(64).key());
+        assert_eq!(action(0).key(), Action { origin: Some("file:/home/me/clay".into()), ..action(0) }.key());
     }
 
     #[test]

@@ -59,6 +59,12 @@ impl<'a> Job<'a> {
             .ok_or_else(|| Problem::new("kiln::input_missing", format!("the action has no input `{name}`")))
     }
 
+    /// Where what the action asks for comes from.
+    pub fn origin(&self) -> Result<&'a str> {
+        let origin = self.action.origin.as_deref();
+        origin.ok_or_else(|| Problem::new("kiln::origin_missing", "the action does not say where to fetch from"))
+    }
+
     /// All inputs, sorted by name.
     pub fn inputs(&self) -> impl Iterator<Item = (&'a str, &'a Ingredient)> {
         self.action.inputs.iter().map(|(name, input)| (name.as_str(), input))

@@ -95,6 +95,8 @@ pub struct WorkOrder {
     pub inputs: BTreeMap<String, Part>,
     /// The tool files it loads.
     pub tools: Vec<ToolFile>,
+    /// See [`Action::origin`].
+    pub origin: Option<String>,
     /// What it needs while it runs.
     pub demand: Demand,
 }
@@ -110,7 +112,14 @@ impl WorkOrder {
             let Content { digest, window } = part.content;
             (name, Ingredient { digest, window, facts: part.facts })
         });
-        Action { stage: spec.kind.into(), version: spec.version, params: self.params, inputs: inputs.collect(), tools }
+        Action {
+            stage: spec.kind.into(),
+            version: spec.version,
+            params: self.params,
+            inputs: inputs.collect(),
+            tools,
+            origin: self.origin,
+        }
     }
 }
 

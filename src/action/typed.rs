@@ -45,6 +45,8 @@ pub struct Order<T> {
     pub inputs: BTreeMap<String, Part>,
     /// The tool files it loads.
     pub tools: Vec<ToolFile>,
+    /// See [`Action::origin`].
+    pub origin: Option<String>,
     /// What it needs while it runs.
     pub demand: Demand,
 }
@@ -52,7 +54,14 @@ pub struct Order<T> {
 impl<T> Order<T> {
     /// An order that reads nothing yet.
     pub fn new(name: impl Into<String>, params: T) -> Self {
-        Order { name: name.into(), params, inputs: BTreeMap::new(), tools: vec![], demand: Demand::default() }
+        Order {
+            name: name.into(),
+            params,
+            inputs: BTreeMap::new(),
+            tools: vec![],
+            origin: None,
+            demand: Demand::default(),
+        }
     }
 
     /// Adds an input.
@@ -64,6 +73,12 @@ impl<T> Order<T> {
     /// Adds files of a tool.
     pub fn tools(mut self, files: Vec<ToolFile>) -> Self {
         self.tools.extend(files);
+        self
+    }
+
+    /// Sets where what it asks for comes from.
+    pub fn origin(mut self, origin: impl Into<String>) -> Self {
+        self.origin = Some(origin.into());
         self
     }
 
@@ -99,8 +114,9 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
         let order = |order: Order<S::Order>| {
-            let params = serde_json::to_value(order.params).context("kiln::order", || "spell an order".into())?;
-            Ok(WorkOrder { name: order.name, params, inputs: order.inputs, tools: order.tools, demand: order.demand })
+            let Order { name, params, inputs, tools, origin, demand } = order;
+            let params = serde_json::to_value(params).context("kiln::order", || "spell an order".into())?;
+            Ok(WorkOrder { name, params, inputs, tools, origin, demand })
         };
         S::expand(params, inputs)?.into_iter().map(order).collect()
     }

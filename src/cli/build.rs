@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::machine::{memory_budget_bytes, parse_bytes};
+use super::machine::{budget_bytes, memory_bytes, parse_bytes};
 use super::receipt::{self, Artifact, Receipt};
 use super::screen::Screen;
 use super::workbench::Workbench;
@@ -46,7 +46,8 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let begun = Instant::now();
     let bench = Workbench::lay(&args.plan, &args.stages, common)?;
-    let limits = Limits { jobs: jobs(args.jobs), memory_bytes: args.memory.unwrap_or_else(memory_budget_bytes) };
+    let memory_bytes = args.memory.unwrap_or_else(|| budget_bytes(memory_bytes()));
+    let limits = Limits { jobs: jobs(args.jobs), memory_bytes };
     // Fails only where a pool exists already; then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
     let cancel = interruption()?;

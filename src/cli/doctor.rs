@@ -1,12 +1,12 @@
 //! `kiln doctor`: says what this machine has and lacks, and the command that mends it.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread::available_parallelism;
 
 use serde::Serialize;
 
+use super::machine::{budget_bytes, memory_bytes};
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{Result, bytes};
@@ -36,19 +36,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     } else {
         common.print(&table(&findings));
     }
-    Ok(if findings.iter().any(|finding| finding.health == Health::Lacking) { Exit::ToolMissing } else { Exit::Done })
-}
-
-/// How one thing stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Health {
-    /// There.
-    Good,
-    /// Not there; some work goes on without it.
-    Optional,
-    /// Not there, and needed.
-    Lacking,
+    Ok(if findings.iter().any(|finding| finding.mend.is_some()) { Exit::ToolMissing } else { Exit::Done })
 }
 
 /// One line of the report.
@@ -56,9 +44,21 @@ enum Health {
 struct Finding {
     what: String,
     found: String,
-    health: Health,
+    /// The command or deed that mends it, where something is not as it must be.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<String>,
+}
+
+impl Finding {
+    fn new(what: &str, found: impl Into<String>) -> Self {
+        Finding { what: what.into(), found: found.into(), mend: None }
+    }
+
+    /// `mend` is asked for unless `good`.
+    fn must(mut self, good: bool, mend: &str) -> Self {
+        self.mend = (!good).then(|| mend.into());
+        self
+    }
 }
 
 /// What was seen of a machine; `None` where it is not there or does not say.
@@ -68,9 +68,8 @@ struct Machine {
     glibc: Option<String>,
     python: Option<String>,
     pip: Option<String>,
-    node: Option<String>,
     cores: usize,
-    memory_bytes: Option<u64>,
+    memory_bytes: u64,
     disk_bytes: Option<u64>,
     cache: String,
     cache_error: Option<String>,
@@ -91,7 +90,6 @@ impl Machine {
             glibc: says("getconf", &["GNU_LIBC_VERSION"]),
             python: says("python3", &["--version"]),
             pip: says("python3", &["-m", "pip", "--version"]),
-            node: says("node", &["--version"]),
             cores: available_parallelism().map_or(1, |cores| cores.get()),
             memory_bytes: memory_bytes(),
             disk_bytes: rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
@@ -113,15 +111,6 @@ fn says(command: &str, args: &[&str]) -> Option<String> {
     String::from_utf8_lossy(&output.stdout).lines().next().map(|line| line.trim().into())
 }
 
-/// What may be used now: what the kernel has to give, or less where a control group limits it.
-fn memory_bytes() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let available = line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(1024);
-    let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|limit| limit.trim().parse().ok());
-    Some(limit.map_or(available, |limit| available.min(limit)))
-}
-
 /// Whether what a `fetch` stage brings is in the cache. What is not there is no lack: a build fetches it.
 fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Finding> {
     let mut found = String::from("to be fetched");
@@ -138,72 +127,41 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
             }
         }
     }
-    Ok(Finding { what: stage.id.to_string(), found, ..needed(true, "") })
+    Ok(Finding::new(&stage.id.0, found))
 }
 
-/// Every finding about `machine`, needed things first.
+/// Every finding about `machine`, what it must have first.
 fn examine(machine: &Machine) -> Vec<Finding> {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not there".into());
-    let size = |size: Option<u64>| size.map_or("not known".into(), bytes);
     let glibc = machine.glibc.as_deref().and_then(version).is_some_and(|glibc| glibc >= GLIBC);
+    let cache = match &machine.cache_error {
+        None => format!("{}, writable", machine.cache),
+        Some(error) => format!("{}: {error}", machine.cache),
+    };
+    let disk_is_enough = machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES);
     vec![
-        Finding {
-            what: "system".into(),
-            found: machine.system.clone(),
-            ..needed(
-                machine.system == SYSTEM,
-                "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist for it alone",
-            )
-        },
-        Finding {
-            what: "glibc".into(),
-            found: known(&machine.glibc),
-            ..needed(glibc, "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36")
-        },
-        Finding {
-            what: "python3".into(),
-            found: known(&machine.python),
-            ..needed(machine.python.is_some(), "apt-get install python3")
-        },
-        Finding {
-            what: "pip".into(),
-            found: known(&machine.pip),
-            ..needed(machine.pip.is_some(), "apt-get install python3-pip")
-        },
-        Finding {
-            what: "cache".into(),
-            found: match &machine.cache_error {
-                None => format!("{}, writable", machine.cache),
-                Some(error) => format!("{}: {error}", machine.cache),
-            },
-            ..needed(
-                machine.cache_error.is_none(),
-                "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR",
-            )
-        },
-        Finding {
-            what: "free disk".into(),
-            found: size(machine.disk_bytes),
-            ..needed(
-                machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES),
-                "make room, or put the cache elsewhere: --cache DIR",
-            )
-        },
-        Finding { what: "free memory".into(), found: size(machine.memory_bytes), ..needed(true, "") },
-        Finding { what: "cores".into(), found: machine.cores.to_string(), ..needed(true, "") },
-        Finding {
-            what: "node".into(),
-            found: known(&machine.node),
-            health: if machine.node.is_some() { Health::Good } else { Health::Optional },
-            mend: machine.node.is_none().then(|| "apt-get install nodejs (only the Netron test wants it)".into()),
-        },
+        Finding::new("system", machine.system.clone()).must(
+            machine.system == SYSTEM,
+            "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist for it alone",
+        ),
+        Finding::new("glibc", known(&machine.glibc))
+            .must(glibc, "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36"),
+        Finding::new("python3", known(&machine.python)).must(machine.python.is_some(), "apt-get install python3"),
+        Finding::new("pip", known(&machine.pip)).must(machine.pip.is_some(), "apt-get install python3-pip"),
+        Finding::new("cache", cache)
+            .must(machine.cache_error.is_none(), "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR"),
+        Finding::new("free disk", machine.disk_bytes.map_or("not known".into(), bytes))
+            .must(disk_is_enough, "make room, or put the cache elsewhere: --cache DIR"),
+        Finding::new(
+            "memory",
+            format!(
+                "{}, of which a build may use {}",
+                bytes(machine.memory_bytes),
+                bytes(budget_bytes(machine.memory_bytes))
+            ),
+        ),
+        Finding::new("cores", machine.cores.to_string()),
     ]
-}
-
-/// A finding about something that must be there, yet without its name.
-fn needed(good: bool, mend: &str) -> Finding {
-    let health = if good { Health::Good } else { Health::Lacking };
-    Finding { what: String::new(), found: String::new(), health, mend: (!good).then(|| mend.into()) }
 }
 
 /// `(2, 36)` of `glibc 2.36`.
@@ -214,14 +172,9 @@ fn version(text: &str) -> Option<(u32, u32)> {
 
 fn table(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
-    let line = |finding: &Finding| {
-        let mark = match finding.health {
-            Health::Good => "ok     ",
-            Health::Optional => "without",
-            Health::Lacking => "LACKING",
-        };
-        let mend = finding.mend.as_ref().map_or(String::new(), |mend| format!("\n{:1$}-> {mend}", "", width + 11));
-        format!("{mark}  {:width$}  {}{mend}\n", finding.what, finding.found)
+    let line = |Finding { what, found, mend }: &Finding| match mend {
+        None => format!("ok       {what:width$}  {found}\n"),
+        Some(mend) => format!("LACKING  {what:width$}  {found}\n{:1$}-> {mend}\n", "", width + 11),
     };
     findings.iter().map(line).collect()
 }
@@ -236,9 +189,8 @@ mod tests {
             glibc: Some("glibc 2.36".into()),
             python: Some("Python 3.11.2".into()),
             pip: Some("pip 23.0.1".into()),
-            node: Some("v18".into()),
             cores: 2,
-            memory_bytes: Some(8_000_000_000),
+            memory_bytes: 8_000_000_000,
             disk_bytes: Some(DISK_BYTES),
             cache: "cache".into(),
             cache_error: None,
@@ -247,13 +199,12 @@ mod tests {
 
     fn lacking(machine: &Machine) -> Vec<String> {
         let findings = examine(machine);
-        findings.into_iter().filter(|finding| finding.health == Health::Lacking).map(|finding| finding.what).collect()
+        findings.into_iter().filter(|finding| finding.mend.is_some()).map(|finding| finding.what).collect()
     }
 
     #[test]
     fn a_healthy_machine_lacks_nothing() {
         assert_eq!(lacking(&healthy()), [""; 0]);
-        assert_eq!(lacking(&Machine { node: None, ..healthy() }), [""; 0]);
     }
 
     #[test]
@@ -262,7 +213,6 @@ mod tests {
         assert_eq!(lacking(&Machine { glibc: Some("glibc 3.0".into()), ..healthy() }), [""; 0]);
         assert_eq!(lacking(&Machine { pip: None, disk_bytes: Some(1), ..healthy() }), ["pip", "free disk"]);
         let bare = examine(&Machine::default());
-        assert!(bare.iter().all(|finding| finding.health == Health::Good || finding.mend.is_some()));
-        assert!(table(&bare).contains("LACKING  pip          not there\n"), "{}", table(&bare));
+        assert!(table(&bare).contains("LACKING  pip        not there\n"), "{}", table(&bare));
     }
 }

@@ -88,6 +88,9 @@ fn text(part: &BuiltPart) -> String {
     let _ = writeln!(out, "  key    {}", part.task.key);
     let _ = writeln!(out, "  stage  {} version {}", action.stage, action.version);
     let _ = writeln!(out, "  params {}", action.params);
+    if let Some(origin) = &action.origin {
+        let _ = writeln!(out, "  from   {origin}");
+    }
     for (name, input) in &action.inputs {
         let _ = writeln!(out, "  input  {name} {} {}", input.digest, input.facts);
     }

@@ -3,13 +3,17 @@
 use std::fs;
 use std::path::Path;
 
-/// The memory a build may use unless told otherwise: 80 % of the machine's, or of the control group's if
-/// that is less. The rest is for kiln itself, the page cache and everybody else.
-pub(super) fn memory_budget_bytes() -> u64 {
+/// The machine's memory, or the control group's if that is less; all that can be named where neither is known.
+pub(super) fn memory_bytes() -> u64 {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_bytes(&text));
     let group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| group_limit_bytes(&text));
-    // Without either figure nothing is known, and nothing is limited.
-    machine.into_iter().chain(group).min().unwrap_or(u64::MAX) / 5 * 4
+    machine.into_iter().chain(group).min().unwrap_or(u64::MAX)
+}
+
+/// What a build may use of `memory_bytes` unless told otherwise: 80 %. The rest is for kiln itself, the page cache and
+/// everybody else.
+pub(super) fn budget_bytes(memory_bytes: u64) -> u64 {
+    memory_bytes / 5 * 4
 }
 
 fn total_bytes(meminfo: &str) -> Option<u64> {

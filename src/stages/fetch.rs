@@ -43,10 +43,11 @@ pub struct Params {
     unpack: bool,
 }
 
-/// One file to fetch.
+/// One file to fetch, wherever it comes from: that is the order's origin, since the same bytes may lie at many places.
 #[derive(Serialize, Deserialize)]
 pub struct Target {
-    url: String,
+    /// Its name, or what it is to a package index.
+    file: String,
     /// 64 lower-case hexadecimal digits, or empty.
     sha256: String,
     unpack: bool,
@@ -86,7 +87,8 @@ impl TypedStage for Fetch {
 
     fn expand(params: Params, _inputs: &Inputs) -> Result<Vec<Order<Target>>> {
         let Params { url, sha256, unpack } = params;
-        Ok(vec![Order::new("", Target { url, sha256: sha256.to_ascii_lowercase(), unpack })])
+        let target = Target { file: Source::parse(&url)?.asks_for()?, sha256: sha256.to_ascii_lowercase(), unpack };
+        Ok(vec![Order::new("", target).origin(url)])
     }
 
     fn run(target: Target, job: &Job) -> Result<Outputs> {
@@ -96,8 +98,9 @@ impl TypedStage for Fetch {
 
 /// Fetches `target` as seen from `machine`.
 pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> {
-    let source = Source::parse(&target.url)?;
-    let folder = job.partial(&target.url)?;
+    let url = job.origin()?;
+    let source = Source::parse(url)?;
+    let folder = job.partial(url)?;
     let file = match &source {
         Source::File { path } => path.clone(),
         Source::Web { url } => http::download(machine, url, None, &target.sha256, &folder, job)?,
@@ -117,7 +120,7 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
 /// The outputs that `file` holds, once it is known to be the pinned one.
 fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<Outputs> {
     if target.unpack {
-        target.accept(&sha256_of(file, job)?)?;
+        target.accept(&sha256_of(file, job)?, job)?;
         let mut wheel = Wheel::open(file)?;
         return wheel
             .libraries()?
@@ -134,7 +137,7 @@ fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<O
         Source::Pypi { .. } => (base_name(&file.to_string_lossy()), pour(open(file)?, job)?),
         other => (other.file_name()?, pour(open(file)?, job)?),
     };
-    target.accept(&poured.sha256)?;
+    target.accept(&poured.sha256, job)?;
     Ok([(PartName::new(name)?, poured.part()?)].into())
 }
 
@@ -142,13 +145,14 @@ const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
 
 impl Target {
     /// Refuses bytes of another digest than the pinned one, and all bytes if none is pinned.
-    fn accept(&self, found: &str) -> Result<()> {
+    fn accept(&self, found: &str, job: &Job) -> Result<()> {
+        let url = job.origin()?;
         match self.sha256.as_str() {
-            "" => Err(Problem::new("kiln::fetch::unpinned", format!("`{}` is not pinned", self.url)).help(format!(
+            "" => Err(Problem::new("kiln::fetch::unpinned", format!("`{url}` is not pinned")).help(format!(
                 "if you trust what is there now, write: sha256 = \"{found}\"; it will not be downloaded again"
             ))),
             expected if expected == found => Ok(()),
-            expected => Err(digest_differs(&self.url, expected, found)),
+            expected => Err(digest_differs(url, expected, found)),
         }
     }
 }

@@ -79,7 +79,14 @@ impl Stage for Fake {
             if number(params, "fail") == Some(index) {
                 resolved["fail"] = json!(true);
             }
-            WorkOrder { name: index.to_string(), params: resolved, inputs: read.clone(), tools: vec![], demand }
+            WorkOrder {
+                name: index.to_string(),
+                params: resolved,
+                inputs: read.clone(),
+                tools: vec![],
+                origin: None,
+                demand,
+            }
         };
         Ok((0..number(params, "parts").unwrap_or(1)).map(order).collect())
     }

@@ -5,6 +5,7 @@ pub mod fake;
 pub mod fetching;
 pub mod gguf_file;
 pub mod interpreter;
+pub mod peers;
 pub mod pottery;
 pub mod quantize;
 pub mod score_road;

@@ -79,6 +79,15 @@ impl Source {
         Ok(name)
     }
 
+    /// What it is asked for, wherever it is: the name of a file, or `NAME==VERSION[#MEMBER]`.
+    pub(super) fn asks_for(&self) -> Result<String> {
+        match self {
+            Source::Pypi { requirement, member: Some(member) } => Ok(format!("{requirement}#{member}")),
+            Source::Pypi { requirement, member: None } => Ok(requirement.clone()),
+            file => file.file_name(),
+        }
+    }
+
     /// Where the hub at `endpoint` has the file.
     pub(super) fn hub_url(&self, endpoint: &str) -> Result<Uri> {
         let Source::Hub { owner, repo, file, revision } = self else {

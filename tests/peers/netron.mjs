@@ -1,5 +1,5 @@
 // Opens a model with Netron's own readers, out of the browser, and prints what Netron would show as JSON:
-//     node read.mjs FOLDER/netron MODEL
+//     node netron.mjs FOLDER/netron MODEL
 // FOLDER is where `pip install --target FOLDER netron` put the package. Netron wants a host that serves its
 // files (`asset`, `require`) and a context that stands for the opened model.
 
