@@ -15,6 +15,7 @@ use kiln::store::Disk;
 use rustix::pipe::fcntl_setpipe_size;
 use support::fetching::sha256;
 use support::tiny_gguf::TinyGguf;
+use support::tree::files;
 
 const ROUNDS: usize = 20;
 /// A few dozen events: the least that the kernel grants.
@@ -123,22 +124,6 @@ tokens = 8
             .map(|entry| (name(&entry), files(&entry.path())))
             .collect()
     }
-}
-
-fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !path.ends_with(".kiln.json") {
-                files.insert(path.strip_prefix(root).unwrap().to_owned(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    files
 }
 
 /// The processes that work on a cache below `folder`.

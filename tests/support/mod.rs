@@ -14,5 +14,6 @@ pub mod textbook;
 pub mod tiny_gguf;
 pub mod tiny_weights;
 pub mod tools;
+pub mod tree;
 pub mod web;
 pub mod workspace;
