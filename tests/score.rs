@@ -44,6 +44,9 @@ fn one_flipped_scale_sign_is_caught() {
     assert!(message.contains("MISSED scores           mean KL divergence"), "{message}");
 }
 
+/// SmolLM2 has 13 on the first windows of the text.
+const PERPLEXITY: f64 = 16.0;
+
 /// SmolLM2-135M-Instruct Q4_1 on 8 windows of 128 tokens; best with `--release`.
 #[test]
 #[ignore = "needs ONNX Runtime and a real model; takes minutes"]
@@ -56,7 +59,8 @@ fn a_real_model_and_one_flipped_scale_sign() {
     let reference = road.run("reference", json!({"prompt": prompt}), &[("model", &model), ("text", &text)]).unwrap();
     // Both are f32 over the same weights: the mean KL divergence is 2e-11. Of 24 flips at random places the least shows
     // as 1e-6, most as more than 1e-4.
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16}}});
+    let scores = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16});
+    let limits = json!({"perplexity": PERPLEXITY, "limits": {"scores": scores}});
     let validate = |graph: &Manifest, params| {
         let score = road.run("score", params, &[("reference", &reference), ("graph", graph)]).unwrap();
         road.run("validate", limits.clone(), &[("scores", &score)])
@@ -68,4 +72,28 @@ fn a_real_model_and_one_flipped_scale_sign() {
     let problem = validate(&graph, json!({"windows": 2})).unwrap_err();
     println!("one flipped scale sign:\n{}", problem.message);
     assert!(problem.message.contains("MISSED scores           mean KL divergence"), "{problem}");
+}
+
+/// A model whose query and key rows are taken for what they are not: turned in the wrong pairs.
+#[test]
+#[ignore = "needs ONNX Runtime and a real model"]
+fn the_wrong_rope_is_caught() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    let mut model = road.inspect(&std::fs::read(tools::smollm2()).unwrap());
+    let facts = &mut model.parts.get_mut("model.json").unwrap().facts;
+    let mut wrong = facts.value().clone();
+    assert_eq!(wrong["rope_rows"].take(), "interleaved");
+    wrong["rope_rows"] = json!("half-split");
+    *facts = wrong.into();
+    let graph = road.graph(&model, "native", json!({}));
+    let text = road.file(include_bytes!("../plans/data/eval.txt"));
+    let reference = road.run("reference", json!({"windows": 1}), &[("model", &model), ("text", &text)]).unwrap();
+    let score = road.run("score", json!({}), &[("reference", &reference), ("graph", &graph)]).unwrap();
+    // Reference and candidate agree: only the model's own perplexity tells.
+    let limits = json!({"perplexity": PERPLEXITY, "limits": {"scores": {"ppl_ratio": 1e-5, "kld": 1e-7}}});
+    let problem = road.run("validate", limits, &[("scores", &score)]).unwrap_err();
+    println!("{}", problem.message);
+    assert!(problem.message.contains("MISSED scores           perplexity of the reference"), "{problem}");
+    assert!(problem.message.contains("1 of"), "{problem}");
 }

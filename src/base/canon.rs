@@ -69,6 +69,6 @@ mod tests {
     fn keys_are_sorted_at_every_depth() {
         // Fails where a dependency turns on serde_json's `preserve_order`.
         let value = json!({"b": [1, 2.5, {"z": null, "a": "x\"y"}], "a": true});
-        assert_eq!(value.to_string(), r#"{"a":true,"b":[1,2.5,{"a":"x\"y","z":null}]}"#);
+        assert_eq!(CanonJson::from(value).to_string(), r#"{"a":true,"b":[1,2.5,{"a":"x\"y","z":null}]}"#);
     }
 }

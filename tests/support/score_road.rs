@@ -85,10 +85,20 @@ impl Road {
 
     /// The model in `gguf`, and its ONNX graphs with weights held by `scheme`.
     pub fn model(&self, gguf: &[u8], scheme: &str, graph: Value) -> (Manifest, Manifest) {
-        let model = self.run("inspect", json!({}), &[("gguf", &self.file(gguf))]).unwrap();
-        let weights = self.run("requant", json!({"scheme": scheme}), &[("tensors", &model)]).unwrap();
-        let graph = self.run("graph", graph, &[("model", &model), ("weights", &weights)]).unwrap();
+        let model = self.inspect(gguf);
+        let graph = self.graph(&model, scheme, graph);
         (model, graph)
+    }
+
+    /// The model in `gguf`.
+    pub fn inspect(&self, gguf: &[u8]) -> Manifest {
+        self.run("inspect", json!({}), &[("gguf", &self.file(gguf))]).unwrap()
+    }
+
+    /// The ONNX graphs of `model`.
+    pub fn graph(&self, model: &Manifest, scheme: &str, params: Value) -> Manifest {
+        let weights = self.run("requant", json!({"scheme": scheme}), &[("tensors", model)]).unwrap();
+        self.run("graph", params, &[("model", model), ("weights", &weights)]).unwrap()
     }
 
     /// The bytes of a part that is no window.

@@ -1,0 +1,12 @@
+//! An ONNX graph is checked, described and lowered, or refused.
+#![no_main]
+
+use kiln::action::Blob;
+use kiln::model::onnx::{Summary, decode};
+use kiln::stages::lower::lower;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Ok(model) = decode(bytes) else { return };
+    Summary::of(&model).to_string();
+    let _ = lower(&model, &|_| Ok(Blob::new(vec![0u8; 64])));
+});

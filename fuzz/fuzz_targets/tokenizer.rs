@@ -1,0 +1,11 @@
+//! The tokenizer of a GGUF is made, or refused; what it encodes it decodes.
+#![no_main]
+
+use kiln::model::tokenizer::Tokenizer;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Ok(tokenizer) = Tokenizer::from_metadata(bytes) else { return };
+    if let Ok(tokens) = tokenizer.encode("clay is fired") {
+        let _ = tokenizer.decode(&tokens);
+    }
+});
