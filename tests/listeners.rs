@@ -18,11 +18,14 @@ fn build() -> Vec<Event> {
         Event::Hit { part: part("weights", "a") },
         Event::Started { part: part("weights", "b"), why: vec![Why::StageVersion { old: 1, new: 2 }] },
         Event::Progress { part: part("weights", "b"), done: 1, total: 2, unit: "B".into() },
-        Event::Done { part: part("weights", "b"), took_ms: 1500, output_bytes: 10 },
+        Event::Done { part: part("weights", "b"), took_ms: 11_500, output_bytes: 10 },
         Event::Sealed { stage: "weights".into() },
         Event::Expanded { stage: "graph".into(), parts: 1 },
         Event::Started { part: part("graph", ""), why: vec![Why::FirstTime] },
-        Event::Failed { part: part("graph", ""), problem: Problem::new("kiln::x", "no such op").help("another op") },
+        Event::Failed {
+            part: part("graph", ""),
+            problem: Problem::new("kiln::x", "no such op\n\nand more").help("another op"),
+        },
         Event::Skipped { stage: "dlc".into() },
         Event::Finished { hits: 2, ran: 1, failed: 1, cancelled: false },
     ]
@@ -35,9 +38,10 @@ fn a_log_has_a_few_lines_a_stage() {
     build().iter().for_each(|event| plain.hear(event));
     let expected = "\
 done   source: 1 part, from the cache
-begin  weights: 1 of 2 to run
-done   weights: 2 parts, 1 from the cache, 1 ran in 1.50 s
-begin  graph: 1 of 1 to run
+begin  weights
+       weights/b: 11.50 s
+done   weights: 2 parts, 1 from the cache, 1 ran in 11.50 s
+begin  graph
 failed graph: no such op
 skip   dlc: a stage it waits for failed
 ";
@@ -67,7 +71,7 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
         started: 1,
         ran: 1,
         sealed: true,
-        took_ms: 1500,
+        took_ms: 11_500,
         output_bytes: 10,
         ..Default::default()
     };

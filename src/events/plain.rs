@@ -1,8 +1,13 @@
 //! For logs: a line when a stage begins to work, and one when it ends.
 
 use std::io::Write;
+use std::time::Duration;
 
 use super::{Event, Listener, Summary};
+use crate::base::duration;
+
+/// A part that took so long has a line of its own.
+const LONG_MS: u64 = 10_000;
 
 /// Writes plain lines, no more than a few a stage.
 pub struct Plain<W> {
@@ -31,8 +36,10 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
     match event {
         Event::Started { part, .. } => {
             let tally = summary.stage(&part.stage)?;
-            let to_run = tally.parts.saturating_sub(tally.hits);
-            (tally.started == 1).then(|| format!("begin  {}: {to_run} of {} to run", part.stage, tally.parts))
+            (tally.started == 1).then(|| format!("begin  {}", part.stage))
+        }
+        Event::Done { part, took_ms, .. } if !part.part.is_empty() && *took_ms >= LONG_MS => {
+            Some(format!("       {part}: {}", duration(Duration::from_millis(*took_ms))))
         }
         event => outcome(event, summary),
     }
@@ -42,7 +49,10 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
         Event::Sealed { stage } => Some(format!("done   {stage}: {}", summary.stage(stage)?)),
-        Event::Failed { part, problem } => Some(format!("failed {part}: {}", problem.message)),
+        // A message may hold a whole report; it is shown at the end.
+        Event::Failed { part, problem } => {
+            Some(format!("failed {part}: {}", problem.message.lines().next().unwrap_or_default()))
+        }
         Event::Skipped { stage } => Some(format!("skip   {stage}: a stage it waits for failed")),
         _ => None,
     }
