@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, bytes};
-use crate::store::{Disk, Stats, Verified};
+use crate::store::{Disk, StageStats, Stats, Verified};
 
 /// What to do with it.
 #[derive(clap::Args)]
@@ -59,9 +59,11 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
 }
 
 fn stats_text(stats: &Stats) -> String {
-    let mut text = format!("{:<14} {:>8} {:>10}\n", "stage", "results", "output");
-    for (stage, of_stage) in &stats.stages {
-        text += &format!("{stage:<14} {:>8} {:>10}\n", of_stage.actions, bytes(of_stage.output_bytes));
+    let mut text = format!("{:<14} {:>8} {:>10} {:>12}\n", "stage", "results", "output", "peak memory");
+    for (stage, StageStats { actions, output_bytes, peak_memory_bytes }) in &stats.stages {
+        // Threads share kiln's own memory.
+        let peak = peak_memory_bytes.map_or("-".into(), bytes);
+        text += &format!("{stage:<14} {actions:>8} {:>10} {peak:>12}\n", bytes(*output_bytes));
     }
     text += &format!("\n{} blobs, {}", stats.blobs, bytes(stats.blob_bytes));
     if stats.partial_bytes > 0 {

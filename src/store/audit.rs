@@ -32,6 +32,8 @@ pub struct StageStats {
     pub actions: usize,
     /// Bytes of the blobs that its outputs lie in, each counted once.
     pub output_bytes: u64,
+    /// The largest peak of memory of those that ran in a process of their own.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// What a look at every byte of a cache came to.
@@ -68,7 +70,9 @@ impl Disk {
         for path in files_below(&self.root().join("actions"))? {
             let Some(result) = fs::read(&path).ok().and_then(|text| read_entry(&text)) else { continue };
             let stage = stage_of(&result);
-            stats.stages.entry(stage.clone()).or_default().actions += 1;
+            let of_stage = stats.stages.entry(stage.clone()).or_default();
+            of_stage.actions += 1;
+            of_stage.peak_memory_bytes = of_stage.peak_memory_bytes.max(result.peak_memory_bytes);
             blobs.entry(stage).or_default().extend(result.outputs.values().map(|part| part.content.blob()));
         }
         for (stage, blobs) in blobs {
