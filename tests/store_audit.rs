@@ -10,11 +10,11 @@ use kiln::action::{ActionKey, Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 
-/// A cache where `fetch` gave `clay`, and `requant` gave `clay` and `glaze`.
+/// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and `glaze`.
 fn cache() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
-    for (stage, blobs) in [("fetch", &["clay"][..]), ("requant", &["clay", "glaze"])] {
+    for (stage, blobs, peak) in [("fetch", &["clay"][..], None), ("requant", &["clay", "glaze"], Some(7000))] {
         let part = |blob: &&str| {
             let mut sink = store.create().unwrap();
             sink.write_all(blob.as_bytes()).unwrap();
@@ -23,7 +23,7 @@ fn cache() -> tempfile::TempDir {
         let action = format!(r#"{{"stage":"{stage}"}}"#);
         let outputs = blobs.iter().map(part).collect();
         let key = ActionKey(hash_bytes(action.as_bytes()));
-        store.put(&key, &ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: None }).unwrap();
+        store.put(&key, &ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: peak }).unwrap();
     }
     folder
 }
@@ -42,14 +42,14 @@ fn check(cache: &Path, call: &str, code: i32, expected: &str) {
 fn stats_count_by_stage_and_a_shared_blob_once() {
     let cache = cache();
     let expected = "\
-stage           results     output
-fetch                 1        4 B
-requant               1        9 B
+stage           results     output  peak memory
+fetch                 1        4 B            -
+requant               1        9 B       7.0 kB
 
 2 blobs, 9 B
 ";
     check(cache.path(), "stats", 0, expected);
-    let json = r#"{"blob_bytes":9,"blobs":2,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4},"requant":{"actions":1,"output_bytes":9}}}"#;
+    let json = r#"{"blob_bytes":9,"blobs":2,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
     check(cache.path(), "stats --json", 0, &format!("{json}\n"));
 }
 
