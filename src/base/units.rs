@@ -1,4 +1,4 @@
-//! Sizes and times as people read them.
+//! Sizes, times and numbers of things as people read them.
 
 use std::time::Duration;
 
@@ -25,6 +25,11 @@ pub fn duration(time: Duration) -> String {
         s if s < 60.0 => format!("{s:.2} s"),
         _ => format!("{} min {:02} s", time.as_secs() / 60, time.as_secs() % 60),
     }
+}
+
+/// `1 part`, `3 parts`.
+pub fn count(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

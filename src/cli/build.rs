@@ -17,7 +17,7 @@ use super::screen::Screen;
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Manifest;
-use crate::base::{Context, Result, bytes, duration};
+use crate::base::{Context, Result, bytes, count, duration};
 use crate::engine::{Built, Limits};
 use crate::events::Summary;
 use crate::plan::Plan;
@@ -74,10 +74,10 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     common.print(&if common.json {
         format!("{}\n", json!({"out": out, "artifacts": receipt::artifacts(&kept)}))
     } else if ran == 0 && !wrote {
-        format!("nothing to do: {} parts, {}\n", built.parts.len(), duration(begun.elapsed()))
+        format!("nothing to do: {}, {}\n", count(built.parts.len(), "part"), duration(begun.elapsed()))
     } else {
         let total = summary.total(|stage| stage.hits);
-        let end = format!("{ran} parts ran, {total} from the cache, in {}", duration(begun.elapsed()));
+        let end = format!("{} ran, {total} from the cache, in {}", count(ran, "part"), duration(begun.elapsed()));
         format!("{}{end}; written to {}\n", table(&receipt::artifacts(&kept), &summary), out.display())
     });
     Ok(Exit::Done)

@@ -6,11 +6,12 @@ use serde_json::json;
 
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
+use crate::base::count;
 use crate::engine::{Built, BuiltPart, JobLife};
 use crate::events::Why;
 use crate::plan::{Plan, PlannedStage};
 
-/// How many parts that run for the same reason are named.
+/// How many parts that run for the same reasons are named, and how many reasons; `kiln explain` says all.
 const NAMED: usize = 3;
 
 /// What to plan.
@@ -83,9 +84,10 @@ fn text(plan: &Plan, built: &Built) -> String {
     }
     let waiting = match waiting {
         0 => String::new(),
-        count => format!("; {count} stages wait: what they would do is not known before"),
+        1 => "; 1 stage waits: what it would do is not known before".into(),
+        many => format!("; {many} stages wait: what they would do is not known before"),
     };
-    let _ = writeln!(out, "{to_run} parts would run, {there} are in the cache{waiting}");
+    let _ = writeln!(out, "{} would run, {there} are in the cache{waiting}", count(to_run, "part"));
     out
 }
 
@@ -94,7 +96,10 @@ fn by_reason<'a>(parts: &[&'a BuiltPart]) -> Vec<(String, Vec<&'a str>)> {
     let mut groups: Vec<(String, Vec<&str>)> = vec![];
     for part in parts {
         let Some(why) = why(part) else { continue };
-        let reason = why.iter().map(Why::to_string).collect::<Vec<_>>().join("; ");
+        let mut reasons: Vec<String> = why.iter().take(NAMED).map(Why::to_string).collect();
+        let more = why.len().saturating_sub(NAMED);
+        reasons.extend((more > 0).then(|| format!("and {more} more")));
+        let reason = reasons.join("; ");
         match groups.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, names)) => names.push(&part.id.part),
             None => groups.push((reason, vec![&part.id.part])),

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::base::Problem;
+use crate::base::{Digest, Problem};
 
 /// A part of a stage: `weights/blk.0.attn_q.weight`; only the stage's name where it has a single part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ impl fmt::Display for Why {
         let change = |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
             write!(f, "{name}: {old} -> {new}")
         };
-        let given = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+        let given = |value: &Option<String>| value.as_deref().map_or("nothing".into(), short);
         match self {
             Why::FirstTime => f.write_str("for the first time"),
             Why::Kind { old, new } => change(f, "kind", old, new),
@@ -56,9 +56,14 @@ impl fmt::Display for Why {
             Why::Param { path, old, new } => change(f, path, old, new),
             Why::Input { name, old, new } => change(f, &format!("input {name}"), &given(old), &given(new)),
             Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
-            Why::OutputGone { blob } => write!(f, "gone from the cache: {blob}"),
+            Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
         }
     }
+}
+
+/// A digest as people read it; anything else as it is.
+fn short(text: &str) -> String {
+    text.parse::<Digest>().map_or_else(|_| text.into(), |digest| digest.short())
 }
 
 /// What happens in a build, in order.

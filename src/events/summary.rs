@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Event, Listener};
-use crate::base::duration;
+use crate::base::{count, duration};
 
 /// What happened so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,8 +80,7 @@ impl Listener for Summary {
 impl fmt::Display for StageTally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let took = duration(Duration::from_millis(self.took_ms));
-        let plural = if self.parts == 1 { "" } else { "s" };
-        write!(f, "{} part{plural}, ", self.parts)?;
+        write!(f, "{}, ", count(self.parts, "part"))?;
         match (self.hits, self.ran) {
             (_, 0) => write!(f, "from the cache"),
             (0, _) => write!(f, "{took}"),

@@ -7,7 +7,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::plain::outcome;
 use super::{Event, Listener, PartId, Summary};
-use crate::base::bytes;
+use crate::base::{bytes, count};
 
 /// How many running parts are shown.
 const SHOWN: usize = 16;
@@ -54,7 +54,11 @@ impl Bars {
             total(|stage| stage.failed),
         );
         let failed = if failed > 0 { format!(", {failed} failed") } else { String::new() };
-        self.counter.set_message(format!("{} of {parts} parts: {hits} from the cache, {ran} ran{failed}", hits + ran));
+        self.counter.set_message(format!(
+            "{} of {}: {hits} from the cache, {ran} ran{failed}",
+            hits + ran,
+            count(parts, "part")
+        ));
     }
 }
 
