@@ -46,7 +46,7 @@ fn sum() -> DeviceGraph {
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn graphs_and_tensors_are_listed() {
-    let libraries = std::env::var_os("KILN_QNN").map_or_else(support::tools::qnn, Into::into);
+    let libraries = support::tools::qnn();
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let ir = Context::new(&Backend::ir(&libraries).unwrap(), false).unwrap();
@@ -66,6 +66,11 @@ fn graphs_and_tensors_are_listed() {
         assert!(said.starts_with(begins) && said.ends_with(tensors), "{said}{}", text(&output.stderr));
         assert_eq!(said.contains("compiled for sm8550 (v73) by QNN v2.51.0"), chip, "{said}");
     }
+    // Those of the plans lie in the cache of who built one.
+    let cache = support::tools::cache();
+    let from_cache = inspect(folder.path(), &["model.bin", "--cache", cache.to_str().unwrap()]);
+    assert!(text(&from_cache.stdout).ends_with(tensors), "{}", text(&from_cache.stderr));
+
     let output = inspect(folder.path(), &["model.bin", "--json", "--qnn", libraries]);
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["binaries"][0]["graphs"][0]["inputs"][0]["shape"], serde_json::json!([1, 8]));

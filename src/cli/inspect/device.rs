@@ -97,17 +97,17 @@ fn spell_graph(text: &mut String, graph: &GraphInfo) {
     }
 }
 
-/// A folder with the libraries; a temporary one goes with it.
+/// A folder with the libraries; one in the cache goes with it, and is there as long as the cache is open.
 enum Folder {
     Given(PathBuf),
-    Linked(tempfile::TempDir),
+    Linked { folder: tempfile::TempDir, _cache: Disk },
 }
 
 impl Folder {
     fn path(&self) -> &Path {
         match self {
             Folder::Given(path) => path,
-            Folder::Linked(folder) => folder.path(),
+            Folder::Linked { folder, .. } => folder.path(),
         }
     }
 }
@@ -118,7 +118,7 @@ impl Libraries<'_> {
             let path = std::path::absolute(folder).context("kiln::io", || format!("find {}", folder.display()))?;
             return Ok(Folder::Given(path));
         }
-        self.cached()?.map(Folder::Linked).ok_or_else(|| {
+        self.cached()?.ok_or_else(|| {
             Problem::new("kiln::tool_missing", "libQnnSystem.so, which reads this format, is not in the cache").help(
                 format!(
                     "python3 -m pip install --no-deps --target qnn {WHEEL} && export KILN_QNN=qnn/onnxruntime_qnn\n\
@@ -129,7 +129,7 @@ impl Libraries<'_> {
     }
 
     /// The libraries that a build fetched, under their own names.
-    fn cached(&self) -> Result<Option<tempfile::TempDir>> {
+    fn cached(&self) -> Result<Option<Folder>> {
         if !self.cache.is_dir() {
             return Ok(None);
         }
@@ -147,7 +147,7 @@ impl Libraries<'_> {
             std::os::unix::fs::symlink(&path, &link)
                 .context("kiln::io", || format!("link {} to {}", link.display(), path.display()))?;
         }
-        Ok(Some(folder))
+        Ok(Some(Folder::Linked { folder, _cache: store }))
     }
 }
 
