@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
@@ -106,6 +107,23 @@ fn what_one_process_puts_another_finds() {
     assert_eq!(two.get(&key("a")).unwrap(), Some(result(digest)));
     let mode = fs::metadata(one.path(&digest).unwrap().unwrap()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o444, "blobs are read-only");
+}
+
+#[test]
+fn a_new_cache_may_be_opened_by_many_at_once() {
+    for _ in 0..100 {
+        let folder = tempfile::tempdir().unwrap();
+        let start = Barrier::new(4);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    start.wait();
+                    drop(Disk::open(folder.path()).unwrap());
+                });
+            }
+        });
+        assert_eq!(names(&folder.path().join("tmp")), [""; 0]);
+    }
 }
 
 #[test]

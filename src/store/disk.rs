@@ -39,10 +39,14 @@ impl Disk {
         }
         // The cache may be named by a relative path; vendor libraries change the working directory.
         let root = root.canonicalize().context(CODE, failed)?;
-        check_layout(&root)?;
+        let is_new = !has_layout(&root)?;
         let tmp = root.join("tmp");
         LockedFolder::sweep(&tmp, "")?;
-        Ok(Disk { own: LockedFolder::create(&tmp, "")?, root, checked: Checked::default() })
+        let own = LockedFolder::create(&tmp, "")?;
+        if is_new {
+            replace_file(own.path(), &root.join("layout"), LAYOUT.as_bytes())?;
+        }
+        Ok(Disk { own, root, checked: Checked::default() })
     }
 
     /// The cache folder, absolute.
@@ -109,16 +113,17 @@ impl Drop for Disk {
     }
 }
 
-fn check_layout(root: &Path) -> Result<()> {
+/// Whether the cache says that it has the layout that this code knows; a new one says nothing yet.
+fn has_layout(root: &Path) -> Result<bool> {
     let path = root.join("layout");
     match fs::read_to_string(&path) {
-        Ok(found) if found == LAYOUT => Ok(()),
+        Ok(found) if found == LAYOUT => Ok(true),
         Ok(found) => Err(Problem::new(
             "kiln::store::layout",
             format!("{} says {:?}, this kiln knows {:?}", path.display(), found.trim(), LAYOUT.trim()),
         )
         .help("delete the cache folder, or name another one with --cache")),
-        Err(error) if error.kind() == ErrorKind::NotFound => replace_file(&root.join("tmp"), &path, LAYOUT.as_bytes()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
     }
 }

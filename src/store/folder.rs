@@ -56,6 +56,7 @@ impl LockedFolder {
         for entry in fs::read_dir(parent).context("kiln::store::io", || format!("list {}", parent.display()))? {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
+                && entry.file_type().is_ok_and(|kind| kind.is_dir())
                 && let Some(dead) = Self::take_existing(&entry.path())?
             {
                 dead.remove()?;
