@@ -14,24 +14,47 @@ pub struct LockedFolder {
     _lock: File,
 }
 
+#[derive(Clone, Copy)]
+enum Patience {
+    None,
+    Endless,
+}
+
+fn make(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).context("kiln::store::io", || format!("make the folder {}", path.display()))
+}
+
 impl LockedFolder {
     /// Makes `path` if need be and locks it; `None` while another process has it.
     pub fn take(path: &Path) -> Result<Option<LockedFolder>> {
-        let failed = || format!("lock the folder {}", path.display());
-        fs::create_dir_all(path).context("kiln::store::io", failed)?;
-        Self::take_existing(path)
+        make(path)?;
+        Self::lock(path, Patience::None)
     }
 
-    fn take_existing(path: &Path) -> Result<Option<LockedFolder>> {
+    /// Makes `path` if need be and locks it, as soon as no other process has it.
+    pub fn wait(path: &Path) -> Result<LockedFolder> {
+        loop {
+            make(path)?;
+            if let Some(folder) = Self::lock(path, Patience::Endless)? {
+                return Ok(folder);
+            }
+        }
+    }
+
+    /// `None` if there is no such folder, or no patience to wait until another process lets go of it.
+    fn lock(path: &Path, patience: Patience) -> Result<Option<LockedFolder>> {
         let failed = || format!("lock the folder {}", path.display());
         let lock = match File::open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.context("kiln::store::io", failed)?,
         };
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error).context("kiln::store::io", failed),
+        match patience {
+            Patience::Endless => lock.lock().context("kiln::store::io", failed)?,
+            Patience::None => match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error).context("kiln::store::io", failed),
+            },
         }
         // Its last owner may have removed it between our open and our lock.
         let inode = lock.metadata().context("kiln::store::io", failed)?.ino();
@@ -45,7 +68,7 @@ impl LockedFolder {
             let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
             let path = made.context("kiln::store::io", || format!("make a folder in {}", parent.display()))?.keep();
             // A sweeper may have been faster than our lock; then the folder is gone, and we make another.
-            if let Some(folder) = Self::take_existing(&path)? {
+            if let Some(folder) = Self::lock(&path, Patience::None)? {
                 return Ok(folder);
             }
         }
@@ -57,7 +80,7 @@ impl LockedFolder {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
                 && entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && let Some(dead) = Self::take_existing(&entry.path())?
+                && let Some(dead) = Self::lock(&entry.path(), Patience::None)?
             {
                 dead.remove()?;
             }

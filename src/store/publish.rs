@@ -32,18 +32,22 @@ type Record = BTreeMap<PartName, (Digest, Stamp)>;
 pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Result<bool> {
     // A link to a folder elsewhere stays a link.
     let folder = &folder.canonicalize().unwrap_or_else(|_| folder.into());
-    let record = read_record(folder);
-    if record.as_ref().is_some_and(|record| holds(folder, record, manifest)) {
+    let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
+    if is_there() {
         return Ok(false);
     }
-    if record.is_none() && is_in_use(folder)? {
+    // One writer at a time: it may be that another kiln is just about to write the very same.
+    let parent = folder.parent().unwrap_or(Path::new("/"));
+    let _turn = LockedFolder::wait(parent)?;
+    if is_there() {
+        return Ok(false);
+    }
+    if read_record(folder).is_none() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
         return Err(Problem::new("kiln::publish::foreign", message).help(
             "move it away, or write somewhere else with --out; a folder that kiln wrote holds a file .kiln.json",
         ));
     }
-    let parent = folder.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(parent).context(CODE, || format!("make the folder {}", parent.display()))?;
     LockedFolder::sweep(parent, TEMPORARY)?;
     let fresh = LockedFolder::create(parent, TEMPORARY)?;
     let done = write(blobs, manifest, fresh.path())
