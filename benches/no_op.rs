@@ -62,7 +62,7 @@ fn look(cache: &Path) {
     for folder in fs::read_dir(cache.join("actions")).expect("results") {
         for entry in fs::read_dir(folder.expect("a folder").path()).expect("results") {
             let text = fs::read_to_string(entry.expect("a result").path()).expect("a result");
-            let (_, body) = text.split_once('\n').expect("two lines");
+            let body = text.lines().nth(1).expect("three lines");
             let result: ActionResult = serde_json::from_str(body).expect("a result");
             for part in result.outputs.values() {
                 let hex = part.content.blob().hex();

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use kiln::action::{ActionKey, Part, PartName};
+use kiln::action::{Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 
@@ -22,8 +22,7 @@ fn cache() -> tempfile::TempDir {
         };
         let action = format!(r#"{{"stage":"{stage}"}}"#);
         let outputs = blobs.iter().map(part).collect();
-        let key = ActionKey(hash_bytes(action.as_bytes()));
-        store.put(&key, &ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: peak }).unwrap();
+        store.put(&ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: peak }).unwrap();
     }
     folder
 }

@@ -22,12 +22,12 @@ fn key(name: &str) -> ActionKey {
     ActionKey(hash_bytes(name.as_bytes()))
 }
 
-/// A result with one part, that lies at the start of `blob`.
-fn result(blob: Digest) -> ActionResult {
+/// A result of the action `action` with one part, that lies at the start of `blob`.
+fn result(action: &str, blob: Digest) -> ActionResult {
     let content = Content { digest: hash_bytes(b"tensor"), window: Some(Window { blob, offset: 0 }) };
     let part = Part { content, facts: CanonJson::from(json!({"rows": 3})) };
     let outputs: Outputs = BTreeMap::from([(PartName::new("tensors/a").unwrap(), part)]);
-    ActionResult { action: "{}".into(), outputs, took_ms: 7, peak_memory_bytes: None }
+    ActionResult { action: action.into(), outputs, took_ms: 7, peak_memory_bytes: None }
 }
 
 fn blobs_are_named_by_their_bytes(store: &dyn BlobStore) {
@@ -54,11 +54,11 @@ fn a_blob_has_no_name_before_it_is_finished(store: &dyn BlobStore) {
 
 fn results_come_back(store: &dyn ActionCache) {
     assert_eq!(store.get(&key("a")).unwrap(), None);
-    let first = result(hash_bytes(b"x"));
-    store.put(&key("a"), &first).unwrap();
+    let first = result("a", hash_bytes(b"x"));
+    store.put(&first).unwrap();
     assert_eq!(store.get(&key("a")).unwrap(), Some(first));
-    let second = result(hash_bytes(b"y"));
-    store.put(&key("a"), &second).unwrap();
+    let second = result("a", hash_bytes(b"y"));
+    store.put(&second).unwrap();
     assert_eq!(store.get(&key("a")).unwrap(), Some(second));
     assert_eq!(store.get(&key("b")).unwrap(), None);
 }
@@ -67,11 +67,11 @@ fn a_hit_needs_its_blobs(actions: &dyn ActionCache, blobs: &dyn BlobStore) {
     let complete = Complete { actions, blobs };
     let blob = hash_bytes(b"the whole file");
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Nothing);
-    complete.put(&key("w"), &result(blob)).unwrap();
+    complete.put(&result("w", blob)).unwrap();
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Gone(blob));
     assert_eq!(complete.get(&key("w")).unwrap(), None);
     put(blobs, b"the whole file");
-    assert_eq!(complete.find(&key("w")).unwrap(), Found::Hit(result(blob)));
+    assert_eq!(complete.find(&key("w")).unwrap(), Found::Hit(result("w", blob)));
 }
 
 fn contract<S: BlobStore + ActionCache>(make: impl Fn() -> S) {
@@ -102,9 +102,9 @@ fn what_one_process_puts_another_finds() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (Disk::open(folder.path()).unwrap(), Disk::open(folder.path()).unwrap());
     let digest = put(&one, b"clay");
-    one.put(&key("a"), &result(digest)).unwrap();
+    one.put(&result("a", digest)).unwrap();
     assert_eq!(&*two.open(&digest).unwrap().unwrap(), b"clay");
-    assert_eq!(two.get(&key("a")).unwrap(), Some(result(digest)));
+    assert_eq!(two.get(&key("a")).unwrap(), Some(result("a", digest)));
     let mode = fs::metadata(one.path(&digest).unwrap().unwrap()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o444, "blobs are read-only");
 }
@@ -136,7 +136,7 @@ fn many_writers_of_the_same_blobs_do_not_meet() {
                 for i in 0..50u8 {
                     let digest = put(&store, &[i; 5000]);
                     assert_eq!(&*store.open(&digest).unwrap().unwrap(), [i; 5000]);
-                    store.put(&key(&i.to_string()), &result(digest)).unwrap();
+                    store.put(&result(&i.to_string(), digest)).unwrap();
                     assert!(store.get(&key(&i.to_string())).unwrap().is_some());
                 }
             });
@@ -208,7 +208,7 @@ fn any_damage_to_an_entry_makes_it_absent() {
     let store = Disk::open(folder.path()).unwrap();
     let hex = key("a").0.hex();
     let path = folder.path().join("actions").join(&hex[..2]).join(hex + ".json");
-    store.put(&key("a"), &result(hash_bytes(b"x"))).unwrap();
+    store.put(&result("a", hash_bytes(b"x"))).unwrap();
     let good = fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();

@@ -87,7 +87,8 @@ impl FromStr for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        // Not `collect_str`, which spells thousands of them piece by piece.
+        serializer.serialize_str(&self.to_string())
     }
 }
 

@@ -134,7 +134,7 @@ impl Build<'_> {
                 took_ms: begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
                 peak_memory_bytes: ran.peak_memory_bytes,
             };
-            self.actions.put(&task.key, &result)?;
+            self.actions.put(&result)?;
             Ok(result)
         });
         answer(send, Input::Ran { job, result });

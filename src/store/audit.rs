@@ -68,7 +68,7 @@ impl Disk {
         }
         let mut blobs: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
         for path in files_below(&self.root().join("actions"))? {
-            let Some(result) = fs::read(&path).ok().and_then(|text| read_entry(&text)) else { continue };
+            let Some(result) = entry(&path) else { continue };
             let stage = stage_of(&result);
             let of_stage = stats.stages.entry(stage.clone()).or_default();
             of_stage.actions += 1;
@@ -96,12 +96,17 @@ impl Disk {
         }
         for path in files_below(&self.root().join("actions"))? {
             verified.actions += 1;
-            if fs::read(&path).ok().and_then(|text| read_entry(&text)).is_none() {
+            if entry(&path).is_none() {
                 verified.faults.push(Fault { path, what: "not a result that kiln wrote".into() });
             }
         }
         Ok(verified)
     }
+}
+
+fn entry(path: &Path) -> Option<ActionResult> {
+    let name = path.file_stem()?.to_str()?;
+    read_entry(fs::read(path).ok()?).filter(|result| result.key().0.hex() == name)
 }
 
 /// The stage kind in the canonical text of an action.

@@ -45,7 +45,7 @@ impl ActionCache for Complete<'_> {
         })
     }
 
-    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()> {
-        self.actions.put(key, result)
+    fn put(&self, result: &ActionResult) -> Result<()> {
+        self.actions.put(result)
     }
 }

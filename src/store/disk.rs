@@ -203,29 +203,33 @@ impl ActionCache for Disk {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
         let path = self.action_path(key);
         match fs::read(&path) {
-            Ok(text) => Ok(read_entry(&text)),
+            Ok(text) => Ok(read_entry(text).filter(|result| result.key() == *key)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
         }
     }
 
     // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one action.
-    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()> {
-        let path = self.action_path(key);
+    fn put(&self, result: &ActionResult) -> Result<()> {
+        let path = self.action_path(&result.key());
         let body = serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
-        let text = format!("\"{}\"\n{body}\n", hash_bytes(body.as_bytes()));
+        let text = format!("{}\n{body}\n{}\n", hash_bytes(body.as_bytes()), result.action);
         replace_file(self.own.path(), &path, text.as_bytes())
     }
 }
 
-/// An entry is two lines of JSON: the digest of the second, and the result. Anything else is no entry.
-pub(super) fn read_entry(text: &[u8]) -> Option<ActionResult> {
-    let (check, body) = std::str::from_utf8(text).ok()?.strip_suffix('\n')?.split_once('\n')?;
-    let digest: Digest = serde_json::from_str(check).ok()?;
-    if digest != hash_bytes(body.as_bytes()) {
+/// An entry is three lines: the digest of the second, the result as JSON, and the action, by whose hash it is named.
+/// Anything else is no entry.
+pub(super) fn read_entry(text: Vec<u8>) -> Option<ActionResult> {
+    let text = String::from_utf8(text).ok()?;
+    let (check, rest) = text.split_once('\n')?;
+    let (body, action) = rest.split_once('\n')?;
+    let action = action.strip_suffix('\n')?;
+    if check.parse::<Digest>().ok()? != hash_bytes(body.as_bytes()) {
         return None;
     }
-    serde_json::from_str(body).ok()
+    let result: ActionResult = serde_json::from_str(body).ok()?;
+    Some(ActionResult { action: action.into(), ..result })
 }
 
 /// A blob being written.

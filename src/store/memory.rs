@@ -66,8 +66,8 @@ impl ActionCache for Memory {
         Ok(self.lock().actions.get(key).cloned())
     }
 
-    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()> {
-        self.lock().actions.insert(*key, result.clone());
+    fn put(&self, result: &ActionResult) -> Result<()> {
+        self.lock().actions.insert(result.key(), result.clone());
         Ok(())
     }
 }

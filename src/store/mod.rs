@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{ActionKey, Blob, BlobSink, Outputs};
-use crate::base::{Digest, Result};
+use crate::base::{Digest, Result, hash_bytes};
 
 pub use audit::{Fault, StageStats, Stats, Verified};
 pub use complete::{Complete, Found};
@@ -45,14 +45,16 @@ pub trait ActionCache: Send + Sync {
     /// The result of an action, if it ever succeeded.
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>>;
 
-    /// Remembers a success. Failures are never put.
-    fn put(&self, key: &ActionKey, result: &ActionResult) -> Result<()>;
+    /// Remembers a success, by the key of its action. Failures are never put.
+    fn put(&self, result: &ActionResult) -> Result<()>;
 }
 
 /// A success, and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionResult {
-    /// The canonical text of the action: the audit trail, and what `explain` compares.
+    /// The canonical text of the action: the audit trail, and what `explain` compares. Not spelled with the rest: the
+    /// disk has it beside it as it is.
+    #[serde(skip)]
     pub action: String,
     /// What it gave.
     pub outputs: Outputs,
@@ -61,4 +63,11 @@ pub struct ActionResult {
     /// Measured peak of resident memory, in bytes, where it ran in a process of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+}
+
+impl ActionResult {
+    /// The key of its action.
+    pub fn key(&self) -> ActionKey {
+        ActionKey(hash_bytes(self.action.as_bytes()))
+    }
 }

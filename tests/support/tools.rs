@@ -77,7 +77,7 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
                 took_ms: 0,
                 peak_memory_bytes: None,
             };
-            store.put(&action.key(), &result).unwrap();
+            store.put(&result).unwrap();
             outputs
         }
     };
