@@ -51,7 +51,7 @@ impl Hasher {
 /// The digest of `bytes`; large slices use all threads of the rayon pool.
 pub fn hash_bytes(bytes: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new();
-    if bytes.len() < 1 << 17 {
+    if bytes.len() < 1 << 20 {
         hasher.update(bytes);
     } else {
         hasher.update_rayon(bytes);
