@@ -46,7 +46,8 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let begun = Instant::now();
     let bench = Workbench::lay(&args.plan, &args.stages, common)?;
-    let memory_bytes = args.memory.unwrap_or_else(|| budget_bytes(memory_bytes()));
+    // Where nothing is known, nothing is limited.
+    let memory_bytes = args.memory.unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
     let limits = Limits { jobs: jobs(args.jobs), memory_bytes };
     // Fails only where a pool exists already; then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();

@@ -69,7 +69,7 @@ struct Machine {
     python: Option<String>,
     pip: Option<String>,
     cores: usize,
-    memory_bytes: u64,
+    memory_bytes: Option<u64>,
     disk_bytes: Option<u64>,
     cache: String,
     cache_error: Option<String>,
@@ -138,6 +138,7 @@ fn examine(machine: &Machine) -> Vec<Finding> {
         None => format!("{}, writable", machine.cache),
         Some(error) => format!("{}: {error}", machine.cache),
     };
+    let memory = |all| format!("{}, of which a build may use {}", bytes(all), bytes(budget_bytes(all)));
     let disk_is_enough = machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES);
     vec![
         Finding::new("system", machine.system.clone()).must(
@@ -152,14 +153,7 @@ fn examine(machine: &Machine) -> Vec<Finding> {
             .must(machine.cache_error.is_none(), "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR"),
         Finding::new("free disk", machine.disk_bytes.map_or("not known".into(), bytes))
             .must(disk_is_enough, "make room, or put the cache elsewhere: --cache DIR"),
-        Finding::new(
-            "memory",
-            format!(
-                "{}, of which a build may use {}",
-                bytes(machine.memory_bytes),
-                bytes(budget_bytes(machine.memory_bytes))
-            ),
-        ),
+        Finding::new("memory", machine.memory_bytes.map_or("not known".into(), memory)),
         Finding::new("cores", machine.cores.to_string()),
     ]
 }
@@ -190,7 +184,7 @@ mod tests {
             python: Some("Python 3.11.2".into()),
             pip: Some("pip 23.0.1".into()),
             cores: 2,
-            memory_bytes: 8_000_000_000,
+            memory_bytes: Some(8_000_000_000),
             disk_bytes: Some(DISK_BYTES),
             cache: "cache".into(),
             cache_error: None,

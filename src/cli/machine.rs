@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-/// The machine's memory, or the control group's if that is less; all that can be named where neither is known.
-pub(super) fn memory_bytes() -> u64 {
+/// The machine's memory, or the control group's if that is less; `None` where neither is known.
+pub(super) fn memory_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_bytes(&text));
     let group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| group_limit_bytes(&text));
-    machine.into_iter().chain(group).min().unwrap_or(u64::MAX)
+    machine.into_iter().chain(group).min()
 }
 
 /// What a build may use of `memory_bytes` unless told otherwise: 80 %. The rest is for kiln itself, the page cache and

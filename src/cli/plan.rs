@@ -74,12 +74,12 @@ fn text(plan: &Plan, built: &Built) -> String {
         };
         // Invariant: writing to a String cannot fail.
         let _ = writeln!(out, "{:width$}  {says}", stage.id.0);
-        for (reason, names) in by_reason(&parts) {
+        for (reasons, names) in by_reasons(&parts) {
             let more = names.len().saturating_sub(NAMED);
             let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let colon = if shown.is_empty() { "" } else { ": " };
-            let _ = writeln!(out, "{:width$}    {shown}{more}{colon}{reason}", "");
+            let _ = writeln!(out, "{:width$}    {shown}{more}{colon}{}", "", in_short(reasons));
         }
     }
     let waiting = match waiting {
@@ -91,21 +91,25 @@ fn text(plan: &Plan, built: &Built) -> String {
     out
 }
 
-/// The parts that would run, by reason, in the order of their first parts.
-fn by_reason<'a>(parts: &[&'a BuiltPart]) -> Vec<(String, Vec<&'a str>)> {
-    let mut groups: Vec<(String, Vec<&str>)> = vec![];
+/// The parts that would run, by all their reasons, in the order of their first parts.
+fn by_reasons<'a>(parts: &[&'a BuiltPart]) -> Vec<(&'a [Why], Vec<&'a str>)> {
+    let mut groups: Vec<(&[Why], Vec<&str>)> = vec![];
     for part in parts {
         let Some(why) = why(part) else { continue };
-        let mut reasons: Vec<String> = why.iter().take(NAMED).map(Why::to_string).collect();
-        let more = why.len().saturating_sub(NAMED);
-        reasons.extend((more > 0).then(|| format!("and {more} more")));
-        let reason = reasons.join("; ");
-        match groups.iter_mut().find(|(known, _)| *known == reason) {
+        match groups.iter_mut().find(|(known, _)| *known == why) {
             Some((_, names)) => names.push(&part.id.part),
-            None => groups.push((reason, vec![&part.id.part])),
+            None => groups.push((why, vec![&part.id.part])),
         }
     }
     groups
+}
+
+/// The first few reasons.
+fn in_short(reasons: &[Why]) -> String {
+    let mut shown: Vec<String> = reasons.iter().take(NAMED).map(Why::to_string).collect();
+    let more = reasons.len().saturating_sub(NAMED);
+    shown.extend((more > 0).then(|| format!("and {more} more")));
+    shown.join("; ")
 }
 
 /// A line a part, and a line a stage whose parts are not known yet.

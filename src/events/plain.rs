@@ -1,4 +1,4 @@
-//! For logs: a line when a stage begins to work, and one when it ends.
+//! For logs: a line when a stage begins to work, one for each part that takes long, and one when it ends.
 
 use std::io::Write;
 use std::time::Duration;

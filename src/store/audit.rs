@@ -105,8 +105,7 @@ impl Disk {
 }
 
 fn entry(path: &Path) -> Option<ActionResult> {
-    let name = path.file_stem()?.to_str()?;
-    read_entry(fs::read(path).ok()?).filter(|result| result.key().0.hex() == name)
+    read_entry(fs::read(path).ok()?, path.file_stem()?.to_str()?)
 }
 
 /// The stage kind in the canonical text of an action.

@@ -203,7 +203,7 @@ impl ActionCache for Disk {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
         let path = self.action_path(key);
         match fs::read(&path) {
-            Ok(text) => Ok(read_entry(text).filter(|result| result.key() == *key)),
+            Ok(text) => Ok(read_entry(text, &key.0.hex())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
         }
@@ -218,9 +218,9 @@ impl ActionCache for Disk {
     }
 }
 
-/// An entry is three lines: the digest of the second, the result as JSON, and the action, by whose hash it is named.
-/// Anything else is no entry.
-pub(super) fn read_entry(text: Vec<u8>) -> Option<ActionResult> {
+/// An entry is three lines: the digest of the second, the result as JSON, and the action, whose hash is the `name` that
+/// the entry stands under. Anything else is no entry.
+pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
     let text = String::from_utf8(text).ok()?;
     let (check, rest) = text.split_once('\n')?;
     let (body, action) = rest.split_once('\n')?;
@@ -229,7 +229,7 @@ pub(super) fn read_entry(text: Vec<u8>) -> Option<ActionResult> {
         return None;
     }
     let result: ActionResult = serde_json::from_str(body).ok()?;
-    Some(ActionResult { action: action.into(), ..result })
+    Some(ActionResult { action: action.into(), ..result }).filter(|result| result.key().0.hex() == name)
 }
 
 /// A blob being written.
