@@ -83,6 +83,15 @@ fn a_wrong_call_leaves_with_two() {
 }
 
 #[test]
+fn the_doctor_needs_no_plan() {
+    let (folder, _) = with_plan("[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:a.gguf'\n");
+    let (_, without, err) = kiln(folder.path(), &["doctor"]);
+    assert!(without.contains("python3") && !without.contains("clay"), "{without}{err}");
+    let (_, with, err) = kiln(folder.path(), &["doctor", "plan.toml"]);
+    assert!(with.contains("clay") && with.contains("to be fetched"), "{with}{err}");
+}
+
+#[test]
 fn a_plan_is_drawn_three_ways() {
     let text = "[plan]\nname = 'small'\n[stage.model]\nkind = 'inspect'\ngguf = 'source'\n\
                 [stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n";

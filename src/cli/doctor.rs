@@ -16,6 +16,7 @@ use crate::store::{Complete, Disk, Found};
 
 /// Which plan's files to look for.
 #[derive(clap::Args)]
+#[command(mut_arg("path", |path| path.required(false)))]
 pub struct Args {
     #[command(flatten)]
     plan: Option<PlanArgs>,
