@@ -7,7 +7,7 @@ use kiln::cli::Call;
 
 fn main() -> ExitCode {
     let call = Call::parse();
-    match call.run() {
+    match call.run(&kiln::stages::all()) {
         Ok(exit) => exit.into(),
         Err(failed) => call.common.report(&failed).into(),
     }

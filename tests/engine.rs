@@ -2,17 +2,19 @@
 
 mod support;
 
-use kiln::engine::{Limits, Task};
+use kiln::base::hash_bytes;
+use kiln::engine::{Limits, Task, Times, Took};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use proptest::prelude::*;
 use support::fake;
 use support::simulation::{Simulation, Trace, expected, told};
 
-const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100 };
+const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100, keep_going: false };
 
 fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trace {
-    Simulation { plan, limits, cached, cancel_after: None }.run(|_| 0)
+    let remembered = &|_: &str| false;
+    Simulation { plan, limits, cached, remembered, times: Times::default(), cancel_after: None }.run(|_| 0)
 }
 
 /// Builds `text`, answering in the order of the questions, and compares what is told.
@@ -81,9 +83,9 @@ fn a_later_twin_of_a_finished_part_is_a_hit() {
          b has 0
          b sealed
          a/0 starts
-         c has 1
          a/0 done
          a sealed
+         c has 1
          c/0 hit
          c sealed
          1 hits, 1 ran, 0 failed",
@@ -149,7 +151,7 @@ fn a_part_above_the_budget_is_refused() {
 #[test]
 fn two_orders_of_one_name_are_a_problem() {
     let plan = fake::plan("a:");
-    let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS);
+    let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS, &Times::default());
     scheduler.step(kiln::engine::Input::Begin);
     let task = fake::tasks(&plan.stages[0], &Default::default()).unwrap().remove(0);
     let tasks = Ok(vec![task.clone(), task]);
@@ -202,6 +204,70 @@ fn random_plan() -> impl Strategy<Value = String> {
     })
 }
 
+#[test]
+fn what_an_earlier_build_left_complete_is_not_looked_for() {
+    let plan = fake::plan(
+        "clay: parts=2
+         pot: from=clay parts=3",
+    );
+    let remembered = &|stage: &str| stage == "clay";
+    let cached = &|_: &Task| false;
+    let simulation =
+        Simulation { plan: &plan, limits: LIMITS, cached, remembered, times: Times::default(), cancel_after: None };
+    let trace = simulation.run(|_| 0);
+    assert!(told(&trace.events).starts_with("clay as it was, 2\npot has 3\n"), "{}", told(&trace.events));
+    assert_eq!(trace.sealed, expected(&plan));
+}
+
+#[test]
+fn the_longest_road_is_begun_first() {
+    let text = "short:
+         long:
+         after: from=long
+         end: from=after,short";
+    let plan = fake::plan(text);
+    let took = |ms| Took { longest_ms: ms, total_ms: ms };
+    let times = Times([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
+    let limits = Limits { jobs: 1, ..LIMITS };
+    let simulation =
+        Simulation { plan: &plan, limits, cached: &|_| false, remembered: &|_| false, times, cancel_after: None };
+    // Both stages are looked for before the shorter road could be let in.
+    let mut turn = 0;
+    let trace = simulation.run(|count| {
+        turn += 1;
+        if turn <= 4 { 0 } else { count - 1 }
+    });
+    let begun: Vec<String> = trace
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Started { part, .. } => Some(part.stage.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(begun, ["long", "after", "short", "end"], "{}", told(&trace.events));
+}
+
+#[test]
+fn what_failed_is_tried_again_as_often_as_the_plan_says() {
+    let trace = simulate(&fake::plan("clay: fail=0 retries=2"), LIMITS, &|_| false);
+    assert_eq!(trace.retried, [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]);
+    assert!(told(&trace.events).ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n"));
+}
+
+#[test]
+fn to_keep_going_is_to_build_all_that_does_not_need_what_failed() {
+    let plan = fake::plan(
+        "bad: fail=0 parts=3
+         other: parts=2
+         pot: from=other
+         shelf: from=bad,pot",
+    );
+    let trace = simulate(&plan, Limits { keep_going: true, ..LIMITS }, &|_| false);
+    assert_eq!(trace.sealed, expected(&plan));
+    assert!(told(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"), "{}", told(&trace.events));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
@@ -215,10 +281,22 @@ proptest! {
         cached in any::<u8>(),
         order in prop::collection::vec(any::<prop::sample::Index>(), 1..64),
         cancel_after in prop::option::weighted(0.3, 0..40usize),
+        keep_going in any::<bool>(),
+        remembers in any::<u8>(),
+        took in prop::collection::vec(0..100u64, 8),
     ) {
         let plan = fake::plan(&text);
         let is_cached = |task: &Task| task.key.0.hash[0] < cached && task.action.params["fail"] != true;
-        let simulation = Simulation { plan: &plan, limits: Limits { jobs, memory_bytes }, cached: &is_cached, cancel_after };
+        let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
+        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Took { longest_ms: ms, total_ms: ms }));
+        let simulation = Simulation {
+            plan: &plan,
+            limits: Limits { jobs, memory_bytes, keep_going },
+            cached: &is_cached,
+            remembered: &remembered,
+            times: Times(times.collect()),
+            cancel_after,
+        };
         let mut turn = 0;
         let trace = simulation.run(|count| {
             turn += 1;
@@ -236,6 +314,9 @@ proptest! {
             let parts: usize = trace.sealed.values().map(|manifest| manifest.parts.len()).sum();
             prop_assert_eq!(hits + ran, parts);
             prop_assert_eq!(*ran, trace.runs.len());
+        }
+        if keep_going && !cancelled {
+            prop_assert_eq!(trace.sealed.len(), expected.len(), "all that can be built is");
         }
         if expected.len() < plan.stages.len() {
             prop_assert!(*failed > 0 || *cancelled);

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kiln::action::{Action, Demand, Registry};
-use kiln::base::{Problem, Result};
+use kiln::base::{Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record, select};
-use kiln::events::{Event, Listener, Why};
+use kiln::events::{Event, Listener, PartId, Why};
 use kiln::execute::{Executor, Ran, Watch};
-use kiln::plan::Keep;
+use kiln::plan::{Keep, StageId};
 use kiln::store::{ActionCache, BlobStore, Memory};
 use support::fake;
 use support::simulation::{expected, told};
@@ -21,6 +21,7 @@ struct Yard {
     record: Record,
     stages: Registry,
     jobs: u32,
+    remembers: bool,
     cancel: AtomicBool,
 }
 
@@ -29,6 +30,9 @@ struct Wheel<'a>(&'a Memory);
 impl Executor for Wheel<'_> {
     fn run(&self, action: &Action, _: &Demand, watch: &dyn Watch) -> Result<Ran> {
         watch.progress(1, 2, "turns");
+        if let (Some(file), Some(_)) = (action.params["file"].as_str(), action.params.get("write")) {
+            std::fs::write(file, "grey, written by the part").unwrap();
+        }
         while action.params.get("slow").is_some() && !watch.cancelled() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -61,7 +65,8 @@ impl Listener for Ear<'_> {
 impl Yard {
     fn new() -> Yard {
         let record = Record::default();
-        Yard { store: Memory::default(), record, stages: fake::registry(), jobs: 2, cancel: AtomicBool::new(false) }
+        let (store, stages, cancel) = (Memory::default(), fake::registry(), AtomicBool::new(false));
+        Yard { store, record, stages, jobs: 2, remembers: false, cancel }
     }
 
     fn build(&mut self, text: &str) -> (Built, Vec<Event>) {
@@ -77,9 +82,11 @@ impl Yard {
             stages: &self.stages,
             blobs,
             actions: &self.store,
+            memory: self.remembers.then(|| kiln::engine::Memory { notes: &self.store, program: hash_bytes(b"this") }),
+            notes: &self.store,
             executor: &Wheel(&self.store),
             last: &self.record,
-            limits: Limits { jobs: self.jobs, memory_bytes: 1 << 20 },
+            limits: Limits { jobs: self.jobs, memory_bytes: 1 << 20, keep_going: false },
             cancel: &self.cancel,
         };
         let mut ear = Ear { heard: vec![], cancel: &self.cancel };
@@ -119,8 +126,8 @@ fn the_second_build_runs_nothing_and_gives_the_same() {
     assert_eq!(end(&events), "0 hits, 7 ran, 0 failed\n");
     let (second, events) = yard.build(POTS);
     assert_eq!(end(&events), "7 hits, 0 ran, 0 failed\n");
-    assert_eq!(first.manifests, second.manifests);
-    assert_eq!(first.manifests.len(), expected(&fake::plan(POTS)).len());
+    assert_eq!(first.sealed, second.sealed);
+    assert_eq!(first.sealed.len(), expected(&fake::plan(POTS)).len());
 }
 
 #[test]
@@ -168,7 +175,7 @@ fn an_interruption_ends_what_runs_and_keeps_what_is_done() {
     let (built, events) = yard.build("clay:\n slow: from=clay slow=1\n pot: from=slow");
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(end(&events), "0 hits, 1 ran, 0 failed, cancelled\n");
-    assert_eq!(built.manifests.len(), 1);
+    assert_eq!(built.sealed.len(), 1);
     let (_, events) = yard.build("clay:");
     assert_eq!(end(&events), "1 hits, 0 ran, 0 failed\n");
 }
@@ -196,13 +203,63 @@ fn a_dry_run_tells_and_keeps_nothing() {
 #[test]
 fn a_record_survives_its_file() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(Record::read(folder.path(), "test").unwrap(), Record::default());
+    let open = || Record::open(folder.path(), "test").unwrap();
+    let part = PartId { stage: "pot".into(), part: "1".into() };
+    assert_eq!(open().key(&part), None);
     let mut yard = Yard::new();
-    yard.build(POTS);
-    yard.record.write(folder.path(), "test").unwrap();
-    assert_eq!(Record::read(folder.path(), "test").unwrap(), yard.record);
+    yard.record = open();
+    let (built, _) = yard.build(POTS);
+    yard.record.write().unwrap();
+    let mut record = open();
+    assert!(!record.merge(&built), "no news");
+    assert_eq!(record.key(&part), Some(built.sealed[&StageId("pot".into())].parts[1].1));
+    assert_eq!(record.times().0.len(), 4);
     std::fs::write(folder.path().join("last/test.json"), "{").unwrap();
-    assert_eq!(Record::read(folder.path(), "test").unwrap(), Record::default());
+    assert_eq!(open().key(&part), None);
+    assert!(open().merge(&built));
+}
+
+#[test]
+fn what_was_complete_is_recalled_until_anything_differs() {
+    let mut yard = Yard::new();
+    yard.remembers = true;
+    yard.build(POTS);
+    let (_, events) = yard.build(POTS);
+    let unchanged = events.iter().filter(|event| matches!(event, Event::Unchanged { .. })).count();
+    assert_eq!((unchanged, end(&events).as_str()), (4, "7 hits, 0 ran, 0 failed\n"));
+    let (_, events) = yard.build(&POTS.replace("blue", "green"));
+    let unchanged: Vec<&Event> = events.iter().filter(|event| matches!(event, Event::Unchanged { .. })).collect();
+    assert_eq!(unchanged, [&Event::Unchanged { stage: "clay".into(), parts: 3 }]);
+    assert_eq!(started(&events).len(), 4);
+    // A blob that is gone is missed, and what made it is expanded.
+    let (_, events) = yard.build_with("clay:", &Memory::default());
+    assert_eq!(end(&events), "0 hits, 1 ran, 0 failed\n");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clay.txt");
+    let plan = format!("clay: file={} write=1", path.display());
+    let mut yard = Yard::new();
+    yard.remembers = true;
+    std::fs::write(&path, "grey").unwrap();
+    let (built, events) = yard.build(&plan);
+    assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
+    assert!(
+        events.iter().any(|e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed"))
+    );
+    assert!(yard.store.get(&built.parts[0].task.key).unwrap().is_none());
+    // Written again with the same bytes, it is the same.
+    let (_, events) = yard.build(&plan);
+    assert_eq!(end(&events), "0 hits, 1 ran, 0 failed\n");
+    std::fs::write(&path, "grey, written by the part").unwrap();
+    let (_, events) = yard.build(&plan);
+    assert_eq!(end(&events), "1 hits, 0 ran, 0 failed\n");
+    std::fs::write(&path, "red").unwrap();
+    let (_, events) = yard.build(&plan.replace("write=1", ""));
+    let started = started(&events);
+    assert!(started[0].starts_with("clay/0: digest: \"b3:"), "{started:?}");
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl Bench {
 
     fn inputs(&self, slots: Slots) -> Inputs {
         let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]);
-        Inputs { slots: slots.iter().map(slot).collect(), tools: [("qnn".to_string(), self.tool.clone())].into() }
+        let tools = [("qnn".to_string(), self.tool.clone())].into();
+        Inputs { slots: slots.iter().map(slot).collect(), tools, ..Inputs::default() }
     }
 
     fn run(&self, kind: &str, params: Value, slots: Slots) -> Result<Manifest> {

@@ -1,9 +1,10 @@
 //! The manifests a stage sees when it expands.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::{Manifest, Part, ToolFile};
-use crate::base::{Problem, Result};
+use crate::base::{Digest, Problem, Result};
 
 /// The manifests of a stage's inputs by slot, and of its tools by name. Each slot holds the
 /// stages that feed it, in the order in which the plan names them.
@@ -13,6 +14,8 @@ pub struct Inputs {
     pub slots: BTreeMap<String, Vec<(String, Manifest)>>,
     /// Tool -> its files.
     pub tools: BTreeMap<String, Manifest>,
+    /// The files of this machine that the stage said it reads.
+    pub files: BTreeMap<PathBuf, Digest>,
 }
 
 impl Inputs {
@@ -30,6 +33,12 @@ impl Inputs {
     /// All stages in a slot that takes many.
     pub fn many(&self, slot: &str) -> &[(String, Manifest)] {
         self.slots.get(slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// The digest of a file of this machine.
+    pub fn file(&self, path: &Path) -> Result<Digest> {
+        let digest = self.files.get(path).copied();
+        digest.ok_or_else(|| Problem::new("kiln::input_missing", format!("{} was not looked at", path.display())))
     }
 
     /// The files `names` of tool `tool`, found by file name wherever they lie in it.

@@ -1,6 +1,7 @@
 //! What a stage is to the engine: a specification, a check, a pure expansion and a run.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -131,6 +132,12 @@ pub trait Stage: Send + Sync {
     /// All that is wrong with `params` (the stage's table without `kind`, `keep` and input slots), and
     /// the names of the tools that a stage with these parameters and these filled slots needs.
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
+
+    /// The files and folders of this machine that a stage with these parameters reads as they are. The engine gives their
+    /// digests to `expand`, and sees to it that they do not change while its parts run.
+    fn files(&self, _params: &Value) -> Result<Vec<PathBuf>> {
+        Ok(vec![])
+    }
 
     /// The work orders, once every input is sealed. Pure: reads facts, never bytes.
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>>;

@@ -1,6 +1,7 @@
 //! The way authors write a stage: with serde types for its parameters and orders.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,11 @@ pub trait TypedStage: Send + Sync + 'static {
 
     /// The tools that a stage with these parameters and slots loads.
     fn tools(_params: &Self::Params, _slots: &[&str]) -> Vec<&'static str> {
+        vec![]
+    }
+
+    /// See [`Stage::files`].
+    fn files(_params: &Self::Params) -> Vec<PathBuf> {
         vec![]
     }
 
@@ -109,6 +115,10 @@ impl<S: TypedStage> Stage for Erased<S> {
         } else {
             Err(problems)
         }
+    }
+
+    fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
+        Ok(S::files(&read(S::SPEC.kind, params)?))
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

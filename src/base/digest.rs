@@ -42,6 +42,12 @@ impl Hasher {
         self.size_bytes += bytes.len() as u64;
     }
 
+    /// Adds the next bytes, on all threads of the rayon pool.
+    pub fn update_with_all_threads(&mut self, bytes: &[u8]) {
+        self.inner.update_rayon(bytes);
+        self.size_bytes += bytes.len() as u64;
+    }
+
     /// The digest of everything added.
     pub fn finish(&self) -> Digest {
         Digest { hash: *self.inner.finalize().as_bytes(), size_bytes: self.size_bytes }

@@ -16,7 +16,7 @@ use super::receipt::{self, Artifact, Receipt};
 use super::screen::Screen;
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::action::Manifest;
+use crate::action::{Manifest, Registry};
 use crate::base::{Context, Result, bytes, count, duration};
 use crate::engine::{Built, Limits};
 use crate::events::Summary;
@@ -40,15 +40,18 @@ pub struct Args {
     /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    /// After a failure, go on with all that does not need what failed
+    #[arg(long)]
+    keep_going: bool,
 }
 
 /// Builds, writes out what is kept, and says so in a table.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let begun = Instant::now();
-    let bench = Workbench::lay(&args.plan, &args.stages, common)?;
+    let mut bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
     // Where nothing is known, nothing is limited.
     let memory_bytes = args.memory.unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
-    let limits = Limits { jobs: jobs(args.jobs), memory_bytes };
+    let limits = Limits { jobs: jobs(args.jobs), memory_bytes, keep_going: args.keep_going };
     // Fails only where a pool exists already; then that one serves.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
     let cancel = interruption()?;
@@ -75,7 +78,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     common.print(&if common.json {
         format!("{}\n", json!({"out": out, "artifacts": receipt::artifacts(&kept)}))
     } else if ran == 0 && !wrote {
-        format!("nothing to do: {}, {}\n", count(built.parts.len(), "part"), duration(begun.elapsed()))
+        format!("nothing to do: {}, {}\n", count(summary.total(|stage| stage.parts), "part"), duration(begun.elapsed()))
     } else {
         let total = summary.total(|stage| stage.hits);
         let end = format!("{} ran, {total} from the cache, in {}", count(ran, "part"), duration(begun.elapsed()));
@@ -104,7 +107,7 @@ fn interruption() -> Result<Arc<AtomicBool>> {
 /// The manifests of the stages that are kept, cut down to the parts that are.
 fn kept(plan: &Plan, built: &Built) -> Vec<(String, Manifest)> {
     let stages = plan.stages.iter().filter_map(|stage| {
-        let parts = &built.manifests.get(&stage.id)?.parts;
+        let parts = &built.sealed.get(&stage.id)?.manifest.parts;
         let kept = parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
         let parts = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
         Some((stage.id.to_string(), Manifest { parts }))

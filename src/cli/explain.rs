@@ -7,6 +7,7 @@ use serde_json::json;
 use super::plan::{waits_for, why};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
+use crate::action::Registry;
 use crate::base::Problem;
 use crate::engine::{Built, BuiltPart};
 use crate::plan::{Plan, PlannedStage};
@@ -21,8 +22,8 @@ pub struct Args {
 }
 
 /// Explains a part, the parts of a stage, or all that would run.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let bench = Workbench::lay(&args.plan, &[], common)?;
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+    let bench = Workbench::lay(&args.plan, &[], common, stages)?;
     let built = bench.dry_run()?;
     let parts: Vec<&BuiltPart> = match &args.part {
         None => built.parts.iter().filter(|part| why(part).is_some()).collect(),

@@ -21,6 +21,8 @@ use clap::{Parser, Subcommand};
 pub use common::{Common, Failed, PlanArgs};
 pub use exit::Exit;
 
+use crate::action::Registry;
+
 /// Fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
 #[derive(Parser)]
 #[command(name = "kiln", version, after_help = exit::HELP)]
@@ -56,19 +58,19 @@ enum Command {
 }
 
 impl Call {
-    /// Does what the call asks.
-    pub fn run(&self) -> Result<Exit, Failed> {
+    /// Does what the call asks, with the stage kinds that there are.
+    pub fn run(&self, stages: &Registry) -> Result<Exit, Failed> {
         let common = &self.common;
         match &self.command {
-            Command::Build(args) => build::run(args, common),
-            Command::Check(args) => check::run(args, common),
-            Command::Plan(args) => plan::run(args, common),
-            Command::Explain(args) => explain::run(args, common),
-            Command::Show(args) => show::run(args, common),
+            Command::Build(args) => build::run(args, common, stages),
+            Command::Check(args) => check::run(args, common, stages),
+            Command::Plan(args) => plan::run(args, common, stages),
+            Command::Explain(args) => explain::run(args, common, stages),
+            Command::Show(args) => show::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Cache(args) => cache::run(args, common),
-            Command::Work(args) => work::run(args, common),
+            Command::Work(args) => work::run(args, common, stages),
         }
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
+use crate::action::Registry;
 use crate::base::count;
 use crate::engine::{Built, BuiltPart, JobLife};
 use crate::events::Why;
@@ -25,8 +26,8 @@ pub struct Args {
 }
 
 /// Looks into the cache and runs nothing.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let bench = Workbench::lay(&args.plan, &args.stages, common)?;
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+    let bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
     let built = bench.dry_run()?;
     common.print(&if common.json { json_lines(&bench.plan, &built) } else { text(&bench.plan, &built) });
     Ok(Exit::Done)
@@ -42,11 +43,8 @@ pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
 
 /// The stages whose artifacts a build would have to make first, before anybody can tell what `stage` would do.
 pub(super) fn waits_for<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
-    let mut givers: Vec<&str> = stage
-        .dependencies()
-        .filter(|giver| !built.manifests.contains_key(giver))
-        .map(|giver| giver.0.as_str())
-        .collect();
+    let mut givers: Vec<&str> =
+        stage.dependencies().filter(|giver| !built.sealed.contains_key(giver)).map(|giver| giver.0.as_str()).collect();
     givers.sort();
     givers.dedup();
     givers

@@ -40,11 +40,11 @@ impl<'a> Receipt<'a> {
             stages.entry(&stage.id.0).or_default().kind = &stage.kind;
         }
         let mut tools: BTreeMap<&str, BTreeMap<&str, Digest>> = BTreeMap::new();
-        for part in &built.parts {
-            stages.entry(&part.id.stage).or_default().actions.insert(&part.id.part, part.task.key);
-            for (tool, files) in &part.task.action.tools {
-                let digests = files.iter().map(|(file, content)| (file.as_str(), content.digest));
-                tools.entry(tool).or_default().extend(digests);
+        for (stage, sealed) in &built.sealed {
+            let actions = sealed.parts.iter().map(|(part, key)| (part.as_str(), *key));
+            stages.entry(&stage.0).or_default().actions.extend(actions);
+            for (tool, files) in &sealed.tools {
+                tools.entry(tool).or_default().extend(files.iter().map(|(file, digest)| (file.as_str(), *digest)));
             }
         }
         for (stage, manifest) in kept {

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use clap::ValueEnum;
 
 use super::{Common, Exit, Failed, PlanArgs};
+use crate::action::Registry;
 use crate::plan::{Keep, Plan, PlannedStage};
-use crate::stages;
 
 /// Which plan, and how.
 #[derive(clap::Args)]
@@ -26,8 +26,8 @@ enum Format {
 }
 
 /// Draws the plan.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    let plan = args.plan.load(&stages::all())?;
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+    let plan = args.plan.load(stages)?;
     common.print(&match args.format {
         Format::Text => text(&plan),
         Format::Dot => dot(&plan),

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::{Common, Exit, Failed};
-use crate::{execute, stages};
+use crate::action::Registry;
+use crate::execute;
 
 /// What to work.
 #[derive(clap::Args)]
@@ -20,10 +21,10 @@ pub struct Args {
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if let Some(parent) = args.parent {
         execute::leash(parent)?;
     }
-    execute::work(&common.cache, &stages::all(), &args.action, &args.result)?;
+    execute::work(&common.cache, stages, &args.action, &args.result)?;
     Ok(Exit::Done)
 }

@@ -1,44 +1,61 @@
 //! What `build`, `plan` and `explain` need alike: the plan, the stages, the cache and the record.
 
-use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::engine::{Build, Built, Limits, Record, select};
+use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
+use crate::engine::{Build, Built, Limits, Memory, Record, select};
 use crate::events::{Event, Listener};
 use crate::execute::Local;
 use crate::plan::Plan;
-use crate::stages;
-use crate::store::Disk;
+use crate::store::{Disk, Stamp};
 
 /// Everything laid out for a build.
-pub(super) struct Workbench {
+pub(super) struct Workbench<'a> {
     pub(super) plan: Plan,
     pub(super) store: Disk,
-    stages: Registry,
+    stages: &'a Registry,
     last: Record,
+    program: Digest,
 }
 
-impl Workbench {
+impl<'a> Workbench<'a> {
     /// Reads the plan, or the `wanted` part of it, and opens the cache.
-    pub(super) fn lay(args: &PlanArgs, wanted: &[String], common: &Common) -> Result<Workbench, Failed> {
-        let stages = stages::all();
-        let plan = select(args.load(&stages)?, wanted)?;
+    pub(super) fn lay(
+        args: &PlanArgs,
+        wanted: &[String],
+        common: &Common,
+        stages: &'a Registry,
+    ) -> Result<Workbench<'a>, Failed> {
+        let plan = select(args.load(stages)?, wanted)?;
         let store = Disk::open(&common.cache)?;
-        let last = Record::read(store.root(), &plan.name)?;
-        Ok(Workbench { plan, store, stages, last })
+        let last = Record::open(store.root(), &plan.name)?;
+        let program = program()?;
+        Ok(Workbench { plan, store, stages, last, program })
     }
 
     /// Builds, as far as `limits` allow.
     pub(super) fn build(&self, limits: Limits, cancel: &AtomicBool, listener: &mut dyn Listener) -> Built {
-        let program = PathBuf::from("/proc/self/exe");
-        let executor = Local { store: &self.store, stages: &self.stages, program };
+        let memory = Memory { notes: &self.store, program: self.program };
+        self.build_with(Some(memory), limits, cancel, listener)
+    }
+
+    fn build_with(
+        &self,
+        memory: Option<Memory>,
+        limits: Limits,
+        cancel: &AtomicBool,
+        listener: &mut dyn Listener,
+    ) -> Built {
+        let executor = Local { store: &self.store, stages: self.stages, program: PROGRAM.into() };
         let build = Build {
             plan: &self.plan,
-            stages: &self.stages,
+            stages: self.stages,
             blobs: &self.store,
             actions: &self.store,
+            memory,
+            notes: &self.store,
             executor: &executor,
             last: &self.last,
             limits,
@@ -47,11 +64,11 @@ impl Workbench {
         build.run(listener)
     }
 
-    /// Finds out what a build would do.
+    /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut ear = Problems(vec![]);
-        let limits = Limits { jobs: 0, memory_bytes: u64::MAX };
-        let built = self.build(limits, &AtomicBool::new(false), &mut ear);
+        let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
+        let built = self.build_with(None, limits, &AtomicBool::new(false), &mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),
@@ -59,14 +76,21 @@ impl Workbench {
     }
 
     /// Remembers what was built, for the reasons of the next build.
-    pub(super) fn remember(&self, built: &Built) -> Result<(), Failed> {
-        let mut record = self.last.clone();
-        record.merge(built);
-        if record != self.last {
-            record.write(self.store.root(), &self.plan.name)?;
+    pub(super) fn remember(&mut self, built: &Built) -> Result<(), Failed> {
+        if self.last.merge(built) {
+            self.last.write()?;
         }
         Ok(())
     }
+}
+
+/// This program's file, whatever becomes of its name during a build.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// What this program is: another file, or the same one written anew, may expand stages in another way.
+fn program() -> Result<Digest> {
+    let file = std::fs::metadata(PROGRAM).context("kiln::call::program", || "look at this program's file".into())?;
+    CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
 }
 
 /// Hears only what goes wrong.

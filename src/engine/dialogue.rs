@@ -1,10 +1,13 @@
 //! What the scheduler and its driver say to each other.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use petgraph::graph::NodeIndex;
 
-use super::{JobId, Task};
+use super::{JobId, Past, Sealed, Task};
 use crate::action::Inputs;
-use crate::base::Result;
+use crate::base::{Digest, Result};
 use crate::events::{Event, PartId, Why};
 use crate::store::ActionResult;
 
@@ -18,6 +21,8 @@ pub struct Limits {
     pub jobs: u32,
     /// Memory of all that runs.
     pub memory_bytes: u64,
+    /// After a failure, whether that goes on which does not need what failed.
+    pub keep_going: bool,
 }
 
 /// What the driver reports.
@@ -25,6 +30,8 @@ pub struct Limits {
 pub enum Input {
     /// The build begins.
     Begin,
+    /// The answer to [`Effect::Recall`].
+    Recalled { stage: StageIndex, sealed: Result<Option<Sealed>> },
     /// The answer to [`Effect::Expand`].
     Expanded { stage: StageIndex, tasks: Result<Vec<Task>> },
     /// The answer to [`Effect::Probe`].
@@ -41,19 +48,23 @@ pub enum Input {
 pub enum Answer {
     /// Its result, with all its blobs.
     Hit(ActionResult),
-    /// It must run, for these reasons.
-    Miss(Vec<Why>),
+    /// It must run, for these reasons; and what it took when it ran last, if it did.
+    Miss(Vec<Why>, Option<Past>),
 }
 
 /// What the driver is to do.
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Effect {
+    /// Look whether an earlier build completed this very stage, from inputs of these digests.
+    Recall { stage: StageIndex, givers: Vec<Digest> },
     /// Make the stage's work orders into tasks.
     Expand { stage: StageIndex, inputs: Inputs },
     /// Look for the task in the cache.
     Probe { job: JobId, part: PartId, task: Task },
-    /// Run the task and put its result into the cache.
-    Run { job: JobId, task: Task },
+    /// Run the task and put its result into the cache; not before `delay` is over.
+    Run { job: JobId, stage: StageIndex, task: Task, delay: Duration },
+    /// Note that the stage is complete, for later builds. Needs no answer.
+    Note { stage: StageIndex, sealed: Arc<Sealed> },
     /// Tell it to the listeners.
     Tell(Event),
     /// Everything is said; no answer is outstanding.

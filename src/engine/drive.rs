@@ -3,27 +3,28 @@
 //! One loop steps the scheduler; every answer comes over one channel. Whatever may take time happens on a thread
 //! of its own; how many run at once is the scheduler's affair.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::explain::reasons;
-use super::{Answer, Built, Effect, Input, JobId, Limits, Record, Scheduler, StageIndex, Task};
+use super::onlooker::Onlooker;
+use super::recall::question;
+use super::{Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed, StageIndex, Task};
 use crate::action::{Inputs, Registry, WorkOrder};
-use crate::base::{Problem, Result};
+use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId};
-use crate::execute::{Executor, Watch};
+use crate::execute::Executor;
 use crate::plan::Plan;
-use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found};
+use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Watched};
 
 /// How often an interruption is looked for.
 const GLANCE: Duration = Duration::from_millis(50);
-
-/// How often a running job's progress is told.
-const PROGRESS: Duration = Duration::from_millis(50);
 
 /// Probes that are worth a thread.
 const PROBES_PER_THREAD: usize = 64;
@@ -38,9 +39,13 @@ pub struct Build<'a> {
     pub blobs: &'a dyn BlobStore,
     /// Where results are known.
     pub actions: &'a dyn ActionCache,
+    /// Where complete stages are remembered; without it every part is looked for.
+    pub memory: Option<Memory<'a>>,
+    /// What is known of files that are not the cache's own.
+    pub notes: &'a dyn Notes,
     /// Where actions run.
     pub executor: &'a dyn Executor,
-    /// What was built last, for the reasons.
+    /// What was built last, for the reasons and the order of work.
     pub last: &'a Record,
     /// What may be in use at once.
     pub limits: Limits,
@@ -48,24 +53,46 @@ pub struct Build<'a> {
     pub cancel: &'a AtomicBool,
 }
 
+/// What a stage was asked for by: the question, and the files of this machine that it reads.
+struct Asked {
+    question: Digest,
+    files: BTreeMap<PathBuf, Watched>,
+}
+
+/// A build at work.
+struct Drive<'a> {
+    build: &'a Build<'a>,
+    /// By stage, once its inputs are there.
+    asked: Vec<OnceLock<Asked>>,
+}
+
 impl Build<'_> {
     /// Builds. What goes wrong is told to `listener`.
     pub fn run(&self, listener: &mut dyn Listener) -> Built {
-        let mut scheduler = Scheduler::new(self.plan, self.limits);
+        let drive = Drive { build: self, asked: self.plan.stages.iter().map(|_| OnceLock::new()).collect() };
+        let mut scheduler = Scheduler::new(self.plan, self.limits, &self.last.times());
         let (send, receive) = mpsc::channel();
         // Once: it reads a dozen files.
         let threads = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
-            let mut input = Input::Begin;
+            let mut inputs = vec![Input::Begin];
             let mut is_cancelled = false;
             loop {
                 let mut probes = vec![];
-                for effect in scheduler.step(input) {
-                    let send = send.clone();
+                for effect in inputs.into_iter().flat_map(|input| scheduler.step(input)) {
+                    let (drive, send) = (&drive, send.clone());
                     match effect {
-                        Effect::Expand { stage, inputs } => _ = scope.spawn(move || self.expand(stage, &inputs, &send)),
+                        Effect::Recall { stage, givers } => {
+                            scope.spawn(move || answer(&send, drive.recall(stage, &givers)));
+                        }
+                        Effect::Expand { stage, inputs } => {
+                            scope.spawn(move || answer(&send, drive.expand(stage, inputs)));
+                        }
                         Effect::Probe { job, part, task } => probes.push((job, part, task)),
-                        Effect::Run { job, task } => _ = scope.spawn(move || self.run_job(job, &task, &send)),
+                        Effect::Run { job, stage, task, delay } => {
+                            scope.spawn(move || answer(&send, drive.run(job, stage, &task, delay, &send)));
+                        }
+                        Effect::Note { stage, sealed } => _ = scope.spawn(move || drive.note(stage, &sealed)),
                         Effect::Tell(event) => listener.hear(&event),
                         Effect::Finish => return,
                     }
@@ -73,78 +100,124 @@ impl Build<'_> {
                 let share = probes.len().div_ceil(threads).max(PROBES_PER_THREAD);
                 while !probes.is_empty() {
                     let share = probes.split_off(probes.len().saturating_sub(share));
-                    let send = send.clone();
-                    scope.spawn(move || share.iter().for_each(|(job, part, task)| self.probe(*job, part, task, &send)));
+                    let (drive, send) = (&drive, send.clone());
+                    let probe = move |(job, part, task): &(JobId, PartId, Task)| drive.probe(*job, part, task);
+                    // All of a share in one message: they are many and small.
+                    scope.spawn(move || send_all(&send, share.iter().map(probe).collect()));
                 }
-                input = self.next(&receive, &mut is_cancelled);
+                inputs = self.next(&receive, &mut is_cancelled);
             }
         });
         scheduler.into_built()
     }
 
-    fn next(&self, receive: &Receiver<Input>, is_cancelled: &mut bool) -> Input {
+    fn next(&self, receive: &Receiver<Vec<Input>>, is_cancelled: &mut bool) -> Vec<Input> {
         loop {
             if !*is_cancelled && self.cancel.load(Ordering::Relaxed) {
                 *is_cancelled = true;
-                return Input::Cancel;
+                return vec![Input::Cancel];
             }
             match receive.recv_timeout(GLANCE) {
-                Ok(input) => return input,
+                Ok(inputs) => return inputs,
                 // The loop above holds a sender itself, so the channel never closes.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
     }
+}
 
-    fn expand(&self, stage: StageIndex, inputs: &Inputs, send: &Sender<Input>) {
-        let planned = &self.plan.stages[stage.index()];
+impl Drive<'_> {
+    fn recall(&self, stage: StageIndex, givers: &[Digest]) -> Input {
+        let Build { plan, notes, memory, blobs, .. } = self.build;
+        let planned = &plan.stages[stage.index()];
+        let sealed = guarded(&planned.kind, || {
+            let mut files = BTreeMap::new();
+            for path in self.kind(&planned.kind)?.files(&planned.params)? {
+                files.insert(path.clone(), Watched::look(*notes, &path)?);
+            }
+            let question = question(planned, givers, &files)?;
+            let asked = self.asked[stage.index()].get_or_init(|| Asked { question, files });
+            memory.as_ref().map_or(Ok(None), |memory| memory.recall(&asked.question, *blobs))
+        });
+        Input::Recalled { stage, sealed }
+    }
+
+    /// What was not noted is only looked for part by part.
+    fn note(&self, stage: StageIndex, sealed: &Sealed) {
+        if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
+            let _ = memory.note(&asked.question, sealed);
+        }
+    }
+
+    fn kind(&self, kind: &str) -> Result<&dyn crate::action::Stage> {
+        let unknown = || Problem::new("kiln::engine::unknown_kind", format!("there is no stage kind `{kind}`"));
+        self.build.stages.get(kind).ok_or_else(unknown)
+    }
+
+    fn expand(&self, stage: StageIndex, mut inputs: Inputs) -> Input {
+        let planned = &self.build.plan.stages[stage.index()];
         let tasks = guarded(&planned.kind, || {
-            let kind = self.stages.get(&planned.kind).ok_or_else(|| {
-                Problem::new("kiln::engine::unknown_kind", format!("there is no stage kind `{}`", planned.kind))
-            })?;
+            let kind = self.kind(&planned.kind)?;
+            let files = self.asked[stage.index()].get().map(|asked| &asked.files).into_iter().flatten();
+            inputs.files = files.map(|(path, file)| (path.clone(), file.digest)).collect();
             let task = |order: WorkOrder| {
                 let (name, demand) = (order.name.clone(), order.demand);
                 let action = order.into_action(kind.spec());
                 Task { name, key: action.key(), action: Arc::new(action), demand }
             };
-            Ok(kind.expand(&planned.params, inputs)?.into_iter().map(task).collect())
+            Ok(kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect())
         });
-        answer(send, Input::Expanded { stage, tasks });
+        Input::Expanded { stage, tasks }
     }
 
-    fn probe(&self, job: JobId, part: &PartId, task: &Task, send: &Sender<Input>) {
-        let result = guarded(&task.action.stage, || {
-            let complete = Complete { actions: self.actions, blobs: self.blobs };
-            Ok(match complete.find(&task.key)? {
-                Found::Hit(result) => Answer::Hit(result),
-                found => Answer::Miss(reasons(part, task, &found, self.last, self.actions)?),
-            })
+    fn probe(&self, job: JobId, part: &PartId, task: &Task) -> Input {
+        let Build { actions, blobs, last, .. } = self.build;
+        let answer = guarded(&task.action.stage, || {
+            let found = Complete { actions: *actions, blobs: *blobs }.find(&task.key)?;
+            if let Found::Hit(result) = found {
+                return Ok(Answer::Hit(result));
+            }
+            let before = last.key(part).map(|key| actions.get(&key)).transpose()?.flatten();
+            let past = before
+                .as_ref()
+                .map(|result| Past { took_ms: result.took_ms, peak_memory_bytes: result.peak_memory_bytes });
+            Ok(Answer::Miss(reasons(task, &found, last.key(part), before.as_ref()), past))
         });
-        answer(send, Input::Probed { job, answer: result });
+        Input::Probed { job, answer }
     }
 
-    fn run_job(&self, job: JobId, task: &Task, send: &Sender<Input>) {
+    fn run(&self, job: JobId, stage: StageIndex, task: &Task, delay: Duration, send: &Sender<Vec<Input>>) -> Input {
+        let Build { plan, actions, notes, executor, cancel, .. } = self.build;
         let result = guarded(&task.action.stage, || {
-            let watch = Onlooker { job, send, cancel: self.cancel, last: Mutex::new(None) };
+            let progress = |done, total, unit| answer(send, Input::Progressed { job, done, total, unit });
+            let onlooker = Onlooker::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
+            onlooker.wait_for_its_turn()?;
             let begun = Instant::now();
-            let ran = self.executor.run(&task.action, &task.demand, &watch)?;
+            let ran = onlooker.judge(executor.run(&task.action, &task.demand, &onlooker))?;
+            if let Some(asked) = self.asked[stage.index()].get() {
+                asked.files.values().try_for_each(|file| file.check(*notes))?;
+            }
             let result = ActionResult {
                 action: task.action.canonical_text(),
                 outputs: ran.outputs,
                 took_ms: begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
                 peak_memory_bytes: ran.peak_memory_bytes,
             };
-            self.actions.put(&result)?;
+            actions.put(&result)?;
             Ok(result)
         });
-        answer(send, Input::Ran { job, result });
+        Input::Ran { job, result }
     }
 }
 
-/// Sends an answer to the loop.
-fn answer(send: &Sender<Input>, input: Input) {
+fn answer(send: &Sender<Vec<Input>>, input: Input) {
+    send_all(send, vec![input]);
+}
+
+/// Sends answers to the loop.
+fn send_all(send: &Sender<Vec<Input>>, inputs: Vec<Input>) {
     // The loop ends only when nothing is awaited, so it is there to hear this.
-    let _ = send.send(input);
+    let _ = send.send(inputs);
 }
 
 /// Makes a panic a problem: the loop waits for an answer.
@@ -154,26 +227,4 @@ fn guarded<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         Err(Problem::new("kiln::engine::panicked", format!("stage `{kind}` panicked: {text}")))
     })
-}
-
-/// The engine's eye on a running job.
-struct Onlooker<'a> {
-    job: JobId,
-    send: &'a Sender<Input>,
-    cancel: &'a AtomicBool,
-    last: Mutex<Option<Instant>>,
-}
-
-impl Watch for Onlooker<'_> {
-    fn progress(&self, done: u64, total: u64, unit: &str) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if done == total || last.is_none_or(|last| last.elapsed() >= PROGRESS) {
-            *last = Some(Instant::now());
-            answer(self.send, Input::Progressed { job: self.job, done, total, unit: unit.into() });
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed)
-    }
 }

@@ -4,30 +4,24 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Record, Task};
-use crate::base::Result;
-use crate::events::{PartId, Why};
-use crate::store::{ActionCache, Found};
+use super::Task;
+use crate::action::ActionKey;
+use crate::events::Why;
+use crate::store::{ActionResult, Found};
 
-/// Why the part must run, after the cache said `found`; never empty.
-pub fn reasons(
-    part: &PartId,
-    task: &Task,
-    found: &Found,
-    last: &Record,
-    actions: &dyn ActionCache,
-) -> Result<Vec<Why>> {
+/// Why a part must run, after the cache said `found`; never empty. It had the key `last`, whose result is `before`.
+pub fn reasons(task: &Task, found: &Found, last: Option<ActionKey>, before: Option<&ActionResult>) -> Vec<Why> {
     if let Found::Gone(blob) = found {
-        return Ok(vec![Why::OutputGone { blob: blob.to_string() }]);
+        return vec![Why::OutputGone { blob: blob.to_string() }];
     }
-    let Some(key) = last.key(part) else { return Ok(vec![Why::FirstTime]) };
-    if *key == task.key {
-        return Ok(vec![Why::OutputGone { blob: format!("the result of {key}") }]);
+    let Some(key) = last else { return vec![Why::FirstTime] };
+    if key == task.key {
+        return vec![Why::OutputGone { blob: format!("the result of {key}") }];
     }
-    let old = actions.get(key)?.and_then(|result| serde_json::from_str(&result.action).ok());
+    let old = before.and_then(|result| serde_json::from_str(&result.action).ok());
     let new = serde_json::from_str(&task.action.canonical_text()).ok();
-    let (Some(old), Some(new)) = (old, new) else { return Ok(vec![Why::FirstTime]) };
-    Ok(differences(&old, &new))
+    let (Some(old), Some(new)) = (old, new) else { return vec![Why::FirstTime] };
+    differences(&old, &new)
 }
 
 /// All that differs between two actions, given as the JSON of their canonical texts.

@@ -1,11 +1,13 @@
 //! The lives of stages and of jobs.
 //!
 //! ```text
-//! stage   Waiting -> Expanding -> Working -> Sealed
-//!         Waiting -> Skipped;  Expanding, Working -> Failed
+//! stage   Waiting -> Recalling -> Sealed                            as an earlier build left it
+//!         Waiting -> Recalling -> Expanding -> Working -> Sealed
+//!         Waiting -> Skipped;  Recalling, Expanding, Working -> Failed
 //!
 //! job     Probing -> Done                          a hit
 //!         Probing -> Ready -> Running -> Done      a run
+//!         Running -> Running                       tried again
 //!         Probing, Running -> Failed;  Running -> Stopped
 //! ```
 //!
@@ -14,7 +16,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::action::{Action, ActionKey, Demand, Manifest, Outputs};
+use super::Sealed;
+use crate::action::{Action, ActionKey, Demand, Outputs};
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
 
@@ -41,13 +44,15 @@ pub struct JobId(pub(super) usize);
 pub enum StageLife {
     /// For the stages it takes from.
     Waiting,
-    /// Its inputs are there; its orders are being made.
+    /// Its inputs are there; earlier builds are being asked for it.
+    Recalling,
+    /// Its orders are being made.
     Expanding,
     /// Its parts: order name and job, and how many of them are not done.
     Working { parts: Vec<(String, JobId)>, open: usize },
     /// Every part is there.
-    Sealed(Manifest),
-    /// Its expansion, a part of it or the sealing went wrong.
+    Sealed(Arc<Sealed>),
+    /// Its inputs, its expansion, a part of it or the sealing went wrong.
     Failed,
     /// A stage it waits for failed or was skipped.
     Skipped,
@@ -79,14 +84,31 @@ impl JobLife {
             _ => None,
         }
     }
+
+    /// What a job that is done took when it ran.
+    pub(super) fn took_ms(&self) -> u64 {
+        match self {
+            JobLife::Done { took_ms, .. } => *took_ms,
+            _ => 0,
+        }
+    }
+}
+
+/// What an action took when it ran last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// Wall time.
+    pub took_ms: u64,
+    /// Measured peak of resident memory, where it ran in a process of its own.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// What a build came to.
 #[derive(Default)]
 pub struct Built {
     /// The stages that are complete.
-    pub manifests: BTreeMap<StageId, Manifest>,
-    /// Every part that became known, in the order of the plan.
+    pub sealed: BTreeMap<StageId, Arc<Sealed>>,
+    /// Every part that was looked for, in the order of the plan: not those of stages that an earlier build completed.
     pub parts: Vec<BuiltPart>,
 }
 

@@ -1,67 +1,115 @@
-//! What the last builds of a plan asked: the actions that today's are compared with.
+//! What the last builds of a plan came to: the actions that today's are compared with, and the time that stages took.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use super::Built;
+use super::times::{Times, Took};
 use crate::action::ActionKey;
-use crate::base::{Context, Result};
+use crate::base::{Context, Digest, Result};
 use crate::events::PartId;
 
-/// The key of each part when it was last there, by stage and part name. A file `last/PLAN.json` in the
-/// cache folder; nothing but reasons hangs on it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+/// The key of each part when it was last there. A file `last/PLAN.json` in the cache folder, of two lines: what is known
+/// of each stage as a whole, and the keys, which are read only if someone asks. Nothing but reasons, the order of
+/// work and what `gc` keeps hangs on it.
+#[derive(Default)]
 pub struct Record {
-    keys: BTreeMap<String, BTreeMap<String, ActionKey>>,
+    path: Option<PathBuf>,
+    stages: BTreeMap<String, Whole>,
+    keys: OnceLock<Keys>,
+}
+
+/// By stage and part name.
+type Keys = BTreeMap<String, BTreeMap<String, ActionKey>>;
+
+/// A stage as a whole.
+#[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Whole {
+    /// Of the stage when it was complete; of none if the last build left it incomplete.
+    sealed: Option<Digest>,
+    took: Took,
 }
 
 impl Record {
-    /// Reads the record of a plan; empty if there is none, or none that can be understood.
-    pub fn read(cache: &Path, plan: &str) -> Result<Record> {
-        let path = path(cache, plan);
-        match std::fs::read(&path) {
-            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Record::default()),
-            Err(error) => Err(error).context("kiln::engine::record", || format!("read {}", path.display())),
+    /// Opens the record of a plan; empty if there is none, or none that can be understood.
+    pub fn open(cache: &Path, plan: &str) -> Result<Record> {
+        let path = cache.join("last").join(format!("{plan}.json"));
+        let mut line = String::new();
+        match File::open(&path).and_then(|file| BufReader::new(file).read_line(&mut line)) {
+            Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::InvalidData => {
+                Err(error).context(CODE, || format!("read {}", path.display()))
+            }
+            _ => {
+                let stages = serde_json::from_str(&line).unwrap_or_default();
+                Ok(Record { path: Some(path), stages, keys: OnceLock::new() })
+            }
         }
     }
 
     /// The key that a part had.
-    pub fn key(&self, part: &PartId) -> Option<&ActionKey> {
-        self.keys.get(&part.stage)?.get(&part.part)
+    pub fn key(&self, part: &PartId) -> Option<ActionKey> {
+        self.keys().get(&part.stage)?.get(&part.part).copied()
     }
 
-    /// Adds what a build brought about. A stage that is complete has these parts and no others; of one
-    /// that is not, the parts that did not come about keep their old keys.
-    pub fn merge(&mut self, built: &Built) {
-        for stage in built.manifests.keys() {
-            self.keys.remove(&stage.0);
+    /// What each stage took.
+    pub fn times(&self) -> Times {
+        Times(self.stages.iter().map(|(stage, whole)| (stage.clone(), whole.took)).collect())
+    }
+
+    fn keys(&self) -> &Keys {
+        self.keys.get_or_init(|| {
+            let text = self.path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+            // The keys of a record that is no record are unknown; only reasons are lost.
+            text.and_then(|text| serde_json::from_str(text.lines().nth(1)?).ok()).unwrap_or_default()
+        })
+    }
+
+    /// Adds what a build brought about, and yields whether that is news. A stage that is complete has these parts and no
+    /// others; of one that is not, the parts that did not come about keep their old keys.
+    pub fn merge(&mut self, built: &Built) -> bool {
+        let known = |stage: &String| self.stages.get(stage).and_then(|whole| whole.sealed);
+        let is_news = built.sealed.iter().any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest));
+        let done = || built.parts.iter().filter(|part| part.life.outputs().is_some());
+        if !is_news && done().all(|part| built.sealed.keys().any(|stage| stage.0 == part.id.stage)) {
+            return false;
         }
-        for part in built.parts.iter().filter(|part| part.life.outputs().is_some()) {
-            let stage = self.keys.entry(part.id.stage.clone()).or_default();
-            stage.insert(part.id.part.clone(), part.task.key);
+        let mut keys = self.keys().clone();
+        for part in done() {
+            keys.entry(part.id.stage.clone()).or_default().insert(part.id.part.clone(), part.task.key);
+            self.stages.entry(part.id.stage.clone()).or_default().sealed = None;
         }
+        for (stage, sealed) in &built.sealed {
+            keys.insert(stage.0.clone(), sealed.parts.iter().cloned().collect());
+            let whole = self.stages.entry(stage.0.clone()).or_default();
+            whole.sealed = Some(sealed.digest);
+            let took = Took::of(done().filter(|part| part.id.stage == stage.0).map(|part| part.life.took_ms()));
+            whole.took = took.unwrap_or(whole.took);
+        }
+        self.keys = keys.into();
+        true
     }
 
     /// Replaces the record of a plan, whole or not at all.
-    pub fn write(&self, cache: &Path, plan: &str) -> Result<()> {
-        let path = path(cache, plan);
-        let write = || -> std::io::Result<()> {
-            let folder = path.parent().unwrap_or(cache);
+    pub fn write(&self) -> Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let write = || -> io::Result<()> {
+            let folder = path.parent().unwrap_or(path);
             std::fs::create_dir_all(folder)?;
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            file.persist(&path)?;
+            for line in [serde_json::to_vec(&self.stages)?, serde_json::to_vec(self.keys())?] {
+                file.write_all(&line)?;
+                file.write_all(b"\n")?;
+            }
+            file.persist(path)?;
             Ok(())
         };
-        write().context("kiln::engine::record", || format!("write {}", path.display()))
+        write().context(CODE, || format!("write {}", path.display()))
     }
 }
 
-fn path(cache: &Path, plan: &str) -> PathBuf {
-    cache.join("last").join(format!("{plan}.json"))
-}
+const CODE: &str = "kiln::engine::record";

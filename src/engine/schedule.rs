@@ -1,21 +1,27 @@
 //! Decides what runs when: a state machine without thread, file or clock.
 //!
-//! A stage expands into parts once every stage it takes from is sealed. Each part is an action; parts with
-//! equal keys share one job. A job is probed first. A miss waits for room: a number of busy threads, a budget of
-//! memory, first come in the order of the plan. When all parts of a stage are done it is sealed, and
-//! others may expand. After a failure or `Cancel` nothing new begins; the end comes when every answer
-//! asked for is there.
+//! Once every stage that a stage takes from is sealed, an earlier build may have completed it from the very same: then
+//! it is sealed at once. Else it expands into parts. Each part is an action; parts with equal keys share one job. A job is
+//! probed first. A miss waits for room, the one with the longest road behind it first. When all parts of a stage are
+//! done it is sealed, and others go on. After a failure (unless told to keep going) or `Cancel` nothing new begins;
+//! the end comes when every answer asked for is there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
 
 use petgraph::Direction::Incoming;
 use petgraph::graph::DiGraph;
 
-use super::seal::{check_names, seal};
-use super::{Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, StageIndex, StageLife, Task};
-use crate::action::{ActionKey, Demand, Inputs, Manifest};
-use crate::base::{Problem, bytes};
-use crate::events::{Event, PartId};
+use super::room::Room;
+use super::sealed::{Piece, check_names};
+use super::{
+    Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, Past, Sealed, StageIndex, StageLife, Task, Times,
+};
+use crate::action::{ActionKey, Inputs, Isolation, Manifest};
+use crate::base::{Digest, Problem, bytes};
+use crate::events::{Event, PartId, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
 /// The state of one build.
@@ -27,10 +33,9 @@ pub struct Scheduler<'a> {
     index: BTreeMap<&'a StageId, StageIndex>,
     jobs: Vec<Job>,
     by_key: HashMap<ActionKey, JobId>,
-    /// The jobs that only lack room, in the order in which they are let in.
-    ready: BTreeSet<(StageIndex, usize, JobId)>,
-    running_threads: u32,
-    running_memory_bytes: u64,
+    room: Room,
+    /// What the last builds say of the time from the end of each stage to the end of the build.
+    road_ms: Vec<u64>,
     /// Answers that the driver owes.
     awaited: usize,
     stopping: bool,
@@ -42,6 +47,10 @@ pub struct Scheduler<'a> {
 struct Job {
     task: Task,
     life: JobLife,
+    /// What is known of the time from its start to the end of the build.
+    road_ms: u64,
+    /// How often it was tried again.
+    retried: u32,
     /// Who wants it; never empty.
     claims: Vec<Claim>,
 }
@@ -63,8 +72,8 @@ struct Count {
 }
 
 impl<'a> Scheduler<'a> {
-    /// A build of `plan` that has not begun.
-    pub fn new(plan: &'a Plan, limits: Limits) -> Self {
+    /// A build of `plan` that has not begun; `times` are what its stages took in earlier builds.
+    pub fn new(plan: &'a Plan, limits: Limits, times: &Times) -> Self {
         let mut graph = DiGraph::new();
         let index: BTreeMap<_, _> =
             plan.stages.iter().map(|stage| (&stage.id, graph.add_node(StageLife::Waiting))).collect();
@@ -76,13 +85,12 @@ impl<'a> Scheduler<'a> {
         Scheduler {
             plan,
             limits,
+            road_ms: times.roads(plan, limits.jobs),
             graph,
             index,
             jobs: vec![],
             by_key: HashMap::new(),
-            ready: BTreeSet::new(),
-            running_threads: 0,
-            running_memory_bytes: 0,
+            room: Room::new(limits),
             awaited: 0,
             stopping: false,
             cancelled: false,
@@ -95,6 +103,15 @@ impl<'a> Scheduler<'a> {
     pub fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Begin => self.begin(),
+            Input::Recalled { stage, sealed } => {
+                self.awaited -= 1;
+                match sealed {
+                    Ok(Some(sealed)) => self.recalled(stage, sealed),
+                    Ok(None) if !self.stopping => self.set_stage(stage, StageLife::Expanding),
+                    Ok(None) => {}
+                    Err(problem) => self.fail_stage(stage, problem),
+                }
+            }
             Input::Expanded { stage, tasks } => {
                 self.awaited -= 1;
                 let checked = tasks.and_then(|tasks| check_names(&tasks).map(|()| tasks));
@@ -111,10 +128,7 @@ impl<'a> Scheduler<'a> {
                         let done = JobLife::Done { outputs: result.outputs, hit: true, took_ms: result.took_ms };
                         self.set_job(job, done);
                     }
-                    Ok(Answer::Miss(why)) => match self.too_large(job) {
-                        None => self.set_job(job, JobLife::Ready { why }),
-                        Some(problem) => self.fail_job(job, problem),
-                    },
+                    Ok(Answer::Miss(why, past)) => self.missed(job, why, past),
                     Err(problem) => self.fail_job(job, problem),
                 }
             }
@@ -132,6 +146,7 @@ impl<'a> Scheduler<'a> {
                     Err(problem) if self.cancelled && problem.code == "kiln::cancelled" => {
                         self.set_job(job, JobLife::Stopped);
                     }
+                    Err(problem) if self.may_retry(job) => self.retry(job, problem),
                     Err(problem) => self.fail_job(job, problem),
                 }
             }
@@ -153,29 +168,36 @@ impl<'a> Scheduler<'a> {
             life: job.life.clone(),
         };
         let parts = claims.into_iter().map(part).collect();
-        let mut manifests = BTreeMap::new();
+        let mut sealed = BTreeMap::new();
         for (stage, life) in self.plan.stages.iter().zip(self.graph.into_nodes_edges().0) {
-            if let StageLife::Sealed(manifest) = life.weight {
-                manifests.insert(stage.id.clone(), manifest);
+            if let StageLife::Sealed(whole) = life.weight {
+                sealed.insert(stage.id.clone(), whole);
             }
         }
-        Built { manifests, parts }
+        Built { sealed, parts }
     }
 
     fn begin(&mut self) {
         let stages = self.plan.stages.iter().map(|stage| stage.id.to_string()).collect();
         self.tell(Event::Begun { plan: self.plan.name.clone(), stages });
         for stage in self.graph.node_indices() {
-            self.expand_if_ready(stage);
+            self.recall_if_ready(stage);
         }
     }
 
-    fn expand_if_ready(&mut self, stage: StageIndex) {
+    fn recall_if_ready(&mut self, stage: StageIndex) {
         let waits = matches!(self.graph[stage], StageLife::Waiting);
         let is_sealed = |giver| matches!(self.graph[giver], StageLife::Sealed(_));
         if waits && !self.stopping && self.graph.neighbors_directed(stage, Incoming).all(is_sealed) {
-            self.set_stage(stage, StageLife::Expanding);
+            self.set_stage(stage, StageLife::Recalling);
         }
+    }
+
+    fn recalled(&mut self, stage: StageIndex, sealed: Sealed) {
+        let (name, parts) = (self.planned(stage).id.to_string(), sealed.parts.len());
+        self.count.hits += parts;
+        self.tell(Event::Unchanged { stage: name, parts });
+        self.set_stage(stage, StageLife::Sealed(Arc::new(sealed)));
     }
 
     /// Finds or makes the job of each task, and probes the new ones.
@@ -183,13 +205,14 @@ impl<'a> Scheduler<'a> {
         let mut jobs = vec![];
         let mut parts = vec![];
         for (place, mut task) in tasks.into_iter().enumerate() {
-            task.demand.threads = task.demand.threads.clamp(1, self.limits.jobs.max(1));
+            task.demand = self.room.fitted(task.demand);
             let claim = Claim { stage, place, name: task.name.clone() };
             parts.push((task.name.clone(), *self.by_key.entry(task.key).or_insert(JobId(self.jobs.len()))));
             let JobId(job) = parts[place].1;
             if job == self.jobs.len() {
                 self.ask(Effect::Probe { job: JobId(job), part: self.part_id(&claim), task: task.clone() });
-                self.jobs.push(Job { task, life: JobLife::Probing, claims: vec![] });
+                let road_ms = self.road_ms[stage.index()];
+                self.jobs.push(Job { task, life: JobLife::Probing, road_ms, retried: 0, claims: vec![] });
             }
             self.jobs[job].claims.push(claim.clone());
             jobs.push((claim, job));
@@ -209,19 +232,20 @@ impl<'a> Scheduler<'a> {
         let name = self.planned(stage).id.to_string();
         match &life {
             StageLife::Waiting => {}
+            StageLife::Recalling => self.ask(Effect::Recall { stage, givers: self.givers(stage) }),
             StageLife::Expanding => self.ask(Effect::Expand { stage, inputs: self.inputs(stage) }),
             StageLife::Working { open, .. } => self.tell(Event::Expanded { stage: name, parts: *open }),
-            StageLife::Sealed(_) => self.tell(Event::Sealed { stage: name }),
-            StageLife::Failed => self.stopping = true,
+            StageLife::Sealed(_) => {}
+            StageLife::Failed => self.stopping |= !self.limits.keep_going,
             StageLife::Skipped => self.tell(Event::Skipped { stage: name }),
         }
         self.graph[stage] = life;
         let mut takers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
         takers.sort();
         match &self.graph[stage] {
-            StageLife::Sealed(_) => takers.into_iter().for_each(|taker| self.expand_if_ready(taker)),
+            StageLife::Sealed(_) => takers.into_iter().for_each(|taker| self.recall_if_ready(taker)),
             StageLife::Failed | StageLife::Skipped => takers.into_iter().for_each(|taker| self.skip(taker)),
-            StageLife::Waiting | StageLife::Expanding | StageLife::Working { .. } => {}
+            StageLife::Waiting | StageLife::Recalling | StageLife::Expanding | StageLife::Working { .. } => {}
         }
     }
 
@@ -238,28 +262,55 @@ impl<'a> Scheduler<'a> {
         self.set_stage(stage, StageLife::Failed);
     }
 
+    /// A job must run, unless it never could.
+    fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
+        let job = &mut self.jobs[id.0];
+        job.road_ms += past.map_or(0, |past| past.took_ms);
+        // What it took is a better guess than what its stage thinks; a tenth more, since no two runs are the same.
+        if let (Isolation::Process, Some(peak)) =
+            (job.task.demand.isolation, past.and_then(|past| past.peak_memory_bytes))
+        {
+            job.task.demand.memory_bytes = peak.saturating_add(peak / 10);
+        }
+        if self.room.could_hold(&self.jobs[id.0].task.demand) {
+            self.set_job(id, JobLife::Ready { why });
+        } else {
+            self.fail_job(id, self.too_large(id));
+        }
+    }
+
+    fn may_retry(&self, id: JobId) -> bool {
+        let job = &self.jobs[id.0];
+        !self.stopping && job.retried < self.planned(job.claims[0].stage).retries
+    }
+
+    /// Runs it again, after a while that doubles each time. It keeps its room.
+    fn retry(&mut self, id: JobId, problem: Problem) {
+        let job = &mut self.jobs[id.0];
+        job.retried += 1;
+        let (attempt, task, stage) = (job.retried, job.task.clone(), job.claims[0].stage);
+        let delay = Duration::from_secs(1 << (attempt - 1).min(6));
+        self.tell(Event::Retried { part: self.part(id), attempt, problem });
+        self.ask(Effect::Run { job: id, stage, task, delay });
+    }
+
     /// The one function that moves a job on.
     fn set_job(&mut self, id: JobId, life: JobLife) {
         let job = &mut self.jobs[id.0];
-        let rank = (job.claims[0].stage, job.claims[0].place, id);
-        let Demand { threads, memory_bytes, .. } = job.task.demand;
+        let (stage, place) = (job.claims[0].stage, job.claims[0].place);
+        let rank = (Reverse(job.road_ms), stage.index(), place, id);
+        let demand = job.task.demand;
         let old = std::mem::replace(&mut job.life, life);
-        match old {
-            JobLife::Ready { .. } => _ = self.ready.remove(&rank),
-            JobLife::Running => {
-                self.running_threads -= threads;
-                self.running_memory_bytes -= memory_bytes;
-            }
-            _ => {}
+        if matches!(old, JobLife::Running) {
+            self.room.leave(&demand);
         }
         match (&self.jobs[id.0].life, old) {
-            (JobLife::Ready { .. }, _) => _ = self.ready.insert(rank),
+            (JobLife::Ready { .. }, _) => self.room.wait(rank),
             (JobLife::Running, JobLife::Ready { why }) => {
-                self.running_threads += threads;
-                self.running_memory_bytes += memory_bytes;
+                self.room.enter(&rank, &demand);
                 let task = self.jobs[id.0].task.clone();
                 self.tell(Event::Started { part: self.part(id), why });
-                self.ask(Effect::Run { job: id, task });
+                self.ask(Effect::Run { job: id, stage, task, delay: Duration::ZERO });
             }
             (JobLife::Done { .. }, _) => self.done(id),
             _ => {}
@@ -299,9 +350,16 @@ impl<'a> Scheduler<'a> {
 
     fn seal_if_done(&mut self, stage: StageIndex) {
         let StageLife::Working { parts, open: 0 } = &self.graph[stage] else { return };
-        let outputs = parts.iter().filter_map(|(name, job)| Some((name.as_str(), self.jobs[job.0].life.outputs()?)));
-        match seal(outputs) {
-            Ok(manifest) => self.set_stage(stage, StageLife::Sealed(manifest)),
+        let pieces = parts.iter().filter_map(|(name, job)| {
+            let Job { task, life, .. } = &self.jobs[job.0];
+            Some(Piece { name, key: task.key, action: &task.action, outputs: life.outputs()? })
+        });
+        match Sealed::of(pieces).map(Arc::new) {
+            Ok(sealed) => {
+                self.effects.push(Effect::Note { stage, sealed: Arc::clone(&sealed) });
+                self.tell(Event::Sealed { stage: self.planned(stage).id.to_string() });
+                self.set_stage(stage, StageLife::Sealed(sealed));
+            }
             Err(problem) => self.fail_stage(stage, problem),
         }
     }
@@ -315,25 +373,18 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    fn too_large(&self, id: JobId) -> Option<Problem> {
+    fn too_large(&self, id: JobId) -> Problem {
         let needed = self.jobs[id.0].task.demand.memory_bytes;
         let budget = self.limits.memory_bytes;
-        (needed > budget).then(|| {
-            let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
-            Problem::new("kiln::engine::memory", message)
-                .help("give more with --memory BYTES, if this machine has it, or build on a larger one")
-        })
+        let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
+        Problem::new("kiln::engine::memory", message)
+            .help("give more with --memory BYTES, if this machine has it, or build on a larger one")
     }
 
-    /// Lets in what there is room for. Where the next job does not fit, a later one may.
+    /// Lets in what there is room for.
     fn admit(&mut self) {
-        while !self.stopping && self.running_threads < self.limits.jobs {
-            let fits = |id: JobId| {
-                let demand = &self.jobs[id.0].task.demand;
-                demand.threads <= self.limits.jobs - self.running_threads
-                    && demand.memory_bytes <= self.limits.memory_bytes - self.running_memory_bytes
-            };
-            let Some(id) = self.ready.iter().map(|(.., id)| *id).find(|id| fits(*id)) else { return };
+        while !self.stopping {
+            let Some(id) = self.room.next(|id| self.jobs[id.0].task.demand) else { return };
             self.set_job(id, JobLife::Running);
         }
     }
@@ -360,9 +411,19 @@ impl<'a> Scheduler<'a> {
         &self.plan.stages[stage.index()]
     }
 
+    /// The digests of all it takes from, in the order of its slots and tools.
+    fn givers(&self, stage: StageIndex) -> Vec<Digest> {
+        let sealed = |giver: &StageId| match &self.graph[self.index[giver]] {
+            StageLife::Sealed(sealed) => Some(sealed.digest),
+            _ => None,
+        };
+        self.planned(stage).dependencies().filter_map(sealed).collect()
+    }
+
+    /// All it takes from, but for the files of this machine, which the driver knows.
     fn inputs(&self, stage: StageIndex) -> Inputs {
         let manifest = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(manifest) => manifest.clone(),
+            StageLife::Sealed(sealed) => sealed.manifest.clone(),
             _ => Manifest::default(),
         };
         let stage = self.planned(stage);
@@ -370,6 +431,7 @@ impl<'a> Scheduler<'a> {
         Inputs {
             slots: stage.slots.iter().map(|(slot, givers)| (slot.clone(), given(givers))).collect(),
             tools: stage.tools.iter().map(|(tool, giver)| (tool.clone(), manifest(giver))).collect(),
+            files: BTreeMap::new(),
         }
     }
 

@@ -75,10 +75,14 @@ pub enum Event {
     Begun { plan: String, stages: Vec<String> },
     /// A stage knows its parts.
     Expanded { stage: String, parts: usize },
+    /// All parts of a stage were found in the cache at once, as an earlier build left them.
+    Unchanged { stage: String, parts: usize },
     /// A part was found in the cache.
     Hit { part: PartId },
     /// A part begins to run.
     Started { part: PartId, why: Vec<Why> },
+    /// A part failed and is tried again.
+    Retried { part: PartId, attempt: u32, problem: Problem },
     /// A part has come this far.
     Progress { part: PartId, done: u64, total: u64, unit: String },
     /// A part is done.

@@ -61,6 +61,10 @@ impl Listener for Summary {
         match event {
             Event::Begun { stages, .. } => stages.iter().for_each(|stage| _ = self.entry(stage)),
             Event::Expanded { stage, parts } => self.entry(stage).parts = *parts,
+            Event::Unchanged { stage, parts } => {
+                let tally = self.entry(stage);
+                (tally.parts, tally.hits, tally.sealed) = (*parts, *parts, true);
+            }
             Event::Hit { part } => self.entry(&part.stage).hits += 1,
             Event::Started { part, .. } => self.entry(&part.stage).started += 1,
             Event::Done { part, took_ms, output_bytes } => {
@@ -72,7 +76,7 @@ impl Listener for Summary {
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
             Event::Sealed { stage } => self.entry(stage).sealed = true,
             Event::Skipped { stage } => self.entry(stage).skipped = true,
-            Event::Progress { .. } | Event::Finished { .. } => {}
+            Event::Progress { .. } | Event::Retried { .. } | Event::Finished { .. } => {}
         }
     }
 }

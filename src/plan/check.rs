@@ -60,6 +60,8 @@ impl<'a> Checker<'a> {
             slots,
             tools,
             keep: Keep::Nothing,
+            timeout: None,
+            retries: 0,
         };
         Some(Checked { stage, keep, at: self.stage.at.clone(), edges })
     }

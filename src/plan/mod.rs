@@ -10,6 +10,7 @@ mod words;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -83,6 +84,10 @@ pub struct PlannedStage {
     pub tools: BTreeMap<String, StageId>,
     /// What is written out: as `keep` says, else all of it if nothing consumes it. Never a tool.
     pub keep: Keep,
+    /// How long one of its parts may run. No part of the key.
+    pub timeout: Option<Duration>,
+    /// How often a part that failed is tried again. No part of the key.
+    pub retries: u32,
 }
 
 /// What of a stage's artifact is written out.

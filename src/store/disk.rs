@@ -8,17 +8,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rayon::prelude::*;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
-use super::{ActionCache, ActionResult, BlobStore, map};
+use super::{ActionCache, ActionResult, BlobStore, Note, Notes, map};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
 
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
 const LAYOUT: &str = "kiln cache 1\n";
 const CODE: &str = "kiln::store::io";
+
+/// So many blobs are looked for by several threads.
+const WORTH_THREADS: usize = 1024;
 
 /// Blobs and results below one folder. Any number of processes may use it at once.
 pub struct Disk {
@@ -34,7 +38,7 @@ impl Disk {
     /// Opens the cache at `root`, making it if need be, and removes what dead processes left in it.
     pub fn open(root: &Path) -> Result<Disk> {
         let failed = || format!("open the cache {}", root.display());
-        for room in ["blobs", "actions", "partial", "tmp"] {
+        for room in ["blobs", "actions", "notes", "partial", "tmp"] {
             fs::create_dir_all(root.join(room)).context(CODE, failed)?;
         }
         // The cache may be named by a relative path; vendor libraries change the working directory.
@@ -71,6 +75,20 @@ impl Disk {
     fn action_path(&self, key: &ActionKey) -> PathBuf {
         let hex = key.0.hex();
         self.root.join("actions").join(&hex[..2]).join(hex + ".json")
+    }
+
+    fn note_path(&self, question: &Digest) -> PathBuf {
+        let hex = question.hex();
+        self.root.join("notes").join(&hex[..2]).join(hex)
+    }
+
+    fn is_missing(&self, digest: &Digest) -> Result<bool> {
+        let path = self.blob_path(digest);
+        match fs::metadata(&path) {
+            Ok(file) => Ok(file.len() != digest.size_bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error).context(CODE, || format!("look for the blob {}", path.display())),
+        }
     }
 
     /// The file of a blob, once its bytes are known to be the right ones: they are hashed when this
@@ -170,18 +188,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl BlobStore for Disk {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        let mut missing = vec![];
-        for digest in digests {
-            let path = self.blob_path(digest);
-            match fs::metadata(&path) {
-                Ok(file) if file.len() == digest.size_bytes => {}
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).context(CODE, || format!("look for the blob {}", path.display()));
-                }
-                _ => missing.push(*digest),
-            }
-        }
-        Ok(missing)
+        let look = |digest: &Digest| Ok(self.is_missing(digest)?.then_some(*digest));
+        let missing: Result<Vec<Option<Digest>>> = match digests.len() {
+            ..WORTH_THREADS => digests.iter().map(look).collect(),
+            _ => digests.par_iter().with_min_len(WORTH_THREADS / 4).map(look).collect(),
+        };
+        Ok(missing?.into_iter().flatten().collect())
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
@@ -230,6 +242,32 @@ pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
     }
     let result: ActionResult = serde_json::from_str(body).ok()?;
     Some(ActionResult { action: action.into(), ..result }).filter(|result| result.key().0.hex() == name)
+}
+
+impl Notes for Disk {
+    fn read(&self, question: &Digest) -> Result<Option<Note>> {
+        let path = self.note_path(question);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
+        };
+        Ok(read_note(text))
+    }
+
+    // Not synced, like results: one that a power cut garbles is no note.
+    fn write(&self, question: &Digest, text: &str) -> Result<()> {
+        let note = format!("{}\n{text}", hash_bytes(text.as_bytes()));
+        replace_file(self.own.path(), &self.note_path(question), note.as_bytes())
+    }
+}
+
+/// A note is the digest of the text, and below it the text.
+fn read_note(note: Vec<u8>) -> Option<Note> {
+    let mut note = String::from_utf8(note).ok()?;
+    let text = note.split_off(note.find('\n')? + 1);
+    let digest: Digest = note.trim_end().parse().ok()?;
+    (hash_bytes(text.as_bytes()) == digest).then_some(Note { digest, text })
 }
 
 /// A blob being written.

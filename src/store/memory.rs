@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
-use super::{ActionCache, ActionResult, BlobStore};
+use super::{ActionCache, ActionResult, BlobStore, Note, Notes};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Context, Digest, Result, hash_bytes};
 
@@ -21,6 +21,7 @@ pub struct Memory {
 struct Inner {
     blobs: HashMap<Digest, Blob>,
     actions: HashMap<ActionKey, ActionResult>,
+    notes: HashMap<Digest, String>,
     /// Blobs that someone wanted as files.
     files: Option<TempDir>,
 }
@@ -68,6 +69,18 @@ impl ActionCache for Memory {
 
     fn put(&self, result: &ActionResult) -> Result<()> {
         self.lock().actions.insert(result.key(), result.clone());
+        Ok(())
+    }
+}
+
+impl Notes for Memory {
+    fn read(&self, question: &Digest) -> Result<Option<Note>> {
+        let text = self.lock().notes.get(question).cloned();
+        Ok(text.map(|text| Note { digest: hash_bytes(text.as_bytes()), text }))
+    }
+
+    fn write(&self, question: &Digest, text: &str) -> Result<()> {
+        self.lock().notes.insert(*question, text.into());
         Ok(())
     }
 }

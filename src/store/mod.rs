@@ -8,8 +8,10 @@ mod disk;
 mod folder;
 mod map;
 mod memory;
+mod notes;
 mod publish;
 mod stamp;
+mod watched;
 
 use std::path::PathBuf;
 
@@ -23,7 +25,10 @@ pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;
 pub use memory::Memory;
+pub use notes::{Note, Notes};
 pub use publish::publish;
+pub use stamp::Stamp;
+pub use watched::Watched;
 
 /// Immutable bytes by digest.
 pub trait BlobStore: Send + Sync {

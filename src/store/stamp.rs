@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A file whose stamp is unchanged was neither written to nor replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub struct Stamp {
     inode: u64,
     size_bytes: u64,
     /// Seconds and nanoseconds.
@@ -17,7 +17,8 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    pub(super) fn of(file: &Metadata) -> Self {
+    /// The stamp in a file's metadata.
+    pub fn of(file: &Metadata) -> Self {
         Stamp {
             inode: file.ino(),
             size_bytes: file.size(),

@@ -2,9 +2,11 @@
 //!
 //! `from=A,B` inputs; `parts=N` orders `0`, `1` ...; `threads=N`, `memory=N` their demand; `fail=I` order I fails;
 //! `panic=expand|run`; `seed=S` stands in for the stage's name in the actions, so that equal stages tie; `tied=1`
-//! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter.
+//! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter;
+//! `retries=N` and `file=PATH` are what they are for every kind; `write=1` writes to that file.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln::action::{
@@ -32,16 +34,20 @@ fn stage(line: &str) -> PlannedStage {
     let (name, rest) = line.split_once(':').unwrap();
     let mut params = Map::from_iter([("seed".to_string(), json!(name))]);
     let mut slots = BTreeMap::new();
+    let mut retries = 0;
     for word in rest.split_whitespace() {
         let (key, value) = word.split_once('=').unwrap();
         if key == "from" {
             slots.insert("from".to_string(), value.split(',').map(|giver| StageId(giver.into())).collect());
+        } else if key == "retries" {
+            retries = value.parse().unwrap();
         } else {
             params.insert(key.into(), value.parse::<u64>().map_or(json!(value), |number| json!(number)));
         }
     }
     let (id, kind) = (StageId(name.trim().into()), "fake".into());
-    PlannedStage { id, kind, params: params.into(), slots, tools: BTreeMap::new(), keep: Keep::Nothing }
+    let tools = BTreeMap::new();
+    PlannedStage { id, kind, params: params.into(), slots, tools, keep: Keep::Nothing, timeout: None, retries }
 }
 
 fn number(params: &Value, key: &str) -> Option<u64> {
@@ -55,6 +61,10 @@ impl Stage for Fake {
 
     fn check(&self, _: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<kiln::action::ParamProblem>> {
         Ok(vec![])
+    }
+
+    fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
+        Ok(params["file"].as_str().map(PathBuf::from).into_iter().collect())
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
@@ -71,10 +81,14 @@ impl Stage for Fake {
         let order = |index: u64| {
             let number_in_action = if params.get("tied").is_some() { 0 } else { index };
             let mut resolved = json!({"seed": params["seed"], "number": number_in_action});
-            for key in ["v", "slow", "panic"] {
+            for key in ["v", "slow", "panic", "write"] {
                 if let Some(value) = params.get(key) {
                     resolved[key] = value.clone();
                 }
+            }
+            for (path, digest) in &inputs.files {
+                resolved["file"] = json!(path);
+                resolved["digest"] = json!(digest);
             }
             if number(params, "fail") == Some(index) {
                 resolved["fail"] = json!(true);

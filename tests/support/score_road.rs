@@ -49,7 +49,8 @@ impl Road {
     /// Expands a stage and runs its orders, one after the other.
     pub fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Result<Manifest> {
         let slots = slots.iter().map(|(slot, given)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]));
-        let inputs = Inputs { slots: slots.collect(), tools: self.tools.iter().cloned().collect() };
+        let inputs =
+            Inputs { slots: slots.collect(), tools: self.tools.iter().cloned().collect(), ..Inputs::default() };
         let stage = self.stages.get(kind).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local { store: &self.store, stages: &self.stages, program };

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
-use kiln::base::Digest;
-use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Task};
+use kiln::base::{Digest, hash_bytes};
+use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Sealed, Task, Times};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
@@ -17,6 +17,8 @@ pub struct Trace {
     pub events: Vec<Event>,
     pub sealed: BTreeMap<String, Manifest>,
     pub runs: Vec<ActionKey>,
+    /// Part and attempt.
+    pub retried: Vec<(String, u32)>,
 }
 
 /// A build of `plan`, where `cached` says what the cache has.
@@ -24,6 +26,10 @@ pub struct Simulation<'a> {
     pub plan: &'a Plan,
     pub limits: Limits,
     pub cached: &'a dyn Fn(&Task) -> bool,
+    /// Whether an earlier build completed the stage of this name.
+    pub remembered: &'a dyn Fn(&str) -> bool,
+    /// What stages took in earlier builds.
+    pub times: Times,
     /// Cancels after so many answers.
     pub cancel_after: Option<usize>,
 }
@@ -32,7 +38,7 @@ impl Simulation<'_> {
     /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where the scheduler
     /// breaks a law.
     pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
-        let mut scheduler = Scheduler::new(self.plan, self.limits);
+        let mut scheduler = Scheduler::new(self.plan, self.limits, &self.times);
         let mut trace = Trace::default();
         let mut outstanding: Vec<Effect> = vec![];
         let mut there: BTreeSet<Digest> = BTreeSet::new();
@@ -45,15 +51,23 @@ impl Simulation<'_> {
             {
                 there.extend(result.outputs.values().map(|part| part.content.digest));
             }
+            if let Input::Recalled { sealed: Ok(Some(sealed)), .. } = &input {
+                there.extend(sealed.manifest.parts.values().map(|part| part.content.digest));
+            }
             may_begin &= !matches!(input, Input::Cancel);
             for effect in scheduler.step(input) {
                 assert!(!finished, "nothing comes after the end");
                 match effect {
                     Effect::Tell(event) => {
-                        may_begin &= !matches!(event, Event::Failed { .. });
+                        may_begin &= self.limits.keep_going || !matches!(event, Event::Failed { .. });
+                        if let Event::Retried { part, attempt, .. } = &event {
+                            trace.retried.push((part.to_string(), *attempt));
+                        }
                         trace.events.push(event);
                     }
+                    Effect::Note { .. } => {}
                     Effect::Finish => finished = true,
+                    Effect::Run { delay, .. } if !delay.is_zero() => outstanding.push(effect),
                     effect => {
                         assert!(may_begin, "nothing begins after a failure or an interruption");
                         match &effect {
@@ -72,7 +86,8 @@ impl Simulation<'_> {
             self.check_limits(&outstanding);
             assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
             if finished {
-                trace.sealed = scheduler.into_built().manifests.into_iter().map(|(stage, it)| (stage.0, it)).collect();
+                let sealed = scheduler.into_built().sealed;
+                trace.sealed = sealed.into_iter().map(|(stage, it)| (stage.0, it.manifest.clone())).collect();
                 return trace;
             }
             input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
@@ -104,15 +119,30 @@ impl Simulation<'_> {
             })
         };
         match effect {
+            Effect::Recall { stage, .. } => {
+                let id = &self.plan.stages[stage.index()].id.0;
+                let manifest = expected(self.plan).remove(id).filter(|_| (self.remembered)(id));
+                let sealed = manifest.map(|manifest| Sealed {
+                    digest: hash_bytes(id.as_bytes()),
+                    parts: manifest
+                        .parts
+                        .iter()
+                        .map(|(name, part)| (name.to_string(), ActionKey(part.content.digest)))
+                        .collect(),
+                    manifest,
+                    tools: BTreeMap::new(),
+                });
+                Input::Recalled { stage, sealed: Ok(sealed) }
+            }
             Effect::Expand { stage, inputs } => {
                 Input::Expanded { stage, tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs) }
             }
             Effect::Probe { job, task, .. } if (self.cached)(&task) => {
                 Input::Probed { job, answer: result(&task).map(Answer::Hit) }
             }
-            Effect::Probe { job, .. } => Input::Probed { job, answer: Ok(Answer::Miss(vec![])) },
-            Effect::Run { job, task } => Input::Ran { job, result: result(&task) },
-            Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
+            Effect::Probe { job, .. } => Input::Probed { job, answer: Ok(Answer::Miss(vec![], None)) },
+            Effect::Run { job, task, .. } => Input::Ran { job, result: result(&task) },
+            Effect::Note { .. } | Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
         }
     }
 }
@@ -157,6 +187,8 @@ pub fn told(events: &[Event]) -> String {
     let line = |event: &Event| match event {
         Event::Begun { .. } => String::new(),
         Event::Expanded { stage, parts } => format!("{stage} has {parts}\n"),
+        Event::Unchanged { stage, parts } => format!("{stage} as it was, {parts}\n"),
+        Event::Retried { part, attempt, .. } => format!("{part} again, {attempt}\n"),
         Event::Hit { part } => format!("{part} hit\n"),
         Event::Started { part, .. } => format!("{part} starts\n"),
         Event::Progress { part, done, total, unit } => format!("{part} {done}/{total} {unit}\n"),

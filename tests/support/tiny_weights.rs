@@ -78,7 +78,7 @@ impl TinyWeights {
             }
         }
         let slot = |slot: &str, manifest| (slot.to_string(), vec![(slot.to_string(), manifest)]);
-        Inputs { slots: [slot("model", model), slot("weights", weights)].into(), tools: [].into() }
+        Inputs { slots: [slot("model", model), slot("weights", weights)].into(), ..Inputs::default() }
     }
 
     fn tensors(&self) -> Vec<(String, Vec<u64>)> {

@@ -1,0 +1,196 @@
+//! kiln beside ninja, on plans of trivial parts: `cargo bench --bench engine` (needs `ninja` and `bash`).
+//!
+//! N parts in ten stages; part i of a stage takes part i of the one before. For ninja, N edges of the same shape. Both are whole
+//! processes. kiln is the program itself with one stage kind more; ninja has no build log to read, which spares it work.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use kiln::action::{Demand, Erased, InputSpec, Inputs, Job, Order, Outputs, PartName, Registry, StageSpec, TypedStage};
+use kiln::base::{CanonJson, Result};
+use kiln::cli::Call;
+use serde::{Deserialize, Serialize};
+
+const STAGES: usize = 10;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("kiln") => {
+            let call = Call::parse_from(&args[1..]);
+            let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
+            call.run(&registry).map_or_else(|failed| call.common.report(&failed), |exit| exit).into()
+        }
+        _ => {
+            measure(&args);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn measure(args: &[String]) {
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let sizes: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { vec![1_000, 10_000, 100_000] } else { sizes };
+    println!("nothing to do; medians of pairs, wall and CPU (user + system) of whole processes");
+    println!(
+        "{:>8}{:>12}{:>12}{:>8}{:>12}{:>12}{:>8}{:>14}{:>16}",
+        "parts", "kiln", "ninja", "ratio", "kiln CPU", "ninja CPU", "ratio", "us a part", "clean ms a part"
+    );
+    for parts in sizes {
+        no_op(&home.path().join(parts.to_string()), parts);
+    }
+}
+
+fn no_op(home: &Path, parts: usize) {
+    fs::create_dir_all(home).expect("a folder");
+    fs::write(home.join("plan.toml"), plan(parts)).expect("a plan");
+    let ninja_home = home.join("ninja");
+    write_ninja(&ninja_home, parts);
+
+    let program = std::env::current_exe().expect("this program");
+    let kiln = || {
+        let mut kiln = Command::new(&program);
+        kiln.args(["kiln", "build", "plan.toml"]).current_dir(home);
+        kiln
+    };
+    let ninja = || {
+        let mut ninja = Command::new("ninja");
+        ninja.current_dir(&ninja_home);
+        ninja
+    };
+    let begun = Instant::now();
+    said(&mut kiln(), "ran");
+    let clean = begun.elapsed();
+    run(&mut kiln(), "nothing to do");
+    run(&mut ninja(), "no work to do");
+
+    let rounds = if parts > 50_000 { 7 } else { 21 };
+    let (mut ours, mut theirs) = (vec![], vec![]);
+    for _ in 0..rounds {
+        ours.push(run(&mut kiln(), "nothing to do"));
+        theirs.push(run(&mut ninja(), "no work to do"));
+    }
+    let median = |times: &[Times], of: fn(&Times) -> Duration| {
+        let mut times: Vec<f64> = times.iter().map(|times| of(times).as_secs_f64() * 1e3).collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (wall, their_wall) = (median(&ours, |t| t.wall), median(&theirs, |t| t.wall));
+    let (cpu, their_cpu) = (median(&ours, |t| t.cpu), median(&theirs, |t| t.cpu));
+    println!(
+        "{parts:>8}{wall:>9.1} ms{their_wall:>9.1} ms{:>8.2}{cpu:>9.1} ms{their_cpu:>9.1} ms{:>8.2}{:>14.2}{:>16.3}",
+        wall / their_wall,
+        cpu / their_cpu,
+        wall * 1e3 / parts as f64,
+        clean.as_secs_f64() * 1e3 / parts as f64,
+    );
+}
+
+struct Times {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// Runs `command`, which must say `expected`, and once more for its processor time.
+fn run(command: &mut Command, expected: &str) -> Times {
+    let begun = Instant::now();
+    said(command, expected);
+    let wall = begun.elapsed();
+    // bash knows the times of its children, to the millisecond.
+    let mut bash = Command::new("bash");
+    bash.args(["-c", r#""$@"; times"#, "bash"]).arg(command.get_program()).args(command.get_args());
+    bash.current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
+    let times = said(&mut bash, "");
+    let of_children = times.trim_end().lines().last().expect("two lines of times");
+    let seconds = |time: &str| time.trim_end_matches('s').split_once('m').and_then(|(_, s)| s.parse::<f64>().ok());
+    let cpu = of_children.split(' ').filter_map(seconds).sum();
+    Times { wall, cpu: Duration::from_secs_f64(cpu) }
+}
+
+fn said(command: &mut Command, expected: &str) -> String {
+    let output = command.stdin(Stdio::null()).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains(expected), "{command:?}: {said}");
+    said.into_owned()
+}
+
+fn plan(parts: usize) -> String {
+    let mut plan = String::from("[plan]\nname = \"trivial\"\n");
+    for stage in 0..STAGES {
+        let from = if stage > 0 { format!("from = \"s{}\"\n", stage - 1) } else { String::new() };
+        let _ = write!(plan, "[stage.s{stage}]\nkind = \"trivial\"\nparts = {}\nkeep = false\n{from}", parts / STAGES);
+    }
+    plan
+}
+
+fn write_ninja(home: &Path, parts: usize) {
+    fs::create_dir_all(home).expect("a folder");
+    let mut build = String::from("rule cp\n command = cp $in $out\n generator = 1\n");
+    let file = |stage: usize, part: usize| format!("s{stage}_{part}");
+    for part in 0..parts / STAGES {
+        fs::write(home.join(format!("in_{part}")), format!("{part}")).expect("a file");
+    }
+    for stage in 0..STAGES {
+        for part in 0..parts / STAGES {
+            let from = if stage > 0 { file(stage - 1, part) } else { format!("in_{part}") };
+            let _ = writeln!(build, "build {}: cp {from}", file(stage, part));
+            fs::write(home.join(file(stage, part)), format!("{part}")).expect("a file");
+        }
+    }
+    fs::write(home.join("build.ninja"), build).expect("a build file");
+}
+
+/// As little as a stage can do: a part is a small blob that says where it stands.
+struct Trivial;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Params {
+    parts: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Number {
+    number: usize,
+}
+
+impl TypedStage for Trivial {
+    type Params = Params;
+    type Order = Number;
+    const SPEC: StageSpec = StageSpec {
+        kind: "trivial",
+        version: 1,
+        summary: "",
+        gives: "thing",
+        inputs: &[InputSpec { name: "from", accepts: &["thing"], required: false, many: false }],
+        params: &["parts"],
+    };
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Number>>> {
+        let given: BTreeMap<&str, _> = inputs
+            .optional("from")
+            .into_iter()
+            .flat_map(|manifest| manifest.parts.iter().map(|(name, part)| (name.as_str(), part)))
+            .collect();
+        let order = |number: usize| {
+            let order = Order::new(number.to_string(), Number { number }).demand(Demand::default());
+            match given.get(format!("{number}/out").as_str()) {
+                Some(part) => order.input("from", part),
+                None => order,
+            }
+        };
+        Ok((0..params.parts).map(order).collect())
+    }
+
+    fn run(order: Number, job: &Job) -> Result<Outputs> {
+        let before = job.input("from").and_then(|_| job.read("from")).map_or(vec![], |bytes| bytes.to_vec());
+        let text = [before, format!("{} ", order.number).into_bytes()].concat();
+        Ok([(PartName::new("out")?, job.write(&text, CanonJson::default())?)].into())
+    }
+}

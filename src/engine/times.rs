@@ -1,0 +1,53 @@
+//! What stages took in earlier builds, and the roads that follow from it: longest road first is how a few workers end soonest.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Plan;
+
+/// What a stage's parts took when they ran last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// The longest of them.
+    pub longest_ms: u64,
+    /// All of them, added up.
+    pub total_ms: u64,
+}
+
+impl Took {
+    /// Of parts that took so long; `None` if there are none.
+    pub(super) fn of(parts_ms: impl Iterator<Item = u64>) -> Option<Took> {
+        parts_ms.fold(None, |took: Option<Took>, ms| {
+            let Took { longest_ms, total_ms } = took.unwrap_or_default();
+            Some(Took { longest_ms: longest_ms.max(ms), total_ms: total_ms.saturating_add(ms) })
+        })
+    }
+
+    /// How long the stage lasts when `jobs` parts run at once.
+    fn with(&self, jobs: u32) -> u64 {
+        self.longest_ms.max(self.total_ms / u64::from(jobs.max(1)))
+    }
+}
+
+/// By stage; one that is not named is taken to need no time.
+#[derive(Clone, Debug, Default)]
+pub struct Times(pub BTreeMap<String, Took>);
+
+impl Times {
+    /// For each stage of `plan`, the time from its end to the end of the build: the longest way through those that
+    /// wait for it.
+    pub(super) fn roads(&self, plan: &Plan, jobs: u32) -> Vec<u64> {
+        let place: BTreeMap<_, _> = plan.stages.iter().enumerate().map(|(place, stage)| (&stage.id, place)).collect();
+        let mut roads = vec![0; plan.stages.len()];
+        // From the end, so that a stage's own road is known before it is added to those of its givers.
+        for (at, stage) in plan.stages.iter().enumerate().rev() {
+            let took = self.0.get(&stage.id.0).map_or(0, |took| took.with(jobs));
+            let road = took.saturating_add(roads[at]);
+            for giver in stage.dependencies().filter_map(|giver| place.get(giver)) {
+                roads[*giver] = road.max(roads[*giver]);
+            }
+        }
+        roads
+    }
+}

@@ -1,0 +1,21 @@
+//! Texts that may be lost at any time: losing one costs time, nothing else.
+
+use crate::base::{Digest, Result};
+
+/// What someone found out once, by the digest of the question.
+pub trait Notes: Send + Sync {
+    /// The note on `question`, unless it was never written, lost or damaged.
+    fn read(&self, question: &Digest) -> Result<Option<Note>>;
+
+    /// Replaces the note on `question`.
+    fn write(&self, question: &Digest, text: &str) -> Result<()>;
+}
+
+/// A text, and its digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// BLAKE3 and length of the text.
+    pub digest: Digest,
+    /// What was written.
+    pub text: String,
+}
