@@ -12,7 +12,7 @@ use crate::base::{Context, Result};
 use crate::events::PartId;
 
 /// The key of each part when it was last there, by stage and part name. A file `last/PLAN.json` in the
-/// cache folder; nothing but reasons hangs on it.
+/// cache folder: no build depends on it, only its reasons, and what `kiln cache gc` keeps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Record {
@@ -28,6 +28,31 @@ impl Record {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Record::default()),
             Err(error) => Err(error).context("kiln::engine::record", || format!("read {}", path.display())),
         }
+    }
+
+    /// The keys in the records of all plans: what their last builds asked. A record that cannot be understood is a
+    /// problem here, because somebody is about to remove what no record names.
+    pub fn all(cache: &Path) -> Result<Vec<ActionKey>> {
+        const CODE: &str = "kiln::engine::record";
+        let folder = cache.join("last");
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.context(CODE, || format!("list {}", folder.display()))?,
+        };
+        let mut keys = vec![];
+        for entry in entries {
+            let path = entry.context(CODE, || format!("list {}", folder.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let text = std::fs::read(&path).context(CODE, || format!("read {}", path.display()))?;
+                let understood = serde_json::from_slice::<Record>(&text);
+                let record =
+                    understood.context(CODE, || format!("understand {}", path.display())).map_err(|problem| {
+                        problem.help("build that plan again, or remove the file: then its last build keeps nothing")
+                    })?;
+                keys.extend(record.keys.into_values().flat_map(BTreeMap::into_values));
+            }
+        }
+        Ok(keys)
     }
 
     /// The key that a part had.

@@ -6,10 +6,12 @@ mod audit;
 mod complete;
 mod disk;
 mod folder;
+mod gc;
 mod map;
 mod memory;
 mod publish;
 mod stamp;
+mod usage;
 
 use std::path::PathBuf;
 
@@ -22,6 +24,7 @@ pub use audit::{Fault, StageStats, Stats, Verified};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;
+pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use publish::publish;
 

@@ -1,12 +1,14 @@
-//! `kiln cache`: looks into the local cache.
+//! `kiln cache`: looks into the local cache, makes room in it.
+
+mod gc;
 
 use std::fs;
 
 use serde_json::json;
 
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, bytes};
-use crate::store::{Disk, StageStats, Stats, Verified};
+use crate::base::{Context, Problem, Result, bytes};
+use crate::store::{Disk, Garbage, StageStats, Stats, Verified};
 
 /// What to do with it.
 #[derive(clap::Args)]
@@ -25,6 +27,8 @@ enum Action {
         #[arg(long)]
         repair: bool,
     },
+    /// Remove what neither a last build nor a lock keeps, as far as the limits ask for it; all of it without a limit
+    Gc(gc::Args),
 }
 
 /// Runs the subcommand.
@@ -33,32 +37,40 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         let message = format!("there is no cache at {}", common.cache.display());
         return Err(Problem::new("kiln::call::no_cache", message).help("name it with --cache or KILN_CACHE").into());
     }
-    let store = Disk::open(&common.cache)?;
-    match args.action {
-        Action::Stats => {
-            let stats = store.stats()?;
-            common.print(&if common.json { format!("{}\n", json!(stats)) } else { stats_text(&stats) });
-            Ok(Exit::Done)
-        }
-        Action::Verify { repair } => {
-            let verified = store.verify()?;
-            common.print(&if common.json {
-                format!("{}\n", json!(verified))
-            } else {
-                verified_text(&verified, repair)
-            });
-            if repair {
-                for fault in &verified.faults {
-                    fs::remove_file(&fault.path)
-                        .context("kiln::store::io", || format!("remove {}", fault.path.display()))?;
-                }
-            }
-            Ok(if verified.faults.is_empty() || repair { Exit::Done } else { Exit::DigestDiffers })
-        }
+    match &args.action {
+        Action::Stats => Ok(stats(common)?),
+        Action::Verify { repair } => Ok(verify(*repair, common)?),
+        Action::Gc(args) => Ok(gc::run(args, common)?),
     }
 }
 
-fn stats_text(stats: &Stats) -> String {
+fn stats(common: &Common) -> Result<Exit> {
+    let store = Disk::open(&common.cache)?;
+    let stats = store.stats()?;
+    let garbage = store.garbage(&gc::without_limits(&store)?)?;
+    common.print(&if common.json {
+        let mut line = json!(stats);
+        line["kept_bytes"] = json!(garbage.kept.bytes);
+        line["garbage_bytes"] = json!(garbage.bytes());
+        format!("{line}\n")
+    } else {
+        stats_text(&stats, &garbage)
+    });
+    Ok(Exit::Done)
+}
+
+fn verify(repair: bool, common: &Common) -> Result<Exit> {
+    let verified = Disk::open(&common.cache)?.verify()?;
+    common.print(&if common.json { format!("{}\n", json!(verified)) } else { verified_text(&verified, repair) });
+    if repair {
+        for fault in &verified.faults {
+            fs::remove_file(&fault.path).context("kiln::store::io", || format!("remove {}", fault.path.display()))?;
+        }
+    }
+    Ok(if verified.faults.is_empty() || repair { Exit::Done } else { Exit::DigestDiffers })
+}
+
+fn stats_text(stats: &Stats, garbage: &Garbage) -> String {
     let mut text = format!("{:<14} {:>8} {:>10} {:>12}\n", "stage", "results", "output", "peak memory");
     for (stage, StageStats { actions, output_bytes, peak_memory_bytes }) in &stats.stages {
         // Threads share kiln's own memory.
@@ -69,7 +81,8 @@ fn stats_text(stats: &Stats) -> String {
     if stats.partial_bytes > 0 {
         text += &format!("; {} of half-finished downloads", bytes(stats.partial_bytes));
     }
-    text + "\n"
+    let (kept, garbage) = (bytes(garbage.kept.bytes), bytes(garbage.bytes()));
+    text + &format!("\nlast builds keep {kept}; `kiln cache gc` would free {garbage}\n")
 }
 
 fn verified_text(verified: &Verified, repair: bool) -> String {
