@@ -3,6 +3,7 @@
 //! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
 
 mod audit;
+mod bundle;
 mod complete;
 mod disk;
 mod folder;
@@ -21,6 +22,7 @@ use crate::action::{ActionKey, Blob, BlobSink, Outputs};
 use crate::base::{Digest, Result, hash_bytes};
 
 pub use audit::{Fault, StageStats, Stats, Verified};
+pub use bundle::{Exported, Imported};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;

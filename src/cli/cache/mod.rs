@@ -1,5 +1,6 @@
-//! `kiln cache`: looks into the local cache, makes room in it.
+//! `kiln cache`: looks into the local cache, makes room in it, and brings results from one to another.
 
+mod bundle;
 mod gc;
 
 use std::fs;
@@ -29,11 +30,15 @@ enum Action {
     },
     /// Remove what neither a last build nor a lock keeps, as far as the limits ask for it; all of it without a limit
     Gc(gc::Args),
+    /// Write what the cache has of a plan to one file
+    Export(bundle::ExportArgs),
+    /// Put what such a file holds into this cache
+    Import(bundle::ImportArgs),
 }
 
 /// Runs the subcommand.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
-    if !common.cache.is_dir() {
+    if !common.cache.is_dir() && !matches!(args.action, Action::Import(_)) {
         let message = format!("there is no cache at {}", common.cache.display());
         return Err(Problem::new("kiln::call::no_cache", message).help("name it with --cache or KILN_CACHE").into());
     }
@@ -41,6 +46,8 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         Action::Stats => Ok(stats(common)?),
         Action::Verify { repair } => Ok(verify(*repair, common)?),
         Action::Gc(args) => Ok(gc::run(args, common)?),
+        Action::Export(args) => bundle::export(args, common),
+        Action::Import(args) => Ok(bundle::import(args, common)?),
     }
 }
 
