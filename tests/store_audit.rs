@@ -46,9 +46,10 @@ fetch                 1        4 B            -
 requant               1        9 B       7.0 kB
 
 2 blobs, 9 B
+last builds keep 0 B; `kiln cache gc` would free 9 B
 ";
     check(cache.path(), "stats", 0, expected);
-    let json = r#"{"blob_bytes":9,"blobs":2,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
+    let json = r#"{"blob_bytes":9,"blobs":2,"garbage_bytes":9,"kept_bytes":0,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
     check(cache.path(), "stats --json", 0, &format!("{json}\n"));
 }
 

@@ -32,7 +32,7 @@ impl Exit {
         match problem.code.as_str() {
             "kiln::cancelled" => Exit::Interrupted,
             "kiln::tool_missing" | "kiln::tool_file_missing" => Exit::ToolMissing,
-            "kiln::fetch::digest" | "kiln::store::corrupt" => Exit::DigestDiffers,
+            "kiln::fetch::digest" | "kiln::store::corrupt" | "kiln::bundle::digest" => Exit::DigestDiffers,
             "kiln::fetch::unpinned" => Exit::BadCall,
             code if code.starts_with("kiln::plan::") || code.starts_with("kiln::call::") => Exit::BadCall,
             _ => Exit::StageFailed,

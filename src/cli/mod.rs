@@ -69,7 +69,7 @@ impl Call {
             Command::Show(args) => show::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
-            Command::Cache(args) => cache::run(args, common),
+            Command::Cache(args) => cache::run(args, common, stages),
             Command::Work(args) => work::run(args, common, stages),
         }
     }

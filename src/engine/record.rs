@@ -51,6 +51,29 @@ impl Record {
         }
     }
 
+    /// The keys in the records of all plans: what their last builds asked. A record that cannot be understood is a
+    /// problem here, because somebody is about to remove what no record names.
+    pub fn all(cache: &Path) -> Result<Vec<ActionKey>> {
+        let folder = cache.join("last");
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries.context(CODE, || format!("list {}", folder.display()))?,
+        };
+        let mut keys = vec![];
+        for entry in entries {
+            let path = entry.context(CODE, || format!("list {}", folder.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                let text = std::fs::read_to_string(&path).context(CODE, || format!("read {}", path.display()))?;
+                let understood = read_keys(&text);
+                let all = understood.context(CODE, || format!("understand {}", path.display())).map_err(|problem| {
+                    problem.help("build that plan again, or remove the file: then its last build keeps nothing")
+                })?;
+                keys.extend(all.into_values().flat_map(BTreeMap::into_values));
+            }
+        }
+        Ok(keys)
+    }
+
     /// The key that a part had.
     pub fn key(&self, part: &PartId) -> Option<ActionKey> {
         self.keys().get(&part.stage)?.get(&part.part).copied()
@@ -65,7 +88,7 @@ impl Record {
         self.keys.get_or_init(|| {
             let text = self.path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
             // The keys of a record that is no record are unknown; only reasons are lost.
-            text.and_then(|text| serde_json::from_str(text.lines().nth(1)?).ok()).unwrap_or_default()
+            text.and_then(|text| read_keys(&text).ok()).unwrap_or_default()
         })
     }
 
@@ -113,3 +136,8 @@ impl Record {
 }
 
 const CODE: &str = "kiln::engine::record";
+
+/// The keys in the text of a record.
+fn read_keys(text: &str) -> serde_json::Result<Keys> {
+    serde_json::from_str(text.lines().nth(1).unwrap_or_default())
+}

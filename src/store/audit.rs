@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -104,7 +105,7 @@ impl Disk {
     }
 }
 
-fn entry(path: &Path) -> Option<ActionResult> {
+pub(super) fn entry(path: &Path) -> Option<ActionResult> {
     read_entry(fs::read(path).ok()?, path.file_stem()?.to_str()?)
 }
 
@@ -115,11 +116,16 @@ fn stage_of(result: &ActionResult) -> String {
 }
 
 /// All files below `folder`, sorted.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![];
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).context(CODE, || format!("list {}", folder.display()))? {
+        let entries = match fs::read_dir(&folder) {
+            // Removed meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries.context(CODE, || format!("list {}", folder.display()))?,
+        };
+        for entry in entries {
             let entry = entry.context(CODE, || format!("list {}", folder.display()))?;
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_folder { &mut folders } else { &mut files }.push(entry.path());

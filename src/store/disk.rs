@@ -13,12 +13,13 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
+use super::usage::Usage;
 use super::{ActionCache, ActionResult, BlobStore, Note, Notes, map};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
 
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
-const LAYOUT: &str = "kiln cache 1\n";
+pub(super) const LAYOUT: &str = "kiln cache 1\n";
 const CODE: &str = "kiln::store::io";
 
 /// So many blobs are looked for by several threads.
@@ -29,6 +30,7 @@ pub struct Disk {
     root: PathBuf,
     own: LockedFolder,
     checked: Checked,
+    pub(super) usage: Usage,
 }
 
 /// The blobs that this process knows to be whole, and the stamps of the files it read.
@@ -44,13 +46,14 @@ impl Disk {
         // The cache may be named by a relative path; vendor libraries change the working directory.
         let root = root.canonicalize().context(CODE, failed)?;
         let is_new = !has_layout(&root)?;
+        let usage = Usage::share(&root.join("blobs"))?;
         let tmp = root.join("tmp");
         LockedFolder::sweep(&tmp, "")?;
         let own = LockedFolder::create(&tmp, "")?;
         if is_new {
             replace_file(own.path(), &root.join("layout"), LAYOUT.as_bytes())?;
         }
-        Ok(Disk { own, root, checked: Checked::default() })
+        Ok(Disk { own, root, checked: Checked::default(), usage })
     }
 
     /// The cache folder, absolute.
@@ -72,7 +75,7 @@ impl Disk {
         blob_path(&self.root, digest)
     }
 
-    fn action_path(&self, key: &ActionKey) -> PathBuf {
+    pub(super) fn action_path(&self, key: &ActionKey) -> PathBuf {
         let hex = key.0.hex();
         self.root.join("actions").join(&hex[..2]).join(hex + ".json")
     }

@@ -3,14 +3,17 @@
 //! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
 
 mod audit;
+mod bundle;
 mod complete;
 mod disk;
 mod folder;
+mod gc;
 mod map;
 mod memory;
 mod notes;
 mod publish;
 mod stamp;
+mod usage;
 mod watched;
 
 use std::path::PathBuf;
@@ -21,9 +24,11 @@ use crate::action::{ActionKey, Blob, BlobSink, Outputs};
 use crate::base::{Digest, Result, hash_bytes};
 
 pub use audit::{Fault, StageStats, Stats, Verified};
+pub use bundle::{Exported, Imported};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
 pub use folder::LockedFolder;
+pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
 pub use publish::publish;
