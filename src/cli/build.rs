@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
 use super::receipt::{self, Artifact, Receipt};
-use super::screen::Screen;
+use super::screen::{Screen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Manifest;
@@ -40,6 +40,8 @@ pub struct Args {
     /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    #[command(flatten)]
+    views: Views,
 }
 
 /// Builds, writes out what is kept, and says so in a table.
@@ -53,10 +55,10 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
     let cancel = interruption()?;
 
-    let mut screen = Screen::new(common);
+    let mut screen = Screen::open(&args.views, common)?;
     let built = bench.build(limits, &cancel, &mut screen);
+    let (summary, problems) = screen.close();
     bench.remember(&built)?;
-    let (summary, problems) = screen.into_summary();
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
     }

@@ -15,7 +15,7 @@ use super::seal::{check_names, seal};
 use super::{Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, StageIndex, StageLife, Task};
 use crate::action::{ActionKey, Demand, Inputs, Manifest};
 use crate::base::{Problem, bytes};
-use crate::events::{Event, PartId};
+use crate::events::{Event, PartId, SCHEMA};
 use crate::plan::{Plan, PlannedStage, StageId};
 
 /// The state of one build.
@@ -164,7 +164,7 @@ impl<'a> Scheduler<'a> {
 
     fn begin(&mut self) {
         let stages = self.plan.stages.iter().map(|stage| stage.id.to_string()).collect();
-        self.tell(Event::Begun { plan: self.plan.name.clone(), stages });
+        self.tell(Event::Begun { schema: SCHEMA, plan: self.plan.name.clone(), stages });
         for stage in self.graph.node_indices() {
             self.expand_if_ready(stage);
         }

@@ -44,7 +44,7 @@ impl Summary {
 
     /// A number over all stages.
     pub fn total(&self, number: impl Fn(&StageTally) -> usize) -> usize {
-        self.stages.iter().map(|(_, tally)| number(tally)).sum()
+        self.stages.iter().map(|(_, tally)| number(tally)).fold(0, usize::saturating_add)
     }
 
     fn entry(&mut self, name: &str) -> &mut StageTally {
@@ -61,18 +61,23 @@ impl Listener for Summary {
         match event {
             Event::Begun { stages, .. } => stages.iter().for_each(|stage| _ = self.entry(stage)),
             Event::Expanded { stage, parts } => self.entry(stage).parts = *parts,
+            Event::Unchanged { stage, parts } => {
+                let tally = self.entry(stage);
+                (tally.parts, tally.hits, tally.sealed) = (*parts, *parts, true);
+            }
             Event::Hit { part } => self.entry(&part.stage).hits += 1,
             Event::Started { part, .. } => self.entry(&part.stage).started += 1,
             Event::Done { part, took_ms, output_bytes } => {
                 let tally = self.entry(&part.stage);
                 tally.ran += 1;
-                tally.took_ms += took_ms;
-                tally.output_bytes += output_bytes;
+                // A log may tell of more than any build could do.
+                tally.took_ms = tally.took_ms.saturating_add(*took_ms);
+                tally.output_bytes = tally.output_bytes.saturating_add(*output_bytes);
             }
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
             Event::Sealed { stage } => self.entry(stage).sealed = true,
             Event::Skipped { stage } => self.entry(stage).skipped = true,
-            Event::Progress { .. } | Event::Finished { .. } => {}
+            Event::Progress { .. } | Event::Retried { .. } | Event::Finished { .. } => {}
         }
     }
 }
