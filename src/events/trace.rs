@@ -100,7 +100,7 @@ impl Trace {
 fn complete(part: &PartId, slice: &Slice, end_ms: u64) -> Value {
     json!({
         "name": part.to_string(), "cat": part.stage, "ph": "X", "ts": micros(slice.since_ms),
-        "dur": micros(end_ms - slice.since_ms), "pid": PROCESS, "tid": slice.lane, "args": slice.args,
+        "dur": micros(end_ms.saturating_sub(slice.since_ms)), "pid": PROCESS, "tid": slice.lane, "args": slice.args,
     })
 }
 
