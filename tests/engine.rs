@@ -215,7 +215,7 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
     let simulation =
         Simulation { plan: &plan, limits: LIMITS, cached, remembered, times: Times::default(), cancel_after: None };
     let trace = simulation.run(|_| 0);
-    assert!(told(&trace.events).starts_with("clay as it was, 2\npot has 3\n"), "{}", told(&trace.events));
+    assert!(told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"), "{}", told(&trace.events));
     assert_eq!(trace.sealed, expected(&plan));
 }
 

@@ -63,6 +63,13 @@ impl Problem {
         self.causes.insert(0, message);
         self
     }
+
+    /// Message, causes and help, each on lines of its own.
+    pub fn text(&self) -> String {
+        let causes = self.causes.iter().map(|cause| format!("\ncaused by: {cause}"));
+        let help = self.help.iter().map(|help| format!("\nhelp: {help}"));
+        self.message.clone() + &causes.chain(help).collect::<String>()
+    }
 }
 
 impl fmt::Display for Problem {

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
 use super::receipt::{self, Artifact, Receipt};
-use super::screen::Screen;
+use super::screen::{Screen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::{Manifest, Registry};
@@ -43,6 +43,8 @@ pub struct Args {
     /// After a failure, go on with all that does not need what failed
     #[arg(long)]
     keep_going: bool,
+    #[command(flatten)]
+    views: Views,
 }
 
 /// Builds, writes out what is kept, and says so in a table.
@@ -56,10 +58,10 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
     let cancel = interruption()?;
 
-    let mut screen = Screen::new(common);
+    let mut screen = Screen::open(&args.views, common)?;
     let built = bench.build(limits, &cancel, &mut screen);
+    let (summary, problems) = screen.close();
     bench.remember(&built)?;
-    let (summary, problems) = screen.into_summary();
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
     }

@@ -9,6 +9,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme, NamedSource, Report};
 use serde_json::json;
 
 use super::Exit;
+use super::github::annotation;
 use crate::action::Registry;
 use crate::base::{Context, Problem};
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source};
@@ -94,12 +95,16 @@ impl Common {
 
     /// Prints every problem and says how to leave: as the first one demands.
     /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard output.
+    /// On GitHub, each is an annotation besides, on standard error.
     pub fn report(&self, failed: &Failed) -> Exit {
         for problem in &failed.problems {
             if self.json {
                 self.print(&format!("{}\n", json!({ "problem": problem })));
             } else {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
+            }
+            if std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true") {
+                let _ = writeln!(stderr(), "{}", annotation(problem, failed.source.as_ref()));
             }
         }
         match (&failed.source, failed.problems.first()) {

@@ -34,7 +34,9 @@ impl Exit {
             "kiln::tool_missing" | "kiln::tool_file_missing" => Exit::ToolMissing,
             "kiln::fetch::digest" | "kiln::store::corrupt" | "kiln::bundle::digest" => Exit::DigestDiffers,
             "kiln::fetch::unpinned" => Exit::BadCall,
-            code if code.starts_with("kiln::plan::") || code.starts_with("kiln::call::") => Exit::BadCall,
+            code if ["kiln::plan::", "kiln::call::", "kiln::log::"].iter().any(|room| code.starts_with(room)) => {
+                Exit::BadCall
+            }
             _ => Exit::StageFailed,
         }
     }

@@ -7,12 +7,16 @@ mod common;
 mod doctor;
 mod exit;
 mod explain;
+mod github;
 mod inspect;
 mod machine;
 mod plan;
 mod receipt;
+mod replay;
+mod reports;
 mod screen;
 mod show;
+mod whole;
 mod work;
 mod workbench;
 
@@ -44,6 +48,8 @@ enum Command {
     Plan(plan::Args),
     /// Say why a part would run again, with old and new value
     Explain(explain::Args),
+    /// Show a recorded build again, or make reports of it
+    Replay(replay::Args),
     /// Draw the stages of a plan
     Show(show::Args),
     /// Describe a GGUF, ONNX, DLC or context binary
@@ -66,6 +72,7 @@ impl Call {
             Command::Check(args) => check::run(args, common, stages),
             Command::Plan(args) => plan::run(args, common, stages),
             Command::Explain(args) => explain::run(args, common, stages),
+            Command::Replay(args) => replay::run(args, common),
             Command::Show(args) => show::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),

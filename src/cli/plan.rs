@@ -9,10 +9,10 @@ use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::count;
 use crate::engine::{Built, BuiltPart, JobLife};
-use crate::events::Why;
+use crate::events::{Why, in_short};
 use crate::plan::{Plan, PlannedStage};
 
-/// How many parts that run for the same reasons are named, and how many reasons; `kiln explain` says all.
+/// How many parts that run for the same reasons are named; `kiln explain` says all.
 const NAMED: usize = 3;
 
 /// What to plan.
@@ -100,14 +100,6 @@ fn by_reasons<'a>(parts: &[&'a BuiltPart]) -> Vec<(&'a [Why], Vec<&'a str>)> {
         }
     }
     groups
-}
-
-/// The first few reasons.
-fn in_short(reasons: &[Why]) -> String {
-    let mut shown: Vec<String> = reasons.iter().take(NAMED).map(Why::to_string).collect();
-    let more = reasons.len().saturating_sub(NAMED);
-    shown.extend((more > 0).then(|| format!("and {more} more")));
-    shown.join("; ")
 }
 
 /// A line a part, and a line a stage whose parts are not known yet.

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::whole::write_whole;
 use crate::action::{ActionKey, Manifest};
 use crate::base::{Context, Digest, Result};
 use crate::engine::Built;
@@ -63,16 +62,7 @@ impl<'a> Receipt<'a> {
         if fs::read(&path).is_ok_and(|old| old == text) {
             return Ok(false);
         }
-        let write = || -> std::io::Result<()> {
-            fs::create_dir_all(folder)?;
-            let mode = fs::Permissions::from_mode(0o666);
-            let mut file = tempfile::Builder::new().prefix(".receipt-").permissions(mode).tempfile_in(folder)?;
-            file.write_all(&text)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().context("kiln::publish::receipt", failed)?;
+        write_whole(&path, &text).context("kiln::publish::receipt", failed)?;
         Ok(true)
     }
 }

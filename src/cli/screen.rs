@@ -1,61 +1,105 @@
-//! What people see of a build while it runs.
+//! What is seen of a build while it runs, and what is kept of it.
 
+use std::fs::File;
 use std::io::{IsTerminal, stderr, stdout};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use super::Common;
-use crate::base::Problem;
-use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary};
+use super::reports::{self, Reports};
+use super::whole::folder;
+use super::{Common, Failed};
+use crate::base::{Context, Problem};
+use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary, TimedListener};
 
-/// Counts, collects problems, and shows what happens in the way the call asks for. A build in which
-/// nothing happens shows nothing.
-pub(super) struct Screen {
-    summary: Summary,
-    problems: Vec<Problem>,
-    view: View,
+/// The views besides the one on screen.
+#[derive(clap::Args)]
+pub struct Views {
+    /// Write every event to FILE as it happens, a line of JSON each; `kiln replay` reads it
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    #[command(flatten)]
+    reports: reports::Args,
 }
 
-enum View {
+/// Counts, collects problems, and shows what happens in the way the call asks for. Every view is told the same time.
+pub(super) struct Screen {
+    begun: Option<Instant>,
+    summary: Summary,
+    problems: Vec<Problem>,
+    shown: Shown,
+    log: Option<(PathBuf, JsonLines<File>)>,
+    reports: Reports,
+}
+
+/// A build in which nothing happens shows nothing.
+enum Shown {
     /// Nothing has begun yet; these events wait.
-    Waiting(Vec<Event>),
-    Shown(Box<dyn Listener>),
+    Later(Vec<(u64, Event)>),
+    Now(Box<dyn TimedListener>),
 }
 
 impl Screen {
-    pub(super) fn new(common: &Common) -> Self {
-        let view = match common.json {
-            true => View::Shown(Box::new(JsonLines(stdout()))),
-            false => View::Waiting(vec![]),
+    /// Opens what is to be written, so that what cannot be is known before the build.
+    pub(super) fn open(views: &Views, common: &Common) -> Result<Self, Failed> {
+        let shown = match common.json {
+            true => Shown::Now(Box::new(JsonLines::new(stdout()))),
+            false => Shown::Later(vec![]),
         };
-        Screen { summary: Summary::default(), problems: vec![], view }
+        let open = |path: &PathBuf| {
+            let create = std::fs::create_dir_all(folder(path)).and_then(|()| File::create(path));
+            let file = create.context("kiln::call::log", || format!("write the log {}", path.display()))?;
+            Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
+        };
+        let log = views.log.as_ref().map(open).transpose()?;
+        let reports = Reports::open(&views.reports)?;
+        Ok(Screen { begun: None, summary: Summary::default(), problems: vec![], shown, log, reports })
     }
 
-    /// What happened, and what went wrong.
-    pub(super) fn into_summary(self) -> (Summary, Vec<Problem>) {
-        (self.summary, self.problems)
+    /// Writes the reports. Yields what happened, and what went wrong.
+    pub(super) fn close(self) -> (Summary, Vec<Problem>) {
+        let mut problems = self.problems;
+        if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
+            let message = format!("failed to write the log {}; it is cut", path.display());
+            problems.push(Problem::new("kiln::report::write", message).because(&error));
+        }
+        problems.extend(self.reports.write());
+        (self.summary, problems)
     }
 }
 
 impl Listener for Screen {
     fn hear(&mut self, event: &Event) {
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         self.summary.hear(event);
         if let Event::Failed { problem, .. } = event
             && !self.problems.contains(problem)
         {
             self.problems.push(problem.clone());
         }
-        match &mut self.view {
-            View::Shown(listener) => listener.hear(event),
-            View::Waiting(heard) => {
-                heard.push(event.clone());
+        if let Some((_, log)) = &mut self.log {
+            log.hear_at(at_ms, event);
+        }
+        self.reports.hear_at(at_ms, event);
+        match &mut self.shown {
+            Shown::Now(view) => view.hear_at(at_ms, event),
+            Shown::Later(heard) => {
+                heard.push((at_ms, event.clone()));
                 if matches!(event, Event::Started { .. } | Event::Failed { .. }) {
-                    let mut listener: Box<dyn Listener> = match stderr().is_terminal() {
-                        true => Box::new(Bars::new()),
-                        false => Box::new(Plain::new(stderr())),
-                    };
-                    heard.iter().for_each(|event| listener.hear(event));
-                    self.view = View::Shown(listener);
+                    let mut view = live(begun);
+                    heard.iter().for_each(|(at_ms, event)| view.hear_at(*at_ms, event));
+                    self.shown = Shown::Now(view);
                 }
             }
         }
+    }
+}
+
+/// Bars where they can be drawn, lines elsewhere.
+fn live(begun: Instant) -> Box<dyn TimedListener> {
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    match stderr().is_terminal() && !is_dumb {
+        true => Box::new(Bars::new(begun)),
+        false => Box::new(Plain::new(stderr())),
     }
 }

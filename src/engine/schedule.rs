@@ -21,7 +21,7 @@ use super::{
 };
 use crate::action::{ActionKey, Inputs, Isolation, Manifest};
 use crate::base::{Digest, Problem, bytes};
-use crate::events::{Event, PartId, Why};
+use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
 /// The state of one build.
@@ -179,7 +179,7 @@ impl<'a> Scheduler<'a> {
 
     fn begin(&mut self) {
         let stages = self.plan.stages.iter().map(|stage| stage.id.to_string()).collect();
-        self.tell(Event::Begun { plan: self.plan.name.clone(), stages });
+        self.tell(Event::Begun { schema: SCHEMA, plan: self.plan.name.clone(), stages });
         for stage in self.graph.node_indices() {
             self.recall_if_ready(stage);
         }

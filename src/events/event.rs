@@ -1,11 +1,14 @@
-//! One stream of events; every view of a build is a listener.
+//! One stream of events; every view of a build is a listener. `docs/events.md` says what each event is as JSON.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::base::{Digest, Problem};
+use super::Why;
+use crate::base::Problem;
+
+/// The number of the events' form. Within it, fields are added, never changed; a new event raises it.
+pub const SCHEMA: u32 = 1;
 
 /// A part of a stage: `weights/blk.0.attn_q.weight`; only the stage's name where it has a single part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -22,69 +25,25 @@ impl fmt::Display for PartId {
     }
 }
 
-/// Why a part runs. Old and new value, of the very field.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "kebab-case")]
-#[allow(missing_docs)] // a variant says what its fields are
-pub enum Why {
-    /// No earlier build of this plan had this part.
-    FirstTime,
-    /// Another stage kind stands at this name.
-    Kind { old: String, new: String },
-    /// The stage's code changed.
-    StageVersion { old: u32, new: u32 },
-    /// A parameter changed; the path is like `override/0/scheme`.
-    Param { path: String, old: Value, new: Value },
-    /// An input's bytes or facts changed, came or went.
-    Input { name: String, old: Option<String>, new: Option<String> },
-    /// A tool's file changed, came or went.
-    Tool { name: String, old: Option<String>, new: Option<String> },
-    /// The action is the same, but a blob it gave is gone from the store.
-    OutputGone { blob: String },
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change = |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
-            write!(f, "{name}: {old} -> {new}")
-        };
-        let given = |value: &Option<String>| value.as_deref().map_or("nothing".into(), short);
-        match self {
-            Why::FirstTime => f.write_str("for the first time"),
-            Why::Kind { old, new } => change(f, "kind", old, new),
-            Why::StageVersion { old, new } => change(f, "version of the stage's code", old, new),
-            Why::Param { path, old, new } => change(f, path, old, new),
-            Why::Input { name, old, new } => change(f, &format!("input {name}"), &given(old), &given(new)),
-            Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
-            Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
-        }
-    }
-}
-
-/// A digest as people read it; anything else as it is.
-fn short(text: &str) -> String {
-    text.parse::<Digest>().map_or_else(|_| text.into(), |digest| digest.short())
-}
-
 /// What happens in a build, in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Event {
-    /// The build begins.
-    Begun { plan: String, stages: Vec<String> },
+    /// The build begins; `schema` is [`SCHEMA`].
+    Begun { schema: u32, plan: String, stages: Vec<String> },
     /// A stage knows its parts.
     Expanded { stage: String, parts: usize },
-    /// All parts of a stage were found in the cache at once, as an earlier build left them.
+    /// All parts of a stage were found in the cache in one look: as if expanded, each part hit, and sealed.
     Unchanged { stage: String, parts: usize },
     /// A part was found in the cache.
     Hit { part: PartId },
     /// A part begins to run.
     Started { part: PartId, why: Vec<Why> },
-    /// A part failed and is tried again.
-    Retried { part: PartId, attempt: u32, problem: Problem },
     /// A part has come this far.
     Progress { part: PartId, done: u64, total: u64, unit: String },
+    /// A part failed and is tried again; attempts count from 1.
+    Retried { part: PartId, attempt: u32, problem: Problem },
     /// A part is done.
     Done { part: PartId, took_ms: u64, output_bytes: u64 },
     /// A part or an expansion failed.
@@ -97,8 +56,40 @@ pub enum Event {
     Finished { hits: usize, ran: usize, failed: usize, cancelled: bool },
 }
 
+impl Event {
+    /// The stage that it is about, if it is about one.
+    pub fn stage(&self) -> Option<&str> {
+        match self {
+            Event::Begun { .. } | Event::Finished { .. } => None,
+            Event::Expanded { stage, .. }
+            | Event::Unchanged { stage, .. }
+            | Event::Sealed { stage }
+            | Event::Skipped { stage } => Some(stage),
+            Event::Hit { part }
+            | Event::Started { part, .. }
+            | Event::Progress { part, .. }
+            | Event::Retried { part, .. }
+            | Event::Done { part, .. }
+            | Event::Failed { part, .. } => Some(&part.stage),
+        }
+    }
+}
+
 /// Hears every event, in order, on the driver's thread.
 pub trait Listener {
     /// Hears one.
     fn hear(&mut self, event: &Event);
+}
+
+/// Hears every event and when it was: what can be heard from a build and from its log alike.
+pub trait TimedListener {
+    /// Hears what happened so many milliseconds after the build began.
+    fn hear_at(&mut self, at_ms: u64, event: &Event);
+}
+
+/// Who does not ask for the time can still be told.
+impl<L: Listener> TimedListener for L {
+    fn hear_at(&mut self, _: u64, event: &Event) {
+        self.hear(event);
+    }
 }

@@ -1,17 +1,49 @@
 //! For programs: each event as a line of JSON.
 
-use std::io::Write;
+use std::io::{self, Write};
 
-use super::{Event, Listener};
+use serde::{Deserialize, Serialize};
 
-/// Writes every event as it is heard. A reader that has gone away does not stop the build.
-pub struct JsonLines<W>(pub W);
+use super::{Event, TimedListener};
 
-impl<W: Write> Listener for JsonLines<W> {
-    fn hear(&mut self, event: &Event) {
-        if let Ok(mut line) = serde_json::to_vec(event) {
-            line.push(b'\n');
-            let _ = self.0.write_all(&line).and_then(|()| self.0.flush());
+/// An event and when it was: a line of JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Heard<E = Event> {
+    /// What happened.
+    #[serde(flatten)]
+    pub event: E,
+    /// Milliseconds since the build began.
+    pub at_ms: u64,
+}
+
+/// Writes every event as it is heard. What cannot be written does not stop the build; after it, nothing is written.
+pub struct JsonLines<W> {
+    out: W,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> JsonLines<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        JsonLines { out, failed: None }
+    }
+
+    /// Why something could not be written.
+    pub fn failed(self) -> Option<io::Error> {
+        self.failed
+    }
+}
+
+impl<W: Write> TimedListener for JsonLines<W> {
+    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+        if self.failed.is_some() {
+            return;
         }
+        let line = serde_json::to_vec(&Heard { event, at_ms }).map_err(io::Error::from);
+        let write = |mut line: Vec<u8>| {
+            line.push(b'\n');
+            self.out.write_all(&line).and_then(|()| self.out.flush())
+        };
+        self.failed = line.and_then(write).err();
     }
 }

@@ -1,13 +1,31 @@
 //! Floor 4: what is told of a build, and its listeners.
 
+mod board;
 mod event;
 mod json;
+mod junit;
+mod log;
 mod plain;
 mod summary;
 mod terminal;
+mod trace;
+mod why;
 
-pub use event::{Event, Listener, PartId, Why};
-pub use json::JsonLines;
+pub use board::Board;
+pub use event::{Event, Listener, PartId, SCHEMA, TimedListener};
+pub use json::{Heard, JsonLines};
+pub use junit::Junit;
+pub use log::LogReader;
 pub use plain::Plain;
 pub use summary::{StageTally, Summary};
 pub use terminal::Bars;
+pub use trace::Trace;
+pub use why::{Why, in_short};
+
+use crate::base::Result;
+
+/// A file made out of what was heard, once it is over.
+pub trait Report: TimedListener {
+    /// The file's bytes, as far as the build came.
+    fn file(&self) -> Result<Vec<u8>>;
+}

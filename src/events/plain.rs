@@ -1,9 +1,9 @@
-//! For logs: a line when a stage begins to work, one for each part that takes long, and one when it ends.
+//! For logs: a line when a stage begins to work and why, one for each part that takes long, and one when it ends.
 
 use std::io::Write;
 use std::time::Duration;
 
-use super::{Event, Listener, Summary};
+use super::{Event, Listener, Summary, in_short};
 use crate::base::duration;
 
 /// A part that took so long has a line of its own.
@@ -34,9 +34,9 @@ impl<W: Write> Listener for Plain<W> {
 /// What an event adds to a log; `summary` has heard it already.
 fn line(event: &Event, summary: &Summary) -> Option<String> {
     match event {
-        Event::Started { part, .. } => {
+        Event::Started { part, why } => {
             let tally = summary.stage(&part.stage)?;
-            (tally.started == 1).then(|| format!("begin  {}", part.stage))
+            (tally.started == 1).then(|| format!("begin  {}: {}", part.stage, in_short(why)))
         }
         Event::Done { part, took_ms, .. } if !part.part.is_empty() && *took_ms >= LONG_MS => {
             Some(format!("       {part}: {}", duration(Duration::from_millis(*took_ms))))
@@ -48,12 +48,19 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
 /// What an event says of the end of something.
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
-        Event::Sealed { stage } => Some(format!("done   {stage}: {}", summary.stage(stage)?)),
+        Event::Sealed { stage } | Event::Unchanged { stage, .. } => {
+            Some(format!("done   {stage}: {}", summary.stage(stage)?))
+        }
         // A message may hold a whole report; it is shown at the end.
-        Event::Failed { part, problem } => {
-            Some(format!("failed {part}: {}", problem.message.lines().next().unwrap_or_default()))
+        Event::Failed { part, problem } => Some(format!("failed {part}: {}", first_line(&problem.message))),
+        Event::Retried { part, attempt, problem } => {
+            Some(format!("retry  {part}: attempt {attempt} failed: {}", first_line(&problem.message)))
         }
         Event::Skipped { stage } => Some(format!("skip   {stage}: a stage it waits for failed")),
         _ => None,
     }
+}
+
+pub(super) fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }

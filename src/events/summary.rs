@@ -44,7 +44,7 @@ impl Summary {
 
     /// A number over all stages.
     pub fn total(&self, number: impl Fn(&StageTally) -> usize) -> usize {
-        self.stages.iter().map(|(_, tally)| number(tally)).sum()
+        self.stages.iter().map(|(_, tally)| number(tally)).fold(0, usize::saturating_add)
     }
 
     fn entry(&mut self, name: &str) -> &mut StageTally {
@@ -56,6 +56,7 @@ impl Summary {
     }
 }
 
+/// Sums saturate: a log may tell of more than any build could do.
 impl Listener for Summary {
     fn hear(&mut self, event: &Event) {
         match event {
@@ -65,13 +66,16 @@ impl Listener for Summary {
                 let tally = self.entry(stage);
                 (tally.parts, tally.hits, tally.sealed) = (*parts, *parts, true);
             }
-            Event::Hit { part } => self.entry(&part.stage).hits += 1,
+            Event::Hit { part } => {
+                let tally = self.entry(&part.stage);
+                tally.hits = tally.hits.saturating_add(1);
+            }
             Event::Started { part, .. } => self.entry(&part.stage).started += 1,
             Event::Done { part, took_ms, output_bytes } => {
                 let tally = self.entry(&part.stage);
                 tally.ran += 1;
-                tally.took_ms += took_ms;
-                tally.output_bytes += output_bytes;
+                tally.took_ms = tally.took_ms.saturating_add(*took_ms);
+                tally.output_bytes = tally.output_bytes.saturating_add(*output_bytes);
             }
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
             Event::Sealed { stage } => self.entry(stage).sealed = true,

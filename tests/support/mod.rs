@@ -10,6 +10,7 @@ pub mod pottery;
 pub mod quantize;
 pub mod score_road;
 pub mod simulation;
+pub mod story;
 pub mod textbook;
 pub mod tiny_gguf;
 pub mod tiny_weights;

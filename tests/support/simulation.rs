@@ -187,11 +187,11 @@ pub fn told(events: &[Event]) -> String {
     let line = |event: &Event| match event {
         Event::Begun { .. } => String::new(),
         Event::Expanded { stage, parts } => format!("{stage} has {parts}\n"),
-        Event::Unchanged { stage, parts } => format!("{stage} as it was, {parts}\n"),
-        Event::Retried { part, attempt, .. } => format!("{part} again, {attempt}\n"),
+        Event::Unchanged { stage, parts } => format!("{stage} unchanged, {parts}\n"),
         Event::Hit { part } => format!("{part} hit\n"),
         Event::Started { part, .. } => format!("{part} starts\n"),
         Event::Progress { part, done, total, unit } => format!("{part} {done}/{total} {unit}\n"),
+        Event::Retried { part, attempt, problem } => format!("{part} retried after {attempt}: {}\n", problem.code),
         Event::Done { part, .. } => format!("{part} done\n"),
         Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
         Event::Sealed { stage } => format!("{stage} sealed\n"),

@@ -1,0 +1,106 @@
+//! `kiln replay`: shows a recorded build again, and makes reports of it.
+
+use std::fs::File;
+use std::io::{BufReader, Write, stderr, stdout};
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::reports::{self, Reports};
+use super::{Common, Exit, Failed};
+use crate::base::{Context, Problem, count, duration};
+use crate::events::{Event, JsonLines, LogReader, Plain, Summary, TimedListener};
+
+/// What to show, and how.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What `kiln build --log FILE` wrote, or `--json`
+    #[arg(value_name = "LOG")]
+    log: PathBuf,
+    /// So many times as fast as it was; without, all at once
+    #[arg(long, value_name = "X", value_parser = speed)]
+    speed: Option<f64>,
+    #[command(flatten)]
+    reports: reports::Args,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    let speed = text.parse().ok().filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
+    speed.ok_or_else(|| "expected a number above 0".into())
+}
+
+/// Shows the build as plain lines, its problems and a summary. A build that failed is no failure here; a log that
+/// cannot be trusted to its end is one, after what comes before it was shown.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let name = args.log.display();
+    let file = File::open(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"))?;
+    let mut reports = Reports::open(&args.reports)?;
+    let mut view: Box<dyn TimedListener> = match common.json {
+        true => Box::new(JsonLines::new(stdout())),
+        false => Box::new(Plain::new(stdout())),
+    };
+    let mut told = Told::default();
+    let mut problems = vec![];
+    for heard in LogReader::new(BufReader::new(file)) {
+        match heard {
+            Ok(heard) => {
+                let waited_ms = heard.at_ms - told.last_ms;
+                if let Some(speed) = args.speed {
+                    sleep(Duration::try_from_secs_f64(waited_ms as f64 / 1000.0 / speed).unwrap_or(Duration::MAX));
+                }
+                told.hear_at(heard.at_ms, &heard.event);
+                view.hear_at(heard.at_ms, &heard.event);
+                reports.hear_at(heard.at_ms, &heard.event);
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    problems.extend(reports.write());
+    if !common.json {
+        for problem in &told.problems {
+            let _ = writeln!(stderr(), "{}", common.render(problem, None));
+        }
+        common.print(&told.end());
+    }
+    if problems.is_empty() { Ok(Exit::Done) } else { Err(Failed { problems, source: None }) }
+}
+
+/// What is said at the end.
+#[derive(Default)]
+struct Told {
+    summary: Summary,
+    problems: Vec<Problem>,
+    last_ms: u64,
+    plan: String,
+    cancelled: bool,
+}
+
+impl TimedListener for Told {
+    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+        self.summary.hear_at(at_ms, event);
+        self.last_ms = at_ms;
+        match event {
+            Event::Begun { plan, .. } => self.plan.clone_from(plan),
+            Event::Failed { problem, .. } if !self.problems.contains(problem) => self.problems.push(problem.clone()),
+            Event::Finished { cancelled, .. } => self.cancelled = *cancelled,
+            _ => {}
+        }
+    }
+}
+
+impl Told {
+    /// Nothing where nothing began.
+    fn end(&self) -> String {
+        if self.summary.stages.is_empty() {
+            return String::new();
+        }
+        let (ran, hits) = (self.summary.total(|stage| stage.ran), self.summary.total(|stage| stage.hits));
+        let failed = match self.summary.total(|stage| stage.failed) {
+            0 => String::new(),
+            failed => format!(", {failed} failed"),
+        };
+        let end = if self.cancelled { "; interrupted" } else { "" };
+        let took = duration(Duration::from_millis(self.last_ms));
+        format!("{}: {} ran, {hits} from the cache{failed}, in {took}{end}\n", self.plan, count(ran, "part"))
+    }
+}
