@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -11,8 +13,8 @@ use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without `kind`, `keep` and input slots; `deny_unknown_fields`.
-    type Params: DeserializeOwned;
+    /// The stage's table in the plan, without input slots and what every stage may have; `deny_unknown_fields`.
+    type Params: DeserializeOwned + JsonSchema;
     /// The parameters of one part: what goes into the key.
     type Order: Serialize + DeserializeOwned;
     /// What the stage is.
@@ -95,6 +97,12 @@ pub struct Erased<S>(pub S);
 impl<S: TypedStage> Stage for Erased<S> {
     fn spec(&self) -> &StageSpec {
         const { &S::SPEC }
+    }
+
+    fn schema(&self) -> Schema {
+        // Inline, so that the definitions of two stages never bear one name.
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        settings.into_generator().into_root_schema_for::<S::Params>()
     }
 
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {

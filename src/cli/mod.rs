@@ -11,6 +11,7 @@ mod inspect;
 mod machine;
 mod plan;
 mod receipt;
+mod schema;
 mod screen;
 mod show;
 mod work;
@@ -44,6 +45,8 @@ enum Command {
     Explain(explain::Args),
     /// Draw the stages of a plan
     Show(show::Args),
+    /// Print the JSON Schema of a plan, for editors
+    Schema,
     /// Describe a GGUF, ONNX, DLC or context binary
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
@@ -65,6 +68,7 @@ impl Call {
             Command::Plan(args) => plan::run(args, common),
             Command::Explain(args) => explain::run(args, common),
             Command::Show(args) => show::run(args, common),
+            Command::Schema => schema::run(common),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Cache(args) => cache::run(args, common),
