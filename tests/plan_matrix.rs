@@ -263,6 +263,24 @@ parameter: `pot.override.0.glaze`: unknown variant `green`, expected `celadon` o
 }
 
 #[test]
+fn a_row_for_a_stage_and_one_for_an_instance_are_told_apart() {
+    let told = |marks: &str| problems(&MATRIX.replace("ware = 3, \"ware.cup.9\" = 5", marks));
+    assert_eq!(
+        told("ware = -3, \"ware.cup.9\" = 5, \"ware.jar.9\" = 1"),
+        r#"parameter: `verdict.marks.ware`: invalid value: integer `-3`, expected u32
+  "-3" here
+unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
+  "\"ware.jar.9\"" here
+  help: stages of `wares`: `ware`
+"#
+    );
+    assert_eq!(
+        told("ware = 3, \"ware.cup.9\" = -5"),
+        "parameter: `verdict.marks.ware.cup.9`: invalid value: integer `-5`, expected u32\n  \"-5\" here\n"
+    );
+}
+
+#[test]
 fn instances_count_as_stages() {
     let values: Vec<String> = (0..32).map(|value| value.to_string()).collect();
     let text = format!(

@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_path_to_error::Segment;
 
 use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Stage, StageSpec, ToolFile, WorkOrder};
 use crate::base::{Context, Problem, Result};
@@ -107,8 +108,8 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
-            let path: String = error.path().to_string().replace(['.', '['], "/").replace(']', "");
-            let path = if path == "/" { String::new() } else { path.trim_start_matches('/').to_string() };
+            let path: Vec<String> = error.path().iter().map(step).collect();
+            let path = path.join("/");
             vec![ParamProblem { path, problem: Problem::new("kiln::plan::parameter", error.inner().to_string()) }]
         })?;
         let problems = S::check(&params, slots);
@@ -131,6 +132,15 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
         S::run(read(S::SPEC.kind, &action.params)?, job)
+    }
+}
+
+/// Keys as they are: they may hold dots.
+fn step(segment: &Segment) -> String {
+    match segment {
+        Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),
+        Segment::Seq { index } => index.to_string(),
+        Segment::Unknown => "?".into(),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct PlanArgs {
     /// The plan
     #[arg(value_name = "PLAN.toml")]
     pub path: PathBuf,
-    /// Set a variable of the plan's [vars]
+    /// Set a variable of the plan's [vars], or leave an axis of its [matrix] one value
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
 }

@@ -287,8 +287,7 @@ impl<'a> Checker<'a> {
 
     fn param_problem(&mut self, mistake: &ParamProblem) {
         let mut problem = mistake.problem.clone();
-        let steps = mistake.path.split('/').filter(|step| !step.is_empty());
-        let steps: Vec<&str> = steps.enumerate().map(|(at, step)| self.written(at, step)).collect();
+        let steps = self.written(mistake.path.split('/').filter(|step| !step.is_empty()).collect());
         let name = [&[self.stage.name.as_str()], steps.as_slice()].concat().join(".");
         problem.message = format!("`{name}`: {}", problem.message);
         let words = quoted(&mistake.problem.message);
@@ -300,10 +299,16 @@ impl<'a> Checker<'a> {
         self.problems.push(problem.at(span, "here"));
     }
 
-    /// The step of a path as the plan spells it: a table by stages names an instance as its stage.
-    fn written<'s>(&'s self, at: usize, step: &'s str) -> &'s str {
-        let instance = self.draft.stages.iter().filter(|_| at == 1).find(|stage| stage.id == step);
-        instance.map_or(step, |stage| stage.name.as_str())
+    /// A path as the plan spells it: the row of a table by stages may be that of all instances of a stage.
+    fn written<'s>(&'s self, mut steps: Vec<&'s str>) -> Vec<&'s str> {
+        if let [param, row, ..] = steps.as_mut_slice()
+            && let Some(Tree::Table(table)) = self.stage.table.get(param).map(|entry| &entry.node.tree)
+            && table.get(row).is_none()
+            && let Some(instance) = self.draft.stages.iter().find(|stage| stage.id == **row)
+        {
+            *row = &instance.name;
+        }
+        steps
     }
 
     /// Where the parameter at `path` stands: its value, or its key if it is the unknown `field`.

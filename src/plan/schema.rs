@@ -7,7 +7,7 @@ use super::words::NAME_PATTERN;
 use crate::action::{InputSpec, Registry, Stage, StageSpec};
 
 /// The JSON Schema (draft 2020-12) of a plan made of the stage kinds in `registry`. What it refuses, `read` refuses
-/// too; edges and variables only `read` can check.
+/// too, but for a `kind` that is a variable; edges and variables only `read` can check.
 pub fn schema(registry: &Registry) -> Value {
     let kinds: Vec<Value> = registry.kinds().filter_map(|kind| registry.get(kind)).map(stage).collect();
     json!({

@@ -138,33 +138,38 @@ impl Vars {
                     Some(at) => node.span.start + at..node.span.start + at + piece.len(),
                     None => node.span.clone(),
                 };
-                match self.substitute(string, here) {
+                match self.substitute(string, here, &place) {
                     Ok(tree) => node.tree = tree,
-                    Err((problem, piece)) => problems.push(problem.at(place(&piece), "here")),
+                    Err(problem) => problems.push(problem),
                 }
             }
             _ => {}
         }
     }
 
-    /// `string` filled in, or what is wrong, and with which piece.
+    /// `string` filled in, or what is wrong, at the place of the piece that it is about.
     /// A string that is one `${name}` takes the variable's type.
-    fn substitute(&mut self, string: &str, here: &Coordinates) -> Result<Tree, (Problem, String)> {
+    fn substitute(&mut self, string: &str, here: &Coordinates, place: &dyn Fn(&str) -> Span) -> Result<Tree, Problem> {
         let pieces = pieces(string);
+        let at = |name: &str| {
+            let span = place(&format!("${{{name}}}"));
+            move |problem: Problem| problem.at(span, "here")
+        };
         if let [Piece::Name(name)] = pieces.as_slice() {
-            return self.value(name, here).map_err(|problem| (problem, format!("${{{name}}}")));
+            return self.value(name, here).map_err(at(name));
         }
         let mut out = String::new();
         for piece in pieces {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Name(name) => {
-                    let value = self.value(name, here).map_err(|problem| (problem, format!("${{{name}}}")))?;
+                    let value = self.value(name, here).map_err(at(name))?;
                     out.push_str(&value.text().unwrap_or_default());
                 }
                 Piece::Open => {
-                    let problem = Problem::new("kiln::plan::variable", "`${` without `}`");
-                    return Err((problem.help("write `$${` for the characters `${` themselves"), "${".into()));
+                    return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
+                        .at(place("${"), "here")
+                        .help("write `$${` for the characters `${` themselves"));
                 }
             }
         }
