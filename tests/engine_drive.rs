@@ -91,7 +91,7 @@ impl Yard {
         };
         let mut ear = Ear { heard: vec![], cancel: &self.cancel };
         let built = build.run(&mut ear);
-        self.record.merge(&built);
+        self.record.merge(&built).unwrap();
         (built, ear.heard)
     }
 }
@@ -211,12 +211,12 @@ fn a_record_survives_its_file() {
     let (built, _) = yard.build(POTS);
     yard.record.write().unwrap();
     let mut record = open();
-    assert!(!record.merge(&built), "no news");
-    assert_eq!(record.key(&part), Some(built.sealed[&StageId("pot".into())].parts[1].1));
+    assert!(!record.merge(&built).unwrap(), "no news");
+    assert_eq!(record.key(&part), Some(built.sealed[&StageId("pot".into())].whole().unwrap().parts[1].1));
     assert_eq!(record.times().0.len(), 4);
     std::fs::write(folder.path().join("last/test.json"), "{").unwrap();
     assert_eq!(open().key(&part), None);
-    assert!(open().merge(&built));
+    assert!(open().merge(&built).unwrap());
 }
 
 #[test]

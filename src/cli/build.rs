@@ -1,5 +1,6 @@
 //! `kiln build`: builds what a plan asks for, and writes it out.
 
+use std::collections::BTreeMap;
 use std::io::{Write, stderr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use crate::action::{Manifest, Registry};
 use crate::base::{Context, Result, bytes, count, duration};
 use crate::engine::{Built, Limits};
 use crate::events::Summary;
-use crate::plan::Plan;
+use crate::plan::{Keep, Plan};
 use crate::store::{BlobStore, publish};
 
 /// What to build.
@@ -74,7 +75,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
 
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
-    let kept = kept(&bench.plan, &built);
+    let kept = kept(&bench.plan, &built)?;
     let wrote = write_out(&bench.store, &kept, &bench.plan, &built, &out)?;
     let ran = summary.total(|stage| stage.ran);
     common.print(&if common.json {
@@ -107,14 +108,17 @@ fn interruption() -> Result<Arc<AtomicBool>> {
 }
 
 /// The manifests of the stages that are kept, cut down to the parts that are.
-fn kept(plan: &Plan, built: &Built) -> Vec<(String, Manifest)> {
-    let stages = plan.stages.iter().filter_map(|stage| {
-        let parts = &built.sealed.get(&stage.id)?.manifest.parts;
-        let kept = parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
-        let parts = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
-        Some((stage.id.to_string(), Manifest { parts }))
-    });
-    stages.filter(|(_, manifest)| !manifest.parts.is_empty()).collect()
+fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
+    let mut all = vec![];
+    for stage in plan.stages.iter().filter(|stage| stage.keep != Keep::Nothing) {
+        let Some(sealed) = built.sealed.get(&stage.id) else { continue };
+        let kept = sealed.whole()?.manifest.parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
+        let parts: BTreeMap<_, _> = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
+        if !parts.is_empty() {
+            all.push((stage.id.to_string(), Manifest { parts }));
+        }
+    }
+    Ok(all)
 }
 
 /// Yields whether anything had to be written.
@@ -129,7 +133,7 @@ fn write_out(
     for (stage, manifest) in kept {
         wrote |= publish(blobs, manifest, &out.join(stage))?;
     }
-    Ok(wrote | Receipt::of(plan, built, kept).write(out)?)
+    Ok(wrote | Receipt::of(plan, built, kept)?.write(out)?)
 }
 
 /// Stage, artifact, size, digest and time; a folder of an artifact is one row.

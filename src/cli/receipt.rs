@@ -33,16 +33,17 @@ struct Made<'a> {
 
 impl<'a> Receipt<'a> {
     /// The receipt of a whole build, of which `kept` is written out.
-    pub(super) fn of(plan: &'a Plan, built: &'a Built, kept: &'a [(String, Manifest)]) -> Self {
+    pub(super) fn of(plan: &'a Plan, built: &'a Built, kept: &'a [(String, Manifest)]) -> Result<Self> {
         let mut stages: BTreeMap<&str, Made> = BTreeMap::new();
         for stage in &plan.stages {
             stages.entry(&stage.id.0).or_default().kind = &stage.kind;
         }
         let mut tools: BTreeMap<&str, BTreeMap<&str, Digest>> = BTreeMap::new();
         for (stage, sealed) in &built.sealed {
-            let actions = sealed.parts.iter().map(|(part, key)| (part.as_str(), *key));
+            let whole = sealed.whole()?;
+            let actions = whole.parts.iter().map(|(part, key)| (part.as_str(), *key));
             stages.entry(&stage.0).or_default().actions.extend(actions);
-            for (tool, files) in &sealed.tools {
+            for (tool, files) in &whole.tools {
                 tools.entry(tool).or_default().extend(files.iter().map(|(file, digest)| (file.as_str(), *digest)));
             }
         }
@@ -50,7 +51,7 @@ impl<'a> Receipt<'a> {
             let digests = manifest.parts.iter().map(|(name, part)| (name.as_str(), part.content.digest));
             stages.entry(stage).or_default().artifacts.extend(digests);
         }
-        Receipt { plan: &plan.name, stages, tools }
+        Ok(Receipt { plan: &plan.name, stages, tools })
     }
 
     /// Puts it into `folder`, whole or not at all; yields whether another one, or none, was there.

@@ -77,7 +77,7 @@ impl<'a> Workbench<'a> {
 
     /// Remembers what was built, for the reasons of the next build.
     pub(super) fn remember(&mut self, built: &Built) -> Result<(), Failed> {
-        if self.last.merge(built) {
+        if self.last.merge(built)? {
             self.last.write()?;
         }
         Ok(())

@@ -22,6 +22,6 @@ pub use life::{Built, BuiltPart, JobId, JobLife, Past, StageLife, Task};
 pub use recall::Memory;
 pub use record::Record;
 pub use schedule::Scheduler;
-pub use sealed::Sealed;
+pub use sealed::{Sealed, Whole};
 pub use select::select;
 pub use times::{Times, Took};

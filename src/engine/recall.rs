@@ -26,13 +26,13 @@ impl Memory<'_> {
     /// The stage that `question` asks for as it was left, if all it gave is still there.
     pub(super) fn recall(&self, question: &Digest, blobs: &dyn BlobStore) -> Result<Option<Sealed>> {
         let note = self.notes.read(&self.to_this_program(question))?;
-        let Some(sealed) = note.and_then(|note| Sealed::read(note.digest, &note.text)) else { return Ok(None) };
-        Ok(blobs.missing(&sealed.blobs())?.is_empty().then_some(sealed))
+        let Some(sealed) = note.and_then(Sealed::read) else { return Ok(None) };
+        Ok(blobs.has_all(&sealed.blobs())?.then_some(sealed))
     }
 
     /// Remembers a complete stage.
     pub(super) fn note(&self, question: &Digest, sealed: &Sealed) -> Result<()> {
-        self.notes.write(&self.to_this_program(question), &sealed.text()?)
+        self.notes.write(&self.to_this_program(question), sealed.text())
     }
 
     fn to_this_program(&self, question: &Digest) -> Digest {

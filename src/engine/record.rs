@@ -94,12 +94,12 @@ impl Record {
 
     /// Adds what a build brought about, and yields whether that is news. A stage that is complete has these parts and no
     /// others; of one that is not, the parts that did not come about keep their old keys.
-    pub fn merge(&mut self, built: &Built) -> bool {
+    pub fn merge(&mut self, built: &Built) -> Result<bool> {
         let known = |stage: &String| self.stages.get(stage).and_then(|whole| whole.sealed);
-        let is_news = built.sealed.iter().any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest));
+        let is_news = built.sealed.iter().any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest()));
         let done = || built.parts.iter().filter(|part| part.life.outputs().is_some());
         if !is_news && done().all(|part| built.sealed.keys().any(|stage| stage.0 == part.id.stage)) {
-            return false;
+            return Ok(false);
         }
         let mut keys = self.keys().clone();
         for part in done() {
@@ -107,14 +107,14 @@ impl Record {
             self.stages.entry(part.id.stage.clone()).or_default().sealed = None;
         }
         for (stage, sealed) in &built.sealed {
-            keys.insert(stage.0.clone(), sealed.parts.iter().cloned().collect());
+            keys.insert(stage.0.clone(), sealed.whole()?.parts.iter().cloned().collect());
             let whole = self.stages.entry(stage.0.clone()).or_default();
-            whole.sealed = Some(sealed.digest);
+            whole.sealed = Some(sealed.digest());
             let took = Took::of(done().filter(|part| part.id.stage == stage.0).map(|part| part.life.took_ms()));
             whole.took = took.unwrap_or(whole.took);
         }
         self.keys = keys.into();
-        true
+        Ok(true)
     }
 
     /// Replaces the record of a plan, whole or not at all.

@@ -18,9 +18,10 @@ use super::room::Room;
 use super::sealed::{Piece, check_names};
 use super::{
     Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, Past, Sealed, StageIndex, StageLife, Task, Times,
+    Whole,
 };
 use crate::action::{ActionKey, Inputs, Isolation, Manifest};
-use crate::base::{Digest, Problem, bytes};
+use crate::base::{Digest, Problem, Result, bytes};
 use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
@@ -194,7 +195,7 @@ impl<'a> Scheduler<'a> {
     }
 
     fn recalled(&mut self, stage: StageIndex, sealed: Sealed) {
-        let (name, parts) = (self.planned(stage).id.to_string(), sealed.parts.len());
+        let (name, parts) = (self.planned(stage).id.to_string(), sealed.parts());
         self.count.hits += parts;
         self.tell(Event::Unchanged { stage: name, parts });
         self.set_stage(stage, StageLife::Sealed(Arc::new(sealed)));
@@ -233,7 +234,10 @@ impl<'a> Scheduler<'a> {
         match &life {
             StageLife::Waiting => {}
             StageLife::Recalling => self.ask(Effect::Recall { stage, givers: self.givers(stage) }),
-            StageLife::Expanding => self.ask(Effect::Expand { stage, inputs: self.inputs(stage) }),
+            StageLife::Expanding => match self.inputs(stage) {
+                Ok(inputs) => self.ask(Effect::Expand { stage, inputs }),
+                Err(problem) => return self.fail_stage(stage, problem),
+            },
             StageLife::Working { open, .. } => self.tell(Event::Expanded { stage: name, parts: *open }),
             StageLife::Sealed(_) => {}
             StageLife::Failed => self.stopping |= !self.limits.keep_going,
@@ -354,7 +358,7 @@ impl<'a> Scheduler<'a> {
             let Job { task, life, .. } = &self.jobs[job.0];
             Some(Piece { name, key: task.key, action: &task.action, outputs: life.outputs()? })
         });
-        match Sealed::of(pieces).map(Arc::new) {
+        match Whole::of(pieces).and_then(Sealed::new).map(Arc::new) {
             Ok(sealed) => {
                 self.effects.push(Effect::Note { stage, sealed: Arc::clone(&sealed) });
                 self.tell(Event::Sealed { stage: self.planned(stage).id.to_string() });
@@ -414,25 +418,28 @@ impl<'a> Scheduler<'a> {
     /// The digests of all it takes from, in the order of its slots and tools.
     fn givers(&self, stage: StageIndex) -> Vec<Digest> {
         let sealed = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(sealed) => Some(sealed.digest),
+            StageLife::Sealed(sealed) => Some(sealed.digest()),
             _ => None,
         };
         self.planned(stage).dependencies().filter_map(sealed).collect()
     }
 
     /// All it takes from, but for the files of this machine, which the driver knows.
-    fn inputs(&self, stage: StageIndex) -> Inputs {
+    fn inputs(&self, stage: StageIndex) -> Result<Inputs> {
         let manifest = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(sealed) => sealed.manifest.clone(),
-            _ => Manifest::default(),
+            StageLife::Sealed(sealed) => Ok(sealed.whole()?.manifest.clone()),
+            _ => Ok(Manifest::default()),
         };
         let stage = self.planned(stage);
-        let given = |givers: &Vec<StageId>| givers.iter().map(|giver| (giver.to_string(), manifest(giver))).collect();
-        Inputs {
-            slots: stage.slots.iter().map(|(slot, givers)| (slot.clone(), given(givers))).collect(),
-            tools: stage.tools.iter().map(|(tool, giver)| (tool.clone(), manifest(giver))).collect(),
-            files: BTreeMap::new(),
+        let mut inputs = Inputs::default();
+        for (slot, givers) in &stage.slots {
+            let given = givers.iter().map(|giver| Ok((giver.to_string(), manifest(giver)?)));
+            inputs.slots.insert(slot.clone(), given.collect::<Result<_>>()?);
         }
+        for (tool, giver) in &stage.tools {
+            inputs.tools.insert(tool.clone(), manifest(giver)?);
+        }
+        Ok(inputs)
     }
 
     fn part_id(&self, claim: &Claim) -> PartId {

@@ -1,41 +1,34 @@
 //! A complete stage: what its parts were, and the manifest that their outputs became.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 use super::Task;
 use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
-use crate::base::{Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{Context, Digest, Problem, Result};
+use crate::store::{BlobList, Note};
 
-/// What is known of a stage once all its parts are there. Its text is what the next build recalls instead of expanding
-/// the stage and looking for each part.
-#[derive(Clone, Debug, PartialEq)]
+/// A complete stage as one text, which is what the next build recalls instead of expanding the stage and looking for each
+/// part. Three lines: the number of parts, the blobs that hold what it gives, and the rest, which is read only if
+/// someone asks.
+#[derive(Debug)]
 pub struct Sealed {
-    /// Everything below, by its text.
-    pub digest: Digest,
+    note: Note,
+    parts: usize,
+    whole: OnceLock<Whole>,
+}
+
+/// All there is to know of a complete stage.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct Whole {
     /// What it gives.
     pub manifest: Manifest,
     /// Its parts: order name and key, in the order of the expansion.
     pub parts: Vec<(String, ActionKey)>,
     /// The digests of the tool files that its actions declare, by tool and file.
-    pub tools: Tools,
-}
-
-type Tools = BTreeMap<String, BTreeMap<String, Digest>>;
-
-#[derive(Serialize)]
-struct Spelled<'a> {
-    manifest: &'a Manifest,
-    parts: &'a [(String, ActionKey)],
-    tools: &'a Tools,
-}
-
-#[derive(Deserialize)]
-struct Read {
-    manifest: Manifest,
-    parts: Vec<(String, ActionKey)>,
-    tools: Tools,
+    pub tools: BTreeMap<String, BTreeMap<String, Digest>>,
 }
 
 /// One part of a stage that is to be sealed.
@@ -46,54 +39,88 @@ pub(super) struct Piece<'a> {
     pub(super) outputs: &'a Outputs,
 }
 
-impl Sealed {
+impl Whole {
     /// Joins outputs under their orders' names: `ORDER/OUTPUT`, or `OUTPUT` where the order has no name.
-    pub(super) fn of<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Result<Sealed> {
-        let mut sealed =
-            Sealed { digest: hash_bytes(b""), manifest: Manifest::default(), parts: vec![], tools: Tools::new() };
+    pub(super) fn of<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Result<Whole> {
+        let mut whole = Whole { manifest: Manifest::default(), parts: vec![], tools: BTreeMap::new() };
         for piece in pieces {
             for (output, part) in piece.outputs {
                 let name = match piece.name {
                     "" => output.clone(),
                     order => PartName::new(format!("{order}/{output}"))?,
                 };
-                if sealed.manifest.parts.contains_key(&name) {
+                if whole.manifest.parts.contains_key(&name) {
                     return Err(Problem::new("kiln::engine::same_part", format!("two outputs are called `{name}`"))
                         .help("a mistake of the stage kind: each output of a stage needs a name of its own"));
                 }
-                sealed.manifest.parts.insert(name, part.clone());
+                whole.manifest.parts.insert(name, part.clone());
             }
-            sealed.parts.push((piece.name.into(), piece.key));
+            whole.parts.push((piece.name.into(), piece.key));
             for (tool, files) in &piece.action.tools {
                 let digests = files.iter().map(|(file, content)| (file.clone(), content.digest));
-                sealed.tools.entry(tool.clone()).or_default().extend(digests);
+                whole.tools.entry(tool.clone()).or_default().extend(digests);
             }
         }
-        sealed.digest = hash_bytes(sealed.text()?.as_bytes());
-        Ok(sealed)
-    }
-
-    /// The one spelling, whose hash is the digest.
-    pub(super) fn text(&self) -> Result<String> {
-        let Sealed { manifest, parts, tools, .. } = self;
-        serde_json::to_string(&Spelled { manifest, parts, tools })
-            .context("kiln::engine::seal", || "spell a complete stage".into())
-    }
-
-    /// Reads what [`text`](Self::text) wrote; `digest` is that of `text`. `None` if it is something else.
-    pub(super) fn read(digest: Digest, text: &str) -> Option<Sealed> {
-        let Read { manifest, parts, tools } = serde_json::from_str(text).ok()?;
-        Some(Sealed { digest, manifest, parts, tools })
-    }
-
-    /// The blobs that hold what it gives, each once.
-    pub(super) fn blobs(&self) -> Vec<Digest> {
-        let mut blobs: Vec<Digest> = self.manifest.parts.values().map(|part| part.content.blob()).collect();
-        blobs.sort_unstable();
-        blobs.dedup();
-        blobs
+        Ok(whole)
     }
 }
+
+impl Sealed {
+    /// The stage of which `whole` is known.
+    pub fn new(whole: Whole) -> Result<Sealed> {
+        let blobs = BlobList::of(whole.manifest.parts.values().map(|part| part.content.blob()));
+        let body = serde_json::to_string(&whole).context(CODE, || "spell a complete stage".into())?;
+        let parts = whole.parts.len();
+        let note = Note::new(format!("{parts}\n{}\n{body}\n", blobs.text()));
+        Ok(Sealed { note, parts, whole: whole.into() })
+    }
+
+    /// The stage that was noted; `None` if the note says something else.
+    pub(super) fn read(note: Note) -> Option<Sealed> {
+        let parts = note.text.lines().next()?.parse().ok()?;
+        Some(Sealed { note, parts, whole: OnceLock::new() })
+    }
+
+    /// Of all that is known.
+    pub fn digest(&self) -> Digest {
+        self.note.digest
+    }
+
+    /// How many parts it has.
+    pub fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// All of it.
+    pub fn whole(&self) -> Result<&Whole> {
+        if let Some(whole) = self.whole.get() {
+            return Ok(whole);
+        }
+        let body = self.note.text.lines().nth(2).unwrap_or_default();
+        let whole = serde_json::from_str(body)
+            .context(CODE, || "read a complete stage that an earlier build noted".into())
+            .map_err(|problem| problem.help("remove the folder `notes` of the cache: it only saves time"))?;
+        Ok(self.whole.get_or_init(|| whole))
+    }
+
+    /// What the next build recalls.
+    pub(super) fn text(&self) -> &str {
+        &self.note.text
+    }
+
+    /// The blobs that hold what it gives.
+    pub(super) fn blobs(&self) -> BlobList<'_> {
+        BlobList::read(self.note.text.lines().nth(1).unwrap_or_default())
+    }
+}
+
+impl PartialEq for Sealed {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest() == other.digest()
+    }
+}
+
+const CODE: &str = "kiln::engine::seal";
 
 /// Refuses two orders of one name: reasons and records are kept by name.
 pub(super) fn check_names(tasks: &[Task]) -> Result<()> {

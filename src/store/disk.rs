@@ -6,7 +6,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use tempfile::{NamedTempFile, TempDir};
@@ -14,7 +14,7 @@ use tempfile::{NamedTempFile, TempDir};
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
 use super::usage::Usage;
-use super::{ActionCache, ActionResult, BlobStore, Note, Notes, map};
+use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
 
@@ -30,6 +30,7 @@ pub struct Disk {
     root: PathBuf,
     own: LockedFolder,
     checked: Checked,
+    shelves: OnceLock<Digest>,
     pub(super) usage: Usage,
 }
 
@@ -53,7 +54,7 @@ impl Disk {
         if is_new {
             replace_file(own.path(), &root.join("layout"), LAYOUT.as_bytes())?;
         }
-        Ok(Disk { own, root, checked: Checked::default(), usage })
+        Ok(Disk { own, root, checked: Checked::default(), shelves: OnceLock::new(), usage })
     }
 
     /// The cache folder, absolute.
@@ -78,6 +79,11 @@ impl Disk {
     pub(super) fn action_path(&self, key: &ActionKey) -> PathBuf {
         let hex = key.0.hex();
         self.root.join("actions").join(&hex[..2]).join(hex + ".json")
+    }
+
+    /// The state of all folders of blobs when this process first asked.
+    pub(super) fn shelves(&self) -> Digest {
+        *self.shelves.get_or_init(|| shelves::look(&self.root.join("blobs")))
     }
 
     fn note_path(&self, question: &Digest) -> PathBuf {
@@ -190,6 +196,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl BlobStore for Disk {
+    fn has_all(&self, list: &BlobList) -> Result<bool> {
+        shelves::has_all(self, list)
+    }
+
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let look = |digest: &Digest| Ok(self.is_missing(digest)?.then_some(*digest));
         let missing: Result<Vec<Option<Digest>>> = match digests.len() {
@@ -269,8 +279,8 @@ impl Notes for Disk {
 fn read_note(note: Vec<u8>) -> Option<Note> {
     let mut note = String::from_utf8(note).ok()?;
     let text = note.split_off(note.find('\n')? + 1);
-    let digest: Digest = note.trim_end().parse().ok()?;
-    (hash_bytes(text.as_bytes()) == digest).then_some(Note { digest, text })
+    let found = Note::new(text);
+    (note.trim_end() == found.digest.to_string()).then_some(found)
 }
 
 /// A blob being written.

@@ -76,7 +76,7 @@ impl ActionCache for Memory {
 impl Notes for Memory {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
         let text = self.lock().notes.get(question).cloned();
-        Ok(text.map(|text| Note { digest: hash_bytes(text.as_bytes()), text }))
+        Ok(text.map(Note::new))
     }
 
     fn write(&self, question: &Digest, text: &str) -> Result<()> {

@@ -12,6 +12,7 @@ mod map;
 mod memory;
 mod notes;
 mod publish;
+mod shelves;
 mod stamp;
 mod usage;
 mod watched;
@@ -32,6 +33,7 @@ pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
 pub use publish::publish;
+pub use shelves::BlobList;
 pub use stamp::Stamp;
 pub use watched::Watched;
 
@@ -39,6 +41,11 @@ pub use watched::Watched;
 pub trait BlobStore: Send + Sync {
     /// Which of `digests` are not there.
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>>;
+
+    /// Whether all blobs of a list are there; what knows them as a whole need not look for each.
+    fn has_all(&self, list: &BlobList) -> Result<bool> {
+        Ok(self.missing(&list.digests()?)?.is_empty())
+    }
 
     /// The bytes of a blob.
     fn open(&self, digest: &Digest) -> Result<Option<Blob>>;

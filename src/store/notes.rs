@@ -1,6 +1,6 @@
 //! Texts that may be lost at any time: losing one costs time, nothing else.
 
-use crate::base::{Digest, Result};
+use crate::base::{Digest, Result, hash_bytes};
 
 /// What someone found out once, by the digest of the question.
 pub trait Notes: Send + Sync {
@@ -18,4 +18,11 @@ pub struct Note {
     pub digest: Digest,
     /// What was written.
     pub text: String,
+}
+
+impl Note {
+    /// The note that says `text`.
+    pub fn new(text: String) -> Note {
+        Note { digest: hash_bytes(text.as_bytes()), text }
+    }
 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
-use kiln::base::{Digest, hash_bytes};
-use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Sealed, Task, Times};
+use kiln::base::Digest;
+use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Sealed, Task, Times, Whole};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
@@ -52,7 +52,7 @@ impl Simulation<'_> {
                 there.extend(result.outputs.values().map(|part| part.content.digest));
             }
             if let Input::Recalled { sealed: Ok(Some(sealed)), .. } = &input {
-                there.extend(sealed.manifest.parts.values().map(|part| part.content.digest));
+                there.extend(sealed.whole().unwrap().manifest.parts.values().map(|part| part.content.digest));
             }
             may_begin &= !matches!(input, Input::Cancel);
             for effect in scheduler.step(input) {
@@ -87,7 +87,8 @@ impl Simulation<'_> {
             assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
             if finished {
                 let sealed = scheduler.into_built().sealed;
-                trace.sealed = sealed.into_iter().map(|(stage, it)| (stage.0, it.manifest.clone())).collect();
+                trace.sealed =
+                    sealed.into_iter().map(|(stage, it)| (stage.0, it.whole().unwrap().manifest.clone())).collect();
                 return trace;
             }
             input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
@@ -122,8 +123,7 @@ impl Simulation<'_> {
             Effect::Recall { stage, .. } => {
                 let id = &self.plan.stages[stage.index()].id.0;
                 let manifest = expected(self.plan).remove(id).filter(|_| (self.remembered)(id));
-                let sealed = manifest.map(|manifest| Sealed {
-                    digest: hash_bytes(id.as_bytes()),
+                let sealed = manifest.map(|manifest| Whole {
                     parts: manifest
                         .parts
                         .iter()
@@ -132,7 +132,7 @@ impl Simulation<'_> {
                     manifest,
                     tools: BTreeMap::new(),
                 });
-                Input::Recalled { stage, sealed: Ok(sealed) }
+                Input::Recalled { stage, sealed: sealed.map(Sealed::new).transpose() }
             }
             Effect::Expand { stage, inputs } => {
                 Input::Expanded { stage, tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs) }
