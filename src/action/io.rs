@@ -19,7 +19,7 @@ pub trait Workspace: Sync {
     fn create(&self) -> Result<Box<dyn BlobSink>>;
 
     /// A folder of this attempt alone; gone afterwards.
-    fn scratch(&self) -> &Path;
+    fn scratch(&self) -> Result<&Path>;
 
     /// A folder of its own for `subject`, locked for this attempt, that stays until an action that asked for it
     /// succeeds: half-finished downloads. Named by its subject, not by the action's key, so that the same
@@ -87,7 +87,7 @@ impl<'a> Job<'a> {
             .tools
             .get(tool)
             .ok_or_else(|| Problem::new("kiln::tool_missing", format!("the action declares no tool `{tool}`")))?;
-        let folder = self.workspace.scratch().join("tools").join(tool);
+        let folder = self.workspace.scratch()?.join("tools").join(tool);
         std::fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
         for (name, content) in files {
             let link = folder.join(name);
@@ -119,7 +119,7 @@ impl<'a> Job<'a> {
     }
 
     /// A folder of this attempt alone; gone afterwards.
-    pub fn scratch(&self) -> &Path {
+    pub fn scratch(&self) -> Result<&Path> {
         self.workspace.scratch()
     }
 

@@ -78,6 +78,8 @@ impl<'a> Workbench<'a> {
     /// Remembers what was built, for the reasons of the next build.
     pub(super) fn remember(&mut self, built: &Built) -> Result<(), Failed> {
         if self.last.merge(built)? {
+            // What is said to be there survives a power cut.
+            self.store.settle()?;
             self.last.write()?;
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! Does what the scheduler says and brings back what came of it.
 //!
-//! One loop steps the scheduler; every answer comes over one channel. Whatever may take time happens on a thread
-//! of its own; how many run at once is the scheduler's affair.
+//! One loop steps the scheduler; every answer comes over one channel. Jobs run on workers, of which there are as many as
+//! jobs ever ran at once: how many that is, is the scheduler's affair. Whatever else may take time happens on a
+//! thread of its own.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::crew::Crew;
 use super::explain::reasons;
 use super::onlooker::Onlooker;
 use super::recall::question;
@@ -75,6 +77,7 @@ impl Build<'_> {
         // Once: it reads a dozen files.
         let threads = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
+            let crew = Crew::new(send.clone());
             let mut inputs = vec![Input::Begin];
             let mut is_cancelled = false;
             loop {
@@ -90,7 +93,7 @@ impl Build<'_> {
                         }
                         Effect::Probe { job, part, task } => probes.push((job, part, task)),
                         Effect::Run { job, stage, task, delay } => {
-                            scope.spawn(move || answer(&send, drive.run(job, stage, &task, delay, &send)));
+                            crew.work(scope, move || drive.run(job, stage, &task, delay, &send))
                         }
                         Effect::Note { stage, sealed } => _ = scope.spawn(move || drive.note(stage, &sealed)),
                         Effect::Tell(event) => listener.hear(&event),

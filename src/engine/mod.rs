@@ -2,6 +2,7 @@
 //!
 //! [`Scheduler`] decides and is pure; [`Build`] does what it says and brings back what came of it.
 
+mod crew;
 mod dialogue;
 mod drive;
 mod explain;

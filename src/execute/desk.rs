@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -19,13 +19,14 @@ use crate::store::{BlobStore, Disk, LockedFolder};
 pub(super) struct Desk<'a> {
     store: &'a Disk,
     watch: &'a dyn Watch,
-    scratch: TempDir,
+    /// Made when first asked for: most actions need none.
+    scratch: OnceLock<TempDir>,
     partials: Mutex<HashMap<Digest, LockedFolder>>,
 }
 
 impl<'a> Desk<'a> {
-    pub(super) fn new(store: &'a Disk, watch: &'a dyn Watch) -> Result<Self> {
-        Ok(Desk { store, watch, scratch: store.scratch()?, partials: Mutex::default() })
+    pub(super) fn new(store: &'a Disk, watch: &'a dyn Watch) -> Self {
+        Desk { store, watch, scratch: OnceLock::new(), partials: Mutex::default() }
     }
 
     /// Ends a successful attempt: nothing is half-finished any more.
@@ -50,11 +51,11 @@ impl Workspace for Desk<'_> {
         if content.window.is_none() {
             return self.store.path(&content.digest)?.ok_or_else(|| gone(&content.digest));
         }
-        let path = self.scratch().join(content.digest.hex());
+        let path = self.scratch()?.join(content.digest.hex());
         if !path.exists() {
             // By way of another name: two threads may want the same window.
             let bytes = self.open(content)?;
-            let mut file = NamedTempFile::new_in(self.scratch()).context("kiln::io", || "copy a window".into())?;
+            let mut file = NamedTempFile::new_in(self.scratch()?).context("kiln::io", || "copy a window".into())?;
             file.write_all(&bytes).context("kiln::io", || format!("write {}", path.display()))?;
             file.persist(&path).context("kiln::io", || format!("write {}", path.display()))?;
         }
@@ -65,8 +66,13 @@ impl Workspace for Desk<'_> {
         self.store.create()
     }
 
-    fn scratch(&self) -> &Path {
-        self.scratch.path()
+    fn scratch(&self) -> Result<&Path> {
+        if let Some(scratch) = self.scratch.get() {
+            return Ok(scratch.path());
+        }
+        // Of two that come at once, one is dropped.
+        let made = self.store.scratch()?;
+        Ok(self.scratch.get_or_init(|| made).path())
     }
 
     fn partial(&self, subject: &Digest) -> Result<PathBuf> {

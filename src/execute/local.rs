@@ -41,7 +41,7 @@ pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: 
         let message = format!("the action wants version {version} of `{kind}`, this kiln has {}", stage.spec().version);
         return Err(Problem::new("kiln::execute::stage_version", message));
     }
-    let desk = Desk::new(store, watch)?;
+    let desk = Desk::new(store, watch);
     let outputs = stage.run(action, &Job::new(action, &desk))?;
     let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
     if let Some(blob) = store.missing(&blobs)?.first() {

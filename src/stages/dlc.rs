@@ -133,7 +133,7 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     for role in ROLES {
         job.check_cancelled()?;
         let file = format!("{role}.dlc");
-        let path = job.scratch().join(&file);
+        let path = job.scratch()?.join(&file);
         let context = Context::new(&backend, false)?;
         let asked = context.build(&lowered(job, role)?, &GraphOptions::ir(&path)?)?;
         drop(context);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
+use rustix::fs::syncfs;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::folder::LockedFolder;
@@ -21,6 +22,9 @@ use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
 const CODE: &str = "kiln::store::io";
+
+/// A blob of this size is synced by itself, so that little is left to sync at the end.
+const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
 
 /// So many blobs are looked for by several threads.
 const WORTH_THREADS: usize = 1024;
@@ -60,6 +64,12 @@ impl Disk {
     /// The cache folder, absolute.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Makes everything durable that was put so far.
+    pub fn settle(&self) -> Result<()> {
+        let sync = || -> io::Result<()> { Ok(syncfs(File::open(&self.root)?)?) };
+        sync().context(CODE, || format!("sync the cache {}", self.root.display()))
     }
 
     /// A new folder that is removed when dropped, or by the next process if this one dies.
@@ -163,7 +173,8 @@ pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
 /// Hashes by reading, so that a bad disk is an error and not a fault in mapped memory.
 pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
-    let mut buffer = vec![0; 1 << 18];
+    let size = file.metadata()?.len();
+    let mut buffer = vec![0; usize::try_from(size).map_or(1 << 18, |size| size.clamp(1 << 12, 1 << 18))];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hasher.finish()),
@@ -184,10 +195,13 @@ fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn persist(file: NamedTempFile, path: &Path) -> io::Result<File> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    match file.persist(path) {
+        Err(failed) if failed.error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(path.parent().unwrap_or(path))?;
+            Ok(failed.file.persist(path)?)
+        }
+        done => Ok(done?),
     }
-    Ok(file.persist(path)?)
 }
 
 /// A lock that outlives a panic of another thread: each change of what it guards is a single step.
@@ -218,8 +232,10 @@ impl BlobStore for Disk {
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
-        let file = NamedTempFile::new_in(self.own.path()).context(CODE, || "begin a blob".into())?;
-        let out = BufWriter::with_capacity(1 << 18, Hashing { file, hasher: Hasher::default() });
+        let mode = Permissions::from_mode(0o444);
+        let file = tempfile::Builder::new().permissions(mode).tempfile_in(self.own.path());
+        let file = file.context(CODE, || "begin a blob".into())?;
+        let out = BufWriter::with_capacity(1 << 16, Hashing { file, hasher: Hasher::default() });
         Ok(Box::new(Sink { out, root: self.root.clone(), checked: Arc::clone(&self.checked) }))
     }
 }
@@ -321,9 +337,11 @@ impl Sink {
     fn put(self) -> io::Result<Digest> {
         let Hashing { file, hasher } = self.out.into_inner().map_err(|error| error.into_error())?;
         let digest = hasher.finish();
-        file.as_file().set_permissions(Permissions::from_mode(0o444))?;
-        // Only the file: a power cut may lose the name, and then the blob counts as missing.
-        file.as_file().sync_all()?;
+        // Only the file: a power cut may lose the name, and then the blob counts as missing. Small ones are synced all
+        // together, by `settle`.
+        if digest.size_bytes >= WORTH_A_SYNC_BYTES {
+            file.as_file().sync_all()?;
+        }
         // Also over a blob that is there already: that one may be corrupt.
         let file = persist(file, &blob_path(&self.root, &digest))?;
         lock(&self.checked).insert(digest.hash, Stamp::of(&file.metadata()?));

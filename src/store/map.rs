@@ -2,14 +2,23 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 
 use memmap2::Mmap;
 
 use crate::action::Blob;
 
+/// To map a file costs more than to read it, up to about this size.
+const WORTH_MAPPING_BYTES: u64 = 1 << 16;
+
 /// The bytes of a blob's file.
-pub(super) fn map(file: &File) -> io::Result<Blob> {
+pub(super) fn map(mut file: &File) -> io::Result<Blob> {
+    if file.metadata()?.len() < WORTH_MAPPING_BYTES {
+        let mut bytes = vec![];
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        return Ok(Blob::new(bytes));
+    }
     // SAFETY: a mapping is sound while nobody changes or shortens the file. The store writes a blob
     // under another name, makes it read-only and renames it into place; after that it is only ever
     // unlinked or replaced as a whole, which leaves the mapped inode as it is.

@@ -78,8 +78,8 @@ impl Workspace for Folder {
         Ok(Box::new(Sink { file, hasher: Hasher::default(), blobs: self.root.join("blobs") }))
     }
 
-    fn scratch(&self) -> &Path {
-        &self.scratch
+    fn scratch(&self) -> Result<&Path> {
+        Ok(&self.scratch)
     }
 
     fn partial(&self, subject: &Digest) -> Result<PathBuf> {

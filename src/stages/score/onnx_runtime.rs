@@ -32,7 +32,7 @@ impl OnnxRuntime {
             .context("kiln::score::runtime", || format!("load {}", library.display()))?
             .build()
             .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
-        let folder = job.scratch().join("candidate");
+        let folder = job.scratch()?.join("candidate");
         for (name, _) in job.inputs() {
             if let Some(inside) = name.strip_prefix("candidate/") {
                 lay_out(&job.path(name)?, &folder.join(inside))?;
