@@ -67,7 +67,12 @@ impl PlanArgs {
             let path = std::path::absolute(&self.path)?;
             Ok((text, path.parent().map_or(path.clone(), PathBuf::from)))
         };
-        let (text, folder) = read().context("kiln::plan::unreadable", || format!("read the plan {name}"))?;
+        let (text, folder) = read().context("kiln::plan::unreadable", || format!("read the plan {name}")).map_err(
+            |problem| match self.path.exists() {
+                true => problem,
+                false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
+            },
+        )?;
         Ok(Source { name, text, folder })
     }
 }

@@ -98,9 +98,12 @@ fn node_of(value: &Spanned<DeValue>, problems: &mut Vec<Problem>) -> Option<Node
         DeValue::Table(table) => Some(Tree::Table(table_of(table, problems))),
     };
     if tree.is_none() {
-        let what = if matches!(value.get_ref(), DeValue::Datetime(_)) { "a date" } else { "a number out of range" };
+        let (what, help) = match value.get_ref() {
+            DeValue::Datetime(_) => ("a date", "if it is meant as text, write it between quotes"),
+            _ => ("a number out of range", "integers have 64 bits, with a sign; other numbers are finite"),
+        };
         problems.push(
-            Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}")).at(value.span(), what.to_string()),
+            Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}")).at(value.span(), what).help(help),
         );
     }
     tree.map(|tree| Node { tree, span: value.span() })

@@ -64,7 +64,8 @@ impl Vars {
                 let expected = Node { tree: var.value.clone(), span: var.at.clone() }.what();
                 problems.push(
                     Problem::new("kiln::plan::wrong_type", format!("--set {name}={text}: expected {expected}"))
-                        .at(var.at.clone(), format!("{expected} here")),
+                        .at(var.at.clone(), format!("{expected} here"))
+                        .help("a variable keeps the type that its value in [vars] has"),
                 );
             }
         }

@@ -134,7 +134,7 @@ fn refuse_by_name(file: &str) -> Result<()> {
         GgmlType::by_name(kind).ok()
     });
     match announced.map(GgmlType::format) {
-        Some(Err(problem)) => Err(problem.within(format!("`{file}` says by its name what is in it"))),
+        Some(Err(problem)) => Err(problem.within(format!("the name of `{file}` says that kiln cannot build it"))),
         _ => Ok(()),
     }
 }
