@@ -14,6 +14,7 @@ use clap::Parser;
 use kiln::action::{Demand, Erased, InputSpec, Inputs, Job, Order, Outputs, PartName, Registry, StageSpec, TypedStage};
 use kiln::base::{CanonJson, Result};
 use kiln::cli::Call;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 const STAGES: usize = 10;
@@ -149,9 +150,10 @@ fn write_ninja(home: &Path, parts: usize) {
 /// As little as a stage can do: a part is a small blob that says where it stands.
 struct Trivial;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Params {
+    /// How many.
     parts: usize,
 }
 
@@ -170,6 +172,8 @@ impl TypedStage for Trivial {
         gives: "thing",
         inputs: &[InputSpec { name: "from", accepts: &["thing"], required: false, many: false }],
         params: &["parts"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Number>>> {

@@ -72,6 +72,101 @@ fn problems_are_json_lines_for_machines() {
     assert_eq!(codes[1], "kiln::plan::unknown_kind");
 }
 
+/// The file's own grid and signed bytes on two chips; one report a chip.
+const MATRIX: &str = r#"
+include = ["lib/model.toml"]
+[plan]
+name = "chips"
+[matrix]
+soc = ["sm8650", "sm8750"]
+scheme = ["native", "int8-block"]
+[tools]
+qnn = { pypi = "onnxruntime-qnn==2.7.0" }
+[stage.weights]
+kind = "requant"
+tensors = "model"
+scheme = "${scheme}"
+[stage.graph]
+kind = "graph"
+model = "model"
+weights = "weights"
+[stage.npu]
+kind = "context-bin"
+graph = "graph"
+soc = "${soc}"
+weight_sharing = false
+[stage.htp]
+kind = "score"
+reference = "reference"
+context = "npu"
+[stage.report]
+kind = "validate"
+scores = ["htp"]
+across = ["scheme"]
+limits = { htp = { kld = 1e-3 }, "htp.sm8650.int8-block" = { kld = 2e-2 } }
+"#;
+
+const MODEL: &str = "[stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n[stage.model]\nkind = 'inspect'\ngguf = 'source'\n\
+    [stage.reference]\nkind = 'reference'\nmodel = 'model'\ntext = 'source'\n";
+
+fn with_matrix(model: &str) -> tempfile::TempDir {
+    let (folder, _) = with_plan(MATRIX);
+    std::fs::create_dir(folder.path().join("lib")).unwrap();
+    std::fs::write(folder.path().join("lib/model.toml"), model).unwrap();
+    folder
+}
+
+#[test]
+fn a_plan_of_two_files_over_a_matrix() {
+    let folder = with_matrix(MODEL);
+    let (code, out, err) = kiln(folder.path(), &["show", "plan.toml", "--set", "soc=sm8850"]);
+    let expected = "
+  tools.qnn              fetch
+  source                 fetch
+  model                  inspect      gguf = source
+  reference              reference    model = model; text = source
+  weights.native         requant      tensors = model
+  weights.int8-block     requant      tensors = model
+  graph.native           graph        model = model; weights = weights.native
+  graph.int8-block       graph        model = model; weights = weights.int8-block
+  npu.sm8850.native      context-bin  graph = graph.native; tools.qnn
+  npu.sm8850.int8-block  context-bin  graph = graph.int8-block; tools.qnn
+  htp.sm8850.native      score        context = npu.sm8850.native; reference = reference; tools.qnn
+  htp.sm8850.int8-block  score        context = npu.sm8850.int8-block; reference = reference; tools.qnn
+* report.sm8850          validate     scores = htp.sm8850.native, htp.sm8850.int8-block
+";
+    assert_eq!((code, out.as_str()), (0, expected.trim_start_matches('\n')), "{err}");
+    let (code, out, _) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert_eq!((code, out.as_str()), (0, "chips: 18 stages, no problems\n"));
+}
+
+#[test]
+fn a_mistake_in_an_included_file_is_shown_there() {
+    let folder = with_matrix(&format!("{MODEL}[stage.weights]\nkind = 'reqant'\n"));
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert_eq!(code, 2);
+    for place in ["plan.toml:10:8", "lib/model.toml:11:8"] {
+        assert!(err.contains(place), "{place} in:\n{err}");
+    }
+    let (_, out, _) = kiln(folder.path(), &["check", "plan.toml", "--json"]);
+    let line = out.lines().find(|line| line.contains("defined_twice")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(line["files"], serde_json::json!(["plan.toml", "lib/model.toml"]));
+    let (start, end) = (MODEL.len() + "[stage.".len(), MODEL.len() + "[stage.weights".len());
+    assert_eq!(line["problem"]["labels"][1][0], serde_json::json!({"start": start, "end": end}));
+
+    std::fs::remove_file(folder.path().join("lib/model.toml")).unwrap();
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert!(code == 2 && err.contains("plan.toml:2:12") && err.contains("lib/model.toml"), "{err}");
+}
+
+#[test]
+fn the_schema_is_printed() {
+    let (code, out, _) = kiln(Path::new("."), &["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &schema["$schema"]), (0, &"https://json-schema.org/draft/2020-12/schema".into()));
+}
+
 #[test]
 fn a_wrong_call_leaves_with_two() {
     let (folder, _) = with_plan("[plan]\nname = 'empty'\n");

@@ -27,7 +27,16 @@ struct Puppet;
 
 impl Stage for Puppet {
     fn spec(&self) -> &StageSpec {
-        &StageSpec { kind: "puppet", version: 3, summary: "", gives: "file", inputs: &[], params: &[] }
+        &StageSpec {
+            kind: "puppet",
+            version: 3,
+            summary: "",
+            gives: "file",
+            inputs: &[],
+            params: &[],
+            keyed: &[],
+            reaches_outside: false,
+        }
     }
 
     fn check(&self, _: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {

@@ -2,32 +2,21 @@
 
 mod support;
 
-use kiln::plan::{self, Keep, Plan, Source};
-use support::pottery;
+use kiln::base::Problem;
+use kiln::plan::{self, Keep, Plan, Source, SourceMap};
+use support::plan_text;
 
-fn read(text: &str, sets: &[(&str, &str)]) -> Result<Plan, Vec<kiln::base::Problem>> {
-    let source = Source { name: "test.toml".into(), text: text.into(), folder: "/plans".into() };
-    let sets: Vec<(String, String)> = sets.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    plan::read(&source, &sets, &pottery::registry())
+fn read(text: &str, sets: &[(&str, &str)]) -> Result<Plan, Vec<Problem>> {
+    plan_text::read(&[("test.toml", text)], sets)
 }
 
-/// Puts a good beginning before `text`; the problems as `code: message`, the places they point to, and their help.
+/// Puts a good beginning before `text`; see [`plan_text::problems`].
 fn problems(text: &str) -> String {
     problems_with(text, &[])
 }
 
 fn problems_with(text: &str, sets: &[(&str, &str)]) -> String {
-    let text = format!("[plan]\nname = \"vase\"\n{text}");
-    let Err(problems) = read(&text, sets) else { return "none".into() };
-    let mut out = String::new();
-    for problem in problems {
-        out += &format!("{}: {}\n", problem.code.strip_prefix("kiln::plan::").unwrap(), problem.message);
-        for (span, label) in problem.labels {
-            out += &format!("  {:?} {label}\n", &text[span]);
-        }
-        out += &problem.help.map(|help| format!("  help: {help}\n")).unwrap_or_default();
-    }
-    out
+    plan_text::problems(&[("test.toml", &format!("[plan]\nname = \"vase\"\n{text}"))], sets)
 }
 
 const VASE: &str = r#"
@@ -376,7 +365,7 @@ unused_variable: nothing uses the variable `shop`
   help: write `${shop}` where it belongs, or remove it
 wrong_type: --set idle=much: expected an integer
   "idle" an integer here
-  help: a variable keeps the type that its value in [vars] has
+  help: it keeps the type that the plan gave it
 unused_variable: nothing uses the variable `idle`
   "idle" set here
   help: write `${idle}` where it belongs, or remove it
@@ -419,8 +408,9 @@ fn plans_that_parse() {
         found += 1;
         let text = std::fs::read_to_string(&path).unwrap();
         let source = Source { name: path.display().to_string(), text, folder: folder.clone() };
-        let read = plan::read(&source, &[], &kiln::stages::all());
-        assert!(read.is_ok(), "{}: {:#?}", source.name, read.unwrap_err());
+        let map = SourceMap::gather(source, &mut |path| Ok(std::fs::read_to_string(path).unwrap()));
+        let read = plan::read(&map, &[], &kiln::stages::all());
+        assert!(read.is_ok(), "{}: {:#?}", path.display(), read.unwrap_err());
     }
     assert!(found >= 2);
 }

@@ -1,11 +1,13 @@
 //! A plan is read, or every mistake in it is named at a place inside the text.
 #![no_main]
 
-use kiln::plan::{Source, read};
+use kiln::base::Problem;
+use kiln::plan::{Source, SourceMap, read};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let source = Source { name: "plan.toml".into(), text: text.into(), folder: "/plans".into() };
-    let Err(problems) = read(&source, &[], &kiln::stages::all()) else { return };
+    let map = SourceMap::gather(source, &mut |_| Err(Problem::new("fuzz", "there is no other file")));
+    let Err(problems) = read(&map, &[], &kiln::stages::all()) else { return };
     assert!(!problems.is_empty());
     for (span, _) in problems.iter().flat_map(|problem| &problem.labels) {
         assert!(text.get(span.clone()).is_some(), "{span:?}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::Schema;
 use serde_json::Value;
 
 use super::{Action, ArtifactKind, Content, Ingredient, Inputs, Job, Outputs, Part};
@@ -23,6 +24,10 @@ pub struct StageSpec {
     pub inputs: &'static [InputSpec],
     /// The names of its own parameters, for "did you mean".
     pub params: &'static [&'static str],
+    /// Those of its parameters that are tables by the names of stages, each with the slot that the stages are in.
+    pub keyed: &'static [(&'static str, &'static str)],
+    /// Whether it depends on what may fail today and be there tomorrow: the network.
+    pub reaches_outside: bool,
 }
 
 /// One input slot.
@@ -129,7 +134,12 @@ pub trait Stage: Send + Sync {
     /// What it is.
     fn spec(&self) -> &StageSpec;
 
-    /// All that is wrong with `params` (the stage's table without `kind`, `keep` and input slots), and
+    /// The JSON Schema of its parameters; an empty one allows everything.
+    fn schema(&self) -> Schema {
+        Schema::default()
+    }
+
+    /// All that is wrong with `params` (the stage's table without input slots and what every stage may have), and
     /// the names of the tools that a stage with these parameters and these filled slots needs.
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 

@@ -3,17 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_path_to_error::Segment;
 
 use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Stage, StageSpec, ToolFile, WorkOrder};
 use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without `kind`, `keep` and input slots; `deny_unknown_fields`.
-    type Params: DeserializeOwned;
+    /// The stage's table in the plan, without input slots and what every stage may have; `deny_unknown_fields`.
+    type Params: DeserializeOwned + JsonSchema;
     /// The parameters of one part: what goes into the key.
     type Order: Serialize + DeserializeOwned;
     /// What the stage is.
@@ -103,10 +106,16 @@ impl<S: TypedStage> Stage for Erased<S> {
         const { &S::SPEC }
     }
 
+    fn schema(&self) -> Schema {
+        // Inline, so that the definitions of two stages never bear one name.
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        settings.into_generator().into_root_schema_for::<S::Params>()
+    }
+
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
-            let path: String = error.path().to_string().replace(['.', '['], "/").replace(']', "");
-            let path = if path == "/" { String::new() } else { path.trim_start_matches('/').to_string() };
+            let path: Vec<String> = error.path().iter().map(step).collect();
+            let path = path.join("/");
             vec![ParamProblem { path, problem: Problem::new("kiln::plan::parameter", error.inner().to_string()) }]
         })?;
         let problems = S::check(&params, slots);
@@ -133,6 +142,15 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
         S::run(read(S::SPEC.kind, &action.params)?, job)
+    }
+}
+
+/// Keys as they are: they may hold dots.
+fn step(segment: &Segment) -> String {
+    match segment {
+        Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),
+        Segment::Seq { index } => index.to_string(),
+        Segment::Unknown => "?".into(),
     }
 }
 

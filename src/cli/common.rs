@@ -3,17 +3,18 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ColorChoice, ValueEnum};
-use miette::{GraphicalReportHandler, GraphicalTheme, NamedSource, Report};
+use miette::{GraphicalReportHandler, GraphicalTheme, Report};
 use serde_json::json;
 
 use super::Exit;
 use super::github::annotation;
 use crate::action::Registry;
-use crate::base::{Context, Problem};
-use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source};
+use crate::base::{Context, Problem, Result};
+use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
 /// What every subcommand understands.
 #[derive(clap::Args)]
@@ -35,7 +36,7 @@ pub struct PlanArgs {
     /// The plan
     #[arg(value_name = "PLAN.toml")]
     pub path: PathBuf,
-    /// Set a variable of the plan's [vars]
+    /// Set a variable of the plan's [vars], or leave an axis of its [matrix] one value
     #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
     pub set: Vec<(String, String)>,
 }
@@ -53,37 +54,43 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl PlanArgs {
     /// Reads and checks the plan.
     pub fn load(&self, registry: &Registry) -> Result<Plan, Failed> {
-        let source = self.source()?;
-        plan::read(&source, &self.set, registry)
-            .map_err(|problems| Failed { problems, source: Some((source.name, source.text)) })
+        understood(self.source()?, &self.set, registry)
     }
 
-    fn source(&self) -> Result<Source, Problem> {
-        let name = self.path.display().to_string();
-        let read = || -> std::io::Result<(String, PathBuf)> {
-            let mut text = String::new();
-            // One byte above the cap is enough for `plan::read` to refuse it.
-            File::open(&self.path)?.take(MAX_TEXT_BYTES as u64 + 1).read_to_string(&mut text)?;
-            let path = std::path::absolute(&self.path)?;
-            Ok((text, path.parent().map_or(path.clone(), PathBuf::from)))
-        };
-        let (text, folder) = read().context("kiln::plan::unreadable", || format!("read the plan {name}")).map_err(
-            |problem| match self.path.exists() {
-                true => problem,
-                false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
-            },
-        )?;
-        Ok(Source { name, text, folder })
+    fn source(&self) -> Result<Source> {
+        let text = read(&self.path).map_err(|problem| match self.path.exists() {
+            true => problem,
+            false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
+        })?;
+        let path = std::path::absolute(&self.path)
+            .context("kiln::plan::unreadable", || format!("find the folder of {}", self.path.display()))?;
+        let folder = path.parent().map_or(path.clone(), PathBuf::from);
+        Ok(Source { name: self.path.display().to_string(), text, folder })
     }
 }
 
-/// Why a subcommand gave up: all its problems, and the plan text that their labels point into.
+/// The plan that `source` is, with what it includes.
+pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Failed> {
+    let map = SourceMap::gather(source, &mut read);
+    plan::read(&map, sets, registry).map_err(|problems| Failed { problems, source: Some(Arc::new(map)) })
+}
+
+fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    // One byte above the cap is enough for it to be refused.
+    File::open(path)
+        .and_then(|file| file.take(MAX_TEXT_BYTES as u64 + 1).read_to_string(&mut text))
+        .context("kiln::plan::unreadable", || format!("read the plan {}", path.display()))?;
+    Ok(text)
+}
+
+/// Why a subcommand gave up: all its problems, and the texts of the plan that their labels point into.
 #[derive(Debug)]
 pub struct Failed {
     /// At least one.
     pub problems: Vec<Problem>,
-    /// Name and text of the plan, if it is the plan that is wrong.
-    pub source: Option<(String, String)>,
+    /// The plan, if it is the plan that is wrong.
+    pub source: Option<Arc<SourceMap>>,
 }
 
 impl From<Problem> for Failed {
@@ -105,12 +112,12 @@ impl Common {
     pub fn report(&self, failed: &Failed) -> Exit {
         for problem in &failed.problems {
             if self.json {
-                self.print(&format!("{}\n", json!({ "problem": problem })));
+                self.print(&format!("{}\n", json(problem, failed.source.as_deref())));
             } else {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
             }
             if std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true") {
-                let _ = writeln!(stderr(), "{}", annotation(problem, failed.source.as_ref()));
+                let _ = writeln!(stderr(), "{}", annotation(problem, failed.source.as_deref()));
             }
         }
         match (&failed.source, failed.problems.first()) {
@@ -121,7 +128,7 @@ impl Common {
     }
 
     /// A problem as people read it, with the plan's lines it points to.
-    pub fn render(&self, problem: &Problem, source: Option<&(String, String)>) -> String {
+    pub fn render(&self, problem: &Problem, source: Option<&Arc<SourceMap>>) -> String {
         let theme = if self.colors() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler =
             GraphicalReportHandler::new_themed(theme).with_links(false).with_width(120).with_break_words(false);
@@ -131,8 +138,8 @@ impl Common {
             shown.message.push_str(&cause);
         }
         let mut report = Report::new(shown);
-        if let Some((name, text)) = source {
-            report = report.with_source_code(NamedSource::new(name, text.clone()));
+        if let Some(map) = source {
+            report = report.with_source_code(Arc::clone(map));
         }
         let mut out = String::new();
         // Only a label outside the text can fail here; the message itself must still reach the reader.
@@ -150,6 +157,19 @@ impl Common {
             ColorChoice::Auto => auto_colors(|name| std::env::var_os(name), stderr().is_terminal()),
         }
     }
+}
+
+/// A problem for machines; `files` says for each of its labels in which file of the plan its range of bytes lies.
+fn json(problem: &Problem, source: Option<&SourceMap>) -> serde_json::Value {
+    let Some(map) = source else { return json!({ "problem": problem }) };
+    let mut problem = problem.clone();
+    let mut files = vec![];
+    for (span, _) in &mut problem.labels {
+        let Some((file, at)) = map.place(span) else { continue };
+        files.push(&file.name);
+        *span = at;
+    }
+    json!({ "problem": problem, "files": files })
 }
 
 /// What `auto` means: <https://no-color.org>, then <https://bixense.com/clicolors>.

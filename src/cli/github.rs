@@ -2,13 +2,15 @@
 //! <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
 
 use crate::base::Problem;
+use crate::plan::SourceMap;
 
 /// The workflow command that makes an annotation of a problem; `source` is name and text of the plan it points into.
-pub(super) fn annotation(problem: &Problem, source: Option<&(String, String)>) -> String {
+pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> String {
     let mut properties = vec![];
-    if let (Some((name, text)), Some((span, _))) = (source, problem.labels.first()) {
-        let (line, column) = place(text, span.start);
-        properties.extend([format!("file={}", property(name)), format!("line={line}"), format!("col={column}")]);
+    let label = problem.labels.first().and_then(|(span, _)| source?.place(span));
+    if let Some((file, span)) = label {
+        let (line, column) = place(&file.text, span.start);
+        properties.extend([format!("file={}", property(&file.name)), format!("line={line}"), format!("col={column}")]);
     }
     properties.push(format!("title={}", property(&problem.code)));
     format!("::error {}::{}", properties.join(","), data(&problem.text()))
@@ -34,9 +36,13 @@ fn property(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Source;
 
     fn check(problem: Problem, plan: Option<(&str, &str)>, expect: &str) {
-        let source = plan.map(|(name, text)| (name.to_string(), text.to_string()));
+        let source = plan.map(|(name, text)| {
+            let source = Source { name: name.into(), text: text.into(), folder: "/".into() };
+            SourceMap::gather(source, &mut |_| Ok(String::new()))
+        });
         assert_eq!(annotation(&problem, source.as_ref()), expect);
     }
 
@@ -50,9 +56,9 @@ mod tests {
              no stage `modle`%0Ahelp: did you mean `model`?",
         );
         let title = "title=kiln%3A%3Aplan%3A%3Aunknown_stage";
-        // A label outside the text is at its end.
+        // A label may stand at the end of the text.
         check(
-            unknown().at(99..100, ""),
+            unknown().at(2..2, ""),
             Some(("p", "a\n")),
             &format!("::error file=p,line=2,col=1,{title}::no stage `modle`"),
         );

@@ -17,6 +17,7 @@ mod plan;
 mod receipt;
 mod replay;
 mod reports;
+mod schema;
 mod screen;
 mod show;
 mod whole;
@@ -63,6 +64,8 @@ enum Command {
     Replay(replay::Args),
     /// Draw the stages of a plan
     Show(show::Args),
+    /// Print the JSON Schema of a plan, for editors
+    Schema,
     /// Describe a GGUF, ONNX, DLC or context binary
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
@@ -106,6 +109,7 @@ impl Call {
             Command::Explain(args) => explain::run(args, common, stages),
             Command::Replay(args) => replay::run(args, common),
             Command::Show(args) => show::run(args, common, stages),
+            Command::Schema => schema::run(common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Cache(args) => cache::run(args, common, stages),

@@ -3,22 +3,25 @@
 use std::collections::BTreeSet;
 
 use crate::base::{Problem, Result};
-use crate::plan::{Keep, Plan, StageId};
+use crate::plan::{Keep, Plan, PlannedStage, StageId};
 
-/// The stages `wanted` and all they need; those wanted are kept. The whole plan if none is wanted.
+/// The stages `wanted` and all they need; those wanted are kept. A name of the plan wants all its instances. The whole
+/// plan if none is wanted.
 pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
     if wanted.is_empty() {
         return Ok(plan);
     }
-    for name in wanted {
-        let Some(stage) = plan.stages.iter_mut().find(|stage| stage.id.0 == *name) else {
-            let known: Vec<&str> = plan.stages.iter().map(|stage| stage.id.0.as_str()).collect();
-            return Err(Problem::new("kiln::call::unknown_stage", format!("the plan has no stage `{name}`"))
-                .help(format!("it has: {}", known.join(", "))));
-        };
-        stage.keep = Keep::All;
+    let is = |stage: &PlannedStage, name: &String| stage.id.0 == *name || stage.name == *name;
+    if let Some(name) = wanted.iter().find(|name| !plan.stages.iter().any(|stage| is(stage, name))) {
+        let known: Vec<&str> = plan.stages.iter().map(|stage| stage.id.0.as_str()).collect();
+        return Err(Problem::new("kiln::call::unknown_stage", format!("the plan has no stage `{name}`"))
+            .help(format!("it has: {}", known.join(", "))));
     }
-    let mut needed: BTreeSet<StageId> = wanted.iter().cloned().map(StageId).collect();
+    let mut needed: BTreeSet<StageId> = BTreeSet::new();
+    for stage in plan.stages.iter_mut().filter(|stage| wanted.iter().any(|name| is(stage, name))) {
+        stage.keep = Keep::All;
+        needed.insert(stage.id.clone());
+    }
     // From the end, so that a stage is known to be needed before its own inputs are looked at.
     for stage in plan.stages.iter().rev() {
         if needed.contains(&stage.id) {

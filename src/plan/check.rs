@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::common::{
+    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, RETRIES, TIMEOUT, items, spec_of, strings,
+};
 use super::parse::{Draft, DraftStage, TOOLS};
-use super::source::{Entry, Node, Span, Tree};
+use super::source::{Entry, Node, Span, Table, Tree};
 use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
 use crate::action::{InputSpec, ParamProblem, Registry, Stage, StageSpec};
@@ -44,24 +47,28 @@ struct Checker<'a> {
 impl<'a> Checker<'a> {
     fn check(mut self) -> Option<Checked> {
         let kind = self.kind();
-        let keep = self.keep();
+        let keep = self.common(KEEP, common::keep, "true, false or a list of parts");
+        let expected = format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
+        let timeout = self.common(TIMEOUT, common::timeout, &expected);
+        let retries = self.common(RETRIES, common::retries, &format!("a number from 0 to {MAX_RETRIES}"));
         let kind = kind?;
         let spec = kind.spec();
+        self.check_retries(spec);
         let (slots, edges) = self.slots(spec);
-        let params = self.params(spec);
+        let params = self.params(spec, &slots);
         let filled: Vec<&str> = slots.keys().map(String::as_str).collect();
         let needs = self.ask_stage(kind, params.clone(), &filled);
         let tools = self.tools(spec, needs);
-        let id = StageId(self.stage.id.clone());
         let stage = PlannedStage {
-            id,
+            id: StageId(self.stage.id.clone()),
+            name: self.stage.name.clone(),
             kind: spec.kind.into(),
             params: Value::Object(params),
             slots,
             tools,
             keep: Keep::Nothing,
-            timeout: None,
-            retries: 0,
+            timeout,
+            retries: retries.unwrap_or(0),
         };
         Some(Checked { stage, keep, at: self.stage.at.clone(), edges })
     }
@@ -72,19 +79,19 @@ impl<'a> Checker<'a> {
     }
 
     fn wrong_type(&mut self, key: &str, node: &Node, expected: &str) {
-        let message = format!("`{}.{key}` is {}, expected {expected}", self.stage.id, node.what());
+        let message = format!("`{}.{key}` is {}, expected {expected}", self.stage.name, node.what());
         self.problem("wrong_type", message, &node.span, &format!("expected {expected}"), String::new());
     }
 
     fn kind(&mut self) -> Option<&'a dyn Stage> {
-        let Some(entry) = self.stage.table.get("kind") else {
+        let Some(entry) = self.stage.table.get(KIND) else {
             let kinds: Vec<&str> = self.registry.kinds().collect();
-            let message = format!("the stage `{}` has no `kind`", self.stage.id);
+            let message = format!("the stage `{}` has no `kind`", self.stage.name);
             self.problem("missing_kind", message, &self.stage.at, "this stage", format!("kinds: {}", kinds.join(", ")));
             return None;
         };
         let Tree::String(kind) = &entry.node.tree else {
-            self.wrong_type("kind", &entry.node, "a string");
+            self.wrong_type(KIND, &entry.node, "a string");
             return None;
         };
         let stage = self.registry.get(kind);
@@ -95,22 +102,22 @@ impl<'a> Checker<'a> {
         stage
     }
 
-    fn keep(&mut self) -> Option<Keep> {
-        let node = &self.stage.table.get("keep")?.node;
-        let text = |node: &Node| match &node.tree {
-            Tree::String(text) => Some(text.clone()),
-            _ => None,
-        };
-        let keep = match &node.tree {
-            Tree::Bool(false) => Some(Keep::Nothing),
-            Tree::Bool(true) => Some(Keep::All),
-            Tree::List(parts) => parts.iter().map(text).collect::<Option<Vec<_>>>().map(Keep::Parts),
-            _ => None,
-        };
-        if keep.is_none() {
-            self.wrong_type("keep", node, "true, false or a list of parts");
+    /// The value of a key that every stage may have.
+    fn common<T>(&mut self, key: &str, read: fn(&Node) -> Option<T>, expected: &str) -> Option<T> {
+        let node = &self.stage.table.get(key)?.node;
+        let value = read(node);
+        if value.is_none() {
+            self.wrong_type(key, node, expected);
         }
-        keep
+        value
+    }
+
+    fn check_retries(&mut self, spec: &StageSpec) {
+        if let Some(entry) = self.stage.table.get(RETRIES).filter(|_| !spec.reaches_outside) {
+            let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
+            let help = "what does not reach outside fails the same way again; remove it".to_string();
+            self.problem("unknown_parameter", message, &entry.key_span, "here", help);
+        }
     }
 
     fn slots(&mut self, spec: &StageSpec) -> (Slots, Edges) {
@@ -118,27 +125,27 @@ impl<'a> Checker<'a> {
         for slot in spec.inputs {
             let Some(entry) = self.stage.table.get(slot.name) else {
                 if slot.required {
-                    let message = format!("`{}` needs the input `{}`", self.stage.id, slot.name);
+                    let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
                     let help = format!("write `{} = \"...\"`; {}", slot.name, self.givers(slot));
                     self.problem("missing_input", message, &self.stage.at, "this stage", help);
                 }
                 continue;
             };
-            let named = self.references(slot, entry);
-            named.iter().for_each(|(name, span)| self.check_edge(slot, name, span));
-            let ids = named.iter().map(|(name, _)| StageId(name.to_string()));
-            slots.insert(slot.name.to_string(), ids.clone().collect());
-            edges.extend(ids.zip(named.iter().map(|(_, span)| span.clone())));
+            let mut givers = vec![];
+            for (name, span) in self.references(slot, entry) {
+                self.check_edge(slot, name, &span);
+                let ids = self.draft.named(name, self.stage).map(|giver| StageId(giver.id.clone()));
+                givers.extend(ids.map(|id| (id, span.clone())));
+            }
+            slots.insert(slot.name.to_string(), givers.iter().map(|(id, _)| id.clone()).collect());
+            edges.extend(givers);
         }
         (slots, edges)
     }
 
     /// The stages that the value of a slot names, and where.
     fn references<'e>(&mut self, slot: &InputSpec, entry: &'e Entry) -> Vec<(&'e str, Span)> {
-        let nodes = match &entry.node.tree {
-            Tree::List(items) if slot.many => items.as_slice(),
-            _ => std::slice::from_ref(&entry.node),
-        };
+        let nodes = if slot.many { items(&entry.node) } else { std::slice::from_ref(&entry.node) };
         let mut named = vec![];
         for node in nodes {
             match &node.tree {
@@ -151,16 +158,23 @@ impl<'a> Checker<'a> {
     }
 
     fn check_edge(&mut self, slot: &InputSpec, name: &str, span: &Span) {
-        let stages = self.draft.stages.iter().filter(|stage| !stage.id.starts_with(TOOLS));
-        let Some(giver) = stages.clone().find(|stage| stage.id == name) else {
-            let help = hint(name, "stages", stages.map(|stage| stage.id.as_str()));
+        let mut givers = self.draft.named(name, self.stage);
+        let (giver, others) = (givers.next(), givers.count());
+        let Some(giver) = giver else {
+            let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
+            let help = hint(name, "stages", names(stages));
             self.problem("unknown_stage", format!("there is no stage `{name}`"), span, "here", help);
             return;
         };
-        let gives = spec_of(giver, self.registry).map(|spec| spec.gives);
+        if others > 0 && !slot.many {
+            let message = format!("`{}.{}` takes one stage, `{name}` is {}", self.stage.name, slot.name, others + 1);
+            let help = format!("`across` gathers only where an input takes many: `{}` does not", slot.name);
+            self.problem("matrix", message, span, "one for each value", help);
+        }
+        let gives = spec_of(&giver.table, self.registry).map(|spec| spec.gives);
         if let Some(gives) = gives.filter(|gives| !slot.accepts.contains(gives)) {
             let takes = slot.accepts.join("` or `");
-            let message = format!("`{}.{}` takes `{takes}`, `{name}` gives `{gives}`", self.stage.id, slot.name);
+            let message = format!("`{}.{}` takes `{takes}`, `{name}` gives `{gives}`", self.stage.name, slot.name);
             let help = self.givers(slot);
             self.problem("wrong_artifact", message, span, &format!("gives `{gives}`"), help);
         }
@@ -169,8 +183,9 @@ impl<'a> Checker<'a> {
     /// Who could fill a slot.
     fn givers(&self, slot: &InputSpec) -> String {
         let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.accepts.contains(&spec.gives));
-        let fits = |stage: &&DraftStage| !stage.id.starts_with(TOOLS) && accepted(spec_of(stage, self.registry));
-        let here: Vec<String> = self.draft.stages.iter().filter(fits).map(|stage| format!("`{}`", stage.id)).collect();
+        let fits = |stage: &&DraftStage| !stage.is_tool() && accepted(spec_of(&stage.table, self.registry));
+        let here = names(self.draft.stages.iter().filter(fits));
+        let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();
         let takes = slot.accepts.join("` or `");
         if !here.is_empty() {
             return format!("`{takes}` is given by {}", here.join(", "));
@@ -183,24 +198,64 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The parameters: whatever is neither `kind`, `keep` nor a slot. Unknown ones are left out.
-    fn params(&mut self, spec: &StageSpec) -> Map<String, Value> {
+    /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left out.
+    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> Map<String, Value> {
         let mut params = Map::new();
         for entry in &self.stage.table.entries {
             let key = entry.key.as_str();
-            if matches!(key, "kind" | "keep") || spec.inputs.iter().any(|slot| slot.name == key) {
+            if COMMON.contains(&key) || spec.inputs.iter().any(|slot| slot.name == key) {
                 continue;
             }
             if spec.params.contains(&key) {
-                params.insert(key.into(), entry.node.json());
+                let slot = spec.keyed.iter().find(|(param, _)| *param == key).map(|(_, slot)| *slot);
+                let value = match (&entry.node.tree, slot) {
+                    (Tree::Table(table), Some(slot)) => {
+                        self.by_stage(key, table, slot, slots.get(slot).map_or(&[], Vec::as_slice))
+                    }
+                    _ => entry.node.json(),
+                };
+                params.insert(key.into(), value);
                 continue;
             }
             let slots = spec.inputs.iter().map(|slot| slot.name);
-            let known: Vec<&str> = slots.chain(spec.params.iter().copied()).chain(["kind", "keep"]).collect();
+            let known: Vec<&str> = slots.chain(spec.params.iter().copied()).chain(COMMON).collect();
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem("unknown_parameter", message, &entry.key_span, "here", hint(key, "it has", known));
         }
         params
+    }
+
+    /// A table by the names of the stages of a slot: what it says of a stage, it says of each of its instances in the
+    /// slot, unless it names that one itself.
+    fn by_stage(&mut self, param: &str, table: &Table, slot: &str, givers: &[StageId]) -> Value {
+        let (mut values, mut own) = (Map::new(), Map::new());
+        for entry in &table.entries {
+            let (key, value) = (&entry.key, entry.node.json());
+            let named = self.draft.named(key, self.stage).filter(|giver| givers.iter().any(|id| id.0 == giver.id));
+            values.extend(named.map(|giver| (giver.id.clone(), value.clone())));
+            if givers.iter().any(|id| id.0 == *key) {
+                own.insert(key.clone(), value);
+            } else if !self.is_of(slot, key) {
+                let message = format!("`{}.{param}` has `{key}`, which is not in `{slot}`", self.stage.name);
+                let known: Vec<&str> =
+                    self.stage.table.get(slot).map_or(vec![], |entry| strings(&entry.node).collect());
+                let help = hint(key, &format!("stages of `{slot}`"), known);
+                self.problem("unknown_stage", message, &entry.key_span, "here", help);
+            }
+        }
+        values.extend(own);
+        Value::Object(values)
+    }
+
+    /// Whether the slot names `key`, or a stage of which `key` is an instance: that of another place, or one that
+    /// the call has left out.
+    fn is_of(&self, slot: &str, key: &str) -> bool {
+        let Some(entry) = self.stage.table.get(slot) else { return false };
+        strings(&entry.node).any(|name| {
+            let instance = key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+            let exists = || self.draft.stages.iter().any(|stage| stage.name == name && stage.id == key);
+            name == key || instance && (self.draft.pinned || exists())
+        })
     }
 
     /// Asks the stage about its parameters. Serde stops at its first mistake, so what it complains of
@@ -232,8 +287,8 @@ impl<'a> Checker<'a> {
 
     fn param_problem(&mut self, mistake: &ParamProblem) {
         let mut problem = mistake.problem.clone();
-        let steps: Vec<&str> = mistake.path.split('/').filter(|step| !step.is_empty()).collect();
-        let name = [&[self.stage.id.as_str()], steps.as_slice()].concat().join(".");
+        let steps = self.written(mistake.path.split('/').filter(|step| !step.is_empty()).collect());
+        let name = [&[self.stage.name.as_str()], steps.as_slice()].concat().join(".");
         problem.message = format!("`{name}`: {}", problem.message);
         let words = quoted(&mistake.problem.message);
         let unknown = mistake.problem.message.starts_with("unknown ");
@@ -242,6 +297,18 @@ impl<'a> Checker<'a> {
         }
         let span = self.place(&steps, unknown_field(&mistake.problem));
         self.problems.push(problem.at(span, "here"));
+    }
+
+    /// A path as the plan spells it: the row of a table by stages may be that of all instances of a stage.
+    fn written<'s>(&'s self, mut steps: Vec<&'s str>) -> Vec<&'s str> {
+        if let [param, row, ..] = steps.as_mut_slice()
+            && let Some(Tree::Table(table)) = self.stage.table.get(param).map(|entry| &entry.node.tree)
+            && table.get(row).is_none()
+            && let Some(instance) = self.draft.stages.iter().find(|stage| stage.id == **row)
+        {
+            *row = &instance.name;
+        }
+        steps
     }
 
     /// Where the parameter at `path` stands: its value, or its key if it is the unknown `field`.
@@ -263,7 +330,7 @@ impl<'a> Checker<'a> {
         for tool in needs {
             let id = StageId(format!("{TOOLS}{tool}"));
             if !self.draft.stages.iter().any(|stage| stage.id == id.0) {
-                let message = format!("`{}` of kind `{}` needs the tool `{tool}`", self.stage.id, spec.kind);
+                let message = format!("`{}` of kind `{}` needs the tool `{tool}`", self.stage.name, spec.kind);
                 let given = self.draft.stages.iter().filter_map(|stage| stage.id.strip_prefix(TOOLS));
                 let help = match closest(&tool, given) {
                     Some(given) => format!("[tools] has `{given}`; did you mean `{tool}`?"),
@@ -277,11 +344,11 @@ impl<'a> Checker<'a> {
     }
 }
 
-fn spec_of<'r>(stage: &DraftStage, registry: &'r Registry) -> Option<&'r StageSpec> {
-    match &stage.table.get("kind")?.node.tree {
-        Tree::String(kind) => registry.get(kind).map(|stage| stage.spec()),
-        _ => None,
-    }
+/// What the plan calls `stages`, each once.
+fn names<'d>(stages: impl Iterator<Item = &'d DraftStage>) -> Vec<&'d str> {
+    let mut names: Vec<&str> = stages.map(|stage| stage.name.as_str()).collect();
+    names.dedup();
+    names
 }
 
 /// Whether `problem` is about the absence of `key`.

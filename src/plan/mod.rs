@@ -1,13 +1,18 @@
 //! Floor 4: text in, plan or all its problems out. Pure.
 
 mod check;
+mod common;
+mod matrix;
+mod merge;
 mod order;
 mod parse;
+mod schema;
 mod source;
+mod source_map;
 mod vars;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
@@ -18,27 +23,37 @@ use serde_json::Value;
 use crate::action::Registry;
 use crate::base::Problem;
 
-pub use source::{MAX_TEXT_BYTES, Source};
+pub use schema::schema;
+pub use source::Source;
+pub use source_map::{MAX_TEXT_BYTES, SourceMap};
 
-/// Reads a plan: its text, the variables set by the call (`--set`), and the stage kinds that exist.
+/// Reads a plan: its texts, the variables set by the call (`--set`), and the stage kinds that exist.
 /// Goes on after every mistake, so the error is all there is to mend, in the order of the text;
-/// only a text that is not TOML is not looked into further.
-pub fn read(source: &Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Vec<Problem>> {
-    let mut problems = vec![];
-    let draft = parse::parse(source, sets, &mut problems);
+/// only a text that is not TOML, or not there, is not looked into further.
+pub fn read(map: &SourceMap, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Vec<Problem>> {
+    let mut problems = map.problems().to_vec();
+    let plan = if problems.is_empty() { check(map, sets, registry, &mut problems) } else { Plan::default() };
+    if problems.is_empty() {
+        return Ok(plan);
+    }
+    problems.sort_by_key(|problem| place(problem).map_or(0, |at| at.start));
+    // The instances of a stage share its mistakes.
+    let mut told = BTreeSet::new();
+    problems.retain(|problem| told.insert(format!("{problem:?}")));
+    Err(problems)
+}
+
+fn check(map: &SourceMap, sets: &[(String, String)], registry: &Registry, problems: &mut Vec<Problem>) -> Plan {
+    let draft = parse::parse(map, sets, registry, problems);
     let unfilled: Vec<Range<usize>> = problems.iter().filter(|p| is_unfilled(p)).flat_map(place).collect();
-    let checked = check::check(&draft, registry, &mut problems);
-    let stages = order::in_order(checked, &mut problems);
+    let checked = check::check(&draft, registry, problems);
+    let stages = order::in_order(checked, problems);
     // A value with a hole where its variable should be is no news to complain of.
     let follows = |problem: &Problem| {
         place(problem).is_some_and(|at| unfilled.iter().any(|hole| at.start <= hole.start && hole.end <= at.end))
     };
     problems.retain(|problem| is_unfilled(problem) || !follows(problem));
-    if problems.is_empty() {
-        return Ok(Plan { name: draft.name, stages });
-    }
-    problems.sort_by_key(|problem| place(problem).map_or(0, |at| at.start));
-    Err(problems)
+    Plan { name: draft.name, stages }
 }
 
 fn place(problem: &Problem) -> Option<Range<usize>> {
@@ -47,10 +62,11 @@ fn place(problem: &Problem) -> Option<Range<usize>> {
 
 /// Whether a `${...}` could not be filled in.
 fn is_unfilled(problem: &Problem) -> bool {
-    matches!(problem.code.as_str(), "kiln::plan::unknown_variable" | "kiln::plan::variable")
+    let code = problem.code.strip_prefix("kiln::plan::");
+    code.is_some_and(|code| matches!(code, "unknown_variable" | "variable" | "axis"))
 }
 
-/// The name of a stage in its plan: `weights`; `tools.qnn` for the implicit stage of a tool.
+/// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the implicit stage of a tool.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct StageId(pub String);
 
@@ -61,7 +77,7 @@ impl fmt::Display for StageId {
 }
 
 /// A checked plan: every stage kind, parameter, slot and tool exists and fits, and there is no cycle.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// `[plan] name`.
     pub name: String,
@@ -72,11 +88,13 @@ pub struct Plan {
 /// One stage of a checked plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedStage {
-    /// Its name.
+    /// Its own name.
     pub id: StageId,
+    /// Its name in the plan, which all its instances share.
+    pub name: String,
     /// Its kind, which the registry knows.
     pub kind: String,
-    /// Its table without `kind`, `keep` and input slots; variables are filled in.
+    /// Its table without input slots and what every stage may have; variables are filled in.
     pub params: Value,
     /// Input slot -> the stages that feed it.
     pub slots: BTreeMap<String, Vec<StageId>>,
@@ -84,9 +102,9 @@ pub struct PlannedStage {
     pub tools: BTreeMap<String, StageId>,
     /// What is written out: as `keep` says, else all of it if nothing consumes it. Never a tool.
     pub keep: Keep,
-    /// How long one of its parts may run. No part of the key.
+    /// How long one of its actions may take.
     pub timeout: Option<Duration>,
-    /// How often a part that failed is tried again. No part of the key.
+    /// How often an action that failed is tried again; zero for what does not reach outside.
     pub retries: u32,
 }
 

@@ -77,7 +77,7 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
             None => path.push(edge.source()),
         }
     };
-    let name = |node: &NodeIndex| checked[node.index()].stage.id.to_string();
+    let name = |node: &NodeIndex| checked[node.index()].stage.name.clone();
     let (path, places) = (&path[start..], &places[start..]);
     if let [itself] = path {
         let message = format!("`{}` waits for itself", name(itself));

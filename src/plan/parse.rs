@@ -1,55 +1,74 @@
-//! The tree of a plan to a draft: its name and its stages, tools among them, with every `${name}` filled in.
+//! The tables of a plan to a draft: its name and its stages, tools among them, with every `${name}` filled in.
 
-use super::source::{Entry, Node, Source, Span, Table, Tree};
-use super::vars::Vars;
+use super::matrix::{Matrix, Written};
+use super::merge::{Tables, merge};
+use super::source::{Entry, Node, Span, Table, Tree};
+use super::source_map::SourceMap;
+use super::vars::{Coordinates, Vars};
 use super::words::{bad_name, hint};
+use crate::action::Registry;
 use crate::base::Problem;
 
-/// Cap on the stages of a plan, tools included; far above any plan that a person writes.
+/// Cap on the stages of a plan, tools and all instances included; far above any plan that a person writes.
 pub const MAX_STAGES: usize = 1000;
 
 /// What the prefix of a tool's implicit stage is.
 pub const TOOLS: &str = "tools.";
 
 /// A plan that names its stages, but of which nobody knows yet whether they make sense.
+#[derive(Default)]
 pub struct Draft {
     pub name: String,
     pub stages: Vec<DraftStage>,
+    /// Whether the call has left only one value to some axis.
+    pub pinned: bool,
 }
 
-/// One table of the plan that becomes a stage.
+/// One table of the plan that becomes a stage, or one of the stages that it becomes.
 pub struct DraftStage {
-    /// Its name in the plan; `tools.NAME` for a tool.
+    /// Its own name: `npu.sm8650`; `tools.NAME` for a tool.
     pub id: String,
+    /// Its name in the plan: `npu`.
+    pub name: String,
+    /// The values that it stands for.
+    pub here: Coordinates,
     /// Where the plan names it.
     pub at: Span,
     pub table: Table,
 }
 
-/// Reads `source`, with `sets` in place of its variables' own values. All mistakes go to `problems`.
-pub fn parse(source: &Source, sets: &[(String, String)], problems: &mut Vec<Problem>) -> Draft {
-    let mut reader = Reader { source, problems };
-    let Some(mut root) = reader.tree() else { return Draft { name: String::new(), stages: vec![] } };
-
-    let table = root.get("vars").and_then(|entry| reader.table(entry)).cloned().unwrap_or_default();
-    let mut vars = Vars::read(&table, sets, reader.problems);
-    for entry in root.entries.iter_mut().filter(|entry| entry.key != "vars") {
-        vars.fill(&mut entry.node, &source.text, reader.problems);
+impl Draft {
+    /// The stages that `taker` means by `name`: those that stand where it stands, on every axis that both have.
+    pub fn named<'d>(&'d self, name: &str, taker: &DraftStage) -> impl Iterator<Item = &'d DraftStage> {
+        let agrees = |(axis, value): (&usize, &usize)| taker.here.get(axis).is_none_or(|here| here == value);
+        let named = move |stage: &&DraftStage| stage.name == name && !stage.is_tool();
+        self.stages.iter().filter(named).filter(move |stage| stage.here.iter().all(agrees))
     }
-    reader.problems.extend(vars.unused());
-    reader.draft(&root)
+}
+
+impl DraftStage {
+    /// Whether it is the implicit stage of a tool.
+    pub fn is_tool(&self) -> bool {
+        self.id.starts_with(TOOLS)
+    }
+}
+
+/// Reads `map`, with `sets` in place of its variables' own values. All mistakes go to `problems`.
+pub fn parse(map: &SourceMap, sets: &[(String, String)], registry: &Registry, problems: &mut Vec<Problem>) -> Draft {
+    let tables = merge(map, problems);
+    let mut vars = Vars::read(&tables, map, sets, problems);
+    let mut reader = Reader { map, problems };
+    let draft = reader.draft(tables, &mut vars, registry);
+    problems.extend(vars.unused());
+    draft
 }
 
 struct Reader<'a> {
-    source: &'a Source,
+    map: &'a SourceMap,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Reader<'_> {
-    fn tree(&mut self) -> Option<Table> {
-        self.source.tree().map_err(|mistakes| self.problems.extend(mistakes)).ok()
-    }
-
     fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
         let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
         self.problems.push(if help.is_empty() { problem } else { problem.help(help) });
@@ -70,36 +89,61 @@ impl Reader<'_> {
         }
     }
 
-    fn draft(&mut self, root: &Table) -> Draft {
-        const TABLES: [&str; 4] = ["plan", "vars", "tools", "stage"];
-        let mut draft = Draft { name: String::new(), stages: vec![] };
-        for entry in &root.entries {
-            match entry.key.as_str() {
-                "plan" => draft.name = self.name(entry).unwrap_or_default(),
-                "vars" => {}
-                "tools" => draft.stages.extend(self.entries(entry).filter_map(|tool| self.tool(tool))),
-                "stage" => draft.stages.extend(self.entries(entry).filter_map(|stage| self.stage(stage))),
-                other => {
-                    let message = format!("a plan has no `{other}`");
-                    self.problem("unknown_key", message, &entry.key_span, "here", hint(other, "its tables", TABLES));
-                }
-            }
-        }
-        if root.get("plan").is_none() {
+    fn draft(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
+        let mut draft = Draft { pinned: vars.are_pinned(), ..Draft::default() };
+        let once = Coordinates::new();
+        if let Some(mut plan) = tables.plan {
+            vars.fill(&mut plan.node, &once, self.map, self.problems);
+            draft.name = self.name(&plan).unwrap_or_default();
+        } else {
             let help = "begin the plan with `[plan]` and `name = \"...\"`".to_string();
             self.problem("missing_name", "the plan has no [plan] table".into(), &(0..0), "here", help);
         }
-        if draft.stages.len() > MAX_STAGES {
-            let message =
-                format!("the plan has {} stages and tools, at most {MAX_STAGES} are built", draft.stages.len());
-            self.problem("too_large", message, &(0..0), "here", "split it into several plans".into());
-            draft.stages.clear();
+        let tools = tables.tools.len();
+        if self.too_many(tools.saturating_add(tables.stages.len())) {
+            return draft;
+        }
+        let written: Vec<Written> = tables.stages.iter().filter_map(|stage| self.stage(stage)).collect();
+        let matrix = Matrix::of(&written, vars, self.map, registry, self.problems);
+        if self.too_many(matrix.counts().fold(tools, usize::saturating_add)) {
+            return draft;
+        }
+        for mut tool in tables.tools {
+            vars.fill(&mut tool.node, &once, self.map, self.problems);
+            draft.stages.extend(self.tool(&tool));
+        }
+        for (index, stage) in written.into_iter().enumerate() {
+            for here in matrix.places(index) {
+                let mut node = Node { tree: Tree::Table(stage.table.clone()), span: stage.at.clone() };
+                vars.fill(&mut node, &here, self.map, self.problems);
+                let Tree::Table(mut table) = node.tree else { continue };
+                self.locate(&mut table);
+                let id = vars.instance(&stage.name, &here);
+                self.check_instance(&id, &stage, &draft);
+                draft.stages.push(DraftStage { id, name: stage.name.clone(), here, at: stage.at.clone(), table });
+            }
         }
         draft
     }
 
-    fn entries<'t>(&mut self, entry: &'t Entry) -> std::slice::Iter<'t, Entry> {
-        self.table(entry).map_or([].iter(), |table| table.entries.iter())
+    fn too_many(&mut self, count: usize) -> bool {
+        if count > MAX_STAGES {
+            let message = format!("the plan has {count} stages and tools, at most {MAX_STAGES} are built");
+            self.problem("too_large", message, &(0..0), "here", "split it into several plans".into());
+        }
+        count > MAX_STAGES
+    }
+
+    /// What an instance is called must be a name too, and nobody else's.
+    fn check_instance(&mut self, id: &str, stage: &Written, draft: &Draft) {
+        if let Some(why) = bad_name(id).filter(|_| id != stage.name) {
+            self.problem("bad_name", format!("`{id}` cannot name a stage"), &stage.at, "a stage of these", why.into());
+        }
+        if let Some(other) = draft.stages.iter().find(|other| other.id == id) {
+            let problem = Problem::new("kiln::plan::matrix", format!("two stages would be called `{id}`"));
+            let problem = problem.at(stage.at.clone(), "one of these").at(other.at.clone(), "and of these");
+            self.problems.push(problem.help("give one of them, or a value of the matrix, another name"));
+        }
     }
 
     fn name(&mut self, entry: &Entry) -> Option<String> {
@@ -136,16 +180,15 @@ impl Reader<'_> {
         }
     }
 
-    fn stage(&mut self, entry: &Entry) -> Option<DraftStage> {
+    fn stage(&mut self, entry: &Entry) -> Option<Written> {
         self.check_name(&entry.key, "stage", &entry.key_span);
-        let mut table = self.table(entry)?.clone();
-        self.locate(&mut table);
-        Some(DraftStage { id: entry.key.clone(), at: entry.key_span.clone(), table })
+        let table = self.table(entry)?.clone();
+        Some(Written { name: entry.key.clone(), at: entry.key_span.clone(), table })
     }
 
     /// A tool is a stage of kind `fetch` whose archive is unpacked.
     fn tool(&mut self, entry: &Entry) -> Option<DraftStage> {
-        const KEYS: [&str; 3] = ["pypi", "url", "sha256"];
+        const KEYS: [&str; 5] = ["pypi", "url", "sha256", "timeout", "retries"];
         self.check_name(&entry.key, "tool", &entry.key_span);
         let written = self.table(entry)?;
         for other in written.entries.iter().filter(|other| !KEYS.contains(&other.key.as_str())) {
@@ -176,17 +219,17 @@ impl Reader<'_> {
         table.entries.push(implied("kind", Tree::String("fetch".into())));
         table.entries.push(implied("unpack", Tree::Bool(true)));
         self.locate(&mut table);
-        Some(DraftStage { id: format!("{TOOLS}{}", entry.key), at: entry.key_span.clone(), table })
+        let id = format!("{TOOLS}{}", entry.key);
+        Some(DraftStage { name: id.clone(), id, here: Coordinates::new(), at: entry.key_span.clone(), table })
     }
 
-    /// A relative `file:` URL starts from the plan's folder, so that a plan means the same wherever it is built from.
+    /// A relative `file:` URL starts from the folder of its file.
     fn locate(&self, table: &mut Table) {
         if let Some(entry) = table.entries.iter_mut().find(|entry| entry.key == "url")
             && let Tree::String(url) = &mut entry.node.tree
-            && let Some(path) = url.strip_prefix("file:")
-            && !path.starts_with('/')
+            && let Some(located) = self.map.located(url, &entry.node.span)
         {
-            *url = format!("file:{}", self.source.folder.join(path).display());
+            *url = located;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The text of a plan as a tree in which everything knows where it stands.
+//! The text of a file as a tree in which everything knows where it stands.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -9,10 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::base::Problem;
 
-/// Cap on a plan's text: far above any plan that a person writes, far below what could hurt.
-pub const MAX_TEXT_BYTES: usize = 1 << 20;
-
-/// The text of a plan and where it came from.
+/// The text of a plan, or of a file that it includes, and where it came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {
     /// What problems call it: its path as the call gave it.
@@ -23,7 +20,7 @@ pub struct Source {
     pub folder: PathBuf,
 }
 
-/// A range of bytes of the text.
+/// A range of bytes of all texts of a plan, one after the other: see [`SourceMap`](super::SourceMap).
 pub type Span = Range<usize>;
 
 /// A value and where it stands.
@@ -59,54 +56,63 @@ pub struct Entry {
 }
 
 impl Source {
-    /// The tree of the text, or every mistake in its syntax.
-    pub fn tree(&self) -> Result<Table, Vec<Problem>> {
-        if self.text.len() > MAX_TEXT_BYTES {
-            let message = format!("the plan has {} bytes, at most {MAX_TEXT_BYTES} are read", self.text.len());
-            return Err(vec![Problem::new("kiln::plan::too_large", message).help("split it into several plans")]);
-        }
+    /// The tree of the text, its places counted from `base`, or every mistake in its syntax.
+    pub fn tree(&self, base: usize) -> Result<Table, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         let syntax = |error: &toml::de::Error| {
             let span = error.span().unwrap_or(self.text.len()..self.text.len());
-            Problem::new("kiln::plan::syntax", format!("not TOML: {}", error.message())).at(span, "here")
+            Problem::new("kiln::plan::syntax", format!("not TOML: {}", error.message())).at(shifted(span, base), "here")
         };
         let mut problems: Vec<Problem> = errors.iter().map(syntax).collect();
-        let table = table_of(table.get_ref(), &mut problems);
+        let table = Planter { base, problems: &mut problems }.table(table.get_ref());
         if problems.is_empty() { Ok(table) } else { Err(problems) }
     }
 }
 
-fn table_of(table: &DeTable, problems: &mut Vec<Problem>) -> Table {
-    let mut entries = vec![];
-    for (key, value) in table {
-        if let Some(node) = node_of(value, problems) {
-            entries.push(Entry { key: key.get_ref().to_string(), key_span: key.span(), node });
-        }
-    }
-    entries.sort_by_key(|entry| entry.key_span.start);
-    Table { entries }
+fn shifted(span: Span, base: usize) -> Span {
+    span.start + base..span.end + base
 }
 
-fn node_of(value: &Spanned<DeValue>, problems: &mut Vec<Problem>) -> Option<Node> {
-    let tree = match value.get_ref() {
-        DeValue::String(text) => Some(Tree::String(text.to_string())),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(Tree::Integer),
-        DeValue::Float(number) => number.as_str().parse().ok().filter(|n: &f64| n.is_finite()).map(Tree::Float),
-        DeValue::Boolean(truth) => Some(Tree::Bool(*truth)),
-        DeValue::Datetime(_) => None,
-        DeValue::Array(items) => Some(Tree::List(items.iter().filter_map(|item| node_of(item, problems)).collect())),
-        DeValue::Table(table) => Some(Tree::Table(table_of(table, problems))),
-    };
-    if tree.is_none() {
-        let (what, help) = match value.get_ref() {
-            DeValue::Datetime(_) => ("a date", "if it is meant as text, write it between quotes"),
-            _ => ("a number out of range", "integers have 64 bits, with a sign; other numbers are finite"),
-        };
-        problems.push(
-            Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}")).at(value.span(), what).help(help),
-        );
+/// Makes trees of what the parser found.
+struct Planter<'a> {
+    base: usize,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Planter<'_> {
+    fn table(&mut self, table: &DeTable) -> Table {
+        let mut entries = vec![];
+        for (key, value) in table {
+            if let Some(node) = self.node(value) {
+                let key_span = shifted(key.span(), self.base);
+                entries.push(Entry { key: key.get_ref().to_string(), key_span, node });
+            }
+        }
+        entries.sort_by_key(|entry| entry.key_span.start);
+        Table { entries }
     }
-    tree.map(|tree| Node { tree, span: value.span() })
+
+    fn node(&mut self, value: &Spanned<DeValue>) -> Option<Node> {
+        let span = shifted(value.span(), self.base);
+        let tree = match value.get_ref() {
+            DeValue::String(text) => Some(Tree::String(text.to_string())),
+            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(Tree::Integer),
+            DeValue::Float(number) => number.as_str().parse().ok().filter(|n: &f64| n.is_finite()).map(Tree::Float),
+            DeValue::Boolean(truth) => Some(Tree::Bool(*truth)),
+            DeValue::Datetime(_) => None,
+            DeValue::Array(items) => Some(Tree::List(items.iter().filter_map(|item| self.node(item)).collect())),
+            DeValue::Table(table) => Some(Tree::Table(self.table(table))),
+        };
+        if tree.is_none() {
+            let (what, help) = match value.get_ref() {
+                DeValue::Datetime(_) => ("a date", "if it is meant as text, write it between quotes"),
+                _ => ("a number out of range", "integers have 64 bits, with a sign; other numbers are finite"),
+            };
+            let problem = Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}"));
+            self.problems.push(problem.at(span.clone(), what).help(help));
+        }
+        tree.map(|tree| Node { tree, span })
+    }
 }
 
 impl Table {
@@ -121,7 +127,28 @@ impl Table {
     }
 }
 
+impl Tree {
+    /// A scalar as it stands in a longer string; a list or a table has no such text.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Tree::String(text) => Some(text.clone()),
+            Tree::Integer(number) => Some(number.to_string()),
+            Tree::Float(number) => Some(number.to_string()),
+            Tree::Bool(truth) => Some(truth.to_string()),
+            Tree::List(_) | Tree::Table(_) => None,
+        }
+    }
+}
+
 impl Node {
+    /// The text, if it is a string.
+    pub fn string(&self) -> Option<&str> {
+        match &self.tree {
+            Tree::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// What it is, in words.
     pub fn what(&self) -> &'static str {
         match self.tree {

@@ -1,13 +1,22 @@
-//! `[vars]`, `--set` and `${name}`.
+//! `[vars]`, `[matrix]`, `--set` and `${name}`.
 
-use super::source::{Node, Span, Table, Tree};
-use super::words::hint;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::merge::Tables;
+use super::source::{Entry, Node, Span, Tree};
+use super::source_map::SourceMap;
+use super::words::{bad_name, hint};
 use crate::base::Problem;
 
-/// The variables of a plan, and which of them it uses.
+/// Where an instance of a stage stands: axis -> which of its values. Axes are counted in the order of the text.
+pub type Coordinates = BTreeMap<usize, usize>;
+
+/// The variables and axes of a plan, and which of them it uses.
 #[derive(Default)]
 pub struct Vars {
     vars: Vec<Var>,
+    axes: Vec<Axis>,
+    pinned: bool,
 }
 
 struct Var {
@@ -17,144 +26,274 @@ struct Var {
     used: bool,
 }
 
+struct Axis {
+    name: String,
+    at: Span,
+    values: Vec<Tree>,
+    used: bool,
+}
+
 impl Vars {
-    /// The variables of the table `[vars]`, with the values of `sets` where the call gave some.
-    pub fn read(table: &Table, sets: &[(String, String)], problems: &mut Vec<Problem>) -> Vars {
+    /// The variables and axes of `tables`, with the values of `sets` where the call gave some.
+    pub fn read(tables: &Tables, map: &SourceMap, sets: &[(String, String)], problems: &mut Vec<Problem>) -> Vars {
         let mut vars = Vars::default();
-        for entry in &table.entries {
-            let (name, at) = (entry.key.clone(), entry.key_span.clone());
-            match &entry.node.tree {
-                Tree::List(_) | Tree::Table(_) => problems.push(
-                    Problem::new("kiln::plan::wrong_type", format!("the variable `{name}` is {}", entry.node.what()))
-                        .at(entry.node.span.clone(), "expected a string, number or boolean"),
-                ),
-                Tree::String(text) if text.contains("${") => problems.push(
-                    Problem::new("kiln::plan::variable", format!("the variable `{name}` refers to a variable"))
-                        .at(entry.node.span.clone(), "taken as it stands")
-                        .help("write `${...}` where the variable is used"),
-                ),
-                value => vars.vars.push(Var { name, at, value: value.clone(), used: false }),
-            }
-        }
+        vars.vars.extend(tables.vars.iter().filter_map(|entry| var(entry, map, problems)));
+        vars.axes.extend(tables.axes.iter().filter_map(|entry| axis(entry, problems)));
         for (name, text) in sets {
             vars.set(name, text, problems);
         }
         vars
     }
 
-    /// A value set by the call takes the type that the plan gave the variable.
+    /// A value set by the call takes the type that the plan gave the variable. An axis has then only that value.
     fn set(&mut self, name: &str, text: &str, problems: &mut Vec<Problem>) {
-        let Some(var) = self.vars.iter_mut().find(|var| var.name == name) else {
-            let known = self.vars.iter().map(|var| var.name.as_str());
+        let var = self.vars.iter().find(|var| var.name == name).map(|var| (var.value.clone(), var.at.clone()));
+        let axis = self.axes.iter().find(|axis| axis.name == name);
+        let axis = axis.and_then(|axis| Some((axis.values.first()?.clone(), axis.at.clone())));
+        let Some((old, at)) = var.or(axis) else {
             problems.push(
                 Problem::new("kiln::plan::unknown_variable", format!("--set {name}: the plan has no such variable"))
-                    .help(hint(name, "variables", known)),
+                    .help(hint(name, "variables", self.names())),
             );
             return;
         };
-        let value = match var.value {
+        let value = match old {
             Tree::Integer(_) => text.parse().ok().map(Tree::Integer),
             Tree::Float(_) => text.parse().ok().filter(|number: &f64| number.is_finite()).map(Tree::Float),
             Tree::Bool(_) => text.parse().ok().map(Tree::Bool),
             _ => Some(Tree::String(text.into())),
         };
-        match value {
-            Some(value) => var.value = value,
-            None => {
-                let expected = Node { tree: var.value.clone(), span: var.at.clone() }.what();
-                problems.push(
-                    Problem::new("kiln::plan::wrong_type", format!("--set {name}={text}: expected {expected}"))
-                        .at(var.at.clone(), format!("{expected} here"))
-                        .help("a variable keeps the type that its value in [vars] has"),
-                );
+        let Some(value) = value else {
+            let expected = Node { tree: old, span: at.clone() }.what();
+            problems.push(
+                Problem::new("kiln::plan::wrong_type", format!("--set {name}={text}: expected {expected}"))
+                    .at(at, format!("{expected} here"))
+                    .help("it keeps the type that the plan gave it"),
+            );
+            return;
+        };
+        if let Some(axis) = self.axes.iter_mut().find(|axis| axis.name == name) {
+            if let Some(why) = bad_name(text) {
+                let message = format!("--set {name}={}: it becomes a part of stages' names", text.escape_debug());
+                problems.push(Problem::new("kiln::plan::bad_name", message).at(at, "this axis").help(why));
             }
+            axis.values = vec![value];
+            self.pinned = true;
+        } else if let Some(var) = self.vars.iter_mut().find(|var| var.name == name) {
+            var.value = value;
         }
     }
 
-    /// Fills in every `${name}` in the strings of `node`. `text` is the whole plan, for finding places.
-    pub fn fill(&mut self, node: &mut Node, text: &str, problems: &mut Vec<Problem>) {
+    /// Whether the call has set an axis.
+    pub fn are_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.vars.iter().map(|var| var.name.as_str()).chain(self.axes())
+    }
+
+    /// The axes' names.
+    pub fn axes(&self) -> impl Iterator<Item = &str> + Clone {
+        self.axes.iter().map(|axis| axis.name.as_str())
+    }
+
+    /// How many values an axis has.
+    pub fn extent(&self, axis: usize) -> usize {
+        self.axes.get(axis).map_or(0, |axis| axis.values.len())
+    }
+
+    /// `name` and the values at `here`: `report.sm8650.native`.
+    pub fn instance(&self, name: &str, here: &Coordinates) -> String {
+        let value = |(axis, index): (&usize, &usize)| self.axes.get(*axis)?.values.get(*index)?.text();
+        [name.to_string()].into_iter().chain(here.iter().filter_map(value)).collect::<Vec<_>>().join(".")
+    }
+
+    /// The axes that the strings of `node` use.
+    pub fn axes_in(&self, node: &Node) -> BTreeSet<usize> {
+        match &node.tree {
+            Tree::String(string) => {
+                let axis = |piece: &Piece| match piece {
+                    Piece::Name(name) => self.axes().position(|axis| axis == *name),
+                    _ => None,
+                };
+                pieces(string).iter().filter_map(axis).collect()
+            }
+            Tree::List(items) => items.iter().flat_map(|item| self.axes_in(item)).collect(),
+            Tree::Table(table) => table.entries.iter().flat_map(|entry| self.axes_in(&entry.node)).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Fills in every `${name}` in the strings of `node`, an axis with its value at `here`.
+    pub fn fill(&mut self, node: &mut Node, here: &Coordinates, map: &SourceMap, problems: &mut Vec<Problem>) {
         match &mut node.tree {
-            Tree::List(items) => items.iter_mut().for_each(|item| self.fill(item, text, problems)),
+            Tree::List(items) => items.iter_mut().for_each(|item| self.fill(item, here, map, problems)),
             Tree::Table(table) => {
-                table.entries.iter_mut().for_each(|entry| self.fill(&mut entry.node, text, problems));
+                table.entries.iter_mut().for_each(|entry| self.fill(&mut entry.node, here, map, problems));
             }
             Tree::String(string) => {
                 // An escaped string may spell the piece differently; then the whole string is shown.
-                let raw = text.get(node.span.clone()).unwrap_or_default();
+                let raw = map.text(&node.span);
                 let place = |piece: &str| match raw.find(piece) {
                     Some(at) => node.span.start + at..node.span.start + at + piece.len(),
                     None => node.span.clone(),
                 };
-                let mut complain = |problem: Problem, piece: &str| problems.push(problem.at(place(piece), "here"));
-                if let Some(tree) = self.substitute(string, &mut complain) {
-                    node.tree = tree;
+                match self.substitute(string, here, &place) {
+                    Ok(tree) => node.tree = tree,
+                    Err(problem) => problems.push(problem),
                 }
             }
             _ => {}
         }
     }
 
-    /// `string` filled in, unless there is something to complain of: what is wrong, and with which piece.
+    /// `string` filled in, or what is wrong, at the place of the piece that it is about.
     /// A string that is one `${name}` takes the variable's type.
-    fn substitute(&mut self, string: &str, complain: &mut dyn FnMut(Problem, &str)) -> Option<Tree> {
-        let mut out = String::new();
-        let mut rest = string;
-        while let Some(dollar) = rest.find("${") {
-            let (before, after) = (&rest[..dollar], &rest[dollar + 2..]);
-            if let Some(escaped) = before.strip_suffix('$') {
-                out.push_str(escaped);
-                out.push_str("${");
-                rest = after;
-                continue;
-            }
-            out.push_str(before);
-            let Some((name, tail)) = after.split_once('}') else {
-                let problem = Problem::new("kiln::plan::variable", "`${` without `}`")
-                    .help("write `$${` for the characters `${` themselves");
-                complain(problem, "${");
-                return None;
-            };
-            let value = self.value(name, complain)?;
-            if name.len() + 3 == string.len() {
-                return Some(value);
-            }
-            match value {
-                Tree::String(text) => out.push_str(&text),
-                other => out.push_str(&scalar_text(&other)),
-            }
-            rest = tail;
+    fn substitute(&mut self, string: &str, here: &Coordinates, place: &dyn Fn(&str) -> Span) -> Result<Tree, Problem> {
+        let pieces = pieces(string);
+        let at = |name: &str| {
+            let span = place(&format!("${{{name}}}"));
+            move |problem: Problem| problem.at(span, "here")
+        };
+        if let [Piece::Name(name)] = pieces.as_slice() {
+            return self.value(name, here).map_err(at(name));
         }
-        out.push_str(rest);
-        Some(Tree::String(out))
+        let mut out = String::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Name(name) => {
+                    let value = self.value(name, here).map_err(at(name))?;
+                    out.push_str(&value.text().unwrap_or_default());
+                }
+                Piece::Open => {
+                    return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
+                        .at(place("${"), "here")
+                        .help("write `$${` for the characters `${` themselves"));
+                }
+            }
+        }
+        Ok(Tree::String(out))
     }
 
-    fn value(&mut self, name: &str, complain: &mut dyn FnMut(Problem, &str)) -> Option<Tree> {
+    fn value(&mut self, name: &str, here: &Coordinates) -> Result<Tree, Problem> {
         if let Some(var) = self.vars.iter_mut().find(|var| var.name == name) {
             var.used = true;
-            return Some(var.value.clone());
+            return Ok(var.value.clone());
         }
-        let known = self.vars.iter().map(|var| var.name.as_str());
-        let problem = Problem::new("kiln::plan::unknown_variable", format!("there is no variable `{name}`"))
-            .help(hint(name, "variables", known));
-        complain(problem, &format!("${{{name}}}"));
-        None
+        if let Some((index, axis)) = self.axes.iter_mut().enumerate().find(|(_, axis)| axis.name == name) {
+            axis.used = true;
+            return here.get(&index).and_then(|at| axis.values.get(*at)).cloned().ok_or_else(|| {
+                Problem::new("kiln::plan::axis", format!("the axis `{name}` has no single value here"))
+                    .help("only a stage that is not `across` the axis can use it: all else exists once")
+            });
+        }
+        Err(Problem::new("kiln::plan::unknown_variable", format!("there is no variable `{name}`")).help(hint(
+            name,
+            "variables",
+            self.names(),
+        )))
     }
 
-    /// A problem for each variable that nothing uses.
+    /// A problem for each variable and axis that nothing uses.
     pub fn unused(self) -> impl Iterator<Item = Problem> {
-        self.vars.into_iter().filter(|var| !var.used).map(|var| {
-            Problem::new("kiln::plan::unused_variable", format!("nothing uses the variable `{}`", var.name))
-                .at(var.at, "set here")
-                .help(format!("write `${{{}}}` where it belongs, or remove it", var.name))
+        let vars = self.vars.into_iter().filter(|var| !var.used).map(|var| ("variable", var.name, var.at));
+        let axes = self.axes.into_iter().filter(|axis| !axis.used).map(|axis| ("axis", axis.name, axis.at));
+        vars.chain(axes).map(|(what, name, at)| {
+            Problem::new("kiln::plan::unused_variable", format!("nothing uses the {what} `{name}`"))
+                .at(at, "set here")
+                .help(format!("write `${{{name}}}` where it belongs, or remove it"))
         })
     }
 }
 
-fn scalar_text(value: &Tree) -> String {
-    match value {
-        Tree::Integer(number) => number.to_string(),
-        Tree::Float(number) => number.to_string(),
-        Tree::Bool(truth) => truth.to_string(),
-        _ => String::new(),
+fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Var> {
+    let (name, at) = (entry.key.clone(), entry.key_span.clone());
+    let Node { tree, span } = &entry.node;
+    match tree {
+        Tree::List(_) | Tree::Table(_) => problems.push(
+            Problem::new("kiln::plan::wrong_type", format!("the variable `{name}` is {}", entry.node.what()))
+                .at(span.clone(), "expected a string, number or boolean"),
+        ),
+        Tree::String(text) if text.contains("${") => problems.push(
+            Problem::new("kiln::plan::variable", format!("the variable `{name}` refers to a variable"))
+                .at(span.clone(), "taken as it stands")
+                .help("write `${...}` where the variable is used"),
+        ),
+        Tree::String(text) => {
+            let text = map.located(text, span).unwrap_or_else(|| text.clone());
+            return Some(Var { name, at, value: Tree::String(text), used: false });
+        }
+        value => return Some(Var { name, at, value: value.clone(), used: false }),
     }
+    None
+}
+
+fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
+    let (name, at) = (entry.key.clone(), entry.key_span.clone());
+    let items = match &entry.node.tree {
+        Tree::List(items) if !items.is_empty() => items.as_slice(),
+        _ => {
+            let what = if let Tree::List(_) = entry.node.tree { "an empty list" } else { entry.node.what() };
+            problems.push(
+                Problem::new("kiln::plan::wrong_type", format!("the axis `{name}` is {what}"))
+                    .at(entry.node.span.clone(), "expected a list of strings, numbers or booleans"),
+            );
+            return None;
+        }
+    };
+    let mut seen = BTreeMap::new();
+    let mut values = vec![];
+    for item in items {
+        let Some(text) = item.tree.text() else {
+            let message = format!("the axis `{name}` has {}", item.what());
+            let problem = Problem::new("kiln::plan::wrong_type", message);
+            problems.push(problem.at(item.span.clone(), "expected a string, number or boolean"));
+            continue;
+        };
+        if let Some(why) = bad_name(&text) {
+            let message = format!("`{}` cannot be a value of an axis: it becomes a part of names", text.escape_debug());
+            problems.push(Problem::new("kiln::plan::bad_name", message).at(item.span.clone(), "here").help(why));
+        }
+        if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
+            let message = format!("the axis `{name}` has `{text}` twice");
+            let problem = Problem::new("kiln::plan::matrix", message).at(item.span.clone(), "here");
+            problems.push(problem.at(first, "and here").help("remove one of them"));
+            continue;
+        }
+        values.push(item.tree.clone());
+    }
+    Some(Axis { name, at, values, used: false })
+}
+
+enum Piece<'a> {
+    Text(&'a str),
+    /// What stands in `${...}`.
+    Name(&'a str),
+    /// `${` without `}`, and all that follows.
+    Open,
+}
+
+fn pieces(string: &str) -> Vec<Piece<'_>> {
+    let mut pieces = vec![];
+    let mut rest = string;
+    while let Some(dollar) = rest.find("${") {
+        let (before, after) = (&rest[..dollar], &rest[dollar + 2..]);
+        if before.ends_with('$') {
+            // `$${`: the first `$` goes, the others stay.
+            pieces.extend([Piece::Text(&rest[..dollar - 1]), Piece::Text("${")]);
+            rest = after;
+            continue;
+        }
+        pieces.extend((!before.is_empty()).then_some(Piece::Text(before)));
+        let Some((name, tail)) = after.split_once('}') else {
+            pieces.push(Piece::Open);
+            return pieces;
+        };
+        pieces.push(Piece::Name(name));
+        rest = tail;
+    }
+    pieces.extend((!rest.is_empty()).then_some(Piece::Text(rest)));
+    pieces
 }

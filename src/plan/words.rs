@@ -24,6 +24,9 @@ pub fn hint<'a>(word: &str, what: &str, candidates: impl IntoIterator<Item = &'a
     }
 }
 
+/// What [`bad_name`] has nothing against, but for its length.
+pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]*$";
+
 /// Why `name` cannot name a plan, stage or tool; it becomes a folder and a part of part names.
 pub fn bad_name(name: &str) -> Option<&'static str> {
     let mut characters = name.chars();

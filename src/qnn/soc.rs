@@ -28,10 +28,14 @@ impl Soc {
     pub fn named(name: &str) -> Result<Soc> {
         SOCS.into_iter().find(|soc| soc.name == name).ok_or_else(|| {
             let nearest = SOCS.iter().min_by_key(|soc| strsim::levenshtein(soc.name, name)).map_or("", |soc| soc.name);
-            let known: Vec<&str> = SOCS.iter().map(|soc| soc.name).collect();
             Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`"))
-                .help(format!("did you mean `{nearest}`? known are {}", known.join(", ")))
+                .help(format!("did you mean `{nearest}`? known are {}", Soc::names().join(", ")))
         })
+    }
+
+    /// What the chips are called.
+    pub fn names() -> [&'static str; SOCS.len()] {
+        SOCS.map(|soc| soc.name)
     }
 
     /// The chip that a context binary was built for.

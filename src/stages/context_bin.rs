@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
@@ -32,19 +33,29 @@ use super::device::{QNN, ROLES, check_signatures, encodings, libraries, lowered,
 use super::dlc::CONTAINER;
 
 /// See the module's table.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// The chip.
+    #[schemars(extend("enum" = Soc::names()))]
     soc: String,
+    /// Which graphs it holds.
     #[serde(default = "both")]
+    #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
+    /// The graphs share one copy of the weights; the simulator cannot load such a binary.
     #[serde(default = "yes")]
     weight_sharing: bool,
+    /// Also make a DLC around the binary, for a stage `dlc` to hand on.
     #[serde(default)]
     container: bool,
+    /// Effort of the compiler.
     #[serde(default = "hardest")]
+    #[schemars(range(min = 1, max = 3))]
     optimization: u32,
+    /// Tightly coupled memory that the graphs may use, in MiB; 0 is all that the chip has.
     #[serde(default)]
+    #[schemars(range(max = MAX_VTCM_MB))]
     vtcm_mb: u32,
 }
 
@@ -125,6 +136,8 @@ impl TypedStage for ContextBin {
             InputSpec { name: "dlc", accepts: &["dlc"], required: false, many: false },
         ],
         params: &["soc", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

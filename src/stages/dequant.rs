@@ -1,5 +1,6 @@
 //! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml before any rounding.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{bands, tensors};
@@ -12,7 +13,7 @@ use crate::model::quant::{BlockTensor, RowOrder};
 pub struct Dequant;
 
 /// The stage's table.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// What the values become.
@@ -31,7 +32,7 @@ pub struct DequantOrder {
 }
 
 /// A kind of plain number.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Number {
     #[default]
@@ -51,6 +52,8 @@ impl TypedStage for Dequant {
         gives: "plain",
         inputs: &[InputSpec { name: "model", accepts: &["model"], required: true, many: false }],
         params: &["type", "match"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

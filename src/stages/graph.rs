@@ -5,6 +5,7 @@ mod decoder;
 mod weights;
 
 use prost::Message;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
@@ -24,16 +25,20 @@ const MAX_LAYERS: u32 = 1024;
 pub struct Graph;
 
 /// What a plan may say.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Tokens of one prefill call.
+    #[schemars(range(min = 1))]
     pub prefill: u32,
     /// Tokens that attention sees, past and new, in both graphs.
+    #[schemars(range(max = MAX_CONTEXT))]
     pub context: u32,
     /// The residual stream is held times `2^-residual_exponent`, for models that would overflow a half.
+    #[schemars(range(max = MAX_EXPONENT))]
     pub residual_exponent: u32,
     /// gate*up is held times `2^-ffn_exponent`, likewise.
+    #[schemars(range(max = MAX_EXPONENT))]
     pub ffn_exponent: u32,
 }
 
@@ -57,6 +62,8 @@ impl TypedStage for Graph {
             InputSpec { name: "weights", accepts: &["weights"], required: true, many: false },
         ],
         params: &["prefill", "context", "residual_exponent", "ffn_exponent"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
@@ -17,7 +18,7 @@ use crate::model::gguf::{Gguf, Metadata, Scalars, Summary, TensorInfo, Under, qu
 pub struct Inspect;
 
 /// It has no parameters.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoParams {}
 
@@ -32,6 +33,8 @@ impl TypedStage for Inspect {
         gives: "model",
         inputs: &[InputSpec { name: "gguf", accepts: &["file"], required: true, many: false }],
         params: &[],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {

@@ -14,6 +14,7 @@
 
 use std::io::Write;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
@@ -31,16 +32,23 @@ const MAX_WINDOWS: u32 = 999;
 const MAX_TOKENS: u32 = 4096;
 
 /// See the module's table.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// How many pieces of the text are run, each with nothing before it.
     #[serde(default = "default_windows")]
+    #[schemars(range(min = 1, max = MAX_WINDOWS))]
     windows: u32,
+    /// Tokens of each piece.
     #[serde(default = "default_tokens")]
+    #[schemars(range(min = 2, max = MAX_TOKENS))]
     tokens: u32,
+    /// A text to continue, special tokens spelled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
+    /// Tokens of that continuation.
     #[serde(default = "default_greedy")]
+    #[schemars(range(min = 1, max = MAX_TOKENS))]
     greedy: u32,
 }
 
@@ -85,6 +93,8 @@ impl TypedStage for ReferenceStage {
             InputSpec { name: "text", accepts: &["file"], required: true, many: false },
         ],
         params: &["windows", "tokens", "prompt", "greedy"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

@@ -1,5 +1,6 @@
 //! `requant`: the weights in the form that graph and device hold them, one part a tensor. By default nothing is rounded.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bands::{self, Blobs};
@@ -13,7 +14,7 @@ use crate::model::quant::{BlockTensor, ErrorSum, GridLayout, Int8Blocks, RowOrde
 pub struct Requant;
 
 /// The stage's table.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// For the matrices that no override matches.
@@ -25,17 +26,18 @@ pub struct Params {
 }
 
 /// An exception from the scheme.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Override {
     /// Pattern of tensor names: `blk.*.ffn_down.weight`.
     #[serde(rename = "match")]
     pattern: String,
+    /// For the matrices that it matches.
     scheme: Scheme,
 }
 
 /// How a matrix is held. Vectors (norms, biases) are f32 values under every scheme.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Scheme {
     /// The block grid of the GGUF itself; values unchanged where it has none.
@@ -77,6 +79,8 @@ impl TypedStage for Requant {
         gives: "weights",
         inputs: &[InputSpec { name: "tensors", accepts: &["model"], required: true, many: false }],
         params: &["scheme", "override"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

@@ -19,7 +19,16 @@ use serde_json::{Map, Value, json};
 
 pub struct Fake;
 
-const SPEC: StageSpec = StageSpec { kind: "fake", version: 1, summary: "", gives: "thing", inputs: &[], params: &[] };
+const SPEC: StageSpec = StageSpec {
+    kind: "fake",
+    version: 1,
+    summary: "",
+    gives: "thing",
+    inputs: &[],
+    params: &[],
+    keyed: &[],
+    reaches_outside: false,
+};
 
 pub fn registry() -> Registry {
     Registry::new(vec![Box::new(Fake)])
@@ -45,9 +54,9 @@ fn stage(line: &str) -> PlannedStage {
             params.insert(key.into(), value.parse::<u64>().map_or(json!(value), |number| json!(number)));
         }
     }
-    let (id, kind) = (StageId(name.trim().into()), "fake".into());
-    let tools = BTreeMap::new();
-    PlannedStage { id, kind, params: params.into(), slots, tools, keep: Keep::Nothing, timeout: None, retries }
+    let (id, name, kind) = (StageId(name.trim().into()), name.trim().into(), "fake".into());
+    let (params, tools) = (params.into(), BTreeMap::new());
+    PlannedStage { id, name, kind, params, slots, tools, keep: Keep::Nothing, timeout: None, retries }
 }
 
 fn number(params: &Value, key: &str) -> Option<u64> {

@@ -6,6 +6,7 @@ pub mod fetching;
 pub mod gguf_file;
 pub mod interpreter;
 pub mod peers;
+pub mod plan_text;
 pub mod pottery;
 pub mod quantize;
 pub mod score_road;

@@ -1,7 +1,10 @@
 //! A small trade with its own stage kinds, so that tests of plans need no real stage.
 
+use std::collections::BTreeMap;
+
 use kiln::action::{Erased, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Registry, StageSpec, TypedStage};
 use kiln::base::{Problem, Result};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// `fetch` -> clay; `throw` clay -> pot; `fire` pot (with the tool `oven`) -> ware; `judge` wares -> verdict.
@@ -20,7 +23,7 @@ const fn spec(
     inputs: &'static [InputSpec],
     params: &'static [&'static str],
 ) -> StageSpec {
-    StageSpec { kind, version: 1, summary: "", gives, inputs, params }
+    StageSpec { kind, version: 1, summary: "", gives, inputs, params, keyed: &[], reaches_outside: false }
 }
 
 const fn slot(name: &'static str, accepts: &'static [&'static str], many: bool) -> InputSpec {
@@ -43,7 +46,7 @@ macro_rules! never_runs {
 
 struct Fetch;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FetchParams {
     #[allow(dead_code)]
@@ -57,7 +60,8 @@ pub struct FetchParams {
 
 impl TypedStage for Fetch {
     type Params = FetchParams;
-    const SPEC: StageSpec = spec("fetch", "clay", &[], &["url", "sha256", "unpack"]);
+    const SPEC: StageSpec =
+        StageSpec { reaches_outside: true, ..spec("fetch", "clay", &[], &["url", "sha256", "unpack"]) };
     never_runs!();
 
     fn check(params: &FetchParams, _: &[&str]) -> Vec<ParamProblem> {
@@ -71,7 +75,7 @@ impl TypedStage for Fetch {
 
 struct Throw;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ThrowParams {
     #[allow(dead_code)]
@@ -85,7 +89,7 @@ pub struct ThrowParams {
     overrides: Vec<Glaze>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Glaze {
     #[allow(dead_code)]
@@ -94,7 +98,7 @@ pub struct Glaze {
     glaze: Colour,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Colour {
     Celadon,
@@ -109,7 +113,7 @@ impl TypedStage for Throw {
 
 struct Fire;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FireParams {
     #[allow(dead_code)]
@@ -128,12 +132,21 @@ impl TypedStage for Fire {
 
 struct Judge;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct JudgeParams {}
+pub struct JudgeParams {
+    #[allow(dead_code)]
+    #[serde(default)]
+    marks: BTreeMap<String, u32>,
+}
+
+const BEST: InputSpec = InputSpec { name: "best", accepts: &["ware"], required: false, many: false };
 
 impl TypedStage for Judge {
     type Params = JudgeParams;
-    const SPEC: StageSpec = spec("judge", "verdict", &[slot("wares", &["ware"], true)], &[]);
+    const SPEC: StageSpec = StageSpec {
+        keyed: &[("marks", "wares")],
+        ..spec("judge", "verdict", &[slot("wares", &["ware"], true), BEST], &["marks"])
+    };
     never_runs!();
 }

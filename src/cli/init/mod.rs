@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::common::understood;
 use super::whole::{folder, write_new};
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::base::{Context, Problem, Result};
-use crate::plan::{self, Source};
+use crate::plan::Source;
 use crate::qnn::Soc;
 use model::Model;
 
@@ -21,7 +22,7 @@ pub struct Args {
     #[arg(value_name = "URL")]
     url: String,
     /// The chip
-    #[arg(long, value_name = "SOC", default_value = "sm8650")]
+    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = Soc::names())]
     soc: String,
     /// Where the plan goes [default: plans/FILE.toml]
     #[arg(long, value_name = "PLAN.toml")]
@@ -41,7 +42,6 @@ const PREFILL: u32 = 128;
 
 /// Looks at the model, writes the plan, and says what to do with it.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let soc = Soc::named(&args.soc)?;
     let file = model::file_name(&args.url, stages)?;
     let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&file)));
     let path = args.out.clone().unwrap_or_else(default);
@@ -52,14 +52,11 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             .into());
     }
     let model = Model::look(&args.url, &file, folder(&path))?;
-    let text = spell(&model, soc);
-    let source = Source { name: path.display().to_string(), text, folder: folder(&path).into() };
-    if let Err(problems) = plan::read(&source, &[], stages) {
-        return Err(Failed { problems, source: Some((source.name, source.text)) });
-    }
+    let text = spell(&model, &args.soc);
+    let source = Source { name: path.display().to_string(), text: text.clone(), folder: folder(&path).into() };
+    understood(source, &[], stages)?;
     write_text(&folder(&path).join(TEXT.0))?;
-    write_new(&path, source.text.as_bytes())
-        .context("kiln::call::write", || format!("write the plan {}", path.display()))?;
+    write_new(&path, text.as_bytes()).context("kiln::call::write", || format!("write the plan {}", path.display()))?;
     common.print(&match common.json {
         true => format!("{}\n", json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})),
         false => format!("{}\nwritten: {}\n{}", model.about, path.display(), next(&path, &model)),
@@ -67,7 +64,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-fn spell(model: &Model, soc: Soc) -> String {
+fn spell(model: &Model, soc: &str) -> String {
     let trained = model.local.as_ref().map(|local| local.context);
     let context = trained.map_or(CONTEXT, |trained| trained.min(CONTEXT));
     let sha256 = model.local.as_ref().map_or("", |local| &local.sha256);
@@ -81,7 +78,7 @@ fn spell(model: &Model, soc: Soc) -> String {
         .replace("@NAME@", &model.name)
         .replace("@SHA256@", sha256)
         .replace("@UNPINNED@", unpinned)
-        .replace("@SOC@", soc.name)
+        .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
         .replace("@TRAINED@", &trained.map_or(String::new(), |trained| format!("; the model was made for {trained}")))

@@ -18,6 +18,7 @@ mod onnx_runtime;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
@@ -41,10 +42,13 @@ const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
 const CONTEXT_BINARY: &str = "candidate/model.bin";
 
 /// See the module's table.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// How many of the reference's windows are scored; all of them by default.
+    #[schemars(range(min = 1))]
     windows: Option<usize>,
+    /// How many of the greedy tokens are checked by true decode steps; the others by one prefill.
     #[serde(default = "default_decode_steps")]
     decode_steps: usize,
 }
@@ -85,6 +89,8 @@ impl TypedStage for Score {
             InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
         ],
         params: &["windows", "decode_steps"],
+        keyed: &[],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

@@ -23,6 +23,7 @@ mod report;
 use std::collections::BTreeMap;
 use std::fs;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -34,14 +35,20 @@ use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 use report::{Candidate, Report, Size};
 
 /// See the module's table.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
+    /// What the candidate of each score may miss by.
     #[serde(default)]
     limits: BTreeMap<String, Limits>,
+    /// The reference's own perplexity, at most: a model that is broken in its file agrees with itself.
+    #[schemars(range(min = 0.0))]
     perplexity: Option<f64>,
+    /// The largest magnitude of a measured inner tensor, at most; fp16 ends at 65504.
     #[serde(default = "default_range")]
+    #[schemars(range(min = 0.0))]
     range: f64,
+    /// Bytes of the `.bin` and `.dlc` of each stage of `size`, at most.
     #[serde(default)]
     size_bytes: BTreeMap<String, u64>,
 }
@@ -51,13 +58,18 @@ fn default_range() -> f64 {
 }
 
 /// What one candidate must keep; what is not given is reported only.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
+    /// Distance of the ratio of perplexities from 1, at most.
     ppl_ratio: Option<f64>,
+    /// Mean KL divergence in nats, at most.
     kld: Option<f64>,
+    /// 99 % KL divergence in nats, at most.
     kld_99: Option<f64>,
+    /// Share of equal most probable tokens, at least.
     same_top: Option<f64>,
+    /// Equal tokens of the greedy continuation, at least.
     greedy: Option<usize>,
 }
 
@@ -86,6 +98,8 @@ impl TypedStage for Validate {
             InputSpec { name: "size", accepts: &["context-bin", "dlc"], required: false, many: true },
         ],
         params: &["limits", "perplexity", "range", "size_bytes"],
+        keyed: &[("limits", "scores"), ("size_bytes", "size")],
+        reaches_outside: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
