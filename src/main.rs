@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use kiln::cli::Call;
 
 fn main() -> ExitCode {
-    let call = Call::parse();
+    let call = Call::read();
     match call.run(&kiln::stages::all()) {
         Ok(exit) => exit.into(),
         Err(failed) => call.common.report(&failed).into(),

@@ -93,7 +93,8 @@ fn the_call_pins_an_axis_to_any_value() {
     let told = |sets| plan_text::problems(&[("test.toml", &format!("{BEGIN}{MATRIX}"))], sets);
     assert_eq!(
         told(&[("cone", "hot")]),
-        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n"
+        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n  \
+         help: it keeps the type that the plan gave it\n"
     );
     assert!(told(&[("shape", "a/b")]).starts_with("bad_name: --set shape=a/b: it becomes a part of stages' names\n"));
 }

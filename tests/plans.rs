@@ -144,6 +144,7 @@ syntax: not TOML: duplicate key
   "url" here
 syntax: a plan cannot hold a date
   "2024-01-01" a date
+  help: if it is meant as text, write it between quotes
 "#
     );
 }
@@ -334,8 +335,10 @@ wares = ["a", "d"]
   "\"c\"" `a` waits for this
   "\"b\"" `c` waits for this
   "\"a\"" `b` waits for this
+  help: one of these inputs must come from another stage
 cycle: `d` waits for itself
   "\"d\"" here
+  help: name the stage that gives what it takes
 "#
     );
 }
@@ -362,6 +365,7 @@ unused_variable: nothing uses the variable `shop`
   help: write `${shop}` where it belongs, or remove it
 wrong_type: --set idle=much: expected an integer
   "idle" an integer here
+  help: it keeps the type that the plan gave it
 unused_variable: nothing uses the variable `idle`
   "idle" set here
   help: write `${idle}` where it belongs, or remove it

@@ -1,6 +1,7 @@
 //! What went wrong, where, why, and the way out. The only error type that crosses rooms.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan};
@@ -108,6 +109,31 @@ pub trait Context<T> {
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
     fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| Problem::new(code, format!("failed to {}", context())).because(&error))
+        self.map_err(|error| {
+            let problem = Problem::new(code, format!("failed to {}", context())).because(&error);
+            match is_full_disk(&error) {
+                true => problem
+                    .help("make room: `kiln cache gc` removes what no last build needs; or --cache DIR elsewhere"),
+                false => problem,
+            }
+        })
+    }
+}
+
+/// Whatever was being written, the way out is the same.
+fn is_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    error.downcast_ref().is_some_and(full) || error.source().is_some_and(is_full_disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_a_way_out() {
+        let help = |error: io::Error| Err::<(), _>(error).context("kiln::io", || "write".into()).unwrap_err().help;
+        assert!(help(ErrorKind::StorageFull.into()).unwrap().contains("kiln cache gc"));
+        assert_eq!(help(ErrorKind::NotFound.into()), None);
     }
 }

@@ -1,11 +1,12 @@
 //! Options that several subcommands share, and how problems are printed.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::ColorChoice;
+use clap::{ColorChoice, ValueEnum};
 use miette::{GraphicalReportHandler, GraphicalTheme, Report};
 use serde_json::json;
 
@@ -24,7 +25,7 @@ pub struct Common {
     /// Print JSON lines instead of text
     #[arg(long, global = true)]
     pub json: bool,
-    /// Colours; `auto` heeds NO_COLOR and whether the output is a terminal
+    /// Colours; `auto` heeds NO_COLOR, CLICOLOR_FORCE, and whether the output is a terminal
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
 }
@@ -53,17 +54,25 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl PlanArgs {
     /// Reads and checks the plan.
     pub fn load(&self, registry: &Registry) -> Result<Plan, Failed> {
-        let map = SourceMap::gather(self.source()?, &mut read);
-        plan::read(&map, &self.set, registry).map_err(|problems| Failed { problems, source: Some(Arc::new(map)) })
+        understood(self.source()?, &self.set, registry)
     }
 
     fn source(&self) -> Result<Source> {
-        let text = read(&self.path)?;
+        let text = read(&self.path).map_err(|problem| match self.path.exists() {
+            true => problem,
+            false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
+        })?;
         let path = std::path::absolute(&self.path)
             .context("kiln::plan::unreadable", || format!("find the folder of {}", self.path.display()))?;
         let folder = path.parent().map_or(path.clone(), PathBuf::from);
         Ok(Source { name: self.path.display().to_string(), text, folder })
     }
+}
+
+/// The plan that `source` is, with what it includes.
+pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Failed> {
+    let map = SourceMap::gather(source, &mut read);
+    plan::read(&map, sets, registry).map_err(|problems| Failed { problems, source: Some(Arc::new(map)) })
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -145,9 +154,7 @@ impl Common {
         match self.color {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
-            ColorChoice::Auto => {
-                std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && stderr().is_terminal()
-            }
+            ColorChoice::Auto => auto_colors(|name| std::env::var_os(name), stderr().is_terminal()),
         }
     }
 }
@@ -165,6 +172,28 @@ fn json(problem: &Problem, source: Option<&SourceMap>) -> serde_json::Value {
     json!({ "problem": problem, "files": files })
 }
 
+/// What `auto` means: <https://no-color.org>, then <https://bixense.com/clicolors>.
+fn auto_colors(env: impl Fn(&str) -> Option<OsString>, is_terminal: bool) -> bool {
+    let set = |name| env(name).filter(|value| !value.is_empty());
+    let is_forced = set("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+    set("NO_COLOR").is_none() && (is_forced || is_terminal)
+}
+
+/// What a call says of colours, before it is parsed: help and mistakes of the call are coloured too.
+pub(super) fn color_of(call: impl Iterator<Item = OsString>) -> ColorChoice {
+    let mut words = call.filter_map(|word| word.into_string().ok()).take_while(|word| word != "--");
+    let mut choice = ColorChoice::Auto;
+    while let Some(word) = words.next() {
+        let when = match word.split_once('=') {
+            Some(("--color", when)) => Some(when.to_string()),
+            _ if word == "--color" => words.next(),
+            _ => None,
+        };
+        choice = when.and_then(|when| ColorChoice::from_str(&when, false).ok()).unwrap_or(choice);
+    }
+    choice
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,5 +205,32 @@ mod tests {
         assert_eq!(set("source=file:a.gguf"), format!("file:{}/a.gguf", here.display()));
         assert_eq!(set("source=file:/a.gguf"), "file:/a.gguf");
         assert_eq!(set("soc= sm8650"), " sm8650");
+    }
+
+    #[test]
+    fn colours_are_forbidden_before_they_are_forced() {
+        let check = |set: &[(&str, &str)], is_terminal, expect| {
+            let env = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            assert_eq!(auto_colors(env, is_terminal), expect, "{set:?}");
+        };
+        check(&[], true, true);
+        check(&[], false, false);
+        check(&[("NO_COLOR", "1")], true, false);
+        check(&[("NO_COLOR", "")], true, true);
+        check(&[("CLICOLOR_FORCE", "1")], false, true);
+        check(&[("CLICOLOR_FORCE", "0")], false, false);
+        check(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], true, false);
+    }
+
+    #[test]
+    fn a_call_names_its_colours_anywhere_before_the_end_of_options() {
+        let check = |call: &str, expect| {
+            assert_eq!(color_of(call.split(' ').map(OsString::from)), expect, "{call}");
+        };
+        check("kiln build --help", ColorChoice::Auto);
+        check("kiln build --color never --help", ColorChoice::Never);
+        check("kiln --color=always --help", ColorChoice::Always);
+        check("kiln --color red", ColorChoice::Auto);
+        check("kiln check -- --color always", ColorChoice::Auto);
     }
 }

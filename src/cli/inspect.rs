@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::PathBuf;
 
+pub(super) use gguf::with_header;
+
 use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, Result};
 use crate::model::gguf::MAGIC as GGUF;

@@ -4,12 +4,15 @@ mod build;
 mod cache;
 mod check;
 mod common;
+mod completions;
 mod doctor;
 mod exit;
 mod explain;
 mod github;
+mod init;
 mod inspect;
 mod machine;
+mod man;
 mod plan;
 mod receipt;
 mod replay;
@@ -21,7 +24,7 @@ mod whole;
 mod work;
 mod workbench;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as _, Command as Usage, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{Common, Failed, PlanArgs};
 pub use exit::Exit;
@@ -30,7 +33,7 @@ use crate::action::Registry;
 
 /// Fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
 #[derive(Parser)]
-#[command(name = "kiln", version, after_help = exit::HELP)]
+#[command(name = "kiln", version, after_help = format!("{FIRST_STEPS}\n\n{}", exit::HELP))]
 pub struct Call {
     #[command(subcommand)]
     command: Command,
@@ -39,8 +42,16 @@ pub struct Call {
     pub common: Common,
 }
 
+const FIRST_STEPS: &str = "\
+First steps:
+  kiln doctor                      what this machine lacks
+  kiln init hf:OWNER/REPO/FILE     a plan for that model
+  kiln build plans/NAME.toml       what the plan asks for, in out/NAME/";
+
 #[derive(Subcommand)]
 enum Command {
+    /// Write a plan to start from, for one model
+    Init(init::Args),
     /// Build what a plan asks for
     Build(build::Args),
     /// Say everything that is wrong with a plan
@@ -61,16 +72,37 @@ enum Command {
     Doctor(doctor::Args),
     /// Look into the local cache
     Cache(cache::Args),
+    /// Print a script that completes calls of kiln: source <(kiln completions bash)
+    Completions(completions::Args),
+    /// Print the manual page, or write one for every subcommand
+    Man(man::Args),
     /// Run one action: what child processes do
     #[command(hide = true)]
     Work(work::Args),
 }
 
 impl Call {
+    /// Reads this program's call. Help and mistakes end the program, in the colours that the call asks for.
+    pub fn read() -> Call {
+        let usage = Call::command().color(common::color_of(std::env::args_os()));
+        Call::from_arg_matches(&usage.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// All that people may call: without the hidden subcommand, which completions would offer.
+    fn shown() -> Usage {
+        let all = Call::command();
+        let shown = all.get_subcommands().filter(|command| !command.is_hide_set());
+        Common::augment_args(Usage::new("kiln").version(env!("CARGO_PKG_VERSION")))
+            .about(all.get_about().cloned().unwrap_or_default())
+            .after_help(all.get_after_help().cloned().unwrap_or_default())
+            .subcommands(shown.cloned().collect::<Vec<_>>())
+    }
+
     /// Does what the call asks, with the stage kinds that there are.
     pub fn run(&self, stages: &Registry) -> Result<Exit, Failed> {
         let common = &self.common;
         match &self.command {
+            Command::Init(args) => init::run(args, common, stages),
             Command::Build(args) => build::run(args, common, stages),
             Command::Check(args) => check::run(args, common, stages),
             Command::Plan(args) => plan::run(args, common, stages),
@@ -81,6 +113,8 @@ impl Call {
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Cache(args) => cache::run(args, common, stages),
+            Command::Completions(args) => Ok(completions::run(args, common)),
+            Command::Man(args) => man::run(args, common),
             Command::Work(args) => work::run(args, common, stages),
         }
     }

@@ -33,7 +33,8 @@ fn speed(text: &str) -> Result<f64, String> {
 /// cannot be trusted to its end is one, after what comes before it was shown.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
-    let file = File::open(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"))?;
+    let opened = File::open(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
+    let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
     let mut reports = Reports::open(&args.reports)?;
     let mut view: Box<dyn TimedListener> = match common.json {
         true => Box::new(JsonLines::new(stdout())),

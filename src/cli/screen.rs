@@ -60,7 +60,8 @@ impl Screen {
         let mut problems = self.problems;
         if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
             let message = format!("failed to write the log {}; it is cut", path.display());
-            problems.push(Problem::new("kiln::report::write", message).because(&error));
+            let help = "what was built is in the cache all the same: a second build writes the rest of it out";
+            problems.push(Problem::new("kiln::report::write", message).because(&error).help(help));
         }
         problems.extend(self.reports.write());
         (self.summary, problems)

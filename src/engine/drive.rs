@@ -228,6 +228,7 @@ fn guarded<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let literal = panic.downcast_ref::<&str>().copied();
         let text = literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-        Err(Problem::new("kiln::engine::panicked", format!("stage `{kind}` panicked: {text}")))
+        Err(Problem::new("kiln::engine::panicked", format!("stage `{kind}` panicked: {text}"))
+            .help("a mistake of kiln, not of the plan: please report it with what `kiln build --log FILE` writes"))
     })
 }

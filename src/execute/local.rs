@@ -39,7 +39,9 @@ pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: 
         .ok_or_else(|| Problem::new("kiln::execute::unknown_stage", format!("this kiln has no stage kind `{kind}`")))?;
     if stage.spec().version != *version {
         let message = format!("the action wants version {version} of `{kind}`, this kiln has {}", stage.spec().version);
-        return Err(Problem::new("kiln::execute::stage_version", message));
+        return Err(
+            Problem::new("kiln::execute::stage_version", message).help("kiln was replaced while it ran: call it again")
+        );
     }
     let desk = Desk::new(store, watch);
     let outputs = stage.run(action, &Job::new(action, &desk))?;

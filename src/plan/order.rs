@@ -81,10 +81,12 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
     let (path, places) = (&path[start..], &places[start..]);
     if let [itself] = path {
         let message = format!("`{}` waits for itself", name(itself));
-        return Some(Problem::new("kiln::plan::cycle", message).at(places.first()?.clone(), "here"));
+        let problem = Problem::new("kiln::plan::cycle", message).help("name the stage that gives what it takes");
+        return Some(problem.at(places.first()?.clone(), "here"));
     }
     let names: Vec<String> = path.iter().chain(path.first()).map(name).collect();
     let message = format!("stages wait for each other: {}", names.join(" -> "));
     let labels = names.iter().zip(places).map(|(name, place)| (place.clone(), format!("`{name}` waits for this")));
-    Some(Problem { labels: labels.collect(), ..Problem::new("kiln::plan::cycle", message) })
+    let problem = Problem::new("kiln::plan::cycle", message).help("one of these inputs must come from another stage");
+    Some(Problem { labels: labels.collect(), ..problem })
 }

@@ -104,9 +104,12 @@ impl Planter<'_> {
             DeValue::Table(table) => Some(Tree::Table(self.table(table))),
         };
         if tree.is_none() {
-            let what = if matches!(value.get_ref(), DeValue::Datetime(_)) { "a date" } else { "a number out of range" };
+            let (what, help) = match value.get_ref() {
+                DeValue::Datetime(_) => ("a date", "if it is meant as text, write it between quotes"),
+                _ => ("a number out of range", "integers have 64 bits, with a sign; other numbers are finite"),
+            };
             let problem = Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}"));
-            self.problems.push(problem.at(span.clone(), what.to_string()));
+            self.problems.push(problem.at(span.clone(), what).help(help));
         }
         tree.map(|tree| Node { tree, span })
     }

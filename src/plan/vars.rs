@@ -67,7 +67,8 @@ impl Vars {
             let expected = Node { tree: old, span: at.clone() }.what();
             problems.push(
                 Problem::new("kiln::plan::wrong_type", format!("--set {name}={text}: expected {expected}"))
-                    .at(at, format!("{expected} here")),
+                    .at(at, format!("{expected} here"))
+                    .help("it keeps the type that the plan gave it"),
             );
             return;
         };

@@ -101,7 +101,8 @@ struct LockedStage {
 /// The keys that the lock `path` names.
 fn locked(path: &Path) -> Result<Vec<ActionKey>> {
     const CODE: &str = "kiln::call::lock";
-    let text = fs::read_to_string(path).context(CODE, || format!("read the lock {}", path.display()))?;
+    let text = fs::read_to_string(path).context(CODE, || format!("read the lock {}", path.display()));
+    let text = text.map_err(|problem| problem.help("`kiln build PLAN --lock` writes PLAN.lock beside the plan"))?;
     let lock: Lock = toml::from_str(&text).context(CODE, || format!("understand the lock {}", path.display()))?;
     let keys: Vec<ActionKey> = lock.stage.into_values().flat_map(|stage| stage.actions.into_values()).collect();
     if keys.is_empty() {

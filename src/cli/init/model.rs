@@ -1,0 +1,189 @@
+//! What a plan must know of its model, from as little as there is at hand: a URL, and the header of a local file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::action::{Inputs, Registry};
+use crate::base::{Context, Problem, Result, bytes};
+use crate::cli::inspect::with_header;
+use crate::model::arch::model_facts;
+use crate::model::gguf::{Gguf, Value, quoted};
+use crate::model::quant::GgmlType;
+
+/// The model.
+pub struct Model {
+    /// From what its file is called.
+    pub name: String,
+    /// Where the file is, as the plan is to say it.
+    pub url: String,
+    /// One line for people.
+    pub about: String,
+    /// What only the file itself can tell.
+    pub local: Option<Local>,
+}
+
+/// What the file itself tells.
+pub struct Local {
+    /// Of its bytes, in hexadecimal.
+    pub sha256: String,
+    /// Tokens that the model was trained to see.
+    pub context: u32,
+}
+
+/// What the file at `url` is called. Asks the stage `fetch`, which refuses what it cannot fetch.
+pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
+    let no_fetch = || Problem::new("kiln::call::url", "there is no stage kind `fetch`");
+    let fetch = stages.get("fetch").ok_or_else(no_fetch)?;
+    let params = json!({ "url": url });
+    if let Err(problems) = fetch.check(&params, &[])
+        && let Some(wrong) = problems.into_iter().next()
+    {
+        return Err(match Path::new(url).exists() {
+            true => wrong.problem.help(format!("for a file of this machine write file:{url}")),
+            false => wrong.problem,
+        });
+    }
+    let orders = fetch.expand(&params, &Inputs::default())?;
+    let asked = orders.first().and_then(|order| order.params["file"].as_str()).unwrap_or_default();
+    Ok(asked.rsplit(['/', '#']).next().unwrap_or_default().into())
+}
+
+/// What a plan of the model in `file` is called: in the letters that names of plans have.
+pub fn plan_name(file: &str) -> String {
+    let lower = file.to_ascii_lowercase();
+    let stem = lower.strip_suffix(".gguf").unwrap_or(&lower);
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let name: String = stem.chars().map(|c| if good(c) { c } else { '-' }).take(100).collect();
+    match name.trim_start_matches(['.', '_', '-']) {
+        "" => "model".into(),
+        name => name.into(),
+    }
+}
+
+impl Model {
+    /// Looks at the model at `url`, whose file is called `file`, for a plan in `folder`.
+    pub fn look(url: &str, file: &str, folder: &Path) -> Result<Model> {
+        let name = plan_name(file);
+        let Some(path) = url.strip_prefix("file:") else {
+            refuse_by_name(file)?;
+            let about = format!("{file}, of which only the name was read.");
+            return Ok(Model { name, url: url.into(), about, local: None });
+        };
+        let (about, local) =
+            read(Path::new(path)).map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
+        Ok(Model { name, url: seen_from(folder, path)?, about, local: Some(local) })
+    }
+}
+
+/// A relative path in a plan starts from the folder of the plan.
+fn seen_from(folder: &Path, path: &str) -> Result<String> {
+    let absolute = |path: &Path| -> Result<PathBuf> {
+        std::path::absolute(path).context("kiln::call::unreadable", || format!("find {}", path.display()))
+    };
+    let path = absolute(Path::new(path))?;
+    let path = path.strip_prefix(absolute(folder)?).unwrap_or(&path);
+    Ok(format!("file:{}", path.display()))
+}
+
+fn read(path: &Path) -> Result<(String, Local)> {
+    let mut file = File::open(path).context("kiln::call::unreadable", || "open it".into())?;
+    let (about, context) = with_header(&mut file, |gguf| {
+        let facts = model_facts(gguf)?;
+        refuse_undecodable(gguf)?;
+        let name = gguf.metadata.get::<Value>("general.name")?;
+        let name = name.map_or_else(|| "A model without a name".into(), |name| format!("`{name}`"));
+        let (architecture, layers, mix) = (&facts.architecture, facts.block_count, mix(gguf));
+        Ok((format!("{name}: {architecture}, {layers} layers, {mix}."), facts.context_length))
+    })?;
+    Ok((about, Local { sha256: sha256(&mut file)?, context }))
+}
+
+/// The types of its tensors, most bytes first.
+fn mix(gguf: &Gguf) -> String {
+    let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
+    for tensor in &gguf.tensors {
+        *sizes.entry(tensor.ggml.name).or_default() += tensor.range.end - tensor.range.start;
+    }
+    let mut sizes: Vec<(&str, u64)> = sizes.into_iter().collect();
+    sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    sizes.iter().map(|(name, size)| format!("{name} {}", bytes(*size))).collect::<Vec<_>>().join(", ")
+}
+
+fn refuse_undecodable(gguf: &Gguf) -> Result<()> {
+    gguf.tensors.iter().try_for_each(|tensor| match tensor.ggml.format() {
+        Ok(_) => Ok(()),
+        Err(problem) => Err(problem.within(format!("failed to decode tensor {}", quoted(tensor.name)))),
+    })
+}
+
+/// Refuses what the name alone says kiln cannot build, before gigabytes are fetched for nothing.
+fn refuse_by_name(file: &str) -> Result<()> {
+    if !file.to_ascii_lowercase().ends_with(".gguf") {
+        return Err(Problem::new("kiln::call::format", format!("`{file}` is no GGUF by its name"))
+            .help("name a .gguf file; on the Hugging Face Hub, look for the model's name and `GGUF`"));
+    }
+    let upper = file.to_ascii_uppercase();
+    let announced = upper.split(['-', '.']).find_map(|word| {
+        // `Q4_K_M` is a mix around Q4_K.
+        let kind = ["_XL", "_S", "_M", "_L"].iter().find_map(|size| word.strip_suffix(size)).unwrap_or(word);
+        GgmlType::by_name(kind).ok()
+    });
+    match announced.map(GgmlType::format) {
+        Some(Err(problem)) => Err(problem.within(format!("the name of `{file}` says that kiln cannot build it"))),
+        _ => Ok(()),
+    }
+}
+
+fn sha256(file: &mut File) -> Result<String> {
+    let read = |file: &mut File| -> std::io::Result<String> {
+        file.rewind()?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+                count => hasher.update(&buffer[..count]),
+            }
+        }
+    };
+    read(file).context("kiln::call::unreadable", || "read it".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_named_after_files() {
+        let check = |file, expect| assert_eq!(plan_name(file), expect, "{file}");
+        check("DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf", "deepseek-r1-distill-qwen-1.5b-q4_0");
+        check("Mein Modell (1).GGUF", "mein-modell--1-");
+        check("._ä.gguf", "model");
+        check(&"x".repeat(200), &"x".repeat(100));
+    }
+
+    #[test]
+    fn a_name_may_say_that_it_is_no_use() {
+        let check = |file, expect: &str| {
+            let found = refuse_by_name(file).err().map_or("good".into(), |problem| problem.to_string());
+            assert!(found.contains(expect), "{file}: {found}");
+        };
+        check("a-1.5B-Q4_0.gguf", "good");
+        check("a-q8_0.gguf", "good");
+        check("a.GGUF", "good");
+        check("a-1.5B-Q2_K_L.gguf", "kiln does not decode Q2_K");
+        check("a.IQ4_XS.gguf", "kiln does not decode IQ4_XS");
+        check("model.safetensors", "no GGUF");
+    }
+
+    #[test]
+    fn a_path_is_spelled_as_the_plan_sees_it() {
+        assert_eq!(seen_from(Path::new("/p/plans"), "/p/plans/m/a.gguf").unwrap(), "file:m/a.gguf");
+        assert_eq!(seen_from(Path::new("/p/plans"), "/p/a.gguf").unwrap(), "file:/p/a.gguf");
+    }
+}

@@ -1,0 +1,32 @@
+//! `kiln man`: manual pages, made of what `--help` says.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap_mangen::{Man, generate_to};
+
+use super::{Call, Common, Exit, Failed};
+use crate::base::{Context, Result};
+
+/// Where to.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Write kiln.1 and a page for every subcommand to DIR, instead of kiln.1 to standard output
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+/// Writes the pages, or prints the first.
+pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    let pages = Call::shown().disable_help_subcommand(true);
+    if let Some(folder) = &args.folder {
+        let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
+        written.context("kiln::call::write", || format!("write manual pages to {}", folder.display()))?;
+    } else {
+        let mut page = vec![];
+        let rendered = Man::new(pages).render(&mut page);
+        rendered.context("kiln::call::write", || "write the manual page".into())?;
+        common.print(&String::from_utf8_lossy(&page));
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,102 @@
+//! `kiln init`: what it writes can be checked, planned and built.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use support::tiny_gguf::TinyGguf;
+
+fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::cargo_bin("kiln").unwrap();
+    let output = command.env_remove("GITHUB_ACTIONS").current_dir(folder).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// What the call says where it must succeed.
+fn said(folder: &Path, arguments: &[&str]) -> String {
+    let (code, out, err) = kiln(folder, arguments);
+    assert_eq!(code, 0, "{arguments:?}: {err}");
+    out
+}
+
+/// What the call complains of, by which the text must be found.
+fn refused(folder: &Path, arguments: &[&str], code: i32, expect: &[&str]) {
+    let (found, _, err) = kiln(folder, arguments);
+    assert_eq!(found, code, "{arguments:?}: {err}");
+    expect.iter().for_each(|text| assert!(err.contains(text), "{text} in:\n{err}"));
+}
+
+#[test]
+fn a_local_model_is_built_by_its_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("Tiny Pot.gguf"), TinyGguf::qwen2().write()).unwrap();
+    let out = said(folder, &["init", "file:Tiny Pot.gguf", "--soc", "sm8750"]);
+    assert!(out.starts_with("`Tiny`: qwen2, 2 layers, Q4_0 "), "{out}");
+    assert!(out.contains("kiln build plans/tiny-pot.toml "), "{out}");
+
+    assert!(said(folder, &["check", "plans/tiny-pot.toml"]).contains("no problems"));
+    assert!(said(folder, &["plan", "plans/tiny-pot.toml"]).contains("would run"));
+    let out = said(folder, &["build", "plans/tiny-pot.toml", "model", "weights", "graph"]);
+    assert!(out.contains("prefill.onnx") && out.contains("written to out/tiny-pot"), "{out}");
+
+    let path = folder.join("plans/tiny-pot.toml");
+    let plan = fs::read_to_string(&path).unwrap();
+    assert!(plan.contains("context = 512 ") && plan.contains("\"sm8750\"") && !plan.contains('@'), "{plan}");
+    refused(folder, &["init", "file:Tiny Pot.gguf"], 2, &["plans/tiny-pot.toml is there already", "--out"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), plan);
+    said(folder, &["init", "file:Tiny Pot.gguf", "--out", "plans/again.toml"]);
+}
+
+/// The pins and the stages are those of the plan that is tried out; only limits and sizes are the model's own.
+#[test]
+fn the_plan_is_the_one_that_people_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = "hf:bartowski/DeepSeek-R1-Distill-Qwen-1.5B-GGUF/DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf@main";
+    let out = said(folder.path(), &["init", url, "--out", "plan.toml"]);
+    assert!(out.contains("kiln build plan.toml source "), "{out}");
+    let copied = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans/deepseek-qwen-1.5b.toml");
+    let written = folder.path().join("plan.toml");
+
+    let show = |path: &Path| said(folder.path(), &["show", path.to_str().unwrap()]);
+    assert_eq!(show(&written), show(&copied));
+    let read = |path: &Path| -> toml::Table { fs::read_to_string(path).unwrap().parse().unwrap() };
+    let (written, copied) = (read(&written), read(&copied));
+    assert_eq!(written["plan"]["name"].as_str(), Some("deepseek-r1-distill-qwen-1.5b-q4_0"));
+    assert_eq!(written["vars"]["source"].as_str(), Some(url));
+    assert_eq!(written["vars"]["sha256"].as_str(), Some(""));
+    assert_eq!(written["tools"], copied["tools"]);
+    for stage in ["source", "text", "graph", "npu", "reference"] {
+        assert_eq!(written["stage"][stage], copied["stage"][stage], "{stage}");
+    }
+}
+
+#[test]
+fn what_cannot_be_built_is_said_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut mamba = TinyGguf::llama().file();
+    mamba.set("general.architecture", "mamba");
+    fs::write(folder.join("mamba.gguf"), mamba.write()).unwrap();
+    refused(
+        folder,
+        &["init", "file:mamba.gguf"],
+        1,
+        &["architecture `mamba` is not supported", "kiln knows llama and qwen2"],
+    );
+    refused(folder, &["init", "file:absent.gguf"], 2, &["absent.gguf", "No such file"]);
+    refused(folder, &["init", "mamba.gguf"], 2, &["no scheme", "write file:mamba.gguf"]);
+    refused(folder, &["init", "hf:a/b"], 2, &["OWNER/REPO/FILE"]);
+    refused(folder, &["init", "hf:a/b/c-Q4_K_M.gguf"], 1, &["does not decode Q4_K", "take a file of"]);
+    refused(folder, &["init", "https://a.example/c.bin"], 2, &["`c.bin` is no GGUF"]);
+    refused(folder, &["init", "hf:a/b/c.gguf", "--soc", "sm8651"], 2, &["a similar value exists: 'sm8650'"]);
+    assert!(!folder.join("plans").exists());
+
+    fs::create_dir_all(folder.join("plans/data")).unwrap();
+    fs::write(folder.join("plans/data/eval.txt"), "another text").unwrap();
+    refused(folder, &["init", "hf:a/b/c.gguf"], 2, &["plans/data/eval.txt is there already", "--out"]);
+    assert!(!folder.join("plans/c.toml").exists());
+}
