@@ -158,7 +158,7 @@ impl<'a> Checker<'a> {
             return;
         };
         let gives = spec_of(giver, self.registry).map(|spec| spec.gives);
-        if let Some(gives) = gives.filter(|gives| !slot.accepts.contains(gives)) {
+        if let Some(gives) = gives.filter(|gives| !slot.takes(gives)) {
             let takes = slot.accepts.join("` or `");
             let message = format!("`{}.{}` takes `{takes}`, `{name}` gives `{gives}`", self.stage.id, slot.name);
             let help = self.givers(slot);
@@ -168,7 +168,7 @@ impl<'a> Checker<'a> {
 
     /// Who could fill a slot.
     fn givers(&self, slot: &InputSpec) -> String {
-        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.accepts.contains(&spec.gives));
+        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.gives));
         let fits = |stage: &&DraftStage| !stage.id.starts_with(TOOLS) && accepted(spec_of(stage, self.registry));
         let here: Vec<String> = self.draft.stages.iter().filter(fits).map(|stage| format!("`{}`", stage.id)).collect();
         let takes = slot.accepts.join("` or `");
