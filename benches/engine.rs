@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Some("kiln") => {
             let call = Call::parse_from(&args[1..]);
             let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
-            call.run(&registry).map_or_else(|failed| call.common.report(&failed), |exit| exit).into()
+            call.run(&registry).unwrap_or_else(|failed| call.common.report(&failed)).into()
         }
         _ => {
             measure(&args);

@@ -30,6 +30,9 @@ pub struct StageSpec {
     pub reaches_outside: bool,
 }
 
+/// In [`InputSpec::accepts`]: whatever a stage gives.
+pub const ANY: ArtifactKind = "*";
+
 /// One input slot.
 #[derive(Clone, Debug)]
 pub struct InputSpec {
@@ -41,6 +44,13 @@ pub struct InputSpec {
     pub required: bool,
     /// Whether it takes a list of stages.
     pub many: bool,
+}
+
+impl InputSpec {
+    /// Whether an artifact of kind `gives` may fill it.
+    pub fn takes(&self, gives: ArtifactKind) -> bool {
+        self.accepts.iter().any(|kind| *kind == gives || *kind == ANY)
+    }
 }
 
 /// A mistake in the parameters: which one, what is wrong with it.

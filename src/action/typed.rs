@@ -33,8 +33,8 @@ pub trait TypedStage: Send + Sync + 'static {
     }
 
     /// See [`Stage::files`].
-    fn files(_params: &Self::Params) -> Vec<PathBuf> {
-        vec![]
+    fn files(_params: &Self::Params) -> Result<Vec<PathBuf>> {
+        Ok(vec![])
     }
 
     /// See [`Stage::expand`].
@@ -127,7 +127,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
-        Ok(S::files(&read(S::SPEC.kind, params)?))
+        S::files(&read(S::SPEC.kind, params)?)
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

@@ -32,6 +32,21 @@ pub fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Reads `6000000000`, `6GB` or `512 MB`, in powers of ten.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim() {
+        "" | "B" => Some(1),
+        "kB" => Some(1_000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        _ => None,
+    };
+    let bytes = || number.parse::<u64>().ok()?.checked_mul(unit?);
+    bytes().ok_or_else(|| "expected a number of bytes, or one with kB, MB or GB: 6GB".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,5 +59,15 @@ mod tests {
         assert_eq!(bytes(1_241_509_888), "1.2 GB");
         assert_eq!(duration(Duration::from_millis(4)), "4 ms");
         assert_eq!(duration(Duration::from_secs(422)), "7 min 02 s");
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(parse_bytes("6000"), Ok(6000));
+        assert_eq!(parse_bytes("6GB"), Ok(6_000_000_000));
+        assert_eq!(parse_bytes("512 MB"), Ok(512_000_000));
+        for bad in ["", "GB", "6 Gb", "-1", "99999999999GB", "1.5GB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::machine::{budget_bytes, memory_bytes};
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{Result, bytes};
+use crate::base::{Result, bytes, count};
 use crate::plan::PlannedStage;
 use crate::stages;
 use crate::store::{Complete, Disk, Found};
@@ -31,6 +31,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         for stage in plan.stages.iter().filter(|stage| stage.kind == "fetch") {
             findings.push(fetched(stage, &registry, &common.cache)?);
         }
+        findings.extend(plan.stages.iter().filter_map(|stage| of_this_machine(stage, &registry)));
     }
     if common.json {
         findings.iter().for_each(|finding| common.print(&format!("{}\n", serde_json::json!({ "finding": finding }))));
@@ -129,6 +130,18 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
         }
     }
     Ok(Finding::new(&stage.id.0, found))
+}
+
+/// Whether the files of this machine that a stage reads are there.
+fn of_this_machine(stage: &PlannedStage, registry: &Registry) -> Option<Finding> {
+    match registry.get(&stage.kind)?.files(&stage.params) {
+        Ok(files) if files.is_empty() => None,
+        Ok(files) => Some(Finding::new(&stage.id.0, format!("has all it reads here: {}", count(files.len(), "path")))),
+        Err(problem) => {
+            let finding = Finding::new(&stage.id.0, problem.message);
+            Some(finding.must(false, problem.help.as_deref().unwrap_or("put it there")))
+        }
+    }
 }
 
 /// Every finding about `machine`, what it must have first.

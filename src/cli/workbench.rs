@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
 use crate::engine::{Build, Built, Limits, Memory, Record, select};
 use crate::events::{Event, Listener};
 use crate::execute::Local;
@@ -29,6 +29,7 @@ impl<'a> Workbench<'a> {
         stages: &'a Registry,
     ) -> Result<Workbench<'a>, Failed> {
         let plan = select(args.load(stages)?, wanted)?;
+        look_for_files(&plan, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
@@ -86,6 +87,17 @@ impl<'a> Workbench<'a> {
     }
 }
 
+/// Says at once which files of this machine the plan lacks, and not when the stages before those that read them are done.
+fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
+    let mut problems: Vec<Problem> = vec![];
+    for stage in &plan.stages {
+        let kind = stages.get(&stage.kind);
+        let problem = kind.and_then(|kind| kind.files(&stage.params).err());
+        problems.extend(problem.filter(|problem| !problems.contains(problem)));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failed { problems, source: None }) }
+}
+
 /// This program's file, whatever becomes of its name during a build.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -96,7 +108,7 @@ fn program() -> Result<Digest> {
 }
 
 /// Hears only what goes wrong.
-struct Problems(Vec<crate::base::Problem>);
+struct Problems(Vec<Problem>);
 
 impl Listener for Problems {
     fn hear(&mut self, event: &Event) {

@@ -6,10 +6,10 @@
 //! done it is sealed, and others go on. After a failure (unless told to keep going) or `Cancel` nothing new begins;
 //! the end comes when every answer asked for is there.
 
-use std::cmp::Reverse;
+mod jobs;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use petgraph::Direction::Incoming;
 use petgraph::graph::DiGraph;
@@ -17,12 +17,11 @@ use petgraph::graph::DiGraph;
 use super::room::Room;
 use super::sealed::{Piece, check_names};
 use super::{
-    Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, Past, Sealed, StageIndex, StageLife, Task, Times,
-    Whole,
+    Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, Sealed, StageIndex, StageLife, Task, Times, Whole,
 };
-use crate::action::{ActionKey, Inputs, Isolation, Manifest};
-use crate::base::{Digest, Problem, Result, bytes};
-use crate::events::{Event, PartId, SCHEMA, Why};
+use crate::action::{ActionKey, Inputs, Manifest};
+use crate::base::{Digest, Problem, Result};
+use crate::events::{Event, PartId, SCHEMA};
 use crate::plan::{Plan, PlannedStage, StageId};
 
 /// The state of one build.
@@ -266,80 +265,6 @@ impl<'a> Scheduler<'a> {
         self.set_stage(stage, StageLife::Failed);
     }
 
-    /// A job must run, unless it never could.
-    fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
-        let job = &mut self.jobs[id.0];
-        job.road_ms += past.map_or(0, |past| past.took_ms);
-        // What it took is a better guess than what its stage thinks; a tenth more, since no two runs are the same.
-        if let (Isolation::Process, Some(peak)) =
-            (job.task.demand.isolation, past.and_then(|past| past.peak_memory_bytes))
-        {
-            job.task.demand.memory_bytes = peak.saturating_add(peak / 10);
-        }
-        if self.room.could_hold(&self.jobs[id.0].task.demand) {
-            self.set_job(id, JobLife::Ready { why });
-        } else {
-            self.fail_job(id, self.too_large(id));
-        }
-    }
-
-    fn may_retry(&self, id: JobId) -> bool {
-        let job = &self.jobs[id.0];
-        !self.stopping && job.retried < self.planned(job.claims[0].stage).retries
-    }
-
-    /// Runs it again, after a while that doubles each time. It keeps its room.
-    fn retry(&mut self, id: JobId, problem: Problem) {
-        let job = &mut self.jobs[id.0];
-        job.retried += 1;
-        let (attempt, task, stage) = (job.retried, job.task.clone(), job.claims[0].stage);
-        let delay = Duration::from_secs(1 << (attempt - 1).min(6));
-        self.tell(Event::Retried { part: self.part(id), attempt, problem });
-        self.ask(Effect::Run { job: id, stage, task, delay });
-    }
-
-    /// The one function that moves a job on.
-    fn set_job(&mut self, id: JobId, life: JobLife) {
-        let job = &mut self.jobs[id.0];
-        let (stage, place) = (job.claims[0].stage, job.claims[0].place);
-        let rank = (Reverse(job.road_ms), stage.index(), place, id);
-        let demand = job.task.demand;
-        let old = std::mem::replace(&mut job.life, life);
-        if matches!(old, JobLife::Running) {
-            self.room.leave(&demand);
-        }
-        match (&self.jobs[id.0].life, old) {
-            (JobLife::Ready { .. }, _) => self.room.wait(rank),
-            (JobLife::Running, JobLife::Ready { why }) => {
-                self.room.enter(&rank, &demand);
-                let task = self.jobs[id.0].task.clone();
-                self.tell(Event::Started { part: self.part(id), why });
-                self.ask(Effect::Run { job: id, stage, task, delay: Duration::ZERO });
-            }
-            (JobLife::Done { .. }, _) => self.done(id),
-            _ => {}
-        }
-    }
-
-    /// Gives a job's outputs to the parts that claim them: to the first as a run or a hit, to the others for nothing.
-    fn done(&mut self, id: JobId) {
-        let claims = self.jobs[id.0].claims.clone();
-        for (index, claim) in claims.iter().enumerate() {
-            match &self.jobs[id.0].life {
-                JobLife::Done { hit: false, took_ms, outputs } if index == 0 => {
-                    let output_bytes = outputs.values().map(|part| part.content.digest.size_bytes).sum();
-                    let part = self.part_id(claim);
-                    let event = Event::Done { part, took_ms: *took_ms, output_bytes };
-                    self.count.ran += 1;
-                    self.tell(event);
-                    self.close_part(claim.stage);
-                }
-                _ => self.hit(claim),
-            }
-            self.seal_if_done(claim.stage);
-        }
-    }
-
     fn hit(&mut self, claim: &Claim) {
         self.count.hits += 1;
         self.tell(Event::Hit { part: self.part_id(claim) });
@@ -365,31 +290,6 @@ impl<'a> Scheduler<'a> {
                 self.set_stage(stage, StageLife::Sealed(sealed));
             }
             Err(problem) => self.fail_stage(stage, problem),
-        }
-    }
-
-    fn fail_job(&mut self, id: JobId, problem: Problem) {
-        self.set_job(id, JobLife::Failed);
-        for claim in self.jobs[id.0].claims.clone() {
-            self.count.failed += 1;
-            self.tell(Event::Failed { part: self.part_id(&claim), problem: problem.clone() });
-            self.set_stage(claim.stage, StageLife::Failed);
-        }
-    }
-
-    fn too_large(&self, id: JobId) -> Problem {
-        let needed = self.jobs[id.0].task.demand.memory_bytes;
-        let budget = self.limits.memory_bytes;
-        let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
-        Problem::new("kiln::engine::memory", message)
-            .help("give more with --memory BYTES, if this machine has it, or build on a larger one")
-    }
-
-    /// Lets in what there is room for.
-    fn admit(&mut self) {
-        while !self.stopping {
-            let Some(id) = self.room.next(|id| self.jobs[id.0].task.demand) else { return };
-            self.set_job(id, JobLife::Running);
         }
     }
 
@@ -444,10 +344,5 @@ impl<'a> Scheduler<'a> {
 
     fn part_id(&self, claim: &Claim) -> PartId {
         PartId { stage: self.planned(claim.stage).id.to_string(), part: claim.name.clone() }
-    }
-
-    /// The part that a job is told of as: the first that claimed it.
-    fn part(&self, id: JobId) -> PartId {
-        self.part_id(&self.jobs[id.0].claims[0])
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
@@ -97,9 +98,11 @@ impl Watch for Line {
     }
 }
 
-/// The largest resident memory of this process so far, mapped files included.
+/// The largest resident memory so far, mapped files included: of this process, or of a program that it ran.
 fn peak_memory_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let own = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?;
+    let programs = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?.max_rss().try_into().ok()?;
+    own.max(programs).checked_mul(1024)
 }

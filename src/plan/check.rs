@@ -172,7 +172,7 @@ impl<'a> Checker<'a> {
             self.problem("matrix", message, span, "one for each value", help);
         }
         let gives = spec_of(&giver.table, self.registry).map(|spec| spec.gives);
-        if let Some(gives) = gives.filter(|gives| !slot.accepts.contains(gives)) {
+        if let Some(gives) = gives.filter(|gives| !slot.takes(gives)) {
             let takes = slot.accepts.join("` or `");
             let message = format!("`{}.{}` takes `{takes}`, `{name}` gives `{gives}`", self.stage.name, slot.name);
             let help = self.givers(slot);
@@ -182,7 +182,7 @@ impl<'a> Checker<'a> {
 
     /// Who could fill a slot.
     fn givers(&self, slot: &InputSpec) -> String {
-        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.accepts.contains(&spec.gives));
+        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.gives));
         let fits = |stage: &&DraftStage| !stage.is_tool() && accepted(spec_of(&stage.table, self.registry));
         let here = names(self.draft.stages.iter().filter(fits));
         let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();

@@ -1,6 +1,7 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 mod bands;
+pub mod command;
 pub mod context_bin;
 pub mod dequant;
 pub mod device;
@@ -30,5 +31,6 @@ pub fn all() -> Registry {
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(score::Score)),
         Box::new(Erased(validate::Validate)),
+        Box::new(Erased(command::Command)),
     ])
 }

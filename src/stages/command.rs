@@ -1,0 +1,204 @@
+//! `command`: any program of this machine as a stage. It gets copies of its inputs in a clean folder, and leaves files.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `program` | | absolute path, or `inputs/STAGE/PART` |
+//! | `args` | none | its arguments |
+//! | `env` | none | its whole environment, but for `TMPDIR` |
+//! | `outputs` | | what it must leave in `outputs/`: files, and folders spelled `NAME/` |
+//! | `tools` | none | absolute paths of files and folders whose bytes are in the key, besides the program's own |
+//! | `memory`, `threads` | `"1GB"`, 1 | what it needs; no part of the key |
+//! | `install` | none | what to do if a file is not there; no part of the key |
+//!
+//! What a program gives is a `file`, so a program may also bring a GGUF or a text. Nothing else takes it: other kinds
+//! of artifact come with facts (shapes, encodings) that only the stages that made them know.
+
+mod folder;
+mod process;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::action::{
+    ANY, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+};
+use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
+use folder::Folder;
+
+/// Where a program that is itself an input lies.
+const INPUTS: &str = "inputs/";
+
+/// The stage.
+pub struct Command;
+
+/// The stage's table in the plan.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// An absolute path, or `inputs/STAGE/PART`.
+    program: String,
+    /// Its arguments.
+    #[serde(default)]
+    args: Vec<String>,
+    /// Its whole environment, but for `TMPDIR`.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// What it must leave in `outputs/`: files, and folders spelled `NAME/`.
+    outputs: Vec<String>,
+    /// Absolute paths of files and folders whose bytes are in the key, besides the program's own.
+    #[serde(default)]
+    tools: Vec<String>,
+    /// How much memory it needs: `"8GB"`.
+    #[serde(rename = "memory", default = "one_gigabyte", deserialize_with = "size")]
+    #[schemars(with = "String")]
+    memory_bytes: u64,
+    /// How many threads it keeps busy.
+    #[serde(default = "one")]
+    threads: NonZeroU32,
+    /// What to do if a file is not there.
+    #[serde(default)]
+    install: Option<String>,
+}
+
+/// One run of a program: all that it is told, and the digests of the files of this machine that it says it reads.
+#[derive(Serialize, Deserialize)]
+pub struct Call {
+    program: String,
+    args: Vec<String>,
+    env: BTreeMap<String, String>,
+    outputs: Vec<String>,
+    files: BTreeMap<String, Digest>,
+}
+
+fn one_gigabyte() -> u64 {
+    1_000_000_000
+}
+
+fn one() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    parse_bytes(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+impl TypedStage for Command {
+    type Params = Params;
+    type Order = Call;
+    const SPEC: StageSpec = StageSpec {
+        kind: "command",
+        version: 1,
+        summary: "runs any program of this machine",
+        gives: "file",
+        inputs: &[InputSpec { name: "inputs", accepts: &[ANY], required: false, many: true }],
+        params: &["program", "args", "env", "outputs", "tools", "memory", "threads", "install"],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let problem = |path: String, message: String, help: &str| ParamProblem {
+            path,
+            problem: Problem::new("kiln::plan::parameter", message).help(help),
+        };
+        let mut problems = vec![];
+        if let Some((why, help)) = bad_program(&params.program, slots) {
+            problems.push(problem("program".into(), format!("`{}` {why}", params.program), help));
+        }
+        if params.outputs.is_empty() {
+            let help = "name the files that the program leaves in outputs/; a folder ends in `/`";
+            problems.push(problem("outputs".into(), "a command without outputs gives nothing".into(), help));
+        }
+        for (index, output) in params.outputs.iter().enumerate() {
+            if let Err(wrong) = PartName::new(output.strip_suffix('/').unwrap_or(output)) {
+                let help = "outputs are named as they lie below outputs/: `model.dlc`, `layers/`";
+                problems.push(problem(format!("outputs/{index}"), wrong.message, help));
+            }
+        }
+        for (index, tool) in params.tools.iter().enumerate().filter(|(_, tool)| !Path::new(tool).is_absolute()) {
+            let help = "write the whole path; what other stages give belongs to `inputs`";
+            problems.push(problem(format!("tools/{index}"), format!("`{tool}` is not an absolute path"), help));
+        }
+        for name in params.env.keys().filter(|name| name.is_empty() || name.contains('=')) {
+            let help = "the name of a variable is not empty and holds no `=`";
+            problems.push(problem("env".into(), format!("`{name}` cannot name a variable"), help));
+        }
+        problems
+    }
+
+    fn files(params: &Params) -> Result<Vec<PathBuf>> {
+        let files: Vec<PathBuf> = params.files().map(PathBuf::from).collect();
+        for file in &files {
+            if let Err(error) = fs::metadata(file) {
+                let help = params.install.as_deref().unwrap_or(
+                    "install it, or say where it is: if the plan has a variable for that, by `--set NAME=PATH`",
+                );
+                let problem = Problem::new("kiln::tool_missing", format!("{} is not there", file.display()));
+                return Err(problem.because(&error).help(help));
+            }
+        }
+        Ok(files)
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Call>>> {
+        let digest = |path: &str| Ok((path.to_string(), inputs.file(Path::new(path))?));
+        let files = params.files().map(digest).collect::<Result<_>>()?;
+        let Params { program, args, env, outputs, memory_bytes, threads, .. } = params;
+        let needed = program.strip_prefix(INPUTS).map(String::from);
+        let demand = Demand { memory_bytes, threads: threads.get(), isolation: Isolation::Process };
+        let mut order = Order::new("", Call { program, args, env, outputs, files }).demand(demand);
+        for (stage, manifest) in inputs.many("inputs") {
+            for (name, part) in &manifest.parts {
+                // Without facts: the program sees none.
+                let part = Part { content: part.content, facts: CanonJson::default() };
+                order = order.input(format!("{stage}/{name}"), &part);
+            }
+        }
+        if let Some(needed) = needed.filter(|needed| !order.inputs.contains_key(needed)) {
+            let known: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
+            return Err(Problem::new("kiln::command::program", format!("no input is called `{needed}`"))
+                .help(format!("there are {} inputs: {} ...", order.inputs.len(), known.join(", "))));
+        }
+        Ok(vec![order])
+    }
+
+    fn run(call: Call, job: &Job) -> Result<Outputs> {
+        let folder = Folder::lay(&call, job)?;
+        process::run(&call, &folder)?;
+        folder.take(&call, job)
+    }
+}
+
+impl Params {
+    /// The files and folders of this machine that it reads.
+    fn files(&self) -> impl Iterator<Item = &str> {
+        let program = (!self.program.starts_with(INPUTS)).then_some(self.program.as_str());
+        program.into_iter().chain(self.tools.iter().map(String::as_str))
+    }
+}
+
+/// What is wrong with `program`, and what to write instead.
+fn bad_program(program: &str, slots: &[&str]) -> Option<(&'static str, &'static str)> {
+    if Path::new(program).is_absolute() {
+        return None;
+    }
+    match program.strip_prefix(INPUTS) {
+        Some(_) if !slots.contains(&"inputs") => {
+            Some(("is an input, but there are none", "name the stage that gives it in `inputs`"))
+        }
+        Some(part) if PartName::new(part).is_err() => Some(("names no input", "write `inputs/STAGE/PART`")),
+        Some(_) => None,
+        None if program.contains('/') => {
+            Some(("is not an absolute path", "write the whole path, or `inputs/STAGE/PART` for what a stage gives"))
+        }
+        None => Some((
+            "is a name, not a path",
+            "write its whole path, like `/usr/bin/python3`: which program a name means depends on the machine",
+        )),
+    }
+}

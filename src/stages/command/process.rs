@@ -1,0 +1,124 @@
+//! The program at work, and its end: good, bad, or together with the build.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::process::{
+    Signal, getppid, kill_current_process_group, parent_process_death_signal, set_parent_process_death_signal,
+};
+
+use super::folder::Folder;
+use super::{Call, INPUTS};
+use crate::base::{Context, Problem, Result};
+
+/// How much of what the program said last is shown.
+const LAST_WORDS_BYTES: u64 = 4096;
+
+/// How often is looked whether it has ended.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Runs the program to its end, which must be a good one.
+pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
+    let failed = || format!("start `{}`", call.program);
+    // Into a file: nobody has to listen, and what it leaves running cannot hold the other end of a pipe.
+    let said = File::create(&folder.said).context("kiln::io", || format!("make {}", folder.said.display()))?;
+    let program =
+        if call.program.starts_with(INPUTS) { folder.work.join(&call.program) } else { call.program.clone().into() };
+    let mut child = Command::new(program)
+        .arg0(&call.program)
+        .args(&call.args)
+        .env_clear()
+        .env("TMPDIR", folder.tmp())
+        .envs(&call.env)
+        .current_dir(&folder.work)
+        .stdin(Stdio::null())
+        .stdout(said.try_clone().context("kiln::command::start", failed)?)
+        .stderr(said)
+        .spawn()
+        .context("kiln::command::start", failed)?;
+    let status = attend(&mut child).context("kiln::command::start", || format!("wait for `{}`", call.program))?;
+    if status.success() { Ok(()) } else { Err(unsuccessful(call, status, &folder.said)) }
+}
+
+/// Waits for the end of `child`. Who stops a build ends the process group that this process and the child are in. If the
+/// engine is killed, nobody does; the kernel would end this process alone. So that is put off, and done here to all.
+fn attend(child: &mut Child) -> io::Result<ExitStatus> {
+    let engine = getppid();
+    let leash = parent_process_death_signal()?;
+    set_parent_process_death_signal(None)?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if leash.is_some() && getppid() != engine {
+            kill_current_process_group(Signal::KILL)?;
+        }
+        sleep(GLANCE);
+    };
+    set_parent_process_death_signal(leash)?;
+    Ok(status)
+}
+
+fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
+    let mut problem = Problem::new("kiln::command::failed", format!("`{}` failed: {status}", call.program));
+    let last_words = last_words(said).unwrap_or_default();
+    problem.causes.push(match last_words.trim() {
+        "" => "it said nothing".into(),
+        words => format!("it said last:\n{words}"),
+    });
+    let memory = match status.signal() == Some(Signal::KILL.as_raw()) {
+        true => "the kernel kills a process when memory runs out: raise `memory`, or use fewer --jobs. ",
+        false => "",
+    };
+    problem.help(format!("{memory}{}", by_hand(call)))
+}
+
+fn last_words(said: &Path) -> io::Result<String> {
+    let mut file = File::open(said)?;
+    let begin = file.metadata()?.len().saturating_sub(LAST_WORDS_BYTES);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut tail = vec![];
+    file.take(LAST_WORDS_BYTES).read_to_end(&mut tail)?;
+    Ok(String::from_utf8_lossy(&tail).into_owned())
+}
+
+/// How to run it without kiln.
+fn by_hand(call: &Call) -> String {
+    let env = call.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let words = env.chain([call.program.clone()]).chain(call.args.iter().cloned());
+    let words: Vec<String> = words.map(|word| quoted(&word)).collect();
+    format!(
+        "to run it by hand: `kiln build PLAN STAGE` writes each of its inputs to out/PLAN/STAGE; with these as \
+         inputs/STAGE in an empty folder, run there\n\
+         mkdir -p outputs tmp && env -i TMPDIR=\"$PWD/tmp\" {}",
+        words.join(" ")
+    )
+}
+
+/// `word` as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expect) in
+            [("--a=b/c", "--a=b/c"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
+        {
+            assert_eq!(quoted(word), expect);
+        }
+    }
+}
