@@ -3,7 +3,7 @@
 mod support;
 
 use kiln::base::hash_bytes;
-use kiln::engine::{Limits, Task, Times, Took};
+use kiln::engine::{Before, History, Limits, Sealed, Task, Took, Whole};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use proptest::prelude::*;
@@ -14,7 +14,7 @@ const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100, keep_going: false };
 
 fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trace {
     let remembered = &|_: &str| false;
-    Simulation { plan, limits, cached, remembered, times: Times::default(), cancel_after: None }.run(|_| 0)
+    Simulation { plan, limits, cached, remembered, history: History::default(), cancel_after: None }.run(|_| 0)
 }
 
 /// Builds `text`, answering in the order of the questions, and compares what is told.
@@ -151,7 +151,7 @@ fn a_part_above_the_budget_is_refused() {
 #[test]
 fn two_orders_of_one_name_are_a_problem() {
     let plan = fake::plan("a:");
-    let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS, &Times::default());
+    let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS, History::default());
     scheduler.step(kiln::engine::Input::Begin);
     let task = fake::tasks(&plan.stages[0], &Default::default()).unwrap().remove(0);
     let tasks = Ok(vec![task.clone(), task]);
@@ -213,10 +213,22 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
     let remembered = &|stage: &str| stage == "clay";
     let cached = &|_: &Task| false;
     let simulation =
-        Simulation { plan: &plan, limits: LIMITS, cached, remembered, times: Times::default(), cancel_after: None };
+        Simulation { plan: &plan, limits: LIMITS, cached, remembered, history: History::default(), cancel_after: None };
     let trace = simulation.run(|_| 0);
     assert!(told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"), "{}", told(&trace.events));
     assert_eq!(trace.sealed, expected(&plan));
+}
+
+#[test]
+fn a_stage_that_gives_what_it_gave_before_is_said_to() {
+    let plan = fake::plan("clay: parts=2");
+    let whole = Whole { manifest: expected(&plan).remove("clay").unwrap(), parts: vec![], tools: [].into() };
+    let gives = Some(Sealed::new(whole).unwrap().gives());
+    let history = History([("clay".to_string(), Before { gives, ..Before::default() })].into());
+    let (cached, remembered) = (&|_: &Task| false, &|_: &str| false);
+    let simulation = Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, cancel_after: None };
+    let told = told(&simulation.run(|_| 0).events);
+    assert!(told.ends_with("clay sealed as before\n0 hits, 2 ran, 0 failed\n"), "{told}");
 }
 
 #[test]
@@ -226,11 +238,11 @@ fn the_longest_road_is_begun_first() {
          after: from=long
          end: from=after,short";
     let plan = fake::plan(text);
-    let took = |ms| Took { longest_ms: ms, total_ms: ms };
-    let times = Times([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
+    let took = |ms| Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None };
+    let history = History([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
     let limits = Limits { jobs: 1, ..LIMITS };
     let simulation =
-        Simulation { plan: &plan, limits, cached: &|_| false, remembered: &|_| false, times, cancel_after: None };
+        Simulation { plan: &plan, limits, cached: &|_| false, remembered: &|_| false, history, cancel_after: None };
     // Both stages are looked for before the shorter road could be let in.
     let mut turn = 0;
     let trace = simulation.run(|count| {
@@ -288,13 +300,13 @@ proptest! {
         let plan = fake::plan(&text);
         let is_cached = |task: &Task| task.key.0.hash[0] < cached && task.action.params["fail"] != true;
         let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
-        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Took { longest_ms: ms, total_ms: ms }));
+        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None }));
         let simulation = Simulation {
             plan: &plan,
             limits: Limits { jobs, memory_bytes, keep_going },
             cached: &is_cached,
             remembered: &remembered,
-            times: Times(times.collect()),
+            history: History(times.collect()),
             cancel_after,
         };
         let mut turn = 0;

@@ -213,7 +213,7 @@ fn a_record_survives_its_file() {
     let mut record = open();
     assert!(!record.merge(&built).unwrap(), "no news");
     assert_eq!(record.key(&part), Some(built.sealed[&StageId("pot".into())].whole().unwrap().parts[1].1));
-    assert_eq!(record.times().0.len(), 4);
+    assert_eq!(record.history().0.len(), 4);
     std::fs::write(folder.path().join("last/test.json"), "{").unwrap();
     assert_eq!(open().key(&part), None);
     assert!(open().merge(&built).unwrap());

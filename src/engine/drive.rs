@@ -72,7 +72,7 @@ impl Build<'_> {
     /// Builds. What goes wrong is told to `listener`.
     pub fn run(&self, listener: &mut dyn Listener) -> Built {
         let drive = Drive { build: self, asked: self.plan.stages.iter().map(|_| OnceLock::new()).collect() };
-        let mut scheduler = Scheduler::new(self.plan, self.limits, &self.last.times());
+        let mut scheduler = Scheduler::new(self.plan, self.limits, self.last.history());
         let (send, receive) = mpsc::channel();
         // Once: it reads a dozen files.
         let threads = thread::available_parallelism().map_or(1, usize::from);

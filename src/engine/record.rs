@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::Built;
-use super::times::{Times, Took};
+use super::history::{Before, History, Took};
 use crate::action::ActionKey;
 use crate::base::{Context, Digest, Result};
 use crate::events::PartId;
@@ -32,7 +32,8 @@ type Keys = BTreeMap<String, BTreeMap<String, ActionKey>>;
 struct Whole {
     /// Of the stage when it was complete; of none if the last build left it incomplete.
     sealed: Option<Digest>,
-    took: Took,
+    #[serde(flatten)]
+    before: Before,
 }
 
 impl Record {
@@ -79,9 +80,9 @@ impl Record {
         self.keys().get(&part.stage)?.get(&part.part).copied()
     }
 
-    /// What each stage took.
-    pub fn times(&self) -> Times {
-        Times(self.stages.iter().map(|(stage, whole)| (stage.clone(), whole.took)).collect())
+    /// What each stage took and gave.
+    pub fn history(&self) -> History {
+        History(self.stages.iter().map(|(stage, whole)| (stage.clone(), whole.before)).collect())
     }
 
     fn keys(&self) -> &Keys {
@@ -111,7 +112,7 @@ impl Record {
             let whole = self.stages.entry(stage.0.clone()).or_default();
             whole.sealed = Some(sealed.digest());
             let took = Took::of(done().filter(|part| part.id.stage == stage.0).map(|part| part.life.took_ms()));
-            whole.took = took.unwrap_or(whole.took);
+            whole.before = Before { took: took.unwrap_or(whole.before.took), gives: Some(sealed.gives()) };
         }
         self.keys = keys.into();
         Ok(true)

@@ -17,7 +17,8 @@ use petgraph::graph::DiGraph;
 use super::room::Room;
 use super::sealed::{Piece, check_names};
 use super::{
-    Answer, Built, BuiltPart, Effect, Input, JobId, JobLife, Limits, Sealed, StageIndex, StageLife, Task, Times, Whole,
+    Answer, Built, BuiltPart, Effect, History, Input, JobId, JobLife, Limits, Sealed, StageIndex, StageLife, Task,
+    Whole,
 };
 use crate::action::{ActionKey, Inputs, Manifest};
 use crate::base::{Digest, Problem, Result};
@@ -36,6 +37,7 @@ pub struct Scheduler<'a> {
     room: Room,
     /// What the last builds say of the time from the end of each stage to the end of the build.
     road_ms: Vec<u64>,
+    history: History,
     /// Answers that the driver owes.
     awaited: usize,
     stopping: bool,
@@ -72,8 +74,8 @@ struct Count {
 }
 
 impl<'a> Scheduler<'a> {
-    /// A build of `plan` that has not begun; `times` are what its stages took in earlier builds.
-    pub fn new(plan: &'a Plan, limits: Limits, times: &Times) -> Self {
+    /// A build of `plan` that has not begun; `history` is what is known of its stages from earlier ones.
+    pub fn new(plan: &'a Plan, limits: Limits, history: History) -> Self {
         let mut graph = DiGraph::new();
         let index: BTreeMap<_, _> =
             plan.stages.iter().map(|stage| (&stage.id, graph.add_node(StageLife::Waiting))).collect();
@@ -85,7 +87,8 @@ impl<'a> Scheduler<'a> {
         Scheduler {
             plan,
             limits,
-            road_ms: times.roads(plan, limits.jobs),
+            road_ms: history.roads(plan, limits.jobs),
+            history,
             graph,
             index,
             jobs: vec![],
@@ -286,7 +289,9 @@ impl<'a> Scheduler<'a> {
         match Whole::of(pieces).and_then(Sealed::new).map(Arc::new) {
             Ok(sealed) => {
                 self.effects.push(Effect::Note { stage, sealed: Arc::clone(&sealed) });
-                self.tell(Event::Sealed { stage: self.planned(stage).id.to_string() });
+                let name = self.planned(stage).id.to_string();
+                let before = self.history.0.get(&name).and_then(|before| before.gives);
+                self.tell(Event::Sealed { as_before: before == Some(sealed.gives()), stage: name });
                 self.set_stage(stage, StageLife::Sealed(sealed));
             }
             Err(problem) => self.fail_stage(stage, problem),
@@ -315,10 +320,10 @@ impl<'a> Scheduler<'a> {
         &self.plan.stages[stage.index()]
     }
 
-    /// The digests of all it takes from, in the order of its slots and tools.
+    /// The digests of all manifests it takes from, in the order of its slots and tools.
     fn givers(&self, stage: StageIndex) -> Vec<Digest> {
         let sealed = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(sealed) => Some(sealed.digest()),
+            StageLife::Sealed(sealed) => Some(sealed.gives()),
             _ => None,
         };
         self.planned(stage).dependencies().filter_map(sealed).collect()

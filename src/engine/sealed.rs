@@ -7,16 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::Task;
 use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
-use crate::base::{Context, Digest, Problem, Result};
+use crate::base::{Context, Digest, Problem, Result, hash_bytes};
 use crate::store::{BlobList, Note};
 
 /// A complete stage as one text, which is what the next build recalls instead of expanding the stage and looking for each
-/// part. Three lines: the number of parts, the blobs that hold what it gives, and the rest, which is read only if
-/// someone asks.
+/// part. Three lines: the number of parts and the digest of the manifest, the blobs that hold it, and the rest, which is
+/// read only if someone asks.
 #[derive(Debug)]
 pub struct Sealed {
     note: Note,
     parts: usize,
+    gives: Digest,
     whole: OnceLock<Whole>,
 }
 
@@ -69,21 +70,29 @@ impl Sealed {
     /// The stage of which `whole` is known.
     pub fn new(whole: Whole) -> Result<Sealed> {
         let blobs = BlobList::of(whole.manifest.parts.values().map(|part| part.content.blob()));
-        let body = serde_json::to_string(&whole).context(CODE, || "spell a complete stage".into())?;
+        let spell = || "spell a complete stage".into();
+        let gives = hash_bytes(&serde_json::to_vec(&whole.manifest).context(CODE, spell)?);
+        let body = serde_json::to_string(&whole).context(CODE, spell)?;
         let parts = whole.parts.len();
-        let note = Note::new(format!("{parts}\n{}\n{body}\n", blobs.text()));
-        Ok(Sealed { note, parts, whole: whole.into() })
+        let note = Note::new(format!("{parts} {gives}\n{}\n{body}\n", blobs.text()));
+        Ok(Sealed { note, parts, gives, whole: whole.into() })
     }
 
     /// The stage that was noted; `None` if the note says something else.
     pub(super) fn read(note: Note) -> Option<Sealed> {
-        let parts = note.text.lines().next()?.parse().ok()?;
-        Some(Sealed { note, parts, whole: OnceLock::new() })
+        let (parts, gives) = note.text.lines().next()?.split_once(' ')?;
+        let (parts, gives) = (parts.parse().ok()?, gives.parse().ok()?);
+        Some(Sealed { note, parts, gives, whole: OnceLock::new() })
     }
 
     /// Of all that is known.
     pub fn digest(&self) -> Digest {
         self.note.digest
+    }
+
+    /// Of its manifest: all that those who take from it see.
+    pub fn gives(&self) -> Digest {
+        self.gives
     }
 
     /// How many parts it has.

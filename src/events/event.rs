@@ -49,7 +49,12 @@ pub enum Event {
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
     /// Every part of a stage is there.
-    Sealed { stage: String },
+    Sealed {
+        stage: String,
+        /// It gives just what it gave before: what takes from it is not redone.
+        #[serde(default)]
+        as_before: bool,
+    },
     /// A stage will not run, because one it waits for failed.
     Skipped { stage: String },
     /// The build is over.
@@ -63,7 +68,7 @@ impl Event {
             Event::Begun { .. } | Event::Finished { .. } => None,
             Event::Expanded { stage, .. }
             | Event::Unchanged { stage, .. }
-            | Event::Sealed { stage }
+            | Event::Sealed { stage, .. }
             | Event::Skipped { stage } => Some(stage),
             Event::Hit { part }
             | Event::Started { part, .. }

@@ -74,7 +74,7 @@ impl TimedListener for Junit {
                 self.add(part.clone(), status, Duration::from_millis(took_ms));
                 self.settled.insert(part.stage.clone());
             }
-            Event::Sealed { stage } => _ = self.settled.insert(stage.clone()),
+            Event::Sealed { stage, .. } => _ = self.settled.insert(stage.clone()),
             Event::Skipped { stage } => {
                 self.add(whole(stage), skipped("a stage it waits for failed"), Duration::ZERO);
                 self.settled.insert(stage.clone());

@@ -48,7 +48,7 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
 /// What an event says of the end of something.
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
-        Event::Sealed { stage } | Event::Unchanged { stage, .. } => {
+        Event::Sealed { stage, .. } | Event::Unchanged { stage, .. } => {
             Some(format!("done   {stage}: {}", summary.stage(stage)?))
         }
         // A message may hold a whole report; it is shown at the end.

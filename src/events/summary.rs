@@ -30,6 +30,8 @@ pub struct StageTally {
     pub skipped: bool,
     /// Complete.
     pub sealed: bool,
+    /// It gave just what it gave before.
+    pub as_before: bool,
     /// The time of all parts that ran, added up.
     pub took_ms: u64,
     /// The bytes of all parts that ran.
@@ -78,7 +80,10 @@ impl Listener for Summary {
                 tally.output_bytes = tally.output_bytes.saturating_add(*output_bytes);
             }
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
-            Event::Sealed { stage } => self.entry(stage).sealed = true,
+            Event::Sealed { stage, as_before } => {
+                let tally = self.entry(stage);
+                (tally.sealed, tally.as_before) = (true, *as_before);
+            }
             Event::Skipped { stage } => self.entry(stage).skipped = true,
             Event::Progress { .. } | Event::Retried { .. } | Event::Finished { .. } => {}
         }
@@ -93,6 +98,8 @@ impl fmt::Display for StageTally {
             (_, 0) => write!(f, "from the cache"),
             (0, _) => write!(f, "{took}"),
             (hits, ran) => write!(f, "{hits} from the cache, {ran} ran in {took}"),
-        }
+        }?;
+        // Early cut-off: different work, the same outcome.
+        if self.ran > 0 && self.as_before { write!(f, "; it gives what it gave before") } else { Ok(()) }
     }
 }

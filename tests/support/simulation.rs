@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::Digest;
-use kiln::engine::{Answer, Effect, Input, Limits, Scheduler, Sealed, Task, Times, Whole};
+use kiln::engine::{Answer, Effect, History, Input, Limits, Scheduler, Sealed, Task, Whole};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
@@ -28,8 +28,8 @@ pub struct Simulation<'a> {
     pub cached: &'a dyn Fn(&Task) -> bool,
     /// Whether an earlier build completed the stage of this name.
     pub remembered: &'a dyn Fn(&str) -> bool,
-    /// What stages took in earlier builds.
-    pub times: Times,
+    /// What is known of the stages from earlier builds.
+    pub history: History,
     /// Cancels after so many answers.
     pub cancel_after: Option<usize>,
 }
@@ -38,7 +38,7 @@ impl Simulation<'_> {
     /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where the scheduler
     /// breaks a law.
     pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
-        let mut scheduler = Scheduler::new(self.plan, self.limits, &self.times);
+        let mut scheduler = Scheduler::new(self.plan, self.limits, self.history.clone());
         let mut trace = Trace::default();
         let mut outstanding: Vec<Effect> = vec![];
         let mut there: BTreeSet<Digest> = BTreeSet::new();
@@ -194,7 +194,8 @@ pub fn told(events: &[Event]) -> String {
         Event::Retried { part, attempt, problem } => format!("{part} retried after {attempt}: {}\n", problem.code),
         Event::Done { part, .. } => format!("{part} done\n"),
         Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
-        Event::Sealed { stage } => format!("{stage} sealed\n"),
+        Event::Sealed { stage, as_before: false } => format!("{stage} sealed\n"),
+        Event::Sealed { stage, .. } => format!("{stage} sealed as before\n"),
         Event::Skipped { stage } => format!("{stage} skipped\n"),
         Event::Finished { hits, ran, failed, cancelled } => {
             let end = if *cancelled { ", cancelled" } else { "" };

@@ -1,9 +1,10 @@
-//! What stages took in earlier builds, and the roads that follow from it: longest road first is how a few workers end soonest.
+//! What stages took and gave in earlier builds. From it follow the roads: longest road first is how a few workers end soonest.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::Digest;
 use crate::plan::Plan;
 
 /// What a stage's parts took when they ran last.
@@ -30,11 +31,20 @@ impl Took {
     }
 }
 
+/// A stage in the last build that completed it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// What it took.
+    pub took: Took,
+    /// The digest of its manifest.
+    pub gives: Option<Digest>,
+}
+
 /// By stage; one that is not named is taken to need no time.
 #[derive(Clone, Debug, Default)]
-pub struct Times(pub BTreeMap<String, Took>);
+pub struct History(pub BTreeMap<String, Before>);
 
-impl Times {
+impl History {
     /// For each stage of `plan`, the time from its end to the end of the build: the longest way through those that
     /// wait for it.
     pub(super) fn roads(&self, plan: &Plan, jobs: u32) -> Vec<u64> {
@@ -42,7 +52,7 @@ impl Times {
         let mut roads = vec![0; plan.stages.len()];
         // From the end, so that a stage's own road is known before it is added to those of its givers.
         for (at, stage) in plan.stages.iter().enumerate().rev() {
-            let took = self.0.get(&stage.id.0).map_or(0, |took| took.with(jobs));
+            let took = self.0.get(&stage.id.0).map_or(0, |before| before.took.with(jobs));
             let road = took.saturating_add(roads[at]);
             for giver in stage.dependencies().filter_map(|giver| place.get(giver)) {
                 roads[*giver] = road.max(roads[*giver]);
