@@ -58,11 +58,15 @@ impl PlanArgs {
     }
 
     fn source(&self) -> Result<Source> {
-        let text = read(&self.path)?;
+        let (text, folder) = (read(&self.path)?, self.folder()?);
+        Ok(Source { name: self.path.display().to_string(), text, folder })
+    }
+
+    /// The absolute folder that the plan lies in.
+    pub(super) fn folder(&self) -> Result<PathBuf> {
         let path = std::path::absolute(&self.path)
             .context("kiln::plan::unreadable", || format!("find the folder of {}", self.path.display()))?;
-        let folder = path.parent().map_or(path.clone(), PathBuf::from);
-        Ok(Source { name: self.path.display().to_string(), text, folder })
+        Ok(path.parent().map_or(path.clone(), PathBuf::from))
     }
 }
 

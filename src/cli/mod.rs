@@ -1,5 +1,6 @@
 //! Floor 6: puts everything together; one file a subcommand.
 
+mod artifacts;
 mod build;
 mod cache;
 mod check;
@@ -10,8 +11,8 @@ mod explain;
 mod github;
 mod inspect;
 mod machine;
+mod papers;
 mod plan;
-mod receipt;
 mod replay;
 mod reports;
 mod schema;
@@ -59,6 +60,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
     Doctor(doctor::Args),
+    /// Check that the files of a build are those of the lock beside the plan; exit code 3 if not
+    Verify(papers::VerifyArgs),
     /// Look into the local cache
     Cache(cache::Args),
     /// Run one action: what child processes do
@@ -80,6 +83,7 @@ impl Call {
             Command::Schema => schema::run(common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
+            Command::Verify(args) => papers::verify(args, common),
             Command::Cache(args) => cache::run(args, common, stages),
             Command::Work(args) => work::run(args, common, stages),
         }
