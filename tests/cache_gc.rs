@@ -65,8 +65,10 @@ fn cache(text: &str) -> tempfile::TempDir {
 
 fn lock(results: &[&str]) -> tempfile::NamedTempFile {
     let mut lock = tempfile::NamedTempFile::new().unwrap();
-    writeln!(lock, "plan = 'pottery'\n[tools.oven]\nsha256 = '0'\n[stage.a]\nkind = 'throw'\n[stage.a.actions]")
+    let digest = hash_bytes(b"");
+    writeln!(lock, "version = 1\nplan = 'pottery'\ndigest = '{digest}'\n[stage.a]\nkind = 'throw'\nversion = 1")
         .unwrap();
+    writeln!(lock, "params = '{digest}'\nkeep = false\ngives = '{digest}'\n[stage.a.actions]").unwrap();
     results.iter().for_each(|result| writeln!(lock, "{result} = '{}'", key(result)).unwrap());
     lock
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::artifacts::{Artifact, artifacts};
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
-use super::receipt::{self, Artifact, Receipt};
+use super::papers::{self, Papers};
 use super::screen::{Screen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
@@ -45,6 +46,8 @@ pub struct Args {
     #[arg(long)]
     keep_going: bool,
     #[command(flatten)]
+    papers: papers::Args,
+    #[command(flatten)]
     views: Views,
 }
 
@@ -59,6 +62,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
     let cancel = interruption()?;
 
+    let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
     let mut screen = Screen::open(&args.views, common)?;
     let built = bench.build(limits, &cancel, &mut screen);
     let (summary, problems) = screen.close();
@@ -76,17 +80,23 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
 
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
     let kept = kept(&bench.plan, &built)?;
-    let wrote = write_out(&bench.store, &kept, &bench.plan, &built, &out)?;
+    let papers = Papers::of(&args.papers, &args.plan, &bench, &built, &kept);
+    if let Some(locked) = &locked {
+        papers.hold(locked)?;
+    }
+    let wrote = write_out(&bench.store, &kept, &papers, &out)?;
     let ran = summary.total(|stage| stage.ran);
     common.print(&if common.json {
-        format!("{}\n", json!({"out": out, "artifacts": receipt::artifacts(&kept)}))
+        format!("{}\n", json!({"out": out, "artifacts": artifacts(&kept)}))
     } else if ran == 0 && !wrote {
         format!("nothing to do: {}, {}\n", count(summary.total(|stage| stage.parts), "part"), duration(begun.elapsed()))
     } else {
         let total = summary.total(|stage| stage.hits);
         let end = format!("{} ran, {total} from the cache, in {}", count(ran, "part"), duration(begun.elapsed()));
-        format!("{}{end}; written to {}\n", table(&receipt::artifacts(&kept), &summary), out.display())
+        format!("{}{end}; written to {}\n", table(&artifacts(&kept), &summary), out.display())
     });
+    papers.check(&args.stages, limits, &cancel, &out, common)?;
+    papers.lock(common)?;
     Ok(Exit::Done)
 }
 
@@ -122,18 +132,12 @@ fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
 }
 
 /// Yields whether anything had to be written.
-fn write_out(
-    blobs: &dyn BlobStore,
-    kept: &[(String, Manifest)],
-    plan: &Plan,
-    built: &Built,
-    out: &Path,
-) -> Result<bool> {
+fn write_out(blobs: &dyn BlobStore, kept: &[(String, Manifest)], papers: &Papers, out: &Path) -> Result<bool> {
     let mut wrote = false;
     for (stage, manifest) in kept {
         wrote |= publish(blobs, manifest, &out.join(stage))?;
     }
-    Ok(wrote | Receipt::of(plan, built, kept)?.write(out)?)
+    Ok(wrote | papers.write(out)?)
 }
 
 /// Stage, artifact, size, digest and time; a folder of an artifact is one row.

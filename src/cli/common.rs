@@ -62,10 +62,14 @@ impl PlanArgs {
             true => problem,
             false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
         })?;
+        Ok(Source { name: self.path.display().to_string(), text, folder: self.folder()? })
+    }
+
+    /// The absolute folder that the plan lies in.
+    pub(super) fn folder(&self) -> Result<PathBuf> {
         let path = std::path::absolute(&self.path)
             .context("kiln::plan::unreadable", || format!("find the folder of {}", self.path.display()))?;
-        let folder = path.parent().map_or(path.clone(), PathBuf::from);
-        Ok(Source { name: self.path.display().to_string(), text, folder })
+        Ok(path.parent().map_or(path.clone(), PathBuf::from))
     }
 }
 

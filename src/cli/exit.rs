@@ -33,6 +33,7 @@ impl Exit {
             "kiln::cancelled" => Exit::Interrupted,
             "kiln::tool_missing" | "kiln::tool_file_missing" => Exit::ToolMissing,
             "kiln::fetch::digest" | "kiln::store::corrupt" | "kiln::bundle::digest" => Exit::DigestDiffers,
+            "kiln::lock::differs" | "kiln::check::differs" | "kiln::verify::differs" => Exit::DigestDiffers,
             "kiln::fetch::unpinned" => Exit::BadCall,
             code if ["kiln::plan::", "kiln::call::", "kiln::log::"].iter().any(|room| code.starts_with(room)) => {
                 Exit::BadCall

@@ -1,5 +1,6 @@
 //! Floor 6: puts everything together; one file a subcommand.
 
+mod artifacts;
 mod build;
 mod cache;
 mod check;
@@ -13,8 +14,8 @@ mod init;
 mod inspect;
 mod machine;
 mod man;
+mod papers;
 mod plan;
-mod receipt;
 mod replay;
 mod reports;
 mod schema;
@@ -70,6 +71,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
     Doctor(doctor::Args),
+    /// Check that the files of a build are those of the lock beside the plan; exit code 3 if not
+    Verify(papers::VerifyArgs),
     /// Look into the local cache
     Cache(cache::Args),
     /// Print a script that completes calls of kiln: source <(kiln completions bash)
@@ -112,6 +115,7 @@ impl Call {
             Command::Schema => schema::run(common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
+            Command::Verify(args) => papers::verify(args, common),
             Command::Cache(args) => cache::run(args, common, stages),
             Command::Completions(args) => Ok(completions::run(args, common)),
             Command::Man(args) => man::run(args, common),

@@ -7,7 +7,7 @@ use crate::base::{Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
 /// Which files.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Write a JUnit report to FILE, for CI systems: a suite a stage, a case a part
     #[arg(long, value_name = "FILE")]

@@ -12,7 +12,7 @@ use crate::base::{Context, Problem};
 use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary, TimedListener};
 
 /// The views besides the one on screen.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Views {
     /// Write every event to FILE as it happens, a line of JSON each; `kiln replay` reads it
     #[arg(long, value_name = "FILE")]

@@ -2,22 +2,26 @@
 
 use std::sync::atomic::AtomicBool;
 
+use super::papers::Outline;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
 use crate::engine::{Build, Built, Limits, Memory, Record, select};
 use crate::events::{Event, Listener};
-use crate::execute::Local;
+use crate::execute::{Executor, Local};
 use crate::plan::Plan;
-use crate::store::{Disk, Stamp};
+use crate::store::{ActionCache, Disk, Stamp};
 
 /// Everything laid out for a build.
 pub(super) struct Workbench<'a> {
     pub(super) plan: Plan,
     pub(super) store: Disk,
-    stages: &'a Registry,
+    pub(super) stages: &'a Registry,
+    /// What the whole plan says, whatever is wanted of it.
+    pub(super) outline: Outline,
+    /// What this program is.
+    pub(super) program: Digest,
     last: Record,
-    program: Digest,
 }
 
 impl<'a> Workbench<'a> {
@@ -28,36 +32,45 @@ impl<'a> Workbench<'a> {
         common: &Common,
         stages: &'a Registry,
     ) -> Result<Workbench<'a>, Failed> {
-        let plan = select(args.load(stages)?, wanted)?;
+        let plan = args.load(stages)?;
+        let outline = Outline::of(&plan, &args.folder()?, stages);
+        let plan = select(plan, wanted)?;
         look_for_files(&plan, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
-        Ok(Workbench { plan, store, stages, last, program })
+        Ok(Workbench { plan, store, stages, outline, program, last })
     }
 
     /// Builds, as far as `limits` allow.
     pub(super) fn build(&self, limits: Limits, cancel: &AtomicBool, listener: &mut dyn Listener) -> Built {
         let memory = Memory { notes: &self.store, program: self.program };
-        self.build_with(Some(memory), limits, cancel, listener)
+        self.build_with(Some(memory), &self.store, &self.local(), limits, cancel, listener)
     }
 
-    fn build_with(
+    /// What runs actions on this machine.
+    pub(super) fn local(&self) -> Local<'_> {
+        Local { store: &self.store, stages: self.stages, program: PROGRAM.into() }
+    }
+
+    /// Builds with what `actions` knows, by the hands of `executor`.
+    pub(super) fn build_with(
         &self,
         memory: Option<Memory>,
+        actions: &dyn ActionCache,
+        executor: &dyn Executor,
         limits: Limits,
         cancel: &AtomicBool,
         listener: &mut dyn Listener,
     ) -> Built {
-        let executor = Local { store: &self.store, stages: self.stages, program: PROGRAM.into() };
         let build = Build {
             plan: &self.plan,
             stages: self.stages,
             blobs: &self.store,
-            actions: &self.store,
+            actions,
             memory,
             notes: &self.store,
-            executor: &executor,
+            executor,
             last: &self.last,
             limits,
             cancel,
@@ -67,9 +80,9 @@ impl<'a> Workbench<'a> {
 
     /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
-        let mut ear = Problems(vec![]);
+        let mut ear = Problems::default();
         let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
-        let built = self.build_with(None, limits, &AtomicBool::new(false), &mut ear);
+        let built = self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),
@@ -108,7 +121,8 @@ fn program() -> Result<Digest> {
 }
 
 /// Hears only what goes wrong.
-struct Problems(Vec<Problem>);
+#[derive(Default)]
+pub(super) struct Problems(pub(super) Vec<Problem>);
 
 impl Listener for Problems {
     fn hear(&mut self, event: &Event) {

@@ -32,10 +32,10 @@ pub use folder::LockedFolder;
 pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
-pub use publish::publish;
+pub use publish::{RECORD, publish};
 pub use shelves::BlobList;
 pub use stamp::Stamp;
-pub use watched::Watched;
+pub use watched::{Watched, hash_ahead};
 
 /// Immutable bytes by digest.
 pub trait BlobStore: Send + Sync {

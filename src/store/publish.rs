@@ -17,7 +17,7 @@ use crate::base::{Context, Digest, Problem, Result};
 const CODE: &str = "kiln::publish::io";
 
 /// Lies in each published folder and says what the folder holds. Marks it as one that kiln may replace.
-const RECORD: &str = ".kiln.json";
+pub const RECORD: &str = ".kiln.json";
 
 /// Folders that are being written, or on their way out, begin with this.
 const TEMPORARY: &str = ".kiln-tmp-";

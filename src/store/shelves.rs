@@ -39,7 +39,7 @@ impl<'a> BlobList<'a> {
 }
 
 /// The text of a list for which looking at the folders is worth a note.
-const WORTH_A_NOTE_BYTES: usize = 512 * 70;
+const WORTH_A_NOTE_BYTES: usize = 64 * 70;
 
 /// Whether all blobs of `list` are there. When they last were, the stamps of all folders of blobs were noted: while those
 /// are the same, no name has come or gone. A blob that is there but damaged is found when it is read.

@@ -102,8 +102,9 @@ fn is_at_rest(metadata: &Metadata) -> bool {
     i64::try_from(now).is_ok_and(|now| now > latest.saturating_add(TICK_SECONDS))
 }
 
-/// Hashes one chunk on all threads while the next is being read. By reading, since a mapped file that shrinks is a fault.
-fn hash_ahead(mut file: &File) -> io::Result<Digest> {
+/// Hashes a file, one chunk on all threads while the next is being read. By reading, since a mapped file that shrinks is a
+/// fault.
+pub fn hash_ahead(mut file: &File) -> io::Result<Digest> {
     const CHUNK_BYTES: usize = 4 << 20;
     let mut hasher = Hasher::default();
     let (mut full, mut next) = (vec![], vec![]);

@@ -18,4 +18,5 @@ pub mod tiny_weights;
 pub mod tools;
 pub mod tree;
 pub mod web;
+pub mod workshop;
 pub mod workspace;

@@ -1,17 +1,15 @@
 //! `kiln cache gc`: removes what neither a last build nor a lock keeps.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
 use serde_json::json;
 
 use super::super::machine::parse_bytes;
+use super::super::papers::Account;
 use super::super::{Common, Exit};
 use crate::action::ActionKey;
-use crate::base::{Context, Problem, Result, bytes, count};
+use crate::base::{Problem, Result, bytes, count};
 use crate::engine::Record;
 use crate::store::{Disk, Garbage, Rules, Tally};
 
@@ -85,28 +83,12 @@ fn text(garbage: &Garbage, dry_run: bool) -> String {
     text
 }
 
-/// What a lock says of results; the rest of it says where things come from.
-#[derive(Deserialize)]
-struct Lock {
-    #[serde(default)]
-    stage: BTreeMap<String, LockedStage>,
-}
-
-#[derive(Deserialize)]
-struct LockedStage {
-    #[serde(default)]
-    actions: BTreeMap<String, ActionKey>,
-}
-
 /// The keys that the lock `path` names.
 fn locked(path: &Path) -> Result<Vec<ActionKey>> {
-    const CODE: &str = "kiln::call::lock";
-    let text = fs::read_to_string(path).context(CODE, || format!("read the lock {}", path.display()));
-    let text = text.map_err(|problem| problem.help("`kiln build PLAN --lock` writes PLAN.lock beside the plan"))?;
-    let lock: Lock = toml::from_str(&text).context(CODE, || format!("understand the lock {}", path.display()))?;
-    let keys: Vec<ActionKey> = lock.stage.into_values().flat_map(|stage| stage.actions.into_values()).collect();
+    let keys: Vec<ActionKey> = Account::read_lock(path)?.actions().collect();
     if keys.is_empty() {
-        return Err(Problem::new(CODE, format!("{} names no results, so that it would keep nothing", path.display()))
+        let message = format!("{} names no results, so that it would keep nothing", path.display());
+        return Err(Problem::new("kiln::call::lock", message)
             .help("a lock has a table [stage.NAME.actions] with the key of each part"));
     }
     Ok(keys)

@@ -1,0 +1,69 @@
+//! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is read as if an enemy
+//! had written it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::super::whole::write_whole;
+use super::account::{Account, VERSION};
+use crate::base::{Context, Problem, Result, bytes};
+
+const CODE: &str = "kiln::call::lock";
+
+/// Cap on the text of a lock: a part needs 200 bytes, so it holds a third of a million.
+const MAX_BYTES: u64 = 64 << 20;
+
+const HEAD: &str = "# What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln verify` hold to it.\n\n";
+
+/// Where the lock of a plan is.
+pub(in crate::cli) fn beside(plan: &Path) -> PathBuf {
+    plan.with_extension("lock")
+}
+
+/// What to say where there is none.
+pub(super) fn none_at(path: &Path) -> Problem {
+    Problem::new("kiln::call::no_lock", format!("there is no lock at {}", path.display()))
+        .help("write it: kiln build PLAN.toml --lock; then commit it beside the plan")
+}
+
+/// The form alone.
+#[derive(Deserialize)]
+struct Form {
+    version: u32,
+}
+
+impl Account {
+    /// Reads the lock at `path`.
+    pub(in crate::cli) fn read_lock(path: &Path) -> Result<Account> {
+        let failed = || format!("read the lock {}", path.display());
+        let mut text = String::new();
+        let file = File::open(path).context(CODE, failed)?;
+        file.take(MAX_BYTES + 1).read_to_string(&mut text).context(CODE, failed)?;
+        if text.len() as u64 > MAX_BYTES {
+            let message = format!("{} has more than {}, which no lock has", path.display(), bytes(MAX_BYTES));
+            return Err(Problem::new(CODE, message));
+        }
+        let failed = || format!("understand the lock {}", path.display());
+        let mended = |problem: Problem| problem.help("a lock is written by `kiln build PLAN.toml --lock`");
+        let Form { version } = toml::from_str(&text).context(CODE, failed).map_err(mended)?;
+        if version != VERSION {
+            let message = format!("{} has version {version}, this kiln knows {VERSION}", path.display());
+            return Err(Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock"));
+        }
+        toml::from_str(&text).context(CODE, failed).map_err(mended)
+    }
+
+    /// Puts the lock at `path`, whole or not at all; yields whether another one, or none, was there.
+    pub(super) fn write_lock(&self, path: &Path) -> Result<bool> {
+        let failed = || format!("write the lock {}", path.display());
+        let text = HEAD.to_string() + &toml::to_string(self).context(CODE, failed)?;
+        if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+            return Ok(false);
+        }
+        write_whole(path, text.as_bytes()).context(CODE, failed)?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,101 @@
+//! What a plan says, wherever it lies and however it is spelled. Known before anything runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::action::Registry;
+use crate::base::{Digest, hash_bytes};
+use crate::plan::{Keep, Plan, PlannedStage};
+
+/// A plan in outline.
+pub(in crate::cli) struct Outline {
+    pub(super) plan: String,
+    /// Of all that it says, but for what must not change bytes: `timeout` and `retries`.
+    pub(super) digest: Digest,
+    /// In the order of the plan.
+    pub(super) stages: Vec<(String, Asked)>,
+}
+
+/// What it says of a stage.
+pub(super) struct Asked {
+    pub(super) kind: String,
+    /// Of the code that this kiln has for the kind.
+    pub(super) version: u32,
+    pub(super) params: Digest,
+    /// Input -> the stages that feed it.
+    pub(super) inputs: BTreeMap<String, Vec<String>>,
+    pub(super) keep: Kept,
+}
+
+/// What is written out, spelled as in a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Kept {
+    All(bool),
+    Parts(Vec<String>),
+}
+
+impl Outline {
+    /// Of `plan`, which lies in `folder`.
+    pub(in crate::cli) fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
+        let inside = Inside::of(folder);
+        let stages: Vec<(String, Asked)> =
+            plan.stages.iter().map(|stage| (stage.id.0.clone(), asked(stage, &inside, registry))).collect();
+        let said: BTreeMap<&str, Value> = stages
+            .iter()
+            .map(|(id, Asked { kind, params, inputs, keep, .. })| {
+                (id.as_str(), json!({"kind": kind, "params": params, "inputs": inputs, "keep": keep}))
+            })
+            .collect();
+        let digest = hash_bytes(json!({"plan": plan.name, "stages": said}).to_string().as_bytes());
+        Outline { plan: plan.name.clone(), digest, stages }
+    }
+}
+
+fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
+    let names = |(slot, givers): (&String, &Vec<crate::plan::StageId>)| {
+        (slot.clone(), givers.iter().map(|giver| giver.0.clone()).collect())
+    };
+    Asked {
+        kind: stage.kind.clone(),
+        // A checked plan names no kind that is not there.
+        version: registry.get(&stage.kind).map_or(0, |kind| kind.spec().version),
+        params: hash_bytes(inside.spelled(&stage.params).to_string().as_bytes()),
+        inputs: stage.slots.iter().map(names).collect(),
+        keep: match &stage.keep {
+            Keep::Nothing => Kept::All(false),
+            Keep::All => Kept::All(true),
+            Keep::Parts(parts) => Kept::Parts(parts.clone()),
+        },
+    }
+}
+
+/// Knows the files beside a plan by their paths from there.
+pub(super) struct Inside {
+    /// How a URL begins that was relative in the plan.
+    prefix: String,
+}
+
+impl Inside {
+    /// Of the plan's absolute folder.
+    pub(super) fn of(folder: &Path) -> Inside {
+        Inside { prefix: format!("file:{}", folder.join("").display()) }
+    }
+
+    /// A URL as it would be written beside the plan.
+    pub(super) fn url(&self, url: &str) -> String {
+        url.strip_prefix(&self.prefix).map_or_else(|| url.into(), |path| format!("file:{path}"))
+    }
+
+    fn spelled(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => self.url(text).into(),
+            Value::Array(items) => items.iter().map(|item| self.spelled(item)).collect(),
+            Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), self.spelled(value))).collect(),
+            other => other.clone(),
+        }
+    }
+}
