@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, non_camel_case_types)]
 
 pub mod fake;
+pub mod faulty;
 pub mod fetching;
 pub mod gguf_file;
 pub mod interpreter;

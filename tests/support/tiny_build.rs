@@ -140,6 +140,8 @@ pub fn said(output: &Output) -> String {
 /// The codes of the problems in what `--json` printed.
 pub fn codes(output: &Output) -> Vec<String> {
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    let problems = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    // Events that tell of a problem are not the last word.
+    let problems = lines.filter(|line| line.get("event").is_none());
     problems.filter_map(|line| Some(line.get("problem")?.get("code")?.as_str()?.to_owned())).collect()
 }
