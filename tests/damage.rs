@@ -172,18 +172,21 @@ fn clocks_and_copies_change_nothing() {
     let whole = tiny.room("whole");
     let (parts, _) = tiny.build_to_the_end("whole");
     let day = Duration::from_secs(86_400);
-    let do_nothing: &dyn Fn(&Path) = &|_| {};
-    let mischief: [(&str, &str, &dyn Fn(&Path)); 5] = [
-        ("copied", "-r", do_nothing),
-        ("copied with its times", "-a", do_nothing),
-        ("in 1970", "-a", &|room| set_times(room, SystemTime::UNIX_EPOCH)),
-        ("in a time to come", "-a", &|room| set_times(room, SystemTime::now() + 400 * day)),
-        ("without notes", "-a", &|room| fs::remove_dir_all(room.join("cache/notes")).unwrap()),
-    ];
-    for (name, copy, act) in mischief {
+    for (name, copy) in [
+        ("copied", "-r"),
+        ("with its times", "-a"),
+        ("in 1970", "-a"),
+        ("in a time to come", "-a"),
+        ("without notes", "-a"),
+    ] {
         let room = tiny.room(name);
         assert!(Command::new("cp").arg(copy).arg(&whole).arg(&room).status().unwrap().success());
-        act(&room);
+        match name {
+            "in 1970" => set_times(&room, SystemTime::UNIX_EPOCH),
+            "in a time to come" => set_times(&room, SystemTime::now() + 400 * day),
+            "without notes" => fs::remove_dir_all(room.join("cache/notes")).unwrap(),
+            _ => {}
+        }
         assert_eq!(tiny.build_to_the_end(name), (parts, 0), "{name}");
         assert_eq!(tiny.written(name), expected, "{name}");
         assert!(tiny.is_whole(name), "{name}");

@@ -42,7 +42,7 @@ fn soak(rounds: usize, seed: u64) -> Count {
     for round in 0..rounds {
         let room = round.to_string();
         for _ in 0..=round % 2 {
-            let whom = if random.bits() % 2 == 0 { Whom::Parent } else { Whom::All };
+            let whom = if random.bits().is_multiple_of(2) { Whom::Parent } else { Whom::All };
             let (is_struck, lives_on) = strike(&tiny, &room, Duration::from_micros(random.bits() % length_us), whom);
             count.struck += usize::from(is_struck);
             count.left_behind += usize::from(lives_on);
@@ -107,7 +107,7 @@ fn a_few_kills() {
 }
 
 #[test]
-#[ignore = "takes about ten minutes"]
+#[ignore = "takes about six minutes"]
 fn big_a_thousand_kills() {
     check(1000, 2);
 }
