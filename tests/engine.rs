@@ -3,7 +3,7 @@
 mod support;
 
 use kiln::base::hash_bytes;
-use kiln::engine::{Before, History, Limits, Sealed, Task, Took, Whole};
+use kiln::engine::{Before, History, Limits, Past, Sealed, Task, Took, Whole};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use proptest::prelude::*;
@@ -14,7 +14,8 @@ const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100, keep_going: false };
 
 fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trace {
     let remembered = &|_: &str| false;
-    Simulation { plan, limits, cached, remembered, history: History::default(), cancel_after: None }.run(|_| 0)
+    Simulation { plan, limits, cached, remembered, history: History::default(), past: &|_| None, cancel_after: None }
+        .run(|_| 0)
 }
 
 /// Builds `text`, answering in the order of the questions, and compares what is told.
@@ -187,10 +188,14 @@ fn random_plan() -> impl Strategy<Value = String> {
         prop::option::weighted(0.1, 0..4u64),
         prop::option::weighted(0.3, 0..2u32),
         prop::bool::weighted(0.2),
+        prop::option::weighted(0.3, 1..4u64),
+        any::<bool>(),
     );
-    prop::collection::vec(stage, 0..8).prop_map(|stages| {
-        let lines = stages.into_iter().enumerate().map(|(index, (from, parts, threads, memory, fail, seed, tied))| {
-            let mut line = format!("s{index}: parts={parts} threads={threads} memory={memory}");
+    // One number for all stages: of parts that share an action, only one stage's counts.
+    (prop::collection::vec(stage, 0..8), 0..4u32).prop_map(|(stages, retries)| {
+        let lines = stages.into_iter().enumerate().map(|(index, stage)| {
+            let (from, parts, threads, memory, fail, seed, tied, flaky, process) = stage;
+            let mut line = format!("s{index}: parts={parts} threads={threads} memory={memory} retries={retries}");
             if index > 0 && !from.is_empty() {
                 let givers: Vec<String> = from.iter().map(|giver| format!("s{}", giver.index(index))).collect();
                 line += &format!(" from={}", givers.join(","));
@@ -198,6 +203,8 @@ fn random_plan() -> impl Strategy<Value = String> {
             line += &fail.map_or(String::new(), |fail| format!(" fail={fail}"));
             line += &seed.map_or(String::new(), |seed| format!(" seed=twin{seed}"));
             line += if tied { " tied=1" } else { "" };
+            line += &flaky.map_or(String::new(), |flaky| format!(" flaky={flaky}"));
+            line += if process { " process=1" } else { "" };
             line + "\n"
         });
         lines.collect()
@@ -212,8 +219,15 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
     );
     let remembered = &|stage: &str| stage == "clay";
     let cached = &|_: &Task| false;
-    let simulation =
-        Simulation { plan: &plan, limits: LIMITS, cached, remembered, history: History::default(), cancel_after: None };
+    let simulation = Simulation {
+        plan: &plan,
+        limits: LIMITS,
+        cached,
+        remembered,
+        history: History::default(),
+        past: &|_| None,
+        cancel_after: None,
+    };
     let trace = simulation.run(|_| 0);
     assert!(told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"), "{}", told(&trace.events));
     assert_eq!(trace.sealed, expected(&plan));
@@ -226,7 +240,8 @@ fn a_stage_that_gives_what_it_gave_before_is_said_to() {
     let gives = Some(Sealed::new(whole).unwrap().gives());
     let history = History([("clay".to_string(), Before { gives, ..Before::default() })].into());
     let (cached, remembered) = (&|_: &Task| false, &|_: &str| false);
-    let simulation = Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, cancel_after: None };
+    let simulation =
+        Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, past: &|_| None, cancel_after: None };
     let told = told(&simulation.run(|_| 0).events);
     assert!(told.ends_with("clay sealed as before\n0 hits, 2 ran, 0 failed\n"), "{told}");
 }
@@ -241,8 +256,15 @@ fn the_longest_road_is_begun_first() {
     let took = |ms| Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None };
     let history = History([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
     let limits = Limits { jobs: 1, ..LIMITS };
-    let simulation =
-        Simulation { plan: &plan, limits, cached: &|_| false, remembered: &|_| false, history, cancel_after: None };
+    let simulation = Simulation {
+        plan: &plan,
+        limits,
+        cached: &|_| false,
+        remembered: &|_| false,
+        history,
+        past: &|_| None,
+        cancel_after: None,
+    };
     // Both stages are looked for before the shorter road could be let in.
     let mut turn = 0;
     let trace = simulation.run(|count| {
@@ -265,6 +287,34 @@ fn what_failed_is_tried_again_as_often_as_the_plan_says() {
     let trace = simulate(&fake::plan("clay: fail=0 retries=2"), LIMITS, &|_| false);
     assert_eq!(trace.retried, [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]);
     assert!(told(&trace.events).ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n"));
+}
+
+#[test]
+fn a_part_that_fails_now_and_then_succeeds_in_the_end() {
+    let trace = simulate(&fake::plan("clay: flaky=2 retries=2\n pot: from=clay"), LIMITS, &|_| false);
+    assert_eq!(trace.retried, [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]);
+    assert!(told(&trace.events).ends_with("0 hits, 2 ran, 0 failed\n"), "{}", told(&trace.events));
+    let trace = simulate(&fake::plan("clay: flaky=3 retries=2"), LIMITS, &|_| false);
+    assert!(told(&trace.events).ends_with("clay/0 failed: test::flaky\n0 hits, 0 ran, 1 failed\n"));
+}
+
+/// Builds a part that asks for 60 of 100 B, and took `peak` when it ran last; yields whether it runs.
+fn runs_after(peak: u64, text: &str) -> bool {
+    let plan = fake::plan(text);
+    let past = &|_: &Task| Some(Past { took_ms: 7, peak_memory_bytes: Some(peak) });
+    let (cached, remembered) = (&|_: &Task| false, &|_: &str| false);
+    let history = History::default();
+    let simulation = Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, past, cancel_after: None };
+    !simulation.run(|_| 0).runs.is_empty()
+}
+
+#[test]
+fn what_a_part_took_when_it_ran_counts_more_than_what_it_asks_for() {
+    for (peak, runs) in [(10, true), (95, true), (100, true), (101, false)] {
+        assert_eq!(runs_after(peak, "clay: memory=60 process=1"), runs, "{peak} of 100 B");
+    }
+    assert!(runs_after(50, "clay: memory=1000 process=1"), "it asks for more than it took");
+    assert!(runs_after(101, "clay: memory=60"), "what shares a process was not measured alone");
 }
 
 #[test]
@@ -296,9 +346,11 @@ proptest! {
         keep_going in any::<bool>(),
         remembers in any::<u8>(),
         took in prop::collection::vec(0..100u64, 8),
+        peaks in prop::collection::vec(prop::option::of(0..60u64), 1..9),
     ) {
         let plan = fake::plan(&text);
-        let is_cached = |task: &Task| task.key.0.hash[0] < cached && task.action.params["fail"] != true;
+        let may_fail = |task: &Task| task.action.params["fail"] == true || task.action.params.get("flaky").is_some();
+        let is_cached = |task: &Task| task.key.0.hash[0] < cached && !may_fail(task);
         let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
         let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None }));
         let simulation = Simulation {
@@ -307,6 +359,10 @@ proptest! {
             cached: &is_cached,
             remembered: &remembered,
             history: History(times.collect()),
+            past: &|task| {
+                let peak = peaks[usize::from(task.key.0.hash[1]) % peaks.len()];
+                Some(Past { took_ms: 7, peak_memory_bytes: peak })
+            },
             cancel_after,
         };
         let mut turn = 0;

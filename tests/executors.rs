@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -169,8 +168,11 @@ impl Bench {
         if !path.exists() {
             let this = std::env::current_exe().unwrap();
             let text = format!("#!/bin/sh\nexport CHILD=\"$*\"\nexec {} --exact child --nocapture\n", this.display());
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            // Written by another process: a child that some test is just forking off would hold the file open for
+            // writing a moment longer than this process does, and what is open for writing cannot be started.
+            let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
+            let written = Command::new("sh").args(["-c", write, "sh", &text]).arg(&path).status().unwrap();
+            assert!(written.success());
         }
         path
     }
@@ -293,9 +295,11 @@ fn a_program_that_is_not_there_is_a_problem() {
     assert_eq!(problem.code, "kiln::execute::spawn");
 }
 
+/// Whether any thread of it is: the first may be dead while others still hold the process's files, and their locks.
 fn is_alive(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.contains(") Z ")
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stat = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.map(stat).any(|stat| !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X "))
 }
 
 fn wait_until(what: &str, is_true: impl Fn() -> bool) {

@@ -1,5 +1,7 @@
 //! The contract of stores, written once and run over each; then what only the disk can suffer.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -9,8 +11,9 @@ use std::sync::Barrier;
 
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory};
+use kiln::store::{ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes};
 use serde_json::json;
+use support::faulty::{Faulty, Store};
 
 fn put(store: &dyn BlobStore, bytes: &[u8]) -> Digest {
     let mut sink = store.create().unwrap();
@@ -74,12 +77,29 @@ fn a_hit_needs_its_blobs(actions: &dyn ActionCache, blobs: &dyn BlobStore) {
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Hit(result("w", blob)));
 }
 
-fn contract<S: BlobStore + ActionCache>(make: impl Fn() -> S) {
-    blobs_are_named_by_their_bytes(&make());
-    a_blob_has_no_name_before_it_is_finished(&make());
-    results_come_back(&make());
-    let store = make();
-    a_hit_needs_its_blobs(&store, &store);
+fn notes_come_back(notes: &dyn Notes) {
+    let question = hash_bytes(b"what is it?");
+    assert_eq!(notes.read(&question).unwrap(), None);
+    for text in ["clay", "", "glaze\nand slip"] {
+        notes.write(&question, text).unwrap();
+        let note = Note { digest: hash_bytes(text.as_bytes()), text: text.into() };
+        assert_eq!(notes.read(&question).unwrap(), Some(note));
+    }
+}
+
+/// Holds for a store, and for one that is wrapped to go wrong later.
+fn contract<S: BlobStore + ActionCache + Notes>(make: impl Fn() -> S) {
+    for checks in [kept_by as fn(&dyn Store), |store| kept_by(&Faulty::never(store))] {
+        checks(&make());
+    }
+}
+
+fn kept_by(store: &dyn Store) {
+    blobs_are_named_by_their_bytes(store);
+    a_blob_has_no_name_before_it_is_finished(store);
+    results_come_back(store);
+    a_hit_needs_its_blobs(store, store);
+    notes_come_back(store);
 }
 
 #[test]
@@ -257,4 +277,25 @@ fn another_layout_is_refused() {
     let problem = Disk::open(folder.path()).err().unwrap();
     assert_eq!(problem.code, "kiln::store::layout");
     assert!(problem.message.contains("99"), "{problem}");
+}
+
+#[test]
+fn a_layout_that_no_kiln_wrote_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for damaged in ["", "kiln cache", "kiln cache 0\n", "kiln cache +1\n", "kiln cache q\n", "\u{fffd}"] {
+        fs::write(folder.path().join("layout"), damaged).unwrap();
+        drop(Disk::open(folder.path()).unwrap());
+        assert_eq!(fs::read_to_string(folder.path().join("layout")).unwrap(), "kiln cache 1\n", "{damaged}");
+    }
+}
+
+#[test]
+fn who_only_reads_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    put(&Disk::open(folder.path()).unwrap(), b"clay");
+    let reader = Disk::open(folder.path()).unwrap();
+    assert!(reader.open(&hash_bytes(b"clay")).unwrap().is_some());
+    assert_eq!(names(&folder.path().join("tmp")), [""; 0]);
+    put(&reader, b"glaze");
+    assert_eq!(names(&folder.path().join("tmp")).len(), 1);
 }

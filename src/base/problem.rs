@@ -1,11 +1,15 @@
 //! What went wrong, where, why, and the way out. The only error type that crosses rooms.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan};
 use serde::{Deserialize, Serialize};
+
+/// The way out of a full disk.
+const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the same command again: \
+                         what is done is kept";
 
 /// What every fallible function of kiln returns.
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
@@ -47,11 +51,17 @@ impl Problem {
         self
     }
 
-    /// Adds what led to it: the whole chain of `error`.
+    /// Adds what led to it: the whole chain of `error`. Where a disk is full, that is the way out.
     pub fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(error) = next {
             self.causes.push(error.to_string());
+            let is_full = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
+                matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+            });
+            if is_full && self.help.is_none() {
+                self.help = Some(MAKE_ROOM.into());
+            }
             next = error.source();
         }
         self
@@ -109,25 +119,14 @@ pub trait Context<T> {
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
     fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| {
-            let problem = Problem::new(code, format!("failed to {}", context())).because(&error);
-            match is_full_disk(&error) {
-                true => problem
-                    .help("make room: `kiln cache gc` removes what no last build needs; or --cache DIR elsewhere"),
-                false => problem,
-            }
-        })
+        self.map_err(|error| Problem::new(code, format!("failed to {}", context())).because(&error))
     }
-}
-
-/// Whatever was being written, the way out is the same.
-fn is_full_disk(error: &(dyn std::error::Error + 'static)) -> bool {
-    let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    error.downcast_ref().is_some_and(full) || error.source().is_some_and(is_full_disk)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

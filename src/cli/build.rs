@@ -65,8 +65,8 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
     let mut screen = Screen::open(&args.views, common)?;
     let built = bench.build(limits, &cancel, &mut screen);
-    let (summary, problems) = screen.close();
-    bench.remember(&built)?;
+    let (summary, mut problems) = screen.close();
+    problems.extend(bench.remember(&built).err());
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
     }

@@ -89,9 +89,9 @@ impl<'a> Workbench<'a> {
         }
     }
 
-    /// Remembers what was built, for the reasons of the next build.
-    pub(super) fn remember(&mut self, built: &Built) -> Result<(), Failed> {
-        if self.last.merge(built)? {
+    /// Remembers what was built, for the reasons of the next build. A cache that is read-only remembers nothing.
+    pub(super) fn remember(&mut self, built: &Built) -> Result<()> {
+        if self.last.merge(built)? && !self.store.is_read_only() {
             // What is said to be there survives a power cut.
             self.store.settle()?;
             self.last.write()?;

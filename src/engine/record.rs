@@ -67,7 +67,7 @@ impl Record {
                 let text = std::fs::read_to_string(&path).context(CODE, || format!("read {}", path.display()))?;
                 let understood = read_keys(&text);
                 let all = understood.context(CODE, || format!("understand {}", path.display())).map_err(|problem| {
-                    problem.help("build that plan again, or remove the file: then its last build keeps nothing")
+                    problem.help("remove the file and build that plan again; until then its last build keeps nothing")
                 })?;
                 keys.extend(all.into_values().flat_map(BTreeMap::into_values));
             }

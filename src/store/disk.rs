@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
-use rustix::fs::syncfs;
+use rustix::fs::{Access, access, syncfs};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::folder::LockedFolder;
@@ -25,6 +25,8 @@ const CODE: &str = "kiln::store::io";
 
 /// A blob of this size is synced by itself, so that little is left to sync at the end.
 const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
+/// The way out where the disk gives an error instead of bytes.
+const UNREADABLE: &str = "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
 
 /// So many blobs are looked for by several threads.
 const WORTH_THREADS: usize = 1024;
@@ -32,7 +34,8 @@ const WORTH_THREADS: usize = 1024;
 /// Blobs and results below one folder. Any number of processes may use it at once.
 pub struct Disk {
     root: PathBuf,
-    own: LockedFolder,
+    /// This process's folder in `tmp/`, once it writes something: who only reads leaves no trace.
+    own: OnceLock<LockedFolder>,
     checked: Checked,
     shelves: OnceLock<Digest>,
     pub(super) usage: Usage,
@@ -42,7 +45,8 @@ pub struct Disk {
 type Checked = Arc<Mutex<HashMap<[u8; 32], Stamp>>>;
 
 impl Disk {
-    /// Opens the cache at `root`, making it if need be, and removes what dead processes left in it.
+    /// Opens the cache at `root`, making it if need be, and removes what dead processes left in it. One that is there
+    /// and read-only is opened too: see [`is_read_only`](Self::is_read_only).
     pub fn open(root: &Path) -> Result<Disk> {
         let failed = || format!("open the cache {}", root.display());
         for room in ["blobs", "actions", "notes", "partial", "tmp"] {
@@ -52,13 +56,12 @@ impl Disk {
         let root = root.canonicalize().context(CODE, failed)?;
         let is_new = !has_layout(&root)?;
         let usage = Usage::share(&root.join("blobs"))?;
-        let tmp = root.join("tmp");
-        LockedFolder::sweep(&tmp, "")?;
-        let own = LockedFolder::create(&tmp, "")?;
+        LockedFolder::sweep(&root.join("tmp"), "")?;
+        let disk = Disk { own: OnceLock::new(), root, checked: Checked::default(), shelves: OnceLock::new(), usage };
         if is_new {
-            replace_file(own.path(), &root.join("layout"), LAYOUT.as_bytes())?;
+            replace_file(disk.own()?, &disk.root.join("layout"), LAYOUT.as_bytes())?;
         }
-        Ok(Disk { own, root, checked: Checked::default(), shelves: OnceLock::new(), usage })
+        Ok(disk)
     }
 
     /// The cache folder, absolute.
@@ -72,9 +75,30 @@ impl Disk {
         sync().context(CODE, || format!("sync the cache {}", self.root.display()))
     }
 
+    /// Whether this process may read the cache but not write to it.
+    pub fn is_read_only(&self) -> bool {
+        access(self.root.join("tmp"), Access::WRITE_OK).is_err()
+    }
+
+    /// The folder of this process, on the same disk as all else.
+    fn own(&self) -> Result<&Path> {
+        if self.own.get().is_none() {
+            let tmp = self.root.join("tmp");
+            let made = LockedFolder::create(&tmp, "").map_err(|problem| match self.is_read_only() {
+                true => read_only(&self.root, problem),
+                false => problem,
+            })?;
+            // Another thread may have been faster.
+            if let Err(spare) = self.own.set(made) {
+                spare.remove()?;
+            }
+        }
+        Ok(self.own.get().map_or(&self.root, LockedFolder::path))
+    }
+
     /// A new folder that is removed when dropped, or by the next process if this one dies.
     pub fn scratch(&self) -> Result<TempDir> {
-        TempDir::new_in(self.own.path()).context(CODE, || "make a scratch folder".into())
+        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
     }
 
     /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else has it.
@@ -121,7 +145,7 @@ impl Disk {
         };
         let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
         if lock(&self.checked).get(&digest.hash) != Some(&stamp) {
-            let found = hash_file(&file).context(CODE, failed)?;
+            let found = hash_file(&file).context(CODE, failed).map_err(|problem| problem.help(UNREADABLE))?;
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
             }
@@ -146,23 +170,43 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // What stays behind is swept by the next process.
-        let _ = fs::remove_dir_all(self.own.path());
+        let _ = self.own.take().map(LockedFolder::remove);
     }
 }
 
-/// Whether the cache says that it has the layout that this code knows; a new one says nothing yet.
+fn read_only(root: &Path, problem: Problem) -> Problem {
+    let message = format!("the cache {} is read-only, and something new was to be put into it", root.display());
+    let causes = [vec![problem.message], problem.causes].concat();
+    let problem = Problem::new("kiln::store::read_only", message);
+    Problem { causes, ..problem }.help(
+        "what is in it can be used as it is; to build what is not, name a cache of your own with --cache or KILN_CACHE: \
+         `kiln cache export` and `import` bring over what is known",
+    )
+}
+
+/// Whether the cache says that it has the layout that this code knows. A new one says nothing yet; a damaged word is
+/// nothing, since all that a cache holds is checked anyway. But another number may be another kiln's.
 fn has_layout(root: &Path) -> Result<bool> {
     let path = root.join("layout");
-    match fs::read_to_string(&path) {
-        Ok(found) if found == LAYOUT => Ok(true),
-        Ok(found) => Err(Problem::new(
-            "kiln::store::layout",
-            format!("{} says {:?}, this kiln knows {:?}", path.display(), found.trim(), LAYOUT.trim()),
-        )
-        .help("delete the cache folder, or name another one with --cache")),
+    match fs::read(&path) {
+        Ok(found) if found == LAYOUT.as_bytes() => Ok(true),
+        Ok(found) => match layout_number(&found) {
+            Some(number) => Err(Problem::new(
+                "kiln::store::layout",
+                format!("{} says {number}, this kiln knows {:?}", path.display(), LAYOUT.trim()),
+            )
+            .help("delete the cache folder, or name another one with --cache")),
+            None => Ok(false),
+        },
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
     }
+}
+
+/// The number of a layout that some kiln wrote.
+fn layout_number(text: &[u8]) -> Option<u32> {
+    let number = std::str::from_utf8(text).ok()?.strip_prefix("kiln cache ")?.strip_suffix('\n')?;
+    number.parse().ok().filter(|number| *number > 0 && !text.contains(&b'+'))
 }
 
 pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
@@ -233,7 +277,7 @@ impl BlobStore for Disk {
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
         let mode = Permissions::from_mode(0o444);
-        let file = tempfile::Builder::new().permissions(mode).tempfile_in(self.own.path());
+        let file = tempfile::Builder::new().permissions(mode).tempfile_in(self.own()?);
         let file = file.context(CODE, || "begin a blob".into())?;
         let out = BufWriter::with_capacity(1 << 16, Hashing { file, hasher: Hasher::default() });
         Ok(Box::new(Sink { out, root: self.root.clone(), checked: Arc::clone(&self.checked) }))
@@ -255,7 +299,7 @@ impl ActionCache for Disk {
         let path = self.action_path(&result.key());
         let body = serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
         let text = format!("{}\n{body}\n{}\n", hash_bytes(body.as_bytes()), result.action);
-        replace_file(self.own.path(), &path, text.as_bytes())
+        replace_file(self.own()?, &path, text.as_bytes())
     }
 }
 
@@ -275,19 +319,19 @@ pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
 
 impl Notes for Disk {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
-        let path = self.note_path(question);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
-        };
-        Ok(read_note(text))
+        // One that cannot be read is as good as lost.
+        Ok(fs::read(self.note_path(question)).ok().and_then(read_note))
     }
 
     // Not synced, like results: one that a power cut garbles is no note.
     fn write(&self, question: &Digest, text: &str) -> Result<()> {
         let note = format!("{}\n{text}", hash_bytes(text.as_bytes()));
-        replace_file(self.own.path(), &self.note_path(question), note.as_bytes())
+        let wrote = self.own().and_then(|own| replace_file(own, &self.note_path(question), note.as_bytes()));
+        match wrote {
+            // Such a cache forgets.
+            Err(_) if self.is_read_only() => Ok(()),
+            wrote => wrote,
+        }
     }
 }
 

@@ -74,15 +74,16 @@ impl LockedFolder {
         }
     }
 
-    /// Removes what dead processes left in `parent` under names that start with `prefix`.
+    /// Removes what dead processes left in `parent` under names that start with `prefix`. What cannot be removed, since
+    /// it is another user's or the disk is read-only, stays.
     pub fn sweep(parent: &Path, prefix: &str) -> Result<()> {
         for entry in fs::read_dir(parent).context("kiln::store::io", || format!("list {}", parent.display()))? {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
                 && entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && let Some(dead) = Self::lock(&entry.path(), Patience::None)?
+                && let Ok(Some(dead)) = Self::lock(&entry.path(), Patience::None)
             {
-                dead.remove()?;
+                let _ = dead.remove();
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ pub trait Notes: Send + Sync {
     /// The note on `question`, unless it was never written, lost or damaged.
     fn read(&self, question: &Digest) -> Result<Option<Note>>;
 
-    /// Replaces the note on `question`.
+    /// Replaces the note on `question`; where nothing can be written, nothing is.
     fn write(&self, question: &Digest, text: &str) -> Result<()>;
 }
 

@@ -42,7 +42,8 @@ pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Res
     if is_there() {
         return Ok(false);
     }
-    if read_record(folder).is_none() && is_in_use(folder)? {
+    // A damaged record still says whose folder it is.
+    if !folder.join(RECORD).exists() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
         return Err(Problem::new("kiln::publish::foreign", message).help(
             "move it away, or write somewhere else with --out; a folder that kiln wrote holds a file .kiln.json",

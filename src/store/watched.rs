@@ -90,7 +90,8 @@ fn look_at_file(notes: &dyn Notes, path: &Path) -> Result<Known> {
     }
     if is_at_rest(&metadata) {
         let text = serde_json::to_string(&known).context(CODE, failed)?;
-        notes.write(&question, &text)?;
+        // What was not noted is read again the next time.
+        let _ = notes.write(&question, &text);
     }
     Ok(known)
 }

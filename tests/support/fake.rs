@@ -2,7 +2,8 @@
 //!
 //! `from=A,B` inputs; `parts=N` orders `0`, `1` ...; `threads=N`, `memory=N` their demand; `fail=I` order I fails;
 //! `panic=expand|run`; `seed=S` stands in for the stage's name in the actions, so that equal stages tie; `tied=1`
-//! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter;
+//! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter; `process=1` runs in a
+//! process; `flaky=K` fails K times where somebody counts the attempts;
 //! `retries=N` and `file=PATH` are what they are for every kind; `write=1` writes to that file.
 
 use std::collections::BTreeMap;
@@ -85,12 +86,12 @@ impl Stage for Fake {
         let demand = Demand {
             memory_bytes: number(params, "memory").unwrap_or(1),
             threads: number(params, "threads").unwrap_or(1) as u32,
-            isolation: Isolation::Thread,
+            isolation: if params.get("process").is_some() { Isolation::Process } else { Isolation::Thread },
         };
         let order = |index: u64| {
             let number_in_action = if params.get("tied").is_some() { 0 } else { index };
             let mut resolved = json!({"seed": params["seed"], "number": number_in_action});
-            for key in ["v", "slow", "panic", "write"] {
+            for key in ["v", "slow", "panic", "write", "flaky"] {
                 if let Some(value) = params.get(key) {
                     resolved[key] = value.clone();
                 }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
-use kiln::base::Digest;
-use kiln::engine::{Answer, Effect, History, Input, Limits, Scheduler, Sealed, Task, Whole};
+use kiln::base::{Digest, Problem};
+use kiln::engine::{Answer, Effect, History, Input, Limits, Past, Scheduler, Sealed, Task, Whole};
 use kiln::events::Event;
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
@@ -30,6 +30,8 @@ pub struct Simulation<'a> {
     pub remembered: &'a dyn Fn(&str) -> bool,
     /// What is known of the stages from earlier builds.
     pub history: History,
+    /// What a part that must run took when it ran last.
+    pub past: &'a dyn Fn(&Task) -> Option<Past>,
     /// Cancels after so many answers.
     pub cancel_after: Option<usize>,
 }
@@ -43,6 +45,7 @@ impl Simulation<'_> {
         let mut outstanding: Vec<Effect> = vec![];
         let mut there: BTreeSet<Digest> = BTreeSet::new();
         let mut asked: BTreeSet<ActionKey> = BTreeSet::new();
+        let mut attempts = BTreeMap::new();
         let (mut finished, mut may_begin, mut answered) = (false, true, 0);
         let mut input = Input::Begin;
         loop {
@@ -67,7 +70,10 @@ impl Simulation<'_> {
                     }
                     Effect::Note { .. } => {}
                     Effect::Finish => finished = true,
-                    Effect::Run { delay, .. } if !delay.is_zero() => outstanding.push(effect),
+                    Effect::Run { delay, ref task, .. } if !delay.is_zero() => {
+                        assert!(trace.runs.contains(&task.key), "only what ran is tried again");
+                        outstanding.push(effect);
+                    }
                     effect => {
                         assert!(may_begin, "nothing begins after a failure or an interruption");
                         match &effect {
@@ -96,9 +102,22 @@ impl Simulation<'_> {
                 Input::Cancel
             } else {
                 answered += 1;
-                self.answer(outstanding.remove(pick(outstanding.len())))
+                let effect = outstanding.remove(pick(outstanding.len()));
+                match &effect {
+                    Effect::Run { job, task, .. } if self.fails(task, &mut attempts) => {
+                        Input::Ran { job: *job, result: Err(Problem::new("test::flaky", "told to")) }
+                    }
+                    _ => self.answer(effect),
+                }
             };
         }
+    }
+
+    /// Whether this attempt is one of those that a flaky part fails.
+    fn fails(&self, task: &Task, attempts: &mut BTreeMap<ActionKey, u64>) -> bool {
+        let attempt = attempts.entry(task.key).or_default();
+        *attempt += 1;
+        *attempt <= task.action.params["flaky"].as_u64().unwrap_or(0)
     }
 
     fn check_limits(&self, outstanding: &[Effect]) {
@@ -140,7 +159,9 @@ impl Simulation<'_> {
             Effect::Probe { job, task, .. } if (self.cached)(&task) => {
                 Input::Probed { job, answer: result(&task).map(Answer::Hit) }
             }
-            Effect::Probe { job, .. } => Input::Probed { job, answer: Ok(Answer::Miss(vec![], None)) },
+            Effect::Probe { job, task, .. } => {
+                Input::Probed { job, answer: Ok(Answer::Miss(vec![], (self.past)(&task))) }
+            }
             Effect::Run { job, task, .. } => Input::Ran { job, result: result(&task) },
             Effect::Note { .. } | Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
         }
@@ -167,6 +188,7 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
         let mut manifest = Manifest::default();
         for task in fake::tasks(stage, &inputs).unwrap() {
             match fake::outputs(&task.action) {
+                Ok(_) if task.action.params["flaky"].as_u64() > Some(stage.retries.into()) => is_whole = false,
                 Ok(outputs) => manifest.parts.extend(
                     outputs
                         .into_iter()

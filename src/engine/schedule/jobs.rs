@@ -14,11 +14,12 @@ impl Scheduler<'_> {
     pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
         let job = &mut self.jobs[id.0];
         job.road_ms += past.map_or(0, |past| past.took_ms);
-        // What it took is a better guess than what its stage thinks; a tenth more, since no two runs are the same.
+        // What it took is a better guess than what its stage thinks; a tenth more, since no two runs are the same. But not
+        // more than there is: what fitted once is let in, alone if need be.
         if let (Isolation::Process, Some(peak)) =
             (job.task.demand.isolation, past.and_then(|past| past.peak_memory_bytes))
         {
-            job.task.demand.memory_bytes = peak.saturating_add(peak / 10);
+            job.task.demand.memory_bytes = peak.saturating_add(peak / 10).min(self.limits.memory_bytes.max(peak));
         }
         if self.room.could_hold(&self.jobs[id.0].task.demand) {
             self.set_job(id, JobLife::Ready { why });
