@@ -58,8 +58,10 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     // Where nothing is known, nothing is limited.
     let memory_bytes = args.memory.unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
     let limits = Limits { jobs: jobs(args.jobs), memory_bytes, keep_going: args.keep_going };
-    // Fails only where a pool exists already; then that one serves.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
+    if args.jobs.is_some() {
+        // Fails only where a pool exists already; then that one serves.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
+    }
     let cancel = interruption()?;
 
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;

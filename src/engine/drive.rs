@@ -4,7 +4,7 @@
 //! jobs ever ran at once: how many that is, is the scheduler's affair. Whatever else may take time happens on a
 //! thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,26 +78,32 @@ impl Build<'_> {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
             let crew = Crew::new(send.clone());
-            let mut inputs = vec![Input::Begin];
+            let mut inputs = VecDeque::from([Input::Begin]);
             let mut is_cancelled = false;
             loop {
                 let mut probes = vec![];
-                for effect in inputs.into_iter().flat_map(|input| scheduler.step(input)) {
-                    let (drive, send) = (&drive, send.clone());
-                    match effect {
-                        Effect::Recall { stage, givers } => {
-                            scope.spawn(move || answer(&send, drive.recall(stage, &givers)));
+                while let Some(input) = inputs.pop_front() {
+                    for effect in scheduler.step(input) {
+                        let (drive, send) = (&drive, send.clone());
+                        match effect {
+                            // To read a note takes less time than to begin a thread; to hash files may take long.
+                            Effect::Recall { stage, givers } => match drive.files(stage) {
+                                Ok(files) if files.is_empty() => {
+                                    inputs.push_back(drive.recall(stage, &givers, Ok(files)))
+                                }
+                                files => _ = scope.spawn(move || answer(&send, drive.recall(stage, &givers, files))),
+                            },
+                            Effect::Expand { stage, inputs } => {
+                                scope.spawn(move || answer(&send, drive.expand(stage, inputs)));
+                            }
+                            Effect::Probe { job, part, task } => probes.push((job, part, task)),
+                            Effect::Run { job, stage, task, delay } => {
+                                crew.work(scope, move || drive.run(job, stage, &task, delay, &send));
+                            }
+                            Effect::Note { stage, sealed } => _ = scope.spawn(move || drive.note(stage, &sealed)),
+                            Effect::Tell(event) => listener.hear(&event),
+                            Effect::Finish => return,
                         }
-                        Effect::Expand { stage, inputs } => {
-                            scope.spawn(move || answer(&send, drive.expand(stage, inputs)));
-                        }
-                        Effect::Probe { job, part, task } => probes.push((job, part, task)),
-                        Effect::Run { job, stage, task, delay } => {
-                            crew.work(scope, move || drive.run(job, stage, &task, delay, &send))
-                        }
-                        Effect::Note { stage, sealed } => _ = scope.spawn(move || drive.note(stage, &sealed)),
-                        Effect::Tell(event) => listener.hear(&event),
-                        Effect::Finish => return,
                     }
                 }
                 let share = probes.len().div_ceil(threads).max(PROBES_PER_THREAD);
@@ -108,7 +114,7 @@ impl Build<'_> {
                     // All of a share in one message: they are many and small.
                     scope.spawn(move || send_all(&send, share.iter().map(probe).collect()));
                 }
-                inputs = self.next(&receive, &mut is_cancelled);
+                inputs.extend(self.next(&receive, &mut is_cancelled));
             }
         });
         scheduler.into_built()
@@ -130,12 +136,18 @@ impl Build<'_> {
 }
 
 impl Drive<'_> {
-    fn recall(&self, stage: StageIndex, givers: &[Digest]) -> Input {
+    /// The files of this machine that a stage reads.
+    fn files(&self, stage: StageIndex) -> Result<Vec<PathBuf>> {
+        let planned = &self.build.plan.stages[stage.index()];
+        guarded(&planned.kind, || self.kind(&planned.kind)?.files(&planned.params))
+    }
+
+    fn recall(&self, stage: StageIndex, givers: &[Digest], paths: Result<Vec<PathBuf>>) -> Input {
         let Build { plan, notes, memory, blobs, .. } = self.build;
         let planned = &plan.stages[stage.index()];
         let sealed = guarded(&planned.kind, || {
             let mut files = BTreeMap::new();
-            for path in self.kind(&planned.kind)?.files(&planned.params)? {
+            for path in paths? {
                 files.insert(path.clone(), Watched::look(*notes, &path)?);
             }
             let question = question(planned, givers, &files)?;
