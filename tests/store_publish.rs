@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kiln::action::{Content, Manifest, Part, PartName, Window};
 use kiln::base::{CanonJson, hash_bytes};
-use kiln::store::{BlobStore, Disk, publish};
+use kiln::store::{BlobStore, Disk, Links, Space, publish};
 
 struct Bench {
     root: tempfile::TempDir,
@@ -35,7 +35,7 @@ impl Bench {
     }
 
     fn publish(&self, manifest: &Manifest) -> bool {
-        publish(&self.store, manifest, &self.folder).unwrap()
+        publish(&self.store, manifest, &self.folder, Links::Reflink).unwrap().is_some()
     }
 
     /// The folder as `NAME=TEXT` words.
@@ -130,7 +130,7 @@ fn a_failure_leaves_what_was_there() {
     let mut next = bench.manifest("a=2 b=3");
     let gone = Part { content: hash_bytes(b"never put").into(), facts: CanonJson::default() };
     next.parts.insert(PartName::new("c").unwrap(), gone);
-    let problem = publish(&bench.store, &next, &bench.folder).unwrap_err();
+    let problem = publish(&bench.store, &next, &bench.folder, Links::Reflink).unwrap_err();
     assert_eq!(problem.code, "kiln::store::gone");
     assert_eq!(bench.found(), "a=1");
     assert_eq!(bench.siblings(), ["stage"]);
@@ -142,7 +142,7 @@ fn a_folder_that_kiln_did_not_write_is_not_touched() {
     fs::create_dir_all(&bench.folder).unwrap();
     bench.publish(&bench.manifest("a=1"));
     fs::remove_file(bench.folder.join(".kiln.json")).unwrap();
-    let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder).unwrap_err();
+    let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder, Links::Reflink).unwrap_err();
     assert_eq!(problem.code, "kiln::publish::foreign");
     assert_eq!(fs::read_to_string(bench.folder.join("a")).unwrap(), "1");
 }
@@ -167,4 +167,19 @@ fn two_writers_at_once_leave_one_whole_folder() {
     });
     let found = bench.found();
     assert!(["a=1 b=1 c=1", "a=2 b=2 c=2"].contains(&found.as_str()), "{found}");
+}
+
+#[test]
+fn hard_links_take_no_space_and_stay_as_they_are() {
+    let bench = Bench::new();
+    let manifest = bench.manifest("a=1 b=1 c=22");
+    let publish = |folder: &str| publish(&bench.store, &manifest, &bench.folder.join(folder), Links::Hard).unwrap();
+    assert_eq!(publish("one"), Some(Space { shared_bytes: 4, copied_bytes: 0 }));
+    // Every further link to a blob changes the time of the last change of all of them.
+    assert_eq!(publish("two").map(|space| space.copied_bytes), Some(0));
+    assert_eq!((publish("one"), publish("two")), (None, None));
+    assert_eq!(fs::read(bench.folder.join("two/c")).unwrap(), b"22");
+    fs::remove_file(bench.folder.join("one/a")).unwrap();
+    assert!(publish("one").is_some(), "what is missing is linked again");
+    assert!(bench.store.verify().unwrap().faults.is_empty());
 }

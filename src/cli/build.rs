@@ -23,7 +23,7 @@ use crate::base::{Context, Result, bytes, count, duration};
 use crate::engine::{Built, Limits};
 use crate::events::Summary;
 use crate::plan::{Keep, Plan};
-use crate::store::{BlobStore, publish};
+use crate::store::{BlobStore, Links, Space, publish};
 
 /// What to build.
 #[derive(clap::Args)]
@@ -42,6 +42,9 @@ pub struct Args {
     /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
+    /// Hard links instead of copies, where the file system knows no reflinks: no space, but do not edit them
+    #[arg(long)]
+    hard_links: bool,
     /// After a failure, go on with all that does not need what failed
     #[arg(long)]
     keep_going: bool,
@@ -86,16 +89,18 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     if let Some(locked) = &locked {
         papers.hold(locked)?;
     }
-    let wrote = write_out(&bench.store, &kept, &papers, &out)?;
+    let links = if args.hard_links { Links::Hard } else { Links::Reflink };
+    let wrote = write_out(&bench.store, &kept, &papers, &out, links)?;
     let ran = summary.total(|stage| stage.ran);
     common.print(&if common.json {
         format!("{}\n", json!({"out": out, "artifacts": artifacts(&kept)}))
-    } else if ran == 0 && !wrote {
+    } else if ran == 0 && wrote.is_none() {
         format!("nothing to do: {}, {}\n", count(summary.total(|stage| stage.parts), "part"), duration(begun.elapsed()))
     } else {
         let total = summary.total(|stage| stage.hits);
         let end = format!("{} ran, {total} from the cache, in {}", count(ran, "part"), duration(begun.elapsed()));
-        format!("{}{end}; written to {}\n", table(&artifacts(&kept), &summary), out.display())
+        let space = in_words(wrote.unwrap_or_default());
+        format!("{}{end}; written to {}{space}\n", table(&artifacts(&kept), &summary), out.display())
     });
     papers.check(&args.stages, limits, &cancel, &out, common)?;
     papers.lock(common)?;
@@ -133,13 +138,32 @@ fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
     Ok(all)
 }
 
-/// Yields whether anything had to be written.
-fn write_out(blobs: &dyn BlobStore, kept: &[(String, Manifest)], papers: &Papers, out: &Path) -> Result<bool> {
-    let mut wrote = false;
+/// Yields what had to be written, or `None` if nothing had to.
+fn write_out(
+    blobs: &dyn BlobStore,
+    kept: &[(String, Manifest)],
+    papers: &Papers,
+    out: &Path,
+    links: Links,
+) -> Result<Option<Space>> {
+    let mut wrote = None;
     for (stage, manifest) in kept {
-        wrote |= publish(blobs, manifest, &out.join(stage))?;
+        if let Some(space) = publish(blobs, manifest, &out.join(stage), links)? {
+            *wrote.get_or_insert_with(Space::default) += space;
+        }
     }
-    Ok(wrote | papers.write(out)?)
+    Ok(if papers.write(out)? { Some(wrote.unwrap_or_default()) } else { wrote })
+}
+
+/// What written files cost: ` (133 MB copied)`.
+fn in_words(space: Space) -> String {
+    let Space { shared_bytes, copied_bytes } = space;
+    match (shared_bytes, copied_bytes) {
+        (0, 0) => String::new(),
+        (shared, 0) => format!(" ({} shared with the cache)", bytes(shared)),
+        (0, copied) => format!(" ({} copied)", bytes(copied)),
+        (shared, copied) => format!(" ({} copied, {} shared with the cache)", bytes(copied), bytes(shared)),
+    }
 }
 
 /// Stage, artifact, size, digest and time; a folder of an artifact is one row.

@@ -21,7 +21,7 @@ const CODE: &str = "kiln::store::io";
 pub struct Rules {
     /// Results that stay whatever the limits say, and with them the blobs that their outputs lie in.
     pub kept: BTreeSet<ActionKey>,
-    /// Other results, and half-finished downloads, go when they were written longer ago than this.
+    /// Other results, notes and half-finished downloads go when they were written longer ago than this.
     pub max_age: Option<Duration>,
     /// Other results go, the oldest first, until all blobs together have at most as many bytes.
     pub max_bytes: Option<u64>,
@@ -154,16 +154,25 @@ impl Alone {
         for path in &garbage.partials {
             LockedFolder::take(path)?.map_or(Ok(()), LockedFolder::remove)?;
         }
+        for path in files_below(&self.store.root().join("notes"))? {
+            if written(&path).is_some_and(|written| rules.makes_old(written)) {
+                remove(&path)?;
+            }
+        }
         Ok(garbage)
     }
 }
 
+impl Rules {
+    /// Whether what was written then is old; without a limit all is.
+    fn makes_old(&self, written: SystemTime) -> bool {
+        let has_no_limit = self.max_age.is_none() && self.max_bytes.is_none();
+        let age = self.now.duration_since(written).unwrap_or_default();
+        has_no_limit || self.max_age.is_some_and(|max| age > max)
+    }
+}
+
 fn decide(census: &Census, rules: &Rules) -> Garbage {
-    let has_no_limit = rules.max_age.is_none() && rules.max_bytes.is_none();
-    let is_old = |written: SystemTime| {
-        let age = rules.now.duration_since(written).unwrap_or_default();
-        has_no_limit || rules.max_age.is_some_and(|max| age > max)
-    };
     let size = |blob: &PathBuf| census.blobs.get(blob).copied();
 
     let mut uses: BTreeMap<&PathBuf, usize> = BTreeMap::new();
@@ -177,7 +186,7 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
     let (kept, mut others): (Vec<&Entry>, Vec<&Entry>) = census.results.iter().partition(|result| result.is_kept);
     others.sort_by_key(|result| (result.written, &result.path));
     for result in others {
-        if !is_old(result.written) && rules.max_bytes.is_none_or(|max| bytes <= max) {
+        if !rules.makes_old(result.written) && rules.max_bytes.is_none_or(|max| bytes <= max) {
             break;
         }
         garbage.results.push(result.path.clone());
@@ -190,7 +199,7 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
             }
         }
     }
-    for partial in census.partials.iter().filter(|partial| is_old(partial.written)) {
+    for partial in census.partials.iter().filter(|partial| rules.makes_old(partial.written)) {
         garbage.partials.push(partial.path.clone());
         garbage.partial_bytes += partial.bytes;
     }

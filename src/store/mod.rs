@@ -32,7 +32,7 @@ pub use folder::LockedFolder;
 pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
-pub use publish::{RECORD, publish};
+pub use publish::{Links, RECORD, Space, publish};
 pub use shelves::BlobList;
 pub use stamp::Stamp;
 pub use watched::{Watched, hash_ahead};

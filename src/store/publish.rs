@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
+use rustix::fs::{CWD, RenameFlags, ioctl_ficlone, renameat_with, syncfs};
 use rustix::io::Errno;
 
 use super::BlobStore;
@@ -25,22 +25,46 @@ const TEMPORARY: &str = ".kiln-tmp-";
 /// What was written for each part, and its file's stamp right after.
 type Record = BTreeMap<PartName, (Digest, Stamp)>;
 
-/// Makes `folder` hold exactly the parts of `manifest`; yields whether anything had to be written.
-///
-/// Files share their blocks with the cache where the file system can (reflink), and are copies
-/// elsewhere. Never hard links: who edits one would edit the cache.
-pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Result<bool> {
+/// How written files share their bytes with the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Links {
+    /// Reflinks, where the file system has them; else they are copies.
+    #[default]
+    Reflink,
+    /// Reflinks, else hard links: read-only, and whoever edits one all the same spoils the cache's own, which kiln notices
+    /// when it reads it. Copies, where the cache is on another disk or a file is a part of a blob.
+    Hard,
+}
+
+/// The bytes of what was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// In files that take no space of their own.
+    pub shared_bytes: u64,
+    /// In files that do.
+    pub copied_bytes: u64,
+}
+
+impl std::ops::AddAssign for Space {
+    fn add_assign(&mut self, other: Space) {
+        self.shared_bytes += other.shared_bytes;
+        self.copied_bytes += other.copied_bytes;
+    }
+}
+
+/// Makes `folder` hold exactly the parts of `manifest`; yields what had to be written, or `None` if nothing had to.
+pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links) -> Result<Option<Space>> {
     // A link to a folder elsewhere stays a link.
     let folder = &folder.canonicalize().unwrap_or_else(|_| folder.into());
     let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
     if is_there() {
-        return Ok(false);
+        return Ok(None);
     }
     // One writer at a time: it may be that another kiln is just about to write the very same.
     let parent = folder.parent().unwrap_or(Path::new("/"));
     let _turn = LockedFolder::wait(parent)?;
     if is_there() {
-        return Ok(false);
+        return Ok(None);
     }
     // A damaged record still says whose folder it is.
     if !folder.join(RECORD).exists() && is_in_use(folder)? {
@@ -51,11 +75,12 @@ pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Res
     }
     LockedFolder::sweep(parent, TEMPORARY)?;
     let fresh = LockedFolder::create(parent, TEMPORARY)?;
-    let done = write(blobs, manifest, fresh.path())
-        .and_then(|()| swap(fresh.path(), folder).context(CODE, || format!("put {} in place", folder.display())));
+    let done = write(blobs, manifest, fresh.path(), links).and_then(|space| {
+        swap(fresh.path(), folder).context(CODE, || format!("put {} in place", folder.display())).map(|()| space)
+    });
     // Holds the old content now, or what was written of the new.
     fresh.remove()?;
-    done.map(|()| true)
+    done.map(Some)
 }
 
 fn read_record(folder: &Path) -> Option<Record> {
@@ -65,7 +90,8 @@ fn read_record(folder: &Path) -> Option<Record> {
 /// Whether `folder` still is what `record` says, and that is what `manifest` asks for. Stats, reads nothing.
 fn holds(folder: &Path, record: &Record, manifest: &Manifest) -> bool {
     let is_untouched = |name: &PartName, stamp: &Stamp| {
-        fs::symlink_metadata(folder.join(name.as_str())).is_ok_and(|file| Stamp::of(&file) == *stamp)
+        let now = fs::symlink_metadata(folder.join(name.as_str())).map(|file| Stamp::of(&file));
+        now.is_ok_and(|now| now == *stamp || now.of_a_link() == *stamp)
     };
     record.len() == manifest.parts.len()
         && record.iter().zip(&manifest.parts).all(|((name, (digest, stamp)), (wanted, part))| {
@@ -81,8 +107,9 @@ fn is_in_use(folder: &Path) -> Result<bool> {
     }
 }
 
-fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Result<()> {
+fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links) -> Result<Space> {
     let mut record = Record::new();
+    let mut space = Space::default();
     for (name, part) in &manifest.parts {
         let content = &part.content;
         let blob = blobs.path(&content.blob())?.ok_or_else(|| {
@@ -90,7 +117,10 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Result<()
                 .help("run the same command again: what made this blob runs again")
         })?;
         let path = folder.join(name.as_str());
-        let stamp = copy(&blob, content, &path).context(CODE, || format!("write {}", path.display()))?;
+        let (stamp, is_shared) =
+            put(&blob, content, &path, links).context(CODE, || format!("write {}", path.display()))?;
+        let bytes = if is_shared { &mut space.shared_bytes } else { &mut space.copied_bytes };
+        *bytes += content.digest.size_bytes;
         record.insert(name.clone(), (content.digest, stamp));
     }
     let finish = || -> io::Result<()> {
@@ -98,22 +128,33 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path) -> Result<()
         // One flush for hundreds of files; the record must not outlive what it vouches for.
         Ok(syncfs(File::open(folder)?)?)
     };
-    finish().context(CODE, || format!("write {}", folder.display()))
+    finish().context(CODE, || format!("write {}", folder.display())).map(|()| space)
 }
 
-/// `io::copy` between files is `copy_file_range`, which makes a reflink where the file system can.
-fn copy(blob: &Path, content: &Content, path: &Path) -> io::Result<Stamp> {
+/// Yields the stamp of the new file at `path`, and whether it shares its bytes with `blob`.
+fn put(blob: &Path, content: &Content, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     let mut from = File::open(blob)?;
-    from.seek(SeekFrom::Start(content.window.map_or(0, |window| window.offset)))?;
     let mut to = File::create_new(path)?;
+    let is_whole = content.window.is_none() && from.metadata()?.len() == content.digest.size_bytes;
+    if is_whole && ioctl_ficlone(&to, &from).is_ok() {
+        return Ok((Stamp::of(&to.metadata()?), true));
+    }
+    if is_whole && links == Links::Hard {
+        fs::remove_file(path)?;
+        if fs::hard_link(blob, path).is_ok() {
+            return Ok((Stamp::of(&fs::metadata(path)?).of_a_link(), true));
+        }
+        to = File::create_new(path)?;
+    }
+    from.seek(SeekFrom::Start(content.window.map_or(0, |window| window.offset)))?;
     let size_bytes = content.digest.size_bytes;
     if io::copy(&mut from.take(size_bytes), &mut to)? != size_bytes {
         return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("{} is too short", blob.display())));
     }
-    Ok(Stamp::of(&to.metadata()?))
+    Ok((Stamp::of(&to.metadata()?), false))
 }
 
 /// Puts `fresh` at `folder`; what was there is at `fresh` afterwards.

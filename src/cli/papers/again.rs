@@ -22,7 +22,7 @@ use crate::engine::Limits;
 use crate::events::{Event, Listener, PartId, Why};
 use crate::execute::{Executor, Ran, Watch};
 use crate::plan::PlannedStage;
-use crate::store::{ActionCache, ActionResult, Disk, publish};
+use crate::store::{ActionCache, ActionResult, Disk, Links, publish};
 
 /// The actions to be checked, and the part that each is told of as.
 type Checked = BTreeMap<ActionKey, PartId>;
@@ -175,7 +175,8 @@ fn judge(
         let Some(part) = checked.get(key) else { continue };
         let folder = differs.join(&part.stage).join(&part.part);
         for (name, outputs) in [("first", first), ("again", again)] {
-            publish(&papers.bench.store, &Manifest { parts: outputs.clone() }, &folder.join(name))?;
+            let manifest = Manifest { parts: outputs.clone() };
+            publish(&papers.bench.store, &manifest, &folder.join(name), Links::default())?;
         }
         let names: BTreeSet<&PartName> = first.keys().chain(again.keys()).collect();
         rows.extend(names.into_iter().map(|output| {
