@@ -237,6 +237,28 @@ fn what_was_complete_is_recalled_until_anything_differs() {
 }
 
 #[test]
+fn a_part_that_takes_too_long_is_ended_and_fails() {
+    let mut yard = Yard::new();
+    let (_, events) = yard.build("pot: slow=1 timeout=30");
+    assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
+    let problem = events.iter().find_map(|event| match event {
+        Event::Failed { problem, .. } => Some(problem),
+        _ => None,
+    });
+    assert_eq!(problem.unwrap().code, "kiln::engine::timeout");
+}
+
+#[test]
+fn a_part_that_fails_once_is_tried_again_after_a_while() {
+    let mut yard = Yard::new();
+    let begun = Instant::now();
+    let (_, events) = yard.build("pot: slow=1 timeout=30 retries=1");
+    let retried = events.iter().filter(|event| matches!(event, Event::Retried { attempt: 1, .. })).count();
+    assert_eq!((retried, end(&events).as_str()), (1, "0 hits, 0 ran, 1 failed\n"));
+    assert!(begun.elapsed() >= Duration::from_secs(1), "it waits for what may pass");
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clay.txt");

@@ -4,11 +4,12 @@
 //! `panic=expand|run`; `seed=S` stands in for the stage's name in the actions, so that equal stages tie; `tied=1`
 //! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter; `process=1` runs in a
 //! process; `flaky=K` fails K times where somebody counts the attempts;
-//! `retries=N` and `file=PATH` are what they are for every kind; `write=1` writes to that file.
+//! `retries=N`, `timeout=MS` and `file=PATH` are what they are for every kind; `write=1` writes to that file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln::action::{
     Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Registry, Stage, StageSpec, WorkOrder,
@@ -44,20 +45,22 @@ fn stage(line: &str) -> PlannedStage {
     let (name, rest) = line.split_once(':').unwrap();
     let mut params = Map::from_iter([("seed".to_string(), json!(name))]);
     let mut slots = BTreeMap::new();
-    let mut retries = 0;
+    let (mut retries, mut timeout) = (0, None);
     for word in rest.split_whitespace() {
         let (key, value) = word.split_once('=').unwrap();
         if key == "from" {
             slots.insert("from".to_string(), value.split(',').map(|giver| StageId(giver.into())).collect());
         } else if key == "retries" {
             retries = value.parse().unwrap();
+        } else if key == "timeout" {
+            timeout = Some(Duration::from_millis(value.parse().unwrap()));
         } else {
             params.insert(key.into(), value.parse::<u64>().map_or(json!(value), |number| json!(number)));
         }
     }
     let (id, name, kind) = (StageId(name.trim().into()), name.trim().into(), "fake".into());
     let (params, tools) = (params.into(), BTreeMap::new());
-    PlannedStage { id, name, kind, params, slots, tools, keep: Keep::Nothing, timeout: None, retries }
+    PlannedStage { id, name, kind, params, slots, tools, keep: Keep::Nothing, timeout, retries }
 }
 
 fn number(params: &Value, key: &str) -> Option<u64> {
