@@ -399,3 +399,17 @@ fn the_plan_for_qairt_hands_standard_onnx_to_the_converter() {
         assert_eq!(said(python().args(["-c", check]).arg(file)), "0 ['']\n");
     }
 }
+
+#[test]
+fn two_kilns_that_want_the_same_run_it_once() {
+    let bench = Bench::new("echo ran >> $1; sleep 1; cp inputs/clay/clay.txt outputs/a", "");
+    let log = bench.path("log");
+    bench.plan(&format!("inputs = ['clay']\nprogram = 'TOOL'\nargs = ['{}']\noutputs = ['a']", log.display()));
+    let start = || bench.kiln(&["build", "pots.toml"]).stdout(Stdio::null()).spawn().unwrap();
+    let kilns = [start(), start(), start()];
+    for mut kiln in kilns {
+        assert!(kiln.wait().unwrap().success());
+    }
+    assert_eq!(fs::read_to_string(log).unwrap(), "ran\n");
+    assert_eq!(fs::read_dir(bench.path("cache/partial")).unwrap().count(), 0);
+}

@@ -14,6 +14,7 @@ mod init;
 mod inspect;
 mod machine;
 mod man;
+mod outline;
 mod papers;
 mod plan;
 mod replay;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::papers::Outline;
+use super::outline::Outline;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};

@@ -18,12 +18,12 @@ use super::explain::reasons;
 use super::onlooker::Onlooker;
 use super::recall::question;
 use super::{Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed, StageIndex, Task};
-use crate::action::{Inputs, Registry, WorkOrder};
+use crate::action::{Inputs, Isolation, Registry, WorkOrder};
 use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::Plan;
-use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Watched};
+use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Turn, Watched};
 
 /// How often an interruption is looked for.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -207,6 +207,10 @@ impl Drive<'_> {
             let progress = |done, total, unit| answer(send, Input::Progressed { job, done, total, unit });
             let onlooker = Onlooker::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
             onlooker.wait_for_its_turn()?;
+            let turn = match self.turn(task, &onlooker)? {
+                Turned::Mine(turn) => turn,
+                Turned::Made(result) => return Ok(result),
+            };
             let begun = Instant::now();
             let ran = onlooker.judge(executor.run(&task.action, &task.demand, &onlooker))?;
             if let Some(asked) = self.asked[stage.index()].get() {
@@ -219,10 +223,38 @@ impl Drive<'_> {
                 peak_memory_bytes: ran.peak_memory_bytes,
             };
             actions.put(&result)?;
+            drop(turn);
             Ok(result)
         });
         Input::Ran { job, result }
     }
+
+    /// Waits until no other kiln does the same work; it may have done it then.
+    fn turn(&self, task: &Task, onlooker: &Onlooker) -> Result<Turned> {
+        let Build { actions, blobs, .. } = self.build;
+        // Small work is done twice sooner than it is waited for.
+        if task.demand.isolation == Isolation::Thread && task.action.origin.is_none() {
+            return Ok(Turned::Mine(Turn::default()));
+        }
+        let mut has_waited = false;
+        loop {
+            match actions.turn(&task.key)? {
+                Some(turn) if has_waited => {
+                    let found = Complete { actions: *actions, blobs: *blobs }.get(&task.key)?;
+                    return Ok(found.map_or(Turned::Mine(turn), Turned::Made));
+                }
+                Some(turn) => return Ok(Turned::Mine(turn)),
+                None => has_waited = true,
+            }
+            onlooker.wait()?;
+        }
+    }
+}
+
+/// What came of waiting.
+enum Turned {
+    Mine(Turn),
+    Made(ActionResult),
 }
 
 fn answer(send: &Sender<Vec<Input>>, input: Input) {

@@ -47,6 +47,15 @@ impl<'a> Onlooker<'a> {
         }
     }
 
+    /// Sleeps a little; a problem once it should stop.
+    pub(super) fn wait(&self) -> Result<()> {
+        sleep(PROGRESS);
+        match self.cancelled() {
+            true => Err(Problem::new("kiln::cancelled", "interrupted")),
+            false => Ok(()),
+        }
+    }
+
     /// What came of the job: one that stopped because its time was over failed.
     pub(super) fn judge(&self, ran: Result<Ran>) -> Result<Ran> {
         match (ran, self.timeout.filter(|_| self.is_over())) {

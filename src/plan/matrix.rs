@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::common::{ACROSS, spec_of, strings};
-use super::parse::MAX_STAGES;
 use super::source::{Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
 use super::words::hint;
 use crate::action::{Registry, StageSpec};
 use crate::base::Problem;
+
+/// Cap on the stages of a plan, tools and all instances included; far above any plan that a person writes.
+pub const MAX_STAGES: usize = 1000;
 
 /// One `[stage.NAME]` as it is written, with no `${name}` filled in.
 pub struct Written {

@@ -1,6 +1,6 @@
 //! The tables of a plan to a draft: its name and its stages, tools among them, with every `${name}` filled in.
 
-use super::matrix::{Matrix, Written};
+use super::matrix::{MAX_STAGES, Matrix, Written};
 use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::source_map::SourceMap;
@@ -8,9 +8,6 @@ use super::vars::{Coordinates, Vars};
 use super::words::{bad_name, hint};
 use crate::action::Registry;
 use crate::base::Problem;
-
-/// Cap on the stages of a plan, tools and all instances included; far above any plan that a person writes.
-pub const MAX_STAGES: usize = 1000;
 
 /// What the prefix of a tool's implicit stage is.
 pub const TOOLS: &str = "tools.";

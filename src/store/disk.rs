@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use rustix::fs::{Access, access, syncfs};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::folder::LockedFolder;
+use super::folder::{LockedFolder, Turn};
 use super::stamp::Stamp;
 use super::usage::Usage;
 use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves};
@@ -116,7 +116,7 @@ impl Disk {
     }
 
     /// The state of all folders of blobs when this process first asked.
-    pub(super) fn shelves(&self) -> Digest {
+    fn shelves(&self) -> Digest {
         *self.shelves.get_or_init(|| shelves::look(&self.root.join("blobs")))
     }
 
@@ -255,7 +255,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl BlobStore for Disk {
     fn has_all(&self, list: &BlobList) -> Result<bool> {
-        shelves::has_all(self, list)
+        shelves::has_all(list, self, self, || self.shelves())
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -292,6 +292,12 @@ impl ActionCache for Disk {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
         }
+    }
+
+    fn turn(&self, key: &ActionKey) -> Result<Option<Turn>> {
+        // Says so first, if nothing can be written here.
+        self.own()?;
+        Ok(self.partial(&key.0)?.map(Turn::from))
     }
 
     // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one action.

@@ -14,6 +14,23 @@ pub struct LockedFolder {
     _lock: File,
 }
 
+/// The right to do what one process at a time should do. Ends when dropped, or with its process.
+#[derive(Default)]
+pub struct Turn(Option<LockedFolder>);
+
+impl From<LockedFolder> for Turn {
+    fn from(folder: LockedFolder) -> Turn {
+        Turn(Some(folder))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // What stays behind is an empty folder.
+        let _ = self.0.take().map(LockedFolder::remove);
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Patience {
     None,

@@ -28,7 +28,7 @@ pub use audit::{Fault, StageStats, Stats, Verified};
 pub use bundle::{Exported, Imported};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
-pub use folder::LockedFolder;
+pub use folder::{LockedFolder, Turn};
 pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
@@ -64,6 +64,11 @@ pub trait ActionCache: Send + Sync {
 
     /// Remembers a success, by the key of its action. Failures are never put.
     fn put(&self, result: &ActionResult) -> Result<()>;
+
+    /// The turn to run an action; `None` while another process has it, which may be about to put the result.
+    fn turn(&self, _key: &ActionKey) -> Result<Option<Turn>> {
+        Ok(Some(Turn::default()))
+    }
 }
 
 /// A success, and what it took.

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use super::disk::Disk;
 use super::{BlobStore, Notes, Stamp};
 use crate::base::{Digest, Problem, Result, hash_bytes};
 
@@ -42,19 +41,24 @@ impl<'a> BlobList<'a> {
 const WORTH_A_NOTE_BYTES: usize = 64 * 70;
 
 /// Whether all blobs of `list` are there. When they last were, the stamps of all folders of blobs were noted: while those
-/// are the same, no name has come or gone. A blob that is there but damaged is found when it is read.
-pub(super) fn has_all(disk: &Disk, list: &BlobList) -> Result<bool> {
+/// are the same as `now`, no name has come or gone. A blob that is there but damaged is found when it is read.
+pub(super) fn has_all(
+    list: &BlobList,
+    blobs: &dyn BlobStore,
+    notes: &dyn Notes,
+    now: impl Fn() -> Digest,
+) -> Result<bool> {
     if list.0.len() < WORTH_A_NOTE_BYTES {
-        return Ok(disk.missing(&list.digests()?)?.is_empty());
+        return Ok(blobs.missing(&list.digests()?)?.is_empty());
     }
-    let state = disk.shelves().to_string();
+    let now = now().to_string();
     let question = hash_bytes(format!("when were they there: {}", hash_bytes(list.0.as_bytes())).as_bytes());
-    if Notes::read(disk, &question)?.is_some_and(|note| note.text == state) {
+    if notes.read(&question)?.is_some_and(|note| note.text == now) {
         return Ok(true);
     }
-    let are_there = disk.missing(&list.digests()?)?.is_empty();
+    let are_there = blobs.missing(&list.digests()?)?.is_empty();
     if are_there {
-        Notes::write(disk, &question, &state)?;
+        notes.write(&question, &now)?;
     }
     Ok(are_there)
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::super::outline::{Kept, Outline};
 use super::name::Name;
-use super::outline::{Kept, Outline};
 use super::sha256::{self, Sha256};
 use crate::action::{ActionKey, Manifest, PartName};
 use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};

@@ -5,8 +5,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::super::outline::{Asked, Kept, Outline};
 use super::account::{Account, Made};
-use super::outline::{Asked, Kept, Outline};
 use crate::action::ActionKey;
 use crate::base::Digest;
 

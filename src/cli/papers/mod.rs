@@ -7,7 +7,6 @@ mod compare;
 mod lock;
 mod locked;
 mod name;
-mod outline;
 mod provenance;
 mod sha256;
 mod verify;
@@ -23,7 +22,6 @@ use serde_json::json;
 
 pub(super) use account::Account;
 pub(super) use locked::Locked;
-pub(super) use outline::Outline;
 pub(super) use verify::{Args as VerifyArgs, run as verify};
 
 use super::whole::write_whole;

@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::super::PlanArgs;
+use super::super::outline::Inside;
 use super::Papers;
 use super::account::Account;
-use super::outline::Inside;
 use super::sha256::{self, Sha256};
 use crate::action::{Content, Manifest};
 use crate::base::{Digest, Problem, Result};

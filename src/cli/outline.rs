@@ -11,7 +11,7 @@ use crate::base::{Digest, hash_bytes};
 use crate::plan::{Keep, Plan, PlannedStage};
 
 /// A plan in outline.
-pub(in crate::cli) struct Outline {
+pub(super) struct Outline {
     pub(super) plan: String,
     /// Of all that it says, but for what must not change bytes: `timeout` and `retries`.
     pub(super) digest: Digest,
@@ -40,7 +40,7 @@ pub(super) enum Kept {
 
 impl Outline {
     /// Of `plan`, which lies in `folder`.
-    pub(in crate::cli) fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
+    pub(super) fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
         let inside = Inside::of(folder);
         let stages: Vec<(String, Asked)> =
             plan.stages.iter().map(|stage| (stage.id.0.clone(), asked(stage, &inside, registry))).collect();
