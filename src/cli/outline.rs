@@ -85,9 +85,13 @@ impl Inside {
         Inside { prefix: format!("file:{}", folder.join("").display()) }
     }
 
-    /// A URL as it would be written beside the plan.
+    /// A URL as it would be written beside the plan. Of a file elsewhere only the name: where it lies is not what it is.
     pub(super) fn url(&self, url: &str) -> String {
-        url.strip_prefix(&self.prefix).map_or_else(|| url.into(), |path| format!("file:{path}"))
+        match (url.strip_prefix(&self.prefix), url.strip_prefix("file:/")) {
+            (Some(path), _) => format!("file:{path}"),
+            (None, Some(path)) => format!("file:{}", path.rsplit('/').next().unwrap_or(path)),
+            (None, None) => url.into(),
+        }
     }
 
     fn spelled(&self, value: &Value) -> Value {
