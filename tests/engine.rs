@@ -4,7 +4,7 @@ mod support;
 
 use kiln::base::hash_bytes;
 use kiln::engine::{Before, History, Limits, Past, Sealed, Task, Took, Whole};
-use kiln::events::Event;
+use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use proptest::prelude::*;
 use support::fake;
@@ -176,6 +176,14 @@ fn without_slots_nothing_runs_and_all_that_can_be_known_is_told() {
         "clay has 2
          0 hits, 0 ran, 0 failed",
     );
+}
+
+#[test]
+fn a_twin_that_would_run_names_the_part_that_says_why() {
+    let dry = Limits { jobs: 0, ..LIMITS };
+    let waiting = simulate(&fake::plan("twins: parts=2 tied=1"), dry, &|_| false).waiting;
+    let same = Why::Same { part: "twins/0".into() };
+    assert_eq!(waiting, [("twins/0".to_string(), vec![]), ("twins/1".to_string(), vec![same])]);
 }
 
 /// The text of a random plan: each stage takes from some of those before it.

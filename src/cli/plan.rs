@@ -15,6 +15,9 @@ use crate::plan::{Plan, PlannedStage};
 /// How many parts that run for the same reasons are named; `kiln explain` says all.
 const NAMED: usize = 3;
 
+/// How many reasons, or sets of them, a stage is shown with.
+const GROUPS: usize = 8;
+
 /// What to plan.
 #[derive(clap::Args)]
 pub struct Args {
@@ -72,12 +75,18 @@ fn text(plan: &Plan, built: &Built) -> String {
         };
         // Invariant: writing to a String cannot fail.
         let _ = writeln!(out, "{:width$}  {says}", stage.id.0);
-        for (reasons, names) in by_reasons(&parts) {
+        let groups = by_reasons(&parts);
+        for (reasons, names) in groups.iter().take(GROUPS) {
             let more = names.len().saturating_sub(NAMED);
             let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let colon = if shown.is_empty() { "" } else { ": " };
             let _ = writeln!(out, "{:width$}    {shown}{more}{colon}{}", "", in_short(reasons));
+        }
+        let others: usize = groups.iter().skip(GROUPS).map(|(_, names)| names.len()).sum();
+        if others > 0 {
+            let others = count(others, "part");
+            let _ = writeln!(out, "{:width$}    {others} more, for reasons of their own: `kiln explain` says all", "");
         }
     }
     let waiting = match waiting {

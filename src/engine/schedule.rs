@@ -22,7 +22,7 @@ use super::{
 };
 use crate::action::{ActionKey, Inputs, Manifest};
 use crate::base::{Digest, Problem, Result};
-use crate::events::{Event, PartId, SCHEMA};
+use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
 /// The state of one build.
@@ -165,10 +165,16 @@ impl<'a> Scheduler<'a> {
         let claims = self.jobs.iter().flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
         let mut claims: Vec<(&Claim, &Job)> = claims.collect();
         claims.sort_by_key(|(claim, _)| (claim.stage, claim.place));
-        let part = |(claim, job): (&Claim, &Job)| BuiltPart {
-            id: self.part_id(claim),
-            task: job.task.clone(),
-            life: job.life.clone(),
+        let part = |(claim, job): (&Claim, &Job)| {
+            let (id, first) = (self.part_id(claim), self.part_id(&job.claims[0]));
+            // The cache was asked why for the first that claimed it; another part was another before.
+            let life = match &job.life {
+                JobLife::Ready { .. } if id != first => {
+                    JobLife::Ready { why: vec![Why::Same { part: first.to_string() }] }
+                }
+                life => life.clone(),
+            };
+            BuiltPart { id, task: job.task.clone(), life }
         };
         let parts = claims.into_iter().map(part).collect();
         let mut sealed = BTreeMap::new();

@@ -29,6 +29,8 @@ pub enum Why {
     Tool { name: String, old: Option<String>, new: Option<String> },
     /// The action is the same, but a blob it gave is gone from the store.
     OutputGone { blob: String },
+    /// Its action is also that of another part, which says why.
+    Same { part: String },
     /// It ran before, and is to give the same once more.
     Again,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Why {
             Why::Param { path, old, new } => change(f, path, old, new),
             Why::Input { name, old, new } => change(f, &format!("input {name}"), &given(old), &given(new)),
             Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
+            Why::Same { part } => write!(f, "the same work as {part}"),
             Why::Again => f.write_str("once more, to compare"),
             Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::{Digest, Problem};
-use kiln::engine::{Answer, Effect, History, Input, Limits, Past, Scheduler, Sealed, Task, Whole};
-use kiln::events::Event;
+use kiln::engine::{Answer, Built, Effect, History, Input, JobLife, Limits, Past, Scheduler, Sealed, Task, Whole};
+use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
 
@@ -17,6 +17,8 @@ pub struct Trace {
     pub events: Vec<Event>,
     pub sealed: BTreeMap<String, Manifest>,
     pub runs: Vec<ActionKey>,
+    /// What only lacks room at the end, and why it must run.
+    pub waiting: Vec<(String, Vec<Why>)>,
     /// Part and attempt.
     pub retried: Vec<(String, u32)>,
 }
@@ -92,7 +94,12 @@ impl Simulation<'_> {
             self.check_limits(&outstanding);
             assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
             if finished {
-                let sealed = scheduler.into_built().sealed;
+                let Built { sealed, parts } = scheduler.into_built();
+                for part in parts {
+                    if let JobLife::Ready { why } = part.life {
+                        trace.waiting.push((part.id.to_string(), why));
+                    }
+                }
                 trace.sealed =
                     sealed.into_iter().map(|(stage, it)| (stage.0, it.whole().unwrap().manifest.clone())).collect();
                 return trace;
