@@ -6,10 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use support::alive::{is_alive, wait_until};
 use support::fetching::sha256;
 use support::peers::{python, said};
 use support::quantize::Quant;
@@ -254,19 +253,6 @@ fn endless() -> (Bench, std::process::Child, [String; 2]) {
     assert!(is_alive(program) && is_alive(child));
     let pids = [program.to_string(), child.to_string()];
     (bench, build, pids)
-}
-
-fn is_alive(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.contains(") Z ")
-}
-
-fn wait_until(what: &str, is_true: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !is_true() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
-        sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

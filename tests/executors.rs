@@ -2,6 +2,8 @@
 //!
 //! The child is this very test binary: `child` below is what `kiln work` is to kiln.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -10,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kiln::action::{
     Action, Demand, Ingredient, Inputs, Isolation, Job, Outputs, ParamProblem, Part, PartName, Registry, Stage,
@@ -20,6 +22,7 @@ use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::execute::{Executor, Local, Ran, Watch, leash, work};
 use kiln::store::{BlobStore, Disk};
 use serde_json::{Value, json};
+use support::alive::{is_alive, wait_until};
 
 /// A stage that does what its parameters say.
 struct Puppet;
@@ -293,21 +296,6 @@ fn a_program_that_is_not_there_is_a_problem() {
     let demand = Demand { isolation: Isolation::Process, ..Demand::default() };
     let problem = local.run(&action("reverse", ""), &demand, &Onlooker::default()).err().unwrap();
     assert_eq!(problem.code, "kiln::execute::spawn");
-}
-
-/// Whether any thread of it is: the first may be dead while others still hold the process's files, and their locks.
-fn is_alive(pid: &str) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let stat = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-    threads.map(stat).any(|stat| !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X "))
-}
-
-fn wait_until(what: &str, is_true: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !is_true() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
-        sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

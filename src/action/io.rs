@@ -136,7 +136,7 @@ impl<'a> Job<'a> {
     /// A problem, once the build is being stopped.
     pub fn check_cancelled(&self) -> Result<()> {
         if self.workspace.cancelled() {
-            return Err(Problem::new("kiln::cancelled", "interrupted"));
+            return Err(Problem::cancelled());
         }
         Ok(())
     }

@@ -7,6 +7,9 @@ use std::ops::Range;
 use miette::{Diagnostic, LabeledSpan};
 use serde::{Deserialize, Serialize};
 
+/// The code of [`Problem::cancelled`].
+const CANCELLED: &str = "kiln::cancelled";
+
 /// The way out of a full disk.
 const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the same command again: \
                          what is done is kept";
@@ -37,6 +40,16 @@ impl Problem {
     /// A problem with neither place nor advice yet.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Problem { code: code.into(), message: message.into(), labels: vec![], help: None, causes: vec![] }
+    }
+
+    /// What ends work that is being stopped.
+    pub fn cancelled() -> Self {
+        Problem::new(CANCELLED, "interrupted")
+    }
+
+    /// Whether it only says that work was stopped.
+    pub fn is_cancelled(&self) -> bool {
+        self.code == CANCELLED
     }
 
     /// Adds the way out.

@@ -18,7 +18,7 @@ use super::explain::reasons;
 use super::onlooker::Onlooker;
 use super::recall::question;
 use super::{Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed, StageIndex, Task};
-use crate::action::{Inputs, Isolation, Registry, WorkOrder};
+use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
 use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
@@ -164,7 +164,7 @@ impl Drive<'_> {
         }
     }
 
-    fn kind(&self, kind: &str) -> Result<&dyn crate::action::Stage> {
+    fn kind(&self, kind: &str) -> Result<&dyn Stage> {
         let unknown = || Problem::new("kiln::engine::unknown_kind", format!("there is no stage kind `{kind}`"));
         self.build.stages.get(kind).ok_or_else(unknown)
     }
@@ -192,11 +192,12 @@ impl Drive<'_> {
             if let Found::Hit(result) = found {
                 return Ok(Answer::Hit(result));
             }
-            let before = last.key(part).map(|key| actions.get(&key)).transpose()?.flatten();
+            let key = last.key(part);
+            let before = key.map(|key| actions.get(&key)).transpose()?.flatten();
             let past = before
                 .as_ref()
                 .map(|result| Past { took_ms: result.took_ms, peak_memory_bytes: result.peak_memory_bytes });
-            Ok(Answer::Miss(reasons(task, &found, last.key(part), before.as_ref()), past))
+            Ok(Answer::Miss(reasons(task, &found, key, before.as_ref()), past))
         });
         Input::Probed { job, answer }
     }

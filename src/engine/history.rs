@@ -17,12 +17,10 @@ pub struct Took {
 }
 
 impl Took {
-    /// Of parts that took so long; `None` if there are none.
-    pub(super) fn of(parts_ms: impl Iterator<Item = u64>) -> Option<Took> {
-        parts_ms.fold(None, |took: Option<Took>, ms| {
-            let Took { longest_ms, total_ms } = took.unwrap_or_default();
-            Some(Took { longest_ms: longest_ms.max(ms), total_ms: total_ms.saturating_add(ms) })
-        })
+    /// Adds a part that took so long.
+    pub(super) fn add(&mut self, ms: u64) {
+        self.longest_ms = self.longest_ms.max(ms);
+        self.total_ms = self.total_ms.saturating_add(ms);
     }
 
     /// How long the stage lasts when `jobs` parts run at once.

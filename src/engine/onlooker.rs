@@ -38,7 +38,7 @@ impl<'a> Onlooker<'a> {
         loop {
             let left = self.begins.saturating_duration_since(Instant::now());
             if self.cancel.load(Ordering::Relaxed) {
-                return Err(Problem::new("kiln::cancelled", "interrupted"));
+                return Err(Problem::cancelled());
             }
             if left.is_zero() {
                 return Ok(());
@@ -51,7 +51,7 @@ impl<'a> Onlooker<'a> {
     pub(super) fn wait(&self) -> Result<()> {
         sleep(PROGRESS);
         match self.cancelled() {
-            true => Err(Problem::new("kiln::cancelled", "interrupted")),
+            true => Err(Problem::cancelled()),
             false => Ok(()),
         }
     }
@@ -59,9 +59,7 @@ impl<'a> Onlooker<'a> {
     /// What came of the job: one that stopped because its time was over failed.
     pub(super) fn judge(&self, ran: Result<Ran>) -> Result<Ran> {
         match (ran, self.timeout.filter(|_| self.is_over())) {
-            (Err(problem), Some(timeout))
-                if problem.code == "kiln::cancelled" && !self.cancel.load(Ordering::Relaxed) =>
-            {
+            (Err(problem), Some(timeout)) if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) => {
                 let message = format!("ended after {}, its `timeout`", duration(timeout));
                 Err(Problem::new("kiln::engine::timeout", message)
                     .help("give the stage a longer `timeout`, or find out what it waits for"))

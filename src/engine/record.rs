@@ -13,6 +13,7 @@ use super::history::{Before, History, Took};
 use crate::action::ActionKey;
 use crate::base::{Context, Digest, Result};
 use crate::events::PartId;
+use crate::plan::StageId;
 
 /// The key of each part when it was last there. A file `last/PLAN.json` in the cache folder, of two lines: what is known
 /// of each stage as a whole, and the keys, which are read only if someone asks. Nothing but reasons, the order of
@@ -99,11 +100,14 @@ impl Record {
         let known = |stage: &String| self.stages.get(stage).and_then(|whole| whole.sealed);
         let is_news = built.sealed.iter().any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest()));
         let done = || built.parts.iter().filter(|part| part.life.outputs().is_some());
-        if !is_news && done().all(|part| built.sealed.keys().any(|stage| stage.0 == part.id.stage)) {
+        let is_whole = |stage: &String| built.sealed.contains_key(&StageId(stage.clone()));
+        if !is_news && done().all(|part| is_whole(&part.id.stage)) {
             return Ok(false);
         }
         let mut keys = self.keys().clone();
+        let mut took: BTreeMap<&str, Took> = BTreeMap::new();
         for part in done() {
+            took.entry(&part.id.stage).or_default().add(part.life.took_ms());
             keys.entry(part.id.stage.clone()).or_default().insert(part.id.part.clone(), part.task.key);
             self.stages.entry(part.id.stage.clone()).or_default().sealed = None;
         }
@@ -111,8 +115,8 @@ impl Record {
             keys.insert(stage.0.clone(), sealed.whole()?.parts.iter().cloned().collect());
             let whole = self.stages.entry(stage.0.clone()).or_default();
             whole.sealed = Some(sealed.digest());
-            let took = Took::of(done().filter(|part| part.id.stage == stage.0).map(|part| part.life.took_ms()));
-            whole.before = Before { took: took.unwrap_or(whole.before.took), gives: Some(sealed.gives()) };
+            let took = took.get(stage.0.as_str()).copied().unwrap_or(whole.before.took);
+            whole.before = Before { took, gives: Some(sealed.gives()) };
         }
         self.keys = keys.into();
         Ok(true)

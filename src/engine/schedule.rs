@@ -146,7 +146,7 @@ impl<'a> Scheduler<'a> {
                         let done = JobLife::Done { outputs: result.outputs, hit: false, took_ms: result.took_ms };
                         self.set_job(job, done);
                     }
-                    Err(problem) if self.cancelled && problem.code == "kiln::cancelled" => {
+                    Err(problem) if self.cancelled && problem.is_cancelled() => {
                         self.set_job(job, JobLife::Stopped);
                     }
                     Err(problem) if self.may_retry(job) => self.retry(job, problem),

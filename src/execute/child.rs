@@ -62,7 +62,7 @@ pub(super) fn run(program: &Path, store: &Disk, action: &Action, demand: &Demand
         };
     }
     if watch.cancelled() {
-        return Err(Problem::new("kiln::cancelled", "interrupted"));
+        return Err(Problem::cancelled());
     }
     Err(crashed(&action.stage, status, &last_words))
 }

@@ -87,7 +87,7 @@ impl Workspace for Desk<'_> {
                 return Ok(path);
             }
             if self.cancelled() {
-                return Err(Problem::new("kiln::cancelled", "interrupted"));
+                return Err(Problem::cancelled());
             }
             sleep(Duration::from_millis(50));
         }

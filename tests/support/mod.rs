@@ -1,6 +1,7 @@
 //! What tests share.
 #![allow(dead_code, missing_docs, non_camel_case_types)]
 
+pub mod alive;
 pub mod fake;
 pub mod faulty;
 pub mod fetching;
