@@ -26,10 +26,37 @@ fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest 
     Manifest { parts: parts.into() }
 }
 
+/// Two tensors as `requant` gives them: one exact, one at 26.25 dB.
+fn weights(folder: &Folder) -> Manifest {
+    let facts = |scheme: &str, error: Value| {
+        let mut facts = json!({"shape": [4, 32], "element": "int4", "block": 32, "error": error});
+        facts["error"]["source"] = json!("Q4_0");
+        facts["error"]["scheme"] = json!(scheme);
+        facts
+    };
+    let exact = facts("native", json!({"exact": true, "max_error": 0.0}));
+    let rounded = facts("lpbq-32", json!({"exact": false, "max_error": 0.01, "sqnr_db": 26.25, "clipped": 0.001}));
+    let scales = json!({"shape": [4, 1], "element": "f16"});
+    let part =
+        |name: &str, size: usize, facts: Value| (PartName::new(name).unwrap(), folder.part(&vec![0; size], facts));
+    let parts = [
+        part("blk.0.ffn_up.weight/codes", 64, exact),
+        part("blk.0.ffn_up.weight/scales", 8, scales.clone()),
+        part("blk.0.ffn_down.weight/codes", 64, rounded),
+        part("blk.0.ffn_down.weight/scales", 8, scales),
+    ];
+    Manifest { parts: parts.into() }
+}
+
 fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Result<Manifest> {
     let scores = scores.into_iter().map(|(name, manifest)| (name.to_string(), manifest)).collect();
     let npu = Manifest { parts: [(PartName::new("model.bin").unwrap(), folder.part(&[0; 500], Value::Null))].into() };
-    let slots = [("scores".to_string(), scores), ("size".to_string(), vec![("npu".to_string(), npu)])].into();
+    let slots = [
+        ("scores".to_string(), scores),
+        ("size".to_string(), vec![("npu".to_string(), npu)]),
+        ("weights".to_string(), vec![("weights".to_string(), weights(folder))]),
+    ]
+    .into();
     let stages: Registry = kiln::stages::all();
     folder.run_stage(stages.get("validate").unwrap(), params, &Inputs { slots, ..Inputs::default() })
 }
@@ -53,6 +80,8 @@ fn kept_limits_give_a_report() {
     assert!(report.contains("1.01005 +- 0.00102"), "{report}");
     assert!(report.contains("2 of 3 greedy tokens equal"), "{report}");
     assert!(report.contains("passed: 0 of 10 limits missed"), "{report}");
+    let storage = "    lpbq-32      Q4_0           1       0       72 B        4.50  26.25 dB, blk.0.ffn_down.weight; at most 0.100 % clipped";
+    assert!(report.contains(storage), "{report}");
 }
 
 #[test]
@@ -66,6 +95,8 @@ fn each_limit_can_be_missed() {
         (json!({"perplexity": 7.0}), "perplexity of the reference"),
         (json!({"range": 15000}), "range of down"),
         (json!({"size_bytes": {"npu": 499}}), "size in bytes"),
+        (json!({"storage": {"weights": {"exact": true}}}), "tensors that are not exact"),
+        (json!({"storage": {"weights": {"sqnr_db": 26.5}}}), "SQNR of the worst tensor"),
     ] {
         let problem = check(limit).unwrap_err();
         assert_eq!(problem.code, "kiln::validate::missed");

@@ -2,6 +2,7 @@
 
 mod device;
 mod gguf;
+mod ledger;
 mod onnx;
 
 use std::fs::File;
@@ -13,6 +14,7 @@ pub(super) use gguf::with_header;
 use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, Result};
 use crate::model::gguf::MAGIC as GGUF;
+use crate::model::ledger::Ledger;
 
 /// What to inspect.
 #[derive(clap::Args)]
@@ -42,8 +44,9 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
     let mut magic = vec![];
     (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
     file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
-    match magic.as_slice() {
-        start if start.starts_with(&GGUF) => gguf::describe(&mut file, args.tensors, json),
+    let text = match magic.as_slice() {
+        start if start.starts_with(&GGUF) => return gguf::describe(&mut file, args.tensors, json),
+        start if start.starts_with(Ledger::MAGIC) => return ledger::describe(&file, args.tensors, json),
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),
         start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
@@ -51,6 +54,7 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
             "kiln::call::format",
             format!("unknown format: it begins with \"{}\"", start.escape_ascii()),
         )
-        .help("kiln describes GGUF, ONNX, DLC and context binary files")),
-    }
+        .help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")),
+    }?;
+    Ok(if json { text } else { text + &ledger::beside(&args.file, args.tensors) })
 }

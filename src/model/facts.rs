@@ -117,6 +117,9 @@ pub struct ErrorFacts {
     pub sqnr_db: Option<f64>,
     /// Largest absolute error.
     pub max_error: f64,
+    /// Share of the values that lie beyond the largest code and were cut to it; absent where nothing can be cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped: Option<f64>,
 }
 
 /// The two graphs that the `graph` stage writes.

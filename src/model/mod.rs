@@ -4,6 +4,7 @@ pub mod arch;
 pub mod facts;
 pub mod fidelity;
 pub mod gguf;
+pub mod ledger;
 pub mod onnx;
 pub mod quant;
 pub mod reference;

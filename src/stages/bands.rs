@@ -111,6 +111,7 @@ pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> Error
         exact: error.is_exact(),
         sqnr_db: error.sqnr_db(),
         max_error: error.max_error(),
+        clipped: None,
     }
 }
 

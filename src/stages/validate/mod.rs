@@ -8,6 +8,8 @@
 //! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
 //! | `range` | 30000 | the largest magnitude of a measured inner tensor; fp16 ends at 65504 |
 //! | `size_bytes.STAGE` | none | bytes at most of that stage's `*.bin` and `*.dlc` |
+//! | `weights` | none | `requant` stages whose ledger is carried: how true the stored weights are to the file |
+//! | `storage.STAGE` | none | what the weights of that stage must keep: `exact`, `sqnr_db` |
 //!
 //! | limit | meaning |
 //! |---|---|
@@ -30,9 +32,10 @@ use serde::{Deserialize, Serialize};
 use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
+use crate::model::ledger::Ledger;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
-use report::{Candidate, Report, Size};
+use report::{Candidate, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -51,6 +54,9 @@ pub struct Params {
     /// Bytes of the `.bin` and `.dlc` of each stage of `size`, at most.
     #[serde(default)]
     size_bytes: BTreeMap<String, u64>,
+    /// What the weights of each stage of `weights` must keep of the file.
+    #[serde(default)]
+    storage: BTreeMap<String, StorageLimits>,
 }
 
 fn default_range() -> f64 {
@@ -73,13 +79,25 @@ pub struct Limits {
     greedy: Option<usize>,
 }
 
-/// All limits of all candidates, and the sizes, which manifests tell without opening anything.
+/// What stored weights must keep of the file they came from; what is not given is reported only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StorageLimits {
+    /// Every value of every tensor is the file's, bit for bit in f32.
+    #[serde(default)]
+    exact: bool,
+    /// Signal to quantization noise of the worst tensor in dB, at least.
+    sqnr_db: Option<f64>,
+}
+
+/// All limits of all candidates, and the sizes and ledgers, which manifests tell without opening anything.
 #[derive(Serialize, Deserialize)]
 pub struct Limited {
     candidates: BTreeMap<String, Limits>,
     perplexity: Option<f64>,
     range: f64,
     sizes: BTreeMap<String, Size>,
+    storage: BTreeMap<String, Storage>,
 }
 
 /// The stage.
@@ -90,15 +108,16 @@ impl TypedStage for Validate {
     type Order = Limited;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
-        version: 1,
+        version: 2,
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
             InputSpec { name: "scores", accepts: &["score"], required: true, many: true },
             InputSpec { name: "size", accepts: &["context-bin", "dlc"], required: false, many: true },
+            InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
         ],
-        params: &["limits", "perplexity", "range", "size_bytes"],
-        keyed: &[("limits", "scores"), ("size_bytes", "size")],
+        params: &["limits", "perplexity", "range", "size_bytes", "storage"],
+        keyed: &[("limits", "scores"), ("size_bytes", "size"), ("storage", "weights")],
         reaches_outside: false,
     };
 
@@ -113,8 +132,13 @@ impl TypedStage for Validate {
             ]
             .map(|(limit, value)| (format!("limits/{name}/{limit}"), value))
         });
+        let storage = params.storage.iter().map(|(name, limits)| (format!("storage/{name}/sqnr_db"), limits.sqnr_db));
         let is_bad = |value: &f64| !value.is_finite() || *value < 0.0;
-        let bad = own.into_iter().chain(limits).filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
+        let bad = own
+            .into_iter()
+            .chain(limits)
+            .chain(storage)
+            .filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
         bad.map(|(path, value)| {
             let problem =
                 Problem::new("kiln::plan::parameter", format!("{value} is no limit: it is not zero or above"));
@@ -131,9 +155,17 @@ impl TypedStage for Validate {
             (name.clone(), Size { bytes: artifact_bytes(manifest), limit: params.size_bytes.remove(name) })
         });
         let sizes = sizes.collect();
+        let storage = inputs.many("weights").iter().map(|(name, manifest)| {
+            let ledger = Ledger::of(
+                manifest.parts.iter().map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
+            )?;
+            Ok((name.clone(), Storage { ledger, limits: params.storage.remove(name).unwrap_or_default() }))
+        });
+        let storage = storage.collect::<Result<_>>()?;
+        all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
         all_used(params.limits.keys(), "limits", "scores", scores)?;
         all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
-        let limited = Limited { candidates, perplexity: params.perplexity, range: params.range, sizes };
+        let limited = Limited { candidates, perplexity: params.perplexity, range: params.range, sizes, storage };
         let mut order = Order::new("", limited);
         for (name, manifest) in scores {
             for (part, content) in &manifest.parts {
@@ -149,7 +181,7 @@ impl TypedStage for Validate {
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
             .collect::<Result<_>>()?;
-        let report = Report::new(candidates, limited.sizes, limited.perplexity, limited.range);
+        let report = Report::new(candidates, limited.sizes, limited.storage, limited.perplexity, limited.range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
         if report.passed() {
             let part = |(name, text): (&str, String)| {

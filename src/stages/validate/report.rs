@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
+use super::{Limits, StorageLimits};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
+use crate::model::ledger::{Entry, Ledger};
 use crate::stages::score::{GreedyScore, Ranges, measured};
 
 /// All that is known of one candidate.
@@ -36,6 +37,18 @@ pub struct Size {
     pub limit: Option<u64>,
 }
 
+/// How true stored weights are to the file they came from.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Storage {
+    pub ledger: Ledger,
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub limits: StorageLimits,
+}
+
+fn is_default(limits: &StorageLimits) -> bool {
+    *limits == StorageLimits::default()
+}
+
 /// One limit and what was found.
 #[derive(Serialize)]
 pub struct Check {
@@ -52,6 +65,7 @@ pub struct Report {
     passed: bool,
     candidates: BTreeMap<String, Candidate>,
     sizes: BTreeMap<String, Size>,
+    storage: BTreeMap<String, Storage>,
     checks: Vec<Check>,
 }
 
@@ -72,6 +86,7 @@ impl Report {
     pub fn new(
         candidates: BTreeMap<String, Candidate>,
         sizes: BTreeMap<String, Size>,
+        storage: BTreeMap<String, Storage>,
         perplexity: Option<f64>,
         range: f64,
     ) -> Self {
@@ -83,7 +98,16 @@ impl Report {
             let limit = size.limit.map(|limit| limit as f64);
             at_most(&mut checks, name, "size in bytes", size.bytes as f64, limit);
         }
-        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, checks }
+        for (name, Storage { ledger, limits }) in &storage {
+            let inexact = ledger.tensors.values().filter(|entry| !entry.error.exact).count();
+            at_most(&mut checks, name, "tensors that are not exact", inexact as f64, limits.exact.then_some(0.0));
+            // Tensors without noise have no ratio to it.
+            let sqnr = |entry: &Entry| entry.error.sqnr_db;
+            if let Some(worst) = ledger.tensors.values().filter_map(sqnr).reduce(f64::min) {
+                at_least(&mut checks, name, "SQNR of the worst tensor in dB", worst, limits.sqnr_db);
+            }
+        }
+        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, storage, checks }
     }
 
     /// Whether every limit is kept.
@@ -124,6 +148,7 @@ fn at_least(checks: &mut Vec<Check>, of: &str, what: &str, found: f64, limit: Op
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "what is computed, against the reference")?;
         writeln!(
             f,
             "{:16} {:>6} {:>10} {:>10} {:>21} {:>10} {:>10} {:>10} {:>9} {:>8}",
@@ -174,6 +199,9 @@ impl fmt::Display for Report {
         for (name, size) in &self.sizes {
             writeln!(f, "{name}: {}", bytes(size.bytes))?;
         }
+        for (name, storage) in &self.storage {
+            write!(f, "\n{name}: the weights as stored, against the file\n{}", indented(&storage.ledger.to_string()))?;
+        }
         writeln!(f)?;
         for Check { of, what, found, limit, passed } in &self.checks {
             let verdict = if *passed { "kept  " } else { "MISSED" };
@@ -187,6 +215,10 @@ impl fmt::Display for Report {
             self.checks.len()
         )
     }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect()
 }
 
 /// A number with as many digits as say something.
