@@ -8,4 +8,4 @@ mod units;
 pub use canon::CanonJson;
 pub use digest::{Digest, Hasher, hash_bytes};
 pub use problem::{Context, Problem, Result};
-pub use units::{bytes, count, duration, parse_bytes};
+pub use units::{by_number, bytes, count, duration, parse_bytes};

@@ -81,7 +81,7 @@ impl Ledger {
     /// Every tensor on a line, layers in the order of their numbers.
     pub fn table(&self) -> String {
         let mut tensors: Vec<_> = self.tensors.iter().collect();
-        tensors.sort_by_key(|(name, _)| by_number(name));
+        tensors.sort_by_key(|(name, _)| base::by_number(name));
         let mut text = format!(
             "{:<28} {:<8} {:<12} {:>10} {:>11}  {:<5} {:>9} {:>10} {:>8}\n",
             "tensor", "source", "scheme", "bytes", "bits/weight", "exact", "SQNR dB", "max error", "clipped"
@@ -106,12 +106,6 @@ impl Ledger {
 /// What is not there is a dash.
 fn figure(value: Option<f64>, spell: impl Fn(f64) -> String) -> String {
     value.map_or("-".into(), spell)
-}
-
-/// `blk.10.x` after `blk.2.x`: runs of digits by their value.
-fn by_number(name: &str) -> Vec<(u64, &str)> {
-    let number = |piece: &str| piece.parse().unwrap_or(u64::MAX);
-    name.split('.').map(|piece| (number(piece), piece)).collect()
 }
 
 /// What the tensors of one source under one scheme come to.

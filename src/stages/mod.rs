@@ -1,6 +1,7 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 mod bands;
+pub mod choose;
 pub mod command;
 pub mod context_bin;
 pub mod dequant;
@@ -13,6 +14,7 @@ pub mod lower;
 pub mod reference;
 pub mod requant;
 pub mod score;
+pub mod sensitivity;
 mod tensors;
 pub mod validate;
 
@@ -30,6 +32,8 @@ pub fn all() -> Registry {
         Box::new(Erased(context_bin::ContextBin)),
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(score::Score)),
+        Box::new(Erased(sensitivity::Sensitivity)),
+        Box::new(Erased(choose::Choose)),
         Box::new(Erased(validate::Validate)),
         Box::new(Erased(command::Command)),
     ])

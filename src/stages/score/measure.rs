@@ -54,10 +54,11 @@ impl GreedyScore {
 /// `ranges/score.json`: the largest magnitude of each measured tensor.
 pub type Ranges = BTreeMap<String, f32>;
 
-pub(super) fn window(job: &Job, decoder: &mut Decoder) -> Result<WindowScore> {
-    let tokens: Vec<u32> = read_json(job, "tokens")?;
+/// Every prediction over the inputs `tokens` and `logits` of the reference.
+pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> Result<WindowScore> {
+    let tokens: Vec<u32> = read_json(job, tokens)?;
     let reference: Vec<f32> =
-        job.read("logits")?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        job.read(logits)?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let vocab = decoder.model.vocab as usize;
     if reference.len() != tokens.len() * vocab {
         return Err(Problem::new(

@@ -29,10 +29,11 @@ use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::ModelFacts;
 
 use super::device::{QNN, libraries};
-use decoder::{Decoder, Engine};
+pub use decoder::Decoder;
+use decoder::Engine;
 use htp::Htp;
-pub use measure::{GreedyScore, Ranges, WindowScore, measured};
-use onnx_runtime::OnnxRuntime;
+pub use measure::{GreedyScore, Ranges, WindowScore, measured, window};
+pub use onnx_runtime::OnnxRuntime;
 
 /// The runtime's file name, up to its version.
 const RUNTIME: &str = "libonnxruntime.so";
@@ -116,34 +117,23 @@ impl TypedStage for Score {
         let candidate = Candidate::of(inputs)?;
         let order = |name: &str, measure: Measure| candidate.order(name, measure);
 
-        let windows: Vec<&str> = folders(reference, "window-").collect();
-        let wanted = params.windows.unwrap_or(windows.len());
-        if wanted > windows.len() {
-            return Err(Problem::new(
-                "kiln::score::windows",
-                format!("{wanted} windows are wanted, but the reference has {}", windows.len()),
-            )
-            .help("raise `windows` of the `reference` stage, or lower it here"));
-        }
         let mut orders = vec![];
-        for (index, folder) in windows.into_iter().take(wanted).enumerate() {
-            let tokens = reference.part(&format!("{folder}/tokens.json"))?;
-            let logits = reference.part(&format!("{folder}/logits"))?;
+        for (folder, (tokens, logits)) in windows(reference, params.windows)? {
             orders.push(order(folder, Measure::Window).input("tokens", tokens).input("logits", logits));
-            if index == 0 && candidate.has_ranges {
+            if orders.len() == 1 && candidate.has_ranges {
                 orders.push(order("ranges", Measure::Ranges).input("tokens", tokens));
             }
         }
         if let Some(greedy) = reference.get("greedy.json") {
             let measure = Measure::Greedy { decode_steps: params.decode_steps };
-            orders.push(order("greedy", measure).input("greedy", greedy));
+            orders.push(candidate.reading("greedy", measure, |_| true).input("greedy", greedy));
         }
         Ok(orders)
     }
 
     fn run(measure: Measure, job: &Job) -> Result<Outputs> {
         let score = match measure {
-            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder(job)?)?)?,
+            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder(job)?, "tokens", "logits")?)?,
             Measure::Greedy { decode_steps } => {
                 CanonJson::of(&measure::greedy(job, &mut decoder(job)?, decode_steps)?)?
             }
@@ -162,8 +152,24 @@ fn decoder(job: &Job) -> Result<Decoder> {
 }
 
 /// What the candidate was made of.
-fn model(job: &Job) -> Result<ModelFacts> {
+pub fn model(job: &Job) -> Result<ModelFacts> {
     job.input("candidate/model.json")?.facts.read()
+}
+
+/// The tokens and logits of the first `wanted` windows of a reference, or of all, by their names.
+pub fn windows<'a>(reference: &'a Manifest, wanted: Option<usize>) -> Result<Vec<(&'a str, (&'a Part, &'a Part))>> {
+    let names: Vec<&str> = folders(reference, "window-").collect();
+    let wanted = wanted.unwrap_or(names.len());
+    if wanted > names.len() {
+        return Err(Problem::new(
+            "kiln::score::windows",
+            format!("{wanted} windows are wanted, but the reference has {}", names.len()),
+        )
+        .help("raise `windows` of the `reference` stage, or lower it here"));
+    }
+    let part = |folder: &str, name: &str| reference.part(&format!("{folder}/{name}"));
+    let window = |folder: &&'a str| Ok((*folder, (part(folder, "tokens.json")?, part(folder, "logits")?)));
+    names.iter().take(wanted).map(window).collect()
 }
 
 /// The top folders of `manifest` that begin with `prefix`, in order.
@@ -178,7 +184,7 @@ fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = 
 }
 
 /// What the orders of one candidate share.
-struct Candidate {
+pub struct Candidate {
     parts: Vec<(String, Part)>,
     tools: Vec<ToolFile>,
     demand: Demand,
@@ -194,15 +200,24 @@ impl Candidate {
             let tools = libraries(inputs, &SIMULATOR)?;
             return Ok(Candidate { demand: demand(&parts, 12), parts, tools, has_ranges: false });
         }
-        let parts = inputs.one("graph")?.parts.iter();
+        Self::of_graph(inputs.one("graph")?, inputs)
+    }
+
+    /// The graphs of an `onnx` manifest, run in ONNX Runtime.
+    pub fn of_graph(graph: &Manifest, inputs: &Inputs) -> Result<Self> {
+        let parts = graph.parts.iter();
         let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
         Ok(Candidate { demand: demand(&parts, 3), parts, tools: runtime(inputs)?, has_ranges: true })
     }
 
-    fn order(&self, name: &str, measure: Measure) -> Order<Measure> {
-        let decodes = matches!(measure, Measure::Greedy { .. });
-        let read = self.parts.iter().filter(|(name, _)| decodes || name != "candidate/decode.onnx");
-        let order = Order::new(name, measure).tools(self.tools.clone()).demand(self.demand);
+    /// An order that runs the prefill graph.
+    pub fn order<T>(&self, name: &str, params: T) -> Order<T> {
+        self.reading(name, params, |name| name != "candidate/decode.onnx")
+    }
+
+    fn reading<T>(&self, name: &str, params: T, reads: impl Fn(&str) -> bool) -> Order<T> {
+        let read = self.parts.iter().filter(|(name, _)| reads(name));
+        let order = Order::new(name, params).tools(self.tools.clone()).demand(self.demand);
         read.fold(order, |order, (name, part)| order.input(name, part))
     }
 }

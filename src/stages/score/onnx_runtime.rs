@@ -49,10 +49,16 @@ impl OnnxRuntime {
 
     /// Puts `model` in the place of the prefill graph.
     pub fn replace_prefill(&mut self, model: &[u8]) -> Result<()> {
+        self.session = None;
         let path = self.folder.join(file_name(Graph::Prefill));
         // The file may share its bytes with the blob store: a new one takes its name.
         fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
         fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))
+    }
+
+    /// Puts the file at `from` in the place of the candidate's file `name`.
+    pub fn replace(&mut self, name: &str, from: &Path) -> Result<()> {
+        lay_out(from, &self.folder.join(name))
     }
 
     fn load(&self, graph: Graph) -> Result<Session> {

@@ -1,0 +1,223 @@
+//! `sensitivity`: what each scheme costs each tensor, measured: one tensor of a graph is held in another scheme, all others as they
+//! are, and the model's predictions are compared with the reference's.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `reference` | | the `reference` stage to compare with |
+//! | `graph` | | the graph that is changed a tensor at a time, best over `native` weights; its own schemes cost nothing |
+//! | `candidates` | | graphs over the same model's weights in other schemes, with the same `prefill` and `context` |
+//! | `match` | all | patterns of the tensors to measure |
+//! | `windows` | 1 | how many of the reference's windows are run |
+//!
+//! One order a tensor, which runs the graph once for each candidate and window. `choose` makes a choice of it.
+
+mod swap;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::score::{self, Decoder, OnnxRuntime};
+use super::tensors;
+use crate::action::{
+    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+};
+use crate::base::{CanonJson, Problem, Result};
+use crate::model::facts::WeightFacts;
+use crate::model::onnx::decode;
+use swap::swap;
+
+/// The graph that is run.
+const PREFILL: &str = "prefill.onnx";
+
+/// See the module's table.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// Patterns of the tensors to measure; all that a candidate holds in another way by default.
+    #[serde(rename = "match", default)]
+    patterns: Vec<String>,
+    /// How many of the reference's windows are run.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    windows: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// One tensor, and what its candidates take.
+#[derive(Serialize, Deserialize)]
+pub struct Tensor {
+    tensor: String,
+    windows: usize,
+    /// As the graph has it.
+    own: Held,
+    /// In other schemes.
+    candidates: Vec<Held>,
+}
+
+/// How a tensor is held.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    scheme: String,
+    bytes: u64,
+}
+
+/// What a scheme costs a tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Name of the scheme.
+    pub scheme: String,
+    /// Bytes of codes, scales and offsets, or values.
+    pub bytes: u64,
+    /// Mean KL divergence of the model with this one tensor so held from the reference, in nats; none for the graph's own.
+    pub kld: f64,
+}
+
+/// What each scheme costs one tensor: the facts of `TENSOR/costs.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorCosts {
+    /// Its name.
+    pub tensor: String,
+    /// The graph's own scheme first.
+    pub costs: Vec<Cost>,
+}
+
+/// The stage.
+pub struct Sensitivity;
+
+impl TypedStage for Sensitivity {
+    type Params = Params;
+    type Order = Tensor;
+
+    const SPEC: StageSpec = StageSpec {
+        kind: "sensitivity",
+        version: 1,
+        summary: "what each scheme costs each tensor, measured on the whole model",
+        gives: "sensitivity",
+        inputs: &[
+            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
+            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
+            InputSpec { name: "candidates", accepts: &["onnx"], required: true, many: true },
+        ],
+        params: &["match", "windows"],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let patterns = params.patterns.iter().enumerate();
+        let mut problems: Vec<ParamProblem> =
+            patterns.filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}"))).collect();
+        if params.windows == 0 {
+            let problem = Problem::new("kiln::plan::parameter", "no window would be run");
+            problems.push(ParamProblem { path: "windows".into(), problem });
+        }
+        problems
+    }
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec!["ort"]
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Tensor>>> {
+        let graph = inputs.one("graph")?;
+        let candidates = inputs.many("candidates");
+        let windows = score::windows(inputs.one("reference")?, Some(params.windows))?;
+        let runtime = score::Candidate::of_graph(graph, inputs)?;
+        let patterns = params.patterns.iter().map(|text| tensors::pattern(text)).collect::<Result<Vec<_>>>()?;
+        let wanted = |name: &&str| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name));
+
+        let mut orders = vec![];
+        for name in names(graph).into_iter().filter(wanted) {
+            let own = blobs(graph, name);
+            let others: Vec<_> = candidates.iter().filter(|(_, other)| blobs(other, name) != own).collect();
+            if others.is_empty() {
+                continue;
+            }
+            let held = |manifest: &Manifest| held(name, &blobs(manifest, name));
+            let tensor = Tensor {
+                tensor: name.into(),
+                windows: windows.len(),
+                own: held(graph)?,
+                candidates: others.iter().map(|(_, manifest)| held(manifest)).collect::<Result<_>>()?,
+            };
+            let mut order = runtime.order(name, tensor);
+            for (index, (_, manifest)) in others.iter().enumerate() {
+                let changed = blobs(manifest, name).into_iter().chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
+                order = changed.fold(order, |order, (blob, part)| order.input(format!("change/{index}/{blob}"), part));
+            }
+            for (index, (_, (tokens, logits))) in windows.iter().enumerate() {
+                order = order.input(format!("tokens/{index}"), tokens).input(format!("logits/{index}"), logits);
+            }
+            orders.push(order);
+        }
+        if orders.is_empty() {
+            return Err(Problem::new(
+                "kiln::sensitivity::nothing",
+                "no candidate holds a tensor otherwise than the graph",
+            )
+            .help(
+                "give `candidates` that are graphs over weights of another scheme, and `match` patterns of tensors",
+            ));
+        }
+        Ok(orders)
+    }
+
+    fn run(order: Tensor, job: &Job) -> Result<Outputs> {
+        let base = decode(&job.read(&format!("candidate/{PREFILL}"))?)?;
+        let model = score::model(job)?;
+        let mut costs = vec![Cost { scheme: order.own.scheme, bytes: order.own.bytes, kld: 0.0 }];
+        let calls = (order.candidates.len() * order.windows) as u64;
+        for (index, Held { scheme, bytes }) in order.candidates.into_iter().enumerate() {
+            let folder = format!("change/{index}/");
+            let changed = swap(base.clone(), &decode(&job.read(&format!("{folder}{PREFILL}"))?)?, &order.tensor)?;
+            let mut engine = OnnxRuntime::open(job)?;
+            engine.replace_prefill(&changed.encode_to_vec())?;
+            for (input, _) in job.inputs() {
+                if let Some(blob) = input.strip_prefix(&folder).filter(|blob| *blob != PREFILL) {
+                    engine.replace(blob, &job.path(input)?)?;
+                }
+            }
+            let mut decoder = Decoder { engine: Box::new(engine), model: model.clone() };
+            let mut klds = vec![];
+            for window in 0..order.windows {
+                job.check_cancelled()?;
+                job.progress((index * order.windows + window) as u64, calls, "runs");
+                let (tokens, logits) = (format!("tokens/{window}"), format!("logits/{window}"));
+                klds.extend(
+                    score::window(job, &mut decoder, &tokens, &logits)?.tokens.into_iter().map(|token| token.kld),
+                );
+            }
+            // Rounding can make a divergence of nothing a little less than nothing.
+            let kld = (klds.iter().sum::<f64>() / klds.len().max(1) as f64).max(0.0);
+            costs.push(Cost { scheme, bytes, kld });
+        }
+        let facts = CanonJson::of(&TensorCosts { tensor: order.tensor, costs })?;
+        Ok([(PartName::new("costs.json")?, job.write(facts.to_string().as_bytes(), facts)?)].into())
+    }
+}
+
+/// The tensors whose blobs `graph` points to.
+fn names(graph: &Manifest) -> BTreeSet<&str> {
+    graph.under("weights").filter_map(|(name, _)| Some(name.rsplit_once('/')?.0)).collect()
+}
+
+/// The blobs of tensor `name`, by their place beside the graph's file.
+fn blobs<'a>(graph: &'a Manifest, name: &str) -> BTreeMap<String, &'a Part> {
+    let of_tensor = |(blob, _): &(&str, &Part)| blob.rsplit_once('/').is_some_and(|(owner, _)| owner == name);
+    graph.under("weights").filter(of_tensor).map(|(blob, part)| (format!("weights/{blob}"), part)).collect()
+}
+
+fn held(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<Held> {
+    let facts = blobs.values().map(|part| part.facts.read()).collect::<Result<Vec<WeightFacts>>>()?;
+    let scheme = facts.into_iter().find_map(|facts| facts.error).map(|error| error.scheme);
+    let unknown =
+        || Problem::new("kiln::sensitivity::scheme", format!("the weights of `{name}` do not say their scheme"));
+    let bytes = blobs.values().map(|part| part.content.digest.size_bytes).sum();
+    Ok(Held { scheme: scheme.ok_or_else(unknown)?, bytes })
+}

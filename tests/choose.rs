@@ -1,0 +1,74 @@
+//! `sensitivity` and `choose`: what a scheme costs a tensor, and the best choice within a budget.
+
+mod support;
+
+use kiln::action::Manifest;
+use serde_json::{Value, json};
+use support::score_road::Road;
+use support::tiny_gguf::TinyGguf;
+use support::tools;
+
+const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
+
+/// The mean KL divergence of a score of one window.
+fn kld(road: &Road, score: &Manifest) -> f64 {
+    let score: Value = serde_json::from_slice(&road.bytes(score, "window-000/score.json")).unwrap();
+    let klds: Vec<f64> =
+        score["tokens"].as_array().unwrap().iter().map(|token| token["kld"].as_f64().unwrap()).collect();
+    klds.iter().sum::<f64>() / klds.len() as f64
+}
+
+/// Two tensors measured one at a time cost just what a build with that one override scores.
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn what_is_measured_is_what_a_build_scores() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = road.inspect(&TinyGguf::llama().write());
+    let sizes = json!({"prefill": 16, "context": 32});
+    let graph = road.graph(&model, "native", sizes.clone());
+    let coarse = road.graph(&model, "int8-block", sizes.clone());
+    let reference = json!({"windows": 1, "tokens": 12});
+    let reference = road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    let params = json!({"match": ["blk.1.ffn_*.weight"]});
+    let slots = [("reference", &reference), ("graph", &graph), ("candidates", &coarse)];
+    let sensitivity = road.run("sensitivity", params, &slots).unwrap();
+    let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
+    let expected = ["ffn_down", "ffn_gate", "ffn_up"].map(|name| format!("blk.1.{name}.weight/costs.json"));
+    assert_eq!(names, expected);
+
+    let mut least = 0;
+    for (part, manifest) in &sensitivity.parts {
+        let tensor = part.as_str().strip_suffix("/costs.json").unwrap();
+        let costs = manifest.facts.value()["costs"].clone();
+        assert_eq!((&costs[0]["scheme"], &costs[0]["kld"]), (&json!("native"), &json!(0.0)));
+        assert_eq!(costs[1]["scheme"], "int8-block");
+        least += costs[0]["bytes"].as_u64().unwrap().min(costs[1]["bytes"].as_u64().unwrap());
+        let weights = json!({"scheme": "native", "override": [{"match": tensor, "scheme": "int8-block"}]});
+        let weights = road.run("requant", weights, &[("tensors", &model)]).unwrap();
+        let graph = road.run("graph", sizes.clone(), &[("model", &model), ("weights", &weights)]).unwrap();
+        let score = road.run("score", json!({}), &[("reference", &reference), ("graph", &graph)]).unwrap();
+        let (measured, scored) = (costs[1]["kld"].as_f64().unwrap(), kld(&road, &score));
+        assert!(measured > 0.0 && (measured - scored).abs() <= 1e-12, "{tensor}: {measured:e} is not {scored:e}");
+    }
+
+    let choice = road.run("choose", json!({"bytes": 1 << 30}), &[("sensitivity", &sensitivity)]).unwrap();
+    let text = String::from_utf8(road.bytes(&choice, "overrides.toml")).unwrap();
+    assert!(text.contains(r#"{ match = "blk.*.ffn_up.weight", scheme = "native" }"#), "{text}");
+    let problem = road.run("choose", json!({"bytes": least - 1}), &[("sensitivity", &sensitivity)]).unwrap_err();
+    assert_eq!(problem.message, format!("3 tensors do not fit into {} bytes: they take {least} at least", least - 1));
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn candidates_that_differ_in_nothing_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = road.inspect(&TinyGguf::llama().write());
+    let graph = road.graph(&model, "native", json!({"prefill": 16, "context": 32}));
+    let reference = json!({"windows": 1, "tokens": 12});
+    let reference = road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    let slots = [("reference", &reference), ("graph", &graph), ("candidates", &graph)];
+    let problem = road.run("sensitivity", json!({}), &slots).unwrap_err();
+    assert_eq!(problem.message, "no candidate holds a tensor otherwise than the graph");
+}
