@@ -190,7 +190,7 @@ fn sums_of_sizes_that_overflow_are_refused() {
 
 #[test]
 fn types_are_ggmls_own() {
-    check_tensor_refused(|t| t.type_id = 31, "failed to read tensor `a`: type id 31 was removed from ggml");
+    check_tensor_refused(|t| t.type_id = 31, "failed to read tensor `a`: type Q4_0_4_4 (id 31) was removed from ggml");
     check_tensor_refused(|t| t.type_id = 43, "unknown type id 43");
     check_tensor_refused(|t| t.type_id = 101, "unknown type id 101");
     check_tensor_refused(|t| t.type_id = 9, "Q8_1 (id 9) is never stored");

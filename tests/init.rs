@@ -90,7 +90,6 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
     refused(folder, &["init", "file:absent.gguf"], 2, &["absent.gguf", "No such file"]);
     refused(folder, &["init", "mamba.gguf"], 2, &["no scheme", "write file:mamba.gguf"]);
     refused(folder, &["init", "hf:a/b"], 2, &["OWNER/REPO/FILE"]);
-    refused(folder, &["init", "hf:a/b/c-Q4_K_M.gguf"], 1, &["does not decode Q4_K", "take a file of"]);
     refused(folder, &["init", "https://a.example/c.bin"], 2, &["`c.bin` is no GGUF"]);
     refused(folder, &["init", "hf:a/b/c.gguf", "--soc", "sm8651"], 2, &["a similar value exists: 'sm8650'"]);
     assert!(!folder.join("plans").exists());

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use support::peers::{python, said};
 use support::quantize::{Quant, encode};
 
-const DECODED: [&str; 7] = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"];
+const GOLDEN: &str = include_str!("golden/quant.txt");
 
 fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
@@ -28,14 +28,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
     let mut out = vec![0.0; blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize];
-    ggml.format().unwrap().decode(blocks, &mut out);
+    ggml.format.decode(blocks, &mut out);
     out
 }
 
 /// Codes, scales and offsets as numbers, put together again.
 fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
-    let Spelling::Blocks(grid) = ggml.format().unwrap().spelling() else { panic!("{name} has blocks") };
+    let Spelling::Blocks(grid) = ggml.format.spelling() else { panic!("{name} has blocks") };
     let layout = grid.layout();
     let values = blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize;
     let [mut codes, mut scales, mut offsets] = layout.bytes(values).map(|size| vec![0; size]);
@@ -59,23 +59,60 @@ fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     (0..values).map(value).collect()
 }
 
+/// Bits that can be compared: of NaNs there are many.
+fn comparable(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }).collect()
+}
+
+fn sha256(values: &[f32]) -> String {
+    let bytes: Vec<u8> = comparable(values).into_iter().flat_map(u32::to_le_bytes).collect();
+    Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The blocks of `sweep` in tests/golden/quant.py: splitmix64.
+fn sweep(ggml: &GgmlType, blocks: usize) -> Vec<u8> {
+    let size = blocks * ggml.block_bytes as usize;
+    let word = |i: u64| {
+        let z = u64::from(ggml.id).wrapping_add(0x9e3779b97f4a7c15u64.wrapping_mul(i + 1));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
+        (z ^ (z >> 31)).to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..size.div_ceil(8) as u64).flat_map(word).collect();
+    bytes.truncate(size);
+    bytes
+}
+
+/// Few blocks in full, blocks with scales of every kind, and thousands of random ones.
 #[test]
-fn blocks_decode_as_gguf_py_decodes_them() {
-    let mut seen = vec![];
-    for line in include_str!("golden/quant.txt").lines() {
-        let [name, blocks, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
-        if name.starts_with("encode") {
-            continue;
-        }
-        assert_eq!(bits(&decoded(name, &unhex(blocks))), bits(&floats(&unhex(expected))), "{name}");
-        seen.push(name);
+fn every_type_decodes_as_ggml_decodes_it() {
+    let mut seen = std::collections::BTreeSet::new();
+    for line in GOLDEN.lines() {
+        let name = match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["encode-Q8_0", ..] => continue,
+            ["edge", name, blocks, expected] => {
+                assert_eq!(sha256(&decoded(name, &unhex(blocks))), *expected, "{name}, edges");
+                continue;
+            }
+            ["sweep", name, blocks, expected] => {
+                let blocks = sweep(GgmlType::by_name(name).unwrap(), blocks.parse().unwrap());
+                assert_eq!(sha256(&decoded(name, &blocks)), *expected, "{name}, random blocks");
+                *name
+            }
+            [name, blocks, expected] => {
+                assert_eq!(bits(&decoded(name, &unhex(blocks))), bits(&floats(&unhex(expected))), "{name}");
+                *name
+            }
+            other => panic!("{other:?}"),
+        };
+        seen.insert(name);
     }
-    assert_eq!(seen, DECODED);
+    assert_eq!(seen, GgmlType::all().map(|ggml| ggml.name).collect());
 }
 
 #[test]
 fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
-    let line = include_str!("golden/quant.txt").lines().find(|line| line.starts_with("encode-Q8_0")).unwrap();
+    let line = GOLDEN.lines().find(|line| line.starts_with("encode-Q8_0")).unwrap();
     let [_, values, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
     let values = floats(&unhex(values));
     let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
@@ -88,14 +125,14 @@ proptest! {
     #[test]
     fn taken_apart_and_put_together_is_decoded(seed: u64, count in 1usize..6) {
         let mut random = support::tiny_gguf::Random::of("blocks", seed);
-        for (name, halves) in [("Q4_0", &[0][..]), ("Q4_1", &[0, 2]), ("Q8_0", &[0]), ("Q6_K", &[208])] {
-            let size = GgmlType::by_name(name).unwrap().block_bytes as usize;
-            let mut blocks: Vec<u8> = (0..count * size).map(|_| random.bits() as u8).collect();
-            for block in blocks.chunks_mut(size) {
-                // Any finite half: subnormals, zeros of both signs and the largest too.
-                halves.iter().filter(|at| block[*at + 1] & 0x7c == 0x7c).collect::<Vec<_>>().iter().for_each(|at| block[**at + 1] ^= 4);
+        for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.spelling(), Spelling::Blocks(_))) {
+            let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
+            if seed % 4 == 0 {
+                // Scales of zero, subnormal ones, and sub-scales of zero, wherever they lie.
+                blocks.iter_mut().filter(|_| random.bits() % 2 == 0).for_each(|byte| *byte = 0);
             }
-            prop_assert_eq!(bits(&recombined(name, &blocks)), bits(&decoded(name, &blocks)), "{}", name);
+            let (name, decoded) = (ggml.name, decoded(ggml.name, &blocks));
+            prop_assert_eq!(comparable(&recombined(name, &blocks)), comparable(&decoded), "{}", name);
         }
     }
 
@@ -219,7 +256,7 @@ fn tensors_that_are_none_are_refused() {
     check_refused(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
     check_refused(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
     check_refused(&[1 << 63, 32], "Q4_0", 18, None, "no whole number of blocks");
-    check_refused(&[2, 256], "Q4_K", 288, None, "kiln does not decode Q4_K");
+    check_refused(&[2, 256], "Q4_K", 287, None, "is 288 bytes, found 287 bytes");
     check_refused(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
     check_refused(&[6, 1], "F32", 24, Some(2), "6 rows are not 2 heads of row pairs");
     check_refused(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
@@ -229,10 +266,36 @@ fn tensors_that_are_none_are_refused() {
 fn types_are_known_by_number() {
     assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
     let refused = |id| GgmlType::by_id(id).unwrap_err().message;
-    assert_eq!(refused(4), "type id 4 was removed from ggml");
+    let removed =
+        [(4, "Q4_2"), (5, "Q4_3"), (31, "Q4_0_4_4"), (33, "Q4_0_8_8"), (36, "IQ4_NL_4_4"), (38, "IQ4_NL_8_8")];
+    for (id, name) in removed {
+        assert_eq!(refused(id), format!("type {name} (id {id}) was removed from ggml"));
+    }
     assert_eq!(refused(9), "type Q8_1 (id 9) is never stored in a file");
     assert_eq!(refused(101), "unknown type id 101");
     assert_eq!(refused(u32::MAX), "unknown type id 4294967295");
+}
+
+#[test]
+fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
+    let check = |name: &str, bytes: Vec<u8>, exact: bool, max_error: f64| {
+        let ggml = GgmlType::by_name(name).unwrap();
+        let facts = TensorFacts { shape: vec![bytes.len() as u64 / ggml.block_bytes], ggml_type: name.into() };
+        let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored).unwrap();
+        let band = tensor.bands().next().unwrap();
+        let mut values = vec![0; band.values * 4];
+        let sum = round(&tensor, &band, &Plain(Element::F32), &mut values, &mut []).unwrap();
+        assert_eq!((sum.is_exact(), sum.max_error()), (exact, max_error), "{name}");
+    };
+    check("I8", vec![0x80, 0x7f, 0], true, 0.0);
+    check("I16", i16::MIN.to_le_bytes().into(), true, 0.0);
+    check("I32", ((1 << 24) + 1i32).to_le_bytes().into(), false, 1.0);
+    check("I32", (-(1 << 24) + 1i32).to_le_bytes().into(), true, 0.0);
+    check("I64", i64::MAX.to_le_bytes().into(), false, 1.0);
+    check("I64", [i64::MIN, (1 << 62) - (1 << 37)].map(i64::to_le_bytes).concat(), false, f64::from(1u32 << 31) * 64.0);
+    check("F64", [0.5, -1.25f64].map(f64::to_le_bytes).concat(), true, 0.0);
+    check("F64", [0.5, 1.0 + f64::EPSILON].map(f64::to_le_bytes).concat(), false, f64::EPSILON);
+    check("F64", 1e-300f64.to_le_bytes().into(), false, 1e-300);
 }
 
 /// Of another file: `KILN_GGUF=model.gguf cargo test --test quant -- --ignored`.

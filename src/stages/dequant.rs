@@ -76,7 +76,6 @@ impl TypedStage for Dequant {
         }
         let mut chosen = all;
         chosen.retain(|tensor| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(tensor.name)));
-        tensors::refuse_undecodable(&chosen)?;
         let order = |tensor: &tensors::Tensor| {
             let order = Order::new(tensor.name, DequantOrder { to: params.to });
             order.input(bands::INPUT, tensor.part).demand(bands::demand(&tensor.facts))

@@ -226,7 +226,7 @@ impl Weights for FileWeights<'_> {
             ));
         }
         let mut out = vec![0.0; values.unwrap_or(0) as usize];
-        ggml.format()?.decode(&bytes, &mut out);
+        ggml.format.decode(&bytes, &mut out);
         Ok(out)
     }
 }

@@ -93,7 +93,6 @@ impl TypedStage for Requant {
         let model = inputs.one("tensors")?;
         let facts: ModelFacts = model.part("model.json")?.facts.read()?;
         let tensors = tensors::all(model)?;
-        tensors::refuse_undecodable(&tensors)?;
         let mut schemes = vec![params.scheme; tensors.len()];
         for Override { pattern, scheme } in &params.overrides {
             let matcher = tensors::pattern(pattern)?;
@@ -128,6 +127,7 @@ impl TypedStage for Requant {
         let (form, blobs, sum) = match (order.scheme, tensor.format().spelling()) {
             _ if facts.shape.len() == 1 => values(Element::F32)?,
             (Scheme::Native, Spelling::Values(element)) => values(element)?,
+            (Scheme::Native, Spelling::Wide(_)) => values(Element::F32)?,
             (Scheme::Native, Spelling::Blocks(grid)) => {
                 (Form::Blocks(grid.layout()), bands::write_split(job, &tensor, grid)?, ErrorSum::default())
             }

@@ -5,7 +5,6 @@ use globset::{Glob, GlobMatcher};
 use crate::action::{Manifest, ParamProblem, Part};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::TensorFacts;
-use crate::model::quant::GgmlType;
 
 /// A tensor of a `model` manifest.
 pub struct Tensor<'a> {
@@ -27,23 +26,6 @@ impl Tensor<'_> {
 /// The tensors of `model`, by name.
 pub fn all(model: &Manifest) -> Result<Vec<Tensor<'_>>> {
     model.under("tensors").map(|(name, part)| Ok(Tensor { name, part, facts: part.facts.read()? })).collect()
-}
-
-/// Refuses, all at once, what kiln knows only by name.
-pub fn refuse_undecodable(tensors: &[Tensor]) -> Result<()> {
-    let problems: Vec<(&str, Problem)> = tensors
-        .iter()
-        .filter_map(|tensor| {
-            let format = GgmlType::by_name(&tensor.facts.ggml_type).and_then(GgmlType::format);
-            format.err().map(|problem| (tensor.name, problem))
-        })
-        .collect();
-    let Some((first, problem)) = problems.first() else { return Ok(()) };
-    let others = match problems.len() - 1 {
-        0 => String::new(),
-        others => format!(" and {others} more"),
-    };
-    Err(problem.clone().within(format!("failed to decode tensor `{first}`{others}")))
 }
 
 /// The matcher of a pattern of tensor names.

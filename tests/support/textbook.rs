@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use kiln::model::arch::model_facts;
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::Gguf;
-use kiln::model::quant::GgmlType;
 
 /// Keys and values of a layer so far, one entry a token.
 type Cache = (Vec<Vec<f64>>, Vec<Vec<f64>>);
@@ -21,11 +20,7 @@ impl Textbook {
         let gguf = Gguf::parse(file).unwrap();
         let decoded = gguf.tensors.iter().map(|tensor| {
             let mut values = vec![0.0; tensor.values() as usize];
-            GgmlType::by_name(&tensor.facts().ggml_type)
-                .unwrap()
-                .format()
-                .unwrap()
-                .decode(gguf.data(tensor), &mut values);
+            tensor.ggml.format.decode(gguf.data(tensor), &mut values);
             (tensor.name.to_string(), values.into_iter().map(f64::from).collect())
         });
         Textbook { facts: model_facts(&gguf).unwrap(), weights: decoded.collect() }

@@ -69,7 +69,7 @@ impl Band<'_> {
 }
 
 impl<'a> BlockTensor<'a> {
-    /// A tensor of `facts` that is held in `bytes`. Refused: types that kiln does not decode, more than two dimensions, none
+    /// A tensor of `facts` that is held in `bytes`. Refused: more than two dimensions, none
     /// or an empty one, a wrong number of bytes, and heads that do not divide the rows into pairs.
     pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
         let problem = |what: String| Problem::new("kiln::model::tensor", what);
@@ -81,7 +81,6 @@ impl<'a> BlockTensor<'a> {
             _ => return Err(problem(format!("shape {:?} is neither a vector nor a matrix", facts.shape))),
         };
         let ggml = GgmlType::by_name(&facts.ggml_type)?;
-        let format = ggml.format()?;
         let expected = ggml.bytes(columns as u64).and_then(|row| row.checked_mul(rows as u64));
         if expected != Some(bytes.len() as u64) {
             let expected = expected.map_or("no whole number of blocks".to_string(), |n| format!("{n} bytes"));
@@ -97,7 +96,7 @@ impl<'a> BlockTensor<'a> {
         {
             return Err(problem(format!("{rows} rows are not {heads} heads of row pairs")));
         }
-        Ok(BlockTensor { ggml, format, order, rows, columns, bytes })
+        Ok(BlockTensor { ggml, format: ggml.format, order, rows, columns, bytes })
     }
 
     /// The storage type.

@@ -29,6 +29,16 @@ impl ErrorSum {
         lanes.into_iter().fold(ErrorSum::default(), ErrorSum::and)
     }
 
+    /// The sums over numbers that are no singles, each with how much its result falls short of it.
+    pub(super) fn of_shortfalls(pairs: impl Iterator<Item = (f64, f64)>) -> Self {
+        pairs.fold(ErrorSum::default(), |sum, (source, error)| ErrorSum {
+            signal: sum.signal + source * source,
+            noise: sum.noise + error * error,
+            max: sum.max.max(error.abs()),
+            differs: sum.differs | (error != 0.0),
+        })
+    }
+
     fn add(&mut self, source: f32, result: f32) {
         let error = f64::from(source) - f64::from(result);
         self.signal += f64::from(source) * f64::from(source);

@@ -1,14 +1,41 @@
 //! ggml's quantized formats: decoded bit for bit as ggml does, and split into codes, scales and offsets. One file a format.
 
 mod bands;
+mod bits;
+mod blockwise;
+mod codebook;
 mod error;
+mod grids;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod nvfp4;
 mod plain;
+mod q1_0;
+mod q2_0;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
+mod q8_k;
 mod round;
+mod tq1_0;
+mod tq2_0;
 mod types;
+mod wide;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, split};
 pub use error::ErrorSum;
@@ -19,6 +46,7 @@ pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
 pub use types::GgmlType;
+pub use wide::WideNumbers;
 
 use crate::model::facts::Element;
 
@@ -28,7 +56,7 @@ pub trait QuantFormat: Sync {
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
     /// What its values are made of.
-    fn spelling(&self) -> Spelling;
+    fn spelling(&'static self) -> Spelling;
 }
 
 /// What the values of a format are made of.
@@ -36,8 +64,20 @@ pub trait QuantFormat: Sync {
 pub enum Spelling {
     /// Each value stands for itself.
     Values(Element),
+    /// Each value stands for itself, and a single may not hold it.
+    Wide(&'static dyn WideNumbers),
     /// Blocks share a scale.
     Blocks(&'static dyn BlockGrid),
+}
+
+impl Spelling {
+    /// The numbers, where singles may not hold them.
+    fn wide(self) -> Option<&'static dyn WideNumbers> {
+        match self {
+            Spelling::Wide(numbers) => Some(numbers),
+            _ => None,
+        }
+    }
 }
 
 /// A format whose values are `code * scale + offset`, with one scale and offset a block.

@@ -156,12 +156,13 @@ pub fn round(
             tensor.format().decode(run.blocks, &mut values);
             let misfit = |index: usize| Misfit { index: run.first + index, value: values[index] };
             rounding.encode(&values, codes, scales).map_err(misfit)?;
-            if rounding.is_lossless() {
+            let wide = tensor.format().spelling().wide();
+            if rounding.is_lossless() && wide.is_none() {
                 return Ok(ErrorSum::default());
             }
             let mut restored = vec![0.0; run.values];
             rounding.restore(codes, scales, &mut restored);
-            Ok(ErrorSum::of(&values, &restored))
+            Ok(wide.map_or_else(|| ErrorSum::of(&values, &restored), |wide| wide.error(run.blocks, &restored)))
         })
         .collect();
     sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
