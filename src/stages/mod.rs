@@ -1,6 +1,7 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 mod bands;
+pub mod calibrate;
 pub mod command;
 pub mod context_bin;
 pub mod dequant;
@@ -15,6 +16,7 @@ pub mod requant;
 pub mod score;
 mod tensors;
 pub mod validate;
+mod windows;
 
 use crate::action::{Erased, Registry};
 
@@ -29,6 +31,7 @@ pub fn all() -> Registry {
         Box::new(Erased(dlc::Dlc)),
         Box::new(Erased(context_bin::ContextBin)),
         Box::new(Erased(reference::ReferenceStage)),
+        Box::new(Erased(calibrate::Calibrate)),
         Box::new(Erased(score::Score)),
         Box::new(Erased(validate::Validate)),
         Box::new(Erased(command::Command)),
