@@ -29,7 +29,8 @@ fn what_is_measured_is_what_a_build_scores() {
     let graph = road.graph(&model, "native", sizes.clone());
     let coarse = road.graph(&model, "int8-block", sizes.clone());
     let reference = json!({"windows": 1, "tokens": 12});
-    let reference = road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    let reference =
+        road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
     let params = json!({"match": ["blk.1.ffn_*.weight"]});
     let slots = [("reference", &reference), ("graph", &graph), ("candidates", &coarse)];
     let sensitivity = road.run("sensitivity", params, &slots).unwrap();
@@ -67,7 +68,8 @@ fn candidates_that_differ_in_nothing_are_refused() {
     let model = road.inspect(&TinyGguf::llama().write());
     let graph = road.graph(&model, "native", json!({"prefill": 16, "context": 32}));
     let reference = json!({"windows": 1, "tokens": 12});
-    let reference = road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    let reference =
+        road.run("reference", reference, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
     let slots = [("reference", &reference), ("graph", &graph), ("candidates", &graph)];
     let problem = road.run("sensitivity", json!({}), &slots).unwrap_err();
     assert_eq!(problem.message, "no candidate holds a tensor otherwise than the graph");

@@ -1,6 +1,7 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 mod bands;
+pub mod calibrate;
 pub mod choose;
 pub mod command;
 pub mod context_bin;
@@ -17,6 +18,7 @@ pub mod score;
 pub mod sensitivity;
 mod tensors;
 pub mod validate;
+mod windows;
 
 use crate::action::{Erased, Registry};
 
@@ -31,6 +33,7 @@ pub fn all() -> Registry {
         Box::new(Erased(dlc::Dlc)),
         Box::new(Erased(context_bin::ContextBin)),
         Box::new(Erased(reference::ReferenceStage)),
+        Box::new(Erased(calibrate::Calibrate)),
         Box::new(Erased(score::Score)),
         Box::new(Erased(sensitivity::Sensitivity)),
         Box::new(Erased(choose::Choose)),

@@ -25,9 +25,8 @@ use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::quant::GgmlType;
 use crate::model::reference::{Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
+use crate::stages::windows::{MAX_WINDOWS, windows};
 
-/// Windows have three digits in their names.
-const MAX_WINDOWS: u32 = 999;
 /// Longest sequence: attention takes memory by its square.
 const MAX_TOKENS: u32 = 4096;
 
@@ -130,7 +129,7 @@ impl TypedStage for ReferenceStage {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let facts: ModelFacts = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let windows = windows(&params, &tokenizer, &job.read("text")?)?;
+        let windows = windows(&job.read("text")?, &tokenizer, params.windows, params.tokens)?;
         let prompt = params.prompt.as_deref().map(|prompt| tokenizer.encode(prompt)).transpose()?;
 
         let longest = prompt.as_ref().map_or(0, |prompt| prompt.len() + params.greedy as usize);
@@ -176,26 +175,6 @@ fn demand<'a>(params: &Params, tensors: impl Iterator<Item = &'a Part>) -> Resul
     let memory_bytes = weights.saturating_add(file).saturating_add(logits).saturating_add(256 << 20);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     Ok(Demand { memory_bytes, threads, isolation: Isolation::Process })
-}
-
-/// The first pieces of the text, one after the other; each begins with the token that the model wants first, if any.
-fn windows(params: &Params, tokenizer: &Tokenizer, text: &[u8]) -> Result<Vec<Vec<u32>>> {
-    let text = std::str::from_utf8(text).context("kiln::reference::text", || "read the text as UTF-8".into())?;
-    let tokens = tokenizer.encode(text)?;
-    let length = params.tokens as usize - tokenizer.first().iter().count();
-    let windows: Vec<Vec<u32>> = tokens
-        .chunks_exact(length)
-        .take(params.windows as usize)
-        .map(|piece| tokenizer.first().into_iter().chain(piece.iter().copied()).collect())
-        .collect();
-    if windows.len() < params.windows as usize {
-        return Err(Problem::new(
-            "kiln::reference::text",
-            format!("the text has {} tokens, too few for {} windows of {length}", tokens.len(), params.windows),
-        )
-        .help("give a longer text, or lower `windows` or `tokens`"));
-    }
-    Ok(windows)
 }
 
 fn write_f32(job: &Job, values: &[f32], shape: Vec<u64>) -> Result<Part> {

@@ -128,7 +128,7 @@ impl TypedStage for Sensitivity {
         let graph = inputs.one("graph")?;
         let candidates = inputs.many("candidates");
         let windows = score::windows(inputs.one("reference")?, Some(params.windows))?;
-        let runtime = score::Candidate::of_graph(graph, inputs)?;
+        let runtime = score::Candidate::of_graph(inputs)?;
         let patterns = params.patterns.iter().map(|text| tensors::pattern(text)).collect::<Result<Vec<_>>>()?;
         let wanted = |name: &&str| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name));
 

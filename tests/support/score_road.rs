@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Content, Inputs, Manifest, Part, PartName, Registry};
+use kiln::action::{Inputs, Manifest, Part, PartName, Registry};
 use kiln::base::{CanonJson, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
@@ -102,10 +102,12 @@ impl Road {
         self.run("graph", params, &[("model", model), ("weights", &weights)]).unwrap()
     }
 
-    /// The bytes of a part that is no window.
+    /// The bytes of a part.
     pub fn bytes(&self, manifest: &Manifest, name: &str) -> Vec<u8> {
-        let Content { digest, .. } = manifest.part(name).unwrap().content;
-        self.store.open(&digest).unwrap().unwrap().to_vec()
+        let content = manifest.part(name).unwrap().content;
+        let blob = self.store.open(&content.blob()).unwrap().unwrap();
+        let start = content.window.map_or(0, |window| window.offset as usize);
+        blob[start..start + content.digest.size_bytes as usize].to_vec()
     }
 
     /// Makes `change` to the bytes of a part.

@@ -4,9 +4,11 @@ mod build;
 mod check;
 mod functions;
 pub mod proto;
+mod segments;
 mod summary;
 
 pub use build::{Builder, External, IR_VERSION, Value, gain};
 pub use check::{Checked, MAX_MODEL_BYTES, ValueType, decode};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
+pub use segments::{Segment, segments};
 pub use summary::{Summary, element_name};

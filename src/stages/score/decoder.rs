@@ -74,7 +74,7 @@ impl Decoder {
         let layers = self.model.block_count as usize;
         let mut cache = Cache { keys: vec![vec![]; layers], values: vec![vec![]; layers] };
         let graph = self.engine.facts(Graph::Prefill)?;
-        let inputs = self.inputs(&graph, tokens, &cache)?;
+        let inputs = inputs(&self.model, &graph, tokens, &cache)?;
         let mut outputs = self.engine.run(Graph::Prefill, &inputs, &self.all_outputs())?;
         let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
         let mut logits = taken(&mut outputs, "logits", width * vocab)?;
@@ -83,16 +83,9 @@ impl Decoder {
         Ok((logits, cache))
     }
 
-    /// The values of the prefill graph's outputs called `names`, over `tokens`.
-    pub fn probe(&mut self, tokens: &[u32], names: &[String]) -> Result<BTreeMap<String, Vec<f32>>> {
-        let none = Cache { keys: vec![], values: vec![] };
-        let inputs = self.inputs(&self.engine.facts(Graph::Prefill)?, tokens, &none)?;
-        self.engine.run(Graph::Prefill, &inputs, names)
-    }
-
     /// The logits after `token`, which follows what `cache` holds and joins it.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let inputs = self.inputs(&self.engine.facts(Graph::Decode)?, &[token], cache)?;
+        let inputs = inputs(&self.model, &self.engine.facts(Graph::Decode)?, &[token], cache)?;
         let mut outputs = self.engine.run(Graph::Decode, &inputs, &self.all_outputs())?;
         let logits = taken(&mut outputs, "logits", self.model.vocab as usize)?;
         self.append(cache, &mut outputs, 1, 1)?;
@@ -103,52 +96,6 @@ impl Decoder {
         let layers = 0..self.model.block_count;
         let caches = layers.flat_map(|layer| [format!("past_key_{layer}_out"), format!("past_value_{layer}_out")]);
         caches.chain(["logits".into()]).collect()
-    }
-
-    /// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
-    fn inputs(&self, graph: &GraphFacts, tokens: &[u32], cache: &Cache) -> Result<BTreeMap<String, Tensor>> {
-        let (width, context) = (graph.tokens as usize, graph.context as usize);
-        let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.tokens() <= *past);
-        let past = past.ok_or_else(|| {
-            Problem::new(
-                "kiln::score::graph_too_small",
-                format!(
-                    "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context of {context}",
-                    tokens.len(),
-                    cache.tokens(),
-                    graph.name
-                ),
-            )
-            .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs")
-        })?;
-        let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
-        ids.resize(width, 0);
-        let half = self.model.head_dim as usize / 2;
-        let (cos, sin) = rotary(&self.model, cache.tokens(), width);
-        let mut inputs = BTreeMap::from([
-            ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
-            ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.tokens()))),
-            ("position_ids_cos".into(), Tensor::F32(vec![1, 1, width, half], cos)),
-            ("position_ids_sin".into(), Tensor::F32(vec![1, 1, width, half], sin)),
-        ]);
-        if past > 0 {
-            let (heads, dim) = (self.model.kv_heads as usize, self.model.head_dim as usize);
-            for layer in 0..self.model.block_count as usize {
-                let (mut keys, mut values) = (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
-                let held = |held: &[Vec<Vec<f32>>]| held.get(layer).cloned().unwrap_or_default();
-                for (column, token) in held(&cache.keys).iter().enumerate() {
-                    keys.iter_mut().skip(column).step_by(past).zip(token).for_each(|(to, from)| *to = *from);
-                }
-                for (row, token) in held(&cache.values).iter().enumerate() {
-                    for (head, from) in values.chunks_exact_mut(past * dim).zip(token.chunks_exact(dim)) {
-                        head.iter_mut().skip(row * dim).zip(from).for_each(|(to, from)| *to = *from);
-                    }
-                }
-                inputs.insert(format!("past_key_{layer}_in"), Tensor::F32(vec![heads, 1, dim, past], keys));
-                inputs.insert(format!("past_value_{layer}_in"), Tensor::F32(vec![heads, 1, past, dim], values));
-            }
-        }
-        Ok(inputs)
     }
 
     /// Takes the first `count` of `width` new keys and values out of `outputs`.
@@ -172,6 +119,57 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// The inputs of a call of `graph` on `tokens`, padded at the end; nothing comes before them.
+pub fn opening(model: &ModelFacts, graph: &GraphFacts, tokens: &[u32]) -> Result<BTreeMap<String, Tensor>> {
+    inputs(model, graph, tokens, &Cache { keys: vec![], values: vec![] })
+}
+
+/// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
+fn inputs(model: &ModelFacts, graph: &GraphFacts, tokens: &[u32], cache: &Cache) -> Result<BTreeMap<String, Tensor>> {
+    let (width, context) = (graph.tokens as usize, graph.context as usize);
+    let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.tokens() <= *past);
+    let past = past.ok_or_else(|| {
+        Problem::new(
+            "kiln::score::graph_too_small",
+            format!(
+                "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context of {context}",
+                tokens.len(),
+                cache.tokens(),
+                graph.name
+            ),
+        )
+        .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs")
+    })?;
+    let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+    ids.resize(width, 0);
+    let half = model.head_dim as usize / 2;
+    let (cos, sin) = rotary(model, cache.tokens(), width);
+    let mut inputs = BTreeMap::from([
+        ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
+        ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.tokens()))),
+        ("position_ids_cos".into(), Tensor::F32(vec![1, 1, width, half], cos)),
+        ("position_ids_sin".into(), Tensor::F32(vec![1, 1, width, half], sin)),
+    ]);
+    if past > 0 {
+        let (heads, dim) = (model.kv_heads as usize, model.head_dim as usize);
+        for layer in 0..model.block_count as usize {
+            let (mut keys, mut values) = (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
+            let held = |held: &[Vec<Vec<f32>>]| held.get(layer).cloned().unwrap_or_default();
+            for (column, token) in held(&cache.keys).iter().enumerate() {
+                keys.iter_mut().skip(column).step_by(past).zip(token).for_each(|(to, from)| *to = *from);
+            }
+            for (row, token) in held(&cache.values).iter().enumerate() {
+                for (head, from) in values.chunks_exact_mut(past * dim).zip(token.chunks_exact(dim)) {
+                    head.iter_mut().skip(row * dim).zip(from).for_each(|(to, from)| *to = *from);
+                }
+            }
+            inputs.insert(format!("past_key_{layer}_in"), Tensor::F32(vec![heads, 1, dim, past], keys));
+            inputs.insert(format!("past_value_{layer}_in"), Tensor::F32(vec![heads, 1, past, dim], values));
+        }
+    }
+    Ok(inputs)
 }
 
 /// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and itself.

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::decoder::Decoder;
-use super::onnx_runtime::OnnxRuntime;
+use super::observe::{Observer, observe};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
 use crate::model::fidelity::{self, TokenScore};
-use crate::model::onnx::proto::{ModelProto, ValueInfoProto};
 use crate::stages::reference::Greedy;
 
 /// `window-NNN/score.json`: every prediction of a window.
@@ -104,24 +102,30 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
     Ok(GreedyScore { text, expected, prefilled, decoded, smallest_gap, non_finite })
 }
 
-/// Runs a copy of the graph that also gives its inner tensors. What overflows in fp16 is best seen in f32: norm and
-/// softmax swallow an infinity, and the logits look sane.
+/// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax swallow an infinity, and
+/// the logits look sane.
 pub(super) fn ranges(job: &Job) -> Result<Ranges> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
-    let mut model = ModelProto::decode(&*job.read("candidate/prefill.onnx")?)
-        .context("kiln::score::graph", || "read prefill.onnx".into())?;
-    let graph = model.graph.as_mut().ok_or_else(|| Problem::new("kiln::score::graph", "prefill.onnx has no graph"))?;
-    let outputs = graph.node.iter().flat_map(|node| &node.output);
-    let names: Vec<String> = outputs.filter(|name| measured(name).is_some()).cloned().collect();
-    graph.output.extend(names.iter().map(|name| ValueInfoProto { name: name.clone(), ..Default::default() }));
-    let mut engine = OnnxRuntime::open(job)?;
-    engine.replace_prefill(&model.encode_to_vec())?;
-    let mut decoder = Decoder { engine: Box::new(engine), model: super::model(job)? };
-    let tensors = decoder.probe(&tokens, &names)?;
-    // A NaN counts as the largest number: JSON has neither it nor infinity.
-    let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
-    let largest = |values: Vec<f32>| values.iter().map(magnitude).fold(0.0, f32::max);
-    Ok(tensors.into_iter().map(|(name, values)| (name, largest(values))).collect())
+    let mut largest = Largest::default();
+    observe(job, &super::model(job)?, &[tokens], &mut largest)?;
+    Ok(largest.0)
+}
+
+#[derive(Default)]
+struct Largest(Ranges);
+
+impl Observer for Largest {
+    fn wants(&self, value: &str) -> bool {
+        measured(value).is_some()
+    }
+
+    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
+        // A NaN counts as the largest number: JSON has neither it nor infinity.
+        let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
+        let largest = elements.iter().map(magnitude).fold(0.0, f32::max);
+        self.0.insert(value.into(), largest);
+        Ok(())
+    }
 }
 
 /// What an inner tensor is, if its range matters: `key` of `blk.3.key`.

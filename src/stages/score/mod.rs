@@ -14,6 +14,7 @@
 pub mod decoder;
 mod htp;
 mod measure;
+pub mod observe;
 mod onnx_runtime;
 
 use std::collections::BTreeMap;
@@ -184,9 +185,9 @@ fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = 
 }
 
 /// What the orders of one candidate share.
-pub struct Candidate {
-    parts: Vec<(String, Part)>,
-    tools: Vec<ToolFile>,
+pub(super) struct Candidate {
+    pub(super) parts: Vec<(String, Part)>,
+    pub(super) tools: Vec<ToolFile>,
     demand: Demand,
     /// Whether its inner tensors can be seen.
     has_ranges: bool,
@@ -200,12 +201,12 @@ impl Candidate {
             let tools = libraries(inputs, &SIMULATOR)?;
             return Ok(Candidate { demand: demand(&parts, 12), parts, tools, has_ranges: false });
         }
-        Self::of_graph(inputs.one("graph")?, inputs)
+        Candidate::of_graph(inputs)
     }
 
-    /// The graphs of an `onnx` manifest, run in ONNX Runtime.
-    pub fn of_graph(graph: &Manifest, inputs: &Inputs) -> Result<Self> {
-        let parts = graph.parts.iter();
+    /// The graph in slot `graph`, for ONNX Runtime.
+    pub(super) fn of_graph(inputs: &Inputs) -> Result<Self> {
+        let parts = inputs.one("graph")?.parts.iter();
         let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
         Ok(Candidate { demand: demand(&parts, 3), parts, tools: runtime(inputs)?, has_ranges: true })
     }

@@ -61,15 +61,24 @@ impl OnnxRuntime {
         lay_out(from, &self.folder.join(name))
     }
 
-    fn load(&self, graph: Graph) -> Result<Session> {
-        let path = self.folder.join(file_name(graph));
+    /// Loads `model`, whose external data are the candidate's.
+    pub fn load_model(&self, model: &[u8]) -> Result<Session> {
+        let path = self.folder.join("piece.onnx");
+        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
+        self.load(&path)
+    }
+
+    fn load(&self, path: &Path) -> Result<Session> {
         // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into MatMulNBits, which by
         // default rounds activations to 8 bits. One thread: the same sums in the same order on every machine.
         Session::builder(&self.environment)
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Level1)?))
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
-            .and_then(|mut builder| builder.commit_from_file(&path))
-            .context("kiln::score::graph", || format!("load {} into ONNX Runtime", file_name(graph)))
+            .and_then(|mut builder| builder.commit_from_file(path))
+            .context("kiln::score::graph", || {
+                let file = path.file_name().unwrap_or_default();
+                format!("load {} into ONNX Runtime", file.display())
+            })
     }
 }
 
@@ -120,29 +129,46 @@ impl Engine for OnnxRuntime {
             other => {
                 // Each holds the weights anew.
                 drop(other);
-                self.load(graph)?
+                self.load(&self.folder.join(file_name(graph)))?
             }
         };
         let (_, session) = self.session.insert((graph, session));
-        run(session, inputs, wanted).context("kiln::score::run", || format!("run {}", file_name(graph)))
+        let mut outputs = BTreeMap::new();
+        let feeds = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        run(session, feeds, wanted, |name, values| {
+            outputs.insert(name.to_string(), values.to_vec());
+            Ok(())
+        })
+        .map_err(|problem| problem.within(format!("failed to run {}", file_name(graph))))?;
+        Ok(outputs)
     }
 }
 
-fn run(
+/// Runs `session` on `feeds` and shows the values of each output of `wanted`.
+pub fn run<'a>(
     session: &mut Session,
-    inputs: &BTreeMap<String, Tensor>,
+    feeds: impl Iterator<Item = (&'a str, &'a Tensor)>,
     wanted: &[String],
-) -> ort::Result<BTreeMap<String, Vec<f32>>> {
-    let value = |tensor: &Tensor| -> ort::Result<SessionInputValue<'static>> {
-        Ok(match tensor {
-            Tensor::I32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
-            Tensor::F32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
-        })
-    };
-    let feeds: Vec<(&str, SessionInputValue)> =
-        inputs.iter().map(|(name, tensor)| Ok((name.as_str(), value(tensor)?))).collect::<ort::Result<_>>()?;
+    mut show: impl FnMut(&str, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let context = |what: &'static str| move || what.to_string();
+    let feeds = feeds
+        .map(|(name, tensor)| Ok((name, value(tensor)?)))
+        .collect::<ort::Result<Vec<_>>>()
+        .context("kiln::score::run", context("feed ONNX Runtime"))?;
     let selector = wanted.iter().fold(OutputSelector::no_default(), |selector, name| selector.with(name));
-    let options = RunOptions::new()?.with_outputs(selector);
-    let outputs = session.run_with_options(feeds, &options)?;
-    outputs.iter().map(|(name, value)| Ok((name.to_string(), value.try_extract_tensor::<f32>()?.1.to_vec()))).collect()
+    let options = RunOptions::new().context("kiln::score::run", context("ask ONNX Runtime"))?.with_outputs(selector);
+    let outputs = session.run_with_options(feeds, &options).context("kiln::score::run", context("run ONNX Runtime"))?;
+    for (name, value) in outputs.iter() {
+        let (_, values) = value.try_extract_tensor::<f32>().context("kiln::score::run", || format!("read `{name}`"))?;
+        show(name, values)?;
+    }
+    Ok(())
+}
+
+fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'static>> {
+    Ok(match tensor {
+        Tensor::I32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
+        Tensor::F32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
+    })
 }

@@ -1,0 +1,277 @@
+//! `calibrate`: what every value of a float graph holds over a text, for those who choose scales and round weights.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `graph` | | the float graph: weights native or `f16`, no 16-bit activations |
+//! | `model` | | the stage that inspected the GGUF: its tokenizer |
+//! | `text` | | the stage that gives a UTF-8 text to run |
+//! | `windows` | 32 | how many pieces of the text are run, each as long as a prefill |
+//! | `moments` | none | patterns of the weights for whose inputs all second moments are kept, not the diagonal alone |
+//!
+//! One order: the graph is run once, layer by layer over all windows.
+
+mod moments;
+mod tally;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
+};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::calibration::{Activations, MomentFacts};
+use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts};
+use crate::model::onnx::proto::{GraphProto, NodeProto};
+use crate::model::onnx::{self, DOMAIN, Function};
+use crate::model::tokenizer::Tokenizer;
+
+use super::score::Candidate;
+use super::score::observe::{Observer, PREFILL, observe};
+use super::tensors;
+use super::windows::{MAX_WINDOWS, windows};
+use moments::{Diagonal, Moments, moment_bytes};
+use tally::Tally;
+
+/// See the module's table.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// How many pieces of the text are run, each as long as a prefill.
+    #[serde(default = "default_windows")]
+    #[schemars(range(min = 1, max = MAX_WINDOWS))]
+    windows: u32,
+    /// Patterns of the weights for whose inputs all second moments are kept: `blk.*`.
+    #[serde(default)]
+    moments: Vec<String>,
+}
+
+fn default_windows() -> u32 {
+    32
+}
+
+/// What is run.
+#[derive(Serialize, Deserialize)]
+pub struct Calibration {
+    windows: u32,
+    /// Names of weights.
+    moments: BTreeSet<String>,
+}
+
+/// The stage.
+pub struct Calibrate;
+
+impl TypedStage for Calibrate {
+    type Params = Params;
+    type Order = Calibration;
+    const SPEC: StageSpec = StageSpec {
+        kind: "calibrate",
+        version: 1,
+        summary: "range, percentiles and second moments of every activation over a text",
+        gives: "calibration",
+        inputs: &[
+            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
+            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
+            InputSpec { name: "text", accepts: &["file"], required: true, many: false },
+        ],
+        params: &["windows", "moments"],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        if !(1..=MAX_WINDOWS).contains(&params.windows) {
+            let message = format!("`windows` is {}; it goes from 1 to {MAX_WINDOWS}", params.windows);
+            let problem = Problem::new("kiln::plan::parameter", message);
+            problems.push(ParamProblem { path: "windows".into(), problem });
+        }
+        let patterns = params.moments.iter().enumerate();
+        problems.extend(patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}"))));
+        problems
+    }
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec!["ort"]
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Calibration>>> {
+        let model = inputs.one("model")?;
+        let all = tensors::all(model)?;
+        let mut chosen = BTreeSet::new();
+        for pattern in &params.moments {
+            let matcher = tensors::pattern(pattern)?;
+            let before = chosen.len();
+            let matches = all.iter().filter(|tensor| tensor.is_matrix() && matcher.is_match(tensor.name));
+            chosen.extend(matches.map(|tensor| tensor.name.to_string()));
+            if chosen.len() == before {
+                return Err(tensors::unmatched(pattern, "further matrix", &all));
+            }
+        }
+        let candidate = Candidate::of_graph(inputs)?;
+        let demand = demand(inputs.one("graph")?, &chosen)?;
+        let (_, text) = inputs.one("text")?.only()?;
+        let order = Order::new("", Calibration { windows: params.windows, moments: chosen })
+            .tools(candidate.tools)
+            .demand(demand)
+            .input("text", text)
+            .input("tokenizer.json", model.part("tokenizer.json")?);
+        let read = candidate.parts.iter().filter(|(name, _)| name != "candidate/decode.onnx");
+        Ok(vec![read.fold(order, |order, (name, part)| order.input(name, part))])
+    }
+
+    fn run(order: Calibration, job: &Job) -> Result<Outputs> {
+        let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
+        let model: ModelFacts = job.input("candidate/model.json")?.facts.read()?;
+        let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
+        let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
+        let whole = onnx::decode(&job.read(PREFILL)?)?;
+        let mut witness = Witness {
+            job,
+            linears: linears(&whole.graph.unwrap_or_default()),
+            moments: order.moments,
+            tallies: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            activations: Activations::new(),
+            outputs: Outputs::new(),
+        };
+        observe(job, &model, &windows, &mut witness)?;
+        let activations = CanonJson::of(&witness.activations)?.to_string();
+        let mut outputs = witness.outputs;
+        outputs.insert(PartName::new("activations.json")?, job.write(activations.as_bytes(), CanonJson::default())?);
+        Ok(outputs)
+    }
+}
+
+/// The weights of linear layers by the value that they multiply.
+fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
+    let is_linear = |node: &&NodeProto| {
+        node.domain == DOMAIN && matches!(Function::called(&node.op_type), Some(Function::Linear { .. }))
+    };
+    let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in graph.node.iter().filter(is_linear) {
+        let [input, weight, ..] = node.input.as_slice() else { continue };
+        let owner = weight.rsplit_once('/').map_or(weight.as_str(), |(owner, _)| owner);
+        linears.entry(input.clone()).or_default().insert(owner.to_string());
+    }
+    linears
+}
+
+/// What is kept of the values of a layer, until the layer has run over all windows.
+struct Witness<'a, 'j> {
+    job: &'a Job<'j>,
+    linears: BTreeMap<String, BTreeSet<String>>,
+    /// Weights for which all moments are wanted.
+    moments: BTreeSet<String>,
+    tallies: BTreeMap<String, Tally>,
+    inputs: BTreeMap<String, (Diagonal, Option<Moments>)>,
+    activations: Activations,
+    outputs: Outputs,
+}
+
+impl Observer for Witness<'_, '_> {
+    fn wants(&self, _: &str) -> bool {
+        true
+    }
+
+    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
+        if !self.tallies.contains_key(value) {
+            self.tallies.insert(value.into(), Tally::default());
+        }
+        if let Some(tally) = self.tallies.get_mut(value) {
+            tally.add(elements);
+        }
+        if let Some(weights) = self.linears.get(value) {
+            let columns = self.columns(value)?;
+            let full = weights.iter().any(|weight| self.moments.contains(weight));
+            let new = || (Diagonal::new(columns), full.then(|| Moments::new(columns)));
+            let (diagonal, moments) = self.inputs.entry(value.into()).or_insert_with(new);
+            diagonal.add(elements);
+            if let Some(moments) = moments {
+                moments.add(elements);
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self) -> Result<()> {
+        for (value, tally) in std::mem::take(&mut self.tallies) {
+            if tally.non_finite() > 0 {
+                let message = format!("`{value}` has {} elements that are infinite or no number", tally.non_finite());
+                return Err(Problem::new("kiln::calibrate::non_finite", message)
+                    .help("nothing can be learned from a model that overflows in f32; is the file whole?"));
+            }
+            self.activations.extend(tally.activation().map(|activation| (value, activation)));
+        }
+        for (value, (diagonal, moments)) in std::mem::take(&mut self.inputs) {
+            let facts = MomentFacts { columns: self.columns(&value)? as u64, tokens: diagonal.tokens() };
+            let of_diagonal = write(self.job, &facts, [diagonal.means().collect::<Vec<f32>>()].into_iter())?;
+            let of_moments = match &moments {
+                Some(moments) => Some(write(self.job, &facts, (0..facts.columns as usize).map(|i| moments.row(i)))?),
+                None => None,
+            };
+            for weight in self.linears.get(&value).into_iter().flatten() {
+                self.outputs.insert(PartName::new(format!("diagonal/{weight}"))?, of_diagonal.clone());
+                if let Some(part) = of_moments.as_ref().filter(|_| self.moments.contains(weight)) {
+                    self.outputs.insert(PartName::new(format!("moments/{weight}"))?, part.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Witness<'_, '_> {
+    /// The width of the linear layers' input `value`: the columns of their weights.
+    fn columns(&self, value: &str) -> Result<usize> {
+        let weight = self.linears.get(value).and_then(BTreeSet::first).map_or("", String::as_str);
+        let facts = ["values", "codes"]
+            .into_iter()
+            .find_map(|blob| self.job.input(&format!("candidate/weights/{weight}/{blob}")).ok())
+            .map(|input| input.facts.read::<WeightFacts>());
+        let columns = facts.transpose()?.and_then(|facts| facts.shape.last().copied());
+        let columns = columns.and_then(|columns| usize::try_from(columns).ok()).filter(|columns| *columns > 0);
+        columns.ok_or_else(|| Problem::new("kiln::calibrate::weight", format!("`{weight}` is no matrix of the graph")))
+    }
+}
+
+/// Rows of f32.
+fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -> Result<Part> {
+    let mut sink = job.create()?;
+    for row in rows {
+        let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
+        sink.write_all(&bytes).context("kiln::io", || "write moments".into())?;
+    }
+    Ok(Part { content: sink.finish()?, facts: CanonJson::of(facts)? })
+}
+
+/// One layer (or the embedding, or the head) at a time: its weights in f32, twice while they are transposed, and the sums of
+/// its inputs' moments.
+fn demand(graph: &Manifest, moments: &BTreeSet<String>) -> Result<Demand> {
+    let mut layers: BTreeMap<&str, (u64, BTreeSet<u64>)> = BTreeMap::new();
+    for (name, part) in graph.under("weights") {
+        let Some((tensor, "values" | "codes")) = name.rsplit_once('/') else { continue };
+        let facts: WeightFacts = part.facts.read()?;
+        let layer =
+            tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(tensor, |(layer, _)| layer);
+        let (elements, wide) = layers.entry(layer).or_default();
+        *elements = elements.saturating_add(facts.shape.iter().fold(1u64, |product, &n| product.saturating_mul(n)));
+        if moments.contains(tensor) {
+            wide.extend(facts.shape.last());
+        }
+    }
+    let bytes = |(elements, wide): &(u64, BTreeSet<u64>)| {
+        // Three inputs of a layer are of one width: attention, its mix, feed-forward.
+        let moments =
+            wide.iter().fold(0u64, |sum, columns| sum.saturating_add(moment_bytes(*columns).saturating_mul(3)));
+        elements.saturating_mul(10).saturating_add(moments)
+    };
+    let largest = layers.values().map(bytes).max().unwrap_or(0);
+    let threads =
+        if moments.is_empty() { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get() as u32) };
+    Ok(Demand { memory_bytes: largest.saturating_add(1 << 30), threads, isolation: Isolation::Process })
+}

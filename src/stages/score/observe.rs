@@ -1,0 +1,109 @@
+//! Runs a candidate's prefill graph over windows of tokens, and shows what its inner values hold.
+//!
+//! It goes layer by layer over all windows: of the weights one layer is held, of the values those that a later layer
+//! reads.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use prost::Message;
+
+use super::decoder::{Tensor, opening};
+use super::onnx_runtime::{OnnxRuntime, run};
+use crate::action::Job;
+use crate::base::{Problem, Result};
+use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::onnx::proto::{GraphProto, ValueInfoProto, element};
+use crate::model::onnx::{self, Segment, segments};
+
+/// The graph that is observed.
+pub const PREFILL: &str = "candidate/prefill.onnx";
+
+/// Who looks on.
+pub trait Observer {
+    /// Whether the float value of this name is shown.
+    fn wants(&self, value: &str) -> bool;
+
+    /// Shows the elements of a value in the next window.
+    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()>;
+
+    /// What was shown since the last call, nobody will show again.
+    fn pass(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Shows `observer` the float values of the candidate of `job` over each of `windows`.
+pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &mut impl Observer) -> Result<()> {
+    let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
+    let whole = onnx::decode(&job.read(PREFILL)?)?;
+    let segments = segments(&whole, |value| element_type(value) == element::FLOAT && observer.wants(&value.name))?;
+    let runtime = OnnxRuntime::open(job)?;
+
+    // The windows differ in their tokens only.
+    let mut shared = BTreeMap::new();
+    let mut held: Vec<HashMap<String, Tensor>> = vec![];
+    for tokens in windows {
+        shared = opening(model, &facts, tokens)?;
+        held.push(shared.remove_entry("input_ids").into_iter().collect());
+        for (name, tensor) in &shared {
+            if let (Tensor::F32(_, elements), true) = (tensor, observer.wants(name)) {
+                observer.see(name, elements)?;
+            }
+        }
+    }
+    observer.pass()?;
+
+    let total = (segments.len() * windows.len()) as u64;
+    for (at, segment) in segments.iter().enumerate() {
+        let Some(graph) = segment.model.graph.as_ref().filter(|graph| !graph.output.is_empty()) else { continue };
+        let mut session = runtime.load_model(&segment.model.encode_to_vec())?;
+        let outputs: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+        let later: HashSet<&str> =
+            segments.iter().skip(at + 1).flat_map(|segment| &segment.reads).map(String::as_str).collect();
+        for (index, held) in held.iter_mut().enumerate() {
+            job.check_cancelled()?;
+            job.progress((at * windows.len() + index) as u64, total, "runs");
+            let mut made = vec![];
+            run(&mut session, feeds(segment, held, &shared)?, &outputs, |name, elements| {
+                if segment.shows.iter().any(|shown| shown == name) {
+                    observer.see(name, elements)?;
+                }
+                if later.contains(name) {
+                    made.push((name.to_string(), Tensor::F32(dims(graph, name)?, elements.to_vec())));
+                }
+                Ok(())
+            })?;
+            held.retain(|name, _| later.contains(name.as_str()));
+            held.extend(made);
+        }
+        drop(session);
+        observer.pass()?;
+    }
+    job.progress(total, total, "runs");
+    Ok(())
+}
+
+fn feeds<'a>(
+    segment: &'a Segment,
+    held: &'a HashMap<String, Tensor>,
+    shared: &'a BTreeMap<String, Tensor>,
+) -> Result<impl Iterator<Item = (&'a str, &'a Tensor)>> {
+    let feed = |name: &'a String| {
+        let tensor = held.get(name).or_else(|| shared.get(name));
+        let missing = || Problem::new("kiln::score::graph", format!("nobody knows what to feed the input `{name}`"));
+        tensor.map(|tensor| (name.as_str(), tensor)).ok_or_else(missing)
+    };
+    Ok(segment.reads.iter().map(feed).collect::<Result<Vec<_>>>()?.into_iter())
+}
+
+fn element_type(value: &ValueInfoProto) -> i32 {
+    value.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref()).map_or(0, |tensor| tensor.elem_type)
+}
+
+fn dims(graph: &GraphProto, name: &str) -> Result<Vec<usize>> {
+    let value = graph.output.iter().find(|value| value.name == name);
+    let tensor = value.and_then(|value| value.r#type.as_ref()?.tensor_type.as_ref());
+    let dims = tensor.and_then(|tensor| tensor.shape.as_ref()).map(|shape| &shape.dim);
+    let dims = dims.and_then(|dims| dims.iter().map(|dim| usize::try_from(dim.dim_value?).ok()).collect());
+    dims.ok_or_else(|| Problem::new("kiln::onnx::malformed", format!("`{name}` has no static shape")))
+}
