@@ -177,7 +177,7 @@ fn native_blocks_become_a_context_binary_and_its_container() {
     let proofs = ["float-block-4x32-offset", "float-block-8x32"].map(|name| format!("proof/{name}/figures.json"));
     assert_eq!(
         names(&context),
-        [&["container", "info.json", "model.bin", "model.json"][..], &proofs.each_ref().map(|s| s.as_str())].concat()
+        [&["container", "info.json", "ledger.json", "model.bin", "model.json"][..], &proofs.each_ref().map(|s| s.as_str())].concat()
     );
     println!("{}", String::from_utf8_lossy(&bench.bytes(&context, "info.json")));
     println!("{}", String::from_utf8_lossy(&bench.bytes(&context, &proofs[0])));
@@ -194,7 +194,7 @@ fn halves_go_through_a_dlc() {
     let bench = Bench::with_libraries();
     let onnx = bench.onnx(&tiny(), "f16", small());
     let dlc = bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap();
-    assert_eq!(names(&dlc), ["decode.dlc", "model.json", "prefill.dlc"]);
+    assert_eq!(names(&dlc), ["decode.dlc", "ledger.json", "model.json", "prefill.dlc"]);
     std::thread::sleep(std::time::Duration::from_millis(1100));
     assert_eq!(digests(&dlc), digests(&bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap()));
     let context = bench.run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)]).unwrap();

@@ -29,7 +29,7 @@ use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
-use super::device::{QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
+use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
 use super::dlc::CONTAINER;
 
 /// See the module's table.
@@ -128,7 +128,7 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 1,
+        version: 2,
         summary: "compiles the graphs for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
@@ -199,7 +199,9 @@ impl TypedStage for ContextBin {
         for file in files {
             order = order.input(&file, given.part(&file)?);
         }
-        order = order.input("model.json", given.part("model.json")?);
+        for name in DESCRIPTIONS {
+            order = order.input(name, given.part(name)?);
+        }
         for (name, part) in given.under("weights") {
             order = order.input(format!("weights/{name}"), part);
         }
@@ -260,10 +262,12 @@ impl Compile {
         let facts = ContextFacts { soc: self.soc.clone(), weight_sharing: self.weight_sharing, graphs: facts };
         let mut outputs = BTreeMap::from([
             (PartName::new("model.bin")?, job.write(&binary, CanonJson::of(&facts)?)?),
-            (PartName::new("model.json")?, job.pass("model.json")?),
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);
+        for name in DESCRIPTIONS {
+            outputs.insert(PartName::new(name)?, job.pass(name)?);
+        }
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;

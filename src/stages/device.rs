@@ -14,6 +14,9 @@ pub const QNN: &str = "qnn";
 /// The two graphs of a decoder, by role.
 pub const ROLES: [&str; 2] = ["prefill", "decode"];
 
+/// What describes a model and goes with it from its graph on.
+pub const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
+
 /// The files `names` of the tool `qnn`, and the C++ runtime of the same wheel, whose name carries a hash.
 pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {
     let parts = inputs.tools.get(QNN).into_iter().flat_map(|tool| tool.parts.keys());

@@ -22,7 +22,7 @@ use crate::base::{Context as _, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
-use super::device::{QNN, ROLES, check_signatures, libraries, lowered, weight_elements};
+use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, libraries, lowered, weight_elements};
 
 /// The part of a `context-bin` that is a DLC around it.
 pub(super) const CONTAINER: &str = "container";
@@ -50,7 +50,7 @@ impl TypedStage for Dlc {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
-        version: 1,
+        version: 2,
         summary: "writes the graphs, or a finished context binary, as DLC",
         gives: "dlc",
         inputs: &[
@@ -90,10 +90,11 @@ impl TypedStage for Dlc {
             return Err(Problem::new("kiln::dlc::no_container", "the context binary was made without its container")
                 .help("set `container = true` in the `context-bin` stage: the library wraps a context only while it is being made"));
         };
-        let order = Order::new("", Work::Container)
-            .input("model.json", context.part("model.json")?)
-            .input(CONTAINER, container)
-            .tools(libraries(inputs, &["libQnnSystem.so"])?);
+        let mut order =
+            Order::new("", Work::Container).input(CONTAINER, container).tools(libraries(inputs, &["libQnnSystem.so"])?);
+        for name in DESCRIPTIONS {
+            order = order.input(name, context.part(name)?);
+        }
         let memory_bytes = container.content.digest.size_bytes.saturating_add(256 << 20);
         Ok(vec![order.demand(demand(memory_bytes))])
     }
@@ -104,7 +105,9 @@ impl TypedStage for Dlc {
             Work::Graphs => graphs(job, &folder)?,
             Work::Container => container(job, &folder)?,
         };
-        outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
+        for name in DESCRIPTIONS {
+            outputs.insert(PartName::new(name)?, job.pass(name)?);
+        }
         Ok(outputs)
     }
 }

@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Digest, Problem, Result};
 use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::ledger::Ledger;
 use decoder::{Profile, decoder};
 use weights::Weights;
 
@@ -54,7 +55,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 1,
+        version: 2,
         summary: "write the decoder as ONNX, prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
@@ -104,9 +105,7 @@ impl TypedStage for Graph {
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let model: ModelFacts = job.input("model.json")?.facts.read()?;
-        let given =
-            job.inputs().filter_map(|(name, input)| Some((name.strip_prefix("weights/")?, &input.facts, input.digest)));
-        let weights = Weights::new(given)?;
+        let weights = Weights::new(weight_parts(job))?;
         check_model(&model)?;
         weights.check(&model)?;
 
@@ -120,11 +119,18 @@ impl TypedStage for Graph {
             let bytes = decoder(&model, &weights, &profile).encode_to_vec();
             outputs.insert(PartName::new(file)?, job.write(&bytes, CanonJson::of(&facts)?)?);
         }
+        let ledger = CanonJson::of(&Ledger::of(weight_parts(job))?)?;
+        outputs.insert(PartName::new("ledger.json")?, job.write(ledger.to_string().as_bytes(), CanonJson::default())?);
         for (name, _) in job.inputs() {
             outputs.insert(PartName::new(name)?, job.pass(name)?);
         }
         Ok(outputs)
     }
+}
+
+/// The blobs of the weights, with their facts and sizes.
+fn weight_parts<'a>(job: &'a Job) -> impl Iterator<Item = (&'a str, &'a CanonJson, Digest)> {
+    job.inputs().filter_map(|(name, input)| Some((name.strip_prefix("weights/")?, &input.facts, input.digest)))
 }
 
 impl Params {

@@ -116,7 +116,7 @@ impl TinyWeights {
             _ => {
                 let centre = if tensor.ends_with("norm.weight") { 1.0 } else { 0.0 };
                 let values: Vec<f32> = (0..count).map(|_| centre + 0.2 * random.normal()).collect();
-                return vec![("values", folder.part(&f32s(&values), facts(shape, "f32", None)))];
+                return vec![("values", folder.part(&f32s(&values), main_facts(shape, "f32", None)))];
             }
         };
         let spread = 1.0 / (columns as f32).sqrt();
@@ -127,10 +127,10 @@ impl TinyWeights {
         let mut numbers = |n: usize, spread: f32| (0..n).map(|_| spread * random.normal()).collect::<Vec<f32>>();
         let (codes, bits) = match stored {
             Stored::F32 => {
-                return vec![("values", folder.part(&f32s(&numbers(count, spread)), facts(shape, "f32", None)))];
+                return vec![("values", folder.part(&f32s(&numbers(count, spread)), main_facts(shape, "f32", None)))];
             }
             Stored::F16 => {
-                return vec![("values", folder.part(&f16s(&numbers(count, spread)), facts(shape, "f16", None)))];
+                return vec![("values", folder.part(&f16s(&numbers(count, spread)), main_facts(shape, "f16", None)))];
             }
             Stored::Q4_0 | Stored::Q4_1 => (nibbles(&numbers(count, 100.0)), 4),
             Stored::Q8_0 | Stored::Q6_K => (numbers(count, 60.0).iter().map(|x| *x as i8 as u8).collect(), 8),
@@ -141,7 +141,7 @@ impl TinyWeights {
             _ => "int8",
         };
         let scales = numbers(blocks, spread / if bits == 4 { 5.0 } else { 60.0 });
-        let mut parts = vec![("codes", folder.part(&codes, facts(shape, element, Some(block))))];
+        let mut parts = vec![("codes", folder.part(&codes, main_facts(shape, element, Some(block))))];
         parts.push(match stored {
             Stored::Q6_K => ("scales", folder.part(&f32s(&scales), facts(&grid, "f32", None))),
             _ => ("scales", folder.part(&f16s(&scales), facts(&grid, "f16", None))),
@@ -159,6 +159,13 @@ fn facts(shape: &[u64], element: &str, block: Option<u64>) -> Value {
         Some(block) => json!({"shape": shape, "element": element, "block": block}),
         None => json!({"shape": shape, "element": element}),
     }
+}
+
+/// The facts of the blob that stands for the whole tensor: they say how far it is from its source.
+fn main_facts(shape: &[u64], element: &str, block: Option<u64>) -> Value {
+    let mut facts = facts(shape, element, block);
+    facts["error"] = json!({"source": "F32", "scheme": "made up", "exact": true, "max_error": 0.0});
+    facts
 }
 
 fn name(text: &str) -> PartName {
