@@ -128,7 +128,7 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 1,
+        version: 2,
         summary: "compiles the graphs for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
