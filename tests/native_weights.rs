@@ -9,12 +9,14 @@ use std::rc::Rc;
 use half::f16;
 use kiln::action::{Inputs, Manifest, Part};
 use kiln::model::facts::{Element, WeightFacts};
-use kiln::model::onnx::proto::element;
+use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{Builder, External, Function, Spelling, gain, int};
 use kiln::model::quant::{self, GgmlType, GridLayout};
 use kiln::qnn::{Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc, relative_rms_error};
 use kiln::stages::lower::lower;
+use prost::Message;
 use serde_json::json;
+use support::peers::{python, said};
 use support::tiny_gguf::Random;
 use support::workspace::Folder;
 
@@ -63,10 +65,10 @@ fn blocks(ggml: &GgmlType, rows: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..size).map(|_| random.bits() as u8).collect();
     let halves = HALVES.iter().find(|(name, _)| *name == ggml.name).map_or(&[][..], |(_, halves)| halves);
     for block in bytes.chunks_mut(ggml.block_bytes as usize) {
-        // Both signs, as ggml has them; an offset keeps its sign relative to the scale.
-        let spread =
-            (0.75 + 0.5 * (random.bits() % 1024) as f32 / 1024.0) * if random.bits() % 2 == 0 { 1.0 } else { -1.0 };
-        let spread = if ggml.name.ends_with("_K") || halves.len() > 1 { spread.abs() } else { spread };
+        // Both signs, as ggml has them, but for the types with offsets.
+        let negative = random.bits().is_multiple_of(2) && halves.len() < 2;
+        let size = 0.75 + 0.5 * (random.bits() % 1024) as f32 / 1024.0;
+        let spread = if negative { -size } else { size };
         for (at, value) in halves {
             block[*at..at + 2].copy_from_slice(&f16::from_f32(value * spread).to_le_bytes());
         }
@@ -120,8 +122,8 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
     types.iter().map(weight).collect()
 }
 
-/// `y = x W^T`, lowered.
-fn graph(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
+/// `y = x W^T`.
+fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
     let mut graph = Builder::default();
     let mut inputs = vec![graph.input("x", element::FLOAT, &[1, 1, T as u64, K as u64])];
     let block = i64::from(weight.parts["codes"].0.block.unwrap());
@@ -144,8 +146,12 @@ fn graph(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
     let dims = vec![1, 1, T as u64, rows as u64];
     let y = graph.call(linear, "y", &inputs.iter().collect::<Vec<_>>(), vec![int("block", block), gain(0)], dims);
     graph.output(&y);
+    graph.finish(name)
+}
+
+fn lowered(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
     let open = |location: &str| Ok(kiln::action::Blob::new(weight.parts[location].1.clone()));
-    lower(&graph.finish(name), &open).unwrap()
+    lower(&onnx(name, weight, rows), &open).unwrap()
 }
 
 fn build(backend: &Rc<Backend>, graph: &DeviceGraph) -> (Context, GraphInfo) {
@@ -231,7 +237,7 @@ fn the_table_is_what_the_simulator_computes() {
     let mut measured = vec![];
     for (ggml, layout) in &types {
         let weight = &all[ggml.name];
-        let (context, info) = build(&backend, &graph(ggml.name, weight, N));
+        let (context, info) = build(&backend, &lowered(ggml.name, weight, N));
         let [weights, product, positive] = errors(&context, &info, weight);
         let encoding = format!("{} {} {}", layout.codes.bits(), layout.block, layout.offsets.is_some());
         let bits = *sizes.entry(encoding).or_insert_with(|| bits_per_weight(&backend, ggml));
@@ -255,7 +261,39 @@ fn the_table_is_what_the_simulator_computes() {
 fn bits_per_weight(backend: &Rc<Backend>, ggml: &'static GgmlType) -> f64 {
     let bytes = |rows| {
         let weights = weights(&[ggml], rows);
-        build(backend, &graph("g", &weights[ggml.name], rows)).0.binary().unwrap().len() as f64
+        build(backend, &lowered("g", &weights[ggml.name], rows)).0.binary().unwrap().len() as f64
     };
     (bytes(3 * N) - bytes(N)) * 8.0 / (2 * N * K) as f64
+}
+
+/// Multiplies by one-hot rows in ONNX Runtime, which reads the weights of each model in a folder back, and writes them down.
+const READ_BACK: &str = "
+import sys, pathlib, numpy, onnxruntime
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    session = onnxruntime.InferenceSession(folder / 'model.onnx')
+    [_, _, tokens, width] = session.get_inputs()[0].shape
+    x = numpy.eye(width, dtype=numpy.float32)[:tokens].reshape(1, 1, tokens, width)
+    session.run(None, {'x': x})[0].astype('<f4').tofile(folder / 'y')
+";
+
+#[test]
+#[ignore = "needs a package index"]
+fn onnx_runtime_reads_every_type_as_it_was_decoded() {
+    const ROWS: usize = 8;
+    let types = block_types().into_iter().map(|(ggml, _)| ggml).collect::<Vec<_>>();
+    let all = weights(&types, ROWS);
+    let root = tempfile::tempdir().unwrap();
+    for (name, weight) in &all {
+        let folder = root.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("model.onnx"), onnx(name, weight, ROWS).encode_to_vec()).unwrap();
+        weight.parts.iter().for_each(|(blob, (_, bytes))| std::fs::write(folder.join(blob), bytes).unwrap());
+    }
+    said(python().args(["-c", READ_BACK]).arg(root.path()));
+    for (name, weight) in &all {
+        let bytes = std::fs::read(root.path().join(name).join("y")).unwrap();
+        let got: Vec<f64> = bytes.as_chunks().0.iter().map(|single| f32::from_le_bytes(*single).into()).collect();
+        let expected: Vec<f64> = (0..T * ROWS).map(|i| weight.values[i % ROWS * K + i / ROWS]).collect();
+        assert_eq!(got, expected, "{name}");
+    }
 }
