@@ -140,6 +140,48 @@ fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
     assert_eq!(values(&data, 1, 4), expected);
 }
 
+/// The scale of MXFP4 may be any power of two of a single; the device keeps halves.
+#[test]
+fn scales_that_no_half_holds_are_refused() {
+    let check = |scales: [f32; 2], expected: &str| {
+        let blobs = [
+            ("codes", element::INT8, &[1, 4][..], vec![12, 0, 254, 1]),
+            ("scales", element::FLOAT, &[1, 2][..], scales.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        ];
+        let linear = Function::Linear { weight: Spelling::Blocks, bias: false };
+        let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
+        let graph = lower_with(&model, &files).unwrap();
+        let TensorKind::Static(source) = &graph.tensors.iter().find(|tensor| tensor.name == "w").unwrap().kind else {
+            panic!("no constant")
+        };
+        let found = source().err().map_or("fits".into(), |problem| problem.to_string());
+        assert!(found.contains(expected), "{scales:?}: {found}");
+    };
+    check([2f32.powi(-7), 2f32.powi(-24)], "fits");
+    check([2f32.powi(-7), 2f32.powi(-30)], "fits");
+    check([2f32.powi(-28), 2f32.powi(-30)], "`w/scales` does not fit into f16: relative error 1.0e0");
+    check([1.0, 2f32.powi(16)], "does not fit into f16");
+}
+
+/// Whole steps of an offset move into the codes, as far as their bits reach: the device rounds what is left.
+#[test]
+fn codes_take_up_the_whole_steps_of_an_offset() {
+    let (d, m) = ([0.5, 0.5, 0.25, 1.0], [-7.75, 1.0, -100.0, 3.0]);
+    let blobs = [
+        ("codes", element::UINT4, &[4, 2][..], vec![0xf0, 0x30, 0x21, 0x52]),
+        ("scales", element::FLOAT16, &[4, 1][..], halves(&d)),
+        ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
+    ];
+    let linear = Function::Linear { weight: Spelling::OffsetBlocks, bias: false };
+    let (model, files) = one_call(linear, &[1, 1, 1, 2], &blobs, 2, 0);
+    let data = constant(&lower_with(&model, &files).unwrap(), "w");
+    assert_eq!(values(&data, 4, 2), [-7.75, -0.25, 1.0, 2.5, -99.75, -99.5, 5.0, 8.0]);
+    let Encoding::FloatBlock { offsets, .. } = &data.encoding else { panic!() };
+    assert_eq!(*offsets, [-7.5, 0.0, -391.0, 1.0]);
+    let codes: Vec<i8> = data.bytes.iter().map(|&byte| byte as i8).collect();
+    assert_eq!(codes, [-8, 2, -8, 4, 7, 5, -7, 7], "[K, N]");
+}
+
 #[test]
 fn an_embedding_is_gathered_and_multiplied() {
     let blobs = [

@@ -58,9 +58,10 @@ fn a_library_of_something_else_is_refused() {
 fn every_encoding_of_native_weights_computes_right() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| WeightEncoding::FloatBlock { bits, block, offsets };
-    for encoding in
-        [WeightEncoding::F16, block(4, 32, false), block(4, 32, true), block(8, 32, false), block(8, 16, false)]
-    {
+    let even =
+        [(4, 16), (4, 32), (4, 64), (4, 128), (4, 256), (8, 16), (8, 32)].map(|(bits, len)| block(bits, len, false));
+    let offset = [(4, 16), (4, 32), (8, 32)].map(|(bits, len)| block(bits, len, true));
+    for encoding in [WeightEncoding::F16].into_iter().chain(even).chain(offset) {
         let proof = prove(&libraries(), soc, encoding).unwrap();
         println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
     }

@@ -127,9 +127,9 @@ proptest! {
         let mut random = support::tiny_gguf::Random::of("blocks", seed);
         for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.spelling(), Spelling::Blocks(_))) {
             let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
-            if seed % 4 == 0 {
+            if seed.is_multiple_of(4) {
                 // Scales of zero, subnormal ones, and sub-scales of zero, wherever they lie.
-                blocks.iter_mut().filter(|_| random.bits() % 2 == 0).for_each(|byte| *byte = 0);
+                blocks.iter_mut().filter(|_| random.bits().is_multiple_of(2)).for_each(|byte| *byte = 0);
             }
             let (name, decoded) = (ggml.name, decoded(ggml.name, &blocks));
             prop_assert_eq!(comparable(&recombined(name, &blocks)), comparable(&decoded), "{}", name);

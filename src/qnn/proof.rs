@@ -22,7 +22,7 @@ pub const MAX_ERROR: f64 = 2e-3;
 
 /// Tokens, inputs and outputs of the matmul: several blocks along the inputs, several vectors along the outputs.
 const T: usize = 4;
-const K: usize = 128;
+const K: usize = 512;
 const N: usize = 64;
 
 /// How a weight lies in a graph for the HTP.

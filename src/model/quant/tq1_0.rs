@@ -29,7 +29,7 @@ fn parts(block: &[u8; BYTES]) -> Parts<LEN, 1> {
 /// carry out of a multiplication by 3.
 fn trits(bytes: &[u8], out: &mut [i8]) {
     for (out, power) in out.chunks_exact_mut(bytes.len()).zip([1u8, 3, 9, 27, 81]) {
-        let digit = |byte: &u8| u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+        let digit = |byte: &u8| (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
         out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = digit(byte) as i8 - 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the GGUF.
 
 use super::Lowering;
-use super::half::scale_times_gain;
+use super::half::{Halves, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::Result;
 use crate::model::onnx::Spelling;
@@ -97,13 +97,13 @@ pub(super) struct BlockWeight {
     pub(super) gain: f32,
 }
 
-/// What the device holds of a block: `(code + offset) * scale`.
+/// What the device holds of a block: `(code + shift + offset) * scale`, of which `code + shift` is its code.
 #[derive(Debug, PartialEq)]
 struct DeviceBlock {
     scale: f32,
     offset: f32,
-    /// All values of the block are one: its codes are written as 0.
-    constant: bool,
+    /// `None` if all values of the block are one: its codes are written as 0.
+    shift: Option<i32>,
 }
 
 /// Above so many steps of the code, the whole range of a block is below the rounding of a half.
@@ -115,29 +115,31 @@ impl BlockWeight {
         if self.codes.element == element::INT8 { 8 } else { 4 }
     }
 
-    /// The code of the device is signed: an unsigned one is less by this.
-    fn shift(&self) -> i32 {
-        if self.codes.element == element::UINT4 { 8 } else { 0 }
-    }
-
     fn data(&self, [rows, columns]: [usize; 2]) -> Result<StaticData> {
         let count = rows * (columns / self.block);
         let mut scales = Vec::with_capacity(count);
         let mut offsets = Vec::with_capacity(count);
-        let mut constant = Vec::with_capacity(count);
+        let mut shifts = Vec::with_capacity(count);
+        let mut halves = Halves::default();
         let mut minima = self.offsets.as_ref().map(|offsets| offsets.all_numbers());
-        for scale in self.scales.all_numbers() {
+        for (index, scale) in self.scales.all_numbers().enumerate() {
             let minimum = minima.as_mut().and_then(Iterator::next);
-            let block = self.device_block(scale, minimum)?;
+            let block = self.device_block(index, scale, minimum)?;
+            halves.round(block.scale);
             scales.push(block.scale);
             offsets.push(block.offset);
-            constant.push(block.constant);
+            shifts.push(block.shift);
         }
-        let shift = self.shift();
+        // The device keeps scales as halves, which hold neither every power of two nor every product of a half.
+        halves.finish(&self.scales.name)?;
         let bytes = transposed(rows, columns, |row, out| {
             let blocks = out.chunks_exact_mut(self.block).zip(row * columns / self.block..);
-            for (out, block) in blocks.filter(|(_, block)| !constant[*block]) {
-                let codes = (block * self.block..).map(|index| [(self.codes.code(index) - shift) as u8]);
+            for (out, block) in blocks {
+                let Some(shift) = shifts[block] else {
+                    out.fill([0]);
+                    continue;
+                };
+                let codes = (block * self.block..).map(|index| [(self.codes.code(index) + shift) as u8]);
                 out.iter_mut().zip(codes).for_each(|(out, code)| *out = code);
             }
         });
@@ -145,20 +147,29 @@ impl BlockWeight {
         Ok(StaticData { bytes, encoding: Encoding::FloatBlock { bits: self.bits(), block, scales, offsets } })
     }
 
-    fn device_block(&self, scale: f32, minimum: Option<f32>) -> Result<DeviceBlock> {
-        let shift = self.shift() as f32;
-        let name = &self.codes.name;
-        let scaled = |scale| scale_times_gain(scale, self.gain, name);
+    fn device_block(&self, index: usize, scale: f32, minimum: Option<f32>) -> Result<DeviceBlock> {
+        let scaled = |scale| scale_times_gain(scale, self.gain, &self.codes.name);
+        // The codes of the device are signed.
+        let signed = if self.codes.element == element::UINT4 { -8 } else { 0 };
         let Some(minimum) = minimum else {
-            return Ok(DeviceBlock { scale: scaled(scale)?, offset: shift, constant: false });
+            return Ok(DeviceBlock { scale: scaled(scale)?, offset: -signed as f32, shift: Some(signed) });
         };
         let steps = minimum / scale;
         if steps.abs() <= MAX_OFFSET_STEPS {
-            return Ok(DeviceBlock { scale: scaled(scale)?, offset: steps + shift, constant: false });
+            let shift = self.shift(index, steps);
+            return Ok(DeviceBlock { scale: scaled(scale)?, offset: steps - shift as f32, shift: Some(shift) });
         }
         // All of the block is its middle: exact where the scale is 0, else nearer than a half can tell.
-        let middle = if shift == 0.0 { 0.0 } else { shift - 0.5 };
-        Ok(DeviceBlock { scale: scaled(minimum + middle * scale)?, offset: 1.0, constant: true })
+        let middle = if signed == 0 { 0.0 } else { 7.5 };
+        Ok(DeviceBlock { scale: scaled(minimum + middle * scale)?, offset: 1.0, shift: None })
+    }
+
+    /// The whole steps of an offset that the codes of a block can take up: what remains of the offset, the device rounds.
+    fn shift(&self, index: usize, steps: f32) -> i32 {
+        let codes = (index * self.block..(index + 1) * self.block).map(|index| self.codes.code(index));
+        let (low, high) = codes.fold((i32::MAX, i32::MIN), |(low, high), code| (low.min(code), high.max(code)));
+        let span = 1 << (self.bits() - 1);
+        (steps.round() as i32).max(-span - low).min(span - 1 - high)
     }
 }
 
