@@ -43,7 +43,7 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
     (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
     file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
     match magic.as_slice() {
-        start if start.starts_with(&GGUF) => gguf::describe(&mut file, args.tensors, json),
+        start if start.starts_with(&GGUF) => gguf::describe(&args.file, args.tensors, json),
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),
         start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
