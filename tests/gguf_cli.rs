@@ -5,7 +5,7 @@ mod support;
 use std::io::Write;
 
 use assert_cmd::Command;
-use support::gguf_file::GgufFile;
+use support::gguf_file::{GgufFile, Value};
 use support::tiny_gguf::TinyGguf;
 
 /// What `kiln inspect FLAGS FILE` says on standard output and standard error.
@@ -46,6 +46,35 @@ fn what_kiln_cannot_build_is_still_described() {
     assert!(text.contains("kiln cannot build it: architecture `mamba` is not supported"), "{text}");
     let (text, _) = inspect(&file.write(), &["--json"], 0);
     assert!(text.contains(r#""problem":{"#), "{text}");
+}
+
+/// Any one file of a split model is named; the others are found beside it.
+#[test]
+fn the_other_parts_are_found() {
+    let home = tempfile::tempdir().unwrap();
+    let whole = TinyGguf::llama().file();
+    let path = |number: usize| home.path().join(format!("tiny-{number:05}-of-00002.gguf"));
+    for (number, tensors) in [(1, &whole.tensors[..7]), (2, &whole.tensors[7..])] {
+        let mut part = GgufFile { tensors: tensors.to_vec(), ..whole.clone() };
+        part.keys.retain(|_| number == 1);
+        part.set("split.no", Value::U16(number as u16 - 1));
+        part.set("split.count", Value::U16(2));
+        std::fs::write(path(number), part.write()).unwrap();
+    }
+    let inspect = |path, flag| Command::cargo_bin("kiln").unwrap().arg("inspect").arg(path).arg(flag).output().unwrap();
+    for number in [1, 2] {
+        let output = inspect(path(number), "--json");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["files"], &json["model"]["architecture"]), (&2.into(), &"llama".into()));
+        let tensors = json["tensors"].as_array().unwrap();
+        assert_eq!((tensors.len(), &tensors[7]["file"]), (whole.tensors.len(), &1.into()));
+    }
+    let said = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
+    std::fs::rename(path(2), home.path().join("second.gguf")).unwrap();
+    let text = said(inspect(path(1), "--tensors"));
+    assert!(text.contains("tiny-00002-of-00002.gguf"), "{text}");
+    let text = said(inspect(home.path().join("second.gguf"), "--tensors"));
+    assert!(text.contains("part 1 of 2 is missing") && text.contains("NAME-00001-of-00002.gguf"), "{text}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use support::tiny_gguf::TinyGguf;
 use support::workspace::Folder;
 
 /// Kind, version, what is done, and the digest of all that comes of it.
-const GOLDEN: &str = r#"inspect 1 {} b3:a8485d3bcbb1
+const GOLDEN: &str = r#"inspect 2 {} b3:c385e45fd03a
 dequant 1 {"type":"f32"} b3:be5ab4048173
 dequant 1 {"type":"f16"} b3:89ceda098478
 dequant 1 {"type":"bf16"} b3:86d3dabe6d28

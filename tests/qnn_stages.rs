@@ -177,7 +177,11 @@ fn native_blocks_become_a_context_binary_and_its_container() {
     let proofs = ["float-block-4x32-offset", "float-block-8x32"].map(|name| format!("proof/{name}/figures.json"));
     assert_eq!(
         names(&context),
-        [&["container", "info.json", "ledger.json", "model.bin", "model.json"][..], &proofs.each_ref().map(|s| s.as_str())].concat()
+        [
+            &["container", "info.json", "ledger.json", "model.bin", "model.json"][..],
+            &proofs.each_ref().map(|s| s.as_str())
+        ]
+        .concat()
     );
     println!("{}", String::from_utf8_lossy(&bench.bytes(&context, "info.json")));
     println!("{}", String::from_utf8_lossy(&bench.bytes(&context, &proofs[0])));

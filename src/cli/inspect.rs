@@ -45,7 +45,7 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
     (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
     file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
     let text = match magic.as_slice() {
-        start if start.starts_with(&GGUF) => return gguf::describe(&mut file, args.tensors, json),
+        start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
         start if start.starts_with(Ledger::MAGIC) => return ledger::describe(&file, args.tensors, json),
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),

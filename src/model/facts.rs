@@ -56,6 +56,13 @@ pub struct TensorFacts {
     pub ggml_type: String,
 }
 
+/// What `metadata.gguf` leaves out of the file that it was made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MetadataFacts {
+    /// The names of the tensors, in the order of the file.
+    pub tensors: Vec<String>,
+}
+
 /// How the elements of a weight blob are spelled; little-endian, row-major, as ONNX external data wants them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

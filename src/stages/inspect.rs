@@ -1,5 +1,7 @@
-//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window into the file.
+//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window into its file. Only those
+//! of a big-endian file are written anew, little-endian as everything after this stage is.
 
+use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
@@ -7,12 +9,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage, Window,
+    Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+    Window,
 };
 use crate::base::{CanonJson, Context, Problem, Result, hash_bytes};
 use crate::model::arch::model_facts;
-use crate::model::facts::ModelFacts;
-use crate::model::gguf::{Gguf, Metadata, Scalars, Summary, TensorInfo, Under, quoted};
+use crate::model::facts::{MetadataFacts, ModelFacts};
+use crate::model::gguf::{
+    ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under, can_swap, quoted, swap,
+};
 
 /// The stage.
 pub struct Inspect;
@@ -22,43 +27,66 @@ pub struct Inspect;
 #[serde(deny_unknown_fields)]
 pub struct NoParams {}
 
+/// Bytes of a big-endian tensor that are turned round at a time.
+const SWAP_BYTES: usize = 1 << 20;
+
 impl TypedStage for Inspect {
     type Params = NoParams;
     type Order = NoParams;
 
     const SPEC: StageSpec = StageSpec {
         kind: "inspect",
-        version: 1,
+        version: 2,
         summary: "reads a GGUF: what the model is, and where its tensors lie",
         gives: "model",
-        inputs: &[InputSpec { name: "gguf", accepts: &["file"], required: true, many: false }],
+        inputs: &[InputSpec { name: "gguf", accepts: &["file"], required: true, many: true }],
         params: &[],
         keyed: &[],
         reaches_outside: false,
     };
 
     fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {
-        let (_, part) = inputs.one("gguf")?.only()?;
+        let files: Vec<&Part> = inputs.many("gguf").iter().flat_map(|(_, manifest)| manifest.parts.values()).collect();
+        if files.is_empty() || files.len() > MAX_FILES {
+            let what = format!("a model of {} files; expected 1 to {MAX_FILES}", files.len());
+            return Err(Problem::new("kiln::part_count", what));
+        }
         // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at most.
         let demand = Demand { memory_bytes: 64 << 20, ..Demand::default() };
-        Ok(vec![Order::new("", params).input("gguf", part).demand(demand)])
+        let order = Order::new("", params).demand(demand);
+        let name = |index: usize| if files.len() == 1 { "gguf".into() } else { format!("gguf-{:05}", index + 1) };
+        Ok(vec![files.iter().enumerate().fold(order, |order, (index, part)| order.input(name(index), part))])
     }
 
     fn run(_: NoParams, job: &Job) -> Result<Outputs> {
-        let content = job.input("gguf")?.content();
-        let file = job.read("gguf")?;
-        let gguf = Gguf::parse(&file)?;
+        // By name, which is the order of the files.
+        let files = job.inputs().map(|(name, input)| Ok((input.content(), job.read(name)?)));
+        let files = files.collect::<Result<Vec<(Content, Blob)>>>()?;
+        let prefixes: Vec<Prefix> = files.iter().map(|(_, bytes)| Prefix::whole(bytes)).collect();
+        let gguf = Gguf::parse_files(&prefixes)?;
         let model = model_facts(&gguf)?;
-        let facts = CanonJson::of(&model)?;
-        let mut outputs = Outputs::new();
-        outputs.insert(PartName::new("model.json")?, write_json(job, &ModelJson::new(&model, &gguf.metadata), facts)?);
-        let tokenizer = Under(&gguf.metadata, "tokenizer.");
-        outputs.insert(PartName::new("tokenizer.json")?, write_json(job, &tokenizer, CanonJson::default())?);
-        let summary = Summary { gguf: &gguf, model: Some(&model) }.to_string();
-        outputs.insert(PartName::new("summary.txt")?, job.write(summary.as_bytes(), CanonJson::default())?);
-        outputs.par_extend(tensors(job, &gguf, content)?);
+        let contents: Vec<Content> = files.iter().map(|(content, _)| *content).collect();
+        let (outputs, tensors) = rayon::join(|| documents(job, &gguf, &model), || tensors(job, &gguf, &contents));
+        let mut outputs = outputs?;
+        outputs.extend(tensors?);
         Ok(outputs)
     }
+}
+
+/// All but the tensors.
+fn documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
+    let tokenizer = Under(&gguf.metadata, "tokenizer.");
+    let summary = Summary { gguf, model: Some(model) }.to_string();
+    let names = MetadataFacts { tensors: gguf.tensors.iter().map(|tensor| tensor.name.into()).collect() };
+    let metadata = Header::new(&gguf.metadata, gguf.alignment);
+    let metadata = write_part(job, CanonJson::of(&names)?, |sink| metadata.write(sink))?;
+    Ok([
+        (PartName::new("model.json")?, write_json(job, &ModelJson::new(model, &gguf.metadata), CanonJson::of(model)?)?),
+        (PartName::new("tokenizer.json")?, write_json(job, &tokenizer, CanonJson::default())?),
+        (PartName::new("summary.txt")?, job.write(summary.as_bytes(), CanonJson::default())?),
+        (PartName::new("metadata.gguf")?, metadata),
+    ]
+    .into())
 }
 
 /// `model.json`: the facts, and the file's own words.
@@ -75,28 +103,69 @@ impl<'a> ModelJson<'a> {
     }
 }
 
-/// Streams `value`, whose strings may be as long as the file.
+/// What streams a blob.
+type Sink = BufWriter<Box<dyn BlobSink>>;
+
+/// `value`, whose strings may be as long as the file.
 fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
-    let mut sink = std::io::BufWriter::new(job.create()?);
-    serde_json::to_writer(&mut sink, value).context("kiln::inspect::json", || "write metadata as JSON".into())?;
+    write_part(job, facts, |sink| {
+        serde_json::to_writer(sink, value).context("kiln::inspect::json", || "write metadata as JSON".into())
+    })
+}
+
+/// Streams what `write` gives.
+fn write_part(job: &Job, facts: CanonJson, write: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Part> {
+    let mut sink = BufWriter::with_capacity(1 << 16, job.create()?);
+    write(&mut sink)?;
     let sink: Box<dyn BlobSink> =
         sink.into_inner().map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
     Ok(Part { content: sink.finish()?, facts })
 }
 
-/// A window for each tensor, hashed on all threads.
-fn tensors(job: &Job, gguf: &Gguf, file: Content) -> Result<Vec<(PartName, Part)>> {
+/// The content of each tensor, on all threads.
+fn tensors(job: &Job, gguf: &Gguf, files: &[Content]) -> Result<Vec<(PartName, Part)>> {
+    if gguf.order == ByteOrder::Big {
+        let named = |tensor: &TensorInfo| {
+            can_swap(tensor.ggml).map_err(|problem| problem.within(format!("failed to read {}", quoted(tensor.name))))
+        };
+        gguf.tensors.iter().try_for_each(named)?;
+    }
     let total = gguf.tensors.iter().map(|tensor| tensor.range.end - tensor.range.start).sum();
     let done = AtomicU64::new(0);
-    let window = |tensor: &TensorInfo| {
+    let part = |tensor: &TensorInfo| {
         job.check_cancelled()?;
         let name = PartName::new(format!("tensors/{}", tensor.name))
             .map_err(|problem| problem.within(format!("tensor {} cannot become a part", quoted(tensor.name))))?;
-        let digest = hash_bytes(gguf.data(tensor));
-        let inside = file.window.map_or(0, |window| window.offset);
-        let window = Some(Window { blob: file.blob(), offset: inside + tensor.range.start });
-        job.progress(done.fetch_add(digest.size_bytes, Ordering::Relaxed) + digest.size_bytes, total, "B");
-        Ok((name, Part { content: Content { digest, window }, facts: CanonJson::of(&tensor.facts())? }))
+        let bytes = gguf.data(tensor);
+        let content = match (gguf.order, files.get(tensor.file)) {
+            (ByteOrder::Little, Some(file)) => window(bytes, tensor, file),
+            _ => swapped(job, bytes, tensor)?,
+        };
+        let size = content.digest.size_bytes;
+        job.progress(done.fetch_add(size, Ordering::Relaxed) + size, total, "B");
+        Ok((name, Part { content, facts: CanonJson::of(&tensor.facts())? }))
     };
-    gguf.tensors.par_iter().map(window).collect()
+    gguf.tensors.par_iter().map(part).collect()
+}
+
+/// The bytes where they lie.
+fn window(bytes: &[u8], tensor: &TensorInfo, file: &Content) -> Content {
+    let inside = file.window.map_or(0, |window| window.offset);
+    let window = Some(Window { blob: file.blob(), offset: inside + tensor.range.start });
+    Content { digest: hash_bytes(bytes), window }
+}
+
+/// The bytes of a big-endian file, turned round into a blob.
+fn swapped(job: &Job, bytes: &[u8], tensor: &TensorInfo) -> Result<Content> {
+    let block_bytes = tensor.ggml.block_bytes as usize;
+    let mut sink = job.create()?;
+    let mut turned = vec![];
+    for blocks in bytes.chunks((SWAP_BYTES / block_bytes).max(1) * block_bytes) {
+        job.check_cancelled()?;
+        turned.clear();
+        turned.extend_from_slice(blocks);
+        swap(tensor.ggml, &mut turned)?;
+        sink.write_all(&turned).context("kiln::io", || "write a blob".into())?;
+    }
+    sink.finish()
 }

@@ -9,6 +9,7 @@ pub mod dequant;
 pub mod device;
 pub mod dlc;
 pub mod fetch;
+pub mod gguf;
 pub mod graph;
 pub mod inspect;
 pub mod lower;
@@ -29,6 +30,7 @@ pub fn all() -> Registry {
         Box::new(Erased(inspect::Inspect)),
         Box::new(Erased(dequant::Dequant)),
         Box::new(Erased(requant::Requant)),
+        Box::new(Erased(gguf::GgufStage)),
         Box::new(Erased(graph::Graph)),
         Box::new(Erased(dlc::Dlc)),
         Box::new(Erased(context_bin::ContextBin)),

@@ -169,7 +169,7 @@ fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result
 }
 
 /// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their biases.
-fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
+pub(super) fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
     if model.rope_rows == RopeRows::HalfSplit {
         return None;
     }

@@ -2,16 +2,20 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::base::{self, Context, Problem, Result};
 use crate::model::arch::model_facts;
 use crate::model::facts::ModelFacts;
-use crate::model::gguf::{Gguf, Scalars, Summary, TensorInfo, Value};
+use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value};
 
 /// How much of a file is read at first. A header with a vocabulary has up to about 10 MB.
 const FIRST_BYTES: u64 = 16 << 20;
+
+/// How much at least of each file of a split model.
+const FIRST_BYTES_OF_PART: u64 = 1 << 20;
 
 /// With `--json`: one line.
 #[derive(Serialize)]
@@ -19,6 +23,8 @@ struct Json<'a> {
     format: &'static str,
     version: u32,
     alignment: u32,
+    byte_order: &'static str,
+    files: usize,
     /// What the model is, or why kiln cannot build it.
     #[serde(flatten)]
     model: Verdict,
@@ -39,30 +45,76 @@ struct JsonTensor<'a> {
     shape: &'a [u64],
     #[serde(rename = "type")]
     ggml_type: &'a str,
+    /// Of the files, from 0.
+    #[serde(skip_serializing_if = "is_first")]
+    file: usize,
     offset: u64,
     bytes: u64,
 }
 
-/// The summary, and the tensors if asked for; with `json`, everything in one line.
-pub(super) fn describe(file: &mut File, tensors: bool, json: bool) -> Result<String> {
-    with_header(file, |gguf| spell(gguf, tensors, json))
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_first(file: &usize) -> bool {
+    *file == 0
+}
+
+/// The summary, and the tensors if asked for; with `json`, everything in one line. Of a split model any one file is named,
+/// and the others are looked for beside it.
+pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
+    let open = |path: PathBuf| {
+        let file = File::open(&path).context("kiln::call::unreadable", || format!("open {}", path.display()))?;
+        Ok(file)
+    };
+    let mut files = parts(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
+    with_headers(&mut files, |gguf| spell(gguf, tensors, json))
+}
+
+/// The files of the model that `path` belongs to by its name: `NAME-00002-of-00003.gguf` is one of three.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    let numbers = || {
+        let rest = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, count) = rest.rsplit_once("-of-")?;
+        let (name, number) = rest.rsplit_once('-')?;
+        let number_of = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
+        let (number, count) = (number_of(number)?, number_of(count)?);
+        (1..=count).contains(&number).then_some((name, count))
+    };
+    match numbers() {
+        None => vec![path.into()],
+        Some((name, count)) => {
+            let file = |number| path.with_file_name(format!("{name}-{number:05}-of-{count:05}.gguf"));
+            (1..=count).map(file).collect()
+        }
+    }
 }
 
 /// Reads the header of `file`, and hands it to `take`.
 pub(in crate::cli) fn with_header<T>(file: &mut File, take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
-    let file_bytes = file.metadata().context("kiln::call::unreadable", || "ask for its size".into())?.len();
-    let mut read_bytes = FIRST_BYTES;
+    with_headers(std::slice::from_mut(file), take)
+}
+
+fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
+    let mut read_bytes = (FIRST_BYTES / files.len().max(1) as u64).max(FIRST_BYTES_OF_PART);
     loop {
-        let mut prefix = vec![];
-        file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
-        file.take(read_bytes).read_to_end(&mut prefix).context("kiln::call::unreadable", || "read it".into())?;
-        match Gguf::parse_header(&prefix, file_bytes) {
+        let heads = files.iter_mut().map(|file| head(file, read_bytes)).collect::<Result<Vec<_>>>()?;
+        let longest = heads.iter().map(|(_, file_bytes)| *file_bytes).max().unwrap_or(0);
+        let prefixes: Vec<Prefix> =
+            heads.iter().map(|(bytes, file_bytes)| Prefix { bytes, file_bytes: *file_bytes }).collect();
+        match Gguf::parse_files(&prefixes) {
             Ok(gguf) => return take(&gguf),
-            // Perhaps the header is longer than what was read of it.
-            Err(_) if read_bytes < file_bytes => read_bytes *= 8,
+            // Perhaps a header is longer than what was read of it.
+            Err(_) if read_bytes < longest => read_bytes *= 8,
             Err(problem) => return Err(problem),
         }
     }
+}
+
+/// The first bytes of a file, and its length.
+fn head(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
+    let file_bytes = file.metadata().context("kiln::call::unreadable", || "ask for its size".into())?.len();
+    let mut prefix = vec![];
+    file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
+    file.take(bytes).read_to_end(&mut prefix).context("kiln::call::unreadable", || "read it".into())?;
+    Ok((prefix, file_bytes))
 }
 
 fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
@@ -72,7 +124,9 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
         let tensors = gguf.tensors.iter().map(json_tensor).collect();
         let Gguf { version, alignment, metadata, .. } = gguf;
         let (version, alignment, metadata) = (*version, *alignment, Scalars(metadata));
-        let json = Json { format: "gguf", version, alignment, model: verdict, metadata, tensors };
+        let byte_order = if gguf.order == ByteOrder::Big { "big" } else { "little" };
+        let files = gguf.file_count();
+        let json = Json { format: "gguf", version, alignment, byte_order, files, model: verdict, metadata, tensors };
         let line = serde_json::to_string(&json).context("kiln::inspect::json", || "write it as JSON".into())?;
         return Ok(line + "\n");
     }
@@ -88,12 +142,12 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
 }
 
 fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {
-    let TensorInfo { name, shape, ggml, range } = tensor;
-    JsonTensor { name, shape, ggml_type: ggml.name, offset: range.start, bytes: range.end - range.start }
+    let TensorInfo { name, shape, ggml, range, file } = tensor;
+    JsonTensor { name, shape, ggml_type: ggml.name, file: *file, offset: range.start, bytes: range.end - range.start }
 }
 
 fn line(tensor: &TensorInfo) -> String {
-    let TensorInfo { name, shape, ggml, range } = tensor;
+    let TensorInfo { name, shape, ggml, range, .. } = tensor;
     let (name, shape) = (Value::Str(name).to_string(), format!("{shape:?}"));
     format!("  {name:<32}{:<8}{shape:<16}{:>10}\n", ggml.name, base::bytes(range.end - range.start))
 }

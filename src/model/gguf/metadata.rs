@@ -16,17 +16,19 @@ const MAX_KEY_BYTES: usize = (1 << 16) - 1;
 /// Bytes of the shortest pair: a length, one letter, a type, one byte.
 const SMALLEST_PAIR: u64 = 8 + 1 + 4 + 1;
 
-/// The metadata of a file, by key.
-#[derive(Debug)]
+/// The metadata of a file.
+#[derive(Debug, Default)]
 pub struct Metadata<'a> {
-    values: BTreeMap<&'a str, Value<'a>>,
+    /// In the order of the file.
+    pairs: Vec<(&'a str, Value<'a>)>,
+    by_key: BTreeMap<&'a str, usize>,
 }
 
 impl<'a> Metadata<'a> {
     /// Reads `claimed` pairs.
     pub fn read(reader: &mut Reader<'a>, claimed: u64) -> Result<Self> {
         let count = reader.count(claimed, SMALLEST_PAIR, MAX_KEYS, "metadata keys")?;
-        let mut values = BTreeMap::new();
+        let mut metadata = Metadata { pairs: vec![], by_key: BTreeMap::new() };
         for index in 0..count {
             let key =
                 reader.string().map_err(|problem| problem.within(format!("failed to read metadata key {index}")))?;
@@ -38,24 +40,38 @@ impl<'a> Metadata<'a> {
             }
             let value = Value::read(reader)
                 .map_err(|problem| problem.within(format!("failed to read metadata key {}", quoted(key))))?;
-            match values.entry(key) {
-                Entry::Vacant(entry) => entry.insert(value),
+            match metadata.by_key.entry(key) {
+                Entry::Vacant(entry) => entry.insert(metadata.pairs.len()),
                 Entry::Occupied(_) => {
                     return Err(Problem::new("kiln::model::gguf_key", format!("metadata key {} twice", quoted(key))));
                 }
             };
+            metadata.pairs.push((key, value));
         }
-        Ok(Metadata { values })
+        Ok(metadata)
+    }
+
+    /// The pairs that `keep` holds to, in the same order.
+    pub fn retain(self, mut keep: impl FnMut(&str) -> bool) -> Self {
+        let pairs: Vec<_> = self.pairs.into_iter().filter(|(key, _)| keep(key)).collect();
+        let by_key = pairs.iter().enumerate().map(|(index, (key, _))| (*key, index)).collect();
+        Metadata { pairs, by_key }
+    }
+
+    /// All pairs, in the order of the file.
+    pub fn pairs(&self) -> &[(&'a str, Value<'a>)] {
+        &self.pairs
     }
 
     /// All pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &Value<'a>)> {
-        self.values.iter().map(|(key, value)| (*key, value))
+        self.by_key.values().map(|index| (self.pairs[*index].0, &self.pairs[*index].1))
     }
 
     /// The value of `key` as a `T`; `None` if it is not there, a problem if it is something else.
     pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
-        let Some(value) = self.values.get(key) else { return Ok(None) };
+        let Some(index) = self.by_key.get(key) else { return Ok(None) };
+        let value = &self.pairs[*index].1;
         T::from_value(value).map(Some).ok_or_else(|| {
             let found = value.described();
             Problem::new(

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::ser::{Serialize, Serializer};
 
-use super::{Gguf, Metadata, Value};
+use super::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
 use crate::model::facts::{ModelFacts, RopeRows};
 
@@ -24,7 +24,13 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "{name}")?;
         }
         let weights: u64 = gguf.tensors.iter().map(|tensor| tensor.values()).fold(0, u64::saturating_add);
-        writeln!(f, "GGUF version {}, {} tensors, {weights} weights", gguf.version, gguf.tensors.len())?;
+        let order = if gguf.order == ByteOrder::Big { ", big-endian" } else { "" };
+        let files = match gguf.file_count() {
+            1 => String::new(),
+            count => format!(" in {count} files"),
+        };
+        let Gguf { version, tensors, .. } = gguf;
+        writeln!(f, "GGUF version {version}{order}, {} tensors{files}, {weights} weights", tensors.len())?;
         if let Some(model) = model {
             write_model(f, model)?;
         }

@@ -30,8 +30,10 @@ pub struct TensorInfo<'a> {
     pub shape: Vec<u64>,
     /// How it is stored.
     pub ggml: &'static GgmlType,
-    /// Where its bytes lie in the file.
+    /// Where its bytes lie in its file.
     pub range: Range<u64>,
+    /// Which of the model's files that is.
+    pub file: usize,
 }
 
 impl<'a> TensorInfo<'a> {
@@ -101,7 +103,7 @@ impl<'a> TensorInfo<'a> {
             return Err(wrong(format!("shape {shape:?} of {} at {offset} ends beyond 2^64 bytes", ggml.name)));
         };
         *next = padded;
-        Ok(TensorInfo { name, shape, ggml, range: offset..end })
+        Ok(TensorInfo { name, shape, ggml, range: offset..end, file: 0 })
     }
 
     /// Moves the ranges to where the data section begins, and holds them against the length of the file.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
-use super::reader::Reader;
+use super::reader::{ByteOrder, Reader};
 use crate::base::{Problem, Result};
 
 /// Longest array, as in gguf.cpp (`GGUF_MAX_ARRAY_ELEMENTS`).
@@ -90,12 +90,18 @@ pub struct Array<'a> {
     /// How many there are.
     pub len: usize,
     bytes: &'a [u8],
+    order: ByteOrder,
 }
 
 impl<'a> Array<'a> {
+    /// Its elements, as they lie in the file.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The elements, in order.
     pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
-        let (element, mut reader) = (self.element, Reader::new(self.bytes));
+        let (element, mut reader) = (self.element, Reader::new(self.bytes, self.order));
         (0..self.len).map_while(move |_| Value::read_as(&mut reader, element).ok())
     }
 
@@ -108,11 +114,11 @@ impl<'a> Array<'a> {
         let len = reader.count(claimed, element.smallest(), MAX_ARRAY_LEN, "array elements")?;
         let start = reader.position();
         match element {
-            ValueType::Str => (0..len).try_for_each(|_| reader.string().map(drop))?,
+            ValueType::Str => reader.pass_strings(len)?,
             ValueType::Bool => (0..len).try_for_each(|_| Value::read_as(reader, element).map(drop))?,
             number => drop(reader.take(len as u64 * number.smallest())?),
         }
-        Ok(Array { element, len, bytes: reader.since(start) })
+        Ok(Array { element, len, bytes: reader.since(start), order: reader.order() })
     }
 }
 
@@ -131,16 +137,16 @@ impl<'a> Value<'a> {
 
     fn read_as(reader: &mut Reader<'a>, ty: ValueType) -> Result<Self> {
         Ok(match ty {
-            ValueType::U8 => Value::U8(reader.array().map(u8::from_le_bytes)?),
-            ValueType::I8 => Value::I8(reader.array().map(i8::from_le_bytes)?),
-            ValueType::U16 => Value::U16(reader.array().map(u16::from_le_bytes)?),
-            ValueType::I16 => Value::I16(reader.array().map(i16::from_le_bytes)?),
+            ValueType::U8 => Value::U8(reader.number().map(u8::from_le_bytes)?),
+            ValueType::I8 => Value::I8(reader.number().map(i8::from_le_bytes)?),
+            ValueType::U16 => Value::U16(reader.number().map(u16::from_le_bytes)?),
+            ValueType::I16 => Value::I16(reader.number().map(i16::from_le_bytes)?),
             ValueType::U32 => Value::U32(reader.u32()?),
-            ValueType::I32 => Value::I32(reader.array().map(i32::from_le_bytes)?),
+            ValueType::I32 => Value::I32(reader.number().map(i32::from_le_bytes)?),
             ValueType::U64 => Value::U64(reader.u64()?),
-            ValueType::I64 => Value::I64(reader.array().map(i64::from_le_bytes)?),
-            ValueType::F32 => Value::F32(reader.array().map(f32::from_le_bytes)?),
-            ValueType::F64 => Value::F64(reader.array().map(f64::from_le_bytes)?),
+            ValueType::I64 => Value::I64(reader.number().map(i64::from_le_bytes)?),
+            ValueType::F32 => Value::F32(reader.number().map(f32::from_le_bytes)?),
+            ValueType::F64 => Value::F64(reader.number().map(f64::from_le_bytes)?),
             ValueType::Str => Value::Str(reader.string()?),
             ValueType::Array => Value::Array(Array::read(reader)?),
             ValueType::Bool => match reader.array()? {

@@ -1,0 +1,136 @@
+//! The header of a GGUF, written: version 3, little-endian. The data are the caller's to stream after it.
+
+use std::io::{self, Write};
+
+use super::{MAGIC, Metadata, Value};
+use crate::base::{Context, Problem, Result};
+use crate::model::quant::GgmlType;
+
+const VERSION: u32 = 3;
+
+/// What a file will hold.
+pub struct Header<'a> {
+    /// Tensors begin at multiples of it: what `general.alignment` says, or the default.
+    pub alignment: u32,
+    /// The key-value pairs, in the order of the file.
+    pub pairs: Vec<(&'a str, Value<'a>)>,
+    /// The tensors, in the order of the file.
+    pub tensors: Vec<Entry<'a>>,
+}
+
+/// A tensor that will be written.
+pub struct Entry<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Outermost dimension first.
+    pub shape: &'a [u64],
+    /// How it will be stored.
+    pub ggml: &'static GgmlType,
+}
+
+impl Entry<'_> {
+    /// Bytes of its data.
+    pub fn bytes(&self) -> Result<u64> {
+        let row = self.shape.last().copied().unwrap_or(1);
+        let values = self.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
+        let bytes =
+            values.filter(|_| row.is_multiple_of(self.ggml.block_len)).and_then(|values| self.ggml.bytes(values));
+        bytes.ok_or_else(|| {
+            let (name, shape, ggml) = (self.name, self.shape, self.ggml.name);
+            Problem::new("kiln::model::gguf_tensor", format!("tensor `{name}`: {shape:?} is no shape of {ggml}"))
+        })
+    }
+
+    fn put(&self, out: &mut impl Write, offset: u64) -> io::Result<()> {
+        put_string(out, self.name)?;
+        out.write_all(&(self.shape.len() as u32).to_le_bytes())?;
+        self.shape.iter().rev().try_for_each(|extent| out.write_all(&extent.to_le_bytes()))?;
+        out.write_all(&self.ggml.id.to_le_bytes())?;
+        out.write_all(&offset.to_le_bytes())
+    }
+}
+
+impl<'a> Header<'a> {
+    /// A file with all `metadata` and no tensor yet.
+    pub fn new(metadata: &Metadata<'a>, alignment: u32) -> Self {
+        Header { alignment, pairs: metadata.pairs().to_vec(), tensors: vec![] }
+    }
+
+    /// Zeros between something of `bytes` bytes and what comes after it.
+    pub fn padding(&self, bytes: u64) -> u64 {
+        bytes.next_multiple_of(self.alignment.into()) - bytes
+    }
+
+    /// Writes all that comes before the data of the first tensor. Each tensor's data are followed by their padding.
+    pub fn write(&self, out: &mut impl Write) -> Result<()> {
+        let mut out = Counted { out, bytes: 0 };
+        self.put(&mut out).context("kiln::io", || "write the header of a GGUF".into())?;
+        let mut offset = 0u64;
+        for tensor in &self.tensors {
+            let bytes = tensor.bytes()?;
+            tensor.put(&mut out, offset).context("kiln::io", || "write the header of a GGUF".into())?;
+            offset = offset.checked_add(bytes + self.padding(bytes)).ok_or_else(|| {
+                Problem::new("kiln::model::gguf_tensor", "the tensors together have more than 2^64 bytes")
+            })?;
+        }
+        let zeros = vec![0; self.padding(out.bytes) as usize];
+        out.write_all(&zeros).context("kiln::io", || "write the header of a GGUF".into())
+    }
+
+    fn put(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(&MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        out.write_all(&(self.tensors.len() as u64).to_le_bytes())?;
+        out.write_all(&(self.pairs.len() as u64).to_le_bytes())?;
+        self.pairs.iter().try_for_each(|(key, value)| {
+            put_string(out, key)?;
+            out.write_all(&(value.value_type() as u32).to_le_bytes())?;
+            put(out, value)
+        })
+    }
+}
+
+/// Counts what is written, to know the padding after it.
+struct Counted<'a, W> {
+    out: &'a mut W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn put_string(out: &mut impl Write, text: &str) -> io::Result<()> {
+    out.write_all(&(text.len() as u64).to_le_bytes())?;
+    out.write_all(text.as_bytes())
+}
+
+fn put(out: &mut impl Write, value: &Value) -> io::Result<()> {
+    match value {
+        Value::U8(v) => out.write_all(&[*v]),
+        Value::I8(v) => out.write_all(&v.to_le_bytes()),
+        Value::U16(v) => out.write_all(&v.to_le_bytes()),
+        Value::I16(v) => out.write_all(&v.to_le_bytes()),
+        Value::U32(v) => out.write_all(&v.to_le_bytes()),
+        Value::I32(v) => out.write_all(&v.to_le_bytes()),
+        Value::U64(v) => out.write_all(&v.to_le_bytes()),
+        Value::I64(v) => out.write_all(&v.to_le_bytes()),
+        Value::F32(v) => out.write_all(&v.to_le_bytes()),
+        Value::F64(v) => out.write_all(&v.to_le_bytes()),
+        Value::Bool(v) => out.write_all(&[u8::from(*v)]),
+        Value::Str(v) => put_string(out, v),
+        Value::Array(array) => {
+            out.write_all(&(array.element as u32).to_le_bytes())?;
+            out.write_all(&(array.len as u64).to_le_bytes())?;
+            array.iter().try_for_each(|value| put(out, &value))
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A weight as `requant` gives it, read row by row: the one place that knows how its blobs are spelled.
+
+use half::{bf16, f16};
+
+use crate::action::{Blob, Job};
+use crate::base::{Problem, Result};
+use crate::model::facts::{Element, WeightFacts};
+
+/// The values of a tensor.
+pub struct Weight {
+    /// Rows and columns; a vector is one row.
+    pub rows: usize,
+    /// Values of a row.
+    pub columns: usize,
+    spelling: Spelling,
+}
+
+enum Spelling {
+    Values(Numbers),
+    Blocks { block: usize, codes: Numbers, scales: Numbers, offsets: Option<Numbers> },
+}
+
+/// A blob and what its elements are.
+struct Numbers {
+    element: Element,
+    bytes: Blob,
+}
+
+impl Weight {
+    /// The weight whose blobs are the inputs `folder/codes`, `folder/scales` and perhaps `folder/offsets`, or
+    /// `folder/values`.
+    pub fn read(job: &Job, folder: &str, facts: &WeightFacts) -> Result<Self> {
+        let problem = |what: String| Problem::new("kiln::model::weight", format!("`{folder}`: {what}"));
+        let extent = |n: &u64| usize::try_from(*n).ok();
+        let (rows, columns) = match facts.shape.iter().map(extent).collect::<Option<Vec<_>>>().as_deref() {
+            Some(&[columns]) => (1, columns),
+            Some(&[rows, columns]) => (rows, columns),
+            _ => return Err(problem(format!("shape {:?} is neither a vector nor a matrix", facts.shape))),
+        };
+        let numbers = |name: &str, element: Element, columns: usize| {
+            let bytes = job.read(&format!("{folder}/{name}"))?;
+            let bits = rows.checked_mul(columns).and_then(|count| count.checked_mul(element.bits() as usize));
+            match bits {
+                Some(bits) if bits.div_ceil(8) == bytes.len() => Ok(Numbers { element, bytes }),
+                _ => Err(problem(format!("{name} of {rows} x {columns} {element:?} have {} bytes", bytes.len()))),
+            }
+        };
+        let Some(block) = facts.block else {
+            let values = numbers("values", facts.element, columns)?;
+            return Ok(Weight { rows, columns, spelling: Spelling::Values(values) });
+        };
+        let block = block as usize;
+        if block == 0 || !columns.is_multiple_of(block) {
+            return Err(problem(format!("{columns} columns are no whole number of blocks of {block}")));
+        }
+        let element = |name: &str| -> Result<Element> {
+            let facts: WeightFacts = job.input(&format!("{folder}/{name}"))?.facts.read()?;
+            Ok(facts.element)
+        };
+        let has_offsets = job.inputs().any(|(name, _)| name.strip_prefix(folder) == Some("/offsets"));
+        let offsets = has_offsets.then(|| numbers("offsets", element("offsets")?, columns / block)).transpose()?;
+        let codes = numbers("codes", facts.element, columns)?;
+        let scales = numbers("scales", element("scales")?, columns / block)?;
+        Ok(Weight { rows, columns, spelling: Spelling::Blocks { block, codes, scales, offsets } })
+    }
+
+    /// Puts the values of a row into `out`: `code * scale + offset` in f32, as the documents define them.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        match &self.spelling {
+            Spelling::Values(values) => values.put(row * self.columns, out),
+            Spelling::Blocks { block, codes, scales, offsets } => {
+                codes.put(row * self.columns, out);
+                let blocks = self.columns / block;
+                for (index, out) in out.chunks_mut(*block).enumerate() {
+                    let scale = scales.at(row * blocks + index);
+                    let offset = offsets.as_ref().map(|offsets| offsets.at(row * blocks + index));
+                    match offset {
+                        None => out.iter_mut().for_each(|value| *value *= scale),
+                        Some(offset) => out.iter_mut().for_each(|value| *value = *value * scale + offset),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Numbers {
+    fn put(&self, first: usize, out: &mut [f32]) {
+        out.iter_mut().enumerate().for_each(|(index, out)| *out = self.at(first + index));
+    }
+
+    fn at(&self, index: usize) -> f32 {
+        let bytes: &[u8] = &self.bytes;
+        let two = || [bytes[2 * index], bytes[2 * index + 1]];
+        let nibble = || (bytes[index / 2] >> (index % 2 * 4)) & 15;
+        match self.element {
+            Element::F32 => bytes.as_chunks().0.get(index).map_or(0.0, |four| f32::from_le_bytes(*four)),
+            Element::F16 => f16::from_le_bytes(two()).to_f32(),
+            Element::Bf16 => bf16::from_le_bytes(two()).to_f32(),
+            Element::Int8 => bytes[index] as i8 as f32,
+            Element::Int4 => f32::from((nibble() << 4) as i8 >> 4),
+            Element::Uint4 => f32::from(nibble()),
+        }
+    }
+}
