@@ -1,20 +1,29 @@
-//! Time and peak of memory of the stages that run on kiln's own threads, over SmolLM2 or the file KILN_GGUF:
-//! `cargo bench --bench stages`. Those that run in a process of their own have theirs in `kiln cache stats`.
+//! Time, CPU time and peak of memory of the stages that run on kiln's own threads, over SmolLM2 or the file KILN_GGUF, beside
+//! a copy of that file that is hashed: `cargo bench --bench stages`. With KILN_LLAMA, a folder with the libraries of some
+//! llama.cpp, also beside its quantizer. Stages that run in a process of their own have theirs in `kiln cache stats`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kiln::action::{Inputs, Manifest, Part, PartName};
+use kiln::action::{Inputs, Manifest, Outputs, Part, PartName};
+use kiln::base::{Hasher, bytes};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::stages;
 use kiln::store::{BlobStore, Disk};
+use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
+
+const ROUNDS: usize = 3;
 
 struct Silent;
 
@@ -26,35 +35,83 @@ impl Watch for Silent {
     }
 }
 
-/// `inspect`, then each way on, over a cache of its own: order by order, each on all threads.
+/// What something took.
+#[derive(Clone, Copy)]
+struct Cost {
+    wall: f64,
+    cpu: f64,
+    own: u64,
+    mapped: u64,
+}
+
+/// `inspect`, then each way on, over a cache of its own; the file is read once before, so that it is in memory.
 fn main() {
     let path = std::env::var_os("KILN_GGUF").map_or_else(support::tools::smollm2, PathBuf::from);
     let folder = tempfile::tempdir_in(".").expect("a folder for the cache");
     let store = Disk::open(folder.path()).expect("a cache");
     let mut sink = store.create().expect("a blob");
-    std::io::copy(&mut fs::File::open(&path).expect("KILN_GGUF"), &mut sink).expect("a copy of KILN_GGUF");
+    std::io::copy(&mut File::open(&path).expect("KILN_GGUF"), &mut sink).expect("a copy of KILN_GGUF");
     let part = Part { content: sink.finish().expect("a blob"), facts: Default::default() };
     let file = Manifest { parts: [(PartName::new("model.gguf").expect("a good name"), part)].into() };
 
-    println!("{}: {}", path.display(), kiln::base::bytes(fs::metadata(&path).expect("a size").len()));
-    println!("{:<22}{:>8}{:>10}{:>14}{:>14}", "stage", "parts", "time", "own memory", "with mapped");
-    let model = stage(&store, "inspect", "gguf", file, json!({}));
+    println!("{}: {}, {} threads", path.display(), bytes(fs::metadata(&path).expect("a size").len()), threads());
+    println!("{:<26}{:>9}{:>9}{:>12}{:>14}{:>14}", "", "time", "CPU", "/ copy", "own memory", "with mapped");
+    let copy = best(|| measured(|| copy_and_hash(&path, folder.path())).1);
+    let report = |name: &str, cost: Cost| {
+        let Cost { wall, cpu, own, mapped } = cost;
+        let ratio = wall / copy.wall;
+        println!("{name:<26}{wall:>7.2} s{cpu:>7.2} s{ratio:>12.2}{:>14}{:>14}", bytes(own), bytes(mapped));
+    };
+    report("copy and hash", copy);
+    let run = |kind: &str, slot: &str, input: &Manifest, params: Value| {
+        let mut manifest = Manifest::default();
+        let cost = best(|| {
+            let (made, cost) = measured(|| stage(&store, kind, slot, input.clone(), &params));
+            manifest = made;
+            cost
+        });
+        report(&format!("{kind} {params}"), cost);
+        (manifest, cost)
+    };
+    let (model, _) = run("inspect", "gguf", &file, json!({}));
     for scheme in ["native", "f16", "int8-block"] {
-        stage(&store, "requant", "tensors", model.clone(), json!({ "scheme": scheme }));
+        run("requant", "tensors", &model, json!({ "scheme": scheme }));
     }
-    stage(&store, "dequant", "model", model, json!({}));
+    run("dequant", "model", &model, json!({ "type": "f32" }));
+    let (_, halves) = run("dequant", "model", &model, json!({ "type": "f16" }));
+    match std::env::var_os("KILN_LLAMA") {
+        None => println!("{:<26}not measured: KILN_LLAMA names no llama.cpp", "llama.cpp to F16"),
+        Some(libraries) => {
+            let llama = best(|| quantize(Path::new(&libraries), &path, &folder.path().join("f16.gguf")));
+            report("llama.cpp to F16", llama);
+            println!("dequant to f16 / llama.cpp: CPU {:.2}, time {:.2}", halves.cpu / llama.cpu, halves.wall / llama.wall);
+        }
+    }
 }
 
-fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: Value) -> Manifest {
-    let stages = stages::all();
-    let inputs = Inputs { slots: BTreeMap::from([(slot.into(), vec![("giver".into(), input)])]), ..Inputs::default() };
-    let local = Local { store, stages: &stages, program: "kiln".into() };
-    let stage = stages.get(kind).expect("a known stage");
-    let mut manifest = Manifest::default();
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The round with the least CPU time; times of a disk that others use too vary more.
+fn best(mut round: impl FnMut() -> Cost) -> Cost {
+    let costs: Vec<Cost> = (0..ROUNDS).map(|_| round()).collect();
+    let wall = costs.iter().map(|cost| cost.wall).fold(f64::INFINITY, f64::min);
+    let cpu = costs.iter().map(|cost| cost.cpu).fold(f64::INFINITY, f64::min);
+    let most = |of: fn(&Cost) -> u64| costs.iter().map(of).max().unwrap_or(0);
+    Cost { wall, cpu, own: most(|cost| cost.own), mapped: most(|cost| cost.mapped) }
+}
+
+fn cpu_seconds(who: UsageWho) -> f64 {
+    let usage = getrusage(who).expect("what was used");
+    [usage.user_time(), usage.system_time()].iter().map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6).sum()
+}
+
+fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
     let (done, own) = (AtomicBool::new(false), AtomicU64::new(0));
     // Resets the peak; where that is not allowed, it is the peak of the whole run.
     let _ = fs::write("/proc/self/clear_refs", "5");
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds(UsageWho::RUSAGE_SELF));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -62,21 +119,76 @@ fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: Value) -
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
-        for order in stage.expand(&params, &inputs).expect("orders") {
-            let (name, demand) = (order.name.clone(), order.demand);
-            let ran = local.run(&order.into_action(stage.spec()), &demand, &Silent).expect("a success");
-            let full =
-                |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
-            let parts = ran.outputs.into_iter().map(|(output, part)| (full(&output).parse().expect("a name"), part));
-            manifest.parts.extend(parts);
-        }
+        let result = work();
+        let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds(UsageWho::RUSAGE_SELF) - cpu);
         done.store(true, Ordering::Relaxed);
+        (result, Cost { wall, cpu, own: own.load(Ordering::Relaxed), mapped: status("VmHWM:") })
+    })
+}
+
+/// Copies a file piece by piece, each thread its share, hashed on the way and synced: what no stage can do without.
+fn copy_and_hash(path: &Path, folder: &Path) {
+    let (size, threads) = (fs::metadata(path).expect("a size").len(), threads() as u64);
+    let share = |index: u64| {
+        let (mut at, end) = (size * index / threads, size * (index + 1) / threads);
+        let source = File::open(path).expect("a file");
+        let mut target = tempfile::tempfile_in(folder).expect("a file");
+        let (mut hasher, mut piece) = (Hasher::default(), vec![0; 1 << 18]);
+        while at < end {
+            let length = (end - at).min(piece.len() as u64) as usize;
+            source.read_exact_at(&mut piece[..length], at).expect("bytes");
+            target.write_all(&piece[..length]).expect("room");
+            hasher.update(&piece[..length]);
+            at += length as u64;
+        }
+        target.sync_all().expect("a disk");
+        hasher.finish()
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|index| drop(scope.spawn(move || share(index)))));
+}
+
+/// All orders of a stage, on as many threads as the machine has, as a build runs them.
+fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: &Value) -> Manifest {
+    let stages = stages::all();
+    let inputs = Inputs { slots: BTreeMap::from([(slot.into(), vec![("giver".into(), input)])]), ..Inputs::default() };
+    let local = Local { store, stages: &stages, program: "kiln".into() };
+    let stage = stages.get(kind).expect("a known stage");
+    let mut orders = stage.expand(params, &inputs).expect("orders");
+    orders.sort_by_key(|order| {
+        let sizes = order.inputs.values().map(|input| input.content.digest.size_bytes);
+        std::cmp::Reverse(sizes.sum::<u64>())
     });
-    let scheme = params.get("scheme").and_then(Value::as_str).unwrap_or_default();
-    let [own, with_mapped] = [own.into_inner(), status("VmHWM:")].map(kiln::base::bytes);
-    let took = kiln::base::duration(start.elapsed());
-    println!("{:<22}{:>8}{took:>10}{own:>14}{with_mapped:>14}", format!("{kind} {scheme}"), manifest.parts.len());
-    manifest
+    let (next, manifest) = (AtomicUsize::new(0), Mutex::new(Manifest::default()));
+    let keep = |name: &str, outputs: Outputs| {
+        let full = |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
+        let parts = outputs.into_iter().map(|(output, part)| (full(&output).parse().expect("a name"), part));
+        manifest.lock().expect("no thread failed").parts.extend(parts);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                while let Some(order) = orders.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let action = order.clone().into_action(stage.spec());
+                    let ran = local.run(&action, &order.demand, &Silent).expect("a success");
+                    keep(&order.name, ran.outputs);
+                }
+            });
+        }
+    });
+    manifest.into_inner().expect("no thread failed")
+}
+
+fn quantize(libraries: &Path, source: &Path, target: &Path) -> Cost {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/support/quantize.py");
+    let (start, cpu) = (Instant::now(), cpu_seconds(UsageWho::RUSAGE_CHILDREN));
+    let mut command = Command::new("python3");
+    command.arg(script).args([libraries, source, target]).stderr(Stdio::null()).stdout(Stdio::null());
+    assert!(command.status().expect("a Python").success());
+    // As durable as what a stage leaves behind.
+    File::open(target).and_then(|file| file.sync_all()).expect("a disk");
+    let cpu = cpu_seconds(UsageWho::RUSAGE_CHILDREN) - cpu;
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("what was used");
+    Cost { wall: start.elapsed().as_secs_f64(), cpu, own: 0, mapped: usage.max_rss() as u64 * 1024 }
 }
 
 /// A line of `/proc/self/status`, in bytes.

@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage, Window,
+    Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage, Window,
 };
-use crate::base::{CanonJson, Context, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Context, Hasher, Problem, Result};
 use crate::model::arch::model_facts;
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{Gguf, Metadata, Scalars, Summary, TensorInfo, Under, quoted};
@@ -56,7 +56,7 @@ impl TypedStage for Inspect {
         outputs.insert(PartName::new("tokenizer.json")?, write_json(job, &tokenizer, CanonJson::default())?);
         let summary = Summary { gguf: &gguf, model: Some(&model) }.to_string();
         outputs.insert(PartName::new("summary.txt")?, job.write(summary.as_bytes(), CanonJson::default())?);
-        outputs.par_extend(tensors(job, &gguf, content)?);
+        outputs.par_extend(tensors(job, &gguf, &file, content)?);
         Ok(outputs)
     }
 }
@@ -84,17 +84,26 @@ fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Par
     Ok(Part { content: sink.finish()?, facts })
 }
 
-/// A window for each tensor, hashed on all threads.
-fn tensors(job: &Job, gguf: &Gguf, file: Content) -> Result<Vec<(PartName, Part)>> {
+/// Bytes of a tensor that are hashed at a time.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A window for each tensor, hashed on all threads. What was hashed does not stay in memory.
+fn tensors(job: &Job, gguf: &Gguf, file: &Blob, content: Content) -> Result<Vec<(PartName, Part)>> {
     let total = gguf.tensors.iter().map(|tensor| tensor.range.end - tensor.range.start).sum();
     let done = AtomicU64::new(0);
     let window = |tensor: &TensorInfo| {
         job.check_cancelled()?;
         let name = PartName::new(format!("tensors/{}", tensor.name))
             .map_err(|problem| problem.within(format!("tensor {} cannot become a part", quoted(tensor.name))))?;
-        let digest = hash_bytes(gguf.data(tensor));
-        let inside = file.window.map_or(0, |window| window.offset);
-        let window = Some(Window { blob: file.blob(), offset: inside + tensor.range.start });
+        let mut hasher = Hasher::default();
+        for (index, piece) in gguf.data(tensor).chunks(PIECE_BYTES).enumerate() {
+            hasher.update_with_all_threads(piece);
+            let start = tensor.range.start as usize + index * PIECE_BYTES;
+            file.leave(start..start + piece.len());
+        }
+        let digest = hasher.finish();
+        let inside = content.window.map_or(0, |window| window.offset);
+        let window = Some(Window { blob: content.blob(), offset: inside + tensor.range.start });
         job.progress(done.fetch_add(digest.size_bytes, Ordering::Relaxed) + digest.size_bytes, total, "B");
         Ok((name, Part { content: Content { digest, window }, facts: CanonJson::of(&tensor.facts())? }))
     };

@@ -186,9 +186,9 @@ pub fn decode(tensor: &BlockTensor, band: &Band, out: &mut [f32]) {
 
 /// Decodes whole blocks on all threads of the rayon pool into memory far larger than the caches.
 pub fn decode_far(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
-    let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
-    let runs = blocks.par_chunks(run_bytes).zip(out.par_chunks_mut(RUN_VALUES));
-    runs.for_each(|(blocks, out)| format.decode_far(blocks, out));
+    let band_bytes = BAND_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+    let bands = blocks.par_chunks(band_bytes).zip(out.par_chunks_mut(BAND_VALUES));
+    bands.for_each(|(blocks, out)| format.decode_far(blocks, out));
 }
 
 /// Takes a band apart on all threads of the rayon pool; each slice of `out` is as long as the layout says.
