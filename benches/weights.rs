@@ -1,5 +1,5 @@
 //! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench weights`. With KILN_GGML, the
-//! libggml-base.so of some llama.cpp, also as a ratio to ggml's own decoder (docs/benchmarks.md says where to get one).
+//! libggml-base.so of some llama.cpp, also as a ratio to ggml's own decoder (npm's `@node-llama-cpp/linux-x64` has one).
 
 #[path = "support/memory.rs"]
 mod memory;

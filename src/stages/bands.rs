@@ -99,12 +99,7 @@ pub fn write_rounded(
 }
 
 /// Every value as `element`. What is spelled so already is handed on as it lies there.
-pub fn write_values(
-    job: &Job,
-    source: &Blob,
-    tensor: &BlockTensor,
-    element: Element,
-) -> Result<(Blobs, ErrorSum)> {
+pub fn write_values(job: &Job, source: &Blob, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
     match tensor.format().spelling() {
         Spelling::Values(own) if own == element && tensor.in_stored_order() => {
             if let Some(value) = first_non_finite(element, source) {

@@ -27,7 +27,12 @@ impl ErrorLanes {
     /// All lanes in one.
     pub fn sum(&self) -> ErrorSum {
         let add = |all: ErrorSum, lane: usize| {
-            all.and(ErrorSum { signal: self.signal[lane], noise: self.noise[lane], max: self.max[lane], differs: false })
+            all.and(ErrorSum {
+                signal: self.signal[lane],
+                noise: self.noise[lane],
+                max: self.max[lane],
+                differs: false,
+            })
         };
         (0..LANES).fold(ErrorSum { differs: self.differs, ..ErrorSum::default() }, add)
     }

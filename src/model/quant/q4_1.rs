@@ -12,9 +12,7 @@ const _: () = assert!(BYTES == 2 + 2 + LEN / 2);
 
 /// Decodes one value after the other.
 pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, m0, m1, codes @ ..], out) in
-        blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0)
-    {
+    for ([d0, d1, m0, m1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
         let (d, m) = (half([*d0, *d1]), half([*m0, *m1]));
         for (j, code) in codes.iter().enumerate() {
             // The product has 11 + 4 significant bits, so it is exact and only the sum rounds: with or without FMA.

@@ -140,9 +140,7 @@ pub fn round(
     let sums: Vec<Result<ErrorSum, Misfit>> = runs
         .par_iter()
         .zip(out)
-        .map(|(run, (codes, scales))| {
-            round_run(tensor, run, rounding, codes, scales)
-        })
+        .map(|(run, (codes, scales))| round_run(tensor, run, rounding, codes, scales))
         .collect();
     sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
 }
