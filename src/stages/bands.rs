@@ -47,10 +47,11 @@ fn write(
         for (sink, buffer) in sinks.iter_mut().flatten().zip(&buffers) {
             sink.write_all(buffer).context("kiln::io", || "write a blob".into())?;
         }
-        if tensor.in_stored_order() {
-            let place = |value: usize| value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize;
-            source.leave(place(band.first)..place(band.first + band.values));
-        }
+        let place = |value: usize| value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize;
+        source.leave(match tensor.in_stored_order() {
+            true => place(band.first)..place(band.first + band.values),
+            false => 0..source.len(),
+        });
         job.progress((band.first + band.values) as u64, tensor.len() as u64, "values");
     }
     let [codes, scales, offsets] = sinks.map(|sink| sink.map(|sink| sink.finish()).transpose());
