@@ -1,4 +1,8 @@
-//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench weights`.
+//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench weights`. With KILN_GGML, the
+//! libggml-base.so of some llama.cpp, also as a ratio to ggml's own decoder (npm's `@node-llama-cpp/linux-x64` has one).
+
+#[path = "support/memory.rs"]
+mod memory;
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -6,6 +10,7 @@ use std::time::Instant;
 use half::f16;
 use kiln::model::facts::{Element, TensorFacts};
 use kiln::model::quant::*;
+use memory::{Ggml, fill};
 
 const ROWS: u64 = 16384;
 const COLUMNS: u64 = 4096;
@@ -30,6 +35,7 @@ fn main() {
         let mut target = vec![0u8; VALUES * 4];
         let copy = 2.0 * source.len() as f64 / best(|| black_box(&mut target).copy_from_slice(black_box(&source)));
         println!("{VALUES} values, one thread; copy: {:.1} GB/s read and written\n", copy / 1e9);
+        far();
         println!("{:<6} {:<12}{:>16}{:>12}{:>10}", "from", "to", "Mvalues/s", "GB/s", "/ copy");
         for name in ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"] {
             let ggml = GgmlType::by_name(name).expect("a known type");
@@ -66,6 +72,36 @@ fn main() {
             }
         }
     });
+}
+
+/// Blocks to f32 in memory that is far larger than the caches: against stores of a constant past the caches, the most that
+/// this machine's memory takes from one thread, and against ggml.
+fn far() {
+    let mut out = vec![1.0f32; VALUES];
+    let limit = best(|| fill(black_box(&mut out)));
+    let ggml = Ggml::load();
+    println!("stores past the caches: {:.1} GB/s", VALUES as f64 * 4.0 / limit / 1e9);
+    println!("{:<6} {:<12}{:>16}{:>12}{:>10}{:>10}", "from", "kernels", "Mvalues/s", "GB/s", "/ stores", "/ ggml");
+    for name in ["Q4_0", "Q4_1", "Q8_0", "Q6_K"] {
+        let ggml_type = GgmlType::by_name(name).expect("a known type");
+        let blocks = blocks(ggml_type);
+        let format = ggml_type.format;
+        let ours = best(|| decode_far(ggml_type, format, black_box(&blocks), black_box(&mut out)));
+        let report = |who: &str, seconds: f64, theirs: Option<f64>| {
+            let ratio = theirs.map_or("not measured".into(), |theirs| format!("{:.2}", theirs / seconds));
+            let (rate, moved) = (VALUES as f64 / seconds / 1e6, VALUES as f64 * 4.0 / seconds / 1e9);
+            println!("{name:<6} {who:<12}{rate:>16.0}{moved:>12.2}{:>10.2}{ratio:>10}", limit / seconds);
+        };
+        let theirs = ggml.as_ref().map(|ggml| {
+            let expected = out.clone();
+            let seconds = best(|| ggml.decode(name, black_box(&blocks), black_box(&mut out)));
+            assert!(out == expected, "ggml decodes {name} otherwise");
+            seconds
+        });
+        report(kernels::widest().name, ours, theirs);
+        theirs.inspect(|seconds| report("ggml", *seconds, theirs));
+    }
+    println!();
 }
 
 /// Blocks whose numbers are all small.

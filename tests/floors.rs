@@ -94,6 +94,21 @@ fn rooms_use_only_the_floors_below_them() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Where `unsafe` may be, as `docs/architecture.md` has it.
+const UNSAFE: [&str; 3] = ["qnn/", "store/map.rs", "model/quant/kernels/"];
+
+#[test]
+fn unsafe_code_lives_where_it_is_expected() {
+    let mut wrong = vec![];
+    for (path, text) in rust_files(&root().join("src")) {
+        let path = path.display().to_string();
+        if text.contains("unsafe_code") && !UNSAFE.iter().any(|place| path.starts_with(place)) {
+            wrong.push(path);
+        }
+    }
+    assert!(wrong.is_empty(), "unsafe code outside {UNSAFE:?}: {wrong:?}");
+}
+
 #[test]
 fn files_are_short_and_finished() {
     let mut wrong = vec![];

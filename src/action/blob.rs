@@ -3,25 +3,46 @@
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+/// Where the bytes of a blob lie.
+pub trait Memory: Send + Sync {
+    /// All of them.
+    fn bytes(&self) -> &[u8];
+
+    /// Nobody is going to read these soon: they need not stay in memory. They are there all the same when they are read.
+    fn leave(&self, range: Range<usize>);
+}
+
 /// Immutable bytes shared by reference; dereferences to `[u8]`.
 #[derive(Clone)]
 pub struct Blob {
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    memory: Arc<dyn Memory>,
     range: Range<usize>,
 }
 
 impl Blob {
-    /// All of `bytes`.
+    /// All of `bytes`, which stay in memory.
     pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        let range = 0..bytes.as_ref().len();
-        Blob { bytes: Arc::new(bytes), range }
+        Blob::of(Held(bytes))
+    }
+
+    /// All of `memory`.
+    pub fn of(memory: impl Memory + 'static) -> Self {
+        let range = 0..memory.bytes().len();
+        Blob { memory: Arc::new(memory), range }
     }
 
     /// The part `range` of these bytes, or `None` if it does not lie inside.
     pub fn slice(&self, range: Range<u64>) -> Option<Blob> {
         let start = self.range.start.checked_add(usize::try_from(range.start).ok()?)?;
         let end = self.range.start.checked_add(usize::try_from(range.end).ok()?)?;
-        (start <= end && end <= self.range.end).then(|| Blob { bytes: Arc::clone(&self.bytes), range: start..end })
+        (start <= end && end <= self.range.end).then(|| Blob { memory: Arc::clone(&self.memory), range: start..end })
+    }
+
+    /// Says that the part `range` will not be read again soon: who reads a large blob from end to end has little of it in
+    /// memory at a time.
+    pub fn leave(&self, range: Range<usize>) {
+        let inside = |at: usize| self.range.start.saturating_add(at).min(self.range.end);
+        self.memory.leave(inside(range.start)..inside(range.end));
     }
 }
 
@@ -29,8 +50,18 @@ impl Deref for Blob {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.range.clone()]
+        &self.memory.bytes()[self.range.clone()]
     }
+}
+
+struct Held<T>(T);
+
+impl<T: AsRef<[u8]> + Send + Sync> Memory for Held<T> {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    fn leave(&self, _: Range<usize>) {}
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod stage;
 mod typed;
 
 pub use action::{Action, ActionKey, Ingredient};
-pub use blob::Blob;
+pub use blob::{Blob, Memory};
 pub use inputs::Inputs;
 pub use io::{BlobSink, Job, Workspace};
 pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window};

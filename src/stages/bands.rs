@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::action::{BlobSink, Content, Demand, Job};
+use crate::action::{Blob, BlobSink, Content, Demand, Job};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{Element, ErrorFacts, TensorFacts};
 use crate::model::quant::{
@@ -26,9 +26,11 @@ pub fn demand(facts: &TensorFacts) -> Demand {
 /// Codes or values, scales and offsets, where there are any.
 pub type Blobs = [Option<Content>; 3];
 
-/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a blob each.
+/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a blob each. What was
+/// read of `source`, the bytes of the tensor, does not stay in memory.
 fn write(
     job: &Job,
+    source: &Blob,
     tensor: &BlockTensor,
     sizes: impl Fn(usize) -> [usize; 3],
     mut spell: impl FnMut(&Band, [&mut [u8]; 3]) -> Result<()>,
@@ -45,6 +47,11 @@ fn write(
         for (sink, buffer) in sinks.iter_mut().flatten().zip(&buffers) {
             sink.write_all(buffer).context("kiln::io", || "write a blob".into())?;
         }
+        let place = |value: usize| value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize;
+        source.leave(match tensor.in_stored_order() {
+            true => place(band.first)..place(band.first + band.values),
+            false => 0..source.len(),
+        });
         job.progress((band.first + band.values) as u64, tensor.len() as u64, "values");
     }
     let [codes, scales, offsets] = sinks.map(|sink| sink.map(|sink| sink.finish()).transpose());
@@ -52,10 +59,11 @@ fn write(
 }
 
 /// The blocks of `grid` taken apart; nothing is rounded.
-pub fn write_split(job: &Job, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<Blobs> {
+pub fn write_split(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<Blobs> {
     let layout = grid.layout();
     write(
         job,
+        source,
         tensor,
         |values| layout.bytes(values),
         |band, [codes, scales, offsets]| {
@@ -73,6 +81,7 @@ pub fn write_split(job: &Job, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Res
 /// Every value rounded, and how far that takes them from the source. `what` the values do not fit, if they do not.
 pub fn write_rounded(
     job: &Job,
+    source: &Blob,
     tensor: &BlockTensor,
     rounding: &dyn Rounding,
     what: &str,
@@ -82,7 +91,7 @@ pub fn write_rounded(
         let [codes, scales] = rounding.bytes(values);
         [codes, scales, 0]
     };
-    let blobs = write(job, tensor, sizes, |band, [codes, scales, _]| {
+    let blobs = write(job, source, tensor, sizes, |band, [codes, scales, _]| {
         let error = round(tensor, band, rounding, codes, scales);
         sum = sum.and(error.map_err(|misfit| refuse(tensor, band, misfit, what))?);
         Ok(())
@@ -91,15 +100,15 @@ pub fn write_rounded(
 }
 
 /// Every value as `element`. What is spelled so already is handed on as it lies there.
-pub fn write_values(job: &Job, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
+pub fn write_values(job: &Job, source: &Blob, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
     match tensor.format().spelling() {
         Spelling::Values(own) if own == element && tensor.in_stored_order() => {
-            if let Some(value) = first_non_finite(element, &job.read(INPUT)?) {
+            if let Some(value) = first_non_finite(element, source) {
                 return Err(not_finite(tensor, value));
             }
             Ok(([Some(job.input(INPUT)?.content()), None, None], ErrorSum::default()))
         }
-        _ => write_rounded(job, tensor, &Plain(element), &format!("{element:?}").to_lowercase()),
+        _ => write_rounded(job, source, tensor, &Plain(element), &format!("{element:?}").to_lowercase()),
     }
 }
 

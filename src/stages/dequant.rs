@@ -92,7 +92,7 @@ impl TypedStage for Dequant {
         let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
         let bytes = job.read(bands::INPUT)?;
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored)?;
-        let ([values, ..], error) = bands::write_values(job, &tensor, element)?;
+        let ([values, ..], error) = bands::write_values(job, &bytes, &tensor, element)?;
         let error = Some(bands::error_facts(&tensor, name, error));
         let facts = CanonJson::of(&WeightFacts { shape: facts.shape, element, block: None, error })?;
         values

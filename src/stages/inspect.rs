@@ -12,7 +12,7 @@ use crate::action::{
     Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
     Window,
 };
-use crate::base::{CanonJson, Context, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Context, Hasher, Problem, Result};
 use crate::model::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
@@ -65,8 +65,7 @@ impl TypedStage for Inspect {
         let prefixes: Vec<Prefix> = files.iter().map(|(_, bytes)| Prefix::whole(bytes)).collect();
         let gguf = Gguf::parse_files(&prefixes)?;
         let model = model_facts(&gguf)?;
-        let contents: Vec<Content> = files.iter().map(|(content, _)| *content).collect();
-        let (outputs, tensors) = rayon::join(|| documents(job, &gguf, &model), || tensors(job, &gguf, &contents));
+        let (outputs, tensors) = rayon::join(|| documents(job, &gguf, &model), || tensors(job, &gguf, &files));
         let mut outputs = outputs?;
         outputs.extend(tensors?);
         Ok(outputs)
@@ -122,8 +121,11 @@ fn write_part(job: &Job, facts: CanonJson, write: impl FnOnce(&mut Sink) -> Resu
     Ok(Part { content: sink.finish()?, facts })
 }
 
-/// The content of each tensor, on all threads.
-fn tensors(job: &Job, gguf: &Gguf, files: &[Content]) -> Result<Vec<(PartName, Part)>> {
+/// Bytes of a tensor that are hashed at a time.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// The content of each tensor, on all threads. What was read does not stay in memory.
+fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(PartName, Part)>> {
     if gguf.order == ByteOrder::Big {
         let named = |tensor: &TensorInfo| {
             can_swap(tensor.ggml).map_err(|problem| problem.within(format!("failed to read {}", quoted(tensor.name))))
@@ -149,10 +151,16 @@ fn tensors(job: &Job, gguf: &Gguf, files: &[Content]) -> Result<Vec<(PartName, P
 }
 
 /// The bytes where they lie.
-fn window(bytes: &[u8], tensor: &TensorInfo, file: &Content) -> Content {
-    let inside = file.window.map_or(0, |window| window.offset);
-    let window = Some(Window { blob: file.blob(), offset: inside + tensor.range.start });
-    Content { digest: hash_bytes(bytes), window }
+fn window(bytes: &[u8], tensor: &TensorInfo, (content, file): &(Content, Blob)) -> Content {
+    let mut hasher = Hasher::default();
+    for (index, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+        hasher.update_with_all_threads(piece);
+        let start = tensor.range.start as usize + index * PIECE_BYTES;
+        file.leave(start..start + piece.len());
+    }
+    let inside = content.window.map_or(0, |window| window.offset);
+    let window = Some(Window { blob: content.blob(), offset: inside + tensor.range.start });
+    Content { digest: hasher.finish(), window }
 }
 
 /// The bytes of a big-endian file, turned round into a blob.

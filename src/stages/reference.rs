@@ -22,7 +22,7 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
-use crate::model::quant::GgmlType;
+use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::stages::windows::{MAX_WINDOWS, windows};
@@ -205,7 +205,7 @@ impl Weights for FileWeights<'_> {
             ));
         }
         let mut out = vec![0.0; values.unwrap_or(0) as usize];
-        ggml.format.decode(&bytes, &mut out);
+        decode_far(ggml, ggml.format, &bytes, &mut out);
         Ok(out)
     }
 }

@@ -121,7 +121,7 @@ impl TypedStage for Requant {
         let rows = order.rope_heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
         let values = |element| {
-            let (blobs, sum) = bands::write_values(job, &tensor, element)?;
+            let (blobs, sum) = bands::write_values(job, &bytes, &tensor, element)?;
             Ok((Form::Values(element), blobs, sum))
         };
         let (form, blobs, sum) = match (order.scheme, tensor.format().spelling()) {
@@ -129,11 +129,11 @@ impl TypedStage for Requant {
             (Scheme::Native, Spelling::Values(element)) => values(element)?,
             (Scheme::Native, Spelling::Wide(_)) => values(Element::F32)?,
             (Scheme::Native, Spelling::Blocks(grid)) => {
-                (Form::Blocks(grid.layout()), bands::write_split(job, &tensor, grid)?, ErrorSum::default())
+                (Form::Blocks(grid.layout()), bands::write_split(job, &bytes, &tensor, grid)?, ErrorSum::default())
             }
             (Scheme::F16, _) => values(Element::F16)?,
             (Scheme::Int8Block, _) => {
-                let (blobs, sum) = bands::write_rounded(job, &tensor, &Int8Blocks, "8-bit codes under a half")?;
+                let (blobs, sum) = bands::write_rounded(job, &bytes, &tensor, &Int8Blocks, "8-bit codes under a half")?;
                 (Form::Blocks(Int8Blocks::LAYOUT), blobs, sum)
             }
         };

@@ -25,8 +25,13 @@ const CODE: &str = "kiln::store::io";
 
 /// A blob of this size is synced by itself, so that little is left to sync at the end.
 const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
+/// Files of this size are hashed one at a time.
+const WORTH_A_TURN_BYTES: u64 = 64 << 20;
 /// The way out where the disk gives an error instead of bytes.
 const UNREADABLE: &str = "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
+
+/// Bytes that are written and hashed at a time.
+const WRITE_BYTES: usize = 1 << 18;
 
 /// So many blobs are looked for by several threads.
 const WORTH_THREADS: usize = 1024;
@@ -37,6 +42,7 @@ pub struct Disk {
     /// This process's folder in `tmp/`, once it writes something: who only reads leaves no trace.
     own: OnceLock<LockedFolder>,
     checked: Checked,
+    checking: Mutex<()>,
     shelves: OnceLock<Digest>,
     pub(super) usage: Usage,
 }
@@ -57,7 +63,8 @@ impl Disk {
         let is_new = !has_layout(&root)?;
         let usage = Usage::share(&root.join("blobs"))?;
         LockedFolder::sweep(&root.join("tmp"), "")?;
-        let disk = Disk { own: OnceLock::new(), root, checked: Checked::default(), shelves: OnceLock::new(), usage };
+        let (own, shelves) = (OnceLock::new(), OnceLock::new());
+        let disk = Disk { own, root, checked: Checked::default(), checking: Mutex::default(), shelves, usage };
         if is_new {
             replace_file(disk.own()?, &disk.root.join("layout"), LAYOUT.as_bytes())?;
         }
@@ -144,7 +151,11 @@ impl Disk {
             opened => opened.context(CODE, failed)?,
         };
         let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
-        if lock(&self.checked).get(&digest.hash) != Some(&stamp) {
+        let is_checked = || lock(&self.checked).get(&digest.hash) == Some(&stamp);
+        // Two that want the same large file at once hash it once. Not on the threads of rayon's pool: those may be the ones
+        // that wait.
+        let _turn = (digest.size_bytes >= WORTH_A_TURN_BYTES && !is_checked()).then(|| lock(&self.checking));
+        if !is_checked() {
             let found = hash_file(&file).context(CODE, failed).map_err(|problem| problem.help(UNREADABLE))?;
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
@@ -363,7 +374,8 @@ struct Hashing {
 
 impl Write for Hashing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        // While it is still in the cache of this core, it is hashed.
+        let count = self.file.write(bytes.get(..WRITE_BYTES).unwrap_or(bytes))?;
         self.hasher.update(bytes.get(..count).unwrap_or(bytes));
         Ok(count)
     }

@@ -15,6 +15,9 @@ pub const BAND_VALUES: usize = 1 << 20;
 /// Values that one thread takes at a time: whole blocks of every format.
 pub(super) const RUN_VALUES: usize = 1 << 16;
 
+/// Values that fit the nearest cache several times over: whole blocks of every format.
+pub(super) const TILE_VALUES: usize = 1 << 10;
+
 /// The order in which rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOrder {
@@ -59,12 +62,24 @@ pub(super) struct Run<'a> {
 
 impl Band<'_> {
     pub(super) fn runs(&self, ggml: &GgmlType) -> Vec<Run<'_>> {
-        let run_bytes = RUN_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
-        let run = |(i, blocks)| {
-            let first = i * RUN_VALUES;
-            Run { first, values: RUN_VALUES.min(self.values - first), blocks }
+        Run { first: 0, values: self.values, blocks: &self.blocks }.pieces(ggml, RUN_VALUES).collect()
+    }
+}
+
+impl<'a> Run<'a> {
+    /// What fits the nearest cache, one after the other.
+    pub(super) fn tiles(&self, ggml: &GgmlType) -> impl Iterator<Item = Run<'a>> {
+        self.pieces(ggml, TILE_VALUES)
+    }
+
+    fn pieces(&self, ggml: &GgmlType, values: usize) -> impl Iterator<Item = Run<'a>> {
+        let bytes = values / ggml.block_len as usize * ggml.block_bytes as usize;
+        let (start, all) = (self.first, self.values);
+        let piece = move |(i, blocks)| {
+            let done = i * values;
+            Run { first: start + done, values: values.min(all - done), blocks }
         };
-        self.blocks.chunks(run_bytes).enumerate().map(run).collect()
+        self.blocks.chunks(bytes).enumerate().map(piece)
     }
 }
 
@@ -166,6 +181,13 @@ impl<'a> BlockTensor<'a> {
 pub fn decode(tensor: &BlockTensor, band: &Band, out: &mut [f32]) {
     let runs = band.runs(tensor.ggml);
     runs.par_iter().zip(out.par_chunks_mut(RUN_VALUES)).for_each(|(run, out)| tensor.format.decode(run.blocks, out));
+}
+
+/// Decodes whole blocks on all threads of the rayon pool into memory far larger than the caches.
+pub fn decode_far(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
+    let band_bytes = BAND_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
+    let bands = blocks.par_chunks(band_bytes).zip(out.par_chunks_mut(BAND_VALUES));
+    bands.for_each(|(blocks, out)| format.decode_far(blocks, out));
 }
 
 /// Takes a band apart on all threads of the rayon pool; each slice of `out` is as long as the layout says.

@@ -1,5 +1,7 @@
 //! How far rounded values are from their source.
 
+use super::kernels;
+
 /// Signal, noise and largest error, summed in f64 in a fixed order: the same figure whatever the thread count.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorSum {
@@ -9,24 +11,53 @@ pub struct ErrorSum {
     differs: bool,
 }
 
-/// Sums that run side by side, so that an addition need not wait for the one before.
-const LANES: usize = 8;
+/// How many sums run side by side, so that an addition need not wait for the one before.
+pub(super) const LANES: usize = 8;
+
+/// The sums while they grow: value `i` goes into lane `i % 8`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ErrorLanes {
+    pub(super) signal: [f64; LANES],
+    pub(super) noise: [f64; LANES],
+    pub(super) max: [f64; LANES],
+    pub(super) differs: bool,
+}
+
+impl ErrorLanes {
+    /// All lanes in one.
+    pub fn sum(&self) -> ErrorSum {
+        let add = |all: ErrorSum, lane: usize| {
+            all.and(ErrorSum {
+                signal: self.signal[lane],
+                noise: self.noise[lane],
+                max: self.max[lane],
+                differs: false,
+            })
+        };
+        (0..LANES).fold(ErrorSum { differs: self.differs, ..ErrorSum::default() }, add)
+    }
+}
+
+/// Measures `result` against `source`: any number of values the last time, multiples of eight before.
+pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
+    for (source, result) in source.chunks(LANES).zip(result.chunks(LANES)) {
+        for (lane, (source, result)) in source.iter().zip(result).enumerate() {
+            lanes.differs |= source.to_bits() != result.to_bits();
+            let (source, result) = (f64::from(*source), f64::from(*result));
+            let error = source - result;
+            lanes.signal[lane] += source * source;
+            lanes.noise[lane] += error * error;
+            lanes.max[lane] = if error.abs() > lanes.max[lane] { error.abs() } else { lanes.max[lane] };
+        }
+    }
+}
 
 impl ErrorSum {
     /// Measures `result` against `source`.
     pub fn of(source: &[f32], result: &[f32]) -> Self {
-        let mut lanes = [ErrorSum::default(); LANES];
-        let (sources, source_rest) = source.as_chunks::<LANES>();
-        let (results, result_rest) = result.as_chunks::<LANES>();
-        for (source, result) in sources.iter().zip(results) {
-            for lane in 0..LANES {
-                lanes[lane].add(source[lane], result[lane]);
-            }
-        }
-        for (lane, (source, result)) in lanes.iter_mut().zip(source_rest.iter().zip(result_rest)) {
-            lane.add(*source, *result);
-        }
-        lanes.into_iter().fold(ErrorSum::default(), ErrorSum::and)
+        let mut lanes = ErrorLanes::default();
+        (kernels::widest().measure)(&mut lanes, source, result);
+        lanes.sum()
     }
 
     /// The sums over numbers that are no singles, each with how much its result falls short of it.
@@ -37,14 +68,6 @@ impl ErrorSum {
             max: sum.max.max(error.abs()),
             differs: sum.differs | (error != 0.0),
         })
-    }
-
-    fn add(&mut self, source: f32, result: f32) {
-        let error = f64::from(source) - f64::from(result);
-        self.signal += f64::from(source) * f64::from(source);
-        self.noise += error * error;
-        self.max = if error.abs() > self.max { error.abs() } else { self.max };
-        self.differs |= source.to_bits() != result.to_bits();
     }
 
     /// The sums of this part and the next.

@@ -6,6 +6,7 @@ mod blockwise;
 mod codebook;
 mod error;
 mod grids;
+mod halves;
 mod iq1_m;
 mod iq1_s;
 mod iq2_s;
@@ -15,6 +16,7 @@ mod iq3_s;
 mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
+pub mod kernels;
 mod mxfp4;
 mod nvfp4;
 mod plain;
@@ -37,8 +39,8 @@ mod tq2_0;
 mod types;
 mod wide;
 
-pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, split};
-pub use error::ErrorSum;
+pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_far, split};
+pub use error::{ErrorLanes, ErrorSum};
 pub use plain::first_non_finite;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
@@ -54,6 +56,12 @@ use crate::model::facts::Element;
 pub trait QuantFormat: Sync {
     /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` holds as many values.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
+
+    /// The same into memory far larger than the caches, and past them where the machine can: what would be out of them
+    /// again when it is read need not push out what is in them.
+    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
+        self.decode(blocks, out);
+    }
 
     /// What its values are made of.
     fn spelling(&'static self) -> Spelling;
@@ -123,7 +131,7 @@ pub struct Split<'a> {
 
 /// The f32 of a half as a block holds it.
 fn half(bytes: [u8; 2]) -> f32 {
-    half::f16::from_le_bytes(bytes).to_f32()
+    halves::to_single(u16::from_le_bytes(bytes))
 }
 
 /// ggml puts element j of 32 into the low nibble of byte j and element j + 16 into the high one; the result has the even

@@ -1,9 +1,6 @@
 //! F32, F16 and BF16: each value stands for itself.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
-use super::{QuantFormat, Spelling};
+use super::{QuantFormat, Spelling, kernels};
 use crate::model::facts::Element;
 
 /// IEEE single.
@@ -27,13 +24,7 @@ impl QuantFormat for F32 {
 
 impl QuantFormat for F16 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        // `half` converts slices with the machine's own instruction, single values only after asking for it each time.
-        let mut run = [f16::ZERO; 256];
-        for (bytes, out) in blocks.as_chunks::<2>().0.chunks(run.len()).zip(out.chunks_mut(run.len())) {
-            let run = &mut run[..out.len()];
-            run.iter_mut().zip(bytes).for_each(|(half, bytes)| *half = f16::from_le_bytes(*bytes));
-            run.convert_to_f32_slice(out);
-        }
+        (kernels::widest().from_halves)(blocks, out);
     }
 
     fn spelling(&self) -> Spelling {

@@ -1,6 +1,6 @@
 //! Q4_1: 32 values `d * q + m`, d and m halves. `block_q4_1` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, pair_nibbles};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, kernels, pair_nibbles};
 use crate::model::facts::Element;
 
 /// The format Q4_1.
@@ -10,18 +10,25 @@ const LEN: usize = 32;
 const BYTES: usize = 20;
 const _: () = assert!(BYTES == 2 + 2 + LEN / 2);
 
+/// Decodes one value after the other.
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for ([d0, d1, m0, m1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+        let (d, m) = (half([*d0, *d1]), half([*m0, *m1]));
+        for (j, code) in codes.iter().enumerate() {
+            // The product has 11 + 4 significant bits, so it is exact and only the sum rounds: with or without FMA.
+            out[j] = (code & 0x0f) as f32 * d + m;
+            out[j + 16] = (code >> 4) as f32 * d + m;
+        }
+    }
+}
+
 impl QuantFormat for Q4_1 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        for ([d0, d1, m0, m1, codes @ ..], out) in
-            blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0)
-        {
-            let (d, m) = (half([*d0, *d1]), half([*m0, *m1]));
-            for (j, code) in codes.iter().enumerate() {
-                // The product has 11 + 4 significant bits, so it is exact and only the sum rounds: with or without FMA.
-                out[j] = (code & 0x0f) as f32 * d + m;
-                out[j + 16] = (code >> 4) as f32 * d + m;
-            }
-        }
+        (kernels::widest().near.q4_1)(blocks, out);
+    }
+
+    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
+        (kernels::widest().far.q4_1)(blocks, out);
     }
 
     fn spelling(&self) -> Spelling {

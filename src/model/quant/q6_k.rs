@@ -1,18 +1,19 @@
 //! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values. `block_q6_K` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, kernels};
 use crate::model::facts::Element;
 
 /// The format Q6_K.
 pub struct Q6K;
 
-const LEN: usize = 256;
+pub(super) const LEN: usize = 256;
 const SUB_BLOCK: usize = 16;
-const BYTES: usize = 210;
+pub(super) const BYTES: usize = 210;
 const _: () = assert!(BYTES == LEN / 2 + LEN / 4 + LEN / SUB_BLOCK + 2);
 
 /// A block: the low four bits of the codes, their high two bits, sub-scales, d.
-fn pieces(block: &[u8; BYTES]) -> (&[u8], &[u8], &[u8], f32) {
+#[inline(always)]
+pub(super) fn pieces(block: &[u8; BYTES]) -> (&[u8], &[u8], &[u8], f32) {
     let (low, rest) = block.split_at(LEN / 2);
     let (high, rest) = rest.split_at(LEN / 4);
     let (sub_scales, d) = rest.split_at(LEN / SUB_BLOCK);
@@ -20,7 +21,8 @@ fn pieces(block: &[u8; BYTES]) -> (&[u8], &[u8], &[u8], f32) {
 }
 
 /// The codes q - 32, in order. Each half of the block holds four runs of 32 side by side in its bits.
-fn codes(low: &[u8], high: &[u8]) -> [i8; LEN] {
+#[inline(always)]
+pub(super) fn codes(low: &[u8], high: &[u8]) -> [i8; LEN] {
     let mut codes = [0; LEN];
     let halves = low.chunks_exact(64).zip(high.chunks_exact(32));
     for (out, (low, high)) in codes.chunks_exact_mut(128).zip(halves) {
@@ -35,21 +37,30 @@ fn codes(low: &[u8], high: &[u8]) -> [i8; LEN] {
 }
 
 /// The scale of a sub-block: 11 significant bits times 8, exact in f32, so that `(d * sc) * q` is ggml's `d * sc * q`.
-fn scale(d: f32, sub_scale: u8) -> f32 {
+pub(super) fn scale(d: f32, sub_scale: u8) -> f32 {
     d * sub_scale as i8 as f32
+}
+
+/// Decodes one value after the other.
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for (block, out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+        let (low, high, sub_scales, d) = pieces(block);
+        let codes = codes(low, high);
+        let runs = out.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().zip(codes.as_chunks::<SUB_BLOCK>().0);
+        for ((out, codes), sub_scale) in runs.zip(sub_scales) {
+            let scale = scale(d, *sub_scale);
+            *out = codes.map(|code| scale * code as f32);
+        }
+    }
 }
 
 impl QuantFormat for Q6K {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        for (block, out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
-            let (low, high, sub_scales, d) = pieces(block);
-            let codes = codes(low, high);
-            let runs = out.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().zip(codes.as_chunks::<SUB_BLOCK>().0);
-            for ((out, codes), sub_scale) in runs.zip(sub_scales) {
-                let scale = scale(d, *sub_scale);
-                *out = codes.map(|code| scale * code as f32);
-            }
-        }
+        (kernels::widest().near.q6_k)(blocks, out);
+    }
+
+    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
+        (kernels::widest().far.q6_k)(blocks, out);
     }
 
     fn spelling(&self) -> Spelling {

@@ -1,6 +1,6 @@
 //! Q8_0: 32 values `d * q`, d a half, q a signed byte. `block_q8_0` of ggml-common.h.
 
-use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half};
+use super::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, half, kernels};
 use crate::model::facts::Element;
 
 /// The format Q8_0.
@@ -10,12 +10,21 @@ const LEN: usize = 32;
 const BYTES: usize = 34;
 const _: () = assert!(BYTES == 2 + LEN);
 
+/// Decodes one value after the other.
+pub(super) fn decode(blocks: &[u8], out: &mut [f32]) {
+    for ([d0, d1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+        let d = half([*d0, *d1]);
+        *out = codes.map(|code| code as i8 as f32 * d);
+    }
+}
+
 impl QuantFormat for Q8_0 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        for ([d0, d1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
-            let d = half([*d0, *d1]);
-            *out = codes.map(|code| code as i8 as f32 * d);
-        }
+        (kernels::widest().near.q8_0)(blocks, out);
+    }
+
+    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
+        (kernels::widest().far.q8_0)(blocks, out);
     }
 
     fn spelling(&self) -> Spelling {

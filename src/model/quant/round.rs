@@ -1,11 +1,10 @@
 //! Ways to round values to fewer bits, and how far each takes them from their source.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::bands::RUN_VALUES;
-use super::{Band, BlockTensor, ErrorSum, GridLayout, QuantFormat, first_non_finite, half, plain};
+use super::bands::{RUN_VALUES, Run, TILE_VALUES};
+use super::{Band, BlockTensor, ErrorLanes, ErrorSum, GridLayout, QuantFormat, first_non_finite, half, kernels, plain};
 use crate::model::facts::Element;
 
 /// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has them.
@@ -35,7 +34,7 @@ impl Rounding for Plain {
 
     fn encode(&self, values: &[f32], codes: &mut [u8], _: &mut [u8]) -> Result<(), usize> {
         match self.0 {
-            Element::F16 => encode_f16(values, codes),
+            Element::F16 => (kernels::widest().to_halves)(values, codes),
             Element::Bf16 => {
                 let halves = values.iter().map(|value| bf16::from_f32(*value).to_le_bytes());
                 codes.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
@@ -58,16 +57,6 @@ impl Rounding for Plain {
 
     fn is_lossless(&self) -> bool {
         self.0 == Element::F32
-    }
-}
-
-fn encode_f16(values: &[f32], out: &mut [u8]) {
-    // `half` converts slices with the machine's own instruction, single values only after asking for it each time.
-    let mut run = [f16::ZERO; 256];
-    for (values, out) in values.chunks(run.len()).zip(out.as_chunks_mut::<2>().0.chunks_mut(run.len())) {
-        let run = &mut run[..values.len()];
-        run.convert_from_f32_slice(values);
-        out.iter_mut().zip(run).for_each(|(out, half)| *out = half.to_le_bytes());
     }
 }
 
@@ -151,21 +140,41 @@ pub fn round(
     let sums: Vec<Result<ErrorSum, Misfit>> = runs
         .par_iter()
         .zip(out)
-        .map(|(run, (codes, scales))| {
-            let mut values = vec![0.0; run.values];
-            tensor.format().decode(run.blocks, &mut values);
-            let misfit = |index: usize| Misfit { index: run.first + index, value: values[index] };
-            rounding.encode(&values, codes, scales).map_err(misfit)?;
-            let wide = tensor.format().spelling().wide();
-            if rounding.is_lossless() && wide.is_none() {
-                return Ok(ErrorSum::default());
-            }
-            let mut restored = vec![0.0; run.values];
-            rounding.restore(codes, scales, &mut restored);
-            Ok(wide.map_or_else(|| ErrorSum::of(&values, &restored), |wide| wide.error(run.blocks, &restored)))
-        })
+        .map(|(run, (codes, scales))| round_run(tensor, run, rounding, codes, scales))
         .collect();
     sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
+}
+
+/// One run, a tile at a time: decoded, spelled, restored and measured while it lies in the nearest cache.
+fn round_run(
+    tensor: &BlockTensor,
+    run: &Run,
+    rounding: &dyn Rounding,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) -> Result<ErrorSum, Misfit> {
+    let (mut values, mut restored) = ([0.0; TILE_VALUES], [0.0; TILE_VALUES]);
+    let mut lanes = ErrorLanes::default();
+    // Of numbers that no single holds the error is that of the number itself.
+    let (wide, mut beyond) = (tensor.format().spelling().wide(), ErrorSum::default());
+    let [codes_size, scales_size] = rounding.bytes(TILE_VALUES);
+    let (mut codes, mut scales) = (codes.chunks_mut(codes_size), scales.chunks_mut(scales_size.max(1)));
+    for tile in run.tiles(tensor.ggml()) {
+        let (codes, scales) = (codes.next().unwrap_or_default(), scales.next().unwrap_or_default());
+        let (values, restored) = (&mut values[..tile.values], &mut restored[..tile.values]);
+        tensor.format().decode(tile.blocks, values);
+        let misfit = |index: usize| Misfit { index: tile.first + index, value: values[index] };
+        rounding.encode(values, codes, scales).map_err(misfit)?;
+        if !rounding.is_lossless() || wide.is_some() {
+            rounding.restore(codes, scales, restored);
+        }
+        match wide {
+            Some(wide) => beyond = beyond.and(wide.error(tile.blocks, restored)),
+            None if rounding.is_lossless() => {}
+            None => (kernels::widest().measure)(&mut lanes, values, restored),
+        }
+    }
+    Ok(lanes.sum().and(beyond))
 }
 
 #[cfg(test)]
