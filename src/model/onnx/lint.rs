@@ -90,11 +90,9 @@ impl Linter<'_> {
         let changed = |grid: &Grid, after: &Grid| grid.bits == after.bits && grid != after;
         for name in &node.output {
             let after = self.encodings.pairs.get(name.as_str()).map(|pair| pair.grid);
-            if let (Some(grid), Some(after)) = (grids[0], after) {
-                if changed(&grid, &after) {
-                    let what = format!("only moves data, but goes from {} to {}", text(Some(grid)), text(Some(after)));
-                    self.say(name, what);
-                }
+            if let Some((grid, after)) = grids[0].zip(after).filter(|(grid, after)| changed(grid, after)) {
+                let what = format!("only moves data, but goes from {} to {}", text(Some(grid)), text(Some(after)));
+                self.say(name, what);
             }
         }
     }

@@ -230,3 +230,120 @@ impl Chooser<'_> {
         Choice { grids, report: self.report.into_iter().filter_map(named).collect() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::onnx::proto::element;
+    use crate::model::onnx::{Builder, Spelling, Value, float, gain};
+
+    /// A feed-forward layer over `x`, and an attention without heads.
+    fn graph() -> GraphProto {
+        let mut g = Builder::default();
+        let dims = [1, 1, 2, 2];
+        let mask = g.input("attention_mask", element::FLOAT, &dims);
+        let past = g.input("past_key_0_in", element::FLOAT, &dims);
+        let x = g.input("x", element::FLOAT, &dims);
+        let w = Value { name: "w/values".into(), dims: vec![2, 2] };
+        let linear = Function::Linear { weight: Spelling::Values, bias: false };
+        let norm = g.call(Function::RmsNorm, "norm", &[&x], vec![float("epsilon", 1e-6)], dims.into());
+        let gate = g.call(linear, "gate", &[&norm, &w], vec![gain(0)], dims.into());
+        let sigmoid = g.sigmoid("sigmoid", &gate);
+        let silu = g.elementwise("Mul", "silu", &gate, &sigmoid);
+        let down = g.call(linear, "down", &[&silu, &w], vec![gain(0)], dims.into());
+        let residual = g.elementwise("Add", "residual", &x, &down);
+        let key = g.elementwise("Add", "key", &gate, &gate);
+        let key = g.transpose("past_key_0_out", &key, [0, 1, 3, 2]);
+        let keys = g.concat("keys", &past, &key, 3);
+        let scores = g.matmul("scores", &gate, &keys);
+        let masked = g.elementwise("Add", "masked", &scores, &mask);
+        let p = g.softmax("p", &masked);
+        let last = g.call(linear, "last", &[&p, &w], vec![gain(0)], dims.into());
+        [&residual, &key, &last].into_iter().for_each(|output| g.output(output));
+        g.finish("g").graph.unwrap()
+    }
+
+    /// What becomes of the graph's values, each with a range of -1 to 3 and a bulk of 1 but for `wide` ones.
+    #[track_caller]
+    fn check(wide: &[&str], activations: Held, cache: Cache, expected: &[&str]) {
+        let graph = graph();
+        let seen = |name: &String| {
+            let max = if wide.contains(&name.as_str()) { 30_000.0 } else { 3.0 };
+            let [p99, p99_9, p99_99] = [1.0; 3];
+            let (mean_square, bulk_square) = (1.0, 1.0);
+            (
+                name.clone(),
+                Activation { count: 9, zeros: 0, min: -1.0, max, mean_square, bulk_square, p99, p99_9, p99_99 },
+            )
+        };
+        let inputs = graph.input.iter().map(|input| &input.name);
+        let calibration = inputs.chain(graph.node.iter().flat_map(|node| &node.output)).map(seen).collect();
+        let wish = Wish { activations, cache, sqnr_db: 60.0, margin: 0.0 };
+        let choice = choose(&graph, &calibration, wish).unwrap();
+        let line = |(name, chosen): (&String, &Chosen)| match (chosen.grid, chosen.float) {
+            (Some(grid), _) => format!("{name} u{} from {}", grid.bits, grid.zero_point),
+            (None, why) => format!("{name} {}", why.unwrap_or_default()),
+        };
+        assert_eq!(choice.report.iter().map(line).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_is_wide_stays_float_with_all_that_only_it_reads() {
+        check(
+            &["x", "residual"],
+            Held::U16,
+            Cache::U16,
+            &[
+                "attention_mask u16 from 65535",
+                "down read by float operators only",
+                "gate u16 from 16384",
+                "last read by float operators only",
+                "masked u16 from 57343",
+                "norm u16 from 16384",
+                "p u16 from 0",
+                "past_key_0_in u16 from 32768",
+                "residual wide",
+                "scores u16 from 16384",
+                "sigmoid u16 from 0",
+                "silu u16 from 16384",
+                "x wide",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_a_float_cache_gives_is_rounded_after_its_matmul() {
+        check(
+            &["x", "residual", "silu"],
+            Held::U16,
+            Cache::F16,
+            &[
+                "attention_mask u16 from 65535",
+                "down read by float operators only",
+                "gate read by float operators only",
+                "key read by float operators only",
+                "last read by float operators only",
+                "masked u16 from 57343",
+                "norm u16 from 16384",
+                "p u16 from 0",
+                "residual wide",
+                "scores u16 from 16384",
+                "sigmoid read by float operators only",
+                "silu wide",
+                "x wide",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_cache_of_codes_needs_nothing_else() {
+        check(&[], Held::F16, Cache::U8, &["past_key_0_in u8 from 128"]);
+    }
+
+    #[test]
+    fn a_calibration_of_another_graph_is_refused() {
+        let wish = Wish { activations: Held::U16, cache: Cache::F16, sqnr_db: 60.0, margin: 0.0 };
+        let problem = choose(&graph(), &Activations::new(), wish).err().unwrap();
+        assert_eq!(problem.message, "the calibration does not know norm, gate, sigmoid, silu");
+    }
+}

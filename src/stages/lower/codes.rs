@@ -1,7 +1,7 @@
 //! Quantized activations: a QuantizeLinear/DequantizeLinear pair is the encoding of one tensor of the device.
 //!
 //! An operator computes on codes if all that it reads and gives is in codes; otherwise on halves, with Dequantize before
-//! it and Quantize after it. A linear layer with native weights is of the second kind, whatever is around it.
+//! it and Quantize after it. A linear layer with native or half weights is of the second kind, whatever is around it.
 
 use super::Lowering;
 use crate::base::Result;
