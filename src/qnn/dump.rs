@@ -53,6 +53,7 @@ impl Display for Type<'_> {
             DataType::Float32 => "f32",
             DataType::SFixed8 => "s8",
             DataType::UFixed8 => "q8",
+            DataType::UFixed16 => "q16",
             DataType::Bool8 => "bool",
         };
         write!(f, "{name} {:?}", self.0.dims)

@@ -17,6 +17,7 @@ pub enum DataType {
     Float32 = 0x232,
     SFixed8 = 0x308,
     UFixed8 = 0x408,
+    UFixed16 = 0x416,
     Bool8 = 0x508,
 }
 
@@ -25,7 +26,7 @@ impl DataType {
     pub fn size_bytes(self) -> u64 {
         match self {
             DataType::Uint8 | DataType::SFixed8 | DataType::UFixed8 | DataType::Bool8 => 1,
-            DataType::Float16 => 2,
+            DataType::Float16 | DataType::UFixed16 => 2,
             DataType::Int32 | DataType::Uint32 | DataType::Float32 => 4,
         }
     }

@@ -29,7 +29,9 @@ use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
-use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
+use super::device::{
+    DESCRIPTIONS, QNN, ROLES, check_encodings, check_signatures, encodings, libraries, lowered, weight_elements,
+};
 use super::dlc::CONTAINER;
 
 /// See the module's table.
@@ -231,6 +233,9 @@ impl Compile {
         let system = System::open(folder)?;
         let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
+        if from_graph {
+            check_encodings(job, &self.graphs)?;
+        }
         let (mut facts, mut asked) = (BTreeMap::new(), vec![]);
         // A composed graph may refer to its DLC until the binary is written.
         let mut dlcs = vec![];

@@ -34,6 +34,13 @@ pub fn lowered(job: &Job, role: &str) -> Result<DeviceGraph> {
     lower(&model, &|location| job.read(location)).map_err(|problem| problem.within(format!("failed to lower {file}")))
 }
 
+/// Refuses the ONNX graphs of `roles` if their encodings do not hold together: they share their caches.
+pub fn check_encodings(job: &Job, roles: &[String]) -> Result<()> {
+    let models =
+        roles.iter().map(|role| onnx::decode(&job.read(&format!("{role}.onnx"))?)).collect::<Result<Vec<_>>>()?;
+    onnx::lint(&models.iter().collect::<Vec<_>>())
+}
+
 /// The encodings of the weights in an `onnx` manifest, as the lowering spells them, each once.
 pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
     let mut found = vec![];

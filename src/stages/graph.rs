@@ -1,17 +1,24 @@
 //! `graph`: the decoder as two ONNX files, prefill and decode, over one set of weights. Topology only: the files point
 //! at the blobs of the weights, which are passed on untouched.
 
+mod activations;
+mod classes;
 mod decoder;
 mod weights;
+
+use std::collections::BTreeMap;
 
 use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Context, Digest, Problem, Result};
+use crate::model::calibration;
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;
+use crate::model::onnx::{Grid, lint};
+use activations::{Choice, Wish, choose};
 use decoder::{Profile, decoder};
 use weights::Weights;
 
@@ -21,6 +28,9 @@ const MAX_CONTEXT: u32 = 1 << 16;
 const MAX_EXPONENT: u32 = 12;
 /// Several times the deepest decoder there is (126 layers).
 const MAX_LAYERS: u32 = 1024;
+
+/// Of a calibration, what grids are chosen by.
+const CALIBRATION: &str = "activations.json";
 
 /// The stage `graph`.
 pub struct Graph;
@@ -41,11 +51,67 @@ pub struct Params {
     /// gate*up is held times `2^-ffn_exponent`, likewise.
     #[schemars(range(max = MAX_EXPONENT))]
     pub ffn_exponent: u32,
+    /// How activations are held; `u16` wants a `calibration`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub activations: Activations,
+    /// How keys and values are handed out and in; all but `f16` want a `calibration`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub kv: Cache,
+    /// An activation is held in 16 bits if its signal stands so far above the rounding noise, outliers apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 120.0))]
+    pub sqnr_db: Option<f64>,
+    /// How much wider a grid is than what the calibration saw, on both sides, as a share of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 4.0))]
+    pub margin: Option<f64>,
 }
+
+/// How activations are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activations {
+    /// All as halves.
+    #[default]
+    F16,
+    /// In 16 bits with a scale and an offset, where that costs little; else as halves.
+    U16,
+}
+
+/// How keys and values are handed out and in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cache {
+    /// As halves.
+    #[default]
+    F16,
+    /// In 16 bits, 0 in the middle.
+    U16,
+    /// In 8 bits, 0 in the middle.
+    U8,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Halves of SmolLM2's ordinary values have 73 dB; its residual stream would have 30 in 16 bits.
+const SQNR_DB: f64 = 60.0;
+/// Another text reaches a little further than the calibration's.
+const MARGIN: f64 = 0.1;
 
 impl Default for Params {
     fn default() -> Self {
-        Params { prefill: 128, context: 512, residual_exponent: 0, ffn_exponent: 0 }
+        Params {
+            prefill: 128,
+            context: 512,
+            residual_exponent: 0,
+            ffn_exponent: 0,
+            activations: Activations::F16,
+            kv: Cache::F16,
+            sqnr_db: None,
+            margin: None,
+        }
     }
 }
 
@@ -61,13 +127,14 @@ impl TypedStage for Graph {
         inputs: &[
             InputSpec { name: "model", accepts: &["model"], required: true, many: false },
             InputSpec { name: "weights", accepts: &["weights"], required: true, many: false },
+            InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
         ],
-        params: &["prefill", "context", "residual_exponent", "ffn_exponent"],
+        params: &["prefill", "context", "residual_exponent", "ffn_exponent", "activations", "kv", "sqnr_db", "margin"],
         keyed: &[],
         reaches_outside: false,
     };
 
-    fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
             problem: Problem::new("kiln::graph::parameter", message),
@@ -89,6 +156,20 @@ impl TypedStage for Graph {
                 problems.push(problem(name, format!("`{name}` is {exponent}: at most {MAX_EXPONENT}")));
             }
         }
+        match (params.rounds(), slots.contains(&"calibration")) {
+            (true, false) => problems.push(problem("", "codes want their ranges: give a `calibration`".into())),
+            (false, true) => {
+                let message = "nothing is rounded by the `calibration`: say `activations = \"u16\"`, or a `kv`";
+                problems.push(problem("", message.into()));
+            }
+            _ => {}
+        }
+        if params.sqnr_db.is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr)) {
+            problems.push(problem("sqnr_db", "`sqnr_db` goes from 0 to 120".into()));
+        }
+        if params.margin.is_some_and(|margin| !(0.0..=4.0).contains(&margin)) {
+            problems.push(problem("margin", "`margin` goes from 0 to 4".into()));
+        }
         problems
     }
 
@@ -99,7 +180,10 @@ impl TypedStage for Graph {
         let facts: ModelFacts = model.facts.read()?;
         check_model(&facts)?;
         weights.check(&facts)?;
-        let order = Order::new("", params).input("model.json", model);
+        let mut order = Order::new("", params).input("model.json", model);
+        if let Some(calibration) = inputs.optional("calibration") {
+            order = order.input(CALIBRATION, calibration.part(CALIBRATION)?);
+        }
         Ok(vec![given.iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part))])
     }
 
@@ -110,18 +194,28 @@ impl TypedStage for Graph {
         weights.check(&model)?;
 
         let mut outputs = Outputs::new();
+        let mut grids = BTreeMap::new();
+        if params.rounds() {
+            let choice = params.choose(job, &model, &weights)?;
+            let report = CanonJson::of(&choice.report)?.to_string();
+            outputs.insert(PartName::new("encodings.json")?, job.write(report.as_bytes(), CanonJson::default())?);
+            grids = choice.grids;
+        }
+        let mut written = vec![];
         for (file, profile) in params.profiles() {
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
             };
-            let bytes = decoder(&model, &weights, &profile).encode_to_vec();
-            outputs.insert(PartName::new(file)?, job.write(&bytes, CanonJson::of(&facts)?)?);
+            let graph = decoder(&model, &weights, &profile, &grids);
+            outputs.insert(PartName::new(file)?, job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?);
+            written.push(graph);
         }
+        lint(&written.iter().collect::<Vec<_>>())?;
         let ledger = CanonJson::of(&Ledger::of(weight_parts(job))?)?;
         outputs.insert(PartName::new("ledger.json")?, job.write(ledger.to_string().as_bytes(), CanonJson::default())?);
-        for (name, _) in job.inputs() {
+        for (name, _) in job.inputs().filter(|(name, _)| *name != CALIBRATION) {
             outputs.insert(PartName::new(name)?, job.pass(name)?);
         }
         Ok(outputs)
@@ -134,6 +228,26 @@ fn weight_parts<'a>(job: &'a Job) -> impl Iterator<Item = (&'a str, &'a CanonJso
 }
 
 impl Params {
+    /// Whether anything but weights is held in codes.
+    fn rounds(&self) -> bool {
+        self.activations != Activations::F16 || self.kv != Cache::F16
+    }
+
+    /// The grids of values, by those of the float graph.
+    fn choose(&self, job: &Job, model: &ModelFacts, weights: &Weights) -> Result<Choice> {
+        let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
+            .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
+        let wish = Wish {
+            activations: self.activations,
+            cache: self.kv,
+            sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
+            margin: self.margin.unwrap_or(MARGIN) as f32,
+        };
+        let [(_, prefill), _] = self.profiles();
+        let float: BTreeMap<String, Grid> = BTreeMap::new();
+        choose(&decoder(model, weights, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
+    }
+
     /// The two graphs, under the names that Genie understands.
     fn profiles(&self) -> [(&'static str, Profile); 2] {
         let profile = |kind: &str, tokens: u32| Profile {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::encodings::Grid;
 use super::functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
 use super::proto::*;
 
@@ -23,6 +24,8 @@ pub struct Builder {
     graph: GraphProto,
     initializers: BTreeMap<String, TensorProto>,
     functions: BTreeSet<Function>,
+    /// What is rounded as soon as it is there.
+    grids: BTreeMap<String, Grid>,
 }
 
 /// A tensor in a file of its own.
@@ -40,11 +43,20 @@ pub struct External<'a> {
 }
 
 impl Builder {
+    /// Rounds each value of `grids` to its grid as soon as it is there: the value of that name is the rounded one. A rounded
+    /// input is called `NAME.held`.
+    pub fn rounding(grids: BTreeMap<String, Grid>) -> Self {
+        Builder { grids, ..Builder::default() }
+    }
+
     /// A value that the application gives.
     pub fn input(&mut self, name: &str, element: i32, dims: &[u64]) -> Value {
         let value = Value { name: name.into(), dims: dims.into() };
         self.graph.input.push(info(&value, element));
-        value
+        match self.grids.get(name) {
+            Some(&grid) => self.quantize(&value, grid, &format!("{name}.held")),
+            None => value,
+        }
     }
 
     /// Declares `value` (f32) to be an output of the graph.
@@ -81,6 +93,33 @@ impl Builder {
         Value { name: name.into(), dims: vec![] }
     }
 
+    /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear; `name` is what it is called then.
+    pub fn quantize(&mut self, value: &Value, grid: Grid, name: &str) -> Value {
+        let constant = |part: &str, data_type, raw_data| {
+            let name = format!("{name}.{part}");
+            TensorProto { name, data_type, raw_data, ..TensorProto::default() }
+        };
+        let zero_point = grid.zero_point.to_le_bytes();
+        let zero_point = zero_point.into_iter().take(grid.bits as usize / 8).collect();
+        let scale = constant("scale", element::FLOAT, grid.scale.to_le_bytes().to_vec());
+        let zero_point = constant("zero_point", grid.element(), zero_point);
+        let [scale, zero_point] = [scale, zero_point].map(|tensor| {
+            let value = Value { name: tensor.name.clone(), dims: vec![] };
+            self.initializers.insert(tensor.name.clone(), tensor);
+            value
+        });
+        let codes = Value { name: format!("{name}.codes"), ..value.clone() };
+        let held = Value { name: name.into(), ..value.clone() };
+        for (op, from, to) in [("QuantizeLinear", value, &codes), ("DequantizeLinear", &codes, &held)] {
+            let inputs = [from, &scale, &zero_point];
+            self.append("", op, &to.name, &inputs, vec![], std::slice::from_ref(to));
+        }
+        if let Some(kind) = self.graph.value_info.iter_mut().rev().nth(1) {
+            *kind = info(&codes, grid.element());
+        }
+        held
+    }
+
     /// A call of a function of the dialect.
     pub fn call(
         &mut self,
@@ -91,10 +130,8 @@ impl Builder {
         dims: Vec<u64>,
     ) -> Value {
         self.functions.insert(function);
-        let value = self.node(&function.name(), name, inputs, attributes, dims);
-        if let Some(node) = self.graph.node.last_mut() {
-            node.domain = DOMAIN.into();
-        }
+        let value = Value { name: name.into(), dims };
+        self.push(DOMAIN, &function.name(), name, inputs, attributes, std::slice::from_ref(&value));
         value
     }
 
@@ -157,7 +194,7 @@ impl Builder {
             *last /= 2;
         }
         let halves = ["low", "high"].map(|half| Value { name: format!("{name}.{half}"), dims: dims.clone() });
-        self.push("Split", &format!("{name}.halves"), &[x], vec![int("axis", -1), int("num_outputs", 2)], &halves);
+        self.push("", "Split", &format!("{name}.halves"), &[x], vec![int("axis", -1), int("num_outputs", 2)], &halves);
         halves
     }
 
@@ -170,13 +207,45 @@ impl Builder {
         dims: Vec<u64>,
     ) -> Value {
         let value = Value { name: name.into(), dims };
-        self.push(op, name, inputs, attributes, std::slice::from_ref(&value));
+        self.push("", op, name, inputs, attributes, std::slice::from_ref(&value));
         value
     }
 
-    fn push(&mut self, op: &str, name: &str, inputs: &[&Value], attribute: Vec<AttributeProto>, outputs: &[Value]) {
+    /// Adds a node, and rounds what it gives where that is asked for.
+    fn push(
+        &mut self,
+        domain: &str,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attribute: Vec<AttributeProto>,
+        outputs: &[Value],
+    ) {
+        let exact = |value: &Value| Value { name: format!("{}.exact", value.name), ..value.clone() };
+        let is_rounded = |value: &Value| self.grids.contains_key(&value.name);
+        let made: Vec<Value> =
+            outputs.iter().map(|value| if is_rounded(value) { exact(value) } else { value.clone() }).collect();
+        let name = if self.grids.contains_key(name) { format!("{name}.exact") } else { name.into() };
+        self.append(domain, op, &name, inputs, attribute, &made);
+        for (value, made) in outputs.iter().zip(&made) {
+            if let Some(&grid) = self.grids.get(&value.name) {
+                self.quantize(made, grid, &value.name);
+            }
+        }
+    }
+
+    fn append(
+        &mut self,
+        domain: &str,
+        op: &str,
+        name: &str,
+        inputs: &[&Value],
+        attribute: Vec<AttributeProto>,
+        outputs: &[Value],
+    ) {
         self.graph.node.push(NodeProto {
             name: name.into(),
+            domain: domain.into(),
             op_type: op.into(),
             input: inputs.iter().map(|value| value.name.clone()).collect(),
             output: outputs.iter().map(|value| value.name.clone()).collect(),

@@ -2,13 +2,17 @@
 
 mod build;
 mod check;
+mod encodings;
 mod functions;
+mod lint;
 pub mod proto;
 mod segments;
 mod summary;
 
 pub use build::{Builder, External, IR_VERSION, Value, gain};
 pub use check::{Checked, MAX_MODEL_BYTES, ValueType, decode};
+pub use encodings::{Encodings, Grid, Pair, moved};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
+pub use lint::lint;
 pub use segments::{Segment, segments};
 pub use summary::{Summary, element_name};

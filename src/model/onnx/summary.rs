@@ -118,6 +118,7 @@ pub fn element_name(element: i32) -> String {
         element::FLOAT => "f32",
         element::UINT8 => "u8",
         element::INT8 => "i8",
+        element::UINT16 => "u16",
         element::INT32 => "i32",
         element::INT64 => "i64",
         element::BOOL => "bool",

@@ -4,10 +4,12 @@
 //! before the scores, which could overflow a half otherwise; the caches keep Genie's shapes, with the key heads as
 //! the batch.
 
+use std::collections::BTreeMap;
+
 use super::weights::{Weight, Weights};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
-use crate::model::onnx::{Builder, External, Function, Spelling, Value, float, gain, int};
+use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
 
 /// One graph of a model.
 #[derive(Clone, Debug)]
@@ -24,9 +26,14 @@ pub(super) struct Profile {
     pub(super) ffn_exponent: i32,
 }
 
-/// The graph of `profile`. `weights` have been checked against `model`.
-pub(super) fn decoder(model: &ModelFacts, weights: &Weights, profile: &Profile) -> ModelProto {
-    let mut decoder = Decoder { graph: Builder::default(), model, weights, profile };
+/// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`.
+pub(super) fn decoder(
+    model: &ModelFacts,
+    weights: &Weights,
+    profile: &Profile,
+    grids: &BTreeMap<String, Grid>,
+) -> ModelProto {
+    let mut decoder = Decoder { graph: Builder::rounding(grids.clone()), model, weights, profile };
     decoder.write();
     decoder.graph.finish(&profile.name)
 }

@@ -2,6 +2,7 @@
 //! weights in the blocks of the GGUF, every function of the dialect the op that was proven to compute it.
 
 mod attributes;
+mod codes;
 mod embedding;
 mod half;
 mod linear;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use crate::action::Blob;
 use crate::base::{Problem, Result};
 use crate::model::onnx::proto::{ModelProto, NodeProto, element};
-use crate::model::onnx::{Checked, DOMAIN, Function, ValueType};
+use crate::model::onnx::{Checked, DOMAIN, Encodings, Function, ValueType, lint};
 use crate::qnn::{DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind};
 use stored::Stored;
 
@@ -24,10 +25,22 @@ pub type Open<'a> = &'a dyn Fn(&str) -> Result<Blob>;
 /// The device graph that computes `model`. The data of weights is made when the backend asks for it.
 pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
     check_functions(model)?;
+    lint(&[model])?;
     let checked = Checked::new(model)?;
+    let encodings = Encodings::of(&checked)?;
     let device = DeviceGraph { name: checked.graph.name.clone(), ..DeviceGraph::default() };
     let outputs = checked.graph.output.iter().map(|output| output.name.as_str()).collect();
-    let mut lowering = Lowering { checked, open, device, outputs, values: HashMap::new(), names: HashSet::new() };
+    let mut lowering = Lowering {
+        checked,
+        encodings,
+        open,
+        device,
+        outputs,
+        values: HashMap::new(),
+        halves: HashMap::new(),
+        on_codes: false,
+        names: HashSet::new(),
+    };
     lowering.inputs()?;
     for node in lowering.nodes() {
         lowering.node(node)?;
@@ -37,11 +50,16 @@ pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
 
 struct Lowering<'a> {
     checked: Checked<'a>,
+    encodings: Encodings<'a>,
     open: Open<'a>,
     device: DeviceGraph,
     outputs: HashSet<&'a str>,
     /// The tensors of ONNX values.
     values: HashMap<&'a str, TensorId>,
+    /// What tensors of codes are in halves.
+    halves: HashMap<TensorId, TensorId>,
+    /// Whether the current node computes on codes.
+    on_codes: bool,
     /// The names that are taken.
     names: HashSet<String>,
 }
@@ -68,14 +86,27 @@ impl<'a> Lowering<'a> {
     fn inputs(&mut self) -> Result<()> {
         let graph = self.checked.graph;
         for input in &graph.input {
-            let kind = self.value_type(&input.name)?.clone();
-            let tensor = self.activation(&input.name, &kind, TensorKind::Input)?;
-            self.values.insert(&input.name, tensor);
+            let name = input.name.as_str();
+            let rounded = self.encodings.pairs.get(name).filter(|_| self.encodings.readers.get(name) == Some(&1));
+            let tensor = match rounded.copied() {
+                // Whoever gives it, gives codes.
+                Some(pair) => {
+                    let tensor = self.coded(name, name, pair.grid)?;
+                    self.values.insert(pair.codes, tensor);
+                    tensor
+                }
+                None => {
+                    let kind = self.value_type(name)?.clone();
+                    self.activation(name, &kind, TensorKind::Input)?
+                }
+            };
+            self.values.insert(name, tensor);
         }
         Ok(())
     }
 
     fn node(&mut self, node: &'a NodeProto) -> Result<()> {
+        self.on_codes = self.runs_on_codes(node);
         match (node.domain.as_str(), node.op_type.as_str()) {
             ("", "Add") => self.plain(node, "ElementWiseAdd"),
             ("", "Sub") => self.plain(node, "ElementWiseSubtract"),
@@ -87,6 +118,8 @@ impl<'a> Lowering<'a> {
             ("", "Split") => self.split(node),
             ("", "Reshape") => self.reshape(node),
             ("", "Transpose") => self.transpose(node),
+            ("", "QuantizeLinear") => self.quantize(node),
+            ("", "DequantizeLinear") => self.dequantize(node),
             (DOMAIN, name) => match Function::called(name) {
                 Some(Function::RmsNorm) => self.rms_norm(node),
                 Some(Function::Linear { weight, bias }) => self.linear(node, weight, bias),
@@ -99,7 +132,8 @@ impl<'a> Lowering<'a> {
 
     fn unknown(&self, node: &NodeProto) -> Problem {
         self.refuse(node, "op", "is not known to the lowering").help(
-            "known are Add, Sub, Mul, Sigmoid, MatMul, Softmax, Concat, Split, Reshape, Transpose, and the functions of `docs/artifacts.md`",
+            "known are Add, Sub, Mul, Sigmoid, MatMul, Softmax, Concat, Split, Reshape, Transpose, QuantizeLinear, \
+             DequantizeLinear, and the functions of `docs/artifacts.md`",
         )
     }
 
@@ -131,8 +165,19 @@ impl<'a> Lowering<'a> {
         Ok(self.value_type(self.input_name(node, index)?)?.dims.clone())
     }
 
-    /// The tensor of input `index` of `node`: an activation, or a small constant written into the graph.
+    /// The tensor of input `index` of `node`, in codes or halves as the node wants them: an activation, or a small constant
+    /// written into the graph.
     fn operand(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
+        if !self.on_codes {
+            let tensor = self.raw_operand(node, index)?;
+            return self.in_halves(tensor);
+        }
+        let is_activation = self.values.contains_key(self.input_name(node, index)?);
+        if is_activation { self.raw_operand(node, index) } else { self.coded_number(node, index) }
+    }
+
+    /// The tensor of input `index` of `node` as it is.
+    fn raw_operand(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let name = self.input_name(node, index)?;
         if let Some(&tensor) = self.values.get(name) {
             return Ok(tensor);
@@ -172,6 +217,9 @@ impl<'a> Lowering<'a> {
 
     /// The tensor of the ONNX value `name`, which the next op makes.
     fn result(&mut self, name: &'a str) -> Result<TensorId> {
+        if self.on_codes {
+            return self.coded_result(name);
+        }
         let kind = if self.outputs.contains(name) { TensorKind::Output } else { TensorKind::Native };
         let value_type = self.value_type(name)?.clone();
         let tensor = self.activation(name, &value_type, kind)?;

@@ -91,8 +91,27 @@ fn spell(tensor: &TensorInfo, value: &Tensor) -> Result<Vec<u8>> {
         Tensor::F32(_, values) if tensor.data_type == DataType::Float32 as u32 => {
             values.iter().flat_map(|value| value.to_le_bytes()).collect()
         }
+        Tensor::F32(_, values) => match (codes(tensor), tensor.scale_offset) {
+            (Some(last), Some((scale, offset))) => {
+                let code = |value: &f32| (f64::from(*value / scale).round() as i64 - i64::from(offset)).clamp(0, last);
+                let width = if last > 255 { 2 } else { 1 };
+                values.iter().flat_map(|value| code(value).to_le_bytes().into_iter().take(width)).collect()
+            }
+            _ => return Err(other_type(tensor)),
+        },
         _ => return Err(other_type(tensor)),
     })
+}
+
+/// The last code of a tensor of unsigned codes.
+fn codes(tensor: &TensorInfo) -> Option<i64> {
+    if tensor.data_type == DataType::UFixed16 as u32 {
+        Some(u16::MAX.into())
+    } else if tensor.data_type == DataType::UFixed8 as u32 {
+        Some(u8::MAX.into())
+    } else {
+        None
+    }
 }
 
 fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
@@ -100,6 +119,13 @@ fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
         Ok(bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
     } else if tensor.data_type == DataType::Float32 as u32 {
         Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    } else if let (Some(last), Some((scale, offset))) = (codes(tensor), tensor.scale_offset) {
+        let value = |code: i32| (code + offset) as f32 * scale;
+        Ok(if last > 255 {
+            bytes.as_chunks::<2>().0.iter().map(|bytes| value(u16::from_le_bytes(*bytes).into())).collect()
+        } else {
+            bytes.iter().map(|byte| value((*byte).into())).collect()
+        })
     } else {
         Err(other_type(tensor))
     }
@@ -107,5 +133,5 @@ fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
 
 fn other_type(tensor: &TensorInfo) -> Problem {
     Problem::new("kiln::score::type", format!("`{}` is {}, which `score` does not feed", tensor.name, tensor.type_name))
-        .help("build the context binary with f16 activations and i32 token ids")
+        .help("build the context binary with f16, u16 or u8 activations and i32 token ids")
 }
