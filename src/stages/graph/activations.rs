@@ -148,6 +148,9 @@ impl Chooser<'_> {
                 Grid::over(bits, -depth, 0.0)
             } else if roles.turns.contains(&class) {
                 Grid::symmetric(bits, 1.0)
+            } else if bits == 8 {
+                // Steps are dear: what one in ten thousand exceeds is cut off.
+                Grid::symmetric(bits, seen.p99_99)
             } else if cached || roles.symmetric.contains(&class) {
                 Grid::symmetric(bits, largest)
             } else if roles.masked.contains_key(&class) {
