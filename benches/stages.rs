@@ -71,10 +71,10 @@ fn main() {
             bytes(mapped)
         );
     };
-    report("copy and hash", best(&copy, &copy));
+    report("copy and hash", best(copy, copy));
     let run = |kind: &str, slot: &str, input: &Manifest, params: Value| {
         let mut manifest = Manifest::default();
-        let costs = best(&copy, || {
+        let costs = best(copy, || {
             // A cache that knows the file only, and has looked at it.
             let cache = tempfile::tempdir_in(folder.path()).expect("a folder");
             let store = Disk::open(cache.path()).expect("a cache");
@@ -99,7 +99,7 @@ fn main() {
         None => println!("{:<34}not measured: KILN_LLAMA names no llama.cpp", "llama.cpp to F16"),
         Some(libraries) => {
             let target = folder.path().join("f16.gguf");
-            let costs = best(&copy, || quantize(Path::new(&libraries), &path, &target));
+            let costs = best(copy, || quantize(Path::new(&libraries), &path, &target));
             report("llama.cpp to F16", costs);
             let [_, llama] = costs;
             println!(
