@@ -56,18 +56,25 @@ fn main() {
     let file = Manifest { parts: [(PartName::new("model.gguf").expect("a good name"), part)].into() };
 
     println!("{}: {}, {} threads", path.display(), bytes(fs::metadata(&path).expect("a size").len()), threads());
-    println!("{:<34}{:>9}{:>9}{:>9}{:>14}{:>14}", "", "time", "CPU", "/ copy", "own memory", "with mapped");
+    println!(
+        "{:<34}{:>9}{:>9}{:>9}{:>9}{:>14}{:>14}",
+        "", "time", "CPU", "/ copy's", "/ copy's", "own memory", "with mapped"
+    );
     let copy = || measured(|| copy_and_hash(&path, folder.path())).1;
     let original = first.path(&blob).expect("a look").expect("the file's blob");
     let report = |name: &str, [copy, cost]: [Cost; 2]| {
         let Cost { wall, cpu, own, mapped } = cost;
-        let ratio = wall / copy.wall;
-        println!("{name:<34}{wall:>7.2} s{cpu:>7.2} s{ratio:>9.2}{:>14}{:>14}", bytes(own), bytes(mapped));
+        let (ratio, cpu_ratio) = (wall / copy.wall, cpu / copy.cpu);
+        println!(
+            "{name:<34}{wall:>7.2} s{cpu:>7.2} s{ratio:>9.2}{cpu_ratio:>9.2}{:>14}{:>14}",
+            bytes(own),
+            bytes(mapped)
+        );
     };
-    report("copy and hash", best(|| [copy(), copy()]));
+    report("copy and hash", best(copy, copy));
     let run = |kind: &str, slot: &str, input: &Manifest, params: Value| {
         let mut manifest = Manifest::default();
-        let costs = best(|| {
+        let costs = best(copy, || {
             // A cache that knows the file only, and has looked at it.
             let cache = tempfile::tempdir_in(folder.path()).expect("a folder");
             let store = Disk::open(cache.path()).expect("a cache");
@@ -77,7 +84,7 @@ fn main() {
             drop(store.open(&blob).expect("a good blob"));
             let (made, cost) = measured(|| stage(&store, kind, slot, input.clone(), &params));
             manifest = made;
-            [copy(), cost]
+            cost
         });
         report(&format!("{kind} {params}"), costs);
         (manifest, costs[1])
@@ -92,7 +99,7 @@ fn main() {
         None => println!("{:<34}not measured: KILN_LLAMA names no llama.cpp", "llama.cpp to F16"),
         Some(libraries) => {
             let target = folder.path().join("f16.gguf");
-            let costs = best(|| [copy(), quantize(Path::new(&libraries), &path, &target)]);
+            let costs = best(copy, || quantize(Path::new(&libraries), &path, &target));
             report("llama.cpp to F16", costs);
             let [_, llama] = costs;
             println!(
@@ -109,14 +116,20 @@ fn threads() -> usize {
 }
 
 /// The least of some rounds of two, side by side, since what a disk and a hypervisor add changes by the minute.
-fn best(mut round: impl FnMut() -> [Cost; 2]) -> [Cost; 2] {
-    let calm = |_| {
-        // For some seconds after many files were removed, ext4 is slow to make new ones.
+fn best(one: impl Fn() -> Cost, mut other: impl FnMut() -> Cost) -> [Cost; 2] {
+    let calm = || {
+        // Nothing written before is still on its way; and for some seconds after many files were removed, ext4 is slow to
+        // make new ones.
         rustix::fs::sync();
         std::thread::sleep(Duration::from_secs(6));
-        round()
     };
-    let rounds: Vec<[Cost; 2]> = (0..ROUNDS).map(calm).collect();
+    let round = |_| {
+        calm();
+        let one = one();
+        calm();
+        [one, other()]
+    };
+    let rounds: Vec<[Cost; 2]> = (0..ROUNDS).map(round).collect();
     [0, 1].map(|which| {
         let least = |of: fn(&Cost) -> f64| rounds.iter().map(|pair| of(&pair[which])).fold(f64::INFINITY, f64::min);
         let most = |of: fn(&Cost) -> u64| rounds.iter().map(|pair| of(&pair[which])).max().unwrap_or(0);
