@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln::qnn::{
-    Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Node, Param, Simulator, Soc, StaticData,
-    System, Tensor, TensorId, TensorKind, WeightEncoding, prove, relative_rms_error,
+    Activations, Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Node, Param, Simulator,
+    Soc, StaticData, System, Tensor, TensorId, TensorKind, WeightEncoding, prove, relative_rms_error,
 };
 
 fn libraries() -> PathBuf {
@@ -55,12 +55,18 @@ fn a_library_of_something_else_is_refused() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn every_encoding_of_native_weights_computes_right() {
+fn every_encoding_of_weights_computes_right() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| WeightEncoding::FloatBlock { bits, block, offsets };
-    for encoding in
-        [WeightEncoding::F16, block(4, 32, false), block(4, 32, true), block(8, 32, false), block(8, 16, false)]
-    {
+    let channel = |bits, activations| WeightEncoding::Channel { bits, activations };
+    let native =
+        [WeightEncoding::F16, block(4, 32, false), block(4, 32, true), block(8, 32, false), block(8, 16, false)];
+    let lpbq = [16, 32, 64, 128];
+    let by_channel = [Activations::F16, Activations::U16].map(|kind| [channel(8, kind), channel(4, kind)]);
+    let all = native.into_iter().chain(by_channel.into_iter().flatten());
+    let all =
+        all.chain(lpbq.map(|inputs| block(4, inputs, false))).chain(lpbq.map(|block| WeightEncoding::Lpbq { block }));
+    for encoding in all {
         let proof = prove(&libraries(), soc, encoding).unwrap();
         println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
     }
