@@ -155,6 +155,7 @@ fn native_weights_are_the_files_own_bit_for_bit() {
                 exact: true,
                 sqnr_db: None,
                 max_error: 0.0,
+                clipped: None,
             };
             assert_eq!(weight(main).error, Some(error));
         }

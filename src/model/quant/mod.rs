@@ -2,22 +2,30 @@
 
 mod bands;
 mod error;
+mod metric;
 mod plain;
+mod positive;
 mod q4_0;
 mod q4_1;
 mod q6_k;
 mod q8_0;
 mod round;
+mod rows;
+mod search;
 mod types;
+mod wide;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, split};
 pub use error::ErrorSum;
+pub use metric::Metric;
 pub use plain::first_non_finite;
+pub use positive::{Positive, recombine};
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
+pub use rows::{RowLayout, RowPieces, RowRounding, RowSum, round_rows};
 pub use types::GgmlType;
 
 use crate::model::facts::Element;
@@ -79,6 +87,13 @@ pub struct Split<'a> {
     pub scales: &'a mut [u8],
     /// Offsets, little-endian; empty where the format has none.
     pub offsets: &'a mut [u8],
+}
+
+impl Split<'_> {
+    /// The same pieces, to hand on.
+    pub fn reborrow(&mut self) -> Split<'_> {
+        Split { codes: self.codes, scales: self.scales, offsets: self.offsets }
+    }
 }
 
 /// The f32 of a half as a block holds it.

@@ -2,7 +2,9 @@
 //! weights in the blocks of the GGUF, every function of the dialect the op that was proven to compute it.
 
 mod attributes;
+mod channel;
 mod embedding;
+mod grid;
 mod half;
 mod linear;
 mod standard;
