@@ -20,6 +20,14 @@ requant 1 {"scheme":"int8-block"} b3:d26d5cda294a
 graph 1 {"context":24,"prefill":8} b3:0b14e0340fa7
 requant 1 {"scheme":"native"} b3:f317e2d285e8
 graph 1 {"context":24,"prefill":8} b3:79ba7a740bc7
+requant 1 {"scheme":"native-safe"} b3:01277e3776e9
+graph 1 {"context":24,"prefill":8} b3:52fc05f25f8c
+requant 1 {"scheme":"int8-channel"} b3:bba5543bdc60
+graph 1 {"context":24,"prefill":8} b3:be91cece0706
+requant 1 {"scheme":"int4-channel"} b3:79376bc01bfa
+graph 1 {"context":24,"prefill":8} b3:29903669c7b2
+requant 1 {"scheme":"lpbq-32"} b3:f88f783a2c8b
+graph 1 {"context":24,"prefill":8} b3:d67b3cccf204
 "#;
 
 fn digest(manifest: &Manifest) -> String {
@@ -47,7 +55,7 @@ fn bytes_change_with_the_version_only() {
     for to in ["f32", "f16", "bf16"] {
         run("dequant", json!({ "type": to }), &[("model", &model)]);
     }
-    for scheme in ["f16", "int8-block", "native"] {
+    for scheme in ["f16", "int8-block", "native", "native-safe", "int8-channel", "int4-channel", "lpbq-32"] {
         let weights = run("requant", json!({ "scheme": scheme }), &[("tensors", &model)]);
         run("graph", json!({"prefill": 8, "context": 24}), &[("model", &model), ("weights", &weights)]);
     }

@@ -17,6 +17,7 @@ use kiln::stages::score::decoder::{Decoder, Engine, Graph, Tensor};
 use serde_json::{Value, json};
 use support::interpreter::Interpreter;
 use support::quantize::Quant;
+use support::restore;
 use support::tiny_gguf::TinyGguf;
 use support::workspace::Folder;
 
@@ -38,6 +39,8 @@ impl Weights for Plain {
 }
 
 fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
+    let scheme = requant["scheme"].as_str().unwrap_or("native");
+    let rounded = scheme.contains("channel") || scheme.contains("lpbq");
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let registry = kiln::stages::all();
@@ -52,10 +55,9 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     let weights = run("requant", requant, &[("tensors", &model)]);
     let plain = run("dequant", json!({}), &[("model", &model)]);
     let onnx = run("graph", graph, &[("model", &model), ("weights", &weights)]);
-    let floats = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    let plain = plain.parts.iter().filter_map(|(name, part)| {
-        Some((name.as_str().strip_suffix("/values")?.to_string(), floats(&folder.bytes(part))))
-    });
+    // A scheme that rounds is held against the values it rounded to.
+    let of = if rounded { &weights } else { &plain };
+    let plain = restore::names(of).into_iter().map(|name| (name.clone(), restore::weight(&folder, of, &name)));
     let files = ["prefill.onnx", "decode.onnx"].map(|file| onnx.part(file).unwrap());
     let facts: ModelFacts = model.part("model.json").unwrap().facts.read().unwrap();
     Made {
@@ -150,6 +152,15 @@ fn plain_halves() {
 }
 
 #[test]
+fn every_scheme() {
+    let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
+    for scheme in ["native-safe", "int8-channel", "int4-channel", "lpbq-16", "lpbq-32", "lpbq-64"] {
+        println!("{scheme}");
+        check(&TinyGguf::qwen2(), json!({ "scheme": scheme }), scaled.clone());
+    }
+}
+
+#[test]
 fn gains_change_nothing() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     check(&TinyGguf::qwen2(), json!({}), scaled.clone());
@@ -216,4 +227,19 @@ fn the_simulator_computes_a_scaled_qwen2() {
     let error = error(made, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn the_simulator_computes_schemes_by_channel() {
+    // Each in the tensors of another kind.
+    let schemes =
+        [("attn_q", "int8-channel"), ("attn_v", "int4-channel"), ("ffn_up", "lpbq-16"), ("ffn_down", "lpbq-64")];
+    let rules = schemes.map(|(tensor, scheme)| json!({"match": format!("blk.*.{tensor}.weight"), "scheme": scheme}));
+    let requant = json!({"scheme": "lpbq-32", "override": rules});
+    let made = make(&TinyGguf::qwen2(), requant, small());
+    let engine = Htp::new(&made.profiles, &made.graphs);
+    let error = error(made, engine);
+    println!("largest error {error:.1e}");
+    assert!(error < 1e-2, "{error}");
 }

@@ -137,6 +137,7 @@ fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
             Element::Int8 => element::INT8,
             Element::Int4 => element::INT4,
             Element::Uint4 => element::UINT4,
+            Element::Uint8 => element::UINT8,
         };
         let (name, location) = (format!("w/{blob}"), blob.to_string());
         let external = External { name: &name, location, element, dims: &facts.shape, size_bytes: bytes.len() as u64 };

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln::qnn::{
-    Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Node, Param, Simulator, Soc, StaticData,
-    System, Tensor, TensorId, TensorKind, WeightEncoding, prove, relative_rms_error,
+    Activations, Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Node, Param, Simulator,
+    Soc, StaticData, System, Tensor, TensorId, TensorKind, WeightEncoding, prove, relative_rms_error,
 };
 
 fn libraries() -> PathBuf {
@@ -55,13 +55,17 @@ fn a_library_of_something_else_is_refused() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn every_encoding_of_native_weights_computes_right() {
+fn every_encoding_of_weights_computes_right() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| WeightEncoding::FloatBlock { bits, block, offsets };
+    let channel = |bits, activations| WeightEncoding::Channel { bits, activations };
     let even =
         [(4, 16), (4, 32), (4, 64), (4, 128), (4, 256), (8, 16), (8, 32)].map(|(bits, len)| block(bits, len, false));
     let offset = [(4, 16), (4, 32), (8, 32)].map(|(bits, len)| block(bits, len, true));
-    for encoding in [WeightEncoding::F16].into_iter().chain(even).chain(offset) {
+    let by_channel = [Activations::F16, Activations::U16].map(|kind| [channel(8, kind), channel(4, kind)]);
+    let lpbq = [16, 32, 64, 128].map(|block| WeightEncoding::Lpbq { block });
+    let all = [WeightEncoding::F16].into_iter().chain(even).chain(offset);
+    for encoding in all.chain(by_channel.into_iter().flatten()).chain(lpbq) {
         let proof = prove(&libraries(), soc, encoding).unwrap();
         println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
     }

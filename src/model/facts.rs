@@ -75,6 +75,8 @@ pub enum Element {
     Bf16,
     /// One byte, two's complement.
     Int8,
+    /// One byte, unsigned.
+    Uint8,
     /// Two a byte, the even element in the low nibble, two's complement.
     Int4,
     /// Two a byte, the even element in the low nibble, unsigned.
@@ -87,7 +89,7 @@ impl Element {
         match self {
             Element::F32 => 32,
             Element::F16 | Element::Bf16 => 16,
-            Element::Int8 => 8,
+            Element::Int8 | Element::Uint8 => 8,
             Element::Int4 | Element::Uint4 => 4,
         }
     }
@@ -95,10 +97,12 @@ impl Element {
 
 /// A blob of a weight tensor: `NAME/values` of a plain one; `NAME/codes`, `NAME/scales` and perhaps
 /// `NAME/offsets` of a blockwise one, where `value = code * scale + offset`, one scale and offset for each `block`
-/// columns of a row.
+/// columns of a row; `NAME/codes`, `NAME/block_scales` and `NAME/channel_scales` of LPBQ, where
+/// `value = code * (channel_scale * block_scale)`, an integer for each `block` columns and a scale for each row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightFacts {
-    /// Shape of this blob: `[rows, columns]` of values and codes, `[rows, columns / block]` of scales and offsets.
+    /// Shape of this blob: `[rows, columns]` of values and codes, `[rows, columns / block]` of scales, offsets and block
+    /// scales, `[rows]` of channel scales.
     pub shape: Vec<u64>,
     /// How its elements are spelled.
     pub element: Element,
@@ -117,14 +121,14 @@ pub struct ErrorFacts {
     pub source: String,
     /// The scheme that made it: `native`.
     pub scheme: String,
-    /// Whether every value is the source's, bit for bit in f32.
+    /// Whether every value is the source's in f32: bit for bit, but that `native-safe` may change the sign of a zero.
     pub exact: bool,
     /// Signal to quantization noise, in dB, to a hundredth; absent where there is no noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
     /// Largest absolute error.
     pub max_error: f64,
-    /// Share of the values that lie beyond the largest code and were cut to it; absent where nothing can be cut.
+    /// Share of the values that lie beyond the last code, to a millionth; absent where none can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clipped: Option<f64>,
 }

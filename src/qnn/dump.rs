@@ -52,6 +52,7 @@ impl Display for Type<'_> {
             DataType::Float16 => "f16",
             DataType::Float32 => "f32",
             DataType::SFixed8 => "s8",
+            DataType::SFixed32 => "s32",
             DataType::UFixed8 => "q8",
             DataType::UFixed16 => "q16",
             DataType::Bool8 => "bool",

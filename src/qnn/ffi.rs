@@ -8,6 +8,19 @@
 
 use std::ffi::{c_char, c_void};
 
+macro_rules! layout {
+    ($($type:ty = $size:literal { $($field:ident @ $offset:literal),* })*) => {
+        $(const _: () = {
+            assert!(size_of::<$type>() == $size);
+            $(assert!(std::mem::offset_of!($type, $field) == $offset);)*
+        };)*
+    };
+}
+
+mod encodings;
+
+pub use encodings::*;
+
 /// Any `Qnn_*Handle_t`.
 pub type Handle = *mut c_void;
 /// `Qnn_ErrorHandle_t`: zero is success; the code proper is the low 16 bits.
@@ -21,12 +34,6 @@ pub const TENSOR_APP_WRITE: u32 = 0;
 pub const TENSOR_APP_READ: u32 = 1;
 pub const TENSOR_NATIVE: u32 = 3;
 pub const TENSOR_STATIC: u32 = 4;
-
-pub const DEFINED: u32 = 1;
-/// "No quantization", both as definition and as encoding.
-pub const UNDEFINED: u32 = 0x7FFF_FFFF;
-pub const ENCODING_SCALE_OFFSET: u32 = 0;
-pub const ENCODING_BW_FLOAT_BLOCK: u32 = 11;
 
 pub const PARAM_SCALAR: u32 = 0;
 pub const PARAM_TENSOR: u32 = 1;
@@ -57,43 +64,6 @@ pub struct Version {
     pub major: u32,
     pub minor: u32,
     pub patch: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct ScaleOffset {
-    pub scale: f32,
-    pub offset: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct FloatScaleOffset {
-    pub scale: f32,
-    pub offset: f32,
-}
-
-/// `Qnn_BwFloatBlockEncoding_t`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct BwFloatBlock {
-    pub bitwidth: u32,
-    pub block_size: *const u32,
-    pub scale_offsets: *const FloatScaleOffset,
-}
-
-#[repr(C)]
-pub union QuantizeUnion {
-    pub scale_offset: ScaleOffset,
-    pub bw_float_block: BwFloatBlock,
-    pub whole: [u64; 4],
-}
-
-#[repr(C)]
-pub struct QuantizeParams {
-    pub definition: u32,
-    pub encoding: u32,
-    pub of: QuantizeUnion,
 }
 
 #[repr(C)]
@@ -361,20 +331,9 @@ type DlcCompose = unsafe extern "C" fn(
     *mut u32,
 ) -> Error;
 
-macro_rules! layout {
-    ($($type:ty = $size:literal { $($field:ident @ $offset:literal),* })*) => {
-        $(const _: () = {
-            assert!(size_of::<$type>() == $size);
-            $(assert!(std::mem::offset_of!($type, $field) == $offset);)*
-        };)*
-    };
-}
-
 layout! {
     Version = 12 { minor @ 4 }
     Scalar = 16 { of @ 8 }
-    BwFloatBlock = 24 { block_size @ 8, scale_offsets @ 16 }
-    QuantizeParams = 40 { encoding @ 4, of @ 8 }
     ClientBuffer = 16 { data_size @ 8 }
     TensorBody = 136 { name @ 8, kind @ 16, data_format @ 20, data_type @ 24, quantize @ 32, rank @ 72, dims @ 80, mem_type @ 88,
         client_buf @ 96, is_dynamic_dims @ 112, sparse @ 120, is_produced @ 132 }
@@ -418,18 +377,5 @@ impl Tensor {
             is_produced: 0,
         };
         Tensor { version: V2, body }
-    }
-}
-
-impl QuantizeParams {
-    /// One scale and offset, or no quantization.
-    pub fn scale_offset(pair: Option<(f32, i32)>) -> Self {
-        let mut params =
-            QuantizeParams { definition: UNDEFINED, encoding: UNDEFINED, of: QuantizeUnion { whole: [0; 4] } };
-        if let Some((scale, offset)) = pair {
-            (params.definition, params.encoding) = (DEFINED, ENCODING_SCALE_OFFSET);
-            params.of.scale_offset = ScaleOffset { scale, offset };
-        }
-        params
     }
 }

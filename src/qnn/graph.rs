@@ -10,6 +10,7 @@ use std::ptr::null_mut;
 use super::context::{Context, custom, list};
 use super::ir::{DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind};
 use super::library::{c_string, check, given, slot};
+use super::quantize::{Held, Quantize};
 use super::tensors::{GraphInfo, TensorInfo, type_name};
 use super::{ffi, log};
 use crate::base::{Context as _, Problem, Result};
@@ -133,7 +134,7 @@ struct Live {
     _name: CString,
     _dims: Vec<u32>,
     _data: Option<StaticData>,
-    _blocks: Vec<ffi::FloatScaleOffset>,
+    _held: Held,
 }
 
 impl Live {
@@ -148,7 +149,7 @@ impl Live {
         if let Encoding::ScaleOffset { scale, offset } = *encoding {
             raw.body.quantize = ffi::QuantizeParams::scale_offset(Some((scale, offset)));
         }
-        Ok(Live { raw, _name: name, _dims: dims, _data: None, _blocks: vec![] })
+        Ok(Live { raw, _name: name, _dims: dims, _data: None, _held: Held::default() })
     }
 
     fn constant(name: &str, data_type: DataType, dims: &[u32], mut data: StaticData) -> Result<Self> {
@@ -162,26 +163,9 @@ impl Live {
             )
             .help("a static tensor holds exactly its elements, and less than 4 GiB"));
         }
-        if let Encoding::FloatBlock { bits, block, scales, offsets } = &data.encoding {
-            let blocks = block_count(dims, block);
-            if blocks != Some(scales.len()) || scales.len() != offsets.len() {
-                return Err(Problem::new(
-                    "kiln::qnn::static_data",
-                    format!(
-                        "static tensor `{name}` of shape {dims:?} in blocks of {block:?} has {} scales, {} offsets",
-                        scales.len(),
-                        offsets.len()
-                    ),
-                ));
-            }
-            let pair = |(&scale, &offset)| ffi::FloatScaleOffset { scale, offset };
-            live._blocks = scales.iter().zip(offsets).map(pair).collect();
-            let bw_float_block =
-                ffi::BwFloatBlock { bitwidth: *bits, block_size: block.as_ptr(), scale_offsets: live._blocks.as_ptr() };
-            let quantize = &mut live.raw.body.quantize;
-            (quantize.definition, quantize.encoding) = (ffi::DEFINED, ffi::ENCODING_BW_FLOAT_BLOCK);
-            quantize.of.bw_float_block = bw_float_block;
-        }
+        // It points into `data.encoding`, which moves into `live` without its vectors moving.
+        let quantize = Quantize::new(name, dims, &data.encoding)?;
+        (live.raw.body.quantize, live._held) = (quantize.params, quantize.held);
         live.raw.body.client_buf =
             ffi::ClientBuffer { data: data.bytes.as_mut_ptr().cast(), data_size: data.bytes.len() as u32 };
         live._data = Some(data);
@@ -193,16 +177,6 @@ impl Live {
         // SAFETY: the struct is plain data; what it points to belongs to `self` and is never freed through it.
         unsafe { std::ptr::read(&self.raw) }
     }
-}
-
-/// How many blocks tile `dims`; `None` if they do not tile it.
-fn block_count(dims: &[u32], block: &[u32]) -> Option<usize> {
-    if dims.len() != block.len() {
-        return None;
-    }
-    dims.iter().zip(block).try_fold(1usize, |count, (&dim, &extent)| {
-        (extent > 0 && dim % extent == 0).then(|| count.checked_mul((dim / extent) as usize))?
-    })
 }
 
 struct Player<'a> {

@@ -16,6 +16,7 @@ pub enum DataType {
     Float16 = 0x216,
     Float32 = 0x232,
     SFixed8 = 0x308,
+    SFixed32 = 0x332,
     UFixed8 = 0x408,
     UFixed16 = 0x416,
     Bool8 = 0x508,
@@ -27,7 +28,7 @@ impl DataType {
         match self {
             DataType::Uint8 | DataType::SFixed8 | DataType::UFixed8 | DataType::Bool8 => 1,
             DataType::Float16 | DataType::UFixed16 => 2,
-            DataType::Int32 | DataType::Uint32 | DataType::Float32 => 4,
+            DataType::SFixed32 | DataType::Int32 | DataType::Uint32 | DataType::Float32 => 4,
         }
     }
 }
@@ -55,6 +56,26 @@ pub enum Encoding {
         scales: Vec<f32>,
         /// One a block.
         offsets: Vec<f32>,
+    },
+    /// `code * scale`, a scale for each index of a dimension: `QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET` of whole
+    /// codes, `BW_AXIS_SCALE_OFFSET` of narrower ones.
+    Axis {
+        /// Bits that a code really has, where they are fewer than those of its type.
+        bits: Option<u32>,
+        /// The dimension.
+        axis: u32,
+        /// One an index.
+        scales: Vec<f32>,
+    },
+    /// `QNN_QUANTIZATION_ENCODING_BLOCKWISE_EXPANSION`, LPBQ: `code * block_scale * scale`, codes of 4 bits, a scale above
+    /// zero for each output channel, and for each of its blocks along the input dimension an integer from 1 to 16.
+    Expansion {
+        /// The dimension of the output channels.
+        axis: u32,
+        /// One a channel.
+        scales: Vec<f32>,
+        /// `[channel][block]`.
+        block_scales: Vec<u8>,
     },
 }
 

@@ -6,8 +6,8 @@ use crate::action::{Blob, BlobSink, Content, Demand, Job};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{Element, ErrorFacts, TensorFacts};
 use crate::model::quant::{
-    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, Misfit, Plain, Rounding, Spelling, Split, first_non_finite,
-    round, split,
+    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, Plain, Rounding, Spelling, Split,
+    first_non_finite, round, split,
 };
 
 /// What the input is called in the orders of both stages.
@@ -28,7 +28,7 @@ pub type Blobs = [Option<Content>; 3];
 
 /// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a blob each. What was
 /// read of `source`, the bytes of the tensor, does not stay in memory.
-fn write(
+pub fn write(
     job: &Job,
     source: &Blob,
     tensor: &BlockTensor,
@@ -44,7 +44,8 @@ fn write(
         job.check_cancelled()?;
         buffers.iter_mut().zip(sizes(band.values)).for_each(|(buffer, size)| buffer.resize(size, 0));
         spell(&band, buffers.each_mut().map(Vec::as_mut_slice))?;
-        for (sink, buffer) in sinks.iter_mut().flatten().zip(&buffers) {
+        let pairs = sinks.iter_mut().zip(&buffers).filter_map(|(sink, buffer)| Some((sink.as_mut()?, buffer)));
+        for (sink, buffer) in pairs {
             sink.write_all(buffer).context("kiln::io", || "write a blob".into())?;
         }
         let place = |value: usize| value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize;
@@ -67,15 +68,20 @@ pub fn write_split(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn Bl
         tensor,
         |values| layout.bytes(values),
         |band, [codes, scales, offsets]| {
-            split(tensor, band, grid, Split { codes, scales, offsets });
-            let numbers = [(Some(layout.scales), &*scales), (layout.offsets, &*offsets)];
-            let bad = |(element, bytes): (Option<Element>, &[u8])| first_non_finite(element?, bytes);
-            match numbers.into_iter().find_map(bad) {
-                None => Ok(()),
-                Some(block) => Err(not_finite(tensor, band.first + block * layout.block as usize)),
-            }
+            split(tensor, band, grid, Split { codes: &mut *codes, scales: &mut *scales, offsets: &mut *offsets });
+            refuse_non_finite(tensor, band, &layout, &Split { codes, scales, offsets })
         },
     )
+}
+
+/// Refuses scales and offsets that are no numbers.
+pub fn refuse_non_finite(tensor: &BlockTensor, band: &Band, layout: &GridLayout, split: &Split) -> Result<()> {
+    let numbers = [(Some(layout.scales), &*split.scales), (layout.offsets, &*split.offsets)];
+    let bad = |(element, bytes): (Option<Element>, &[u8])| first_non_finite(element?, bytes);
+    match numbers.into_iter().find_map(bad) {
+        None => Ok(()),
+        Some(block) => Err(not_finite(tensor, band.first + block * layout.block as usize)),
+    }
 }
 
 /// Every value rounded, and how far that takes them from the source. `what` the values do not fit, if they do not.
@@ -124,7 +130,8 @@ pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> Error
     }
 }
 
-fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> Problem {
+/// The problem of a value that `what` does not hold.
+pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> Problem {
     let Misfit { index, value } = misfit;
     if !value.is_finite() {
         return not_finite(tensor, band.first + index);

@@ -4,7 +4,7 @@ use crate::action::{Inputs, Job, Manifest, Part, ToolFile};
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx;
-use crate::qnn::{DeviceGraph, GraphInfo, WeightEncoding};
+use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
 
 use super::lower::lower;
 
@@ -60,8 +60,17 @@ pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
                         format!("the codes of `{tensor}` do not say how long a block is"),
                     )
                 })?;
-                let offsets = graph.get(&format!("weights/{tensor}/offsets")).is_some();
-                WeightEncoding::FloatBlock { bits, block, offsets }
+                let blob = |what: &str| graph.get(&format!("weights/{tensor}/{what}"));
+                let scales = blob("scales").map(|scales| scales.facts.read::<WeightFacts>()).transpose()?;
+                let by_channel = facts.shape.last() == Some(&block.into())
+                    && facts.element != Element::Uint4
+                    && scales.is_some_and(|scales| scales.element == Element::F32)
+                    && blob("offsets").is_none();
+                if by_channel {
+                    WeightEncoding::Channel { bits, activations: Activations::F16 }
+                } else {
+                    WeightEncoding::FloatBlock { bits, block, offsets: blob("offsets").is_some() }
+                }
             }
             _ => continue,
         };

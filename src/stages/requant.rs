@@ -1,14 +1,19 @@
 //! `requant`: the weights in the form that graph and device hold them, one part a tensor. By default nothing is rounded.
 
+mod scheme;
+mod spell;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::bands::{self, Blobs};
+use super::bands;
 use super::tensors::{self, Tensor};
-use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{Element, ErrorFacts, ModelFacts, RopeRows, TensorFacts, WeightFacts};
-use crate::model::quant::{BlockTensor, ErrorSum, GridLayout, Int8Blocks, RowOrder, Spelling};
+use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, StageSpec, TypedStage};
+use crate::base::{Problem, Result};
+use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
+use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
+use scheme::Scheme;
+use spell::{DIAGONAL, MOMENTS, spell};
 
 /// The stage.
 pub struct Requant;
@@ -36,29 +41,6 @@ struct Override {
     scheme: Scheme,
 }
 
-/// How a matrix is held. Vectors (norms, biases) are f32 values under every scheme.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-enum Scheme {
-    /// The block grid of the GGUF itself; values unchanged where it has none.
-    #[default]
-    Native,
-    /// Values as halves.
-    F16,
-    /// Signed bytes, with a half as scale for each 32 values of a row.
-    Int8Block,
-}
-
-impl Scheme {
-    fn name(self) -> &'static str {
-        match self {
-            Scheme::Native => "native",
-            Scheme::F16 => "f16",
-            Scheme::Int8Block => "int8-block",
-        }
-    }
-}
-
 /// One tensor.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RequantOrder {
@@ -75,9 +57,12 @@ impl TypedStage for Requant {
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
         version: 1,
-        summary: "weights as graph and device hold them: native, f16 or int8-block",
+        summary: "weights as graph and device hold them: native, or rounded anew by one of many schemes",
         gives: "weights",
-        inputs: &[InputSpec { name: "tensors", accepts: &["model"], required: true, many: false }],
+        inputs: &[
+            InputSpec { name: "tensors", accepts: &["model"], required: true, many: false },
+            InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
+        ],
         params: &["scheme", "override"],
         keyed: &[],
         reaches_outside: false,
@@ -105,12 +90,24 @@ impl TypedStage for Requant {
                 return Err(tensors::unmatched(pattern, "matrix", &tensors));
             }
         }
+        let calibration = inputs.optional("calibration");
         let order = |(tensor, scheme): (&Tensor, Scheme)| {
             // What does not matter to a tensor must not be in its key.
             let scheme = if tensor.is_matrix() { scheme } else { Scheme::Native };
             refuse_uneven(tensor, scheme)?;
             let order = RequantOrder { scheme, rope_heads: rope_heads(&facts, tensor.name) };
-            Ok(Order::new(tensor.name, order).input(bands::INPUT, tensor.part).demand(bands::demand(&tensor.facts)))
+            let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
+            order = order.demand(demand(tensor, scheme));
+            let given = calibration.filter(|_| scheme.listens());
+            let part = |folder: &str| given.and_then(|given| given.get(&format!("{folder}/{}", tensor.name)));
+            Ok(match (part(MOMENTS), part(DIAGONAL)) {
+                (Some(moments), _) => {
+                    order.demand = with_moments(order.demand, moments);
+                    order.input(MOMENTS, moments)
+                }
+                (None, Some(diagonal)) => order.input(DIAGONAL, diagonal),
+                (None, None) => order,
+            })
         };
         tensors.iter().zip(schemes).map(order).collect()
     }
@@ -120,52 +117,8 @@ impl TypedStage for Requant {
         let bytes = job.read(bands::INPUT)?;
         let rows = order.rope_heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
-        let values = |element| {
-            let (blobs, sum) = bands::write_values(job, &bytes, &tensor, element)?;
-            Ok((Form::Values(element), blobs, sum))
-        };
-        let (form, blobs, sum) = match (order.scheme, tensor.format().spelling()) {
-            _ if facts.shape.len() == 1 => values(Element::F32)?,
-            (Scheme::Native, Spelling::Values(element)) => values(element)?,
-            (Scheme::Native, Spelling::Wide(_)) => values(Element::F32)?,
-            (Scheme::Native, Spelling::Blocks(grid)) => {
-                (Form::Blocks(grid.layout()), bands::write_split(job, &bytes, &tensor, grid)?, ErrorSum::default())
-            }
-            (Scheme::F16, _) => values(Element::F16)?,
-            (Scheme::Int8Block, _) => {
-                let (blobs, sum) = bands::write_rounded(job, &bytes, &tensor, &Int8Blocks, "8-bit codes under a half")?;
-                (Form::Blocks(Int8Blocks::LAYOUT), blobs, sum)
-            }
-        };
-        outputs(&facts.shape, form, blobs, bands::error_facts(&tensor, order.scheme.name(), sum))
+        spell(job, &bytes, &tensor, order.scheme, &facts.shape)
     }
-}
-
-/// What the blobs of a tensor are.
-enum Form {
-    Values(Element),
-    Blocks(GridLayout),
-}
-
-fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result<Outputs> {
-    let facts = |element| WeightFacts { shape: shape.into(), element, block: None, error: None };
-    let (names, facts) = match form {
-        Form::Values(element) => {
-            (["values", "", ""], [Some(WeightFacts { error: Some(error), ..facts(element) }), None, None])
-        }
-        Form::Blocks(layout) => {
-            let codes = WeightFacts { block: Some(layout.block), error: Some(error), ..facts(layout.codes) };
-            let mut per_block = shape.to_vec();
-            per_block.iter_mut().skip(1).for_each(|columns| *columns /= u64::from(layout.block));
-            let numbers = |element| WeightFacts { shape: per_block.clone(), ..facts(element) };
-            (["codes", "scales", "offsets"], [Some(codes), Some(numbers(layout.scales)), layout.offsets.map(numbers)])
-        }
-    };
-    let parts = names.into_iter().zip(blobs.into_iter().zip(facts));
-    parts
-        .filter_map(|(name, (content, facts))| Some((name, content?, facts?)))
-        .map(|(name, content, facts)| Ok((PartName::new(name)?, Part { content, facts: CanonJson::of(&facts)? })))
-        .collect()
 }
 
 /// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their biases.
@@ -182,11 +135,31 @@ pub(super) fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
 
 fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {
     let columns = tensor.facts.shape.last().copied().unwrap_or(0);
-    let block = u64::from(Int8Blocks::LAYOUT.block);
-    if scheme != Scheme::Int8Block || columns.is_multiple_of(block) {
+    let unit = scheme.unit();
+    if columns.is_multiple_of(unit) {
         return Ok(());
     }
-    let what =
-        format!("tensor `{}` has {columns} columns, no multiple of the blocks of {block} of int8-block", tensor.name);
+    let (name, scheme) = (tensor.name, scheme.name());
+    let what = format!("tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes together");
     Err(Problem::new("kiln::weights::columns", what).help("add an override with scheme `f16` or `native` for it"))
+}
+
+/// Bytes that a value of a band takes beyond what every scheme needs, where whole rows are searched: decoded, by lanes,
+/// and in its two versions of codes and errors.
+const SEARCH_BYTES: u64 = 32;
+
+fn demand(tensor: &Tensor, scheme: Scheme) -> Demand {
+    let demand = bands::demand(&tensor.facts);
+    let columns = tensor.facts.shape.last().copied().unwrap_or(0);
+    let extra = match (scheme, scheme.rows()) {
+        (Scheme::NativeSafe, _) | (_, Some(_)) => columns.max(BAND_VALUES as u64).saturating_mul(SEARCH_BYTES),
+        _ => 0,
+    };
+    Demand { memory_bytes: demand.memory_bytes.saturating_add(extra), ..demand }
+}
+
+/// The moments as they are, in order, factored in f64, and the factor.
+fn with_moments(demand: Demand, moments: &Part) -> Demand {
+    let bytes = moments.content.digest.size_bytes.saturating_mul(5);
+    Demand { memory_bytes: demand.memory_bytes.saturating_add(bytes), ..demand }
 }

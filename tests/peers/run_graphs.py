@@ -33,7 +33,7 @@ def read(part):
     elif element == "bf16":
         values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        values = raw.view({"f32": np.float32, "f16": np.float16, "int8": np.int8}[element])
+        values = raw.view({"f32": np.float32, "f16": np.float16, "int8": np.int8, "uint8": np.uint8}[element])
     return values.reshape(fact["shape"]).astype(np.float64)
 
 
@@ -42,6 +42,8 @@ def weight(name):
         return read(name + "/values")
     block = parts[name + "/codes"]["block"]
     spread = lambda part: np.repeat(read(part), block, axis=1)
+    if name + "/block_scales" in parts:
+        return read(name + "/codes") * spread(name + "/block_scales") * read(name + "/channel_scales")[:, None]
     values = read(name + "/codes") * spread(name + "/scales")
     return values + spread(name + "/offsets") if name + "/offsets" in parts else values
 

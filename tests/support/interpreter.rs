@@ -71,6 +71,9 @@ fn numbers(tensor: &Tensor, data: StaticData) -> Array {
             };
             data.bytes.iter().enumerate().map(value).collect()
         }
+        (Encoding::Axis { axis: 3, scales, .. }, DataType::SFixed8) => {
+            data.bytes.iter().zip(scales.iter().cycle()).map(|(&code, scale)| f32::from(code as i8) * scale).collect()
+        }
         other => panic!("{}: {other:?}", tensor.name),
     };
     array(tensor, numbers)

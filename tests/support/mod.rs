@@ -12,6 +12,7 @@ pub mod plan_text;
 pub mod pottery;
 pub mod processes;
 pub mod quantize;
+pub mod restore;
 pub mod score_road;
 pub mod simulation;
 pub mod story;

@@ -19,6 +19,9 @@ pub enum Spelling {
     Blocks,
     /// Inputs `codes`, `scales`, `offsets`: W = codes * scales + offsets.
     OffsetBlocks,
+    /// Inputs `codes`, `block_scales`, `channel_scales`: W = codes * (block_scales * channel_scales), an integer for each
+    /// `block` columns and a scale for each row.
+    Lpbq,
 }
 
 /// A function of the dialect.
@@ -41,7 +44,8 @@ pub enum Function {
 }
 
 impl Spelling {
-    const ALL: [Spelling; 3] = [Spelling::Values, Spelling::Blocks, Spelling::OffsetBlocks];
+    /// Every spelling.
+    pub const ALL: [Spelling; 4] = [Spelling::Values, Spelling::Blocks, Spelling::OffsetBlocks, Spelling::Lpbq];
 
     /// The names of the inputs that spell W.
     pub fn inputs(self) -> &'static [&'static str] {
@@ -49,6 +53,7 @@ impl Spelling {
             Spelling::Values => &["values"],
             Spelling::Blocks => &["codes", "scales"],
             Spelling::OffsetBlocks => &["codes", "scales", "offsets"],
+            Spelling::Lpbq => &["codes", "block_scales", "channel_scales"],
         }
     }
 
@@ -57,6 +62,7 @@ impl Spelling {
             Spelling::Values => "",
             Spelling::Blocks => "Block",
             Spelling::OffsetBlocks => "BlockOffset",
+            Spelling::Lpbq => "Lpbq",
         }
     }
 }
@@ -113,7 +119,7 @@ impl Function {
 fn weight_attributes(weight: Spelling) -> Vec<&'static str> {
     match weight {
         Spelling::Values => vec!["gain"],
-        Spelling::Blocks | Spelling::OffsetBlocks => vec!["block", "gain"],
+        Spelling::Blocks | Spelling::OffsetBlocks | Spelling::Lpbq => vec!["block", "gain"],
     }
 }
 
@@ -160,6 +166,14 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
     match weight {
         Spelling::Values => vec![widen("values", "w")],
         Spelling::Blocks => vec![widen("scales", "scales_f32"), dequantize("w")],
+        Spelling::Lpbq => vec![
+            widen("block_scales", "integers"),
+            widen("channel_scales", "channels"),
+            op("Constant", &[], "last", vec![ints("value_ints", vec![-1])]),
+            op("Unsqueeze", &["channels", "last"], "channel_of_block", vec![]),
+            op("Mul", &["integers", "channel_of_block"], "scales_f32", vec![]),
+            dequantize("w"),
+        ],
         // [rows, columns] seen as [rows, blocks, block], so that an offset meets the columns of its block.
         Spelling::OffsetBlocks => vec![
             widen("scales", "scales_f32"),
@@ -224,7 +238,8 @@ mod tests {
         assert_eq!(
             names.join(" "),
             "RmsNorm Linear LinearBias Embedding BlockLinear BlockLinearBias BlockEmbedding \
-             BlockOffsetLinear BlockOffsetLinearBias BlockOffsetEmbedding"
+             BlockOffsetLinear BlockOffsetLinearBias BlockOffsetEmbedding \
+             LpbqLinear LpbqLinearBias LpbqEmbedding"
         );
         for function in Function::all() {
             assert_eq!(Function::called(&function.name()), Some(function));

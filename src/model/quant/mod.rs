@@ -17,9 +17,11 @@ mod iq3_xxs;
 mod iq4_nl;
 mod iq4_xs;
 pub mod kernels;
+mod metric;
 mod mxfp4;
 mod nvfp4;
 mod plain;
+mod positive;
 mod q1_0;
 mod q2_0;
 mod q2_k;
@@ -34,6 +36,9 @@ mod q6_k;
 mod q8_0;
 mod q8_k;
 mod round;
+mod rows;
+mod search;
+mod search_wide;
 mod tq1_0;
 mod tq2_0;
 mod types;
@@ -41,12 +46,15 @@ mod wide;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_far, split};
 pub use error::{ErrorLanes, ErrorSum};
+pub use metric::Metric;
 pub use plain::first_non_finite;
+pub use positive::{Positive, recombine};
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
+pub use rows::{RowLayout, RowPieces, RowRounding, RowSum, round_rows};
 pub use types::GgmlType;
 pub use wide::WideNumbers;
 
@@ -127,6 +135,13 @@ pub struct Split<'a> {
     pub scales: &'a mut [u8],
     /// Offsets, little-endian; empty where the format has none.
     pub offsets: &'a mut [u8],
+}
+
+impl Split<'_> {
+    /// The same pieces, to hand on.
+    pub fn reborrow(&mut self) -> Split<'_> {
+        Split { codes: self.codes, scales: self.scales, offsets: self.offsets }
+    }
 }
 
 /// The f32 of a half as a block holds it.

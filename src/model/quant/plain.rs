@@ -57,6 +57,6 @@ pub fn first_non_finite(element: Element, bytes: &[u8]) -> Option<usize> {
         Element::F32 => find(bytes, |value| u32::from_le_bytes(*value) & 0x7f80_0000 == 0x7f80_0000),
         Element::F16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7c00 == 0x7c00),
         Element::Bf16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7f80 == 0x7f80),
-        Element::Int8 | Element::Int4 | Element::Uint4 => None,
+        Element::Int8 | Element::Uint8 | Element::Int4 | Element::Uint4 => None,
     }
 }

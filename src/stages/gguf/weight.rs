@@ -17,7 +17,16 @@ pub struct Weight {
 
 enum Spelling {
     Values(Numbers),
-    Blocks { block: usize, codes: Numbers, scales: Numbers, offsets: Option<Numbers> },
+    Blocks(Blocks),
+}
+
+/// `code * scale + offset`; the scale of LPBQ is that of its block times that of its row.
+struct Blocks {
+    block: usize,
+    codes: Numbers,
+    scales: Numbers,
+    channels: Option<Numbers>,
+    offsets: Option<Numbers>,
 }
 
 /// A blob and what its elements are.
@@ -27,8 +36,8 @@ struct Numbers {
 }
 
 impl Weight {
-    /// The weight whose blobs are the inputs `folder/codes`, `folder/scales` and perhaps `folder/offsets`, or
-    /// `folder/values`.
+    /// The weight whose blobs are the inputs `folder/codes`, `folder/scales` and perhaps `folder/offsets`; `folder/codes`,
+    /// `folder/block_scales` and `folder/channel_scales`; or `folder/values`.
     pub fn read(job: &Job, folder: &str, facts: &WeightFacts) -> Result<Self> {
         let problem = |what: String| Problem::new("kiln::model::weight", format!("`{folder}`: {what}"));
         let extent = |n: &u64| usize::try_from(*n).ok();
@@ -57,22 +66,31 @@ impl Weight {
             let facts: WeightFacts = job.input(&format!("{folder}/{name}"))?.facts.read()?;
             Ok(facts.element)
         };
-        let has_offsets = job.inputs().any(|(name, _)| name.strip_prefix(folder) == Some("/offsets"));
-        let offsets = has_offsets.then(|| numbers("offsets", element("offsets")?, columns / block)).transpose()?;
-        let codes = numbers("codes", facts.element, columns)?;
-        let scales = numbers("scales", element("scales")?, columns / block)?;
-        Ok(Weight { rows, columns, spelling: Spelling::Blocks { block, codes, scales, offsets } })
+        let has = |blob: &str| job.inputs().any(|(name, _)| name.strip_prefix(folder) == Some(blob));
+        let optional = |is_there: bool, name: &str, columns: usize| {
+            is_there.then(|| numbers(name, element(name)?, columns)).transpose()
+        };
+        let scales = if has("/block_scales") { "block_scales" } else { "scales" };
+        let blocks = Blocks {
+            block,
+            codes: numbers("codes", facts.element, columns)?,
+            scales: numbers(scales, element(scales)?, columns / block)?,
+            channels: optional(has("/channel_scales"), "channel_scales", 1)?,
+            offsets: optional(has("/offsets"), "offsets", columns / block)?,
+        };
+        Ok(Weight { rows, columns, spelling: Spelling::Blocks(blocks) })
     }
 
     /// Puts the values of a row into `out`: `code * scale + offset` in f32, as the documents define them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         match &self.spelling {
             Spelling::Values(values) => values.put(row * self.columns, out),
-            Spelling::Blocks { block, codes, scales, offsets } => {
+            Spelling::Blocks(Blocks { block, codes, scales, channels, offsets }) => {
                 codes.put(row * self.columns, out);
                 let blocks = self.columns / block;
+                let channel = channels.as_ref().map_or(1.0, |channels| channels.at(row));
                 for (index, out) in out.chunks_mut(*block).enumerate() {
-                    let scale = scales.at(row * blocks + index);
+                    let scale = channel * scales.at(row * blocks + index);
                     let offset = offsets.as_ref().map(|offsets| offsets.at(row * blocks + index));
                     match offset {
                         None => out.iter_mut().for_each(|value| *value *= scale),
@@ -100,6 +118,7 @@ impl Numbers {
             Element::Int8 => bytes[index] as i8 as f32,
             Element::Int4 => f32::from((nibble() << 4) as i8 >> 4),
             Element::Uint4 => f32::from(nibble()),
+            Element::Uint8 => f32::from(bytes[index]),
         }
     }
 }

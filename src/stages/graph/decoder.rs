@@ -181,22 +181,15 @@ impl Decoder<'_> {
     /// How the weight `name` is spelled, and the attributes that go with it.
     fn spelling(&self, name: &str, exponent: i32) -> (Spelling, Vec<AttributeProto>) {
         let weight = self.weights.by_name.get(name);
-        let has = |blob: &str| weight.is_some_and(|weight| weight.blobs.contains_key(blob));
         let block = weight.and_then(Weight::block).map(|block| int("block", block as i64));
-        let spelling = match (has("values"), has("offsets")) {
-            (true, _) => Spelling::Values,
-            (false, false) => Spelling::Blocks,
-            (false, true) => Spelling::OffsetBlocks,
-        };
+        let spelling = weight.map_or(Spelling::Values, Weight::spelling);
         (spelling, block.into_iter().chain([gain(exponent)]).collect())
     }
 
     /// The blobs of weight `name` in the order of its spelling; none if there is no such weight.
     fn weight(&mut self, name: &str) -> Vec<Value> {
         let Some(weight) = self.weights.by_name.get(name) else { return vec![] };
-        let blobs = ["values", "codes", "scales", "offsets"]
-            .into_iter()
-            .filter_map(|blob| Some((blob, weight.blobs.get(blob)?)));
+        let blobs = weight.spelling().inputs().iter().filter_map(|blob| Some((*blob, weight.blobs.get(*blob)?)));
         blobs
             .map(|(blob, stored)| {
                 let full = format!("{name}/{blob}");
@@ -231,6 +224,7 @@ fn onnx_element(element: Element) -> i32 {
         Element::F16 => element::FLOAT16,
         Element::Bf16 => element::BFLOAT16,
         Element::Int8 => element::INT8,
+        Element::Uint8 => element::UINT8,
         Element::Int4 => element::INT4,
         Element::Uint4 => element::UINT4,
     }

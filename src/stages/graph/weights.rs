@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::{CanonJson, Digest, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, WeightFacts};
+use crate::model::onnx::Spelling;
 
 /// One blob of a weight.
 #[derive(Clone, Debug)]
@@ -70,8 +71,8 @@ impl Weights {
 impl Weight {
     fn check(&self, shape: &[u64]) -> std::result::Result<(), String> {
         let names: BTreeSet<&str> = self.blobs.keys().map(String::as_str).collect();
-        let spellings = [vec!["values"], vec!["codes", "scales"], vec!["codes", "offsets", "scales"]];
-        if !spellings.iter().any(|spelling| spelling.iter().copied().eq(names.iter().copied())) {
+        let spells = |spelling: Spelling| spelling.inputs().iter().copied().collect::<BTreeSet<&str>>() == names;
+        if !Spelling::ALL.into_iter().any(spells) {
             return Err(format!("{names:?} spell no weight"));
         }
         for (name, blob) in &self.blobs {
@@ -79,8 +80,12 @@ impl Weight {
             if blob.facts.shape != expected {
                 return Err(format!("{name} have shape {:?}, expected {expected:?}", blob.facts.shape));
             }
-            let is_code = matches!(blob.facts.element, Element::Int4 | Element::Uint4 | Element::Int8);
-            if is_code != (name == "codes") {
+            let fits = match blob.facts.element {
+                Element::Int4 | Element::Uint4 | Element::Int8 => name == "codes",
+                Element::Uint8 => name == "block_scales",
+                Element::F32 | Element::F16 | Element::Bf16 => name != "codes" && name != "block_scales",
+            };
+            if !fits {
                 return Err(format!("{name} cannot be {:?}", blob.facts.element));
             }
             let bits = expected.iter().try_fold(blob.facts.element.bits(), |bits, &n| bits.checked_mul(n));
@@ -103,7 +108,25 @@ impl Weight {
         if block == 0 || columns % block != 0 {
             return Err(format!("{columns} columns are not whole blocks of {block}"));
         }
-        Ok(if blob == "codes" { shape.to_vec() } else { vec![rows, columns / block] })
+        Ok(match blob {
+            "codes" => shape.to_vec(),
+            "channel_scales" => vec![rows],
+            _ => vec![rows, columns / block],
+        })
+    }
+
+    /// How it is spelled. It has been checked.
+    pub(super) fn spelling(&self) -> Spelling {
+        let has = |blob: &str| self.blobs.contains_key(blob);
+        if has("values") {
+            Spelling::Values
+        } else if has("block_scales") {
+            Spelling::Lpbq
+        } else if has("offsets") {
+            Spelling::OffsetBlocks
+        } else {
+            Spelling::Blocks
+        }
     }
 
     /// Columns that share a scale.

@@ -1,6 +1,7 @@
 //! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and multiplied as halves.
 
 use super::Lowering;
+use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
 use super::linear::blob_owner;
 use super::stored::Stored;
@@ -70,23 +71,25 @@ impl<'a> Lowering<'a> {
         &mut self,
         node: &NodeProto,
         what: &str,
-        grid: &Stored,
+        grid: &Grid,
         gain: f32,
         ids: TensorId,
         tokens: u64,
     ) -> Result<TensorId> {
-        let blocks = grid.dims.last().copied().unwrap_or_default();
-        let (name, stored) = (format!("{}.{what}", blob_owner(&grid.name)), grid.clone());
+        let (dims, grid) = (grid.blob().dims.clone(), grid.clone());
+        let blocks = dims.last().copied().unwrap_or_default();
+        let owner = grid.blob().name.clone();
+        let name = format!("{}.{what}", blob_owner(&owner));
         let data = move || {
             let mut halves = Halves::default();
-            let mut bytes = Vec::with_capacity(stored.dims.iter().product::<u64>() as usize * 2);
-            for number in stored.all_numbers() {
-                bytes.extend(halves.round(scale_times_gain(number, gain, &stored.name)?));
+            let mut bytes = Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
+            for number in grid.all_numbers() {
+                bytes.extend(halves.round(scale_times_gain(number, gain, &owner)?));
             }
-            halves.finish(&stored.name)?;
+            halves.finish(&owner)?;
             Ok(StaticData { bytes, encoding: Encoding::None })
         };
-        let table = self.fixed(&name, DataType::Float16, &grid.dims, "f16", data)?;
+        let table = self.fixed(&name, DataType::Float16, &dims, "f16", data)?;
         let of_token =
             self.between(&format!("{}.{what}", node.name), DataType::Float16, &[1, tokens, blocks], Encoding::None)?;
         self.push("Gather", gather(), vec![table, ids], of_token);

@@ -1,6 +1,7 @@
 //! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the GGUF.
 
 use super::Lowering;
+use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::Result;
@@ -18,22 +19,24 @@ impl<'a> Lowering<'a> {
         if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns as u64) {
             return Err(self.refuse(node, "shape", &format!("wants an input [1, 1, T, {columns}]")));
         }
-        let weight = match spelling {
-            Spelling::Values => self.plain_weight(node, [rows, columns], gain)?,
-            Spelling::Blocks | Spelling::OffsetBlocks => {
-                let weight = self.block_weight(node, spelling, gain)?;
-                self.blockwise_weight(weight, [rows, columns])?
+        let bias = if bias { Some(self.bias(node, spelling, rows)?) } else { None };
+        let mut inputs = vec![x];
+        match (self.device.tensor(x).data_type, &self.device.tensor(x).encoding) {
+            (DataType::UFixed16, &Encoding::ScaleOffset { scale, .. }) => {
+                let weight = self.coded_weight(node, spelling, gain)?;
+                inputs.push(weight.tensor);
+                if let Some(bias) = bias {
+                    inputs.push(self.coded_bias(bias, gain, scale, &weight.channels)?);
+                }
             }
-        };
-        let mut inputs = vec![x, weight];
-        if bias {
-            let bias = self.stored(node, 1 + spelling.inputs().len())?;
-            if bias.dims != [rows as u64] || !bias.is_float() {
-                return Err(self.refuse(node, "shape", &format!("wants {rows} numbers as its bias")));
+            _ => {
+                inputs.push(self.half_weight(node, spelling, [rows, columns], gain)?);
+                if let Some(bias) = bias {
+                    let name = blob_owner(&bias.name).to_string();
+                    let data = move || Ok(StaticData { bytes: bias.halves(gain)?, encoding: Encoding::None });
+                    inputs.push(self.fixed(&name, DataType::Float16, &[rows as u64], "f16", data)?);
+                }
             }
-            let name = blob_owner(&bias.name).to_string();
-            let data = move || Ok(StaticData { bytes: bias.halves(gain)?, encoding: Encoding::None });
-            inputs.push(self.fixed(&name, DataType::Float16, &[rows as u64], "f16", data)?);
         }
         let params = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -42,6 +45,32 @@ impl<'a> Lowering<'a> {
             ("group", Param::U32(1)),
         ];
         self.emit(node, "Conv2d", params, inputs)
+    }
+
+    fn bias(&self, node: &'a NodeProto, spelling: Spelling, rows: usize) -> Result<Stored> {
+        let bias = self.stored(node, 1 + spelling.inputs().len())?;
+        if bias.dims != [rows as u64] || !bias.is_float() {
+            return Err(self.refuse(node, "shape", &format!("wants {rows} numbers as its bias")));
+        }
+        Ok(bias)
+    }
+
+    /// A weight for activations of halves.
+    fn half_weight(
+        &mut self,
+        node: &'a NodeProto,
+        spelling: Spelling,
+        shape: [usize; 2],
+        gain: f32,
+    ) -> Result<TensorId> {
+        if spelling == Spelling::Values {
+            return self.plain_weight(node, shape, gain);
+        }
+        let weight = self.block_weight(node, spelling, gain)?;
+        match weight.channels() {
+            Some(_) => self.channel_weight(weight, shape),
+            None => self.blockwise_weight(weight, shape),
+        }
     }
 
     fn plain_weight(&mut self, node: &'a NodeProto, shape: [usize; 2], gain: f32) -> Result<TensorId> {
@@ -72,8 +101,8 @@ impl<'a> Lowering<'a> {
     /// The blockwise weight that is input 1 and following of `node`.
     pub(super) fn block_weight(&self, node: &'a NodeProto, spelling: Spelling, gain: f32) -> Result<BlockWeight> {
         let codes = self.stored(node, 1)?;
-        let scales = self.stored(node, 2)?;
-        let offsets = if spelling == Spelling::OffsetBlocks { Some(self.stored(node, 3)?) } else { None };
+        let second = self.stored(node, 2)?;
+        let third = if spelling == Spelling::Blocks { None } else { Some(self.stored(node, 3)?) };
         let block = self.int(node, "block")?;
         let refuse = |why: &str| self.refuse(node, "block", why);
         let [rows, columns] = codes.matrix().ok_or_else(|| refuse("wants a matrix of codes"))?;
@@ -81,18 +110,29 @@ impl<'a> Lowering<'a> {
         let block = block.ok_or_else(|| refuse(&format!("does not have whole blocks in {columns} columns")))?;
         let grid = [rows as u64, (columns / block) as u64];
         let fits = |numbers: &Stored| numbers.dims == grid && numbers.is_float();
-        if codes.is_float() || !fits(&scales) || !offsets.as_ref().is_none_or(fits) {
+        if let (Spelling::Lpbq, Some(channels)) = (spelling, &third) {
+            let integers = second.element == element::UINT8 && second.dims == grid;
+            let channels_fit = channels.dims == [rows as u64] && channels.is_float();
+            if codes.element != element::INT4 || !integers || !channels_fit {
+                return Err(refuse(&format!(
+                    "wants codes of 4 bits, {grid:?} unsigned bytes and {rows} channel scales"
+                )));
+            }
+            let scales = Grid::Products { integers: second, channels: channels.clone() };
+            return Ok(BlockWeight { codes, scales, offsets: None, block, gain });
+        }
+        if codes.is_float() || !fits(&second) || !third.as_ref().is_none_or(fits) {
             return Err(refuse(&format!("wants integer codes and {grid:?} numbers as scales and offsets")));
         }
-        Ok(BlockWeight { codes, scales, offsets, block, gain })
+        Ok(BlockWeight { codes, scales: Grid::Numbers(second), offsets: third.map(Grid::Numbers), block, gain })
     }
 }
 
 /// A weight in blocks: `(code * scale + offset) * gain`.
 pub(super) struct BlockWeight {
     pub(super) codes: Stored,
-    pub(super) scales: Stored,
-    pub(super) offsets: Option<Stored>,
+    pub(super) scales: Grid,
+    pub(super) offsets: Option<Grid>,
     pub(super) block: usize,
     pub(super) gain: f32,
 }
@@ -131,7 +171,7 @@ impl BlockWeight {
             shifts.push(block.shift);
         }
         // The device keeps scales as halves, which hold neither every power of two nor every product of a half.
-        halves.finish(&self.scales.name)?;
+        halves.finish(&self.scales.blob().name)?;
         let bytes = transposed(rows, columns, |row, out| {
             let blocks = out.chunks_exact_mut(self.block).zip(row * columns / self.block..);
             for (out, block) in blocks {
@@ -178,6 +218,6 @@ pub(super) fn blob_owner(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(owner, _)| owner)
 }
 
-fn conv_dims([rows, columns]: [usize; 2]) -> [u64; 4] {
+pub(super) fn conv_dims([rows, columns]: [usize; 2]) -> [u64; 4] {
     [1, 1, columns as u64, rows as u64]
 }

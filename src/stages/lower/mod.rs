@@ -2,8 +2,10 @@
 //! weights in the blocks of the GGUF, every function of the dialect the op that was proven to compute it.
 
 mod attributes;
+mod channel;
 mod codes;
 mod embedding;
+mod grid;
 mod half;
 mod linear;
 mod standard;

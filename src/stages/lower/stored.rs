@@ -27,7 +27,7 @@ impl Stored {
         let bits = match tensor.data_type {
             element::FLOAT => 32,
             element::FLOAT16 | element::BFLOAT16 => 16,
-            element::INT8 => 8,
+            element::INT8 | element::UINT8 => 8,
             element::INT4 | element::UINT4 => 4,
             other => return Err(problem(format!("has type {}, which no weight has", element_name(other)))),
         };
@@ -83,6 +83,7 @@ impl Stored {
         match self.element {
             element::UINT4 => i32::from(nibble),
             element::INT4 => i32::from((nibble << 4) as i8 >> 4),
+            element::UINT8 => i32::from(byte(index)),
             _ => i32::from(byte(index) as i8),
         }
     }

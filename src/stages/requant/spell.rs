@@ -1,0 +1,180 @@
+//! Tensors written under a scheme.
+
+use super::scheme::Scheme;
+use crate::action::{Blob, Job, Outputs, Part, PartName};
+use crate::base::{CanonJson, Problem, Result};
+use crate::model::facts::{Element, ErrorFacts, WeightFacts};
+use crate::model::quant::{
+    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowLayout, RowPieces, RowRounding,
+    RowSum, Spelling, Split, decode, recombine, round_rows, split,
+};
+use crate::stages::bands::{self, Blobs};
+
+/// What the orders call the moments of a tensor's inputs.
+pub(super) const MOMENTS: &str = "moments";
+/// What they call their mean squares.
+pub(super) const DIAGONAL: &str = "diagonal";
+
+/// What the blobs of a tensor are.
+enum Form {
+    Values(Element),
+    Blocks(GridLayout),
+    Rows(RowLayout),
+}
+
+/// The tensor under `scheme`, of shape `shape`.
+pub(super) fn spell(job: &Job, source: &Blob, tensor: &BlockTensor, scheme: Scheme, shape: &[u64]) -> Result<Outputs> {
+    let values = |element| {
+        let (blobs, sum) = bands::write_values(job, source, tensor, element)?;
+        Ok((Form::Values(element), blobs, facts(tensor, scheme, sum)))
+    };
+    let (form, blobs, error) = match (scheme, tensor.format().spelling()) {
+        _ if shape.len() == 1 => values(Element::F32)?,
+        (Scheme::Native | Scheme::NativeSafe, Spelling::Values(element)) => values(element)?,
+        (Scheme::Native | Scheme::NativeSafe, Spelling::Wide(_)) => values(Element::F32)?,
+        (Scheme::Native, Spelling::Blocks(grid)) => {
+            let blobs = bands::write_split(job, source, tensor, grid)?;
+            (Form::Blocks(grid.layout()), blobs, facts(tensor, scheme, ErrorSum::default()))
+        }
+        (Scheme::NativeSafe, Spelling::Blocks(grid)) => positive(job, source, tensor, grid)?,
+        (Scheme::F16, _) => values(Element::F16)?,
+        (Scheme::Int8Block, _) => {
+            let (blobs, sum) = bands::write_rounded(job, source, tensor, &Int8Blocks, "8-bit codes under a half")?;
+            (Form::Blocks(Int8Blocks::LAYOUT), blobs, facts(tensor, scheme, sum))
+        }
+        _ => rows(job, source, tensor, scheme, shape)?,
+    };
+    outputs(shape, form, blobs, error)
+}
+
+fn facts(tensor: &BlockTensor, scheme: Scheme, sum: ErrorSum) -> ErrorFacts {
+    bands::error_facts(tensor, scheme.name(), sum)
+}
+
+/// The tensor's own grid with positive scales.
+fn positive(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<(Form, Blobs, ErrorFacts)> {
+    let lifts = {
+        let mut found = false;
+        let mut buffers = [const { Vec::new() }; 3];
+        for band in tensor.bands() {
+            job.check_cancelled()?;
+            let [codes, scales, offsets] = sized(&mut buffers, grid.layout().bytes(band.values));
+            let mut pieces = Split { codes, scales, offsets };
+            split(tensor, &band, grid, pieces.reborrow());
+            found |= Positive::must_lift(grid, &pieces);
+        }
+        found
+    };
+    let grid = Positive::new(grid, lifts);
+    let layout = grid.layout();
+    let mut sum = ErrorSum::default();
+    let blobs = bands::write(
+        job,
+        source,
+        tensor,
+        |values| layout.bytes(values),
+        |band, [codes, scales, offsets]| {
+            let mut pieces = Split { codes, scales, offsets };
+            split(tensor, band, &grid, pieces.reborrow());
+            bands::refuse_non_finite(tensor, band, &layout, &pieces)?;
+            let mut restored = vec![0.0; band.values];
+            recombine(&layout, &pieces, &mut restored);
+            let mut values = vec![0.0; band.values];
+            decode(tensor, band, &mut values);
+            sum = sum.and(ErrorSum::of(&values, &restored));
+            Ok(())
+        },
+    )?;
+    // A mirrored zero may have lost its sign.
+    let error = ErrorFacts { exact: sum.max_error() == 0.0, ..facts(tensor, Scheme::NativeSafe, sum) };
+    Ok((Form::Blocks(layout), blobs, error))
+}
+
+fn sized(buffers: &mut [Vec<u8>; 3], sizes: [usize; 3]) -> [&mut [u8]; 3] {
+    buffers.iter_mut().zip(sizes).for_each(|(buffer, size)| buffer.resize(size, 0));
+    buffers.each_mut().map(Vec::as_mut_slice)
+}
+
+/// Whole rows, rounded so that their errors cost least by what is known of their inputs.
+fn rows(
+    job: &Job,
+    source: &Blob,
+    tensor: &BlockTensor,
+    scheme: Scheme,
+    shape: &[u64],
+) -> Result<(Form, Blobs, ErrorFacts)> {
+    let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
+        return Err(Problem::new("kiln::weights::scheme", format!("`{}` holds matrices only", scheme.name())));
+    };
+    let rounding = RowRounding::new(layout, metric(job, columns as usize, layout.block)?)?;
+    let mut sum = RowSum::default();
+    let of_rows = |values: usize| rounding.bytes(values / columns as usize);
+    let blobs = bands::write(job, source, tensor, of_rows, |band, [codes, integers, scales]| {
+        let rounded = round_rows(tensor, band, &rounding, RowPieces { codes, integers, scales });
+        sum = sum.and(rounded.map_err(|misfit| bands::refuse(tensor, band, misfit, scheme.name()))?);
+        Ok(())
+    })?;
+    let share = sum.clipped as f64 / tensor.len() as f64;
+    let clipped = Some((1e6 * share).round() / 1e6);
+    Ok((Form::Rows(layout), blobs, ErrorFacts { clipped, ..facts(tensor, scheme, sum.error) }))
+}
+
+/// What errors cost, by the moments of the inputs, their mean squares, or nothing.
+fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
+    let numbers = |input: &str| -> Result<Vec<f32>> {
+        let bytes = job.read(input)?;
+        Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    };
+    if job.input(MOMENTS).is_ok() {
+        return Metric::full(&numbers(MOMENTS)?, columns, block);
+    }
+    if job.input(DIAGONAL).is_ok() {
+        let squares = numbers(DIAGONAL)?;
+        if squares.len() != columns {
+            let what = format!("the calibration has {} mean squares of {columns} inputs", squares.len());
+            return Err(Problem::new("kiln::weights::moments", what).help("calibrate the same model"));
+        }
+        return Metric::diagonal(&squares, block);
+    }
+    Ok(Metric::plain(columns, block))
+}
+
+fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result<Outputs> {
+    let facts = |element| WeightFacts { shape: shape.into(), element, block: None, error: None };
+    let main = |element, block| WeightFacts { block, error: Some(error), ..facts(element) };
+    let per_block = |block: u32| {
+        let mut grid = shape.to_vec();
+        grid.iter_mut().skip(1).for_each(|columns| *columns /= u64::from(block));
+        move |element| WeightFacts { shape: grid.clone(), ..facts(element) }
+    };
+    let columns = shape.last().copied().unwrap_or(0) as u32;
+    let named: [Option<(&str, WeightFacts)>; 3] = match form {
+        Form::Values(element) => [Some(("values", main(element, None))), None, None],
+        Form::Blocks(layout) => {
+            let numbers = per_block(layout.block);
+            [
+                Some(("codes", main(layout.codes, Some(layout.block)))),
+                Some(("scales", numbers(layout.scales))),
+                layout.offsets.map(|element| ("offsets", numbers(element))),
+            ]
+        }
+        Form::Rows(RowLayout { codes, block: None }) => {
+            let scales = per_block(columns)(Element::F32);
+            [Some(("codes", main(codes, Some(columns)))), None, Some(("scales", scales))]
+        }
+        Form::Rows(RowLayout { codes, block: Some(block) }) => {
+            let channels = WeightFacts { shape: shape[..1].into(), ..facts(Element::F32) };
+            [
+                Some(("codes", main(codes, Some(block)))),
+                Some(("block_scales", per_block(block)(Element::Uint8))),
+                Some(("channel_scales", channels)),
+            ]
+        }
+    };
+    let part = |(named, content): (Option<(&str, WeightFacts)>, _)| {
+        let ((name, facts), content) = named.zip(content)?;
+        let part = CanonJson::of(&facts).map(|facts| Part { content, facts });
+        Some(part.and_then(|part| Ok((PartName::new(name)?, part))))
+    };
+    named.into_iter().zip(blobs).filter_map(part).collect()
+}
