@@ -252,7 +252,7 @@ fn blocks_are_mirrored_by_hand() {
     // d = -0.5, codes 0 to 15 and again: -8 has no negative, so that the block is lifted by |d|.
     let block: Vec<u8> =
         half::f16::from_f32(-0.5).to_le_bytes().into_iter().chain((0..16).map(|k| k | (15 - k) << 4)).collect();
-    let Spelling::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format().unwrap().spelling() else { panic!() };
+    let Spelling::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format.spelling() else { panic!() };
     let (mut codes, mut scales, mut offsets) = ([0; 16], [0; 2], [0; 2]);
     grid.split(&block, Split { codes: &mut codes, scales: &mut scales, offsets: &mut [] });
     assert!(Positive::must_lift(grid, &Split { codes: &mut codes, scales: &mut scales, offsets: &mut [] }));

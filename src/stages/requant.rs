@@ -4,12 +4,16 @@ mod scheme;
 mod spell;
 
 use schemars::JsonSchema;
+use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 
 use super::bands;
+use super::choose::{ChoiceFacts, ChosenScheme, OVERRIDES};
 use super::tensors::{self, Tensor};
-use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, StageSpec, TypedStage};
-use crate::base::{Problem, Result};
+use crate::action::{
+    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec, TypedStage,
+};
+use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
 use scheme::Scheme;
@@ -31,7 +35,7 @@ pub struct Params {
 }
 
 /// An exception from the scheme.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Override {
     /// Pattern of tensor names: `blk.*.ffn_down.weight`.
@@ -62,24 +66,41 @@ impl TypedStage for Requant {
         inputs: &[
             InputSpec { name: "tensors", accepts: &["model"], required: true, many: false },
             InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
+            InputSpec { name: "choice", accepts: &["choice"], required: false, many: false },
         ],
         params: &["scheme", "override"],
         keyed: &[],
         reaches_outside: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        let mut wrong = |path: String, message: &str, help: &str| {
+            let problem = Problem::new("kiln::plan::parameter", message).help(help);
+            problems.push(ParamProblem { path, problem });
+        };
+        if (params.scheme == Scheme::Auto) != slots.contains(&"choice") {
+            let help = "give both, or neither: a stage of kind `choose` makes a choice";
+            wrong("scheme".into(), "`scheme = \"auto\"` and `choice` belong together", help);
+        }
+        for (index, _) in params.overrides.iter().enumerate().filter(|(_, rule)| rule.scheme == Scheme::Auto) {
+            wrong(format!("override/{index}/scheme"), "`auto` is no scheme of one tensor", "name the scheme itself");
+        }
         let path = |index| format!("override/{index}/match");
         let overrides = params.overrides.iter().enumerate();
-        overrides.filter_map(|(index, rule)| tensors::check_pattern(&rule.pattern, path(index))).collect()
+        problems.extend(overrides.filter_map(|(index, rule)| tensors::check_pattern(&rule.pattern, path(index))));
+        problems
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<RequantOrder>>> {
         let model = inputs.one("tensors")?;
         let facts: ModelFacts = model.part("model.json")?.facts.read()?;
         let tensors = tensors::all(model)?;
-        let mut schemes = vec![params.scheme; tensors.len()];
-        for Override { pattern, scheme } in &params.overrides {
+        let own = if params.scheme == Scheme::Auto { Scheme::Native } else { params.scheme };
+        let mut schemes = vec![own; tensors.len()];
+        let chosen = inputs.optional("choice").map(chosen).transpose()?.unwrap_or_default();
+        // What the plan itself says comes last, and wins.
+        for Override { pattern, scheme } in chosen.iter().chain(&params.overrides) {
             let matcher = tensors::pattern(pattern)?;
             let mut matches = 0;
             for (tensor, own) in tensors.iter().zip(&mut schemes).filter(|(tensor, _)| matcher.is_match(tensor.name)) {
@@ -119,6 +140,17 @@ impl TypedStage for Requant {
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
         spell(job, &bytes, &tensor, order.scheme, &facts.shape)
     }
+}
+
+/// The overrides of a choice.
+fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
+    let facts: ChoiceFacts = choice.part(OVERRIDES)?.facts.read()?;
+    let scheme = |name: &str| -> Result<Scheme> {
+        let known = Scheme::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(name));
+        known.context("kiln::weights::scheme", || format!("read the scheme `{name}` of the choice"))
+    };
+    let rule = |ChosenScheme { pattern, scheme: name }: ChosenScheme| Ok(Override { scheme: scheme(&name)?, pattern });
+    facts.overrides.into_iter().map(rule).collect()
 }
 
 /// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their biases.

@@ -36,6 +36,8 @@ pub(super) enum Scheme {
     /// The same, an integer for each 128 values.
     #[serde(rename = "lpbq-128")]
     Lpbq128,
+    /// What the stage in slot `choice` says; `native` where it says nothing.
+    Auto,
 }
 
 impl Scheme {
@@ -52,6 +54,7 @@ impl Scheme {
             Scheme::Lpbq32 => "lpbq-32",
             Scheme::Lpbq64 => "lpbq-64",
             Scheme::Lpbq128 => "lpbq-128",
+            Scheme::Auto => "auto",
         }
     }
 
@@ -65,7 +68,7 @@ impl Scheme {
             Scheme::Lpbq32 => lpbq(32),
             Scheme::Lpbq64 => lpbq(64),
             Scheme::Lpbq128 => lpbq(128),
-            Scheme::Native | Scheme::NativeSafe | Scheme::F16 | Scheme::Int8Block => None,
+            Scheme::Native | Scheme::NativeSafe | Scheme::F16 | Scheme::Int8Block | Scheme::Auto => None,
         }
     }
 
