@@ -432,3 +432,11 @@ unknown_parameter: a stage of kind `throw` has no `retries`
 "#
     );
 }
+
+/// The stages that a bad value names are not complained of too.
+#[test]
+fn a_bad_value_is_named_once() {
+    let text = "[matrix]\nkiln = ['Big', 'small']\n[stage.clay]\nkind = 'fetch'\nurl = 'file:${kiln}'\n";
+    let problems = plan_text::problems(&[("plan.toml", &format!("{BEGIN}{text}"))], &[]);
+    assert_eq!(problems.matches("bad_name").count(), 1, "{problems}");
+}

@@ -5,7 +5,7 @@ use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
-use super::words::{bad_name, hint};
+use super::words::{MAX_NAME, bad_name, hint};
 use crate::action::Registry;
 use crate::base::Problem;
 
@@ -133,7 +133,8 @@ impl Reader<'_> {
 
     /// What an instance is called must be a name too, and nobody else's.
     fn check_instance(&mut self, id: &str, stage: &Written, draft: &Draft) {
-        if let Some(why) = bad_name(id).filter(|_| id != stage.name) {
+        // A letter that is wrong in a value of the matrix was named there; here, only the whole can be too long.
+        if let Some(why) = bad_name(id).filter(|_| id != stage.name && id.len() > MAX_NAME) {
             self.problem("bad_name", format!("`{id}` cannot name a stage"), &stage.at, "a stage of these", why.into());
         }
         if let Some(other) = draft.stages.iter().find(|other| other.id == id) {

@@ -27,6 +27,9 @@ pub fn hint<'a>(word: &str, what: &str, candidates: impl IntoIterator<Item = &'a
 /// What [`bad_name`] has nothing against, but for its length.
 pub const NAME_PATTERN: &str = "^[a-z0-9][a-z0-9._-]*$";
 
+/// Most bytes of a name.
+pub const MAX_NAME: usize = 100;
+
 /// Why `name` cannot name a plan, stage or tool; it becomes a folder and a part of part names.
 pub fn bad_name(name: &str) -> Option<&'static str> {
     let mut characters = name.chars();
@@ -35,7 +38,7 @@ pub fn bad_name(name: &str) -> Option<&'static str> {
     if !first_is_good || !characters.all(good) {
         return Some("a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or digit");
     }
-    (name.len() > 100).then_some("a name has at most 100 characters")
+    (name.len() > MAX_NAME).then_some("a name has at most 100 characters")
 }
 
 /// The words of `message` between backquotes.

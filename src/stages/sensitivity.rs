@@ -170,13 +170,13 @@ impl TypedStage for Sensitivity {
 
     fn run(order: Tensor, job: &Job) -> Result<Outputs> {
         let base = decode(&job.read(&format!("candidate/{PREFILL}"))?)?;
-        let model = score::model(job)?;
+        let (runtime, model) = (OnnxRuntime::open(job)?, score::model(job)?);
         let mut costs = vec![Cost { scheme: order.own.scheme, bytes: order.own.bytes, kld: 0.0 }];
         let calls = (order.candidates.len() * order.windows) as u64;
         for (index, Held { scheme, bytes }) in order.candidates.into_iter().enumerate() {
             let folder = format!("change/{index}/");
             let changed = swap(base.clone(), &decode(&job.read(&format!("{folder}{PREFILL}"))?)?, &order.tensor)?;
-            let mut engine = OnnxRuntime::open(job)?;
+            let mut engine = runtime.anew(job)?;
             engine.replace_prefill(&changed.encode_to_vec())?;
             for (input, _) in job.inputs() {
                 if let Some(blob) = input.strip_prefix(&folder).filter(|blob| *blob != PREFILL) {

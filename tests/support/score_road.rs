@@ -1,5 +1,6 @@
 //! The road from a GGUF to a validated candidate, stage by stage, with kiln's own executor.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kiln::action::{Inputs, Manifest, Part, PartName, Registry};
@@ -48,9 +49,11 @@ impl Road {
 
     /// Expands a stage and runs its orders, one after the other.
     pub fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Result<Manifest> {
-        let slots = slots.iter().map(|(slot, given)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]));
-        let inputs =
-            Inputs { slots: slots.collect(), tools: self.tools.iter().cloned().collect(), ..Inputs::default() };
+        let mut by_slot: BTreeMap<String, Vec<(String, Manifest)>> = BTreeMap::new();
+        for (slot, given) in slots {
+            by_slot.entry(slot.to_string()).or_default().push((slot.to_string(), (*given).clone()));
+        }
+        let inputs = Inputs { slots: by_slot, tools: self.tools.iter().cloned().collect(), ..Inputs::default() };
         let stage = self.stages.get(kind).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local { store: &self.store, stages: &self.stages, program };

@@ -32,6 +32,15 @@ impl OnnxRuntime {
             .context("kiln::score::runtime", || format!("load {}", library.display()))?
             .build()
             .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
+        Self::within(environment, job)
+    }
+
+    /// The candidate as it was opened. A process may start the runtime only once.
+    pub fn anew(&self, job: &Job) -> Result<Self> {
+        Self::within(self.environment.clone(), job)
+    }
+
+    fn within(environment: Environment, job: &Job) -> Result<Self> {
         let folder = job.scratch()?.join("candidate");
         for (name, _) in job.inputs() {
             if let Some(inside) = name.strip_prefix("candidate/") {
