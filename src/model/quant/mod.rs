@@ -1,6 +1,7 @@
 //! Quantized weights: how ggml stores them, what kiln rounds them to, and the inner loops of both.
 
 mod bands;
+mod elements;
 mod error;
 mod formats;
 mod halves;
@@ -8,6 +9,7 @@ pub mod kernels;
 mod rounding;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_far, split};
+pub use elements::number_at;
 pub use error::{ErrorLanes, ErrorSum};
 pub use formats::{GgmlType, Q4_0, Q4_1, Q6K, Q8_0, WideNumbers, first_non_finite};
 pub use rounding::{

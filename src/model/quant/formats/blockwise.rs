@@ -1,9 +1,8 @@
 //! A format told by one function: how a block is taken apart. Decoding puts the pieces together again, so that the two
 //! cannot disagree.
 
-use half::f16;
-
 use crate::model::facts::Element;
+use crate::model::quant::elements::{write_codes, write_numbers};
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split};
 
 /// A format of blocks of `LEN` values in `BYTES` bytes, with a scale for each of `RUNS` runs of equal length.
@@ -77,25 +76,5 @@ impl<const BYTES: usize, const LEN: usize, const RUNS: usize> BlockGrid for Bloc
                 write_numbers(self.numbers, &parts.offsets, offsets);
             }
         }
-    }
-}
-
-fn write_codes(element: Element, codes: &[i8], out: &mut [u8]) {
-    match element {
-        Element::Int4 | Element::Uint4 => {
-            let pairs = out.iter_mut().zip(codes.as_chunks::<2>().0);
-            pairs.for_each(|(out, [even, odd])| *out = (*even as u8 & 0x0f) | (*odd as u8) << 4);
-        }
-        _ => out.iter_mut().zip(codes).for_each(|(out, code)| *out = *code as u8),
-    }
-}
-
-fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
-    if element == Element::F16 {
-        let halves = numbers.iter().map(|number| f16::from_f32(*number).to_le_bytes());
-        out.as_chunks_mut::<2>().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
-    } else {
-        let singles = numbers.iter().map(|number| number.to_le_bytes());
-        out.as_chunks_mut::<4>().0.iter_mut().zip(singles).for_each(|(out, single)| *out = single);
     }
 }

@@ -1,8 +1,7 @@
 //! A grid without negative scales: a block under a negative scale becomes its mirror.
 
-use half::f16;
-
 use crate::model::facts::Element;
+use crate::model::quant::elements::{code_at, number_at, set_code, set_number};
 use crate::model::quant::{BlockGrid, GridLayout, Split};
 
 /// The grid `of` with scales above zero. Signed codes are negated where all of a block can be; where one cannot (-8 of four
@@ -26,8 +25,8 @@ impl<'a> Positive<'a> {
         layout.offsets.is_none()
             && (0..scales(&layout, split)).any(|block| {
                 let codes = block * layout.block as usize..(block + 1) * layout.block as usize;
-                number(layout.scales, split.scales, block) < 0.0
-                    && codes.into_iter().any(|index| code(layout.codes, split.codes, index) == lowest)
+                number_at(layout.scales, split.scales, block) < 0.0
+                    && codes.into_iter().any(|index| code_at(layout.codes, split.codes, index) == lowest)
             })
     }
 }
@@ -49,10 +48,10 @@ impl BlockGrid for Positive<'_> {
         }
         let width = given.block as usize;
         for block in 0..scales.len() * 8 / given.scales.bits() as usize {
-            let scale = number(given.scales, scales, block);
+            let scale = number_at(given.scales, scales, block);
             let all = block * width..(block + 1) * width;
             let mut each = |change: &dyn Fn(i32) -> i32| {
-                all.clone().for_each(|at| set_code(given.codes, codes, at, change(code(given.codes, codes, at))));
+                all.clone().for_each(|at| set_code(given.codes, codes, at, change(code_at(given.codes, codes, at))));
             };
             if scale == 0.0 {
                 each(&|_| 0);
@@ -67,12 +66,12 @@ impl BlockGrid for Positive<'_> {
                 (None, Some(element)) => {
                     let highest = (1 << given.codes.bits()) - 1;
                     each(&|code| highest - code);
-                    let offset = number(element, offsets, block) + scale * highest as f32;
+                    let offset = number_at(element, offsets, block) + scale * highest as f32;
                     set_number(element, offsets, block, offset);
                 }
                 (_, Some(element)) => {
                     each(&|code| -1 - code);
-                    let offset = number(element, offsets, block) - scale;
+                    let offset = number_at(element, offsets, block) - scale;
                     set_number(element, offsets, block, offset);
                 }
                 _ if self.lifts => {
@@ -98,46 +97,11 @@ fn scales(layout: &GridLayout, split: &Split) -> usize {
     split.scales.len() * 8 / layout.scales.bits() as usize
 }
 
-fn code(element: Element, codes: &[u8], index: usize) -> i32 {
-    let nibble = || codes[index / 2] >> (4 * (index % 2)) & 15;
-    match element {
-        Element::Int4 => i32::from((nibble() << 4) as i8 >> 4),
-        Element::Uint4 => i32::from(nibble()),
-        Element::Uint8 => i32::from(codes[index]),
-        _ => i32::from(codes[index] as i8),
-    }
-}
-
-fn set_code(element: Element, codes: &mut [u8], index: usize, code: i32) {
-    match element {
-        Element::Int4 | Element::Uint4 => {
-            let shift = 4 * (index % 2);
-            let byte = &mut codes[index / 2];
-            *byte = *byte & !(15 << shift) | ((code & 15) as u8) << shift;
-        }
-        _ => codes[index] = code as u8,
-    }
-}
-
-fn number(element: Element, numbers: &[u8], index: usize) -> f32 {
-    match element {
-        Element::F16 => numbers.as_chunks().0.get(index).map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32()),
-        _ => numbers.as_chunks().0.get(index).map_or(0.0, |bytes| f32::from_le_bytes(*bytes)),
-    }
-}
-
-fn set_number(element: Element, numbers: &mut [u8], index: usize, number: f32) {
-    match element {
-        Element::F16 => numbers[2 * index..][..2].copy_from_slice(&f16::from_f32(number).to_le_bytes()),
-        _ => numbers[4 * index..][..4].copy_from_slice(&number.to_le_bytes()),
-    }
-}
-
 /// The values that the pieces stand for.
 pub fn recombine(layout: &GridLayout, split: &Split, values: &mut [f32]) {
     for (index, value) in values.iter_mut().enumerate() {
         let block = index / layout.block as usize;
-        let product = code(layout.codes, split.codes, index) as f32 * number(layout.scales, split.scales, block);
-        *value = layout.offsets.map_or(product, |element| product + number(element, split.offsets, block));
+        let product = code_at(layout.codes, split.codes, index) as f32 * number_at(layout.scales, split.scales, block);
+        *value = layout.offsets.map_or(product, |element| product + number_at(element, split.offsets, block));
     }
 }

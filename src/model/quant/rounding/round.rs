@@ -1,10 +1,11 @@
 //! Ways to round values to fewer bits, and how far each takes them from their source.
 
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
 
 use crate::model::facts::Element;
-use crate::model::quant::bands::{RUN_VALUES, Run, TILE_VALUES};
+use crate::model::quant::bands::{RUN_VALUES, Run, TILE_VALUES, slices};
+use crate::model::quant::elements::write_numbers;
 use crate::model::quant::formats::plain;
 use crate::model::quant::halves::half;
 use crate::model::quant::{
@@ -39,14 +40,7 @@ impl Rounding for Plain {
     fn encode(&self, values: &[f32], codes: &mut [u8], _: &mut [u8]) -> Result<(), usize> {
         match self.0 {
             Element::F16 => (kernels::widest().to_halves)(values, codes),
-            Element::Bf16 => {
-                let halves = values.iter().map(|value| bf16::from_f32(*value).to_le_bytes());
-                codes.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(out, half)| *out = half);
-            }
-            _ => {
-                let singles = values.iter().map(|value| value.to_le_bytes());
-                codes.as_chunks_mut().0.iter_mut().zip(singles).for_each(|(out, single)| *out = single);
-            }
+            element => write_numbers(element, values, codes),
         }
         first_non_finite(self.0, codes).map_or(Ok(()), Err)
     }
@@ -136,10 +130,7 @@ pub fn round(
 ) -> Result<ErrorSum, Misfit> {
     let [codes_size, scales_size] = rounding.bytes(RUN_VALUES);
     let runs = band.runs(tensor.ggml());
-    let mut scales: Vec<&mut [u8]> = match scales_size {
-        0 => runs.iter().map(|_| &mut [][..]).collect(),
-        size => scales.chunks_mut(size).collect(),
-    };
+    let mut scales = slices(scales, scales_size, runs.len());
     let out = codes.par_chunks_mut(codes_size).zip(scales.par_iter_mut());
     let sums: Vec<Result<ErrorSum, Misfit>> = runs
         .par_iter()

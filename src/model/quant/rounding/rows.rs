@@ -7,6 +7,8 @@ use super::search::{LANES, Lanes, Range, Ratios, Tile};
 use super::{Misfit, widest};
 use crate::base::{Problem, Result};
 use crate::model::facts::Element;
+use crate::model::quant::bands::slices;
+use crate::model::quant::elements::write_codes;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
 
 /// How rows are spelled.
@@ -90,11 +92,7 @@ impl RowRounding {
         }
         let tiles = values.par_chunks(self.columns * LANES);
         let [codes, integers, scales] = self.bytes(LANES);
-        // Without integers as many empty slices: a chunk of none would be no chunk.
-        let mut integers: Vec<&mut [u8]> = match integers {
-            0 => tiles.clone().map(|_| &mut [][..]).collect(),
-            size => pieces.integers.chunks_mut(size).collect(),
-        };
+        let mut integers = slices(pieces.integers, integers, tiles.len());
         let out = pieces.codes.par_chunks_mut(codes).zip(integers.par_iter_mut());
         let out = out.zip(pieces.scales.par_chunks_mut(scales));
         let sums: Vec<RowSum> = tiles
@@ -147,12 +145,7 @@ impl RowRounding {
             }
             pieces.scales[row * 4..][..4].copy_from_slice(&found.scales[row].to_le_bytes());
             let out = &mut pieces.codes[row * pieces_of(self.layout.codes, self.columns)..];
-            match self.layout.codes {
-                Element::Int4 => out.iter_mut().zip(codes.as_chunks().0).for_each(|(out, [even, odd])| {
-                    *out = (even & 15) as u8 | (odd << 4) as u8;
-                }),
-                _ => out.iter_mut().zip(&codes).for_each(|(out, code)| *out = *code as u8),
-            }
+            write_codes(self.layout.codes, &codes, out);
         }
         sum.error = ErrorSum::of(values, &restored);
         sum
