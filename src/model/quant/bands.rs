@@ -194,12 +194,17 @@ pub fn decode_far(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out:
 pub fn split(tensor: &BlockTensor, band: &Band, grid: &dyn BlockGrid, out: Split<'_>) {
     let runs = band.runs(tensor.ggml);
     let [codes, scales, offsets] = grid.layout().bytes(RUN_VALUES);
-    let mut offsets: Vec<&mut [u8]> = match offsets {
-        0 => runs.iter().map(|_| &mut [][..]).collect(),
-        size => out.offsets.chunks_mut(size).collect(),
-    };
+    let mut offsets = slices(out.offsets, offsets, runs.len());
     let codes_scales = out.codes.par_chunks_mut(codes).zip(out.scales.par_chunks_mut(scales));
     runs.par_iter().zip(codes_scales.zip(offsets.par_iter_mut())).for_each(|(run, ((codes, scales), offsets))| {
         grid.split(run.blocks, Split { codes, scales, offsets });
     });
+}
+
+/// `bytes` in slices of `size`; `count` empty ones where there are none, since a chunk of none would be no chunk.
+pub(super) fn slices(bytes: &mut [u8], size: usize, count: usize) -> Vec<&mut [u8]> {
+    match size {
+        0 => (0..count).map(|_| &mut [][..]).collect(),
+        size => bytes.chunks_mut(size).collect(),
+    }
 }

@@ -3,6 +3,11 @@
 const SIGN: u16 = 0x8000;
 const INFINITY: u16 = 0x7c00;
 
+/// The single of a half as blocks hold it.
+pub(super) fn half(bytes: [u8; 2]) -> f32 {
+    to_single(u16::from_le_bytes(bytes))
+}
+
 /// The single of a half. Exact; a NaN comes out quiet, as the machine's own instruction has it.
 pub(super) fn to_single(half: u16) -> f32 {
     let magnitude = half & !SIGN;

@@ -1,62 +1,21 @@
-//! ggml's quantized formats: decoded bit for bit as ggml does, and split into codes, scales and offsets. One file a format.
+//! Quantized weights: how ggml stores them, what kiln rounds them to, and the inner loops of both.
 
 mod bands;
-mod bits;
-mod blockwise;
-mod codebook;
+mod elements;
 mod error;
-mod grids;
+mod formats;
 mod halves;
-mod iq1_m;
-mod iq1_s;
-mod iq2_s;
-mod iq2_xs;
-mod iq2_xxs;
-mod iq3_s;
-mod iq3_xxs;
-mod iq4_nl;
-mod iq4_xs;
 pub mod kernels;
-mod metric;
-mod mxfp4;
-mod nvfp4;
-mod plain;
-mod positive;
-mod q1_0;
-mod q2_0;
-mod q2_k;
-mod q3_k;
-mod q4_0;
-mod q4_1;
-mod q4_k;
-mod q5_0;
-mod q5_1;
-mod q5_k;
-mod q6_k;
-mod q8_0;
-mod q8_k;
-mod round;
-mod rows;
-mod search;
-mod search_wide;
-mod tq1_0;
-mod tq2_0;
-mod types;
-mod wide;
+mod rounding;
 
 pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_far, split};
+pub use elements::number_at;
 pub use error::{ErrorLanes, ErrorSum};
-pub use metric::Metric;
-pub use plain::first_non_finite;
-pub use positive::{Positive, recombine};
-pub use q4_0::Q4_0;
-pub use q4_1::Q4_1;
-pub use q6_k::Q6K;
-pub use q8_0::Q8_0;
-pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
-pub use rows::{RowLayout, RowPieces, RowRounding, RowSum, round_rows};
-pub use types::GgmlType;
-pub use wide::WideNumbers;
+pub use formats::{GgmlType, Q4_0, Q4_1, Q6K, Q8_0, WideNumbers, first_non_finite};
+pub use rounding::{
+    Int8Blocks, Metric, Misfit, Plain, Positive, Rounding, RowLayout, RowPieces, RowRounding, RowSum, recombine, round,
+    round_rows,
+};
 
 use crate::model::facts::Element;
 
@@ -142,18 +101,4 @@ impl Split<'_> {
     pub fn reborrow(&mut self) -> Split<'_> {
         Split { codes: self.codes, scales: self.scales, offsets: self.offsets }
     }
-}
-
-/// The f32 of a half as a block holds it.
-fn half(bytes: [u8; 2]) -> f32 {
-    halves::to_single(u16::from_le_bytes(bytes))
-}
-
-/// ggml puts element j of 32 into the low nibble of byte j and element j + 16 into the high one; the result has the even
-/// element in the low nibble and its successor in the high one.
-fn pair_nibbles(ggml: &[u8; 16]) -> [u8; 16] {
-    std::array::from_fn(|k| match k {
-        0..8 => (ggml[2 * k] & 0x0f) | (ggml[2 * k + 1] << 4),
-        _ => (ggml[2 * k - 16] >> 4) | (ggml[2 * k - 15] & 0xf0),
-    })
 }

@@ -1,10 +1,9 @@
 //! A weight as `requant` gives it, read row by row: the one place that knows how its blobs are spelled.
 
-use half::{bf16, f16};
-
 use crate::action::{Blob, Job};
 use crate::base::{Problem, Result};
 use crate::model::facts::{Element, WeightFacts};
+use crate::model::quant::number_at;
 
 /// The values of a tensor.
 pub struct Weight {
@@ -108,17 +107,6 @@ impl Numbers {
     }
 
     fn at(&self, index: usize) -> f32 {
-        let bytes: &[u8] = &self.bytes;
-        let two = || [bytes[2 * index], bytes[2 * index + 1]];
-        let nibble = || (bytes[index / 2] >> (index % 2 * 4)) & 15;
-        match self.element {
-            Element::F32 => bytes.as_chunks().0.get(index).map_or(0.0, |four| f32::from_le_bytes(*four)),
-            Element::F16 => f16::from_le_bytes(two()).to_f32(),
-            Element::Bf16 => bf16::from_le_bytes(two()).to_f32(),
-            Element::Int8 => bytes[index] as i8 as f32,
-            Element::Int4 => f32::from((nibble() << 4) as i8 >> 4),
-            Element::Uint4 => f32::from(nibble()),
-            Element::Uint8 => f32::from(bytes[index]),
-        }
+        number_at(self.element, &self.bytes, index)
     }
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::{Decoders, Kernels, scalar};
 use crate::model::quant::error::{ErrorLanes, LANES};
-use crate::model::quant::q6_k;
+use crate::model::quant::formats::q6_k;
 
 /// The kernels, if this machine can run them.
 pub(super) fn kernels() -> Option<&'static Kernels> {

@@ -1,8 +1,9 @@
 //! The definition: what every wider kernel must give, bit for bit.
 
 use super::{Decoders, Kernels};
+use crate::model::quant::error;
+use crate::model::quant::formats::{q4_0, q4_1, q6_k, q8_0};
 use crate::model::quant::halves::{from_single, to_single};
-use crate::model::quant::{error, q4_0, q4_1, q6_k, q8_0};
 
 pub(super) static KERNELS: Kernels =
     Kernels { name: "scalar", near: DECODERS, far: DECODERS, from_halves, to_halves, measure: error::measure };

@@ -1,0 +1,13 @@
+//! Ways to spell weights other than in the grid of their file: with fewer bits, or without negative scales.
+
+mod metric;
+mod positive;
+mod round;
+mod rows;
+mod search;
+mod widest;
+
+pub use metric::Metric;
+pub use positive::{Positive, recombine};
+pub use round::{Int8Blocks, Misfit, Plain, Rounding, round};
+pub use rows::{RowLayout, RowPieces, RowRounding, RowSum, round_rows};
