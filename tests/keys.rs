@@ -15,19 +15,19 @@ dequant 1 {"type":"f32"} b3:be5ab4048173
 dequant 1 {"type":"f16"} b3:89ceda098478
 dequant 1 {"type":"bf16"} b3:86d3dabe6d28
 requant 1 {"scheme":"f16"} b3:3da937a194e2
-graph 1 {"context":24,"prefill":8} b3:ab9e5bb3e6dd
+graph 2 {"context":24,"prefill":8} b3:fabfb5afa95f
 requant 1 {"scheme":"int8-block"} b3:d26d5cda294a
-graph 1 {"context":24,"prefill":8} b3:0b14e0340fa7
+graph 2 {"context":24,"prefill":8} b3:7ac85c7c1185
 requant 1 {"scheme":"native"} b3:f317e2d285e8
-graph 1 {"context":24,"prefill":8} b3:79ba7a740bc7
+graph 2 {"context":24,"prefill":8} b3:f7a552dc8193
 requant 1 {"scheme":"native-safe"} b3:01277e3776e9
-graph 1 {"context":24,"prefill":8} b3:52fc05f25f8c
+graph 2 {"context":24,"prefill":8} b3:635e5d3dd1e1
 requant 1 {"scheme":"int8-channel"} b3:bba5543bdc60
-graph 1 {"context":24,"prefill":8} b3:be91cece0706
+graph 2 {"context":24,"prefill":8} b3:e3935ab03764
 requant 1 {"scheme":"int4-channel"} b3:79376bc01bfa
-graph 1 {"context":24,"prefill":8} b3:29903669c7b2
+graph 2 {"context":24,"prefill":8} b3:0bc21c1c12fd
 requant 1 {"scheme":"lpbq-32"} b3:f88f783a2c8b
-graph 1 {"context":24,"prefill":8} b3:d67b3cccf204
+graph 2 {"context":24,"prefill":8} b3:83b0d8bd9c2d
 "#;
 
 fn digest(manifest: &Manifest) -> String {
