@@ -192,7 +192,7 @@ mod tests {
         let table = ledger().table();
         let names: Vec<&str> = table.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(names, ["blk.2.attn_q.weight", "blk.2.ffn_up.weight", "blk.10.attn_q.weight"]);
-        assert!(table.contains("1.2 kB        4.50  no        26.25   1.25e-2  0.125 %"), "{table}");
+        assert!(table.contains("1.2 kB        4.50  no        26.25    1.25e-2  0.125 %"), "{table}");
     }
 
     #[test]
