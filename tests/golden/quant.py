@@ -114,7 +114,9 @@ def first_blocks(t, rng, count=3):
 
 
 def main():
-    if sys.argv[1].endswith(".gguf"):
+    with open(sys.argv[1], "rb") as file:
+        is_gguf = file.read(4) == b"GGUF"
+    if is_gguf:
         for tensor in GGUFReader(sys.argv[1]).tensors:
             values = dequantize(tensor.data, tensor.tensor_type)
             print(tensor.name, hashlib.sha256(np.ascontiguousarray(values, "<f4")).hexdigest(), flush=True)
