@@ -114,6 +114,11 @@ pub struct WeightFacts {
     pub error: Option<ErrorFacts>,
 }
 
+/// The tensor of which `NAME/codes` is a blob.
+pub fn blob_owner(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(owner, _)| owner)
+}
+
 /// How far a requantized tensor is from its source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorFacts {

@@ -25,7 +25,7 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, MomentFacts};
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts};
+use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, DOMAIN, Function};
 use crate::model::tokenizer::Tokenizer;
@@ -155,8 +155,7 @@ fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
     let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in graph.node.iter().filter(is_linear) {
         let [input, weight, ..] = node.input.as_slice() else { continue };
-        let owner = weight.rsplit_once('/').map_or(weight.as_str(), |(owner, _)| owner);
-        linears.entry(input.clone()).or_default().insert(owner.to_string());
+        linears.entry(input.clone()).or_default().insert(blob_owner(weight).to_string());
     }
     linears
 }

@@ -3,9 +3,10 @@
 
 use super::Lowering;
 use super::grid::Grid;
-use super::linear::{BlockWeight, blob_owner, conv_dims};
+use super::linear::{BlockWeight, conv_dims};
 use super::stored::{Stored, transposed};
 use crate::base::{Problem, Result};
+use crate::model::facts::blob_owner;
 use crate::model::onnx::Spelling;
 use crate::model::onnx::proto::{NodeProto, element};
 use crate::qnn::{DataType, Encoding, StaticData, TensorId};

@@ -3,9 +3,9 @@
 use super::Lowering;
 use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
-use super::linear::blob_owner;
 use super::stored::Stored;
 use crate::base::Result;
+use crate::model::facts::blob_owner;
 use crate::model::onnx::Spelling;
 use crate::model::onnx::proto::NodeProto;
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};

@@ -5,6 +5,7 @@ use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::Result;
+use crate::model::facts::blob_owner;
 use crate::model::onnx::Spelling;
 use crate::model::onnx::proto::{NodeProto, element};
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
@@ -211,11 +212,6 @@ impl BlockWeight {
         let span = 1 << (self.bits() - 1);
         (steps.round() as i32).max(-span - low).min(span - 1 - high)
     }
-}
-
-/// The tensor of which `NAME/codes` is a blob.
-pub(super) fn blob_owner(name: &str) -> &str {
-    name.rsplit_once('/').map_or(name, |(owner, _)| owner)
 }
 
 pub(super) fn conv_dims([rows, columns]: [usize; 2]) -> [u64; 4] {

@@ -1,8 +1,8 @@
 //! The standard operators, and RmsNorm.
 
 use super::Lowering;
-use super::linear::blob_owner;
 use crate::base::Result;
+use crate::model::facts::blob_owner;
 use crate::model::onnx::proto::NodeProto;
 use crate::qnn::{DataType, Encoding, Param, StaticData};
 
