@@ -1,6 +1,6 @@
 //! Ledgers, described: `ledger.json`, which lies beside graphs and context binaries.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -15,20 +15,26 @@ const BESIDE: &str = "ledger.json";
 
 /// The summary, and the tensors if asked for; with `json`, the text itself.
 pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String> {
-    let mut text = vec![];
-    file.take(MAX_BYTES).read_to_end(&mut text).context("kiln::call::unreadable", || "read it".into())?;
-    let ledger = Ledger::read(&text)?;
-    if json {
-        return Ok(String::from_utf8_lossy(&text).into_owned());
-    }
-    let tensors = if tensors { format!("\n{}", ledger.table()) } else { String::new() };
-    Ok(format!("{ledger}{tensors}"))
+    let text = read(file)?;
+    let described = spell(&text, tensors)?;
+    Ok(if json { String::from_utf8_lossy(&text).into_owned() } else { described })
 }
 
 /// What the ledger beside the model at `path` says; nothing where there is none that can be read.
 pub(super) fn beside(path: &Path, tensors: bool) -> String {
-    let ledger = path.parent().and_then(|folder| fs::read(folder.join(BESIDE)).ok());
-    let Some(ledger) = ledger.and_then(|text| Ledger::read(&text).ok()) else { return String::new() };
+    let file = path.parent().and_then(|folder| File::open(folder.join(BESIDE)).ok());
+    let described = file.and_then(|file| spell(&read(&file).ok()?, tensors).ok());
+    described.map_or(String::new(), |text| format!("\nthe weights as stored, against the file they came from\n{text}"))
+}
+
+fn read(file: &File) -> Result<Vec<u8>> {
+    let mut text = vec![];
+    file.take(MAX_BYTES).read_to_end(&mut text).context("kiln::call::unreadable", || "read it".into())?;
+    Ok(text)
+}
+
+fn spell(text: &[u8], tensors: bool) -> Result<String> {
+    let ledger = Ledger::read(text)?;
     let tensors = if tensors { format!("\n{}", ledger.table()) } else { String::new() };
-    format!("\nthe weights as stored, against the file they came from\n{ledger}{tensors}")
+    Ok(format!("{ledger}{tensors}"))
 }
