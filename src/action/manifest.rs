@@ -150,7 +150,7 @@ impl Manifest {
     }
 
     /// The parts below `folder`, by their names inside it.
-    pub fn under<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = (&'a str, &'a Part)> {
+    pub fn under<'a, 'f>(&'a self, folder: &'f str) -> impl Iterator<Item = (&'a str, &'a Part)> + use<'a, 'f> {
         self.parts.iter().filter_map(move |(name, part)| {
             let inside = name.as_str().strip_prefix(folder)?.strip_prefix('/')?;
             Some((inside, part))

@@ -33,7 +33,7 @@ use crate::model::tokenizer::Tokenizer;
 use super::score::Candidate;
 use super::score::observe::{Observer, PREFILL, observe};
 use super::tensors;
-use super::windows::{MAX_WINDOWS, windows};
+use super::windows::{MAX_WINDOWS, windows, within};
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
@@ -84,15 +84,9 @@ impl TypedStage for Calibrate {
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
-        let mut problems = vec![];
-        if !(1..=MAX_WINDOWS).contains(&params.windows) {
-            let message = format!("`windows` is {}; it goes from 1 to {MAX_WINDOWS}", params.windows);
-            let problem = Problem::new("kiln::plan::parameter", message);
-            problems.push(ParamProblem { path: "windows".into(), problem });
-        }
         let patterns = params.moments.iter().enumerate();
-        problems.extend(patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}"))));
-        problems
+        let patterns = patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
+        within("windows", params.windows, 1, MAX_WINDOWS).into_iter().chain(patterns).collect()
     }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
@@ -112,16 +106,11 @@ impl TypedStage for Calibrate {
                 return Err(tensors::unmatched(pattern, "further matrix", &all));
             }
         }
-        let candidate = Candidate::of_graph(inputs)?;
         let demand = demand(inputs.one("graph")?, &chosen)?;
         let (_, text) = inputs.one("text")?.only()?;
-        let order = Order::new("", Calibration { windows: params.windows, moments: chosen })
-            .tools(candidate.tools)
-            .demand(demand)
-            .input("text", text)
-            .input("tokenizer.json", model.part("tokenizer.json")?);
-        let read = candidate.parts.iter().filter(|(name, _)| name != "candidate/decode.onnx");
-        Ok(vec![read.fold(order, |order, (name, part)| order.input(name, part))])
+        let order = Calibration { windows: params.windows, moments: chosen };
+        let order = Candidate::of_graph(inputs)?.order("", order).demand(demand);
+        Ok(vec![order.input("text", text).input("tokenizer.json", model.part("tokenizer.json")?)])
     }
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
@@ -184,11 +173,12 @@ impl Observer for Witness<'_, '_> {
         if let Some(tally) = self.tallies.get_mut(value) {
             tally.add(elements);
         }
-        if let Some(weights) = self.linears.get(value) {
+        if let (Some(weights), false) = (self.linears.get(value), self.inputs.contains_key(value)) {
             let columns = self.columns(value)?;
             let full = weights.iter().any(|weight| self.moments.contains(weight));
-            let new = || (Diagonal::new(columns), full.then(|| Moments::new(columns)));
-            let (diagonal, moments) = self.inputs.entry(value.into()).or_insert_with(new);
+            self.inputs.insert(value.into(), (Diagonal::new(columns), full.then(|| Moments::new(columns))));
+        }
+        if let Some((diagonal, moments)) = self.inputs.get_mut(value) {
             diagonal.add(elements);
             if let Some(moments) = moments {
                 moments.add(elements);
@@ -207,8 +197,9 @@ impl Observer for Witness<'_, '_> {
             self.activations.extend(tally.activation().map(|activation| (value, activation)));
         }
         for (value, (diagonal, moments)) in std::mem::take(&mut self.inputs) {
-            let facts = MomentFacts { columns: self.columns(&value)? as u64, tokens: diagonal.tokens() };
-            let of_diagonal = write(self.job, &facts, [diagonal.means().collect::<Vec<f32>>()].into_iter())?;
+            let means: Vec<f32> = diagonal.means().collect();
+            let facts = MomentFacts { columns: means.len() as u64, tokens: diagonal.tokens() };
+            let of_diagonal = write(self.job, &facts, [means].into_iter())?;
             let of_moments = match &moments {
                 Some(moments) => Some(write(self.job, &facts, (0..facts.columns as usize).map(|i| moments.row(i)))?),
                 None => None,

@@ -25,7 +25,7 @@ use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
-use crate::stages::windows::{MAX_WINDOWS, windows};
+use crate::stages::windows::{MAX_WINDOWS, windows, within};
 
 /// Longest sequence: attention takes memory by its square.
 const MAX_TOKENS: u32 = 4096;
@@ -97,11 +97,6 @@ impl TypedStage for ReferenceStage {
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
-        let within = |name: &str, value: u32, least: u32, most: u32| {
-            let message = format!("`{name}` is {value}; it goes from {least} to {most}");
-            let problem = Problem::new("kiln::plan::parameter", message);
-            (!(least..=most).contains(&value)).then(|| ParamProblem { path: name.into(), problem })
-        };
         [
             within("windows", params.windows, 1, MAX_WINDOWS),
             within("tokens", params.tokens, 2, MAX_TOKENS),

@@ -25,7 +25,7 @@ use crate::action::{
     InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::WeightFacts;
+use crate::model::facts::{WeightFacts, blob_owner};
 use crate::model::onnx::decode;
 use swap::swap;
 
@@ -135,20 +135,20 @@ impl TypedStage for Sensitivity {
         let mut orders = vec![];
         for name in names(graph).into_iter().filter(wanted) {
             let own = blobs(graph, name);
-            let others: Vec<_> = candidates.iter().filter(|(_, other)| blobs(other, name) != own).collect();
+            let others = candidates.iter().map(|(_, other)| (other, blobs(other, name)));
+            let others: Vec<_> = others.filter(|(_, blobs)| *blobs != own).collect();
             if others.is_empty() {
                 continue;
             }
-            let held = |manifest: &Manifest| held(name, &blobs(manifest, name));
             let tensor = Tensor {
                 tensor: name.into(),
                 windows: windows.len(),
-                own: held(graph)?,
-                candidates: others.iter().map(|(_, manifest)| held(manifest)).collect::<Result<_>>()?,
+                own: held(name, &own)?,
+                candidates: others.iter().map(|(_, blobs)| held(name, blobs)).collect::<Result<_>>()?,
             };
             let mut order = runtime.order(name, tensor);
-            for (index, (_, manifest)) in others.iter().enumerate() {
-                let changed = blobs(manifest, name).into_iter().chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
+            for (index, (manifest, blobs)) in others.into_iter().enumerate() {
+                let changed = blobs.into_iter().chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
                 order = changed.fold(order, |order, (blob, part)| order.input(format!("change/{index}/{blob}"), part));
             }
             for (index, (_, (tokens, logits))) in windows.iter().enumerate() {
@@ -204,13 +204,13 @@ impl TypedStage for Sensitivity {
 
 /// The tensors whose blobs `graph` points to.
 fn names(graph: &Manifest) -> BTreeSet<&str> {
-    graph.under("weights").filter_map(|(name, _)| Some(name.rsplit_once('/')?.0)).collect()
+    graph.under("weights").map(|(blob, _)| blob_owner(blob)).collect()
 }
 
 /// The blobs of tensor `name`, by their place beside the graph's file.
 fn blobs<'a>(graph: &'a Manifest, name: &str) -> BTreeMap<String, &'a Part> {
-    let of_tensor = |(blob, _): &(&str, &Part)| blob.rsplit_once('/').is_some_and(|(owner, _)| owner == name);
-    graph.under("weights").filter(of_tensor).map(|(blob, part)| (format!("weights/{blob}"), part)).collect()
+    let folder = format!("weights/{name}");
+    graph.under(&folder).map(|(blob, part)| (format!("{folder}/{blob}"), part)).collect()
 }
 
 fn held(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<Held> {

@@ -186,8 +186,8 @@ fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = 
 
 /// What the orders of one candidate share.
 pub(super) struct Candidate {
-    pub(super) parts: Vec<(String, Part)>,
-    pub(super) tools: Vec<ToolFile>,
+    parts: Vec<(String, Part)>,
+    tools: Vec<ToolFile>,
     demand: Demand,
     /// Whether its inner tensors can be seen.
     has_ranges: bool,
