@@ -19,7 +19,7 @@ use crate::action::{
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
-use crate::model::quant::GgmlType;
+use crate::model::quant::{GgmlType, write_numbers};
 use weight::Weight;
 
 /// The stage.
@@ -121,10 +121,10 @@ impl TypedStage for GgufStage {
                 None => {
                     job.read(&format!("source/{}", entry.name))?.chunks(CHUNK_BYTES).try_for_each(|c| out.write(c))?
                 }
-                Some(facts) => {
+                Some((facts, element)) => {
                     let weight = Weight::read(job, &format!("weights/{}", entry.name), facts)?;
                     let heads = rope_heads(&model, entry.name);
-                    write_values(&mut out, entry.name, &weight, source.ggml, heads)?;
+                    write_values(&mut out, entry.name, &weight, *element, heads)?;
                 }
             }
             let zeros = vec![0; header.padding(entry.bytes()?) as usize];
@@ -159,7 +159,8 @@ fn is_native(weight: &WeightFacts, tensor: &TensorFacts) -> bool {
 struct Source {
     shape: Vec<u64>,
     ggml: &'static GgmlType,
-    weight: Option<WeightFacts>,
+    /// Its facts, and what its values are written as.
+    weight: Option<(WeightFacts, Element)>,
 }
 
 impl Source {
@@ -170,12 +171,12 @@ impl Source {
         }
         let main = job.input(&format!("weights/{name}/codes")).or(job.input(&format!("weights/{name}/values")))?;
         let facts: WeightFacts = main.facts.read()?;
-        let ggml = match (facts.block, facts.element, to) {
-            (None, Element::F16, _) | (Some(_), _, Number::F16) => "F16",
-            (None, Element::Bf16, _) => "BF16",
-            _ => "F32",
+        let (element, ggml) = match (facts.block, facts.element, to) {
+            (None, Element::F16, _) | (Some(_), _, Number::F16) => (Element::F16, "F16"),
+            (None, Element::Bf16, _) => (Element::Bf16, "BF16"),
+            _ => (Element::F32, "F32"),
         };
-        Ok(Source { shape: facts.shape.clone(), ggml: GgmlType::by_name(ggml)?, weight: Some(facts) })
+        Ok(Source { shape: facts.shape.clone(), ggml: GgmlType::by_name(ggml)?, weight: Some((facts, element)) })
     }
 
     fn entry<'a>(&'a self, name: &'a str) -> Entry<'a> {
@@ -201,8 +202,8 @@ impl Out<'_> {
     }
 }
 
-/// Every value as `ggml`, which is F32, F16 or BF16, rows in the order of the source.
-fn write_values(out: &mut Out, name: &str, weight: &Weight, ggml: &GgmlType, heads: Option<u32>) -> Result<()> {
+/// Every value as `element`, which is F32, F16 or BF16, rows in the order of the source.
+fn write_values(out: &mut Out, name: &str, weight: &Weight, element: Element, heads: Option<u32>) -> Result<()> {
     // A vector is permuted too: each of its values belongs to a row.
     let rows = if weight.rows == 1 { weight.columns } else { weight.rows };
     let from = |row: usize| heads.map_or(row, |heads| half_split_row(row, rows / heads.max(1) as usize));
@@ -216,10 +217,8 @@ fn write_values(out: &mut Out, name: &str, weight: &Weight, ggml: &GgmlType, hea
         } else {
             weight.row(from(row), &mut values);
         }
-        for value in &values {
-            put(&mut bytes, *value, ggml)
-                .map_err(|problem| problem.within(format!("failed to write row {row} of tensor `{name}`")))?;
-        }
+        put(&mut bytes, &values, element)
+            .map_err(|problem| problem.within(format!("failed to write row {row} of tensor `{name}`")))?;
         if bytes.len() >= CHUNK_BYTES {
             out.write(&bytes)?;
             bytes.clear();
@@ -234,20 +233,17 @@ fn half_split_row(row: usize, head_dim: usize) -> usize {
     row - inside + inside % 2 * (head_dim / 2) + inside / 2
 }
 
-fn put(bytes: &mut Vec<u8>, value: f32, ggml: &GgmlType) -> Result<()> {
-    match ggml.name {
-        "F16" => {
-            let half = f16::from_f32(value);
-            if half.is_infinite() && value.is_finite() {
-                return Err(Problem::new("kiln::weights::range", format!("{value:e} does not fit f16"))
-                    .help("take type = \"f32\""));
-            }
-            bytes.extend(half.to_le_bytes());
-        }
-        // Exact: only values that are bfloat16 already come here.
-        "BF16" => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
-        _ => bytes.extend(value.to_le_bytes()),
+/// Appends `values` as `element`.
+fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
+    let overflows = |value: &&f32| value.is_finite() && f16::from_f32(**value).is_infinite();
+    if let Some(value) = values.iter().find(overflows).filter(|_| element == Element::F16) {
+        return Err(
+            Problem::new("kiln::weights::range", format!("{value:e} does not fit f16")).help("take type = \"f32\"")
+        );
     }
+    let start = bytes.len();
+    bytes.resize(start + values.len() * element.bits() as usize / 8, 0);
+    write_numbers(element, values, &mut bytes[start..]);
     Ok(())
 }
 

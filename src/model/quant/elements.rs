@@ -60,7 +60,7 @@ pub(super) fn write_codes(element: Element, codes: &[i8], out: &mut [u8]) {
 
 /// Writes numbers, to nearest, ties to even.
 #[inline]
-pub(super) fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
+pub fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
     match element {
         Element::F16 => write_each(numbers, out, |number| f16::from_f32(number).to_le_bytes()),
         Element::Bf16 => write_each(numbers, out, |number| bf16::from_f32(number).to_le_bytes()),
