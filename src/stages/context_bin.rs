@@ -29,9 +29,7 @@ use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
-use super::device::{
-    DESCRIPTIONS, QNN, ROLES, check_encodings, check_signatures, encodings, libraries, lowered, weight_elements,
-};
+use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
 use super::dlc::CONTAINER;
 
 /// See the module's table.
@@ -233,23 +231,22 @@ impl Compile {
         let system = System::open(folder)?;
         let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
-        if from_graph {
-            check_encodings(job, &self.graphs)?;
-        }
+        let mut lowered = if from_graph { lowered(job, &self.graphs)? } else { vec![] }.into_iter();
         let (mut facts, mut asked) = (BTreeMap::new(), vec![]);
         // A composed graph may refer to its DLC until the binary is written.
         let mut dlcs = vec![];
         for (index, role) in self.graphs.iter().enumerate() {
             job.check_cancelled()?;
             job.progress(index as u64, self.graphs.len() as u64, "graphs");
-            let (input, graph) = if from_graph {
-                (format!("{role}.onnx"), self.lower(job, &context, role)?)
-            } else {
-                let input = format!("{role}.dlc");
-                let dlc = system.open_dlc(&job.path(&input)?)?;
-                let graph = self.compose(&dlc, &context, role)?;
-                dlcs.push(dlc);
-                (input, graph)
+            let (input, graph) = match lowered.next() {
+                Some(graph) => (format!("{role}.onnx"), context.build(&graph, &GraphOptions::Htp(self.options()))?),
+                None => {
+                    let input = format!("{role}.dlc");
+                    let dlc = system.open_dlc(&job.path(&input)?)?;
+                    let graph = self.compose(&dlc, &context, role)?;
+                    dlcs.push(dlc);
+                    (input, graph)
+                }
             };
             facts.insert(role.clone(), job.input(&input)?.facts.read::<GraphFacts>()?);
             asked.push(graph);
@@ -283,10 +280,6 @@ impl Compile {
 
     fn options(&self) -> HtpGraph {
         HtpGraph { optimization: self.optimization, vtcm_mb: self.vtcm_mb }
-    }
-
-    fn lower(&self, job: &Job, context: &Context, role: &str) -> Result<GraphInfo> {
-        context.build(&lowered(job, role)?, &GraphOptions::Htp(self.options()))
     }
 
     fn compose(&self, dlc: &crate::qnn::Dlc, context: &Context, role: &str) -> Result<GraphInfo> {

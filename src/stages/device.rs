@@ -27,18 +27,17 @@ pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {
     inputs.tool_files(QNN, &names)
 }
 
-/// Lowers the ONNX graph of `role`, which reads the weights it needs when the backend asks for them.
-pub fn lowered(job: &Job, role: &str) -> Result<DeviceGraph> {
-    let file = format!("{role}.onnx");
-    let model = onnx::decode(&job.read(&file)?)?;
-    lower(&model, &|location| job.read(location)).map_err(|problem| problem.within(format!("failed to lower {file}")))
-}
-
-/// Refuses the ONNX graphs of `roles` if their encodings do not hold together: they share their caches.
-pub fn check_encodings(job: &Job, roles: &[String]) -> Result<()> {
-    let models =
-        roles.iter().map(|role| onnx::decode(&job.read(&format!("{role}.onnx"))?)).collect::<Result<Vec<_>>>()?;
-    onnx::lint(&models.iter().collect::<Vec<_>>())
+/// Lowers the ONNX graphs of `roles`, whose encodings must hold together: they share their caches. A graph reads the
+/// weights it needs when the backend asks for them.
+pub fn lowered(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>> {
+    let files: Vec<String> = roles.iter().map(|role| format!("{}.onnx", role.as_ref())).collect();
+    let models = files.iter().map(|file| onnx::decode(&job.read(file)?)).collect::<Result<Vec<_>>>()?;
+    onnx::lint(&models.iter().collect::<Vec<_>>())?;
+    let lower = |(file, model)| {
+        let graph = lower(model, &|location| job.read(location));
+        graph.map_err(|problem| problem.within(format!("failed to lower {file}")))
+    };
+    files.iter().zip(&models).map(lower).collect()
 }
 
 /// The encodings of the weights in an `onnx` manifest, as the lowering spells them, each once.

@@ -133,12 +133,12 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     let backend = Backend::ir(folder)?;
     let system = System::open(folder)?;
     let mut outputs = Outputs::new();
-    for role in ROLES {
+    for (role, graph) in ROLES.into_iter().zip(lowered(job, &ROLES)?) {
         job.check_cancelled()?;
         let file = format!("{role}.dlc");
         let path = job.scratch()?.join(&file);
         let context = Context::new(&backend, false)?;
-        let asked = context.build(&lowered(job, role)?, &GraphOptions::ir(&path)?)?;
+        let asked = context.build(&graph, &GraphOptions::ir(&path)?)?;
         drop(context);
         let mut dlc = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
         without_time(&mut dlc)?;
