@@ -2,9 +2,10 @@
 //!
 //! The matrix is summed in square tiles of its upper half. An element is one sum over tokens in their order, by
 //! multiplication and addition that each round: threads and instruction sets give the same bits.
-#![allow(unsafe_code)]
 
 use rayon::prelude::*;
+
+use crate::model::quant::kernels::{Loop, run_wide};
 
 /// Rows and columns of a tile.
 const EDGE: usize = 64;
@@ -81,7 +82,7 @@ impl Moments {
         self.tokens += tokens as u64;
         self.tiles.par_iter_mut().for_each(|tile| {
             if let (Some(left), Some(right)) = (left.get(tile.row), right.get(tile.column)) {
-                add_products(left, right, &mut tile.sums);
+                run_wide(Products { left, right, sums: &mut tile.sums });
             }
         });
     }
@@ -114,50 +115,35 @@ fn panel<const WIDTH: usize>(values: &[f32], columns: usize, block: usize) -> Ve
     out
 }
 
-fn add_products(left: &[f32], right: &[f32], sums: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the instructions were just seen to be there; the body is safe code.
-            return unsafe { add_products_avx512(left, right, sums) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            return unsafe { add_products_avx2(left, right, sums) };
-        }
-    }
-    add_products_anywhere(left, right, sums);
+/// A tile's products of some tokens.
+struct Products<'a> {
+    left: &'a [f32],
+    right: &'a [f32],
+    sums: &'a mut [f32],
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn add_products_avx512(left: &[f32], right: &[f32], sums: &mut [f32]) {
-    add_products_anywhere(left, right, sums);
-}
+impl Loop for Products<'_> {
+    type Output = ();
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn add_products_avx2(left: &[f32], right: &[f32], sums: &mut [f32]) {
-    add_products_anywhere(left, right, sums);
-}
-
-/// As loops over constants, which the compiler unrolls: sums that it keeps in registers are fifty times as fast.
-#[inline(always)]
-fn add_products_anywhere(left: &[f32], right: &[f32], sums: &mut [f32]) {
-    let tokens = left.len() / EDGE;
-    for (top, left) in left.chunks_exact((tokens * ROWS).max(1)).enumerate() {
-        for (start, right) in right.chunks_exact((tokens * LANES).max(1)).enumerate() {
-            let mut tile = [[0f32; LANES]; ROWS];
-            for (left, right) in left.as_chunks::<ROWS>().0.iter().zip(right.as_chunks::<LANES>().0) {
-                for row in 0..ROWS {
-                    for lane in 0..LANES {
-                        tile[row][lane] += left[row] * right[lane];
+    /// As loops over constants, which the compiler unrolls: sums that it keeps in registers are fifty times as fast.
+    #[inline(always)]
+    fn run(self) {
+        let Products { left, right, sums } = self;
+        let tokens = left.len() / EDGE;
+        for (top, left) in left.chunks_exact((tokens * ROWS).max(1)).enumerate() {
+            for (start, right) in right.chunks_exact((tokens * LANES).max(1)).enumerate() {
+                let mut tile = [[0f32; LANES]; ROWS];
+                for (left, right) in left.as_chunks::<ROWS>().0.iter().zip(right.as_chunks::<LANES>().0) {
+                    for row in 0..ROWS {
+                        for lane in 0..LANES {
+                            tile[row][lane] += left[row] * right[lane];
+                        }
                     }
                 }
-            }
-            for (row, part) in tile.iter().enumerate() {
-                let at = (top * ROWS + row) * EDGE + start * LANES;
-                sums.iter_mut().skip(at).zip(part).for_each(|(sum, part)| *sum += part);
+                for (row, part) in tile.iter().enumerate() {
+                    let at = (top * ROWS + row) * EDGE + start * LANES;
+                    sums.iter_mut().skip(at).zip(part).for_each(|(sum, part)| *sum += part);
+                }
             }
         }
     }
@@ -198,8 +184,8 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let (left, right) = (values(50, EDGE), values(51, EDGE).split_off(EDGE));
         let (mut here, mut anywhere) = (vec![1.0; EDGE * EDGE], vec![1.0; EDGE * EDGE]);
-        add_products(&left, &right, &mut here);
-        add_products_anywhere(&left, &right, &mut anywhere);
+        run_wide(Products { left: &left, right: &right, sums: &mut here });
+        Products { left: &left, right: &right, sums: &mut anywhere }.run();
         assert_eq!(here, anywhere);
     }
 

@@ -9,8 +9,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod scalar;
+mod wide;
 
 use std::sync::LazyLock;
+
+pub use wide::{Loop, run_wide};
 
 use super::ErrorLanes;
 

@@ -5,7 +5,6 @@ mod positive;
 mod round;
 mod rows;
 mod search;
-mod widest;
 
 pub use metric::Metric;
 pub use positive::{Positive, recombine};

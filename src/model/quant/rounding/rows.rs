@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
+use super::Misfit;
 use super::metric::Metric;
-use super::search::{LANES, Lanes, Range, Ratios, Tile};
-use super::{Misfit, widest};
+use super::search::{LANES, Lanes, Range, Ratios, Search, Tile};
 use crate::base::{Problem, Result};
 use crate::model::facts::Element;
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
+use crate::model::quant::kernels::run_wide;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
 
 /// How rows are spelled.
@@ -123,9 +124,8 @@ impl RowRounding {
         let range = self.range();
         let tile = Tile::new(range, &self.metric, self.metric.order.iter().map(by_position).collect());
         let bits = if self.layout.block.is_some() { LPBQ_SCALE_BITS } else { SCALE_BITS };
-        let found = widest::search(tile, &self.ratios(), &|scale| {
-            if scale < SMALLEST { 1.0 } else { rounded(scale, bits) }
-        });
+        let spell = |scale| if scale < SMALLEST { 1.0 } else { rounded(scale, bits) };
+        let found = run_wide(Search { tile, ratios: &self.ratios(), spell });
         let mut restored = vec![0.0; values.len()];
         let mut sum = RowSum::default();
         let block = self.layout.block.map_or(self.columns, |block| block as usize);

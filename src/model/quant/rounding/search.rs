@@ -8,6 +8,7 @@
 //!    to the codes in between.
 
 use super::metric::{Metric, Triangle};
+use crate::model::quant::kernels::Loop;
 
 /// Rows that are rounded side by side.
 pub(super) const LANES: usize = 16;
@@ -45,6 +46,22 @@ pub(super) struct Ratios {
     pub(super) all: std::ops::RangeInclusive<i32>,
     /// With feedback, around the best of those.
     pub(super) near: &'static [i32],
+}
+
+/// A search to be run: `spell` makes of a scale one that can be written.
+pub(super) struct Search<'a, F> {
+    pub(super) tile: Tile<'a>,
+    pub(super) ratios: &'a Ratios,
+    pub(super) spell: F,
+}
+
+impl<F: Fn(f32) -> f32> Loop for Search<'_, F> {
+    type Output = Rounded;
+
+    #[inline(always)]
+    fn run(self) -> Rounded {
+        self.tile.search(self.ratios, self.spell)
+    }
 }
 
 /// Rows by position, and what they are rounded to.
@@ -103,7 +120,7 @@ impl<'a> Tile<'a> {
 
     /// Finds scales, integers and codes. `spell` makes of a scale one that can be written.
     #[inline(always)]
-    pub(super) fn search(mut self, ratios: &Ratios, spell: impl Fn(f32) -> f32) -> Rounded {
+    fn search(mut self, ratios: &Ratios, spell: impl Fn(f32) -> f32) -> Rounded {
         let mut largest = [0.0f32; LANES];
         self.values.iter().for_each(|values| each(&mut largest, |lane, largest| largest.max(values[lane].abs())));
         let reach = self.range.codes[1] * f32::from(self.range.integers);
@@ -349,4 +366,33 @@ pub(super) fn less(mut start: Lanes, errors: &[Lanes], shares: &[f32]) -> Lanes 
 fn nearest(value: f32) -> f32 {
     const WHOLE: f32 = 12_582_912.0;
     value + WHOLE - WHOLE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::quant::kernels::run_wide;
+
+    #[test]
+    fn wider_registers_change_no_bit() {
+        let mut state = 1u32;
+        let mut number = || {
+            state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let columns = 64;
+        let inputs: Vec<f32> = (0..columns * 80).map(|_| number()).collect();
+        let moment = |a: usize, b: usize| inputs.chunks(columns).map(|x| x[a] * x[b]).sum::<f32>();
+        let moments: Vec<f32> = (0..columns * columns).map(|i| moment(i / columns, i % columns)).collect();
+        let values: Vec<Lanes> = (0..columns).map(|_| [0.0; LANES].map(|_| number())).collect();
+        for block in [Some(16), None] {
+            let metric = Metric::full(&moments, columns, block).unwrap();
+            let range = Range { codes: [-8.0, 7.0], integers: if block.is_some() { 16 } else { 1 } };
+            let tile = || Tile::new(range, &metric, values.clone());
+            let ratios = Ratios { all: -6..=1, near: &[0, 1] };
+            let spell = |scale| scale;
+            let search = Search { tile: tile(), ratios: &ratios, spell };
+            assert!(tile().search(&ratios, spell) == run_wide(search));
+        }
+    }
 }
