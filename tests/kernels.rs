@@ -18,23 +18,57 @@ fn wider() -> impl Iterator<Item = &'static Kernels> {
     here().filter(|kernels| kernels.name != "scalar")
 }
 
-/// Bits; a NaN is a NaN, since which of two a product hands on is not said.
+/// Bits of what was calculated; a NaN is a NaN, since which of two a product hands on is not said.
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }).collect()
 }
 
+/// Bits of what was converted, those of NaNs too.
+fn all_bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
 fn decoded(decode: Decode, blocks: &[u8], values: usize) -> Vec<u32> {
-    decoded_at(0, decode, blocks, values)
+    bits(&decoded_at(0, decode, blocks, values))
 }
 
 /// Decodes to `start` singles behind a line of the cache, and looks that nothing around it was touched.
-fn decoded_at(start: usize, decode: Decode, blocks: &[u8], values: usize) -> Vec<u32> {
+fn decoded_at(start: usize, decode: Decode, blocks: &[u8], values: usize) -> Vec<f32> {
     const UNTOUCHED: f32 = 12345.0;
     let mut out = vec![UNTOUCHED; values + 32];
     let start = out.as_ptr().align_offset(64) + start;
     decode(blocks, &mut out[start..start + values]);
     assert!(out[..start].iter().chain(&out[start + values..]).all(|value| *value == UNTOUCHED));
-    bits(&out[start..start + values])
+    out[start..start + values].to_vec()
+}
+
+/// Halves, and a look that nothing around them was touched. They begin at an odd address.
+fn halved(kernels: &Kernels, values: &[f32]) -> Vec<u8> {
+    const UNTOUCHED: u8 = 0x5a;
+    let mut out = vec![UNTOUCHED; values.len() * 2 + 65];
+    let (ours, behind) = out[1..].split_at_mut(values.len() * 2);
+    (kernels.to_halves)(values, ours);
+    assert!(behind.iter().all(|byte| *byte == UNTOUCHED));
+    assert_eq!(out[0], UNTOUCHED);
+    out[1..=values.len() * 2].to_vec()
+}
+
+/// Sums as text, in which zeros have signs and a NaN is a NaN.
+fn measured(kernels: &Kernels, source: &[f32], result: &[f32]) -> String {
+    let mut lanes = ErrorLanes::default();
+    // In two steps: what was there must be kept.
+    let step = source.len() / 16 * 8;
+    (kernels.measure)(&mut lanes, &source[..step], &result[..step]);
+    (kernels.measure)(&mut lanes, &source[step..], &result[step..]);
+    format!("{lanes:?}")
+}
+
+/// Singles of any bits, those at the edges more often.
+fn any_single() -> impl Strategy<Value = f32> {
+    let edges = [0, 1, 0x007f_ffff, 0x0080_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fc0_0000];
+    let edge =
+        (prop::sample::select(edges.to_vec()), any::<bool>()).prop_map(|(bits, minus)| bits | u32::from(minus) << 31);
+    prop_oneof![8 => any::<u32>(), 1 => edge].prop_map(f32::from_bits)
 }
 
 /// The decoder of a format, by which it is found in a table; values and bytes of a block; where its halves are.
@@ -54,6 +88,8 @@ fn a_server_of_today_has_wider_ones() {
     assert_eq!(names.last(), Some(&"scalar"));
     #[cfg(target_arch = "x86_64")]
     assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"));
+    #[cfg(target_arch = "aarch64")]
+    assert!(names.contains(&"neon"));
 }
 
 proptest! {
@@ -66,7 +102,7 @@ proptest! {
             for kernels in wider() {
                 prop_assert_eq!(decoded(of(&kernels.near), blocks, values), expected.clone(), "{} {}", kernels.name, name);
                 let far = decoded_at(start, of(&kernels.far), blocks, values);
-                prop_assert_eq!(far, expected.clone(), "{} {} far {}", kernels.name, name, start);
+                prop_assert_eq!(bits(&far), expected.clone(), "{} {} far {}", kernels.name, name, start);
             }
         }
     }
@@ -88,17 +124,13 @@ proptest! {
     }
 
     #[test]
-    fn halves(bits_of in prop::collection::vec(any::<u32>(), 0..70)) {
-        let values: Vec<f32> = bits_of.iter().map(|bits| f32::from_bits(*bits)).collect();
+    fn halves(values in prop::collection::vec(any_single(), 0..70)) {
         // Most random singles are beyond a half; these are not.
-        let near: Vec<f32> = bits_of.iter().map(|bits| f32::from_bits(bits & 0x8fff_ffff | 0x3000_0000)).collect();
+        let near: Vec<f32> = values.iter().map(|value| f32::from_bits(value.to_bits() & 0x8fff_ffff | 0x3000_0000)).collect();
         for values in [values, near] {
-            let mut expected = vec![0; values.len() * 2];
-            (scalar().to_halves)(&values, &mut expected);
+            let expected = halved(scalar(), &values);
             for kernels in wider() {
-                let mut out = vec![0; expected.len()];
-                (kernels.to_halves)(&values, &mut out);
-                prop_assert_eq!(&out, &expected, "{}", kernels.name);
+                prop_assert_eq!(halved(kernels, &values), &*expected, "{}", kernels.name);
             }
         }
     }
@@ -107,16 +139,44 @@ proptest! {
     fn sums(pairs in prop::collection::vec((-1e30f32..1e30, -1.0f32..1.0), 0..99), same in any::<bool>()) {
         let source: Vec<f32> = pairs.iter().map(|(value, _)| *value).collect();
         let result: Vec<f32> = pairs.iter().map(|(value, by)| if same { *value } else { value * (1.0 + by / 64.0) }).collect();
-        let measured = |kernels: &Kernels| {
-            let mut lanes = ErrorLanes::default();
-            // In two steps: what was there must be kept.
-            let step = source.len() / 16 * 8;
-            (kernels.measure)(&mut lanes, &source[..step], &result[..step]);
-            (kernels.measure)(&mut lanes, &source[step..], &result[step..]);
-            lanes
-        };
+        let expected = measured(scalar(), &source, &result);
         for kernels in wider() {
-            prop_assert_eq!(measured(kernels), measured(scalar()), "{}", kernels.name);
+            prop_assert_eq!(measured(kernels, &source, &result), &*expected, "{}", kernels.name);
+        }
+    }
+
+    #[test]
+    fn sums_of_anything(pairs in prop::collection::vec((any_single(), any_single()), 0..99)) {
+        let (source, result): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+        let expected = measured(scalar(), &source, &result);
+        for kernels in wider() {
+            prop_assert_eq!(measured(kernels, &source, &result), &*expected, "{}", kernels.name);
+        }
+    }
+}
+
+/// A scale of any bits, and an offset of any: of either sign, subnormal, infinite, not a number.
+#[test]
+fn every_scale() {
+    const AT_ONCE: usize = 1 << 11;
+    for (name, of, len, size, halves) in FORMATS {
+        let mut state = 1u32;
+        for first in (0..=u16::MAX).step_by(AT_ONCE) {
+            let mut blocks = vec![0; AT_ONCE * size];
+            for (block, scale) in blocks.chunks_mut(size).zip(first..=u16::MAX) {
+                block.fill_with(|| {
+                    state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+                    (state >> 24) as u8
+                });
+                // An odd factor takes the offset through all of them too, in another order.
+                for (at, half) in halves.iter().zip([scale, scale.wrapping_mul(40503)]) {
+                    block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
+                }
+            }
+            let expected = decoded(of(&scalar().near), &blocks, AT_ONCE * len);
+            for decoders in wider().flat_map(|kernels| [&kernels.near, &kernels.far]) {
+                assert!(decoded(of(decoders), &blocks, AT_ONCE * len) == expected, "{name} from scale {first:04x} on");
+            }
         }
     }
 }
@@ -124,26 +184,52 @@ proptest! {
 #[test]
 fn every_half() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-    let expected = decoded(scalar().from_halves, &all, 1 << 16);
+    let expected = all_bits(&decoded_at(0, scalar().from_halves, &all, 1 << 16));
     for kernels in wider() {
-        assert_eq!(decoded(kernels.from_halves, &all, 1 << 16), expected, "{}", kernels.name);
-        // An odd number of them, too.
-        assert_eq!(decoded(kernels.from_halves, &all[..2 * 37], 37), expected[..37], "{}", kernels.name);
+        assert_eq!(all_bits(&decoded_at(0, kernels.from_halves, &all, 1 << 16)), expected, "{}", kernels.name);
+        // Any number of them from anywhere, too.
+        for (count, start) in (0..70).flat_map(|count| (0..16).map(move |start| (count, start))) {
+            let singles = decoded_at(start, kernels.from_halves, &all[2 * start..2 * (start + count)], count);
+            assert_eq!(all_bits(&singles), expected[start..start + count], "{} {count} {start}", kernels.name);
+        }
+    }
+}
+
+/// Every half, the tie behind it, and what is beside both: among them the largest subnormal, what is just beyond the largest
+/// half, and NaNs of which a half would keep nothing.
+#[test]
+fn every_tie() {
+    let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let halves = decoded_at(0, scalar().from_halves, &all, 1 << 16);
+    let near =
+        |half: &f32| [0, 0x1000].map(|tie| half.to_bits() + tie).map(|bits| [bits.wrapping_sub(1), bits, bits + 1]);
+    let values: Vec<f32> = halves.iter().flat_map(near).flatten().map(f32::from_bits).collect();
+    // Between subnormal halves, ties are further apart than the one above.
+    let ties = halves.iter().filter(|half| half.is_finite()).map(|half| half + half.signum() * 0.5f32.powi(25));
+    let near = ties.flat_map(|tie| [tie.to_bits() - 1, tie.to_bits(), tie.to_bits() + 1]).map(f32::from_bits);
+    // And singles of every kind.
+    let steps = (0..1_000_000u32).map(|step| f32::from_bits(step.wrapping_mul(4297)));
+    let values: Vec<f32> = values.into_iter().chain(near).chain(steps).collect();
+    let expected = halved(scalar(), &values);
+    for kernels in wider() {
+        assert!(halved(kernels, &values) == expected, "{}", kernels.name);
     }
 }
 
 /// A sign of zero and a difference in the last bit both count.
 #[test]
 fn a_difference_in_one_bit_is_seen_in_every_lane() {
-    for at in 0..19 {
-        let source = [1.0f32; 19];
+    for (at, bit) in (0..19).flat_map(|at| [(at, 0), (at, 31)]) {
+        let mut source = [1.0f32; 19];
+        source[at] = if bit == 0 { 1.0 } else { 0.0 };
         let mut result = source;
-        result[at] = f32::from_bits(1.0f32.to_bits() + 1);
+        result[at] = f32::from_bits(source[at].to_bits() ^ 1 << bit);
         for kernels in here() {
             let mut lanes = ErrorLanes::default();
             (kernels.measure)(&mut lanes, &source, &result);
-            assert!(!lanes.sum().is_exact(), "{} {at}", kernels.name);
-            assert_eq!(lanes.sum().max_error(), f64::from(f32::EPSILON), "{} {at}", kernels.name);
+            assert!(!lanes.sum().is_exact(), "{} {at} {bit}", kernels.name);
+            let error = if bit == 0 { f64::from(f32::EPSILON) } else { 0.0 };
+            assert_eq!(lanes.sum().max_error(), error, "{} {at} {bit}", kernels.name);
         }
     }
 }

@@ -2,12 +2,14 @@
 //! proves that every other gives the same bits.
 //!
 //! What has no wider twin here is left to the compiler: on x86-64 it has SSE2 to work with, on AArch64 NEON, which every such
-//! machine has. So there the scalar loops are the NEON ones.
+//! machine has.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod wide;
 
@@ -58,7 +60,9 @@ pub fn widest() -> &'static Kernels {
 pub fn here() -> impl Iterator<Item = &'static Kernels> {
     #[cfg(target_arch = "x86_64")]
     let wide = [avx512::kernels(), avx2::kernels()];
-    #[cfg(not(target_arch = "x86_64"))]
-    let wide = [None, None];
+    #[cfg(target_arch = "aarch64")]
+    let wide = [neon::kernels()];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let wide = [None];
     wide.into_iter().flatten().chain([&scalar::KERNELS])
 }
