@@ -128,6 +128,19 @@ proptest! {
         }
     }
 
+    /// A source in blocks of 32 codes, one of them the last, leaves half a block most of its range unused.
+    #[test]
+    fn smaller_blocks_lose_less_of_a_quantized_source(seed: u64) {
+        let noise = numbers(seed, 16 * 512);
+        let on_grid = |block: &[f32]| -> Vec<f32> {
+            let largest = block.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default();
+            block.iter().map(|value| (value / largest * -8.0).round().min(7.0) * largest / -8.0).collect()
+        };
+        let values: Vec<f32> = noise.chunks(32).flat_map(on_grid).collect();
+        let [small, large] = [16, 32].map(|block| square(&values, &round_plain(lpbq(block), 512, &values).values));
+        prop_assert!(small < large, "{small} {large}");
+    }
+
     #[test]
     fn feedback_is_never_worse_than_rounding(seed: u64) {
         let (columns, values) = (64, numbers(seed, 17 * 64));

@@ -16,8 +16,12 @@ pub(super) const LANES: usize = 16;
 /// A number of each row.
 pub(super) type Lanes = [f32; LANES];
 
-/// Integers that are tried for a block, down from the smallest under which nothing of it is clipped.
-const TRIED: usize = 8;
+/// Integers that are tried for a block, upwards.
+const TRIED: usize = 12;
+
+/// The first of them, as a share of the smallest under which nothing of the block is clipped. Those above that one are tried
+/// too: a source that is on a grid itself, which the block uses only in part, is met best by an integer that meets its step.
+const SMALLEST_TRIED: f32 = 0.6;
 
 /// Scales are tried in steps of this ratio, down and up from the one that just holds the largest value.
 const STEP: f32 = 1.04;
@@ -182,13 +186,14 @@ impl<'a> Tile<'a> {
         }
         // A value may lie half a step beyond the last code.
         let reach = self.range.codes[1] + 0.5;
-        let mut start = [0.0f32; LANES];
-        targets.iter().for_each(|target| each(&mut start, |lane, start| start.max(target[lane].abs())));
+        let mut first = [0.0f32; LANES];
+        targets.iter().for_each(|target| each(&mut first, |lane, first| first.max(target[lane].abs())));
         let top = f32::from(self.range.integers);
-        each(&mut start, |lane, start| (start / (scales[lane] * reach)).ceil().clamp(1.0, top));
-        let mut best = self.under(values, targets, start, scales, rule);
-        for less in 1..TRIED {
-            let new = self.under(values, targets, start.map(|start| (start - less as f32).max(1.0)), scales, rule);
+        each(&mut first, |lane, first| (first / (scales[lane] * reach) * SMALLEST_TRIED).ceil().clamp(1.0, top));
+        let mut best = self.under(values, targets, first, scales, rule);
+        for more in 1..TRIED {
+            let integers = first.map(|first| (first + more as f32).min(top));
+            let new = self.under(values, targets, integers, scales, rule);
             let better = lanes(|lane| new.cost[lane] < best.cost[lane]);
             take(better, &mut best.cost, &new.cost);
             take(better, &mut best.integers, &new.integers);
