@@ -69,14 +69,14 @@ fn values_that_are_handed_on_as_they_lie_do_not_stay() {
 #[test]
 fn a_build_takes_no_more_than_its_stages() {
     let home = tempfile::tempdir().unwrap();
-    fs::write(home.path().join("model.gguf"), large(Quant::Q8_0)).unwrap();
+    fs::write(home.path().join("model.gguf"), large(Quant::F16)).unwrap();
     let plan = r#"
         [plan]
         name = "large"
         [stage]
         source = { kind = "fetch", url = "file:model.gguf", tracked = true }
         model = { kind = "inspect", gguf = "source", keep = true }
-        plain = { kind = "dequant", model = "model", type = "f16", keep = true }
+        plain = { kind = "dequant", model = "model", type = "bf16", keep = true }
         weights = { kind = "requant", tensors = "model", keep = true }
     "#;
     fs::write(home.path().join("large.toml"), plan).unwrap();
