@@ -1,70 +1,102 @@
-//! Weights pass in little memory: a model larger than the budget goes through every stage that runs on kiln's own threads,
-//! each order in a process of its own, whose peak (mapped files included) is measured.
+//! Weights pass in little memory: a model larger than the budget goes through every stage that takes it tensor by tensor,
+//! each order in a process of its own, whose peak (mapped files included) is measured. What stages over a whole model take
+//! is in `memory_of_models.rs`.
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
-use kiln::action::{Demand, Inputs, Isolation, Manifest, Part};
-use kiln::execute::{Executor, Local, Watch};
-use kiln::stages;
-use kiln::store::{BlobStore, Disk};
+use kiln::action::Manifest;
 use serde_json::{Value, json};
 use support::quantize::Quant;
+use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
 
 /// What docs/artifacts.md promises.
 const BUDGET_BYTES: u64 = 64 << 20;
 
-struct Silent;
-
-impl Watch for Silent {
-    fn progress(&self, _: u64, _: u64, _: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-fn run(store: &Disk, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Manifest {
-    let stages = stages::all();
-    let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![("giver".into(), (*given).clone())]);
-    let inputs = Inputs { slots: slots.iter().map(slot).collect::<BTreeMap<_, _>>(), ..Inputs::default() };
-    let local = Local { store, stages: &stages, program: env!("CARGO_BIN_EXE_kiln").into() };
-    let stage = stages.get(kind).unwrap();
-    let (mut manifest, mut peak) = (Manifest::default(), 0);
-    for order in stage.expand(&params, &inputs).unwrap() {
-        let demand = Demand { isolation: Isolation::Process, ..order.demand };
-        let name = order.name.clone();
-        let ran = local.run(&order.into_action(stage.spec()), &demand, &Silent).unwrap();
-        peak = peak.max(ran.peak_memory_bytes.unwrap());
-        let full = |output: String| if name.is_empty() { output } else { format!("{name}/{output}") };
-        manifest.parts.extend(ran.outputs.into_iter().map(|(to, part)| (full(to.to_string()).parse().unwrap(), part)));
-    }
-    println!("{kind} {params}: {peak} bytes at most");
-    assert!(peak < BUDGET_BYTES, "{kind} {params} takes {peak} bytes, the budget is {BUDGET_BYTES}");
-    manifest
-}
-
-fn check(folder: &Path, model: TinyGguf) {
-    let store = Disk::open(folder).unwrap();
-    let bytes = model.write();
+fn large(matrices: Quant) -> Vec<u8> {
+    let bytes = TinyGguf::qwen2().layers(1).widths(2048, 16384).matrices(matrices).write();
     assert!(bytes.len() as u64 > 3 * BUDGET_BYTES / 2, "a model of {} bytes proves nothing", bytes.len());
-    let mut sink = store.create().unwrap();
-    sink.write_all(&bytes).unwrap();
-    let part = Part { content: sink.finish().unwrap(), facts: Default::default() };
-    let file = Manifest { parts: [("model.gguf".parse().unwrap(), part)].into() };
-    let model = run(&store, "inspect", json!({}), &[("gguf", &file)]);
-    run(&store, "dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    run(&store, "requant", json!({ "scheme": "int8-block" }), &[("tensors", &model)]);
-    let weights = run(&store, "requant", json!({}), &[("tensors", &model)]);
-    run(&store, "graph", json!({ "prefill": 8, "context": 24 }), &[("model", &model), ("weights", &weights)]);
+    bytes
+}
+
+struct Frugal(Road);
+
+impl Frugal {
+    fn new(home: &Path) -> Self {
+        Frugal(Road::new(home))
+    }
+
+    #[track_caller]
+    fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Manifest {
+        let (manifest, peak) = self.0.measure(kind, params.clone(), slots);
+        println!("{kind} {params}: {peak} bytes at most");
+        assert!(peak < BUDGET_BYTES, "{kind} {params} takes {peak} bytes, the budget is {BUDGET_BYTES}");
+        manifest
+    }
 }
 
 #[test]
 fn a_model_larger_than_the_budget_passes() {
-    let folder = tempfile::tempdir().unwrap();
-    check(folder.path(), TinyGguf::qwen2().layers(1).widths(2048, 16384).matrices(Quant::Q8_0));
+    let home = tempfile::tempdir().unwrap();
+    let road = Frugal::new(home.path());
+    let file = road.0.file(&large(Quant::Q8_0));
+    let model = road.run("inspect", json!({}), &[("gguf", &file)]);
+    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    let rounded = road.run("requant", json!({ "scheme": "int8-block" }), &[("tensors", &model)]);
+    let weights = road.run("requant", json!({}), &[("tensors", &model)]);
+    road.run("graph", json!({ "prefill": 8, "context": 24 }), &[("model", &model), ("weights", &weights)]);
+    // Blocks as they lie in the file, and values written anew.
+    road.run("gguf", json!({}), &[("model", &model), ("weights", &weights)]);
+    road.run("gguf", json!({ "type": "f16" }), &[("model", &model), ("weights", &rounded)]);
+}
+
+#[test]
+fn values_that_are_handed_on_as_they_lie_do_not_stay() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Frugal::new(home.path());
+    let model = road.run("inspect", json!({}), &[("gguf", &road.0.file(&large(Quant::F16)))]);
+    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    road.run("requant", json!({}), &[("tensors", &model)]);
+}
+
+/// The build itself: what it fetches, runs on its own threads, writes out and hashes.
+#[test]
+fn a_build_takes_no_more_than_its_stages() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("model.gguf"), large(Quant::F16)).unwrap();
+    let plan = r#"
+        [plan]
+        name = "large"
+        [stage]
+        source = { kind = "fetch", url = "file:model.gguf", tracked = true }
+        model = { kind = "inspect", gguf = "source", keep = true }
+        plain = { kind = "dequant", model = "model", type = "bf16", keep = true }
+        weights = { kind = "requant", tensors = "model", keep = true }
+    "#;
+    fs::write(home.path().join("large.toml"), plan).unwrap();
+    let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    kiln.current_dir(home.path()).args(["build", "--json", "--jobs", "2", "--cache", "cache", "large.toml"]);
+    let mut child = kiln.stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    let ended = loop {
+        // Of a process that has ended nothing is known; its peak stood there a moment before.
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        peak = line.map_or(peak, |line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10);
+        match child.try_wait().unwrap() {
+            Some(ended) => break ended,
+            None => sleep(Duration::from_millis(1)),
+        }
+    };
+    println!("build: {peak} bytes at most");
+    assert!(ended.success() && peak > 0);
+    // Two stages at once.
+    assert!(peak < 2 * BUDGET_BYTES, "a build takes {peak} bytes");
 }

@@ -44,6 +44,17 @@ impl Blob {
         let inside = |at: usize| self.range.start.saturating_add(at).min(self.range.end);
         self.memory.leave(inside(range.start)..inside(range.end));
     }
+
+    /// Shows all bytes to `see`, `piece_bytes` at a time; no more than that stays in memory.
+    pub fn stream<E>(&self, piece_bytes: usize, mut see: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        let mut start = 0;
+        for piece in self.chunks(piece_bytes.max(1)) {
+            see(piece)?;
+            self.leave(start..start + piece.len());
+            start += piece.len();
+        }
+        Ok(())
+    }
 }
 
 impl Deref for Blob {
@@ -76,5 +87,30 @@ mod tests {
         assert_eq!(&*window.slice(1..3).unwrap(), b"34");
         assert!(window.slice(5..7).is_none());
         assert!(window.slice(u64::MAX..u64::MAX).is_none());
+    }
+
+    #[test]
+    fn a_stream_leaves_what_it_has_shown() {
+        #[derive(Clone, Default)]
+        struct Left(Arc<std::sync::Mutex<Vec<Range<usize>>>>);
+        impl Memory for Left {
+            fn bytes(&self) -> &[u8] {
+                b"0123456789"
+            }
+
+            fn leave(&self, range: Range<usize>) {
+                self.0.lock().unwrap().push(range);
+            }
+        }
+        let (left, mut seen) = (Left::default(), vec![]);
+        let window = Blob::of(left.clone()).slice(2..9).unwrap();
+        let see = |piece: &[u8]| {
+            seen.push(piece.to_vec());
+            Ok::<(), ()>(())
+        };
+        window.stream(3, see).unwrap();
+        assert_eq!(seen, [b"234".to_vec(), b"567".to_vec(), b"8".to_vec()]);
+        assert_eq!(*left.0.lock().unwrap(), [2..5, 5..8, 8..9]);
+        assert_eq!(window.stream(3, |_| Err("full")), Err("full"));
     }
 }

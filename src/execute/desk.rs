@@ -14,6 +14,9 @@ use crate::action::{Blob, BlobSink, Content, Workspace};
 use crate::base::{Context, Digest, Problem, Result};
 use crate::store::{BlobStore, Disk, LockedFolder};
 
+/// As much of a window is copied at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which knows
 /// declared inputs only.
 pub(super) struct Desk<'a> {
@@ -56,7 +59,9 @@ impl Workspace for Desk<'_> {
             // By way of another name: two threads may want the same window.
             let bytes = self.open(content)?;
             let mut file = NamedTempFile::new_in(self.scratch()?).context("kiln::io", || "copy a window".into())?;
-            file.write_all(&bytes).context("kiln::io", || format!("write {}", path.display()))?;
+            bytes
+                .stream(PIECE_BYTES, |piece| file.write_all(piece))
+                .context("kiln::io", || format!("write {}", path.display()))?;
             file.persist(&path).context("kiln::io", || format!("write {}", path.display()))?;
         }
         Ok(path)

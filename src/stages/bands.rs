@@ -16,6 +16,9 @@ pub const INPUT: &str = "tensor";
 /// Bytes that a value of a band takes at most: its gathered block and what it is spelled as.
 const BYTES_PER_VALUE: u64 = 4 + 4;
 
+/// As much of what is handed on as it lies is looked through at a time: whole elements.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// What an order over this tensor needs. The tensor itself is mapped, not read into memory.
 pub fn demand(facts: &TensorFacts) -> Demand {
     let columns = facts.shape.last().copied().unwrap_or(0);
@@ -109,9 +112,14 @@ pub fn write_rounded(
 pub fn write_values(job: &Job, source: &Blob, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
     match tensor.format().spelling() {
         Spelling::Values(own) if own == element && tensor.in_stored_order() => {
-            if let Some(value) = first_non_finite(element, source) {
-                return Err(not_finite(tensor, value));
-            }
+            let (mut value, width) = (0, element.bits() as usize / 8);
+            source.stream(PIECE_BYTES, |piece| {
+                if let Some(bad) = first_non_finite(element, piece) {
+                    return Err(not_finite(tensor, value + bad));
+                }
+                value += piece.len() / width;
+                Ok(())
+            })?;
             Ok(([Some(job.input(INPUT)?.content()), None, None], ErrorSum::default()))
         }
         _ => write_rounded(job, source, tensor, &Plain(element), &format!("{element:?}").to_lowercase()),

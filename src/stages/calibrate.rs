@@ -20,8 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, MomentFacts};
@@ -31,6 +30,7 @@ use crate::model::onnx::{self, DOMAIN, Function};
 use crate::model::tokenizer::Tokenizer;
 
 use super::score::Candidate;
+use super::score::demand::of_layers;
 use super::score::observe::{Observer, PREFILL, observe};
 use super::tensors;
 use super::windows::{MAX_WINDOWS, windows, within};
@@ -239,29 +239,11 @@ fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -
     Ok(Part { content: sink.finish()?, facts: CanonJson::of(facts)? })
 }
 
-/// One layer (or the embedding, or the head) at a time: its weights in f32, twice while they are transposed, and the sums of
-/// its inputs' moments.
+/// What the graph takes in ONNX Runtime, and the sums of moments, as if no two weights read the same value.
 fn demand(graph: &Manifest, moments: &BTreeSet<String>) -> Result<Demand> {
-    let mut layers: BTreeMap<&str, (u64, BTreeSet<u64>)> = BTreeMap::new();
-    for (name, part) in graph.under("weights") {
-        let Some((tensor, "values" | "codes")) = name.rsplit_once('/') else { continue };
-        let facts: WeightFacts = part.facts.read()?;
-        let layer =
-            tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(tensor, |(layer, _)| layer);
-        let (elements, wide) = layers.entry(layer).or_default();
-        *elements = elements.saturating_add(facts.shape.iter().fold(1u64, |product, &n| product.saturating_mul(n)));
-        if moments.contains(tensor) {
-            wide.extend(facts.shape.last());
-        }
-    }
-    let bytes = |(elements, wide): &(u64, BTreeSet<u64>)| {
-        // Three inputs of a layer are of one width: attention, its mix, feed-forward.
-        let moments =
-            wide.iter().fold(0u64, |sum, columns| sum.saturating_add(moment_bytes(*columns).saturating_mul(3)));
-        elements.saturating_mul(10).saturating_add(moments)
-    };
-    let largest = layers.values().map(bytes).max().unwrap_or(0);
+    let sums = |facts: &WeightFacts| facts.shape.last().map_or(0, |columns| moment_bytes(*columns));
+    let demand = of_layers(graph, |tensor, facts| if moments.contains(tensor) { sums(facts) } else { 0 })?;
     let threads =
         if moments.is_empty() { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get() as u32) };
-    Ok(Demand { memory_bytes: largest.saturating_add(1 << 30), threads, isolation: Isolation::Process })
+    Ok(Demand { threads, ..demand })
 }

@@ -118,9 +118,7 @@ impl TypedStage for GgufStage {
         drop(begin);
         for (entry, source) in header.tensors.iter().zip(&sources) {
             match &source.weight {
-                None => {
-                    job.read(&format!("source/{}", entry.name))?.chunks(CHUNK_BYTES).try_for_each(|c| out.write(c))?
-                }
+                None => job.read(&format!("source/{}", entry.name))?.stream(CHUNK_BYTES, |piece| out.write(piece))?,
                 Some((facts, element)) => {
                     let weight = Weight::read(job, &format!("weights/{}", entry.name), facts)?;
                     let heads = rope_heads(&model, entry.name);
@@ -222,6 +220,7 @@ fn write_values(out: &mut Out, name: &str, weight: &Weight, element: Element, he
         if bytes.len() >= CHUNK_BYTES {
             out.write(&bytes)?;
             bytes.clear();
+            weight.leave();
         }
     }
     out.write(&bytes)

@@ -138,10 +138,15 @@ fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(Par
         job.check_cancelled()?;
         let name = PartName::new(format!("tensors/{}", tensor.name))
             .map_err(|problem| problem.within(format!("tensor {} cannot become a part", quoted(tensor.name))))?;
-        let bytes = gguf.data(tensor);
-        let content = match (gguf.order, files.get(tensor.file)) {
-            (ByteOrder::Little, Some(file)) => window(bytes, tensor, file),
-            _ => swapped(job, bytes, tensor)?,
+        let whole = files.get(tensor.file);
+        let bytes = whole.and_then(|(_, file)| file.slice(tensor.range.clone()));
+        let (Some((whole, _)), Some(bytes)) = (whole, bytes) else {
+            let what = format!("tensor {} does not lie in its file", quoted(tensor.name));
+            return Err(Problem::new("kiln::model::gguf_tensor", what));
+        };
+        let content = match gguf.order {
+            ByteOrder::Little => window(&bytes, tensor, whole)?,
+            ByteOrder::Big => swapped(job, &bytes, tensor)?,
         };
         let size = content.digest.size_bytes;
         job.progress(done.fetch_add(size, Ordering::Relaxed) + size, total, "B");
@@ -151,29 +156,28 @@ fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(Par
 }
 
 /// The bytes where they lie.
-fn window(bytes: &[u8], tensor: &TensorInfo, (content, file): &(Content, Blob)) -> Content {
+fn window(bytes: &Blob, tensor: &TensorInfo, whole: &Content) -> Result<Content> {
     let mut hasher = Hasher::default();
-    for (index, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+    bytes.stream(PIECE_BYTES, |piece| {
         hasher.update_with_all_threads(piece);
-        let start = tensor.range.start as usize + index * PIECE_BYTES;
-        file.leave(start..start + piece.len());
-    }
-    let inside = content.window.map_or(0, |window| window.offset);
-    let window = Some(Window { blob: content.blob(), offset: inside + tensor.range.start });
-    Content { digest: hasher.finish(), window }
+        Ok::<(), Problem>(())
+    })?;
+    let inside = whole.window.map_or(0, |window| window.offset);
+    let window = Some(Window { blob: whole.blob(), offset: inside + tensor.range.start });
+    Ok(Content { digest: hasher.finish(), window })
 }
 
 /// The bytes of a big-endian file, turned round into a blob.
-fn swapped(job: &Job, bytes: &[u8], tensor: &TensorInfo) -> Result<Content> {
+fn swapped(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content> {
     let block_bytes = tensor.ggml.block_bytes as usize;
     let mut sink = job.create()?;
     let mut turned = vec![];
-    for blocks in bytes.chunks((SWAP_BYTES / block_bytes).max(1) * block_bytes) {
+    bytes.stream((SWAP_BYTES / block_bytes).max(1) * block_bytes, |blocks| {
         job.check_cancelled()?;
         turned.clear();
         turned.extend_from_slice(blocks);
         swap(tensor.ggml, &mut turned)?;
-        sink.write_all(&turned).context("kiln::io", || "write a blob".into())?;
-    }
+        sink.write_all(&turned).context("kiln::io", || "write a blob".into())
+    })?;
     sink.finish()
 }

@@ -18,7 +18,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
@@ -29,6 +30,12 @@ use crate::stages::windows::{MAX_WINDOWS, windows, within};
 
 /// Longest sequence: attention takes memory by its square.
 const MAX_TOKENS: u32 = 4096;
+
+/// The program itself, a tokenizer, buffers, and what an allocator keeps.
+const OWN_BYTES: u64 = 128 << 20;
+
+/// Blocks of a tensor that are in memory at a time, beside their values.
+const PIECE_BLOCKS: usize = 1 << 17;
 
 /// See the module's table.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -110,7 +117,7 @@ impl TypedStage for ReferenceStage {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
         let (_, text) = inputs.one("text")?.only()?;
-        let demand = demand(&params, model.under("tensors").map(|(_, part)| part))?;
+        let demand = demand(&params, model)?;
         let mut order = Order::new("", params).input("text", text).demand(demand);
         for name in ["model.json", "tokenizer.json"] {
             order = order.input(name, model.part(name)?);
@@ -156,18 +163,19 @@ impl TypedStage for ReferenceStage {
     }
 }
 
-/// Every weight as f32, the file mapped beside them, and three copies of a window's logits on their way out.
-fn demand<'a>(params: &Params, tensors: impl Iterator<Item = &'a Part>) -> Result<Demand> {
-    let (mut weights, mut file, mut vocab) = (0u64, 0u64, 0u64);
-    for part in tensors {
+/// Every weight as f32; of one window two copies of the logits, and what a layer holds: its scores, their mask added and
+/// their softmax, or four values as wide as the feed-forward layer.
+fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
+    let facts: ModelFacts = model.part("model.json")?.facts.read()?;
+    let mut weights = 0u64;
+    for (_, part) in model.under("tensors") {
         let facts: TensorFacts = part.facts.read()?;
-        let values = facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent));
-        weights = weights.saturating_add(values.saturating_mul(4));
-        file = file.saturating_add(part.content.digest.size_bytes);
-        vocab = vocab.max(facts.shape.first().copied().unwrap_or(0));
+        weights =
+            weights.saturating_add(facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent)));
     }
-    let logits = vocab.saturating_mul(u64::from(params.tokens)).saturating_mul(4 * 3);
-    let memory_bytes = weights.saturating_add(file).saturating_add(logits).saturating_add(256 << 20);
+    let [tokens, vocab, heads, ffn] = [params.tokens, facts.vocab, facts.heads, facts.ffn].map(u64::from);
+    let of_a_token = (2 * vocab).max((3 * tokens * heads).max(4 * ffn));
+    let memory_bytes = weights.saturating_add(tokens * of_a_token).saturating_mul(4).saturating_add(OWN_BYTES);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     Ok(Demand { memory_bytes, threads, isolation: Isolation::Process })
 }
@@ -200,7 +208,12 @@ impl Weights for FileWeights<'_> {
             ));
         }
         let mut out = vec![0.0; values.unwrap_or(0) as usize];
-        decode_far(ggml, ggml.format, &bytes, &mut out);
+        let mut rest = out.as_mut_slice();
+        bytes.stream(PIECE_BLOCKS * ggml.block_bytes as usize, |blocks| {
+            let next = rest.split_off_mut(..rest.len().min(PIECE_BLOCKS * ggml.block_len as usize));
+            decode_far(ggml, ggml.format, blocks, next.unwrap_or_default());
+            Ok::<(), Problem>(())
+        })?;
         Ok(out)
     }
 }

@@ -176,7 +176,7 @@ impl TypedStage for Sensitivity {
         for (index, Held { scheme, bytes }) in order.candidates.into_iter().enumerate() {
             let folder = format!("change/{index}/");
             let changed = swap(base.clone(), &decode(&job.read(&format!("{folder}{PREFILL}"))?)?, &order.tensor)?;
-            let mut engine = runtime.anew(job)?;
+            let engine = runtime.anew(job)?;
             engine.replace_prefill(&changed.encode_to_vec())?;
             for (input, _) in job.inputs() {
                 if let Some(blob) = input.strip_prefix(&folder).filter(|blob| *blob != PREFILL) {

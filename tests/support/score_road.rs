@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Inputs, Manifest, Part, PartName, Registry};
+use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry};
 use kiln::base::{CanonJson, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
@@ -49,6 +49,21 @@ impl Road {
 
     /// Expands a stage and runs its orders, one after the other.
     pub fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Result<Manifest> {
+        Ok(self.run_as(kind, params, slots, |demand| demand)?.0)
+    }
+
+    /// The same, each order in a process of its own, and the largest of their peaks of memory, mapped files included.
+    pub fn measure(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> (Manifest, u64) {
+        self.run_as(kind, params, slots, |demand| Demand { isolation: Isolation::Process, ..demand }).unwrap()
+    }
+
+    fn run_as(
+        &self,
+        kind: &str,
+        params: Value,
+        slots: &[(&str, &Manifest)],
+        demanded: fn(Demand) -> Demand,
+    ) -> Result<(Manifest, u64)> {
         let mut by_slot: BTreeMap<String, Vec<(String, Manifest)>> = BTreeMap::new();
         for (slot, given) in slots {
             by_slot.entry(slot.to_string()).or_default().push((slot.to_string(), (*given).clone()));
@@ -57,13 +72,14 @@ impl Road {
         let stage = self.stages.get(kind).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local { store: &self.store, stages: &self.stages, program };
-        let mut manifest = Manifest::default();
+        let (mut manifest, mut largest) = (Manifest::default(), 0);
         for order in stage.expand(&params, &inputs)? {
-            let (name, demand) = (order.name.clone(), order.demand);
+            let (name, demand) = (order.name.clone(), demanded(order.demand));
             let start = std::time::Instant::now();
             let ran = executor.run(&order.into_action(stage.spec()), &demand, &Quiet)?;
             let seconds = start.elapsed().as_secs_f64();
             if let Some(peak) = ran.peak_memory_bytes {
+                largest = largest.max(peak);
                 let (peak, demand) = (kiln::base::bytes(peak), kiln::base::bytes(demand.memory_bytes));
                 println!("{kind} {name}: {seconds:.1} s, peak {peak} of {demand}");
             }
@@ -72,7 +88,7 @@ impl Road {
             let parts = ran.outputs.into_iter().map(|(output, part)| (PartName::new(full(&output)).unwrap(), part));
             manifest.parts.extend(parts);
         }
-        Ok(manifest)
+        Ok((manifest, largest))
     }
 
     /// Stores bytes as a part.

@@ -13,6 +13,9 @@ use crate::store::{BlobStore, Notes};
 /// So many bytes are hashed sooner than a note on them is found.
 const WORTH_A_NOTE_BYTES: u64 = 1 << 16;
 
+/// As much of a blob is in memory at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// A SHA-256; prints as 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -39,7 +42,12 @@ fn hash(content: &Content, store: &impl BlobStore) -> Result<Sha256> {
         Problem::new("kiln::store::gone", format!("the blob {} is gone from the cache", content.blob()))
             .help("run the same command again: what made this blob runs again")
     })?;
-    Ok(Sha256(sha2::Sha256::digest(&*bytes).into()))
+    let mut hasher = sha2::Sha256::new();
+    bytes.stream(PIECE_BYTES, |piece| {
+        hasher.update(piece);
+        Ok::<(), Problem>(())
+    })?;
+    Ok(Sha256(hasher.finalize().into()))
 }
 
 impl fmt::Display for Sha256 {

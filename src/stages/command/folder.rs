@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileType, Permissions};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use super::Call;
 use crate::action::{BlobSink, Job, Outputs, Part, PartName};
 use crate::base::{CanonJson, Context, Problem, Result};
 
-/// As much of an output is hashed and written at a time.
+/// As much of a file is read and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// How many files a problem lists.
@@ -35,7 +35,10 @@ impl Folder {
             path.parent().map_or(Ok(()), make)?;
             let copied = match input.window {
                 None => fs::copy(job.path(name)?, &path).map(drop),
-                Some(_) => fs::write(&path, &*job.read(name)?),
+                Some(_) => {
+                    let bytes = job.read(name)?;
+                    File::create(&path).and_then(|mut copy| bytes.stream(CHUNK_BYTES, |piece| copy.write_all(piece)))
+                }
             };
             let is_program = call.program.strip_prefix(super::INPUTS) == Some(name);
             let mode = if is_program { 0o555 } else { 0o444 };

@@ -80,6 +80,17 @@ impl Weight {
         Ok(Weight { rows, columns, spelling: Spelling::Blocks(blocks) })
     }
 
+    /// Lets go of what was read so far.
+    pub fn leave(&self) {
+        let all: [Option<&Numbers>; 4] = match &self.spelling {
+            Spelling::Values(values) => [Some(values), None, None, None],
+            Spelling::Blocks(Blocks { codes, scales, channels, offsets, .. }) => {
+                [Some(codes), Some(scales), channels.as_ref(), offsets.as_ref()]
+            }
+        };
+        all.into_iter().flatten().for_each(|numbers| numbers.bytes.leave(0..numbers.bytes.len()));
+    }
+
     /// Puts the values of a row into `out`: `code * scale + offset` in f32, as the documents define them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         match &self.spelling {

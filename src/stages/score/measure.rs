@@ -55,27 +55,31 @@ pub type Ranges = BTreeMap<String, f32>;
 /// Every prediction over the inputs `tokens` and `logits` of the reference.
 pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> Result<WindowScore> {
     let tokens: Vec<u32> = read_json(job, tokens)?;
-    let reference: Vec<f32> =
-        job.read(logits)?.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let reference = job.read(logits)?;
     let vocab = decoder.model.vocab as usize;
-    if reference.len() != tokens.len() * vocab {
+    if reference.len() != 4 * tokens.len() * vocab {
         return Err(Problem::new(
             "kiln::score::vocabulary",
             format!(
                 "the reference has {} logits a token, the candidate {vocab}",
-                reference.len() / tokens.len().max(1)
+                reference.len() / 4 / tokens.len().max(1)
             ),
         )
         .help("score a candidate against a reference with the same tokens"));
     }
     let (mut logits, _) = decoder.start(&tokens)?;
     let non_finite = fidelity::tame(&mut logits);
-    let rows = reference.chunks_exact(vocab).zip(logits.chunks_exact(vocab)).zip(tokens.iter().skip(1));
-    let score = |((reference, candidate), next): ((&[f32], &[f32]), &u32)| {
-        TokenScore::of(reference, candidate, *next)
-            .ok_or_else(|| Problem::new("kiln::score::token", format!("the token {next} is not in the vocabulary")))
-    };
-    Ok(WindowScore { non_finite, tokens: rows.map(score).collect::<Result<_>>()? })
+    // The last token is only predicted.
+    let mut rows = logits.chunks_exact(vocab).zip(tokens.iter().skip(1));
+    let mut scores = vec![];
+    reference.stream(4 * vocab, |row| {
+        let Some((candidate, next)) = rows.next() else { return Ok(()) };
+        let reference: Vec<f32> = row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let unknown = || Problem::new("kiln::score::token", format!("the token {next} is not in the vocabulary"));
+        scores.push(TokenScore::of(&reference, candidate, *next).ok_or_else(unknown)?);
+        Ok(())
+    })?;
+    Ok(WindowScore { non_finite, tokens: scores })
 }
 
 pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {

@@ -12,6 +12,7 @@
 //! graph's inner tensors.
 
 pub mod decoder;
+pub(super) mod demand;
 mod htp;
 mod measure;
 pub mod observe;
@@ -199,16 +200,17 @@ impl Candidate {
             let part = |name: &str| Ok((format!("candidate/{name}"), context.part(name)?.clone()));
             let parts = vec![part("model.bin")?, part("model.json")?];
             let tools = libraries(inputs, &SIMULATOR)?;
-            return Ok(Candidate { demand: demand(&parts, 12), parts, tools, has_ranges: false });
+            return Ok(Candidate { demand: of_simulator(&parts), parts, tools, has_ranges: false });
         }
         Candidate::of_graph(inputs)
     }
 
     /// The graph in slot `graph`, for ONNX Runtime.
     pub(super) fn of_graph(inputs: &Inputs) -> Result<Self> {
-        let parts = inputs.one("graph")?.parts.iter();
-        let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
-        Ok(Candidate { demand: demand(&parts, 3), parts, tools: runtime(inputs)?, has_ranges: true })
+        let graph = inputs.one("graph")?;
+        let demand = demand::of_layers(graph, |_, _| 0)?;
+        let parts = graph.parts.iter().map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
+        Ok(Candidate { demand, parts, tools: runtime(inputs)?, has_ranges: true })
     }
 
     /// An order that runs the prefill graph.
@@ -231,12 +233,8 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     inputs.tool_files("ort", &[name])
 }
 
-/// Measured: so many times the candidate's bytes, and what a runtime needs for itself.
-fn demand(parts: &[(String, Part)], times: u64) -> Demand {
+/// Measured: twelve times the binary's bytes, and what the simulator needs for itself.
+fn of_simulator(parts: &[(String, Part)]) -> Demand {
     let bytes: u64 = parts.iter().map(|(_, part)| part.content.digest.size_bytes).sum();
-    Demand {
-        memory_bytes: bytes.saturating_mul(times).saturating_add(1 << 30),
-        threads: 1,
-        isolation: Isolation::Process,
-    }
+    Demand { memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30), threads: 1, isolation: Isolation::Process }
 }

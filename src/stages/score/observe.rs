@@ -1,4 +1,4 @@
-//! Runs a candidate's prefill graph over windows of tokens, and shows what its inner values hold.
+//! Runs a candidate's graphs in ONNX Runtime, and shows what their values hold.
 //!
 //! It goes layer by layer over all windows: of the weights one layer is held, of the values those that a later layer
 //! reads.
@@ -12,7 +12,7 @@ use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
 use crate::base::{Problem, Result};
 use crate::model::facts::{GraphFacts, ModelFacts};
-use crate::model::onnx::proto::{GraphProto, ValueInfoProto, element};
+use crate::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
 use crate::model::onnx::{self, Segment, segments};
 
 /// The graph that is observed.
@@ -36,7 +36,6 @@ pub trait Observer {
 pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &mut impl Observer) -> Result<()> {
     let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
     let whole = onnx::decode(&job.read(PREFILL)?)?;
-    let segments = segments(&whole, |value| element_type(value) == element::FLOAT && observer.wants(&value.name))?;
     let runtime = OnnxRuntime::open(job)?;
 
     // The windows differ in their tokens only.
@@ -52,8 +51,25 @@ pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &m
         }
     }
     observer.pass()?;
+    run_layers(&runtime, &whole, &shared, held, observer, |done, total| {
+        job.progress(done, total, "runs");
+        job.check_cancelled()
+    })
+}
 
-    let total = (segments.len() * windows.len()) as u64;
+/// Runs `whole`, whose weights are the candidate's, once for each of `held`: what a window alone is fed. All are fed
+/// what is `shared`.
+pub fn run_layers(
+    runtime: &OnnxRuntime,
+    whole: &ModelProto,
+    shared: &BTreeMap<String, Tensor>,
+    mut held: Vec<HashMap<String, Tensor>>,
+    observer: &mut impl Observer,
+    progress: impl Fn(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let segments = segments(whole, |value| element_type(value) == element::FLOAT && observer.wants(&value.name))?;
+    let windows = held.len();
+    let total = (segments.len() * windows) as u64;
     for (at, segment) in segments.iter().enumerate() {
         let Some(graph) = segment.model.graph.as_ref().filter(|graph| !graph.output.is_empty()) else { continue };
         let mut session = runtime.load_model(&segment.model.encode_to_vec())?;
@@ -61,10 +77,9 @@ pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &m
         let later: HashSet<&str> =
             segments.iter().skip(at + 1).flat_map(|segment| &segment.reads).map(String::as_str).collect();
         for (index, held) in held.iter_mut().enumerate() {
-            job.check_cancelled()?;
-            job.progress((at * windows.len() + index) as u64, total, "runs");
+            progress((at * windows + index) as u64, total)?;
             let mut made = vec![];
-            run(&mut session, feeds(segment, held, &shared)?, &outputs, |name, elements| {
+            run(&mut session, feeds(segment, held, shared)?, &outputs, |name, elements| {
                 if segment.shows.iter().any(|shown| shown == name) {
                     observer.see(name, elements)?;
                 }
@@ -79,8 +94,7 @@ pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &m
         drop(session);
         observer.pass()?;
     }
-    job.progress(total, total, "runs");
-    Ok(())
+    progress(total, total)
 }
 
 fn feeds<'a>(

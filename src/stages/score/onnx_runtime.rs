@@ -1,6 +1,6 @@
 //! A candidate's ONNX graphs in ONNX Runtime, on the CPU and in f32.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,17 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 
 use super::decoder::{Engine, Graph, Tensor};
+use super::observe::{Observer, run_layers};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::GraphFacts;
+use crate::model::onnx;
 
-/// The graphs of an `onnx` manifest; each is loaded when it first runs, and only one is held.
+/// The graphs of an `onnx` manifest; of the one that runs, a layer at a time is loaded.
 pub struct OnnxRuntime {
     environment: Environment,
     folder: PathBuf,
     facts: Vec<(Graph, GraphFacts)>,
-    session: Option<(Graph, Session)>,
 }
 
 impl OnnxRuntime {
@@ -53,12 +54,11 @@ impl OnnxRuntime {
                 facts.push((graph, input.facts.read()?));
             }
         }
-        Ok(OnnxRuntime { environment, folder, facts, session: None })
+        Ok(OnnxRuntime { environment, folder, facts })
     }
 
     /// Puts `model` in the place of the prefill graph.
-    pub fn replace_prefill(&mut self, model: &[u8]) -> Result<()> {
-        self.session = None;
+    pub fn replace_prefill(&self, model: &[u8]) -> Result<()> {
         let path = self.folder.join(file_name(Graph::Prefill));
         // The file may share its bytes with the blob store: a new one takes its name.
         fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
@@ -66,7 +66,7 @@ impl OnnxRuntime {
     }
 
     /// Puts the file at `from` in the place of the candidate's file `name`.
-    pub fn replace(&mut self, name: &str, from: &Path) -> Result<()> {
+    pub fn replace(&self, name: &str, from: &Path) -> Result<()> {
         lay_out(from, &self.folder.join(name))
     }
 
@@ -74,20 +74,15 @@ impl OnnxRuntime {
     pub fn load_model(&self, model: &[u8]) -> Result<Session> {
         let path = self.folder.join("piece.onnx");
         fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
-        self.load(&path)
-    }
-
-    fn load(&self, path: &Path) -> Result<Session> {
         // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into MatMulNBits, which by
-        // default rounds activations to 8 bits. One thread: the same sums in the same order on every machine.
+        // default rounds activations to 8 bits. One thread: the same sums in the same order on every machine. No pattern of
+        // memory learned from the first run: the second would take the room for all values anew, and keep that of the first.
         Session::builder(&self.environment)
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Level1)?))
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
-            .and_then(|mut builder| builder.commit_from_file(path))
-            .context("kiln::score::graph", || {
-                let file = path.file_name().unwrap_or_default();
-                format!("load {} into ONNX Runtime", file.display())
-            })
+            .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
+            .and_then(|mut builder| builder.commit_from_file(&path))
+            .context("kiln::score::graph", || "load a layer into ONNX Runtime".into())
     }
 }
 
@@ -133,23 +128,30 @@ impl Engine for OnnxRuntime {
         inputs: &BTreeMap<String, Tensor>,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let session = match self.session.take() {
-            Some((loaded, session)) if loaded == graph => session,
-            other => {
-                // Each holds the weights anew.
-                drop(other);
-                self.load(&self.folder.join(file_name(graph)))?
-            }
-        };
-        let (_, session) = self.session.insert((graph, session));
-        let mut outputs = BTreeMap::new();
-        let feeds = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        run(session, feeds, wanted, |name, values| {
-            outputs.insert(name.to_string(), values.to_vec());
-            Ok(())
-        })
-        .map_err(|problem| problem.within(format!("failed to run {}", file_name(graph))))?;
-        Ok(outputs)
+        let file = file_name(graph);
+        let path = self.folder.join(file);
+        let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        let mut taken = Taken { wanted, values: BTreeMap::new() };
+        run_layers(self, &onnx::decode(&bytes)?, inputs, vec![HashMap::new()], &mut taken, |_, _| Ok(()))
+            .map_err(|problem| problem.within(format!("failed to run {file}")))?;
+        Ok(taken.values)
+    }
+}
+
+/// The values of wanted outputs.
+struct Taken<'a> {
+    wanted: &'a [String],
+    values: BTreeMap<String, Vec<f32>>,
+}
+
+impl Observer for Taken<'_> {
+    fn wants(&self, value: &str) -> bool {
+        self.wanted.iter().any(|wanted| wanted == value)
+    }
+
+    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
+        self.values.insert(value.into(), elements.to_vec());
+        Ok(())
     }
 }
 

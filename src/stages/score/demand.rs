@@ -1,0 +1,56 @@
+//! What ONNX Runtime takes to run a graph layer by layer; `tests/memory_of_models.rs` holds it against what it takes.
+
+use std::collections::BTreeMap;
+
+use crate::action::{Demand, Isolation, Manifest};
+use crate::base::Result;
+use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
+
+/// The program itself, the runtime's own, buffers, and what an allocator keeps.
+const OWN_BYTES: u64 = 128 << 20;
+
+/// A layer, or the embedding, or the head.
+#[derive(Default)]
+struct Layer {
+    /// Weights in f32 and as they are stored, and what the caller holds.
+    bytes: u64,
+    /// Elements of its largest matrix.
+    largest: u64,
+}
+
+/// What an order over `graph` needs: its largest layer as stored and in f32, the largest matrix of that twice more while
+/// codes become values and these are transposed; the values of a layer, the caches and the logits of one window; and for
+/// each weight of that layer what the caller holds.
+pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
+    let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
+    for (name, part) in graph.under("weights") {
+        let tensor = blob_owner(name);
+        let layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        let layer = layers.entry(layer.map_or(tensor, |(number, _)| number)).or_default();
+        layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
+        if name.ends_with("/values") || name.ends_with("/codes") {
+            let facts: WeightFacts = part.facts.read()?;
+            let elements = facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent));
+            let bytes = elements.saturating_mul(4).saturating_add(held(tensor, &facts));
+            layer.bytes = layer.bytes.saturating_add(bytes);
+            layer.largest = layer.largest.max(elements);
+        }
+    }
+    let bytes = |layer: &Layer| layer.bytes.saturating_add(layer.largest.saturating_mul(8));
+    let weights = layers.values().map(bytes).max().unwrap_or(0);
+    let memory_bytes = weights.saturating_add(of_values(graph)?).saturating_add(OWN_BYTES);
+    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+}
+
+/// The values of one window: logits twice, the scores of a layer in four forms, eight values as wide as its feed-forward
+/// layer, and the caches of all layers.
+fn of_values(graph: &Manifest) -> Result<u64> {
+    let model: ModelFacts = graph.part("model.json")?.facts.read()?;
+    let GraphFacts { tokens, context, .. } = graph.part("prefill.onnx")?.facts.read()?;
+    let [vocab, heads, ffn, blocks] = [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
+    let [kv_heads, head_dim, tokens, context] = [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
+    let product = |factors: &[u64]| factors.iter().fold(4u64, |product, factor| product.saturating_mul(*factor));
+    let of_window = [&[tokens, 2, vocab][..], &[tokens, 4, heads, context], &[tokens, 8, ffn]].map(product);
+    let caches = product(&[2, blocks, kv_heads, head_dim, context]);
+    Ok(of_window.into_iter().fold(caches, u64::saturating_add))
+}
