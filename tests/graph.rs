@@ -32,8 +32,14 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
     let model = TinyWeights::llama();
     let onnx = build(&folder, &model, small());
     let facts = |file: &str| onnx.get(file).unwrap().facts.read::<GraphFacts>().unwrap();
-    assert_eq!(facts("prefill.onnx"), GraphFacts { name: "prompt_ar8_cl24_1_of_1".into(), tokens: 8, context: 24 });
-    assert_eq!(facts("decode.onnx"), GraphFacts { name: "token_ar1_cl24_1_of_1".into(), tokens: 1, context: 24 });
+    assert_eq!(
+        facts("prefill.onnx"),
+        GraphFacts { name: "prompt_ar8_cl24_1_of_1".into(), tokens: 8, context: 24, shard: None }
+    );
+    assert_eq!(
+        facts("decode.onnx"),
+        GraphFacts { name: "token_ar1_cl24_1_of_1".into(), tokens: 1, context: 24, shard: None }
+    );
 
     let given = &model.inputs(&folder);
     for (name, part) in &given.one("weights").unwrap().parts {

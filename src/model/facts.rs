@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::shards::Shard;
+
 /// What a decoder-only transformer is, read from the metadata of its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
@@ -147,6 +149,9 @@ pub struct GraphFacts {
     pub tokens: u32,
     /// Tokens that attention sees: past and new.
     pub context: u32,
+    /// What it computes of the model, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
 }
 
 /// A context binary: the facts of `model.bin`.

@@ -9,4 +9,5 @@ pub mod ledger;
 pub mod onnx;
 pub mod quant;
 pub mod reference;
+pub mod shards;
 pub mod tokenizer;

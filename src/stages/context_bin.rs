@@ -24,12 +24,14 @@ use crate::action::{
     TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{ContextFacts, GraphFacts};
+use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
 use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
-use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, encodings, libraries, lowered, weight_elements};
+use super::device::{
+    DESCRIPTIONS, QNN, ROLES, check_signatures, compile_bytes, encodings, libraries, lowered, shards, weight_elements,
+};
 use super::dlc::CONTAINER;
 
 /// See the module's table.
@@ -77,21 +79,10 @@ const MAX_VTCM_MB: u32 = 64;
 /// Peak memory of one matmul with libQnnHtp loaded (115 to 150 MB measured).
 const PROOF_BYTES: u64 = 256 << 20;
 
-/// Peak memory of a compilation. Measured, two graphs: 10.4 bytes an element of native blocks and 21 an element of
-/// halves at 135 M elements, 7.5 an element of native blocks at 1.8 G.
-fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
-    let per_graph = (codes.saturating_mul(9) / 2).saturating_add(values.saturating_mul(11));
-    per_graph.saturating_mul(graphs).saturating_add(512 << 20)
-}
-
-/// Codes and values that are compiled.
-fn weights(given: &Manifest, extension: &str) -> (u64, u64) {
-    if extension == "onnx" {
-        return weight_elements(given);
-    }
-    // Halves and little else, all of them in both files.
-    let dlc = given.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
-    (0, dlc.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0))
+/// Halves and little else, all of them in both files.
+fn dlc_elements(dlc: &Manifest) -> (u64, u64) {
+    let files = dlc.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
+    (0, files.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0))
 }
 
 /// One part of the work.
@@ -107,10 +98,12 @@ pub enum Work {
     },
     /// Compile the graphs.
     Compile(Compile),
+    /// Hand on what describes the model, beside the binaries of its shards.
+    Describe,
 }
 
 /// What to compile, and how.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Compile {
     soc: String,
     graphs: Vec<String>,
@@ -192,20 +185,39 @@ impl TypedStage for ContextBin {
             })
             .collect();
 
-        let memory_bytes = compile_bytes(weights(given, extension), graphs.len() as u64);
-        let files: Vec<String> = graphs.iter().map(|role| format!("{role}.{extension}")).collect();
         let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
-        let mut order = Order::new("", Work::Compile(compile)).tools(tools).demand(process(memory_bytes));
-        for file in files {
+        let described = |order: Order<Work>| {
+            DESCRIPTIONS.iter().try_fold(order, |order, name| Ok(order.input(*name, given.part(name)?)))
+        };
+        let of = |name: &str, elements: (u64, u64)| {
+            let memory_bytes = compile_bytes(elements, compile.graphs.len() as u64);
+            let order = Order::new(name, Work::Compile(compile.clone())).tools(tools.clone());
+            order.demand(process(memory_bytes))
+        };
+        let shards = shards(given)?;
+        for shard in &shards {
+            let model: ModelFacts = given.part("model.json")?.facts.read()?;
+            let weights: Vec<_> = given.under("weights").filter(|(name, _)| shard.reads(name, &model)).collect();
+            let mut order = of(&shard.folder(), weight_elements(weights.iter().copied()));
+            for role in &compile.graphs {
+                order = order.input(format!("{role}.onnx"), given.part(&shard.graph_file(role))?);
+            }
+            orders.push(
+                weights.into_iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part)),
+            );
+        }
+        if !shards.is_empty() {
+            orders.push(described(Order::new("", Work::Describe))?);
+            return Ok(orders);
+        }
+        let weights = || given.under("weights");
+        let mut order = of("", if extension == "onnx" { weight_elements(weights()) } else { dlc_elements(given) });
+        for role in &compile.graphs {
+            let file = format!("{role}.{extension}");
             order = order.input(&file, given.part(&file)?);
         }
-        for name in DESCRIPTIONS {
-            order = order.input(name, given.part(name)?);
-        }
-        for (name, part) in given.under("weights") {
-            order = order.input(format!("weights/{name}"), part);
-        }
-        orders.push(order);
+        order = weights().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
+        orders.push(described(order)?);
         Ok(orders)
     }
 
@@ -221,6 +233,7 @@ impl TypedStage for ContextBin {
                 )]))
             }
             Work::Compile(compile) => compile.run(job, &folder),
+            Work::Describe => pass_descriptions(job),
         }
     }
 }
@@ -267,9 +280,7 @@ impl Compile {
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);
-        for name in DESCRIPTIONS {
-            outputs.insert(PartName::new(name)?, job.pass(name)?);
-        }
+        outputs.extend(pass_descriptions(job)?);
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;
@@ -290,6 +301,12 @@ impl Compile {
         dlc.compose(context, &graph.name, self.options())?;
         Ok(graph)
     }
+}
+
+/// Hands on what describes the model, as far as it was given.
+fn pass_descriptions(job: &Job) -> Result<Outputs> {
+    let given = DESCRIPTIONS.into_iter().filter(|name| job.input(name).is_ok());
+    given.map(|name| Ok((PartName::new(name)?, job.pass(name)?))).collect()
 }
 
 fn write_json(job: &Job, value: &impl Serialize) -> Result<Part> {

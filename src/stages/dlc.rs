@@ -83,7 +83,7 @@ impl TypedStage for Dlc {
             for (name, part) in &graph.parts {
                 order = order.input(name.as_str(), part);
             }
-            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph))))]);
+            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph.under("weights")))))]);
         }
         let context = inputs.one("context")?;
         let Some(container) = context.get(CONTAINER) else {

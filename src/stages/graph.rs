@@ -12,12 +12,14 @@ use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Context, Digest, Problem, Result};
+use super::device::{ROLES, compile_bytes, weight_elements};
+use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes};
 use crate::model::calibration;
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;
 use crate::model::onnx::{Grid, lint};
+use crate::model::shards::Shard;
 use activations::{Choice, Wish, choose};
 use decoder::{Profile, decoder};
 use weights::Weights;
@@ -57,6 +59,13 @@ pub struct Params {
     /// How keys and values are handed out and in; all but `f16` want a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
+    /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as few as let each be compiled
+    /// in `shard_memory` bytes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub shards: Shards,
+    /// Memory in bytes that compiling one shard may take, for `shards = "auto"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_memory: Option<u64>,
     /// An activation is held in 16 bits if its signal stands so far above the rounding noise, outliers apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 120.0))]
@@ -91,6 +100,30 @@ pub enum Cache {
     U8,
 }
 
+/// How many shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Shards {
+    /// So many.
+    Count(#[schemars(range(min = 1, max = MAX_LAYERS))] u32),
+    /// As few as the memory allows.
+    Fitting(Fitting),
+}
+
+/// The word for as few as the memory allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fitting {
+    /// The word.
+    Auto,
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        Shards::Count(1)
+    }
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -101,6 +134,9 @@ const SQNR_DB: f64 = 60.0;
 /// divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
 const MARGIN: f64 = 0.25;
 
+/// Two compilations side by side then fit a machine of 8 GB.
+const SHARD_MEMORY: u64 = 3 << 30;
+
 impl Default for Params {
     fn default() -> Self {
         Params {
@@ -110,6 +146,8 @@ impl Default for Params {
             ffn_exponent: 0,
             activations: Activations::F16,
             kv: Cache::F16,
+            shards: Shards::default(),
+            shard_memory: None,
             sqnr_db: None,
             margin: None,
         }
@@ -130,7 +168,18 @@ impl TypedStage for Graph {
             InputSpec { name: "weights", accepts: &["weights"], required: true, many: false },
             InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
         ],
-        params: &["prefill", "context", "residual_exponent", "ffn_exponent", "activations", "kv", "sqnr_db", "margin"],
+        params: &[
+            "prefill",
+            "context",
+            "residual_exponent",
+            "ffn_exponent",
+            "activations",
+            "kv",
+            "shards",
+            "shard_memory",
+            "sqnr_db",
+            "margin",
+        ],
         keyed: &[],
         reaches_outside: false,
     };
@@ -165,6 +214,13 @@ impl TypedStage for Graph {
             }
             _ => {}
         }
+        if matches!(params.shards, Shards::Count(count) if !(1..=MAX_LAYERS).contains(&count)) {
+            problems.push(problem("shards", "`shards` goes from 1 to the number of layers, or is \"auto\"".into()));
+        }
+        if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
+            let message = "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
+            problems.push(problem("shard_memory", message.into()));
+        }
         if params.sqnr_db.is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr)) {
             problems.push(problem("sqnr_db", "`sqnr_db` goes from 0 to 120".into()));
         }
@@ -183,6 +239,9 @@ impl TypedStage for Graph {
         weights.check(&facts)?;
         // What chooses grids is in the key, and only if grids are chosen.
         let chooses = params.rounds();
+        // So is the number of shards, not what it was chosen by.
+        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &facts)?);
+        params.shard_memory = None;
         params.sqnr_db = chooses.then_some(params.sqnr_db.unwrap_or(SQNR_DB));
         params.margin = chooses.then_some(params.margin.unwrap_or(MARGIN));
         let mut order = Order::new("", params).input("model.json", model);
@@ -207,11 +266,12 @@ impl TypedStage for Graph {
             grids = choice.grids;
         }
         let mut written = vec![];
-        for (file, profile) in params.profiles() {
+        for (file, profile) in params.shards(&model)?.into_iter().flat_map(|shard| params.profiles(shard)) {
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
+                shard: Some(profile.shard).filter(|shard| shard.of > 1),
             };
             let graph = decoder(&model, &weights, &profile, &grids);
             outputs.insert(PartName::new(file)?, job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?);
@@ -248,21 +308,59 @@ impl Params {
             sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
             margin: self.margin.unwrap_or(MARGIN) as f32,
         };
-        let [(_, prefill), _] = self.profiles();
+        let [(_, prefill), _] = self.profiles(Shard::whole(model));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
         choose(&decoder(model, weights, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
     }
 
-    /// The two graphs, under the names that Genie understands.
-    fn profiles(&self) -> [(&'static str, Profile); 2] {
+    /// The whole, and what it is cut into.
+    fn shards(&self, model: &ModelFacts) -> Result<Vec<Shard>> {
+        let cut = match self.shards {
+            Shards::Count(count) if count > 1 => Shard::cut(model, count)?,
+            _ => vec![],
+        };
+        Ok([Shard::whole(model)].into_iter().chain(cut).collect())
+    }
+
+    /// Into how many shards `model` is cut.
+    fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
+        let Shards::Fitting(Fitting::Auto) = self.shards else {
+            return self.shards(model).map(|shards| shards.last().map_or(1, |shard| shard.of));
+        };
+        let allowed = self.shard_memory.unwrap_or(SHARD_MEMORY);
+        let takes = |shard: &Shard| {
+            let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
+            compile_bytes(weight_elements(parts.filter(|(name, _)| shard.reads(name, model))), ROLES.len() as u64)
+        };
+        let most = |count| Ok(Shard::cut(model, count)?.iter().map(takes).max().unwrap_or(0));
+        for count in 1..=model.block_count {
+            if most(count)? <= allowed {
+                return Ok(count);
+            }
+        }
+        Err(Problem::new(
+            "kiln::graph::shards",
+            format!(
+                "no number of shards can be compiled in {}: one layer a shard takes {}",
+                bytes(allowed),
+                bytes(most(model.block_count)?)
+            ),
+        )
+        .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
+    }
+
+    /// The two graphs of `shard`, under the names that Genie understands.
+    fn profiles(&self, shard: Shard) -> [(String, Profile); 2] {
         let profile = |kind: &str, tokens: u32| Profile {
-            name: format!("{kind}_ar{tokens}_cl{}_1_of_1", self.context),
+            name: format!("{kind}_ar{tokens}_cl{}_{}_of_{}", self.context, shard.part, shard.of),
             tokens: tokens.into(),
             context: self.context.into(),
             residual_exponent: self.residual_exponent as i32,
             ffn_exponent: self.ffn_exponent as i32,
+            shard,
         };
-        [("prefill.onnx", profile("prompt", self.prefill)), ("decode.onnx", profile("token", 1))]
+        let [prefill, decode] = ROLES.map(|role| shard.graph_file(role));
+        [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
     }
 }
 

@@ -10,6 +10,7 @@ use super::weights::{Weight, Weights};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
 use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
+use crate::model::shards::Shard;
 
 /// One graph of a model.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub(super) struct Profile {
     pub(super) residual_exponent: i32,
     /// j: gate*up is held times `2^-j`.
     pub(super) ffn_exponent: i32,
+    /// The layers.
+    pub(super) shard: Shard,
 }
 
 /// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`.
@@ -51,51 +54,74 @@ struct Shared {
     cos: Value,
     sin: Value,
     query_scale: Value,
-    caches: Vec<[Value; 2]>,
 }
 
 impl Decoder<'_> {
     fn write(&mut self) {
-        let (tokens, hidden) = (self.profile.tokens, u64::from(self.model.hidden));
-        let ids = self.graph.input("input_ids", element::INT32, &[1, tokens]);
-        let shared = self.inputs();
+        let given = self.given();
+        let shared = self.shared();
+        let layers = self.profile.shard.first..self.profile.shard.end;
+        let caches: Vec<_> = layers.clone().map(|layer| self.cache(layer)).collect();
 
-        let rows = self.embedding("token_embd.rows", &ids);
-        let mut residual = self.graph.reshape("token_embd", &rows, &[1, 1, tokens, hidden]);
-        let mut caches = vec![];
-        for (layer, past) in shared.caches.iter().enumerate() {
+        let mut residual = self.opening(given);
+        let mut new_caches = vec![];
+        for (layer, past) in layers.zip(&caches) {
             let (attention, new) = self.attention(layer, &residual, past, &shared);
             residual = self.graph.elementwise("Add", &format!("blk.{layer}.attn_residual"), &residual, &attention);
             let ffn = self.feed_forward(layer, &residual);
-            residual = self.graph.elementwise("Add", &format!("blk.{layer}.residual"), &residual, &ffn);
-            caches.extend(new);
+            residual = self.graph.elementwise("Add", &residual_after(layer), &residual, &ffn);
+            new_caches.extend(new);
         }
-        let normal = self.norm("output_norm", "output_norm.weight", &residual);
-        let head = if self.model.tied_embeddings { "token_embd" } else { "output" };
-        let logits = self.linear("logits", head, &normal, 0);
-        self.graph.output(&logits);
-        caches.iter().for_each(|cache| self.graph.output(cache));
+        let result = if self.profile.shard.has_head() { self.logits(&residual) } else { residual };
+        self.graph.output(&result);
+        new_caches.iter().for_each(|cache| self.graph.output(cache));
     }
 
-    fn inputs(&mut self) -> Shared {
-        let Profile { tokens, context, .. } = *self.profile;
+    /// What the layers begin with: token ids, or what the shard before gives under the same name.
+    fn given(&mut self) -> Value {
+        let (tokens, hidden) = (self.profile.tokens, u64::from(self.model.hidden));
+        match self.profile.shard.first.checked_sub(1) {
+            None => self.graph.input("input_ids", element::INT32, &[1, tokens]),
+            Some(before) => self.graph.input(&residual_after(before), element::FLOAT, &[1, 1, tokens, hidden]),
+        }
+    }
+
+    /// The residual stream before the first layer.
+    fn opening(&mut self, given: Value) -> Value {
+        if !self.profile.shard.has_embedding() {
+            return given;
+        }
+        let rows = self.embedding("token_embd.rows", &given);
+        self.graph.reshape("token_embd", &rows, &[1, 1, self.profile.tokens, u64::from(self.model.hidden)])
+    }
+
+    fn logits(&mut self, residual: &Value) -> Value {
+        let normal = self.norm("output_norm", "output_norm.weight", residual);
+        let head = if self.model.tied_embeddings { "token_embd" } else { "output" };
+        self.linear("logits", head, &normal, 0)
+    }
+
+    fn cache(&mut self, layer: u32) -> [Value; 2] {
         let [heads, width] = [self.model.kv_heads, self.model.head_dim].map(u64::from);
-        let past = context - tokens;
+        let past = self.profile.context - self.profile.tokens;
+        let mut input =
+            |what: &str, dims: [u64; 4]| self.graph.input(&format!("past_{what}_{layer}_in"), element::FLOAT, &dims);
+        [input("key", [heads, 1, width, past]), input("value", [heads, 1, past, width])]
+    }
+
+    fn shared(&mut self) -> Shared {
+        let Profile { tokens, context, .. } = *self.profile;
+        let width = u64::from(self.model.head_dim);
         let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
         let mask = input("attention_mask", [1, 1, tokens, context]);
         let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
         let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
-        let cache = |layer| {
-            let key = input(&format!("past_key_{layer}_in"), [heads, 1, width, past]);
-            [key, input(&format!("past_value_{layer}_in"), [heads, 1, past, width])]
-        };
-        let caches = (0..self.model.block_count).map(cache).collect();
         let query_scale = self.graph.scalar("query_scale", 1.0 / (width as f32).sqrt());
-        Shared { mask, cos, sin, query_scale, caches }
+        Shared { mask, cos, sin, query_scale }
     }
 
     /// What attention adds to the residual stream, and the new key and value.
-    fn attention(&mut self, layer: usize, x: &Value, past: &[Value; 2], shared: &Shared) -> (Value, [Value; 2]) {
+    fn attention(&mut self, layer: u32, x: &Value, past: &[Value; 2], shared: &Shared) -> (Value, [Value; 2]) {
         let tokens = self.profile.tokens;
         let context = self.profile.context;
         let [heads, kv_heads, width] = [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
@@ -137,7 +163,7 @@ impl Decoder<'_> {
     }
 
     /// What the feed-forward layer adds to the residual stream: `down(silu(gate(x)) * up(x))`.
-    fn feed_forward(&mut self, layer: usize, x: &Value) -> Value {
+    fn feed_forward(&mut self, layer: u32, x: &Value) -> Value {
         let Profile { residual_exponent: k, ffn_exponent: j, .. } = *self.profile;
         let name = |what: &str| format!("blk.{layer}.{what}");
         let x = self.norm(&name("ffn_norm"), &name("ffn_norm.weight"), x);
@@ -203,6 +229,11 @@ impl Decoder<'_> {
             })
             .collect()
     }
+}
+
+/// The residual stream after `layer`.
+fn residual_after(layer: u32) -> String {
+    format!("blk.{layer}.residual")
 }
 
 /// Rotary embedding: column i of each head turns with column i + width/2.

@@ -221,7 +221,7 @@ mod tests {
     impl Engine for Counting {
         fn facts(&self, graph: Graph) -> Result<GraphFacts> {
             let tokens = if graph == Graph::Prefill { 4 } else { 1 };
-            Ok(GraphFacts { name: format!("ar{tokens}"), tokens, context: 8 })
+            Ok(GraphFacts { name: format!("ar{tokens}"), tokens, context: 8, shard: None })
         }
 
         fn run(

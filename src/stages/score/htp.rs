@@ -36,7 +36,7 @@ impl Htp {
 fn facts(graph: &GraphInfo) -> Result<GraphFacts> {
     match graph.tensor("attention_mask").map(|mask| mask.shape.as_slice()) {
         Some([1, 1, tokens, context]) => {
-            Ok(GraphFacts { name: graph.name.clone(), tokens: *tokens, context: *context })
+            Ok(GraphFacts { name: graph.name.clone(), tokens: *tokens, context: *context, shard: None })
         }
         other => Err(Problem::new(
             "kiln::score::graphs",
