@@ -30,7 +30,8 @@ use crate::qnn::{
 };
 
 use super::device::{
-    DESCRIPTIONS, QNN, ROLES, check_signatures, compile_bytes, encodings, libraries, lowered, shards, weight_elements,
+    QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered, pass_descriptions, shards,
+    weight_elements,
 };
 use super::dlc::CONTAINER;
 
@@ -186,9 +187,6 @@ impl TypedStage for ContextBin {
             .collect();
 
         let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
-        let described = |order: Order<Work>| {
-            DESCRIPTIONS.iter().try_fold(order, |order, name| Ok(order.input(*name, given.part(name)?)))
-        };
         let of = |name: &str, elements: (u64, u64)| {
             let memory_bytes = compile_bytes(elements, compile.graphs.len() as u64);
             let order = Order::new(name, Work::Compile(compile.clone())).tools(tools.clone());
@@ -207,7 +205,7 @@ impl TypedStage for ContextBin {
             );
         }
         if !shards.is_empty() {
-            orders.push(described(Order::new("", Work::Describe))?);
+            orders.push(described(Order::new("", Work::Describe), given)?);
             return Ok(orders);
         }
         let weights = || given.under("weights");
@@ -217,22 +215,21 @@ impl TypedStage for ContextBin {
             order = order.input(&file, given.part(&file)?);
         }
         order = weights().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
-        orders.push(described(order)?);
+        orders.push(described(order, given)?);
         Ok(orders)
     }
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
-        let folder = job.tool_folder(QNN)?;
         match work {
             Work::Prove { soc, encoding } => {
-                let proof = prove(&folder, Soc::named(&soc)?, encoding)?;
+                let proof = prove(&job.tool_folder(QNN)?, Soc::named(&soc)?, encoding)?;
                 let text = CanonJson::of(&proof)?.to_string();
                 Ok(BTreeMap::from([(
                     PartName::new("figures.json")?,
                     job.write(text.as_bytes(), CanonJson::default())?,
                 )]))
             }
-            Work::Compile(compile) => compile.run(job, &folder),
+            Work::Compile(compile) => compile.run(job, &job.tool_folder(QNN)?),
             Work::Describe => pass_descriptions(job),
         }
     }
@@ -301,12 +298,6 @@ impl Compile {
         dlc.compose(context, &graph.name, self.options())?;
         Ok(graph)
     }
-}
-
-/// Hands on what describes the model, as far as it was given.
-fn pass_descriptions(job: &Job) -> Result<Outputs> {
-    let given = DESCRIPTIONS.into_iter().filter(|name| job.input(name).is_ok());
-    given.map(|name| Ok((PartName::new(name)?, job.pass(name)?))).collect()
 }
 
 fn write_json(job: &Job, value: &impl Serialize) -> Result<Part> {

@@ -1,6 +1,6 @@
 //! What the stages that load the vendor's libraries share: `context-bin`, `dlc`, `score`.
 
-use crate::action::{Inputs, Job, Manifest, Part, ToolFile};
+use crate::action::{Inputs, Job, Manifest, Order, Outputs, Part, PartName, ToolFile};
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, GraphFacts, WeightFacts};
 use crate::model::onnx;
@@ -16,7 +16,18 @@ pub const QNN: &str = "qnn";
 pub const ROLES: [&str; 2] = ["prefill", "decode"];
 
 /// What describes a model and goes with it from its graph on.
-pub const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
+const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
+
+/// `order`, with what describes the model of `given`.
+pub fn described<T>(order: Order<T>, given: &Manifest) -> Result<Order<T>> {
+    DESCRIPTIONS.into_iter().try_fold(order, |order, name| Ok(order.input(name, given.part(name)?)))
+}
+
+/// Hands on what describes the model, as far as it was given.
+pub fn pass_descriptions(job: &Job) -> Result<Outputs> {
+    let given = DESCRIPTIONS.into_iter().filter(|name| job.input(name).is_ok());
+    given.map(|name| Ok((PartName::new(name)?, job.pass(name)?))).collect()
+}
 
 /// The files `names` of the tool `qnn`, and the C++ runtime of the same wheel, whose name carries a hash.
 pub fn libraries(inputs: &Inputs, names: &[&str]) -> Result<Vec<ToolFile>> {

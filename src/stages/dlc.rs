@@ -3,7 +3,7 @@
 //! | slot | gives |
 //! |---|---|
 //! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
-//! | `context` | `model.dlc`: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
+//! | `context` | `model.dlc`, one a shard: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
 //!
 //! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so such graphs are
 //! refused here. It has no parameters.
@@ -16,13 +16,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{Context as _, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
-use super::device::{DESCRIPTIONS, QNN, ROLES, check_signatures, libraries, lowered, weight_elements};
+use super::device::{QNN, ROLES, check_signatures, described, libraries, lowered, pass_descriptions, weight_elements};
 
 /// The part of a `context-bin` that is a DLC around it.
 pub(super) const CONTAINER: &str = "container";
@@ -40,6 +41,8 @@ pub enum Work {
     Graphs,
     /// A container of a context binary.
     Container,
+    /// Hand on what describes the model, beside the containers of its shards.
+    Describe,
 }
 
 /// The stage.
@@ -86,28 +89,34 @@ impl TypedStage for Dlc {
             return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph.under("weights")))))]);
         }
         let context = inputs.one("context")?;
-        let Some(container) = context.get(CONTAINER) else {
+        let in_folder = |(name, part): (&PartName, _)| {
+            let (folder, file) = name.as_str().rsplit_once('/').unwrap_or(("", name.as_str()));
+            (file == CONTAINER).then(|| (folder.to_string(), part))
+        };
+        let containers: Vec<_> = context.parts.iter().filter_map(in_folder).collect();
+        if containers.is_empty() {
             return Err(Problem::new("kiln::dlc::no_container", "the context binary was made without its container")
                 .help("set `container = true` in the `context-bin` stage: the library wraps a context only while it is being made"));
-        };
-        let mut order =
-            Order::new("", Work::Container).input(CONTAINER, container).tools(libraries(inputs, &["libQnnSystem.so"])?);
-        for name in DESCRIPTIONS {
-            order = order.input(name, context.part(name)?);
         }
-        let memory_bytes = container.content.digest.size_bytes.saturating_add(256 << 20);
-        Ok(vec![order.demand(demand(memory_bytes))])
+        let tools = libraries(inputs, &["libQnnSystem.so"])?;
+        let wrap = |(folder, container): (String, &Part)| {
+            let order = Order::new(folder, Work::Container).input(CONTAINER, container).tools(tools.clone());
+            order.demand(demand(container.content.digest.size_bytes.saturating_add(256 << 20)))
+        };
+        let mut orders: Vec<_> = containers.into_iter().map(wrap).collect();
+        let whole = orders.pop_if(|order| order.name.is_empty());
+        let description = whole.unwrap_or_else(|| Order::new("", Work::Describe));
+        orders.push(described(description, context)?);
+        Ok(orders)
     }
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
-        let folder = job.tool_folder(QNN)?;
         let mut outputs = match work {
-            Work::Graphs => graphs(job, &folder)?,
-            Work::Container => container(job, &folder)?,
+            Work::Graphs => graphs(job, &job.tool_folder(QNN)?)?,
+            Work::Container => container(job, &job.tool_folder(QNN)?)?,
+            Work::Describe => Outputs::new(),
         };
-        for name in DESCRIPTIONS {
-            outputs.insert(PartName::new(name)?, job.pass(name)?);
-        }
+        outputs.extend(pass_descriptions(job)?);
         Ok(outputs)
     }
 }

@@ -1,56 +1,80 @@
-//! A candidate's context binary on the HTP simulator of libQnnHtp.
+//! A candidate's context binary on the HTP simulator of libQnnHtp, or those of its shards, one after the other.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use half::f16;
 
+use super::CONTEXT_BINARY;
 use super::decoder::{Engine, Graph, Tensor};
-use crate::action::Job;
+use crate::action::{Blob, Job};
 use crate::base::{Problem, Result};
-use crate::model::facts::GraphFacts;
-use crate::qnn::{DataType, GraphInfo, Simulator, TensorInfo};
+use crate::model::facts::{ContextFacts, GraphFacts};
+use crate::qnn::{DataType, Simulator, TensorInfo};
 use crate::stages::device::QNN;
 
-/// The two graphs of a loaded context binary.
+/// The context binaries of a model, of which one is in the simulator at a time.
 pub struct Htp {
-    simulator: Simulator,
-    prefill: GraphFacts,
-    decode: GraphFacts,
+    /// Of the tool `qnn`.
+    folder: PathBuf,
+    /// In the order of the layers.
+    shards: Vec<Shard>,
+    /// The shard of this index.
+    loaded: Option<(usize, Simulator)>,
+}
+
+/// A context binary, and its graphs by role.
+struct Shard {
+    binary: Blob,
+    graphs: BTreeMap<String, GraphFacts>,
 }
 
 impl Htp {
-    /// Loads the input `candidate/model.bin` into the simulator of tool `qnn`.
+    /// Of the inputs `candidate/model.bin`, or `candidate/PART-of-N/model.bin`.
     pub fn open(job: &Job) -> Result<Self> {
-        let simulator = Simulator::load(&job.tool_folder(QNN)?, &job.read("candidate/model.bin")?)?;
-        let graphs: Vec<GraphFacts> = simulator.graphs().iter().map(facts).collect::<Result<_>>()?;
-        let (decode, prefill): (Vec<_>, Vec<_>) = graphs.into_iter().partition(|graph| graph.tokens == 1);
-        let one = |mut graphs: Vec<GraphFacts>, what: &str| match (graphs.pop(), graphs.is_empty()) {
-            (Some(graph), true) => Ok(graph),
-            _ => Err(Problem::new("kiln::score::graphs", format!("the context binary must hold one {what} graph"))),
+        let mut shards = vec![];
+        for (name, input) in job.inputs().filter(|(name, _)| name.ends_with(CONTEXT_BINARY)) {
+            let ContextFacts { graphs, .. } = input.facts.read()?;
+            let part = graphs.values().find_map(|graph| graph.shard).map(|shard| shard.part);
+            shards.push((part, Shard { binary: job.read(name)?, graphs }));
+        }
+        shards.sort_by_key(|(part, _)| *part);
+        let shards = shards.into_iter().map(|(_, shard)| shard).collect();
+        Ok(Htp { folder: job.tool_folder(QNN)?, shards, loaded: None })
+    }
+
+    /// Shard `index`, and the simulator that holds it.
+    fn load(&mut self, index: usize) -> Result<(&Shard, &Simulator)> {
+        let shard = &self.shards[index];
+        let simulator = match self.loaded.take() {
+            Some((at, simulator)) if at == index => simulator,
+            // It goes before the next one comes.
+            other => {
+                drop(other);
+                Simulator::load(&self.folder, &shard.binary)?
+            }
         };
-        Ok(Htp { simulator, prefill: one(prefill, "prefill")?, decode: one(decode, "decode")? })
+        Ok((shard, &self.loaded.insert((index, simulator)).1))
     }
 }
 
-/// The mask is `[1, 1, tokens, context]`.
-fn facts(graph: &GraphInfo) -> Result<GraphFacts> {
-    match graph.tensor("attention_mask").map(|mask| mask.shape.as_slice()) {
-        Some([1, 1, tokens, context]) => {
-            Ok(GraphFacts { name: graph.name.clone(), tokens: *tokens, context: *context, shard: None })
-        }
-        other => Err(Problem::new(
-            "kiln::score::graphs",
-            format!("`{}` is no decoder of Genie's form: its attention_mask is {other:?}", graph.name),
-        )),
+impl Shard {
+    fn graph(&self, graph: Graph) -> Result<&GraphFacts> {
+        let role = match graph {
+            Graph::Prefill => "prefill",
+            Graph::Decode => "decode",
+        };
+        self.graphs.get(role).ok_or_else(|| {
+            Problem::new("kiln::score::graphs", format!("the context binary holds no {role} graph"))
+                .help("build it with both graphs: leave `graphs` out of the `context-bin` stage")
+        })
     }
 }
 
 impl Engine for Htp {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
-        Ok(match graph {
-            Graph::Prefill => self.prefill.clone(),
-            Graph::Decode => self.decode.clone(),
-        })
+        let none = || Problem::new("kiln::score::graphs", "there is no context binary");
+        self.shards.first().ok_or_else(none)?.graph(graph).cloned()
     }
 
     fn run(
@@ -59,23 +83,36 @@ impl Engine for Htp {
         inputs: &BTreeMap<String, Tensor>,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let name = self.facts(graph)?.name;
-        let info = self.simulator.graph(&name)?;
-        let feed = |tensor: &TensorInfo| {
-            let value = inputs.get(&tensor.name).ok_or_else(|| {
-                Problem::new("kiln::score::graphs", format!("`{name}` has an unknown input `{}`", tensor.name))
-            })?;
-            Ok((tensor.name.clone(), spell(tensor, value)?))
-        };
-        let feeds = info.inputs.iter().map(feed).collect::<Result<_>>()?;
-        let mut outputs = self.simulator.execute(&name, &feeds)?;
-        let mut read = |wanted: &String| {
-            let tensor = info.tensor(wanted).zip(outputs.remove(wanted));
-            let (tensor, bytes) =
-                tensor.ok_or_else(|| Problem::new("kiln::score::graphs", format!("`{name}` gives no `{wanted}`")))?;
-            Ok((wanted.clone(), floats(tensor, &bytes)?))
-        };
-        wanted.iter().map(&mut read).collect()
+        let mut given = BTreeMap::new();
+        // What a shard hands to the next, as it is.
+        let mut between: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        for index in 0..self.shards.len() {
+            let (shard, simulator) = self.load(index)?;
+            let name = &shard.graph(graph)?.name;
+            let info = simulator.graph(name)?;
+            let feed = |tensor: &TensorInfo| {
+                let bytes = match (between.remove(&tensor.name), inputs.get(&tensor.name)) {
+                    (Some(bytes), _) => bytes,
+                    (None, Some(value)) => spell(tensor, value)?,
+                    (None, None) => {
+                        let message = format!("`{name}` has an unknown input `{}`", tensor.name);
+                        return Err(Problem::new("kiln::score::graphs", message));
+                    }
+                };
+                Ok((tensor.name.clone(), bytes))
+            };
+            let feeds = info.inputs.iter().map(feed).collect::<Result<_>>()?;
+            for (output, bytes) in simulator.execute(name, &feeds)? {
+                match info.tensor(&output).filter(|_| wanted.contains(&output)) {
+                    Some(tensor) => drop(given.insert(output, floats(tensor, &bytes)?)),
+                    None => drop(between.insert(output, bytes)),
+                }
+            }
+        }
+        match wanted.iter().find(|wanted| !given.contains_key(*wanted)) {
+            Some(lacking) => Err(Problem::new("kiln::score::graphs", format!("the candidate gives no `{lacking}`"))),
+            None => Ok(given),
+        }
     }
 }
 

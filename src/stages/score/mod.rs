@@ -30,7 +30,7 @@ use crate::action::{
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::ModelFacts;
 
-use super::device::{QNN, libraries};
+use super::device::{QNN, ROLES, libraries};
 pub use decoder::Decoder;
 use decoder::Engine;
 use htp::Htp;
@@ -41,8 +41,8 @@ pub use onnx_runtime::OnnxRuntime;
 const RUNTIME: &str = "libonnxruntime.so";
 /// What the simulator loads.
 const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
-/// The input that makes a candidate a context binary.
-const CONTEXT_BINARY: &str = "candidate/model.bin";
+/// The end of the name of a context binary.
+const CONTEXT_BINARY: &str = "model.bin";
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -147,7 +147,7 @@ impl TypedStage for Score {
 }
 
 fn decoder(job: &Job) -> Result<Decoder> {
-    let is_context = job.input(CONTEXT_BINARY).is_ok();
+    let is_context = job.inputs().any(|(name, _)| name.ends_with(CONTEXT_BINARY));
     let engine: Box<dyn Engine> =
         if is_context { Box::new(Htp::open(job)?) } else { Box::new(OnnxRuntime::open(job)?) };
     Ok(Decoder { engine, model: model(job)? })
@@ -197,8 +197,9 @@ pub(super) struct Candidate {
 impl Candidate {
     fn of(inputs: &Inputs) -> Result<Self> {
         if let Some(context) = inputs.optional("context") {
-            let part = |name: &str| Ok((format!("candidate/{name}"), context.part(name)?.clone()));
-            let parts = vec![part("model.bin")?, part("model.json")?];
+            let wanted = |name: &str| name == "model.json" || name.ends_with(CONTEXT_BINARY);
+            let parts = context.parts.iter().filter(|(name, _)| wanted(name.as_str()));
+            let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
             let tools = libraries(inputs, &SIMULATOR)?;
             return Ok(Candidate { demand: of_simulator(&parts), parts, tools, has_ranges: false });
         }
@@ -209,7 +210,10 @@ impl Candidate {
     pub(super) fn of_graph(inputs: &Inputs) -> Result<Self> {
         let graph = inputs.one("graph")?;
         let demand = demand::of_layers(graph, |_, _| 0)?;
-        let parts = graph.parts.iter().map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
+        let whole = ROLES.map(|role| format!("{role}.onnx"));
+        let read = |name: &str| !name.ends_with(".onnx") || whole.iter().any(|file| file == name);
+        let parts = graph.parts.iter().filter(|(name, _)| read(name.as_str()));
+        let parts = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
         Ok(Candidate { demand, parts, tools: runtime(inputs)?, has_ranges: true })
     }
 
@@ -233,8 +237,8 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     inputs.tool_files("ort", &[name])
 }
 
-/// Measured: twelve times the binary's bytes, and what the simulator needs for itself.
+/// Measured: twelve times the bytes of the binary, and what the simulator needs for itself. It loads one shard at a time.
 fn of_simulator(parts: &[(String, Part)]) -> Demand {
-    let bytes: u64 = parts.iter().map(|(_, part)| part.content.digest.size_bytes).sum();
+    let bytes: u64 = parts.iter().map(|(_, part)| part.content.digest.size_bytes).max().unwrap_or(0);
     Demand { memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30), threads: 1, isolation: Isolation::Process }
 }
