@@ -88,11 +88,12 @@ fn shards_that_cannot_be_are_refused() {
     let problem = refused(cut(json!(3)));
     assert_eq!((problem.code.as_str(), problem.message.as_str()), ("kiln::shards::count", "2 layers make no 3 shards"));
     let mut params = cut(json!("auto"));
-    params["shard_memory"] = json!(1 << 20);
+    params["shard_memory"] = json!("1MB");
     assert_eq!(refused(params).code, "kiln::graph::shards");
-    let checked = stages::all().get("graph").unwrap().check(&json!({"shards": 0, "shard_memory": 5}), &[]).unwrap_err();
+    let checked =
+        stages::all().get("graph").unwrap().check(&json!({"shards": 0, "shard_memory": "5 PB"}), &[]).unwrap_err();
     let paths: Vec<&str> = checked.iter().map(|problem| problem.path.as_str()).collect();
-    assert_eq!(paths, ["shards", "shard_memory"]);
+    assert_eq!(paths, ["shards", "shard_memory", "shard_memory"]);
 }
 
 #[test]
@@ -101,12 +102,12 @@ fn as_few_shards_as_fit_the_memory() {
     let road = road(&home);
     // 12 million weights in each of four layers.
     let gguf = TinyGguf::llama().layers(4).widths(1024, 4096).write();
-    let count = |memory_mb: u64| {
-        let params = json!({"prefill": 16, "context": 32, "shards": "auto", "shard_memory": memory_mb << 20});
+    let count = |memory: &str| {
+        let params = json!({"prefill": 16, "context": 32, "shards": "auto", "shard_memory": memory});
         let (_, graph) = road.model(&gguf, "f16", params);
         graph.parts.keys().filter(|name| name.as_str().starts_with("prefill-")).count()
     };
-    assert_eq!([count(8192), count(1700), count(1000)], [0, 2, 4]);
+    assert_eq!(["8GB", "1700MB", "1GB"].map(count), [0, 2, 4]);
 }
 
 /// The orders of a `context-bin` by name, as far as their keys can tell them apart.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{ROLES, compile_bytes, weight_elements};
 use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::model::calibration;
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;
@@ -60,12 +60,12 @@ pub struct Params {
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
     /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as few as let each be compiled
-    /// in `shard_memory` bytes.
+    /// in `shard_memory`.
     #[serde(skip_serializing_if = "is_default")]
     pub shards: Shards,
-    /// Memory in bytes that compiling one shard may take, for `shards = "auto"`.
+    /// What compiling one shard may take, for `shards = "auto"`: `"3GB"`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub shard_memory: Option<u64>,
+    pub shard_memory: Option<String>,
     /// An activation is held in 16 bits if its signal stands so far above the rounding noise, outliers apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 120.0))]
@@ -135,7 +135,7 @@ const SQNR_DB: f64 = 60.0;
 const MARGIN: f64 = 0.25;
 
 /// Two compilations side by side then fit a machine of 8 GB.
-const SHARD_MEMORY: u64 = 3 << 30;
+const SHARD_MEMORY_BYTES: u64 = 3_000_000_000;
 
 impl Default for Params {
     fn default() -> Self {
@@ -220,6 +220,9 @@ impl TypedStage for Graph {
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
             let message = "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
             problems.push(problem("shard_memory", message.into()));
+        }
+        if let Some(Err(why)) = params.shard_memory.as_deref().map(parse_bytes) {
+            problems.push(problem("shard_memory", why));
         }
         if params.sqnr_db.is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr)) {
             problems.push(problem("sqnr_db", "`sqnr_db` goes from 0 to 120".into()));
@@ -327,7 +330,8 @@ impl Params {
         let Shards::Fitting(Fitting::Auto) = self.shards else {
             return self.shards(model).map(|shards| shards.last().map_or(1, |shard| shard.of));
         };
-        let allowed = self.shard_memory.unwrap_or(SHARD_MEMORY);
+        let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
+        let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);
         let takes = |shard: &Shard| {
             let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
             compile_bytes(weight_elements(parts.filter(|(name, _)| shard.reads(name, model))), ROLES.len() as u64)
