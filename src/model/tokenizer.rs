@@ -82,6 +82,18 @@ impl Tokenizer {
     pub fn first(&self) -> Option<u32> {
         self.first
     }
+
+    /// This tokenizer as the `tokenizer.json` of Hugging Face's libraries, which Genie reads too. It adds no token:
+    /// Genie itself puts the first one before a text.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|error| unusable(&*error))
+    }
+
+    /// Reads what [`Tokenizer::to_json`] wrote, or any `tokenizer.json`.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| unusable(&*error))?;
+        Ok(Tokenizer { inner, first: None })
+    }
 }
 
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
@@ -158,6 +170,19 @@ mod tests {
     #[test]
     fn special_tokens_are_one() {
         check("gpt-2", "ab<|end|>\nab", "ab|<|end|>|\n|ab");
+    }
+
+    #[test]
+    fn the_json_says_the_same() {
+        for (pre, _) in PRE_TOKENIZERS {
+            let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
+            let json = tokenizer.to_json().unwrap();
+            let again = Tokenizer::from_json(json.as_bytes()).unwrap();
+            assert_eq!(again.to_json().unwrap(), json);
+            let text = "ab ab 11<|end|>\n  ab";
+            assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+        }
+        assert_eq!(Tokenizer::from_json(b"{}").err().unwrap().code, "kiln::tokenizer::unusable");
     }
 
     #[test]
