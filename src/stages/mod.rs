@@ -13,6 +13,7 @@ pub mod gguf;
 pub mod graph;
 pub mod inspect;
 pub mod lower;
+pub mod package;
 pub mod reference;
 pub mod requant;
 pub mod score;
@@ -40,6 +41,7 @@ pub fn all() -> Registry {
         Box::new(Erased(sensitivity::Sensitivity)),
         Box::new(Erased(choose::Choose)),
         Box::new(Erased(validate::Validate)),
+        Box::new(Erased(package::Package)),
         Box::new(Erased(command::Command)),
     ])
 }
