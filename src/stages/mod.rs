@@ -9,6 +9,7 @@ pub mod dequant;
 pub mod device;
 pub mod dlc;
 pub mod fetch;
+pub mod generate;
 pub mod gguf;
 pub mod graph;
 pub mod inspect;
@@ -42,6 +43,7 @@ pub fn all() -> Registry {
         Box::new(Erased(choose::Choose)),
         Box::new(Erased(validate::Validate)),
         Box::new(Erased(package::Package)),
+        Box::new(Erased(generate::Generate)),
         Box::new(Erased(command::Command)),
     ])
 }

@@ -28,8 +28,7 @@ use crate::model::facts::ModelFacts;
 use crate::model::ledger::Ledger;
 use crate::model::tokenizer::Tokenizer;
 
-pub use genie::CONFIG;
-use genie::EXTENSIONS;
+pub(super) use genie::{CONFIG, EXTENSIONS};
 use shards::{Shard, check_facts, check_graphs, shards};
 
 const MODEL: &str = "model.json";
