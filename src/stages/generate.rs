@@ -28,6 +28,9 @@ use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
 
+/// The stage's only part.
+pub(super) const GENERATION: &str = "generation.json";
+
 /// What libGenie loads.
 const LIBRARIES: [&str; 4] = ["libGenie.so", "libQnnHtp.so", "libQnnHtpNetRunExtensions.so", "libQnnSystem.so"];
 
@@ -138,7 +141,7 @@ impl TypedStage for Generate {
         let tokens = dialog.generate(&prompt, most as u32, &|done| job.progress(done, most as u64, "tokens"))?;
         let (text, expected_text) = (dialog.decode(&tokens)?, dialog.decode(&expected)?);
         let generation = CanonJson::of(&Generation { prompt, tokens, text, expected, expected_text })?.to_string();
-        Ok([(PartName::new("generation.json")?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
+        Ok([(PartName::new(GENERATION)?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
     }
 }
 
