@@ -51,8 +51,13 @@ fn weights(folder: &Folder) -> Manifest {
 fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Result<Manifest> {
     let scores = scores.into_iter().map(|(name, manifest)| (name.to_string(), manifest)).collect();
     let npu = Manifest { parts: [(PartName::new("model.bin").unwrap(), folder.part(&[0; 500], Value::Null))].into() };
+    let generation = json!({"prompt": [1], "tokens": [5, 6, 8], "text": " Paris!", "expected": [5, 6, 7],
+        "expected_text": " Paris."});
+    let generation = folder.part(generation.to_string().as_bytes(), Value::Null);
+    let genie = Manifest { parts: [(PartName::new("generation.json").unwrap(), generation)].into() };
     let slots = [
         ("scores".to_string(), scores),
+        ("generations".to_string(), vec![("genie".to_string(), genie)]),
         ("size".to_string(), vec![("npu".to_string(), npu)]),
         ("weights".to_string(), vec![("weights".to_string(), weights(folder))]),
     ]
@@ -76,10 +81,14 @@ fn check(params: Value) -> std::result::Result<String, Problem> {
 #[test]
 fn kept_limits_give_a_report() {
     let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2});
-    let report = check(json!({"limits": {"onnx": limits}, "perplexity": 10.0, "size_bytes": {"npu": 500}})).unwrap();
+    let report = check(json!({"limits": {"onnx": limits}, "perplexity": 10.0, "size_bytes": {"npu": 500},
+        "generated": {"genie": 2}}))
+    .unwrap();
     assert!(report.contains("1.01005 +- 0.00102"), "{report}");
     assert!(report.contains("2 of 3 greedy tokens equal"), "{report}");
-    assert!(report.contains("passed: 0 of 10 limits missed"), "{report}");
+    assert!(report.contains("passed: 0 of 11 limits missed"), "{report}");
+    let said = "genie: 2 of 3 tokens in Genie as the reference's\n    \" Paris!\"\n    \" Paris.\" was expected\n";
+    assert!(report.contains(said), "{report}");
     let storage = "    lpbq-32      Q4_0           1       0       72 B        4.50  26.25 dB, blk.0.ffn_down.weight; at most 0.100 % clipped";
     assert!(report.contains(storage), "{report}");
 }
@@ -96,6 +105,7 @@ fn each_limit_can_be_missed() {
         (json!({"range": 15000}), "range of down"),
         (json!({"size_bytes": {"npu": 499}}), "size in bytes"),
         (json!({"storage": {"weights": {"exact": true}}}), "tensors that are not exact"),
+        (json!({"generated": {"genie": 3}}), "tokens in Genie as the reference's"),
         (json!({"storage": {"weights": {"sqnr_db": 26.5}}}), "SQNR of the worst tensor"),
     ] {
         let problem = check(limit).unwrap_err();

@@ -42,12 +42,22 @@ struct Metadata {
     bos_token_id: Option<u32>,
     #[serde(rename = "tokenizer.ggml.add_bos_token", default)]
     add_bos_token: bool,
+    #[serde(rename = "tokenizer.ggml.eos_token_id")]
+    eos_token_id: Option<u32>,
+    #[serde(rename = "tokenizer.ggml.eot_token_id")]
+    eot_token_id: Option<u32>,
+    #[serde(rename = "tokenizer.ggml.eom_token_id")]
+    eom_token_id: Option<u32>,
+    #[serde(rename = "tokenizer.chat_template")]
+    chat_template: Option<String>,
 }
 
 /// A byte-level BPE tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     first: Option<u32>,
+    ends: Vec<u32>,
+    chat_template: Option<String>,
 }
 
 impl Tokenizer {
@@ -64,7 +74,14 @@ impl Tokenizer {
             .help("validate a model with a byte-level BPE tokenizer, or leave out its `reference` stage"));
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
-        Ok(Tokenizer { inner, first: metadata.bos_token_id.filter(|_| metadata.add_bos_token) })
+        let first = metadata.bos_token_id.filter(|_| metadata.add_bos_token);
+        let mut ends = vec![];
+        for id in [metadata.eos_token_id, metadata.eot_token_id, metadata.eom_token_id].into_iter().flatten() {
+            if !ends.contains(&id) {
+                ends.push(id);
+            }
+        }
+        Ok(Tokenizer { inner, first, ends, chat_template: metadata.chat_template })
     }
 
     /// The tokens of `text`; special tokens spelled in it are recognised, none is added.
@@ -81,6 +98,28 @@ impl Tokenizer {
     /// The token that this model wants before any text.
     pub fn first(&self) -> Option<u32> {
         self.first
+    }
+
+    /// The tokens that end a text, a turn or a message, the text's first.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// How messages are put into a text, in Jinja.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// This tokenizer as the `tokenizer.json` of Hugging Face's libraries, which Genie reads too. It adds no token:
+    /// Genie itself puts the first one before a text.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|error| unusable(&*error))
+    }
+
+    /// Reads what [`Tokenizer::to_json`] wrote, or any `tokenizer.json`.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| unusable(&*error))?;
+        Ok(Tokenizer { inner, first: None, ends: vec![], chat_template: None })
     }
 }
 
@@ -158,6 +197,19 @@ mod tests {
     #[test]
     fn special_tokens_are_one() {
         check("gpt-2", "ab<|end|>\nab", "ab|<|end|>|\n|ab");
+    }
+
+    #[test]
+    fn the_json_says_the_same() {
+        for (pre, _) in PRE_TOKENIZERS {
+            let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
+            let json = tokenizer.to_json().unwrap();
+            let again = Tokenizer::from_json(json.as_bytes()).unwrap();
+            assert_eq!(again.to_json().unwrap(), json);
+            let text = "ab ab 11<|end|>\n  ab";
+            assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+        }
+        assert_eq!(Tokenizer::from_json(b"{}").err().unwrap().code, "kiln::tokenizer::unusable");
     }
 
     #[test]

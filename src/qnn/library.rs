@@ -39,13 +39,9 @@ impl Provider for ffi::SystemInterface {
     }
 }
 
-/// Opens `folder/file` and finds its provider table.
-///
-/// The libraries start threads and register handlers, so they are never closed; that is why the table is `'static`.
-pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T> {
+/// Opens `folder/file`. The libraries start threads and register handlers, so they are never closed.
+pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
     let path = folder.join(file);
-    let unusable =
-        |message: String| Problem::new("kiln::tool_missing", message).help(format!("pin {KNOWN_WHEEL} in [tools]"));
     if !path.is_file() {
         return Err(Problem::new("kiln::tool_file_missing", format!("there is no {}", path.display()))
             .help(format!("unpack {KNOWN_WHEEL} there; every shared library of the wheel must lie in that folder")));
@@ -54,7 +50,17 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
     // The path holds a slash, so that exactly this file is opened; its $ORIGIN finds libc++ beside it.
     let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
         .map_err(|error| unusable(format!("{} cannot be loaded", path.display())).because(&error))?;
-    let library = std::mem::ManuallyDrop::new(library);
+    Ok(Box::leak(Box::new(library)))
+}
+
+fn unusable(message: String) -> Problem {
+    Problem::new("kiln::tool_missing", message).help(format!("pin {KNOWN_WHEEL} in [tools]"))
+}
+
+/// Opens `folder/file` and finds its provider table, which is `'static` because the library is never closed.
+pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T> {
+    let path = folder.join(file);
+    let library = load(folder, file)?;
     // SAFETY: both provider getters have this signature.
     let get_providers = unsafe { library.get::<ffi::GetProviders<T>>(T::SYMBOL) };
     let get_providers = get_providers.map_err(|error| {

@@ -4,6 +4,7 @@ mod canonical;
 mod context;
 mod dump;
 mod ffi;
+mod genie;
 mod graph;
 mod ir;
 mod library;
@@ -17,6 +18,7 @@ mod tensors;
 
 pub use canonical::without_time;
 pub use context::{Backend, Context};
+pub use genie::Dialog;
 pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind};
 pub use proof::{Activations, MAX_ERROR, Proof, WeightEncoding, prove, relative_rms_error};

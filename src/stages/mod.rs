@@ -9,10 +9,12 @@ pub mod dequant;
 pub mod device;
 pub mod dlc;
 pub mod fetch;
+pub mod generate;
 pub mod gguf;
 pub mod graph;
 pub mod inspect;
 pub mod lower;
+pub mod package;
 pub mod reference;
 pub mod requant;
 pub mod score;
@@ -40,6 +42,8 @@ pub fn all() -> Registry {
         Box::new(Erased(sensitivity::Sensitivity)),
         Box::new(Erased(choose::Choose)),
         Box::new(Erased(validate::Validate)),
+        Box::new(Erased(package::Package)),
+        Box::new(Erased(generate::Generate)),
         Box::new(Erased(command::Command)),
     ])
 }

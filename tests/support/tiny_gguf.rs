@@ -174,6 +174,14 @@ impl TinyGguf {
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const MERGES: &str = "Ġ t,h e,i n,r e,o n,Ġ a,Ġt he,e r,a t,Ġ o,e n,n d,Ġ s,i t,Ġ w,e s,Ġo f,o r,Ġ b,a n,Ġ c,i s,in g,Ġ p,e d,Ġ f,a l,Ġ in,Ġa nd";
 
+/// How GPT-2 spells each byte: one that does not print is the next free character from U+0100 on.
+pub fn letters() -> Vec<char> {
+    let prints = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut spare = 256..;
+    let letter = |byte| if prints(byte) { byte } else { spare.next().unwrap() };
+    (0..256).map(letter).map(|c| char::from_u32(c).unwrap()).collect()
+}
+
 /// A byte-level BPE vocabulary: GPT-2's 256 letters, then one token a merge, then the control tokens: 288 in all.
 struct Vocabulary {
     tokens: Vec<String>,
@@ -182,11 +190,7 @@ struct Vocabulary {
 
 impl Vocabulary {
     fn new() -> Self {
-        // GPT-2 spells a byte that does not print as the next free character from U+0100 on.
-        let prints = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let mut spare = 256..;
-        let letter = |byte| if prints(byte) { byte } else { spare.next().unwrap() };
-        let mut tokens: Vec<String> = (0..256).map(letter).map(|c| char::from_u32(c).unwrap().to_string()).collect();
+        let mut tokens: Vec<String> = letters().into_iter().map(String::from).collect();
         let merges: Vec<String> = MERGES.split(',').map(String::from).collect();
         tokens.extend(merges.iter().map(|pair| pair.replace(' ', "")));
         tokens.extend(CONTROL.map(String::from));

@@ -7,9 +7,11 @@
 //! | `limits.SCORE` | none | what the candidate of that score stage may miss by, see below |
 //! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
 //! | `range` | 30000 | the largest magnitude of a measured inner tensor; fp16 ends at 65504 |
-//! | `size_bytes.STAGE` | none | bytes at most of that stage's `*.bin` and `*.dlc` |
+//! | `size_bytes.STAGE` | none | bytes at most of that stage's `*.bin` and `*.dlc`, of a bundle's every file |
 //! | `weights` | none | `requant` stages whose ledger is carried: how true the stored weights are to the file |
 //! | `storage.STAGE` | none | what the weights of that stage must keep: `exact`, `sqnr_db` |
+//! | `generations` | none | `generate` stages: what a bundle said in Genie |
+//! | `generated.STAGE` | none | tokens of that stage's answer, from the first on, that are the reference's, at least |
 //!
 //! | limit | meaning |
 //! |---|---|
@@ -33,9 +35,11 @@ use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProbl
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::Ledger;
+use crate::stages::generate::GENERATION;
+use crate::stages::package;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
-use report::{Candidate, Report, Size, Storage};
+use report::{Candidate, Generated, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -57,6 +61,9 @@ pub struct Params {
     /// What the weights of each stage of `weights` must keep of the file.
     #[serde(default)]
     storage: BTreeMap<String, StorageLimits>,
+    /// Tokens of the answer of each stage of `generations` that are the reference's, from the first on, at least.
+    #[serde(default)]
+    generated: BTreeMap<String, usize>,
 }
 
 fn default_range() -> f64 {
@@ -98,6 +105,9 @@ pub struct Limited {
     range: f64,
     sizes: BTreeMap<String, Size>,
     storage: BTreeMap<String, Storage>,
+    /// The stages that generated, and what each must keep.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    generated: BTreeMap<String, Option<usize>>,
 }
 
 /// The stage.
@@ -113,11 +123,12 @@ impl TypedStage for Validate {
         gives: "report",
         inputs: &[
             InputSpec { name: "scores", accepts: &["score"], required: true, many: true },
-            InputSpec { name: "size", accepts: &["context-bin", "dlc"], required: false, many: true },
+            InputSpec { name: "size", accepts: &["context-bin", "dlc", "bundle"], required: false, many: true },
             InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
+            InputSpec { name: "generations", accepts: &["generation"], required: false, many: true },
         ],
-        params: &["limits", "perplexity", "range", "size_bytes", "storage"],
-        keyed: &[("limits", "scores"), ("size_bytes", "size"), ("storage", "weights")],
+        params: &["limits", "perplexity", "range", "size_bytes", "storage", "generated"],
+        keyed: &[("limits", "scores"), ("size_bytes", "size"), ("storage", "weights"), ("generated", "generations")],
         reaches_outside: false,
     };
 
@@ -162,12 +173,16 @@ impl TypedStage for Validate {
             Ok((name.clone(), Storage { ledger, limits: params.storage.remove(name).unwrap_or_default() }))
         });
         let storage = storage.collect::<Result<_>>()?;
+        let generations = inputs.many("generations");
+        let generated = generations.iter().map(|(name, _)| (name.clone(), params.generated.remove(name))).collect();
+        all_used(params.generated.keys(), "generated", "generations", generations)?;
         all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
         all_used(params.limits.keys(), "limits", "scores", scores)?;
         all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
-        let limited = Limited { candidates, perplexity: params.perplexity, range: params.range, sizes, storage };
+        let limited =
+            Limited { candidates, perplexity: params.perplexity, range: params.range, sizes, storage, generated };
         let mut order = Order::new("", limited);
-        for (name, manifest) in scores {
+        for (name, manifest) in scores.iter().chain(generations) {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
             }
@@ -176,12 +191,19 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let candidates = limited
-            .candidates
+        let Limited { candidates, perplexity, range, sizes, storage, generated } = limited;
+        let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
             .collect::<Result<_>>()?;
-        let report = Report::new(candidates, limited.sizes, limited.storage, limited.perplexity, limited.range);
+        let generated = generated
+            .into_iter()
+            .map(|(name, limit)| {
+                let generation = read_json(job, &format!("{name}/{GENERATION}"))?;
+                Ok((name, Generated { generation, limit }))
+            })
+            .collect::<Result<_>>()?;
+        let report = Report::new(candidates, sizes, storage, generated, perplexity, range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
         if report.passed() {
             let part = |(name, text): (&str, String)| {
@@ -203,10 +225,11 @@ impl TypedStage for Validate {
     }
 }
 
-/// What is written to a device: other parts of an artifact describe it.
+/// What is written to a device: all of a bundle; other parts of another artifact describe it.
 fn artifact_bytes(manifest: &Manifest) -> u64 {
-    let shipped =
-        manifest.parts.iter().filter(|(name, _)| [".bin", ".dlc"].iter().any(|ending| name.as_str().ends_with(ending)));
+    let is_bundle = manifest.get(package::CONFIG).is_some();
+    let goes = |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
+    let shipped = manifest.parts.iter().filter(|(name, _)| goes(name.as_str()));
     shipped.map(|(_, part)| part.content.digest.size_bytes).sum()
 }
 

@@ -9,6 +9,7 @@ use super::{Limits, StorageLimits};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::{Entry, Ledger};
+use crate::stages::generate::Generation;
 use crate::stages::score::{GreedyScore, Ranges, measured};
 
 /// All that is known of one candidate.
@@ -49,6 +50,15 @@ fn is_default(limits: &StorageLimits) -> bool {
     *limits == StorageLimits::default()
 }
 
+/// What a bundle said in Genie.
+#[derive(Serialize)]
+pub struct Generated {
+    #[serde(flatten)]
+    pub generation: Generation,
+    #[serde(skip)]
+    pub limit: Option<usize>,
+}
+
 /// One limit and what was found.
 #[derive(Serialize)]
 pub struct Check {
@@ -66,6 +76,8 @@ pub struct Report {
     candidates: BTreeMap<String, Candidate>,
     sizes: BTreeMap<String, Size>,
     storage: BTreeMap<String, Storage>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    generated: BTreeMap<String, Generated>,
     checks: Vec<Check>,
 }
 
@@ -87,6 +99,7 @@ impl Report {
         candidates: BTreeMap<String, Candidate>,
         sizes: BTreeMap<String, Size>,
         storage: BTreeMap<String, Storage>,
+        generated: BTreeMap<String, Generated>,
         perplexity: Option<f64>,
         range: f64,
     ) -> Self {
@@ -107,7 +120,11 @@ impl Report {
                 at_least(&mut checks, name, "SQNR of the worst tensor in dB", worst, limits.sqnr_db);
             }
         }
-        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, storage, checks }
+        for (name, Generated { generation, limit }) in &generated {
+            let limit = limit.map(|limit| limit as f64);
+            at_least(&mut checks, name, "tokens in Genie as the reference's", generation.equal() as f64, limit);
+        }
+        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, storage, generated, checks }
     }
 
     /// Whether every limit is kept.
@@ -191,6 +208,13 @@ impl fmt::Display for Report {
             }
             for (kind, range) in &candidate.ranges {
                 writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
+            }
+        }
+        for (name, Generated { generation, .. }) in &self.generated {
+            let (equal, all) = (generation.equal(), generation.expected.len());
+            writeln!(f, "\n{name}: {equal} of {all} tokens in Genie as the reference's\n    {:?}", generation.text)?;
+            if generation.text != generation.expected_text {
+                writeln!(f, "    {:?} was expected", generation.expected_text)?;
             }
         }
         if !self.sizes.is_empty() {

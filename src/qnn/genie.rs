@@ -1,0 +1,268 @@
+//! libGenie: Qualcomm's runtime for language models, as far as it takes to hear what a bundle says.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, c_void};
+use std::path::Path;
+use std::ptr::{null, null_mut};
+use std::sync::{Mutex, PoisonError};
+
+use libloading::os::unix::Library;
+
+use super::library::{c_string, given, load};
+use super::log;
+use crate::base::{Problem, Result};
+
+type Handle = *mut c_void;
+type Status = i32;
+type Allocate = unsafe extern "C" fn(usize, *mut *mut c_char);
+type OnTokens = unsafe extern "C" fn(*const u32, u32, c_int, *const c_void);
+type OnLine = unsafe extern "C" fn(Handle, *const c_char, c_int, u64, *mut c_void);
+
+/// The API whose signatures are below; a higher minor version adds to it.
+const API: (u32, u32) = (1, 10);
+/// The query is a whole one.
+const COMPLETE: c_int = 0;
+const LOG_WARN: c_int = 1;
+/// The context is full: what was said up to there is there.
+const CONTEXT_EXCEEDED: Status = 4;
+/// Most bytes that libGenie may ask for at once: far above the tokens or the text of any prompt.
+const MAX_BYTES: usize = 64 << 20;
+
+/// The library's functions.
+#[derive(Clone, Copy)]
+struct Functions {
+    config_from_json: unsafe extern "C" fn(*const c_char, *mut Handle) -> Status,
+    config_bind_logger: unsafe extern "C" fn(Handle, Handle) -> Status,
+    config_free: unsafe extern "C" fn(Handle) -> Status,
+    log_create: unsafe extern "C" fn(Handle, Option<OnLine>, c_int, *mut Handle) -> Status,
+    create: unsafe extern "C" fn(Handle, *mut Handle) -> Status,
+    free: unsafe extern "C" fn(Handle) -> Status,
+    limit: unsafe extern "C" fn(Handle, u32) -> Status,
+    query: unsafe extern "C" fn(Handle, *const u32, u32, c_int, Option<OnTokens>, *const c_void) -> Status,
+    tokenizer: unsafe extern "C" fn(Handle, *mut Handle) -> Status,
+    encode: unsafe extern "C" fn(Handle, *const c_char, Option<Allocate>, *mut *const i32, *mut u32) -> Status,
+    decode: unsafe extern "C" fn(Handle, *const i32, u32, Option<Allocate>, *mut *const c_char) -> Status,
+}
+
+/// A dialog with a model: libGenie has loaded the bundle.
+pub struct Dialog {
+    functions: Functions,
+    config: Handle,
+    dialog: Handle,
+    tokenizer: Handle,
+}
+
+impl Dialog {
+    /// Has `folder/libGenie.so` load what `config`, the text of a `genie_config.json`, names. Must be called in a process of
+    /// its own: libGenie ends it where it cannot go on.
+    pub fn open(folder: &Path, config: &str) -> Result<Self> {
+        let functions = Functions::load(folder)?;
+        let text = c_string(config)?;
+        let (mut logger, nothing) = (null_mut(), null_mut());
+        // SAFETY: the callback lives for ever; the call writes a handle.
+        check(unsafe { (functions.log_create)(null_mut(), Some(collect), LOG_WARN, &mut logger) }, "make a log")?;
+        let mut dialog = Dialog { functions, config: nothing, dialog: nothing, tokenizer: nothing };
+        // SAFETY: a C string in, a handle out.
+        let status = unsafe { (functions.config_from_json)(text.as_ptr(), &mut dialog.config) };
+        check(status, "read the configuration")?;
+        given(dialog.config, "configuration")?;
+        // SAFETY: both handles are alive.
+        check(unsafe { (functions.config_bind_logger)(dialog.config, logger) }, "bind the log")?;
+        // SAFETY: the configuration is alive; the call writes a handle.
+        check(unsafe { (functions.create)(dialog.config, &mut dialog.dialog) }, "load the bundle")?;
+        given(dialog.dialog, "dialog")?;
+        // SAFETY: as above; the tokenizer belongs to the dialog.
+        check(unsafe { (functions.tokenizer)(dialog.dialog, &mut dialog.tokenizer) }, "get the tokenizer")?;
+        given(dialog.tokenizer, "tokenizer")?;
+        Ok(dialog)
+    }
+
+    /// The tokens of `text` by the bundle's tokenizer, in libGenie.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let text = c_string(text)?;
+        let (mut ids, mut count) = (null(), 0);
+        let _turn = Buffer::take();
+        // SAFETY: the tokenizer is alive; the ids are written to the buffer that `allocate` gives.
+        let status =
+            unsafe { (self.functions.encode)(self.tokenizer, text.as_ptr(), Some(allocate), &mut ids, &mut count) };
+        check(status, "encode a text")?;
+        let bytes = Buffer::bytes();
+        let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
+        Ok(ids.take(count as usize).collect())
+    }
+
+    /// The text of `tokens`, special ones spelled out; what is no UTF-8 is replaced.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        if tokens.is_empty() {
+            return Ok(String::new());
+        }
+        let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+        let mut text = null();
+        let _turn = Buffer::take();
+        // SAFETY: the tokenizer is alive; the text is written to the buffer that `allocate` gives.
+        let status = unsafe {
+            (self.functions.decode)(self.tokenizer, ids.as_ptr(), ids.len() as u32, Some(allocate), &mut text)
+        };
+        check(status, "decode tokens")?;
+        let bytes = Buffer::bytes();
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// What the model says after `prompt`: at most `most` tokens, without the one that ends a text. `told` hears how many there are so far.
+    pub fn generate(&mut self, prompt: &[u32], most: u32, told: &(dyn Fn(u64) + Sync)) -> Result<Vec<u32>> {
+        // SAFETY: the dialog is alive.
+        check(unsafe { (self.functions.limit)(self.dialog, most) }, "limit the answer")?;
+        let heard = Heard { tokens: Mutex::new(vec![]), told };
+        let user: *const Heard = &heard;
+        // SAFETY: the prompt has the length that is passed; `heard` outlives the call, which returns after its last callback.
+        let status = unsafe {
+            (self.functions.query)(self.dialog, prompt.as_ptr(), prompt.len() as u32, COMPLETE, Some(hear), user.cast())
+        };
+        if status != CONTEXT_EXCEEDED {
+            check(status, "query the model")?;
+        }
+        Ok(heard.tokens.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Dialog {
+    fn drop(&mut self) {
+        if !self.dialog.is_null() {
+            // SAFETY: freed once; the tokenizer goes with it.
+            unsafe { (self.functions.free)(self.dialog) };
+        }
+        if !self.config.is_null() {
+            // SAFETY: freed once, after the dialog.
+            unsafe { (self.functions.config_free)(self.config) };
+        }
+    }
+}
+
+impl Functions {
+    fn load(folder: &Path) -> Result<Self> {
+        let library = load(folder, "libGenie.so")?;
+        // SAFETY: the signatures are those of Genie's public headers, `GenieCommon.h` to `GenieTokenizer.h`.
+        unsafe {
+            let major: unsafe extern "C" fn() -> u32 = symbol(library, "Genie_getApiMajorVersion")?;
+            let minor: unsafe extern "C" fn() -> u32 = symbol(library, "Genie_getApiMinorVersion")?;
+            let found = (major(), minor());
+            if found.0 != API.0 || found.1 < API.1 {
+                let what = format!("libGenie.so has API {}.{}; kiln knows {}.{}", found.0, found.1, API.0, API.1);
+                return Err(Problem::new("kiln::tool_missing", what));
+            }
+            Ok(Functions {
+                config_from_json: symbol(library, "GenieDialogConfig_createFromJson")?,
+                config_bind_logger: symbol(library, "GenieDialogConfig_bindLogger")?,
+                config_free: symbol(library, "GenieDialogConfig_free")?,
+                log_create: symbol(library, "GenieLog_create")?,
+                create: symbol(library, "GenieDialog_create")?,
+                free: symbol(library, "GenieDialog_free")?,
+                limit: symbol(library, "GenieDialog_setMaxNumTokens")?,
+                query: symbol(library, "GenieDialog_tokenQuery")?,
+                tokenizer: symbol(library, "GenieDialog_getTokenizer")?,
+                encode: symbol(library, "GenieTokenizer_encode")?,
+                decode: symbol(library, "GenieTokenizer_decode")?,
+            })
+        }
+    }
+}
+
+/// The function called `name`.
+///
+/// # Safety
+/// `F` is its signature.
+unsafe fn symbol<F: Copy>(library: &'static Library, name: &str) -> Result<F> {
+    // SAFETY: what the caller promises; the library is never closed.
+    let found = unsafe { library.get::<F>(name) };
+    found.map(|symbol| *symbol).map_err(|error| {
+        Problem::new("kiln::qnn::no_function", format!("libGenie.so does not offer {name}")).because(&error)
+    })
+}
+
+/// What a query's callback writes to.
+struct Heard<'a> {
+    tokens: Mutex<Vec<u32>>,
+    told: &'a (dyn Fn(u64) + Sync),
+}
+
+unsafe extern "C" fn hear(tokens: *const u32, count: u32, _code: c_int, user: *const c_void) {
+    // SAFETY: `user` is the `Heard` of the query that is running.
+    let Some(heard) = (unsafe { user.cast::<Heard>().as_ref() }) else { return };
+    if tokens.is_null() || count == 0 {
+        return;
+    }
+    // SAFETY: libGenie gives so many tokens, valid for the call.
+    let tokens = unsafe { std::slice::from_raw_parts(tokens, count as usize) };
+    let mut all = heard.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+    all.extend_from_slice(tokens);
+    (heard.told)(all.len() as u64);
+}
+
+/// The callback of libGenie's log.
+unsafe extern "C" fn collect(_: Handle, format: *const c_char, level: c_int, time: u64, arguments: *mut c_void) {
+    // SAFETY: libGenie gives a format and its matching `va_list`.
+    unsafe { log::collect(format, level as u32, time, arguments) };
+}
+
+/// Where libGenie's tokenizer writes. The callback that gives the room carries no user data, so it can only be a global.
+static BUFFER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+/// Held by whom the buffer is for.
+static TURN: Mutex<()> = Mutex::new(());
+
+struct Buffer;
+
+impl Buffer {
+    /// An empty buffer, for as long as what is given lives.
+    fn take() -> std::sync::MutexGuard<'static, ()> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        BUFFER.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        turn
+    }
+
+    /// What was written.
+    fn bytes() -> Vec<u8> {
+        let words = BUFFER.lock().unwrap_or_else(PoisonError::into_inner);
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+}
+
+unsafe extern "C" fn allocate(size: usize, room: *mut *mut c_char) {
+    // SAFETY: libGenie gives a place for a pointer, or null.
+    let Some(room) = (unsafe { room.as_mut() }) else { return };
+    let mut words = BUFFER.lock().unwrap_or_else(PoisonError::into_inner);
+    words.clear();
+    *room = null_mut();
+    if size <= MAX_BYTES {
+        // A word more, so that a text always ends in a NUL.
+        words.resize(size.div_ceil(8) + 1, 0);
+        *room = words.as_mut_ptr().cast();
+    }
+}
+
+/// Turns a status into a problem that quotes the library. `what` completes "failed to ...".
+fn check(status: Status, what: &str) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    let meaning = match status {
+        1 => "aborted",
+        2 => "the handle is in use",
+        3 => "paused",
+        -1 => "general error",
+        -2 => "invalid argument",
+        -3 => "out of memory",
+        -4 => "invalid configuration",
+        -5 => "invalid handle",
+        -6 => "the query failed",
+        -7 => "no JSON",
+        -8 => "a field that it does not know, or lacks",
+        -9 => "a value that it does not take",
+        -10 => "nothing could be generated",
+        _ => "see GenieCommon.h",
+    };
+    let message = format!("libGenie failed to {what}: status {status}, {meaning}");
+    let mut problem = Problem::new("kiln::genie::refused", message);
+    problem.causes = log::take();
+    Err(problem)
+}

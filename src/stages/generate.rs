@@ -1,0 +1,223 @@
+//! `generate`: what a bundle says in Qualcomm's own runtime. libGenie loads it on the HTP's simulator, reads the prompt of the
+//! reference and answers, always the most probable token; that should be the reference's own answer.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `bundle` | | the `package` stage |
+//! | `reference` | | the `reference` stage, which must have a `prompt` |
+//! | `tokens` | all | how many of the reference's greedy tokens to ask for |
+//!
+//! The simulator loads no binary whose graphs share weights, and libGenie crashes over one: such a bundle is refused. So it is a
+//! bundle of the same graphs, each with its own weights (`weight_sharing = false`), that is heard.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::device::{QNN, libraries};
+use super::package::{CONFIG, EXTENSIONS, TOKENIZER};
+use super::reference::Greedy;
+use crate::action::{
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::facts::ContextFacts;
+use crate::model::tokenizer::Tokenizer;
+use crate::qnn::Dialog;
+
+/// The stage's only part.
+pub(super) const GENERATION: &str = "generation.json";
+
+/// What libGenie loads.
+const LIBRARIES: [&str; 4] = ["libGenie.so", "libQnnHtp.so", "libQnnHtpNetRunExtensions.so", "libQnnSystem.so"];
+
+/// See the module's table.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// How many of the reference's greedy tokens are asked for; all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    tokens: Option<u32>,
+}
+
+/// `generation.json`: what Genie says where the reference said what it did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    /// The prompt's tokens: the reference's, and what Genie's own tokenizer makes of their text.
+    pub prompt: Vec<u32>,
+    /// The tokens that Genie answered.
+    pub tokens: Vec<u32>,
+    /// Those as text, by Genie's own tokenizer.
+    pub text: String,
+    /// What the reference says up to as many tokens, or to the one that ends a text.
+    pub expected: Vec<u32>,
+    /// That as text, by the same tokenizer.
+    pub expected_text: String,
+}
+
+impl Generation {
+    /// How many tokens from the first on are the reference's.
+    pub fn equal(&self) -> usize {
+        self.tokens.iter().zip(&self.expected).take_while(|(own, expected)| own == expected).count()
+    }
+}
+
+/// The stage.
+pub struct Generate;
+
+impl TypedStage for Generate {
+    type Params = Params;
+    type Order = Params;
+    const SPEC: StageSpec = StageSpec {
+        kind: "generate",
+        version: 1,
+        summary: "what a bundle says in libGenie, on the simulator",
+        gives: "generation",
+        inputs: &[
+            InputSpec { name: "bundle", accepts: &["bundle"], required: true, many: false },
+            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
+        ],
+        params: &["tokens"],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
+        let none = params.tokens == Some(0);
+        none.then(|| ParamProblem { path: "tokens".into(), problem: nothing }).into_iter().collect()
+    }
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec![QNN]
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
+        let (bundle, reference) = (inputs.one("bundle")?, inputs.one("reference")?);
+        refuse_shared_weights(bundle)?;
+        let greedy = reference.get("greedy.json").ok_or_else(|| {
+            Problem::new("kiln::generate::no_prompt", "the reference continues no prompt")
+                .help("give the `reference` stage a `prompt`")
+        })?;
+        let mut order = Order::new("", params).input("greedy", greedy).tools(libraries(inputs, &LIBRARIES)?);
+        let mut bytes: u64 = 0;
+        for (name, part) in &bundle.parts {
+            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str()) || is_binary(name.as_str()) {
+                bytes = bytes.saturating_add(part.content.digest.size_bytes);
+                order = order.input(format!("bundle/{name}"), part);
+            }
+        }
+        let memory_bytes = bytes.saturating_mul(12).saturating_add(1 << 30);
+        Ok(vec![order.demand(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })])
+    }
+
+    fn run(params: Params, job: &Job) -> Result<Outputs> {
+        let Greedy { prompt, tokens, .. } = serde_json::from_slice(&job.read("greedy")?)
+            .context("kiln::generate::reference", || "read `greedy`".into())?;
+        let most = params.tokens.map_or(tokens.len(), |tokens| tokens as usize);
+        if most > tokens.len() {
+            let what = format!("{most} tokens are asked for, the reference has {}", tokens.len());
+            return Err(Problem::new("kiln::generate::tokens", what)
+                .help("raise `greedy` of the `reference` stage, or lower `tokens` here"));
+        }
+        let config: Config = serde_json::from_slice(&job.read(&format!("bundle/{CONFIG}"))?)
+            .context("kiln::generate::config", || format!("read {CONFIG}"))?;
+        let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
+        config.begins(&prompt, &tokenizer)?;
+        let expected: Vec<u32> = tokens.into_iter().take(most).take_while(|token| !config.ends(*token)).collect();
+
+        let config = config.for_greedy(&laid_out(job)?)?;
+        let mut dialog = Dialog::open(&job.tool_folder(QNN)?, &config)?;
+        let text = tokenizer.decode(&prompt)?;
+        let read = dialog.encode(&text)?;
+        if read != prompt {
+            let what = format!("Genie reads {text:?} as the tokens {read:?}, the reference as {prompt:?}");
+            return Err(Problem::new("kiln::generate::tokenizer", what));
+        }
+        let tokens = dialog.generate(&prompt, most as u32, &|done| job.progress(done, most as u64, "tokens"))?;
+        let (text, expected_text) = (dialog.decode(&tokens)?, dialog.decode(&expected)?);
+        let generation = CanonJson::of(&Generation { prompt, tokens, text, expected, expected_text })?.to_string();
+        Ok([(PartName::new(GENERATION)?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
+    }
+}
+
+/// The simulator loads no shared weights, and libGenie ends its process over them.
+fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
+    for (name, part) in bundle.parts.iter().filter(|(name, _)| is_binary(name.as_str())) {
+        let facts: ContextFacts = part.facts.read()?;
+        if facts.weight_sharing {
+            let what = format!("the graphs of `{name}` share weights, which the simulator cannot load");
+            return Err(Problem::new("kiln::generate::shared_weights", what).help(
+                "package a `context-bin` of the same graphs with `weight_sharing = false` for this stage; the shared one is for the phone",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_binary(name: &str) -> bool {
+    name.ends_with(".bin")
+}
+
+/// A folder with the bundle's files under their own names (symbolic links).
+fn laid_out(job: &Job) -> Result<PathBuf> {
+    let folder = job.scratch()?.join("bundle");
+    fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
+    for (input, name) in job.inputs().filter_map(|(input, _)| Some((input, input.strip_prefix("bundle/")?))) {
+        let (link, target) = (folder.join(name), job.path(input)?);
+        std::os::unix::fs::symlink(&target, &link)
+            .context("kiln::io", || format!("link {} to {}", link.display(), target.display()))?;
+    }
+    Ok(folder)
+}
+
+/// A `genie_config.json`.
+#[derive(Deserialize)]
+struct Config(Value);
+
+impl Config {
+    /// Genie puts the first token before a prompt that does not begin with it: the reference must have it too.
+    fn begins(&self, prompt: &[u32], tokenizer: &Tokenizer) -> Result<()> {
+        let first = self.0.pointer("/dialog/context/bos-token").and_then(Value::as_u64);
+        let Some(first) = first.and_then(|first| u32::try_from(first).ok()) else { return Ok(()) };
+        if prompt.first() == Some(&first) {
+            return Ok(());
+        }
+        let text = tokenizer.decode(&[first])?;
+        let what = format!("Genie puts {text:?} before the prompt, and the reference's prompt does not begin with it");
+        Err(Problem::new("kiln::generate::first_token", what)
+            .help(format!("begin `prompt` of the `reference` stage with {text:?}")))
+    }
+
+    /// Whether a text ends with `token`.
+    fn ends(&self, token: u32) -> bool {
+        let is_it = |value: &Value| value.as_u64() == Some(token.into());
+        match self.0.pointer("/dialog/context/eos-token") {
+            Some(Value::Array(ends)) => ends.iter().any(is_it),
+            Some(end) => is_it(end),
+            None => false,
+        }
+    }
+
+    /// The text of the same configuration, but that the most probable token is always taken, with its files in `folder`.
+    fn for_greedy(mut self, folder: &Path) -> Result<String> {
+        let at = |name: &mut Value| {
+            if let Value::String(name) = name {
+                *name = folder.join(&*name).to_string_lossy().into_owned();
+            }
+        };
+        for pointer in ["/dialog/tokenizer/path", "/dialog/engine/backend/extensions"] {
+            self.0.pointer_mut(pointer).into_iter().for_each(at);
+        }
+        let binaries = self.0.pointer_mut("/dialog/engine/model/binary/ctx-bins").and_then(Value::as_array_mut);
+        binaries.into_iter().flatten().for_each(at);
+        if let Some(sampler) = self.0.pointer_mut("/dialog/sampler") {
+            *sampler = json!({ "version": 1, "seed": 0, "temp": 1.0, "top-k": 1, "top-p": 1.0, "greedy": true });
+        }
+        Ok(self.0.to_string())
+    }
+}

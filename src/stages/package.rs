@@ -1,0 +1,277 @@
+//! `package`: a bundle that Genie, Qualcomm's runtime for language models, loads on a phone.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `model` | | the stage that inspected the GGUF |
+//! | `context` | | the context binary, or its shards |
+//! | `name` | `"model"` | what the binaries are called, and the folder on the phone |
+//! | `prompt` | none | a text for the device commands of README.md, special tokens spelled out |
+//! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
+//!
+//! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
+//! graphs. The binaries are handed on, not copied. Qualcomm's libraries are not part of a bundle.
+
+mod genie;
+mod readme;
+mod shards;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::facts::ModelFacts;
+use crate::model::ledger::Ledger;
+use crate::model::tokenizer::Tokenizer;
+
+pub(super) use genie::{CONFIG, EXTENSIONS};
+use shards::{Shard, check_facts, check_graphs, shards};
+
+const MODEL: &str = "model.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+const PROMPT: &str = "prompt.txt";
+
+/// More than any sampler needs.
+const MAX_TOP_K: u32 = 1 << 20;
+
+/// Bytes that are hashed at a time.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// A vocabulary of 152 k tokens with its merges, as the tokenizer holds it and as JSON.
+const MEMORY_BYTES: u64 = 384 << 20;
+
+/// See the module's table.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// What the binaries are called, and the folder on the phone.
+    #[serde(default = "default_name")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
+    name: String,
+    /// A text for the device commands of README.md, special tokens spelled out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt: Option<String>,
+    /// Logits are divided by it before a token is drawn.
+    #[serde(default = "default_temp")]
+    #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
+    temp: f64,
+    /// How many of the most probable tokens are drawn from.
+    #[serde(default = "default_top_k")]
+    #[schemars(range(min = 1, max = MAX_TOP_K))]
+    top_k: u32,
+    /// Of those, the first that have so much of the probability.
+    #[serde(default = "default_top_p")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    top_p: f64,
+    /// Where the random numbers begin.
+    #[serde(default = "default_seed")]
+    seed: u32,
+}
+
+fn default_name() -> String {
+    "model".into()
+}
+
+fn default_temp() -> f64 {
+    0.8
+}
+
+fn default_top_k() -> u32 {
+    40
+}
+
+fn default_top_p() -> f64 {
+    0.95
+}
+
+fn default_seed() -> u32 {
+    42
+}
+
+/// The stage.
+pub struct Package;
+
+impl TypedStage for Package {
+    type Params = Params;
+    type Order = Params;
+    const SPEC: StageSpec = StageSpec {
+        kind: "package",
+        version: 1,
+        summary: "a bundle that Genie loads on a phone",
+        gives: "bundle",
+        inputs: &[
+            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
+            InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
+        ],
+        params: &["name", "prompt", "temp", "top_k", "top_p", "seed"],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        let mut wrong = |path: &str, what: String, help: &str| {
+            let problem = Problem::new("kiln::plan::parameter", what).help(help);
+            problems.push(ParamProblem { path: path.into(), problem });
+        };
+        let Params { name, temp, top_k, top_p, .. } = params;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) || name.len() > 100 {
+            let help =
+                "letters, digits, `.`, `_` and `-`, the first a letter or a digit, 100 at most: it goes into a shell";
+            wrong("name", format!("`name` is {name:?}"), help);
+        }
+        if !(*temp > 0.0 && *temp <= 100.0) {
+            wrong("temp", format!("`temp` is {temp}"), "above 0; for the most probable token each time, `top_k = 1`");
+        }
+        if !(1..=MAX_TOP_K).contains(top_k) {
+            wrong("top_k", format!("`top_k` is {top_k}"), "1 takes the most probable token, 40 is usual");
+        }
+        if !(*top_p > 0.0 && *top_p <= 1.0) {
+            wrong("top_p", format!("`top_p` is {top_p}"), "above 0, and 1 at most");
+        }
+        problems
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
+        let (model, context) = (inputs.one("model")?, inputs.one("context")?);
+        let shards = shards(context)?;
+        check_facts(&shards)?;
+        let mut order = Order::new("", params);
+        for name in [MODEL, TOKENIZER] {
+            order = order.input(name, model.part(name)?);
+        }
+        let own = model.part(MODEL)?.content.digest;
+        for (name, part) in &context.parts {
+            let name = name.as_str();
+            if name.rsplit('/').next() == Some(MODEL) && part.content.digest != own {
+                return Err(Problem::new("kiln::package::model", "the context binary is not of this model")
+                    .help("give the `inspect` stage that the context binary was made from"));
+            }
+            if ["model.bin", "info.json", "ledger.json"].contains(&name.rsplit('/').next().unwrap_or_default()) {
+                order = order.input(format!("context/{name}"), part);
+            }
+        }
+        Ok(vec![order.demand(Demand { memory_bytes: MEMORY_BYTES, ..Demand::default() })])
+    }
+
+    fn run(params: Params, job: &Job) -> Result<Outputs> {
+        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
+        let shards = Shard::read_all(job)?;
+        let first = check_graphs(&shards, &model)?;
+        let binaries: Vec<String> = (1..=shards.len()).map(|at| binary(&params.name, at, shards.len())).collect();
+
+        let bundle = genie::Bundle {
+            params: &params,
+            model: &model,
+            tokenizer: &tokenizer,
+            soc: first.soc()?,
+            context: first.context()?,
+            binaries: &binaries,
+        };
+        let mut texts = vec![
+            (CONFIG, pretty(&bundle.config()?)?),
+            (EXTENSIONS, pretty(&bundle.extensions())?),
+            (TOKENIZER, tokenizer.to_json()?),
+            ("tokenizer_config.json", pretty(&bundle.tokenizer_config()?)?),
+            ("metadata.json", pretty(&metadata(job, &bundle, &shards)?)?),
+            ("README.md", readme::text(&bundle, &first.info.build_id)),
+        ];
+        texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
+
+        let mut outputs = Outputs::new();
+        let mut sums = BTreeMap::new();
+        for (name, shard) in binaries.iter().zip(&shards) {
+            sums.insert(name.as_str(), sha256(job, &shard.input)?);
+            outputs.insert(PartName::new(name)?, job.pass(&shard.input)?);
+        }
+        for (name, text) in &texts {
+            sums.insert(name, hex(&Sha256::digest(text.as_bytes())));
+            outputs.insert(PartName::new(*name)?, job.write(text.as_bytes(), CanonJson::default())?);
+        }
+        let sums: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
+        outputs.insert(PartName::new("SHA256SUMS")?, job.write(sums.as_bytes(), CanonJson::default())?);
+        Ok(outputs)
+    }
+}
+
+/// What binary `at` of `count` is called.
+fn binary(name: &str, at: usize, count: usize) -> String {
+    if count == 1 { format!("{name}.bin") } else { format!("{name}_part_{at}_of_{count}.bin") }
+}
+
+/// What the bundle is, for programs.
+fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value> {
+    let binary = |(name, shard): (&String, &Shard)| -> Result<Value> {
+        let digest = job.input(&shard.input)?.digest;
+        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": shard.graphs,
+            "build_id": shard.info.build_id, "weight_sharing": shard.facts.weight_sharing }))
+    };
+    let binaries = bundle.binaries.iter().zip(shards).map(binary).collect::<Result<Vec<_>>>()?;
+    let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
+    for (name, _) in job.inputs().filter(|(name, _)| name.ends_with("ledger.json")) {
+        let ledger: Ledger =
+            serde_json::from_slice(&job.read(name)?).context("kiln::package::ledger", || format!("read `{name}`"))?;
+        for entry in ledger.tensors.values() {
+            weights.entry(format!("{} as {}", entry.error.source, entry.error.scheme)).or_default().add(entry);
+        }
+    }
+    let not_measured = "not measured";
+    Ok(json!({
+        "name": bundle.params.name,
+        "soc": { "name": bundle.soc.name, "model": bundle.soc.model, "architecture": format!("v{}", bundle.soc.arch) },
+        "model": bundle.model,
+        "context": bundle.context,
+        "binaries": binaries,
+        "weights": weights,
+        "device": { "time_to_first_token_ms": not_measured, "tokens_per_second": not_measured,
+            "peak_memory_bytes": not_measured, "power_w": not_measured },
+    }))
+}
+
+/// How the weights of one source type are stored.
+#[derive(Default, Serialize)]
+struct Stored {
+    tensors: u64,
+    bytes: u64,
+    exact: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_sqnr_db: Option<f64>,
+}
+
+impl Stored {
+    fn add(&mut self, entry: &crate::model::ledger::Entry) {
+        self.tensors += 1;
+        self.bytes = self.bytes.saturating_add(entry.bytes);
+        self.exact += u64::from(entry.error.exact);
+        self.worst_sqnr_db = [self.worst_sqnr_db, entry.error.sqnr_db].into_iter().flatten().reduce(f64::min);
+    }
+}
+
+fn pretty(value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).context("kiln::package::json", || "spell JSON".into())?;
+    Ok(text + "\n")
+}
+
+/// Of an input that may be as large as a model.
+fn sha256(job: &Job, input: &str) -> Result<String> {
+    let bytes = job.read(input)?;
+    let mut hasher = Sha256::new();
+    for start in (0..bytes.len()).step_by(PIECE_BYTES) {
+        job.check_cancelled()?;
+        job.progress(start as u64, bytes.len() as u64, "B");
+        let end = bytes.len().min(start + PIECE_BYTES);
+        hasher.update(&bytes[start..end]);
+        bytes.leave(start..end);
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

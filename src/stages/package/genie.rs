@@ -1,0 +1,115 @@
+//! What Genie reads: `genie_config.json`, and the settings of its HTP backend.
+
+use serde_json::{Value, json};
+
+use super::{Params, TOKENIZER};
+use crate::base::{Problem, Result};
+use crate::model::facts::ModelFacts;
+use crate::model::tokenizer::Tokenizer;
+use crate::qnn::Soc;
+
+/// The configuration of a dialog.
+pub const CONFIG: &str = "genie_config.json";
+/// The settings of the backend.
+pub const EXTENSIONS: &str = "htp_backend_ext_config.json";
+
+/// What a bundle is made of.
+pub struct Bundle<'a> {
+    pub params: &'a Params,
+    pub model: &'a ModelFacts,
+    pub tokenizer: &'a Tokenizer,
+    pub soc: Soc,
+    /// Tokens that attention sees.
+    pub context: u32,
+    /// The names of the context binaries, in order.
+    pub binaries: &'a [String],
+}
+
+impl Bundle<'_> {
+    /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
+    pub fn config(&self) -> Result<Value> {
+        let Bundle { params, model, tokenizer, .. } = self;
+        let ends = match tokenizer.ends() {
+            [] => {
+                return Err(Problem::new("kiln::package::eos", "the model names no token that ends a text")
+                    .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
+            }
+            [end] => json!(end),
+            ends => json!(ends),
+        };
+        // Genie puts this token before a text that does not begin with it; -1 for none.
+        let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
+        let theta = f64::from(model.rope_freq_base);
+        let theta = if theta.fract() == 0.0 && theta < 1e15 { json!(theta as u64) } else { json!(theta) };
+        Ok(json!({
+            "dialog": {
+                "version": 1,
+                "type": "basic",
+                "context": {
+                    "version": 1, "size": self.context, "n-vocab": model.vocab, "bos-token": first, "eos-token": ends,
+                },
+                "sampler": {
+                    "version": 1, "seed": params.seed, "temp": params.temp, "top-k": params.top_k, "top-p": params.top_p,
+                },
+                "tokenizer": { "version": 1, "path": TOKENIZER },
+                "engine": {
+                    "version": 1,
+                    "n-threads": 3,
+                    "backend": {
+                        "version": 1,
+                        "type": "QnnHtp",
+                        "QnnHtp": {
+                            "version": 1,
+                            "use-mmap": true,
+                            "spill-fill-bufsize": 0,
+                            "mmap-budget": 0,
+                            "poll": false,
+                            "cpu-mask": "0xe0",
+                            "kv-dim": model.head_dim,
+                            "pos-id-dim": model.head_dim / 2,
+                            "rope-theta": theta,
+                            "allow-async-init": false,
+                        },
+                        "extensions": EXTENSIONS,
+                    },
+                    "model": {
+                        "version": 1, "type": "binary", "binary": { "version": 1, "ctx-bins": self.binaries },
+                    },
+                },
+            },
+        }))
+    }
+
+    /// `htp_backend_ext_config.json`.
+    pub fn extensions(&self) -> Value {
+        let Soc { model, arch, .. } = self.soc;
+        json!({
+            "devices": [{
+                "soc_model": model,
+                "dsp_arch": format!("v{arch}"),
+                "cores": [{ "core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100 }],
+            }],
+            "memory": { "mem_type": "shared_buffer" },
+            "context": { "weight_sharing_enabled": true },
+        })
+    }
+
+    /// `tokenizer_config.json`, by which Hugging Face's libraries know the special tokens and the chat template. Genie does
+    /// not read it.
+    pub fn tokenizer_config(&self) -> Result<Value> {
+        let Bundle { tokenizer, .. } = self;
+        let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id])).transpose();
+        let mut config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.context,
+            "clean_up_tokenization_spaces": false,
+            "add_bos_token": tokenizer.first().is_some(),
+            "eos_token": text(tokenizer.ends().first().copied())?,
+        });
+        config["bos_token"] = json!(text(tokenizer.first())?);
+        if let Some(template) = tokenizer.chat_template() {
+            config["chat_template"] = json!(template);
+        }
+        Ok(config)
+    }
+}

@@ -1,0 +1,198 @@
+//! The context binaries of a bundle: one, or several that follow one another. They must fit each other, the model, and the
+//! form that Genie asks of graphs.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::action::{Job, Manifest};
+use crate::base::{Context, Problem, Result};
+use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::qnn::Soc;
+
+const BINARY: &str = "model.bin";
+
+/// One context binary.
+pub struct Shard {
+    /// The input that it is.
+    pub input: String,
+    /// What its stage says of it.
+    pub facts: ContextFacts,
+    /// What it says of itself.
+    pub info: Info,
+    /// The same of its graphs, as it was written.
+    pub graphs: Value,
+}
+
+/// Of `info.json`, what is read.
+#[derive(Deserialize)]
+pub struct Info {
+    /// Version of the libraries that made it.
+    pub build_id: String,
+    soc_model: u32,
+    graphs: Vec<Graph>,
+}
+
+#[derive(Deserialize)]
+struct Graph {
+    name: String,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+}
+
+#[derive(Deserialize)]
+struct Tensor {
+    name: String,
+    shape: Vec<u32>,
+}
+
+/// The binaries of `context` in order, by their part names, and what is known of them without opening them.
+pub fn shards(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
+    let facts = |name: &str| context.part(name)?.facts.read::<ContextFacts>();
+    if context.get(BINARY).is_some() {
+        return Ok(vec![(BINARY.into(), facts(BINARY)?)]);
+    }
+    let is_shard = |name: &str| name.strip_suffix(BINARY).is_some_and(|folder| folder.ends_with('/'));
+    let count = context.parts.keys().filter(|name| is_shard(name.as_str())).count();
+    if count == 0 {
+        return Err(wrong("there is no context binary"));
+    }
+    let name = |at: usize| format!("{at}-of-{count}/{BINARY}");
+    (1..=count).map(|at| Ok((name(at), facts(&name(at))?))).collect()
+}
+
+/// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries alike.
+pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
+    let Some((first, facts)) = shards.first() else { return Err(wrong("there is no context binary")) };
+    let (Some(prefill), Some(decode)) = (facts.graphs.get("prefill"), facts.graphs.get("decode")) else {
+        let held: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
+        return Err(wrong(format!("`{first}` holds {}, and Genie needs prefill and decode", held.join(", ")))
+            .help("`graphs = [\"prefill\", \"decode\"]` in the `context-bin` stage"));
+    };
+    if decode.tokens != 1 || prefill.context != decode.context {
+        return Err(wrong(format!(
+            "`{first}` decodes {} tokens in a context of {}, and its prefill has a context of {}",
+            decode.tokens, decode.context, prefill.context
+        )));
+    }
+    let sizes = |facts: &ContextFacts| -> Vec<(String, u32, u32)> {
+        facts.graphs.iter().map(|(role, graph)| (role.clone(), graph.tokens, graph.context)).collect()
+    };
+    let alike = |other: &ContextFacts| {
+        other.soc == facts.soc && other.weight_sharing == facts.weight_sharing && sizes(other) == sizes(facts)
+    };
+    match shards.iter().find(|(_, other)| !alike(other)) {
+        Some((name, _)) => {
+            Err(wrong(format!("`{name}` has another chip, other graphs or another context than `{first}`")))
+        }
+        None => Ok(()),
+    }
+}
+
+impl Shard {
+    /// All that are inputs of `job` below `context/`, in order.
+    pub fn read_all(job: &Job) -> Result<Vec<Shard>> {
+        let binaries = job.inputs().filter(|(name, _)| name.rsplit('/').next() == Some(BINARY));
+        let mut inputs: Vec<&str> = binaries.map(|(name, _)| name).collect();
+        // `context/10-of-12/model.bin` comes after `context/9-of-12/model.bin`.
+        inputs.sort_by_key(|name| (name.len(), *name));
+        inputs.into_iter().map(|input| Shard::read(job, input)).collect()
+    }
+
+    fn read(job: &Job, input: &str) -> Result<Shard> {
+        let name = format!("{}info.json", input.strip_suffix(BINARY).unwrap_or_default());
+        let value: Value =
+            serde_json::from_slice(&job.read(&name)?).context("kiln::package::info", || format!("read `{name}`"))?;
+        let graphs = value.get("graphs").cloned().unwrap_or_default();
+        let info = Info::deserialize(value).context("kiln::package::info", || format!("read `{name}`"))?;
+        Ok(Shard { input: input.into(), facts: job.input(input)?.facts.read()?, info, graphs })
+    }
+
+    /// The chip that it is for.
+    pub fn soc(&self) -> Result<Soc> {
+        Soc::named(&self.facts.soc)
+    }
+
+    /// Tokens that attention sees.
+    pub fn context(&self) -> Result<u32> {
+        let graph = self.facts.graphs.get("decode").ok_or_else(|| wrong("there is no decode graph"))?;
+        Ok(graph.context)
+    }
+}
+
+/// Holds what the binaries say of themselves against the model and Genie's form; gives the first.
+pub fn check_graphs<'a>(shards: &'a [Shard], model: &ModelFacts) -> Result<&'a Shard> {
+    let (Some(first), Some(last)) = (shards.first(), shards.last()) else {
+        return Err(wrong("there is no context binary"));
+    };
+    for shard in shards {
+        let soc = shard.soc()?;
+        if shard.info.soc_model != soc.model {
+            let found = shard.info.soc_model;
+            return Err(wrong(format!("`{}` is for SoC model {found}, not for {}", shard.input, soc.name)));
+        }
+    }
+    for role in first.facts.graphs.keys() {
+        let mut layers = BTreeSet::new();
+        for shard in shards {
+            let graph = shard.graph(role)?;
+            graph.check_sizes(model, shard.context()?)?;
+            let caches = graph.inputs.iter().filter_map(|tensor| layer(&tensor.name, "past_key_"));
+            if let Some(layer) = caches.into_iter().find(|layer| !layers.insert(*layer)) {
+                return Err(wrong(format!("two binaries hold layer {layer} of the {role} graph")));
+            }
+        }
+        if layers.len() != model.block_count as usize {
+            let found = layers.len();
+            return Err(wrong(format!("the {role} graph has {found} layers, the model {}", model.block_count)));
+        }
+        first.graph(role)?.tensor("input_ids")?;
+        let logits = last.graph(role)?.tensor("logits")?;
+        if logits.shape.last() != Some(&model.vocab) {
+            return Err(wrong(format!("logits are {:?}, the vocabulary is {}", logits.shape, model.vocab)));
+        }
+    }
+    Ok(first)
+}
+
+impl Shard {
+    fn graph(&self, role: &str) -> Result<&Graph> {
+        let name = self.facts.graphs.get(role).map(|graph| graph.name.as_str());
+        let graph = self.info.graphs.iter().find(|graph| Some(graph.name.as_str()) == name);
+        graph.ok_or_else(|| wrong(format!("`{}` has no {role} graph `{}`", self.input, name.unwrap_or_default())))
+    }
+}
+
+impl Graph {
+    fn tensor(&self, name: &str) -> Result<&Tensor> {
+        let mut all = self.inputs.iter().chain(&self.outputs);
+        all.find(|tensor| tensor.name == name).ok_or_else(|| wrong(format!("`{}` has no `{name}`", self.name)))
+    }
+
+    /// Genie reads head and context from these shapes and from its configuration: they must say the same.
+    fn check_sizes(&self, model: &ModelFacts, context: u32) -> Result<()> {
+        for Tensor { name, shape } in &self.inputs {
+            let (expected, at) = match name.as_str() {
+                "attention_mask" => (context, 0),
+                "position_ids_cos" | "position_ids_sin" => (model.head_dim / 2, 0),
+                name if layer(name, "past_key_").is_some() => (model.head_dim, 1),
+                name if layer(name, "past_value_").is_some() => (model.head_dim, 0),
+                _ => continue,
+            };
+            if shape.iter().rev().nth(at) != Some(&expected) {
+                return Err(wrong(format!("`{name}` of `{}` is {shape:?}; {expected} was expected", self.name)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// 3 of `past_key_3_in`.
+fn layer(name: &str, prefix: &str) -> Option<u32> {
+    name.strip_prefix(prefix)?.strip_suffix("_in")?.parse().ok()
+}
+
+fn wrong(message: impl Into<String>) -> Problem {
+    Problem::new("kiln::package::context", message)
+}
