@@ -98,7 +98,7 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
     std::fs::write(&model, gguf).unwrap();
     std::fs::write(&json, tokenizer.to_json().unwrap()).unwrap();
     std::fs::write(&list, serde_json::to_vec(texts).unwrap()).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/tokenize.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/both_tokenizers.py");
     let said = peers::said(peers::python().arg(script).args([model, json, list]));
     let ids: Vec<[Vec<u32>; 2]> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert_eq!(ids.len(), texts.len());

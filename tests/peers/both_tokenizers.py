@@ -1,4 +1,4 @@
-"""How two peers tokenize: `tokenize.py GGUF TOKENIZER TEXTS` prints a list of `[llama.cpp's ids, Hugging Face's ids]` for
+"""How two peers tokenize: `both_tokenizers.py GGUF TOKENIZER TEXTS` prints a list of `[llama.cpp's ids, Hugging Face's ids]` for
 the texts of the JSON list TEXTS. llama.cpp reads the GGUF, Hugging Face's `tokenizers` the file TOKENIZER. Special tokens
 that are spelled out count as such, none is added.
 """
