@@ -51,11 +51,11 @@ pub struct Generation {
     pub prompt: Vec<u32>,
     /// The tokens that Genie answered.
     pub tokens: Vec<u32>,
-    /// Those as text, by Genie's own tokenizer.
+    /// Those as text, by Genie's own tokenizer; nothing if they end inside a character.
     pub text: String,
     /// What the reference says up to as many tokens, or to the one that ends a text.
     pub expected: Vec<u32>,
-    /// That as text, by the same tokenizer.
+    /// That as text.
     pub expected_text: String,
 }
 
@@ -139,7 +139,7 @@ impl TypedStage for Generate {
             return Err(Problem::new("kiln::generate::tokenizer", what));
         }
         let tokens = dialog.generate(&prompt, most as u32, &|done| job.progress(done, most as u64, "tokens"))?;
-        let (text, expected_text) = (dialog.decode(&tokens)?, dialog.decode(&expected)?);
+        let (text, expected_text) = (dialog.decode(&tokens)?, tokenizer.decode(&expected)?);
         let generation = CanonJson::of(&Generation { prompt, tokens, text, expected, expected_text })?.to_string();
         Ok([(PartName::new(GENERATION)?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
     }
