@@ -23,8 +23,6 @@ const API: (u32, u32) = (1, 10);
 /// The query is a whole one.
 const COMPLETE: c_int = 0;
 const LOG_WARN: c_int = 1;
-/// The context is full: what was said up to there is there.
-const CONTEXT_EXCEEDED: Status = 4;
 /// Most bytes that libGenie may ask for at once: far above the tokens or the text of any prompt.
 const MAX_BYTES: usize = 64 << 20;
 
@@ -91,7 +89,8 @@ impl Dialog {
         Ok(ids.take(count as usize).collect())
     }
 
-    /// The text of `tokens`, special ones spelled out; what is no UTF-8 is replaced.
+    /// The text of `tokens`, special ones spelled out. libGenie says nothing of tokens that end inside a character, and nothing
+    /// any more after them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         if tokens.is_empty() {
             return Ok(String::new());
@@ -119,9 +118,7 @@ impl Dialog {
         let status = unsafe {
             (self.functions.query)(self.dialog, prompt.as_ptr(), prompt.len() as u32, COMPLETE, Some(hear), user.cast())
         };
-        if status != CONTEXT_EXCEEDED {
-            check(status, "query the model")?;
-        }
+        check(status, "query the model")?;
         Ok(heard.tokens.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -249,6 +246,7 @@ fn check(status: Status, what: &str) -> Result<()> {
         1 => "aborted",
         2 => "the handle is in use",
         3 => "paused",
+        4 => "the context is full",
         -1 => "general error",
         -2 => "invalid argument",
         -3 => "out of memory",

@@ -76,6 +76,14 @@ pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
             decode.tokens, decode.context, prefill.context
         )));
     }
+    // libGenie 2.51 takes the caches over as they are where prefill has as much past as it is long, though decode's are longer.
+    if prefill.context == prefill.tokens.saturating_mul(2) {
+        let (context, tokens) = (prefill.context, prefill.tokens);
+        return Err(wrong(format!(
+            "the context of {context} is twice the prefill of {tokens}: there libGenie muddles its caches"
+        ))
+        .help("choose another `prefill` or `context` in the `graph` stage"));
+    }
     let sizes = |facts: &ContextFacts| -> Vec<(String, u32, u32)> {
         facts.graphs.iter().map(|(role, graph)| (role.clone(), graph.tokens, graph.context)).collect()
     };

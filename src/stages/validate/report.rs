@@ -213,7 +213,7 @@ impl fmt::Display for Report {
         for (name, Generated { generation, .. }) in &self.generated {
             let (equal, all) = (generation.equal(), generation.expected.len());
             writeln!(f, "\n{name}: {equal} of {all} tokens in Genie as the reference's\n    {:?}", generation.text)?;
-            if generation.text != generation.expected_text {
+            if generation.tokens != generation.expected {
                 writeln!(f, "    {:?} was expected", generation.expected_text)?;
             }
         }
