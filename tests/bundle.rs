@@ -230,7 +230,7 @@ fn genie_says_what_the_reference_says() {
     let home = tempfile::tempdir().unwrap();
     let road = Road::new(home.path()).tool("qnn", &tools::qnn());
     // Its answers hang on all that came before; the prompt is longer than a prefill. In a context of 128 libGenie loses the
-    // first prefill's cache: with so small a head that is less than 12 kB.
+    // first prefill's cache.
     let gguf = TinyGguf::qwen2().seed(60).write();
     let (model, context, reference) = tiny(&road, &gguf, "<|im_start|>the dog and the fox\n is é");
     let bundle = package(&road, &model, &context, json!({"name": "tiny"})).unwrap();
