@@ -141,6 +141,19 @@ fn a_tweak_compiles_one_shard_again() {
     assert_eq!(anew, ["", "3-of-4", "proof/f16"], "the ledger, the shard, and the proof of the new encoding");
 }
 
+#[test]
+fn a_binary_that_is_missing_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let road = road(&home);
+    let model = road.inspect(&TinyGguf::llama().write());
+    let parts = ["2-of-2/model.bin", "model.json"].map(|name| (name.parse().unwrap(), road.part(b"", Value::Null)));
+    for context in [Manifest { parts: parts.into() }, model] {
+        let slots = [("reference", &Manifest::default()), ("context", &context)];
+        let problem = road.run("score", json!({}), &slots).unwrap_err();
+        assert_eq!(problem.code, "kiln::part_missing", "{problem}");
+    }
+}
+
 /// Both ways on the simulator, against the reference; and the container of each shard.
 #[test]
 #[ignore = "needs the QNN libraries"]

@@ -121,6 +121,11 @@ pub fn blob_owner(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(owner, _)| owner)
 }
 
+/// The layer and the rest of a name of GGUF's form: `3` and `ffn_down.weight` of `blk.3.ffn_down.weight`.
+pub fn in_layer(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("blk.")?.split_once('.')
+}
+
 /// How far a requantized tensor is from its source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorFacts {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::ModelFacts;
+use super::facts::{ModelFacts, in_layer};
 use crate::base::{Problem, Result};
 
 /// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head.
@@ -63,7 +63,7 @@ impl Shard {
 
     /// Whether it computes with the tensor `name` of `model`.
     pub fn reads(&self, name: &str, model: &ModelFacts) -> bool {
-        match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        match in_layer(name) {
             Some((layer, _)) => layer.parse().is_ok_and(|layer| (self.first..self.end).contains(&layer)),
             None if name.starts_with("token_embd.") => self.has_embedding() || self.has_head() && model.tied_embeddings,
             None => self.has_head(),
@@ -75,9 +75,9 @@ impl Shard {
         if self.of == 1 { String::new() } else { format!("{}-of-{}", self.part, self.of) }
     }
 
-    /// The name of the graph `role` of it: `prefill-1-of-4.onnx`, or `prefill.onnx` if it is the whole.
-    pub fn graph_file(&self, role: &str) -> String {
-        if self.of == 1 { format!("{role}.onnx") } else { format!("{role}-{}.onnx", self.folder()) }
+    /// What the file of its graph `role` is called, but for the ending: `prefill-1-of-4`, or `prefill` if it is the whole.
+    pub fn graph_stem(&self, role: &str) -> String {
+        if self.of == 1 { role.into() } else { format!("{role}-{}", self.folder()) }
     }
 }
 

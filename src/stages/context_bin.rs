@@ -25,13 +25,14 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
+use crate::model::shards::Shard;
 use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
 use super::device::{
-    QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered, pass_descriptions, shards,
-    weight_elements,
+    BINARY, QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered, pass_descriptions,
+    shards, weight_elements,
 };
 use super::dlc::CONTAINER;
 
@@ -187,35 +188,27 @@ impl TypedStage for ContextBin {
             .collect();
 
         let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
-        let of = |name: &str, elements: (u64, u64)| {
-            let memory_bytes = compile_bytes(elements, compile.graphs.len() as u64);
-            let order = Order::new(name, Work::Compile(compile.clone())).tools(tools.clone());
-            order.demand(process(memory_bytes))
-        };
-        let shards = shards(given)?;
-        for shard in &shards {
-            let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let cut = shards(given)?;
+        let is_whole = cut.is_empty();
+        for shard in if is_whole { vec![Shard::whole(&model)] } else { cut } {
             let weights: Vec<_> = given.under("weights").filter(|(name, _)| shard.reads(name, &model)).collect();
-            let mut order = of(&shard.folder(), weight_elements(weights.iter().copied()));
+            let elements =
+                if extension == "onnx" { weight_elements(weights.iter().copied()) } else { dlc_elements(given) };
+            let memory_bytes = compile_bytes(elements, compile.graphs.len() as u64);
+            let mut order = Order::new(shard.folder(), Work::Compile(compile.clone()))
+                .tools(tools.clone())
+                .demand(process(memory_bytes));
             for role in &compile.graphs {
-                order = order.input(format!("{role}.onnx"), given.part(&shard.graph_file(role))?);
+                let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
+                order = order.input(format!("{role}.{extension}"), part);
             }
-            orders.push(
-                weights.into_iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part)),
-            );
+            order = weights.into_iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
+            orders.push(if is_whole { described(order, given)? } else { order });
         }
-        if !shards.is_empty() {
+        if !is_whole {
             orders.push(described(Order::new("", Work::Describe), given)?);
-            return Ok(orders);
         }
-        let weights = || given.under("weights");
-        let mut order = of("", if extension == "onnx" { weight_elements(weights()) } else { dlc_elements(given) });
-        for role in &compile.graphs {
-            let file = format!("{role}.{extension}");
-            order = order.input(&file, given.part(&file)?);
-        }
-        order = weights().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
-        orders.push(described(order, given)?);
         Ok(orders)
     }
 
@@ -273,7 +266,7 @@ impl Compile {
         }
         let facts = ContextFacts { soc: self.soc.clone(), weight_sharing: self.weight_sharing, graphs: facts };
         let mut outputs = BTreeMap::from([
-            (PartName::new("model.bin")?, job.write(&binary, CanonJson::of(&facts)?)?),
+            (PartName::new(BINARY)?, job.write(&binary, CanonJson::of(&facts)?)?),
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);

@@ -15,6 +15,9 @@ pub const QNN: &str = "qnn";
 /// The two graphs of a decoder, by role.
 pub const ROLES: [&str; 2] = ["prefill", "decode"];
 
+/// A context binary, in the folder of its shard if it has one.
+pub const BINARY: &str = "model.bin";
+
 /// What describes a model and goes with it from its graph on.
 const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
 
@@ -94,16 +97,15 @@ pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
 
 /// How many elements the weights have whose blobs are `parts`: codes of a byte or less, and floating-point values.
 pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> (u64, u64) {
-    let parts: Vec<_> = parts.collect();
     let elements = |part: &Part| -> u64 {
         let Ok(facts) = part.facts.read::<WeightFacts>() else { return 0 };
         facts.shape.iter().fold(1, |count: u64, &dim| count.saturating_mul(dim))
     };
-    let ending = |what: &str| {
-        let ending = parts.iter().filter(|(name, _)| name.rsplit('/').next() == Some(what));
-        ending.fold(0, |sum: u64, (_, part)| sum.saturating_add(elements(part)))
-    };
-    (ending("codes"), ending("values"))
+    parts.fold((0u64, 0u64), |(codes, values), (name, part)| match name.rsplit('/').next() {
+        Some("codes") => (codes.saturating_add(elements(part)), values),
+        Some("values") => (codes, values.saturating_add(elements(part))),
+        _ => (codes, values),
+    })
 }
 
 /// Peak memory of a compilation of so many codes and values. Measured, two graphs: 10.4 bytes an element of native blocks and
@@ -123,6 +125,31 @@ pub fn shards(graph: &Manifest) -> Result<Vec<Shard>> {
     shards.sort_by_key(|shard| shard.part);
     shards.dedup();
     Ok(shards)
+}
+
+/// The context binaries of a `context-bin` by name, in the order of the layers.
+pub fn binaries(context: &Manifest) -> Result<Vec<(String, &Part)>> {
+    let count = context.parts.keys().filter(|name| is_binary(name.as_str()) && name.as_str() != BINARY).count();
+    if count == 0 || context.get(BINARY).is_some() {
+        return Ok(vec![(BINARY.into(), context.part(BINARY)?)]);
+    }
+    let binary = |at| {
+        let name = format!("{at}-of-{count}/{BINARY}");
+        let part = context.part(&name)?;
+        Ok((name, part))
+    };
+    (1..=count).map(binary).collect()
+}
+
+/// Those that `job` was given, in the same order: `context/10-of-12/model.bin` comes after `context/9-of-12/model.bin`.
+pub fn binary_inputs<'a>(job: &'a Job) -> Vec<&'a str> {
+    let mut inputs: Vec<&str> = job.inputs().map(|(name, _)| name).filter(|name| is_binary(name)).collect();
+    inputs.sort_by_key(|name| (name.len(), *name));
+    inputs
+}
+
+fn is_binary(name: &str) -> bool {
+    name.rsplit('/').next() == Some(BINARY)
 }
 
 /// Compares what was asked for with what the finished artifact says of itself.

@@ -327,14 +327,17 @@ impl Params {
 
     /// Into how many shards `model` is cut.
     fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
-        let Shards::Fitting(Fitting::Auto) = self.shards else {
-            return self.shards(model).map(|shards| shards.last().map_or(1, |shard| shard.of));
-        };
+        if let Shards::Count(count) = self.shards {
+            return Shard::cut(model, count).map(|_| count);
+        }
         let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
         let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);
+        let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
+        let sized: Vec<_> = parts.map(|part| (part.0, weight_elements([part].into_iter()))).collect();
         let takes = |shard: &Shard| {
-            let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
-            compile_bytes(weight_elements(parts.filter(|(name, _)| shard.reads(name, model))), ROLES.len() as u64)
+            let read = sized.iter().filter(|(name, _)| shard.reads(name, model)).map(|(_, size)| size);
+            let sum = |sum: (u64, u64), more: &(u64, u64)| (sum.0.saturating_add(more.0), sum.1.saturating_add(more.1));
+            compile_bytes(read.fold((0, 0), sum), ROLES.len() as u64)
         };
         let most = |count| Ok(Shard::cut(model, count)?.iter().map(takes).max().unwrap_or(0));
         for count in 1..=model.block_count {
@@ -363,7 +366,7 @@ impl Params {
             ffn_exponent: self.ffn_exponent as i32,
             shard,
         };
-        let [prefill, decode] = ROLES.map(|role| shard.graph_file(role));
+        let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", shard.graph_stem(role)));
         [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
     }
 }

@@ -261,14 +261,14 @@ fn pretty(value: &Value) -> Result<String> {
 /// Of an input that may be as large as a model.
 fn sha256(job: &Job, input: &str) -> Result<String> {
     let bytes = job.read(input)?;
-    let mut hasher = Sha256::new();
-    for start in (0..bytes.len()).step_by(PIECE_BYTES) {
+    let (mut hasher, mut done) = (Sha256::new(), 0);
+    bytes.stream(PIECE_BYTES, |piece| {
         job.check_cancelled()?;
-        job.progress(start as u64, bytes.len() as u64, "B");
-        let end = bytes.len().min(start + PIECE_BYTES);
-        hasher.update(&bytes[start..end]);
-        bytes.leave(start..end);
-    }
+        job.progress(done, bytes.len() as u64, "B");
+        hasher.update(piece);
+        done += piece.len() as u64;
+        Ok::<(), Problem>(())
+    })?;
     Ok(hex(&hasher.finalize()))
 }
 

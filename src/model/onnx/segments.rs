@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::proto::{GraphProto, ModelProto, ValueInfoProto};
 use crate::base::{Problem, Result};
+use crate::model::facts::in_layer;
 
 /// A piece of a graph.
 pub struct Segment {
@@ -77,8 +78,7 @@ fn layer(node: &str) -> Option<&str> {
     if node.starts_with("past_") {
         return None;
     }
-    let rest = node.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    Some(rest.map_or("", |(number, _)| number))
+    Some(in_layer(node).map_or("", |(number, _)| number))
 }
 
 impl ModelProto {

@@ -10,8 +10,7 @@ use crate::action::{Job, Manifest};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
 use crate::qnn::Soc;
-
-const BINARY: &str = "model.bin";
+use crate::stages::device::{BINARY, binaries, binary_inputs};
 
 /// One context binary.
 pub struct Shard {
@@ -49,17 +48,7 @@ struct Tensor {
 
 /// The binaries of `context` in order, by their part names, and what is known of them without opening them.
 pub fn shards(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
-    let facts = |name: &str| context.part(name)?.facts.read::<ContextFacts>();
-    if context.get(BINARY).is_some() {
-        return Ok(vec![(BINARY.into(), facts(BINARY)?)]);
-    }
-    let is_shard = |name: &str| name.strip_suffix(BINARY).is_some_and(|folder| folder.ends_with('/'));
-    let count = context.parts.keys().filter(|name| is_shard(name.as_str())).count();
-    if count == 0 {
-        return Err(wrong("there is no context binary"));
-    }
-    let name = |at: usize| format!("{at}-of-{count}/{BINARY}");
-    (1..=count).map(|at| Ok((name(at), facts(&name(at))?))).collect()
+    binaries(context)?.into_iter().map(|(name, part)| Ok((name, part.facts.read()?))).collect()
 }
 
 /// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries alike.
@@ -101,11 +90,7 @@ pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
 impl Shard {
     /// All that are inputs of `job` below `context/`, in order.
     pub fn read_all(job: &Job) -> Result<Vec<Shard>> {
-        let binaries = job.inputs().filter(|(name, _)| name.rsplit('/').next() == Some(BINARY));
-        let mut inputs: Vec<&str> = binaries.map(|(name, _)| name).collect();
-        // `context/10-of-12/model.bin` comes after `context/9-of-12/model.bin`.
-        inputs.sort_by_key(|name| (name.len(), *name));
-        inputs.into_iter().map(|input| Shard::read(job, input)).collect()
+        binary_inputs(job).into_iter().map(|input| Shard::read(job, input)).collect()
     }
 
     fn read(job: &Job, input: &str) -> Result<Shard> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::action::{Demand, Isolation, Manifest};
 use crate::base::Result;
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
+use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
@@ -25,8 +25,7 @@ pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> 
     let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
     for (name, part) in graph.under("weights") {
         let tensor = blob_owner(name);
-        let layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let layer = layers.entry(layer.map_or(tensor, |(number, _)| number)).or_default();
+        let layer = layers.entry(in_layer(tensor).map_or(tensor, |(number, _)| number)).or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
         if name.ends_with("/values") || name.ends_with("/codes") {
             let facts: WeightFacts = part.facts.read()?;

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 
 use half::f16;
 
-use super::CONTEXT_BINARY;
 use super::decoder::{Engine, Graph, Tensor};
 use crate::action::{Blob, Job};
 use crate::base::{Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{DataType, Simulator, TensorInfo};
-use crate::stages::device::QNN;
+use crate::stages::device::{QNN, binary_inputs};
 
 /// The context binaries of a model, of which one is in the simulator at a time.
 pub struct Htp {
@@ -32,14 +31,11 @@ struct Shard {
 impl Htp {
     /// Of the inputs `candidate/model.bin`, or `candidate/PART-of-N/model.bin`.
     pub fn open(job: &Job) -> Result<Self> {
-        let mut shards = vec![];
-        for (name, input) in job.inputs().filter(|(name, _)| name.ends_with(CONTEXT_BINARY)) {
-            let ContextFacts { graphs, .. } = input.facts.read()?;
-            let part = graphs.values().find_map(|graph| graph.shard).map(|shard| shard.part);
-            shards.push((part, Shard { binary: job.read(name)?, graphs }));
-        }
-        shards.sort_by_key(|(part, _)| *part);
-        let shards = shards.into_iter().map(|(_, shard)| shard).collect();
+        let shard = |name| {
+            let ContextFacts { graphs, .. } = job.input(name)?.facts.read()?;
+            Ok(Shard { binary: job.read(name)?, graphs })
+        };
+        let shards = binary_inputs(job).into_iter().map(shard).collect::<Result<_>>()?;
         Ok(Htp { folder: job.tool_folder(QNN)?, shards, loaded: None })
     }
 

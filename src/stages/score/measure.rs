@@ -8,6 +8,7 @@ use super::decoder::Decoder;
 use super::observe::{Observer, observe};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
+use crate::model::facts::in_layer;
 use crate::model::fidelity::{self, TokenScore};
 use crate::stages::reference::Greedy;
 
@@ -135,7 +136,7 @@ impl Observer for Largest {
 /// What an inner tensor is, if its range matters: `key` of `blk.3.key`.
 pub fn measured(name: &str) -> Option<&str> {
     const MEASURED: [&str; 5] = ["residual", "key", "scores", "gate_up", "down"];
-    let (_, what) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (_, what) = in_layer(name)?;
     MEASURED.contains(&what).then_some(what)
 }
 

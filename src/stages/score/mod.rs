@@ -30,7 +30,7 @@ use crate::action::{
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::ModelFacts;
 
-use super::device::{QNN, ROLES, libraries};
+use super::device::{QNN, ROLES, binaries, binary_inputs, libraries};
 pub use decoder::Decoder;
 use decoder::Engine;
 use htp::Htp;
@@ -41,8 +41,6 @@ pub use onnx_runtime::OnnxRuntime;
 const RUNTIME: &str = "libonnxruntime.so";
 /// What the simulator loads.
 const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
-/// The end of the name of a context binary.
-const CONTEXT_BINARY: &str = "model.bin";
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -147,7 +145,7 @@ impl TypedStage for Score {
 }
 
 fn decoder(job: &Job) -> Result<Decoder> {
-    let is_context = job.inputs().any(|(name, _)| name.ends_with(CONTEXT_BINARY));
+    let is_context = !binary_inputs(job).is_empty();
     let engine: Box<dyn Engine> =
         if is_context { Box::new(Htp::open(job)?) } else { Box::new(OnnxRuntime::open(job)?) };
     Ok(Decoder { engine, model: model(job)? })
@@ -197,8 +195,8 @@ pub(super) struct Candidate {
 impl Candidate {
     fn of(inputs: &Inputs) -> Result<Self> {
         if let Some(context) = inputs.optional("context") {
-            let wanted = |name: &str| name == "model.json" || name.ends_with(CONTEXT_BINARY);
-            let parts = context.parts.iter().filter(|(name, _)| wanted(name.as_str()));
+            let model = ("model.json".to_string(), context.part("model.json")?);
+            let parts = binaries(context)?.into_iter().chain([model]);
             let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
             let tools = libraries(inputs, &SIMULATOR)?;
             return Ok(Candidate { demand: of_simulator(&parts), parts, tools, has_ranges: false });
