@@ -220,12 +220,13 @@ fn the_way_of_deepseek() {
 * graph          graph        model = model; weights = weights
 * npu            context-bin  graph = graph; tools.qnn
 * container      dlc          context = npu; tools.qnn
+* bundle         package      context = npu; model = model
   text           fetch
   reference      reference    model = model; text = text
   onnx           score        graph = graph; reference = reference; tools.ort
   npu-simulated  context-bin  graph = graph; tools.qnn
   htp            score        context = npu-simulated; reference = reference; tools.qnn
-* report         validate     scores = onnx, htp; size = npu
+* report         validate     scores = onnx, htp; size = bundle
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
     let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);

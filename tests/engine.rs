@@ -137,15 +137,27 @@ fn a_greedy_part_waits_until_it_is_alone_and_small_ones_pass_it() {
 
 #[test]
 fn a_part_above_the_budget_is_refused() {
-    let plan = fake::plan("huge: memory=101");
-    let trace = simulate(&plan, LIMITS, &|_| false);
-    assert!(trace.runs.is_empty());
-    let problem = trace.events.iter().find_map(|event| match event {
-        Event::Failed { problem, .. } => Some(problem),
-        _ => None,
-    });
-    assert_eq!(problem.unwrap().message, "`huge/0` needs 101 B, the budget is 100 B");
+    let refused = |line: &str| {
+        let trace = simulate(&fake::plan(line), LIMITS, &|_| false);
+        assert!(trace.runs.is_empty());
+        let problem = trace.events.iter().find_map(|event| match event {
+            Event::Failed { problem, .. } => Some(problem.clone()),
+            _ => None,
+        });
+        let problem = problem.unwrap();
+        assert_eq!(problem.message, "`huge/0` needs 101 B, the budget is 100 B");
+        problem.help.unwrap()
+    };
+    let more = "give more with --memory BYTES, if this machine has it, or build on a larger one";
+    assert_eq!(refused("huge: memory=101"), more);
+    // The mildest way that fits is named; where none does, none is.
+    for (least, fits) in [(30, 80), (60, 60), (100, 100)] {
+        let help = format!("knead {fits} B at a time: that needs {fits} B; or {more}");
+        assert_eq!(refused(&format!("huge: memory=101 smaller={least}")), help);
+    }
+    assert_eq!(refused("huge: memory=101 smaller=101"), more);
     // What is in the cache needs no memory.
+    let plan = fake::plan("huge: memory=101");
     assert_eq!(simulate(&plan, LIMITS, &|_| true).sealed, expected(&plan));
 }
 

@@ -14,7 +14,7 @@ use support::tiny_gguf::TinyGguf;
 use support::tree::files;
 
 /// What it takes to make the plan small.
-const SMALL: [&str; 6] = ["prefill=16", "context=48", "windows=2", "tokens=16", "prompt=clay", "greedy=3"];
+const SMALL: [&str; 7] = ["prefill=16", "context=48", "shards=2", "windows=2", "tokens=16", "prompt=clay", "greedy=3"];
 
 /// Builds in `folder`, which gets all that the build reads, and yields what was written, receipt and all.
 fn build(folder: &Path, jobs: &str) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -43,7 +43,13 @@ fn directory_and_threads_leave_no_trace() {
     let root = tempfile::tempdir().unwrap();
     let one = build(&root.path().join("one"), "1");
     let other = build(&root.path().join("another/and/deeper"), "2");
-    for kept in ["npu/model.bin", "container/model.dlc", "graph/decode.onnx", "report/report.json", "receipt.json"] {
+    for kept in [
+        "bundle/deepseek-qwen-1.5b_part_2_of_2.bin",
+        "container/2-of-2/model.dlc",
+        "graph/decode.onnx",
+        "report/report.json",
+        "receipt.json",
+    ] {
         assert!(one.contains_key(Path::new(kept)), "{kept}");
     }
     assert!(one.keys().eq(other.keys()));

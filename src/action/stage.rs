@@ -115,6 +115,17 @@ pub struct WorkOrder {
     pub origin: Option<String>,
     /// What it needs while it runs.
     pub demand: Demand,
+    /// What to do where that is too much, the mildest first.
+    pub smaller: Vec<Smaller>,
+}
+
+/// A way to have the same work done with less memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Smaller {
+    /// What its largest action would need.
+    pub memory_bytes: u64,
+    /// What to write in the plan: "give stage `graph` `shards = 4`".
+    pub advice: String,
 }
 
 impl WorkOrder {

@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Stage, StageSpec, ToolFile, WorkOrder};
+use super::{
+    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Smaller, Stage, StageSpec, ToolFile, WorkOrder,
+};
 use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
@@ -58,6 +60,8 @@ pub struct Order<T> {
     pub origin: Option<String>,
     /// What it needs while it runs.
     pub demand: Demand,
+    /// See [`WorkOrder::smaller`].
+    pub smaller: Vec<Smaller>,
 }
 
 impl<T> Order<T> {
@@ -70,6 +74,7 @@ impl<T> Order<T> {
             tools: vec![],
             origin: None,
             demand: Demand::default(),
+            smaller: vec![],
         }
     }
 
@@ -94,6 +99,12 @@ impl<T> Order<T> {
     /// Sets what it needs.
     pub fn demand(mut self, demand: Demand) -> Self {
         self.demand = demand;
+        self
+    }
+
+    /// Sets what to do where that is too much.
+    pub fn smaller(mut self, smaller: Vec<Smaller>) -> Self {
+        self.smaller = smaller;
         self
     }
 }
@@ -133,9 +144,9 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
         let order = |order: Order<S::Order>| {
-            let Order { name, params, inputs, tools, origin, demand } = order;
+            let Order { name, params, inputs, tools, origin, demand, smaller } = order;
             let params = serde_json::to_value(params).context("kiln::order", || "spell an order".into())?;
-            Ok(WorkOrder { name, params, inputs, tools, origin, demand })
+            Ok(WorkOrder { name, params, inputs, tools, origin, demand, smaller })
         };
         S::expand(params, inputs)?.into_iter().map(order).collect()
     }

@@ -176,9 +176,9 @@ impl Drive<'_> {
             let files = self.asked[stage.index()].get().map(|asked| &asked.files).into_iter().flatten();
             inputs.files = files.map(|(path, file)| (path.clone(), file.digest)).collect();
             let task = |order: WorkOrder| {
-                let (name, demand) = (order.name.clone(), order.demand);
+                let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
                 let action = order.into_action(kind.spec());
-                Task { name, key: action.key(), action: Arc::new(action), demand }
+                Task { name, key: action.key(), action: Arc::new(action), demand, smaller }
             };
             Ok(kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect())
         });

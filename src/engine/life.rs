@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Sealed;
-use crate::action::{Action, ActionKey, Demand, Outputs};
+use crate::action::{Action, ActionKey, Demand, Outputs, Smaller};
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
 
@@ -32,6 +32,8 @@ pub struct Task {
     pub key: ActionKey,
     /// What it needs while it runs.
     pub demand: Demand,
+    /// What to do where that is too much, the mildest first.
+    pub smaller: Arc<[Smaller]>,
 }
 
 /// A distinct action of this build. Parts with equal keys share one job.

@@ -20,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller, StageSpec,
     TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
@@ -31,8 +31,8 @@ use crate::qnn::{
 };
 
 use super::device::{
-    BINARY, QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered, pass_descriptions,
-    shards, weight_elements,
+    BINARY, Compilations, QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered,
+    pass_descriptions, shards,
 };
 use super::dlc::CONTAINER;
 
@@ -85,6 +85,17 @@ const PROOF_BYTES: u64 = 256 << 20;
 fn dlc_elements(dlc: &Manifest) -> (u64, u64) {
     let files = dlc.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
     (0, files.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0))
+}
+
+/// What twice as many shards would need, and four times as many, up to a layer a shard.
+fn more_shards(compilations: &Compilations, shard: &Shard, model: &ModelFacts) -> Result<Vec<Smaller>> {
+    let (mut count, mut smaller) = (shard.of, vec![]);
+    while count < model.block_count {
+        count = count.saturating_mul(2).min(model.block_count);
+        let advice = format!("give the `graph` stage `shards = {count}`");
+        smaller.push(Smaller { memory_bytes: compilations.largest(count)?, advice });
+    }
+    Ok(smaller)
 }
 
 /// One part of the work.
@@ -191,19 +202,23 @@ impl TypedStage for ContextBin {
         let model: ModelFacts = given.part("model.json")?.facts.read()?;
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
+        let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len());
         for shard in if is_whole { vec![Shard::whole(&model)] } else { cut } {
-            let weights: Vec<_> = given.under("weights").filter(|(name, _)| shard.reads(name, &model)).collect();
-            let elements =
-                if extension == "onnx" { weight_elements(weights.iter().copied()) } else { dlc_elements(given) };
-            let memory_bytes = compile_bytes(elements, compile.graphs.len() as u64);
+            let weights = given.under("weights").filter(|(name, _)| shard.reads(name, &model));
+            let (memory_bytes, smaller) = if extension == "onnx" {
+                (compilations.bytes(&shard), more_shards(&compilations, &shard, &model)?)
+            } else {
+                (compile_bytes(dlc_elements(given), compile.graphs.len() as u64), vec![])
+            };
             let mut order = Order::new(shard.folder(), Work::Compile(compile.clone()))
                 .tools(tools.clone())
-                .demand(process(memory_bytes));
+                .demand(process(memory_bytes))
+                .smaller(smaller);
             for role in &compile.graphs {
                 let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
                 order = order.input(format!("{role}.{extension}"), part);
             }
-            order = weights.into_iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
+            order = weights.fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
             orders.push(if is_whole { described(order, given)? } else { order });
         }
         if !is_whole {

@@ -2,7 +2,7 @@
 
 use crate::action::{Inputs, Job, Manifest, Order, Outputs, Part, PartName, ToolFile};
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{Element, GraphFacts, WeightFacts};
+use crate::model::facts::{Element, GraphFacts, ModelFacts, WeightFacts};
 use crate::model::onnx;
 use crate::model::shards::Shard;
 use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
@@ -97,15 +97,24 @@ pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
 
 /// How many elements the weights have whose blobs are `parts`: codes of a byte or less, and floating-point values.
 pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> (u64, u64) {
-    let elements = |part: &Part| -> u64 {
+    sum(parts.map(elements))
+}
+
+/// Those of one blob.
+fn elements((name, part): (&str, &Part)) -> (u64, u64) {
+    let elements = || {
         let Ok(facts) = part.facts.read::<WeightFacts>() else { return 0 };
         facts.shape.iter().fold(1, |count: u64, &dim| count.saturating_mul(dim))
     };
-    parts.fold((0u64, 0u64), |(codes, values), (name, part)| match name.rsplit('/').next() {
-        Some("codes") => (codes.saturating_add(elements(part)), values),
-        Some("values") => (codes, values.saturating_add(elements(part))),
-        _ => (codes, values),
-    })
+    match name.rsplit('/').next() {
+        Some("codes") => (elements(), 0),
+        Some("values") => (0, elements()),
+        _ => (0, 0),
+    }
+}
+
+fn sum(elements: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
+    elements.fold((0, 0), |sum, more| (sum.0.saturating_add(more.0), sum.1.saturating_add(more.1)))
 }
 
 /// Peak memory of a compilation of so many codes and values. Measured, two graphs: 10.4 bytes an element of native blocks and
@@ -113,6 +122,33 @@ pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> 
 pub fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
     let per_graph = (codes.saturating_mul(9) / 2).saturating_add(values.saturating_mul(11));
     per_graph.saturating_mul(graphs).saturating_add(512 << 20)
+}
+
+/// What compiling a model takes, whole or in shards.
+pub struct Compilations<'a> {
+    model: &'a ModelFacts,
+    /// By blob: codes and floating-point values in it.
+    weights: Vec<(&'a str, (u64, u64))>,
+    graphs: u64,
+}
+
+impl<'a> Compilations<'a> {
+    /// Of so many graphs of `model` over the blobs `weights`, by their names.
+    pub fn new(model: &'a ModelFacts, weights: impl Iterator<Item = (&'a str, &'a Part)>, graphs: usize) -> Self {
+        let weights = weights.map(|blob| (blob.0, elements(blob))).collect();
+        Compilations { model, weights, graphs: graphs as u64 }
+    }
+
+    /// Peak memory of the compilation of `shard`.
+    pub fn bytes(&self, shard: &Shard) -> u64 {
+        let read = self.weights.iter().filter(|(name, _)| shard.reads(name, self.model));
+        compile_bytes(sum(read.map(|(_, elements)| *elements)), self.graphs)
+    }
+
+    /// That of the largest of so many shards.
+    pub fn largest(&self, count: u32) -> Result<u64> {
+        Ok(Shard::cut(self.model, count)?.iter().map(|shard| self.bytes(shard)).max().unwrap_or(0))
+    }
 }
 
 /// What an `onnx` manifest is cut into; nothing if it is whole.

@@ -12,7 +12,7 @@ use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::device::{ROLES, compile_bytes, weight_elements};
+use super::device::{Compilations, ROLES};
 use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::model::calibration;
@@ -333,15 +333,9 @@ impl Params {
         let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
         let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);
         let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
-        let sized: Vec<_> = parts.map(|part| (part.0, weight_elements([part].into_iter()))).collect();
-        let takes = |shard: &Shard| {
-            let read = sized.iter().filter(|(name, _)| shard.reads(name, model)).map(|(_, size)| size);
-            let sum = |sum: (u64, u64), more: &(u64, u64)| (sum.0.saturating_add(more.0), sum.1.saturating_add(more.1));
-            compile_bytes(read.fold((0, 0), sum), ROLES.len() as u64)
-        };
-        let most = |count| Ok(Shard::cut(model, count)?.iter().map(takes).max().unwrap_or(0));
+        let compilations = Compilations::new(model, parts, ROLES.len());
         for count in 1..=model.block_count {
-            if most(count)? <= allowed {
+            if compilations.largest(count)? <= allowed {
                 return Ok(count);
             }
         }
@@ -350,7 +344,7 @@ impl Params {
             format!(
                 "no number of shards can be compiled in {}: one layer a shard takes {}",
                 bytes(allowed),
-                bytes(most(model.block_count)?)
+                bytes(compilations.largest(model.block_count)?)
             ),
         )
         .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))

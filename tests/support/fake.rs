@@ -1,6 +1,6 @@
 //! A stage kind whose behaviour is read from the plan's text: one stage a line, `NAME: key=value ...`.
 //!
-//! `from=A,B` inputs; `parts=N` orders `0`, `1` ...; `threads=N`, `memory=N` their demand; `fail=I` order I fails;
+//! `from=A,B` inputs; `parts=N` orders `0`, `1` ...; `threads=N`, `memory=N` their demand, `smaller=N` less of it; `fail=I` order I fails;
 //! `panic=expand|run`; `seed=S` stands in for the stage's name in the actions, so that equal stages tie; `tied=1`
 //! makes all orders one action; `slow=1` works until it is cancelled; `v=X` is just a parameter; `process=1` runs in a
 //! process; `flaky=K` fails K times where somebody counts the attempts;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln::action::{
-    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Registry, Stage, StageSpec, WorkOrder,
+    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Registry, Smaller, Stage, StageSpec, WorkOrder,
 };
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::engine::Task;
@@ -91,6 +91,8 @@ impl Stage for Fake {
             threads: number(params, "threads").unwrap_or(1) as u32,
             isolation: if params.get("process").is_some() { Isolation::Process } else { Isolation::Thread },
         };
+        let less = |memory_bytes| Smaller { memory_bytes, advice: format!("knead {memory_bytes} B at a time") };
+        let smaller: Vec<_> = number(params, "smaller").map(|least| vec![less(least + 50), less(least)]).unwrap_or_default();
         let order = |index: u64| {
             let number_in_action = if params.get("tied").is_some() { 0 } else { index };
             let mut resolved = json!({"seed": params["seed"], "number": number_in_action});
@@ -113,6 +115,7 @@ impl Stage for Fake {
                 tools: vec![],
                 origin: None,
                 demand,
+                smaller: smaller.clone(),
             }
         };
         Ok((0..number(params, "parts").unwrap_or(1)).map(order).collect())
@@ -136,9 +139,9 @@ pub fn outputs(action: &Action) -> Result<Outputs> {
 /// What the driver makes of a stage.
 pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
     let task = |order: WorkOrder| {
-        let (name, demand) = (order.name.clone(), order.demand);
+        let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
         let action = order.into_action(&SPEC);
-        Task { name, key: action.key(), action: Arc::new(action), demand }
+        Task { name, key: action.key(), action: Arc::new(action), demand, smaller }
     };
     Ok(Fake.expand(&stage.params, inputs)?.into_iter().map(task).collect())
 }

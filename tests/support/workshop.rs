@@ -79,7 +79,8 @@ fn file_of(params: &Value) -> PathBuf {
 
 fn order(name: &str, params: Value) -> WorkOrder {
     let name = name.into();
-    WorkOrder { name, params, inputs: BTreeMap::new(), tools: vec![], origin: None, demand: Demand::default() }
+    let (inputs, demand) = (BTreeMap::new(), Demand::default());
+    WorkOrder { name, params, inputs, tools: vec![], origin: None, demand, smaller: vec![] }
 }
 
 impl Stage for Fetch {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::{Effect, JobId, JobLife, Past, StageLife};
 use super::Scheduler;
-use crate::action::Isolation;
+use crate::action::{Isolation, Smaller};
 use crate::base::{Problem, bytes};
 use crate::events::{Event, PartId, Why};
 
@@ -98,8 +98,12 @@ impl Scheduler<'_> {
         let needed = self.jobs[id.0].task.demand.memory_bytes;
         let budget = self.limits.memory_bytes;
         let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
-        Problem::new("kiln::engine::memory", message)
-            .help("give more with --memory BYTES, if this machine has it, or build on a larger one")
+        let more = "give more with --memory BYTES, if this machine has it, or build on a larger one";
+        let smaller = self.jobs[id.0].task.smaller.iter().find(|smaller| smaller.memory_bytes <= budget);
+        Problem::new("kiln::engine::memory", message).help(match smaller {
+            Some(Smaller { memory_bytes, advice }) => format!("{advice}: that needs {}; or {more}", bytes(*memory_bytes)),
+            None => more.into(),
+        })
     }
 
     /// Lets in what there is room for.
