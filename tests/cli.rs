@@ -206,27 +206,49 @@ fn a_plan_is_drawn_three_ways() {
 }
 
 #[test]
+fn what_is_optional_is_built_on_demand() {
+    let text = "[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:plan.toml'\ntracked = true\n\
+                [stage.glaze]\nkind = 'fetch'\nurl = 'file:plan.toml'\ntracked = true\noptional = true\n";
+    let (folder, _) = with_plan(text);
+    let built = |wanted: &[&str]| {
+        let (code, out, err) = kiln(folder.path(), &[&["build", "plan.toml", "--json"], wanted].concat());
+        assert_eq!(code, 0, "{out}{err}");
+        let there = |stage: &str| folder.path().join("out/small").join(stage).exists();
+        let found = ["clay", "glaze"].map(there);
+        let _ = std::fs::remove_dir_all(folder.path().join("out"));
+        found
+    };
+    assert_eq!(built(&[]), [true, false]);
+    assert_eq!(built(&["glaze"]), [false, true]);
+    assert_eq!(built(&["clay", "glaze"]), [true, true]);
+}
+
+#[test]
 fn the_way_of_deepseek() {
     let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.toml");
     let (code, out, _) =
         kiln(Path::new("."), &["show", plan, "--set", "context=256", "--set", "source=file:tiny.gguf"]);
     assert_eq!(code, 0);
     let expected = "
-  tools.qnn      fetch
-  tools.ort      fetch
-  source         fetch
-* model          inspect      gguf = source
-  weights        requant      tensors = model
-* graph          graph        model = model; weights = weights
-* npu            context-bin  graph = graph; tools.qnn
-* container      dlc          context = npu; tools.qnn
-* bundle         package      context = npu; model = model
-  text           fetch
-  reference      reference    model = model; text = text
-  onnx           score        graph = graph; reference = reference; tools.ort
-  npu-simulated  context-bin  graph = graph; tools.qnn
-  htp            score        context = npu-simulated; reference = reference; tools.qnn
-* report         validate     scores = onnx, htp; size = bundle
+  tools.qnn       fetch
+  tools.ort       fetch
+  source          fetch
+* model           inspect      gguf = source
+  weights         requant      tensors = model
+* graph           graph        model = model; weights = weights
+* npu             context-bin  graph = graph; tools.qnn
+* container       dlc          context = npu; tools.qnn
+* bundle          package      context = npu; model = model
+  text            fetch
+  reference       reference    model = model; text = text
+  onnx            score        graph = graph; reference = reference; tools.ort
+  graph-by-layer  graph        model = model; weights = weights
+  npu-layers      context-bin  graph = graph-by-layer; tools.qnn
+  layers          layers       context = npu-layers; graph = graph-by-layer; reference = reference; tools.ort; tools.qnn
+* report          validate     layers = layers; scores = onnx; size = bundle
+? npu-simulated   context-bin  graph = graph; tools.qnn
+? htp             score        context = npu-simulated; reference = reference; tools.qnn
+? simulated       validate     scores = htp
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
     let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);

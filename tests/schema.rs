@@ -114,7 +114,7 @@ fn the_schema_says_what_the_specs_say() {
         let name = kind["title"].as_str().unwrap();
         let spec = registry.get(name).unwrap().spec();
         let mut expected: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).chain(spec.params.to_vec()).collect();
-        expected.extend(["kind", "keep", "timeout"]);
+        expected.extend(["kind", "keep", "optional", "timeout"]);
         expected.extend(spec.reaches_outside.then_some("retries"));
         expected.extend(spec.inputs.iter().any(|slot| slot.many).then_some("across"));
         expected.sort();

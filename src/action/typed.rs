@@ -10,9 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::{
-    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Smaller, Stage, StageSpec, ToolFile, WorkOrder,
-};
+use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Smaller, Stage, StageSpec, ToolFile, WorkOrder};
 use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].

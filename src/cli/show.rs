@@ -36,7 +36,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-/// A line a stage, each after those it waits for; `*` marks what is written out.
+/// A line a stage, each after those it waits for; `*` marks what is written out, `?` what is built only where it is asked for.
 fn text(plan: &Plan) -> String {
     let width = |of: fn(&PlannedStage) -> usize| plan.stages.iter().map(of).max().unwrap_or(0);
     let (ids, kinds) = (width(|stage| stage.id.0.len()), width(|stage| stage.kind.len()));
@@ -46,7 +46,11 @@ fn text(plan: &Plan) -> String {
             format!("{slot} = {}", givers.join(", "))
         });
         let waits: Vec<String> = slots.chain(stage.tools.values().map(|tool| tool.0.clone())).collect();
-        let mark = if stage.keep != Keep::Nothing { "*" } else { " " };
+        let mark = match stage.keep {
+            _ if stage.optional => "?",
+            Keep::Nothing => " ",
+            _ => "*",
+        };
         let line = format!("{mark} {:ids$}  {:kinds$}  {}", stage.id.0, stage.kind, waits.join("; "));
         format!("{}\n", line.trim_end())
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::common::{
-    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, RETRIES, TIMEOUT, items, spec_of, strings,
+    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, OPTIONAL, RETRIES, TIMEOUT, items, spec_of, strings,
 };
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
@@ -51,6 +51,7 @@ impl<'a> Checker<'a> {
         let expected = format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
         let timeout = self.common(TIMEOUT, common::timeout, &expected);
         let retries = self.common(RETRIES, common::retries, &format!("a number from 0 to {MAX_RETRIES}"));
+        let optional = self.common(OPTIONAL, common::optional, "true or false");
         let kind = kind?;
         let spec = kind.spec();
         self.check_retries(spec);
@@ -69,6 +70,7 @@ impl<'a> Checker<'a> {
             keep: Keep::Nothing,
             timeout,
             retries: retries.unwrap_or(0),
+            optional: optional.unwrap_or(false),
         };
         Some(Checked { stage, keep, at: self.stage.at.clone(), edges })
     }

@@ -1,4 +1,4 @@
-//! What every stage may say, whatever its kind: `kind`, `keep`, `across`, `timeout`, `retries`.
+//! What every stage may say, whatever its kind: `kind`, `keep`, `optional`, `across`, `timeout`, `retries`.
 
 use std::time::Duration;
 
@@ -17,8 +17,11 @@ pub const TIMEOUT: &str = "timeout";
 /// How often an action that failed is tried again.
 pub const RETRIES: &str = "retries";
 
+/// Whether it is built only where it is asked for.
+pub const OPTIONAL: &str = "optional";
+
 /// All of them.
-pub const COMMON: [&str; 5] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES];
+pub const COMMON: [&str; 6] = [KIND, KEEP, ACROSS, TIMEOUT, RETRIES, OPTIONAL];
 
 /// Cap on `timeout`: longer than any action, and far from what a clock cannot count.
 pub const MAX_TIMEOUT_HOURS: u64 = 1000;
@@ -76,6 +79,14 @@ pub fn timeout(node: &Node) -> Option<Duration> {
 pub fn retries(node: &Node) -> Option<u32> {
     match node.tree {
         Tree::Integer(count) => u32::try_from(count).ok().filter(|count| *count <= MAX_RETRIES),
+        _ => None,
+    }
+}
+
+/// The value of `optional`, if it is one.
+pub fn optional(node: &Node) -> Option<bool> {
+    match node.tree {
+        Tree::Bool(optional) => Some(optional),
         _ => None,
     }
 }

@@ -106,6 +106,8 @@ pub struct PlannedStage {
     pub timeout: Option<Duration>,
     /// How often an action that failed is tried again; zero for what does not reach outside.
     pub retries: u32,
+    /// It is built only where it, or what needs it, is asked for.
+    pub optional: bool,
 }
 
 /// What of a stage's artifact is written out.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, RETRIES, TIMEOUT, TIMEOUT_PATTERN};
+use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, TIMEOUT, TIMEOUT_PATTERN};
 use super::words::NAME_PATTERN;
 use crate::action::{InputSpec, Registry, Stage, StageSpec};
 
@@ -115,6 +115,8 @@ fn common(spec: &StageSpec) -> Map<String, Value> {
         { "$ref": "#/$defs/variable" }
     ] });
     keys.insert(KEEP.into(), described(keep, "What of it is written out: all, nothing, or these parts and folders."));
+    let optional = json!({ "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/variable" }] });
+    keys.insert(OPTIONAL.into(), described(optional, "It is built only where it, or what needs it, is asked for."));
     keys.insert(TIMEOUT.into(), timeout());
     if spec.reaches_outside {
         keys.insert(RETRIES.into(), retries());

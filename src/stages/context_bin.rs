@@ -5,6 +5,7 @@
 //! | `graph` | | the ONNX graphs to lower and compile; or |
 //! | `dlc` | | the DLCs to compose and compile |
 //! | `soc` | | the chip: `sm8450`, `sm8550`, `sm8650`, `sm8750`, `sm8850` |
+//! | `sample` | all | so many of the graph's shards only: the first, the last, and some between |
 //! | `graphs` | `["prefill", "decode"]` | which graphs |
 //! | `weight_sharing` | `true` | whether graphs share weights; the simulator cannot load it then |
 //! | `container` | `false` | also make the part `container`: a DLC around the binary, which a stage `dlc` hands on |
@@ -20,8 +21,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller, StageSpec,
-    TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
+    StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
@@ -43,6 +44,9 @@ pub struct Params {
     /// The chip.
     #[schemars(extend("enum" = Soc::names()))]
     soc: String,
+    /// So many of the graph's shards only: the first, the last, and some between.
+    #[schemars(range(min = 1))]
+    sample: Option<u32>,
     /// Which graphs it holds.
     #[serde(default = "both")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
@@ -85,6 +89,13 @@ const PROOF_BYTES: u64 = 256 << 20;
 fn dlc_elements(dlc: &Manifest) -> (u64, u64) {
     let files = dlc.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
     (0, files.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0))
+}
+
+/// So many of `shards`, the first and the last among them, or all.
+fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
+    let (last, count) = (shards.len() - 1, count.map_or(shards.len(), |count| count as usize).min(shards.len()));
+    let steps = count.saturating_sub(1).max(1);
+    (0..count).filter_map(|step| shards.get(last * step / steps).copied()).collect()
 }
 
 /// What twice as many shards would need, and four times as many, up to a layer a shard.
@@ -141,7 +152,7 @@ impl TypedStage for ContextBin {
             InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
             InputSpec { name: "dlc", accepts: &["dlc"], required: false, many: false },
         ],
-        params: &["soc", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
+        params: &["soc", "sample", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
         keyed: &[],
         reaches_outside: false,
     };
@@ -164,6 +175,9 @@ impl TypedStage for ContextBin {
             let problem = Problem::new("kiln::plan::parameter", format!("`graphs` is {:?}", params.graphs));
             wrong("graphs", problem.help("name `prefill`, `decode`, or both"));
         }
+        if params.sample == Some(0) {
+            wrong("sample", Problem::new("kiln::plan::parameter", "no shard would be compiled"));
+        }
         if !(1..=3).contains(&params.optimization) {
             let problem = Problem::new("kiln::plan::parameter", format!("`optimization` is {}", params.optimization));
             wrong("optimization", problem.help("1, 2 or 3"));
@@ -181,7 +195,7 @@ impl TypedStage for ContextBin {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
         let tools = libraries(inputs, &["libQnnHtp.so", "libQnnSystem.so"])?;
-        let Params { soc, graphs, weight_sharing, container, optimization, vtcm_mb } = params;
+        let Params { soc, sample, graphs, weight_sharing, container, optimization, vtcm_mb } = params;
         let (given, extension) = match inputs.optional("graph") {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
@@ -203,7 +217,7 @@ impl TypedStage for ContextBin {
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
         let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len());
-        for shard in if is_whole { vec![Shard::whole(&model)] } else { cut } {
+        for shard in if is_whole { vec![Shard::whole(&model)] } else { sampled(cut, sample) } {
             let weights = given.under("weights").filter(|(name, _)| shard.reads(name, &model));
             let (memory_bytes, smaller) = if extension == "onnx" {
                 (compilations.bytes(&shard), more_shards(&compilations, &shard, &model)?)

@@ -171,7 +171,9 @@ pub fn binaries(context: &Manifest) -> Result<Vec<(String, &Part)>> {
     }
     let binary = |at| {
         let name = format!("{at}-of-{count}/{BINARY}");
-        let part = context.part(&name)?;
+        let part = context
+            .part(&name)
+            .map_err(|problem| problem.help("all shards are needed: is `sample` given to the `context-bin` stage?"))?;
         Ok((name, part))
     };
     (1..=count).map(binary).collect()
@@ -184,7 +186,8 @@ pub fn binary_inputs<'a>(job: &'a Job) -> Vec<&'a str> {
     inputs
 }
 
-fn is_binary(name: &str) -> bool {
+/// Whether a part of this name is a context binary.
+pub fn is_binary(name: &str) -> bool {
     name.rsplit('/').next() == Some(BINARY)
 }
 

@@ -60,7 +60,7 @@ pub struct Params {
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
     /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as few as let each be compiled
-    /// in `shard_memory`.
+    /// in `shard_memory`; `layers`: one for each.
     #[serde(skip_serializing_if = "is_default")]
     pub shards: Shards,
     /// What compiling one shard may take, for `shards = "auto"`: `"3GB"`.
@@ -106,16 +106,18 @@ pub enum Cache {
 pub enum Shards {
     /// So many.
     Count(#[schemars(range(min = 1, max = MAX_LAYERS))] u32),
-    /// As few as the memory allows.
+    /// As the model wants it.
     Fitting(Fitting),
 }
 
-/// The word for as few as the memory allows.
+/// The words for a number that the model decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fitting {
-    /// The word.
+    /// As few as the memory allows.
     Auto,
+    /// One for each layer.
+    Layers,
 }
 
 impl Default for Shards {
@@ -215,7 +217,10 @@ impl TypedStage for Graph {
             _ => {}
         }
         if matches!(params.shards, Shards::Count(count) if !(1..=MAX_LAYERS).contains(&count)) {
-            problems.push(problem("shards", "`shards` goes from 1 to the number of layers, or is \"auto\"".into()));
+            problems.push(problem(
+                "shards",
+                "`shards` goes from 1 to the number of layers, or is \"auto\" or \"layers\"".into(),
+            ));
         }
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
             let message = "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
@@ -327,8 +332,10 @@ impl Params {
 
     /// Into how many shards `model` is cut.
     fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
-        if let Shards::Count(count) = self.shards {
-            return Shard::cut(model, count).map(|_| count);
+        match self.shards {
+            Shards::Count(count) => return Shard::cut(model, count).map(|_| count),
+            Shards::Fitting(Fitting::Layers) => return Ok(model.block_count),
+            Shards::Fitting(Fitting::Auto) => {}
         }
         let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
         let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);

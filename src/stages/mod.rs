@@ -13,6 +13,7 @@ pub mod generate;
 pub mod gguf;
 pub mod graph;
 pub mod inspect;
+pub mod layers;
 pub mod lower;
 pub mod package;
 pub mod reference;
@@ -39,6 +40,7 @@ pub fn all() -> Registry {
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(calibrate::Calibrate)),
         Box::new(Erased(score::Score)),
+        Box::new(Erased(layers::Layers)),
         Box::new(Erased(sensitivity::Sensitivity)),
         Box::new(Erased(choose::Choose)),
         Box::new(Erased(validate::Validate)),

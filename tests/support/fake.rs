@@ -60,7 +60,7 @@ fn stage(line: &str) -> PlannedStage {
     }
     let (id, name, kind) = (StageId(name.trim().into()), name.trim().into(), "fake".into());
     let (params, tools) = (params.into(), BTreeMap::new());
-    PlannedStage { id, name, kind, params, slots, tools, keep: Keep::Nothing, timeout, retries }
+    PlannedStage { id, name, kind, params, slots, tools, keep: Keep::Nothing, timeout, retries, optional: false }
 }
 
 fn number(params: &Value, key: &str) -> Option<u64> {
@@ -92,7 +92,8 @@ impl Stage for Fake {
             isolation: if params.get("process").is_some() { Isolation::Process } else { Isolation::Thread },
         };
         let less = |memory_bytes| Smaller { memory_bytes, advice: format!("knead {memory_bytes} B at a time") };
-        let smaller: Vec<_> = number(params, "smaller").map(|least| vec![less(least + 50), less(least)]).unwrap_or_default();
+        let smaller: Vec<_> =
+            number(params, "smaller").map(|least| vec![less(least + 50), less(least)]).unwrap_or_default();
         let order = |index: u64| {
             let number_in_action = if params.get("tied").is_some() { 0 } else { index };
             let mut resolved = json!({"seed": params["seed"], "number": number_in_action});

@@ -101,7 +101,9 @@ impl Scheduler<'_> {
         let more = "give more with --memory BYTES, if this machine has it, or build on a larger one";
         let smaller = self.jobs[id.0].task.smaller.iter().find(|smaller| smaller.memory_bytes <= budget);
         Problem::new("kiln::engine::memory", message).help(match smaller {
-            Some(Smaller { memory_bytes, advice }) => format!("{advice}: that needs {}; or {more}", bytes(*memory_bytes)),
+            Some(Smaller { memory_bytes, advice }) => {
+                format!("{advice}: that needs {}; or {more}", bytes(*memory_bytes))
+            }
             None => more.into(),
         })
     }

@@ -31,11 +31,16 @@ struct Shard {
 impl Htp {
     /// Of the inputs `candidate/model.bin`, or `candidate/PART-of-N/model.bin`.
     pub fn open(job: &Job) -> Result<Self> {
-        let shard = |name| {
+        Self::of(job, &binary_inputs(job))
+    }
+
+    /// Of these inputs, each of which goes on where the one before ends.
+    pub fn of(job: &Job, binaries: &[&str]) -> Result<Self> {
+        let shard = |name: &&str| {
             let ContextFacts { graphs, .. } = job.input(name)?.facts.read()?;
             Ok(Shard { binary: job.read(name)?, graphs })
         };
-        let shards = binary_inputs(job).into_iter().map(shard).collect::<Result<_>>()?;
+        let shards = binaries.iter().map(shard).collect::<Result<_>>()?;
         Ok(Htp { folder: job.tool_folder(QNN)?, shards, loaded: None })
     }
 

@@ -33,14 +33,14 @@ use crate::model::facts::ModelFacts;
 use super::device::{QNN, ROLES, binaries, binary_inputs, libraries};
 pub use decoder::Decoder;
 use decoder::Engine;
-use htp::Htp;
+pub use htp::Htp;
 pub use measure::{GreedyScore, Ranges, WindowScore, measured, window};
 pub use onnx_runtime::OnnxRuntime;
 
 /// The runtime's file name, up to its version.
 const RUNTIME: &str = "libonnxruntime.so";
 /// What the simulator loads.
-const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
+pub(super) const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -198,8 +198,9 @@ impl Candidate {
             let model = ("model.json".to_string(), context.part("model.json")?);
             let parts = binaries(context)?.into_iter().chain([model]);
             let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
+            let largest = parts.iter().map(|(_, part)| part.content.digest.size_bytes).max().unwrap_or(0);
             let tools = libraries(inputs, &SIMULATOR)?;
-            return Ok(Candidate { demand: of_simulator(&parts), parts, tools, has_ranges: false });
+            return Ok(Candidate { demand: of_simulator(largest), parts, tools, has_ranges: false });
         }
         Candidate::of_graph(inputs)
     }
@@ -235,8 +236,8 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     inputs.tool_files("ort", &[name])
 }
 
-/// Measured: twelve times the bytes of the binary, and what the simulator needs for itself. It loads one shard at a time.
-fn of_simulator(parts: &[(String, Part)]) -> Demand {
-    let bytes: u64 = parts.iter().map(|(_, part)| part.content.digest.size_bytes).max().unwrap_or(0);
+/// What it takes to simulate context binaries one after the other, the largest of which has so many bytes. Measured: twelve times
+/// those bytes, and what the simulator needs for itself.
+pub(super) fn of_simulator(bytes: u64) -> Demand {
     Demand { memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30), threads: 1, isolation: Isolation::Process }
 }

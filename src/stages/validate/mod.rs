@@ -12,6 +12,8 @@
 //! | `storage.STAGE` | none | what the weights of that stage must keep: `exact`, `sqnr_db` |
 //! | `generations` | none | `generate` stages: what a bundle said in Genie |
 //! | `generated.STAGE` | none | tokens of that stage's answer, from the first on, that are the reference's, at least |
+//! | `layers` | none | `layers` stages: what some layers compute on the simulator |
+//! | `layers_sqnr_db.STAGE` | none | signal to noise in dB of the worst value that the layers of that stage give, at least |
 //!
 //! | limit | meaning |
 //! |---|---|
@@ -36,10 +38,11 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::Ledger;
 use crate::stages::generate::GENERATION;
+use crate::stages::layers::LAYERS;
 use crate::stages::package;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
-use report::{Candidate, Generated, Report, Size, Storage};
+use report::{Candidate, Found, Generated, LayersReport, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -64,6 +67,9 @@ pub struct Params {
     /// Tokens of the answer of each stage of `generations` that are the reference's, from the first on, at least.
     #[serde(default)]
     generated: BTreeMap<String, usize>,
+    /// Signal to noise in dB of the worst value that the layers of each stage of `layers` give, at least.
+    #[serde(default)]
+    layers_sqnr_db: BTreeMap<String, f64>,
 }
 
 fn default_range() -> f64 {
@@ -108,6 +114,9 @@ pub struct Limited {
     /// The stages that generated, and what each must keep.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     generated: BTreeMap<String, Option<usize>>,
+    /// The stages that ran layers, and what each must keep.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    layers: BTreeMap<String, Option<f64>>,
 }
 
 /// The stage.
@@ -126,9 +135,16 @@ impl TypedStage for Validate {
             InputSpec { name: "size", accepts: &["context-bin", "dlc", "bundle"], required: false, many: true },
             InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
             InputSpec { name: "generations", accepts: &["generation"], required: false, many: true },
+            InputSpec { name: "layers", accepts: &["layers"], required: false, many: true },
         ],
-        params: &["limits", "perplexity", "range", "size_bytes", "storage", "generated"],
-        keyed: &[("limits", "scores"), ("size_bytes", "size"), ("storage", "weights"), ("generated", "generations")],
+        params: &["limits", "perplexity", "range", "size_bytes", "storage", "generated", "layers_sqnr_db"],
+        keyed: &[
+            ("limits", "scores"),
+            ("size_bytes", "size"),
+            ("storage", "weights"),
+            ("generated", "generations"),
+            ("layers_sqnr_db", "layers"),
+        ],
         reaches_outside: false,
     };
 
@@ -144,11 +160,13 @@ impl TypedStage for Validate {
             .map(|(limit, value)| (format!("limits/{name}/{limit}"), value))
         });
         let storage = params.storage.iter().map(|(name, limits)| (format!("storage/{name}/sqnr_db"), limits.sqnr_db));
+        let layers = params.layers_sqnr_db.iter().map(|(name, db)| (format!("layers_sqnr_db/{name}"), Some(*db)));
         let is_bad = |value: &f64| !value.is_finite() || *value < 0.0;
         let bad = own
             .into_iter()
             .chain(limits)
             .chain(storage)
+            .chain(layers)
             .filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
         bad.map(|(path, value)| {
             let problem =
@@ -175,14 +193,17 @@ impl TypedStage for Validate {
         let storage = storage.collect::<Result<_>>()?;
         let generations = inputs.many("generations");
         let generated = generations.iter().map(|(name, _)| (name.clone(), params.generated.remove(name))).collect();
+        let layers = inputs.many("layers");
+        let computed = layers.iter().map(|(name, _)| (name.clone(), params.layers_sqnr_db.remove(name))).collect();
         all_used(params.generated.keys(), "generated", "generations", generations)?;
+        all_used(params.layers_sqnr_db.keys(), "layers_sqnr_db", "layers", layers)?;
         all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
         all_used(params.limits.keys(), "limits", "scores", scores)?;
         all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
-        let limited =
-            Limited { candidates, perplexity: params.perplexity, range: params.range, sizes, storage, generated };
+        let Params { perplexity, range, .. } = params;
+        let limited = Limited { candidates, perplexity, range, sizes, storage, generated, layers: computed };
         let mut order = Order::new("", limited);
-        for (name, manifest) in scores.iter().chain(generations) {
+        for (name, manifest) in scores.iter().chain(generations).chain(layers) {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
             }
@@ -191,7 +212,7 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, range, sizes, storage, generated } = limited;
+        let Limited { candidates, perplexity, range, sizes, storage, generated, layers } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
@@ -203,7 +224,14 @@ impl TypedStage for Validate {
                 Ok((name, Generated { generation, limit }))
             })
             .collect::<Result<_>>()?;
-        let report = Report::new(candidates, sizes, storage, generated, perplexity, range);
+        let layers = layers
+            .into_iter()
+            .map(|(name, limit)| {
+                let computed = read_json(job, &format!("{name}/{LAYERS}"))?;
+                Ok((name, LayersReport { computed, limit }))
+            })
+            .collect::<Result<_>>()?;
+        let report = Report::new(Found { candidates, sizes, storage, generated, layers }, perplexity, range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
         if report.passed() {
             let part = |(name, text): (&str, String)| {

@@ -10,6 +10,7 @@ use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::{Entry, Ledger};
 use crate::stages::generate::Generation;
+use crate::stages::layers::{Computed, ShardScore};
 use crate::stages::score::{GreedyScore, Ranges, measured};
 
 /// All that is known of one candidate.
@@ -59,6 +60,27 @@ pub struct Generated {
     pub limit: Option<usize>,
 }
 
+/// What some layers computed on the simulator.
+#[derive(Serialize)]
+pub struct LayersReport {
+    #[serde(flatten)]
+    pub computed: Computed,
+    #[serde(skip)]
+    pub limit: Option<f64>,
+}
+
+/// What is reported, by stage.
+#[derive(Serialize)]
+pub struct Found {
+    pub candidates: BTreeMap<String, Candidate>,
+    pub sizes: BTreeMap<String, Size>,
+    pub storage: BTreeMap<String, Storage>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generated: BTreeMap<String, Generated>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, LayersReport>,
+}
+
 /// One limit and what was found.
 #[derive(Serialize)]
 pub struct Check {
@@ -73,11 +95,8 @@ pub struct Check {
 #[derive(Serialize)]
 pub struct Report {
     passed: bool,
-    candidates: BTreeMap<String, Candidate>,
-    sizes: BTreeMap<String, Size>,
-    storage: BTreeMap<String, Storage>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    generated: BTreeMap<String, Generated>,
+    #[serde(flatten)]
+    found: Found,
     checks: Vec<Check>,
 }
 
@@ -95,23 +114,17 @@ pub fn by_kind(ranges: &Ranges) -> BTreeMap<String, Range> {
 
 impl Report {
     /// Holds the figures against the limits.
-    pub fn new(
-        candidates: BTreeMap<String, Candidate>,
-        sizes: BTreeMap<String, Size>,
-        storage: BTreeMap<String, Storage>,
-        generated: BTreeMap<String, Generated>,
-        perplexity: Option<f64>,
-        range: f64,
-    ) -> Self {
+    pub fn new(found: Found, perplexity: Option<f64>, range: f64) -> Self {
+        let Found { candidates, sizes, storage, generated, layers } = &found;
         let mut checks = vec![];
-        for (name, candidate) in &candidates {
+        for (name, candidate) in candidates {
             check_candidate(&mut checks, name, candidate, perplexity, range);
         }
-        for (name, size) in &sizes {
+        for (name, size) in sizes {
             let limit = size.limit.map(|limit| limit as f64);
             at_most(&mut checks, name, "size in bytes", size.bytes as f64, limit);
         }
-        for (name, Storage { ledger, limits }) in &storage {
+        for (name, Storage { ledger, limits }) in storage {
             let inexact = ledger.tensors.values().filter(|entry| !entry.error.exact).count();
             at_most(&mut checks, name, "tensors that are not exact", inexact as f64, limits.exact.then_some(0.0));
             // Tensors without noise have no ratio to it.
@@ -120,11 +133,15 @@ impl Report {
                 at_least(&mut checks, name, "SQNR of the worst tensor in dB", worst, limits.sqnr_db);
             }
         }
-        for (name, Generated { generation, limit }) in &generated {
+        for (name, Generated { generation, limit }) in generated {
             let limit = limit.map(|limit| limit as f64);
             at_least(&mut checks, name, "tokens in Genie as the reference's", generation.equal() as f64, limit);
         }
-        Report { passed: checks.iter().all(|check| check.passed), candidates, sizes, storage, generated, checks }
+        for (name, LayersReport { computed, limit }) in layers {
+            let worst = computed.shards.iter().map(ShardScore::worst_db).fold(f64::INFINITY, f64::min);
+            at_least(&mut checks, name, "SQNR of the worst value in dB", worst.clamp(-999.0, 999.0), *limit);
+        }
+        Report { passed: checks.iter().all(|check| check.passed), found, checks }
     }
 
     /// Whether every limit is kept.
@@ -180,7 +197,7 @@ impl fmt::Display for Report {
             "same top",
             "RMS dp"
         )?;
-        for (name, candidate) in &self.candidates {
+        for (name, candidate) in &self.found.candidates {
             let figures = &candidate.fidelity;
             writeln!(
                 f,
@@ -197,7 +214,7 @@ impl fmt::Display for Report {
                 100.0 * figures.rms_delta_p,
             )?;
         }
-        for (name, candidate) in &self.candidates {
+        for (name, candidate) in &self.found.candidates {
             if let Some(greedy) = &candidate.greedy {
                 let (equal, all, decoded) = (greedy.equal(), greedy.expected.len(), greedy.decoded.len());
                 writeln!(f, "\n{name}: {equal} of {all} greedy tokens equal, the last {decoded} also by decode steps")?;
@@ -210,20 +227,27 @@ impl fmt::Display for Report {
                 writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
             }
         }
-        for (name, Generated { generation, .. }) in &self.generated {
+        for (name, Generated { generation, .. }) in &self.found.generated {
             let (equal, all) = (generation.equal(), generation.expected.len());
             writeln!(f, "\n{name}: {equal} of {all} tokens in Genie as the reference's\n    {:?}", generation.text)?;
             if generation.tokens != generation.expected {
                 writeln!(f, "    {:?} was expected", generation.expected_text)?;
             }
         }
-        if !self.sizes.is_empty() {
+        for (name, LayersReport { computed, .. }) in &self.found.layers {
+            write!(
+                f,
+                "\n{name}: layers on the simulator, given what the graph gives them\n{}",
+                indented(&computed.to_string())
+            )?;
+        }
+        if !self.found.sizes.is_empty() {
             writeln!(f)?;
         }
-        for (name, size) in &self.sizes {
+        for (name, size) in &self.found.sizes {
             writeln!(f, "{name}: {}", bytes(size.bytes))?;
         }
-        for (name, storage) in &self.storage {
+        for (name, storage) in &self.found.storage {
             write!(f, "\n{name}: the weights as stored, against the file\n{}", indented(&storage.ledger.to_string()))?;
         }
         writeln!(f)?;

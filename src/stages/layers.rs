@@ -1,0 +1,247 @@
+//! `layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX Runtime hands them in the middle of a
+//! model: for models that the simulator would need hours for.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `reference` | | a `reference`: the tokens of its first window are run |
+//! | `graph` | | the ONNX graphs, cut into shards; the whole prefill graph runs in ONNX Runtime |
+//! | `context` | | the context binaries of some of those shards, or of all |
+//!
+//! The values at both ends of a shard are the graph's own in f32; what the chip makes of those it is given is held against those
+//! it should give.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::device::{QNN, libraries};
+use super::score::decoder::{Engine, Graph, Tensor, opening};
+use super::score::observe::{Observer, PREFILL, observe};
+use super::score::{Candidate, Htp, SIMULATOR, model, of_simulator};
+use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::facts::{ContextFacts, GraphFacts};
+use crate::model::onnx::{Checked, decode};
+use crate::model::quant::ErrorSum;
+use crate::model::shards::Shard;
+
+/// The stage's only part.
+pub(super) const LAYERS: &str = "layers.json";
+
+/// Nothing to say.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {}
+
+/// `layers.json`: what each shard made of what it was given, in the order of the layers.
+#[derive(Serialize, Deserialize)]
+pub struct Computed {
+    /// Those that were run.
+    pub shards: Vec<ShardScore>,
+}
+
+/// How close a shard comes to the graph.
+#[derive(Serialize, Deserialize)]
+pub struct ShardScore {
+    /// Its first layer.
+    pub first: u32,
+    /// The layer after its last.
+    pub end: u32,
+    /// Its outputs.
+    pub values: BTreeMap<String, ValueScore>,
+}
+
+/// How close a value comes to the graph's.
+#[derive(Serialize, Deserialize)]
+pub struct ValueScore {
+    /// Signal to noise in dB; none if all is equal, or if something is no number.
+    pub sqnr_db: Option<f64>,
+    /// The largest absolute error.
+    pub max_error: f64,
+    /// The largest magnitude in the graph.
+    pub largest: f32,
+    /// How many of its elements are no numbers.
+    pub non_finite: u64,
+}
+
+impl ShardScore {
+    /// The signal to noise of its worst value in dB; minus infinity where something is no number.
+    pub fn worst_db(&self) -> f64 {
+        let db = |value: &ValueScore| match value.non_finite {
+            0 => value.sqnr_db.unwrap_or(f64::INFINITY),
+            _ => f64::NEG_INFINITY,
+        };
+        self.values.values().map(db).fold(f64::INFINITY, f64::min)
+    }
+}
+
+impl fmt::Display for Computed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for ShardScore { first, end, values } in &self.shards {
+            let of = if end - first == 1 { format!("layer {first}") } else { format!("layers {first} to {}", end - 1) };
+            for (name, ValueScore { sqnr_db, max_error, largest, non_finite }) in values {
+                let db = sqnr_db.map_or("exact".into(), |db| format!("{db:.1} dB"));
+                write!(f, "{of:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}")?;
+                writeln!(f, "{}", if *non_finite == 0 { String::new() } else { format!(", {non_finite} not finite") })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stage.
+pub struct Layers;
+
+impl TypedStage for Layers {
+    type Params = Params;
+    type Order = Params;
+    const SPEC: StageSpec = StageSpec {
+        kind: "layers",
+        version: 1,
+        summary: "what some layers compute on the simulator, given what the graph hands them",
+        gives: "layers",
+        inputs: &[
+            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
+            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
+            InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
+        ],
+        params: &[],
+        keyed: &[],
+        reaches_outside: false,
+    };
+
+    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+        vec!["ort", QNN]
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
+        let (graph, context) = (inputs.one("graph")?, inputs.one("context")?);
+        let mut order = Candidate::of_graph(inputs)?.order("", params).tools(libraries(inputs, &SIMULATOR)?);
+        order = order.input("tokens", inputs.one("reference")?.part("window-000/tokens.json")?);
+        let shards = compiled(context, graph)?;
+        let largest = shards.iter().map(|(_, binary)| binary.content.digest.size_bytes).max().unwrap_or(0);
+        let memory_bytes = order.demand.memory_bytes.saturating_add(of_simulator(largest).memory_bytes);
+        order.demand.memory_bytes = memory_bytes;
+        for (index, (file, binary)) in shards.iter().enumerate() {
+            order = order.input(graph_input(index), graph.part(file)?).input(binary_input(index), binary);
+        }
+        Ok(vec![order])
+    }
+
+    fn run(_: Params, job: &Job) -> Result<Outputs> {
+        let tokens: Vec<u32> = serde_json::from_slice(&job.read("tokens")?)
+            .context("kiln::layers::tokens", || "read the tokens of a window".into())?;
+        let model = model(job)?;
+        let pieces = (0..).map_while(|index| Piece::read(job, index)).collect::<Result<Vec<_>>>()?;
+        let mut seen = Seen { wanted: pieces.iter().flat_map(Piece::ends).collect(), values: BTreeMap::new() };
+        observe(job, &model, std::slice::from_ref(&tokens), &mut seen)?;
+        let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
+        let mut given = opening(&model, &facts, &tokens)?;
+        given.extend(seen.values.iter().map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
+        let mut shards = vec![];
+        for (index, piece) in pieces.iter().enumerate() {
+            job.check_cancelled()?;
+            job.progress(index as u64, pieces.len() as u64, "shards");
+            let mut chip = Htp::of(job, &[&binary_input(index)])?;
+            let mut found = chip.run(Graph::Prefill, &given, &piece.gives)?;
+            let value = |name: &String| {
+                let missing = || Problem::new("kiln::layers::value", format!("nobody gives `{name}`"));
+                let expected = seen.values.get(name).ok_or_else(missing)?;
+                let found = found.remove(name).filter(|found| found.len() == expected.len()).ok_or_else(missing)?;
+                Ok((name.clone(), ValueScore::of(expected, &found)))
+            };
+            let values = piece.gives.iter().map(value).collect::<Result<_>>()?;
+            let (first, end) = piece.shard.map_or((0, model.block_count), |shard| (shard.first, shard.end));
+            shards.push(ShardScore { first, end, values });
+        }
+        let text = CanonJson::of(&Computed { shards })?.to_string();
+        Ok([(PartName::new(LAYERS)?, job.write(text.as_bytes(), CanonJson::default())?)].into())
+    }
+}
+
+/// The prefill graphs that `context` holds compiled, by their names in `graph`, in the order of the layers.
+fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, &'a Part)>> {
+    let mut found = BTreeMap::new();
+    for (_, part) in context.parts.iter().filter(|(name, _)| super::device::is_binary(name.as_str())) {
+        let mut facts: ContextFacts = part.facts.read()?;
+        let of = facts.graphs.remove("prefill").ok_or_else(|| {
+            Problem::new("kiln::layers::graphs", "a context binary holds no prefill graph")
+                .help("leave `prefill` in the `graphs` of the `context-bin` stage")
+        })?;
+        let file = format!("{}.onnx", of.shard.map_or("prefill".into(), |shard| shard.graph_stem("prefill")));
+        if graph.get(&file).map(|part| part.facts.read::<GraphFacts>()).transpose()?.as_ref() != Some(&of) {
+            let what = format!("the context binary holds `{}`, which is not of this `graph`", of.name);
+            return Err(Problem::new("kiln::layers::other", what)
+                .help("give the `graph` stage that the `context-bin` stage was made from"));
+        }
+        found.insert(of.shard.map_or(1, |shard| shard.part), (file, part));
+    }
+    Ok(found.into_values().collect())
+}
+
+fn graph_input(index: usize) -> String {
+    format!("shards/{index}/prefill.onnx")
+}
+
+fn binary_input(index: usize) -> String {
+    format!("shards/{index}/model.bin")
+}
+
+/// A shard's prefill graph.
+struct Piece {
+    shard: Option<Shard>,
+    reads: Vec<String>,
+    gives: Vec<String>,
+}
+
+impl Piece {
+    /// That of input `index`, if there is one.
+    fn read(job: &Job, index: usize) -> Option<Result<Self>> {
+        let name = graph_input(index);
+        let input = job.input(&name).ok()?;
+        let piece = || {
+            let GraphFacts { shard, .. } = input.facts.read()?;
+            let model = decode(&job.read(&name)?)?;
+            let graph = Checked::new(&model)?.graph;
+            let reads = graph.input.iter().map(|value| value.name.clone()).collect();
+            Ok(Piece { shard, reads, gives: graph.output.iter().map(|value| value.name.clone()).collect() })
+        };
+        Some(piece())
+    }
+
+    fn ends(&self) -> impl Iterator<Item = String> {
+        self.reads.iter().chain(&self.gives).cloned()
+    }
+}
+
+/// The values at the ends of shards.
+struct Seen {
+    wanted: BTreeSet<String>,
+    values: BTreeMap<String, Vec<f32>>,
+}
+
+impl Observer for Seen {
+    fn wants(&self, value: &str) -> bool {
+        self.wanted.contains(value)
+    }
+
+    fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
+        self.values.insert(value.into(), elements.to_vec());
+        Ok(())
+    }
+}
+
+impl ValueScore {
+    fn of(expected: &[f32], found: &[f32]) -> Self {
+        let error = ErrorSum::of(expected, found);
+        let non_finite = found.iter().filter(|value| !value.is_finite()).count() as u64;
+        ValueScore {
+            sqnr_db: error.sqnr_db().filter(|db| db.is_finite()),
+            max_error: Some(error.max_error()).filter(|error| error.is_finite()).unwrap_or(f64::MAX),
+            largest: expected.iter().fold(0.0, |largest, value| largest.max(value.abs())),
+            non_finite,
+        }
+    }
+}
