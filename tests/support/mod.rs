@@ -6,6 +6,7 @@ pub mod fake;
 pub mod faulty;
 pub mod fetching;
 pub mod gguf_file;
+pub mod hub;
 pub mod interpreter;
 pub mod peers;
 pub mod plan_text;
