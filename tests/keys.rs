@@ -14,20 +14,20 @@ const GOLDEN: &str = r#"inspect 2 {} b3:c385e45fd03a
 dequant 1 {"type":"f32"} b3:be5ab4048173
 dequant 1 {"type":"f16"} b3:89ceda098478
 dequant 1 {"type":"bf16"} b3:86d3dabe6d28
-requant 2 {"scheme":"f16"} b3:3da937a194e2
+requant 3 {"scheme":"f16"} b3:3da937a194e2
 graph 2 {"context":24,"prefill":8} b3:fabfb5afa95f
-requant 2 {"scheme":"int8-block"} b3:d26d5cda294a
+requant 3 {"scheme":"int8-block"} b3:d26d5cda294a
 graph 2 {"context":24,"prefill":8} b3:7ac85c7c1185
-requant 2 {"scheme":"native"} b3:f317e2d285e8
+requant 3 {"scheme":"native"} b3:f317e2d285e8
 graph 2 {"context":24,"prefill":8} b3:f7a552dc8193
-requant 2 {"scheme":"native-safe"} b3:01277e3776e9
+requant 3 {"scheme":"native-safe"} b3:01277e3776e9
 graph 2 {"context":24,"prefill":8} b3:635e5d3dd1e1
-requant 2 {"scheme":"int8-channel"} b3:bba5543bdc60
+requant 3 {"scheme":"int8-channel"} b3:bba5543bdc60
 graph 2 {"context":24,"prefill":8} b3:e3935ab03764
-requant 2 {"scheme":"int4-channel"} b3:79376bc01bfa
+requant 3 {"scheme":"int4-channel"} b3:79376bc01bfa
 graph 2 {"context":24,"prefill":8} b3:0bc21c1c12fd
 gguf 1 {} b3:e262a0d20d72
-requant 2 {"scheme":"lpbq-32"} b3:ba529c7e6130
+requant 3 {"scheme":"lpbq-32"} b3:ba529c7e6130
 graph 2 {"context":24,"prefill":8} b3:393ff7cf19b7
 "#;
 

@@ -60,7 +60,7 @@ impl TypedStage for Requant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
-        version: 2,
+        version: 3,
         summary: "weights as graph and device hold them: native, or rounded anew by one of many schemes",
         gives: "weights",
         inputs: &[

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Misfit;
 use super::metric::Metric;
-use super::search::{LANES, Lanes, Range, Ratios, Search, Tile};
+use super::search::{LANES, Lanes, Range, Ratios, STEP, Search, Tile};
 use crate::base::{Problem, Result};
 use crate::model::facts::Element;
 use crate::model::quant::bands::slices;
@@ -110,9 +110,9 @@ impl RowRounding {
 
     fn ratios(&self) -> Ratios {
         match (self.layout.codes, self.layout.block) {
-            (Element::Int4, None) => Ratios { all: -24..=0, near: &[0, 2, 4, 6, 8, 10, 12] },
-            (Element::Int4, Some(_)) => Ratios { all: -8..=2, near: &[0] },
-            _ => Ratios { all: -20..=0, near: &[0] },
+            (Element::Int4, None) => Ratios { all: -24..=0, near: &[0, 2, 4, 6, 8, 10, 12], step: STEP },
+            (Element::Int4, Some(_)) => Ratios { all: -6..=1, near: &[-2, -1, 0, 1, 2], step: 1.02 },
+            _ => Ratios { all: -20..=0, near: &[0], step: STEP },
         }
     }
 

@@ -24,7 +24,7 @@ const TRIED: usize = 12;
 const SMALLEST_TRIED: f32 = 0.6;
 
 /// Scales are tried in steps of this ratio, down and up from the one that just holds the largest value.
-const STEP: f32 = 1.04;
+pub(super) const STEP: f32 = 1.04;
 
 /// How often all blocks are chosen again.
 const SWEEPS: usize = 2;
@@ -44,12 +44,14 @@ pub(super) struct Range {
     pub(super) integers: u8,
 }
 
-/// Which scales are tried, as powers of [`STEP`].
+/// Which scales are tried.
 pub(super) struct Ratios {
-    /// Without feedback.
+    /// Without feedback, as powers of [`STEP`].
     pub(super) all: std::ops::RangeInclusive<i32>,
-    /// With feedback, around the best of those.
+    /// With feedback, around the best of those, as powers of `step`.
     pub(super) near: &'static [i32],
+    /// May be finer than [`STEP`].
+    pub(super) step: f32,
 }
 
 /// A search to be run: `spell` makes of a scale one that can be written.
@@ -143,7 +145,7 @@ impl<'a> Tile<'a> {
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
         let best = self.rounded.scales;
         for &ratio in ratios.near {
-            self.try_scales(best.map(|scale| spell(scale * STEP.powi(ratio))), true);
+            self.try_scales(best.map(|scale| spell(scale * ratios.step.powi(ratio))), true);
         }
         for sweep in 0..SWEEPS {
             if sweep > 0 {
@@ -394,7 +396,7 @@ mod tests {
             let metric = Metric::full(&moments, columns, block).unwrap();
             let range = Range { codes: [-8.0, 7.0], integers: if block.is_some() { 16 } else { 1 } };
             let tile = || Tile::new(range, &metric, values.clone());
-            let ratios = Ratios { all: -6..=1, near: &[0, 1] };
+            let ratios = Ratios { all: -6..=1, near: &[0, 1], step: 1.02 };
             let spell = |scale| scale;
             let search = Search { tile: tile(), ratios: &ratios, spell };
             assert!(tile().search(&ratios, spell) == run_wide(search));
