@@ -27,8 +27,8 @@ graph 2 {"context":24,"prefill":8} b3:e3935ab03764
 requant 3 {"scheme":"int4-channel"} b3:79376bc01bfa
 graph 2 {"context":24,"prefill":8} b3:0bc21c1c12fd
 gguf 1 {} b3:e262a0d20d72
-requant 3 {"scheme":"lpbq-32"} b3:ba529c7e6130
-graph 2 {"context":24,"prefill":8} b3:393ff7cf19b7
+requant 3 {"scheme":"lpbq-32"} b3:dc6647c0cba7
+graph 2 {"context":24,"prefill":8} b3:ecfbacf2a10b
 "#;
 
 fn digest(manifest: &Manifest) -> String {
