@@ -32,6 +32,8 @@ pub struct Task {
     pub key: ActionKey,
     /// What it needs while it runs.
     pub demand: Demand,
+    /// See [`Stage::is_volatile`](crate::action::Stage::is_volatile).
+    pub is_volatile: bool,
 }
 
 /// A distinct action of this build. Parts with equal keys share one job.

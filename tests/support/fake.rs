@@ -138,7 +138,7 @@ pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
     let task = |order: WorkOrder| {
         let (name, demand) = (order.name.clone(), order.demand);
         let action = order.into_action(&SPEC);
-        Task { name, key: action.key(), action: Arc::new(action), demand }
+        Task { name, key: action.key(), action: Arc::new(action), demand, is_volatile: false }
     };
     Ok(Fake.expand(&stage.params, inputs)?.into_iter().map(task).collect())
 }
