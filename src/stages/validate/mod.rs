@@ -2,7 +2,7 @@
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
-//! | `scores` | | the `score` stages to report on |
+//! | `scores` | none | the `score` stages to report on |
 //! | `size` | none | stages whose artifacts have a size budget |
 //! | `limits.SCORE` | none | what the candidate of that score stage may miss by, see below |
 //! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
@@ -12,6 +12,11 @@
 //! | `storage.STAGE` | none | what the weights of that stage must keep: `exact`, `sqnr_db` |
 //! | `generations` | none | `generate` stages: what a bundle said in Genie |
 //! | `generated.STAGE` | none | tokens of that stage's answer, from the first on, that are the reference's, at least |
+//! | `bundles` | none | `package` stages whose speed, memory and power are reported |
+//! | `device` | none | `adb:SERIAL` or `ssh:HOST`: where they are measured |
+//! | `runner` | `"/data/local/tmp/genie"` | the device's folder with `genie-t2t-run` and its libraries |
+//! | `answer_tokens` | 128 | tokens of the answer that is timed, at most |
+//! | `targets` | see [`Targets`] | what each bundle must keep on the device |
 //!
 //! | limit | meaning |
 //! |---|---|
@@ -20,8 +25,11 @@
 //! | `same_top` | share of equal most probable tokens, at least |
 //! | `greedy` | equal tokens of the greedy continuation, at least |
 //!
+//! What is not measured misses nothing. With a device the stage is volatile: it measures anew in every build.
+//!
 //! A missed limit fails the stage; the report stands in the problem, and beside it as files in the folder it names.
 
+mod on_device;
 mod report;
 
 use std::collections::BTreeMap;
@@ -39,7 +47,8 @@ use crate::stages::generate::GENERATION;
 use crate::stages::package;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
-use report::{Candidate, Generated, Report, Size, Storage};
+use on_device::{Device, Figures, Targets};
+use report::{Candidate, Generated, OnDevice, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -64,6 +73,28 @@ pub struct Params {
     /// Tokens of the answer of each stage of `generations` that are the reference's, from the first on, at least.
     #[serde(default)]
     generated: BTreeMap<String, usize>,
+    /// `adb:SERIAL` or `ssh:HOST`: where the bundles are measured; empty for nowhere.
+    #[serde(default)]
+    device: String,
+    /// The device's folder with `genie-t2t-run` and its libraries.
+    #[serde(default = "default_runner")]
+    #[schemars(regex(pattern = r"^/[A-Za-z0-9/._+-]*$"))]
+    runner: String,
+    /// Tokens of the answer that is timed, at most.
+    #[serde(default = "default_answer_tokens")]
+    #[schemars(range(min = 1))]
+    answer_tokens: u32,
+    /// What each bundle must keep on the device.
+    #[serde(default)]
+    targets: Targets,
+}
+
+fn default_runner() -> String {
+    "/data/local/tmp/genie".into()
+}
+
+fn default_answer_tokens() -> u32 {
+    128
 }
 
 fn default_range() -> f64 {
@@ -108,6 +139,17 @@ pub struct Limited {
     /// The stages that generated, and what each must keep.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     generated: BTreeMap<String, Option<usize>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    on_device: Option<Measuring>,
+}
+
+/// Bundles that are measured, if there is a device.
+#[derive(Serialize, Deserialize)]
+pub struct Measuring {
+    bundles: Vec<String>,
+    targets: Targets,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<Device>,
 }
 
 /// The stage.
@@ -122,17 +164,30 @@ impl TypedStage for Validate {
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
-            InputSpec { name: "scores", accepts: &["score"], required: true, many: true },
+            InputSpec { name: "scores", accepts: &["score"], required: false, many: true },
             InputSpec { name: "size", accepts: &["context-bin", "dlc", "bundle"], required: false, many: true },
             InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
             InputSpec { name: "generations", accepts: &["generation"], required: false, many: true },
+            InputSpec { name: "bundles", accepts: &["bundle"], required: false, many: true },
         ],
-        params: &["limits", "perplexity", "range", "size_bytes", "storage", "generated"],
+        params: &[
+            "limits",
+            "perplexity",
+            "range",
+            "size_bytes",
+            "storage",
+            "generated",
+            "device",
+            "runner",
+            "answer_tokens",
+            "targets",
+        ],
         keyed: &[("limits", "scores"), ("size_bytes", "size"), ("storage", "weights"), ("generated", "generations")],
         reaches_outside: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let targets = params.targets.named().map(|(target, value)| (format!("targets/{target}"), value));
         let own = [("perplexity".to_string(), params.perplexity), ("range".into(), Some(params.range))];
         let limits = params.limits.iter().flat_map(|(name, limits)| {
             [
@@ -149,13 +204,21 @@ impl TypedStage for Validate {
             .into_iter()
             .chain(limits)
             .chain(storage)
+            .chain(targets)
             .filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
         bad.map(|(path, value)| {
             let problem =
                 Problem::new("kiln::plan::parameter", format!("{value} is no limit: it is not zero or above"));
             ParamProblem { path, problem }
         })
+        .chain(on_device::check(&params.device, &params.runner, params.answer_tokens, slots.contains(&"bundles")))
+        .chain(SLOTS.iter().all(|slot| !slots.contains(slot)).then(nothing))
         .collect()
+    }
+
+    /// A device does not give the same figures twice.
+    fn is_volatile(params: &Params) -> bool {
+        !params.device.is_empty()
     }
 
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
@@ -179,9 +242,19 @@ impl TypedStage for Validate {
         all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
         all_used(params.limits.keys(), "limits", "scores", scores)?;
         all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
-        let limited =
-            Limited { candidates, perplexity: params.perplexity, range: params.range, sizes, storage, generated };
-        let mut order = Order::new("", limited);
+        let bundles = inputs.many("bundles");
+        let Params { perplexity, range, targets, device, runner, answer_tokens, .. } = params;
+        let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
+        let is_measured = device.is_some();
+        let names = || bundles.iter().map(|(name, _)| name.clone()).collect();
+        let on_device = (!bundles.is_empty()).then(|| Measuring { bundles: names(), targets, device });
+        let mut order = Order::new("", Limited { candidates, perplexity, range, sizes, storage, generated, on_device });
+        for (name, manifest) in bundles.iter().filter(|_| is_measured) {
+            let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
+            for (part, content) in manifest.parts.iter().filter(|(part, _)| is_taken(part.as_str())) {
+                order = order.input(format!("{name}/{part}"), content);
+            }
+        }
         for (name, manifest) in scores.iter().chain(generations) {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
@@ -191,7 +264,7 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, range, sizes, storage, generated } = limited;
+        let Limited { candidates, perplexity, range, sizes, storage, generated, on_device } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
@@ -203,7 +276,8 @@ impl TypedStage for Validate {
                 Ok((name, Generated { generation, limit }))
             })
             .collect::<Result<_>>()?;
-        let report = Report::new(candidates, sizes, storage, generated, perplexity, range);
+        let on_device = on_device.map(|measuring| measured(measuring, job)).transpose()?;
+        let report = Report::new(candidates, sizes, storage, generated, on_device, perplexity, range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
         if report.passed() {
             let part = |(name, text): (&str, String)| {
@@ -231,6 +305,14 @@ fn artifact_bytes(manifest: &Manifest) -> u64 {
     let goes = |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
     let shipped = manifest.parts.iter().filter(|(name, _)| goes(name.as_str()));
     shipped.map(|(_, part)| part.content.digest.size_bytes).sum()
+}
+
+/// Those that give a report its content.
+const SLOTS: [&str; 5] = ["scores", "generations", "bundles", "weights", "size"];
+
+fn nothing() -> ParamProblem {
+    let problem = Problem::new("kiln::plan::parameter", "there is nothing to report on");
+    ParamProblem { path: String::new(), problem: problem.help("name a `score` stage: `scores = [\"...\"]`") }
 }
 
 fn all_used<'a>(
@@ -274,6 +356,17 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
         greedy,
         ranges: report::by_kind(&ranges.unwrap_or_default()),
     })
+}
+
+/// Runs the bundles on the device, one after the other; without one, nothing is known of them.
+fn measured(measuring: Measuring, job: &Job) -> Result<OnDevice> {
+    let Measuring { bundles, targets, device } = measuring;
+    let figures = |name: String| {
+        let figures = device.as_ref().map_or(Ok(Figures::default()), |device| device.measure(&name, job));
+        Ok((name, figures?))
+    };
+    let bundles = bundles.into_iter().map(figures).collect::<Result<_>>()?;
+    Ok(OnDevice { device: device.map(|device| device.device), bundles, targets })
 }
 
 fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
