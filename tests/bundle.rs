@@ -8,44 +8,13 @@ use std::collections::BTreeMap;
 use kiln::action::{Manifest, PartName};
 use kiln::base::{Problem, Result};
 use serde_json::{Value, json};
+use support::contexts::{facts, info};
 use support::fetching::sha256;
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
 use support::tools;
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
-
-/// What a context binary of a tiny llama says of itself; `{layers}` of `shard`, of so many.
-fn info(layers: std::ops::Range<u32>, shard: u32, shards: u32) -> Value {
-    let graph = |name: &str, tokens: u32, context: u32| {
-        let tensor = |name: String, shape: Value| json!({"name": name, "shape": shape, "type": "f16"});
-        let mut inputs = vec![
-            tensor("attention_mask".into(), json!([1, 1, tokens, context])),
-            tensor("position_ids_cos".into(), json!([1, 1, tokens, 8])),
-        ];
-        let mut outputs = vec![];
-        for layer in layers.clone() {
-            inputs.push(tensor(format!("past_key_{layer}_in"), json!([2, 1, 16, context - tokens])));
-            inputs.push(tensor(format!("past_value_{layer}_in"), json!([2, 1, context - tokens, 16])));
-        }
-        if shard == 1 {
-            inputs.push(tensor("input_ids".into(), json!([1, tokens])));
-        }
-        if shard == shards {
-            outputs.push(tensor("logits".into(), json!([1, 1, tokens, 288])));
-        }
-        json!({"name": format!("{name}_{shard}_of_{shards}"), "inputs": inputs, "outputs": outputs})
-    };
-    let graphs = json!([graph("prompt_ar16_cl40", 16, 40), graph("token_ar1_cl40", 1, 40)]);
-    json!({"build_id": "v2.51.0.1", "soc_model": 57, "graphs": graphs})
-}
-
-/// What its stage says of it.
-fn facts(shard: u32, shards: u32) -> Value {
-    let graph = |name: &str, tokens: u32| json!({"name": format!("{name}_{shard}_of_{shards}"), "tokens": tokens, "context": 40});
-    let graphs = json!({"prefill": graph("prompt_ar16_cl40", 16), "decode": graph("token_ar1_cl40", 1)});
-    json!({"soc": "sm8650", "weight_sharing": true, "graphs": graphs})
-}
 
 /// The parts of a context binary: bytes that nobody executes, beside what would be true of them.
 fn context(road: &Road, model: &Manifest, shards: &[(std::ops::Range<u32>, Value, Value)]) -> Manifest {

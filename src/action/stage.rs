@@ -170,6 +170,12 @@ pub trait Stage: Send + Sync {
         Ok(vec![])
     }
 
+    /// Whether what a stage with these parameters gives holds only for the moment, as a measurement does: then no earlier build
+    /// has done it.
+    fn is_volatile(&self, _params: &Value) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The work orders, once every input is sealed. Pure: reads facts, never bytes.
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>>;
 

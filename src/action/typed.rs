@@ -37,6 +37,11 @@ pub trait TypedStage: Send + Sync + 'static {
         Ok(vec![])
     }
 
+    /// See [`Stage::is_volatile`].
+    fn is_volatile(_params: &Self::Params) -> bool {
+        false
+    }
+
     /// See [`Stage::expand`].
     fn expand(params: Self::Params, inputs: &Inputs) -> Result<Vec<Order<Self::Order>>>;
 
@@ -137,6 +142,10 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
         S::files(&read(S::SPEC.kind, params)?)
+    }
+
+    fn is_volatile(&self, params: &Value) -> Result<bool> {
+        Ok(S::is_volatile(&read(S::SPEC.kind, params)?))
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

@@ -22,7 +22,7 @@ use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
 use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedStage};
 use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Turn, Watched};
 
 /// How often an interruption is looked for.
@@ -152,6 +152,9 @@ impl Drive<'_> {
             }
             let question = question(planned, givers, &files)?;
             let asked = self.asked[stage.index()].get_or_init(|| Asked { question, files });
+            if self.is_volatile(planned)? {
+                return Ok(None);
+            }
             memory.as_ref().map_or(Ok(None), |memory| memory.recall(&asked.question, *blobs))
         });
         Input::Recalled { stage, sealed }
@@ -162,6 +165,10 @@ impl Drive<'_> {
         if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
             let _ = memory.note(&asked.question, sealed);
         }
+    }
+
+    fn is_volatile(&self, stage: &PlannedStage) -> Result<bool> {
+        self.kind(&stage.kind)?.is_volatile(&stage.params)
     }
 
     fn kind(&self, kind: &str) -> Result<&dyn Stage> {
@@ -175,10 +182,11 @@ impl Drive<'_> {
             let kind = self.kind(&planned.kind)?;
             let files = self.asked[stage.index()].get().map(|asked| &asked.files).into_iter().flatten();
             inputs.files = files.map(|(path, file)| (path.clone(), file.digest)).collect();
+            let is_volatile = self.is_volatile(planned)?;
             let task = |order: WorkOrder| {
                 let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
                 let action = order.into_action(kind.spec());
-                Task { name, key: action.key(), action: Arc::new(action), demand, smaller }
+                Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile }
             };
             Ok(kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect())
         });
@@ -189,8 +197,8 @@ impl Drive<'_> {
         let Build { actions, blobs, last, .. } = self.build;
         let answer = guarded(&task.action.stage, || {
             let found = Complete { actions: *actions, blobs: *blobs }.find(&task.key)?;
-            if let Found::Hit(result) = found {
-                return Ok(Answer::Hit(result));
+            if let (Found::Hit(result), false) = (&found, task.is_volatile) {
+                return Ok(Answer::Hit(result.clone()));
             }
             let key = last.key(part);
             let before = key.map(|key| actions.get(&key)).transpose()?.flatten();
@@ -240,7 +248,7 @@ impl Drive<'_> {
         let mut has_waited = false;
         loop {
             match actions.turn(&task.key)? {
-                Some(turn) if has_waited => {
+                Some(turn) if has_waited && !task.is_volatile => {
                     let found = Complete { actions: *actions, blobs: *blobs }.get(&task.key)?;
                     return Ok(found.map_or(Turned::Mine(turn), Turned::Made));
                 }

@@ -11,6 +11,9 @@ use crate::store::{ActionResult, Found};
 
 /// Why a part must run, after the cache said `found`; never empty. It had the key `last`, whose result is `before`.
 pub fn reasons(task: &Task, found: &Found, last: Option<ActionKey>, before: Option<&ActionResult>) -> Vec<Why> {
+    if task.is_volatile && last == Some(task.key) {
+        return vec![Why::Volatile];
+    }
     if let Found::Gone(blob) = found {
         return vec![Why::OutputGone { blob: blob.to_string() }];
     }

@@ -34,6 +34,8 @@ pub struct Task {
     pub demand: Demand,
     /// What to do where that is too much, the mildest first.
     pub smaller: Arc<[Smaller]>,
+    /// See [`Stage::is_volatile`](crate::action::Stage::is_volatile).
+    pub is_volatile: bool,
 }
 
 /// A distinct action of this build. Parts with equal keys share one job.

@@ -33,6 +33,8 @@ pub enum Why {
     Same { part: String },
     /// It ran before, and is to give the same once more.
     Again,
+    /// What it gives holds only for the moment: it runs in every build.
+    Volatile,
 }
 
 impl fmt::Display for Why {
@@ -50,6 +52,7 @@ impl fmt::Display for Why {
             Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
             Why::Same { part } => write!(f, "the same work as {part}"),
             Why::Again => f.write_str("once more, to compare"),
+            Why::Volatile => f.write_str("measured anew in every build"),
             Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
         }
     }

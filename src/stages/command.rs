@@ -29,6 +29,7 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
+pub(super) use process::quoted;
 
 /// Where a program that is itself an input lies.
 const INPUTS: &str = "inputs/";

@@ -33,7 +33,8 @@ use shards::{Shard, check_facts, check_graphs, shards};
 
 const MODEL: &str = "model.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
-const PROMPT: &str = "prompt.txt";
+pub(super) const PROMPT: &str = "prompt.txt";
+pub(super) const SUMS: &str = "SHA256SUMS";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;
@@ -195,7 +196,7 @@ impl TypedStage for Package {
             outputs.insert(PartName::new(*name)?, job.write(text.as_bytes(), CanonJson::default())?);
         }
         let sums: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
-        outputs.insert(PartName::new("SHA256SUMS")?, job.write(sums.as_bytes(), CanonJson::default())?);
+        outputs.insert(PartName::new(SUMS)?, job.write(sums.as_bytes(), CanonJson::default())?);
         Ok(outputs)
     }
 }

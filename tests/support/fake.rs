@@ -142,7 +142,7 @@ pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
     let task = |order: WorkOrder| {
         let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
         let action = order.into_action(&SPEC);
-        Task { name, key: action.key(), action: Arc::new(action), demand, smaller }
+        Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile: false }
     };
     Ok(Fake.expand(&stage.params, inputs)?.into_iter().map(task).collect())
 }

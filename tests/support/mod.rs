@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, non_camel_case_types)]
 
 pub mod alive;
+pub mod contexts;
 pub mod fake;
 pub mod faulty;
 pub mod fetching;
@@ -9,6 +10,7 @@ pub mod gguf_file;
 pub mod hub;
 pub mod interpreter;
 pub mod peers;
+pub mod phone;
 pub mod plan_text;
 pub mod pottery;
 pub mod processes;

@@ -16,13 +16,13 @@ use super::super::workbench::Problems;
 use super::super::{Common, Failed};
 use super::Papers;
 use super::columns::columns;
-use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName};
+use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName, Stage};
 use crate::base::{Digest, Problem, Result, count};
 use crate::engine::Limits;
 use crate::events::{Event, Listener, PartId, Why};
 use crate::execute::{Executor, Ran, Watch};
 use crate::plan::PlannedStage;
-use crate::store::{ActionCache, ActionResult, Disk, Links, publish};
+use crate::store::{ActionCache, ActionResult, Complete, Disk, Links, publish};
 
 /// The actions to be checked, and the part that each is told of as.
 type Checked = BTreeMap<ActionKey, PartId>;
@@ -43,10 +43,11 @@ impl ActionCache for Forgetful<'_> {
     }
 }
 
-/// Runs actions, and gives what they gave at first.
+/// Runs actions, and gives what they gave at first. Not those that run in every build, unless they are to be checked.
 struct Again<'a> {
     inner: &'a dyn Executor,
     known: &'a Disk,
+    checked: &'a Checked,
     ran: AtomicUsize,
     others: Mutex<Vec<Other>>,
 }
@@ -60,8 +61,13 @@ struct Other {
 
 impl Executor for Again<'_> {
     fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran> {
-        let ran = self.inner.run(action, demand, watch)?;
         let key = action.key();
+        if !self.checked.contains_key(&key)
+            && let Some(known) = (Complete { actions: self.known, blobs: self.known }).get(&key)?
+        {
+            return Ok(Ran { outputs: known.outputs, peak_memory_bytes: known.peak_memory_bytes });
+        }
+        let ran = self.inner.run(action, demand, watch)?;
         let Some(known) = self.known.get(&key)? else { return Ok(ran) };
         self.ran.fetch_add(1, Ordering::Relaxed);
         let (first, again) = (unlike(&known.outputs, &ran.outputs), unlike(&ran.outputs, &known.outputs));
@@ -91,7 +97,13 @@ pub(super) fn check(
     let bench = papers.bench;
     let checked = checked(papers, wanted)?;
     let local = bench.local();
-    let again = Again { inner: &local, known: &bench.store, ran: AtomicUsize::new(0), others: Mutex::default() };
+    let again = Again {
+        inner: &local,
+        known: &bench.store,
+        checked: &checked,
+        ran: AtomicUsize::new(0),
+        others: Mutex::default(),
+    };
     let forgetful = Forgetful { inner: &bench.store, checked: &checked };
     let problems = listened(common, |listener| {
         bench.build_with(None, &forgetful, &again, limits, cancel, listener);
@@ -112,7 +124,7 @@ pub(super) fn check(
 fn checked(papers: &Papers, wanted: &[String]) -> Result<Checked> {
     let bench = papers.bench;
     let is_wanted = |stage: &&PlannedStage| match wanted {
-        [] => bench.stages.get(&stage.kind).is_some_and(|kind| !kind.spec().reaches_outside),
+        [] => bench.stages.get(&stage.kind).is_some_and(|kind| is_to_be_repeated(kind, stage)),
         wanted => wanted.iter().any(|name| stage.id.0 == *name || stage.name == *name),
     };
     let mut checked = Checked::new();
@@ -123,6 +135,11 @@ fn checked(papers: &Papers, wanted: &[String]) -> Result<Checked> {
         }
     }
     Ok(checked)
+}
+
+/// Whether a stage, run twice, should give the same twice.
+fn is_to_be_repeated(kind: &dyn Stage, stage: &PlannedStage) -> bool {
+    !kind.spec().reaches_outside && kind.is_volatile(&stage.params).is_ok_and(|is_volatile| !is_volatile)
 }
 
 /// Shows the second run as the first was shown. With `--json` only what comes of it is said: a stream of events tells of

@@ -101,7 +101,7 @@ fn by_hand(call: &Call) -> String {
 }
 
 /// `word` as a shell reads it.
-fn quoted(word: &str) -> String {
+pub(in crate::stages) fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
         true => word.into(),

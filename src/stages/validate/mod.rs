@@ -2,7 +2,7 @@
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
-//! | `scores` | | the `score` stages to report on |
+//! | `scores` | none | the `score` stages to report on |
 //! | `size` | none | stages whose artifacts have a size budget |
 //! | `limits.SCORE` | none | what the candidate of that score stage may miss by, see below |
 //! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
@@ -14,6 +14,11 @@
 //! | `generated.STAGE` | none | tokens of that stage's answer, from the first on, that are the reference's, at least |
 //! | `layers` | none | `layers` stages: what some layers compute on the simulator |
 //! | `layers_sqnr_db.STAGE` | none | signal to noise in dB of the worst value that the layers of that stage give, at least |
+//! | `bundles` | none | `package` stages whose speed, memory and power are reported |
+//! | `device` | none | `adb:SERIAL` or `ssh:HOST`: where they are measured |
+//! | `runner` | `"/data/local/tmp/genie"` | the device's folder with `genie-t2t-run` and its libraries |
+//! | `answer_tokens` | 128 | tokens of the answer that is timed, at most |
+//! | `targets` | see [`Targets`] | what each bundle must keep on the device |
 //!
 //! | limit | meaning |
 //! |---|---|
@@ -22,8 +27,11 @@
 //! | `same_top` | share of equal most probable tokens, at least |
 //! | `greedy` | equal tokens of the greedy continuation, at least |
 //!
+//! What is not measured misses nothing. With a device the stage is volatile: it measures anew in every build.
+//!
 //! A missed limit fails the stage; the report stands in the problem, and beside it as files in the folder it names.
 
+mod on_device;
 mod report;
 
 use std::collections::BTreeMap;
@@ -42,7 +50,8 @@ use crate::stages::layers::LAYERS;
 use crate::stages::package;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
-use report::{Candidate, Found, Generated, LayersReport, Report, Size, Storage};
+use on_device::{Device, Figures, Targets};
+use report::{Candidate, Found, Generated, LayersReport, OnDevice, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -70,6 +79,28 @@ pub struct Params {
     /// Signal to noise in dB of the worst value that the layers of each stage of `layers` give, at least.
     #[serde(default)]
     layers_sqnr_db: BTreeMap<String, f64>,
+    /// `adb:SERIAL` or `ssh:HOST`: where the bundles are measured; empty for nowhere.
+    #[serde(default)]
+    device: String,
+    /// The device's folder with `genie-t2t-run` and its libraries.
+    #[serde(default = "default_runner")]
+    #[schemars(regex(pattern = r"^/[A-Za-z0-9/._+-]*$"))]
+    runner: String,
+    /// Tokens of the answer that is timed, at most.
+    #[serde(default = "default_answer_tokens")]
+    #[schemars(range(min = 1))]
+    answer_tokens: u32,
+    /// What each bundle must keep on the device.
+    #[serde(default)]
+    targets: Targets,
+}
+
+fn default_runner() -> String {
+    "/data/local/tmp/genie".into()
+}
+
+fn default_answer_tokens() -> u32 {
+    128
 }
 
 fn default_range() -> f64 {
@@ -117,6 +148,17 @@ pub struct Limited {
     /// The stages that ran layers, and what each must keep.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     layers: BTreeMap<String, Option<f64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    on_device: Option<Measuring>,
+}
+
+/// Bundles that are measured, if there is a device.
+#[derive(Serialize, Deserialize)]
+pub struct Measuring {
+    bundles: Vec<String>,
+    targets: Targets,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<Device>,
 }
 
 /// The stage.
@@ -131,13 +173,26 @@ impl TypedStage for Validate {
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
-            InputSpec { name: "scores", accepts: &["score"], required: true, many: true },
+            InputSpec { name: "scores", accepts: &["score"], required: false, many: true },
             InputSpec { name: "size", accepts: &["context-bin", "dlc", "bundle"], required: false, many: true },
             InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
             InputSpec { name: "generations", accepts: &["generation"], required: false, many: true },
             InputSpec { name: "layers", accepts: &["layers"], required: false, many: true },
+            InputSpec { name: "bundles", accepts: &["bundle"], required: false, many: true },
         ],
-        params: &["limits", "perplexity", "range", "size_bytes", "storage", "generated", "layers_sqnr_db"],
+        params: &[
+            "limits",
+            "perplexity",
+            "range",
+            "size_bytes",
+            "storage",
+            "generated",
+            "layers_sqnr_db",
+            "device",
+            "runner",
+            "answer_tokens",
+            "targets",
+        ],
         keyed: &[
             ("limits", "scores"),
             ("size_bytes", "size"),
@@ -148,7 +203,8 @@ impl TypedStage for Validate {
         reaches_outside: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+        let targets = params.targets.named().map(|(target, value)| (format!("targets/{target}"), value));
         let own = [("perplexity".to_string(), params.perplexity), ("range".into(), Some(params.range))];
         let limits = params.limits.iter().flat_map(|(name, limits)| {
             [
@@ -167,13 +223,21 @@ impl TypedStage for Validate {
             .chain(limits)
             .chain(storage)
             .chain(layers)
+            .chain(targets)
             .filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
         bad.map(|(path, value)| {
             let problem =
                 Problem::new("kiln::plan::parameter", format!("{value} is no limit: it is not zero or above"));
             ParamProblem { path, problem }
         })
+        .chain(on_device::check(&params.device, &params.runner, params.answer_tokens, slots.contains(&"bundles")))
+        .chain(SLOTS.iter().all(|slot| !slots.contains(slot)).then(nothing))
         .collect()
+    }
+
+    /// A device does not give the same figures twice.
+    fn is_volatile(params: &Params) -> bool {
+        !params.device.is_empty()
     }
 
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
@@ -200,9 +264,21 @@ impl TypedStage for Validate {
         all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
         all_used(params.limits.keys(), "limits", "scores", scores)?;
         all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
-        let Params { perplexity, range, .. } = params;
-        let limited = Limited { candidates, perplexity, range, sizes, storage, generated, layers: computed };
+        let bundles = inputs.many("bundles");
+        let Params { perplexity, range, targets, device, runner, answer_tokens, .. } = params;
+        let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
+        let is_measured = device.is_some();
+        let names = || bundles.iter().map(|(name, _)| name.clone()).collect();
+        let on_device = (!bundles.is_empty()).then(|| Measuring { bundles: names(), targets, device });
+        let limited =
+            Limited { candidates, perplexity, range, sizes, storage, generated, layers: computed, on_device };
         let mut order = Order::new("", limited);
+        for (name, manifest) in bundles.iter().filter(|_| is_measured) {
+            let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
+            for (part, content) in manifest.parts.iter().filter(|(part, _)| is_taken(part.as_str())) {
+                order = order.input(format!("{name}/{part}"), content);
+            }
+        }
         for (name, manifest) in scores.iter().chain(generations).chain(layers) {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
@@ -212,7 +288,7 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, range, sizes, storage, generated, layers } = limited;
+        let Limited { candidates, perplexity, range, sizes, storage, generated, layers, on_device } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
@@ -231,7 +307,9 @@ impl TypedStage for Validate {
                 Ok((name, LayersReport { computed, limit }))
             })
             .collect::<Result<_>>()?;
-        let report = Report::new(Found { candidates, sizes, storage, generated, layers }, perplexity, range);
+        let on_device = on_device.map(|measuring| measured(measuring, job)).transpose()?;
+        let found = Found { candidates, sizes, storage, generated, layers, on_device };
+        let report = Report::new(found, perplexity, range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
         if report.passed() {
             let part = |(name, text): (&str, String)| {
@@ -259,6 +337,14 @@ fn artifact_bytes(manifest: &Manifest) -> u64 {
     let goes = |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
     let shipped = manifest.parts.iter().filter(|(name, _)| goes(name.as_str()));
     shipped.map(|(_, part)| part.content.digest.size_bytes).sum()
+}
+
+/// Those that give a report its content.
+const SLOTS: [&str; 5] = ["scores", "generations", "bundles", "weights", "size"];
+
+fn nothing() -> ParamProblem {
+    let problem = Problem::new("kiln::plan::parameter", "there is nothing to report on");
+    ParamProblem { path: String::new(), problem: problem.help("name a `score` stage: `scores = [\"...\"]`") }
 }
 
 fn all_used<'a>(
@@ -302,6 +388,17 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
         greedy,
         ranges: report::by_kind(&ranges.unwrap_or_default()),
     })
+}
+
+/// Runs the bundles on the device, one after the other; without one, nothing is known of them.
+fn measured(measuring: Measuring, job: &Job) -> Result<OnDevice> {
+    let Measuring { bundles, targets, device } = measuring;
+    let figures = |name: String| {
+        let figures = device.as_ref().map_or(Ok(Figures::default()), |device| device.measure(&name, job));
+        Ok((name, figures?))
+    };
+    let bundles = bundles.into_iter().map(figures).collect::<Result<_>>()?;
+    Ok(OnDevice { device: device.map(|device| device.device), bundles, targets })
 }
 
 fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::on_device::{Figure, Figures, NOT_MEASURED, Targets};
 use super::{Limits, StorageLimits};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
@@ -69,6 +70,15 @@ pub struct LayersReport {
     pub limit: Option<f64>,
 }
 
+/// What bundles did on a device, or that there was none.
+#[derive(Serialize)]
+pub struct OnDevice {
+    pub device: Option<String>,
+    pub bundles: BTreeMap<String, Figures>,
+    #[serde(skip)]
+    pub targets: Targets,
+}
+
 /// What is reported, by stage.
 #[derive(Serialize)]
 pub struct Found {
@@ -79,6 +89,8 @@ pub struct Found {
     pub generated: BTreeMap<String, Generated>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, LayersReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_device: Option<OnDevice>,
 }
 
 /// One limit and what was found.
@@ -115,7 +127,7 @@ pub fn by_kind(ranges: &Ranges) -> BTreeMap<String, Range> {
 impl Report {
     /// Holds the figures against the limits.
     pub fn new(found: Found, perplexity: Option<f64>, range: f64) -> Self {
-        let Found { candidates, sizes, storage, generated, layers } = &found;
+        let Found { candidates, sizes, storage, generated, layers, on_device } = &found;
         let mut checks = vec![];
         for (name, candidate) in candidates {
             check_candidate(&mut checks, name, candidate, perplexity, range);
@@ -141,6 +153,12 @@ impl Report {
             let worst = computed.shards.iter().map(ShardScore::worst_db).fold(f64::INFINITY, f64::min);
             at_least(&mut checks, name, "SQNR of the worst value in dB", worst.clamp(-999.0, 999.0), *limit);
         }
+        for (name, row) in on_device.iter().flat_map(OnDevice::rows) {
+            // What was not measured misses nothing.
+            let Some(found) = row.found.0 else { continue };
+            let hold = if row.is_least { at_least } else { at_most };
+            hold(&mut checks, name, row.what, found, row.target);
+        }
         Report { passed: checks.iter().all(|check| check.passed), found, checks }
     }
 
@@ -152,6 +170,53 @@ impl Report {
     /// The canonical text of everything.
     pub fn json(&self) -> Result<String> {
         Ok(CanonJson::of(self)?.to_string())
+    }
+}
+
+/// One figure of a bundle, and its target.
+struct Row {
+    what: &'static str,
+    found: Figure,
+    target: Option<f64>,
+    /// Whether the target is the least that is good enough, not the most.
+    is_least: bool,
+}
+
+impl OnDevice {
+    /// Every figure that has a place in the report, by bundle.
+    fn rows(&self) -> impl Iterator<Item = (&str, Row)> {
+        let Targets { time_to_first_token_ms, ms_per_token, tokens_per_second, peak_memory_bytes, power_w } =
+            self.targets;
+        let at_most = |what, found, target| Row { what, found, target, is_least: false };
+        self.bundles.iter().flat_map(move |(name, figures)| {
+            let in_mb = |bytes: Figure| Figure(bytes.0.map(|bytes| bytes / 1e6));
+            let speed = at_most("tokens/s", figures.tokens_per_second, Some(tokens_per_second));
+            let rows = [
+                at_most("time to first token in ms", figures.time_to_first_token_ms, time_to_first_token_ms),
+                at_most("ms per token", figures.ms_per_token, Some(ms_per_token)),
+                Row { is_least: true, ..speed },
+                at_most("peak memory in MB", in_mb(figures.peak_memory_bytes), Some(peak_memory_bytes as f64 / 1e6)),
+                at_most("power in W", figures.power_w, Some(power_w)),
+            ];
+            rows.map(|row| (name.as_str(), row))
+        })
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.device.as_deref().map_or("no device was given".into(), |device| format!("on {device}"));
+        for (name, figures) in &self.bundles {
+            let tokens = match (figures.prompt_tokens.0, figures.answer_tokens.0) {
+                (Some(prompt), Some(answer)) => format!(", a prompt of {prompt} tokens, an answer of {answer}"),
+                _ => String::new(),
+            };
+            writeln!(f, "\n{name}: {place}{tokens}")?;
+            for (_, Row { what, found, target, .. }) in self.rows().filter(|(of, _)| of == name) {
+                let found = found.0.map_or(NOT_MEASURED.into(), figure);
+                let target = target.map_or(String::new(), |target| format!("  (limit {})", figure(target)));
+                writeln!(f, "    {what:26} {found:>14}{target}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -182,21 +247,23 @@ fn at_least(checks: &mut Vec<Check>, of: &str, what: &str, found: f64, limit: Op
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "what is computed, against the reference")?;
-        writeln!(
-            f,
-            "{:16} {:>6} {:>10} {:>10} {:>21} {:>10} {:>10} {:>10} {:>9} {:>8}",
-            "",
-            "tokens",
-            "reference",
-            "candidate",
-            "perplexity ratio",
-            "KLD mean",
-            "KLD 99 %",
-            "KLD max",
-            "same top",
-            "RMS dp"
-        )?;
+        if !self.found.candidates.is_empty() {
+            writeln!(f, "what is computed, against the reference")?;
+            writeln!(
+                f,
+                "{:16} {:>6} {:>10} {:>10} {:>21} {:>10} {:>10} {:>10} {:>9} {:>8}",
+                "",
+                "tokens",
+                "reference",
+                "candidate",
+                "perplexity ratio",
+                "KLD mean",
+                "KLD 99 %",
+                "KLD max",
+                "same top",
+                "RMS dp"
+            )?;
+        }
         for (name, candidate) in &self.found.candidates {
             let figures = &candidate.fidelity;
             writeln!(
@@ -240,6 +307,9 @@ impl fmt::Display for Report {
                 "\n{name}: layers on the simulator, given what the graph gives them\n{}",
                 indented(&computed.to_string())
             )?;
+        }
+        if let Some(on_device) = &self.found.on_device {
+            on_device.show(f)?;
         }
         if !self.found.sizes.is_empty() {
             writeln!(f)?;

@@ -1,0 +1,282 @@
+//! A bundle on a device: what it lacks is sent there, the vendor's runner runs it, and the device says how that was.
+//!
+//! All of it lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which the user has put there, and
+//! `bundles/NAME/` for each bundle. A file is known by its sha256, on the device itself, and takes its name only once it is whole.
+
+mod figures;
+mod link;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::action::{Job, ParamProblem};
+use crate::base::{Context, Problem, Result};
+use crate::stages::command::quoted;
+use crate::stages::package::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
+
+pub use figures::{Figure, Figures, NOT_MEASURED};
+use link::CODE;
+pub use link::Link;
+
+/// The program that runs a bundle.
+const RUNNER: &str = "genie-t2t-run";
+/// The bundle's configuration, but for the length of the answer.
+const OWN_CONFIG: &str = "kiln-config.json";
+/// What a file is called until it is whole.
+const PART: &str = ".kiln-part";
+/// Looks, sums and renames.
+const QUICK: Duration = Duration::from_secs(120);
+/// Loads a bundle and answers.
+const LONG: Duration = Duration::from_secs(1800);
+/// Said where the bundle has no prompt, as in its README.
+const QUESTION: &str = "What is gravity?";
+
+/// What each bundle must keep on the device, where that is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Targets {
+    /// Milliseconds to the first token of the answer, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_to_first_token_ms: Option<f64>,
+    /// Milliseconds per token of the answer, at most.
+    pub ms_per_token: f64,
+    /// Tokens of the answer per second, at least.
+    pub tokens_per_second: f64,
+    /// The largest resident memory of Genie's process, at most.
+    pub peak_memory_bytes: u64,
+    /// What the whole device takes on average, at most.
+    pub power_w: f64,
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Targets {
+            time_to_first_token_ms: None,
+            ms_per_token: 50.0,
+            tokens_per_second: 20.0,
+            peak_memory_bytes: 2_000_000_000,
+            power_w: 5.0,
+        }
+    }
+}
+
+impl Targets {
+    /// Those that may be no number.
+    pub fn named(&self) -> [(&'static str, Option<f64>); 4] {
+        [
+            ("time_to_first_token_ms", self.time_to_first_token_ms),
+            ("ms_per_token", Some(self.ms_per_token)),
+            ("tokens_per_second", Some(self.tokens_per_second)),
+            ("power_w", Some(self.power_w)),
+        ]
+    }
+}
+
+/// A device, and how bundles are run there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Device {
+    /// `adb:SERIAL` or `ssh:HOST`.
+    pub device: String,
+    /// The folder of the device with the program and its libraries.
+    pub runner: String,
+    /// Tokens of the answer, at most.
+    pub answer_tokens: u32,
+}
+
+/// Whether a bundle's file is needed to run it.
+pub fn is_needed(name: &str) -> bool {
+    [CONFIG, EXTENSIONS, TOKENIZER, PROMPT].contains(&name) || name.ends_with(".bin")
+}
+
+/// A device is a plain name, and so is the folder on it: both go into commands.
+pub fn check(device: &str, runner: &str, answer_tokens: u32, has_bundles: bool) -> Vec<ParamProblem> {
+    let mut problems = vec![];
+    let mut wrong = |path: &str, what: String, help: &str| {
+        let problem = Problem::new("kiln::plan::parameter", what).help(help);
+        problems.push(ParamProblem { path: path.into(), problem });
+    };
+    match Link::parse(device) {
+        Err(expected) if !device.is_empty() => wrong("device", format!("`device` is {device:?}"), expected),
+        Ok(_) if !has_bundles => {
+            let help = "name the `package` stages to be measured: `bundles = [\"...\"]`";
+            wrong("device", "there is nothing to be measured on the device".into(), help);
+        }
+        _ => {}
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
+    if !runner.starts_with('/') || !runner.chars().all(is_plain) || runner.len() > 1000 {
+        let help = "an absolute path on the device, of letters, digits, `.`, `_`, `+`, `-` and `/`";
+        wrong("runner", format!("`runner` is {runner:?}"), help);
+    }
+    if answer_tokens == 0 {
+        wrong("answer_tokens", "no token would be timed".into(), "128 is usual");
+    }
+    problems
+}
+
+/// A file that must be on the device.
+struct Wanted {
+    local: PathBuf,
+    bytes: u64,
+    sha256: String,
+}
+
+impl Device {
+    /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
+    pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
+        let link = Link::parse(&self.device)
+            .map_err(|help| Problem::new(CODE, format!("{:?} is no device", self.device)).help(help))?;
+        // One at a time on a device, whoever asks: two would measure each other.
+        job.partial(&format!("device {link}"))?;
+        let wanted = self.wanted(bundle, job)?;
+        let folder = format!("{}/bundles/{bundle}", self.runner);
+        let there = self.look(&link, &folder, &wanted, job)?;
+        self.send(&link, &folder, &wanted, &there, job)?;
+        let said = link.run(&self.run_script(&folder, wanted.contains_key(PROMPT)), LONG, job)?;
+        Figures::read(&said).map_err(|what| {
+            Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(format!(
+                "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} said; \
+                 the bundle must be for this chip, and the libraries in {} as new as its README says",
+                self.runner
+            ))
+        })
+    }
+
+    /// What the device must have of the bundle, by name.
+    fn wanted(&self, bundle: &str, job: &Job) -> Result<BTreeMap<String, Wanted>> {
+        let read = |name: &str| job.read(&format!("{bundle}/{name}"));
+        let sums = read(SUMS)?;
+        let sums = String::from_utf8_lossy(&sums);
+        let sums: BTreeMap<&str, &str> = sums.lines().filter_map(|line| line.split_once("  ")).map(swap).collect();
+        let mut wanted = BTreeMap::new();
+        for (input, ingredient) in job.inputs() {
+            let Some(name) = input.strip_prefix(bundle).and_then(|name| name.strip_prefix('/')) else { continue };
+            if !is_needed(name) {
+                continue;
+            }
+            let sha256 = sums.get(name).ok_or_else(|| {
+                Problem::new("kiln::validate::bundle", format!("{SUMS} of `{bundle}` does not tell of `{name}`"))
+            })?;
+            let (local, bytes) = (job.path(input)?, ingredient.digest.size_bytes);
+            wanted.insert(name.to_string(), Wanted { local, bytes, sha256: sha256.to_string() });
+        }
+        let config = self.config(&read(CONFIG)?)?;
+        let local = job.scratch()?.join(format!("{bundle}.{OWN_CONFIG}"));
+        fs::write(&local, &config).context("kiln::io", || format!("write {}", local.display()))?;
+        let sha256 = Sha256::digest(&config).iter().map(|byte| format!("{byte:02x}")).collect();
+        wanted.insert(OWN_CONFIG.into(), Wanted { local, bytes: config.len() as u64, sha256 });
+        Ok(wanted)
+    }
+
+    /// The bundle's configuration with an end to the answer.
+    fn config(&self, text: &[u8]) -> Result<Vec<u8>> {
+        let mut config: Value =
+            serde_json::from_slice(text).context("kiln::validate::bundle", || format!("read {CONFIG}"))?;
+        let dialog = config.get_mut("dialog").and_then(Value::as_object_mut);
+        let dialog = dialog.ok_or_else(|| Problem::new("kiln::validate::bundle", format!("{CONFIG} has no dialog")))?;
+        dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
+        serde_json::to_vec(&config).context("kiln::validate::bundle", || format!("spell {CONFIG}"))
+    }
+
+    /// The names of the files that are there already, whole.
+    fn look(&self, link: &Link, folder: &str, wanted: &BTreeMap<String, Wanted>, job: &Job) -> Result<Vec<String>> {
+        let names: Vec<String> = wanted.keys().map(|name| quoted(name)).collect();
+        let script = format!(
+            "if [ ! -x {runner}/{RUNNER} ]; then echo 'kiln nothing'; else\n\
+             mkdir -p {folder} && cd {folder} || exit 1\n\
+             rm -f ./*{PART}\n\
+             sha256sum -- {names} 2>/dev/null\nfi",
+            runner = quoted(&self.runner),
+            folder = quoted(folder),
+            names = names.join(" "),
+        );
+        let said = link.run(&script, QUICK, job)?;
+        if said.lines().any(|line| line == "kiln nothing") {
+            return Err(self.no_runner(link));
+        }
+        let sums: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once("  ")).map(swap).collect();
+        let is_there = |(name, file): &(&String, &Wanted)| sums.get(name.as_str()) == Some(&file.sha256.as_str());
+        Ok(wanted.iter().filter(is_there).map(|(name, _)| name.clone()).collect())
+    }
+
+    fn send(
+        &self,
+        link: &Link,
+        folder: &str,
+        wanted: &BTreeMap<String, Wanted>,
+        there: &[String],
+        job: &Job,
+    ) -> Result<()> {
+        let lacking = || wanted.iter().filter(|(name, _)| !there.contains(name));
+        let total = lacking().map(|(_, file)| file.bytes).sum();
+        let mut done = 0;
+        for (name, file) in lacking() {
+            job.progress(done, total, "B");
+            let part = format!("{name}{PART}");
+            link.send(&file.local, file.bytes, &format!("{folder}/{part}"), job)?;
+            let script = format!(
+                "cd {folder} || exit 1\n\
+                 case \"$(sha256sum {part})\" in {sum}*) mv -f {part} {name} && echo 'kiln whole';; esac",
+                folder = quoted(folder),
+                part = quoted(&part),
+                name = quoted(name),
+                sum = quoted(&file.sha256),
+            );
+            if !link.run(&script, QUICK, job)?.lines().any(|line| line == "kiln whole") {
+                return Err(Problem::new(CODE, format!("{link}: {folder}/{name} did not arrive as it was sent"))
+                    .help("run the same command again; the device may have no room: `df` in its shell says so"));
+            }
+            done += file.bytes;
+        }
+        Ok(())
+    }
+
+    /// Runs the bundle, and looks at the process and the battery meanwhile. A process that has ended has no `VmHWM`.
+    fn run_script(&self, folder: &str, has_prompt: bool) -> String {
+        let ask = if has_prompt { format!("--prompt_file {PROMPT}") } else { format!("-p {}", quoted(QUESTION)) };
+        format!(
+            "cd {folder} || exit 1\n\
+             rm -f kiln-profile.json kiln-answer.txt\n\
+             battery() {{ for of in current_now voltage_now status; do\n\
+             v=; {{ read -r v < /sys/class/power_supply/battery/$of; }} 2>/dev/null; printf ' %s' \"${{v:-?}}\"\n\
+             done; echo; }}\n\
+             LD_LIBRARY_PATH={runner} ADSP_LIBRARY_PATH={runner} {runner}/{RUNNER} -c {OWN_CONFIG} {ask} \
+             --profile kiln-profile.json > kiln-answer.txt 2>&1 < /dev/null &\n\
+             pid=$!\n\
+             while grep VmHWM /proc/$pid/status 2>/dev/null; do\n\
+             printf '{battery}'; battery\n\
+             sleep 0.5 2>/dev/null || sleep 1\n\
+             done\n\
+             wait $pid; code=$?\n\
+             echo \"{exit} $code\"\n\
+             if [ $code = 0 ]; then cat kiln-profile.json; else tail -c 2000 kiln-answer.txt; fi\n\
+             echo",
+            folder = quoted(folder),
+            runner = quoted(&self.runner),
+            battery = figures::BATTERY,
+            exit = figures::EXIT,
+        )
+    }
+
+    fn no_runner(&self, link: &Link) -> Problem {
+        let Device { runner, .. } = self;
+        Problem::new("kiln::tool_missing", format!("{link} has no program {runner}/{RUNNER} that may be run")).help(
+            format!(
+                "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on the device, and \
+             `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which kiln may not hand on. \
+             If they lie elsewhere, say so by `runner = \"/...\"`"
+            ),
+        )
+    }
+}
+
+fn swap<'a>((sum, name): (&'a str, &'a str)) -> (&'a str, &'a str) {
+    (name, sum)
+}
