@@ -245,7 +245,8 @@ fn the_way_of_deepseek() {
   graph-by-layer  graph        model = model; weights = weights
   npu-layers      context-bin  graph = graph-by-layer; tools.qnn
   layers          layers       context = npu-layers; graph = graph-by-layer; reference = reference; tools.ort; tools.qnn
-* report          validate     bundles = bundle; layers = layers; scores = onnx; size = bundle
+* report          validate     layers = layers; scores = onnx; size = bundle
+* phone           validate     bundles = bundle
 ? npu-simulated   context-bin  graph = graph; tools.qnn
 ? htp             score        context = npu-simulated; reference = reference; tools.qnn
 ? simulated       validate     scores = htp
