@@ -163,6 +163,23 @@ fn a_refused_operation_is_described() {
     assert_eq!(problem.code, "kiln::qnn::op_refused");
     assert!(problem.message.contains("out `y` f16 [1, 1, 2, 9]"), "{problem}");
     assert!(!problem.causes.is_empty());
+
+    // The same once more: both are told.
+    let (shift, nodes) = (graph.tensors.len() as u32, graph.nodes.clone());
+    graph.tensors.extend(linear("bad", 2, 8, 32).tensors.into_iter().map(|mut tensor| {
+        tensor.name += "_too";
+        tensor
+    }));
+    graph.tensors[2 + shift as usize].dims = vec![1, 1, 2, 9];
+    for mut node in nodes {
+        node.name += "_too";
+        node.inputs.iter_mut().chain(&mut node.outputs).for_each(|tensor| tensor.0 += shift);
+        graph.nodes.push(node);
+    }
+    graph.name = "worse".into();
+    let problem = context.build(&graph, &OPTIONS).unwrap_err();
+    println!("{problem:#?}");
+    assert!(problem.message.contains("2 of 2 operations are refused; they would have to run on the CPU"), "{problem}");
 }
 
 #[test]

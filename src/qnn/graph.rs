@@ -1,6 +1,7 @@
 //! Plays a [`DeviceGraph`] to a backend: tensors, validated nodes, finalization.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -82,6 +83,12 @@ impl RawOptions {
         }
     }
 }
+
+/// What a problem is called if the backend does not take an operation.
+const OP_REFUSED: &str = "kiln::qnn::op_refused";
+
+/// So many refused operations of a kind are named.
+const NAMED: usize = 4;
 
 impl Context {
     /// Creates, fills and finalizes `graph`; gives its signature, ready to execute.
@@ -217,8 +224,13 @@ impl Player<'_> {
                 *last_use.get_mut(input.0 as usize).ok_or_else(|| unknown_tensor(node, *input))? = index;
             }
         }
+        // After a refusal the others are only asked about, so that all that are refused are told at once.
+        let mut refusals: Vec<(&Node, Problem)> = vec![];
         for (index, node) in self.graph.nodes.iter().enumerate() {
-            self.add(node)?;
+            match self.add(node, refusals.is_empty()) {
+                Err(problem) if self.validate && problem.code == OP_REFUSED => refusals.push((node, problem)),
+                other => other?,
+            }
             for &TensorId(input) in &node.inputs {
                 let is_static = matches!(self.graph.tensors[input as usize].kind, TensorKind::Static(_));
                 if is_static && last_use[input as usize] == index {
@@ -226,7 +238,10 @@ impl Player<'_> {
                 }
             }
         }
-        Ok(info)
+        match told(refusals, self.graph.nodes.len()) {
+            Some(problem) => Err(problem),
+            None => Ok(info),
+        }
     }
 
     fn create(&self, live: &mut Live, name: &str) -> Result<()> {
@@ -248,7 +263,8 @@ impl Player<'_> {
         self.tensors[index].as_ref().map(Live::raw).ok_or_else(|| unknown_tensor(node, id))
     }
 
-    fn add(&mut self, node: &Node) -> Result<()> {
+    /// Adds `node`, or has it only validated.
+    fn add(&mut self, node: &Node, adds: bool) -> Result<()> {
         let (name, type_name) = (c_string(&node.name)?, c_string(node.op)?);
         let mut param_tensors = Vec::new();
         for (param, value) in &node.params {
@@ -292,6 +308,9 @@ impl Player<'_> {
             check(unsafe { validate(self.context.backend.handle, op) }, || "validate".into())
                 .map_err(|refusal| self.refused(node, refusal))?;
         }
+        if !adds {
+            return Ok(());
+        }
         let add = slot(table.graph_add_node, "graphAddNode")?;
         // SAFETY: as above.
         check(unsafe { add(self.handle, op) }, || "add".into()).map_err(|refusal| self.refused(node, refusal))
@@ -313,13 +332,34 @@ impl Player<'_> {
         for (name, value) in &node.params {
             let _ = write!(text, "\n  {name} = {value:?}");
         }
-        let mut problem = Problem::new("kiln::qnn::op_refused", text).help(
+        let mut problem = Problem::new(OP_REFUSED, text).help(
             "override the scheme of this operation's weights in the `requant` stage (every chip takes `f16`), \
              or build for a newer SoC",
         );
         problem.causes = std::iter::once(refusal.message).chain(refusal.causes).collect();
         problem
     }
+}
+
+/// All refusals of a graph of `count` operations as one problem: the first in full, and all by their kind.
+fn told(refusals: Vec<(&Node, Problem)>, count: usize) -> Option<Problem> {
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (node, _) in &refusals {
+        kinds.entry(node.op).or_default().push(&node.name);
+    }
+    let total = refusals.len();
+    let (_, mut problem) = refusals.into_iter().next()?;
+    if total > 1 {
+        let _ =
+            write!(problem.message, "\n{total} of {count} operations are refused; they would have to run on the CPU:");
+        for (op, names) in kinds {
+            let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+            let more = names.len().saturating_sub(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let _ = write!(problem.message, "\n  {} {op}: {shown}{more}", names.len());
+        }
+    }
+    Some(problem)
 }
 
 fn signature(tensor: &Tensor, id: u32) -> TensorInfo {

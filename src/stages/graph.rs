@@ -162,7 +162,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 2,
+        version: 3,
         summary: "write the decoder as ONNX, prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
