@@ -50,6 +50,13 @@ impl Room {
         files(&self.0.join("out/deepseek-qwen-1.5b"))
     }
 
+    /// Bytes of the longest download that is not done.
+    fn loaded(&self) -> u64 {
+        let folders = fs::read_dir(self.0.join("cache/partial")).into_iter().flatten();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).into_iter().flatten());
+        files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).max().unwrap_or(0)
+    }
+
     /// The kiln processes at work here that compile.
     fn compilers(&self) -> Vec<PathBuf> {
         let is_child = |process: &PathBuf| {
@@ -100,7 +107,7 @@ fn wait_for(what: &str, build: &mut std::process::Child, mut happened: impl FnMu
     let begun = Instant::now();
     while !happened() {
         assert!(build.try_wait().unwrap().is_none(), "the build ended before: {what}");
-        sleep(Duration::from_millis(50));
+        sleep(Duration::from_millis(5));
     }
     println!("{what} after {:.1} s", begun.elapsed().as_secs_f64());
 }
@@ -122,8 +129,7 @@ fn big_a_bundle_through_thick_and_thin() {
     let text = |output: &Output| String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
 
     let mut build = start();
-    let loaded = || files(&room.0.join("cache/partial")).values().map(Vec::len).max().unwrap_or(0);
-    wait_for("a half of the download", &mut build, || loaded() > size / 2);
+    wait_for("a half of the download", &mut build, || room.loaded() > size as u64 / 2);
     build.kill().unwrap();
     build.wait().unwrap();
 
