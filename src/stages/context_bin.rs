@@ -98,9 +98,9 @@ fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
     (0..count).filter_map(|step| shards.get(last * step / steps).copied()).collect()
 }
 
-/// What twice as many shards would need, and four times as many, up to a layer a shard.
-fn more_shards(compilations: &Compilations, shard: &Shard, model: &ModelFacts) -> Result<Vec<Smaller>> {
-    let (mut count, mut smaller) = (shard.of, vec![]);
+/// What twice as many shards as `count` would need, and four times as many, up to a layer a shard.
+fn more_shards(compilations: &Compilations, count: u32, model: &ModelFacts) -> Result<Vec<Smaller>> {
+    let (mut count, mut smaller) = (count.max(1), vec![]);
     while count < model.block_count {
         count = count.saturating_mul(2).min(model.block_count);
         let advice = format!("give the `graph` stage `shards = {count}`");
@@ -217,17 +217,18 @@ impl TypedStage for ContextBin {
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
         let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len());
+        let of_graphs = extension == "onnx";
+        let smaller = if of_graphs { more_shards(&compilations, cut.len() as u32, &model)? } else { vec![] };
         for shard in if is_whole { vec![Shard::whole(&model)] } else { sampled(cut, sample) } {
             let weights = given.under("weights").filter(|(name, _)| shard.reads(name, &model));
-            let (memory_bytes, smaller) = if extension == "onnx" {
-                (compilations.bytes(&shard), more_shards(&compilations, &shard, &model)?)
-            } else {
-                (compile_bytes(dlc_elements(given), compile.graphs.len() as u64), vec![])
+            let memory_bytes = match of_graphs {
+                true => compilations.bytes(&shard),
+                false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),
             };
             let mut order = Order::new(shard.folder(), Work::Compile(compile.clone()))
                 .tools(tools.clone())
                 .demand(process(memory_bytes))
-                .smaller(smaller);
+                .smaller(smaller.clone());
             for role in &compile.graphs {
                 let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
                 order = order.input(format!("{role}.{extension}"), part);

@@ -121,9 +121,8 @@ impl TypedStage for Layers {
         let mut order = Candidate::of_graph(inputs)?.order("", params).tools(libraries(inputs, &SIMULATOR)?);
         order = order.input("tokens", inputs.one("reference")?.part("window-000/tokens.json")?);
         let shards = compiled(context, graph)?;
-        let largest = shards.iter().map(|(_, binary)| binary.content.digest.size_bytes).max().unwrap_or(0);
-        let memory_bytes = order.demand.memory_bytes.saturating_add(of_simulator(largest).memory_bytes);
-        order.demand.memory_bytes = memory_bytes;
+        let simulator = of_simulator(shards.iter().map(|(_, binary)| *binary));
+        order.demand.memory_bytes = order.demand.memory_bytes.saturating_add(simulator.memory_bytes);
         for (index, (file, binary)) in shards.iter().enumerate() {
             order = order.input(graph_input(index), graph.part(file)?).input(binary_input(index), binary);
         }

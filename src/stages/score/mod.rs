@@ -198,9 +198,9 @@ impl Candidate {
             let model = ("model.json".to_string(), context.part("model.json")?);
             let parts = binaries(context)?.into_iter().chain([model]);
             let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
-            let largest = parts.iter().map(|(_, part)| part.content.digest.size_bytes).max().unwrap_or(0);
             let tools = libraries(inputs, &SIMULATOR)?;
-            return Ok(Candidate { demand: of_simulator(largest), parts, tools, has_ranges: false });
+            let demand = of_simulator(parts.iter().map(|(_, part)| part));
+            return Ok(Candidate { demand, parts, tools, has_ranges: false });
         }
         Candidate::of_graph(inputs)
     }
@@ -236,8 +236,9 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     inputs.tool_files("ort", &[name])
 }
 
-/// What it takes to simulate context binaries one after the other, the largest of which has so many bytes. Measured: twelve times
-/// those bytes, and what the simulator needs for itself.
-pub(super) fn of_simulator(bytes: u64) -> Demand {
+/// What it takes to simulate `binaries` one after the other. Measured: twelve times the bytes of one, and what the simulator needs
+/// for itself.
+pub(super) fn of_simulator<'a>(binaries: impl Iterator<Item = &'a Part>) -> Demand {
+    let bytes: u64 = binaries.map(|part| part.content.digest.size_bytes).max().unwrap_or(0);
     Demand { memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30), threads: 1, isolation: Isolation::Process }
 }
