@@ -71,4 +71,14 @@ mod tests {
         let value = json!({"b": [1, 2.5, {"z": null, "a": "x\"y"}], "a": true});
         assert_eq!(CanonJson::from(value).to_string(), r#"{"a":true,"b":[1,2.5,{"a":"x\"y","z":null}]}"#);
     }
+
+    #[test]
+    fn a_number_that_is_read_is_written_as_it_was() {
+        // Fails without serde_json's `float_roundtrip`: what comes from the cache would not be what was put there.
+        for bits in (0..20_000u64).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2) {
+            let text = json!(f64::from_bits(bits)).to_string();
+            let read: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.to_string(), text);
+        }
+    }
 }
