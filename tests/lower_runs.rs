@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use half::f16;
 use kiln::action::{Inputs, Manifest, Stage};
@@ -29,12 +30,13 @@ struct Made {
     graphs: [DeviceGraph; 2],
 }
 
-/// Weights as `dequant` gives them.
-struct Plain(BTreeMap<String, Vec<f32>>);
+/// Weights as `dequant` gives them, and how long a row of each is.
+struct Plain(BTreeMap<String, (usize, Vec<f32>)>);
 
 impl Weights for Plain {
-    fn read(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.0[name].clone())
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (columns, values) = &self.0[name];
+        Ok(values[rows.start * columns..rows.end * columns].to_vec())
     }
 }
 
@@ -57,7 +59,8 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     let onnx = run("graph", graph, &[("model", &model), ("weights", &weights)]);
     // A scheme that rounds is held against the values it rounded to.
     let of = if rounded { &weights } else { &plain };
-    let plain = restore::names(of).into_iter().map(|name| (name.clone(), restore::weight(&folder, of, &name)));
+    let weight = |name: &String| (restore::columns(of, name), restore::weight(&folder, of, name));
+    let plain = restore::names(of).into_iter().map(|name| (name.clone(), weight(&name)));
     let files = ["prefill.onnx", "decode.onnx"].map(|file| onnx.part(file).unwrap());
     let facts: ModelFacts = model.part("model.json").unwrap().facts.read().unwrap();
     Made {
@@ -75,7 +78,14 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
 /// steps after part of it.
 fn error(made: Made, engine: impl Engine + 'static) -> f32 {
     let tokens: Vec<u32> = (0..made.profiles[0].tokens).map(|i| (i * 37 + 11) % made.facts.vocab).collect();
-    let expected = Reference::load(&made.facts, 64, &made.plain).unwrap().logits(&tokens).unwrap();
+    let reference = Reference::new(&made.facts, &made.plain);
+    let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else { panic!() };
+    let mut expected = vec![];
+    let mut hold = |some: &[f32]| {
+        expected.extend_from_slice(some);
+        Ok(())
+    };
+    reference.logits(state, &mut hold).unwrap();
     let vocab = made.facts.vocab as usize;
     let mut decoder = Decoder { engine: Box::new(engine), model: made.facts };
     let (logits, mut cache) = decoder.start(&tokens).unwrap();

@@ -2,6 +2,11 @@
 
 mod support;
 
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Activation, VarBuilder};
+use candle_transformers::models::qwen2;
 use kiln::action::{Inputs, Manifest, PartName};
 use kiln::base::Result;
 use kiln::model::facts::RopeRows;
@@ -75,7 +80,7 @@ fn a_short_text_is_refused() {
     assert!(problem.message.ends_with("too few for 8 windows of 128"), "{problem}");
 }
 
-/// The largest difference between candle's logits and the textbook's, whose RoPE pairs the rows as `rope` says.
+/// The largest difference between the reference's logits and the textbook's, whose RoPE pairs the rows as `rope` says.
 fn worst(gguf: &[u8], rope: RopeRows) -> f64 {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
@@ -90,7 +95,7 @@ fn worst(gguf: &[u8], rope: RopeRows) -> f64 {
 }
 
 #[test]
-fn candle_says_what_the_textbook_says() {
+fn the_reference_says_what_the_textbook_says() {
     let q8 = TinyGguf::qwen2().matrices(Quant::Q8_0).heads(4, 1);
     for (gguf, right, wrong) in [
         (TinyGguf::llama(), RopeRows::Interleaved, RopeRows::HalfSplit),
@@ -100,5 +105,81 @@ fn candle_says_what_the_textbook_says() {
     ] {
         let (near, far) = (worst(&gguf.write(), right), worst(&gguf.write(), wrong));
         assert!(near < 1e-4 && far > 1e-2, "{gguf:?}: {near}, with the other RoPE {far}");
+    }
+}
+
+/// candle's own Qwen2, with the weights of `gguf`; the logits after each of `tokens`.
+fn candles(gguf: &[u8], tokens: &[u32]) -> Vec<f32> {
+    let Textbook { facts, weights } = Textbook::new(gguf);
+    let size = |size: u32| size as usize;
+    let (hidden, positions) = (size(facts.hidden), tokens.len());
+    let config = qwen2::Config {
+        vocab_size: size(facts.vocab),
+        hidden_size: hidden,
+        intermediate_size: size(facts.ffn),
+        num_hidden_layers: size(facts.block_count),
+        num_attention_heads: size(facts.heads),
+        num_key_value_heads: size(facts.kv_heads),
+        max_position_embeddings: positions,
+        sliding_window: positions,
+        max_window_layers: 0,
+        tie_word_embeddings: facts.tied_embeddings,
+        rope_theta: f64::from(facts.rope_freq_base),
+        rms_norm_eps: f64::from(facts.rms_epsilon),
+        use_sliding_window: false,
+        hidden_act: Activation::Silu,
+    };
+    let named = |(name, values): (String, Vec<f64>)| {
+        let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+        let columns = match name.rsplit('.').nth(1).unwrap() {
+            "ffn_down" => size(facts.ffn),
+            _ if values.len() <= size(facts.ffn).max(hidden) => values.len(),
+            _ => hidden,
+        };
+        let shape = if columns == values.len() { vec![columns] } else { vec![values.len() / columns, columns] };
+        let name = [
+            ("blk.", "model.layers."),
+            ("attn_norm", "input_layernorm"),
+            ("attn_q", "self_attn.q_proj"),
+            ("attn_k", "self_attn.k_proj"),
+            ("attn_v", "self_attn.v_proj"),
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_norm", "post_attention_layernorm"),
+            ("ffn_", "mlp."),
+            ("mlp.gate", "mlp.gate_proj"),
+            ("mlp.up", "mlp.up_proj"),
+            ("mlp.down", "mlp.down_proj"),
+            ("token_embd", "model.embed_tokens"),
+            ("output_norm", "model.norm"),
+        ]
+        .iter()
+        .fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    };
+    let weights: HashMap<String, Tensor> = weights.into_iter().map(named).collect();
+    let head = weights[if facts.tied_embeddings { "model.embed_tokens.weight" } else { "output.weight" }].clone();
+    let variables = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
+    let ids = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let state = qwen2::Model::new(&config, variables).unwrap().forward(&ids, 0, None).unwrap();
+    let logits = state.squeeze(0).unwrap().matmul(&head.t().unwrap()).unwrap();
+    logits.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn the_reference_says_what_candles_own_model_says() {
+    for gguf in [TinyGguf::qwen2(), TinyGguf::qwen2().tied(false).matrices(Quant::Q8_0).heads(4, 1)] {
+        let home = tempfile::tempdir().unwrap();
+        let (folder, gguf) = (Folder::new(home.path()), gguf.write());
+        let manifest = reference(&folder, &gguf, TEXT, json!({"windows": 2, "tokens": 9})).unwrap();
+        for window in ["window-000", "window-001"] {
+            let tokens = json_part(&folder, &manifest, &format!("{window}/tokens.json"));
+            let tokens: Vec<u32> = serde_json::from_value(tokens).unwrap();
+            let expected = candles(&gguf, &tokens);
+            let found = logits(&folder, &manifest, window);
+            assert_eq!(found.len(), expected.len());
+            let worst = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
+            let worst = worst.fold(0.0, f32::max);
+            assert!(worst < 1e-5, "{window}: {worst}");
+        }
     }
 }

@@ -1,29 +1,39 @@
-//! The yardstick: a decoder in f32 by candle, which shares no line with our graphs.
+//! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs. `tests/reference.rs` holds it
+//! against candle's own models.
 //!
-//! Every architecture is expressed as candle's Qwen2: a `llama` file has its query and key rows put into
-//! half-split order and gets biases of zero, which changes nothing it computes.
+//! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at a time, so that a model may be
+//! far larger than the memory.
 
-use candle_core::{DType, Device, Error, Shape, Tensor};
-use candle_nn::var_builder::{SimpleBackend, VarBuilder};
-use candle_nn::{Activation, Init};
-use candle_transformers::models::qwen2;
+use std::ops::Range;
+
+use candle_core::{D, Device, Error, Tensor};
+use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
+use candle_nn::rotary_emb::{rope, rope_i};
 
 use super::facts::{ModelFacts, RopeRows};
 use super::fidelity;
 use crate::base::{Context, Problem, Result};
 
-/// Gives a tensor of the file by its GGUF name, row-major, exactly dequantized.
-pub trait Weights: Send + Sync {
-    /// All values of `name`.
-    fn read(&self, name: &str) -> Result<Vec<f32>>;
+/// Weights that are in memory at a time: 16 MB, which is more than a cache holds and little else.
+const PIECE_VALUES: usize = 1 << 22;
+
+/// Logits that are in memory at a time.
+pub const LOGITS: usize = 20 << 20;
+
+/// Gives the tensors of a file by their GGUF names, exactly dequantized.
+pub trait Weights {
+    /// The values of some rows of `name`, row-major. A vector is one row.
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>>;
 }
 
-/// A loaded model.
-pub struct Reference {
-    decoder: qwen2::Model,
-    head: Tensor,
-    vocab: usize,
+/// A model that reads its weights as it goes.
+pub struct Reference<'a> {
+    facts: &'a ModelFacts,
+    weights: &'a dyn Weights,
 }
+
+/// The residual stream after the last layer, `[tokens, hidden]`.
+pub struct State(Tensor);
 
 /// One token of a greedy continuation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,180 +44,214 @@ pub struct Choice {
     pub gap: f32,
 }
 
-impl Reference {
-    /// Loads the model that `facts` describe, for sequences of up to `positions` tokens.
-    pub fn load(facts: &ModelFacts, positions: usize, weights: &dyn Weights) -> Result<Self> {
-        if facts.heads.checked_mul(facts.head_dim) != Some(facts.hidden) {
-            return Err(Problem::new(
-                "kiln::reference::head_dim",
-                format!(
-                    "{} heads of {} do not make the hidden size of {}; the reference knows no other layout",
-                    facts.heads, facts.head_dim, facts.hidden
-                ),
-            ));
+/// What a layer knows of a text: its keys and values, `[kv_heads, tokens, head_dim]`.
+struct Attended {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl<'a> Reference<'a> {
+    /// The model that `facts` describe.
+    pub fn new(facts: &'a ModelFacts, weights: &'a dyn Weights) -> Self {
+        Reference { facts, weights }
+    }
+
+    /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each layer.
+    pub fn states(&self, texts: &[&[u32]], mut begun: impl FnMut(u32) -> Result<()>) -> Result<Vec<State>> {
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let mut stream = self.embedding(&texts.concat())?;
+        for layer in 0..self.facts.block_count {
+            begun(layer)?;
+            (stream, _) = self.layer(layer, &stream, &lengths, None)?;
         }
-        let shape = (facts.vocab as usize, facts.hidden as usize);
-        let table = |name| tensor(weights.read(name)?, shape);
-        let embedding = table("token_embd.weight")?;
-        let head = if facts.tied_embeddings { embedding.clone() } else { table("output.weight")? };
-        let backend: Box<dyn SimpleBackend> = Box::new(Renamed { facts, embedding, weights });
-        let variables = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
-        let decoder = qwen2::Model::new(&config(facts, positions), variables)
-            .context("kiln::reference::load", || "load the reference model".into())?;
-        Ok(Reference { decoder, head, vocab: facts.vocab as usize })
+        ran(split(&stream, &lengths))?.into_iter().map(|state| Ok(State(state))).collect()
     }
 
-    /// The logits after each of `tokens`, `[tokens, vocab]` row-major; nothing comes before them.
-    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.decoder.clear_kv_cache();
-        self.forward(tokens, 0).context("kiln::reference::run", || format!("run {} tokens", tokens.len()))
+    /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a time.
+    pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let rows = (LOGITS / self.facts.vocab.max(1) as usize).max(1);
+        let tokens = ran(state.0.dim(0))?;
+        for first in (0..tokens).step_by(rows) {
+            let some = ran(state.0.narrow(0, first, rows.min(tokens - first)))?;
+            let head = if self.facts.tied_embeddings { "token_embd" } else { "output" };
+            let logits = self.linear(head, self.facts.vocab as usize, false, &self.norm("output_norm", &some)?)?;
+            show(&ran(logits.flatten_all().and_then(|logits| logits.to_vec1()))?)?;
+        }
+        Ok(())
     }
 
-    /// The `count` most probable tokens after `prompt`, one after the other.
-    pub fn greedy(&mut self, prompt: &[u32], count: usize) -> Result<Vec<Choice>> {
-        let mut logits = self.logits(prompt)?;
+    /// The `count` most probable tokens after `prompt`, one after the other; `begun` hears of each.
+    pub fn greedy(
+        &self,
+        prompt: &[u32],
+        count: usize,
+        mut begun: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<Choice>> {
+        let mut past: Vec<Option<Attended>> = (0..self.facts.block_count).map(|_| None).collect();
+        let mut next = prompt.to_vec();
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
         while choices.len() < count {
-            if let Some(last) = choices.last() {
-                let place = prompt.len() + choices.len() - 1;
-                logits = self
-                    .forward(&[last.token], place)
-                    .context("kiln::reference::run", || format!("run the token at {place}"))?;
+            begun(choices.len())?;
+            let mut stream = self.embedding(&next)?;
+            for (layer, past) in (0..).zip(&mut past) {
+                let (after, mut attended) = self.layer(layer, &stream, &[next.len()], past.as_ref())?;
+                (stream, *past) = (after, attended.pop());
             }
-            let row = logits.len().checked_sub(self.vocab).and_then(|start| logits.get(start..)).unwrap_or_default();
-            let token = fidelity::top(row)
-                .ok_or_else(|| Problem::new("kiln::reference::prompt", "there is no prompt to continue"))?;
-            choices.push(Choice { token, gap: fidelity::top_gap(row) });
+            let last = ran(stream.narrow(0, next.len() - 1, 1))?;
+            self.logits(&State(last), |row| {
+                let none = || Problem::new("kiln::reference::logits", "no logit is a number");
+                choices.push(Choice { token: fidelity::top(row).ok_or_else(none)?, gap: fidelity::top_gap(row) });
+                Ok(())
+            })?;
+            next = choices.last().map(|choice| choice.token).into_iter().collect();
         }
         Ok(choices)
     }
 
-    fn forward(&mut self, tokens: &[u32], place: usize) -> Result<Vec<f32>, Error> {
-        let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        let hidden = self.decoder.forward(&ids, place, None)?.squeeze(0)?;
-        hidden.matmul(&self.head.t()?)?.flatten_all()?.to_vec1()
-    }
-}
-
-fn config(facts: &ModelFacts, positions: usize) -> qwen2::Config {
-    qwen2::Config {
-        vocab_size: facts.vocab as usize,
-        hidden_size: facts.hidden as usize,
-        intermediate_size: facts.ffn as usize,
-        num_hidden_layers: facts.block_count as usize,
-        num_attention_heads: facts.heads as usize,
-        num_key_value_heads: facts.kv_heads as usize,
-        max_position_embeddings: positions,
-        // candle always applies the window; one of all positions hides nothing.
-        sliding_window: positions,
-        max_window_layers: 0,
-        tie_word_embeddings: facts.tied_embeddings,
-        rope_theta: f64::from(facts.rope_freq_base),
-        rms_norm_eps: f64::from(facts.rms_epsilon),
-        use_sliding_window: false,
-        hidden_act: Activation::Silu,
-    }
-}
-
-fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
-    let shape = shape.into();
-    Tensor::from_vec(values, shape.clone(), &Device::Cpu)
-        .context("kiln::reference::shape", || format!("shape a tensor as {shape:?}"))
-}
-
-/// The file's tensors under the names by which candle asks for them, one at a time as it asks.
-struct Renamed<'a> {
-    facts: &'a ModelFacts,
-    embedding: Tensor,
-    weights: &'a dyn Weights,
-}
-
-/// Tensors of a layer: candle's name, GGUF's.
-const LAYER: [(&str, &str); 12] = [
-    ("input_layernorm.weight", "attn_norm.weight"),
-    ("self_attn.q_proj.weight", "attn_q.weight"),
-    ("self_attn.q_proj.bias", "attn_q.bias"),
-    ("self_attn.k_proj.weight", "attn_k.weight"),
-    ("self_attn.k_proj.bias", "attn_k.bias"),
-    ("self_attn.v_proj.weight", "attn_v.weight"),
-    ("self_attn.v_proj.bias", "attn_v.bias"),
-    ("self_attn.o_proj.weight", "attn_output.weight"),
-    ("post_attention_layernorm.weight", "ffn_norm.weight"),
-    ("mlp.gate_proj.weight", "ffn_gate.weight"),
-    ("mlp.up_proj.weight", "ffn_up.weight"),
-    ("mlp.down_proj.weight", "ffn_down.weight"),
-];
-
-fn gguf_name(name: &str) -> Option<String> {
-    if name == "model.norm.weight" {
-        return Some("output_norm.weight".into());
-    }
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, gguf) = LAYER.iter().find(|(candle, _)| *candle == rest)?;
-    Some(format!("blk.{layer}.{gguf}"))
-}
-
-impl Renamed<'_> {
-    fn read(&self, name: &str, shape: &Shape) -> Result<Tensor> {
-        let gguf = gguf_name(name)
-            .ok_or_else(|| Problem::new("kiln::reference::tensor", format!("candle asks for an unknown `{name}`")))?;
-        if gguf.ends_with(".bias") && !self.facts.qkv_bias {
-            return tensor(vec![0.0; shape.elem_count()], shape);
+    /// `[tokens, hidden]`.
+    fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
+        if tokens.is_empty() {
+            return Err(Problem::new("kiln::reference::prompt", "there is no text to begin with"));
         }
-        let values = self.weights.read(&gguf)?;
-        let rotates = [".attn_q.", ".attn_k."].iter().any(|part| gguf.contains(part));
-        if rotates && self.facts.rope_rows == RopeRows::Interleaved {
-            let columns = shape.dims().get(1).copied().unwrap_or(1);
-            return tensor(half_split(&values, columns, self.facts.head_dim as usize), shape);
+        let mut rows = vec![];
+        for token in tokens {
+            let row = *token as usize;
+            rows.extend(self.weights.rows("token_embd.weight", row..row + 1)?);
         }
-        tensor(values, shape)
+        tensor(rows, tokens.len(), self.facts.hidden as usize)
+    }
+
+    /// The residual stream after a layer, and what it then knows of each text. The texts, of these `lengths`, stand one after
+    /// the other in `stream`; `past` is of the only one, which goes on.
+    fn layer(
+        &self,
+        layer: u32,
+        stream: &Tensor,
+        lengths: &[usize],
+        past: Option<&Attended>,
+    ) -> Result<(Tensor, Vec<Attended>)> {
+        let ModelFacts { heads, kv_heads, head_dim, hidden, ffn, qkv_bias, .. } = *self.facts;
+        let [heads, kv_heads, head_dim, hidden, ffn] =
+            [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
+        let name = |what: &str| format!("blk.{layer}.{what}");
+        let x = self.norm(&name("attn_norm"), stream)?;
+        let q = self.linear(&name("attn_q"), heads * head_dim, qkv_bias, &x)?;
+        let k = self.linear(&name("attn_k"), kv_heads * head_dim, qkv_bias, &x)?;
+        let v = self.linear(&name("attn_v"), kv_heads * head_dim, qkv_bias, &x)?;
+        let (mixed, attended) = ran(self.attention([&q, &k, &v], lengths, past))?;
+        let stream = ran(stream + self.linear(&name("attn_output"), hidden, false, &mixed)?)?;
+
+        let x = self.norm(&name("ffn_norm"), &stream)?;
+        let gate = ran(silu(&self.linear(&name("ffn_gate"), ffn, false, &x)?))?;
+        let up = ran(gate * self.linear(&name("ffn_up"), ffn, false, &x)?)?;
+        Ok((ran(stream + self.linear(&name("ffn_down"), hidden, false, &up)?)?, attended))
+    }
+
+    /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of each text.
+    fn attention(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        lengths: &[usize],
+        past: Option<&Attended>,
+    ) -> Result<(Tensor, Vec<Attended>), Error> {
+        let [heads, kv_heads, dim] =
+            [self.facts.heads, self.facts.kv_heads, self.facts.head_dim].map(|size| size as usize);
+        let (mut mixes, mut all) = (vec![], vec![]);
+        for ((q, k), v) in split(q, lengths)?.iter().zip(split(k, lengths)?).zip(split(v, lengths)?) {
+            let tokens = q.dim(0)?;
+            let before = past.map_or(Ok(0), |past| past.keys.dim(1))?;
+            let by_head = |x: &Tensor, heads| x.reshape((tokens, heads, dim))?.transpose(0, 1)?.contiguous();
+            let q = self.turned(&by_head(q, heads)?, before)?;
+            let attended =
+                Attended { keys: self.turned(&by_head(&k, kv_heads)?, before)?, values: by_head(&v, kv_heads)? };
+            let attended = match past {
+                Some(past) => Attended {
+                    keys: Tensor::cat(&[&past.keys, &attended.keys], 1)?,
+                    values: Tensor::cat(&[&past.values, &attended.values], 1)?,
+                },
+                None => attended,
+            };
+            // The heads that share a key stand one after the other.
+            let rows = heads.checked_div(kv_heads).unwrap_or(0) * tokens;
+            let folded = q.reshape((kv_heads, rows, dim))?;
+            let scores = (folded.matmul(&attended.keys.t()?)? * (dim as f64).sqrt().recip())?;
+            let scores = scores.reshape((heads, tokens, before + tokens))?.broadcast_add(&mask(before, tokens)?)?;
+            let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, before + tokens))?;
+            let mix = shares.matmul(&attended.values)?.reshape((heads, tokens, dim))?;
+            mixes.push(mix.transpose(0, 1)?.reshape((tokens, heads * dim))?);
+            all.push(attended);
+        }
+        Ok((Tensor::cat(&mixes, 0)?, all))
+    }
+
+    /// Rotary embedding of `x`, `[heads, tokens, head_dim]`, from position `first` on.
+    fn turned(&self, x: &Tensor, first: usize) -> Result<Tensor, Error> {
+        let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
+        let tokens = x.dim(1)?;
+        let angle = |position: usize, i: u32| position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim));
+        let angles = (first..first + tokens).flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let [cos, sin] = [cos, sin].map(|values| Tensor::from_vec(values, (tokens, dim as usize / 2), &Device::Cpu));
+        let turn = match self.facts.rope_rows {
+            RopeRows::Interleaved => rope_i,
+            RopeRows::HalfSplit => rope,
+        };
+        turn(&x.unsqueeze(0)?, &cos?, &sin?)?.squeeze(0)
+    }
+
+    fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let gamma = self.vector(&format!("{name}.weight"))?;
+        ran(rms_norm(x, &gamma, self.facts.rms_epsilon))
+    }
+
+    /// `x W^T`, and the bias added if there is one. Some rows of the matrix at a time.
+    fn linear(&self, name: &str, rows: usize, has_bias: bool, x: &Tensor) -> Result<Tensor> {
+        let columns = ran(x.dim(D::Minus1))?;
+        let piece = (PIECE_VALUES / columns.max(1)).max(1);
+        let mut columns_of_y = vec![];
+        for first in (0..rows).step_by(piece) {
+            let some = first..rows.min(first + piece);
+            let weights = self.weights.rows(&format!("{name}.weight"), some.clone())?;
+            let weights = tensor(weights, some.len(), columns)?;
+            columns_of_y.push(ran(weights.t().and_then(|weights| x.matmul(&weights)))?);
+        }
+        let y = ran(Tensor::cat(&columns_of_y, 1))?;
+        if !has_bias {
+            return Ok(y);
+        }
+        ran(y.broadcast_add(&self.vector(&format!("{name}.bias"))?))
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor> {
+        let values = self.weights.rows(name, 0..1)?;
+        let count = values.len();
+        ran(Tensor::from_vec(values, count, &Device::Cpu))
     }
 }
 
-/// Rows 2i and 2i+1 of each head become rows i and i + head_dim/2.
-fn half_split(values: &[f32], columns: usize, head_dim: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(values.len());
-    for head in values.chunks(head_dim.max(1) * columns.max(1)) {
-        for parity in 0..2 {
-            head.chunks(columns.max(1)).skip(parity).step_by(2).for_each(|row| out.extend_from_slice(row));
-        }
-    }
-    out
+/// `[tokens, before + tokens]`: a token sees itself and those before it.
+fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
+    let all = before + tokens;
+    let sees = |row: usize| (0..all).map(move |column| if column <= before + row { 0.0 } else { f32::NEG_INFINITY });
+    Tensor::from_vec((0..tokens).flat_map(sees).collect(), (tokens, all), &Device::Cpu)
 }
 
-impl SimpleBackend for Renamed<'_> {
-    fn get(&self, shape: Shape, name: &str, _: Init, _: DType, _: &Device) -> Result<Tensor, Error> {
-        if name == "model.embed_tokens.weight" {
-            return Ok(self.embedding.clone());
-        }
-        self.read(name, &shape).map_err(Error::wrap)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor, Error> {
-        Err(Error::Msg(format!("`{name}` is asked for without a shape")))
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        gguf_name(name).is_some()
-    }
+/// The rows of each text.
+fn split(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, Error> {
+    let mut first = 0;
+    let mut rows = |length: &usize| {
+        let rows = x.narrow(0, first, *length);
+        first += length;
+        rows
+    };
+    lengths.iter().map(&mut rows).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
+    ran(Tensor::from_vec(values, (rows, columns), &Device::Cpu))
+}
 
-    #[test]
-    fn interleaved_rows_part_into_halves() {
-        // Two heads of four rows of one column.
-        let rows: Vec<f32> = (0..8).map(|row| row as f32).collect();
-        assert_eq!(half_split(&rows, 1, 4), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-        assert_eq!(half_split(&rows, 2, 2), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-    }
-
-    #[test]
-    fn names_are_the_files_own() {
-        assert_eq!(gguf_name("model.layers.11.mlp.up_proj.weight").unwrap(), "blk.11.ffn_up.weight");
-        assert_eq!(gguf_name("model.norm.weight").unwrap(), "output_norm.weight");
-        assert_eq!(gguf_name("lm_head.weight"), None);
-    }
+/// What candle made, or its error as ours.
+fn ran<T>(made: Result<T, Error>) -> Result<T> {
+    made.context("kiln::reference::run", || "run the model in f32".into())
 }

@@ -9,22 +9,24 @@
 //! | `prompt` | none | a text to continue, special tokens spelled out |
 //! | `greedy` | 16 | tokens of that continuation |
 //!
-//! One order runs all windows: the model is loaded once. Each window is a part of its own, so that a candidate's
-//! score of a window depends on that window only.
+//! One order runs all windows, so that a weight is dequantized once for many of them. Each window is a part of its own: a
+//! candidate's score of a window depends on that window only.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
     TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::quant::{GgmlType, decode_far};
-use crate::model::reference::{Reference, Weights};
+use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::stages::windows::{MAX_WINDOWS, windows, within};
 
@@ -34,8 +36,8 @@ const MAX_TOKENS: u32 = 4096;
 /// The program itself, a tokenizer, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
 
-/// Blocks of a tensor that are in memory at a time, beside their values.
-const PIECE_BLOCKS: usize = 1 << 17;
+/// Windows are run together up to so many tokens: enough that dequantizing weights costs little beside multiplying by them.
+const TOGETHER: usize = 1024;
 
 /// See the module's table.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -91,7 +93,7 @@ impl TypedStage for ReferenceStage {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
-        version: 1,
+        version: 2,
         summary: "what the model itself says of a text, in f32",
         gives: "reference",
         inputs: &[
@@ -134,23 +136,40 @@ impl TypedStage for ReferenceStage {
         let windows = windows(&job.read("text")?, &tokenizer, params.windows, params.tokens)?;
         let prompt = params.prompt.as_deref().map(|prompt| tokenizer.encode(prompt)).transpose()?;
 
-        let longest = prompt.as_ref().map_or(0, |prompt| prompt.len() + params.greedy as usize);
-        let mut model = Reference::load(&facts, longest.max(params.tokens as usize), &FileWeights(job))?;
-        let steps = windows.len() as u64 + u64::from(prompt.is_some());
+        let weights = FileWeights::new(job)?;
+        let model = Reference::new(&facts, &weights);
+        let vocab = u64::from(facts.vocab);
+        let together = (TOGETHER / params.tokens as usize).max(1);
+        let steps = windows.len() as u64;
         let mut outputs = Outputs::new();
-        for (index, tokens) in windows.iter().enumerate() {
-            job.check_cancelled()?;
-            job.progress(index as u64, steps, "windows");
-            let logits = model.logits(tokens)?;
-            let shape = vec![tokens.len() as u64, u64::from(facts.vocab)];
-            let folder = format!("window-{index:03}");
-            outputs.insert(PartName::new(format!("{folder}/logits"))?, write_f32(job, &logits, shape)?);
-            let tokens = serde_json::to_vec(tokens).context("kiln::reference::tokens", || "spell the tokens".into())?;
-            outputs.insert(PartName::new(format!("{folder}/tokens.json"))?, job.write(&tokens, CanonJson::default())?);
+        for (group, some) in windows.chunks(together).enumerate() {
+            let texts: Vec<&[u32]> = some.iter().map(Vec::as_slice).collect();
+            let first = group * together;
+            let states = model.states(&texts, |_| {
+                job.progress(first as u64, steps, "windows");
+                job.check_cancelled()
+            })?;
+            for (index, (tokens, state)) in (first..).zip(texts.iter().zip(&states)) {
+                job.check_cancelled()?;
+                let mut sink = job.create()?;
+                model.logits(state, |logits| write_f32(&mut sink, logits))?;
+                let shape = vec![tokens.len() as u64, vocab];
+                let shape = WeightFacts { shape, element: Element::F32, block: None, error: None };
+                let logits = Part { content: sink.finish()?, facts: CanonJson::of(&shape)? };
+                let folder = format!("window-{index:03}");
+                outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
+                let text =
+                    serde_json::to_vec(tokens).context("kiln::reference::tokens", || "spell the tokens".into())?;
+                outputs
+                    .insert(PartName::new(format!("{folder}/tokens.json"))?, job.write(&text, CanonJson::default())?);
+            }
         }
         if let Some(prompt) = prompt {
-            job.check_cancelled()?;
-            let choices = model.greedy(&prompt, params.greedy as usize)?;
+            let count = params.greedy as usize;
+            let choices = model.greedy(&prompt, count, |done| {
+                job.progress(done as u64, count as u64, "tokens");
+                job.check_cancelled()
+            })?;
             let tokens: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
             let text = tokenizer.decode(&tokens)?;
             let gaps = choices.iter().map(|choice| choice.gap).collect();
@@ -158,62 +177,74 @@ impl TypedStage for ReferenceStage {
             outputs.insert(PartName::new("greedy.json")?, job.write(greedy.as_bytes(), CanonJson::default())?);
         }
         outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
-        job.progress(steps, steps, "windows");
         Ok(outputs)
     }
 }
 
-/// Every weight as f32; of one window two copies of the logits, and what a layer holds: its scores, their mask added and
-/// their softmax, or four values as wide as the feed-forward layer.
+/// Some logits twice, which are all of a small model's; or what a layer holds: of each token that is run the stream and
+/// what becomes of it, of one text its scores, their mask added and their softmax.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
     let facts: ModelFacts = model.part("model.json")?.facts.read()?;
-    let mut weights = 0u64;
-    for (_, part) in model.under("tensors") {
-        let facts: TensorFacts = part.facts.read()?;
-        weights =
-            weights.saturating_add(facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent)));
-    }
-    let [tokens, vocab, heads, ffn] = [params.tokens, facts.vocab, facts.heads, facts.ffn].map(u64::from);
-    let of_a_token = (2 * vocab).max((3 * tokens * heads).max(4 * ffn));
-    let memory_bytes = weights.saturating_add(tokens * of_a_token).saturating_mul(4).saturating_add(OWN_BYTES);
+    let [tokens, vocab, heads, ffn, hidden] =
+        [params.tokens, facts.vocab, facts.heads, facts.ffn, facts.hidden].map(u64::from);
+    let run = (params.windows as u64 * tokens).min(TOGETHER as u64).max(tokens);
+    let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
+    let layer = run * (5 * ffn + 8 * hidden) + 3 * tokens * tokens * heads;
+    let memory_bytes = logits.max(layer).saturating_mul(4).saturating_add(OWN_BYTES);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     Ok(Demand { memory_bytes, threads, isolation: Isolation::Process })
 }
 
-fn write_f32(job: &Job, values: &[f32], shape: Vec<u64>) -> Result<Part> {
+fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {
     const CHUNK: usize = 1 << 16;
-    let mut sink = job.create()?;
     for chunk in values.chunks(CHUNK) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
         sink.write_all(&bytes).context("kiln::io", || "write logits".into())?;
     }
-    let facts = WeightFacts { shape, element: Element::F32, block: None, error: None };
-    Ok(Part { content: sink.finish()?, facts: CanonJson::of(&facts)? })
+    Ok(())
 }
 
 /// The GGUF's tensors, exactly dequantized.
-struct FileWeights<'a>(&'a Job<'a>);
+struct FileWeights<'a>(BTreeMap<&'a str, Stored>);
+
+/// A tensor as it lies in the file.
+struct Stored {
+    blob: Blob,
+    ggml: &'static GgmlType,
+    columns: u64,
+}
+
+impl<'a> FileWeights<'a> {
+    fn new(job: &Job<'a>) -> Result<Self> {
+        let tensors = job.inputs().filter_map(|(name, input)| Some((name.strip_prefix("tensors/")?, name, input)));
+        let stored = tensors.map(|(name, input, ingredient)| {
+            let facts: TensorFacts = ingredient.facts.read()?;
+            let (blob, ggml) = (job.read(input)?, GgmlType::by_name(&facts.ggml_type)?);
+            let values = facts.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
+            let columns = facts.shape.last().copied().unwrap_or(0);
+            if values.and_then(|values| ggml.bytes(values)) != Some(blob.len() as u64) || ggml.bytes(columns).is_none()
+            {
+                let message =
+                    format!("`{name}` has {} bytes, which is no {} of shape {:?}", blob.len(), ggml.name, facts.shape);
+                return Err(Problem::new("kiln::reference::tensor", message));
+            }
+            Ok((name, Stored { blob, ggml, columns }))
+        });
+        Ok(FileWeights(stored.collect::<Result<_>>()?))
+    }
+}
 
 impl Weights for FileWeights<'_> {
-    fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let input = format!("tensors/{name}");
-        let facts: TensorFacts = self.0.input(&input)?.facts.read()?;
-        let bytes = self.0.read(&input)?;
-        let ggml = GgmlType::by_name(&facts.ggml_type)?;
-        let values = facts.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
-        if values.and_then(|values| ggml.bytes(values)) != Some(bytes.len() as u64) {
-            return Err(Problem::new(
-                "kiln::reference::tensor",
-                format!("`{name}` has {} bytes, which is no {} of shape {:?}", bytes.len(), ggml.name, facts.shape),
-            ));
-        }
-        let mut out = vec![0.0; values.unwrap_or(0) as usize];
-        let mut rest = out.as_mut_slice();
-        bytes.stream(PIECE_BLOCKS * ggml.block_bytes as usize, |blocks| {
-            let next = rest.split_off_mut(..rest.len().min(PIECE_BLOCKS * ggml.block_len as usize));
-            decode_far(ggml, ggml.format, blocks, next.unwrap_or_default());
-            Ok::<(), Problem>(())
-        })?;
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let missing = || Problem::new("kiln::reference::tensor", format!("`{name}` has no rows {rows:?}"));
+        let Stored { blob, ggml, columns } = self.0.get(name).ok_or_else(missing)?;
+        let values = |rows: usize| (rows as u64).checked_mul(*columns).ok_or_else(missing);
+        let at = |row: usize| values(row).and_then(|values| ggml.bytes(values).ok_or_else(missing));
+        let (start, end) = (at(rows.start)?, at(rows.end)?);
+        let blocks = blob.slice(start..end).ok_or_else(missing)?;
+        let mut out = vec![0.0; values(rows.len())? as usize];
+        decode_far(ggml, ggml.format, &blocks, &mut out);
+        blocks.leave(0..blocks.len());
         Ok(out)
     }
 }

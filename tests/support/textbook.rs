@@ -12,7 +12,7 @@ type Cache = (Vec<Vec<f64>>, Vec<Vec<f64>>);
 
 pub struct Textbook {
     pub facts: ModelFacts,
-    weights: BTreeMap<String, Vec<f64>>,
+    pub weights: BTreeMap<String, Vec<f64>>,
 }
 
 impl Textbook {
