@@ -242,7 +242,7 @@ fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -
 /// What the graph takes in ONNX Runtime, and the sums of moments, as if no two weights read the same value.
 fn demand(graph: &Manifest, moments: &BTreeSet<String>) -> Result<Demand> {
     let sums = |facts: &WeightFacts| facts.shape.last().map_or(0, |columns| moment_bytes(*columns));
-    let demand = of_layers(graph, |tensor, facts| if moments.contains(tensor) { sums(facts) } else { 0 })?;
+    let demand = of_layers(graph, u64::MAX, |tensor, facts| if moments.contains(tensor) { sums(facts) } else { 0 })?;
     let threads =
         if moments.is_empty() { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get() as u32) };
     Ok(Demand { threads, ..demand })

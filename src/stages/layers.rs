@@ -138,7 +138,9 @@ impl TypedStage for Layers {
         observe(job, &model, std::slice::from_ref(&tokens), &mut seen)?;
         let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let mut given = opening(&model, &facts, &tokens)?;
-        given.extend(seen.values.iter().map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
+        let reads: BTreeSet<&String> = pieces.iter().flat_map(|piece| &piece.reads).collect();
+        let read = seen.values.iter().filter(|(name, _)| reads.contains(name));
+        given.extend(read.map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
         let mut shards = vec![];
         for (index, piece) in pieces.iter().enumerate() {
             job.check_cancelled()?;

@@ -7,6 +7,7 @@ mod functions;
 mod lint;
 pub mod proto;
 mod segments;
+mod slices;
 mod summary;
 
 pub use build::{Builder, External, IR_VERSION, Value, gain};
@@ -15,4 +16,5 @@ pub use encodings::{Encodings, Grid, Pair, moved};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
 pub use lint::lint;
 pub use segments::{Segment, segments};
+pub use slices::sliced;
 pub use summary::{Summary, element_name};

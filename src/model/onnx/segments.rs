@@ -1,9 +1,10 @@
-//! Cuts a graph into models that run one after the other: one a layer, so that a runtime never holds more than one
-//! layer's weights.
+//! Cuts a graph into models that run one after the other: one a layer and one a slice of a large matrix, so that a runtime never
+//! holds more weights than those.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::proto::{GraphProto, ModelProto, ValueInfoProto};
+use super::slices::is_slice;
 use crate::base::{Problem, Result};
 use crate::model::facts::in_layer;
 
@@ -47,8 +48,8 @@ pub fn segments(model: &ModelProto, wanted: impl Fn(&ValueInfoProto) -> bool) ->
             let missing = || Problem::new("kiln::onnx::malformed", format!("`{name}` has no type"));
             types.get(name).map(|value| (*value).clone()).ok_or_else(missing)
         };
-        let shows: Vec<&str> =
-            made.iter().copied().filter(|name| types.get(name).is_some_and(|value| wanted(value))).collect();
+        let is_wanted = |name: &&str| !is_slice(name) && types.get(name).is_some_and(|value| wanted(value));
+        let shows: Vec<&str> = made.iter().copied().filter(is_wanted).collect();
         let outputs: BTreeSet<&str> = made.intersection(&later).copied().chain(shows.iter().copied()).collect();
         let inside = made.difference(&outputs).filter_map(|name| types.get(name).map(|value| (*value).clone()));
         let piece = GraphProto {
@@ -77,6 +78,9 @@ pub fn segments(model: &ModelProto, wanted: impl Fn(&ValueInfoProto) -> bool) ->
 fn layer(node: &str) -> Option<&str> {
     if node.starts_with("past_") {
         return None;
+    }
+    if is_slice(node) {
+        return Some(node);
     }
     Some(in_layer(node).map_or("", |(number, _)| number))
 }

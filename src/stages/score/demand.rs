@@ -9,7 +9,7 @@ use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner, in_la
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
 
-/// A layer, or the embedding, or the head.
+/// A layer, or some rows of a large matrix.
 #[derive(Default)]
 struct Layer {
     /// Weights in f32 and as they are stored, and what the caller holds.
@@ -18,18 +18,23 @@ struct Layer {
     largest: u64,
 }
 
-/// What an order over `graph` needs: its largest layer as stored and in f32, the largest matrix of that twice more while
-/// codes become values and these are transposed; the values of a layer, the caches and the logits of one window; and for
-/// each weight of that layer what the caller holds.
-pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
+/// What an order over `graph` needs, if a matrix of more than `most` elements runs by so many at a time: its largest layer as
+/// stored and in f32, the largest matrix of that twice more while codes become values and these are transposed; the values of a
+/// layer, the caches and the logits of one window; and for each weight of that layer what the caller holds. Of the embedding it
+/// needs some rows.
+pub fn of_layers(graph: &Manifest, most: u64, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
+    let model: ModelFacts = graph.part("model.json")?.facts.read()?;
     let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
     for (name, part) in graph.under("weights") {
         let tensor = blob_owner(name);
+        if tensor == "token_embd.weight" && !model.tied_embeddings {
+            continue;
+        }
         let layer = layers.entry(in_layer(tensor).map_or(tensor, |(number, _)| number)).or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
         if name.ends_with("/values") || name.ends_with("/codes") {
             let facts: WeightFacts = part.facts.read()?;
-            let elements = facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent));
+            let elements = facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent)).min(most);
             let bytes = elements.saturating_mul(4).saturating_add(held(tensor, &facts));
             layer.bytes = layer.bytes.saturating_add(bytes);
             layer.largest = layer.largest.max(elements);
@@ -37,19 +42,18 @@ pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> 
     }
     let bytes = |layer: &Layer| layer.bytes.saturating_add(layer.largest.saturating_mul(8));
     let weights = layers.values().map(bytes).max().unwrap_or(0);
-    let memory_bytes = weights.saturating_add(of_values(graph)?).saturating_add(OWN_BYTES);
+    let memory_bytes = weights.saturating_add(of_values(&model, graph)?).saturating_add(OWN_BYTES);
     Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
 }
 
-/// The values of one window: logits twice, the scores of a layer in four forms, eight values as wide as its feed-forward
+/// The values of one window: logits three times, the scores of a layer in four forms, eight values as wide as its feed-forward
 /// layer, and the caches of all layers.
-fn of_values(graph: &Manifest) -> Result<u64> {
-    let model: ModelFacts = graph.part("model.json")?.facts.read()?;
+fn of_values(model: &ModelFacts, graph: &Manifest) -> Result<u64> {
     let GraphFacts { tokens, context, .. } = graph.part("prefill.onnx")?.facts.read()?;
     let [vocab, heads, ffn, blocks] = [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
     let [kv_heads, head_dim, tokens, context] = [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
     let product = |factors: &[u64]| factors.iter().fold(4u64, |product, factor| product.saturating_mul(*factor));
-    let of_window = [&[tokens, 2, vocab][..], &[tokens, 4, heads, context], &[tokens, 8, ffn]].map(product);
+    let of_window = [&[tokens, 3, vocab][..], &[tokens, 4, heads, context], &[tokens, 8, ffn]].map(product);
     let caches = product(&[2, blocks, kv_heads, head_dim, context]);
     Ok(of_window.into_iter().fold(caches, u64::saturating_add))
 }

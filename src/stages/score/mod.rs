@@ -14,6 +14,7 @@
 pub mod decoder;
 pub(super) mod demand;
 mod htp;
+mod lookup;
 mod measure;
 pub mod observe;
 mod onnx_runtime;
@@ -35,6 +36,7 @@ pub use decoder::Decoder;
 use decoder::Engine;
 pub use htp::Htp;
 pub use measure::{GreedyScore, Ranges, WindowScore, measured, window};
+use observe::SLICE_ELEMENTS;
 pub use onnx_runtime::OnnxRuntime;
 
 /// The runtime's file name, up to its version.
@@ -208,7 +210,7 @@ impl Candidate {
     /// The graph in slot `graph`, for ONNX Runtime.
     pub(super) fn of_graph(inputs: &Inputs) -> Result<Self> {
         let graph = inputs.one("graph")?;
-        let demand = demand::of_layers(graph, |_, _| 0)?;
+        let demand = demand::of_layers(graph, SLICE_ELEMENTS, |_, _| 0)?;
         let whole = ROLES.map(|role| format!("{role}.onnx"));
         let read = |name: &str| !name.ends_with(".onnx") || whole.iter().any(|file| file == name);
         let parts = graph.parts.iter().filter(|(name, _)| read(name.as_str()));

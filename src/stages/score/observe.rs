@@ -1,22 +1,27 @@
 //! Runs a candidate's graphs in ONNX Runtime, and shows what their values hold.
 //!
-//! It goes layer by layer over all windows: of the weights one layer is held, of the values those that a later layer
-//! reads.
+//! It goes layer by layer over all windows: of the weights one layer is held, or a slice of a large matrix, of the values those
+//! that a later layer reads.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message;
 
 use super::decoder::{Tensor, opening};
+use super::lookup::look_up;
 use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
 use crate::base::{Problem, Result};
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
-use crate::model::onnx::{self, Segment, segments};
+use crate::model::onnx::{self, Segment, segments, sliced};
 
 /// The graph that is observed.
 pub const PREFILL: &str = "candidate/prefill.onnx";
+
+/// One window multiplies by some rows of a larger matrix at a time: in f32, 64 MB. Over several windows a matrix stays whole, since
+/// what all of them make of the rows would have to be held.
+pub const SLICE_ELEMENTS: u64 = 1 << 24;
 
 /// Who looks on.
 pub trait Observer {
@@ -51,7 +56,7 @@ pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &m
         }
     }
     observer.pass()?;
-    run_layers(&runtime, &whole, &shared, held, observer, |done, total| {
+    run_layers(&runtime, whole, &shared, held, observer, |done, total| {
         job.progress(done, total, "runs");
         job.check_cancelled()
     })
@@ -61,13 +66,15 @@ pub fn observe(job: &Job, model: &ModelFacts, windows: &[Vec<u32>], observer: &m
 /// what is `shared`.
 pub fn run_layers(
     runtime: &OnnxRuntime,
-    whole: &ModelProto,
+    mut whole: ModelProto,
     shared: &BTreeMap<String, Tensor>,
     mut held: Vec<HashMap<String, Tensor>>,
     observer: &mut impl Observer,
     progress: impl Fn(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    let segments = segments(whole, |value| element_type(value) == element::FLOAT && observer.wants(&value.name))?;
+    look_up(&mut whole, runtime.folder(), &mut held)?;
+    let whole = if held.len() == 1 { sliced(whole, SLICE_ELEMENTS) } else { whole };
+    let segments = segments(&whole, |value| element_type(value) == element::FLOAT && observer.wants(&value.name))?;
     let windows = held.len();
     let total = (segments.len() * windows) as u64;
     for (at, segment) in segments.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! A candidate's ONNX graphs in ONNX Runtime, on the CPU and in f32.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
 
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
+use ort::value::TensorRef;
 
 use super::decoder::{Engine, Graph, Tensor};
 use super::observe::{Observer, run_layers};
@@ -55,6 +56,11 @@ impl OnnxRuntime {
             }
         }
         Ok(OnnxRuntime { environment, folder, facts })
+    }
+
+    /// Where the candidate's files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Puts `model` in the place of the prefill graph.
@@ -132,7 +138,9 @@ impl Engine for OnnxRuntime {
         let path = self.folder.join(file);
         let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
         let mut taken = Taken { wanted, values: BTreeMap::new() };
-        run_layers(self, &onnx::decode(&bytes)?, inputs, vec![HashMap::new()], &mut taken, |_, _| Ok(()))
+        let ids = inputs.iter().filter(|(_, tensor)| matches!(tensor, Tensor::I32(..)));
+        let held = ids.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        run_layers(self, onnx::decode(&bytes)?, inputs, vec![held], &mut taken, |_, _| Ok(()))
             .map_err(|problem| problem.within(format!("failed to run {file}")))?;
         Ok(taken.values)
     }
@@ -177,9 +185,9 @@ pub fn run<'a>(
     Ok(())
 }
 
-fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'static>> {
+fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     Ok(match tensor {
-        Tensor::I32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
-        Tensor::F32(shape, values) => ort::value::Tensor::from_array((shape.clone(), values.clone()))?.into(),
+        Tensor::I32(shape, values) => TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into(),
+        Tensor::F32(shape, values) => TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into(),
     })
 }
