@@ -52,7 +52,7 @@ use crate::stages::package;
 use crate::stages::score::{GreedyScore, Ranges, WindowScore};
 
 use on_device::{Device, Figures, Targets};
-use report::{Candidate, Found, Generated, LayersReport, OnDevice, Report, Size, Storage};
+use report::{Candidate, Found, Held, OnDevice, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -101,6 +101,10 @@ pub struct Params {
 
 fn yes() -> bool {
     true
+}
+
+fn is_set(flag: &bool) -> bool {
+    *flag
 }
 
 fn default_runner() -> String {
@@ -156,9 +160,9 @@ pub struct Limited {
     /// The stages that ran layers, and what each must keep.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     layers: BTreeMap<String, Option<f64>>,
-    /// A missed limit is said, and fails nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    lenient: bool,
+    /// A missed limit fails the stage; else the report only says so.
+    #[serde(default = "yes", skip_serializing_if = "is_set")]
+    strict: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     on_device: Option<Measuring>,
 }
@@ -252,47 +256,25 @@ impl TypedStage for Validate {
         !params.device.is_empty()
     }
 
-    fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
-        let scores = inputs.many("scores");
-        let candidates =
-            scores.iter().map(|(name, _)| (name.clone(), params.limits.remove(name).unwrap_or_default())).collect();
-        let sizes = inputs.many("size").iter().map(|(name, manifest)| {
-            (name.clone(), Size { bytes: artifact_bytes(manifest), limit: params.size_bytes.remove(name) })
-        });
-        let sizes = sizes.collect();
-        let storage = inputs.many("weights").iter().map(|(name, manifest)| {
-            let ledger = Ledger::of(
-                manifest.parts.iter().map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
-            )?;
-            Ok((name.clone(), Storage { ledger, limits: params.storage.remove(name).unwrap_or_default() }))
-        });
-        let storage = storage.collect::<Result<_>>()?;
-        let generations = inputs.many("generations");
-        let generated = generations.iter().map(|(name, _)| (name.clone(), params.generated.remove(name))).collect();
-        let layers = inputs.many("layers");
-        let computed = layers.iter().map(|(name, _)| (name.clone(), params.layers_sqnr_db.remove(name))).collect();
-        all_used(params.generated.keys(), "generated", "generations", generations)?;
-        all_used(params.layers_sqnr_db.keys(), "layers_sqnr_db", "layers", layers)?;
-        all_used(params.storage.keys(), "storage", "weights", inputs.many("weights"))?;
-        all_used(params.limits.keys(), "limits", "scores", scores)?;
-        all_used(params.size_bytes.keys(), "size_bytes", "size", inputs.many("size"))?;
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
+        let of = |slot, param| Stages { slot, param, given: inputs.many(slot) };
+        let candidates = of("scores", "limits").each(params.limits, |_, limits| Ok(limits.unwrap_or_default()))?;
+        let sizes = of("size", "size_bytes")
+            .each(params.size_bytes, |manifest, limit| Ok(Size { bytes: artifact_bytes(manifest), limit }))?;
+        let storage = of("weights", "storage").each(params.storage, |manifest, limits| {
+            let parts = manifest.parts.iter();
+            let ledger = Ledger::of(parts.map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)))?;
+            Ok(Storage { ledger, limits: limits.unwrap_or_default() })
+        })?;
+        let generated = of("generations", "generated").each(params.generated, |_, limit| Ok(limit))?;
+        let layers = of("layers", "layers_sqnr_db").each(params.layers_sqnr_db, |_, limit| Ok(limit))?;
         let bundles = inputs.many("bundles");
         let Params { perplexity, range, strict, targets, device, runner, answer_tokens, .. } = params;
         let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
         let is_measured = device.is_some();
         let names = || bundles.iter().map(|(name, _)| name.clone()).collect();
         let on_device = (!bundles.is_empty()).then(|| Measuring { bundles: names(), targets, device });
-        let limited = Limited {
-            candidates,
-            perplexity,
-            range,
-            sizes,
-            storage,
-            generated,
-            layers: computed,
-            lenient: !strict,
-            on_device,
-        };
+        let limited = Limited { candidates, perplexity, range, sizes, storage, generated, layers, strict, on_device };
         let mut order = Order::new("", limited);
         for (name, manifest) in bundles.iter().filter(|_| is_measured) {
             let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
@@ -300,7 +282,8 @@ impl TypedStage for Validate {
                 order = order.input(format!("{name}/{part}"), content);
             }
         }
-        for (name, manifest) in scores.iter().chain(generations).chain(layers) {
+        let read = ["scores", "generations", "layers"].into_iter().flat_map(|slot| inputs.many(slot));
+        for (name, manifest) in read {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
             }
@@ -309,30 +292,17 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, range, sizes, storage, generated, layers, lenient, on_device } = limited;
+        let Limited { candidates, perplexity, range, sizes, storage, generated, layers, strict, on_device } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
             .collect::<Result<_>>()?;
-        let generated = generated
-            .into_iter()
-            .map(|(name, limit)| {
-                let generation = read_json(job, &format!("{name}/{GENERATION}"))?;
-                Ok((name, Generated { generation, limit }))
-            })
-            .collect::<Result<_>>()?;
-        let layers = layers
-            .into_iter()
-            .map(|(name, limit)| {
-                let computed = read_json(job, &format!("{name}/{LAYERS}"))?;
-                Ok((name, LayersReport { computed, limit }))
-            })
-            .collect::<Result<_>>()?;
+        let (generated, layers) = (read_held(job, GENERATION, generated)?, read_held(job, LAYERS, layers)?);
         let on_device = on_device.map(|measuring| measured(measuring, job)).transpose()?;
         let found = Found { candidates, sizes, storage, generated, layers, on_device };
         let report = Report::new(found, perplexity, range);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
-        if report.passed() || lenient {
+        if report.passed() || !strict {
             let part = |(name, text): (&str, String)| {
                 Ok((PartName::new(name)?, job.write(text.as_bytes(), CanonJson::default())?))
             };
@@ -361,23 +331,48 @@ fn artifact_bytes(manifest: &Manifest) -> u64 {
 }
 
 /// Those that give a report its content.
-const SLOTS: [&str; 5] = ["scores", "generations", "bundles", "weights", "size"];
+const SLOTS: [&str; 6] = ["scores", "generations", "layers", "bundles", "weights", "size"];
 
 fn nothing() -> ParamProblem {
     let problem = Problem::new("kiln::plan::parameter", "there is nothing to report on");
     ParamProblem { path: String::new(), problem: problem.help("name a `score` stage: `scores = [\"...\"]`") }
 }
 
-fn all_used<'a>(
-    mut left: impl Iterator<Item = &'a String>,
-    param: &str,
-    slot: &str,
-    stages: &[(String, Manifest)],
-) -> Result<()> {
-    let Some(name) = left.next() else { return Ok(()) };
-    let known: Vec<&str> = stages.iter().map(|(name, _)| name.as_str()).collect();
-    Err(Problem::new("kiln::validate::limits", format!("`{param}.{name}` is for a stage that is not in `{slot}`"))
-        .help(format!("`{slot}` has: {}", known.join(", "))))
+/// The stages of a slot, and the parameter with what each of them must keep.
+struct Stages<'a> {
+    slot: &'a str,
+    param: &'a str,
+    given: &'a [(String, Manifest)],
+}
+
+impl Stages<'_> {
+    /// What `make` makes of each stage and its limit, if there is one; each limit must be for a stage of the slot.
+    fn each<L, T>(
+        &self,
+        mut limits: BTreeMap<String, L>,
+        make: impl Fn(&Manifest, Option<L>) -> Result<T>,
+    ) -> Result<BTreeMap<String, T>> {
+        let Stages { slot, param, given } = self;
+        let made = given.iter().map(|(name, manifest)| Ok((name.clone(), make(manifest, limits.remove(name))?)));
+        let made = made.collect::<Result<_>>()?;
+        let Some(name) = limits.keys().next() else { return Ok(made) };
+        let known: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
+        Err(Problem::new("kiln::validate::limits", format!("`{param}.{name}` is for a stage that is not in `{slot}`"))
+            .help(format!("`{slot}` has: {}", known.join(", "))))
+    }
+}
+
+/// The part `part` of each stage, beside its limit.
+fn read_held<T: DeserializeOwned, L>(
+    job: &Job,
+    part: &str,
+    limits: BTreeMap<String, L>,
+) -> Result<BTreeMap<String, Held<T, L>>> {
+    let read = |(name, limit): (String, L)| {
+        let found = read_json(job, &format!("{name}/{part}"))?;
+        Ok((name, Held { found, limit }))
+    };
+    limits.into_iter().map(read).collect()
 }
 
 fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {

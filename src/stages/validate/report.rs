@@ -52,22 +52,13 @@ fn is_default(limits: &StorageLimits) -> bool {
     *limits == StorageLimits::default()
 }
 
-/// What a bundle said in Genie.
+/// What a stage found, and what of it must be kept.
 #[derive(Serialize)]
-pub struct Generated {
+pub struct Held<T, L> {
     #[serde(flatten)]
-    pub generation: Generation,
+    pub found: T,
     #[serde(skip)]
-    pub limit: Option<usize>,
-}
-
-/// What some layers computed on the simulator.
-#[derive(Serialize)]
-pub struct LayersReport {
-    #[serde(flatten)]
-    pub computed: Computed,
-    #[serde(skip)]
-    pub limit: Option<f64>,
+    pub limit: L,
 }
 
 /// What bundles did on a device, or that there was none.
@@ -86,9 +77,9 @@ pub struct Found {
     pub sizes: BTreeMap<String, Size>,
     pub storage: BTreeMap<String, Storage>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub generated: BTreeMap<String, Generated>,
+    pub generated: BTreeMap<String, Held<Generation, Option<usize>>>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub layers: BTreeMap<String, LayersReport>,
+    pub layers: BTreeMap<String, Held<Computed, Option<f64>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_device: Option<OnDevice>,
 }
@@ -145,11 +136,11 @@ impl Report {
                 at_least(&mut checks, name, "SQNR of the worst tensor in dB", worst, limits.sqnr_db);
             }
         }
-        for (name, Generated { generation, limit }) in generated {
+        for (name, Held { found: generation, limit }) in generated {
             let limit = limit.map(|limit| limit as f64);
             at_least(&mut checks, name, "tokens in Genie as the reference's", generation.equal() as f64, limit);
         }
-        for (name, LayersReport { computed, limit }) in layers {
+        for (name, Held { found: computed, limit }) in layers {
             let worst = computed.shards.iter().map(ShardScore::worst_db).fold(f64::INFINITY, f64::min);
             at_least(&mut checks, name, "SQNR of the worst value in dB", worst.clamp(-999.0, 999.0), *limit);
         }
@@ -294,14 +285,14 @@ impl fmt::Display for Report {
                 writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
             }
         }
-        for (name, Generated { generation, .. }) in &self.found.generated {
+        for (name, Held { found: generation, .. }) in &self.found.generated {
             let (equal, all) = (generation.equal(), generation.expected.len());
             writeln!(f, "\n{name}: {equal} of {all} tokens in Genie as the reference's\n    {:?}", generation.text)?;
             if generation.tokens != generation.expected {
                 writeln!(f, "    {:?} was expected", generation.expected_text)?;
             }
         }
-        for (name, LayersReport { computed, .. }) in &self.found.layers {
+        for (name, Held { found: computed, .. }) in &self.found.layers {
             write!(
                 f,
                 "\n{name}: layers on the simulator, given what the graph gives them\n{}",
