@@ -25,6 +25,7 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
+use crate::model::shards::{End, Place, Shard};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
 
@@ -99,6 +100,7 @@ impl TypedStage for Generate {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (bundle, reference) = (inputs.one("bundle")?, inputs.one("reference")?);
         refuse_shared_weights(bundle)?;
+        refuse_ends_of_the_cpu(bundle)?;
         let greedy = reference.get("greedy.json").ok_or_else(|| {
             Problem::new("kiln::generate::no_prompt", "the reference continues no prompt")
                 .help("give the `reference` stage a `prompt`")
@@ -158,6 +160,20 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Genie is given token ids here, and draws tokens from logits.
+fn refuse_ends_of_the_cpu(bundle: &Manifest) -> Result<()> {
+    let binaries = bundle.parts.iter().filter(|(name, _)| is_binary(name.as_str()));
+    let facts = binaries.map(|(_, part)| part.facts.read::<ContextFacts>()).collect::<Result<Vec<_>>>()?;
+    let shards: Vec<Shard> = facts.iter().filter_map(ContextFacts::shard).collect();
+    let ends: Vec<&str> = Place::of(&shards).on_cpu().map(End::name).collect();
+    if ends.is_empty() {
+        return Ok(());
+    }
+    let what = format!("the bundle leaves {} to the CPU, and libGenie is fed token ids and draws from logits", ends.join(" and "));
+    Err(Problem::new("kiln::generate::place", what)
+        .help("leave `place` out of the `graph` stage, or hear what the model says by `score` with the `context-bin`"))
 }
 
 fn is_binary(name: &str) -> bool {

@@ -11,9 +11,9 @@
 //! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
 //! graphs. The binaries are handed on, not copied. Qualcomm's libraries are not part of a bundle.
 
+mod binaries;
 mod genie;
 mod readme;
-mod shards;
 
 use std::collections::BTreeMap;
 
@@ -28,8 +28,9 @@ use crate::model::facts::ModelFacts;
 use crate::model::ledger::Ledger;
 use crate::model::tokenizer::Tokenizer;
 
+use super::device::{CPU, ROLES, is_on_cpu};
 pub(super) use genie::{CONFIG, EXTENSIONS};
-use shards::{Shard, check_facts, check_graphs, shards};
+use binaries::{Binary, check_facts, check_graphs, known, place};
 
 const MODEL: &str = "model.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
@@ -140,8 +141,7 @@ impl TypedStage for Package {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (model, context) = (inputs.one("model")?, inputs.one("context")?);
-        let shards = shards(context)?;
-        check_facts(&shards)?;
+        check_facts(&known(context)?)?;
         let mut order = Order::new("", params);
         for name in [MODEL, TOKENIZER] {
             order = order.input(name, model.part(name)?);
@@ -156,6 +156,9 @@ impl TypedStage for Package {
             if ["model.bin", "info.json", "ledger.json"].contains(&name.rsplit('/').next().unwrap_or_default()) {
                 order = order.input(format!("context/{name}"), part);
             }
+            if is_on_cpu(name) {
+                order = order.input(name, part);
+            }
         }
         Ok(vec![order.demand(Demand { memory_bytes: MEMORY_BYTES, ..Demand::default() })])
     }
@@ -163,9 +166,9 @@ impl TypedStage for Package {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let model: ModelFacts = job.input(MODEL)?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
-        let shards = Shard::read_all(job)?;
-        let first = check_graphs(&shards, &model)?;
-        let binaries: Vec<String> = (1..=shards.len()).map(|at| binary(&params.name, at, shards.len())).collect();
+        let binaries = Binary::read_all(job)?;
+        let first = check_graphs(&binaries, &model)?;
+        let files: Vec<String> = (1..=binaries.len()).map(|at| file_name(&params.name, at, binaries.len())).collect();
 
         let bundle = genie::Bundle {
             params: &params,
@@ -173,23 +176,28 @@ impl TypedStage for Package {
             tokenizer: &tokenizer,
             soc: first.soc()?,
             context: first.context()?,
-            binaries: &binaries,
+            binaries: &files,
+            place: place(&binaries),
         };
         let mut texts = vec![
-            (CONFIG, pretty(&bundle.config()?)?),
             (EXTENSIONS, pretty(&bundle.extensions())?),
             (TOKENIZER, tokenizer.to_json()?),
             ("tokenizer_config.json", pretty(&bundle.tokenizer_config()?)?),
-            ("metadata.json", pretty(&metadata(job, &bundle, &shards)?)?),
+            ("metadata.json", pretty(&metadata(job, &bundle, &binaries)?)?),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
+        if bundle.is_for_genie() {
+            texts.push((CONFIG, pretty(&bundle.config()?)?));
+        }
         texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
 
         let mut outputs = Outputs::new();
         let mut sums = BTreeMap::new();
-        for (name, shard) in binaries.iter().zip(&shards) {
-            sums.insert(name.as_str(), sha256(job, &shard.input)?);
-            outputs.insert(PartName::new(name)?, job.pass(&shard.input)?);
+        let inputs = files.iter().map(String::as_str).zip(binaries.iter().map(|binary| binary.input.as_str()));
+        let on_cpu = job.inputs().map(|(name, _)| (name, name)).filter(|(name, _)| is_on_cpu(name));
+        for (name, input) in inputs.chain(on_cpu) {
+            sums.insert(name, sha256(job, input)?);
+            outputs.insert(PartName::new(name)?, job.pass(input)?);
         }
         for (name, text) in &texts {
             sums.insert(name, hex(&Sha256::digest(text.as_bytes())));
@@ -202,18 +210,18 @@ impl TypedStage for Package {
 }
 
 /// What binary `at` of `count` is called.
-fn binary(name: &str, at: usize, count: usize) -> String {
+fn file_name(name: &str, at: usize, count: usize) -> String {
     if count == 1 { format!("{name}.bin") } else { format!("{name}_part_{at}_of_{count}.bin") }
 }
 
 /// What the bundle is, for programs.
-fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value> {
-    let binary = |(name, shard): (&String, &Shard)| -> Result<Value> {
-        let digest = job.input(&shard.input)?.digest;
-        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": shard.graphs,
-            "build_id": shard.info.build_id, "weight_sharing": shard.facts.weight_sharing }))
+fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Value> {
+    let binary = |(name, binary): (&String, &Binary)| -> Result<Value> {
+        let digest = job.input(&binary.input)?.digest;
+        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": binary.graphs,
+            "build_id": binary.info.build_id, "weight_sharing": binary.facts.weight_sharing }))
     };
-    let binaries = bundle.binaries.iter().zip(shards).map(binary).collect::<Result<Vec<_>>>()?;
+    let binaries = bundle.binaries.iter().zip(binaries).map(binary).collect::<Result<Vec<_>>>()?;
     let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, _) in job.inputs().filter(|(name, _)| name.ends_with("ledger.json")) {
         let ledger: Ledger =
@@ -223,7 +231,7 @@ fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value
         }
     }
     let not_measured = "not measured";
-    Ok(json!({
+    let mut metadata = json!({
         "name": bundle.params.name,
         "soc": { "name": bundle.soc.name, "model": bundle.soc.model, "architecture": format!("v{}", bundle.soc.arch) },
         "model": bundle.model,
@@ -232,7 +240,13 @@ fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value
         "weights": weights,
         "device": { "time_to_first_token_ms": not_measured, "tokens_per_second": not_measured,
             "peak_memory_bytes": not_measured, "power_w": not_measured },
-    }))
+    });
+    for end in bundle.place.on_cpu() {
+        for role in ROLES {
+            metadata[CPU][end.name()][role] = json!(format!("{CPU}/{}.onnx", end.graph_stem(role)));
+        }
+    }
+    Ok(metadata)
 }
 
 /// How the weights of one source type are stored.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{Params, TOKENIZER};
 use crate::base::{Problem, Result};
 use crate::model::facts::ModelFacts;
+use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 
@@ -23,9 +24,16 @@ pub struct Bundle<'a> {
     pub context: u32,
     /// The names of the context binaries, in order.
     pub binaries: &'a [String],
+    /// What computes the ends of the model.
+    pub place: Place,
 }
 
 impl Bundle<'_> {
+    /// Whether Genie can run it: it draws tokens from what the last binary gives, and runs nothing behind it.
+    pub fn is_for_genie(&self) -> bool {
+        self.place.head == Processor::Npu
+    }
+
     /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
     pub fn config(&self) -> Result<Value> {
         let Bundle { params, model, tokenizer, .. } = self;

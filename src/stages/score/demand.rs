@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::action::{Demand, Isolation, Manifest};
+use crate::action::{Demand, Isolation, Manifest, Part};
 use crate::base::Result;
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
+use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
+use crate::stages::device::{CPU, binaries};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
@@ -22,8 +23,31 @@ struct Layer {
 /// codes become values and these are transposed; the values of a layer, the caches and the logits of one window; and for
 /// each weight of that layer what the caller holds.
 pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
+    let weights = largest(graph.under("weights"), held)?;
+    let values = of_values(graph, &graph.part("prefill.onnx")?.facts.read()?)?;
+    let memory_bytes = weights.saturating_add(values).saturating_add(OWN_BYTES);
+    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+}
+
+/// The same of what `context` leaves to the CPU.
+pub fn of_ends(context: &Manifest) -> Result<u64> {
+    let weights = largest(context.under(&format!("{CPU}/weights")), |_, _| 0)?;
+    let mut values = 0;
+    for (_, binary) in binaries(context)? {
+        for graph in binary.facts.read::<ContextFacts>()?.graphs.values() {
+            values = of_values(context, graph)?.max(values);
+        }
+    }
+    Ok(weights.saturating_add(values).saturating_add(OWN_BYTES))
+}
+
+/// What the largest layer takes of those that `weights` belong to.
+fn largest<'a>(
+    weights: impl Iterator<Item = (&'a str, &'a Part)>,
+    held: impl Fn(&str, &WeightFacts) -> u64,
+) -> Result<u64> {
     let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
-    for (name, part) in graph.under("weights") {
+    for (name, part) in weights {
         let tensor = blob_owner(name);
         let layer = layers.entry(in_layer(tensor).map_or(tensor, |(number, _)| number)).or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
@@ -36,16 +60,14 @@ pub fn of_layers(graph: &Manifest, held: impl Fn(&str, &WeightFacts) -> u64) -> 
         }
     }
     let bytes = |layer: &Layer| layer.bytes.saturating_add(layer.largest.saturating_mul(8));
-    let weights = layers.values().map(bytes).max().unwrap_or(0);
-    let memory_bytes = weights.saturating_add(of_values(graph)?).saturating_add(OWN_BYTES);
-    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+    Ok(layers.values().map(bytes).max().unwrap_or(0))
 }
 
 /// The values of one window: logits twice, the scores of a layer in four forms, eight values as wide as its feed-forward
 /// layer, and the caches of all layers.
-fn of_values(graph: &Manifest) -> Result<u64> {
-    let model: ModelFacts = graph.part("model.json")?.facts.read()?;
-    let GraphFacts { tokens, context, .. } = graph.part("prefill.onnx")?.facts.read()?;
+fn of_values(described: &Manifest, graph: &GraphFacts) -> Result<u64> {
+    let model: ModelFacts = described.part("model.json")?.facts.read()?;
+    let GraphFacts { tokens, context, .. } = *graph;
     let [vocab, heads, ffn, blocks] = [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
     let [kv_heads, head_dim, tokens, context] = [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
     let product = |factors: &[u64]| factors.iter().fold(4u64, |product, factor| product.saturating_mul(*factor));
