@@ -180,15 +180,13 @@ impl TypedStage for Package {
             place: place(&binaries),
         };
         let mut texts = vec![
+            (CONFIG, pretty(&bundle.config()?)?),
             (EXTENSIONS, pretty(&bundle.extensions())?),
             (TOKENIZER, tokenizer.to_json()?),
             ("tokenizer_config.json", pretty(&bundle.tokenizer_config()?)?),
             ("metadata.json", pretty(&metadata(job, &bundle, &binaries)?)?),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
-        if bundle.is_for_genie() {
-            texts.push((CONFIG, pretty(&bundle.config()?)?));
-        }
         texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
 
         let mut outputs = Outputs::new();

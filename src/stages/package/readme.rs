@@ -35,8 +35,8 @@ fn files(bundle: &Bundle) -> String {
         End::Head => ("cpu/prefill-head.onnx`, `cpu/decode-head.onnx", "the head, for the CPU"),
     });
     let weights = bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
-    let config = ("genie_config.json", "the dialog: context, sampler, tokenizer, binaries");
     let others = [
+        ("genie_config.json", "the dialog: context, sampler, tokenizer, binaries"),
         ("htp_backend_ext_config.json", "settings of the HTP backend"),
         ("tokenizer.json", "the model's own tokenizer"),
         (
@@ -49,8 +49,7 @@ fn files(bundle: &Bundle) -> String {
         ("metadata.json", "what each graph takes and gives, digests, what is known of the weights"),
         ("SHA256SUMS", "`sha256sum --check SHA256SUMS`"),
     ];
-    let rows = binaries.chain(ends).chain(weights).chain(bundle.is_for_genie().then_some(config));
-    rows.chain(others).chain(prompt).chain(last).map(row).collect()
+    binaries.chain(ends).chain(weights).chain(others).chain(prompt).chain(last).map(row).collect()
 }
 
 /// What is the host's work, and what Genie makes of that.
@@ -72,8 +71,8 @@ fn on_cpu(bundle: &Bundle) -> String {
     };
     let genie = match place.head {
         Processor::Cpu => {
-            "Genie draws tokens from the logits of the last binary, and this bundle's gives none: it is for another host than Genie, and\n\
-             has no `genie_config.json`. No such host was tried on a phone."
+            "Genie draws tokens from the logits of the last binary, and this bundle's gives none: it is for another host than Genie, which\n\
+             may read context, tokens and binaries from `genie_config.json` all the same. No such host was tried on a phone."
         }
         Processor::Npu => {
             "Genie does not look up rows by itself: it takes a prompt's by `GenieDialog_embeddingQuery`, with a function that gives the\n\
