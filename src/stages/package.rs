@@ -6,6 +6,7 @@
 //! | `context` | | the context binary, or its shards |
 //! | `name` | `"model"` | what the binaries are called, and the folder on the phone |
 //! | `prompt` | none | a text for the device commands of README.md, special tokens spelled out |
+//! | `embedding_table` | `false` | whether the rows of all tokens are written as one table, for Genie to look up where the embedding is the CPU's |
 //! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
 //!
 //! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
@@ -14,6 +15,7 @@
 mod binaries;
 mod genie;
 mod readme;
+mod table;
 
 use std::collections::BTreeMap;
 
@@ -26,6 +28,7 @@ use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ModelFacts;
 use crate::model::ledger::Ledger;
+use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
 use super::device::{CPU, ROLES, is_on_cpu};
@@ -36,6 +39,8 @@ const MODEL: &str = "model.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const PROMPT: &str = "prompt.txt";
 pub(super) const SUMS: &str = "SHA256SUMS";
+/// What the name of the table of rows ends with; `.bin`, as all that Genie maps on a phone.
+pub(super) const TABLE: &str = "_embedding.bin";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;
@@ -57,6 +62,9 @@ pub struct Params {
     /// A text for the device commands of README.md, special tokens spelled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
+    /// Also write the rows of all tokens as one table, for Genie to look up where the embedding is the CPU's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    embedding_table: bool,
     /// Logits are divided by it before a token is drawn.
     #[serde(default = "default_temp")]
     #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
@@ -76,6 +84,10 @@ pub struct Params {
 
 fn default_name() -> String {
     "model".into()
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_temp() -> f64 {
@@ -109,7 +121,7 @@ impl TypedStage for Package {
             InputSpec { name: "model", accepts: &["model"], required: true, many: false },
             InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
         ],
-        params: &["name", "prompt", "temp", "top_k", "top_p", "seed"],
+        params: &["name", "prompt", "embedding_table", "temp", "top_k", "top_p", "seed"],
         keyed: &[],
         reaches_outside: false,
     };
@@ -141,7 +153,12 @@ impl TypedStage for Package {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (model, context) = (inputs.one("model")?, inputs.one("context")?);
-        check_facts(&known(context)?)?;
+        let binaries = known(context)?;
+        check_facts(&binaries)?;
+        if params.embedding_table && place(binaries.iter().map(|(_, facts)| facts)).embedding == Processor::Npu {
+            return Err(Problem::new("kiln::package::table", "a table would be of no use: the chip has the embedding")
+                .help("`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` here"));
+        }
         let mut order = Order::new("", params);
         for name in [MODEL, TOKENIZER] {
             order = order.input(name, model.part(name)?);
@@ -177,7 +194,8 @@ impl TypedStage for Package {
             soc: first.soc()?,
             context: first.context()?,
             binaries: &files,
-            place: place(&binaries),
+            place: place(binaries.iter().map(|binary| &binary.facts)),
+            table: params.embedding_table.then(|| format!("{}{TABLE}", params.name)),
         };
         let mut texts = vec![
             (CONFIG, pretty(&bundle.config()?)?),
@@ -196,6 +214,11 @@ impl TypedStage for Package {
         for (name, input) in inputs.chain(on_cpu) {
             sums.insert(name, sha256(job, input)?);
             outputs.insert(PartName::new(name)?, job.pass(input)?);
+        }
+        if let Some(name) = &bundle.table {
+            let table = table::write(job)?;
+            sums.insert(name, hex(&table.sha256));
+            outputs.insert(PartName::new(name)?, table.part);
         }
         for (name, text) in &texts {
             sums.insert(name, hex(&Sha256::digest(text.as_bytes())));

@@ -120,7 +120,7 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
     let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };
-    let place = place(binaries);
+    let place = place(binaries.iter().map(|binary| &binary.facts));
     for binary in binaries {
         let soc = binary.soc()?;
         if binary.info.soc_model != soc.model {
@@ -154,9 +154,9 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
     Ok(first)
 }
 
-/// What computes the ends of the model of `binaries`.
-pub fn place(binaries: &[Binary]) -> Place {
-    Place::of(&binaries.iter().filter_map(|binary| binary.facts.shard()).collect::<Vec<_>>())
+/// What computes the ends of the model that is compiled in `binaries`.
+pub fn place<'a>(binaries: impl Iterator<Item = &'a ContextFacts>) -> Place {
+    Place::of(&binaries.filter_map(ContextFacts::shard).collect::<Vec<_>>())
 }
 
 impl Binary {

@@ -26,6 +26,8 @@ pub struct Bundle<'a> {
     pub binaries: &'a [String],
     /// What computes the ends of the model.
     pub place: Place,
+    /// The name of the table of rows, if there is one.
+    pub table: Option<String>,
 }
 
 impl Bundle<'_> {
@@ -49,7 +51,7 @@ impl Bundle<'_> {
         let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
         let theta = f64::from(model.rope_freq_base);
         let theta = if theta.fract() == 0.0 && theta < 1e15 { json!(theta as u64) } else { json!(theta) };
-        Ok(json!({
+        let mut config = json!({
             "dialog": {
                 "version": 1,
                 "type": "basic",
@@ -85,7 +87,14 @@ impl Bundle<'_> {
                     },
                 },
             },
-        }))
+        });
+        if let Some(table) = &self.table {
+            let embedding = json!({
+                "version": 1, "type": "lut", "lut-path": table, "size": model.hidden, "datatype": "native",
+            });
+            config["dialog"]["embedding"] = embedding;
+        }
+        Ok(config)
     }
 
     /// `htp_backend_ext_config.json`.

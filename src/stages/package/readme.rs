@@ -34,6 +34,7 @@ fn files(bundle: &Bundle) -> String {
         End::Embedding => ("cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx", "the embedding, for the CPU"),
         End::Head => ("cpu/prefill-head.onnx`, `cpu/decode-head.onnx", "the head, for the CPU"),
     });
+    let table = bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in halves, for Genie to look up"));
     let weights = bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
     let others = [
         ("genie_config.json", "the dialog: context, sampler, tokenizer, binaries"),
@@ -49,7 +50,7 @@ fn files(bundle: &Bundle) -> String {
         ("metadata.json", "what each graph takes and gives, digests, what is known of the weights"),
         ("SHA256SUMS", "`sha256sum --check SHA256SUMS`"),
     ];
-    binaries.chain(ends).chain(weights).chain(others).chain(prompt).chain(last).map(row).collect()
+    binaries.chain(table).chain(ends).chain(weights).chain(others).chain(prompt).chain(last).map(row).collect()
 }
 
 /// What is the host's work, and what Genie makes of that.
@@ -69,14 +70,15 @@ fn on_cpu(bundle: &Bundle) -> String {
             format!("| head | `output_norm` f32 [1, 1, T, {hidden}] | `logits` f32 [1, 1, T, {vocab}] |\n")
         }
     };
-    let genie = match place.head {
-        Processor::Cpu => {
+    let genie = match (place.head, &bundle.table) {
+        (Processor::Cpu, _) => {
             "Genie draws tokens from the logits of the last binary, and this bundle's gives none: it is for another host than Genie, which\n\
              may read context, tokens and binaries from `genie_config.json` all the same. No such host was tried on a phone."
         }
-        Processor::Npu => {
-            "Genie does not look up rows by itself: it takes a prompt's by `GenieDialog_embeddingQuery`, with a function that gives the\n\
-             rows of the tokens that it draws."
+        (Processor::Npu, Some(_)) => "Genie does it by itself: it looks the rows up in the table that `genie_config.json` names.",
+        (Processor::Npu, None) => {
+            "Genie runs no ONNX graphs. It takes a prompt's rows by `GenieDialog_embeddingQuery`, with a function that gives the rows of the\n\
+             tokens that it draws; or it looks them up in a table, which `embedding_table = true` in the `package` stage adds."
         }
     };
     format!(
@@ -113,18 +115,19 @@ fn on_a_phone(bundle: &Bundle, build: &str) -> String {
     let Bundle { params, soc, .. } = bundle;
     let (name, arch) = (&params.name, soc.arch);
     let version = build.trim_start_matches('v').split('.').take(2).collect::<Vec<_>>().join(".");
-    let ask = match (bundle.place.embedding, &params.prompt) {
-        (Processor::Cpu, _) => "-e PROMPT_ROWS -t ALL_ROWS",
-        (Processor::Npu, Some(_)) => "--prompt_file prompt.txt",
-        (Processor::Npu, None) => "-p 'What is gravity?'",
+    let feeds_ids = bundle.place.embedding == Processor::Npu || bundle.table.is_some();
+    let ask = match &params.prompt {
+        _ if !feeds_ids => "-e PROMPT_ROWS -t ALL_ROWS",
+        Some(_) => "--prompt_file prompt.txt",
+        None => "-p 'What is gravity?'",
     };
-    let template = match (bundle.place.embedding, &params.prompt, bundle.tokenizer.chat_template()) {
-        (Processor::Cpu, ..) => {
+    let template = match (&params.prompt, bundle.tokenizer.chat_template()) {
+        _ if !feeds_ids => {
             "PROMPT_ROWS and ALL_ROWS are files that you make with `cpu/prefill-embedding.onnx`: the rows of the prompt's tokens, and those of\n\
              all tokens of the vocabulary, in f32. This command was not tried."
         }
-        (_, Some(_), _) => "The prompt is `prompt.txt`: Genie feeds it as it is.",
-        (_, None, Some(_)) => {
+        (Some(_), _) => "The prompt is `prompt.txt`: Genie feeds it as it is.",
+        (None, Some(_)) => {
             "Genie feeds a prompt as it is. This model wants messages in the form of its chat template, which stands in\n\
              `tokenizer_config.json`."
         }
