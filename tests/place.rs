@@ -35,10 +35,13 @@ fn ends(road: &Road, graph: &Manifest) -> Vec<String> {
     let line = |file: &str| {
         let model = decode(&road.bytes(graph, file)).unwrap();
         let checked = Checked::new(&model).unwrap();
-        let shown = |name: &&str| !["past_", "position_", "attention_mask"].iter().any(|of_all| name.starts_with(of_all));
+        let shown =
+            |name: &&str| !["past_", "position_", "attention_mask"].iter().any(|of_all| name.starts_with(of_all));
         let value = |name: &str| format!("{name} {:?}", checked.types[name].dims);
-        let inputs: Vec<String> = checked.graph.input.iter().map(|v| v.name.as_str()).filter(shown).map(value).collect();
-        let outputs: Vec<String> = checked.graph.output.iter().map(|v| v.name.as_str()).filter(shown).map(value).collect();
+        let inputs: Vec<String> =
+            checked.graph.input.iter().map(|v| v.name.as_str()).filter(shown).map(value).collect();
+        let outputs: Vec<String> =
+            checked.graph.output.iter().map(|v| v.name.as_str()).filter(shown).map(value).collect();
         format!("{file} {}: {} -> {}", checked.graph.name, inputs.join(", "), outputs.join(", "))
     };
     names(graph).into_iter().filter(|name| name.starts_with("prefill")).map(line).collect()
@@ -173,7 +176,10 @@ fn a_tweak_of_the_cpus_head_compiles_nothing() {
         };
         assert_eq!(anew(both()), npu[..1], "{head}: the ledger, and what the CPU reads");
         let on_npu = anew(json!({}));
-        assert!(on_npu.contains(&npu[2].to_string()) && on_npu.contains(&"proof/f16".to_string()), "{head}: {on_npu:?}");
+        assert!(
+            on_npu.contains(&npu[2].to_string()) && on_npu.contains(&"proof/f16".to_string()),
+            "{head}: {on_npu:?}"
+        );
     }
 }
 
@@ -228,7 +234,8 @@ fn context(road: &Road, model: &Manifest, place: &Value) -> Manifest {
             inputs.push(json!({"name": "inputs_embeds", "shape": [1, tokens, 64], "type": "f16"}));
         }
         if place.get("head").is_some() {
-            info["graphs"][at]["outputs"] = json!([{"name": "output_norm", "shape": [1, 1, tokens, 64], "type": "f16"}]);
+            info["graphs"][at]["outputs"] =
+                json!([{"name": "output_norm", "shape": [1, 1, tokens, 64], "type": "f16"}]);
         }
     }
     let mut parts: BTreeMap<PartName, Part> = BTreeMap::new();
@@ -266,7 +273,8 @@ fn a_bundle_says_what_is_the_cpus() {
     assert_eq!(own.collect::<Vec<_>>(), graphs.chain(weights).collect::<Vec<_>>());
 
     let metadata: Value = serde_json::from_slice(&road.bytes(&bundle, "metadata.json")).unwrap();
-    let of = |end: &str| json!({"prefill": format!("cpu/prefill-{end}.onnx"), "decode": format!("cpu/decode-{end}.onnx")});
+    let of =
+        |end: &str| json!({"prefill": format!("cpu/prefill-{end}.onnx"), "decode": format!("cpu/decode-{end}.onnx")});
     assert_eq!(metadata["cpu"], json!({"embedding": of("embedding"), "head": of("head")}));
     let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
     println!("{readme}");

@@ -95,7 +95,8 @@ fn chip_and_cpu_compute_the_whole_together() {
         let layers = road.run("layers", json!({}), &slots).unwrap();
         let layers: Value = serde_json::from_slice(&road.bytes(&layers, "layers.json")).unwrap();
         println!("{layers}");
-        for value in layers["shards"].as_array().unwrap().iter().flat_map(|shard| shard["values"].as_object().unwrap()) {
+        for value in layers["shards"].as_array().unwrap().iter().flat_map(|shard| shard["values"].as_object().unwrap())
+        {
             assert!(value.1["sqnr_db"].as_f64().is_none_or(|db| db > 50.0), "{value:?}");
         }
 
@@ -104,6 +105,27 @@ fn chip_and_cpu_compute_the_whole_together() {
         let slots = [("bundle", &bundle), ("reference", &reference)];
         assert_eq!(road.run("generate", json!({}), &slots).unwrap_err().code, "kiln::generate::place");
     }
+}
+
+/// libGenie looks the rows up itself, and says what the reference says.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn genie_looks_rows_up() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("qnn", &tools::qnn());
+    let model = road.inspect(&TinyGguf::qwen2().seed(60).write());
+    let params = json!({"windows": 1, "tokens": 8, "prompt": "<|im_start|>the dog and the fox\n is é", "greedy": 6});
+    let reference = road.run("reference", params, &[("model", &model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    // The rows are held times a power of two.
+    let params = json!({"prefill": 16, "context": 256, "place": {"embedding": "cpu"}, "residual_exponent": 2});
+    let context = compiled(&road, &road.graph(&model, "native", params));
+    let params = json!({"name": "tiny", "embedding_table": true});
+    let bundle = road.run("package", params, &[("model", &model), ("context", &context)]).unwrap();
+    assert_eq!(bundle.part("tiny_embedding.bin").unwrap().content.digest.size_bytes, 288 * 64 * 2);
+    let heard = road.run("generate", json!({}), &[("bundle", &bundle), ("reference", &reference)]).unwrap();
+    let said: Value = serde_json::from_slice(&road.bytes(&heard, "generation.json")).unwrap();
+    println!("{said}");
+    assert_eq!(said["tokens"], json!([48, 95, 48, 95, 142, 61]));
 }
 
 #[test]

@@ -146,10 +146,7 @@ impl Shard {
             of: count,
             first: before(part),
             end: before(part + 1),
-            place: Place {
-                embedding: beside(part == 0, place.embedding),
-                head: beside(part + 1 == count, place.head),
-            },
+            place: Place { embedding: beside(part == 0, place.embedding), head: beside(part + 1 == count, place.head) },
         };
         Ok((0..count).map(shard).collect())
     }

@@ -32,8 +32,8 @@ use crate::qnn::{
 };
 
 use super::device::{
-    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings, libraries, lowered, on_cpu,
-    pass_company, shards,
+    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings, libraries, lowered,
+    on_cpu, pass_company, shards,
 };
 use super::dlc::CONTAINER;
 

@@ -24,7 +24,9 @@ use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
-use super::device::{QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards, weight_elements};
+use super::device::{
+    QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards, weight_elements,
+};
 
 /// The part of a `context-bin` that is a DLC around it.
 pub(super) const CONTAINER: &str = "container";
@@ -136,8 +138,11 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
         return Ok(());
     }
     let ends = ends.join(" and ");
-    Err(Problem::new("kiln::dlc::place", format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"))
-        .help("leave `place` out of the `graph` stage, or wrap the finished context binary: slot `context`"))
+    Err(Problem::new(
+        "kiln::dlc::place",
+        format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
+    )
+    .help("leave `place` out of the `graph` stage, or wrap the finished context binary: slot `context`"))
 }
 
 fn refuse_blocks(graph: &Manifest) -> Result<()> {

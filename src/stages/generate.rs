@@ -21,7 +21,8 @@ use super::device::{QNN, libraries};
 use super::package::{CONFIG, EXTENSIONS, TABLE, TOKENIZER};
 use super::reference::Greedy;
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;

@@ -32,8 +32,8 @@ use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
 use super::device::{CPU, ROLES, is_on_cpu};
-pub(super) use genie::{CONFIG, EXTENSIONS};
 use binaries::{Binary, check_facts, check_graphs, known, place};
+pub(super) use genie::{CONFIG, EXTENSIONS};
 
 const MODEL: &str = "model.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";

@@ -34,8 +34,10 @@ fn files(bundle: &Bundle) -> String {
         End::Embedding => ("cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx", "the embedding, for the CPU"),
         End::Head => ("cpu/prefill-head.onnx`, `cpu/decode-head.onnx", "the head, for the CPU"),
     });
-    let table = bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in halves, for Genie to look up"));
-    let weights = bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
+    let table =
+        bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in halves, for Genie to look up"));
+    let weights =
+        bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
     let others = [
         ("genie_config.json", "the dialog: context, sampler, tokenizer, binaries"),
         ("htp_backend_ext_config.json", "settings of the HTP backend"),
@@ -75,7 +77,9 @@ fn on_cpu(bundle: &Bundle) -> String {
             "Genie draws tokens from the logits of the last binary, and this bundle's gives none: it is for another host than Genie, which\n\
              may read context, tokens and binaries from `genie_config.json` all the same. No such host was tried on a phone."
         }
-        (Processor::Npu, Some(_)) => "Genie does it by itself: it looks the rows up in the table that `genie_config.json` names.",
+        (Processor::Npu, Some(_)) => {
+            "Genie does it by itself: it looks the rows up in the table that `genie_config.json` names."
+        }
         (Processor::Npu, None) => {
             "Genie runs no ONNX graphs. It takes a prompt's rows by `GenieDialog_embeddingQuery`, with a function that gives the rows of the\n\
              tokens that it draws; or it looks them up in a table, which `embedding_table = true` in the `package` stage adds."

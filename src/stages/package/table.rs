@@ -1,5 +1,7 @@
 //! The rows of all tokens as one table of halves, which Genie looks up on the CPU.
 
+use std::io::Write;
+
 use half::f16;
 use sha2::{Digest as _, Sha256};
 
@@ -33,8 +35,11 @@ pub fn write(job: &Job) -> Result<Table> {
         weight.row(row, &mut values);
         bytes.extend(values.iter().flat_map(|value| f16::from_f32(value * gain).to_le_bytes()));
         if values.iter().any(|value| f16::from_f32(value * gain).is_infinite()) {
-            return Err(Problem::new("kiln::package::table", format!("row {row} of the embedding does not fit halves"))
-                .help("give the `graph` stage a `residual_exponent`"));
+            return Err(Problem::new(
+                "kiln::package::table",
+                format!("row {row} of the embedding does not fit halves"),
+            )
+            .help("give the `graph` stage a `residual_exponent`"));
         }
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;

@@ -255,8 +255,11 @@ impl Candidate {
 /// ONNX Runtime's library, whatever version its name carries.
 fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     let tool = inputs.tools.get("ort").ok_or_else(|| {
-        Problem::new("kiln::tool_missing", "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is not given")
-            .help("add it to [tools]: `ort = { pypi = \"onnxruntime==1.32.0\", sha256 = \"\" }`")
+        Problem::new(
+            "kiln::tool_missing",
+            "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is not given",
+        )
+        .help("add it to [tools]: `ort = { pypi = \"onnxruntime==1.32.0\", sha256 = \"\" }`")
     })?;
     let files = tool.parts.keys();
     let base = files.filter_map(|path| path.as_str().rsplit('/').next());

@@ -28,13 +28,7 @@ impl Split {
     }
 
     /// What the graph of `end` makes of `inputs`.
-    fn run_end(
-        &mut self,
-        end: End,
-        graph: Graph,
-        inputs: &BTreeMap<String, Tensor>,
-        wanted: &str,
-    ) -> Result<Vec<f32>> {
+    fn run_end(&mut self, end: End, graph: Graph, inputs: &BTreeMap<String, Tensor>, wanted: &str) -> Result<Vec<f32>> {
         let file = format!("{}.onnx", end.graph_stem(graph.role()));
         let found = self.cpu.run_file(&file, inputs, &[wanted.into()])?.remove(wanted);
         found.ok_or_else(|| Problem::new("kiln::score::graph", format!("{file} gives no `{wanted}`")))
@@ -63,7 +57,8 @@ impl Engine for Split {
             return self.npu.run(graph, &given, wanted);
         }
         let (name, logits) = (End::Head.value(), "logits");
-        let of_npu: Vec<String> = wanted.iter().filter(|wanted| *wanted != logits).cloned().chain([name.into()]).collect();
+        let of_npu: Vec<String> =
+            wanted.iter().filter(|wanted| *wanted != logits).cloned().chain([name.into()]).collect();
         let mut found = self.npu.run(graph, &given, &of_npu)?;
         let normal = Tensor::F32(vec![1, 1, tokens, self.hidden], found.remove(name).unwrap_or_default());
         let head = self.run_end(End::Head, graph, &[(name.to_string(), normal)].into(), logits)?;
