@@ -16,7 +16,6 @@ use support::contexts::{facts, info};
 use support::fetching::sha256;
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
-use support::tools;
 
 fn placed(place: Value, shards: u32) -> Value {
     json!({"prefill": 16, "context": 40, "shards": shards, "place": place})
