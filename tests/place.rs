@@ -254,17 +254,17 @@ fn context(road: &Road, model: &Manifest, place: &Value) -> Manifest {
     Manifest { parts }
 }
 
-fn package(road: &Road, place: Value) -> Result<Manifest> {
+fn package(road: &Road, place: Value, params: Value) -> Result<Manifest> {
     let model = road.inspect(&TinyGguf::llama().write());
     let context = context(road, &model, &place);
-    road.run("package", json!({"name": "tiny"}), &[("model", &model), ("context", &context)])
+    road.run("package", params, &[("model", &model), ("context", &context)])
 }
 
 #[test]
 fn a_bundle_says_what_is_the_cpus() {
     let home = tempfile::tempdir().unwrap();
     let road = Road::new(home.path());
-    let bundle = package(&road, both()).unwrap();
+    let bundle = package(&road, both(), json!({"name": "tiny"})).unwrap();
     let own = names(&bundle).into_iter().filter(|name| name.starts_with("cpu/"));
     let graphs = ["decode-embedding", "decode-head", "prefill-embedding", "prefill-head"];
     let graphs = graphs.iter().map(|graph| format!("cpu/{graph}.onnx"));
@@ -286,10 +286,29 @@ fn a_bundle_says_what_is_the_cpus() {
         assert!(sums.contains(&line), "{name} in {sums}");
     }
 
-    let bundle = package(&road, json!({"embedding": "cpu"})).unwrap();
+    let bundle = package(&road, json!({"embedding": "cpu"}), json!({"name": "tiny"})).unwrap();
     let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
     assert!(readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin`\n"), "{readme}");
     assert!(readme.contains("GenieDialog_embeddingQuery"), "{readme}");
+}
+
+#[test]
+fn a_table_holds_the_rows_of_all_tokens() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path());
+    let params = json!({"name": "tiny", "embedding_table": true});
+    let bundle = package(&road, json!({"embedding": "cpu"}), params.clone()).unwrap();
+    let model = road.inspect(&TinyGguf::llama().write());
+    let values = road.run("dequant", json!({"type": "f32"}), &[("model", &model)]).unwrap();
+    let table = road.bytes(&bundle, "tiny_embedding.bin");
+    assert!(table == road.bytes(&values, "token_embd.weight/values"));
+    let config: Value = serde_json::from_slice(&road.bytes(&bundle, "genie_config.json")).unwrap();
+    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
+    assert_eq!(config["dialog"]["embedding"], lookup);
+    let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
+    assert!(sums.contains(&format!("{}  tiny_embedding.bin\n", sha256(&table))), "{sums}");
+    let problem = package(&road, json!({"head": "cpu"}), params).unwrap_err();
+    assert_eq!(problem.code, "kiln::package::table");
 }
 
 #[test]

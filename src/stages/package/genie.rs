@@ -88,10 +88,13 @@ impl Bundle<'_> {
                 },
             },
         });
-        if let Some(table) = &self.table {
-            let embedding = json!({
-                "version": 1, "type": "lut", "lut-path": table, "size": model.hidden, "datatype": "native",
-            });
+        if self.place.embedding == Processor::Cpu {
+            // Of libGenie's types it is this one that a graph of halves was seen to take out of a table.
+            let mut embedding = json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
+            if let Some(table) = &self.table {
+                embedding["type"] = json!("lut");
+                embedding["lut-path"] = json!(table);
+            }
             config["dialog"]["embedding"] = embedding;
         }
         Ok(config)

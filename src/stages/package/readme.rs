@@ -35,7 +35,7 @@ fn files(bundle: &Bundle) -> String {
         End::Head => ("cpu/prefill-head.onnx`, `cpu/decode-head.onnx", "the head, for the CPU"),
     });
     let table =
-        bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in halves, for Genie to look up"));
+        bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in f32, for Genie to look up"));
     let weights =
         bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
     let others = [
@@ -78,11 +78,11 @@ fn on_cpu(bundle: &Bundle) -> String {
              may read context, tokens and binaries from `genie_config.json` all the same. No such host was tried on a phone."
         }
         (Processor::Npu, Some(_)) => {
-            "Genie does it by itself: it looks the rows up in the table that `genie_config.json` names."
+            "Genie does it by itself: it looks the rows up in the table that `genie_config.json` names, and runs no ONNX graph."
         }
         (Processor::Npu, None) => {
-            "Genie runs no ONNX graphs. It takes a prompt's rows by `GenieDialog_embeddingQuery`, with a function that gives the rows of the\n\
-             tokens that it draws; or it looks them up in a table, which `embedding_table = true` in the `package` stage adds."
+            "Genie runs no ONNX graph. It takes a prompt's rows in f32 by `GenieDialog_embeddingQuery`, with a function that gives the rows of\n\
+             the tokens that it draws; or it looks them up in a table, which `embedding_table = true` in the `package` stage adds."
         }
     };
     format!(

@@ -1,8 +1,7 @@
-//! The rows of all tokens as one table of halves, which Genie looks up on the CPU.
+//! The rows of all tokens as one table in f32, which Genie looks up on the CPU and turns into what the graph takes.
 
 use std::io::Write;
 
-use half::f16;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Job, Part};
@@ -33,14 +32,7 @@ pub fn write(job: &Job) -> Result<Table> {
     let (mut sink, mut hasher) = (job.create()?, Sha256::new());
     for row in 0..weight.rows {
         weight.row(row, &mut values);
-        bytes.extend(values.iter().flat_map(|value| f16::from_f32(value * gain).to_le_bytes()));
-        if values.iter().any(|value| f16::from_f32(value * gain).is_infinite()) {
-            return Err(Problem::new(
-                "kiln::package::table",
-                format!("row {row} of the embedding does not fit halves"),
-            )
-            .help("give the `graph` stage a `residual_exponent`"));
-        }
+        bytes.extend(values.iter().flat_map(|value| (value * gain).to_le_bytes()));
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;
             job.progress(row as u64 + 1, weight.rows as u64, "rows");
@@ -50,7 +42,7 @@ pub fn write(job: &Job) -> Result<Table> {
             weight.leave();
         }
     }
-    let facts = WeightFacts { shape: facts.shape, element: Element::F16, block: None, error: None };
+    let facts = WeightFacts { shape: facts.shape, element: Element::F32, block: None, error: None };
     let part = Part { content: sink.finish()?, facts: CanonJson::of(&facts)? };
     Ok(Table { part, sha256: hasher.finalize().into() })
 }
