@@ -303,7 +303,8 @@ fn a_table_holds_the_rows_of_all_tokens() {
     let table = road.bytes(&bundle, "tiny_embedding.bin");
     assert!(table == road.bytes(&values, "token_embd.weight/values"));
     let config: Value = serde_json::from_slice(&road.bytes(&bundle, "genie_config.json")).unwrap();
-    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
+    let lookup =
+        json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
     assert_eq!(config["dialog"]["embedding"], lookup);
     let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
     assert!(sums.contains(&format!("{}  tiny_embedding.bin\n", sha256(&table))), "{sums}");

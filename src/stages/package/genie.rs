@@ -90,7 +90,8 @@ impl Bundle<'_> {
         });
         if self.place.embedding == Processor::Cpu {
             // Of libGenie's types it is this one that a graph of halves was seen to take out of a table.
-            let mut embedding = json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
+            let mut embedding =
+                json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
             if let Some(table) = &self.table {
                 embedding["type"] = json!("lut");
                 embedding["lut-path"] = json!(table);

@@ -34,8 +34,7 @@ fn files(bundle: &Bundle) -> String {
         End::Embedding => ("cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx", "the embedding, for the CPU"),
         End::Head => ("cpu/prefill-head.onnx`, `cpu/decode-head.onnx", "the head, for the CPU"),
     });
-    let table =
-        bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in f32, for Genie to look up"));
+    let table = bundle.table.iter().map(|file| (file.as_str(), "the rows of all tokens in f32, for Genie to look up"));
     let weights =
         bundle.place.on_cpu().next().map(|_| ("cpu/weights/", "the weights of those graphs (ONNX external data)"));
     let others = [
