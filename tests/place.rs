@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use kiln::action::{Inputs, Manifest, Part, PartName};
 use kiln::base::{Problem, Result};
@@ -14,6 +15,7 @@ use kiln::stages;
 use serde_json::{Value, json};
 use support::contexts::{facts, info};
 use support::fetching::sha256;
+use support::peers::{python, said};
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
 
@@ -290,6 +292,31 @@ fn a_bundle_says_what_is_the_cpus() {
     let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
     assert!(readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin`\n"), "{readme}");
     assert!(readme.contains("GenieDialog_embeddingQuery"), "{readme}");
+}
+
+/// The files of a bundle under their names: their sums are right, and ONNX Runtime finds the weights of what is the CPU's.
+#[test]
+#[ignore = "needs a package index"]
+fn what_is_the_cpus_runs_where_it_lies() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path());
+    let bundle = package(&road, both(), json!({"embedding_table": true})).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    for name in names(&bundle) {
+        let path = out.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, road.bytes(&bundle, name)).unwrap();
+    }
+    println!("{}", said(Command::new("sha256sum").args(["--check", "SHA256SUMS"]).current_dir(out.path())));
+    // The table has the rows that the graph gives.
+    let script = "import numpy, onnxruntime
+run = lambda file, feeds: onnxruntime.InferenceSession(f'cpu/{file}.onnx').run(None, feeds)[0]
+table = numpy.fromfile('model_embedding.bin', numpy.float32).reshape(288, 64)
+rows = run('prefill-embedding', {'input_ids': numpy.arange(16, dtype=numpy.int32)[None]})
+assert (rows[0] == table[:16]).all()
+logits = run('decode-head', {'output_norm': table[7][None, None, None]})
+assert numpy.allclose(logits[0, 0, 0], table @ table[7], atol=1e-5)";
+    said(python().args(["-c", script]).current_dir(out.path()));
 }
 
 #[test]

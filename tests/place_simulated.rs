@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -155,16 +156,49 @@ fn codes_pass_between_chip_and_cpu() {
     let calibration = json!({"windows": 2});
     let calibration =
         road.run("calibrate", calibration, &[("model", &model), ("graph", &float), ("text", &text)]).unwrap();
+    let slots = [weighed[0], weighed[1], ("calibration", &calibration)];
     let mut params = placed(both(), 1);
     params["activations"] = json!("u16");
     params["kv"] = json!("u16");
-    params["sqnr_db"] = json!(40);
-    let slots = [weighed[0], weighed[1], ("calibration", &calibration)];
     let context = compiled(&road, &road.run("graph", params, &slots).unwrap());
     let info: Value = serde_json::from_slice(&road.bytes(&context, "1-of-1/info.json")).unwrap();
-    println!("{info}");
+    let types = |ends: &str| -> BTreeMap<String, String> {
+        let tensor = |tensor: &Value| Some((tensor["name"].as_str()?.into(), tensor["type"].as_str()?.into()));
+        info["graphs"][0][ends].as_array().unwrap().iter().filter_map(tensor).collect()
+    };
+    // Rows join the residual stream, which stays float.
+    assert_eq!((&*types("inputs")["inputs_embeds"], &*types("outputs")["output_norm"]), ("f16", "ufixed16"));
     let score = road.run("score", json!({}), &[("reference", &reference), ("context", &context)]).unwrap();
     let limits = json!({"limits": {"scores": {"ppl_ratio": 2e-2, "kld": 1e-2}}});
     let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
     println!("{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
+}
+
+/// SmolLM2-135M-Instruct: `cargo test --release --test place_simulated big_ -- --ignored --nocapture`.
+#[test]
+#[ignore = "needs the QNN libraries, ONNX Runtime, SmolLM2 and minutes"]
+fn big_smollm2_between_chip_and_cpu() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("qnn", &tools::qnn()).tool("ort", &tools::onnxruntime());
+    let model = road.inspect(&fs::read(tools::smollm2()).unwrap());
+    let text = road.file(include_bytes!("../plans/data/eval.txt"));
+    let prompt = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n";
+    let params = json!({"windows": 1, "tokens": 64, "prompt": prompt, "greedy": 8});
+    let reference = road.run("reference", params, &[("model", &model), ("text", &text)]).unwrap();
+    let graph = |place| road.graph(&model, "native", json!({"prefill": 64, "context": 192, "place": place}));
+    let [whole, rows_only, between] =
+        [json!({}), json!({"embedding": "cpu"}), both()].map(|place| compiled(&road, &graph(place)));
+    println!("{} bytes, {} without the embedding", binary_bytes(&whole), binary_bytes(&rows_only));
+    println!("{} bytes without embedding and head", binary_bytes(&between));
+    let score = road.run("score", json!({}), &[("reference", &reference), ("context", &between)]).unwrap();
+    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-2, "kld": 1e-3, "same_top": 0.98, "greedy": 8}}});
+    let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
+    println!("{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
+
+    let params = json!({"name": "smollm2", "embedding_table": true});
+    let bundle = road.run("package", params, &[("model", &model), ("context", &rows_only)]).unwrap();
+    let heard = road.run("generate", json!({}), &[("bundle", &bundle), ("reference", &reference)]).unwrap();
+    let said: Value = serde_json::from_slice(&road.bytes(&heard, "generation.json")).unwrap();
+    println!("{said}");
+    assert_eq!(said["tokens"], said["expected"]);
 }

@@ -72,7 +72,7 @@ pub(super) fn decoder(
     grids: &BTreeMap<String, Grid>,
 ) -> ModelProto {
     let graph = match profile.piece {
-        Piece::Layers(_) => Builder::rounding(grids_by_end(grids)),
+        Piece::Layers(_) => Builder::rounding(grids.clone()),
         // The CPU gives floats; who takes them rounds them.
         Piece::End(_) => Builder::default(),
     };
@@ -82,12 +82,6 @@ pub(super) fn decoder(
         Piece::End(end) => decoder.end(end),
     }
     decoder.graph.finish(&profile.name)
-}
-
-/// The grids of values, also under the names that they have at the ends of a graph.
-fn grids_by_end(grids: &BTreeMap<String, Grid>) -> BTreeMap<String, Grid> {
-    let rows = grids.get(ROWS).map(|grid| (End::Embedding.value().to_string(), *grid));
-    grids.iter().map(|(name, grid)| (name.clone(), *grid)).chain(rows).collect()
 }
 
 struct Decoder<'a> {
