@@ -144,7 +144,7 @@ fn what_does_not_fit_is_refused() {
         ),
         (
             refused(|_, info| info["graphs"][0]["outputs"][0]["shape"] = json!([1, 1, 16, 287])),
-            "logits are [1, 1, 16, 287], the vocabulary is 288",
+            "`logits` of `prompt_ar16_cl40_1_of_1` is [1, 1, 16, 287]; 288 was expected",
         ),
         (
             refused(|_, info| drop(info["graphs"].as_array_mut().unwrap().remove(0))),

@@ -33,6 +33,9 @@ pub struct StageSpec {
 /// In [`InputSpec::accepts`]: whatever a stage gives.
 pub const ANY: ArtifactKind = "*";
 
+/// Behind the name of a tool: it is loaded only if the plan has it, and the inputs ask for it.
+pub const MAY_BE: char = '?';
+
 /// One input slot.
 #[derive(Clone, Debug)]
 pub struct InputSpec {
@@ -161,7 +164,7 @@ pub trait Stage: Send + Sync {
     }
 
     /// All that is wrong with `params` (the stage's table without input slots and what every stage may have), and
-    /// the names of the tools that a stage with these parameters and these filled slots needs.
+    /// the names of the tools that a stage with these parameters and these filled slots needs, or [may](MAY_BE) need.
     fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
     /// The files and folders of this machine that a stage with these parameters reads as they are. The engine gives their

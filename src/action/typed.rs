@@ -27,7 +27,7 @@ pub trait TypedStage: Send + Sync + 'static {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and slots loads.
+    /// The tools that a stage with these parameters and slots loads, or [may](super::MAY_BE) load.
     fn tools(_params: &Self::Params, _slots: &[&str]) -> Vec<&'static str> {
         vec![]
     }

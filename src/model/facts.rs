@@ -169,3 +169,10 @@ pub struct ContextFacts {
     /// Its graphs by role: `prefill`, `decode`.
     pub graphs: std::collections::BTreeMap<String, GraphFacts>,
 }
+
+impl ContextFacts {
+    /// What it computes of the model, if not all.
+    pub fn shard(&self) -> Option<Shard> {
+        self.graphs.values().find_map(|graph| graph.shard)
+    }
+}

@@ -1,11 +1,97 @@
-//! Where a decoder is cut: into shards of whole layers, each a graph of its own.
+//! Where a decoder is cut: into shards of whole layers, each a graph of its own, and ends that may run on the CPU.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{ModelFacts, in_layer};
 use crate::base::{Problem, Result};
 
-/// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head.
+/// What computes a piece of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Processor {
+    /// The chip that context binaries are for.
+    #[default]
+    Npu,
+    /// The host's own.
+    Cpu,
+}
+
+/// What computes the ends of a decoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a table with `embedding`, `head` or both")]
+pub struct Place {
+    /// The rows of the tokens.
+    #[serde(skip_serializing_if = "is_default")]
+    pub embedding: Processor,
+    /// The logits, of the normalized residual stream.
+    #[serde(skip_serializing_if = "is_default")]
+    pub head: Processor,
+}
+
+/// An end of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Token ids in, their rows out.
+    Embedding,
+    /// The normalized residual stream in, logits out.
+    Head,
+}
+
+/// The rows of the tokens, as the whole graph calls them.
+pub const ROWS: &str = "token_embd.rows";
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Place {
+    /// The ends that are the CPU's.
+    pub fn on_cpu(self) -> impl Iterator<Item = End> {
+        let ends = [(self.embedding, End::Embedding), (self.head, End::Head)];
+        ends.into_iter().filter_map(|(processor, end)| (processor == Processor::Cpu).then_some(end))
+    }
+
+    /// That of the model that `shards` make up.
+    pub fn of(shards: &[Shard]) -> Self {
+        let latest = |of: fn(&Shard) -> Processor| shards.iter().map(of).max().unwrap_or_default();
+        Place { embedding: latest(|shard| shard.place.embedding), head: latest(|shard| shard.place.head) }
+    }
+}
+
+impl End {
+    /// As a plan calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            End::Embedding => "embedding",
+            End::Head => "head",
+        }
+    }
+
+    /// What passes between it and the layers, if it is not in one graph with them. Genie asks for the first of these names.
+    pub fn value(self) -> &'static str {
+        match self {
+            End::Embedding => "inputs_embeds",
+            End::Head => "output_norm",
+        }
+    }
+
+    /// Whether it computes with the tensor `name` of `model`.
+    pub fn reads(self, name: &str, model: &ModelFacts) -> bool {
+        let is_table = name.starts_with("token_embd.");
+        match self {
+            End::Embedding => is_table,
+            End::Head => name.starts_with("output.") || is_table && model.tied_embeddings,
+        }
+    }
+
+    /// What the file of its graph `role` is called, but for the ending: `prefill-head`.
+    pub fn graph_stem(self, role: &str) -> String {
+        format!("{role}-{}", self.name())
+    }
+}
+
+/// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head, unless these are the CPU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Which of the shards it is, from 1.
@@ -16,6 +102,9 @@ pub struct Shard {
     pub first: u32,
     /// The layer after its last.
     pub end: u32,
+    /// What computes the ends of the model that are beside its layers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub place: Place,
 }
 
 /// How long an embedding and a head take to compile, beside as many weights of a layer: a table is only copied, 8-bit blocks take
@@ -26,12 +115,12 @@ const HEAD: f64 = 1.2;
 impl Shard {
     /// All of `model`.
     pub fn whole(model: &ModelFacts) -> Self {
-        Shard { part: 1, of: 1, first: 0, end: model.block_count }
+        Shard { part: 1, of: 1, first: 0, end: model.block_count, place: Place::default() }
     }
 
-    /// `model` in so many shards that take about as long to compile. Where they are cut depends on the shapes of the weights alone: a
-    /// layer that is held in another way stays in its shard. Refused: more shards than layers.
-    pub fn cut(model: &ModelFacts, count: u32) -> Result<Vec<Self>> {
+    /// `model` in so many shards that take about as long to compile, without what is the CPU's. Where they are cut depends on the
+    /// shapes of the weights alone: a layer that is held in another way stays in its shard. Refused: more shards than layers.
+    pub fn cut(model: &ModelFacts, count: u32, place: Place) -> Result<Vec<Self>> {
         let layers = model.block_count;
         if !(1..=layers).contains(&count) {
             return Err(Problem::new("kiln::shards::count", format!("{layers} layers make no {count} shards"))
@@ -40,7 +129,8 @@ impl Shard {
         let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(f64::from);
         let [queries, keys] = [model.heads, model.kv_heads].map(|heads| f64::from(heads) * f64::from(model.head_dim));
         let layer = hidden * (2.0 * queries + 2.0 * keys + 3.0 * ffn);
-        let [embedding, head] = [EMBEDDING, HEAD].map(|share| share * hidden * vocab);
+        let end = |processor, share| if processor == Processor::Npu { share * hidden * vocab } else { 0.0 };
+        let (embedding, head) = (end(place.embedding, EMBEDDING), end(place.head, HEAD));
         let total = f64::from(layers) * layer + embedding + head;
         let before = |part: u32| match part {
             0 => 0,
@@ -50,38 +140,55 @@ impl Shard {
                 (here.round() as u32).clamp(part, layers - (count - part))
             }
         };
-        Ok((0..count)
-            .map(|part| Shard { part: part + 1, of: count, first: before(part), end: before(part + 1) })
-            .collect())
+        let beside = |is_there, processor| if is_there { processor } else { Processor::Npu };
+        let shard = |part: u32| Shard {
+            part: part + 1,
+            of: count,
+            first: before(part),
+            end: before(part + 1),
+            place: Place { embedding: beside(part == 0, place.embedding), head: beside(part + 1 == count, place.head) },
+        };
+        Ok((0..count).map(shard).collect())
+    }
+
+    /// Whether it is all of the model.
+    pub fn is_whole(&self) -> bool {
+        self.of == 1 && self.place == Place::default()
+    }
+
+    /// Whether the model ends with it.
+    pub fn is_last(&self) -> bool {
+        self.part == self.of
     }
 
     /// Whether it begins with the embedding.
     pub fn has_embedding(&self) -> bool {
-        self.part == 1
+        self.part == 1 && self.place.embedding == Processor::Npu
     }
 
     /// Whether it ends with the head.
     pub fn has_head(&self) -> bool {
-        self.part == self.of
+        self.is_last() && self.place.head == Processor::Npu
     }
 
     /// Whether it computes with the tensor `name` of `model`.
     pub fn reads(&self, name: &str, model: &ModelFacts) -> bool {
+        let end = |end: End, is_there: bool| is_there && end.reads(name, model);
         match in_layer(name) {
             Some((layer, _)) => layer.parse().is_ok_and(|layer| (self.first..self.end).contains(&layer)),
-            None if name.starts_with("token_embd.") => self.has_embedding() || self.has_head() && model.tied_embeddings,
-            None => self.has_head(),
+            None if name.starts_with("output_norm.") => self.is_last(),
+            None => end(End::Embedding, self.has_embedding()) || end(End::Head, self.has_head()),
         }
     }
 
     /// The folder of what is made of it: `1-of-4`; none if it is the whole.
     pub fn folder(&self) -> String {
-        if self.of == 1 { String::new() } else { format!("{}-of-{}", self.part, self.of) }
+        if self.is_whole() { String::new() } else { format!("{}-of-{}", self.part, self.of) }
     }
 
     /// What the file of its graph `role` is called, but for the ending: `prefill-1-of-4`, or `prefill` if it is the whole.
     pub fn graph_stem(&self, role: &str) -> String {
-        if self.of == 1 { role.into() } else { format!("{role}-{}", self.folder()) }
+        if self.is_whole() { role.into() } else { format!("{role}-{}", self.folder()) }
     }
 }
 
@@ -111,31 +218,49 @@ mod tests {
 
     #[test]
     fn shards_take_about_as_long() {
-        let cut = |count| -> Vec<_> {
-            Shard::cut(&model(), count).unwrap().iter().map(|shard| shard.end - shard.first).collect()
+        let cut = |count, place| -> Vec<_> {
+            Shard::cut(&model(), count, place).unwrap().iter().map(|shard| shard.end - shard.first).collect()
         };
+        let npu = Place::default();
         // The embedding takes as long as one and a half layers, the head as six.
-        assert_eq!(cut(1), [28]);
-        assert_eq!(cut(2), [16, 12]);
-        assert_eq!(cut(4), [7, 9, 9, 3]);
-        assert_eq!(cut(28), [1; 28]);
-        assert!(Shard::cut(&model(), 29).is_err() && Shard::cut(&model(), 0).is_err());
+        assert_eq!(cut(1, npu), [28]);
+        assert_eq!(cut(2, npu), [16, 12]);
+        assert_eq!(cut(4, npu), [7, 9, 9, 3]);
+        assert_eq!(cut(28, npu), [1; 28]);
+        assert_eq!(cut(4, Place { embedding: Processor::Cpu, head: Processor::Cpu }), [7, 7, 7, 7]);
+        assert!(Shard::cut(&model(), 29, npu).is_err() && Shard::cut(&model(), 0, npu).is_err());
     }
 
     #[test]
     fn a_tensor_is_read_where_its_layer_is() {
-        let shards = Shard::cut(&model(), 4).unwrap();
-        let check = |name: &str, tied: bool, expected: &[u32]| {
+        let check = |name: &str, tied: bool, on_npu: &[u32], on_cpu: &[u32]| {
             let model = ModelFacts { tied_embeddings: tied, ..model() };
-            let readers: Vec<u32> =
-                shards.iter().filter(|shard| shard.reads(name, &model)).map(|shard| shard.part).collect();
-            assert_eq!(readers, expected, "{name}");
+            for (processor, expected) in [(Processor::Npu, on_npu), (Processor::Cpu, on_cpu)] {
+                let place = Place { embedding: processor, head: processor };
+                let shards = Shard::cut(&model, 4, place).unwrap();
+                assert_eq!(Place::of(&shards), place);
+                let readers: Vec<u32> =
+                    shards.iter().filter(|shard| shard.reads(name, &model)).map(|shard| shard.part).collect();
+                assert_eq!(readers, expected, "{name}");
+            }
         };
-        check("blk.6.ffn_down.weight", false, &[1]);
-        check("blk.7.attn_q.bias", false, &[2]);
-        check("token_embd.weight", false, &[1]);
-        check("token_embd.weight", true, &[1, 4]);
-        check("output.weight", false, &[4]);
-        check("output_norm.weight", true, &[4]);
+        check("blk.6.ffn_down.weight", false, &[1], &[1]);
+        check("blk.7.attn_q.bias", false, &[2], &[2]);
+        check("token_embd.weight", false, &[1], &[]);
+        check("token_embd.weight", true, &[1, 4], &[]);
+        check("output.weight", false, &[4], &[]);
+        check("output_norm.weight", true, &[4], &[4]);
+    }
+
+    #[test]
+    fn only_a_shard_beside_an_end_of_the_cpu_differs() {
+        let model = model();
+        let place = Place { head: Processor::Cpu, ..Place::default() };
+        let shards = Shard::cut(&model, 2, place).unwrap();
+        let text = |shard: &Shard| serde_json::to_string(shard).unwrap();
+        assert_eq!(text(&shards[0]), r#"{"part":1,"of":2,"first":0,"end":13}"#);
+        assert_eq!(text(&shards[1]), r#"{"part":2,"of":2,"first":13,"end":28,"place":{"head":"cpu"}}"#);
+        let whole = Shard::cut(&model, 1, place).unwrap()[0];
+        assert_eq!((whole.folder().as_str(), Shard::whole(&model).folder().as_str()), ("1-of-1", ""));
     }
 }

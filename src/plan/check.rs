@@ -11,7 +11,7 @@ use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{InputSpec, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
 use crate::base::Problem;
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -330,17 +330,21 @@ impl<'a> Checker<'a> {
     fn tools(&mut self, spec: &StageSpec, needs: Vec<String>) -> BTreeMap<String, StageId> {
         let mut tools = BTreeMap::new();
         for tool in needs {
+            let (tool, is_needed) = tool.strip_suffix(MAY_BE).map_or((tool.as_str(), true), |tool| (tool, false));
             let id = StageId(format!("{TOOLS}{tool}"));
             if !self.draft.stages.iter().any(|stage| stage.id == id.0) {
+                if !is_needed {
+                    continue;
+                }
                 let message = format!("`{}` of kind `{}` needs the tool `{tool}`", self.stage.name, spec.kind);
                 let given = self.draft.stages.iter().filter_map(|stage| stage.id.strip_prefix(TOOLS));
-                let help = match closest(&tool, given) {
+                let help = match closest(tool, given) {
                     Some(given) => format!("[tools] has `{given}`; did you mean `{tool}`?"),
                     None => format!("add it to [tools]: `{tool} = {{ pypi = \"...\", sha256 = \"...\" }}`"),
                 };
                 self.problem("missing_tool", message, &self.stage.at.clone(), "this stage", help);
             }
-            tools.insert(tool, id);
+            tools.insert(tool.into(), id);
         }
         tools
     }

@@ -26,14 +26,14 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
-use crate::model::shards::Shard;
+use crate::model::shards::{Place, Shard};
 use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
 };
 
 use super::device::{
-    BINARY, Compilations, QNN, ROLES, check_signatures, compile_bytes, described, encodings, libraries, lowered,
-    pass_descriptions, shards,
+    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings, libraries, lowered,
+    on_cpu, pass_company, shards,
 };
 use super::dlc::CONTAINER;
 
@@ -122,7 +122,7 @@ pub enum Work {
     },
     /// Compile the graphs.
     Compile(Compile),
-    /// Hand on what describes the model, beside the binaries of its shards.
+    /// Hand on what describes the model, and what is the CPU's of it, beside the binaries of its shards.
     Describe,
 }
 
@@ -200,8 +200,13 @@ impl TypedStage for ContextBin {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
+        let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let cut = shards(given)?;
+        let is_whole = cut.is_empty();
+        let place = Place::of(&cut);
+        let is_read = |name: &str| is_whole || cut.iter().any(|shard| shard.reads(name, &model));
         // A DLC holds halves only; `dlc` refuses all else.
-        let encodings = if extension == "onnx" { encodings(given)? } else { vec![WeightEncoding::F16] };
+        let encodings = if extension == "onnx" { encodings(given, is_read)? } else { vec![WeightEncoding::F16] };
         let process = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
         let mut orders: Vec<_> = encodings
             .into_iter()
@@ -213,10 +218,7 @@ impl TypedStage for ContextBin {
             .collect();
 
         let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
-        let model: ModelFacts = given.part("model.json")?.facts.read()?;
-        let cut = shards(given)?;
-        let is_whole = cut.is_empty();
-        let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len());
+        let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len(), place);
         let of_graphs = extension == "onnx";
         let smaller = if of_graphs { more_shards(&compilations, cut.len() as u32, &model)? } else { vec![] };
         for shard in if is_whole { vec![Shard::whole(&model)] } else { sampled(cut, sample) } {
@@ -234,10 +236,12 @@ impl TypedStage for ContextBin {
                 order = order.input(format!("{role}.{extension}"), part);
             }
             order = weights.fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
-            orders.push(if is_whole { described(order, given)? } else { order });
+            orders.push(if is_whole { accompanied(order, given)? } else { order });
         }
         if !is_whole {
-            orders.push(described(Order::new("", Work::Describe), given)?);
+            let order = accompanied(Order::new("", Work::Describe), given)?;
+            let on_cpu = on_cpu(given, &compile.graphs, place, &model)?;
+            orders.push(on_cpu.iter().fold(order, |order, (name, part)| order.input(name, part)));
         }
         Ok(orders)
     }
@@ -253,7 +257,7 @@ impl TypedStage for ContextBin {
                 )]))
             }
             Work::Compile(compile) => compile.run(job, &job.tool_folder(QNN)?),
-            Work::Describe => pass_descriptions(job),
+            Work::Describe => pass_company(job),
         }
     }
 }
@@ -300,7 +304,7 @@ impl Compile {
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);
-        outputs.extend(pass_descriptions(job)?);
+        outputs.extend(pass_company(job)?);
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;

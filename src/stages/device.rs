@@ -4,7 +4,7 @@ use crate::action::{Inputs, Job, Manifest, Order, Outputs, Part, PartName, ToolF
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, GraphFacts, ModelFacts, WeightFacts};
 use crate::model::onnx;
-use crate::model::shards::Shard;
+use crate::model::shards::{Place, Shard};
 use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
 
 use super::lower::lower;
@@ -21,15 +21,44 @@ pub const BINARY: &str = "model.bin";
 /// What describes a model and goes with it from its graph on.
 const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
 
-/// `order`, with what describes the model of `given`.
-pub fn described<T>(order: Order<T>, given: &Manifest) -> Result<Order<T>> {
-    DESCRIPTIONS.into_iter().try_fold(order, |order, name| Ok(order.input(name, given.part(name)?)))
+/// The folder of what the CPU computes of a model, its weights included.
+pub const CPU: &str = "cpu";
+
+/// `order`, with what goes with the binaries made of `given`: what describes the model, and what is the CPU's of it.
+pub fn accompanied<T>(order: Order<T>, given: &Manifest) -> Result<Order<T>> {
+    let order = DESCRIPTIONS.into_iter().try_fold(order, |order, name| Ok(order.input(name, given.part(name)?)))?;
+    Ok(given.under(CPU).fold(order, |order, (name, part)| order.input(format!("{CPU}/{name}"), part)))
 }
 
-/// Hands on what describes the model, as far as it was given.
-pub fn pass_descriptions(job: &Job) -> Result<Outputs> {
-    let given = DESCRIPTIONS.into_iter().filter(|name| job.input(name).is_ok());
+/// Hands on what goes with the binaries, as far as it was given.
+pub fn pass_company(job: &Job) -> Result<Outputs> {
+    let is_company = |name: &str| DESCRIPTIONS.contains(&name) || is_on_cpu(name);
+    let given = job.inputs().map(|(name, _)| name).filter(|name| is_company(name));
     given.map(|name| Ok((PartName::new(name)?, job.pass(name)?))).collect()
+}
+
+/// Whether a part of this name is the CPU's.
+pub fn is_on_cpu(name: &str) -> bool {
+    name.strip_prefix(CPU).is_some_and(|inside| inside.starts_with('/'))
+}
+
+/// What an `onnx` manifest leaves to the CPU: the graphs of `roles`, and the weights that they point to.
+pub fn on_cpu<'a>(
+    graph: &'a Manifest,
+    roles: &[String],
+    place: Place,
+    model: &ModelFacts,
+) -> Result<Vec<(String, &'a Part)>> {
+    let mut parts = vec![];
+    for end in place.on_cpu() {
+        for role in roles {
+            let file = format!("{}.onnx", end.graph_stem(role));
+            parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
+        }
+        let weights = graph.under("weights").filter(|(name, _)| end.reads(name, model));
+        parts.extend(weights.map(|(name, part)| (format!("{CPU}/weights/{name}"), part)));
+    }
+    Ok(parts)
 }
 
 /// The files `names` of the tool `qnn`, and the C++ runtime of the same wheel, whose name carries a hash.
@@ -55,10 +84,10 @@ pub fn lowered(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>>
     files.iter().zip(&models).map(lower).collect()
 }
 
-/// The encodings of the weights in an `onnx` manifest, as the lowering spells them, each once.
-pub fn encodings(graph: &Manifest) -> Result<Vec<WeightEncoding>> {
+/// The encodings of those weights in an `onnx` manifest that the chip `reads`, as the lowering spells them, each once.
+pub fn encodings(graph: &Manifest, reads: impl Fn(&str) -> bool) -> Result<Vec<WeightEncoding>> {
     let mut found = vec![];
-    for (name, part) in graph.under("weights") {
+    for (name, part) in graph.under("weights").filter(|(name, _)| reads(name)) {
         let Some((tensor, what)) = name.rsplit_once('/') else { continue };
         let encoding = match what {
             "values" if part.facts.read::<WeightFacts>()?.shape.len() == 2 => WeightEncoding::F16,
@@ -130,13 +159,19 @@ pub struct Compilations<'a> {
     /// By blob: codes and floating-point values in it.
     weights: Vec<(&'a str, (u64, u64))>,
     graphs: u64,
+    place: Place,
 }
 
 impl<'a> Compilations<'a> {
-    /// Of so many graphs of `model` over the blobs `weights`, by their names.
-    pub fn new(model: &'a ModelFacts, weights: impl Iterator<Item = (&'a str, &'a Part)>, graphs: usize) -> Self {
+    /// Of so many graphs of `model` over the blobs `weights`, by their names, without what `place` leaves to the CPU.
+    pub fn new(
+        model: &'a ModelFacts,
+        weights: impl Iterator<Item = (&'a str, &'a Part)>,
+        graphs: usize,
+        place: Place,
+    ) -> Self {
         let weights = weights.map(|blob| (blob.0, elements(blob))).collect();
-        Compilations { model, weights, graphs: graphs as u64 }
+        Compilations { model, weights, graphs: graphs as u64, place }
     }
 
     /// Peak memory of the compilation of `shard`.
@@ -147,7 +182,7 @@ impl<'a> Compilations<'a> {
 
     /// That of the largest of so many shards.
     pub fn largest(&self, count: u32) -> Result<u64> {
-        Ok(Shard::cut(self.model, count)?.iter().map(|shard| self.bytes(shard)).max().unwrap_or(0))
+        Ok(Shard::cut(self.model, count, self.place)?.iter().map(|shard| self.bytes(shard)).max().unwrap_or(0))
     }
 }
 

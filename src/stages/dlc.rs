@@ -21,9 +21,12 @@ use crate::action::{
 };
 use crate::base::{Context as _, Problem, Result};
 use crate::model::facts::ContextFacts;
+use crate::model::shards::{End, Place};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
-use super::device::{QNN, ROLES, check_signatures, described, libraries, lowered, pass_descriptions, weight_elements};
+use super::device::{
+    QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards, weight_elements,
+};
 
 /// The part of a `context-bin` that is a DLC around it.
 pub(super) const CONTAINER: &str = "container";
@@ -81,6 +84,7 @@ impl TypedStage for Dlc {
     fn expand(_: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
         let demand = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
         if let Some(graph) = inputs.optional("graph") {
+            refuse_pieces(graph)?;
             refuse_blocks(graph)?;
             let mut order = Order::new("", Work::Graphs).tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?);
             for (name, part) in &graph.parts {
@@ -106,7 +110,7 @@ impl TypedStage for Dlc {
         let mut orders: Vec<_> = containers.into_iter().map(wrap).collect();
         let whole = orders.pop_if(|order| order.name.is_empty());
         let description = whole.unwrap_or_else(|| Order::new("", Work::Describe));
-        orders.push(described(description, context)?);
+        orders.push(accompanied(description, context)?);
         Ok(orders)
     }
 
@@ -116,7 +120,7 @@ impl TypedStage for Dlc {
             Work::Container => container(job, &job.tool_folder(QNN)?)?,
             Work::Describe => Outputs::new(),
         };
-        outputs.extend(pass_descriptions(job)?);
+        outputs.extend(pass_company(job)?);
         Ok(outputs)
     }
 }
@@ -125,6 +129,20 @@ impl TypedStage for Dlc {
 /// 5.6 bytes an element were measured.
 fn graph_bytes((_, values): (u64, u64)) -> u64 {
     values.saturating_mul(6).saturating_add(256 << 20)
+}
+
+/// A DLC is of the whole graph.
+fn refuse_pieces(graph: &Manifest) -> Result<()> {
+    let ends: Vec<&str> = Place::of(&shards(graph)?).on_cpu().map(End::name).collect();
+    if ends.is_empty() {
+        return Ok(());
+    }
+    let ends = ends.join(" and ");
+    Err(Problem::new(
+        "kiln::dlc::place",
+        format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
+    )
+    .help("leave `place` out of the `graph` stage, or wrap the finished context binary: slot `context`"))
 }
 
 fn refuse_blocks(graph: &Manifest) -> Result<()> {

@@ -18,13 +18,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::device::{QNN, libraries};
-use super::package::{CONFIG, EXTENSIONS, TOKENIZER};
+use super::package::{CONFIG, EXTENSIONS, TABLE, TOKENIZER};
 use super::reference::Greedy;
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
+use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
 
@@ -99,6 +101,7 @@ impl TypedStage for Generate {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (bundle, reference) = (inputs.one("bundle")?, inputs.one("reference")?);
         refuse_shared_weights(bundle)?;
+        refuse_ends_of_the_cpu(bundle)?;
         let greedy = reference.get("greedy.json").ok_or_else(|| {
             Problem::new("kiln::generate::no_prompt", "the reference continues no prompt")
                 .help("give the `reference` stage a `prompt`")
@@ -106,7 +109,7 @@ impl TypedStage for Generate {
         let mut order = Order::new("", params).input("greedy", greedy).tools(libraries(inputs, &LIBRARIES)?);
         let mut bytes: u64 = 0;
         for (name, part) in &bundle.parts {
-            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str()) || is_binary(name.as_str()) {
+            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str()) || name.as_str().ends_with(".bin") {
                 bytes = bytes.saturating_add(part.content.digest.size_bytes);
                 order = order.input(format!("bundle/{name}"), part);
             }
@@ -148,7 +151,7 @@ impl TypedStage for Generate {
 
 /// The simulator loads no shared weights, and libGenie ends its process over them.
 fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
-    for (name, part) in bundle.parts.iter().filter(|(name, _)| is_binary(name.as_str())) {
+    for (name, part) in binaries(bundle) {
         let facts: ContextFacts = part.facts.read()?;
         if facts.weight_sharing {
             let what = format!("the graphs of `{name}` share weights, which the simulator cannot load");
@@ -160,8 +163,36 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
     Ok(())
 }
 
-fn is_binary(name: &str) -> bool {
-    name.ends_with(".bin")
+/// libGenie looks rows up in a table only, and draws tokens from nothing but logits of a binary.
+fn refuse_ends_of_the_cpu(bundle: &Manifest) -> Result<()> {
+    let facts = binaries(bundle).map(|(_, part)| part.facts.read()).collect::<Result<Vec<ContextFacts>>>()?;
+    let place = Place::of(&facts.iter().filter_map(ContextFacts::shard).collect::<Vec<_>>());
+    let refuse = |what: &str, help: &str| Err(Problem::new("kiln::generate::place", what).help(help));
+    if place.head == Processor::Cpu {
+        return refuse(
+            "the bundle leaves the head to the CPU, and libGenie draws from what the last binary gives",
+            "leave `head` out of `place` in the `graph` stage, or hear what the model says by `score` with the `context-bin`",
+        );
+    }
+    if place.embedding == Processor::Cpu && !bundle.parts.keys().any(|name| is_table(name.as_str())) {
+        return refuse(
+            "the bundle leaves the embedding to the CPU, and has no table for libGenie to look up rows in",
+            "give the `package` stage `embedding_table = true`",
+        );
+    }
+    Ok(())
+}
+
+/// The context binaries: they say which graphs they hold.
+fn binaries(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
+    let is_binary = |(name, part): &(&PartName, &Part)| {
+        name.as_str().ends_with(".bin") && part.facts.value().get("graphs").is_some()
+    };
+    bundle.parts.iter().filter(is_binary)
+}
+
+fn is_table(name: &str) -> bool {
+    name.ends_with(TABLE)
 }
 
 /// A folder with the bundle's files under their own names (symbolic links).
@@ -211,7 +242,7 @@ impl Config {
                 *name = folder.join(&*name).to_string_lossy().into_owned();
             }
         };
-        for pointer in ["/dialog/tokenizer/path", "/dialog/engine/backend/extensions"] {
+        for pointer in ["/dialog/tokenizer/path", "/dialog/engine/backend/extensions", "/dialog/embedding/lut-path"] {
             self.0.pointer_mut(pointer).into_iter().for_each(at);
         }
         let binaries = self.0.pointer_mut("/dialog/engine/model/binary/ctx-bins").and_then(Value::as_array_mut);

@@ -4,8 +4,6 @@
 //! the data of its source. Of any other scheme a GGUF has no blocks: the values are written that codes, scales and offsets
 //! stand for, as plain numbers. Names, order and metadata are the source's; `general.file_type` says what most weights are.
 
-mod weight;
-
 use std::io::{BufWriter, Write};
 
 use half::f16;
@@ -13,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::requant::rope_heads;
+use super::weight::Weight;
 use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
@@ -20,7 +19,6 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, write_numbers};
-use weight::Weight;
 
 /// The stage.
 pub struct GgufStage;

@@ -19,9 +19,9 @@ use crate::model::calibration;
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;
 use crate::model::onnx::{Grid, lint};
-use crate::model::shards::Shard;
+use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
-use decoder::{Profile, decoder};
+use decoder::{Piece, Profile, decoder};
 use weights::Weights;
 
 /// Longest context of a graph, in tokens: what Genie's own exports go up to, and far above what a phone's memory holds.
@@ -59,6 +59,9 @@ pub struct Params {
     /// How keys and values are handed out and in; all but `f16` want a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
+    /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their own.
+    #[serde(skip_serializing_if = "is_default")]
+    pub place: Place,
     /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as few as let each be compiled
     /// in `shard_memory`; `layers`: one for each.
     #[serde(skip_serializing_if = "is_default")]
@@ -148,6 +151,7 @@ impl Default for Params {
             ffn_exponent: 0,
             activations: Activations::F16,
             kv: Cache::F16,
+            place: Place::default(),
             shards: Shards::default(),
             shard_memory: None,
             sqnr_db: None,
@@ -177,6 +181,7 @@ impl TypedStage for Graph {
             "ffn_exponent",
             "activations",
             "kv",
+            "place",
             "shards",
             "shard_memory",
             "sqnr_db",
@@ -274,12 +279,12 @@ impl TypedStage for Graph {
             grids = choice.grids;
         }
         let mut written = vec![];
-        for (file, profile) in params.shards(&model)?.into_iter().flat_map(|shard| params.profiles(shard)) {
+        for (file, profile) in params.pieces(&model)?.into_iter().flat_map(|piece| params.profiles(piece)) {
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
-                shard: Some(profile.shard).filter(|shard| shard.of > 1),
+                shard: profile.piece.shard(),
             };
             let graph = decoder(&model, &weights, &profile, &grids);
             outputs.insert(PartName::new(file)?, job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?);
@@ -316,31 +321,33 @@ impl Params {
             sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
             margin: self.margin.unwrap_or(MARGIN) as f32,
         };
-        let [(_, prefill), _] = self.profiles(Shard::whole(model));
+        let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
         choose(&decoder(model, weights, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
     }
 
     /// The whole, and what it is cut into.
-    fn shards(&self, model: &ModelFacts) -> Result<Vec<Shard>> {
+    fn pieces(&self, model: &ModelFacts) -> Result<Vec<Piece>> {
         let cut = match self.shards {
-            Shards::Count(count) if count > 1 => Shard::cut(model, count)?,
-            _ => vec![],
+            Shards::Count(count) => Shard::cut(model, count, self.place)?,
+            Shards::Fitting(_) => vec![],
         };
-        Ok([Shard::whole(model)].into_iter().chain(cut).collect())
+        let cut = cut.into_iter().filter(|shard| !shard.is_whole());
+        let layers = [Shard::whole(model)].into_iter().chain(cut).map(Piece::Layers);
+        Ok(layers.chain(self.place.on_cpu().map(Piece::End)).collect())
     }
 
     /// Into how many shards `model` is cut.
     fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
         match self.shards {
-            Shards::Count(count) => return Shard::cut(model, count).map(|_| count),
+            Shards::Count(count) => return Shard::cut(model, count, self.place).map(|_| count),
             Shards::Fitting(Fitting::Layers) => return Ok(model.block_count),
             Shards::Fitting(Fitting::Auto) => {}
         }
         let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
         let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);
         let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
-        let compilations = Compilations::new(model, parts, ROLES.len());
+        let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
         for count in 1..=model.block_count {
             if compilations.largest(count)? <= allowed {
                 return Ok(count);
@@ -357,17 +364,17 @@ impl Params {
         .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
     }
 
-    /// The two graphs of `shard`, under the names that Genie understands.
-    fn profiles(&self, shard: Shard) -> [(String, Profile); 2] {
+    /// The two graphs of `piece`, under the names that Genie understands.
+    fn profiles(&self, piece: Piece) -> [(String, Profile); 2] {
         let profile = |kind: &str, tokens: u32| Profile {
-            name: format!("{kind}_ar{tokens}_cl{}_{}_of_{}", self.context, shard.part, shard.of),
+            name: format!("{kind}_ar{tokens}_cl{}_{}", self.context, piece.suffix()),
             tokens: tokens.into(),
             context: self.context.into(),
             residual_exponent: self.residual_exponent as i32,
             ffn_exponent: self.ffn_exponent as i32,
-            shard,
+            piece,
         };
-        let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", shard.graph_stem(role)));
+        let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", piece.graph_stem(role)));
         [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
     }
 }

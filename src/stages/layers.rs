@@ -25,7 +25,7 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
 use crate::model::quant::ErrorSum;
-use crate::model::shards::Shard;
+use crate::model::shards::{End, ROWS, Shard};
 
 /// The stage's only part.
 pub(super) const LAYERS: &str = "layers.json";
@@ -141,6 +141,9 @@ impl TypedStage for Layers {
         let reads: BTreeSet<&String> = pieces.iter().flat_map(|piece| &piece.reads).collect();
         let read = seen.values.iter().filter(|(name, _)| reads.contains(name));
         given.extend(read.map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
+        // The shard takes them under another name than they have in the whole graph.
+        let rows = seen.values.get(ROWS).map(|rows| Tensor::F32(vec![], rows.clone()));
+        given.extend(rows.map(|rows| (End::Embedding.value().to_string(), rows)));
         let mut shards = vec![];
         for (index, piece) in pieces.iter().enumerate() {
             job.check_cancelled()?;
@@ -212,8 +215,10 @@ impl Piece {
         Some(piece())
     }
 
+    /// What it takes and gives, by the names in the whole graph.
     fn ends(&self) -> impl Iterator<Item = String> {
-        self.reads.iter().chain(&self.gives).cloned()
+        let of_whole = |name: &String| if name == End::Embedding.value() { ROWS.into() } else { name.clone() };
+        self.reads.iter().chain(&self.gives).map(of_whole)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod score;
 pub mod sensitivity;
 mod tensors;
 pub mod validate;
+mod weight;
 mod windows;
 
 use crate::action::{Erased, Registry};

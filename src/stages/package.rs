@@ -6,14 +6,16 @@
 //! | `context` | | the context binary, or its shards |
 //! | `name` | `"model"` | what the binaries are called, and the folder on the phone |
 //! | `prompt` | none | a text for the device commands of README.md, special tokens spelled out |
+//! | `embedding_table` | `false` | whether the rows of all tokens are written as one table, for Genie to look up where the embedding is the CPU's |
 //! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
 //!
 //! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
 //! graphs. The binaries are handed on, not copied. Qualcomm's libraries are not part of a bundle.
 
+mod binaries;
 mod genie;
 mod readme;
-mod shards;
+mod table;
 
 use std::collections::BTreeMap;
 
@@ -26,15 +28,19 @@ use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ModelFacts;
 use crate::model::ledger::Ledger;
+use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
+use super::device::{CPU, ROLES, is_on_cpu};
+use binaries::{Binary, check_facts, check_graphs, known, place};
 pub(super) use genie::{CONFIG, EXTENSIONS};
-use shards::{Shard, check_facts, check_graphs, shards};
 
 const MODEL: &str = "model.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const PROMPT: &str = "prompt.txt";
 pub(super) const SUMS: &str = "SHA256SUMS";
+/// What the name of the table of rows ends with; `.bin`, as all that Genie maps on a phone.
+pub(super) const TABLE: &str = "_embedding.bin";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;
@@ -56,6 +62,9 @@ pub struct Params {
     /// A text for the device commands of README.md, special tokens spelled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
+    /// Also write the rows of all tokens as one table, for Genie to look up where the embedding is the CPU's.
+    #[serde(default, skip_serializing_if = "is_false")]
+    embedding_table: bool,
     /// Logits are divided by it before a token is drawn.
     #[serde(default = "default_temp")]
     #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
@@ -75,6 +84,10 @@ pub struct Params {
 
 fn default_name() -> String {
     "model".into()
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_temp() -> f64 {
@@ -108,7 +121,7 @@ impl TypedStage for Package {
             InputSpec { name: "model", accepts: &["model"], required: true, many: false },
             InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
         ],
-        params: &["name", "prompt", "temp", "top_k", "top_p", "seed"],
+        params: &["name", "prompt", "embedding_table", "temp", "top_k", "top_p", "seed"],
         keyed: &[],
         reaches_outside: false,
     };
@@ -140,8 +153,12 @@ impl TypedStage for Package {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (model, context) = (inputs.one("model")?, inputs.one("context")?);
-        let shards = shards(context)?;
-        check_facts(&shards)?;
+        let binaries = known(context)?;
+        check_facts(&binaries)?;
+        if params.embedding_table && place(binaries.iter().map(|(_, facts)| facts)).embedding == Processor::Npu {
+            return Err(Problem::new("kiln::package::table", "a table would be of no use: the chip has the embedding")
+                .help("`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` here"));
+        }
         let mut order = Order::new("", params);
         for name in [MODEL, TOKENIZER] {
             order = order.input(name, model.part(name)?);
@@ -156,6 +173,9 @@ impl TypedStage for Package {
             if ["model.bin", "info.json", "ledger.json"].contains(&name.rsplit('/').next().unwrap_or_default()) {
                 order = order.input(format!("context/{name}"), part);
             }
+            if is_on_cpu(name) {
+                order = order.input(name, part);
+            }
         }
         Ok(vec![order.demand(Demand { memory_bytes: MEMORY_BYTES, ..Demand::default() })])
     }
@@ -163,9 +183,9 @@ impl TypedStage for Package {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let model: ModelFacts = job.input(MODEL)?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
-        let shards = Shard::read_all(job)?;
-        let first = check_graphs(&shards, &model)?;
-        let binaries: Vec<String> = (1..=shards.len()).map(|at| binary(&params.name, at, shards.len())).collect();
+        let binaries = Binary::read_all(job)?;
+        let first = check_graphs(&binaries, &model)?;
+        let files: Vec<String> = (1..=binaries.len()).map(|at| file_name(&params.name, at, binaries.len())).collect();
 
         let bundle = genie::Bundle {
             params: &params,
@@ -173,23 +193,32 @@ impl TypedStage for Package {
             tokenizer: &tokenizer,
             soc: first.soc()?,
             context: first.context()?,
-            binaries: &binaries,
+            binaries: &files,
+            place: place(binaries.iter().map(|binary| &binary.facts)),
+            table: params.embedding_table.then(|| format!("{}{TABLE}", params.name)),
         };
         let mut texts = vec![
             (CONFIG, pretty(&bundle.config()?)?),
             (EXTENSIONS, pretty(&bundle.extensions())?),
             (TOKENIZER, tokenizer.to_json()?),
             ("tokenizer_config.json", pretty(&bundle.tokenizer_config()?)?),
-            ("metadata.json", pretty(&metadata(job, &bundle, &shards)?)?),
+            ("metadata.json", pretty(&metadata(job, &bundle, &binaries)?)?),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
         texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
 
         let mut outputs = Outputs::new();
         let mut sums = BTreeMap::new();
-        for (name, shard) in binaries.iter().zip(&shards) {
-            sums.insert(name.as_str(), sha256(job, &shard.input)?);
-            outputs.insert(PartName::new(name)?, job.pass(&shard.input)?);
+        let inputs = files.iter().map(String::as_str).zip(binaries.iter().map(|binary| binary.input.as_str()));
+        let on_cpu = job.inputs().map(|(name, _)| (name, name)).filter(|(name, _)| is_on_cpu(name));
+        for (name, input) in inputs.chain(on_cpu) {
+            sums.insert(name, sha256(job, input)?);
+            outputs.insert(PartName::new(name)?, job.pass(input)?);
+        }
+        if let Some(name) = &bundle.table {
+            let table = table::write(job)?;
+            sums.insert(name, hex(&table.sha256));
+            outputs.insert(PartName::new(name)?, table.part);
         }
         for (name, text) in &texts {
             sums.insert(name, hex(&Sha256::digest(text.as_bytes())));
@@ -202,18 +231,18 @@ impl TypedStage for Package {
 }
 
 /// What binary `at` of `count` is called.
-fn binary(name: &str, at: usize, count: usize) -> String {
+fn file_name(name: &str, at: usize, count: usize) -> String {
     if count == 1 { format!("{name}.bin") } else { format!("{name}_part_{at}_of_{count}.bin") }
 }
 
 /// What the bundle is, for programs.
-fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value> {
-    let binary = |(name, shard): (&String, &Shard)| -> Result<Value> {
-        let digest = job.input(&shard.input)?.digest;
-        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": shard.graphs,
-            "build_id": shard.info.build_id, "weight_sharing": shard.facts.weight_sharing }))
+fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Value> {
+    let binary = |(name, binary): (&String, &Binary)| -> Result<Value> {
+        let digest = job.input(&binary.input)?.digest;
+        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": binary.graphs,
+            "build_id": binary.info.build_id, "weight_sharing": binary.facts.weight_sharing }))
     };
-    let binaries = bundle.binaries.iter().zip(shards).map(binary).collect::<Result<Vec<_>>>()?;
+    let binaries = bundle.binaries.iter().zip(binaries).map(binary).collect::<Result<Vec<_>>>()?;
     let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, _) in job.inputs().filter(|(name, _)| name.ends_with("ledger.json")) {
         let ledger: Ledger =
@@ -223,7 +252,7 @@ fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value
         }
     }
     let not_measured = "not measured";
-    Ok(json!({
+    let mut metadata = json!({
         "name": bundle.params.name,
         "soc": { "name": bundle.soc.name, "model": bundle.soc.model, "architecture": format!("v{}", bundle.soc.arch) },
         "model": bundle.model,
@@ -232,7 +261,13 @@ fn metadata(job: &Job, bundle: &genie::Bundle, shards: &[Shard]) -> Result<Value
         "weights": weights,
         "device": { "time_to_first_token_ms": not_measured, "tokens_per_second": not_measured,
             "peak_memory_bytes": not_measured, "power_w": not_measured },
-    }))
+    });
+    for end in bundle.place.on_cpu() {
+        for role in ROLES {
+            metadata[CPU][end.name()][role] = json!(format!("{CPU}/{}.onnx", end.graph_stem(role)));
+        }
+    }
+    Ok(metadata)
 }
 
 /// How the weights of one source type are stored.

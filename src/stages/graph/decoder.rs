@@ -10,7 +10,42 @@ use super::weights::{Weight, Weights};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
 use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
-use crate::model::shards::Shard;
+use crate::model::shards::{End, ROWS, Shard};
+
+/// What a graph computes of a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Piece {
+    /// Layers, with the ends that are not the CPU's.
+    Layers(Shard),
+    /// An end that is the CPU's.
+    End(End),
+}
+
+impl Piece {
+    /// What the file of its graph `role` is called, but for the ending.
+    pub(super) fn graph_stem(&self, role: &str) -> String {
+        match self {
+            Piece::Layers(shard) => shard.graph_stem(role),
+            Piece::End(end) => end.graph_stem(role),
+        }
+    }
+
+    /// Which of the pieces it is, as Genie has it at the end of a graph's name.
+    pub(super) fn suffix(&self) -> String {
+        match self {
+            Piece::Layers(Shard { part, of, .. }) => format!("{part}_of_{of}"),
+            Piece::End(end) => end.name().into(),
+        }
+    }
+
+    /// What it computes of the model, if it is neither all nor an end.
+    pub(super) fn shard(&self) -> Option<Shard> {
+        match self {
+            Piece::Layers(shard) if !shard.is_whole() => Some(*shard),
+            _ => None,
+        }
+    }
+}
 
 /// One graph of a model.
 #[derive(Clone, Debug)]
@@ -25,8 +60,8 @@ pub(super) struct Profile {
     pub(super) residual_exponent: i32,
     /// j: gate*up is held times `2^-j`.
     pub(super) ffn_exponent: i32,
-    /// The layers.
-    pub(super) shard: Shard,
+    /// What it computes.
+    pub(super) piece: Piece,
 }
 
 /// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`.
@@ -36,8 +71,16 @@ pub(super) fn decoder(
     profile: &Profile,
     grids: &BTreeMap<String, Grid>,
 ) -> ModelProto {
-    let mut decoder = Decoder { graph: Builder::rounding(grids.clone()), model, weights, profile };
-    decoder.write();
+    let graph = match profile.piece {
+        Piece::Layers(_) => Builder::rounding(grids.clone()),
+        // The CPU gives floats; who takes them rounds them.
+        Piece::End(_) => Builder::default(),
+    };
+    let mut decoder = Decoder { graph, model, weights, profile };
+    match profile.piece {
+        Piece::Layers(shard) => decoder.layers(shard),
+        Piece::End(end) => decoder.end(end),
+    }
     decoder.graph.finish(&profile.name)
 }
 
@@ -57,13 +100,13 @@ struct Shared {
 }
 
 impl Decoder<'_> {
-    fn write(&mut self) {
-        let given = self.given();
+    fn layers(&mut self, shard: Shard) {
+        let given = self.given(&shard);
         let shared = self.shared();
-        let layers = self.profile.shard.first..self.profile.shard.end;
+        let layers = shard.first..shard.end;
         let caches: Vec<_> = layers.clone().map(|layer| self.cache(layer)).collect();
 
-        let mut residual = self.opening(given);
+        let mut residual = self.opening(&shard, given);
         let mut new_caches = vec![];
         for (layer, past) in layers.zip(&caches) {
             let (attention, new) = self.attention(layer, &residual, past, &shared);
@@ -72,33 +115,66 @@ impl Decoder<'_> {
             residual = self.graph.elementwise("Add", &residual_after(layer), &residual, &ffn);
             new_caches.extend(new);
         }
-        let result = if self.profile.shard.has_head() { self.logits(&residual) } else { residual };
+        let result = self.closing(&shard, residual);
         self.graph.output(&result);
         new_caches.iter().for_each(|cache| self.graph.output(cache));
     }
 
-    /// What the layers begin with: token ids, or what the shard before gives under the same name.
-    fn given(&mut self) -> Value {
-        let (tokens, hidden) = (self.profile.tokens, u64::from(self.model.hidden));
-        match self.profile.shard.first.checked_sub(1) {
-            None => self.graph.input("input_ids", element::INT32, &[1, tokens]),
-            Some(before) => self.graph.input(&residual_after(before), element::FLOAT, &[1, 1, tokens, hidden]),
+    fn end(&mut self, end: End) {
+        let result = match end {
+            End::Embedding => {
+                let ids = self.ids();
+                self.embedding(end.value(), &ids)
+            }
+            End::Head => {
+                let normal = self.graph.input(end.value(), element::FLOAT, &self.stream());
+                self.head(&normal)
+            }
+        };
+        self.graph.output(&result);
+    }
+
+    /// The shape of the residual stream.
+    fn stream(&self) -> [u64; 4] {
+        [1, 1, self.profile.tokens, self.model.hidden.into()]
+    }
+
+    fn ids(&mut self) -> Value {
+        self.graph.input("input_ids", element::INT32, &[1, self.profile.tokens])
+    }
+
+    /// What the layers begin with: token ids, their rows if the CPU has looked them up, or what the shard before gives under the
+    /// same name.
+    fn given(&mut self, shard: &Shard) -> Value {
+        let stream = self.stream();
+        match shard.first.checked_sub(1) {
+            None if shard.has_embedding() => self.ids(),
+            None => self.graph.input(End::Embedding.value(), element::FLOAT, &stream[1..]),
+            Some(before) => self.graph.input(&residual_after(before), element::FLOAT, &stream),
         }
     }
 
     /// The residual stream before the first layer.
-    fn opening(&mut self, given: Value) -> Value {
-        if !self.profile.shard.has_embedding() {
+    fn opening(&mut self, shard: &Shard, given: Value) -> Value {
+        if shard.first > 0 {
             return given;
         }
-        let rows = self.embedding("token_embd.rows", &given);
-        self.graph.reshape("token_embd", &rows, &[1, 1, self.profile.tokens, u64::from(self.model.hidden)])
+        let rows = if shard.has_embedding() { self.embedding(ROWS, &given) } else { given };
+        self.graph.reshape("token_embd", &rows, &self.stream())
     }
 
-    fn logits(&mut self, residual: &Value) -> Value {
-        let normal = self.norm("output_norm", "output_norm.weight", residual);
+    /// What is given out after the last layer: logits, what the CPU makes logits of, or the stream as it is.
+    fn closing(&mut self, shard: &Shard, residual: Value) -> Value {
+        if !shard.is_last() {
+            return residual;
+        }
+        let normal = self.norm(End::Head.value(), "output_norm.weight", &residual);
+        if shard.has_head() { self.head(&normal) } else { normal }
+    }
+
+    fn head(&mut self, normal: &Value) -> Value {
         let head = if self.model.tied_embeddings { "token_embd" } else { "output" };
-        self.linear("logits", head, &normal, 0)
+        self.linear("logits", head, normal, 0)
     }
 
     fn cache(&mut self, layer: u32) -> [Value; 2] {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{Params, TOKENIZER};
 use crate::base::{Problem, Result};
 use crate::model::facts::ModelFacts;
+use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 
@@ -23,9 +24,18 @@ pub struct Bundle<'a> {
     pub context: u32,
     /// The names of the context binaries, in order.
     pub binaries: &'a [String],
+    /// What computes the ends of the model.
+    pub place: Place,
+    /// The name of the table of rows, if there is one.
+    pub table: Option<String>,
 }
 
 impl Bundle<'_> {
+    /// Whether Genie can run it: it draws tokens from what the last binary gives, and runs nothing behind it.
+    pub fn is_for_genie(&self) -> bool {
+        self.place.head == Processor::Npu
+    }
+
     /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
     pub fn config(&self) -> Result<Value> {
         let Bundle { params, model, tokenizer, .. } = self;
@@ -41,7 +51,7 @@ impl Bundle<'_> {
         let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
         let theta = f64::from(model.rope_freq_base);
         let theta = if theta.fract() == 0.0 && theta < 1e15 { json!(theta as u64) } else { json!(theta) };
-        Ok(json!({
+        let mut config = json!({
             "dialog": {
                 "version": 1,
                 "type": "basic",
@@ -77,7 +87,18 @@ impl Bundle<'_> {
                     },
                 },
             },
-        }))
+        });
+        if self.place.embedding == Processor::Cpu {
+            // Of libGenie's types it is this one that a graph of halves was seen to take out of a table.
+            let mut embedding =
+                json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
+            if let Some(table) = &self.table {
+                embedding["type"] = json!("lut");
+                embedding["lut-path"] = json!(table);
+            }
+            config["dialog"]["embedding"] = embedding;
+        }
+        Ok(config)
     }
 
     /// `htp_backend_ext_config.json`.

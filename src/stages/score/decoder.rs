@@ -18,6 +18,16 @@ pub enum Graph {
     Decode,
 }
 
+impl Graph {
+    /// As a plan calls it.
+    pub fn role(self) -> &'static str {
+        match self {
+            Graph::Prefill => "prefill",
+            Graph::Decode => "decode",
+        }
+    }
+}
+
 /// A value for a graph's input; row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tensor {

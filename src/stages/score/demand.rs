@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::action::{Demand, Isolation, Manifest};
+use super::observe::SLICE_ELEMENTS;
+use crate::action::{Demand, Isolation, Manifest, Part};
 use crate::base::Result;
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
+use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
+use crate::stages::device::{CPU, binaries};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
@@ -24,8 +26,34 @@ struct Layer {
 /// needs some rows.
 pub fn of_layers(graph: &Manifest, most: u64, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
     let model: ModelFacts = graph.part("model.json")?.facts.read()?;
+    let weights = largest(&model, graph.under("weights"), most, held)?;
+    let values = of_values(&model, &graph.part("prefill.onnx")?.facts.read()?);
+    let memory_bytes = weights.saturating_add(values).saturating_add(OWN_BYTES);
+    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+}
+
+/// The same of what `context` leaves to the CPU.
+pub fn of_ends(context: &Manifest) -> Result<u64> {
+    let model: ModelFacts = context.part("model.json")?.facts.read()?;
+    let weights = largest(&model, context.under(&format!("{CPU}/weights")), SLICE_ELEMENTS, |_, _| 0)?;
+    let mut values = 0;
+    for (_, binary) in binaries(context)? {
+        for graph in binary.facts.read::<ContextFacts>()?.graphs.values() {
+            values = of_values(&model, graph).max(values);
+        }
+    }
+    Ok(weights.saturating_add(values).saturating_add(OWN_BYTES))
+}
+
+/// What the largest layer takes of those that `weights` belong to.
+fn largest<'a>(
+    model: &ModelFacts,
+    weights: impl Iterator<Item = (&'a str, &'a Part)>,
+    most: u64,
+    held: impl Fn(&str, &WeightFacts) -> u64,
+) -> Result<u64> {
     let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
-    for (name, part) in graph.under("weights") {
+    for (name, part) in weights {
         let tensor = blob_owner(name);
         if tensor == "token_embd.weight" && !model.tied_embeddings {
             continue;
@@ -41,19 +69,17 @@ pub fn of_layers(graph: &Manifest, most: u64, held: impl Fn(&str, &WeightFacts) 
         }
     }
     let bytes = |layer: &Layer| layer.bytes.saturating_add(layer.largest.saturating_mul(8));
-    let weights = layers.values().map(bytes).max().unwrap_or(0);
-    let memory_bytes = weights.saturating_add(of_values(&model, graph)?).saturating_add(OWN_BYTES);
-    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+    Ok(layers.values().map(bytes).max().unwrap_or(0))
 }
 
 /// The values of one window: logits three times, the scores of a layer in four forms, eight values as wide as its feed-forward
 /// layer, and the caches of all layers.
-fn of_values(model: &ModelFacts, graph: &Manifest) -> Result<u64> {
-    let GraphFacts { tokens, context, .. } = graph.part("prefill.onnx")?.facts.read()?;
+fn of_values(model: &ModelFacts, graph: &GraphFacts) -> u64 {
+    let GraphFacts { tokens, context, .. } = *graph;
     let [vocab, heads, ffn, blocks] = [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
     let [kv_heads, head_dim, tokens, context] = [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
     let product = |factors: &[u64]| factors.iter().fold(4u64, |product, factor| product.saturating_mul(*factor));
     let of_window = [&[tokens, 3, vocab][..], &[tokens, 4, heads, context], &[tokens, 8, ffn]].map(product);
     let caches = product(&[2, blocks, kv_heads, head_dim, context]);
-    Ok(of_window.into_iter().fold(caches, u64::saturating_add))
+    of_window.into_iter().fold(caches, u64::saturating_add)
 }

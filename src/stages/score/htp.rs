@@ -17,14 +17,14 @@ pub struct Htp {
     /// Of the tool `qnn`.
     folder: PathBuf,
     /// In the order of the layers.
-    shards: Vec<Shard>,
-    /// The shard of this index.
+    binaries: Vec<Binary>,
+    /// The binary of this index.
     loaded: Option<(usize, Simulator)>,
 }
 
 /// A context binary, and its graphs by role.
-struct Shard {
-    binary: Blob,
+struct Binary {
+    bytes: Blob,
     graphs: BTreeMap<String, GraphFacts>,
 }
 
@@ -36,35 +36,32 @@ impl Htp {
 
     /// Of these inputs, each of which goes on where the one before ends.
     pub fn of(job: &Job, binaries: &[&str]) -> Result<Self> {
-        let shard = |name: &&str| {
+        let binary = |name: &&str| {
             let ContextFacts { graphs, .. } = job.input(name)?.facts.read()?;
-            Ok(Shard { binary: job.read(name)?, graphs })
+            Ok(Binary { bytes: job.read(name)?, graphs })
         };
-        let shards = binaries.iter().map(shard).collect::<Result<_>>()?;
-        Ok(Htp { folder: job.tool_folder(QNN)?, shards, loaded: None })
+        let binaries = binaries.iter().map(binary).collect::<Result<_>>()?;
+        Ok(Htp { folder: job.tool_folder(QNN)?, binaries, loaded: None })
     }
 
-    /// Shard `index`, and the simulator that holds it.
-    fn load(&mut self, index: usize) -> Result<(&Shard, &Simulator)> {
-        let shard = &self.shards[index];
+    /// Binary `index`, and the simulator that holds it.
+    fn load(&mut self, index: usize) -> Result<(&Binary, &Simulator)> {
+        let binary = &self.binaries[index];
         let simulator = match self.loaded.take() {
             Some((at, simulator)) if at == index => simulator,
             // It goes before the next one comes.
             other => {
                 drop(other);
-                Simulator::load(&self.folder, &shard.binary)?
+                Simulator::load(&self.folder, &binary.bytes)?
             }
         };
-        Ok((shard, &self.loaded.insert((index, simulator)).1))
+        Ok((binary, &self.loaded.insert((index, simulator)).1))
     }
 }
 
-impl Shard {
+impl Binary {
     fn graph(&self, graph: Graph) -> Result<&GraphFacts> {
-        let role = match graph {
-            Graph::Prefill => "prefill",
-            Graph::Decode => "decode",
-        };
+        let role = graph.role();
         self.graphs.get(role).ok_or_else(|| {
             Problem::new("kiln::score::graphs", format!("the context binary holds no {role} graph"))
                 .help("build it with both graphs: leave `graphs` out of the `context-bin` stage")
@@ -75,7 +72,7 @@ impl Shard {
 impl Engine for Htp {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
         let none = || Problem::new("kiln::score::graphs", "there is no context binary");
-        self.shards.first().ok_or_else(none)?.graph(graph).cloned()
+        self.binaries.first().ok_or_else(none)?.graph(graph).cloned()
     }
 
     fn run(
@@ -85,11 +82,11 @@ impl Engine for Htp {
         wanted: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut given = BTreeMap::new();
-        // What a shard hands to the next, as it is.
+        // What a binary hands to the next, as it is.
         let mut between: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        for index in 0..self.shards.len() {
-            let (shard, simulator) = self.load(index)?;
-            let name = &shard.graph(graph)?.name;
+        for index in 0..self.binaries.len() {
+            let (binary, simulator) = self.load(index)?;
+            let name = &binary.graph(graph)?.name;
             let info = simulator.graph(name)?;
             let feed = |tensor: &TensorInfo| {
                 let bytes = match (between.remove(&tensor.name), inputs.get(&tensor.name)) {

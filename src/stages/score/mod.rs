@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `reference` | | the `reference` stage to compare with; that of another file, to judge the file itself |
 //! | `graph` | | the ONNX graphs, run in ONNX Runtime; or |
-//! | `context` | | the context binary, run on the HTP simulator (built without weight sharing) |
+//! | `context` | | the context binary, run on the HTP simulator (built without weight sharing); what it leaves to the CPU, in ONNX Runtime |
 //! | `windows` | all | how many of the reference's windows to score |
 //! | `decode_steps` | 2 | how many of the greedy tokens to check by true decode steps; the others by one prefill |
 //!
@@ -18,6 +18,7 @@ mod lookup;
 mod measure;
 pub mod observe;
 mod onnx_runtime;
+mod split;
 
 use std::collections::BTreeMap;
 
@@ -29,15 +30,17 @@ use crate::action::{
     ToolFile, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::ModelFacts;
+use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::shards::Place;
 
-use super::device::{QNN, ROLES, binaries, binary_inputs, libraries};
+use super::device::{CPU, QNN, ROLES, binaries, binary_inputs, libraries};
 pub use decoder::Decoder;
 use decoder::Engine;
 pub use htp::Htp;
 pub use measure::{GreedyScore, Ranges, WindowScore, measured, window};
 use observe::SLICE_ELEMENTS;
 pub use onnx_runtime::OnnxRuntime;
+use split::Split;
 
 /// The runtime's file name, up to its version.
 const RUNTIME: &str = "libonnxruntime.so";
@@ -111,7 +114,7 @@ impl TypedStage for Score {
     }
 
     fn tools(_: &Params, slots: &[&str]) -> Vec<&'static str> {
-        if slots.contains(&"graph") { vec!["ort"] } else { vec![QNN] }
+        if slots.contains(&"graph") { vec!["ort"] } else { vec![QNN, "ort?"] }
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Measure>>> {
@@ -147,10 +150,24 @@ impl TypedStage for Score {
 }
 
 fn decoder(job: &Job) -> Result<Decoder> {
-    let is_context = !binary_inputs(job).is_empty();
-    let engine: Box<dyn Engine> =
-        if is_context { Box::new(Htp::open(job)?) } else { Box::new(OnnxRuntime::open(job)?) };
-    Ok(Decoder { engine, model: model(job)? })
+    let model = model(job)?;
+    let binaries = binary_inputs(job);
+    let place = place(binaries.iter().map(|name| job.input(name)?.facts.read()))?;
+    let engine: Box<dyn Engine> = match binaries.as_slice() {
+        [] => Box::new(OnnxRuntime::open(job)?),
+        _ if place == Place::default() => Box::new(Htp::open(job)?),
+        _ => Box::new(Split::open(job, place, &model)?),
+    };
+    Ok(Decoder { engine, model })
+}
+
+/// What computes the ends of a model that is compiled in these binaries.
+fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> {
+    let mut shards = vec![];
+    for facts in binaries {
+        shards.extend(facts?.shard());
+    }
+    Ok(Place::of(&shards))
 }
 
 /// What the candidate was made of.
@@ -198,10 +215,16 @@ impl Candidate {
     fn of(inputs: &Inputs) -> Result<Self> {
         if let Some(context) = inputs.optional("context") {
             let model = ("model.json".to_string(), context.part("model.json")?);
-            let parts = binaries(context)?.into_iter().chain([model]);
-            let parts: Vec<_> = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
-            let tools = libraries(inputs, &SIMULATOR)?;
-            let demand = of_simulator(parts.iter().map(|(_, part)| part));
+            let binaries = binaries(context)?;
+            let mut demand = of_simulator(binaries.iter().map(|(_, part)| *part));
+            let mut tools = libraries(inputs, &SIMULATOR)?;
+            if place(binaries.iter().map(|(_, part)| part.facts.read()))? != Place::default() {
+                demand.memory_bytes = demand.memory_bytes.saturating_add(demand::of_ends(context)?);
+                tools.extend(runtime(inputs)?);
+            }
+            let on_cpu = context.under(CPU).map(|(name, part)| (format!("{CPU}/{name}"), part));
+            let parts = binaries.into_iter().chain([model]).chain(on_cpu);
+            let parts = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
             return Ok(Candidate { demand, parts, tools, has_ranges: false });
         }
         Candidate::of_graph(inputs)
@@ -220,7 +243,8 @@ impl Candidate {
 
     /// An order that runs the prefill graph.
     pub fn order<T>(&self, name: &str, params: T) -> Order<T> {
-        self.reading(name, params, |name| name != "candidate/decode.onnx")
+        let is_decode = |name: &str| name.rsplit('/').next().is_some_and(|file| file.starts_with("decode"));
+        self.reading(name, params, |name| !is_decode(name))
     }
 
     fn reading<T>(&self, name: &str, params: T, reads: impl Fn(&str) -> bool) -> Order<T> {
@@ -232,7 +256,14 @@ impl Candidate {
 
 /// ONNX Runtime's library, whatever version its name carries.
 fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
-    let files = inputs.tools.get("ort").into_iter().flat_map(|tool| tool.parts.keys());
+    let tool = inputs.tools.get("ort").ok_or_else(|| {
+        Problem::new(
+            "kiln::tool_missing",
+            "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is not given",
+        )
+        .help("add it to [tools]: `ort = { pypi = \"onnxruntime==1.32.0\", sha256 = \"\" }`")
+    })?;
+    let files = tool.parts.keys();
     let base = files.filter_map(|path| path.as_str().rsplit('/').next());
     let name = base.into_iter().find(|base| base.starts_with(RUNTIME)).unwrap_or(RUNTIME);
     inputs.tool_files("ort", &[name])

@@ -18,9 +18,12 @@ use crate::base::{Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 
-/// The graphs of an `onnx` manifest; of the one that runs, a layer at a time is loaded.
+/// The graphs of an `onnx` manifest, or those that a context binary leaves to the CPU; of the one that runs, a layer at a time is
+/// loaded.
 pub struct OnnxRuntime {
     environment: Environment,
+    /// Where the candidate's files are among the inputs: `candidate/`.
+    inputs: String,
     folder: PathBuf,
     facts: Vec<(Graph, GraphFacts)>,
 }
@@ -29,33 +32,38 @@ impl OnnxRuntime {
     /// Loads the runtime of tool `ort` and lays the candidate's files (the inputs `candidate/...`) out in the job's
     /// scratch folder.
     pub fn open(job: &Job) -> Result<Self> {
+        Self::of(job, "candidate/")
+    }
+
+    /// The same of the files that are inputs called `inputs...`.
+    pub fn of(job: &Job, inputs: &str) -> Result<Self> {
         let library = library(&job.tool_folder("ort")?)?;
         let environment = ort::init_from(&library)
             .context("kiln::score::runtime", || format!("load {}", library.display()))?
             .build()
             .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
-        Self::within(environment, job)
+        Self::within(environment, job, inputs)
     }
 
     /// The candidate as it was opened. A process may start the runtime only once.
     pub fn anew(&self, job: &Job) -> Result<Self> {
-        Self::within(self.environment.clone(), job)
+        Self::within(self.environment.clone(), job, &self.inputs)
     }
 
-    fn within(environment: Environment, job: &Job) -> Result<Self> {
-        let folder = job.scratch()?.join("candidate");
+    fn within(environment: Environment, job: &Job, inputs: &str) -> Result<Self> {
+        let folder = job.scratch()?.join(inputs);
         for (name, _) in job.inputs() {
-            if let Some(inside) = name.strip_prefix("candidate/") {
+            if let Some(inside) = name.strip_prefix(inputs) {
                 lay_out(&job.path(name)?, &folder.join(inside))?;
             }
         }
         let mut facts = vec![];
         for graph in [Graph::Prefill, Graph::Decode] {
-            if let Ok(input) = job.input(&format!("candidate/{}", file_name(graph))) {
+            if let Ok(input) = job.input(&format!("{inputs}{}", file_name(graph))) {
                 facts.push((graph, input.facts.read()?));
             }
         }
-        Ok(OnnxRuntime { environment, folder, facts })
+        Ok(OnnxRuntime { environment, inputs: inputs.into(), folder, facts })
     }
 
     /// Where the candidate's files are.
@@ -92,11 +100,8 @@ impl OnnxRuntime {
     }
 }
 
-fn file_name(graph: Graph) -> &'static str {
-    match graph {
-        Graph::Prefill => "prefill.onnx",
-        Graph::Decode => "decode.onnx",
-    }
+fn file_name(graph: Graph) -> String {
+    format!("{}.onnx", graph.role())
 }
 
 /// ONNX Runtime refuses external data that a symbolic link puts outside the model's folder, so: a hard link, or a copy
@@ -134,7 +139,18 @@ impl Engine for OnnxRuntime {
         inputs: &BTreeMap<String, Tensor>,
         wanted: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let file = file_name(graph);
+        self.run_file(&file_name(graph), inputs, wanted)
+    }
+}
+
+impl OnnxRuntime {
+    /// Runs the candidate's graph in `file`.
+    pub fn run_file(
+        &mut self,
+        file: &str,
+        inputs: &BTreeMap<String, Tensor>,
+        wanted: &[String],
+    ) -> Result<BTreeMap<String, Vec<f32>>> {
         let path = self.folder.join(file);
         let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
         let mut taken = Taken { wanted, values: BTreeMap::new() };

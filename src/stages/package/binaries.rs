@@ -9,11 +9,12 @@ use serde_json::Value;
 use crate::action::{Job, Manifest};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::shards::{End, Place, Processor};
 use crate::qnn::Soc;
-use crate::stages::device::{BINARY, binaries, binary_inputs};
+use crate::stages::device::{self, BINARY, binary_inputs};
 
 /// One context binary.
-pub struct Shard {
+pub struct Binary {
     /// The input that it is.
     pub input: String,
     /// What its stage says of it.
@@ -47,13 +48,13 @@ struct Tensor {
 }
 
 /// The binaries of `context` in order, by their part names, and what is known of them without opening them.
-pub fn shards(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
-    binaries(context)?.into_iter().map(|(name, part)| Ok((name, part.facts.read()?))).collect()
+pub fn known(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
+    device::binaries(context)?.into_iter().map(|(name, part)| Ok((name, part.facts.read()?))).collect()
 }
 
 /// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries alike.
-pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
-    let Some((first, facts)) = shards.first() else { return Err(wrong("there is no context binary")) };
+pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
+    let Some((first, facts)) = binaries.first() else { return Err(wrong("there is no context binary")) };
     let (Some(prefill), Some(decode)) = (facts.graphs.get("prefill"), facts.graphs.get("decode")) else {
         let held: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
         return Err(wrong(format!("`{first}` holds {}, and Genie needs prefill and decode", held.join(", ")))
@@ -79,7 +80,7 @@ pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
     let alike = |other: &ContextFacts| {
         other.soc == facts.soc && other.weight_sharing == facts.weight_sharing && sizes(other) == sizes(facts)
     };
-    match shards.iter().find(|(_, other)| !alike(other)) {
+    match binaries.iter().find(|(_, other)| !alike(other)) {
         Some((name, _)) => {
             Err(wrong(format!("`{name}` has another chip, other graphs or another context than `{first}`")))
         }
@@ -87,19 +88,19 @@ pub fn check_facts(shards: &[(String, ContextFacts)]) -> Result<()> {
     }
 }
 
-impl Shard {
+impl Binary {
     /// All that are inputs of `job` below `context/`, in order.
-    pub fn read_all(job: &Job) -> Result<Vec<Shard>> {
-        binary_inputs(job).into_iter().map(|input| Shard::read(job, input)).collect()
+    pub fn read_all(job: &Job) -> Result<Vec<Binary>> {
+        binary_inputs(job).into_iter().map(|input| Binary::read(job, input)).collect()
     }
 
-    fn read(job: &Job, input: &str) -> Result<Shard> {
+    fn read(job: &Job, input: &str) -> Result<Binary> {
         let name = format!("{}info.json", input.strip_suffix(BINARY).unwrap_or_default());
         let value: Value =
             serde_json::from_slice(&job.read(&name)?).context("kiln::package::info", || format!("read `{name}`"))?;
         let graphs = value.get("graphs").cloned().unwrap_or_default();
         let info = Info::deserialize(value).context("kiln::package::info", || format!("read `{name}`"))?;
-        Ok(Shard { input: input.into(), facts: job.input(input)?.facts.read()?, info, graphs })
+        Ok(Binary { input: input.into(), facts: job.input(input)?.facts.read()?, info, graphs })
     }
 
     /// The chip that it is for.
@@ -115,22 +116,23 @@ impl Shard {
 }
 
 /// Holds what the binaries say of themselves against the model and Genie's form; gives the first.
-pub fn check_graphs<'a>(shards: &'a [Shard], model: &ModelFacts) -> Result<&'a Shard> {
-    let (Some(first), Some(last)) = (shards.first(), shards.last()) else {
+pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'a Binary> {
+    let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };
-    for shard in shards {
-        let soc = shard.soc()?;
-        if shard.info.soc_model != soc.model {
-            let found = shard.info.soc_model;
-            return Err(wrong(format!("`{}` is for SoC model {found}, not for {}", shard.input, soc.name)));
+    let place = place(binaries.iter().map(|binary| &binary.facts));
+    for binary in binaries {
+        let soc = binary.soc()?;
+        if binary.info.soc_model != soc.model {
+            let found = binary.info.soc_model;
+            return Err(wrong(format!("`{}` is for SoC model {found}, not for {}", binary.input, soc.name)));
         }
     }
     for role in first.facts.graphs.keys() {
         let mut layers = BTreeSet::new();
-        for shard in shards {
-            let graph = shard.graph(role)?;
-            graph.check_sizes(model, shard.context()?)?;
+        for binary in binaries {
+            let graph = binary.graph(role)?;
+            graph.check_sizes(model, binary.context()?)?;
             let caches = graph.inputs.iter().filter_map(|tensor| layer(&tensor.name, "past_key_"));
             if let Some(layer) = caches.into_iter().find(|layer| !layers.insert(*layer)) {
                 return Err(wrong(format!("two binaries hold layer {layer} of the {role} graph")));
@@ -140,16 +142,24 @@ pub fn check_graphs<'a>(shards: &'a [Shard], model: &ModelFacts) -> Result<&'a S
             let found = layers.len();
             return Err(wrong(format!("the {role} graph has {found} layers, the model {}", model.block_count)));
         }
-        first.graph(role)?.tensor("input_ids")?;
-        let logits = last.graph(role)?.tensor("logits")?;
-        if logits.shape.last() != Some(&model.vocab) {
-            return Err(wrong(format!("logits are {:?}, the vocabulary is {}", logits.shape, model.vocab)));
+        match place.embedding {
+            Processor::Npu => drop(first.graph(role)?.tensor("input_ids")?),
+            Processor::Cpu => first.graph(role)?.check_width(End::Embedding.value(), model.hidden)?,
+        }
+        match place.head {
+            Processor::Npu => last.graph(role)?.check_width("logits", model.vocab)?,
+            Processor::Cpu => last.graph(role)?.check_width(End::Head.value(), model.hidden)?,
         }
     }
     Ok(first)
 }
 
-impl Shard {
+/// What computes the ends of the model that is compiled in `binaries`.
+pub fn place<'a>(binaries: impl Iterator<Item = &'a ContextFacts>) -> Place {
+    Place::of(&binaries.filter_map(ContextFacts::shard).collect::<Vec<_>>())
+}
+
+impl Binary {
     fn graph(&self, role: &str) -> Result<&Graph> {
         let name = self.facts.graphs.get(role).map(|graph| graph.name.as_str());
         let graph = self.info.graphs.iter().find(|graph| Some(graph.name.as_str()) == name);
@@ -163,6 +173,18 @@ impl Graph {
         all.find(|tensor| tensor.name == name).ok_or_else(|| wrong(format!("`{}` has no `{name}`", self.name)))
     }
 
+    /// Whether the last dimension of the tensor `name` is `width`.
+    fn check_width(&self, name: &str, width: u32) -> Result<()> {
+        match self.tensor(name)?.shape.as_slice() {
+            [.., last] if *last == width => Ok(()),
+            shape => Err(self.other_shape(name, shape, width)),
+        }
+    }
+
+    fn other_shape(&self, name: &str, shape: &[u32], expected: u32) -> Problem {
+        wrong(format!("`{name}` of `{}` is {shape:?}; {expected} was expected", self.name))
+    }
+
     /// Genie reads head and context from these shapes and from its configuration: they must say the same.
     fn check_sizes(&self, model: &ModelFacts, context: u32) -> Result<()> {
         for Tensor { name, shape } in &self.inputs {
@@ -174,7 +196,7 @@ impl Graph {
                 _ => continue,
             };
             if shape.iter().rev().nth(at) != Some(&expected) {
-                return Err(wrong(format!("`{name}` of `{}` is {shape:?}; {expected} was expected", self.name)));
+                return Err(self.other_shape(name, shape, expected));
             }
         }
         Ok(())
