@@ -10,7 +10,7 @@
 //! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
 //!
 //! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
-//! graphs. The binaries are handed on, not copied. Qualcomm's libraries are not part of a bundle.
+//! graphs. The binaries are handed on, not copied, and so is what they leave to the CPU. Qualcomm's libraries are not part of a bundle.
 
 mod binaries;
 mod genie;
