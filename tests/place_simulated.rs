@@ -104,7 +104,11 @@ fn chip_and_cpu_compute_the_whole_together() {
         let bundle = road.run("package", json!({}), &[("model", &model), ("context", &context)]).unwrap();
         assert_eq!(names(&bundle).iter().filter(|name| name.starts_with("cpu/")).count(), context.under("cpu").count());
         let slots = [("bundle", &bundle), ("reference", &reference)];
-        assert_eq!(road.run("generate", json!({}), &slots).unwrap_err().code, "kiln::generate::place");
+        assert_eq!(road.run("generate", json!({}), &slots).unwrap_err().code, "kiln::package::place");
+        // Nothing is sent to a device that could not run it.
+        let validate = |device: Value| road.run("validate", device, &[("bundles", &bundle)]);
+        assert_eq!(validate(json!({"device": "adb:R5CT1"})).unwrap_err().code, "kiln::package::place");
+        assert!(validate(json!({})).is_ok());
     }
 }
 

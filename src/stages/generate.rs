@@ -18,15 +18,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::device::{QNN, libraries};
-use super::package::{CONFIG, EXTENSIONS, TABLE, TOKENIZER};
+use super::package::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use super::reference::Greedy;
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
 
@@ -101,7 +99,7 @@ impl TypedStage for Generate {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (bundle, reference) = (inputs.one("bundle")?, inputs.one("reference")?);
         refuse_shared_weights(bundle)?;
-        refuse_ends_of_the_cpu(bundle)?;
+        check_for_genie(bundle)?;
         let greedy = reference.get("greedy.json").ok_or_else(|| {
             Problem::new("kiln::generate::no_prompt", "the reference continues no prompt")
                 .help("give the `reference` stage a `prompt`")
@@ -151,7 +149,7 @@ impl TypedStage for Generate {
 
 /// The simulator loads no shared weights, and libGenie ends its process over them.
 fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
-    for (name, part) in binaries(bundle) {
+    for (name, part) in bundled(bundle) {
         let facts: ContextFacts = part.facts.read()?;
         if facts.weight_sharing {
             let what = format!("the graphs of `{name}` share weights, which the simulator cannot load");
@@ -161,38 +159,6 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// libGenie looks rows up in a table only, and draws tokens from nothing but logits of a binary.
-fn refuse_ends_of_the_cpu(bundle: &Manifest) -> Result<()> {
-    let facts = binaries(bundle).map(|(_, part)| part.facts.read()).collect::<Result<Vec<ContextFacts>>>()?;
-    let place = Place::of(&facts.iter().filter_map(ContextFacts::shard).collect::<Vec<_>>());
-    let refuse = |what: &str, help: &str| Err(Problem::new("kiln::generate::place", what).help(help));
-    if place.head == Processor::Cpu {
-        return refuse(
-            "the bundle leaves the head to the CPU, and libGenie draws from what the last binary gives",
-            "leave `head` out of `place` in the `graph` stage, or hear what the model says by `score` with the `context-bin`",
-        );
-    }
-    if place.embedding == Processor::Cpu && !bundle.parts.keys().any(|name| is_table(name.as_str())) {
-        return refuse(
-            "the bundle leaves the embedding to the CPU, and has no table for libGenie to look up rows in",
-            "give the `package` stage `embedding_table = true`",
-        );
-    }
-    Ok(())
-}
-
-/// The context binaries: they say which graphs they hold.
-fn binaries(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
-    let is_binary = |(name, part): &(&PartName, &Part)| {
-        name.as_str().ends_with(".bin") && part.facts.value().get("graphs").is_some()
-    };
-    bundle.parts.iter().filter(is_binary)
-}
-
-fn is_table(name: &str) -> bool {
-    name.ends_with(TABLE)
 }
 
 /// A folder with the bundle's files under their own names (symbolic links).

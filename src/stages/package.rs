@@ -33,6 +33,7 @@ use crate::model::tokenizer::Tokenizer;
 
 use super::device::{CPU, ROLES, is_on_cpu};
 use binaries::{Binary, check_facts, check_graphs, known, place};
+pub(super) use binaries::{bundled, check_for_genie};
 pub(super) use genie::{CONFIG, EXTENSIONS};
 
 const MODEL: &str = "model.json";
@@ -40,7 +41,7 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const PROMPT: &str = "prompt.txt";
 pub(super) const SUMS: &str = "SHA256SUMS";
 /// What the name of the table of rows ends with; `.bin`, as all that Genie maps on a phone.
-pub(super) const TABLE: &str = "_embedding.bin";
+const TABLE: &str = "_embedding.bin";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;

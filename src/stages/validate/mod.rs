@@ -277,6 +277,7 @@ impl TypedStage for Validate {
         let limited = Limited { candidates, perplexity, range, sizes, storage, generated, layers, strict, on_device };
         let mut order = Order::new("", limited);
         for (name, manifest) in bundles.iter().filter(|_| is_measured) {
+            package::check_for_genie(manifest)?;
             let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
             for (part, content) in manifest.parts.iter().filter(|(part, _)| is_taken(part.as_str())) {
                 order = order.input(format!("{name}/{part}"), content);
