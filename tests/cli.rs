@@ -248,7 +248,7 @@ fn the_way_of_deepseek() {
 * report          validate     layers = layers; scores = onnx; size = bundle
 * phone           validate     bundles = bundle
 ? npu-simulated   context-bin  graph = graph; tools.qnn
-? htp             score        context = npu-simulated; reference = reference; tools.qnn
+? htp             score        context = npu-simulated; reference = reference; tools.ort; tools.qnn
 ? simulated       validate     scores = htp
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
