@@ -16,20 +16,9 @@ use serde_json::{Value, json};
 use support::contexts::{facts, info};
 use support::fetching::sha256;
 use support::peers::{python, said};
+use support::place::{both, names, placed};
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
-
-fn placed(place: Value, shards: u32) -> Value {
-    json!({"prefill": 16, "context": 40, "shards": shards, "place": place})
-}
-
-fn both() -> Value {
-    json!({"embedding": "cpu", "head": "cpu"})
-}
-
-fn names(manifest: &Manifest) -> Vec<&str> {
-    manifest.parts.keys().map(PartName::as_str).collect()
-}
 
 /// What each prefill graph takes and gives, but for what all layers take and for their caches.
 fn ends(road: &Road, graph: &Manifest) -> Vec<String> {

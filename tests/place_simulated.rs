@@ -6,26 +6,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use kiln::action::{Manifest, PartName};
+use kiln::action::Manifest;
 use serde_json::{Value, json};
 use support::peers::{python, said};
+use support::place::{both, names, placed};
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;
 use support::tools;
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
-
-fn placed(place: Value, shards: u32) -> Value {
-    json!({"prefill": 16, "context": 40, "shards": shards, "place": place})
-}
-
-fn both() -> Value {
-    json!({"embedding": "cpu", "head": "cpu"})
-}
-
-fn names(manifest: &Manifest) -> Vec<&str> {
-    manifest.parts.keys().map(PartName::as_str).collect()
-}
 
 /// Writes the ONNX files of `graph` and their weights into `folder`.
 fn write_out(road: &Road, graph: &Manifest, folder: &Path) {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::shards::Shard;
+use super::shards::{Place, Shard};
 
 /// What a decoder-only transformer is, read from the metadata of its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,5 +174,10 @@ impl ContextFacts {
     /// What it computes of the model, if not all.
     pub fn shard(&self) -> Option<Shard> {
         self.graphs.values().find_map(|graph| graph.shard)
+    }
+
+    /// What computes the ends of the model that is compiled in `binaries`.
+    pub fn place<'a>(binaries: impl IntoIterator<Item = &'a ContextFacts>) -> Place {
+        Place::of(&binaries.into_iter().filter_map(ContextFacts::shard).collect::<Vec<_>>())
     }
 }

@@ -44,6 +44,17 @@ pub struct Choice {
     pub gap: f32,
 }
 
+/// Some tokens of a text, and where they stand: the same for all layers.
+struct Span {
+    tokens: usize,
+    /// Tokens before them.
+    before: usize,
+    /// `[tokens, before + tokens]`: a token sees itself and those before it.
+    mask: Tensor,
+    /// Cosines and sines of the rotary embedding, `[tokens, head_dim / 2]`.
+    turn: [Tensor; 2],
+}
+
 /// What a layer knows of a text: its keys and values, `[kv_heads, tokens, head_dim]`.
 struct Attended {
     keys: Tensor,
@@ -58,13 +69,13 @@ impl<'a> Reference<'a> {
 
     /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each layer.
     pub fn states(&self, texts: &[&[u32]], mut begun: impl FnMut(u32) -> Result<()>) -> Result<Vec<State>> {
-        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let spans = texts.iter().map(|text| self.span(0, text.len())).collect::<Result<Vec<_>>>()?;
         let mut stream = self.embedding(&texts.concat())?;
         for layer in 0..self.facts.block_count {
             begun(layer)?;
-            (stream, _) = self.layer(layer, &stream, &lengths, None)?;
+            (stream, _) = self.layer(layer, &stream, &spans, None)?;
         }
-        ran(split(&stream, &lengths))?.into_iter().map(|state| Ok(State(state))).collect()
+        ran(split(&stream, &spans))?.into_iter().map(|state| Ok(State(state))).collect()
     }
 
     /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a time.
@@ -92,9 +103,11 @@ impl<'a> Reference<'a> {
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
         while choices.len() < count {
             begun(choices.len())?;
+            let before = if choices.is_empty() { 0 } else { prompt.len() + choices.len() - 1 };
+            let spans = [self.span(before, next.len())?];
             let mut stream = self.embedding(&next)?;
             for (layer, past) in (0..).zip(&mut past) {
-                let (after, mut attended) = self.layer(layer, &stream, &[next.len()], past.as_ref())?;
+                let (after, mut attended) = self.layer(layer, &stream, &spans, past.as_ref())?;
                 (stream, *past) = (after, attended.pop());
             }
             let last = ran(stream.narrow(0, next.len() - 1, 1))?;
@@ -121,13 +134,23 @@ impl<'a> Reference<'a> {
         tensor(rows, tokens.len(), self.facts.hidden as usize)
     }
 
-    /// The residual stream after a layer, and what it then knows of each text. The texts, of these `lengths`, stand one after
-    /// the other in `stream`; `past` is of the only one, which goes on.
+    /// `tokens` that come after `before` others.
+    fn span(&self, before: usize, tokens: usize) -> Result<Span> {
+        let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
+        let angle = |position: usize, i: u32| position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim));
+        let angles = (before..before + tokens).flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let turns = |values| tensor(values, tokens, dim as usize / 2);
+        Ok(Span { tokens, before, mask: ran(mask(before, tokens))?, turn: [turns(cos)?, turns(sin)?] })
+    }
+
+    /// The residual stream after a layer, and what it then knows of each text. These `spans` stand one after the other in
+    /// `stream`; `past` is what comes before the only one.
     fn layer(
         &self,
         layer: u32,
         stream: &Tensor,
-        lengths: &[usize],
+        spans: &[Span],
         past: Option<&Attended>,
     ) -> Result<(Tensor, Vec<Attended>)> {
         let ModelFacts { heads, kv_heads, head_dim, hidden, ffn, qkv_bias, .. } = *self.facts;
@@ -138,7 +161,7 @@ impl<'a> Reference<'a> {
         let q = self.linear(&name("attn_q"), heads * head_dim, qkv_bias, &x)?;
         let k = self.linear(&name("attn_k"), kv_heads * head_dim, qkv_bias, &x)?;
         let v = self.linear(&name("attn_v"), kv_heads * head_dim, qkv_bias, &x)?;
-        let (mixed, attended) = ran(self.attention([&q, &k, &v], lengths, past))?;
+        let (mixed, attended) = ran(self.attention([&q, &k, &v], spans, past))?;
         let stream = ran(stream + self.linear(&name("attn_output"), hidden, false, &mixed)?)?;
 
         let x = self.norm(&name("ffn_norm"), &stream)?;
@@ -151,19 +174,20 @@ impl<'a> Reference<'a> {
     fn attention(
         &self,
         [q, k, v]: [&Tensor; 3],
-        lengths: &[usize],
+        spans: &[Span],
         past: Option<&Attended>,
     ) -> Result<(Tensor, Vec<Attended>), Error> {
         let [heads, kv_heads, dim] =
             [self.facts.heads, self.facts.kv_heads, self.facts.head_dim].map(|size| size as usize);
         let (mut mixes, mut all) = (vec![], vec![]);
-        for ((q, k), v) in split(q, lengths)?.iter().zip(split(k, lengths)?).zip(split(v, lengths)?) {
-            let tokens = q.dim(0)?;
-            let before = past.map_or(Ok(0), |past| past.keys.dim(1))?;
+        let texts = split(q, spans)?.into_iter().zip(split(k, spans)?).zip(split(v, spans)?);
+        for (span, ((q, k), v)) in spans.iter().zip(texts) {
+            let Span { tokens, before, mask, .. } = span;
+            let (tokens, all_tokens) = (*tokens, before + tokens);
             let by_head = |x: &Tensor, heads| x.reshape((tokens, heads, dim))?.transpose(0, 1)?.contiguous();
-            let q = self.turned(&by_head(q, heads)?, before)?;
+            let q = self.turned(&by_head(&q, heads)?, span)?;
             let attended =
-                Attended { keys: self.turned(&by_head(&k, kv_heads)?, before)?, values: by_head(&v, kv_heads)? };
+                Attended { keys: self.turned(&by_head(&k, kv_heads)?, span)?, values: by_head(&v, kv_heads)? };
             let attended = match past {
                 Some(past) => Attended {
                     keys: Tensor::cat(&[&past.keys, &attended.keys], 1)?,
@@ -175,8 +199,8 @@ impl<'a> Reference<'a> {
             let rows = heads.checked_div(kv_heads).unwrap_or(0) * tokens;
             let folded = q.reshape((kv_heads, rows, dim))?;
             let scores = (folded.matmul(&attended.keys.t()?)? * (dim as f64).sqrt().recip())?;
-            let scores = scores.reshape((heads, tokens, before + tokens))?.broadcast_add(&mask(before, tokens)?)?;
-            let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, before + tokens))?;
+            let scores = scores.reshape((heads, tokens, all_tokens))?.broadcast_add(mask)?;
+            let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, all_tokens))?;
             let mix = shares.matmul(&attended.values)?.reshape((heads, tokens, dim))?;
             mixes.push(mix.transpose(0, 1)?.reshape((tokens, heads * dim))?);
             all.push(attended);
@@ -184,19 +208,14 @@ impl<'a> Reference<'a> {
         Ok((Tensor::cat(&mixes, 0)?, all))
     }
 
-    /// Rotary embedding of `x`, `[heads, tokens, head_dim]`, from position `first` on.
-    fn turned(&self, x: &Tensor, first: usize) -> Result<Tensor, Error> {
-        let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
-        let tokens = x.dim(1)?;
-        let angle = |position: usize, i: u32| position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim));
-        let angles = (first..first + tokens).flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        let [cos, sin] = [cos, sin].map(|values| Tensor::from_vec(values, (tokens, dim as usize / 2), &Device::Cpu));
+    /// Rotary embedding of `x`, `[heads, tokens, head_dim]`.
+    fn turned(&self, x: &Tensor, span: &Span) -> Result<Tensor, Error> {
+        let [cos, sin] = &span.turn;
         let turn = match self.facts.rope_rows {
             RopeRows::Interleaved => rope_i,
             RopeRows::HalfSplit => rope,
         };
-        turn(&x.unsqueeze(0)?, &cos?, &sin?)?.squeeze(0)
+        turn(&x.unsqueeze(0)?, cos, sin)?.squeeze(0)
     }
 
     fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
@@ -229,7 +248,7 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// `[tokens, before + tokens]`: a token sees itself and those before it.
+/// 0 where a token sees another, minus infinity elsewhere.
 fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
     let all = before + tokens;
     let sees = |row: usize| (0..all).map(move |column| if column <= before + row { 0.0 } else { f32::NEG_INFINITY });
@@ -237,14 +256,14 @@ fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
 }
 
 /// The rows of each text.
-fn split(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, Error> {
+fn split(x: &Tensor, spans: &[Span]) -> Result<Vec<Tensor>, Error> {
     let mut first = 0;
-    let mut rows = |length: &usize| {
-        let rows = x.narrow(0, first, *length);
-        first += length;
+    let mut rows = |span: &Span| {
+        let rows = x.narrow(0, first, span.tokens);
+        first += span.tokens;
         rows
     };
-    lengths.iter().map(&mut rows).collect()
+    spans.iter().map(&mut rows).collect()
 }
 
 fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {

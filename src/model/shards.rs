@@ -53,9 +53,11 @@ impl Place {
     }
 
     /// That of the model that `shards` make up.
-    pub fn of(shards: &[Shard]) -> Self {
-        let latest = |of: fn(&Shard) -> Processor| shards.iter().map(of).max().unwrap_or_default();
-        Place { embedding: latest(|shard| shard.place.embedding), head: latest(|shard| shard.place.head) }
+    pub fn of<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> Self {
+        shards.into_iter().fold(Place::default(), |all, shard| Place {
+            embedding: all.embedding.max(shard.place.embedding),
+            head: all.head.max(shard.place.head),
+        })
     }
 }
 

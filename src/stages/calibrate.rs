@@ -26,7 +26,7 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, MomentFacts};
 use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
-use crate::model::onnx::{self, DOMAIN, Function};
+use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
 
 use super::score::Candidate;
@@ -138,9 +138,7 @@ impl TypedStage for Calibrate {
 
 /// The weights of linear layers by the value that they multiply.
 fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
-    let is_linear = |node: &&NodeProto| {
-        node.domain == DOMAIN && matches!(Function::called(&node.op_type), Some(Function::Linear { .. }))
-    };
+    let is_linear = |node: &&NodeProto| matches!(Function::of(node), Some(Function::Linear { .. }));
     let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in graph.node.iter().filter(is_linear) {
         let [input, weight, ..] = node.input.as_slice() else { continue };

@@ -26,13 +26,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::ModelFacts;
+use crate::model::facts::{ContextFacts, ModelFacts};
 use crate::model::ledger::Ledger;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
 use super::device::{CPU, ROLES, is_on_cpu};
-use binaries::{Binary, check_facts, check_graphs, known, place};
+use binaries::{Binary, check_facts, check_graphs, known};
 pub(super) use binaries::{bundled, check_for_genie};
 pub(super) use genie::{CONFIG, EXTENSIONS};
 
@@ -156,7 +156,9 @@ impl TypedStage for Package {
         let (model, context) = (inputs.one("model")?, inputs.one("context")?);
         let binaries = known(context)?;
         check_facts(&binaries)?;
-        if params.embedding_table && place(binaries.iter().map(|(_, facts)| facts)).embedding == Processor::Npu {
+        if params.embedding_table
+            && ContextFacts::place(binaries.iter().map(|(_, facts)| facts)).embedding == Processor::Npu
+        {
             return Err(Problem::new("kiln::package::table", "a table would be of no use: the chip has the embedding")
                 .help("`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` here"));
         }
@@ -195,7 +197,7 @@ impl TypedStage for Package {
             soc: first.soc()?,
             context: first.context()?,
             binaries: &files,
-            place: place(binaries.iter().map(|binary| &binary.facts)),
+            place: ContextFacts::place(binaries.iter().map(|binary| &binary.facts)),
             table: params.embedding_table.then(|| format!("{}{TABLE}", params.name)),
         };
         let mut texts = vec![

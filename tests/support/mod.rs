@@ -11,6 +11,7 @@ pub mod hub;
 pub mod interpreter;
 pub mod peers;
 pub mod phone;
+pub mod place;
 pub mod plan_text;
 pub mod pottery;
 pub mod processes;

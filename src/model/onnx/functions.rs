@@ -80,6 +80,11 @@ impl Function {
         Function::all().find(|function| function.name() == op_type)
     }
 
+    /// The function that `node` calls, if it is one of the dialect.
+    pub fn of(node: &NodeProto) -> Option<Function> {
+        Function::called(&node.op_type).filter(|_| node.domain == DOMAIN)
+    }
+
     /// `BlockLinearBias`.
     pub fn name(self) -> String {
         match self {

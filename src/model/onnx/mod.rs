@@ -16,5 +16,5 @@ pub use encodings::{Encodings, Grid, Pair, moved};
 pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
 pub use lint::lint;
 pub use segments::{Segment, segments};
-pub use slices::sliced;
+pub use slices::{ExternalRows, sliced};
 pub use summary::{Summary, element_name};

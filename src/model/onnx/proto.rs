@@ -156,6 +156,13 @@ pub struct TensorProto {
     pub data_location: i32,
 }
 
+impl TensorProto {
+    /// What `external_data` says of `key`.
+    pub fn external(&self, key: &str) -> Option<&str> {
+        self.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    }
+}
+
 /// `TensorProto.DataLocation.EXTERNAL`.
 pub const EXTERNAL: i32 = 1;
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::functions::{DOMAIN, Function, int};
+use super::functions::{Function, int};
 use super::proto::{EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// How the names of slices begin.
@@ -70,8 +70,8 @@ fn slices(
     weights: &HashMap<&str, &TensorProto>,
     most: u64,
 ) -> Option<Vec<Slice>> {
-    let is_linear = matches!(Function::called(&call.op_type), Some(Function::Linear { .. }));
-    let (x, held) = call.input.split_first().filter(|_| is_linear && call.domain == DOMAIN)?;
+    let is_linear = matches!(Function::of(call), Some(Function::Linear { .. }));
+    let (x, held) = call.input.split_first().filter(|_| is_linear)?;
     let held: Vec<&TensorProto> = held.iter().map(|name| weights.get(name.as_str()).copied()).collect::<Option<_>>()?;
     let [rows, columns] = *held.first()?.dims.as_slice() else { return None };
     let [rows, columns] = [u64::try_from(rows).ok()?, u64::try_from(columns).ok()?];
@@ -94,15 +94,35 @@ fn slices(
     starts.enumerate().map(slice).collect()
 }
 
-/// Of a tensor whose first dimension is that of the matrix; `None` if its rows are no whole bytes of a file.
+/// The rows of a tensor whose bytes are a file's: of one index of its first dimension each, one after the other.
+pub struct ExternalRows<'a> {
+    /// The file, relative to that of the model.
+    pub location: &'a str,
+    /// Where the first begins.
+    pub offset: u64,
+    /// How many there are; one at least.
+    pub rows: u64,
+    /// Length of each.
+    pub row_bytes: u64,
+}
+
+impl<'a> ExternalRows<'a> {
+    /// Those of `tensor`; `None` if they are no whole bytes of a file.
+    pub fn of(tensor: &'a TensorProto) -> Option<Self> {
+        let number = |key: &str| tensor.external(key)?.parse::<u64>().ok();
+        let rows = u64::try_from(*tensor.dims.first()?).ok().filter(|rows| *rows > 0)?;
+        let length =
+            number("length").filter(|length| tensor.data_location == EXTERNAL && length.is_multiple_of(rows))?;
+        let (location, offset) = (tensor.external("location")?, number("offset")?);
+        Some(ExternalRows { location, offset, rows, row_bytes: length / rows })
+    }
+}
+
+/// `rows` of a tensor whose first dimension is that of the matrix, for the call `of`.
 fn some_rows(tensor: &TensorProto, rows: &Range<u64>, of: &str) -> Option<TensorProto> {
-    let number =
-        |key: &str| -> Option<u64> { tensor.external_data.iter().find(|entry| entry.key == key)?.value.parse().ok() };
-    let all = u64::try_from(*tensor.dims.first()?).ok()?;
-    let length = number("length").filter(|length| tensor.data_location == EXTERNAL && length.is_multiple_of(all))?;
-    let row_bytes = length.checked_div(all)?;
-    let offset = rows.start.checked_mul(row_bytes)?.checked_add(number("offset")?)?;
-    let length = (rows.end - rows.start).checked_mul(row_bytes)?;
+    let all = ExternalRows::of(tensor)?;
+    let offset = rows.start.checked_mul(all.row_bytes)?.checked_add(all.offset)?;
+    let length = (rows.end - rows.start).checked_mul(all.row_bytes)?;
     let mut slice = TensorProto { name: format!("{of}/{}", tensor.name), ..tensor.clone() };
     *slice.dims.first_mut()? = i64::try_from(rows.end - rows.start).ok()?;
     for entry in &mut slice.external_data {

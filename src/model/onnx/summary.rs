@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
 
-use super::proto::{DimensionProto, EXTERNAL, ModelProto, TensorProto, ValueInfoProto, element};
+use super::proto::{DimensionProto, EXTERNAL, ModelProto, ValueInfoProto, element};
 use crate::base::bytes;
 
 /// Inputs, outputs, how many nodes of which operator, functions, weights.
@@ -39,8 +39,10 @@ impl Summary {
         let graph = model.graph.clone().unwrap_or_default();
         let (external, inside): (Vec<_>, Vec<_>) =
             graph.initializer.iter().partition(|tensor| tensor.data_location == EXTERNAL);
-        let ranges: BTreeSet<[&str; 3]> =
-            external.iter().map(|tensor| ["location", "offset", "length"].map(|key| entry(tensor, key))).collect();
+        let ranges: BTreeSet<[&str; 3]> = external
+            .iter()
+            .map(|tensor| ["location", "offset", "length"].map(|key| tensor.external(key).unwrap_or_default()))
+            .collect();
         let lengths = ranges.iter().filter_map(|[_, _, length]| length.parse::<u64>().ok());
         let constants: BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
         let typed = |value: &ValueInfoProto| (value.name.clone(), type_of(value));
@@ -106,10 +108,6 @@ fn type_of(value: &ValueInfoProto) -> String {
     };
     let dims: Vec<String> = tensor.shape.iter().flat_map(|shape| shape.dim.iter().map(dim)).collect();
     format!("{} [{}]", element_name(tensor.elem_type), dims.join(", "))
-}
-
-fn entry<'a>(tensor: &'a TensorProto, key: &str) -> &'a str {
-    tensor.external_data.iter().find(|entry| entry.key == key).map_or("", |entry| &entry.value)
 }
 
 /// `f16`; an unknown type by its number.

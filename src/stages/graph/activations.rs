@@ -13,7 +13,7 @@ use super::{Activations as Held, Cache};
 use crate::base::{Problem, Result};
 use crate::model::calibration::{Activation, Activations};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
-use crate::model::onnx::{DOMAIN, Function, Grid};
+use crate::model::onnx::{Function, Grid};
 
 /// How far below the least score a masked one lies at least: e^-20 of its weight is left.
 const MASKED: f32 = 20.0;
@@ -195,8 +195,7 @@ impl Chooser<'_> {
 
     /// The classes whose codes `node` computes on.
     fn uses(&self, node: &NodeProto) -> Vec<usize> {
-        let is_linear =
-            node.domain == DOMAIN && matches!(Function::called(&node.op_type), Some(Function::Linear { .. }));
+        let is_linear = matches!(Function::of(node), Some(Function::Linear { .. }));
         let inputs: Vec<usize> = node.input.iter().filter_map(|name| self.classes.of(name)).collect();
         let outputs: Vec<usize> = node.output.iter().filter_map(|name| self.classes.of(name)).collect();
         let on_codes = node.domain.is_empty() && !Classes::moves(node);

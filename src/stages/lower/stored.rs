@@ -108,15 +108,13 @@ impl Stored {
 }
 
 fn external(tensor: &TensorProto, open: Open) -> Result<Blob> {
-    let entry =
-        |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
     let problem =
         |what: String| Problem::new("kiln::lower::external", format!("the external data of `{}` {what}", tensor.name));
-    let number = |key: &str, default: u64| match entry(key) {
+    let number = |key: &str, default: u64| match tensor.external(key) {
         Some(text) => text.parse::<u64>().map_err(|_| problem(format!("has {key} `{text}`, no number"))),
         None => Ok(default),
     };
-    let location = entry("location").ok_or_else(|| problem("has no location".into()))?;
+    let location = tensor.external("location").ok_or_else(|| problem("has no location".into()))?;
     let file = open(location)
         .map_err(|why| why.within(format!("failed to open `{location}`, the data of `{}`", tensor.name)))?;
     let offset = number("offset", 0)?;

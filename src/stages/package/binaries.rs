@@ -10,7 +10,7 @@ use super::TABLE;
 use crate::action::{Job, Manifest, Part, PartName};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
-use crate::model::shards::{End, Place, Processor};
+use crate::model::shards::{End, Processor};
 use crate::qnn::Soc;
 use crate::stages::device::{self, BINARY, binary_inputs};
 
@@ -121,7 +121,7 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
     let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };
-    let place = place(binaries.iter().map(|binary| &binary.facts));
+    let place = ContextFacts::place(binaries.iter().map(|binary| &binary.facts));
     for binary in binaries {
         let soc = binary.soc()?;
         if binary.info.soc_model != soc.model {
@@ -153,11 +153,6 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
         }
     }
     Ok(first)
-}
-
-/// What computes the ends of the model that is compiled in `binaries`.
-pub fn place<'a>(binaries: impl Iterator<Item = &'a ContextFacts>) -> Place {
-    Place::of(&binaries.filter_map(ContextFacts::shard).collect::<Vec<_>>())
 }
 
 impl Binary {
@@ -220,7 +215,7 @@ pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
 /// Refuses a bundle that Genie does not run: it looks rows up in a table only, and draws tokens from nothing but logits of a binary.
 pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
     let facts = bundled(bundle).map(|(_, part)| part.facts.read()).collect::<Result<Vec<ContextFacts>>>()?;
-    let place = Place::of(&facts.iter().filter_map(ContextFacts::shard).collect::<Vec<_>>());
+    let place = ContextFacts::place(&facts);
     let refuse = |what: &str, help: &str| Err(Problem::new("kiln::package::place", what).help(help));
     if place.head == Processor::Cpu {
         return refuse(

@@ -7,15 +7,14 @@ use std::path::Path;
 
 use super::decoder::Tensor;
 use crate::base::{Context, Problem, Result};
-use crate::model::onnx::proto::{EXTERNAL, GraphProto, ModelProto, TensorProto};
-use crate::model::onnx::{DOMAIN, Function};
+use crate::model::onnx::proto::{GraphProto, ModelProto, TensorProto};
+use crate::model::onnx::{ExternalRows, Function};
 
 /// Leaves `model`, whose external data lie in `folder`, the rows of its embedding that `windows` look up, and has their ids say
 /// where those now are. A table whose rows are no whole bytes stays as it is.
 pub fn look_up(model: &mut ModelProto, folder: &Path, windows: &mut [HashMap<String, Tensor>]) -> Result<()> {
     let Some(GraphProto { node, initializer, .. }) = model.graph.as_mut() else { return Ok(()) };
-    let is_embedding = |op: &str| matches!(Function::called(op), Some(Function::Embedding { .. }));
-    let call = node.iter_mut().find(|call| call.domain == DOMAIN && is_embedding(&call.op_type));
+    let call = node.iter_mut().find(|call| matches!(Function::of(call), Some(Function::Embedding { .. })));
     let Some((ids, blobs)) = call.and_then(|call| call.input.split_first_mut()) else { return Ok(()) };
     let mut places: BTreeMap<i32, i32> = BTreeMap::new();
     for window in windows.iter() {
@@ -50,19 +49,12 @@ fn rows<'a>(
     folder: &Path,
     ids: impl ExactSizeIterator<Item = &'a i32>,
 ) -> Result<Option<TensorProto>> {
-    let entry =
-        |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
-    let number = |key: &str| entry(key).and_then(|value| value.parse::<u64>().ok());
-    let (Some(location), Some(offset), Some(length)) = (entry("location"), number("offset"), number("length")) else {
+    let Some(ExternalRows { location, offset, rows: all, row_bytes }) = ExternalRows::of(tensor) else {
         return Ok(None);
     };
-    let all = tensor.dims.first().and_then(|all| u64::try_from(*all).ok()).unwrap_or(0);
-    if tensor.data_location != EXTERNAL || all == 0 || !length.is_multiple_of(all) {
-        return Ok(None);
-    }
     let path = folder.join(location);
     let file = File::open(&path).context("kiln::io", || format!("open {}", path.display()))?;
-    let mut row = vec![0; usize::try_from(length / all).unwrap_or(0)];
+    let mut row = vec![0; usize::try_from(row_bytes).unwrap_or(0)];
     let mut dims = tensor.dims.clone();
     dims.iter_mut().take(1).for_each(|count| *count = ids.len() as i64);
     let mut raw_data = vec![];
@@ -70,7 +62,7 @@ fn rows<'a>(
         let id = u64::try_from(*id).ok().filter(|id| *id < all).ok_or_else(|| {
             Problem::new("kiln::score::token", format!("there is no token {id}: the embedding has {all} rows"))
         })?;
-        let at = offset.saturating_add(id * row.len() as u64);
+        let at = offset.saturating_add(id * row_bytes);
         file.read_exact_at(&mut row, at).context("kiln::io", || format!("read {}", path.display()))?;
         raw_data.extend_from_slice(&row);
     }

@@ -163,11 +163,7 @@ fn decoder(job: &Job) -> Result<Decoder> {
 
 /// What computes the ends of a model that is compiled in these binaries.
 fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> {
-    let mut shards = vec![];
-    for facts in binaries {
-        shards.extend(facts?.shard());
-    }
-    Ok(Place::of(&shards))
+    Ok(ContextFacts::place(&binaries.collect::<Result<Vec<_>>>()?))
 }
 
 /// What the candidate was made of.
