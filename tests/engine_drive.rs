@@ -87,6 +87,7 @@ impl Yard {
             executor: &Wheel(&self.store),
             last: &self.record,
             limits: Limits { jobs: self.jobs, memory_bytes: 1 << 20, keep_going: false },
+            completed: &|_, _| (),
             cancel: &self.cancel,
         };
         let mut ear = Ear { heard: vec![], cancel: &self.cancel };

@@ -162,6 +162,11 @@ fn plain_halves() {
 }
 
 #[test]
+fn qwen2_with_large_key_biases() {
+    check(&TinyGguf::qwen2().large_biases(), json!({}), small());
+}
+
+#[test]
 fn every_scheme() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     for scheme in ["native-safe", "int8-channel", "int4-channel", "lpbq-16", "lpbq-32", "lpbq-64"] {
@@ -237,6 +242,22 @@ fn the_simulator_computes_a_scaled_qwen2() {
     let error = error(made, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
+    let model = TinyGguf::qwen2().large_biases();
+    let error = |centre: &str| {
+        let made = make(&model, json!({}), json!({"prefill": 6, "context": 16, "key_centre": centre}));
+        let engine = Htp::new(&made.profiles, &made.graphs);
+        let error = error(made, engine);
+        println!("{centre}: largest error {error:.1e}");
+        error
+    };
+    let (centred, as_they_are) = (error("bias"), error("none"));
+    assert!(centred < 1e-2, "{centred}");
+    assert!(as_they_are > 5e-2, "{as_they_are}");
 }
 
 #[test]

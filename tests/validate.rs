@@ -2,10 +2,8 @@
 
 mod support;
 
-use std::fs;
-
-use kiln::action::{Inputs, Manifest, PartName, Registry};
-use kiln::base::{Problem, Result};
+use kiln::action::{Content, Inputs, Manifest, Part, PartName, Registry};
+use kiln::base::{CanonJson, Problem, Result};
 use serde_json::{Value, json};
 use support::workspace::Folder;
 
@@ -21,8 +19,12 @@ fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest 
     let part = |name: &str, value: Value| {
         (PartName::new(name).unwrap(), folder.part(value.to_string().as_bytes(), Value::Null))
     };
-    let parts =
-        [part("window-000/score.json", window), part("greedy/score.json", greedy), part("ranges/score.json", ranges)];
+    let parts = [
+        part("window-000/score.json", window),
+        part("greedy/score.json", greedy),
+        part("ranges/score.json", ranges),
+        part("ranges/mask.json", json!({"0": {"least": 985.0, "bound": 12.0}, "1": {"least": 35.0, "bound": 20.0}})),
+    ];
     Manifest { parts: parts.into() }
 }
 
@@ -69,7 +71,7 @@ fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Re
 fn check(params: Value) -> std::result::Result<String, Problem> {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.other": 1e9});
+    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.scores": 500.0, "blk.1.other": 1e9});
     let manifest = validate(&folder, vec![("onnx", score(&folder, 100, 0.02, ranges))], params)?;
     let text = |name: &str| String::from_utf8(folder.bytes(manifest.part(name).unwrap()).to_vec()).unwrap();
     let report: Value = serde_json::from_str(&text("report.json")).unwrap();
@@ -103,6 +105,8 @@ fn each_limit_can_be_missed() {
         (json!({"limits": {"onnx": {"greedy": 3}}}), "greedy"),
         (json!({"perplexity": 7.0}), "perplexity of the reference"),
         (json!({"range": 15000}), "range of down"),
+        (json!({"scores_range": 100}), "range of scores"),
+        (json!({"mask": 40}), "masked scores below visible ones"),
         (json!({"size_bytes": {"npu": 499}}), "size in bytes"),
         (json!({"storage": {"weights": {"exact": true}}}), "tensors that are not exact"),
         (json!({"generated": {"genie": 3}}), "tokens in Genie as the reference's"),
@@ -121,9 +125,9 @@ fn the_report_outlives_the_failure() {
     let folder = Folder::new(home.path());
     let scores = vec![("onnx", score(&folder, 100, 0.02, json!({})))];
     let problem = validate(&folder, scores, json!({"limits": {"onnx": {"kld": 0.0}}})).unwrap_err();
-    let kept = problem.help.unwrap();
-    let path = kept.split_whitespace().find(|word| word.starts_with('/')).unwrap();
-    let report = fs::read_to_string(format!("{path}/report.txt")).unwrap();
+    let report = problem.left["report.txt"];
+    let part = Part { content: Content { digest: report, window: None }, facts: CanonJson::default() };
+    let report = String::from_utf8(folder.bytes(&part).to_vec()).unwrap();
     assert!(problem.message.ends_with(&report), "{report}");
     assert!(report.contains("FAILED: 1 of 2 limits missed"), "{report}");
 }

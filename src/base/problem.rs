@@ -1,11 +1,14 @@
 //! What went wrong, where, why, and the way out. The only error type that crosses rooms.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan};
 use serde::{Deserialize, Serialize};
+
+use super::Digest;
 
 /// The code of [`Problem::cancelled`].
 const CANCELLED: &str = "kiln::cancelled";
@@ -34,12 +37,15 @@ pub struct Problem {
     /// What led to it, outermost first.
     #[serde(default)]
     pub causes: Vec<String>,
+    /// Files for people that the failed work leaves all the same, a report for one: blobs by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left: BTreeMap<String, Digest>,
 }
 
 impl Problem {
     /// A problem with neither place nor advice yet.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Problem { code: code.into(), message: message.into(), labels: vec![], help: None, causes: vec![] }
+        Problem { code: code.into(), message: message.into(), labels: vec![], help: None, causes: vec![], left: BTreeMap::new() }
     }
 
     /// What ends work that is being stopped.

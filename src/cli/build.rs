@@ -1,11 +1,10 @@
 //! `kiln build`: builds what a plan asks for, and writes it out.
 
-use std::collections::BTreeMap;
 use std::io::{Write, stderr};
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
@@ -14,16 +13,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::artifacts::{Artifact, artifacts};
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
+use super::output::{add, kept, kept_of, write_left, write_out, write_stage};
 use super::papers::{self, Papers};
-use super::screen::{Screen, Views};
+use super::screen::{Screen, Seen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
-use crate::action::{Manifest, Registry};
+use crate::action::Registry;
 use crate::base::{Context, Result, bytes, count, duration};
-use crate::engine::{Built, Limits};
+use crate::engine::{Limits, Sealed};
 use crate::events::Summary;
-use crate::plan::{Keep, Plan};
-use crate::store::{BlobStore, Links, Space, publish};
+use crate::plan::PlannedStage;
+use crate::store::{Links, Space};
 
 /// What to build.
 #[derive(clap::Args)]
@@ -67,15 +67,34 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
     let cancel = interruption()?;
 
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
+    let links = if args.hard_links { Links::Hard } else { Links::Reflink };
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
     let mut screen = Screen::open(&args.views, common)?;
-    let built = bench.build(limits, &cancel, &mut screen);
-    let (summary, mut problems) = screen.close();
+    let begun_to_write = Mutex::new(None);
+    let completed = |stage: &PlannedStage, sealed: &Sealed| {
+        // What is held to a lock is not written before all of it is known. What fails here fails again at the end, where it is said.
+        if locked.is_none() {
+            let wrote = kept_of(stage, sealed).and_then(|kept| write_stage(&bench.store, stage, &kept, &out, links));
+            add(&mut begun_to_write.lock().unwrap_or_else(PoisonError::into_inner), wrote.unwrap_or_default());
+        }
+    };
+    let built = bench.build(limits, &cancel, &completed, &mut screen);
+    let early = begun_to_write.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Seen { summary, mut problems, left } = screen.close();
     problems.extend(bench.remember(&built).err());
+    let is_cancelled = cancel.load(Ordering::Relaxed);
+    if is_cancelled || !problems.is_empty() {
+        if locked.is_none() {
+            problems.extend(write_out(&bench, &built, &out, links).err());
+        }
+        let error = write_left(&bench, left, &out, links, &mut problems).err();
+        problems.extend(error);
+    }
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
     }
-    if cancel.load(Ordering::Relaxed) {
+    if is_cancelled {
         // With --json, the last event has said so.
         if !common.json {
             let _ = writeln!(stderr(), "interrupted; what is done stays in the cache");
@@ -83,14 +102,16 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         return Ok(Exit::Interrupted);
     }
 
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
     let kept = kept(&bench.plan, &built)?;
     let papers = Papers::of(&args.papers, &args.plan, &bench, &built, &kept);
     if let Some(locked) = &locked {
         papers.hold(locked)?;
     }
-    let links = if args.hard_links { Links::Hard } else { Links::Reflink };
-    let wrote = write_out(&bench.store, &kept, &papers, &out, links)?;
+    let mut wrote = write_out(&bench, &built, &out, links)?;
+    add(&mut wrote, early);
+    if papers.write(&out)? {
+        add(&mut wrote, Some(Space::default()));
+    }
     let ran = summary.total(|stage| stage.ran);
     common.print(&if common.json {
         format!("{}\n", json!({"out": out, "artifacts": artifacts(&kept)}))
@@ -122,37 +143,6 @@ fn interruption() -> Result<Arc<AtomicBool>> {
             .context("kiln::call::signal", || format!("listen for signal {signal}"))?;
     }
     Ok(flag)
-}
-
-/// The manifests of the stages that are kept, cut down to the parts that are.
-fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
-    let mut all = vec![];
-    for stage in plan.stages.iter().filter(|stage| stage.keep != Keep::Nothing) {
-        let Some(sealed) = built.sealed.get(&stage.id) else { continue };
-        let kept = sealed.whole()?.manifest.parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
-        let parts: BTreeMap<_, _> = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
-        if !parts.is_empty() {
-            all.push((stage.id.to_string(), Manifest { parts }));
-        }
-    }
-    Ok(all)
-}
-
-/// Yields what had to be written, or `None` if nothing had to.
-fn write_out(
-    blobs: &dyn BlobStore,
-    kept: &[(String, Manifest)],
-    papers: &Papers,
-    out: &Path,
-    links: Links,
-) -> Result<Option<Space>> {
-    let mut wrote = None;
-    for (stage, manifest) in kept {
-        if let Some(space) = publish(blobs, manifest, &out.join(stage), links)? {
-            *wrote.get_or_insert_with(Space::default) += space;
-        }
-    }
-    Ok(if papers.write(out)? { Some(wrote.unwrap_or_default()) } else { wrote })
 }
 
 /// What written files cost: ` (133 MB copied)`.

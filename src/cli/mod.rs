@@ -15,6 +15,7 @@ mod inspect;
 mod machine;
 mod man;
 mod outline;
+mod output;
 mod papers;
 mod plan;
 mod replay;

@@ -1,5 +1,6 @@
 //! What is seen of a build while it runs, and what is kept of it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, stderr, stdout};
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use super::reports::{self, Reports};
 use super::whole::folder;
 use super::{Common, Failed};
-use crate::base::{Context, Problem};
+use crate::base::{Context, Digest, Problem};
 use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary, TimedListener};
 
 /// The views besides the one on screen.
@@ -26,9 +27,18 @@ pub(super) struct Screen {
     begun: Option<Instant>,
     summary: Summary,
     problems: Vec<Problem>,
+    left: BTreeMap<String, BTreeMap<String, Digest>>,
     shown: Shown,
     log: Option<(PathBuf, JsonLines<File>)>,
     reports: Reports,
+}
+
+/// What was seen of a build.
+pub(super) struct Seen {
+    pub(super) summary: Summary,
+    pub(super) problems: Vec<Problem>,
+    /// What failed stages leave all the same.
+    pub(super) left: BTreeMap<String, BTreeMap<String, Digest>>,
 }
 
 /// A build in which nothing happens shows nothing.
@@ -52,11 +62,11 @@ impl Screen {
         };
         let log = views.log.as_ref().map(open).transpose()?;
         let reports = Reports::open(&views.reports)?;
-        Ok(Screen { begun: None, summary: Summary::default(), problems: vec![], shown, log, reports })
+        Ok(Screen { begun: None, summary: Summary::default(), problems: vec![], left: BTreeMap::new(), shown, log, reports })
     }
 
-    /// Writes the reports. Yields what happened, and what went wrong.
-    pub(super) fn close(self) -> (Summary, Vec<Problem>) {
+    /// Writes the reports, and yields what was seen.
+    pub(super) fn close(self) -> Seen {
         let mut problems = self.problems;
         if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
             let message = format!("failed to write the log {}; it is cut", path.display());
@@ -64,7 +74,7 @@ impl Screen {
             problems.push(Problem::new("kiln::report::write", message).because(&error).help(help));
         }
         problems.extend(self.reports.write());
-        (self.summary, problems)
+        Seen { summary: self.summary, problems, left: self.left }
     }
 }
 
@@ -73,10 +83,13 @@ impl Listener for Screen {
         let begun = *self.begun.get_or_insert_with(Instant::now);
         let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         self.summary.hear(event);
-        if let Event::Failed { problem, .. } = event
-            && !self.problems.contains(problem)
-        {
-            self.problems.push(problem.clone());
+        if let Event::Failed { part, problem } = event {
+            if !self.problems.contains(problem) {
+                self.problems.push(problem.clone());
+            }
+            if !problem.left.is_empty() {
+                self.left.insert(part.stage.clone(), problem.left.clone());
+            }
         }
         if let Some((_, log)) = &mut self.log {
             log.hear_at(at_ms, event);

@@ -6,11 +6,14 @@ use super::outline::Outline;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
-use crate::engine::{Build, Built, Limits, Memory, Record, select};
+use crate::engine::{Build, Built, Limits, Memory, Record, Sealed, select};
 use crate::events::{Event, Listener};
 use crate::execute::{Executor, Local};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedStage};
 use crate::store::{ActionCache, Disk, Stamp};
+
+/// Hears of each stage that becomes complete.
+pub(super) type Completed<'a> = dyn Fn(&PlannedStage, &Sealed) + Sync + 'a;
 
 /// Everything laid out for a build.
 pub(super) struct Workbench<'a> {
@@ -42,10 +45,16 @@ impl<'a> Workbench<'a> {
         Ok(Workbench { plan, store, stages, outline, program, last })
     }
 
-    /// Builds, as far as `limits` allow.
-    pub(super) fn build(&self, limits: Limits, cancel: &AtomicBool, listener: &mut dyn Listener) -> Built {
+    /// Builds, as far as `limits` allow; `completed` hears of each stage that becomes complete.
+    pub(super) fn build(
+        &self,
+        limits: Limits,
+        cancel: &AtomicBool,
+        completed: &Completed,
+        listener: &mut dyn Listener,
+    ) -> Built {
         let memory = Memory { notes: &self.store, program: self.program };
-        self.build_with(Some(memory), &self.store, &self.local(), limits, cancel, listener)
+        self.build_with(Some(memory), &self.store, &self.local(), limits, cancel, completed, listener)
     }
 
     /// What runs actions on this machine.
@@ -61,6 +70,7 @@ impl<'a> Workbench<'a> {
         executor: &dyn Executor,
         limits: Limits,
         cancel: &AtomicBool,
+        completed: &Completed,
         listener: &mut dyn Listener,
     ) -> Built {
         let build = Build {
@@ -73,6 +83,7 @@ impl<'a> Workbench<'a> {
             executor,
             last: &self.last,
             limits,
+            completed,
             cancel,
         };
         build.run(listener)
@@ -82,7 +93,7 @@ impl<'a> Workbench<'a> {
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut ear = Problems::default();
         let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
-        let built = self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &mut ear);
+        let built = self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &|_, _| (), &mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),

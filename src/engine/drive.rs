@@ -51,6 +51,8 @@ pub struct Build<'a> {
     pub last: &'a Record,
     /// What may be in use at once.
     pub limits: Limits,
+    /// Hears of each stage that is complete and was not so in an earlier build, on some thread.
+    pub completed: &'a (dyn Fn(&PlannedStage, &Sealed) + Sync),
     /// Set from outside to stop the build.
     pub cancel: &'a AtomicBool,
 }
@@ -162,6 +164,7 @@ impl Drive<'_> {
 
     /// What was not noted is only looked for part by part.
     fn note(&self, stage: StageIndex, sealed: &Sealed) {
+        (self.build.completed)(&self.build.plan.stages[stage.index()], sealed);
         if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
             let _ = memory.note(&asked.question, sealed);
         }

@@ -30,6 +30,12 @@ pub struct Activation {
     pub p99_99: f32,
 }
 
+/// The part that has the means of the keys.
+pub const KEY_MEANS: &str = "key_means.json";
+
+/// Of each layer the mean of its rotated keys, before any is centred: `[kv_heads * head_dim]`.
+pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
+
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MomentFacts {

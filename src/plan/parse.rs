@@ -223,9 +223,18 @@ impl Reader<'_> {
 
     /// A relative `file:` URL starts from the folder of its file.
     fn locate(&self, table: &mut Table) {
-        if let Some(entry) = table.entries.iter_mut().find(|entry| entry.key == "url")
-            && let Tree::String(url) = &mut entry.node.tree
-            && let Some(located) = self.map.located(url, &entry.node.span)
+        for entry in table.entries.iter_mut().filter(|entry| ["url", "parts"].contains(&entry.key.as_str())) {
+            if let Tree::List(items) = &mut entry.node.tree {
+                items.iter_mut().for_each(|item| self.locate_node(item));
+            } else {
+                self.locate_node(&mut entry.node);
+            }
+        }
+    }
+
+    fn locate_node(&self, node: &mut Node) {
+        if let Tree::String(url) = &mut node.tree
+            && let Some(located) = self.map.located(url, &node.span)
         {
             *url = located;
         }

@@ -10,6 +10,7 @@
 //!
 //! One order: the graph is run once, layer by layer over all windows.
 
+mod keys;
 mod moments;
 mod tally;
 
@@ -23,7 +24,7 @@ use crate::action::{
     Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::calibration::{Activations, MomentFacts};
+use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
 use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
@@ -34,6 +35,7 @@ use super::score::demand::of_layers;
 use super::score::observe::{Observer, PREFILL, observe};
 use super::tensors;
 use super::windows::{MAX_WINDOWS, windows, within};
+use keys::Keys;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
@@ -70,7 +72,7 @@ impl TypedStage for Calibrate {
     type Order = Calibration;
     const SPEC: StageSpec = StageSpec {
         kind: "calibrate",
-        version: 1,
+        version: 2,
         summary: "range, percentiles and second moments of every activation over a text",
         gives: "calibration",
         inputs: &[
@@ -119,9 +121,11 @@ impl TypedStage for Calibrate {
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
         let whole = onnx::decode(&job.read(PREFILL)?)?;
+        let whole = whole.graph.unwrap_or_default();
         let mut witness = Witness {
             job,
-            linears: linears(&whole.graph.unwrap_or_default()),
+            keys: Keys::new(&whole, model.head_dim as usize, graph.tokens as usize),
+            linears: linears(&whole),
             moments: order.moments,
             tallies: BTreeMap::new(),
             inputs: BTreeMap::new(),
@@ -130,7 +134,9 @@ impl TypedStage for Calibrate {
         };
         observe(job, &model, &windows, &mut witness)?;
         let activations = CanonJson::of(&witness.activations)?.to_string();
+        let key_means = CanonJson::of(&witness.keys.means(windows.len()))?.to_string();
         let mut outputs = witness.outputs;
+        outputs.insert(PartName::new(KEY_MEANS)?, job.write(key_means.as_bytes(), CanonJson::default())?);
         outputs.insert(PartName::new("activations.json")?, job.write(activations.as_bytes(), CanonJson::default())?);
         Ok(outputs)
     }
@@ -150,6 +156,7 @@ fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
 /// What is kept of the values of a layer, until the layer has run over all windows.
 struct Witness<'a, 'j> {
     job: &'a Job<'j>,
+    keys: Keys,
     linears: BTreeMap<String, BTreeSet<String>>,
     /// Weights for which all moments are wanted.
     moments: BTreeSet<String>,
@@ -171,6 +178,7 @@ impl Observer for Witness<'_, '_> {
         if let Some(tally) = self.tallies.get_mut(value) {
             tally.add(elements);
         }
+        self.keys.add(value, elements)?;
         if let (Some(weights), false) = (self.linears.get(value), self.inputs.contains_key(value)) {
             let columns = self.columns(value)?;
             let full = weights.iter().any(|weight| self.moments.contains(weight));

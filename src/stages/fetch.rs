@@ -3,6 +3,8 @@
 //! | parameter | default | meaning |
 //! |---|---|---|
 //! | `url` | | `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH`, `pypi:NAME==VERSION[#MEMBER]` |
+//! | `parts` | | instead: the pieces of one file in their order, each as a `url`; or one URL with `{1..22}` for their numbers |
+//! | `name` | | what the file is called that is joined of `parts` |
 //! | `sha256` | `""` | 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the archive |
 //! | `unpack` | `false` | give every shared library inside a wheel instead of the wheel |
 //! | `tracked` | `false` | a `file:` without a pin, taken as it is: whenever it changes, it is fetched anew |
@@ -11,11 +13,13 @@
 
 mod http;
 mod machine;
+mod parts;
 mod pip;
 mod source;
 mod url;
 mod wheel;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -28,6 +32,7 @@ use crate::action::{BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, P
 use crate::base::{CanonJson, Context, Digest, Problem, Result};
 
 pub use machine::Machine;
+use parts::Parts;
 use source::Source;
 use wheel::Wheel;
 
@@ -39,7 +44,14 @@ pub struct Fetch;
 #[serde(deny_unknown_fields)]
 pub struct Params {
     /// Where from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or `pypi:NAME==VERSION[#MEMBER]`.
-    url: String,
+    #[serde(default)]
+    url: Option<String>,
+    /// Instead of `url`: the pieces of one file in their order, each as a `url`; or one URL with `{1..22}` for their numbers.
+    #[serde(default)]
+    parts: Option<Parts>,
+    /// What the file is called that is joined of `parts`.
+    #[serde(default)]
+    name: Option<String>,
     /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the wheel.
     #[serde(default)]
     sha256: String,
@@ -73,35 +85,20 @@ impl TypedStage for Fetch {
         summary: "bring a file from outside, pinned by its sha256",
         gives: "file",
         inputs: &[],
-        params: &["url", "sha256", "unpack", "tracked"],
+        params: &["url", "parts", "name", "sha256", "unpack", "tracked"],
         keyed: &[],
         reaches_outside: true,
     };
 
     fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {
-        let at = |path: &str, problem| ParamProblem { path: path.into(), problem };
         let mut problems = vec![];
-        match Source::parse(&params.url) {
-            Err(problem) => problems.push(at("url", problem)),
-            Ok(Source::Pypi { member: Some(member), .. }) if params.unpack => problems.push(at(
-                "unpack",
-                Problem::new("kiln::plan::parameter", format!("`unpack` and the member `{member}` exclude each other"))
-                    .help("leave `unpack` out to get the one member, or the `#...` to get every shared library"),
-            )),
-            Ok(Source::File { .. }) if params.tracked && (params.unpack || !params.sha256.is_empty()) => {
-                problems.push(at(
-                    "tracked",
-                    Problem::new("kiln::plan::parameter", "a tracked file has no `sha256`, and is not unpacked")
-                        .help("leave `tracked` out to take these very bytes, `sha256` to follow what the file becomes"),
-                ))
+        match (&params.url, &params.parts) {
+            (Some(url), None) => problems.extend(params.check_url(url)),
+            (None, Some(parts)) => problems.extend(params.check_parts(parts)),
+            (Some(_), Some(_)) => {
+                problems.push(at("parts", wrong("`url` and `parts` exclude each other", "leave one of them out")));
             }
-            Ok(Source::File { .. }) => {}
-            Ok(_) if params.tracked => problems.push(at(
-                "tracked",
-                Problem::new("kiln::plan::parameter", "only a `file:` can be tracked")
-                    .help("pin what comes from elsewhere by its sha256"),
-            )),
-            Ok(_) => {}
+            (None, None) => problems.push(at("", wrong("nothing says where to fetch from", "give a `url`, or `parts`"))),
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
@@ -112,16 +109,23 @@ impl TypedStage for Fetch {
     }
 
     fn files(params: &Params) -> Result<Vec<PathBuf>> {
-        Ok(match Source::parse(&params.url)? {
-            Source::File { path } if params.tracked => vec![path],
+        let source = params.url.as_deref().map(Source::parse).transpose()?;
+        Ok(match source {
+            Some(Source::File { path }) if params.tracked => vec![path],
             _ => vec![],
         })
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
         let tracked = Fetch::files(&params)?.first().map(|path| inputs.file(path)).transpose()?;
-        let Params { url, sha256, unpack, .. } = params;
-        let file = Source::parse(&url)?.asks_for()?;
+        let Params { url, parts, name, sha256, unpack, .. } = params;
+        let (file, url) = match (parts, url) {
+            (Some(parts), _) => (name.unwrap_or_default(), CanonJson::of(&parts.urls()?)?.to_string()),
+            (None, url) => {
+                let url = url.unwrap_or_default();
+                (Source::parse(&url)?.asks_for()?, url)
+            }
+        };
         let target = Target { file, sha256: sha256.to_ascii_lowercase(), unpack, tracked };
         Ok(vec![Order::new("", target).origin(url)])
     }
@@ -131,20 +135,154 @@ impl TypedStage for Fetch {
     }
 }
 
+impl Params {
+    fn check_url(&self, url: &str) -> Option<ParamProblem> {
+        match Source::parse(url) {
+            Err(problem) => Some(at("url", problem)),
+            Ok(_) if self.name.is_some() => Some(at(
+                "name",
+                wrong("`name` is of a file that is joined of `parts`", "leave it out: a file keeps its own name"),
+            )),
+            Ok(Source::Pypi { member: Some(member), .. }) if self.unpack => Some(at(
+                "unpack",
+                wrong(
+                    &format!("`unpack` and the member `{member}` exclude each other"),
+                    "leave `unpack` out to get the one member, or the `#...` to get every shared library",
+                ),
+            )),
+            Ok(Source::File { .. }) if self.tracked && (self.unpack || !self.sha256.is_empty()) => Some(at(
+                "tracked",
+                wrong(
+                    "a tracked file has no `sha256`, and is not unpacked",
+                    "leave `tracked` out to take these very bytes, `sha256` to follow what the file becomes",
+                ),
+            )),
+            Ok(Source::File { .. }) => None,
+            Ok(_) if self.tracked => {
+                Some(at("tracked", wrong("only a `file:` can be tracked", "pin what comes from elsewhere by its sha256")))
+            }
+            Ok(_) => None,
+        }
+    }
+
+    fn check_parts(&self, parts: &Parts) -> Vec<ParamProblem> {
+        let mut problems: Vec<ParamProblem> = parts.urls().err().map(|problem| at("parts", problem)).into_iter().collect();
+        let name = self.name.as_deref().unwrap_or_default();
+        if name.contains('/') || PartName::new(name).is_err() {
+            let what = format!("`{name}` is no name for the file that the parts make up");
+            problems.push(at("name", wrong(&what, "write name = \"model.gguf\"")));
+        }
+        for (key, is_set) in [("unpack", self.unpack), ("tracked", self.tracked)] {
+            if is_set {
+                problems.push(at(key, wrong(&format!("`{key}` is not for a file in `parts`"), "leave it out")));
+            }
+        }
+        problems
+    }
+}
+
+fn at(path: &str, problem: Problem) -> ParamProblem {
+    ParamProblem { path: path.into(), problem }
+}
+
+fn wrong(message: &str, help: &str) -> Problem {
+    Problem::new("kiln::plan::parameter", message).help(help)
+}
+
 /// Fetches `target` as seen from `machine`.
 pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> {
-    let url = job.origin()?;
-    let source = Source::parse(url)?;
-    let folder = job.partial(url)?;
-    let file = match &source {
-        Source::File { path } => path.clone(),
-        Source::Web { url } => http::download(machine, url, None, &target.sha256, &folder, job)?,
+    let origin = job.origin()?;
+    // No URL begins like a list.
+    if !origin.starts_with('[') {
+        return fetch_one(machine, target, origin, job);
+    }
+    let urls: Vec<String> =
+        serde_json::from_str(origin).context("kiln::plan::url", || format!("read the parts in `{origin}`"))?;
+    join(machine, target, &urls, job)
+}
+
+/// The file that `source` means, or the wheel around it; `pin` is the sha256 that is hoped for, or empty.
+fn bring(machine: &Machine, source: &Source, folder: &Path, pin: &str, job: &Job) -> Result<PathBuf> {
+    match source {
+        Source::File { path } => Ok(path.clone()),
+        Source::Web { url } => http::download(machine, url, None, pin, folder, job),
         Source::Hub { .. } => {
             let url = source.hub_url(&machine.hf_endpoint)?;
-            http::download(machine, &url, machine.hf_token.as_deref(), &target.sha256, &folder, job)?
+            http::download(machine, &url, machine.hf_token.as_deref(), pin, folder, job)
         }
-        Source::Pypi { requirement, .. } => pip::download(machine, requirement, &folder, job)?,
-    };
+        Source::Pypi { requirement, .. } => pip::download(machine, requirement, folder, job),
+    }
+}
+
+/// Fetches each part, and joins them once all are there.
+fn join(machine: &Machine, target: &Target, urls: &[String], job: &Job) -> Result<Outputs> {
+    // In one order, so that two fetches which share parts never wait for each other.
+    for url in urls.iter().collect::<BTreeSet<_>>() {
+        job.partial(url)?;
+    }
+    let mut files = vec![];
+    for (index, url) in urls.iter().enumerate() {
+        job.progress(index as u64, urls.len() as u64, "parts");
+        let source = Source::parse(url)?;
+        let file = bring(machine, &source, &job.partial(url)?, "", job)
+            .map_err(|problem| problem.within(format!("failed to fetch part {} of {}", index + 1, urls.len())))?;
+        files.push((source, file));
+    }
+    let mut joined = Joined::new(job)?;
+    for (source, file) in &files {
+        joined.add(source, file)?;
+    }
+    let poured = joined.finish();
+    let accepted = target.accept(&poured.sha256, job);
+    if accepted.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
+        for url in urls {
+            clear(&job.partial(url)?)?;
+        }
+    }
+    accepted?;
+    Ok([(PartName::new(target.file.clone())?, poured.part()?)].into())
+}
+
+/// A blob to which one file after the other is added.
+struct Joined<'a, 'j> {
+    job: &'a Job<'j>,
+    sink: Box<dyn BlobSink>,
+    hasher: Sha256,
+}
+
+impl<'a, 'j> Joined<'a, 'j> {
+    fn new(job: &'a Job<'j>) -> Result<Self> {
+        Ok(Joined { job, sink: job.create()?, hasher: Sha256::new() })
+    }
+
+    /// Adds what `source` means of the `file` that was fetched for it.
+    fn add(&mut self, source: &Source, file: &Path) -> Result<()> {
+        match source {
+            Source::Pypi { member: Some(member), .. } => {
+                let mut wheel = Wheel::open(file)?;
+                let index = wheel.find(member)?;
+                self.pour(wheel.member(index)?)
+            }
+            _ => self.pour(open(file)?),
+        }
+    }
+
+    fn pour(&mut self, from: impl Read) -> Result<()> {
+        each_chunk(from, self.job, |chunk| {
+            self.hasher.update(chunk);
+            self.sink.write_all(chunk).context("kiln::io", || "write a blob".into())
+        })
+    }
+
+    fn finish(self) -> Poured {
+        Poured { sink: self.sink, sha256: hexadecimal(self.hasher) }
+    }
+}
+
+fn fetch_one(machine: &Machine, target: &Target, url: &str, job: &Job) -> Result<Outputs> {
+    let source = Source::parse(url)?;
+    let folder = job.partial(url)?;
+    let file = bring(machine, &source, &folder, &target.sha256, job)?;
     let outputs = deliver(&source, target, &file, job);
     if outputs.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
         clear(&folder)?;
@@ -160,18 +298,20 @@ fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<O
         return wheel
             .libraries()?
             .into_iter()
-            .map(|(name, index)| Ok((name, pour(wheel.member(index)?, job)?.part()?)))
+            .map(|(name, index)| {
+                let mut library = Joined::new(job)?;
+                library.pour(wheel.member(index)?)?;
+                Ok((name, library.finish().part()?))
+            })
             .collect();
     }
-    let (name, poured) = match source {
-        Source::Pypi { member: Some(member), .. } => {
-            let mut wheel = Wheel::open(file)?;
-            let index = wheel.find(member)?;
-            (base_name(member), pour(wheel.member(index)?, job)?)
-        }
-        Source::Pypi { .. } => (base_name(&file.to_string_lossy()), pour(open(file)?, job)?),
-        other => (other.file_name()?, pour(open(file)?, job)?),
+    let name = match source {
+        Source::Pypi { member: None, .. } => base_name(&file.to_string_lossy()),
+        other => other.file_name()?,
     };
+    let mut joined = Joined::new(job)?;
+    joined.add(source, file)?;
+    let poured = joined.finish();
     if target.tracked.is_none() {
         target.accept(&poured.sha256, job)?;
     }
@@ -191,7 +331,10 @@ const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
 impl Target {
     /// Refuses bytes of another digest than the pinned one, and all bytes if none is pinned.
     fn accept(&self, found: &str, job: &Job) -> Result<()> {
-        let url = job.origin()?;
+        let url = match job.origin()? {
+            parts if parts.starts_with('[') => self.file.as_str(),
+            url => url,
+        };
         match self.sha256.as_str() {
             "" => Err(Problem::new("kiln::fetch::unpinned", format!("`{url}` is not pinned")).help(format!(
                 "if you trust what is there now, write: sha256 = \"{found}\"; it will not be downloaded again"
@@ -219,29 +362,28 @@ impl Poured {
     }
 }
 
-fn pour(from: impl Read, job: &Job) -> Result<Poured> {
-    let mut sink = job.create()?;
-    let sha256 = each_chunk(from, job, |chunk| sink.write_all(chunk).context("kiln::io", || "write a blob".into()))?;
-    Ok(Poured { sink, sha256 })
-}
-
 fn sha256_of(path: &Path, job: &Job) -> Result<String> {
-    each_chunk(open(path)?, job, |_| Ok(()))
+    let mut hasher = Sha256::new();
+    each_chunk(open(path)?, job, |chunk| {
+        hasher.update(chunk);
+        Ok(())
+    })?;
+    Ok(hexadecimal(hasher))
 }
 
-/// Hands every chunk of `from` to `take` and gives the sha256 of all, in hexadecimal.
-fn each_chunk(mut from: impl Read, job: &Job, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<String> {
+fn hexadecimal(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hands every chunk of `from` to `take`.
+fn each_chunk(mut from: impl Read, job: &Job, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     const CHUNK_BYTES: usize = 1 << 18;
-    let mut hasher = Sha256::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         job.check_cancelled()?;
         match from.read(&mut buffer).context("kiln::fetch::read", || "read what was fetched".into())? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            count => {
-                hasher.update(&buffer[..count]);
-                take(&buffer[..count])?;
-            }
+            0 => return Ok(()),
+            count => take(&buffer[..count])?,
         }
     }
 }

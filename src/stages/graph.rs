@@ -2,6 +2,7 @@
 //! at the blobs of the weights, which are passed on untouched.
 
 mod activations;
+mod centre;
 mod classes;
 mod decoder;
 mod weights;
@@ -15,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use super::device::{Compilations, ROLES};
 use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
-use crate::model::calibration;
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::calibration::{self, KEY_MEANS, KeyMeans};
+use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts};
 use crate::model::ledger::Ledger;
 use crate::model::onnx::{Grid, lint};
+use crate::model::quant::number_at;
 use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
+use centre::{KeyCentre, KeyCentres};
 use decoder::{Piece, Profile, decoder};
 use weights::Weights;
 
@@ -59,6 +62,10 @@ pub struct Params {
     /// How keys and values are handed out and in; all but `f16` want a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
+    /// What is subtracted from every rotated key, which changes no attention and keeps keys and scores small; by default the
+    /// mean of the rotated key bias, where the model has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_centre: Option<KeyCentring>,
     /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their own.
     #[serde(skip_serializing_if = "is_default")]
     pub place: Place,
@@ -101,6 +108,18 @@ pub enum Cache {
     U16,
     /// In 8 bits, 0 in the middle.
     U8,
+}
+
+/// What is subtracted from every rotated key of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyCentring {
+    /// The mean of the rotated key bias over the positions of the context.
+    Bias,
+    /// The mean of the rotated keys of a `calibration`.
+    Calibration,
+    /// Nothing.
+    None,
 }
 
 /// How many shards.
@@ -151,6 +170,7 @@ impl Default for Params {
             ffn_exponent: 0,
             activations: Activations::F16,
             kv: Cache::F16,
+            key_centre: None,
             place: Place::default(),
             shards: Shards::default(),
             shard_memory: None,
@@ -166,7 +186,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 3,
+        version: 4,
         summary: "write the decoder as ONNX, prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
@@ -181,6 +201,7 @@ impl TypedStage for Graph {
             "ffn_exponent",
             "activations",
             "kv",
+            "key_centre",
             "place",
             "shards",
             "shard_memory",
@@ -213,10 +234,16 @@ impl TypedStage for Graph {
                 problems.push(problem(name, format!("`{name}` is {exponent}: at most {MAX_EXPONENT}")));
             }
         }
-        match (params.rounds(), slots.contains(&"calibration")) {
-            (true, false) => problems.push(problem("", "codes want their ranges: give a `calibration`".into())),
-            (false, true) => {
-                let message = "nothing is rounded by the `calibration`: say `activations = \"u16\"`, or a `kv`";
+        let centres = params.key_centre == Some(KeyCentring::Calibration);
+        match (params.rounds(), centres, slots.contains(&"calibration")) {
+            (true, _, false) => problems.push(problem("", "codes want their ranges: give a `calibration`".into())),
+            (_, true, false) => {
+                let message = "`key_centre = \"calibration\"` wants the means of the keys: give a `calibration`";
+                problems.push(problem("key_centre", message.into()));
+            }
+            (false, false, true) => {
+                let message = "nothing is chosen by the `calibration`: say `activations = \"u16\"`, a `kv`, or \
+                     `key_centre = \"calibration\"`";
                 problems.push(problem("", message.into()));
             }
             _ => {}
@@ -250,6 +277,7 @@ impl TypedStage for Graph {
         let facts: ModelFacts = model.facts.read()?;
         check_model(&facts)?;
         weights.check(&facts)?;
+        params.key_centre = key_centring(params.key_centre, &facts)?;
         // What chooses grids is in the key, and only if grids are chosen.
         let chooses = params.rounds();
         // So is the number of shards, not what it was chosen by.
@@ -259,7 +287,12 @@ impl TypedStage for Graph {
         params.margin = chooses.then_some(params.margin.unwrap_or(MARGIN));
         let mut order = Order::new("", params).input("model.json", model);
         if let Some(calibration) = inputs.optional("calibration") {
-            order = order.input(CALIBRATION, calibration.part(CALIBRATION)?);
+            if chooses {
+                order = order.input(CALIBRATION, calibration.part(CALIBRATION)?);
+            }
+            if order.params.key_centre == Some(KeyCentring::Calibration) {
+                order = order.input(KEY_MEANS, calibration.part(KEY_MEANS)?);
+            }
         }
         Ok(vec![given.iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part))])
     }
@@ -270,10 +303,11 @@ impl TypedStage for Graph {
         check_model(&model)?;
         weights.check(&model)?;
 
+        let centres = params.key_centres(job, &model)?;
         let mut outputs = Outputs::new();
         let mut grids = BTreeMap::new();
         if params.rounds() {
-            let choice = params.choose(job, &model, &weights)?;
+            let choice = params.choose(job, &model, &weights, &centres)?;
             let report = CanonJson::of(&choice.report)?.to_string();
             outputs.insert(PartName::new("encodings.json")?, job.write(report.as_bytes(), CanonJson::default())?);
             grids = choice.grids;
@@ -286,14 +320,14 @@ impl TypedStage for Graph {
                 context: profile.context as u32,
                 shard: profile.piece.shard(),
             };
-            let graph = decoder(&model, &weights, &profile, &grids);
+            let graph = decoder(&model, &weights, &centres, &profile, &grids);
             outputs.insert(PartName::new(file)?, job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?);
             written.push(graph);
         }
         lint(&written.iter().collect::<Vec<_>>())?;
         let ledger = CanonJson::of(&Ledger::of(weight_parts(job))?)?;
         outputs.insert(PartName::new("ledger.json")?, job.write(ledger.to_string().as_bytes(), CanonJson::default())?);
-        for (name, _) in job.inputs().filter(|(name, _)| *name != CALIBRATION) {
+        for (name, _) in job.inputs().filter(|(name, _)| ![CALIBRATION, KEY_MEANS].contains(name)) {
             outputs.insert(PartName::new(name)?, job.pass(name)?);
         }
         Ok(outputs)
@@ -312,7 +346,7 @@ impl Params {
     }
 
     /// The grids of values, by those of the float graph.
-    fn choose(&self, job: &Job, model: &ModelFacts, weights: &Weights) -> Result<Choice> {
+    fn choose(&self, job: &Job, model: &ModelFacts, weights: &Weights, centres: &KeyCentres) -> Result<Choice> {
         let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
             .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
         let wish = Wish {
@@ -323,7 +357,34 @@ impl Params {
         };
         let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
-        choose(&decoder(model, weights, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
+        choose(&decoder(model, weights, centres, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
+    }
+
+    /// How the keys of each layer are centred.
+    fn key_centres(&self, job: &Job, model: &ModelFacts) -> Result<KeyCentres> {
+        let means: KeyMeans = match self.key_centre {
+            None | Some(KeyCentring::None) => return Ok(KeyCentres::new()),
+            Some(KeyCentring::Bias) => KeyMeans::new(),
+            Some(KeyCentring::Calibration) => serde_json::from_slice(&job.read(KEY_MEANS)?)
+                .context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?,
+        };
+        let mut centres = KeyCentres::new();
+        for layer in 0..model.block_count {
+            let bias = if model.qkv_bias { Some(key_bias(job, layer)?) } else { None };
+            let centre = match (self.key_centre, &bias, means.get(&layer)) {
+                (Some(KeyCentring::Calibration), _, Some(means)) => {
+                    KeyCentre::new(model, self.context, bias.as_deref(), means)?
+                }
+                (Some(KeyCentring::Bias), Some(bias), _) => KeyCentre::by_bias(model, self.context, bias)?,
+                _ => {
+                    let message = format!("the calibration has no keys of layer {layer}");
+                    return Err(Problem::new("kiln::graph::calibration", message)
+                        .help("calibrate a graph of the same model"));
+                }
+            };
+            centres.insert(layer, centre);
+        }
+        Ok(centres)
     }
 
     /// The whole, and what it is cut into.
@@ -377,6 +438,28 @@ impl Params {
         let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", piece.graph_stem(role)));
         [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
     }
+}
+
+/// What `asked` means for `model`; nothing, where no key is centred.
+fn key_centring(asked: Option<KeyCentring>, model: &ModelFacts) -> Result<Option<KeyCentring>> {
+    match asked {
+        None => Ok(model.qkv_bias.then_some(KeyCentring::Bias)),
+        Some(KeyCentring::None) => Ok(None),
+        Some(KeyCentring::Bias) if !model.qkv_bias => {
+            Err(Problem::new("kiln::graph::key_centre", "`key_centre = \"bias\"`: this model has no key biases")
+                .help("leave it out, or centre by a `calibration`"))
+        }
+        asked => Ok(asked),
+    }
+}
+
+/// The key bias of `layer`, in the order of the rows of its matrix.
+fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
+    let name = format!("weights/blk.{layer}.attn_k.bias/values");
+    let facts: WeightFacts = job.input(&name)?.facts.read()?;
+    let count: u64 = facts.shape.iter().product();
+    let bytes = job.read(&name)?;
+    Ok((0..count as usize).map(|index| number_at(facts.element, &bytes, index)).collect())
 }
 
 /// Whether the one form of decoder fits `model`.

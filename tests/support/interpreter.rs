@@ -85,6 +85,8 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
         "ElementWiseAdd" => elementwise(x, dims, |a, b| a + b),
         "ElementWiseSubtract" => elementwise(x, dims, |a, b| a - b),
         "ElementWiseMultiply" => elementwise(x, dims, |a, b| a * b),
+        "ElementWiseDivide" => elementwise(x, dims, |a, b| a / b),
+        "Relu" => x[0].data.iter().map(|v| v.max(0.0)).collect(),
         "Sigmoid" => x[0].data.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(),
         "Gather" => {
             let width = x[0].dims[1];

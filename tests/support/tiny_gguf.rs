@@ -17,6 +17,7 @@ pub struct TinyGguf {
     matrices: Quant,
     types: Vec<(String, Quant)>,
     bias: bool,
+    large_biases: bool,
     tied: bool,
     seed: u64,
 }
@@ -39,6 +40,7 @@ impl TinyGguf {
             matrices: Quant::Q4_0,
             types: vec![],
             bias: true,
+            large_biases: false,
             tied: false,
             seed: 1,
         }
@@ -77,6 +79,12 @@ impl TinyGguf {
     /// Whether q, k and v have biases.
     pub fn bias(mut self, bias: bool) -> Self {
         self.bias = bias;
+        self
+    }
+
+    /// Biases as trained Qwen2 models have them: hundreds for k and tens for q, in the slower half of each head's columns.
+    pub fn large_biases(mut self) -> Self {
+        self.large_biases = true;
         self
     }
 
@@ -165,7 +173,14 @@ impl TinyGguf {
             _ => (0.0, 0.6 / (columns as f32).sqrt()),
         };
         let mut random = Random::of(name, self.seed);
-        let values: Vec<f32> = (0..rows.max(1) * columns).map(|_| centre + spread * random.normal()).collect();
+        let half = self.hidden / self.heads / 2;
+        let is_slow = |column: usize| column % half >= half / 2;
+        let spread = |column| match name.split('.').nth_back(1) {
+            Some("attn_k") if rows == 0 && self.large_biases && is_slow(column) => 300.0,
+            Some("attn_q") if rows == 0 && self.large_biases && is_slow(column) => 10.0,
+            _ => spread,
+        };
+        let values: Vec<f32> = (0..rows.max(1) * columns).map(|i| centre + spread(i) * random.normal()).collect();
         let dims = if rows == 0 { vec![columns as u64] } else { vec![columns as u64, rows as u64] };
         file.tensor(name, &dims, quant as u32, encode(quant, &values));
     }

@@ -106,7 +106,7 @@ pub(super) fn check(
     };
     let forgetful = Forgetful { inner: &bench.store, checked: &checked };
     let problems = listened(common, |listener| {
-        bench.build_with(None, &forgetful, &again, limits, cancel, listener);
+        bench.build_with(None, &forgetful, &again, limits, cancel, &|_, _| (), listener);
     })?;
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
@@ -152,7 +152,7 @@ fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<
     }
     let mut screen = Reasoned(Screen::open(&Views::default(), common)?);
     run(&mut screen);
-    Ok(screen.0.close().1)
+    Ok(screen.0.close().problems)
 }
 
 /// Says why parts really run: the engine takes what is hidden from it for lost.

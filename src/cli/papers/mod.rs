@@ -14,6 +14,7 @@ mod verify;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -33,6 +34,20 @@ use crate::engine::{Built, Limits};
 use crate::store::{Notes, Stamp};
 
 const CODE: &str = "kiln::publish::receipt";
+
+/// The papers in the folder of artifacts; the last only on request.
+const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
+
+/// Takes away the papers in `out`, which no longer tell what lies beside them.
+pub(super) fn withdraw(out: &Path) -> Result<()> {
+    for path in NAMES.map(|name| out.join(name)) {
+        let removed = fs::remove_file(&path);
+        removed
+            .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            .context(CODE, || format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// Which papers, and whether a build is held to them.
 #[derive(clap::Args)]
@@ -114,8 +129,8 @@ impl<'a> Papers<'a> {
     /// nothing changed since it was last done, which a note knows, nothing is spelled.
     pub(super) fn write(&self, out: &Path) -> Result<bool> {
         let statement = self.args.provenance.then(|| provenance::Terms::of(self.plan)).transpose()?;
-        let names = ["receipt.json", "SHA256SUMS"].into_iter().chain(statement.as_ref().map(|_| "provenance.json"));
-        let paths: Vec<PathBuf> = names.map(|name| out.join(name)).collect();
+        let names = if statement.is_some() { &NAMES[..] } else { &NAMES[..2] };
+        let paths: Vec<PathBuf> = names.iter().map(|name| out.join(name)).collect();
         let stamps = || -> Option<String> {
             let stamp = |path: &PathBuf| Some(Stamp::of(&fs::symlink_metadata(path).ok()?));
             serde_json::to_string(&paths.iter().map(stamp).collect::<Option<Vec<_>>>()?).ok()

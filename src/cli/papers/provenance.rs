@@ -81,8 +81,11 @@ fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec
     let mut found = vec![];
     let sha256 = |content: &Content| sha256::of(content, &papers.bench.store);
     for stage in papers.bench.plan.stages.iter().filter(|stage| reaches_outside(stage, papers)) {
-        let Some(url) = stage.params["url"].as_str() else { continue };
-        let mut dependency = json!({"name": stage.id, "uri": terms.inside.url(url)});
+        let Some(url) = ["url", "parts"].iter().find_map(|key| stage.params.get(key)) else { continue };
+        let urls = url.as_array().map_or_else(|| vec![url], |urls| urls.iter().collect());
+        let urls: Vec<String> = urls.into_iter().filter_map(Value::as_str).map(|url| terms.inside.url(url)).collect();
+        let uri = urls.join(" ");
+        let mut dependency = json!({"name": stage.id, "uri": uri});
         if stage.params["unpack"] == true {
             // The archive itself is gone; its pin is its digest.
             let pin = stage.params["sha256"].as_str().unwrap_or_default().to_ascii_lowercase();

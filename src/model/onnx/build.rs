@@ -87,10 +87,21 @@ impl Builder {
 
     /// A constant number.
     pub fn scalar(&mut self, name: &str, value: f32) -> Value {
-        let raw_data = value.to_le_bytes().to_vec();
-        let tensor = TensorProto { name: name.into(), data_type: element::FLOAT, raw_data, ..TensorProto::default() };
+        self.constant(name, &[], &[value])
+    }
+
+    /// A small constant, written into the graph: `values`, row-major.
+    pub fn constant(&mut self, name: &str, dims: &[u64], values: &[f32]) -> Value {
+        debug_assert_eq!(dims.iter().product::<u64>(), values.len() as u64, "{name}");
+        let tensor = TensorProto {
+            name: name.into(),
+            dims: dims.iter().map(|&n| n as i64).collect(),
+            data_type: element::FLOAT,
+            raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            ..TensorProto::default()
+        };
         self.initializers.insert(name.into(), tensor);
-        Value { name: name.into(), dims: vec![] }
+        Value { name: name.into(), dims: dims.into() }
     }
 
     /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear; `name` is what it is called then.
@@ -135,10 +146,19 @@ impl Builder {
         value
     }
 
-    /// `Add`, `Sub` or `Mul`; the smaller operand is broadcast.
+    /// `Add`, `Sub`, `Mul` or `Div`; where one operand has 1 element along an axis, it is broadcast.
     pub fn elementwise(&mut self, op: &str, name: &str, a: &Value, b: &Value) -> Value {
-        let larger = if a.dims.iter().product::<u64>() >= b.dims.iter().product() { a } else { b };
-        self.node(op, name, &[a, b], vec![], larger.dims.clone())
+        let (longer, shorter) = if a.dims.len() >= b.dims.len() { (a, b) } else { (b, a) };
+        let mut dims = longer.dims.clone();
+        for (n, other) in dims.iter_mut().rev().zip(shorter.dims.iter().rev()) {
+            *n = (*n).max(*other);
+        }
+        self.node(op, name, &[a, b], vec![], dims)
+    }
+
+    /// `max(x, 0)`.
+    pub fn relu(&mut self, name: &str, x: &Value) -> Value {
+        self.node("Relu", name, &[x], vec![], x.dims.clone())
     }
 
     /// `1 / (1 + exp(-x))`.

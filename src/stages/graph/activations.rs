@@ -15,8 +15,9 @@ use crate::model::calibration::{Activation, Activations};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{Function, Grid};
 
-/// How far below the least score a masked one lies at least: e^-20 of its weight is left.
-const MASKED: f32 = 20.0;
+/// How far below the least score a masked one lies at least: e^-30 of its weight is left. Genie gives the least code to what is
+/// masked, so that the grid of the mask decides how deep it is.
+const MASKED: f32 = 30.0;
 
 /// What the plan says.
 #[derive(Clone, Copy, Debug)]

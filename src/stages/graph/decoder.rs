@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::centre::{KeyCentre, KeyCentres};
 use super::weights::{Weight, Weights};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
@@ -64,10 +65,12 @@ pub(super) struct Profile {
     pub(super) piece: Piece,
 }
 
-/// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`.
+/// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`, `centres` are of its
+/// layers.
 pub(super) fn decoder(
     model: &ModelFacts,
     weights: &Weights,
+    centres: &KeyCentres,
     profile: &Profile,
     grids: &BTreeMap<String, Grid>,
 ) -> ModelProto {
@@ -76,7 +79,7 @@ pub(super) fn decoder(
         // The CPU gives floats; who takes them rounds them.
         Piece::End(_) => Builder::default(),
     };
-    let mut decoder = Decoder { graph, model, weights, profile };
+    let mut decoder = Decoder { graph, model, weights, centres, profile };
     match profile.piece {
         Piece::Layers(shard) => decoder.layers(shard),
         Piece::End(end) => decoder.end(end),
@@ -88,6 +91,7 @@ struct Decoder<'a> {
     graph: Builder,
     model: &'a ModelFacts,
     weights: &'a Weights,
+    centres: &'a KeyCentres,
     profile: &'a Profile,
 }
 
@@ -97,13 +101,23 @@ struct Shared {
     cos: Value,
     sin: Value,
     query_scale: Value,
+    /// Where a layer has a large key bias.
+    turn: Option<Turn>,
+}
+
+/// What turns the large part of a key bias, `[1, 1, tokens, head_dim]`: an angle for both columns of a pair.
+struct Turn {
+    /// 1 - cos.
+    versine: Value,
+    sine: Value,
 }
 
 impl Decoder<'_> {
     fn layers(&mut self, shard: Shard) {
         let given = self.given(&shard);
-        let shared = self.shared();
         let layers = shard.first..shard.end;
+        let turns = self.centres.range(layers.clone()).any(|(_, centre)| centre.large.is_some());
+        let shared = self.shared(turns);
         let caches: Vec<_> = layers.clone().map(|layer| self.cache(layer)).collect();
 
         let mut residual = self.opening(&shard, given);
@@ -185,7 +199,7 @@ impl Decoder<'_> {
         [input("key", [heads, 1, width, past]), input("value", [heads, 1, past, width])]
     }
 
-    fn shared(&mut self) -> Shared {
+    fn shared(&mut self, turns: bool) -> Shared {
         let Profile { tokens, context, .. } = *self.profile;
         let width = u64::from(self.model.head_dim);
         let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
@@ -193,7 +207,22 @@ impl Decoder<'_> {
         let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
         let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
         let query_scale = self.graph.scalar("query_scale", 1.0 / (width as f32).sqrt());
-        Shared { mask, cos, sin, query_scale }
+        let turn = turns.then(|| self.turn(&cos, &sin));
+        Shared { mask, cos, sin, query_scale, turn }
+    }
+
+    /// `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for small angles. Angles of a quarter turn or more multiply zeros
+    /// only: there the negative cosine is left out, so that nothing is divided by zero.
+    fn turn(&mut self, cos: &Value, sin: &Value) -> Turn {
+        let g = &mut self.graph;
+        let one = g.scalar("one", 1.0);
+        let square = g.elementwise("Mul", "key_turn.sin_square", sin, sin);
+        let positive = g.relu("key_turn.cos_positive", cos);
+        let divisor = g.elementwise("Add", "key_turn.cos_and_one", &positive, &one);
+        let versine = g.elementwise("Div", "key_turn.versine", &square, &divisor);
+        let versine = g.concat("key_turn.versines", &versine, &versine, 3);
+        let sine = g.concat("key_turn.sines", sin, sin, 3);
+        Turn { versine, sine }
     }
 
     /// What attention adds to the residual stream, and the new key and value.
@@ -206,7 +235,7 @@ impl Decoder<'_> {
 
         let x = self.norm(&name("attn_norm"), &name("attn_norm.weight"), x);
         let q = self.linear(&name("attn_q"), &name("attn_q"), &x, 0);
-        let k = self.linear(&name("attn_k"), &name("attn_k"), &x, 0);
+        let k = self.key(layer, &x);
         let v = self.linear(&name("attn_v"), &name("attn_v"), &x, 0);
 
         let g = &mut self.graph;
@@ -218,7 +247,13 @@ impl Decoder<'_> {
 
         let k = g.reshape(&name("key.split"), &k, &[1, tokens, kv_heads, width]);
         let k = g.transpose(&name("key.heads"), &k, [0, 2, 1, 3]);
-        let k = rotate(g, &name("key"), &k, shared);
+        let k = match self.centres.get(&layer) {
+            None => rotate(g, &name("key"), &k, shared),
+            Some(centre) => {
+                let k = rotate(g, &name(ROTATED), &k, shared);
+                centred(g, &name("key"), &k, centre, shared)
+            }
+        };
         let k = g.transpose(&format!("past_key_{layer}_out"), &k, [1, 0, 3, 2]);
         let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
         let v = g.transpose(&format!("past_value_{layer}_out"), &v, [2, 0, 1, 3]);
@@ -236,6 +271,17 @@ impl Decoder<'_> {
         let mix = g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, heads * width]);
         let output = self.linear(&name("attn_output"), &name("attn_output"), &mix, -self.profile.residual_exponent);
         (output, [k, v])
+    }
+
+    /// The keys before they are rotated; without the large part of their bias, which is added afterwards.
+    fn key(&mut self, layer: u32, x: &Value) -> Value {
+        let name = format!("blk.{layer}.attn_k");
+        let large = self.centres.get(&layer).and_then(|centre| centre.large.as_ref());
+        let bias = large.map(|large| {
+            self.graph.constant(&format!("{name}.bias/rest"), &[large.rest.len() as u64], &large.rest)
+        });
+        let bias = bias.map_or_else(|| self.weight(&format!("{name}.bias")), |bias| vec![bias]);
+        self.linear_with(&name, &name, x, 0, &bias)
     }
 
     /// What the feed-forward layer adds to the residual stream: `down(silu(gate(x)) * up(x))`.
@@ -261,14 +307,19 @@ impl Decoder<'_> {
 
     /// `(x W^T + bias) * 2^exponent` with the weights `TENSOR.weight` and, if there is one, `TENSOR.bias`.
     fn linear(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32) -> Value {
-        let matrix = self.weight(&format!("{tensor}.weight"));
         let bias = self.weight(&format!("{tensor}.bias"));
+        self.linear_with(name, tensor, x, exponent, &bias)
+    }
+
+    /// The same with this bias, if there is one.
+    fn linear_with(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32, bias: &[Value]) -> Value {
+        let matrix = self.weight(&format!("{tensor}.weight"));
         let (weight, attributes) = self.spelling(&format!("{tensor}.weight"), exponent);
         let mut dims = x.dims.clone();
         dims.pop();
         dims.extend(matrix.first().and_then(|w| w.dims.first()));
         let function = Function::Linear { weight, bias: !bias.is_empty() };
-        let inputs: Vec<&Value> = [x].into_iter().chain(&matrix).chain(&bias).collect();
+        let inputs: Vec<&Value> = [x].into_iter().chain(&matrix).chain(bias).collect();
         self.graph.call(function, name, &inputs, attributes, dims)
     }
 
@@ -323,6 +374,26 @@ fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
     let new_low = g.elementwise("Sub", &part("low_turned"), &low_cos, &high_sin);
     let new_high = g.elementwise("Add", &part("high_turned"), &high_cos, &low_sin);
     g.concat(name, &new_low, &new_high, 3)
+}
+
+/// What a rotated key is called that is centred afterwards; the centred one is the layer's `key`.
+const ROTATED: &str = "key.rotated";
+
+/// The rotated keys `k` less their centre (`centre.rs`).
+fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, shared: &Shared) -> Value {
+    let part = |what: &str| format!("{name}.{what}");
+    let of_heads = [1, k.dims[1], 1, k.dims[3]];
+    let shift = g.constant(&part("shift"), &of_heads, &centre.shift);
+    let (Some(large), Some(turn)) = (&centre.large, &shared.turn) else {
+        return g.elementwise("Add", name, k, &shift);
+    };
+    let by_versine = g.constant(&part("by_versine"), &of_heads, &large.by_versine);
+    let by_sine = g.constant(&part("by_sine"), &of_heads, &large.by_sine);
+    let versine = g.elementwise("Mul", &part("bias_versine"), &turn.versine, &by_versine);
+    let sine = g.elementwise("Mul", &part("bias_sine"), &turn.sine, &by_sine);
+    let turned = g.elementwise("Add", &part("bias_turned"), &versine, &sine);
+    let bias = g.elementwise("Add", &part("bias_centred"), &turned, &shift);
+    g.elementwise("Add", name, k, &bias)
 }
 
 fn onnx_element(element: Element) -> i32 {

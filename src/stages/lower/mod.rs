@@ -113,6 +113,8 @@ impl<'a> Lowering<'a> {
             ("", "Add") => self.plain(node, "ElementWiseAdd"),
             ("", "Sub") => self.plain(node, "ElementWiseSubtract"),
             ("", "Mul") => self.plain(node, "ElementWiseMultiply"),
+            ("", "Div") => self.plain(node, "ElementWiseDivide"),
+            ("", "Relu") => self.plain(node, "Relu"),
             ("", "Sigmoid") => self.plain(node, "Sigmoid"),
             ("", "MatMul") => self.matmul(node),
             ("", "Softmax") => self.softmax(node),
@@ -134,7 +136,7 @@ impl<'a> Lowering<'a> {
 
     fn unknown(&self, node: &NodeProto) -> Problem {
         self.refuse(node, "op", "is not known to the lowering").help(
-            "known are Add, Sub, Mul, Sigmoid, MatMul, Softmax, Concat, Split, Reshape, Transpose, QuantizeLinear, \
+            "known are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, Reshape, Transpose, QuantizeLinear, \
              DequantizeLinear, and the functions of `docs/artifacts.md`",
         )
     }

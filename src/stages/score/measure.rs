@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::decoder::Decoder;
-use super::observe::{Observer, observe};
+use super::mask::{MaskWatch, Masks};
+use super::observe::{Observer, PREFILL, observe};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::in_layer;
+use crate::model::facts::{GraphFacts, in_layer};
 use crate::model::fidelity::{self, TokenScore};
 use crate::stages::reference::Greedy;
 
@@ -108,28 +109,36 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
 }
 
 /// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax swallow an infinity, and
-/// the logits look sane.
-pub(super) fn ranges(job: &Job) -> Result<Ranges> {
+/// the logits look sane. And how well the mask hides.
+pub(super) fn ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
-    let mut largest = Largest::default();
-    observe(job, &super::model(job)?, &[tokens], &mut largest)?;
-    Ok(largest.0)
+    let model = super::model(job)?;
+    let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
+    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, model.head_dim as usize);
+    let mut inner = Inner { largest: Ranges::new(), mask };
+    observe(job, &model, &[tokens], &mut inner)?;
+    Ok((inner.largest, inner.mask.margins()?))
 }
 
-#[derive(Default)]
-struct Largest(Ranges);
+/// What is measured of a graph's inner tensors.
+struct Inner {
+    largest: Ranges,
+    mask: MaskWatch,
+}
 
-impl Observer for Largest {
+impl Observer for Inner {
     fn wants(&self, value: &str) -> bool {
-        measured(value).is_some()
+        measured(value).is_some() || MaskWatch::wants(value)
     }
 
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        // A NaN counts as the largest number: JSON has neither it nor infinity.
-        let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
-        let largest = elements.iter().map(magnitude).fold(0.0, f32::max);
-        self.0.insert(value.into(), largest);
-        Ok(())
+        if measured(value).is_some() {
+            // A NaN counts as the largest number: JSON has neither it nor infinity.
+            let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
+            let largest = elements.iter().map(magnitude).fold(0.0, f32::max);
+            self.largest.insert(value.into(), largest);
+        }
+        self.mask.see(value, elements)
     }
 }
 

@@ -15,12 +15,11 @@ pub mod decoder;
 pub(super) mod demand;
 mod htp;
 mod lookup;
+mod mask;
 mod measure;
 pub mod observe;
 mod onnx_runtime;
 mod split;
-
-use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,10 +36,14 @@ use super::device::{CPU, QNN, ROLES, binaries, binary_inputs, libraries};
 pub use decoder::Decoder;
 use decoder::Engine;
 pub use htp::Htp;
+pub use mask::{MaskMargin, Masks};
 pub use measure::{GreedyScore, Ranges, WindowScore, measured, window};
 use observe::SLICE_ELEMENTS;
 pub use onnx_runtime::OnnxRuntime;
 use split::Split;
+
+/// What the order `ranges` gives beside its score.
+pub const MASK: &str = "mask.json";
 
 /// The runtime's file name, up to its version.
 const RUNTIME: &str = "libonnxruntime.so";
@@ -74,7 +77,7 @@ pub enum Measure {
         /// Tokens checked by true decode steps.
         decode_steps: usize,
     },
-    /// The largest values of inner tensors over one window.
+    /// The largest values of inner tensors over one window, and how far masked scores lie below visible ones.
     Ranges,
 }
 
@@ -86,7 +89,7 @@ impl TypedStage for Score {
     type Order = Measure;
     const SPEC: StageSpec = StageSpec {
         kind: "score",
-        version: 1,
+        version: 2,
         summary: "how close a candidate comes to the reference, token by token",
         gives: "score",
         inputs: &[
@@ -137,15 +140,24 @@ impl TypedStage for Score {
     }
 
     fn run(measure: Measure, job: &Job) -> Result<Outputs> {
+        let mut outputs = Outputs::new();
+        let mut write = |name: &str, value: &CanonJson| {
+            let part = job.write(value.to_string().as_bytes(), CanonJson::default())?;
+            Ok(outputs.insert(PartName::new(name)?, part))
+        };
         let score = match measure {
             Measure::Window => CanonJson::of(&measure::window(job, &mut decoder(job)?, "tokens", "logits")?)?,
             Measure::Greedy { decode_steps } => {
                 CanonJson::of(&measure::greedy(job, &mut decoder(job)?, decode_steps)?)?
             }
-            Measure::Ranges => CanonJson::of(&measure::ranges(job)?)?,
+            Measure::Ranges => {
+                let (ranges, masks) = measure::ranges(job)?;
+                write(MASK, &CanonJson::of(&masks)?)?;
+                CanonJson::of(&ranges)?
+            }
         };
-        let part = job.write(score.to_string().as_bytes(), CanonJson::default())?;
-        Ok(BTreeMap::from([(PartName::new("score.json")?, part)]))
+        write("score.json", &score)?;
+        Ok(outputs)
     }
 }
 

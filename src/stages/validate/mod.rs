@@ -7,6 +7,8 @@
 //! | `limits.SCORE` | none | what the candidate of that score stage may miss by, see below |
 //! | `perplexity` | none | the reference's own perplexity at most: a model that is broken in its file agrees with itself |
 //! | `range` | 30000 | the largest magnitude of a measured inner tensor; fp16 ends at 65504 |
+//! | `scores_range` | 2048 | the largest magnitude of attention scores: there a half has steps of 1 |
+//! | `mask` | 30 | how far masked scores lie below the largest visible one, at least: e^-30 of the attention goes to them |
 //! | `size_bytes.STAGE` | none | bytes at most of that stage's `*.bin` and `*.dlc`, of a bundle's every file |
 //! | `weights` | none | `requant` stages whose ledger is carried: how true the stored weights are to the file |
 //! | `storage.STAGE` | none | what the weights of that stage must keep: `exact`, `sqnr_db` |
@@ -30,13 +32,12 @@
 //!
 //! What is not measured misses nothing. With a device the stage is volatile: it measures anew in every build.
 //!
-//! Where a missed limit fails the stage, the report stands in the problem, and beside it as files in the folder it names.
+//! Where a missed limit fails the stage, the report stands in the problem, which leaves it as files too.
 
 mod on_device;
 mod report;
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -49,10 +50,10 @@ use crate::model::ledger::Ledger;
 use crate::stages::generate::GENERATION;
 use crate::stages::layers::LAYERS;
 use crate::stages::package;
-use crate::stages::score::{GreedyScore, Ranges, WindowScore};
+use crate::stages::score::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 
 use on_device::{Device, Figures, Targets};
-use report::{Candidate, Found, Held, OnDevice, Report, Size, Storage};
+use report::{Candidate, Found, Held, Mask, OnDevice, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -68,6 +69,14 @@ pub struct Params {
     #[serde(default = "default_range")]
     #[schemars(range(min = 0.0))]
     range: f64,
+    /// The largest magnitude of attention scores, at most; beyond 2048 a half has steps of 2.
+    #[serde(default = "default_scores_range")]
+    #[schemars(range(min = 0.0))]
+    scores_range: f64,
+    /// How far masked attention scores lie below the largest visible one, at least: `e^-mask` of the attention goes to them.
+    #[serde(default = "default_mask")]
+    #[schemars(range(min = 0.0))]
+    mask: f64,
     /// Bytes of the `.bin` and `.dlc` of each stage of `size`, at most.
     #[serde(default)]
     size_bytes: BTreeMap<String, u64>,
@@ -119,6 +128,25 @@ fn default_range() -> f64 {
     30000.0
 }
 
+fn default_scores_range() -> f64 {
+    2048.0
+}
+
+fn default_mask() -> f64 {
+    30.0
+}
+
+/// What inner tensors of every candidate must keep.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct InnerLimits {
+    /// The largest magnitude, at most.
+    range: f64,
+    /// That of attention scores.
+    scores_range: f64,
+    /// How far masked scores lie below visible ones, at least.
+    mask: f64,
+}
+
 /// What one candidate must keep; what is not given is reported only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -151,7 +179,7 @@ pub struct StorageLimits {
 pub struct Limited {
     candidates: BTreeMap<String, Limits>,
     perplexity: Option<f64>,
-    range: f64,
+    inner: InnerLimits,
     sizes: BTreeMap<String, Size>,
     storage: BTreeMap<String, Storage>,
     /// The stages that generated, and what each must keep.
@@ -184,7 +212,7 @@ impl TypedStage for Validate {
     type Order = Limited;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
-        version: 2,
+        version: 3,
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
@@ -199,6 +227,8 @@ impl TypedStage for Validate {
             "limits",
             "perplexity",
             "range",
+            "scores_range",
+            "mask",
             "size_bytes",
             "storage",
             "generated",
@@ -222,6 +252,7 @@ impl TypedStage for Validate {
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
         let targets = params.targets.named().map(|(target, value)| (format!("targets/{target}"), value));
         let own = [("perplexity".to_string(), params.perplexity), ("range".into(), Some(params.range))];
+        let inner = [("scores_range".to_string(), Some(params.scores_range)), ("mask".into(), Some(params.mask))];
         let limits = params.limits.iter().flat_map(|(name, limits)| {
             [
                 ("ppl_ratio", limits.ppl_ratio),
@@ -236,6 +267,7 @@ impl TypedStage for Validate {
         let is_bad = |value: &f64| !value.is_finite() || *value < 0.0;
         let bad = own
             .into_iter()
+            .chain(inner)
             .chain(limits)
             .chain(storage)
             .chain(layers)
@@ -269,12 +301,13 @@ impl TypedStage for Validate {
         let generated = of("generations", "generated").each(params.generated, |_, limit| Ok(limit))?;
         let layers = of("layers", "layers_sqnr_db").each(params.layers_sqnr_db, |_, limit| Ok(limit))?;
         let bundles = inputs.many("bundles");
-        let Params { perplexity, range, strict, targets, device, runner, answer_tokens, .. } = params;
+        let Params { perplexity, range, scores_range, mask, strict, targets, device, runner, answer_tokens, .. } = params;
         let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
         let is_measured = device.is_some();
         let names = || bundles.iter().map(|(name, _)| name.clone()).collect();
         let on_device = (!bundles.is_empty()).then(|| Measuring { bundles: names(), targets, device });
-        let limited = Limited { candidates, perplexity, range, sizes, storage, generated, layers, strict, on_device };
+        let inner = InnerLimits { range, scores_range, mask };
+        let limited = Limited { candidates, perplexity, inner, sizes, storage, generated, layers, strict, on_device };
         let mut order = Order::new("", limited);
         for (name, manifest) in bundles.iter().filter(|_| is_measured) {
             package::check_for_genie(manifest)?;
@@ -293,7 +326,7 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, range, sizes, storage, generated, layers, strict, on_device } = limited;
+        let Limited { candidates, perplexity, inner, sizes, storage, generated, layers, strict, on_device } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
@@ -301,25 +334,19 @@ impl TypedStage for Validate {
         let (generated, layers) = (read_held(job, GENERATION, generated)?, read_held(job, LAYERS, layers)?);
         let on_device = on_device.map(|measuring| measured(measuring, job)).transpose()?;
         let found = Found { candidates, sizes, storage, generated, layers, on_device };
-        let report = Report::new(found, perplexity, range);
+        let report = Report::new(found, perplexity, inner);
         let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
+        let part = |(name, text): (&str, String)| {
+            Ok((PartName::new(name)?, job.write(text.as_bytes(), CanonJson::default())?))
+        };
+        let outputs = files.into_iter().map(part).collect::<Result<Outputs>>()?;
         if report.passed() || !strict {
-            let part = |(name, text): (&str, String)| {
-                Ok((PartName::new(name)?, job.write(text.as_bytes(), CanonJson::default())?))
-            };
-            return files.into_iter().map(part).collect();
+            return Ok(outputs);
         }
-        // Only a success has outputs. This folder stays until the same scores pass, under whatever limits.
-        let scores: Vec<String> = job.inputs().map(|(name, input)| format!("{name} {}", input.digest)).collect();
-        let folder = job.partial(&format!("report of {}", scores.join("\n")))?;
-        for (name, text) in &files {
-            fs::write(folder.join(name), text)
-                .context("kiln::io", || format!("write {name} to {}", folder.display()))?;
-        }
-        Err(Problem::new("kiln::validate::missed", format!("a limit of the plan is missed\n\n{report}")).help(format!(
-            "the report is kept in {} (report.json, report.txt); better the candidate, or change the limit in the plan",
-            folder.display()
-        )))
+        let mut problem = Problem::new("kiln::validate::missed", format!("a limit of the plan is missed\n\n{report}"))
+            .help("better the candidate, or change the limit in the plan");
+        problem.left = outputs.into_iter().map(|(name, part)| (name.to_string(), part.content.digest)).collect();
+        Err(problem)
     }
 }
 
@@ -379,7 +406,7 @@ fn read_held<T: DeserializeOwned, L>(
 fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
     let parts = job.inputs().filter_map(|(input, _)| Some((input, input.strip_prefix(name)?.strip_prefix('/')?)));
     let (mut tokens, mut non_finite, mut windows) = (vec![], 0, 0);
-    let (mut greedy, mut ranges) = (None, None);
+    let (mut greedy, mut ranges, mut masks) = (None, None, None);
     for (input, part) in parts {
         if part.starts_with("window-") {
             let window: WindowScore = read_json(job, input)?;
@@ -390,6 +417,8 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
             let score: GreedyScore = read_json(job, input)?;
             non_finite += score.non_finite;
             greedy = Some(score);
+        } else if part.rsplit('/').next() == Some(MASK) {
+            masks = Some(read_json::<Masks>(job, input)?);
         } else if part.starts_with("ranges/") {
             ranges = Some(read_json::<Ranges>(job, input)?);
         }
@@ -404,6 +433,7 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
         non_finite,
         greedy,
         ranges: report::by_kind(&ranges.unwrap_or_default()),
+        mask: masks.as_ref().and_then(Mask::of),
     })
 }
 

@@ -6,13 +6,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::on_device::{Figure, Figures, NOT_MEASURED, Targets};
-use super::{Limits, StorageLimits};
+use super::{InnerLimits, Limits, StorageLimits};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::{Entry, Ledger};
 use crate::stages::generate::Generation;
 use crate::stages::layers::{Computed, ShardScore};
-use crate::stages::score::{GreedyScore, Ranges, measured};
+use crate::stages::score::{GreedyScore, Masks, Ranges, measured};
 
 /// All that is known of one candidate.
 #[derive(Serialize)]
@@ -24,6 +24,27 @@ pub struct Candidate {
     pub non_finite: u64,
     pub greedy: Option<GreedyScore>,
     pub ranges: BTreeMap<String, Range>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Mask>,
+}
+
+/// How far masked attention scores lie below visible ones, in the layer where they come nearest.
+#[derive(Clone, Serialize)]
+pub struct Mask {
+    pub least: f32,
+    pub layer: u32,
+    /// The least bound of a layer, and which layer that is.
+    pub bound: f32,
+    pub bound_layer: u32,
+}
+
+impl Mask {
+    /// The least of all layers; none if there are none.
+    pub fn of(masks: &Masks) -> Option<Mask> {
+        let (layer, least) = masks.iter().min_by(|a, b| a.1.least.total_cmp(&b.1.least))?;
+        let (bound_layer, bound) = masks.iter().min_by(|a, b| a.1.bound.total_cmp(&b.1.bound))?;
+        Some(Mask { least: least.least, layer: *layer, bound: bound.bound, bound_layer: *bound_layer })
+    }
 }
 
 /// The largest magnitude among the tensors of one kind.
@@ -117,11 +138,11 @@ pub fn by_kind(ranges: &Ranges) -> BTreeMap<String, Range> {
 
 impl Report {
     /// Holds the figures against the limits.
-    pub fn new(found: Found, perplexity: Option<f64>, range: f64) -> Self {
+    pub fn new(found: Found, perplexity: Option<f64>, inner: InnerLimits) -> Self {
         let Found { candidates, sizes, storage, generated, layers, on_device } = &found;
         let mut checks = vec![];
         for (name, candidate) in candidates {
-            check_candidate(&mut checks, name, candidate, perplexity, range);
+            check_candidate(&mut checks, name, candidate, perplexity, inner);
         }
         for (name, size) in sizes {
             let limit = size.limit.map(|limit| limit as f64);
@@ -211,8 +232,14 @@ impl OnDevice {
     }
 }
 
-fn check_candidate(checks: &mut Vec<Check>, name: &str, candidate: &Candidate, perplexity: Option<f64>, range: f64) {
-    let Candidate { limits, fidelity, greedy, ranges, .. } = candidate;
+fn check_candidate(
+    checks: &mut Vec<Check>,
+    name: &str,
+    candidate: &Candidate,
+    perplexity: Option<f64>,
+    inner: InnerLimits,
+) {
+    let Candidate { limits, fidelity, greedy, ranges, mask, .. } = candidate;
     at_most(checks, name, "perplexity of the reference", fidelity.reference_perplexity, perplexity);
     at_most(checks, name, "distance of the perplexity ratio from 1", (fidelity.ratio - 1.0).abs(), limits.ppl_ratio);
     at_most(checks, name, "mean KL divergence", fidelity.kld, limits.kld);
@@ -222,7 +249,11 @@ fn check_candidate(checks: &mut Vec<Check>, name: &str, candidate: &Candidate, p
     at_least(checks, name, "equal greedy tokens", equal as f64, limits.greedy.map(|limit| limit as f64));
     at_most(checks, name, "logits not finite", candidate.non_finite as f64, Some(0.0));
     for (kind, found) in ranges {
-        at_most(checks, name, &format!("range of {kind}"), f64::from(found.largest), Some(range));
+        let limit = if kind == "scores" { inner.scores_range } else { inner.range };
+        at_most(checks, name, &format!("range of {kind}"), f64::from(found.largest), Some(limit));
+    }
+    if let Some(mask) = mask {
+        at_least(checks, name, "masked scores below visible ones", f64::from(mask.least), Some(inner.mask));
     }
 }
 
@@ -283,6 +314,10 @@ impl fmt::Display for Report {
             }
             for (kind, range) in &candidate.ranges {
                 writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
+            }
+            if let Some(Mask { least, layer, bound, bound_layer }) = candidate.mask {
+                writeln!(f, "    masked scores lie {least:.1} below the largest visible one, at least (layer {layer}); not less than")?;
+                writeln!(f, "    {bound:.1} while queries and keys are no longer than these (layer {bound_layer})")?;
             }
         }
         for (name, Held { found: generation, .. }) in &self.found.generated {

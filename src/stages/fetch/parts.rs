@@ -1,0 +1,97 @@
+//! A file that lies somewhere in pieces: where each of them is.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::source::Source;
+use crate::base::{Problem, Result};
+
+/// Most pieces of a file.
+const MAX_PARTS: usize = 1000;
+
+/// The pieces of one file, in their order.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Parts {
+    /// Each by its URL.
+    Listed(Vec<String>),
+    /// All by one URL, in which `{1..22}` stands for the number of the piece, `{01..22}` for one of two digits.
+    Numbered(String),
+}
+
+impl Parts {
+    /// The URL of each piece.
+    pub(super) fn urls(&self) -> Result<Vec<String>> {
+        let urls = match self {
+            Parts::Listed(urls) => urls.clone(),
+            Parts::Numbered(pattern) => numbered(pattern)?,
+        };
+        if !(1..=MAX_PARTS).contains(&urls.len()) {
+            let message = format!("{} parts: a file has 1 to {MAX_PARTS}", urls.len());
+            return Err(Problem::new("kiln::plan::parameter", message));
+        }
+        for url in &urls {
+            Source::parse(url)?;
+        }
+        Ok(urls)
+    }
+}
+
+/// `pattern` with every `{FROM..TO}` replaced by one number after the other.
+fn numbered(pattern: &str) -> Result<Vec<String>> {
+    let bad = |why: &str| {
+        Problem::new("kiln::plan::parameter", format!("`{pattern}`: {why}"))
+            .help("write the numbers of the parts as in `hf:OWNER/REPO/FILE.part{1..3}of3`, or list the parts")
+    };
+    let mut pieces = pattern.split('{');
+    let begin = pieces.next().unwrap_or_default();
+    let mut ranges = vec![];
+    for piece in pieces {
+        let (range, text) = piece.split_once('}').ok_or_else(|| bad("a `{` without its `}`"))?;
+        let (from, to) = range.split_once("..").ok_or_else(|| bad("a `{...}` that is no `{FROM..TO}`"))?;
+        let number = |text: &str| text.parse::<usize>().map_err(|_| bad("a range that does not go between numbers"));
+        let width = if from.starts_with('0') { from.len() } else { 0 };
+        ranges.push((number(from)?, number(to)?, width, text));
+    }
+    let Some(&(first_from, first_to, ..)) = ranges.first() else { return Err(bad("no `{FROM..TO}`")) };
+    let count = |from: usize, to: usize| to.checked_sub(from).and_then(|steps| steps.checked_add(1));
+    let parts = count(first_from, first_to).filter(|parts| *parts <= MAX_PARTS);
+    let parts = parts.ok_or_else(|| bad("a range that goes down, or too far"))?;
+    if ranges.iter().any(|(from, to, ..)| count(*from, *to) != Some(parts)) {
+        return Err(bad("its ranges have different lengths"));
+    }
+    let url = |index: usize| {
+        let number = |(from, _, width, text): &(usize, usize, usize, &str)| format!("{:0width$}{text}", from + index);
+        format!("{begin}{}", ranges.iter().map(number).collect::<String>())
+    };
+    Ok((0..parts).map(url).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stand_for_the_parts() {
+        let urls = |pattern: &str| Parts::Numbered(pattern.into()).urls().unwrap().join(" ");
+        assert_eq!(urls("hf:a/b/c.part{1..3}of3"), "hf:a/b/c.part1of3 hf:a/b/c.part2of3 hf:a/b/c.part3of3");
+        assert_eq!(urls("pypi:a{9..10}==1#x/{09..10}.bin"), "pypi:a9==1#x/09.bin pypi:a10==1#x/10.bin");
+    }
+
+    #[test]
+    fn patterns_that_name_no_parts_are_refused() {
+        let check = |pattern: &str, expected: &str| {
+            let problem = Parts::Numbered(pattern.into()).urls().unwrap_err();
+            assert!(problem.message.contains(expected), "{problem}");
+        };
+        check("hf:a/b/c", "no `{FROM..TO}`");
+        check("hf:a/b/c{1..2", "a `{` without its `}`");
+        check("hf:a/b/c{1}", "a `{...}` that is no `{FROM..TO}`");
+        check("hf:a/b/c{a..b}", "a range that does not go between numbers");
+        check("hf:a/b/c{3..1}", "a range that goes down, or too far");
+        check("hf:a/b/c{0..18446744073709551615}", "a range that goes down, or too far");
+        check("hf:a/b/c{1..2}of{1..3}", "its ranges have different lengths");
+        check("ftp:a{1..2}", "no way to fetch from `ftp:`");
+        assert!(Parts::Listed(vec![]).urls().unwrap_err().message.contains("0 parts"));
+    }
+}

@@ -1,0 +1,197 @@
+//! Key centring: a fixed vector c is subtracted from every rotated key of a KV head.
+//!
+//! Softmax does not change when a constant is added to a row of scores, and `q (k - c) = q k - q c`, so this changes nothing
+//! but the range of keys and scores. Qwen2 models have key biases of several hundred: with them as they are, real scores lie
+//! below those of masked columns, and an fp16 score has steps of 8.
+//!
+//! The subtraction must come before a large key is rounded to fp16, so the bias b is split: `b = (b - u) + u` with u = b where
+//! a bias is large. With R_j the rotation at position j, whose columns i and i + n/2 turn by the angle `a = j * frequency_i`:
+//!
+//! ```text
+//! R_j (W x + b) - c = R_j (W x + (b - u)) + (R_j - 1) u + (u - c)
+//! ((R_j - 1) u)_low  = (1 - cos a) (-u_low)  + sin a (-u_high)
+//! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low          1 - cos a = sin^2 a / (1 + cos a)
+//! ```
+//!
+//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns.
+
+use std::collections::BTreeMap;
+
+use crate::base::{Problem, Result};
+use crate::model::facts::ModelFacts;
+
+/// A bias above this is split: below it, fp16 has steps of at most 2^-8.
+const LARGE: f32 = 8.0;
+/// Columns that turn further than this within the context, in radians, are not split: their mean is no longer near their values,
+/// so that no constant makes them small.
+const SLOW: f64 = 1.0;
+
+/// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads * head_dim]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct KeyCentre {
+    /// What turns and is large, u: in two vectors, which `1 - cos a` and `sin a` multiply, and the bias without it.
+    pub(super) large: Option<LargeBias>,
+    /// u - c.
+    pub(super) shift: Vec<f32>,
+}
+
+/// The large part u of a bias.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct LargeBias {
+    /// b - u, which the linear layer adds.
+    pub(super) rest: Vec<f32>,
+    /// What `1 - cos a` multiplies: -u.
+    pub(super) by_versine: Vec<f32>,
+    /// What `sin a` multiplies: `[-u_high, u_low]` of each head.
+    pub(super) by_sine: Vec<f32>,
+}
+
+/// The centred layers.
+pub(super) type KeyCentres = BTreeMap<u32, KeyCentre>;
+
+impl KeyCentre {
+    /// Centres keys by the mean of their rotated `bias` over the positions `0..context`.
+    pub(super) fn by_bias(model: &ModelFacts, context: u32, bias: &[f32]) -> Result<Self> {
+        Self::new(model, context, Some(bias), &mean_rotated(model, context, bias))
+    }
+
+    /// Centres keys, whose linear layer adds `bias`, by `centre`.
+    pub(super) fn new(model: &ModelFacts, context: u32, bias: Option<&[f32]>, centre: &[f64]) -> Result<Self> {
+        let rows = model.kv_heads as usize * model.head_dim as usize;
+        let lengths = [Some(centre.len()), bias.map(<[f32]>::len)];
+        if let Some(length) = lengths.into_iter().flatten().find(|length| *length != rows) {
+            let message = format!("{length} values cannot centre or bias keys of {rows} rows");
+            return Err(Problem::new("kiln::graph::key_centre", message));
+        }
+        if let Some(value) = bias.into_iter().flatten().find(|value| !value.is_finite()) {
+            return Err(Problem::new("kiln::graph::key_centre", format!("a key bias is {value}")));
+        }
+        let large = bias.and_then(|bias| LargeBias::of(model, context, bias).map(|large| (bias, large)));
+        let shift = |(row, centre): (usize, &f64)| {
+            let kept = large.as_ref().map_or(0.0, |(bias, large)| f64::from(bias[row]) - f64::from(large.rest[row]));
+            (kept - centre) as f32
+        };
+        let shift = centre.iter().enumerate().map(shift).collect();
+        Ok(KeyCentre { large: large.map(|(_, large)| large), shift })
+    }
+}
+
+impl LargeBias {
+    fn of(model: &ModelFacts, context: u32, bias: &[f32]) -> Option<Self> {
+        let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
+        let mut large = LargeBias { rest: bias.into(), by_versine: vec![0.0; bias.len()], by_sine: vec![0.0; bias.len()] };
+        for row in (0..bias.len()).filter(|row| row % dim < half) {
+            let (low, high) = (bias[row], bias[row + half]);
+            let farthest = f64::from(context.saturating_sub(1)) * frequency(model, row % dim);
+            if low.abs().max(high.abs()) <= LARGE || farthest > SLOW {
+                continue;
+            }
+            (large.rest[row], large.rest[row + half]) = (0.0, 0.0);
+            (large.by_versine[row], large.by_versine[row + half]) = (-low, -high);
+            (large.by_sine[row], large.by_sine[row + half]) = (-high, low);
+        }
+        (large.rest != bias).then_some(large)
+    }
+}
+
+/// The angle by which column `i` of a head turns from one position to the next: `base^(-2 i / head_dim)`.
+fn frequency(model: &ModelFacts, i: usize) -> f64 {
+    libm::pow(f64::from(model.rope_freq_base), -2.0 * i as f64 / f64::from(model.head_dim))
+}
+
+/// The mean of `R_j bias` over the positions j from 0 to `context - 1`.
+fn mean_rotated(model: &ModelFacts, context: u32, bias: &[f32]) -> Vec<f64> {
+    let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
+    let mean = |i: usize, of: fn(f64) -> f64| {
+        let step = frequency(model, i);
+        (0..context).map(|position| of(f64::from(position) * step)).sum::<f64>() / f64::from(context.max(1))
+    };
+    let turns: Vec<[f64; 2]> = (0..half).map(|i| [mean(i, libm::cos), mean(i, libm::sin)]).collect();
+    let mut means = vec![0.0; bias.len()];
+    for row in (0..bias.len()).filter(|row| row % dim < half) {
+        let [cos, sin] = turns[row % dim];
+        let (low, high) = (f64::from(bias[row]), f64::from(bias[row + half]));
+        means[row] = low * cos - high * sin;
+        means[row + half] = high * cos + low * sin;
+    }
+    means
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::facts::RopeRows;
+
+    /// One KV head of `dim`.
+    fn model(dim: u32) -> ModelFacts {
+        ModelFacts {
+            architecture: "qwen2".into(),
+            block_count: 1,
+            hidden: 8,
+            ffn: 8,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: dim,
+            vocab: 8,
+            context_length: 64,
+            rms_epsilon: 1e-6,
+            rope_freq_base: 10000.0,
+            rope_rows: RopeRows::HalfSplit,
+            qkv_bias: true,
+            tied_embeddings: true,
+        }
+    }
+
+    /// `R_position values` of one head.
+    fn rotated(model: &ModelFacts, position: u32, values: &[f64]) -> Vec<f64> {
+        let half = values.len() / 2;
+        let turn = |i: usize| (f64::from(position) * frequency(model, i)).sin_cos();
+        let low = (0..half).map(|i| values[i] * turn(i).1 - values[i + half] * turn(i).0);
+        let high = (0..half).map(|i| values[i + half] * turn(i).1 + values[i] * turn(i).0);
+        low.chain(high).collect()
+    }
+
+    #[test]
+    fn a_centred_key_is_the_rotated_key_less_its_centre() {
+        let (model, context) = (model(8), 64);
+        // Columns 0 and 4 turn by 1 a position, 3 and 7 by 0.001.
+        let bias = [300.0, 2.0, -1.0, -250.0, 5.0, 0.0, 3.0, 358.0];
+        let centre = KeyCentre::by_bias(&model, context, &bias).unwrap();
+        let large = centre.large.clone().unwrap();
+        assert_eq!(large.rest, [300.0, 2.0, -1.0, 0.0, 5.0, 0.0, 3.0, 0.0], "what turns fast is not split");
+        let product = [0.5, -0.25, 1.0, 0.125, -2.0, 0.75, 0.0, 1.5];
+        let mean = mean_rotated(&model, context, &bias);
+        for position in [0, 1, 17, 63] {
+            let whole: Vec<f64> = product.iter().zip(bias).map(|(x, b)| x + f64::from(b)).collect();
+            let expected: Vec<f64> = rotated(&model, position, &whole).iter().zip(&mean).map(|(k, c)| k - c).collect();
+            let small: Vec<f64> = product.iter().zip(&large.rest).map(|(x, b)| x + f64::from(*b)).collect();
+            for (row, key) in rotated(&model, position, &small).into_iter().enumerate() {
+                let (sin, cos) = (f64::from(position) * frequency(&model, row % 4)).sin_cos();
+                let versine = sin * sin / (1.0 + cos.max(0.0));
+                let turned = versine * f64::from(large.by_versine[row]) + sin * f64::from(large.by_sine[row]);
+                let found = key + turned + f64::from(centre.shift[row]);
+                assert!((found - expected[row]).abs() < 1e-4, "{position} {row}: {found} {}", expected[row]);
+            }
+            let slow = [expected[3], expected[7]];
+            assert!(slow.iter().all(|key| key.abs() < 15.0), "{slow:?}");
+        }
+    }
+
+    #[test]
+    fn small_biases_are_not_split() {
+        let centre = KeyCentre::by_bias(&model(4), 16, &[1.0, -8.0, 8.0, 0.5]).unwrap();
+        assert_eq!(centre.large, None);
+        assert!(centre.shift.iter().any(|shift| *shift != 0.0));
+    }
+
+    #[test]
+    fn values_that_cannot_centre_are_refused() {
+        let check = |centre: &[f64], bias: &[f32], expected: &str| {
+            let problem = KeyCentre::new(&model(4), 16, Some(bias), centre).unwrap_err();
+            assert_eq!(problem.message, expected);
+        };
+        check(&[0.0; 3], &[0.0; 4], "3 values cannot centre or bias keys of 4 rows");
+        check(&[0.0; 4], &[0.0; 8], "8 values cannot centre or bias keys of 4 rows");
+        check(&[0.0; 4], &[0.0, f32::INFINITY, 0.0, 0.0], "a key bias is inf");
+    }
+}
