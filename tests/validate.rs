@@ -71,7 +71,8 @@ fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Re
 fn check(params: Value) -> std::result::Result<String, Problem> {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.scores": 500.0, "blk.1.other": 1e9});
+    let ranges =
+        json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.scores": 500.0, "blk.1.other": 1e9});
     let manifest = validate(&folder, vec![("onnx", score(&folder, 100, 0.02, ranges))], params)?;
     let text = |name: &str| String::from_utf8(folder.bytes(manifest.part(name).unwrap()).to_vec()).unwrap();
     let report: Value = serde_json::from_str(&text("report.json")).unwrap();

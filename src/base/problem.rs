@@ -45,7 +45,14 @@ pub struct Problem {
 impl Problem {
     /// A problem with neither place nor advice yet.
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Problem { code: code.into(), message: message.into(), labels: vec![], help: None, causes: vec![], left: BTreeMap::new() }
+        Problem {
+            code: code.into(),
+            message: message.into(),
+            labels: vec![],
+            help: None,
+            causes: vec![],
+            left: BTreeMap::new(),
+        }
     }
 
     /// What ends work that is being stopped.

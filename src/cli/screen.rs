@@ -62,7 +62,15 @@ impl Screen {
         };
         let log = views.log.as_ref().map(open).transpose()?;
         let reports = Reports::open(&views.reports)?;
-        Ok(Screen { begun: None, summary: Summary::default(), problems: vec![], left: BTreeMap::new(), shown, log, reports })
+        Ok(Screen {
+            begun: None,
+            summary: Summary::default(),
+            problems: vec![],
+            left: BTreeMap::new(),
+            shown,
+            log,
+            reports,
+        })
     }
 
     /// Writes the reports, and yields what was seen.

@@ -93,7 +93,8 @@ impl<'a> Workbench<'a> {
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut ear = Problems::default();
         let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
-        let built = self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &|_, _| (), &mut ear);
+        let built =
+            self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &|_, _| (), &mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),

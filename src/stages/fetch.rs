@@ -98,7 +98,9 @@ impl TypedStage for Fetch {
             (Some(_), Some(_)) => {
                 problems.push(at("parts", wrong("`url` and `parts` exclude each other", "leave one of them out")));
             }
-            (None, None) => problems.push(at("", wrong("nothing says where to fetch from", "give a `url`, or `parts`"))),
+            (None, None) => {
+                problems.push(at("", wrong("nothing says where to fetch from", "give a `url`, or `parts`")))
+            }
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
@@ -158,15 +160,17 @@ impl Params {
                 ),
             )),
             Ok(Source::File { .. }) => None,
-            Ok(_) if self.tracked => {
-                Some(at("tracked", wrong("only a `file:` can be tracked", "pin what comes from elsewhere by its sha256")))
-            }
+            Ok(_) if self.tracked => Some(at(
+                "tracked",
+                wrong("only a `file:` can be tracked", "pin what comes from elsewhere by its sha256"),
+            )),
             Ok(_) => None,
         }
     }
 
     fn check_parts(&self, parts: &Parts) -> Vec<ParamProblem> {
-        let mut problems: Vec<ParamProblem> = parts.urls().err().map(|problem| at("parts", problem)).into_iter().collect();
+        let mut problems: Vec<ParamProblem> =
+            parts.urls().err().map(|problem| at("parts", problem)).into_iter().collect();
         let name = self.name.as_deref().unwrap_or_default();
         if name.contains('/') || PartName::new(name).is_err() {
             let what = format!("`{name}` is no name for the file that the parts make up");

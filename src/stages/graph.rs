@@ -378,8 +378,9 @@ impl Params {
                 (Some(KeyCentring::Bias), Some(bias), _) => KeyCentre::by_bias(model, self.context, bias)?,
                 _ => {
                     let message = format!("the calibration has no keys of layer {layer}");
-                    return Err(Problem::new("kiln::graph::calibration", message)
-                        .help("calibrate a graph of the same model"));
+                    return Err(
+                        Problem::new("kiln::graph::calibration", message).help("calibrate a graph of the same model")
+                    );
                 }
             };
             centres.insert(layer, centre);

@@ -79,7 +79,8 @@ impl KeyCentre {
 impl LargeBias {
     fn of(model: &ModelFacts, context: u32, bias: &[f32]) -> Option<Self> {
         let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
-        let mut large = LargeBias { rest: bias.into(), by_versine: vec![0.0; bias.len()], by_sine: vec![0.0; bias.len()] };
+        let mut large =
+            LargeBias { rest: bias.into(), by_versine: vec![0.0; bias.len()], by_sine: vec![0.0; bias.len()] };
         for row in (0..bias.len()).filter(|row| row % dim < half) {
             let (low, high) = (bias[row], bias[row + half]);
             let farthest = f64::from(context.saturating_sub(1)) * frequency(model, row % dim);

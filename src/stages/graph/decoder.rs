@@ -277,9 +277,8 @@ impl Decoder<'_> {
     fn key(&mut self, layer: u32, x: &Value) -> Value {
         let name = format!("blk.{layer}.attn_k");
         let large = self.centres.get(&layer).and_then(|centre| centre.large.as_ref());
-        let bias = large.map(|large| {
-            self.graph.constant(&format!("{name}.bias/rest"), &[large.rest.len() as u64], &large.rest)
-        });
+        let bias = large
+            .map(|large| self.graph.constant(&format!("{name}.bias/rest"), &[large.rest.len() as u64], &large.rest));
         let bias = bias.map_or_else(|| self.weight(&format!("{name}.bias")), |bias| vec![bias]);
         self.linear_with(&name, &name, x, 0, &bias)
     }

@@ -301,7 +301,8 @@ impl TypedStage for Validate {
         let generated = of("generations", "generated").each(params.generated, |_, limit| Ok(limit))?;
         let layers = of("layers", "layers_sqnr_db").each(params.layers_sqnr_db, |_, limit| Ok(limit))?;
         let bundles = inputs.many("bundles");
-        let Params { perplexity, range, scores_range, mask, strict, targets, device, runner, answer_tokens, .. } = params;
+        let Params { perplexity, range, scores_range, mask, strict, targets, device, runner, answer_tokens, .. } =
+            params;
         let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
         let is_measured = device.is_some();
         let names = || bundles.iter().map(|(name, _)| name.clone()).collect();

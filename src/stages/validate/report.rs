@@ -316,7 +316,10 @@ impl fmt::Display for Report {
                 writeln!(f, "    {kind:10} {:>12.2}  {}", range.largest, range.tensor)?;
             }
             if let Some(Mask { least, layer, bound, bound_layer }) = candidate.mask {
-                writeln!(f, "    masked scores lie {least:.1} below the largest visible one, at least (layer {layer}); not less than")?;
+                writeln!(
+                    f,
+                    "    masked scores lie {least:.1} below the largest visible one, at least (layer {layer}); not less than"
+                )?;
                 writeln!(f, "    {bound:.1} while queries and keys are no longer than these (layer {bound_layer})")?;
             }
         }
