@@ -1,5 +1,7 @@
 //! The program from outside: what it prints, and how it leaves.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
@@ -230,29 +232,73 @@ fn the_way_of_deepseek() {
         kiln(Path::new("."), &["show", plan, "--set", "context=256", "--set", "source=file:tiny.gguf"]);
     assert_eq!(code, 0);
     let expected = "
-  tools.qnn       fetch
-  tools.ort       fetch
-  source          fetch
-* model           inspect      gguf = source
-  weights         requant      tensors = model
-* graph           graph        model = model; weights = weights
-* npu             context-bin  graph = graph; tools.qnn
-* container       dlc          context = npu; tools.qnn
-* bundle          package      context = npu; model = model
-  text            fetch
-  reference       reference    model = model; text = text
-  onnx            score        graph = graph; reference = reference; tools.ort
-  graph-by-layer  graph        model = model; weights = weights
-  npu-layers      context-bin  graph = graph-by-layer; tools.qnn
-  layers          layers       context = npu-layers; graph = graph-by-layer; reference = reference; tools.ort; tools.qnn
-* report          validate     layers = layers; scores = onnx; size = bundle
-* phone           validate     bundles = bundle
-? npu-simulated   context-bin  graph = graph; tools.qnn
-? htp             score        context = npu-simulated; reference = reference; tools.ort; tools.qnn
-? simulated       validate     scores = htp
+  tools.qnn         fetch
+  tools.ort         fetch
+  source            fetch
+* model             inspect      gguf = source
+  weights           requant      tensors = model
+* graph             graph        model = model; weights = weights
+* npu               context-bin  graph = graph; tools.qnn
+* container         dlc          context = npu; tools.qnn
+* bundle            package      context = npu; model = model
+  text              fetch
+  reference         reference    model = model; text = text
+  onnx              score        graph = graph; reference = reference; tools.ort
+  graph-by-layer    graph        model = model; weights = weights
+  npu-layers        context-bin  graph = graph-by-layer; tools.qnn
+  layers            layers       context = npu-layers; graph = graph-by-layer; reference = reference; tools.ort; tools.qnn
+* report            validate     layers = layers; scores = onnx; size = bundle
+* phone             validate     bundles = bundle
+? npu-simulated     context-bin  graph = graph; tools.qnn
+? htp               score        context = npu-simulated; reference = reference; tools.ort; tools.qnn
+? simulated         validate     scores = htp
+? bundle-simulated  package      context = npu-simulated; model = model
+? answer            generate     bundle = bundle-simulated; reference = reference; tools.qnn
+? genie             validate     generations = answer
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
     let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);
     assert_eq!(code, 2);
     assert!(err.contains("`graph.context`"), "{err}");
+}
+
+#[test]
+fn what_is_complete_is_there_though_a_limit_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = support::tiny_gguf::TinyGguf::llama().write();
+    std::fs::write(folder.path().join("model.gguf"), &model).unwrap();
+    let sha256 = support::fetching::sha256(&model);
+    let build = |limits: &str| {
+        let plan = format!(
+            r#"
+            [plan]
+            name = "small"
+            [stage]
+            source = {{ kind = "fetch", url = "file:model.gguf", sha256 = "{sha256}" }}
+            model = {{ kind = "inspect", gguf = "source", keep = ["model.json"] }}
+            weights = {{ kind = "requant", tensors = "model", scheme = "int8-channel" }}
+            report = {{ kind = "validate", weights = ["weights"], storage = {{ weights = {limits} }} }}
+            "#
+        );
+        std::fs::write(folder.path().join("small.toml"), plan).unwrap();
+        kiln(folder.path(), &["build", "small.toml", "--cache", "cache"])
+    };
+    let report = || std::fs::read_to_string(folder.path().join("out/small/report/report.txt")).unwrap();
+    let there = |file: &str| folder.path().join("out/small").join(file).exists();
+
+    let (code, _, err) = build("{ exact = true }");
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("see report.json, report.txt in out/small/report"), "{err}");
+    assert!(report().contains("FAILED: 1 of 1 limits missed"), "{}", report());
+    assert!(there("model/model.json") && !there("receipt.json"));
+
+    let (code, _, err) = build("{ sqnr_db = 1 }");
+    assert_eq!(code, 0, "{err}");
+    assert!(report().contains("passed: 0 of 1 limits missed"), "{}", report());
+    assert!(there("receipt.json") && there("SHA256SUMS"));
+
+    let (code, ..) = build("{ sqnr_db = 200 }");
+    assert_eq!(code, 1);
+    assert!(report().contains("FAILED: 1 of 1 limits missed"), "{}", report());
+    assert!(!there("receipt.json") && !there("SHA256SUMS"), "they would tell of another report");
 }

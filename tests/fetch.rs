@@ -337,7 +337,7 @@ fn what_parts_may_not_say_is_said_at_once() {
         let found: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.path, p.problem.message)).collect();
         assert_eq!(found, expected);
     };
-    check(json!({}), &[": nothing says where to fetch from"]);
+    check(json!({}), &[": neither `url` nor `parts` says where to fetch from"]);
     check(json!({"url": "file:a", "parts": ["file:b"]}), &["parts: `url` and `parts` exclude each other"]);
     check(json!({"url": "file:a", "name": "b"}), &["name: `name` is of a file that is joined of `parts`"]);
     check(

@@ -97,3 +97,55 @@ fn the_wrong_rope_is_caught() {
     assert!(problem.message.contains("MISSED scores           perplexity of the reference"), "{problem}");
     assert!(problem.message.contains("1 of"), "{problem}");
 }
+
+/// What `validate` says of the graph of `params` over `model`, or the message that a limit is missed.
+fn judged(road: &Road, model: &Manifest, graph: &Manifest) -> std::result::Result<(), String> {
+    let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
+    let reference = road.run("reference", params, &[("model", model), ("text", &road.file(TEXT.as_bytes()))]).unwrap();
+    let score = road.run("score", json!({}), &[("reference", &reference), ("graph", graph)]).unwrap();
+    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
+    road.run("validate", limits, &[("scores", &score)]).map(drop).map_err(|problem| problem.message)
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn large_key_biases_are_hidden_by_no_mask_unless_keys_are_centred() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = road.inspect(&TinyGguf::qwen2().large_biases().write());
+    let judged = |centre: &str| {
+        let params = json!({"prefill": 16, "context": 32, "key_centre": centre});
+        judged(&road, &model, &road.graph(&model, "native", params))
+    };
+    assert_eq!(judged("bias"), Ok(()));
+    let message = judged("none").unwrap_err();
+    for missed in ["mean KL divergence", "range of scores", "masked scores below visible ones"] {
+        assert!(message.contains(&format!("MISSED scores           {missed}")), "{missed}: {message}");
+    }
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime"]
+fn keys_centred_by_a_calibration_change_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
+    for gguf in [TinyGguf::llama(), TinyGguf::qwen2().large_biases()] {
+        let (model, graph) = road.model(&gguf.write(), "native", json!({"prefill": 16, "context": 32}));
+        let text = road.file(TEXT.as_bytes());
+        let calibrate = |graph: &Manifest| {
+            let slots = [("graph", graph), ("model", &model), ("text", &text)];
+            let calibration = road.run("calibrate", json!({"windows": 2}), &slots).unwrap();
+            let means: Value = serde_json::from_slice(&road.bytes(&calibration, "key_means.json")).unwrap();
+            (calibration, means)
+        };
+        let (calibration, means) = calibrate(&graph);
+        let weights = road.run("requant", json!({}), &[("tensors", &model)]).unwrap();
+        let params = json!({"prefill": 16, "context": 32, "key_centre": "calibration"});
+        let slots = [("model", &model), ("weights", &weights), ("calibration", &calibration)];
+        let centred = road.run("graph", params, &slots).unwrap();
+        assert_eq!(judged(&road, &model, &centred), Ok(()));
+        let (_, again) = calibrate(&centred);
+        let first = |means: &Value| means["0"][3].as_f64().unwrap();
+        assert!((first(&means) - first(&again)).abs() < 1e-3, "of the keys as they were: {means} {again}");
+    }
+}

@@ -99,7 +99,7 @@ impl TypedStage for Fetch {
                 problems.push(at("parts", wrong("`url` and `parts` exclude each other", "leave one of them out")));
             }
             (None, None) => {
-                problems.push(at("", wrong("nothing says where to fetch from", "give a `url`, or `parts`")))
+                problems.push(at("", wrong("neither `url` nor `parts` says where to fetch from", "give one of them")))
             }
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
