@@ -64,13 +64,16 @@ fn the_plan_is_the_one_that_people_copy() {
     let show = |path: &Path| said(folder.path(), &["show", path.to_str().unwrap()]);
     assert_eq!(show(&written), show(&copied));
     let read = |path: &Path| -> toml::Table { fs::read_to_string(path).unwrap().parse().unwrap() };
-    let (written, copied) = (read(&written), read(&copied));
+    let (written, copied, mut common) = (read(&written), read(&copied), read(&copied.with_file_name("lib/qwen2.toml")));
     assert_eq!(written["plan"]["name"].as_str(), Some("deepseek-r1-distill-qwen-1.5b-q4_0"));
     assert_eq!(written["vars"]["source"].as_str(), Some(url));
     assert_eq!(written["vars"]["sha256"].as_str(), Some(""));
-    assert_eq!(written["tools"], copied["tools"]);
-    for stage in ["source", "text", "graph", "npu", "reference"] {
-        assert_eq!(written["stage"][stage], copied["stage"][stage], "{stage}");
+    assert_eq!(written["tools"], common["tools"]);
+    assert_eq!(written["stage"]["source"], copied["stage"]["source"]);
+    // Which keys are centred is the model's affair, unless somebody wants to see what goes wrong.
+    common["stage"]["graph"].as_table_mut().unwrap().remove("key_centre");
+    for stage in ["graph", "npu", "reference", "answer", "genie"] {
+        assert_eq!(written["stage"][stage], common["stage"][stage], "{stage}");
     }
 }
 

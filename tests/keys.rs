@@ -15,20 +15,20 @@ dequant 1 {"type":"f32"} b3:be5ab4048173
 dequant 1 {"type":"f16"} b3:89ceda098478
 dequant 1 {"type":"bf16"} b3:86d3dabe6d28
 requant 3 {"scheme":"f16"} b3:3da937a194e2
-graph 3 {"context":24,"prefill":8} b3:fabfb5afa95f
+graph 4 {"context":24,"prefill":8} b3:747a731d76a1
 requant 3 {"scheme":"int8-block"} b3:d26d5cda294a
-graph 3 {"context":24,"prefill":8} b3:7ac85c7c1185
+graph 4 {"context":24,"prefill":8} b3:94d4df86aab1
 requant 3 {"scheme":"native"} b3:f317e2d285e8
-graph 3 {"context":24,"prefill":8} b3:f7a552dc8193
+graph 4 {"context":24,"prefill":8} b3:50dab095509d
 requant 3 {"scheme":"native-safe"} b3:01277e3776e9
-graph 3 {"context":24,"prefill":8} b3:635e5d3dd1e1
+graph 4 {"context":24,"prefill":8} b3:723ffa877f0a
 requant 3 {"scheme":"int8-channel"} b3:bba5543bdc60
-graph 3 {"context":24,"prefill":8} b3:e3935ab03764
+graph 4 {"context":24,"prefill":8} b3:f216c0521fb8
 requant 3 {"scheme":"int4-channel"} b3:79376bc01bfa
-graph 3 {"context":24,"prefill":8} b3:0bc21c1c12fd
+graph 4 {"context":24,"prefill":8} b3:28ba6888dc7b
 gguf 1 {} b3:e262a0d20d72
 requant 3 {"scheme":"lpbq-32"} b3:dc6647c0cba7
-graph 3 {"context":24,"prefill":8} b3:ecfbacf2a10b
+graph 4 {"context":24,"prefill":8} b3:5588d03d8a4d
 "#;
 
 fn digest(manifest: &Manifest) -> String {

@@ -3,6 +3,7 @@
 
 mod activations;
 mod centre;
+mod centring;
 mod classes;
 mod decoder;
 mod weights;
@@ -16,14 +17,14 @@ use serde::{Deserialize, Serialize};
 use super::device::{Compilations, ROLES};
 use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
-use crate::model::calibration::{self, KEY_MEANS, KeyMeans};
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts};
+use crate::model::calibration::{self, KEY_MEANS};
+use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;
 use crate::model::onnx::{Grid, lint};
-use crate::model::quant::number_at;
 use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
-use centre::{KeyCentre, KeyCentres};
+use centre::KeyCentres;
+use centring::KeyCentring;
 use decoder::{Piece, Profile, decoder};
 use weights::Weights;
 
@@ -108,18 +109,6 @@ pub enum Cache {
     U16,
     /// In 8 bits, 0 in the middle.
     U8,
-}
-
-/// What is subtracted from every rotated key of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeyCentring {
-    /// The mean of the rotated key bias over the positions of the context.
-    Bias,
-    /// The mean of the rotated keys of a `calibration`.
-    Calibration,
-    /// Nothing.
-    None,
 }
 
 /// How many shards.
@@ -277,7 +266,7 @@ impl TypedStage for Graph {
         let facts: ModelFacts = model.facts.read()?;
         check_model(&facts)?;
         weights.check(&facts)?;
-        params.key_centre = key_centring(params.key_centre, &facts)?;
+        params.key_centre = KeyCentring::of(params.key_centre, &facts)?;
         // What chooses grids is in the key, and only if grids are chosen.
         let chooses = params.rounds();
         // So is the number of shards, not what it was chosen by.
@@ -303,7 +292,7 @@ impl TypedStage for Graph {
         check_model(&model)?;
         weights.check(&model)?;
 
-        let centres = params.key_centres(job, &model)?;
+        let centres = KeyCentring::centres(params.key_centre, params.context, &model, job)?;
         let mut outputs = Outputs::new();
         let mut grids = BTreeMap::new();
         if params.rounds() {
@@ -360,34 +349,6 @@ impl Params {
         choose(&decoder(model, weights, centres, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
     }
 
-    /// How the keys of each layer are centred.
-    fn key_centres(&self, job: &Job, model: &ModelFacts) -> Result<KeyCentres> {
-        let means: KeyMeans = match self.key_centre {
-            None | Some(KeyCentring::None) => return Ok(KeyCentres::new()),
-            Some(KeyCentring::Bias) => KeyMeans::new(),
-            Some(KeyCentring::Calibration) => serde_json::from_slice(&job.read(KEY_MEANS)?)
-                .context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?,
-        };
-        let mut centres = KeyCentres::new();
-        for layer in 0..model.block_count {
-            let bias = if model.qkv_bias { Some(key_bias(job, layer)?) } else { None };
-            let centre = match (self.key_centre, &bias, means.get(&layer)) {
-                (Some(KeyCentring::Calibration), _, Some(means)) => {
-                    KeyCentre::new(model, self.context, bias.as_deref(), means)?
-                }
-                (Some(KeyCentring::Bias), Some(bias), _) => KeyCentre::by_bias(model, self.context, bias)?,
-                _ => {
-                    let message = format!("the calibration has no keys of layer {layer}");
-                    return Err(
-                        Problem::new("kiln::graph::calibration", message).help("calibrate a graph of the same model")
-                    );
-                }
-            };
-            centres.insert(layer, centre);
-        }
-        Ok(centres)
-    }
-
     /// The whole, and what it is cut into.
     fn pieces(&self, model: &ModelFacts) -> Result<Vec<Piece>> {
         let cut = match self.shards {
@@ -439,28 +400,6 @@ impl Params {
         let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", piece.graph_stem(role)));
         [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
     }
-}
-
-/// What `asked` means for `model`; nothing, where no key is centred.
-fn key_centring(asked: Option<KeyCentring>, model: &ModelFacts) -> Result<Option<KeyCentring>> {
-    match asked {
-        None => Ok(model.qkv_bias.then_some(KeyCentring::Bias)),
-        Some(KeyCentring::None) => Ok(None),
-        Some(KeyCentring::Bias) if !model.qkv_bias => {
-            Err(Problem::new("kiln::graph::key_centre", "`key_centre = \"bias\"`: this model has no key biases")
-                .help("leave it out, or centre by a `calibration`"))
-        }
-        asked => Ok(asked),
-    }
-}
-
-/// The key bias of `layer`, in the order of the rows of its matrix.
-fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
-    let name = format!("weights/blk.{layer}.attn_k.bias/values");
-    let facts: WeightFacts = job.input(&name)?.facts.read()?;
-    let count: u64 = facts.shape.iter().product();
-    let bytes = job.read(&name)?;
-    Ok((0..count as usize).map(|index| number_at(facts.element, &bytes, index)).collect())
 }
 
 /// Whether the one form of decoder fits `model`.

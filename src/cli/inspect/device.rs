@@ -157,9 +157,7 @@ mod tests {
 
     #[test]
     fn the_wheel_is_the_one_that_the_plans_pin() {
-        for plan in
-            [include_str!("../../../plans/smollm2-135m.toml"), include_str!("../../../plans/deepseek-qwen-1.5b.toml")]
-        {
+        for plan in [include_str!("../../../plans/smollm2-135m.toml"), include_str!("../../../plans/lib/qwen2.toml")] {
             assert!(plan.contains(WHEEL) && plan.contains(WHEEL_SHA256));
         }
     }

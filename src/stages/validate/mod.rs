@@ -53,7 +53,7 @@ use crate::stages::package;
 use crate::stages::score::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 
 use on_device::{Device, Figures, Targets};
-use report::{Candidate, Found, Held, Mask, OnDevice, Report, Size, Storage};
+use report::{Candidate, Found, Held, InnerLimits, Mask, OnDevice, Report, Size, Storage};
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]
@@ -134,17 +134,6 @@ fn default_scores_range() -> f64 {
 
 fn default_mask() -> f64 {
     30.0
-}
-
-/// What inner tensors of every candidate must keep.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub struct InnerLimits {
-    /// The largest magnitude, at most.
-    range: f64,
-    /// That of attention scores.
-    scores_range: f64,
-    /// How far masked scores lie below visible ones, at least.
-    mask: f64,
 }
 
 /// What one candidate must keep; what is not given is reported only.

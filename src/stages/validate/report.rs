@@ -6,13 +6,24 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::on_device::{Figure, Figures, NOT_MEASURED, Targets};
-use super::{InnerLimits, Limits, StorageLimits};
+use super::{Limits, StorageLimits};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::{Entry, Ledger};
 use crate::stages::generate::Generation;
 use crate::stages::layers::{Computed, ShardScore};
 use crate::stages::score::{GreedyScore, Masks, Ranges, measured};
+
+/// What inner tensors of every candidate must keep.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct InnerLimits {
+    /// The largest magnitude, at most.
+    pub range: f64,
+    /// That of attention scores.
+    pub scores_range: f64,
+    /// How far masked scores lie below visible ones, at least.
+    pub mask: f64,
+}
 
 /// All that is known of one candidate.
 #[derive(Serialize)]

@@ -1,0 +1,80 @@
+//! What a plan says of the centre of keys, and what that comes to for a model.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::centre::{KeyCentre, KeyCentres};
+use crate::action::Job;
+use crate::base::{Context, Problem, Result};
+use crate::model::calibration::{KEY_MEANS, KeyMeans};
+use crate::model::facts::{ModelFacts, WeightFacts};
+use crate::model::quant::number_at;
+
+/// What is subtracted from every rotated key of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyCentring {
+    /// The mean of the rotated key bias over the positions of the context.
+    Bias,
+    /// The mean of the rotated keys of a `calibration`.
+    Calibration,
+    /// Nothing.
+    None,
+}
+
+impl KeyCentring {
+    /// What `asked` means for `model`; nothing, where no key is centred.
+    pub(super) fn of(asked: Option<KeyCentring>, model: &ModelFacts) -> Result<Option<KeyCentring>> {
+        match asked {
+            None => Ok(model.qkv_bias.then_some(KeyCentring::Bias)),
+            Some(KeyCentring::None) => Ok(None),
+            Some(KeyCentring::Bias) if !model.qkv_bias => {
+                Err(Problem::new("kiln::graph::key_centre", "`key_centre = \"bias\"`: this model has no key biases")
+                    .help("leave it out, or centre by a `calibration`"))
+            }
+            asked => Ok(asked),
+        }
+    }
+
+    /// How the keys of each layer are centred.
+    pub(super) fn centres(
+        centring: Option<KeyCentring>,
+        context: u32,
+        model: &ModelFacts,
+        job: &Job,
+    ) -> Result<KeyCentres> {
+        let means: KeyMeans = match centring {
+            None | Some(KeyCentring::None) => return Ok(KeyCentres::new()),
+            Some(KeyCentring::Bias) => KeyMeans::new(),
+            Some(KeyCentring::Calibration) => serde_json::from_slice(&job.read(KEY_MEANS)?)
+                .context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?,
+        };
+        let mut centres = KeyCentres::new();
+        for layer in 0..model.block_count {
+            let bias = if model.qkv_bias { Some(key_bias(job, layer)?) } else { None };
+            let centre = match (centring, &bias, means.get(&layer)) {
+                (Some(KeyCentring::Calibration), _, Some(means)) => {
+                    KeyCentre::new(model, context, bias.as_deref(), means)?
+                }
+                (Some(KeyCentring::Bias), Some(bias), _) => KeyCentre::by_bias(model, context, bias)?,
+                _ => {
+                    let message = format!("the calibration has no keys of layer {layer}");
+                    return Err(
+                        Problem::new("kiln::graph::calibration", message).help("calibrate a graph of the same model")
+                    );
+                }
+            };
+            centres.insert(layer, centre);
+        }
+        Ok(centres)
+    }
+}
+
+/// The key bias of `layer`, in the order of the rows of its matrix.
+fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
+    let name = format!("weights/blk.{layer}.attn_k.bias/values");
+    let facts: WeightFacts = job.input(&name)?.facts.read()?;
+    let count: u64 = facts.shape.iter().product();
+    let bytes = job.read(&name)?;
+    Ok((0..count as usize).map(|index| number_at(facts.element, &bytes, index)).collect())
+}
