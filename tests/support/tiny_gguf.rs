@@ -82,7 +82,7 @@ impl TinyGguf {
         self
     }
 
-    /// Biases as trained Qwen2 models have them: hundreds for k and tens for q, in the slower half of each head's columns.
+    /// Biases as trained Qwen2 models have them: hundreds for k and tens for q, in the slowest quarter of each head's columns.
     pub fn large_biases(mut self) -> Self {
         self.large_biases = true;
         self
@@ -174,10 +174,10 @@ impl TinyGguf {
         };
         let mut random = Random::of(name, self.seed);
         let half = self.hidden / self.heads / 2;
-        let is_slow = |column: usize| column % half >= half / 2;
+        let is_slow = |column: usize| column % half >= half / 4 * 3;
         let spread = |column| match name.split('.').nth_back(1) {
             Some("attn_k") if rows == 0 && self.large_biases && is_slow(column) => 300.0,
-            Some("attn_q") if rows == 0 && self.large_biases && is_slow(column) => 10.0,
+            Some("attn_q") if rows == 0 && self.large_biases && is_slow(column) => 30.0,
             _ => spread,
         };
         let values: Vec<f32> = (0..rows.max(1) * columns).map(|i| centre + spread(i) * random.normal()).collect();

@@ -1,16 +1,16 @@
 //! The mean of each row of the rotated keys, layer by layer.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::base::{Context, Problem, Result};
 use crate::model::calibration::KeyMeans;
 use crate::model::facts::in_layer;
-use crate::model::onnx::proto::GraphProto;
+use crate::model::onnx::proto::{GraphProto, TensorProto};
 
 /// Sums of keys as a graph gives them: `[1, kv_heads, tokens, head_dim]`.
 pub(super) struct Keys {
-    /// The value that holds them in each layer: the keys before they are centred, where they are.
-    values: BTreeSet<String>,
+    /// By the value that holds the keys of a layer: what the graph subtracts from them, if anything.
+    centres: BTreeMap<String, Vec<f64>>,
     head_dim: usize,
     tokens: usize,
     sums: KeyMeans,
@@ -19,19 +19,27 @@ pub(super) struct Keys {
 impl Keys {
     /// Of `graph`, whose heads have `head_dim` columns and whose calls take `tokens`.
     pub(super) fn new(graph: &GraphProto, head_dim: usize, tokens: usize) -> Self {
-        let made: BTreeSet<&str> = graph.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
-        let is_key = |name: &&str| matches!(in_layer(name), Some((_, "key")));
-        let before = |name: &str| format!("{name}.rotated");
-        let values = made.iter().copied().filter(is_key).map(|name| {
-            let rotated = before(name);
-            if made.contains(rotated.as_str()) { rotated } else { name.into() }
-        });
-        Keys { values: values.collect(), head_dim, tokens, sums: KeyMeans::new() }
+        let constants: BTreeMap<&str, &TensorProto> =
+            graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let numbers = |name: String| -> Vec<f64> {
+            let bytes = constants.get(name.as_str()).map(|tensor| tensor.raw_data.as_chunks().0);
+            bytes.into_iter().flatten().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+        };
+        let made = graph.node.iter().flat_map(|node| &node.output);
+        let keys = made.filter(|name| matches!(in_layer(name), Some((_, "key"))));
+        // The graph adds u - c (`shift`), and holds -u where it takes u out of the bias: what it centres by is c.
+        let centre = |name: &String| {
+            let mut centre: Vec<f64> = numbers(format!("{name}.shift")).iter().map(|shift| -shift).collect();
+            let large = numbers(format!("{name}.by_versine"));
+            centre.iter_mut().zip(large).for_each(|(centre, minus_u)| *centre -= minus_u);
+            (name.clone(), centre)
+        };
+        Keys { centres: keys.map(centre).collect(), head_dim, tokens, sums: KeyMeans::new() }
     }
 
     /// Adds what `value` holds in a window, if it is of keys.
     pub(super) fn add(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        if !self.values.contains(value) {
+        if !self.centres.contains_key(value) {
             return Ok(());
         }
         let Some((layer, _)) = in_layer(value) else { return Ok(()) };
@@ -51,10 +59,16 @@ impl Keys {
         Ok(())
     }
 
-    /// The means over `windows`.
+    /// The means over `windows` of the keys as they were before any was centred.
     pub(super) fn means(self, windows: usize) -> KeyMeans {
         let count = (windows * self.tokens).max(1) as f64;
-        let mean = |(layer, sums): (u32, Vec<f64>)| (layer, sums.into_iter().map(|sum| sum / count).collect());
-        self.sums.into_iter().map(mean).collect()
+        let mut means = self.sums;
+        means.values_mut().flatten().for_each(|sum| *sum /= count);
+        for (value, centre) in &self.centres {
+            let layer = in_layer(value).and_then(|(layer, _)| layer.parse().ok());
+            let of_layer = layer.and_then(|layer: u32| means.get_mut(&layer));
+            of_layer.into_iter().flatten().zip(centre).for_each(|(mean, centre)| *mean += centre);
+        }
+        means
     }
 }
