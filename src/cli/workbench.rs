@@ -63,6 +63,7 @@ impl<'a> Workbench<'a> {
     }
 
     /// Builds with what `actions` knows, by the hands of `executor`.
+    #[allow(clippy::too_many_arguments)] // each is said by one caller only
     pub(super) fn build_with(
         &self,
         memory: Option<Memory>,
