@@ -1,6 +1,5 @@
 //! An ONNX graph is checked, described and lowered, or refused.
 #![no_main]
-#![allow(clippy::result_large_err)]
 
 use kiln::action::Blob;
 use kiln::model::onnx::{Summary, decode};

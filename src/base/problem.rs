@@ -21,7 +21,7 @@ const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build n
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
 /// One problem: a code for machines, a message and a help line for people, labels into the plan text,
-/// and what caused it. Serializable, so that it survives the way out of a child process.
+/// and what caused it. Serializable, so that it survives the way out of a child process. Small enough to be handed up by value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Stable, like `kiln::plan::unknown_key`.
@@ -30,7 +30,7 @@ pub struct Problem {
     pub message: String,
     /// Places in the plan text (byte ranges) with a few words each.
     #[serde(default)]
-    pub labels: Vec<(Range<usize>, String)>,
+    pub labels: Box<[(Range<usize>, String)]>,
     /// The way out.
     #[serde(default)]
     pub help: Option<String>,
@@ -39,7 +39,7 @@ pub struct Problem {
     pub causes: Vec<String>,
     /// Files for people that the failed work leaves all the same, a report for one: blobs by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub left: BTreeMap<String, Digest>,
+    pub left: Box<BTreeMap<String, Digest>>,
 }
 
 impl Problem {
@@ -48,10 +48,10 @@ impl Problem {
         Problem {
             code: code.into(),
             message: message.into(),
-            labels: vec![],
+            labels: Box::default(),
             help: None,
             causes: vec![],
-            left: BTreeMap::new(),
+            left: Box::default(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Problem {
 
     /// Adds a place in the plan text.
     pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.labels.push((span, label.into()));
+        self.labels = self.labels.into_iter().chain([(span, label.into())]).collect();
         self
     }
 

@@ -15,11 +15,11 @@ use super::artifacts::{Artifact, artifacts};
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
 use super::output::{add, kept, kept_of, write_left, write_out, write_stage};
 use super::papers::{self, Papers};
-use super::screen::{Screen, Seen, Views};
+use super::screen::{Screen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{Context, Result, bytes, count, duration};
+use crate::base::{Context, Problem, Result, bytes, count, duration};
 use crate::engine::{Limits, Sealed};
 use crate::events::Summary;
 use crate::plan::PlannedStage;
@@ -71,30 +71,34 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let links = if args.hard_links { Links::Hard } else { Links::Reflink };
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
     let mut screen = Screen::open(&args.views, common)?;
-    let begun_to_write = Mutex::new(None);
+    let early = Mutex::new(None);
     let completed = |stage: &PlannedStage, sealed: &Sealed| {
         // What is held to a lock is not written before all of it is known. What fails here fails again at the end, where it is said.
-        if locked.is_none() {
-            let wrote = kept_of(stage, sealed).and_then(|kept| write_stage(&bench.store, stage, &kept, &out, links));
-            add(&mut begun_to_write.lock().unwrap_or_else(PoisonError::into_inner), wrote.unwrap_or_default());
+        if locked.is_none()
+            && let Ok(Some(kept)) = kept_of(stage, sealed)
+            && let Ok(wrote) = write_stage(&bench.store, &stage.id.0, &kept, &out, links)
+        {
+            add(&mut early.lock().unwrap_or_else(PoisonError::into_inner), wrote);
         }
     };
     let built = bench.build(limits, &cancel, &completed, &mut screen);
-    let early = begun_to_write.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let Seen { summary, mut problems, left } = screen.close();
-    problems.extend(bench.remember(&built).err());
+    let mut wrote = early.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (summary, mut failures) = screen.close();
+    let remembered = bench.remember(&built);
     let is_cancelled = cancel.load(Ordering::Relaxed);
-    if is_cancelled || !problems.is_empty() {
-        if locked.is_none() {
-            problems.extend(write_out(&bench, &built, &out, links).err());
+    let kept = kept(&bench.plan, &built);
+    if is_cancelled || remembered.is_err() || !failures.is_empty() {
+        let written = match locked {
+            Some(_) => Ok(()),
+            None => kept.and_then(|kept| write_out(&bench.store, &kept, &out, links)).map(drop),
+        };
+        let left = write_left(&bench, &mut failures, &out, links);
+        let failed = failures.into_iter().map(|failure| failure.problem);
+        let others = [remembered, written, left].into_iter().filter_map(Result::err);
+        let problems: Vec<Problem> = failed.chain(others).collect();
+        if !problems.is_empty() {
+            return Err(Failed { problems, source: None });
         }
-        let error = write_left(&bench, left, &out, links, &mut problems).err();
-        problems.extend(error);
-    }
-    if !problems.is_empty() {
-        return Err(Failed { problems, source: None });
-    }
-    if is_cancelled {
         // With --json, the last event has said so.
         if !common.json {
             let _ = writeln!(stderr(), "interrupted; what is done stays in the cache");
@@ -102,13 +106,12 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         return Ok(Exit::Interrupted);
     }
 
-    let kept = kept(&bench.plan, &built)?;
+    let kept = kept?;
     let papers = Papers::of(&args.papers, &args.plan, &bench, &built, &kept);
     if let Some(locked) = &locked {
         papers.hold(locked)?;
     }
-    let mut wrote = write_out(&bench, &built, &out, links)?;
-    add(&mut wrote, early);
+    add(&mut wrote, write_out(&bench.store, &kept, &out, links)?);
     if papers.write(&out)? {
         add(&mut wrote, Some(Space::default()));
     }

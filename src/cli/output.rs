@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::papers::withdraw;
+use super::screen::Failure;
 use super::workbench::Workbench;
 use crate::action::{Content, Manifest, Part, PartName};
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Result};
 use crate::engine::{Built, Sealed};
 use crate::plan::{Keep, Plan, PlannedStage};
 use crate::store::{BlobStore, Links, Space, publish};
@@ -16,72 +17,65 @@ pub(super) fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>
     let mut all = vec![];
     for stage in &plan.stages {
         let Some(sealed) = built.sealed.get(&stage.id) else { continue };
-        let kept = kept_of(stage, sealed)?;
-        if !kept.parts.is_empty() {
-            all.push((stage.id.to_string(), kept));
-        }
+        all.extend(kept_of(stage, sealed)?.map(|kept| (stage.id.to_string(), kept)));
     }
     Ok(all)
 }
 
-/// What is kept of `stage`.
-pub(super) fn kept_of(stage: &PlannedStage, sealed: &Sealed) -> Result<Manifest> {
+/// What is kept of `stage`, if anything is.
+pub(super) fn kept_of(stage: &PlannedStage, sealed: &Sealed) -> Result<Option<Manifest>> {
     if stage.keep == Keep::Nothing {
-        return Ok(Manifest::default());
+        return Ok(None);
     }
     let kept = sealed.whole()?.manifest.parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
-    Ok(Manifest { parts: kept.map(|(name, part)| (name.clone(), part.clone())).collect() })
+    let parts: BTreeMap<_, _> = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
+    Ok((!parts.is_empty()).then_some(Manifest { parts }))
 }
 
-/// Writes out what is kept of every complete stage. Yields what had to be written, or `None` if nothing had to.
-pub(super) fn write_out(bench: &Workbench, built: &Built, out: &Path, links: Links) -> Result<Option<Space>> {
+/// Writes out what is `kept`. Yields what had to be written, or `None` if nothing had to.
+pub(super) fn write_out(
+    blobs: &dyn BlobStore,
+    kept: &[(String, Manifest)],
+    out: &Path,
+    links: Links,
+) -> Result<Option<Space>> {
     let mut wrote = None;
-    for stage in &bench.plan.stages {
-        if let Some(sealed) = built.sealed.get(&stage.id) {
-            add(&mut wrote, write_stage(&bench.store, stage, &kept_of(stage, sealed)?, out, links)?);
-        }
+    for (stage, manifest) in kept {
+        add(&mut wrote, write_stage(blobs, stage, manifest, out, links)?);
     }
     Ok(wrote)
 }
 
 /// Writes out what failed stages leave, and says in their problems where.
-pub(super) fn write_left(
-    bench: &Workbench,
-    left: BTreeMap<String, BTreeMap<String, Digest>>,
-    out: &Path,
-    links: Links,
-    problems: &mut [Problem],
-) -> Result<()> {
-    for (stage, files) in left {
-        let Some(stage) = bench.plan.stages.iter().find(|planned| planned.id.0 == stage) else { continue };
+pub(super) fn write_left(bench: &Workbench, failures: &mut [Failure], out: &Path, links: Links) -> Result<()> {
+    for Failure { stage, problem } in failures.iter_mut().filter(|failure| !failure.problem.left.is_empty()) {
+        let planned = bench.plan.stages.iter().find(|planned| Some(&planned.id.0) == stage.as_ref());
+        let Some(planned) = planned.filter(|planned| planned.keep != Keep::Nothing) else { continue };
         let mut manifest = Manifest::default();
-        for (name, digest) in files.iter().filter(|(name, _)| stage.keep.takes(name)) {
+        for (name, digest) in problem.left.iter().filter(|(name, _)| planned.keep.takes(name)) {
             let content = Content { digest: *digest, window: None };
             manifest.parts.insert(PartName::new(name)?, Part { content, facts: CanonJson::default() });
         }
-        write_stage(&bench.store, stage, &manifest, out, links)?;
-        for problem in problems.iter_mut().filter(|problem| problem.left == files && !manifest.parts.is_empty()) {
-            let names = manifest.parts.keys().map(PartName::as_str).collect::<Vec<_>>().join(", ");
-            let folder = out.join(stage.id.to_string());
-            let help = problem.help.take().map_or(String::new(), |help| format!("{help}; "));
-            problem.help = Some(format!("{help}see {names} in {}", folder.display()));
+        if manifest.parts.is_empty() {
+            continue;
         }
+        write_stage(&bench.store, &planned.id.0, &manifest, out, links)?;
+        let names = manifest.parts.keys().map(PartName::as_str).collect::<Vec<_>>().join(", ");
+        let help = problem.help.take().map_or(String::new(), |help| format!("{help}; "));
+        problem.help = Some(format!("{help}see {names} in {}", out.join(&planned.id.0).display()));
     }
     Ok(())
 }
 
-/// Makes `out/STAGE` hold just `kept`. Papers that told of something else are taken away.
+/// Makes `out/STAGE` hold just `kept`, which is something. Papers that told of something else are taken away.
 pub(super) fn write_stage(
     blobs: &dyn BlobStore,
-    stage: &PlannedStage,
+    stage: &str,
     kept: &Manifest,
     out: &Path,
     links: Links,
 ) -> Result<Option<Space>> {
-    if kept.parts.is_empty() {
-        return Ok(None);
-    }
-    let wrote = publish(blobs, kept, &out.join(stage.id.to_string()), links)?;
+    let wrote = publish(blobs, kept, &out.join(stage), links)?;
     if wrote.is_some() {
         withdraw(out)?;
     }

@@ -1,6 +1,5 @@
 //! What is seen of a build while it runs, and what is kept of it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, stderr, stdout};
 use std::path::PathBuf;
@@ -9,7 +8,7 @@ use std::time::Instant;
 use super::reports::{self, Reports};
 use super::whole::folder;
 use super::{Common, Failed};
-use crate::base::{Context, Digest, Problem};
+use crate::base::{Context, Problem};
 use crate::events::{Bars, Event, JsonLines, Listener, Plain, Summary, TimedListener};
 
 /// The views besides the one on screen.
@@ -26,19 +25,16 @@ pub struct Views {
 pub(super) struct Screen {
     begun: Option<Instant>,
     summary: Summary,
-    problems: Vec<Problem>,
-    left: BTreeMap<String, BTreeMap<String, Digest>>,
+    failures: Vec<Failure>,
     shown: Shown,
     log: Option<(PathBuf, JsonLines<File>)>,
     reports: Reports,
 }
 
-/// What was seen of a build.
-pub(super) struct Seen {
-    pub(super) summary: Summary,
-    pub(super) problems: Vec<Problem>,
-    /// What failed stages leave all the same.
-    pub(super) left: BTreeMap<String, BTreeMap<String, Digest>>,
+/// What went wrong, and in which stage, if it was in one.
+pub(super) struct Failure {
+    pub(super) stage: Option<String>,
+    pub(super) problem: Problem,
 }
 
 /// A build in which nothing happens shows nothing.
@@ -62,27 +58,20 @@ impl Screen {
         };
         let log = views.log.as_ref().map(open).transpose()?;
         let reports = Reports::open(&views.reports)?;
-        Ok(Screen {
-            begun: None,
-            summary: Summary::default(),
-            problems: vec![],
-            left: BTreeMap::new(),
-            shown,
-            log,
-            reports,
-        })
+        Ok(Screen { begun: None, summary: Summary::default(), failures: vec![], shown, log, reports })
     }
 
-    /// Writes the reports, and yields what was seen.
-    pub(super) fn close(self) -> Seen {
-        let mut problems = self.problems;
+    /// Writes the reports. Yields what happened, and what went wrong.
+    pub(super) fn close(self) -> (Summary, Vec<Failure>) {
+        let mut problems = vec![];
         if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
             let message = format!("failed to write the log {}; it is cut", path.display());
             let help = "what was built is in the cache all the same: a second build writes the rest of it out";
             problems.push(Problem::new("kiln::report::write", message).because(&error).help(help));
         }
         problems.extend(self.reports.write());
-        Seen { summary: self.summary, problems, left: self.left }
+        let unstaged = problems.into_iter().map(|problem| Failure { stage: None, problem });
+        (self.summary, self.failures.into_iter().chain(unstaged).collect())
     }
 }
 
@@ -92,11 +81,12 @@ impl Listener for Screen {
         let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
         self.summary.hear(event);
         if let Event::Failed { part, problem } = event {
-            if !self.problems.contains(problem) {
-                self.problems.push(problem.clone());
-            }
-            if !problem.left.is_empty() {
-                self.left.insert(part.stage.clone(), problem.left.clone());
+            // Parts often fail alike; what each stage leaves is its own.
+            let is_known = |known: &Failure| {
+                known.problem == *problem && (problem.left.is_empty() || known.stage.as_ref() == Some(&part.stage))
+            };
+            if !self.failures.iter().any(is_known) {
+                self.failures.push(Failure { stage: Some(part.stage.clone()), problem: problem.clone() });
             }
         }
         if let Some((_, log)) = &mut self.log {

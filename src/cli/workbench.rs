@@ -53,8 +53,9 @@ impl<'a> Workbench<'a> {
         completed: &Completed,
         listener: &mut dyn Listener,
     ) -> Built {
-        let memory = Memory { notes: &self.store, program: self.program };
-        self.build_with(Some(memory), &self.store, &self.local(), limits, cancel, completed, listener)
+        let local = self.local();
+        let memory = Some(Memory { notes: &self.store, program: self.program });
+        Build { memory, completed, ..self.prepared(&self.store, &local, limits, cancel) }.run(listener)
     }
 
     /// What runs actions on this machine.
@@ -62,40 +63,35 @@ impl<'a> Workbench<'a> {
         Local { store: &self.store, stages: self.stages, program: PROGRAM.into() }
     }
 
-    /// Builds with what `actions` knows, by the hands of `executor`.
-    #[allow(clippy::too_many_arguments)] // each is said by one caller only
-    pub(super) fn build_with(
-        &self,
-        memory: Option<Memory>,
-        actions: &dyn ActionCache,
-        executor: &dyn Executor,
+    /// A build with what `actions` knows, by the hands of `executor`, that recalls no complete stage and reports none.
+    pub(super) fn prepared<'b>(
+        &'b self,
+        actions: &'b dyn ActionCache,
+        executor: &'b dyn Executor,
         limits: Limits,
-        cancel: &AtomicBool,
-        completed: &Completed,
-        listener: &mut dyn Listener,
-    ) -> Built {
-        let build = Build {
+        cancel: &'b AtomicBool,
+    ) -> Build<'b> {
+        Build {
             plan: &self.plan,
             stages: self.stages,
             blobs: &self.store,
             actions,
-            memory,
+            memory: None,
             notes: &self.store,
             executor,
             last: &self.last,
             limits,
-            completed,
+            completed: &|_, _| (),
             cancel,
-        };
-        build.run(listener)
+        }
     }
 
     /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut ear = Problems::default();
         let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
-        let built =
-            self.build_with(None, &self.store, &self.local(), limits, &AtomicBool::new(false), &|_, _| (), &mut ear);
+        let (local, cancel) = (self.local(), AtomicBool::new(false));
+        let built = self.prepared(&self.store, &local, limits, &cancel).run(&mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),

@@ -162,12 +162,12 @@ impl Drive<'_> {
         Input::Recalled { stage, sealed }
     }
 
-    /// What was not noted is only looked for part by part.
+    /// Notes a complete stage, and says so. What was not noted is only looked for part by part.
     fn note(&self, stage: StageIndex, sealed: &Sealed) {
-        (self.build.completed)(&self.build.plan.stages[stage.index()], sealed);
         if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
             let _ = memory.note(&asked.question, sealed);
         }
+        (self.build.completed)(&self.build.plan.stages[stage.index()], sealed);
     }
 
     fn is_volatile(&self, stage: &PlannedStage) -> Result<bool> {

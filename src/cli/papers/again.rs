@@ -106,7 +106,7 @@ pub(super) fn check(
     };
     let forgetful = Forgetful { inner: &bench.store, checked: &checked };
     let problems = listened(common, |listener| {
-        bench.build_with(None, &forgetful, &again, limits, cancel, &|_, _| (), listener);
+        bench.prepared(&forgetful, &again, limits, cancel).run(listener);
     })?;
     if !problems.is_empty() {
         return Err(Failed { problems, source: None });
@@ -152,7 +152,8 @@ fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<
     }
     let mut screen = Reasoned(Screen::open(&Views::default(), common)?);
     run(&mut screen);
-    Ok(screen.0.close().problems)
+    let (_, failures) = screen.0.close();
+    Ok(failures.into_iter().map(|failure| failure.problem).collect())
 }
 
 /// Says why parts really run: the engine takes what is hidden from it for lost.

@@ -335,7 +335,7 @@ impl TypedStage for Validate {
         }
         let mut problem = Problem::new("kiln::validate::missed", format!("a limit of the plan is missed\n\n{report}"))
             .help("better the candidate, or change the limit in the plan");
-        problem.left = outputs.into_iter().map(|(name, part)| (name.to_string(), part.content.digest)).collect();
+        problem.left.extend(outputs.into_iter().map(|(name, part)| (name.to_string(), part.content.digest)));
         Err(problem)
     }
 }
