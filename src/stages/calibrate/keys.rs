@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Context, Problem, Result};
-use crate::model::calibration::KeyMeans;
+use crate::model::calibration::{KEY_BY_VERSINE, KEY_SHIFT, KeyMeans};
 use crate::model::facts::in_layer;
 use crate::model::onnx::proto::{GraphProto, TensorProto};
 
@@ -29,8 +29,8 @@ impl Keys {
         let keys = made.filter(|name| matches!(in_layer(name), Some((_, "key"))));
         // The graph adds u - c (`shift`), and holds -u where it takes u out of the bias: what it centres by is c.
         let centre = |name: &String| {
-            let mut centre: Vec<f64> = numbers(format!("{name}.shift")).iter().map(|shift| -shift).collect();
-            let large = numbers(format!("{name}.by_versine"));
+            let mut centre: Vec<f64> = numbers(format!("{name}.{KEY_SHIFT}")).iter().map(|shift| -shift).collect();
+            let large = numbers(format!("{name}.{KEY_BY_VERSINE}"));
             centre.iter_mut().zip(large).for_each(|(centre, minus_u)| *centre -= minus_u);
             (name.clone(), centre)
         };

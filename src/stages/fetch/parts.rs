@@ -1,10 +1,11 @@
-//! A file that lies somewhere in pieces: where each of them is.
+//! Where a file is: whole in one place, or in pieces.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::source::Source;
-use crate::base::{Problem, Result};
+use crate::action::Job;
+use crate::base::{CanonJson, Context, Problem, Result};
 
 /// Most pieces of a file.
 const MAX_PARTS: usize = 1000;
@@ -34,6 +35,43 @@ impl Parts {
             Source::parse(url)?;
         }
         Ok(urls)
+    }
+}
+
+/// Where an order fetches from.
+pub(super) enum Origin {
+    /// One file, or a wheel to unpack, by its URL.
+    Whole(String),
+    /// The pieces of one file, each by its URL.
+    Parts(Vec<String>),
+}
+
+impl Origin {
+    /// That of the action of `job`.
+    pub(super) fn of(job: &Job) -> Result<Self> {
+        let text = job.origin()?;
+        // No URL begins like a list.
+        if !text.starts_with('[') {
+            return Ok(Origin::Whole(text.into()));
+        }
+        let urls = serde_json::from_str(text);
+        Ok(Origin::Parts(urls.context("kiln::plan::url", || format!("read the parts in `{text}`"))?))
+    }
+
+    /// As an action says it.
+    pub(super) fn text(self) -> Result<String> {
+        match self {
+            Origin::Whole(url) => Ok(url),
+            Origin::Parts(urls) => Ok(CanonJson::of(&urls)?.to_string()),
+        }
+    }
+
+    /// Its URLs, in their order.
+    pub(super) fn urls(&self) -> &[String] {
+        match self {
+            Origin::Whole(url) => std::slice::from_ref(url),
+            Origin::Parts(urls) => urls,
+        }
     }
 }
 

@@ -43,25 +43,25 @@ impl KeyCentring {
         model: &ModelFacts,
         job: &Job,
     ) -> Result<KeyCentres> {
-        let means: KeyMeans = match centring {
+        let means: Option<KeyMeans> = match centring {
             None | Some(KeyCentring::None) => return Ok(KeyCentres::new()),
-            Some(KeyCentring::Bias) => KeyMeans::new(),
-            Some(KeyCentring::Calibration) => serde_json::from_slice(&job.read(KEY_MEANS)?)
-                .context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?,
+            Some(KeyCentring::Bias) => None,
+            Some(KeyCentring::Calibration) => {
+                let means = serde_json::from_slice(&job.read(KEY_MEANS)?);
+                Some(means.context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?)
+            }
         };
         let mut centres = KeyCentres::new();
         for layer in 0..model.block_count {
             let bias = if model.qkv_bias { Some(key_bias(job, layer)?) } else { None };
-            let centre = match (centring, &bias, means.get(&layer)) {
-                (Some(KeyCentring::Calibration), _, Some(means)) => {
-                    KeyCentre::new(model, context, bias.as_deref(), means)?
-                }
-                (Some(KeyCentring::Bias), Some(bias), _) => KeyCentre::by_bias(model, context, bias)?,
-                _ => {
-                    let message = format!("the calibration has no keys of layer {layer}");
-                    return Err(
+            let centre = match &means {
+                None => KeyCentre::by_bias(model, context, &bias.unwrap_or_default())?,
+                Some(means) => {
+                    let means = means.get(&layer).ok_or_else(|| {
+                        let message = format!("the calibration has no keys of layer {layer}");
                         Problem::new("kiln::graph::calibration", message).help("calibrate a graph of the same model")
-                    );
+                    })?;
+                    KeyCentre::new(model, context, bias.as_deref(), means)?
                 }
             };
             centres.insert(layer, centre);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::centre::{KeyCentre, KeyCentres};
 use super::weights::{Weight, Weights};
+use crate::model::calibration::{KEY_BY_VERSINE, KEY_SHIFT};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
 use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
@@ -382,11 +383,11 @@ const ROTATED: &str = "key.rotated";
 fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, shared: &Shared) -> Value {
     let part = |what: &str| format!("{name}.{what}");
     let of_heads = [1, k.dims[1], 1, k.dims[3]];
-    let shift = g.constant(&part("shift"), &of_heads, &centre.shift);
+    let shift = g.constant(&part(KEY_SHIFT), &of_heads, &centre.shift);
     let (Some(large), Some(turn)) = (&centre.large, &shared.turn) else {
         return g.elementwise("Add", name, k, &shift);
     };
-    let by_versine = g.constant(&part("by_versine"), &of_heads, &large.by_versine);
+    let by_versine = g.constant(&part(KEY_BY_VERSINE), &of_heads, &large.by_versine);
     let by_sine = g.constant(&part("by_sine"), &of_heads, &large.by_sine);
     let versine = g.elementwise("Mul", &part("bias_versine"), &turn.versine, &by_versine);
     let sine = g.elementwise("Mul", &part("bias_sine"), &turn.sine, &by_sine);

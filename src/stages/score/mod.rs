@@ -42,7 +42,7 @@ use observe::SLICE_ELEMENTS;
 pub use onnx_runtime::OnnxRuntime;
 use split::Split;
 
-/// What the order `ranges` gives beside its score.
+/// The file that the order `ranges` gives beside its score.
 pub const MASK: &str = "mask.json";
 
 /// The runtime's file name, up to its version.

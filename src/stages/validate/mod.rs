@@ -407,7 +407,7 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
             let score: GreedyScore = read_json(job, input)?;
             non_finite += score.non_finite;
             greedy = Some(score);
-        } else if part.rsplit('/').next() == Some(MASK) {
+        } else if part == format!("ranges/{MASK}") {
             masks = Some(read_json::<Masks>(job, input)?);
         } else if part.starts_with("ranges/") {
             ranges = Some(read_json::<Ranges>(job, input)?);
