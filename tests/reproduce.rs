@@ -30,9 +30,10 @@ struct Room(PathBuf);
 impl Room {
     fn new(folder: &Path) -> Self {
         let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
-        fs::create_dir_all(folder.join("plans/data")).unwrap();
-        for file in ["deepseek-qwen-1.5b.toml", "data/eval.txt"] {
-            fs::copy(plans.join(file), folder.join("plans").join(file)).unwrap();
+        for file in ["deepseek-qwen-1.5b.toml", "lib/qwen2.toml", "data/eval.txt"] {
+            let copy = folder.join("plans").join(file);
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(plans.join(file), copy).unwrap();
         }
         Room(fs::canonicalize(folder).unwrap())
     }
