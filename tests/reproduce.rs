@@ -70,8 +70,9 @@ impl Room {
 #[test]
 #[ignore = "needs a package index"]
 fn directory_and_threads_leave_no_trace() {
-    // Q4_0, Q4_1 and Q6_K, as the model itself has them.
+    // Q4_0, Q4_1 and Q6_K, and large biases of keys, as the model itself has them.
     let model = TinyGguf::qwen2()
+        .large_biases()
         .widths(256, 256)
         .tensor_type("output.weight", Quant::Q6_K)
         .tensor_type("blk.0.ffn_down.weight", Quant::Q4_1)

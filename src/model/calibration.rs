@@ -39,8 +39,9 @@ pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
 /// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what was taken out of their bias, less
 /// their centre.
 pub const KEY_SHIFT: &str = "shift";
-/// The constant `KEY.by_versine`, where there is one, is what was taken out of the bias, negated.
-pub const KEY_BY_VERSINE: &str = "by_versine";
+/// The constant `KEY.turn`, where there is one, tells what was taken out of the bias, u: in the row of 1 - cos of the angle by which
+/// column r turns, `r % (head_dim / 2)`, it has `-u_r`. `[1, 1, head_dim, kv_heads * head_dim]`.
+pub const KEY_TURN: &str = "turn";
 
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

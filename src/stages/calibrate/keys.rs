@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Context, Problem, Result};
-use crate::model::calibration::{KEY_BY_VERSINE, KEY_SHIFT, KeyMeans};
+use crate::model::calibration::{KEY_SHIFT, KEY_TURN, KeyMeans};
 use crate::model::facts::in_layer;
 use crate::model::onnx::proto::{GraphProto, TensorProto};
 
@@ -27,11 +27,15 @@ impl Keys {
         };
         let made = graph.node.iter().flat_map(|node| &node.output);
         let keys = made.filter(|name| matches!(in_layer(name), Some((_, "key"))));
-        // The graph adds u - c (`shift`), and holds -u where it takes u out of the bias: what it centres by is c.
+        let half = head_dim / 2;
+        // The graph adds u - c, and takes u out of the bias where it has a matrix that turns u: what it centres by is c.
         let centre = |name: &String| {
             let mut centre: Vec<f64> = numbers(format!("{name}.{KEY_SHIFT}")).iter().map(|shift| -shift).collect();
-            let large = numbers(format!("{name}.{KEY_BY_VERSINE}"));
-            centre.iter_mut().zip(large).for_each(|(centre, minus_u)| *centre -= minus_u);
+            let (turn, rows) = (numbers(format!("{name}.{KEY_TURN}")), centre.len());
+            for (row, centre) in centre.iter_mut().enumerate() {
+                let angle = row.checked_rem(half).unwrap_or(0);
+                *centre -= turn.get(angle * rows + row).unwrap_or(&0.0);
+            }
             (name.clone(), centre)
         };
         Keys { centres: keys.map(centre).collect(), head_dim, tokens, sums: KeyMeans::new() }

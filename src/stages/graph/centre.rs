@@ -13,7 +13,8 @@
 //! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low          1 - cos a = sin^2 a / (1 + cos a)
 //! ```
 //!
-//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns.
+//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns. The
+//! two lines before it are one matrix, which `[1 - cos, sin]` of a position is multiplied by.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +30,7 @@ const SLOW: f64 = 1.0;
 /// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads * head_dim]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KeyCentre {
-    /// What turns and is large, u: in two vectors, which `1 - cos a` and `sin a` multiply, and the bias without it.
+    /// What turns and is large, u, and the bias without it.
     pub(super) large: Option<LargeBias>,
     /// u - c.
     pub(super) shift: Vec<f32>,
@@ -40,10 +41,8 @@ pub(super) struct KeyCentre {
 pub(super) struct LargeBias {
     /// b - u, which the linear layer adds.
     pub(super) rest: Vec<f32>,
-    /// What `1 - cos a` multiplies: -u.
-    pub(super) by_versine: Vec<f32>,
-    /// What `sin a` multiplies: `[-u_high, u_low]` of each head.
-    pub(super) by_sine: Vec<f32>,
+    /// What `[1 - cos a, sin a]` of all angles of a head is multiplied by: `[head_dim, kv_heads * head_dim]`.
+    pub(super) turn: Vec<f32>,
 }
 
 /// The centred layers.
@@ -79,8 +78,8 @@ impl KeyCentre {
 impl LargeBias {
     fn of(model: &ModelFacts, context: u32, bias: &[f32]) -> Option<Self> {
         let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
-        let mut large =
-            LargeBias { rest: bias.into(), by_versine: vec![0.0; bias.len()], by_sine: vec![0.0; bias.len()] };
+        let rows = bias.len();
+        let mut large = LargeBias { rest: bias.into(), turn: vec![0.0; dim * rows] };
         for row in (0..bias.len()).filter(|row| row % dim < half) {
             let (low, high) = (bias[row], bias[row + half]);
             let farthest = f64::from(context.saturating_sub(1)) * frequency(model, row % dim);
@@ -88,8 +87,9 @@ impl LargeBias {
                 continue;
             }
             (large.rest[row], large.rest[row + half]) = (0.0, 0.0);
-            (large.by_versine[row], large.by_versine[row + half]) = (-low, -high);
-            (large.by_sine[row], large.by_sine[row + half]) = (-high, low);
+            let (versine, sine) = (row % dim * rows, (row % dim + half) * rows);
+            (large.turn[versine + row], large.turn[versine + row + half]) = (-low, -high);
+            (large.turn[sine + row], large.turn[sine + row + half]) = (-high, low);
         }
         (large.rest != bias).then_some(large)
     }
@@ -166,10 +166,12 @@ mod tests {
             let whole: Vec<f64> = product.iter().zip(bias).map(|(x, b)| x + f64::from(b)).collect();
             let expected: Vec<f64> = rotated(&model, position, &whole).iter().zip(&mean).map(|(k, c)| k - c).collect();
             let small: Vec<f64> = product.iter().zip(&large.rest).map(|(x, b)| x + f64::from(*b)).collect();
+            let angles = (0..4).map(|i| (f64::from(position) * frequency(&model, i)).sin_cos());
+            let (sines, versines): (Vec<f64>, Vec<f64>) =
+                angles.map(|(sin, cos)| (sin, sin * sin / (1.0 + cos.max(0.0)))).unzip();
             for (row, key) in rotated(&model, position, &small).into_iter().enumerate() {
-                let (sin, cos) = (f64::from(position) * frequency(&model, row % 4)).sin_cos();
-                let versine = sin * sin / (1.0 + cos.max(0.0));
-                let turned = versine * f64::from(large.by_versine[row]) + sin * f64::from(large.by_sine[row]);
+                let column = large.turn.iter().skip(row).step_by(8);
+                let turned: f64 = versines.iter().chain(&sines).zip(column).map(|(x, w)| x * f64::from(*w)).sum();
                 let found = key + turned + f64::from(centre.shift[row]);
                 assert!((found - expected[row]).abs() < 1e-4, "{position} {row}: {found} {}", expected[row]);
             }

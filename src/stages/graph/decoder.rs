@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::centre::{KeyCentre, KeyCentres};
 use super::weights::{Weight, Weights};
-use crate::model::calibration::{KEY_BY_VERSINE, KEY_SHIFT};
+use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
 use crate::model::facts::{Element, ModelFacts};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
 use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
@@ -102,15 +102,8 @@ struct Shared {
     cos: Value,
     sin: Value,
     query_scale: Value,
-    /// Where a layer has a large key bias.
-    turn: Option<Turn>,
-}
-
-/// What turns the large part of a key bias, `[1, 1, tokens, head_dim]`: an angle for both columns of a pair.
-struct Turn {
-    /// 1 - cos.
-    versine: Value,
-    sine: Value,
+    /// Where a layer has a large key bias: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
+    turn: Option<Value>,
 }
 
 impl Decoder<'_> {
@@ -214,16 +207,14 @@ impl Decoder<'_> {
 
     /// `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for small angles. Angles of a quarter turn or more multiply zeros
     /// only: there the negative cosine is left out, so that nothing is divided by zero.
-    fn turn(&mut self, cos: &Value, sin: &Value) -> Turn {
+    fn turn(&mut self, cos: &Value, sin: &Value) -> Value {
         let g = &mut self.graph;
         let one = g.scalar("one", 1.0);
         let square = g.elementwise("Mul", "key_turn.sin_square", sin, sin);
         let positive = g.relu("key_turn.cos_positive", cos);
         let divisor = g.elementwise("Add", "key_turn.cos_and_one", &positive, &one);
         let versine = g.elementwise("Div", "key_turn.versine", &square, &divisor);
-        let versine = g.concat("key_turn.versines", &versine, &versine, 3);
-        let sine = g.concat("key_turn.sines", sin, sin, 3);
-        Turn { versine, sine }
+        g.concat("key_turn", &versine, sin, 3)
     }
 
     /// What attention adds to the residual stream, and the new key and value.
@@ -382,16 +373,15 @@ const ROTATED: &str = "key.rotated";
 /// The rotated keys `k` less their centre (`centre.rs`).
 fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, shared: &Shared) -> Value {
     let part = |what: &str| format!("{name}.{what}");
-    let of_heads = [1, k.dims[1], 1, k.dims[3]];
-    let shift = g.constant(&part(KEY_SHIFT), &of_heads, &centre.shift);
+    let (heads, tokens, width) = (k.dims[1], k.dims[2], k.dims[3]);
+    let shift = g.constant(&part(KEY_SHIFT), &[1, heads, 1, width], &centre.shift);
     let (Some(large), Some(turn)) = (&centre.large, &shared.turn) else {
         return g.elementwise("Add", name, k, &shift);
     };
-    let by_versine = g.constant(&part(KEY_BY_VERSINE), &of_heads, &large.by_versine);
-    let by_sine = g.constant(&part("by_sine"), &of_heads, &large.by_sine);
-    let versine = g.elementwise("Mul", &part("bias_versine"), &turn.versine, &by_versine);
-    let sine = g.elementwise("Mul", &part("bias_sine"), &turn.sine, &by_sine);
-    let turned = g.elementwise("Add", &part("bias_turned"), &versine, &sine);
+    let matrix = g.constant(&part(KEY_TURN), &[1, 1, width, heads * width], &large.turn);
+    let turned = g.matmul(&part("bias_turned"), turn, &matrix);
+    let turned = g.reshape(&part("bias_split"), &turned, &[1, tokens, heads, width]);
+    let turned = g.transpose(&part("bias_heads"), &turned, [0, 2, 1, 3]);
     let bias = g.elementwise("Add", &part("bias_centred"), &turned, &shift);
     g.elementwise("Add", name, k, &bias)
 }
