@@ -37,10 +37,10 @@ pub const KEY_MEANS: &str = "key_means.json";
 pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
 
 /// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what was taken out of their bias, less
-/// their centre.
+/// their centre. `[kv_heads * head_dim]`.
 pub const KEY_SHIFT: &str = "shift";
-/// The constant `KEY.turn`, where there is one, tells what was taken out of the bias, u: in the row of 1 - cos of the angle by which
-/// column r turns, `r % (head_dim / 2)`, it has `-u_r`. `[1, 1, head_dim, kv_heads * head_dim]`.
+/// The constant `KEY.turn` tells what was taken out of the bias, u: in row r, in the column of 1 - cos of the angle by which r
+/// turns, `r % (head_dim / 2)`, it has `-u_r`. `[kv_heads * head_dim, head_dim]`.
 pub const KEY_TURN: &str = "turn";
 
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.

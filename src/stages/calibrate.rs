@@ -142,13 +142,15 @@ impl TypedStage for Calibrate {
     }
 }
 
-/// The weights of linear layers by the value that they multiply.
+/// The weights of the model's linear layers by the value that they multiply; constants of the graph are no weights.
 fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
     let is_linear = |node: &&NodeProto| matches!(Function::of(node), Some(Function::Linear { .. }));
     let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in graph.node.iter().filter(is_linear) {
         let [input, weight, ..] = node.input.as_slice() else { continue };
-        linears.entry(input.clone()).or_default().insert(blob_owner(weight).to_string());
+        if blob_owner(weight) != weight {
+            linears.entry(input.clone()).or_default().insert(blob_owner(weight).to_string());
+        }
     }
     linears
 }

@@ -28,13 +28,13 @@ impl Keys {
         let made = graph.node.iter().flat_map(|node| &node.output);
         let keys = made.filter(|name| matches!(in_layer(name), Some((_, "key"))));
         let half = head_dim / 2;
-        // The graph adds u - c, and takes u out of the bias where it has a matrix that turns u: what it centres by is c.
+        // The graph adds u - c, and its matrix has -u: what it centres by is c.
         let centre = |name: &String| {
             let mut centre: Vec<f64> = numbers(format!("{name}.{KEY_SHIFT}")).iter().map(|shift| -shift).collect();
-            let (turn, rows) = (numbers(format!("{name}.{KEY_TURN}")), centre.len());
+            let turn = numbers(format!("{name}.{KEY_TURN}"));
             for (row, centre) in centre.iter_mut().enumerate() {
                 let angle = row.checked_rem(half).unwrap_or(0);
-                *centre -= turn.get(angle * rows + row).unwrap_or(&0.0);
+                *centre -= turn.get(row * head_dim + angle).unwrap_or(&0.0);
             }
             (name.clone(), centre)
         };

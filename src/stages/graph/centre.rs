@@ -5,7 +5,7 @@
 //! below those of masked columns, and an fp16 score has steps of 8.
 //!
 //! The subtraction must come before a large key is rounded to fp16, so the bias b is split: `b = (b - u) + u` with u = b where
-//! a bias is large. With R_j the rotation at position j, whose columns i and i + n/2 turn by the angle `a = j * frequency_i`:
+//! columns turn slowly. With R_j the rotation at position j, whose columns i and i + n/2 turn by the angle `a = j * frequency_i`:
 //!
 //! ```text
 //! R_j (W x + b) - c = R_j (W x + (b - u)) + (R_j - 1) u + (u - c)
@@ -13,16 +13,14 @@
 //! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low          1 - cos a = sin^2 a / (1 + cos a)
 //! ```
 //!
-//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns. The
-//! two lines before it are one matrix, which `[1 - cos, sin]` of a position is multiplied by.
+//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns. So
+//! `(R_j - 1) u + (u - c)` is a linear layer of `[1 - cos, sin]` of a position, whose bias is `u - c`.
 
 use std::collections::BTreeMap;
 
 use crate::base::{Problem, Result};
 use crate::model::facts::ModelFacts;
 
-/// A bias above this is split: below it, fp16 has steps of at most 2^-8.
-const LARGE: f32 = 8.0;
 /// Columns that turn further than this within the context, in radians, are not split: their mean is no longer near their values,
 /// so that no constant makes them small.
 const SLOW: f64 = 1.0;
@@ -30,19 +28,12 @@ const SLOW: f64 = 1.0;
 /// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads * head_dim]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KeyCentre {
-    /// What turns and is large, u, and the bias without it.
-    pub(super) large: Option<LargeBias>,
+    /// b - u, which the linear layer of the keys adds, if it has a bias.
+    pub(super) rest: Option<Vec<f32>>,
+    /// What `[1 - cos a, sin a]` of all angles of a head is multiplied by: `[kv_heads * head_dim, head_dim]`. Zeros without a bias.
+    pub(super) turn: Vec<f32>,
     /// u - c.
     pub(super) shift: Vec<f32>,
-}
-
-/// The large part u of a bias.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct LargeBias {
-    /// b - u, which the linear layer adds.
-    pub(super) rest: Vec<f32>,
-    /// What `[1 - cos a, sin a]` of all angles of a head is multiplied by: `[head_dim, kv_heads * head_dim]`.
-    pub(super) turn: Vec<f32>,
 }
 
 /// The centred layers.
@@ -65,33 +56,27 @@ impl KeyCentre {
         if let Some(value) = bias.into_iter().flatten().find(|value| !value.is_finite()) {
             return Err(Problem::new("kiln::graph::key_centre", format!("a key bias is {value}")));
         }
-        let large = bias.and_then(|bias| LargeBias::of(model, context, bias).map(|large| (bias, large)));
-        let shift = |(row, centre): (usize, &f64)| {
-            let kept = large.as_ref().map_or(0.0, |(bias, large)| f64::from(bias[row]) - f64::from(large.rest[row]));
-            (kept - centre) as f32
+        let dim = model.head_dim as usize;
+        let mut centred = KeyCentre {
+            rest: bias.map(<[f32]>::to_vec),
+            turn: vec![0.0; rows * dim],
+            shift: centre.iter().map(|centre| -centre as f32).collect(),
         };
-        let shift = centre.iter().enumerate().map(shift).collect();
-        Ok(KeyCentre { large: large.map(|(_, large)| large), shift })
-    }
-}
-
-impl LargeBias {
-    fn of(model: &ModelFacts, context: u32, bias: &[f32]) -> Option<Self> {
-        let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
-        let rows = bias.len();
-        let mut large = LargeBias { rest: bias.into(), turn: vec![0.0; dim * rows] };
-        for row in (0..bias.len()).filter(|row| row % dim < half) {
-            let (low, high) = (bias[row], bias[row + half]);
-            let farthest = f64::from(context.saturating_sub(1)) * frequency(model, row % dim);
-            if low.abs().max(high.abs()) <= LARGE || farthest > SLOW {
-                continue;
+        let slow = |row: &usize| f64::from(context.saturating_sub(1)) * frequency(model, row % dim) <= SLOW;
+        if let (Some(bias), Some(rest)) = (bias, &mut centred.rest) {
+            for low in (0..rows).filter(|row| row % dim < dim / 2).filter(slow) {
+                let (high, versine, sine) = (low + dim / 2, low % dim, low % dim + dim / 2);
+                centred.turn[low * dim + versine] = -bias[low];
+                centred.turn[low * dim + sine] = -bias[high];
+                centred.turn[high * dim + versine] = -bias[high];
+                centred.turn[high * dim + sine] = bias[low];
+                for row in [low, high] {
+                    rest[row] = 0.0;
+                    centred.shift[row] = (f64::from(bias[row]) - centre[row]) as f32;
+                }
             }
-            (large.rest[row], large.rest[row + half]) = (0.0, 0.0);
-            let (versine, sine) = (row % dim * rows, (row % dim + half) * rows);
-            (large.turn[versine + row], large.turn[versine + row + half]) = (-low, -high);
-            (large.turn[sine + row], large.turn[sine + row + half]) = (-high, low);
         }
-        (large.rest != bias).then_some(large)
+        Ok(centred)
     }
 }
 
@@ -158,20 +143,20 @@ mod tests {
         // Columns 0 and 4 turn by 1 a position, 3 and 7 by 0.001.
         let bias = [300.0, 2.0, -1.0, -250.0, 5.0, 0.0, 3.0, 358.0];
         let centre = KeyCentre::by_bias(&model, context, &bias).unwrap();
-        let large = centre.large.clone().unwrap();
-        assert_eq!(large.rest, [300.0, 2.0, -1.0, 0.0, 5.0, 0.0, 3.0, 0.0], "what turns fast is not split");
+        let rest = centre.rest.unwrap();
+        assert_eq!(rest, [300.0, 2.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0], "what turns fast is not split");
         let product = [0.5, -0.25, 1.0, 0.125, -2.0, 0.75, 0.0, 1.5];
         let mean = mean_rotated(&model, context, &bias);
         for position in [0, 1, 17, 63] {
             let whole: Vec<f64> = product.iter().zip(bias).map(|(x, b)| x + f64::from(b)).collect();
             let expected: Vec<f64> = rotated(&model, position, &whole).iter().zip(&mean).map(|(k, c)| k - c).collect();
-            let small: Vec<f64> = product.iter().zip(&large.rest).map(|(x, b)| x + f64::from(*b)).collect();
+            let small: Vec<f64> = product.iter().zip(&rest).map(|(x, b)| x + f64::from(*b)).collect();
             let angles = (0..4).map(|i| (f64::from(position) * frequency(&model, i)).sin_cos());
             let (sines, versines): (Vec<f64>, Vec<f64>) =
                 angles.map(|(sin, cos)| (sin, sin * sin / (1.0 + cos.max(0.0)))).unzip();
             for (row, key) in rotated(&model, position, &small).into_iter().enumerate() {
-                let column = large.turn.iter().skip(row).step_by(8);
-                let turned: f64 = versines.iter().chain(&sines).zip(column).map(|(x, w)| x * f64::from(*w)).sum();
+                let matrix = &centre.turn[row * 8..][..8];
+                let turned: f64 = versines.iter().chain(&sines).zip(matrix).map(|(x, w)| x * f64::from(*w)).sum();
                 let found = key + turned + f64::from(centre.shift[row]);
                 assert!((found - expected[row]).abs() < 1e-4, "{position} {row}: {found} {}", expected[row]);
             }
@@ -181,10 +166,9 @@ mod tests {
     }
 
     #[test]
-    fn small_biases_are_not_split() {
-        let centre = KeyCentre::by_bias(&model(4), 16, &[1.0, -8.0, 8.0, 0.5]).unwrap();
-        assert_eq!(centre.large, None);
-        assert!(centre.shift.iter().any(|shift| *shift != 0.0));
+    fn without_a_bias_nothing_turns() {
+        let centre = KeyCentre::new(&model(4), 16, None, &[1.0, -8.0, 8.0, 0.5]).unwrap();
+        assert_eq!(centre, KeyCentre { rest: None, turn: vec![0.0; 16], shift: vec![-1.0, 8.0, -8.0, -0.5] });
     }
 
     #[test]

@@ -102,7 +102,7 @@ struct Shared {
     cos: Value,
     sin: Value,
     query_scale: Value,
-    /// Where a layer has a large key bias: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
+    /// Where keys are centred: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
     turn: Option<Value>,
 }
 
@@ -110,8 +110,7 @@ impl Decoder<'_> {
     fn layers(&mut self, shard: Shard) {
         let given = self.given(&shard);
         let layers = shard.first..shard.end;
-        let turns = self.centres.range(layers.clone()).any(|(_, centre)| centre.large.is_some());
-        let shared = self.shared(turns);
+        let shared = self.shared();
         let caches: Vec<_> = layers.clone().map(|layer| self.cache(layer)).collect();
 
         let mut residual = self.opening(&shard, given);
@@ -193,7 +192,7 @@ impl Decoder<'_> {
         [input("key", [heads, 1, width, past]), input("value", [heads, 1, past, width])]
     }
 
-    fn shared(&mut self, turns: bool) -> Shared {
+    fn shared(&mut self) -> Shared {
         let Profile { tokens, context, .. } = *self.profile;
         let width = u64::from(self.model.head_dim);
         let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
@@ -201,7 +200,7 @@ impl Decoder<'_> {
         let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
         let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
         let query_scale = self.graph.scalar("query_scale", 1.0 / (width as f32).sqrt());
-        let turn = turns.then(|| self.turn(&cos, &sin));
+        let turn = (!self.centres.is_empty()).then(|| self.turn(&cos, &sin));
         Shared { mask, cos, sin, query_scale, turn }
     }
 
@@ -239,12 +238,12 @@ impl Decoder<'_> {
 
         let k = g.reshape(&name("key.split"), &k, &[1, tokens, kv_heads, width]);
         let k = g.transpose(&name("key.heads"), &k, [0, 2, 1, 3]);
-        let k = match self.centres.get(&layer) {
-            None => rotate(g, &name("key"), &k, shared),
-            Some(centre) => {
+        let k = match (self.centres.get(&layer), &shared.turn) {
+            (Some(centre), Some(turn)) => {
                 let k = rotate(g, &name(ROTATED), &k, shared);
-                centred(g, &name("key"), &k, centre, shared)
+                centred(g, &name("key"), &k, centre, turn)
             }
+            _ => rotate(g, &name("key"), &k, shared),
         };
         let k = g.transpose(&format!("past_key_{layer}_out"), &k, [1, 0, 3, 2]);
         let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
@@ -265,12 +264,11 @@ impl Decoder<'_> {
         (output, [k, v])
     }
 
-    /// The keys before they are rotated; without the large part of their bias, which is added afterwards.
+    /// The keys before they are rotated; without the part of their bias that is added afterwards.
     fn key(&mut self, layer: u32, x: &Value) -> Value {
         let name = format!("blk.{layer}.attn_k");
-        let large = self.centres.get(&layer).and_then(|centre| centre.large.as_ref());
-        let bias = large
-            .map(|large| self.graph.constant(&format!("{name}.bias/rest"), &[large.rest.len() as u64], &large.rest));
+        let rest = self.centres.get(&layer).and_then(|centre| centre.rest.as_ref());
+        let bias = rest.map(|rest| self.graph.constant(&format!("{name}.bias/rest"), &[rest.len() as u64], rest));
         let bias = bias.map_or_else(|| self.weight(&format!("{name}.bias")), |bias| vec![bias]);
         self.linear_with(&name, &name, x, 0, &bias)
     }
@@ -370,20 +368,21 @@ fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
 /// What a rotated key is called that is centred afterwards; the centred one is the layer's `key`.
 const ROTATED: &str = "key.rotated";
 
-/// The rotated keys `k` less their centre (`centre.rs`).
-fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, shared: &Shared) -> Value {
+/// The rotated keys `k` less their centre (`centre.rs`); `turn` is `[1 - cos, sin]` of each position.
+///
+/// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant that is added to one token with
+/// what is in memory, so that the same graph would not give the same bytes (seen in QAIRT 2.51).
+fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Value) -> Value {
     let part = |what: &str| format!("{name}.{what}");
     let (heads, tokens, width) = (k.dims[1], k.dims[2], k.dims[3]);
-    let shift = g.constant(&part(KEY_SHIFT), &[1, heads, 1, width], &centre.shift);
-    let (Some(large), Some(turn)) = (&centre.large, &shared.turn) else {
-        return g.elementwise("Add", name, k, &shift);
-    };
-    let matrix = g.constant(&part(KEY_TURN), &[1, 1, width, heads * width], &large.turn);
-    let turned = g.matmul(&part("bias_turned"), turn, &matrix);
+    let matrix = g.constant(&part(KEY_TURN), &[heads * width, width], &centre.turn);
+    let shift = g.constant(&part(KEY_SHIFT), &[heads * width], &centre.shift);
+    let linear = Function::Linear { weight: Spelling::Values, bias: true };
+    let inputs = [turn, &matrix, &shift];
+    let turned = g.call(linear, &part("bias_turned"), &inputs, vec![gain(0)], vec![1, 1, tokens, heads * width]);
     let turned = g.reshape(&part("bias_split"), &turned, &[1, tokens, heads, width]);
-    let turned = g.transpose(&part("bias_heads"), &turned, [0, 2, 1, 3]);
-    let bias = g.elementwise("Add", &part("bias_centred"), &turned, &shift);
-    g.elementwise("Add", name, k, &bias)
+    let turned = g.transpose(&part("bias_centred"), &turned, [0, 2, 1, 3]);
+    g.elementwise("Add", name, k, &turned)
 }
 
 fn onnx_element(element: Element) -> i32 {

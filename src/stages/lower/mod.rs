@@ -110,10 +110,10 @@ impl<'a> Lowering<'a> {
     fn node(&mut self, node: &'a NodeProto) -> Result<()> {
         self.on_codes = self.runs_on_codes(node);
         match (node.domain.as_str(), node.op_type.as_str()) {
-            ("", "Add") => self.elementwise(node, "ElementWiseAdd"),
-            ("", "Sub") => self.elementwise(node, "ElementWiseSubtract"),
-            ("", "Mul") => self.elementwise(node, "ElementWiseMultiply"),
-            ("", "Div") => self.elementwise(node, "ElementWiseDivide"),
+            ("", "Add") => self.plain(node, "ElementWiseAdd"),
+            ("", "Sub") => self.plain(node, "ElementWiseSubtract"),
+            ("", "Mul") => self.plain(node, "ElementWiseMultiply"),
+            ("", "Div") => self.plain(node, "ElementWiseDivide"),
             ("", "Relu") => self.plain(node, "Relu"),
             ("", "Sigmoid") => self.plain(node, "Sigmoid"),
             ("", "MatMul") => self.matmul(node),

@@ -4,50 +4,13 @@ use super::Lowering;
 use crate::base::Result;
 use crate::model::facts::blob_owner;
 use crate::model::onnx::proto::NodeProto;
-use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
+use crate::qnn::{DataType, Encoding, Param, StaticData};
 
 impl<'a> Lowering<'a> {
     /// An operator that the device has under the name `op`, without parameters.
     pub(super) fn plain(&mut self, node: &'a NodeProto, op: &'static str) -> Result<()> {
         let inputs: Result<Vec<_>> = (0..node.input.len()).map(|index| self.operand(node, index)).collect();
         self.emit(node, op, vec![], inputs?)
-    }
-
-    /// An operator on two operands that are broadcast.
-    ///
-    /// A constant with one element along the last axis but one is written out as often as the result has it there: the compiler
-    /// pads such an axis with whatever is in memory, so that the same graph would not give the same bytes (seen in QAIRT 2.51).
-    pub(super) fn elementwise(&mut self, node: &'a NodeProto, op: &'static str) -> Result<()> {
-        let output = node.output.first().map_or("", String::as_str);
-        let result = self.value_type(output)?.dims.clone();
-        let mut inputs = vec![];
-        for index in 0..node.input.len() {
-            let dims = self.dims(node, index)?;
-            let is_constant = self.checked.initializers.contains_key(self.input_name(node, index)?);
-            inputs.push(match (dims.as_slice(), result.as_slice()) {
-                ([outer @ .., 1, width], [.., rows, _]) if is_constant && dims.iter().any(|n| *n != 1) => {
-                    self.written_out(node, index, &[outer, &[*rows, *width]].concat())?
-                }
-                _ => self.operand(node, index)?,
-            });
-        }
-        self.emit(node, op, vec![], inputs)
-    }
-
-    /// The constant that is input `index` of `node`, each of its rows repeated as often as `dims` has it.
-    fn written_out(&mut self, node: &'a NodeProto, index: usize, dims: &[u64]) -> Result<TensorId> {
-        let constant = self.stored(node, index)?;
-        let name = constant.name.clone();
-        let (rows, width) = match dims {
-            [.., rows, width] => (*rows as usize, *width as usize),
-            _ => (1, 1),
-        };
-        let data = move || {
-            let halves = constant.halves(1.0)?;
-            let rows = halves.chunks_exact(2 * width).flat_map(|row| row.repeat(rows));
-            Ok(StaticData { bytes: rows.collect(), encoding: Encoding::None })
-        };
-        self.fixed(&name, DataType::Float16, dims, "f16", data)
     }
 
     pub(super) fn matmul(&mut self, node: &'a NodeProto) -> Result<()> {
