@@ -90,6 +90,80 @@ fn name(room: &str, what: &[u8], ending: &str) -> String {
     format!("{room}/{}/{hex}{ending}", &hex[..2])
 }
 
+/// The entry of a result in the cache, changed by `change`, under the name that it has.
+fn forged(cache: &Path, action: &str, change: impl Fn(&mut serde_json::Value)) -> (PathBuf, Vec<u8>) {
+    let folders =
+        fs::read_dir(cache.join("actions")).unwrap().flat_map(|shelf| fs::read_dir(shelf.unwrap().path()).unwrap());
+    let is_of = |path: &PathBuf| fs::read_to_string(path).unwrap().contains(&format!("\"stage\":\"{action}\""));
+    let path = folders.map(|entry| entry.unwrap().path()).find(is_of).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut body = serde_json::from_str(lines[1]).unwrap();
+    change(&mut body);
+    let body = body.to_string();
+    (path, format!("{}\n{body}\n{}\n", hash_bytes(body.as_bytes()), lines[2]).into_bytes())
+}
+
+#[test]
+fn a_result_that_names_the_wrong_place_is_refused() {
+    let bench = Bench::new();
+    bench.build("cache", "native");
+    let (path, entry) = forged(&bench.path("cache"), "inspect", |body| {
+        let parts = body["outputs"].as_object_mut().unwrap();
+        let window = parts.values_mut().find_map(|part| part["content"].get_mut("window")).unwrap();
+        window["offset"] = (window["offset"].as_u64().unwrap() + 32).into();
+    });
+    let blob = fs::read(bench.path("model.gguf")).unwrap();
+    let hex = path.file_stem().unwrap().to_str().unwrap().to_string();
+    bench.refuses(3, "kiln::store::window", |tar| {
+        add(tar, &name("blobs", &blob, ""), EntryType::Regular, &blob);
+        // The model's description is left out: such a result is incomplete, and no better for it.
+        for file in fs::read_dir(bench.path("cache/blobs"))
+            .unwrap()
+            .flat_map(|shelf| fs::read_dir(shelf.unwrap().path()).unwrap())
+        {
+            let bytes = fs::read(file.unwrap().path()).unwrap();
+            if bytes != blob {
+                add(tar, &name("blobs", &bytes, ""), EntryType::Regular, &bytes);
+            }
+        }
+        add(tar, &format!("actions/{}/{hex}.json", &hex[..2]), EntryType::Regular, &entry);
+    });
+    // In the cache itself it is found, and `--repair` takes it away.
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, entry).unwrap();
+    fs::remove_dir_all(bench.path("cache/notes")).unwrap();
+    let output = bench.kiln("cache", "build plan.toml --set scheme=f16").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(3) && text.contains("kiln::store::window"), "{text}");
+    let verify = bench.kiln("cache", "cache verify --repair").output().unwrap();
+    assert!(String::from_utf8(verify.stdout).unwrap().contains("1 damaged, removed"));
+    assert!(bench.build("cache", "f16").1 > 0);
+}
+
+#[test]
+fn a_pin_holds_against_what_was_imported() {
+    let bench = Bench::new();
+    let (_, parts) = bench.build("cache", "native");
+    let model = fs::read(bench.path("model.gguf")).unwrap();
+    let evil = hash_bytes(b"evil");
+    let (path, entry) = forged(&bench.path("cache"), "fetch", |body| {
+        body["outputs"]["model.gguf"]["content"]["digest"] = evil.to_string().into();
+    });
+    let hex = path.file_stem().unwrap().to_str().unwrap();
+    let mut tar = Builder::new(vec![]);
+    add(&mut tar, "layout", EntryType::Regular, b"kiln cache 1\n");
+    add(&mut tar, &name("blobs", b"evil", ""), EntryType::Regular, b"evil");
+    add(&mut tar, &format!("actions/{}/{hex}.json", &hex[..2]), EntryType::Regular, &entry);
+    fs::write(bench.path("evil.tar"), tar.into_inner().unwrap()).unwrap();
+    bench.says("other", "cache import evil.tar");
+    let plan = bench.says("other", "plan plan.toml");
+    assert!(plan.contains("not known to be what is pinned"), "{plan}");
+    assert_eq!(bench.build("other", "native"), (0, parts));
+    assert!(Disk::open(&bench.path("other")).unwrap().verify().unwrap().faults.is_empty());
+    assert_eq!(fs::read(bench.path("model.gguf")).unwrap(), model);
+}
+
 #[test]
 fn gc_keeps_the_last_build_and_only_that() {
     let bench = Bench::new();

@@ -171,8 +171,9 @@ fn the_oldest_go_until_the_rest_is_small_enough() {
 #[test]
 fn half_finished_downloads_grow_old_too() {
     let cache = cache("");
+    let partial = |name: &str| cache.path().join("partial").join(hash_bytes(name.as_bytes()).hex());
     for (name, days) in [("old", 9), ("new", 2)] {
-        let folder = cache.path().join("partial").join(name);
+        let folder = partial(name);
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("half"), "ha").unwrap();
         set_age(&folder.join("half"), days);
@@ -185,7 +186,7 @@ fn half_finished_downloads_grow_old_too() {
     let expected =
         format!(r#"{{"dry_run":false,"goes":{none},"kept":{none},"over_bytes":0,"partial_bytes":2,"stays":{none}}}"#);
     assert_eq!(json.trim_end(), expected);
-    assert!(cache.path().join("partial/new").exists() && !cache.path().join("partial/old").exists());
+    assert!(partial("new").exists() && !partial("old").exists());
 }
 
 #[test]

@@ -61,6 +61,41 @@ fn every_mistake_is_shown_at_its_place() {
 }
 
 #[test]
+fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
+    let (folder, path) = with_plan(
+        "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output name=a::b\\r\\u009b\"\n",
+    );
+    for json in [&[][..], &["--json"]] {
+        let (code, out, err) = kiln(folder.path(), &[&["check", "plan.toml"], json].concat());
+        assert_eq!(code, 2);
+        let said = out + &err;
+        let moves = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!said.contains(moves), "{said:?}");
+        assert!(!said.lines().any(|line| line.trim_start().starts_with("::")), "{said}");
+    }
+    std::fs::write(
+        path,
+        "[plan]\nname = 't'\n[stage.c]\nkind = 'fetch'\nurl = 'http://me:secret@a.example/b?sig=secret'\n",
+    )
+    .unwrap();
+    for json in [&[][..], &["--json"]] {
+        let (_, out, err) = kiln(folder.path(), &[&["check", "plan.toml"], json].concat());
+        assert!(!(out.clone() + &err).contains("secret"), "{out}{err}");
+    }
+}
+
+#[test]
+fn mistakes_without_end_are_not_told_one_by_one() {
+    let (folder, path) = with_plan(&"x\n".repeat(50_000));
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert!(code == 2 && err.contains("more mistakes") && err.len() < 1 << 17, "{}", err.len());
+    // Nor is a line that is as long as the plan.
+    std::fs::write(path, format!("[plan]\nname = '{}", "x".repeat(200_000))).unwrap();
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    assert!(code == 2 && err.len() < 1 << 17, "{}", err.len());
+}
+
+#[test]
 fn problems_are_json_lines_for_machines() {
     let (folder, _) = with_plan(FIVE_MISTAKES);
     let (code, out, err) = kiln(folder.path(), &["check", "--json", "plan.toml"]);

@@ -86,6 +86,36 @@ impl Bench {
     }
 }
 
+/// A daemon leaves its parent and its group, and closes nothing.
+const DAEMON: &str = "setsid sleep 600 & echo $! > \"$PLACE\"; echo pot > outputs/pot";
+
+#[test]
+fn a_daemon_holds_no_build() {
+    let bench = Bench::new(DAEMON, "");
+    let place = bench.path("daemon");
+    let stage =
+        |more: &str| format!("{PLAIN}\nenv = {{ PLACE = '{}', PATH = '/usr/bin:/bin' }}\n{more}", place.display());
+    bench.plan(&stage(""));
+    assert_eq!(bench.built("pot"), "pot\n");
+    assert!(!is_alive(fs::read_to_string(&place).unwrap().trim()), "it would go on writing");
+
+    // Nor does it outlive a build that is called off.
+    bench.script("tool", &DAEMON.replace("echo pot", "sleep 600; echo pot"));
+    bench.plan(&stage("timeout = '2s'"));
+    let left = bench.run(&["build", "pots.toml"]);
+    assert!(left.code == 1 && left.said.contains("kiln::engine::timeout"), "{}", left.said);
+    assert!(!is_alive(fs::read_to_string(&place).unwrap().trim()));
+}
+
+#[test]
+fn kilns_own_names_are_not_for_artifacts() {
+    for name in [".kiln.json", ".KILN.json", "pots/.kiln-tmp-1/"] {
+        let bench = Bench::new("", &format!("program = 'TOOL'\noutputs = ['{name}']"));
+        let left = bench.run(&["build", "pots.toml"]);
+        assert!(left.code == 2 && left.said.contains("cannot name a part"), "{name}: {}", left.said);
+    }
+}
+
 /// The least that a stage says.
 const PLAIN: &str = "program = 'TOOL'\ninputs = ['clay']\noutputs = ['pot']";
 

@@ -227,10 +227,14 @@ fn a_window_is_read_as_if_it_were_a_file() {
         let ran = bench.run(isolation, &action, &Onlooker::default()).unwrap();
         assert_eq!(bench.output(&ran), b"la");
 
+        action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"al");
+        let problem = bench.run(isolation, &action, &Onlooker::default()).err().unwrap();
+        assert_eq!(problem.code, "kiln::store::window", "other bytes than it says");
+
         let past_the_end = Some(Window { blob: hash_bytes(b"clay"), offset: u64::MAX });
         action.inputs.get_mut("clay").unwrap().window = past_the_end;
         let problem = bench.run(isolation, &action, &Onlooker::default()).err().unwrap();
-        assert_eq!(problem.code, "kiln::execute::window");
+        assert_eq!(problem.code, "kiln::store::window");
     }
 }
 
@@ -344,6 +348,6 @@ fn a_child_does_not_outlive_a_killed_engine() {
     Command::new("kill").args(["-9", helper]).status().unwrap();
 
     let tmp = bench.store.root().join("tmp");
-    drop(Disk::open(bench.store.root()).unwrap());
+    drop(Disk::open(bench.store.root()).unwrap().scratch().unwrap());
     assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1, "only this test's own folder is left");
 }

@@ -88,12 +88,67 @@ fn a_server_without_ranges_starts_over() {
 fn a_file_that_changed_meanwhile_starts_over() {
     let server = Server::new(|before, request| match before {
         0 => Reply::body(b"another").header("etag", "\"old\"").cut(3),
-        1 => Reply::body(CLAY).header("etag", "\"new\"").cut(9),
+        1 => Reply::body(CLAY).header("etag", "\"one\"").cut(9),
         _ => Reply::range(CLAY, request),
     });
     assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
     assert_eq!(said(&server, "range"), some(&["", "bytes=3-", "bytes=9-"]));
-    assert_eq!(said(&server, "if-range"), some(&["", "\"old\"", "\"new\""]));
+    assert_eq!(said(&server, "if-range"), some(&["", "\"old\"", "\"one\""]));
+}
+
+#[test]
+fn a_part_of_another_version_is_not_appended() {
+    let server = Server::new(|before, request| match before {
+        0 => Reply::body(CLAY).header("etag", "\"old\"").cut(3),
+        _ => Reply::range(CLAY, request),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    assert_eq!(said(&server, "range"), some(&["", "bytes=3-", ""]));
+}
+
+#[test]
+fn who_is_told_to_wait_waits_and_spends_no_attempt() {
+    let server = Server::new(|before, _| match before {
+        0..3 => Reply::new(429).header("retry-after", "0"),
+        3..8 => Reply::new(503).header("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        _ => Reply::body(CLAY),
+    });
+    assert_eq!(Kitchen::new().fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
+    // Not for hours.
+    let server = Server::new(|_, _| Reply::new(429).header("retry-after", "86400"));
+    let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+    assert_eq!((problem.code.as_str(), server.seen().len()), ("kiln::fetch::status", 5));
+}
+
+#[test]
+fn what_the_server_says_of_a_refusal_is_told() {
+    let server = Server::new(|_, _| Reply::new(401).header("x-error-message", "Repository not found"));
+    let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+    assert_eq!(problem.causes, ["the server said: Repository not found"]);
+    assert!(problem.help.unwrap().contains("No token was shown to this host"));
+}
+
+#[test]
+fn a_file_without_end_is_not_fetched() {
+    let server = Server::new(|_, _| Reply::body(CLAY).header("content-length", "2000000000000"));
+    assert_eq!(Kitchen::new().fails(&server.url("/pot"), CLAY).code, "kiln::fetch::too_large");
+}
+
+#[test]
+fn a_device_or_a_folder_is_no_file() {
+    for path in ["/dev/zero", "/tmp"] {
+        let problem = Kitchen::new().fails(&format!("file:{path}"), CLAY);
+        assert_eq!(problem.code, "kiln::fetch::file", "{path}");
+    }
+}
+
+#[test]
+fn addresses_are_told_without_their_secrets() {
+    let server = Server::new(|_, _| Reply::new(404));
+    let url = server.url("/pot?signature=secret").replace("//", "//me:secret@");
+    let problem = Kitchen::new().fails(&url, CLAY);
+    assert!(problem.message.contains("/pot?***"), "{problem}");
+    assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
 }
 
 #[test]
@@ -160,6 +215,9 @@ fn redirects_are_followed_up_to_a_limit() {
     });
     assert_eq!(Kitchen::new().fetch(&server.url("/a"), CLAY).unwrap(), ("a".into(), CLAY.into()));
     assert_eq!(Kitchen::new().fails(&server.url("/loop"), CLAY).code, "kiln::fetch::redirect");
+    let silent = Server::new(|_, _| Reply::new(302));
+    let problem = Kitchen::new().fails(&silent.url("/pot"), CLAY);
+    assert!(problem.to_string().contains("does not say where to"), "{problem}");
     let plain = Server::new(|_, _| Reply::redirect("http://example.com/pot"));
     let problem = Kitchen::new().fails(&plain.url("/pot"), CLAY);
     assert!(problem.to_string().contains("not encrypted"), "{problem}");

@@ -102,7 +102,7 @@ fn a_read_only_cache_serves_what_it_has() {
     let (plan, out) = (tiny.plan().display().to_string(), tiny.room("whole").join("elsewhere"));
     let build = ["build", &plan, "--json", "--out", out.to_str().unwrap()];
     // What a dead process left there cannot be removed, and is nobody's concern.
-    fs::create_dir(tiny.cache("whole").join("tmp/4711-0")).unwrap();
+    fs::create_dir(tiny.cache("whole").join("tmp/kiln-4711")).unwrap();
     change_mode("a-w", &tiny.cache("whole"));
 
     let succeeds = |call: &[&str]| {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,9 @@ use std::sync::Barrier;
 
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes};
+use kiln::store::{
+    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes, Rules,
+};
 use serde_json::json;
 use support::faulty::{Faulty, Store};
 
@@ -245,14 +247,18 @@ fn any_damage_to_an_entry_makes_it_absent() {
 #[test]
 fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
     let folder = tempfile::tempdir().unwrap();
-    let tmp = folder.path().join("tmp");
-    fs::create_dir_all(tmp.join("4711-0/scratch")).unwrap();
-    fs::write(tmp.join("4711-0/half a blob"), "ha").unwrap();
     let living = Disk::open(folder.path()).unwrap();
     let scratch = living.scratch().unwrap();
-    let _other = Disk::open(folder.path()).unwrap();
+    let tmp = folder.path().join("tmp");
+    fs::create_dir_all(tmp.join("kiln-4711/scratch")).unwrap();
+    fs::write(tmp.join("kiln-4711/half a blob"), "ha").unwrap();
+    fs::create_dir_all(tmp.join("a thesis")).unwrap();
+    let other = Disk::open(folder.path()).unwrap();
+    assert!(tmp.join("kiln-4711").exists(), "who only reads removes nothing");
+    put(&other, b"clay");
     assert!(scratch.path().exists());
-    assert!(!tmp.join("4711-0").exists());
+    assert!(!tmp.join("kiln-4711").exists());
+    assert!(tmp.join("a thesis").exists(), "no name that kiln gives");
 }
 
 #[test]
@@ -280,13 +286,70 @@ fn another_layout_is_refused() {
 }
 
 #[test]
-fn a_layout_that_no_kiln_wrote_is_written_again() {
+fn a_layout_that_no_kiln_wrote_is_refused_and_stays() {
     let folder = tempfile::tempdir().unwrap();
     for damaged in ["", "kiln cache", "kiln cache 0\n", "kiln cache +1\n", "kiln cache q\n", "\u{fffd}"] {
         fs::write(folder.path().join("layout"), damaged).unwrap();
-        drop(Disk::open(folder.path()).unwrap());
-        assert_eq!(fs::read_to_string(folder.path().join("layout")).unwrap(), "kiln cache 1\n", "{damaged}");
+        let problem = Disk::open(folder.path()).err().unwrap();
+        assert_eq!(problem.code, "kiln::store::layout");
+        assert_eq!(fs::read_to_string(folder.path().join("layout")).unwrap(), damaged);
+        assert_eq!(names(folder.path()), ["layout"]);
     }
+}
+
+#[test]
+fn only_an_empty_folder_becomes_a_cache() {
+    let root = tempfile::tempdir().unwrap();
+    for (name, becomes_one) in [("README.md", true), (".gitignore", true), ("notes", false), ("thesis.tex", false)] {
+        let folder = root.path().join(name.replace('.', "-"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(name), "mine").unwrap();
+        let opened = Disk::open(&folder).map(drop);
+        assert_eq!(opened.as_ref().err().map(|problem| problem.code.as_str()).is_none(), becomes_one, "{name}");
+        if let Err(problem) = opened {
+            assert_eq!(problem.code, "kiln::store::foreign");
+            assert!(problem.message.contains(name), "{problem}");
+            assert_eq!(names(&folder), [name]);
+        }
+    }
+    drop(Disk::open(&root.path().join("missing/and/deep")).unwrap());
+}
+
+#[test]
+fn many_make_one_cache_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("cache");
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| put(&Disk::open(&folder).unwrap(), b"clay"));
+        }
+    });
+}
+
+#[test]
+fn no_link_leads_out_of_a_cache() {
+    let root = tempfile::tempdir().unwrap();
+    let victim = root.path().join("victim/ab");
+    fs::create_dir_all(&victim).unwrap();
+    let thesis = victim.join(hash_bytes(b"thesis").hex());
+    fs::write(&thesis, "thesis").unwrap();
+    for room in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
+        let folder = root.path().join(format!("cache of {room}"));
+        drop(Disk::open(&folder).unwrap());
+        let _ = fs::remove_dir(folder.join(room));
+        std::os::unix::fs::symlink("../victim", folder.join(room)).unwrap();
+        let problem = Disk::open(&folder).err().unwrap();
+        assert_eq!(problem.code, "kiln::store::foreign", "{room}");
+    }
+    // A shelf is a folder too.
+    let folder = root.path().join("cache");
+    drop(Disk::open(&folder).unwrap());
+    std::os::unix::fs::symlink("../../victim/ab", folder.join("blobs/ab")).unwrap();
+    let store = Disk::open(&folder).unwrap();
+    assert_eq!(store.verify().unwrap().blobs, 0);
+    let rules = Rules { kept: BTreeSet::new(), max_age: None, max_bytes: None, now: std::time::SystemTime::now() };
+    store.alone().unwrap().collect(&rules).unwrap();
+    assert!(thesis.exists());
 }
 
 #[test]

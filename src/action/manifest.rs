@@ -13,8 +13,8 @@ pub type ArtifactKind = &'static str;
 
 /// The name of a part, and its relative path when written out: `weights/blk.0.attn_q.weight/codes`.
 ///
-/// Never empty, absolute, or with an empty, `.` or `..` component; no control characters, `\` or `:`;
-/// a component has at most 200 bytes.
+/// Never empty, absolute, or with an empty, `.` or `..` component; no control characters, `\` or `:`; a component has at
+/// most 200 bytes, and does not begin as the files do that kiln itself writes among artifacts, `.kiln`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PartName(String);
 
@@ -22,14 +22,17 @@ impl PartName {
     /// Checks `name`.
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
+        let is_kilns = |component: &str| component.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(".kiln"));
         let component_is_good =
-            |component: &str| !component.is_empty() && component != "." && component != ".." && component.len() <= 200;
+            |component: &str| !matches!(component, "" | "." | "..") && component.len() <= 200 && !is_kilns(component);
         let bad_character = |c: char| c.is_control() || matches!(c, '\\' | ':');
         if name.split('/').all(component_is_good) && !name.contains(bad_character) {
             return Ok(PartName(name));
         }
-        Err(Problem::new("kiln::part_name", format!("`{}` cannot name a part", name.escape_debug()))
-            .help("a part name is a relative path without `..`, control characters, `\\` or `:`"))
+        Err(Problem::new("kiln::part_name", format!("`{}` cannot name a part", name.escape_debug())).help(
+            "a part name is a relative path without `..`, control characters, `\\` or `:`, and nothing in it is called \
+                 `.kiln...`, as kiln's own files are",
+        ))
     }
 
     /// The name as text.
@@ -71,7 +74,7 @@ impl<'de> Deserialize<'de> for PartName {
 }
 
 /// "These bytes of that blob": where, not what. Takes no part in keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Window {
     /// The blob that holds the bytes.
     pub blob: Digest,
@@ -80,7 +83,7 @@ pub struct Window {
 }
 
 /// What a part holds, and where its bytes lie if not in a blob of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Content {
     /// BLAKE3 and length of the part's own bytes.
     pub digest: Digest,

@@ -7,7 +7,7 @@ use schemars::Schema;
 use serde_json::Value;
 
 use super::{Action, ArtifactKind, Content, Ingredient, Inputs, Job, Outputs, Part};
-use crate::base::{Problem, Result};
+use crate::base::{Digest, Problem, Result};
 
 /// What a stage kind is called, takes and gives.
 #[derive(Clone, Debug)]
@@ -153,6 +153,20 @@ impl WorkOrder {
     }
 }
 
+/// How it is known that an earlier result is what its action gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// By its key: whoever put it ran the action.
+    #[default]
+    Key,
+    /// Its only output has this SHA-256, in 64 lower-case hexadecimal digits.
+    Sha256(String),
+    /// Its only output has this digest.
+    Digest(Digest),
+    /// By a note that it ran for this very cache: its bytes do not tell.
+    Own,
+}
+
 /// A stage kind, as the engine sees it. Authors write a [`TypedStage`](super::TypedStage) instead.
 pub trait Stage: Send + Sync {
     /// What it is.
@@ -177,6 +191,11 @@ pub trait Stage: Send + Sync {
     /// has done it.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
+    }
+
+    /// How an earlier result of an order with these parameters is known to be its own. A cache may have been filled by others.
+    fn proof(&self, _order: &Value) -> Result<Proof> {
+        Ok(Proof::Key)
     }
 
     /// The work orders, once every input is sealed. Pure: reads facts, never bytes.

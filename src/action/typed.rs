@@ -10,7 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
-use super::{Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Smaller, Stage, StageSpec, ToolFile, WorkOrder};
+use super::{
+    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec, ToolFile, WorkOrder,
+};
 use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
@@ -40,6 +42,11 @@ pub trait TypedStage: Send + Sync + 'static {
     /// See [`Stage::is_volatile`].
     fn is_volatile(_params: &Self::Params) -> bool {
         false
+    }
+
+    /// See [`Stage::proof`].
+    fn proof(_order: &Self::Order) -> Proof {
+        Proof::Key
     }
 
     /// See [`Stage::expand`].
@@ -146,6 +153,10 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn is_volatile(&self, params: &Value) -> Result<bool> {
         Ok(S::is_volatile(&read(S::SPEC.kind, params)?))
+    }
+
+    fn proof(&self, order: &Value) -> Result<Proof> {
+        Ok(S::proof(&read(S::SPEC.kind, order)?))
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {

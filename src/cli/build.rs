@@ -112,6 +112,9 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         papers.hold(locked)?;
     }
     add(&mut wrote, write_out(&bench.store, &kept, &out, links)?);
+    if let Some(locked) = &locked {
+        papers.hold_written(locked, &out)?;
+    }
     if papers.write(&out)? {
         add(&mut wrote, Some(Space::default()));
     }

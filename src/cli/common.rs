@@ -1,7 +1,6 @@
 //! Options that several subcommands share, and how problems are printed.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use serde_json::json;
 use super::Exit;
 use super::github::annotation;
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, open_file, shown, shown_json, without_commands};
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
 /// What every subcommand understands.
@@ -82,7 +81,7 @@ pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &R
 fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
     // One byte above the cap is enough for it to be refused.
-    File::open(path)
+    open_file(path)
         .and_then(|file| file.take(MAX_TEXT_BYTES as u64 + 1).read_to_string(&mut text))
         .context("kiln::plan::unreadable", || format!("read the plan {}", path.display()))?;
     Ok(text)
@@ -104,8 +103,16 @@ impl From<Problem> for Failed {
 }
 
 impl Common {
-    /// Writes `text` to standard output; a reader that has gone away (`| head`) is no error.
+    /// Writes `text`, which is JSON if the call asks for that, to standard output as a terminal may have it.
     pub fn print(&self, text: &str) {
+        match self.json {
+            true => self.print_as_it_is(&shown_json(text)),
+            false => self.print_as_it_is(&shown(text)),
+        }
+    }
+
+    /// Writes `text`, which is kiln's own, to standard output; a reader that has gone away (`| head`) is no error.
+    pub fn print_as_it_is(&self, text: &str) {
         let mut out = stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
@@ -136,21 +143,25 @@ impl Common {
         let theme = if self.colors() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler =
             GraphicalReportHandler::new_themed(theme).with_links(false).with_width(120).with_break_words(false);
-        let mut shown = problem.clone();
-        for cause in shown.causes.drain(..) {
-            shown.message.push_str("\ncaused by: ");
-            shown.message.push_str(&cause);
+        let mut whole = problem.clone();
+        for cause in whole.causes.drain(..) {
+            whole.message.push_str("\ncaused by: ");
+            whole.message.push_str(&cause);
         }
-        let mut report = Report::new(shown);
+        whole.message = abridged(&shown(&whole.message));
+        whole.help = whole.help.map(|help| abridged(&shown(&help)));
+        whole.labels.iter_mut().for_each(|(_, label)| *label = abridged(&shown(label)));
+        let mut report = Report::new(whole);
         if let Some(map) = source {
             report = report.with_source_code(Arc::clone(map));
         }
         let mut out = String::new();
         // Only a label outside the text can fail here; the message itself must still reach the reader.
-        if handler.render_report(&mut out, report.as_ref()).is_err() {
-            out = problem.to_string();
+        if handler.render_report(&mut out, report.as_ref()).is_err() || out.len() > MAX_SHOWN_BYTES {
+            out = abridged(&shown(&problem.text()));
         }
-        out
+        // Its lines are broken anew.
+        without_commands(&out).into_owned()
     }
 
     /// Whether standard error takes colours.
@@ -161,6 +172,17 @@ impl Common {
             ColorChoice::Auto => auto_colors(|name| std::env::var_os(name), stderr().is_terminal()),
         }
     }
+}
+
+/// Cap on a problem with the plan's lines: a line may be as long as the plan.
+const MAX_SHOWN_BYTES: usize = 32 << 10;
+/// Cap on each of its texts.
+const MAX_TEXT_SHOWN_BYTES: usize = 16 << 10;
+
+/// The beginning of a text that is too long to be read.
+fn abridged(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_TEXT_SHOWN_BYTES);
+    if end == text.len() { text.into() } else { format!("{} ... ({} bytes)", &text[..end], text.len()) }
 }
 
 /// A problem for machines; `files` says for each of its labels in which file of the plan its range of bytes lies.

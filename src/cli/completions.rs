@@ -16,6 +16,6 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Exit {
     let mut script = vec![];
     generate(args.shell, &mut Call::shown(), "kiln", &mut script);
-    common.print(&String::from_utf8_lossy(&script));
+    common.print_as_it_is(&String::from_utf8_lossy(&script));
     Exit::Done
 }

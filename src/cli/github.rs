@@ -1,7 +1,7 @@
 //! Problems as GitHub Actions shows them: at the line of the plan, and on the summary page of the run.
 //! <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
 
-use crate::base::Problem;
+use crate::base::{Problem, shown};
 use crate::plan::SourceMap;
 
 /// The workflow command that makes an annotation of a problem; `source` is name and text of the plan it points into.
@@ -13,7 +13,7 @@ pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> Strin
         properties.extend([format!("file={}", property(&file.name)), format!("line={line}"), format!("col={column}")]);
     }
     properties.push(format!("title={}", property(&problem.code)));
-    format!("::error {}::{}", properties.join(","), data(&problem.text()))
+    format!("::error {}::{}", properties.join(","), data(&shown(&problem.text())))
 }
 
 /// Line and column of a byte, both from 1.
@@ -23,14 +23,14 @@ fn place(text: &str, byte: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
-/// A command is one line; GitHub undoes these three.
+/// A command is one line; GitHub undoes these two.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    text.replace('%', "%25").replace('\n', "%0A")
 }
 
 /// In a property, what separates properties is escaped too.
 fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
+    data(&shown(text)).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]
@@ -69,6 +69,6 @@ mod tests {
     #[test]
     fn a_message_stays_one_line_and_text() {
         let problem = Problem::new("a:b,c%", "100 % of it,\r\nall: gone").within("failed to try");
-        check(problem, None, "::error title=a%3Ab%2Cc%25::failed to try%0Acaused by: 100 %25 of it,%0D%0Aall: gone");
+        check(problem, None, "::error title=a%3Ab%2Cc%25::failed to try%0Acaused by: 100 %25 of it,\\r%0Aall: gone");
     }
 }

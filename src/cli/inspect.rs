@@ -5,14 +5,15 @@ mod gguf;
 mod ledger;
 mod onnx;
 
-use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub(super) use gguf::with_header;
 
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, open_file};
 use crate::model::gguf::MAGIC as GGUF;
 use crate::model::ledger::Ledger;
 
@@ -31,16 +32,45 @@ pub struct Args {
 
 /// Runs the subcommand.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+    if std::env::var_os(HERE).is_none() && is_for_the_vendor(&args.file) {
+        return Ok(in_a_child(&args.file)?);
+    }
     let text = describe(args, common).map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
     common.print(&text);
     Ok(Exit::Done)
+}
+
+/// Set for a child that is to describe the file itself.
+const HERE: &str = "KILN_INSPECT_HERE";
+
+/// Whether Qualcomm's library describes the file, which was not made for files of enemies.
+fn is_for_the_vendor(path: &Path) -> bool {
+    let mut start = vec![];
+    let read = open_file(path).and_then(|file| file.take(16).read_to_end(&mut start));
+    read.is_ok() && (device::is_context_binary(&start) || device::is_dlc(&start))
+}
+
+/// Has a child do the same call, so that a crash of the library is a problem and no crash of ours.
+fn in_a_child(path: &Path) -> Result<Exit> {
+    let failed = || "start `kiln inspect` in a process of its own".into();
+    let mut child = Command::new("/proc/self/exe");
+    let status = child.arg0("kiln").args(std::env::args_os().skip(1)).env(HERE, "1").status();
+    let status = status.context("kiln::inspect::child", failed)?;
+    match status.code() {
+        Some(code) => Ok(Exit::from_code(code)),
+        None => {
+            let message = format!("Qualcomm's library crashed on {} ({status})", path.display());
+            let help = "the file is damaged, hostile, or of another version than the library: make it anew";
+            Err(Problem::new("kiln::inspect::crashed", message).help(help))
+        }
+    }
 }
 
 /// What there is to say about the file: lines for people, or one of JSON.
 fn describe(args: &Args, common: &Common) -> Result<String> {
     let json = common.json;
     let libraries = device::Libraries { folder: args.qnn.as_deref(), cache: &common.cache };
-    let mut file = File::open(&args.file).context("kiln::call::unreadable", || "open it".into())?;
+    let mut file = open_file(&args.file).context("kiln::call::unreadable", || "open it".into())?;
     let mut magic = vec![];
     (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
     file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;

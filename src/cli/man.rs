@@ -26,7 +26,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         let mut page = vec![];
         let rendered = Man::new(pages).render(&mut page);
         rendered.context("kiln::call::write", || "write the manual page".into())?;
-        common.print(&String::from_utf8_lossy(&page));
+        common.print_as_it_is(&String::from_utf8_lossy(&page));
     }
     Ok(Exit::Done)
 }

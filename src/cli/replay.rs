@@ -1,6 +1,5 @@
 //! `kiln replay`: shows a recorded build again, and makes reports of it.
 
-use std::fs::File;
 use std::io::{BufReader, Write, stderr, stdout};
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use super::reports::{self, Reports};
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, count, duration};
+use crate::base::{Context, Problem, count, duration, open_file};
 use crate::events::{Event, JsonLines, LogReader, Plain, Summary, TimedListener};
 
 /// What to show, and how.
@@ -33,7 +32,7 @@ fn speed(text: &str) -> Result<f64, String> {
 /// cannot be trusted to its end is one, after what comes before it was shown.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
-    let opened = File::open(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
+    let opened = open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
     let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
     let mut reports = Reports::open(&args.reports)?;
     let mut view: Box<dyn TimedListener> = match common.json {

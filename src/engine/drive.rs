@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use super::crew::Crew;
 use super::explain::reasons;
 use super::onlooker::Onlooker;
+use super::proof;
 use super::recall::question;
 use super::{Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed, StageIndex, Task};
 use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
 use crate::base::{Digest, Problem, Result};
-use crate::events::{Listener, PartId};
+use crate::events::{Listener, PartId, Why};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
 use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Turn, Watched};
@@ -145,12 +146,12 @@ impl Drive<'_> {
     }
 
     fn recall(&self, stage: StageIndex, givers: &[Digest], paths: Result<Vec<PathBuf>>) -> Input {
-        let Build { plan, notes, memory, blobs, .. } = self.build;
+        let Build { plan, notes, memory, blobs, cancel, .. } = self.build;
         let planned = &plan.stages[stage.index()];
         let sealed = guarded(&planned.kind, || {
             let mut files = BTreeMap::new();
             for path in paths? {
-                files.insert(path.clone(), Watched::look(*notes, &path)?);
+                files.insert(path.clone(), Watched::look(*notes, &path, cancel)?);
             }
             let question = question(planned, givers, &files)?;
             let asked = self.asked[stage.index()].get_or_init(|| Asked { question, files });
@@ -189,19 +190,23 @@ impl Drive<'_> {
             let task = |order: WorkOrder| {
                 let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
                 let action = order.into_action(kind.spec());
-                Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile }
+                let proof = kind.proof(&action.params)?;
+                Ok(Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile, proof })
             };
-            Ok(kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect())
+            kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect()
         });
         Input::Expanded { stage, tasks }
     }
 
     fn probe(&self, job: JobId, part: &PartId, task: &Task) -> Input {
-        let Build { actions, blobs, last, .. } = self.build;
+        let Build { actions, blobs, notes, last, .. } = self.build;
         let answer = guarded(&task.action.stage, || {
             let found = Complete { actions: *actions, blobs: *blobs }.find(&task.key)?;
             if let (Found::Hit(result), false) = (&found, task.is_volatile) {
-                return Ok(Answer::Hit(result.clone()));
+                return Ok(match proof::holds(&task.proof, result, *blobs, *notes)? {
+                    true => Answer::Hit(result.clone()),
+                    false => Answer::Miss(vec![Why::Unproved], None),
+                });
             }
             let key = last.key(part);
             let before = key.map(|key| actions.get(&key)).transpose()?.flatten();
@@ -226,7 +231,7 @@ impl Drive<'_> {
             let begun = Instant::now();
             let ran = onlooker.judge(executor.run(&task.action, &task.demand, &onlooker))?;
             if let Some(asked) = self.asked[stage.index()].get() {
-                asked.files.values().try_for_each(|file| file.check(*notes))?;
+                asked.files.values().try_for_each(|file| file.check(*notes, cancel))?;
             }
             let result = ActionResult {
                 action: task.action.canonical_text(),
@@ -235,6 +240,7 @@ impl Drive<'_> {
                 peak_memory_bytes: ran.peak_memory_bytes,
             };
             actions.put(&result)?;
+            proof::note(&task.proof, &result, *notes)?;
             drop(turn);
             Ok(result)
         });
@@ -243,7 +249,7 @@ impl Drive<'_> {
 
     /// Waits until no other kiln does the same work; it may have done it then.
     fn turn(&self, task: &Task, onlooker: &Onlooker) -> Result<Turned> {
-        let Build { actions, blobs, .. } = self.build;
+        let Build { actions, blobs, notes, .. } = self.build;
         // Small work is done twice sooner than it is waited for.
         if task.demand.isolation == Isolation::Thread && task.action.origin.is_none() {
             return Ok(Turned::Mine(Turn::default()));
@@ -253,7 +259,10 @@ impl Drive<'_> {
             match actions.turn(&task.key)? {
                 Some(turn) if has_waited && !task.is_volatile => {
                     let found = Complete { actions: *actions, blobs: *blobs }.get(&task.key)?;
-                    return Ok(found.map_or(Turned::Mine(turn), Turned::Made));
+                    return Ok(match found {
+                        Some(result) if proof::holds(&task.proof, &result, *blobs, *notes)? => Turned::Made(result),
+                        _ => Turned::Mine(turn),
+                    });
                 }
                 Some(turn) => return Ok(Turned::Mine(turn)),
                 None => has_waited = true,

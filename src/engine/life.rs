@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Sealed;
-use crate::action::{Action, ActionKey, Demand, Outputs, Smaller};
+use crate::action::{Action, ActionKey, Demand, Outputs, Proof, Smaller};
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
 
@@ -36,6 +36,8 @@ pub struct Task {
     pub smaller: Arc<[Smaller]>,
     /// See [`Stage::is_volatile`](crate::action::Stage::is_volatile).
     pub is_volatile: bool,
+    /// See [`Stage::proof`](crate::action::Stage::proof).
+    pub proof: Proof,
 }
 
 /// A distinct action of this build. Parts with equal keys share one job.

@@ -9,6 +9,7 @@ mod explain;
 mod history;
 mod life;
 mod onlooker;
+mod proof;
 mod recall;
 mod record;
 mod room;

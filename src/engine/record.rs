@@ -128,7 +128,8 @@ impl Record {
         let write = || -> io::Result<()> {
             let folder = path.parent().unwrap_or(path);
             std::fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
             for line in [serde_json::to_vec(&self.stages)?, serde_json::to_vec(self.keys())?] {
                 file.write_all(&line)?;
                 file.write_all(b"\n")?;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::{Deserialize, Serialize};
 
 use super::{Event, TimedListener};
+use crate::base::shown_json;
 
 /// An event and when it was: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,10 +40,9 @@ impl<W: Write> TimedListener for JsonLines<W> {
         if self.failed.is_some() {
             return;
         }
-        let line = serde_json::to_vec(&Heard { event, at_ms }).map_err(io::Error::from);
-        let write = |mut line: Vec<u8>| {
-            line.push(b'\n');
-            self.out.write_all(&line).and_then(|()| self.out.flush())
+        let line = serde_json::to_string(&Heard { event, at_ms }).map_err(io::Error::from);
+        let write = |line: String| {
+            self.out.write_all(format!("{}\n", shown_json(&line)).as_bytes()).and_then(|()| self.out.flush())
         };
         self.failed = line.and_then(write).err();
     }

@@ -10,6 +10,10 @@ use crate::base::{Problem, Result, count};
 /// The longest line that is read. A failed `validate` tells its whole report in one.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
+/// So many events are read, those that only tell of progress apart: reports hold all of them. A build of the largest plans here has
+/// some thousands.
+const MAX_EVENTS: usize = 100_000;
+
 /// As many as a plan may have.
 const MAX_STAGES: usize = 1000;
 
@@ -18,6 +22,7 @@ pub struct LogReader<R> {
     text: R,
     line: usize,
     last_ms: u64,
+    events: usize,
     stages: Vec<String>,
     is_over: bool,
 }
@@ -25,7 +30,7 @@ pub struct LogReader<R> {
 impl<R: BufRead> LogReader<R> {
     /// Reads from `text`.
     pub fn new(text: R) -> Self {
-        LogReader { text, line: 0, last_ms: 0, stages: vec![], is_over: false }
+        LogReader { text, line: 0, last_ms: 0, events: 0, stages: vec![], is_over: false }
     }
 
     fn read(&mut self) -> Result<Heard> {
@@ -77,6 +82,10 @@ impl<R: BufRead> LogReader<R> {
             return Err(self.problem("line", &said));
         }
         self.last_ms = heard.at_ms;
+        self.events += usize::from(!matches!(heard.event, Event::Progress { .. }));
+        if self.events > MAX_EVENTS {
+            return Err(self.problem("too_long", &format!("is one too many: at most {MAX_EVENTS} events are read")));
+        }
         let begins = matches!(heard.event, Event::Begun { .. });
         if begins != (self.line == 1) {
             return Err(self.problem("line", "is out of place: a log begins with `begun`, and only once"));

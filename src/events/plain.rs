@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::{Event, Listener, Summary, in_short};
-use crate::base::duration;
+use crate::base::{duration, shown_line};
 
 /// A part that took so long has a line of its own.
 const LONG_MS: u64 = 10_000;
@@ -27,7 +27,7 @@ impl<W: Write> Listener for Plain<W> {
         self.summary.hear(event);
         let Some(line) = line(event, &self.summary) else { return };
         // A reader that has gone away does not stop the build.
-        let _ = writeln!(self.out, "{line}").and_then(|()| self.out.flush());
+        let _ = writeln!(self.out, "{}", shown_line(&line)).and_then(|()| self.out.flush());
     }
 }
 

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use super::plain::outcome;
 use super::{Board, Event, TimedListener};
+use crate::base::shown_line;
 
 /// How often the board is drawn anew while nothing happens.
 const TICK: Duration = Duration::from_millis(200);
@@ -29,7 +30,8 @@ impl Bars {
             let now_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
             let board = shown.lock().unwrap_or_else(PoisonError::into_inner);
             // What cannot be drawn costs a picture, not the build.
-            let _ = out.write_str(&board.lines(now_ms, width.into(), height.into()).join("\n"));
+            let lines = board.lines(now_ms, width.into(), height.into());
+            let _ = out.write_str(&lines.iter().map(|line| shown_line(line)).collect::<Vec<_>>().join("\n"));
         };
         // Invariant: the template is well-formed; a broken one would cost the board, not the build.
         let style = ProgressStyle::with_template("{board}").unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -47,7 +49,7 @@ impl TimedListener for Bars {
         // Drawing takes the board too.
         drop(board);
         if let Some(line) = line {
-            self.screen.println(line);
+            self.screen.println(shown_line(&line));
         }
         if matches!(event, Event::Finished { .. }) {
             self.screen.finish_and_clear();

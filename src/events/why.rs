@@ -29,6 +29,8 @@ pub enum Why {
     Tool { name: String, old: Option<String>, new: Option<String> },
     /// The action is the same, but a blob it gave is gone from the store.
     OutputGone { blob: String },
+    /// The cache has a result, but it was brought from elsewhere, and is not known to be what the pin says.
+    Unproved,
     /// Its action is also that of another part, which says why.
     Same { part: String },
     /// It ran before, and is to give the same once more.
@@ -53,6 +55,7 @@ impl fmt::Display for Why {
             Why::Same { part } => write!(f, "the same work as {part}"),
             Why::Again => f.write_str("once more, to compare"),
             Why::Volatile => f.write_str("measured anew in every build"),
+            Why::Unproved => f.write_str("what the cache has is not known to be what is pinned"),
             Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
         }
     }

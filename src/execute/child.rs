@@ -2,23 +2,30 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 
 use super::work::{Reply, Said};
 use super::{Ran, Watch};
 use crate::action::{Action, Demand};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, end_below};
 use crate::store::Disk;
 
 /// How much of what a dead child wrote to standard error is shown.
 const LAST_WORDS_BYTES: usize = 4096;
+
+/// How long one look for the child's words waits, in nanoseconds.
+const GLANCE_NS: i64 = 20_000_000;
 
 /// What the child inherits. Other variables could change what a library does without being in the key.
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LD_LIBRARY_PATH"];
@@ -70,12 +77,38 @@ pub(super) fn run(program: &Path, store: &Disk, action: &Action, demand: &Demand
 /// Listens until the child ends, or ends it when the build is being stopped.
 fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(move || stdout.map(|stdout| pass_on_progress(BufReader::new(stdout), watch)));
+        let line = stdout.map(|pipe| Listening { pipe, is_over: &is_over });
+        let stderr = stderr.map(|pipe| Listening { pipe, is_over: &is_over });
+        scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
         let last_words = scope.spawn(move || stderr.map(last_words).unwrap_or_default());
-        let status = bury(child, watch).context("kiln::execute::io", || "wait for a child process".into())?;
-        Ok((status, last_words.join().unwrap_or_default()))
+        let status = bury(child, watch).context("kiln::execute::io", || "wait for a child process".into());
+        is_over.store(true, Ordering::Release);
+        Ok((status?, last_words.join().unwrap_or_default()))
     })
+}
+
+/// A pipe from a child. It ends with the child, whoever else may have the other end.
+struct Listening<'a, P> {
+    pipe: P,
+    is_over: &'a AtomicBool,
+}
+
+impl<P: Read + AsFd> Read for Listening<'_, P> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            // Asked first: what the child said before its end is there by then.
+            let is_over = self.is_over.load(Ordering::Acquire);
+            let wait = Timespec { tv_sec: 0, tv_nsec: if is_over { 0 } else { GLANCE_NS } };
+            match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&wait)) {
+                Ok(0) if is_over => return Ok(0),
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.pipe.read(buffer),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 fn pass_on_progress(stdout: impl BufRead, watch: &dyn Watch) {
@@ -96,15 +129,19 @@ fn last_words(mut stderr: impl Read) -> String {
     String::from_utf8_lossy(tail.make_contiguous()).into_owned()
 }
 
-/// Waits for the child's end, then takes whatever it started with it into the grave. Its own process
-/// group still exists at that point, because it is reaped last.
+/// Waits for the child's end, or ends it with all that it started.
 fn bury(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
     let pid = Pid::from_child(child);
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     while waitid(WaitId::Pid(pid), look)?.is_none() && !watch.cancelled() {
         sleep(Duration::from_millis(5));
     }
-    // Fails only when nobody is left.
+    if watch.cancelled() {
+        // Stopped, it starts nothing more, and goes on adopting: nobody below it escapes.
+        let _ = kill_process(pid, Signal::STOP);
+        end_below(pid);
+    }
+    // What is left of its group, which still exists, because it is reaped last. Fails only when nobody is left.
     let _ = kill_process_group(pid, Signal::KILL);
     child.wait()
 }

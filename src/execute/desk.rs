@@ -41,13 +41,7 @@ impl<'a> Desk<'a> {
 
 impl Workspace for Desk<'_> {
     fn open(&self, content: &Content) -> Result<Blob> {
-        let blob = self.store.open(&content.blob())?.ok_or_else(|| gone(&content.blob()))?;
-        let Some(window) = content.window else { return Ok(blob) };
-        let end = window.offset.checked_add(content.digest.size_bytes);
-        end.and_then(|end| blob.slice(window.offset..end)).ok_or_else(|| {
-            let message = format!("{} at offset {} leaves its blob {}", content.digest, window.offset, window.blob);
-            Problem::new("kiln::execute::window", message)
-        })
+        self.store.content(content)?.ok_or_else(|| gone(&content.blob()))
     }
 
     fn path(&self, content: &Content) -> Result<PathBuf> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Watch;
 use super::local::run_here;
 use crate::action::{Action, Outputs, Registry};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, adopt_orphans, end_descendants};
 use crate::store::Disk;
 
 /// What a child leaves in its result file.
@@ -50,10 +50,12 @@ pub fn work(cache: &Path, stages: &Registry, order: &Path, result: &Path) -> Res
     let text = fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
     let action: Action =
         serde_json::from_slice(&text).context("kiln::execute::io", || format!("understand {}", order.display()))?;
+    adopt_orphans()?;
     let reply = match Line::take_stdout().and_then(|line| run_here(&Disk::open(cache)?, stages, &action, &line)) {
         Ok(outputs) => Reply::Done { outputs, peak_memory_bytes: peak_memory_bytes() },
         Err(problem) => Reply::Failed(problem),
     };
+    end_descendants();
     let text = serde_json::to_vec(&reply).context("kiln::execute::io", || "spell a result".into())?;
     fs::write(result, text).context("kiln::execute::io", || format!("write {}", result.display()))
 }
@@ -68,7 +70,8 @@ impl Line {
     /// Takes standard output for itself: libraries that print to it reach standard error instead.
     fn take_stdout() -> Result<Line> {
         let take = || -> io::Result<fs::File> {
-            let out = rustix::io::dup(io::stdout())?;
+            // No program that is started from here has it: the parent would wait for its end.
+            let out = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
             rustix::stdio::dup2_stdout(io::stderr())?;
             Ok(out.into())
         };

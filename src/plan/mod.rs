@@ -27,6 +27,9 @@ pub use schema::schema;
 pub use source::Source;
 pub use source_map::{MAX_TEXT_BYTES, SourceMap};
 
+/// So many mistakes are told: nobody mends more at once.
+const MAX_TOLD: usize = 100;
+
 /// Reads a plan: its texts, the variables set by the call (`--set`), and the stage kinds that exist.
 /// Goes on after every mistake, so the error is all there is to mend, in the order of the text;
 /// only a text that is not TOML, or not there, is not looked into further.
@@ -40,6 +43,10 @@ pub fn read(map: &SourceMap, sets: &[(String, String)], registry: &Registry) -> 
     // The instances of a stage share its mistakes.
     let mut told = BTreeSet::new();
     problems.retain(|problem| told.insert(format!("{problem:?}")));
+    if problems.len() > MAX_TOLD {
+        let message = format!("and {} more mistakes", problems.split_off(MAX_TOLD).len());
+        problems.push(Problem::new("kiln::plan::more", message).help("mend these first"));
+    }
     Err(problems)
 }
 

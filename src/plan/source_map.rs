@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanContents};
 
 use super::source::{Node, Source, Span, Table, Tree};
-use crate::base::{Problem, Result};
+use crate::base::{Problem, Result, masked, shown_line};
 
 /// Cap on the text of a plan with all it includes: far above any plan that a person writes, far below what could hurt.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -32,6 +32,8 @@ pub struct FileId(usize);
 #[derive(Debug)]
 struct File {
     source: Source,
+    /// Its text as it is shown, byte for byte at the same place.
+    shown: String,
     base: usize,
     tree: Table,
     /// The file that includes it, and where.
@@ -65,7 +67,7 @@ impl SourceMap {
         });
         let id = FileId(self.files.len());
         let wanted = tree.get("include").map(|entry| entry.node.clone());
-        self.files.push(File { source, base, tree, by });
+        self.files.push(File { shown: masked(&source.text), source, base, tree, by });
         for (path, at) in wanted.map(|node| self.paths(&node)).unwrap_or_default() {
             match self.load(id, &path, &at, load) {
                 Ok(source) => self.add(source, Some((id, at)), load),
@@ -209,9 +211,9 @@ impl SourceCode for SourceMap {
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let at = span.offset()..span.offset() + span.len();
         let file = self.file(&at).ok_or(MietteError::OutOfBounds)?;
-        let lines = file.source.text.read_span(&(at.start - file.base, at.len()).into(), before, after)?;
+        let lines = file.shown.read_span(&(at.start - file.base, at.len()).into(), before, after)?;
         let shown = (lines.span().offset() + file.base, lines.span().len()).into();
-        let (name, line, column) = (file.source.name.clone(), lines.line(), lines.column());
+        let (name, line, column) = (shown_line(&file.source.name), lines.line(), lines.column());
         Ok(Box::new(MietteSpanContents::new_named(name, lines.data(), shown, line, column, lines.line_count())))
     }
 }

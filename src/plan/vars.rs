@@ -8,6 +8,12 @@ use super::source_map::SourceMap;
 use super::words::{bad_name, hint};
 use crate::base::Problem;
 
+/// Cap on a string with all its variables filled in: far above any argument, prompt or path.
+const MAX_FILLED_BYTES: usize = 64 << 10;
+
+/// Cap on all strings of a plan with variables filled in: a short plan may ask for a long text many times.
+const MAX_ALL_FILLED_BYTES: usize = 16 << 20;
+
 /// Where an instance of a stage stands: axis -> which of its values. Axes are counted in the order of the text.
 pub type Coordinates = BTreeMap<usize, usize>;
 
@@ -17,6 +23,8 @@ pub struct Vars {
     vars: Vec<Var>,
     axes: Vec<Axis>,
     pinned: bool,
+    /// Bytes that were filled in so far.
+    filled: usize,
 }
 
 struct Var {
@@ -157,15 +165,24 @@ impl Vars {
             move |problem: Problem| problem.at(span, "here")
         };
         if let [Piece::Name(name)] = pieces.as_slice() {
-            return self.value(name, here).map_err(at(name));
+            let value = self.value(name, here).map_err(at(name))?;
+            self.count(value.text().map_or(0, |text| text.len())).map_err(at(name))?;
+            return Ok(value);
         }
         let mut out = String::new();
         for piece in pieces {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Name(name) => {
-                    let value = self.value(name, here).map_err(at(name))?;
-                    out.push_str(&value.text().unwrap_or_default());
+                    let value = self.value(name, here).map_err(at(name))?.text().unwrap_or_default();
+                    if out.len().saturating_add(value.len()) > MAX_FILLED_BYTES {
+                        let message =
+                            format!("with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes");
+                        let problem = Problem::new("kiln::plan::too_large", message);
+                        return Err(at(name)(problem.help("put a long text into a file, and `fetch` it")));
+                    }
+                    self.count(value.len()).map_err(at(name))?;
+                    out.push_str(&value);
                 }
                 Piece::Open => {
                     return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
@@ -175,6 +192,16 @@ impl Vars {
             }
         }
         Ok(Tree::String(out))
+    }
+
+    /// Counts what is filled in.
+    fn count(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.filled = self.filled.saturating_add(bytes);
+        if self.filled <= MAX_ALL_FILLED_BYTES {
+            return Ok(());
+        }
+        let message = format!("with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes");
+        Err(Problem::new("kiln::plan::too_large", message).help("put a long text into a file, and `fetch` it"))
     }
 
     fn value(&mut self, name: &str, here: &Coordinates) -> Result<Tree, Problem> {

@@ -15,6 +15,8 @@ mod http;
 mod machine;
 mod parts;
 mod pip;
+mod proxy;
+mod sniff;
 mod source;
 mod url;
 mod wheel;
@@ -28,11 +30,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::action::{BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage};
-use crate::base::{CanonJson, Context, Digest, Problem, Result};
+use crate::action::{
+    BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec, TypedStage,
+};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, without_secrets};
 
 pub use machine::Machine;
 use parts::{Origin, Parts};
+pub use proxy::Proxies;
 use source::Source;
 use wheel::Wheel;
 
@@ -130,6 +135,15 @@ impl TypedStage for Fetch {
         };
         let target = Target { file, sha256: sha256.to_ascii_lowercase(), unpack, tracked };
         Ok(vec![Order::new("", target).origin(origin.text()?)])
+    }
+
+    fn proof(target: &Target) -> Proof {
+        match target.tracked {
+            Some(digest) => Proof::Digest(digest),
+            // The pin is of the wheel, of which only the libraries are there.
+            None if target.unpack => Proof::Own,
+            None => Proof::Sha256(target.sha256.clone()),
+        }
     }
 
     fn run(target: Target, job: &Job) -> Result<Outputs> {
@@ -291,7 +305,10 @@ fn deliver(origin: &Origin, files: &[(Source, PathBuf)], target: &Target, job: &
     }
     let poured = joined.finish();
     if target.tracked.is_none() {
-        target.accept(&poured.sha256, job)?;
+        target.accept(&poured.sha256, job).map_err(|problem| match files {
+            [(source, file)] if !matches!(source, Source::Pypi { .. }) => sniff::told(problem, &name, file),
+            _ => problem,
+        })?;
     }
     let part = poured.part()?;
     match (target.tracked, files) {
@@ -327,9 +344,12 @@ impl Target {
             Origin::Parts(_) => &self.file,
         };
         match self.sha256.as_str() {
-            "" => Err(Problem::new("kiln::fetch::unpinned", format!("`{url}` is not pinned")).help(format!(
-                "if you trust what is there now, write: sha256 = \"{found}\"; it will not be downloaded again"
-            ))),
+            "" => {
+                let message = format!("`{}` is not pinned", without_secrets(url));
+                Err(Problem::new("kiln::fetch::unpinned", message).help(format!(
+                    "if you trust what is there now, write: sha256 = \"{found}\"; it will not be downloaded again"
+                )))
+            }
             expected if expected == found => Ok(()),
             expected => Err(digest_differs(url, expected, found)),
         }
@@ -337,6 +357,7 @@ impl Target {
 }
 
 fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
+    let url = without_secrets(url);
     Problem::new(DIGEST_DIFFERS, format!("`{url}` has another digest: expected sha256 {expected}, found {found}"))
         .help("nothing was kept; find out whether the file was replaced where it comes from before you change the pin")
 }
@@ -380,7 +401,7 @@ fn each_chunk(mut from: impl Read, job: &Job, mut take: impl FnMut(&[u8]) -> Res
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).context("kiln::fetch::file", || format!("open {}", path.display()))
+    open_file(path).context("kiln::fetch::file", || format!("open {}", path.display()))
 }
 
 /// Empties `folder` but leaves it there: it is locked for us.

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::ActionResult;
 use super::disk::{Disk, hash_file, read_entry};
+use super::layout::{self, Room};
+use super::{ActionResult, BlobStore};
 use crate::base::{Context, Digest, Result};
 
 const CODE: &str = "kiln::store::io";
@@ -61,14 +62,15 @@ pub struct Fault {
 impl Disk {
     /// Counts what is there. Reads results, stats blobs.
     pub fn stats(&self) -> Result<Stats> {
-        let mut stats = Stats { partial_bytes: size_below(&self.root().join("partial"))?, ..Stats::default() };
-        for path in files_below(&self.root().join("blobs"))? {
+        let sizes: Result<Vec<u64>> = layout::partials(self.root())?.iter().map(|folder| size_below(folder)).collect();
+        let mut stats = Stats { partial_bytes: sizes?.iter().sum(), ..Stats::default() };
+        for path in Room::Blobs.files(self.root())? {
             stats.blobs += 1;
             // A blob may be removed meanwhile.
             stats.blob_bytes += fs::metadata(&path).map_or(0, |file| file.len());
         }
         let mut blobs: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
-        for path in files_below(&self.root().join("actions"))? {
+        for path in Room::Actions.files(self.root())? {
             let Some(result) = entry(&path) else { continue };
             let stage = stage_of(&result);
             let of_stage = stats.stages.entry(stage.clone()).or_default();
@@ -85,7 +87,7 @@ impl Disk {
     /// Hashes every blob and reads every result. Removes nothing.
     pub fn verify(&self) -> Result<Verified> {
         let mut verified = Verified::default();
-        for path in files_below(&self.root().join("blobs"))? {
+        for path in Room::Blobs.files(self.root())? {
             verified.blobs += 1;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let what = match File::open(&path).and_then(|file| hash_file(&file)) {
@@ -95,13 +97,35 @@ impl Disk {
             };
             verified.faults.push(Fault { path, what });
         }
-        for path in files_below(&self.root().join("actions"))? {
+        for path in Room::Actions.files(self.root())? {
             verified.actions += 1;
-            if entry(&path).is_none() {
-                verified.faults.push(Fault { path, what: "not a result that kiln wrote".into() });
-            }
+            let fault = match entry(&path) {
+                Some(result) => self.wrong_window(&result),
+                None => Some("not a result that kiln wrote".into()),
+            };
+            verified.faults.extend(fault.map(|what| Fault { path, what }));
         }
         Ok(verified)
+    }
+
+    /// Removes what `verified` found damaged. With a result, all notes go: one on a complete stage may say what the result said.
+    pub fn repair(&self, verified: &Verified) -> Result<()> {
+        let results = Room::Actions.files(self.root())?;
+        let damaged = verified.faults.iter().map(|fault| &fault.path);
+        let of_results = damaged.clone().any(|path| results.contains(path));
+        let notes = if of_results { Room::Notes.files(self.root())? } else { vec![] };
+        damaged
+            .chain(&notes)
+            .try_for_each(|path| fs::remove_file(path).context(CODE, || format!("remove {}", path.display())))
+    }
+
+    /// What is wrong with the first window of `result` that does not hold what it should. Blobs that are damaged or gone have been
+    /// named already, or cost no more than running again what made them.
+    fn wrong_window(&self, result: &ActionResult) -> Option<String> {
+        let windows = result.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some());
+        let problems = windows.filter_map(|content| self.content(content).err());
+        let mut wrong = problems.filter(|problem| problem.code == "kiln::store::window");
+        wrong.next().map(|problem| problem.message)
     }
 }
 

@@ -13,10 +13,11 @@ use std::path::Path;
 use serde::Serialize;
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
-use super::disk::{Disk, LAYOUT, read_entry};
-use super::{ActionCache, BlobStore, Complete, Found};
+use super::disk::{Disk, read_entry};
+use super::layout::LAYOUT;
+use super::{ActionCache, ActionResult, BlobStore, Complete, Found};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Problem, Result};
+use crate::base::{Context, Digest, Problem, Result, open_file};
 
 const CODE: &str = "kiln::bundle::io";
 
@@ -72,6 +73,7 @@ impl Disk {
         let mut blobs = BTreeSet::new();
         for key in keys {
             let result = self.get(key)?.ok_or_else(|| gone(&format!("the result of {key}")))?;
+            self.check_windows(&result)?;
             blobs.extend(result.outputs.values().map(|part| part.content.blob()));
         }
         let mut tar = Builder::new(BufWriter::with_capacity(BUFFER_BYTES, file));
@@ -96,7 +98,7 @@ impl Disk {
     /// Puts what the bundle `path` holds and this cache has not. Nothing gets in under a name that is not its own; what
     /// was put before a problem stays.
     pub fn import(&self, path: &Path) -> Result<Imported> {
-        let file = File::open(path).context(CODE, || format!("open {}", path.display()))?;
+        let file = open_file(path).context(CODE, || format!("open {}", path.display()))?;
         let ended = Cell::new(false);
         let source = Watched { source: BufReader::with_capacity(BUFFER_BYTES, file), ended: &ended };
         let imported = self.read_bundle(&mut Archive::new(source));
@@ -165,10 +167,17 @@ impl Disk {
         } else if let Found::Hit(_) = (Complete { actions: self, blobs: self }).find(&result.key())? {
             imported.known_results += 1;
         } else {
+            self.check_windows(&result)?;
             self.put(&result)?;
             imported.results += 1;
         }
         Ok(())
+    }
+
+    /// Refuses a result whose windows do not hold what it says.
+    fn check_windows(&self, result: &ActionResult) -> Result<()> {
+        let mut windows = result.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some());
+        windows.try_for_each(|content| self.content(content).map(drop))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The cache folder: blobs and results of actions as files. `docs/cache.md` has the layout and what
 //! each crash leaves behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,14 +13,13 @@ use rustix::fs::{Access, access, syncfs};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::folder::{LockedFolder, Turn};
+use super::layout::{self, OWN, Room};
 use super::stamp::Stamp;
 use super::usage::Usage;
-use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves};
+use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
 
-/// The layout that this code reads and writes; bumped when an older kiln would misread it.
-pub(super) const LAYOUT: &str = "kiln cache 1\n";
 const CODE: &str = "kiln::store::io";
 
 /// A blob of this size is synced by itself, so that little is left to sync at the end.
@@ -42,6 +41,8 @@ pub struct Disk {
     /// This process's folder in `tmp/`, once it writes something: who only reads leaves no trace.
     own: OnceLock<LockedFolder>,
     checked: Checked,
+    /// The windows that this process knows to hold what is said of them.
+    windows: Mutex<HashSet<Content>>,
     checking: Mutex<()>,
     shelves: OnceLock<Digest>,
     pub(super) usage: Usage,
@@ -51,24 +52,13 @@ pub struct Disk {
 type Checked = Arc<Mutex<HashMap<[u8; 32], Stamp>>>;
 
 impl Disk {
-    /// Opens the cache at `root`, making it if need be, and removes what dead processes left in it. One that is there
-    /// and read-only is opened too: see [`is_read_only`](Self::is_read_only).
+    /// Opens the cache at `root`, making it if there is none; a folder of other things is refused. One that is there and
+    /// read-only is opened too: see [`is_read_only`](Self::is_read_only).
     pub fn open(root: &Path) -> Result<Disk> {
-        let failed = || format!("open the cache {}", root.display());
-        for room in ["blobs", "actions", "notes", "partial", "tmp"] {
-            fs::create_dir_all(root.join(room)).context(CODE, failed)?;
-        }
-        // The cache may be named by a relative path; vendor libraries change the working directory.
-        let root = root.canonicalize().context(CODE, failed)?;
-        let is_new = !has_layout(&root)?;
+        let root = layout::claim(root)?;
         let usage = Usage::share(&root.join("blobs"))?;
-        LockedFolder::sweep(&root.join("tmp"), "")?;
-        let (own, shelves) = (OnceLock::new(), OnceLock::new());
-        let disk = Disk { own, root, checked: Checked::default(), checking: Mutex::default(), shelves, usage };
-        if is_new {
-            replace_file(disk.own()?, &disk.root.join("layout"), LAYOUT.as_bytes())?;
-        }
-        Ok(disk)
+        let (own, shelves, windows) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        Ok(Disk { own, root, checked: Checked::default(), windows, checking: Mutex::default(), shelves, usage })
     }
 
     /// The cache folder, absolute.
@@ -87,11 +77,12 @@ impl Disk {
         access(self.root.join("tmp"), Access::WRITE_OK).is_err()
     }
 
-    /// The folder of this process, on the same disk as all else.
+    /// The folder of this process, on the same disk as all else. Whoever makes one removes what dead processes left.
     fn own(&self) -> Result<&Path> {
         if self.own.get().is_none() {
             let tmp = self.root.join("tmp");
-            let made = LockedFolder::create(&tmp, "").map_err(|problem| match self.is_read_only() {
+            LockedFolder::sweep(&tmp, OWN)?;
+            let made = LockedFolder::create(&tmp, OWN).map_err(|problem| match self.is_read_only() {
                 true => read_only(&self.root, problem),
                 false => problem,
             })?;
@@ -114,12 +105,11 @@ impl Disk {
     }
 
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        blob_path(&self.root, digest)
+        Room::Blobs.path(&self.root, &digest.hex())
     }
 
     pub(super) fn action_path(&self, key: &ActionKey) -> PathBuf {
-        let hex = key.0.hex();
-        self.root.join("actions").join(&hex[..2]).join(hex + ".json")
+        Room::Actions.path(&self.root, &key.0.hex())
     }
 
     /// The state of all folders of blobs when this process first asked.
@@ -128,8 +118,7 @@ impl Disk {
     }
 
     fn note_path(&self, question: &Digest) -> PathBuf {
-        let hex = question.hex();
-        self.root.join("notes").join(&hex[..2]).join(hex)
+        Room::Notes.path(&self.root, &question.hex())
     }
 
     fn is_missing(&self, digest: &Digest) -> Result<bool> {
@@ -195,36 +184,6 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
     )
 }
 
-/// Whether the cache says that it has the layout that this code knows. A new one says nothing yet; a damaged word is
-/// nothing, since all that a cache holds is checked anyway. But another number may be another kiln's.
-fn has_layout(root: &Path) -> Result<bool> {
-    let path = root.join("layout");
-    match fs::read(&path) {
-        Ok(found) if found == LAYOUT.as_bytes() => Ok(true),
-        Ok(found) => match layout_number(&found) {
-            Some(number) => Err(Problem::new(
-                "kiln::store::layout",
-                format!("{} says {number}, this kiln knows {:?}", path.display(), LAYOUT.trim()),
-            )
-            .help("delete the cache folder, or name another one with --cache")),
-            None => Ok(false),
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
-    }
-}
-
-/// The number of a layout that some kiln wrote.
-fn layout_number(text: &[u8]) -> Option<u32> {
-    let number = std::str::from_utf8(text).ok()?.strip_prefix("kiln cache ")?.strip_suffix('\n')?;
-    number.parse().ok().filter(|number| *number > 0 && !text.contains(&b'+'))
-}
-
-pub(super) fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    let hex = digest.hex();
-    root.join("blobs").join(&hex[..2]).join(hex)
-}
-
 /// Hashes by reading, so that a bad disk is an error and not a fault in mapped memory.
 pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
@@ -241,7 +200,7 @@ pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
 /// Puts a file at `path` as a whole, by way of the folder `tmp` on the same disk. Not synced.
 fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
-        let mut file = NamedTempFile::new_in(tmp)?;
+        let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(tmp)?;
         file.write_all(bytes)?;
         persist(file, path)?;
         Ok(())
@@ -280,6 +239,17 @@ impl BlobStore for Disk {
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
         self.file(digest)?.map(|file| map::map(&file)).transpose().context(CODE, || format!("map the blob {digest}"))
+    }
+
+    fn content(&self, content: &Content) -> Result<Option<Blob>> {
+        if lock(&self.windows).contains(content) {
+            return window::cut(self, content);
+        }
+        let bytes = window::checked(self, content)?;
+        if bytes.is_some() && content.window.is_some() {
+            lock(&self.windows).insert(*content);
+        }
+        Ok(bytes)
     }
 
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
@@ -405,7 +375,7 @@ impl Sink {
             file.as_file().sync_all()?;
         }
         // Also over a blob that is there already: that one may be corrupt.
-        let file = persist(file, &blob_path(&self.root, &digest))?;
+        let file = persist(file, &Room::Blobs.path(&self.root, &digest.hex()))?;
         lock(&self.checked).insert(digest.hash, Stamp::of(&file.metadata()?));
         Ok(digest)
     }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::base::{Context, Result};
@@ -82,7 +82,8 @@ impl LockedFolder {
     /// Makes and locks a new folder in `parent`, whose name starts with `prefix`.
     pub fn create(parent: &Path, prefix: &str) -> Result<LockedFolder> {
         loop {
-            let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
+            let mode = fs::Permissions::from_mode(0o777);
+            let made = tempfile::Builder::new().prefix(prefix).permissions(mode).tempdir_in(parent);
             let path = made.context("kiln::store::io", || format!("make a folder in {}", parent.display()))?.keep();
             // A sweeper may have been faster than our lock; then the folder is gone, and we make another.
             if let Some(folder) = Self::lock(&path, Patience::None)? {

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::audit::{entry, files_below};
-use super::disk::{Disk, blob_path};
+use super::disk::Disk;
 use super::folder::LockedFolder;
+use super::layout::{self, Room};
 use crate::action::ActionKey;
 use crate::base::{Context, Problem, Result};
 
@@ -115,21 +116,19 @@ impl Disk {
     fn census(&self, kept: &BTreeSet<ActionKey>) -> Result<Census> {
         let kept: BTreeSet<PathBuf> = kept.iter().map(|key| self.action_path(key)).collect();
         let mut census = Census::default();
-        for path in files_below(&self.root().join("blobs"))? {
+        for path in Room::Blobs.files(self.root())? {
             // A damaged blob may be removed meanwhile.
             if let Ok(file) = fs::metadata(&path) {
                 census.blobs.insert(path, file.len());
             }
         }
-        for path in files_below(&self.root().join("actions"))? {
+        for path in Room::Actions.files(self.root())? {
             let Some(written) = written(&path) else { continue };
             let outputs = entry(&path).map(|result| result.outputs).unwrap_or_default();
-            let blobs = outputs.values().map(|part| blob_path(self.root(), &part.content.blob())).collect();
+            let blobs = outputs.values().map(|part| self.blob_path(&part.content.blob())).collect();
             census.results.push(Entry { is_kept: kept.contains(&path), written, blobs, path });
         }
-        let folder = self.root().join("partial");
-        for partial in fs::read_dir(&folder).context(CODE, || format!("list {}", folder.display()))? {
-            let path = partial.context(CODE, || format!("list {}", folder.display()))?.path();
+        for path in layout::partials(self.root())? {
             let files = files_below(&path)?;
             let bytes = files.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum();
             // A file that is written to leaves its folder's time as it is.
@@ -154,7 +153,7 @@ impl Alone {
         for path in &garbage.partials {
             LockedFolder::take(path)?.map_or(Ok(()), LockedFolder::remove)?;
         }
-        for path in files_below(&self.store.root().join("notes"))? {
+        for path in Room::Notes.files(self.store.root())? {
             if written(&path).is_some_and(|written| rules.makes_old(written)) {
                 remove(&path)?;
             }

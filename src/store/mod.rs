@@ -8,20 +8,23 @@ mod complete;
 mod disk;
 mod folder;
 mod gc;
+mod layout;
 mod map;
 mod memory;
 mod notes;
 mod publish;
+mod sha256;
 mod shelves;
 mod stamp;
 mod usage;
 mod watched;
+mod window;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::action::{ActionKey, Blob, BlobSink, Outputs};
+use crate::action::{ActionKey, Blob, BlobSink, Content, Outputs};
 use crate::base::{Digest, Result, hash_bytes};
 
 pub use audit::{Fault, StageStats, Stats, Verified};
@@ -33,6 +36,7 @@ pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes};
 pub use publish::{Links, RECORD, Space, publish};
+pub use sha256::Sha256;
 pub use shelves::BlobList;
 pub use stamp::Stamp;
 pub use watched::{Watched, hash_ahead};
@@ -49,6 +53,11 @@ pub trait BlobStore: Send + Sync {
 
     /// The bytes of a blob.
     fn open(&self, digest: &Digest) -> Result<Option<Blob>>;
+
+    /// The bytes of a content, be it a blob or a window into one. What a result says of a window is checked first.
+    fn content(&self, content: &Content) -> Result<Option<Blob>> {
+        window::checked(self, content)
+    }
 
     /// A read-only file that holds the blob, for libraries that want a path and for linking out.
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>>;

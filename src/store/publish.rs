@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, ioctl_ficlone, renameat_with, syncfs};
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::BlobStore;
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
-use crate::action::{Content, Manifest, PartName};
+use crate::action::{Blob, Manifest, PartName};
 use crate::base::{Context, Digest, Problem, Result};
 
 const CODE: &str = "kiln::publish::io";
@@ -21,6 +21,9 @@ pub const RECORD: &str = ".kiln.json";
 
 /// Folders that are being written, or on their way out, begin with this.
 const TEMPORARY: &str = ".kiln-tmp-";
+
+/// As much of a window is copied at a time.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What was written for each part, and its file's stamp right after.
 type Record = BTreeMap<PartName, (Digest, Stamp)>;
@@ -112,13 +115,16 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
     let mut space = Space::default();
     for (name, part) in &manifest.parts {
         let content = &part.content;
-        let blob = blobs.path(&content.blob())?.ok_or_else(|| {
+        let gone = || {
             Problem::new("kiln::store::gone", format!("the blob {} of `{name}` is gone from the cache", content.blob()))
                 .help("run the same command again: what made this blob runs again")
-        })?;
+        };
         let path = folder.join(name.as_str());
-        let (stamp, is_shared) =
-            put(&blob, content, &path, links).context(CODE, || format!("write {}", path.display()))?;
+        let put = match content.window {
+            None => put(&blobs.path(&content.digest)?.ok_or_else(gone)?, &path, links),
+            Some(_) => copy(&blobs.content(content)?.ok_or_else(gone)?, &path).map(|stamp| (stamp, false)),
+        };
+        let (stamp, is_shared) = put.context(CODE, || format!("write {}", path.display()))?;
         let bytes = if is_shared { &mut space.shared_bytes } else { &mut space.copied_bytes };
         *bytes += content.digest.size_bytes;
         record.insert(name.clone(), (content.digest, stamp));
@@ -132,29 +138,35 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
 }
 
 /// Yields the stamp of the new file at `path`, and whether it shares its bytes with `blob`.
-fn put(blob: &Path, content: &Content, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
+fn put(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     let mut from = File::open(blob)?;
-    let mut to = File::create_new(path)?;
-    let is_whole = content.window.is_none() && from.metadata()?.len() == content.digest.size_bytes;
-    if is_whole && ioctl_ficlone(&to, &from).is_ok() {
+    let mut to = create(path)?;
+    if ioctl_ficlone(&to, &from).is_ok() {
         return Ok((Stamp::of(&to.metadata()?), true));
     }
-    if is_whole && links == Links::Hard {
+    if links == Links::Hard {
         fs::remove_file(path)?;
         if fs::hard_link(blob, path).is_ok() {
             return Ok((Stamp::of(&fs::metadata(path)?).of_a_link(), true));
         }
         to = File::create_new(path)?;
     }
-    from.seek(SeekFrom::Start(content.window.map_or(0, |window| window.offset)))?;
-    let size_bytes = content.digest.size_bytes;
-    if io::copy(&mut from.take(size_bytes), &mut to)? != size_bytes {
-        return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("{} is too short", blob.display())));
-    }
+    io::copy(&mut from, &mut to)?;
     Ok((Stamp::of(&to.metadata()?), false))
+}
+
+/// Yields the stamp of the new file at `path`, which holds `bytes`.
+fn copy(bytes: &Blob, path: &Path) -> io::Result<Stamp> {
+    let mut to = create(path)?;
+    bytes.stream(PIECE_BYTES, |piece| to.write_all(piece))?;
+    Ok(Stamp::of(&to.metadata()?))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::create_new(path)
 }
 
 /// Puts `fresh` at `folder`; what was there is at `fresh` afterwards.

@@ -5,12 +5,13 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Notes, Stamp};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
+use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, open_file};
 
 const CODE: &str = "kiln::input::io";
 
@@ -37,17 +38,17 @@ struct Known {
 }
 
 impl Watched {
-    /// Looks at `path`. A file is read only if its stamp is another than in the note on it.
-    pub fn look(notes: &dyn Notes, path: &Path) -> Result<Watched> {
+    /// Looks at `path`, unless it is called off. A file is read only if its stamp is another than in the note on it.
+    pub fn look(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Watched> {
         let failed = || format!("read the input {}", path.display());
         if !fs::metadata(path).context(CODE, failed)?.is_dir() {
-            let known = look_at_file(notes, path)?;
+            let known = look_at_file(notes, path, cancel)?;
             return Ok(Watched { digest: known.digest, files: vec![(path.into(), known)] });
         }
         let mut listing = String::new();
         let mut files = vec![];
         for file in files_below(path)? {
-            let known = look_at_file(notes, &file)?;
+            let known = look_at_file(notes, &file, cancel)?;
             let name = file.strip_prefix(path).unwrap_or(&file);
             listing += &format!("{:?} {}\n", name.as_os_str().as_bytes(), known.digest);
             files.push((file, known));
@@ -56,12 +57,12 @@ impl Watched {
     }
 
     /// Refuses whatever was made meanwhile, if any of it is not what it was.
-    pub fn check(&self, notes: &dyn Notes) -> Result<()> {
+    pub fn check(&self, notes: &dyn Notes, cancel: &AtomicBool) -> Result<()> {
         for (path, known) in &self.files {
             let is_untouched = fs::metadata(path).is_ok_and(|now| Stamp::of(&now) == known.stamp);
             // Touched is not changed: only its bytes can say.
-            if !is_untouched && !look_at_file(notes, path).is_ok_and(|now| now.digest == known.digest) {
-                return Err(changed(path));
+            if !is_untouched && !look_at_file(notes, path, cancel).is_ok_and(|now| now.digest == known.digest) {
+                return Err(if cancel.load(Ordering::Relaxed) { Problem::cancelled() } else { changed(path) });
             }
         }
         Ok(())
@@ -73,17 +74,18 @@ fn changed(path: &Path) -> Problem {
         .help("nothing that was made from it was kept; run the same command again when it is at rest")
 }
 
-fn look_at_file(notes: &dyn Notes, path: &Path) -> Result<Known> {
+fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Known> {
     let failed = || format!("read the input {}", path.display());
     let question = hash_bytes(&[b"digest of ", path.as_os_str().as_bytes()].concat());
-    let file = File::open(path).context(CODE, failed)?;
+    let file = open_file(path).context(CODE, failed)?;
     let metadata = file.metadata().context(CODE, failed)?;
     let stamp = Stamp::of(&metadata);
     let known = notes.read(&question)?.and_then(|note| serde_json::from_str::<Known>(&note.text).ok());
     if let Some(known) = known.filter(|known| known.stamp == stamp) {
         return Ok(known);
     }
-    let known = Known { stamp, digest: hash_ahead(&file).context(CODE, failed)? };
+    let digest = hash_ahead(&file, cancel).context(CODE, failed)?.ok_or_else(Problem::cancelled)?;
+    let known = Known { stamp, digest };
     let now = fs::metadata(path).context(CODE, failed)?;
     if Stamp::of(&now) != stamp {
         return Err(changed(path));
@@ -105,7 +107,7 @@ fn is_at_rest(metadata: &Metadata) -> bool {
 
 /// Hashes a file, one chunk on all threads while the next is being read. By reading, since a mapped file that shrinks is a
 /// fault.
-pub fn hash_ahead(mut file: &File) -> io::Result<Digest> {
+pub fn hash_ahead(mut file: &File, cancel: &AtomicBool) -> io::Result<Option<Digest>> {
     const CHUNK_BYTES: usize = 4 << 20;
     let mut hasher = Hasher::default();
     let (mut full, mut next) = (vec![], vec![]);
@@ -115,7 +117,10 @@ pub fn hash_ahead(mut file: &File) -> io::Result<Digest> {
             || hasher.update_with_all_threads(&full),
         );
         if read? == 0 {
-            return Ok(hasher.finish());
+            return Ok(Some(hasher.finish()));
+        }
+        if cancel.load(Ordering::Relaxed) {
+            return Ok(None);
         }
         std::mem::swap(&mut full, &mut next);
         next.clear();

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln::action::{
-    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Registry, Smaller, Stage, StageSpec, WorkOrder,
+    Action, Demand, Inputs, Isolation, Job, Outputs, Part, PartName, Proof, Registry, Smaller, Stage, StageSpec,
+    WorkOrder,
 };
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::engine::Task;
@@ -142,7 +143,15 @@ pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
     let task = |order: WorkOrder| {
         let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
         let action = order.into_action(&SPEC);
-        Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile: false }
+        Task {
+            name,
+            key: action.key(),
+            action: Arc::new(action),
+            demand,
+            smaller,
+            is_volatile: false,
+            proof: Proof::Key,
+        }
     };
     Ok(Fake.expand(&stage.params, inputs)?.into_iter().map(task).collect())
 }

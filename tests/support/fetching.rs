@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kiln::action::{Erased, Inputs, Job, Outputs, Stage};
 use kiln::base::{Problem, Result};
-use kiln::stages::fetch::{Fetch, Machine, run_on};
+use kiln::stages::fetch::{Fetch, Machine, Proxies, run_on};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -25,6 +25,7 @@ impl Kitchen {
             hf_endpoint: "http://127.0.0.1:9".into(),
             hf_token: None,
             certificates: None,
+            proxies: Proxies::default(),
             python: "python3".into(),
             first_pause: Duration::from_millis(1),
         };

@@ -3,13 +3,11 @@
 mod bundle;
 mod gc;
 
-use std::fs;
-
 use serde_json::json;
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Problem, Result, bytes};
 use crate::store::{Disk, Garbage, StageStats, Stats, Verified};
 
 /// What to do with it.
@@ -68,12 +66,11 @@ fn stats(common: &Common) -> Result<Exit> {
 }
 
 fn verify(repair: bool, common: &Common) -> Result<Exit> {
-    let verified = Disk::open(&common.cache)?.verify()?;
+    let store = Disk::open(&common.cache)?;
+    let verified = store.verify()?;
     common.print(&if common.json { format!("{}\n", json!(verified)) } else { verified_text(&verified, repair) });
     if repair {
-        for fault in &verified.faults {
-            fs::remove_file(&fault.path).context("kiln::store::io", || format!("remove {}", fault.path.display()))?;
-        }
+        store.repair(&verified)?;
     }
     Ok(if verified.faults.is_empty() || repair { Exit::Done } else { Exit::DigestDiffers })
 }

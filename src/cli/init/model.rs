@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Inputs, Registry};
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Context, Problem, Result, bytes, open_file};
 use crate::cli::inspect::with_header;
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, Value};
@@ -90,7 +90,7 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<(String, Local)> {
-    let mut file = File::open(path).context("kiln::call::unreadable", || "open it".into())?;
+    let mut file = open_file(path).context("kiln::call::unreadable", || "open it".into())?;
     let (about, context) = with_header(&mut file, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;

@@ -1,6 +1,6 @@
 //! Context binaries and DLCs, described by libQnnSystem.
 //!
-//! The library runs in this process: it only reads one file, and a crash on a hostile one takes nothing with it.
+//! The library runs in this process, which is there for that alone: see `in_a_child`.
 
 use std::fmt::Write;
 use std::fs::File;

@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::base::{self, Context, Problem, Result};
+use crate::base::{self, Context, Problem, Result, open_file};
 use crate::model::arch::model_facts;
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value};
 
 /// How much of a file is read at first. A header with a vocabulary has up to about 10 MB.
 const FIRST_BYTES: u64 = 16 << 20;
+
+/// How much of it at most: the largest vocabularies take 20 MB.
+const MAX_HEADER_BYTES: u64 = 128 << 20;
 
 /// How much at least of each file of a split model.
 const FIRST_BYTES_OF_PART: u64 = 1 << 20;
@@ -61,7 +64,7 @@ fn is_first(file: &usize) -> bool {
 /// and the others are looked for beside it.
 pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
     let open = |path: PathBuf| {
-        let file = File::open(&path).context("kiln::call::unreadable", || format!("open {}", path.display()))?;
+        let file = open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()))?;
         Ok(file)
     };
     let mut files = parts(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
@@ -102,10 +105,19 @@ fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Gguf) -> Result<T>) ->
         match Gguf::parse_files(&prefixes) {
             Ok(gguf) => return take(&gguf),
             // Perhaps a header is longer than what was read of it.
-            Err(_) if read_bytes < longest => read_bytes *= 8,
+            Err(problem) if is_cut(&problem) && read_bytes < longest.min(MAX_HEADER_BYTES) => read_bytes *= 8,
+            Err(problem) if is_cut(&problem) && read_bytes < longest => {
+                let message = format!("the header has more than {MAX_HEADER_BYTES} bytes, if it is one");
+                return Err(problem.within(message));
+            }
             Err(problem) => return Err(problem),
         }
     }
+}
+
+/// Whether more of the file might make it good.
+fn is_cut(problem: &Problem) -> bool {
+    matches!(problem.code.as_str(), "kiln::model::gguf_truncated" | "kiln::model::gguf_count")
 }
 
 /// The first bytes of a file, and its length.

@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::outline::{Kept, Outline};
 use super::name::Name;
-use super::sha256::{self, Sha256};
 use crate::action::{ActionKey, Manifest, PartName};
 use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
 use crate::engine::{Built, Sealed};
 use crate::plan::StageId;
-use crate::store::Disk;
+use crate::store::{Disk, Sha256};
 
 /// The form of the account that this kiln reads and writes.
 pub(in crate::cli) const VERSION: u32 = 1;
@@ -130,7 +129,7 @@ fn gives(sealed: &Sealed) -> Result<Digest> {
 fn artifacts(manifest: &Manifest, store: &Disk) -> Result<BTreeMap<PartName, Artifact>> {
     let parts: Vec<_> = manifest.parts.iter().collect();
     let artifact = |(name, part): &(&PartName, &crate::action::Part)| {
-        let artifact = Artifact { blake3: part.content.digest, sha256: sha256::of(&part.content, store)? };
+        let artifact = Artifact { blake3: part.content.digest, sha256: Sha256::of(&part.content, store, store)? };
         Ok(((*name).clone(), artifact))
     };
     parts.par_iter().map(artifact).collect()

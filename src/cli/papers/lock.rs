@@ -1,7 +1,7 @@
 //! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is read as if an enemy
 //! had written it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::super::whole::write_whole;
 use super::account::{Account, VERSION};
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Context, Problem, Result, bytes, open_file};
 
 const CODE: &str = "kiln::call::lock";
 
@@ -40,7 +40,7 @@ impl Account {
     pub(in crate::cli) fn read_lock(path: &Path) -> Result<Account> {
         let failed = || format!("read the lock {}", path.display());
         let mut text = String::new();
-        let file = File::open(path).context(CODE, failed)?;
+        let file = open_file(path).context(CODE, failed)?;
         file.take(MAX_BYTES + 1).read_to_string(&mut text).context(CODE, failed)?;
         if text.len() as u64 > MAX_BYTES {
             let message = format!("{} has more than {}, which no lock has", path.display(), bytes(MAX_BYTES));

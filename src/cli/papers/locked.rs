@@ -1,7 +1,7 @@
 //! `--locked`: a build that must come to what the lock beside the plan says.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::super::{Common, Failed};
 use super::account::{Account, Made};
 use super::columns::columns;
 use super::compare::{self, Cause, Difference, few};
-use super::lock;
+use super::{lock, verify};
 use crate::action::ActionKey;
 use crate::base::{Problem, Result, count};
 use crate::engine::differences;
@@ -82,6 +82,11 @@ impl<'a> Locked<'a> {
             difference.what.extend(other_names(old, new));
         }
         self.judge(&differs)
+    }
+
+    /// Holds what lies in `out` of `stages` against it, byte by byte.
+    pub(super) fn hold_written(&self, out: &Path, stages: &[&str]) -> Result<(), Failed> {
+        verify::hold(&self.account, &self.path, out, stages, self.common)
     }
 
     /// What is locked of a stage of which the plan says something else.

@@ -8,7 +8,6 @@ mod lock;
 mod locked;
 mod name;
 mod provenance;
-mod sha256;
 mod verify;
 
 use std::cell::OnceCell;
@@ -123,6 +122,11 @@ impl<'a> Papers<'a> {
     /// Holds the build to a lock.
     pub(super) fn hold(&self, locked: &Locked) -> Result<(), Failed> {
         locked.hold(self.account()?, self.bench)
+    }
+
+    /// Holds what was written into `out` to a lock.
+    pub(super) fn hold_written(&self, locked: &Locked, out: &Path) -> Result<(), Failed> {
+        locked.hold_written(out, &self.kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>())
     }
 
     /// Writes the receipt and what belongs beside it into `out`; yields whether any was another or none was there. If

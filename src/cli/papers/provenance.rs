@@ -10,10 +10,10 @@ use super::super::PlanArgs;
 use super::super::outline::Inside;
 use super::Papers;
 use super::account::Account;
-use super::sha256::{self, Sha256};
 use crate::action::{Content, Manifest};
 use crate::base::{Digest, Problem, Result};
 use crate::plan::{PlannedStage, StageId};
+use crate::store::Sha256;
 
 /// What a reader must know to read `externalParameters`; the number changes with their meaning.
 const BUILD_TYPE: &str = "urn:kiln:build-plan:1";
@@ -79,7 +79,7 @@ fn digests(blake3: &Digest, sha256: &Sha256) -> Value {
 /// What came from outside, then the files of tools that were used.
 fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec<Value>> {
     let mut found = vec![];
-    let sha256 = |content: &Content| sha256::of(content, &papers.bench.store);
+    let sha256 = |content: &Content| Sha256::of(content, &papers.bench.store, &papers.bench.store);
     for stage in papers.bench.plan.stages.iter().filter(|stage| reaches_outside(stage, papers)) {
         let Some(url) = ["url", "parts"].iter().find_map(|key| stage.params.get(key)) else { continue };
         let urls = url.as_array().map_or_else(|| vec![url], |urls| urls.iter().collect());

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -57,17 +58,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
     let out = args.out.clone().unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
     let files = locked.files();
     let size_bytes = files.values().fold(0u64, |sum, artifact| sum.saturating_add(artifact.blake3.size_bytes));
-    let look = |(path, artifact): (&String, &Artifact)| {
-        let (fault, what) = look(&out.join(path), artifact)?;
-        Some(Fault { path: path.clone(), fault, what })
-    };
-    let mut faults: Vec<Fault> = files.par_iter().filter_map(look).collect();
-    for (stage, made) in &locked.stage {
-        if !made.artifacts.is_empty() {
-            unknown(&out, stage.as_str(), &files, &mut faults);
-        }
-    }
-    faults.sort_by(|a, b| a.path.cmp(&b.path));
+    let faults = faults(&locked, &out, |_| true);
     if common.json {
         let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults});
         common.print(&format!("{line}\n"));
@@ -79,13 +70,49 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
         }
         return Ok(Exit::Done);
     }
+    Err(judge(&faults, &out, &path, common).help("write them again: kiln build PLAN.toml --locked").into())
+}
+
+/// Refuses what a build left in `out` of `stages`, if any of it is not as `locked` says, which lies at `path`.
+pub(super) fn hold(locked: &Account, path: &Path, out: &Path, stages: &[&str], common: &Common) -> Result<(), Failed> {
+    let faults = faults(locked, out, |stage| stages.contains(&stage));
+    if faults.is_empty() {
+        return Ok(());
+    }
+    if common.json {
+        common.print(&format!("{}\n", json!({"lock": path, "faults": faults})));
+    }
+    let help = "somebody changed it without changing its time: remove it, and it is written again";
+    Err(judge(&faults, out, path, common).help(help).into())
+}
+
+/// What is not as `locked` says in `out`, of the stages that are `wanted`.
+fn faults(locked: &Account, out: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Fault> {
+    let stages = || locked.stage.iter().filter(|(stage, _)| wanted(stage.as_str()));
+    let files = locked.files();
+    let of_stages: Vec<(&String, &Artifact)> =
+        files.iter().filter(|(path, _)| path.split('/').next().is_some_and(&wanted)).collect();
+    let look = |(path, artifact): &(&String, &Artifact)| {
+        let (fault, what) = look(&out.join(path), artifact)?;
+        Some(Fault { path: path.to_string(), fault, what })
+    };
+    let mut faults: Vec<Fault> = of_stages.par_iter().filter_map(look).collect();
+    for (stage, _) in stages().filter(|(_, made)| !made.artifacts.is_empty()) {
+        unknown(out, stage.as_str(), &files, &mut faults);
+    }
+    faults.sort_by(|a, b| a.path.cmp(&b.path));
+    faults
+}
+
+/// Shows what is wrong.
+fn judge(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem {
     if !common.json {
         let row = |fault: &Fault| [fault.fault.word().into(), fault.path.clone(), fault.what.clone()];
         common.print(&columns(&faults.iter().map(row).collect::<Vec<_>>()));
     }
     let are = if faults.len() == 1 { "is" } else { "are" };
-    let message = format!("{} in {} {are} not as {} says", count(faults.len(), "file"), out.display(), path.display());
-    Err(Problem::new("kiln::verify::differs", message).help("write them again: kiln build PLAN.toml --locked").into())
+    let message = format!("{} in {} {are} not as {} says", count(faults.len(), "file"), out.display(), lock.display());
+    Problem::new("kiln::verify::differs", message)
 }
 
 /// What is wrong with a file, if anything is. Its size first, which costs nothing.
@@ -99,8 +126,8 @@ fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
         if found.len() != expected.size_bytes {
             return Ok(Some(format!("has {} bytes, locked are {}", found.len(), expected.size_bytes)));
         }
-        let found = hash_ahead(&File::open(path)?)?;
-        Ok((found != expected).then(|| format!("is {}, locked is {}", found.short(), expected.short())))
+        let found = hash_ahead(&File::open(path)?, &AtomicBool::new(false))?.filter(|found| *found != expected);
+        Ok(found.map(|found| format!("is {}, locked is {}", found.short(), expected.short())))
     };
     match hashed() {
         Ok(other) => other.map(|what| (Kind::Other, what)),

@@ -1,7 +1,7 @@
 //! The program at work, and its end: good, bad, or together with the build.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,7 +14,7 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, end_descendants, tail};
 
 /// How much of what the program said last is shown.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -42,6 +42,8 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .spawn()
         .context("kiln::command::start", failed)?;
     let status = attend(&mut child).context("kiln::command::start", || format!("wait for `{}`", call.program))?;
+    // What it left running could go on writing.
+    end_descendants();
     if status.success() { Ok(()) } else { Err(unsuccessful(call, status, &folder.said)) }
 }
 
@@ -56,6 +58,7 @@ fn attend(child: &mut Child) -> io::Result<ExitStatus> {
             break status;
         }
         if leash.is_some() && getppid() != engine {
+            end_descendants();
             kill_current_process_group(Signal::KILL)?;
         }
         sleep(GLANCE);
@@ -66,7 +69,7 @@ fn attend(child: &mut Child) -> io::Result<ExitStatus> {
 
 fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
     let mut problem = Problem::new("kiln::command::failed", format!("`{}` failed: {status}", call.program));
-    let last_words = last_words(said).unwrap_or_default();
+    let last_words = tail(said, LAST_WORDS_BYTES).unwrap_or_default();
     problem.causes.push(match last_words.trim() {
         "" => "it said nothing".into(),
         words => format!("it said last:\n{words}"),
@@ -76,15 +79,6 @@ fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
         false => "",
     };
     problem.help(format!("{memory}{}", by_hand(call)))
-}
-
-fn last_words(said: &Path) -> io::Result<String> {
-    let mut file = File::open(said)?;
-    let begin = file.metadata()?.len().saturating_sub(LAST_WORDS_BYTES);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut tail = vec![];
-    file.take(LAST_WORDS_BYTES).read_to_end(&mut tail)?;
-    Ok(String::from_utf8_lossy(&tail).into_owned())
 }
 
 /// How to run it without kiln.

@@ -7,15 +7,16 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use ureq::http::{HeaderMap, Response, StatusCode, Uri};
+use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::{Machine, clear, digest_differs, is_sha256, sha256_of, url, whole};
+use super::url::Address;
+use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Context, Problem, Result, bytes, duration, open_file};
 
 /// Attempts without one new byte before giving up.
 const ATTEMPTS: u32 = 5;
@@ -26,12 +27,21 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 1 << 18;
+/// Cap on all certificates together: those of the world take 250 kB.
+const MAX_PEM_BYTES: u64 = 16 << 20;
+/// Cap on a file: far above any model, and below what fills a disk unseen.
+const MAX_FILE_BYTES: u64 = 1 << 40;
+/// A connection that brings less than this in [`RATE_WINDOW`] counts as stalled, though it never pauses for long.
+const LEAST_BYTES: u64 = 64 << 10;
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+/// The longest that a server may have us wait, all its answers together.
+const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// The complete file of `url`, in `folder`. `token` is shown to the host of `url` and to no other; `pin` is
 /// the sha256 that is hoped for, or empty.
 pub(super) fn download(
     machine: &Machine,
-    url: &Uri,
+    url: &Address,
     token: Option<&str>,
     pin: &str,
     folder: &Path,
@@ -41,14 +51,20 @@ pub(super) fn download(
     if done.exists() {
         return Ok(done);
     }
-    let download = Download { agent: agent(machine, url)?, url, token, pin, folder, job };
+    let download = Download { agent: agent(machine)?, proxies: &machine.proxies, url, token, pin, folder, job };
     let (mut most, mut failures) = (0, 0);
+    let mut waited = Duration::ZERO;
     loop {
         job.check_cancelled()?;
         let failure = match download.attempt() {
             Ok(()) => break,
             Err(failure) => failure,
         };
+        if let Some(wait) = failure.wait.filter(|wait| waited.saturating_add(*wait) <= MAX_WAIT) {
+            waited += wait;
+            wait_as_told(wait, job)?;
+            continue;
+        }
         let have = download.have();
         failures = if have > most { 1 } else { failures + 1 };
         most = most.max(have);
@@ -63,7 +79,8 @@ pub(super) fn download(
 
 struct Download<'a> {
     agent: Agent,
-    url: &'a Uri,
+    proxies: &'a Proxies,
+    url: &'a Address,
     token: Option<&'a str>,
     pin: &'a str,
     folder: &'a Path,
@@ -74,22 +91,26 @@ struct Download<'a> {
 struct Failure {
     problem: Box<Problem>,
     may_pass: bool,
+    /// How long the server says to wait.
+    wait: Option<Duration>,
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Failure { problem: problem.into(), may_pass: false }
+        Failure { problem: problem.into(), may_pass: false, wait: None }
     }
 }
 
 fn passing(problem: Problem) -> Failure {
-    Failure { problem: problem.into(), may_pass: true }
+    Failure { problem: problem.into(), may_pass: true, wait: None }
 }
 
 /// A response that is not a redirect, and what the first host said about the file.
 struct Answer {
     response: Response<Body>,
     hub_sha256: Option<String>,
+    /// Whether the host that gave it saw the token.
+    saw_token: bool,
 }
 
 impl Download<'_> {
@@ -110,7 +131,7 @@ impl Download<'_> {
         let etag = fs::read_to_string(self.etag()).ok().filter(|etag| is_strong_etag(etag));
         let have = self.have();
         let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
-        let Answer { response, hub_sha256 } = self.ask(resume.as_ref())?;
+        let Answer { response, hub_sha256, saw_token } = self.ask(resume.as_ref())?;
         self.check_hub(hub_sha256.as_deref(), self.pin)?;
         let range = header(response.headers(), "content-range").unwrap_or_default();
         match (response.status(), resume) {
@@ -118,14 +139,17 @@ impl Download<'_> {
                 let total = header(response.headers(), "content-length").and_then(|length| length.parse().ok());
                 self.append(response, 0, total)?;
             }
-            (StatusCode::PARTIAL_CONTENT, Some((have, _))) => match content_range(range) {
+            (StatusCode::PARTIAL_CONTENT, Some((have, etag))) => match content_range(range) {
+                _ if header(response.headers(), "etag").is_some_and(|now| now != etag) => {
+                    return Err(self.start_over("the server sent a part of another version than the one asked for"));
+                }
                 Some((start, total)) if start == have => self.append(response, have, Some(total))?,
                 _ => return Err(self.start_over("the server sent another range than the one asked for")),
             },
             // The last build ended between the last byte and its name.
             (StatusCode::RANGE_NOT_SATISFIABLE, Some((have, _))) if range == format!("bytes */{have}") => {}
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => return Err(self.start_over("the file has become shorter")),
-            (status, _) => return Err(refused(self.url, status, self.token.is_some())),
+            _ => return Err(refused(self.url, &response, saw_token)),
         }
         if hub_sha256.is_some() && self.pin.is_empty() {
             self.check_hub(hub_sha256.as_deref(), &sha256_of(&self.part(), self.job)?)?;
@@ -159,10 +183,25 @@ impl Download<'_> {
             let message = format!("the download of `{}` broke after {} of {total}", self.url, bytes(have));
             Problem::new("kiln::fetch::truncated", message).help("run the build again: it goes on where it broke")
         };
+        let too_large = || {
+            let message = format!("`{}` has more than {}, the most that is fetched", self.url, bytes(MAX_FILE_BYTES));
+            Failure::from(Problem::new("kiln::fetch::too_large", message))
+        };
+        if total.is_some_and(|total| total > MAX_FILE_BYTES) {
+            return Err(too_large());
+        }
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; CHUNK_BYTES];
+        let (mut since, mut had) = (Instant::now(), have);
         loop {
             self.job.check_cancelled()?;
+            if since.elapsed() >= RATE_WINDOW {
+                if have - had < LEAST_BYTES {
+                    let rate = format!("it brought {} in {}", bytes(have - had), duration(since.elapsed()));
+                    return Err(passing(truncated(have).within(rate)));
+                }
+                (since, had) = (Instant::now(), have);
+            }
             let count = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
@@ -170,6 +209,9 @@ impl Download<'_> {
             };
             file.write_all(&buffer[..count]).context("kiln::io", || format!("write to {}", self.folder.display()))?;
             have += count as u64;
+            if have > MAX_FILE_BYTES {
+                return Err(too_large());
+            }
             self.job.progress(have, total.unwrap_or(0), "B");
         }
         if total.is_some_and(|total| total != have) { Err(passing(truncated(have))) } else { Ok(()) }
@@ -189,14 +231,16 @@ impl Download<'_> {
         let mut at = self.url.clone();
         let mut hub_sha256 = None;
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.agent.get(&at).header("accept-encoding", "identity");
-            let home = url::same_host(&at, self.url);
-            if let Some(token) = self.token.filter(|_| home) {
+            let mut request = self.agent.get(at.whole()).header("accept-encoding", "identity");
+            let home = at.is_at_home_with(self.url);
+            let token = self.token.filter(|_| home);
+            if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             if let Some((have, etag)) = resume {
                 request = request.header("range", format!("bytes={have}-")).header("if-range", etag);
             }
+            let request = request.config().proxy(self.proxies.of_address(&at)?).build();
             let response = request.call().map_err(|error| unreachable(&at, error))?;
             if home {
                 // Large files are named by their sha256 there, small ones by the 40 digits of git.
@@ -204,23 +248,25 @@ impl Download<'_> {
                 hub_sha256 = said.filter(|said| is_sha256(said)).map(str::to_ascii_lowercase).or(hub_sha256);
             }
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { response, hub_sha256 });
+                return Ok(Answer { response, hub_sha256, saw_token: token.is_some() });
             }
-            let location = header(response.headers(), "location").unwrap_or_default();
-            at = url::join(&at, location)
-                .map_err(|problem| problem.within(format!("`{}` redirects to a bad place", self.url)))?;
+            let next = match response.headers().get("location") {
+                Some(location) => at.follow(location.as_bytes()),
+                None => Err(Problem::new("kiln::fetch::redirect", "it does not say where to")),
+            };
+            at = next.map_err(|problem| problem.within(format!("`{}` redirects to a bad place", self.url)))?;
         }
         Err(Problem::new("kiln::fetch::redirect", format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url))
             .into())
     }
 }
 
-fn agent(machine: &Machine, url: &Uri) -> Result<Agent> {
+fn agent(machine: &Machine) -> Result<Agent> {
     let roots = match &machine.certificates {
         None => RootCerts::WebPki,
         Some(path) => {
-            let pem = fs::read(path)
-                .context("kiln::fetch::tls", || format!("read the certificates in {}", path.display()))?;
+            let pem =
+                pem(path).context("kiln::fetch::tls", || format!("read the certificates in {}", path.display()))?;
             let certificates = parse_pem(&pem).filter_map(|item| match item {
                 Ok(PemItem::Certificate(certificate)) => Some(certificate),
                 _ => None,
@@ -236,15 +282,37 @@ fn agent(machine: &Machine, url: &Uri) -> Result<Agent> {
         .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_per_read(Some(READ_TIMEOUT))
         .tls_config(TlsConfig::builder().root_certs(roots).build());
-    // Proxies are for the world outside; ureq reads HTTPS_PROXY and its kin itself.
-    Ok(if url::is_loopback(url) { config.proxy(None) } else { config }.build().new_agent())
+    Ok(config.build().new_agent())
+}
+
+/// What the file `path` holds, or all files in the folder, to a limit.
+fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut pem = vec![];
+    let mut read = |path: &Path| -> std::io::Result<()> {
+        open_file(path)?.take(MAX_PEM_BYTES.saturating_sub(pem.len() as u64)).read_to_end(&mut pem)?;
+        pem.push(b'\n');
+        Ok(())
+    };
+    if !path.is_dir() {
+        read(path)?;
+        return Ok(pem);
+    }
+    let mut files = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    files.sort();
+    // What else lies there is no certificate.
+    files.iter().for_each(|file| drop(read(file)));
+    Ok(pem)
 }
 
 /// The connection did not come about, or not as far as an answer.
-fn unreachable(url: &Uri, error: ureq::Error) -> Failure {
+fn unreachable(url: &Address, error: ureq::Error) -> Failure {
     let text = error.to_string();
     let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) || text.contains("certificate");
-    let host = url.host().unwrap_or_default();
+    let host = url.host();
+    if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_) | ureq::Error::Protocol(_)) {
+        let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked")).because(&error);
+        return problem.help("the request never left this machine: check the address, HF_TOKEN and the proxies").into();
+    }
     let problem = if tls {
         Problem::new("kiln::fetch::tls", format!("no trust in `{host}`"))
             .help("if this network signs its own certificates, name the file that holds them: SSL_CERT_FILE=...")
@@ -252,23 +320,50 @@ fn unreachable(url: &Uri, error: ureq::Error) -> Failure {
         Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
             .help("check the network, and HTTPS_PROXY if it needs one")
     };
-    Failure { problem: problem.because(&error).into(), may_pass: !tls }
+    Failure { problem: problem.because(&error).into(), may_pass: !tls, wait: None }
 }
 
-/// The server answered, with something else than the file.
-fn refused(url: &Uri, status: StatusCode, token: bool) -> Failure {
-    let problem = match status.as_u16() {
+/// The server answered, with something else than the file. Of the hub's own words, `X-Error-Message` says most.
+fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure {
+    let status = response.status();
+    let mut problem = match status.as_u16() {
         404 | 410 => Problem::new("kiln::fetch::not_found", format!("there is no `{url}` ({status})"))
-            .help("check the spelling, the revision and the version"),
-        401 | 403 => Problem::new("kiln::fetch::forbidden", format!("`{url}` is not for everybody ({status})")).help(if token {
-            "HF_TOKEN was shown and not accepted: accept the model's terms with its account, or make a token that may read it"
-        } else {
-            "for a gated model, accept its terms on the hub and set HF_TOKEN"
-        }),
+            .help("check the spelling, the revision and the version; a private or gated repository looks like this too, without its token"),
+        401 | 403 => Problem::new("kiln::fetch::forbidden", format!("`{url}` is not for everybody ({status})")).help(
+            match saw_token {
+                true => "HF_TOKEN was shown and not accepted: accept the model's terms with its account, or make a token that may read it",
+                false => "there is no such repository, or it is private or gated: check the spelling; for a gated model, accept its terms on \
+                          the hub and set HF_TOKEN. No token was shown to this host",
+            },
+        ),
         _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
     };
+    problem.causes.extend(header(response.headers(), "x-error-message").map(|said| format!("the server said: {said}")));
     let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-    Failure { problem: problem.into(), may_pass }
+    let wait = header(response.headers(), "retry-after").and_then(retry_after);
+    Failure { problem: problem.into(), may_pass, wait: wait.filter(|_| matches!(status.as_u16(), 429 | 503)) }
+}
+
+/// How long `Retry-After` says to wait: seconds, or until a date (RFC 9110, section 10.2.3).
+fn retry_after(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// Waits, and shows how much of it is over.
+fn wait_as_told(time: Duration, job: &Job) -> Result<()> {
+    const STEP: Duration = Duration::from_secs(1);
+    let mut left = time;
+    while !left.is_zero() {
+        job.progress((time - left).as_secs(), time.as_secs().max(1), "s that the server has us wait");
+        let step = left.min(STEP);
+        pause(step, job)?;
+        left -= step;
+    }
+    Ok(())
 }
 
 fn pause(time: Duration, job: &Job) -> Result<()> {

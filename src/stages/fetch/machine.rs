@@ -4,6 +4,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Proxies;
+
 /// Settings of the machine. Not part of any key: they say how to reach a file, never which.
 #[derive(Clone)]
 pub struct Machine {
@@ -11,13 +13,19 @@ pub struct Machine {
     pub hf_endpoint: String,
     /// What is shown to it, and to nobody else: `HF_TOKEN`.
     pub hf_token: Option<String>,
-    /// The certificates to trust, as PEM: `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`, or where this system keeps them.
+    /// The certificates to trust, as PEM: a file, or a folder of them. `CURL_CA_BUNDLE`, `SSL_CERT_FILE`, `SSL_CERT_DIR`,
+    /// `REQUESTS_CA_BUNDLE`, or where this system keeps them.
     pub certificates: Option<PathBuf>,
+    /// The way to the world outside.
+    pub proxies: Proxies,
     /// The Python that has pip: `python3`.
     pub python: PathBuf,
     /// The pause before the second attempt; it doubles with each further one.
     pub first_pause: Duration,
 }
+
+/// What names certificates, by precedence.
+const CERTIFICATES: [&str; 4] = ["CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"];
 
 /// Debian, Fedora, SUSE, Alpine.
 const BUNDLES: [&str; 4] = [
@@ -30,12 +38,16 @@ const BUNDLES: [&str; 4] = [
 impl Machine {
     /// This machine.
     pub fn this() -> Self {
-        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let set = |name: &str| {
+            let value = env::var(name).ok()?.trim().to_string();
+            (!value.is_empty()).then_some(value)
+        };
         let bundle = || BUNDLES.iter().copied().find(|path| Path::new(path).is_file()).map(String::from);
         Machine {
             hf_endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
             hf_token: set("HF_TOKEN"),
-            certificates: set("SSL_CERT_FILE").or_else(|| set("REQUESTS_CA_BUNDLE")).or_else(bundle).map(PathBuf::from),
+            certificates: CERTIFICATES.iter().find_map(|name| set(name)).or_else(bundle).map(PathBuf::from),
+            proxies: Proxies::of(set),
             python: "python3".into(),
             first_pause: Duration::from_millis(500),
         }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::source::Source;
 use crate::action::Job;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Context, Problem, Result, without_secrets};
 
 /// Most pieces of a file.
 const MAX_PARTS: usize = 1000;
@@ -55,7 +55,7 @@ impl Origin {
             return Ok(Origin::Whole(text.into()));
         }
         let urls = serde_json::from_str(text);
-        Ok(Origin::Parts(urls.context("kiln::plan::url", || format!("read the parts in `{text}`"))?))
+        Ok(Origin::Parts(urls.context("kiln::plan::url", || format!("read the parts in `{}`", without_secrets(text)))?))
     }
 
     /// As an action says it.
@@ -78,7 +78,7 @@ impl Origin {
 /// `pattern` with every `{FROM..TO}` replaced by one number after the other.
 fn numbered(pattern: &str) -> Result<Vec<String>> {
     let bad = |why: &str| {
-        Problem::new("kiln::plan::parameter", format!("`{pattern}`: {why}"))
+        Problem::new("kiln::plan::parameter", format!("`{}`: {why}", without_secrets(pattern)))
             .help("write the numbers of the parts as in `hf:OWNER/REPO/FILE.part{1..3}of3`, or list the parts")
     };
     let mut pieces = pattern.split('{');

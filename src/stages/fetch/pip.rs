@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Machine, clear, whole};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, tail};
 
 /// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes first: a pip
 /// that outlives a killed build would write into a folder that the next build already uses.
@@ -24,7 +24,18 @@ const TAGS: [&str; 10] =
 /// `manylinux_2_N_x86_64`, all spelled out: pip does not conclude from one to the older ones.
 const GLIBC_MINORS: std::ops::RangeInclusive<u32> = 17..=40;
 
-/// How many lines of pip's own words go into a problem.
+/// Settings for other work that would keep pip from this. Index, mirror, proxy and certificates are the machine's own.
+const OVERRIDDEN: [(&str, &str); 5] = [
+    ("PIP_REQUIRE_VIRTUALENV", "0"),
+    ("PIP_REQUIRE_HASHES", "0"),
+    ("PIP_CONSTRAINT", "/dev/null"),
+    ("PIP_DRY_RUN", "0"),
+    ("PIP_QUIET", "0"),
+];
+
+/// As much of pip's own words is read.
+const LAST_WORDS_BYTES: u64 = 16 << 10;
+/// How many lines of them go into a problem.
 const TAIL_LINES: usize = 12;
 
 /// The wheel of `requirement` (`NAME==VERSION`), under its own name in `folder`.
@@ -74,6 +85,10 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
         .args(["--dest", "pip", requirement])
         .current_dir(folder)
         .env("TMPDIR", folder.join("tmp"))
+        .envs(OVERRIDDEN)
+        .env_remove("HF_TOKEN")
+        .env_remove("PYTHONPATH")
+        .env_remove("PYTHONHOME")
         .stdin(Stdio::null())
         .stdout(out)
         .stderr(err)
@@ -94,7 +109,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.success() {
         return Ok(());
     }
-    let words = fs::read_to_string(&log).unwrap_or_default();
+    let words = tail(&log, LAST_WORDS_BYTES).unwrap_or_default();
     if words.contains("No module named pip") || words.contains("No module named 'pip'") {
         return Err(lacks_pip(machine));
     }

@@ -2,17 +2,16 @@
 
 use std::path::PathBuf;
 
-use ureq::http::Uri;
-
-use super::{base_name, url};
+use super::base_name;
+use super::url::{Address, escaped};
 use crate::action::PartName;
-use crate::base::{Problem, Result};
+use crate::base::{Problem, Result, without_secrets};
 
 /// A place that files come from.
 #[derive(Debug, PartialEq)]
 pub(super) enum Source {
     /// `https://...`; `http://` only on this machine.
-    Web { url: Uri },
+    Web { url: Address },
     /// `hf:OWNER/REPO/FILE[@REV]`, on the Hugging Face Hub.
     Hub { owner: String, repo: String, file: String, revision: String },
     /// `file:PATH`, from the working directory if relative.
@@ -26,15 +25,25 @@ const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:
 impl Source {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let bad = |why: &str| Problem::new("kiln::plan::url", format!("`{text}`: {why}")).help(FORMS);
+        let bad =
+            |why: &str| Problem::new("kiln::plan::url", format!("`{}`: {why}", without_secrets(text))).help(FORMS);
+        if let Some(file) = on_hub(text) {
+            return Source::parse(&format!("hf:{file}"));
+        }
         let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("no scheme"))?;
         match scheme {
+            _ if is_file_by_type(scheme, rest) => {
+                let help =
+                    format!("name the file: hf:{scheme}/NAME-{rest}.gguf; the repository's page lists its files");
+                Err(bad("a repository and a type are no file").help(help))
+            }
             "https" | "http" => {
-                let source = Source::Web { url: url::checked(text)? };
+                let source = Source::Web { url: Address::parse(text)? };
                 source.file_name()?;
                 Ok(source)
             }
             "hf" => {
+                let rest = rest.trim_start_matches('/');
                 let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
                 let mut parts = path.splitn(3, '/').map(String::from);
                 let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
@@ -89,14 +98,30 @@ impl Source {
     }
 
     /// Where the hub at `endpoint` has the file.
-    pub(super) fn hub_url(&self, endpoint: &str) -> Result<Uri> {
+    pub(super) fn hub_url(&self, endpoint: &str) -> Result<Address> {
         let Source::Hub { owner, repo, file, revision } = self else {
             return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
         };
         let endpoint = endpoint.trim_end_matches('/');
-        let (file, revision) = (url::escaped(file, "/"), url::escaped(revision, ""));
-        url::checked(&format!("{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"))
+        let (file, revision) = (escaped(file, "/"), escaped(revision, ""));
+        Address::parse(&format!("{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"))
     }
+}
+
+/// `OWNER/REPO/FILE@REV` of the page about a file, `https://huggingface.co/OWNER/REPO/blob/REV/FILE`.
+fn on_hub(text: &str) -> Option<String> {
+    let path = text.strip_prefix("https://huggingface.co/")?.split(['?', '#']).next()?;
+    let parts: Vec<&str> = path.splitn(5, '/').collect();
+    match parts.as_slice() {
+        [owner, repo, "blob", revision, file] => Some(format!("{owner}/{repo}/{file}@{revision}")),
+        _ => None,
+    }
+}
+
+/// Whether it is `OWNER/REPO:TYPE`, as other programs name a model.
+fn is_file_by_type(repo: &str, kind: &str) -> bool {
+    let is_repo = repo.split_once('/').is_some_and(|(owner, repo)| is_word(owner) && is_word(repo));
+    is_repo && is_word(kind)
 }
 
 /// Names and versions of packages and repositories; never an option of a command line.
@@ -110,7 +135,7 @@ mod tests {
     use super::*;
 
     fn hub(text: &str) -> String {
-        Source::parse(text).unwrap().hub_url("https://hub.example/").unwrap().to_string()
+        Source::parse(text).unwrap().hub_url("https://hub.example/").unwrap().whole().into()
     }
 
     #[test]
@@ -120,6 +145,16 @@ mod tests {
             hub("hf:clay/pot/a b/pot.gguf@refs/pr/1"),
             "https://hub.example/clay/pot/resolve/refs%2Fpr%2F1/a%20b/pot.gguf"
         );
+    }
+
+    #[test]
+    fn a_file_of_the_hub_has_other_spellings() {
+        let file = Source::parse("hf:clay/pot/a/pot.gguf@v1").unwrap();
+        for text in ["hf://clay/pot/a/pot.gguf@v1", "https://huggingface.co/clay/pot/blob/v1/a/pot.gguf?x=y"] {
+            assert_eq!(Source::parse(text).unwrap(), file, "{text}");
+        }
+        let problem = Source::parse("clay/pot-GGUF:Q4_0").unwrap_err();
+        assert!(problem.help.unwrap().contains("hf:clay/pot-GGUF/NAME-Q4_0.gguf"));
     }
 
     #[test]

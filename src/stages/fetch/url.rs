@@ -1,50 +1,92 @@
-//! The few things that `fetch` does to web addresses.
+//! Web addresses, read as browsers and curl read them (<https://url.spec.whatwg.org>).
 
-use std::net::IpAddr;
+use std::fmt;
 
-use ureq::http::Uri;
+use url::{Host, Url};
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Problem, Result, without_secrets};
 
-/// Reads an address that may be asked: `https`, or `http` on this very machine.
-pub(super) fn checked(text: &str) -> Result<Uri> {
-    let url: Uri = text.parse().context("kiln::plan::url", || format!("read the address `{text}`"))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("https"), Some(host)) if !host.is_empty() => Ok(url),
-        (Some("http"), Some(_)) if is_loopback(&url) => Ok(url),
-        (Some("http"), Some(host)) => Err(Problem::new("kiln::plan::url", format!("`{text}` is not encrypted"))
-            .help(format!("use https://; plain http is for this machine only, not for `{host}`"))),
-        _ => Err(Problem::new("kiln::plan::url", format!("`{text}` is not an https address"))),
+/// An address that may be asked: `https`, or `http` on this very machine. Shown without password and query.
+#[derive(Clone, PartialEq)]
+pub(super) struct Address(Url);
+
+impl Address {
+    /// Reads `text`.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let bad = |why: &str| Problem::new("kiln::plan::url", format!("`{}` {why}", without_secrets(text)));
+        let url = Url::parse(text).map_err(|error| bad("is no address").because(&error))?;
+        // It would take the first word of the path for the host.
+        if text.contains(":///") || !url.has_host() {
+            return Err(bad("has no host"));
+        }
+        let address = Address(url);
+        match address.0.scheme() {
+            "https" => Ok(address),
+            "http" if address.is_loopback() => Ok(address),
+            "http" => {
+                let help = format!("use https://; plain http is for this machine only, not for `{}`", address.host());
+                Err(bad("is not encrypted").help(help))
+            }
+            _ => Err(bad("is not an https address")),
+        }
+    }
+
+    /// All of it, for nobody but the server.
+    pub(super) fn whole(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The host's name or number.
+    pub(super) fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// The path, percent-encoded.
+    pub(super) fn path(&self) -> &str {
+        self.0.path()
+    }
+
+    /// Whether the host is this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        match self.0.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            None => false,
+        }
+    }
+
+    /// Whether a secret for one may be told to the other.
+    pub(super) fn is_at_home_with(&self, other: &Address) -> bool {
+        self.0.origin() == other.0.origin()
+    }
+
+    /// Where a `Location` header seen here leads. It must not drop the encryption, nor lead from elsewhere into this machine.
+    pub(super) fn follow(&self, location: &[u8]) -> Result<Self> {
+        let text = String::from_utf8_lossy(location);
+        let bad = |why: &str| Problem::new("kiln::fetch::redirect", format!("`{}` {why}", without_secrets(&text)));
+        let next = self.0.join(&text).map_err(|error| bad("is no address").because(&error))?;
+        if self.0.scheme() == "https" && next.scheme() != "https" {
+            return Err(bad("is not encrypted, as the address was that redirects there"));
+        }
+        let next = Address::parse(next.as_str())?;
+        if next.is_loopback() && !self.is_loopback() {
+            return Err(bad("is an address of this very machine"));
+        }
+        Ok(next)
     }
 }
 
-/// Whether the host is this machine.
-pub(super) fn is_loopback(url: &Uri) -> bool {
-    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(self.0.as_str()))
+    }
 }
 
-/// Whether a secret for `a` may be told to `b`.
-pub(super) fn same_host(a: &Uri, b: &Uri) -> bool {
-    a.scheme() == b.scheme() && a.authority() == b.authority()
-}
-
-/// Where a `Location` header seen at `base` leads (RFC 3986, section 5.2, without its rare `..`: servers resolve it).
-pub(super) fn join(base: &Uri, location: &str) -> Result<Uri> {
-    let location = location.split('#').next().unwrap_or_default();
-    let scheme = base.scheme_str().unwrap_or("https");
-    let authority = base.authority().map_or("", |authority| authority.as_str());
-    let text = if location.contains("://") {
-        location.into()
-    } else if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        format!("{scheme}://{authority}{folder}/{location}")
-    };
-    checked(&text)
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Address({self})")
+    }
 }
 
 /// Percent-encodes all but unreserved characters and those in `keep`.
@@ -59,17 +101,36 @@ mod tests {
 
     #[test]
     fn redirects_are_resolved() {
-        let base: Uri = "https://a.example/x/y?q".parse().unwrap();
-        let cases = [
-            ("https://b.example/z", "https://b.example/z"),
-            ("//b.example/z", "https://b.example/z"),
-            ("/z?a=b#c", "https://a.example/z?a=b"),
-            ("z", "https://a.example/x/z"),
+        let base = Address::parse("https://a.example/x/y?q").unwrap();
+        let cases: [(&[u8], &str); 9] = [
+            (b"https://b.example/z", "https://b.example/z"),
+            (b"//b.example/z", "https://b.example/z"),
+            (b"/z?a=b#c", "https://a.example/z?a=b#c"),
+            (b"z", "https://a.example/x/z"),
+            (b"../z", "https://a.example/z"),
+            (b"./z/./w", "https://a.example/x/z/w"),
+            (b"?a=b", "https://a.example/x/y?a=b"),
+            (b" /a b ", "https://a.example/a%20b"),
+            ("/ü".as_bytes(), "https://a.example/%C3%BC"),
         ];
         for (location, expected) in cases {
-            assert_eq!(join(&base, location).unwrap().to_string(), expected);
+            assert_eq!(base.follow(location).unwrap().whole(), expected);
         }
-        assert!(join(&base, "http://a.example/z").is_err(), "a redirect may not drop the encryption");
-        assert!(join(&base, "file:///etc/passwd").is_err());
+        for location in
+            ["http://a.example/z", "file:///etc/passwd", "https://127.0.0.1/z", "https://[::1]/", "https://localhost/"]
+        {
+            assert!(base.follow(location.as_bytes()).is_err(), "{location}");
+        }
+        let here = Address::parse("http://127.0.0.1:8080/x").unwrap();
+        assert!(here.follow(b"http://localhost:9090/y").is_ok());
+    }
+
+    #[test]
+    fn an_address_shows_no_secrets() {
+        let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
+        assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
+        assert_eq!(address.to_string(), "https://***@a.example/b?***");
+        let problem = Address::parse("http://me:secret@a.example/b").unwrap_err();
+        assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
     }
 }

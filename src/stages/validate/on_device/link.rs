@@ -104,6 +104,7 @@ impl Link {
         let (out, err) = (out?, err?);
         let make = |path: &PathBuf| File::create(path).context("kiln::io", || format!("make {}", path.display()));
         // A group of its own: Ctrl-C is for kiln, which ends the call itself.
+        command.env_remove("HF_TOKEN");
         let spawned = command.stdin(stdin).stdout(make(&out)?).stderr(make(&err)?).process_group(0).spawn();
         let mut child = spawned.map_err(|error| self.no_program(&error))?;
         let ended = self.attend(&mut child, [&out, &err], limit, job);

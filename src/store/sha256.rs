@@ -6,9 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
+use super::{BlobStore, Notes};
 use crate::action::Content;
 use crate::base::{Problem, Result, hash_bytes};
-use crate::store::{BlobStore, Notes};
 
 /// So many bytes are hashed sooner than a note on them is found.
 const WORTH_A_NOTE_BYTES: u64 = 1 << 16;
@@ -19,26 +19,26 @@ const PIECE_BYTES: usize = 1 << 20;
 /// A SHA-256; prints as 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub(super) struct Sha256([u8; 32]);
+pub struct Sha256([u8; 32]);
 
-/// The SHA-256 of `content`.
-pub(super) fn of(content: &Content, store: &(impl BlobStore + Notes)) -> Result<Sha256> {
-    if content.digest.size_bytes < WORTH_A_NOTE_BYTES {
-        return hash(content, store);
+impl Sha256 {
+    /// That of `content`, which lies in `blobs`.
+    pub fn of(content: &Content, blobs: &dyn BlobStore, notes: &dyn Notes) -> Result<Sha256> {
+        if content.digest.size_bytes < WORTH_A_NOTE_BYTES {
+            return hash(content, blobs);
+        }
+        let question = hash_bytes(format!("sha256 of {}", content.digest).as_bytes());
+        if let Some(known) = notes.read(&question)?.and_then(|note| note.text.parse().ok()) {
+            return Ok(known);
+        }
+        let sha256 = hash(content, blobs)?;
+        notes.write(&question, &sha256.to_string())?;
+        Ok(sha256)
     }
-    let question = hash_bytes(format!("sha256 of {}", content.digest).as_bytes());
-    if let Some(known) = store.read(&question)?.and_then(|note| note.text.parse().ok()) {
-        return Ok(known);
-    }
-    let sha256 = hash(content, store)?;
-    store.write(&question, &sha256.to_string())?;
-    Ok(sha256)
 }
 
-fn hash(content: &Content, store: &impl BlobStore) -> Result<Sha256> {
-    let start = content.window.map_or(0, |window| window.offset);
-    let end = start.saturating_add(content.digest.size_bytes);
-    let bytes = store.open(&content.blob())?.and_then(|blob| blob.slice(start..end)).ok_or_else(|| {
+fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
+    let bytes = blobs.content(content)?.ok_or_else(|| {
         Problem::new("kiln::store::gone", format!("the blob {} is gone from the cache", content.blob()))
             .help("run the same command again: what made this blob runs again")
     })?;

@@ -1,0 +1,53 @@
+//! Files of this machine, which may be anything.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its other end, and a device may
+/// have no end.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let kind = file.metadata()?.file_type();
+    let what = match kind {
+        _ if kind.is_file() => return Ok(file),
+        _ if kind.is_dir() => "a folder",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a file")))
+}
+
+/// The last `bytes` of a file that may be long, as text.
+pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
+    let mut file = open_file(path)?;
+    let begin = file.metadata()?.len().saturating_sub(bytes);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut tail = vec![];
+    file.take(bytes).read_to_end(&mut tail)?;
+    Ok(String::from_utf8_lossy(&tail).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| open_file(path).unwrap_err().to_string();
+        assert_eq!(refused(folder.path()), "it is a folder, not a file");
+        assert_eq!(refused(Path::new("/dev/zero")), "it is a device, not a file");
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(refused(&pipe), "it is a pipe, not a file");
+        let log = folder.path().join("log");
+        std::fs::write(&log, "one two three").unwrap();
+        assert_eq!(tail(&log, 5).unwrap(), "three");
+        assert_eq!(tail(&log, 50).unwrap(), "one two three");
+    }
+}
