@@ -96,6 +96,24 @@ fn mistakes_without_end_are_not_told_one_by_one() {
 }
 
 #[test]
+fn variables_do_not_fill_the_memory() {
+    let said = |stages: &str| {
+        let (folder, _) = with_plan(&format!("[plan]\nname = 't'\n[vars]\nv = '{}'\n{stages}", "x".repeat(30_000)));
+        let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+        assert_eq!(code, 2);
+        err
+    };
+    let many = "${v}".repeat(7_000);
+    let err =
+        said(&format!("[stage.a]\nkind = 'command'\nprogram = '/bin/true'\noutputs = ['a']\nargs = ['{many}']\n"));
+    assert!(err.contains("more than 65536 bytes"), "{err}");
+    // Each is short enough, all together are not.
+    let stages = (0..900).map(|n| format!("[stage.a{n}]\nkind = 'fetch'\nurl = 'file:${{v}}'\n"));
+    let err = said(&stages.collect::<String>());
+    assert!(err.contains("the plan has more than 16777216 bytes"), "{}", err.len());
+}
+
+#[test]
 fn problems_are_json_lines_for_machines() {
     let (folder, _) = with_plan(FIVE_MISTAKES);
     let (code, out, err) = kiln(folder.path(), &["check", "--json", "plan.toml"]);

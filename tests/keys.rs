@@ -15,20 +15,20 @@ dequant 1 {"type":"f32"} b3:be5ab4048173
 dequant 1 {"type":"f16"} b3:89ceda098478
 dequant 1 {"type":"bf16"} b3:86d3dabe6d28
 requant 3 {"scheme":"f16"} b3:3da937a194e2
-graph 4 {"context":24,"prefill":8} b3:747a731d76a1
+graph 4 {"context":24,"prefill":8} b3:fed1e0b24160
 requant 3 {"scheme":"int8-block"} b3:d26d5cda294a
-graph 4 {"context":24,"prefill":8} b3:94d4df86aab1
+graph 4 {"context":24,"prefill":8} b3:da51f142c18d
 requant 3 {"scheme":"native"} b3:f317e2d285e8
-graph 4 {"context":24,"prefill":8} b3:50dab095509d
+graph 4 {"context":24,"prefill":8} b3:481099ff4297
 requant 3 {"scheme":"native-safe"} b3:01277e3776e9
-graph 4 {"context":24,"prefill":8} b3:723ffa877f0a
+graph 4 {"context":24,"prefill":8} b3:94791f88286e
 requant 3 {"scheme":"int8-channel"} b3:bba5543bdc60
-graph 4 {"context":24,"prefill":8} b3:f216c0521fb8
+graph 4 {"context":24,"prefill":8} b3:ad235f1660b2
 requant 3 {"scheme":"int4-channel"} b3:79376bc01bfa
-graph 4 {"context":24,"prefill":8} b3:28ba6888dc7b
+graph 4 {"context":24,"prefill":8} b3:c96038270739
 gguf 1 {} b3:e262a0d20d72
 requant 3 {"scheme":"lpbq-32"} b3:dc6647c0cba7
-graph 4 {"context":24,"prefill":8} b3:5588d03d8a4d
+graph 4 {"context":24,"prefill":8} b3:788bf5357694
 "#;
 
 fn digest(manifest: &Manifest) -> String {

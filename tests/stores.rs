@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -11,9 +11,7 @@ use std::sync::Barrier;
 
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{
-    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes, Rules,
-};
+use kiln::store::{ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes};
 use serde_json::json;
 use support::faulty::{Faulty, Store};
 
@@ -329,9 +327,10 @@ fn many_make_one_cache_at_once() {
 #[test]
 fn no_link_leads_out_of_a_cache() {
     let root = tempfile::tempdir().unwrap();
-    let victim = root.path().join("victim/ab");
-    fs::create_dir_all(&victim).unwrap();
-    let thesis = victim.join(hash_bytes(b"thesis").hex());
+    let hex = hash_bytes(b"thesis").hex();
+    let shelf = &hex[..2];
+    let thesis = root.path().join("victim").join(shelf).join(&hex);
+    fs::create_dir_all(thesis.parent().unwrap()).unwrap();
     fs::write(&thesis, "thesis").unwrap();
     for room in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
         let folder = root.path().join(format!("cache of {room}"));
@@ -341,14 +340,14 @@ fn no_link_leads_out_of_a_cache() {
         let problem = Disk::open(&folder).err().unwrap();
         assert_eq!(problem.code, "kiln::store::foreign", "{room}");
     }
-    // A shelf is a folder too.
-    let folder = root.path().join("cache");
-    drop(Disk::open(&folder).unwrap());
-    std::os::unix::fs::symlink("../../victim/ab", folder.join("blobs/ab")).unwrap();
-    let store = Disk::open(&folder).unwrap();
-    assert_eq!(store.verify().unwrap().blobs, 0);
-    let rules = Rules { kept: BTreeSet::new(), max_age: None, max_bytes: None, now: std::time::SystemTime::now() };
-    store.alone().unwrap().collect(&rules).unwrap();
+    // What lies in them is no link either.
+    for inside in [format!("blobs/{shelf}"), format!("actions/{shelf}"), format!("partial/{hex}"), "tmp/kiln-1".into()]
+    {
+        let folder = root.path().join(format!("cache with {}", inside.replace('/', "-")));
+        drop(Disk::open(&folder).unwrap());
+        std::os::unix::fs::symlink(format!("../../victim/{shelf}"), folder.join(&inside)).unwrap();
+        assert_eq!(Disk::open(&folder).err().unwrap().code, "kiln::store::foreign", "{inside}");
+    }
     assert!(thesis.exists());
 }
 

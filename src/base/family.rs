@@ -28,24 +28,27 @@ pub fn end_descendants() {
 
 /// Ends all descendants of the process `pid`, which adopts orphans and starts nothing meanwhile.
 pub fn end_below(pid: Pid) {
+    // A look is no snapshot: who was born or adopted meanwhile is seen by the next.
+    let mut quiet = 0;
     for _ in 0..LOOKS {
-        let alive = descendants(pid);
-        if alive.is_empty() {
+        let found = descendants(pid);
+        quiet = if found.iter().any(|(_, is_alive)| *is_alive) { 0 } else { quiet + 1 };
+        // Also those that seem dead: it may be only their first thread. Who is gone needs no signal.
+        found.into_iter().for_each(|(pid, _)| _ = kill_process(pid, Signal::KILL));
+        if quiet == 2 {
             return;
         }
-        // Who is gone already needs no signal.
-        alive.into_iter().for_each(|pid| _ = kill_process(pid, Signal::KILL));
         sleep(GLANCE);
     }
 }
 
-/// The descendants of `pid` that are alive, by one look at all processes.
-fn descendants(pid: Pid) -> Vec<Pid> {
+/// The descendants of `pid`, and whether they are alive, by one look at all processes.
+fn descendants(pid: Pid) -> Vec<(Pid, bool)> {
     let mut children: BTreeMap<i32, Vec<(i32, bool)>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        if let Some((parent, is_alive)) = parent(&stat) {
+        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
+        if let Some((parent, is_alive)) = parent(&String::from_utf8_lossy(&stat)) {
             children.entry(parent).or_default().push((child, is_alive));
         }
     }
@@ -54,7 +57,7 @@ fn descendants(pid: Pid) -> Vec<Pid> {
     while let Some(parent) = parents.pop() {
         for (child, is_alive) in children.remove(&parent).unwrap_or_default() {
             parents.push(child);
-            found.extend(Pid::from_raw(child).filter(|_| is_alive));
+            found.extend(Pid::from_raw(child).map(|pid| (pid, is_alive)));
         }
     }
     found

@@ -24,15 +24,16 @@ pub fn shown(text: &str) -> String {
     }
 }
 
-/// `text` without lines that GitHub's runner would take for commands: `::set-output ...`.
+/// `text` without what GitHub's runner would take for commands: `::set-output ...`, `##[error]...`.
 /// <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
 pub fn without_commands(text: &str) -> Cow<'_, str> {
     let is_command = |line: &str| line.trim_start().starts_with("::");
-    if !text.lines().any(is_command) {
+    if !text.contains("##[") && !text.lines().any(is_command) {
         return Cow::Borrowed(text);
     }
     let spelled = |line: &str| if is_command(line) { line.replacen(':', "\\u{3a}", 1) } else { line.into() };
-    Cow::Owned(text.split_inclusive('\n').map(spelled).collect())
+    // The older form counts anywhere in a line.
+    Cow::Owned(text.split_inclusive('\n').map(spelled).collect::<String>().replace("##[", "\\u{23}#["))
 }
 
 /// `text` as one line.
@@ -57,7 +58,7 @@ pub fn masked(text: &str) -> String {
 
 /// The same for JSON, in whose strings each active character is spelled `\u001b`.
 pub fn shown_json(json: &str) -> Cow<'_, str> {
-    let json = without_secrets(json);
+    let json = json_without_secrets(json);
     let is_plain = |c: char| !is_active(c) || matches!(c, '\n' | '\t' | '\r');
     if json.chars().all(is_plain) {
         return json;
@@ -74,6 +75,41 @@ pub fn shown_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// JSON whose strings are without the secrets of addresses. Text that is no JSON stays as it is.
+fn json_without_secrets(json: &str) -> Cow<'_, str> {
+    if !json.contains("://") {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(begin) = rest.find('"') {
+        out += &rest[..begin];
+        let string = &rest[begin..];
+        let end = end_of_string(string);
+        let concealed = serde_json::from_str::<String>(&string[..end]).ok().and_then(|text| {
+            let Cow::Owned(text) = without_secrets(&text) else { return None };
+            serde_json::to_string(&text).ok()
+        });
+        out += concealed.as_deref().unwrap_or(&string[..end]);
+        rest = &string[end..];
+    }
+    Cow::Owned(out + rest)
+}
+
+/// Where the string ends that `text` begins with, quotes and all.
+fn end_of_string(text: &str) -> usize {
+    let mut is_escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +121,7 @@ mod tests {
             ("a\u{1b}[31mb\u{7}\r\u{9b}2J", "a\\u{1b}[31mb\\u{7}\\r\\u{9b}2J"),
             ("user\u{202e}txt.exe", "user\\u{202e}txt.exe"),
             ("::error::x\n  ::set-output\nkiln::code", "\\u{3a}:error::x\n  \\u{3a}:set-output\nkiln::code"),
+            ("a ##[error]b", "a \\u{23}#[error]b"),
         ] {
             assert_eq!(shown(text), expected);
         }
@@ -101,5 +138,9 @@ mod tests {
         let text = serde_json::to_string("a\u{1b}\u{7f}\u{9b}\u{202e}ü").unwrap();
         assert_eq!(shown_json(&text), r#""a\u001b\u007f\u009b\u202eü""#);
         assert_eq!(serde_json::from_str::<String>(&shown_json(&text)).unwrap(), "a\u{1b}\u{7f}\u{9b}\u{202e}ü");
+        let said = r#"{"m":"curl: \"https://h/f?sig=1\" failed\nhttps://u@h?a\nnext","n":"\\"}"#;
+        let expected = r#"{"m":"curl: \"https://h/f?***\" failed\nhttps://***@h?***\nnext","n":"\\"}"#;
+        assert_eq!(shown_json(said), expected);
+        assert_eq!(shown_json("\"cut https://a?b"), "\"cut https://a?b");
     }
 }

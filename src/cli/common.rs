@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Exit;
 use super::github::annotation;
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result, open_file, shown, shown_json, without_commands};
+use crate::base::{Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands};
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
 /// What every subcommand understands.
@@ -148,6 +148,7 @@ impl Common {
             whole.message.push_str("\ncaused by: ");
             whole.message.push_str(&cause);
         }
+        whole.code = shown_line(&whole.code);
         whole.message = abridged(&shown(&whole.message));
         whole.help = whole.help.map(|help| abridged(&shown(&help)));
         whole.labels.iter_mut().for_each(|(_, label)| *label = abridged(&shown(label)));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::Registry;
-use crate::base::{Digest, hash_bytes, without_secrets};
+use crate::base::{Digest, hash_bytes};
 use crate::plan::{Keep, Plan, PlannedStage};
 
 /// A plan in outline.
@@ -90,7 +90,7 @@ impl Inside {
         match (url.strip_prefix(&self.prefix), url.strip_prefix("file:/")) {
             (Some(path), _) => format!("file:{path}"),
             (None, Some(path)) => format!("file:{}", path.rsplit('/').next().unwrap_or(path)),
-            (None, None) => without_secrets(url).into_owned(),
+            (None, None) => url.into(),
         }
     }
 

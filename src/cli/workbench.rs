@@ -53,6 +53,8 @@ impl<'a> Workbench<'a> {
         completed: &Completed,
         listener: &mut dyn Listener,
     ) -> Built {
+        // What cannot be removed is no reason not to build.
+        let _ = self.store.sweep();
         let local = self.local();
         let memory = Some(Memory { notes: &self.store, program: self.program });
         Build { memory, completed, ..self.prepared(&self.store, &local, limits, cancel) }.run(listener)

@@ -3,12 +3,12 @@
 //! Whoever fills a cache is believed as far as stages compute: their key says what went in. A pin says what must come out, and that
 //! is checked, once for each result.
 
-use crate::action::{ActionKey, Part, Proof};
+use crate::action::{Part, Proof};
 use crate::base::{Context, Digest, Result, hash_bytes};
-use crate::store::{ActionResult, BlobStore, Notes, Sha256};
+use crate::store::{ActionResult, BlobStore, Notes, Sha256, ran_here};
 
 /// Whether `result` is known to be its action's own, by `proof`.
-pub(super) fn holds(proof: &Proof, result: &ActionResult, blobs: &dyn BlobStore, notes: &dyn Notes) -> Result<bool> {
+pub fn holds(proof: &Proof, result: &ActionResult, blobs: &dyn BlobStore, notes: &dyn Notes) -> Result<bool> {
     let only = || result.outputs.values().next().filter(|_| result.outputs.len() == 1);
     match proof {
         Proof::Key => Ok(true),
@@ -19,7 +19,7 @@ pub(super) fn holds(proof: &Proof, result: &ActionResult, blobs: &dyn BlobStore,
         },
         Proof::Own => {
             let outputs = digest(result)?.to_string();
-            Ok(notes.read(&question(&result.key()))?.is_some_and(|note| note.text == outputs))
+            Ok(notes.read(&ran_here(&result.key().0.hex()))?.is_some_and(|note| note.text == outputs))
         }
     }
 }
@@ -27,13 +27,9 @@ pub(super) fn holds(proof: &Proof, result: &ActionResult, blobs: &dyn BlobStore,
 /// Notes that `result` came of a run for this cache, if that is its proof.
 pub(super) fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<()> {
     match proof {
-        Proof::Own => notes.write(&question(&result.key()), &digest(result)?.to_string()),
+        Proof::Own => notes.write(&ran_here(&result.key().0.hex()), &digest(result)?.to_string()),
         Proof::Key | Proof::Digest(_) | Proof::Sha256(_) => Ok(()),
     }
-}
-
-fn question(key: &ActionKey) -> Digest {
-    hash_bytes(format!("what {key} gave when it ran for this cache").as_bytes())
 }
 
 fn digest(result: &ActionResult) -> Result<Digest> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::{Event, PartId, Report, TimedListener, Why};
-use crate::base::{Context, Result};
+use crate::base::{Context, Result, shown_json};
 
 /// The only process of a trace.
 const PROCESS: u32 = 1;
@@ -128,8 +128,7 @@ impl Report for Trace {
             complete(part, &slice, self.last_ms)
         }));
         let trace = json!({"displayTimeUnit": "ms", "traceEvents": events});
-        let mut file = serde_json::to_vec(&trace).context("kiln::report::write", || "spell the trace".into())?;
-        file.push(b'\n');
-        Ok(file)
+        let file = serde_json::to_string(&trace).context("kiln::report::write", || "spell the trace".into())?;
+        Ok(format!("{}\n", shown_json(&file)).into_bytes())
     }
 }

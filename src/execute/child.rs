@@ -24,6 +24,9 @@ use crate::store::Disk;
 /// How much of what a dead child wrote to standard error is shown.
 const LAST_WORDS_BYTES: usize = 4096;
 
+/// What a pipe holds at most, unless it was enlarged.
+const PIPE_BYTES: usize = 1 << 16;
+
 /// How long one look for the child's words waits, in nanoseconds.
 const GLANCE_NS: i64 = 20_000_000;
 
@@ -79,8 +82,8 @@ fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> 
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let line = stdout.map(|pipe| Listening { pipe, is_over: &is_over });
-        let stderr = stderr.map(|pipe| Listening { pipe, is_over: &is_over });
+        let line = stdout.map(|pipe| Listening { pipe, is_over: &is_over, left: PIPE_BYTES });
+        let stderr = stderr.map(|pipe| Listening { pipe, is_over: &is_over, left: PIPE_BYTES });
         scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
         let last_words = scope.spawn(move || stderr.map(last_words).unwrap_or_default());
         let status = bury(child, watch).context("kiln::execute::io", || "wait for a child process".into());
@@ -93,6 +96,8 @@ fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> 
 struct Listening<'a, P> {
     pipe: P,
     is_over: &'a AtomicBool,
+    /// So much is heard of it after the child's end.
+    left: usize,
 }
 
 impl<P: Read + AsFd> Read for Listening<'_, P> {
@@ -102,9 +107,14 @@ impl<P: Read + AsFd> Read for Listening<'_, P> {
             let is_over = self.is_over.load(Ordering::Acquire);
             let wait = Timespec { tv_sec: 0, tv_nsec: if is_over { 0 } else { GLANCE_NS } };
             match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&wait)) {
+                Ok(_) if is_over && self.left == 0 => return Ok(0),
                 Ok(0) if is_over => return Ok(0),
                 Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return self.pipe.read(buffer),
+                Ok(_) => {
+                    let count = self.pipe.read(buffer)?;
+                    self.left -= if is_over { count.min(self.left) } else { 0 };
+                    return Ok(count);
+                }
                 Err(error) => return Err(error.into()),
             }
         }

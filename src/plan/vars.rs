@@ -169,20 +169,19 @@ impl Vars {
             self.count(value.text().map_or(0, |text| text.len())).map_err(at(name))?;
             return Ok(value);
         }
-        let mut out = String::new();
+        let (mut out, mut has_variables) = (String::new(), false);
         for piece in pieces {
+            if has_variables && out.len() > MAX_FILLED_BYTES {
+                let message = format!("with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes");
+                let problem = Problem::new("kiln::plan::too_large", message).at(place("${"), "here");
+                return Err(problem.help("put a long text into a file, and `fetch` it"));
+            }
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Name(name) => {
-                    let value = self.value(name, here).map_err(at(name))?.text().unwrap_or_default();
-                    if out.len().saturating_add(value.len()) > MAX_FILLED_BYTES {
-                        let message =
-                            format!("with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes");
-                        let problem = Problem::new("kiln::plan::too_large", message);
-                        return Err(at(name)(problem.help("put a long text into a file, and `fetch` it")));
-                    }
-                    self.count(value.len()).map_err(at(name))?;
-                    out.push_str(&value);
+                    let value = self.value(name, here).map_err(at(name))?;
+                    out.push_str(&value.text().unwrap_or_default());
+                    has_variables = true;
                 }
                 Piece::Open => {
                     return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
@@ -190,6 +189,9 @@ impl Vars {
                         .help("write `$${` for the characters `${` themselves"));
                 }
             }
+        }
+        if has_variables {
+            self.count(out.len()).map_err(|problem| problem.at(place("${"), "here"))?;
         }
         Ok(Tree::String(out))
     }

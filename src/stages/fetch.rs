@@ -231,7 +231,8 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
         files.push((source, file));
     }
     let outputs = deliver(&origin, &files, target, job);
-    if outputs.as_ref().is_err_and(|problem| problem.code == DIGEST_DIFFERS) {
+    // What waits for its pin stays; what is no use goes, so that it is asked for again.
+    if outputs.as_ref().is_err_and(|problem| [DIGEST_DIFFERS, sniff::OTHER_FILE].contains(&problem.code.as_str())) {
         for url in urls {
             clear(&job.partial(url)?)?;
         }

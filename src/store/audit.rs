@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::disk::{Disk, hash_file, read_entry};
+use super::gc::remove;
 use super::layout::{self, Room};
-use super::{ActionResult, BlobStore};
+use super::{ActionResult, BlobStore, ran_here};
 use crate::base::{Context, Digest, Result};
 
 const CODE: &str = "kiln::store::io";
@@ -97,10 +98,11 @@ impl Disk {
             };
             verified.faults.push(Fault { path, what });
         }
+        let damaged: BTreeSet<PathBuf> = verified.faults.iter().map(|fault| fault.path.clone()).collect();
         for path in Room::Actions.files(self.root())? {
             verified.actions += 1;
             let fault = match entry(&path) {
-                Some(result) => self.wrong_window(&result),
+                Some(result) => self.wrong_window(&result, &damaged),
                 None => Some("not a result that kiln wrote".into()),
             };
             verified.faults.extend(fault.map(|what| Fault { path, what }));
@@ -108,21 +110,28 @@ impl Disk {
         Ok(verified)
     }
 
-    /// Removes what `verified` found damaged. With a result, all notes go: one on a complete stage may say what the result said.
+    /// Removes what `verified` found damaged. With a result, notes go: one on a complete stage may say what the result said.
     pub fn repair(&self, verified: &Verified) -> Result<()> {
-        let results = Room::Actions.files(self.root())?;
-        let damaged = verified.faults.iter().map(|fault| &fault.path);
-        let of_results = damaged.clone().any(|path| results.contains(path));
-        let notes = if of_results { Room::Notes.files(self.root())? } else { vec![] };
-        damaged
-            .chain(&notes)
-            .try_for_each(|path| fs::remove_file(path).context(CODE, || format!("remove {}", path.display())))
+        let damaged: BTreeSet<&PathBuf> = verified.faults.iter().map(|fault| &fault.path).collect();
+        let (gone, whole): (Vec<PathBuf>, Vec<PathBuf>) =
+            Room::Actions.files(self.root())?.into_iter().partition(|path| damaged.contains(path));
+        let notes = if gone.is_empty() { vec![] } else { Room::Notes.files(self.root())? };
+        let spared = self.proofs_of(&whole);
+        let notes = notes.iter().filter(|note| !spared.contains(*note));
+        damaged.into_iter().chain(notes).try_for_each(|path| remove(path))
     }
 
-    /// What is wrong with the first window of `result` that does not hold what it should. Blobs that are damaged or gone have been
-    /// named already, or cost no more than running again what made them.
-    fn wrong_window(&self, result: &ActionResult) -> Option<String> {
+    /// The notes that say that `results`, by their paths, came about here; they last as long as those.
+    pub(super) fn proofs_of(&self, results: &[PathBuf]) -> BTreeSet<PathBuf> {
+        let keys = results.iter().filter_map(|path| path.file_stem()?.to_str());
+        keys.map(|key| Room::Notes.path(self.root(), &ran_here(key).hex())).collect()
+    }
+
+    /// What is wrong with the first window of `result` that does not hold what it should. Blobs that are `damaged` have been
+    /// named already; those that are gone cost no more than running again what made them.
+    fn wrong_window(&self, result: &ActionResult, damaged: &BTreeSet<PathBuf>) -> Option<String> {
         let windows = result.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some());
+        let windows = windows.filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
         let problems = windows.filter_map(|content| self.content(content).err());
         let mut wrong = problems.filter(|problem| problem.code == "kiln::store::window");
         wrong.next().map(|problem| problem.message)

@@ -77,11 +77,16 @@ impl Disk {
         access(self.root.join("tmp"), Access::WRITE_OK).is_err()
     }
 
+    /// Removes what dead processes left.
+    pub fn sweep(&self) -> Result<()> {
+        LockedFolder::sweep(&self.root.join("tmp"), OWN)
+    }
+
     /// The folder of this process, on the same disk as all else. Whoever makes one removes what dead processes left.
     fn own(&self) -> Result<&Path> {
         if self.own.get().is_none() {
             let tmp = self.root.join("tmp");
-            LockedFolder::sweep(&tmp, OWN)?;
+            self.sweep()?;
             let made = LockedFolder::create(&tmp, OWN).map_err(|problem| match self.is_read_only() {
                 true => read_only(&self.root, problem),
                 false => problem,

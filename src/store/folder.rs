@@ -1,10 +1,12 @@
 //! Folders of one process. The lock is an `flock` on the folder itself, so it dies with its process
 //! however that ends, and whoever can take it knows that the owner is gone.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::base::{Context, Result};
 
@@ -61,7 +63,8 @@ impl LockedFolder {
     /// `None` if there is no such folder, or no patience to wait until another process lets go of it.
     fn lock(path: &Path, patience: Patience) -> Result<Option<LockedFolder>> {
         let failed = || format!("lock the folder {}", path.display());
-        let lock = match File::open(path) {
+        let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
+        let lock = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.context("kiln::store::io", failed)?,
         };

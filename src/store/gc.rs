@@ -153,8 +153,9 @@ impl Alone {
         for path in &garbage.partials {
             LockedFolder::take(path)?.map_or(Ok(()), LockedFolder::remove)?;
         }
+        let spared = self.store.proofs_of(&Room::Actions.files(self.store.root())?);
         for path in Room::Notes.files(self.store.root())? {
-            if written(&path).is_some_and(|written| rules.makes_old(written)) {
+            if !spared.contains(&path) && written(&path).is_some_and(|written| rules.makes_old(written)) {
                 remove(&path)?;
             }
         }
@@ -224,7 +225,7 @@ fn written(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).ok()?.modified().ok()
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).context(CODE, || format!("remove {}", path.display()))

@@ -2,10 +2,10 @@
 //! name is kiln's, so nothing else is ever read or removed.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, open_file};
 
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
@@ -81,7 +81,7 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     fs::create_dir_all(root).context(CODE, failed)?;
     let root = root.canonicalize().context(CODE, failed)?;
     let path = root.join(FILE);
-    match fs::read(&path) {
+    match read(&path) {
         Ok(found) if found == LAYOUT.as_bytes() => {}
         Ok(found) => return Err(unknown(&path, &found)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -97,12 +97,27 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     for room in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
         let path = root.join(room);
         match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => {}
+            Ok(found) if found.is_dir() => {
+                if let Some(link) = entries(&path)?.find(|entry| is(entry, fs::FileType::is_symlink)) {
+                    return Err(no_folder(&link.path()));
+                }
+            }
             Ok(_) => return Err(no_folder(&path)),
-            Err(_) => fs::create_dir_all(&path).context(CODE, failed)?,
+            Err(_) => match fs::create_dir_all(&path) {
+                // Who may only read it finds nothing there.
+                Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {}
+                made => made.context(CODE, failed)?,
+            },
         }
     }
     Ok(root)
+}
+
+/// The beginning of a file that may be anything.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut found = vec![];
+    open_file(path)?.take(2 * LAYOUT.len() as u64).read_to_end(&mut found)?;
+    Ok(found)
 }
 
 fn write_layout(root: &Path) -> io::Result<()> {

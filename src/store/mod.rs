@@ -34,7 +34,7 @@ pub use disk::Disk;
 pub use folder::{LockedFolder, Turn};
 pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
-pub use notes::{Note, Notes};
+pub use notes::{Note, Notes, ran_here};
 pub use publish::{Links, RECORD, Space, publish};
 pub use sha256::Sha256;
 pub use shelves::BlobList;

@@ -11,6 +11,11 @@ pub trait Notes: Send + Sync {
     fn write(&self, question: &Digest, text: &str) -> Result<()>;
 }
 
+/// What the note is about that says that the action of `key`, in hexadecimal, ran for this cache, and what it gave.
+pub fn ran_here(key_hex: &str) -> Digest {
+    hash_bytes(format!("what {key_hex} gave when it ran for this cache").as_bytes())
+}
+
 /// A text, and its digest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {

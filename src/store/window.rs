@@ -19,14 +19,15 @@ pub(super) fn cut<S: BlobStore + ?Sized>(store: &S, content: &Content) -> Result
 
 /// The same, once they are known to be the right ones.
 pub(super) fn checked<S: BlobStore + ?Sized>(store: &S, content: &Content) -> Result<Option<Blob>> {
-    let (Some(bytes), Some(window)) = (cut(store, content)?, content.window) else { return cut(store, content) };
+    let cut = cut(store, content)?;
+    let (Some(bytes), Some(window)) = (&cut, content.window) else { return Ok(cut) };
     let mut hasher = Hasher::default();
     bytes.stream(PIECE_BYTES, |piece| {
         hasher.update(piece);
         Ok::<(), Problem>(())
     })?;
     let found = hasher.finish();
-    if found == content.digest { Ok(Some(bytes)) } else { Err(wrong(content, &window, &format!("where {found} is"))) }
+    if found == content.digest { Ok(cut) } else { Err(wrong(content, &window, &format!("where {found} is"))) }
 }
 
 fn wrong(content: &Content, window: &Window, what: &str) -> Problem {

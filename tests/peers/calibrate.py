@@ -70,6 +70,8 @@ moments = 0
 for node in whole.graph.node:
     if node.domain != "kiln" or "Linear" not in node.op_type:
         continue
+    if "/" not in node.input[1]:  # a constant of the graph, no weight of the model
+        continue
     weight = node.input[1].rsplit("/", 1)[0]
     x = seen[node.input[0]].reshape(-1, seen[node.input[0]].shape[-1])
     products = x.T @ x / len(x)

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::action::Inputs;
 use crate::base::{Context, Problem, Result, bytes};
+use crate::engine::is_proved;
 use crate::qnn::{BinaryInfo, GraphInfo, Soc, System};
 use crate::stages;
 use crate::store::{ActionCache, BlobStore, Disk};
@@ -138,7 +139,12 @@ impl Libraries<'_> {
         let params = json!({"url": format!("pypi:{WHEEL}"), "sha256": WHEEL_SHA256, "unpack": true});
         let Some(order) = fetch.expand(&params, &Inputs::default())?.pop() else { return Ok(None) };
         let store = Disk::open(self.cache)?;
-        let Some(found) = store.get(&order.into_action(fetch.spec()).key())? else { return Ok(None) };
+        let action = order.into_action(fetch.spec());
+        let Some(found) = store.get(&action.key())? else { return Ok(None) };
+        // A library is loaded: it must be that of the wheel.
+        if !is_proved(&fetch.proof(&action.params)?, &found, &store, &store)? {
+            return Ok(None);
+        }
         let folder = store.scratch()?;
         for (name, part) in &found.outputs {
             let Some(path) = store.path(&part.content.digest)? else { return Ok(None) };

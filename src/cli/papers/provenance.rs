@@ -11,7 +11,7 @@ use super::super::outline::Inside;
 use super::Papers;
 use super::account::Account;
 use crate::action::{Content, Manifest};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Digest, Problem, Result, without_secrets};
 use crate::plan::{PlannedStage, StageId};
 use crate::store::Sha256;
 
@@ -31,7 +31,8 @@ impl Terms {
     /// Of a call. There is no time but the one that the environment gives, so that the same build says the same.
     pub(super) fn of(plan: &PlanArgs) -> Result<Terms> {
         let inside = Inside::of(&plan.folder()?);
-        let set = plan.set.iter().map(|(name, value)| (name.clone(), inside.url(value))).collect();
+        let told = |value: &str| without_secrets(&inside.url(value)).into_owned();
+        let set = plan.set.iter().map(|(name, value)| (name.clone(), told(value))).collect();
         // <https://reproducible-builds.org/specs/source-date-epoch/>
         let date = std::env::var_os("SOURCE_DATE_EPOCH").map(|epoch| {
             let seconds = epoch.to_str().and_then(|seconds| seconds.parse().ok());
@@ -84,7 +85,7 @@ fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec
         let Some(url) = ["url", "parts"].iter().find_map(|key| stage.params.get(key)) else { continue };
         let urls = url.as_array().map_or_else(|| vec![url], |urls| urls.iter().collect());
         let urls: Vec<String> = urls.into_iter().filter_map(Value::as_str).map(|url| terms.inside.url(url)).collect();
-        let uri = urls.join(" ");
+        let uri = urls.iter().map(|url| without_secrets(url)).collect::<Vec<_>>().join(" ");
         let mut dependency = json!({"name": stage.id, "uri": uri});
         if stage.params["unpack"] == true {
             // The archive itself is gone; its pin is its digest.

@@ -60,9 +60,11 @@ pub(super) fn download(
             Ok(()) => break,
             Err(failure) => failure,
         };
-        if let Some(wait) = failure.wait.filter(|wait| waited.saturating_add(*wait) <= MAX_WAIT) {
-            waited += wait;
-            wait_as_told(wait, job)?;
+        // Each answer counts as a second at least, so that they come to an end.
+        let told = failure.wait.map(|wait| (wait, waited.saturating_add(wait.max(Duration::from_secs(1)))));
+        if let Some((wait, sum)) = told.filter(|(_, sum)| *sum <= MAX_WAIT) {
+            waited = sum;
+            wait_as_told(wait.max(machine.first_pause), job)?;
             continue;
         }
         let have = download.have();
@@ -309,7 +311,7 @@ fn unreachable(url: &Address, error: ureq::Error) -> Failure {
     let text = error.to_string();
     let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) || text.contains("certificate");
     let host = url.host();
-    if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_) | ureq::Error::Protocol(_)) {
+    if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
         let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked")).because(&error);
         return problem.help("the request never left this machine: check the address, HF_TOKEN and the proxies").into();
     }

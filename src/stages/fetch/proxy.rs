@@ -42,14 +42,18 @@ impl Proxies {
 }
 
 fn read(name: &str, text: &str) -> Result<Proxy> {
-    let shown = without_secrets(text);
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let address = format!("{scheme}://{rest}");
+    let shown = without_secrets(&address);
     let bad = |why: &str| {
         Problem::new("kiln::fetch::proxy", format!("{name}=`{shown}` {why}")).help(
             "a proxy is [SCHEME://][USER:PASSWORD@]HOST[:PORT], with http, https, socks4, socks4a, socks5 or socks5h",
         )
     };
-    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-    let scheme = scheme.to_ascii_lowercase();
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "socks" => "socks4".into(),
+        scheme => scheme.to_string(),
+    };
     if !["http", "https", "socks4", "socks4a", "socks5", "socks5h"].contains(&scheme.as_str()) {
         return Err(bad("is no kind of proxy that kiln can use"));
     }
@@ -154,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_proxy_that_cannot_be_used_is_named() {
-        for text in ["ftp://me:secret@a.test", "http://", "socks5://me:secret@:1"] {
+        for text in ["ftp://me:secret@a.test", "http://", "socks5://me:secret@:1", "me:secret@a.test:80a"] {
             let problem = proxy(&[("HTTPS_PROXY", text)], "https://a.test/b").unwrap_err();
             assert!(problem.message.starts_with("HTTPS_PROXY="), "{problem}");
             assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");

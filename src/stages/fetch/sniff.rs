@@ -5,6 +5,9 @@ use std::path::Path;
 
 use crate::base::{Problem, open_file};
 
+/// The code of what is another file than it should be.
+pub(super) const OTHER_FILE: &str = "kiln::fetch::other_file";
+
 /// As much of a file tells.
 const HEAD_BYTES: u64 = 512;
 
@@ -15,9 +18,7 @@ pub(super) fn told(problem: Problem, name: &str, path: &Path) -> Problem {
     let Some((what, help)) = read.ok().and_then(|_| other(name, &head)) else { return problem };
     let problem = match problem.code.as_str() {
         // Its digest is of no use as a pin.
-        "kiln::fetch::unpinned" => {
-            Problem::new("kiln::fetch::other_file", format!("what came as `{name}` is {what}, not the file"))
-        }
+        "kiln::fetch::unpinned" => Problem::new(OTHER_FILE, format!("what came as `{name}` is {what}, not the file")),
         _ => problem.within(format!("what came as `{name}` is {what}, not the file")),
     };
     problem.help(help)
@@ -50,7 +51,7 @@ fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
         _ if text.starts_with("<?xml") => Some(("XML", PAGE)),
         _ if text.starts_with('{') || text.starts_with('[') => Some(("JSON", PAGE)),
         [_, _, _, _, _, _, _, _, b'{', ..] if is_safetensors => Some(("a safetensors file", MODEL)),
-        [b'l', b'm', b'g', b'g', ..] | [b'f', b'm', b'g', b'g', ..] | [b't' | b'l', b'j' | b'a', b'g', b'g', ..] => {
+        [b'l' | b'f', b'm', b'g', b'g', ..] | [b't', b'j', b'g', b'g', ..] | [b'a', b'l', b'g', b'g', ..] => {
             Some(("a model in a format that ggml no longer reads", MODEL))
         }
         _ => None,

@@ -113,7 +113,10 @@ fn on_hub(text: &str) -> Option<String> {
     let path = text.strip_prefix("https://huggingface.co/")?.split(['?', '#']).next()?;
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     match parts.as_slice() {
-        [owner, repo, "blob", revision, file] => Some(format!("{owner}/{repo}/{file}@{revision}")),
+        // Encoded names are left to the address itself.
+        [owner, repo, "blob", revision, file] if !path.contains('%') => {
+            Some(format!("{owner}/{repo}/{file}@{revision}"))
+        }
         _ => None,
     }
 }

@@ -14,11 +14,14 @@ impl Address {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| Problem::new("kiln::plan::url", format!("`{}` {why}", without_secrets(text)));
-        let url = Url::parse(text).map_err(|error| bad("is no address").because(&error))?;
-        // It would take the first word of the path for the host.
-        if text.contains(":///") || !url.has_host() {
-            return Err(bad("has no host"));
+        // Other spellings are read by browsers alone, and hide what is secret in them.
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        match rest {
+            Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => return Err(bad("has no host")),
+            Some(_) if !text.contains(|c: char| c.is_whitespace() || c.is_control()) => {}
+            _ => return Err(bad("is not an https address")),
         }
+        let url = Url::parse(text).map_err(|error| bad("is no address").because(&error))?;
         let address = Address(url);
         match address.0.scheme() {
             "https" => Ok(address),
@@ -49,9 +52,15 @@ impl Address {
     /// Whether the host is this machine.
     pub(super) fn is_loopback(&self) -> bool {
         match self.0.host() {
-            Some(Host::Ipv4(address)) => address.is_loopback(),
-            Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(Host::Ipv4(address)) => address.is_loopback() || address.is_unspecified(),
+            Some(Host::Ipv6(address)) => {
+                let address = address.to_canonical();
+                address.is_loopback() || address.is_unspecified()
+            }
+            Some(Host::Domain(name)) => {
+                let name = name.trim_end_matches('.');
+                name == "localhost" || name.ends_with(".localhost")
+            }
             None => false,
         }
     }
@@ -79,7 +88,14 @@ impl Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&without_secrets(self.0.as_str()))
+        let mut shown = self.0.clone();
+        // An address with a host takes both.
+        let _ = (shown.set_username(""), shown.set_password(None));
+        shown.set_query(self.0.query().map(|_| "***"));
+        match self.0.username().is_empty() && self.0.password().is_none() {
+            true => f.write_str(shown.as_str()),
+            false => f.write_str(&shown.as_str().replacen("://", "://***@", 1)),
+        }
     }
 }
 
@@ -116,9 +132,16 @@ mod tests {
         for (location, expected) in cases {
             assert_eq!(base.follow(location).unwrap().whole(), expected);
         }
-        for location in
-            ["http://a.example/z", "file:///etc/passwd", "https://127.0.0.1/z", "https://[::1]/", "https://localhost/"]
-        {
+        for location in [
+            "http://a.example/z",
+            "file:///etc/passwd",
+            "https://127.0.0.1/z",
+            "https://[::1]/",
+            "https://localhost/",
+            "https://localhost./",
+            "https://0.0.0.0/",
+            "https://[::]/",
+        ] {
             assert!(base.follow(location.as_bytes()).is_err(), "{location}");
         }
         let here = Address::parse("http://127.0.0.1:8080/x").unwrap();
@@ -130,6 +153,11 @@ mod tests {
         let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
         assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
         assert_eq!(address.to_string(), "https://***@a.example/b?***");
+        for text in
+            ["https:me:secret@a.example/b?sig=secret", "https:/me:secret@a.example", "https://me:sec\tret@a.example"]
+        {
+            assert!(Address::parse(text).is_err(), "{text}");
+        }
         let problem = Address::parse("http://me:secret@a.example/b").unwrap_err();
         assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
     }
