@@ -108,6 +108,16 @@ fn a_daemon_holds_no_build() {
 }
 
 #[test]
+fn a_script_that_cannot_start_names_its_interpreter() {
+    let bench = Bench::new("", PLAIN);
+    let write = |text: &str| fs::write(bench.path("tool"), text).unwrap();
+    write("#!/bin/sh\r\necho\r\n");
+    bench.fails(1, &["end as Windows ends them", "`/bin/sh\\r`"]);
+    write("#!/no/such/python3 -u\n");
+    bench.fails(1, &["interpreter `/no/such/python3` is not there"]);
+}
+
+#[test]
 fn kilns_own_names_are_not_for_artifacts() {
     for name in [".kiln.json", ".KILN.json", "pots/.kiln-tmp-1/"] {
         let bench = Bench::new("", &format!("program = 'TOOL'\noutputs = ['{name}']"));

@@ -157,6 +157,11 @@ fn the_tokenizer_must_fit_the_embedding() {
     check_key_refused("tokenizer.ggml.merges", types(3), "expected array of string, found array of 3 i32");
     check_key_refused("tokenizer.ggml.bos_token_id", 288, "is 288, beyond a vocabulary of 288");
     check_key_refused("tokenizer.ggml.eos_token_id", Value::I32(-1), "found i32 -1");
+    for (key, id) in [("padding", 288), ("unknown", u32::MAX), ("mask", 300)] {
+        let mut file = TinyGguf::qwen2().file();
+        file.set(&format!("tokenizer.ggml.{key}_token_id"), id);
+        assert!(facts(&file).is_ok(), "nobody reads the id of {key}");
+    }
 
     let mut file = TinyGguf::llama().file();
     file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));

@@ -48,6 +48,25 @@ fn what_kiln_cannot_build_is_still_described() {
     assert!(text.contains(r#""problem":{"#), "{text}");
 }
 
+#[test]
+fn what_its_tokenizer_is_good_for_is_known_beforehand() {
+    let mut file: GgufFile = TinyGguf::llama().file();
+    file.set("tokenizer.ggml.pre", "llama-bpe");
+    let (text, _) = inspect(&file.write(), &[], 0);
+    assert!(text.contains("no stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"), "{text}");
+}
+
+#[test]
+fn a_header_that_is_wrong_is_not_read_on() {
+    let mut path = tempfile::NamedTempFile::new().unwrap();
+    path.write_all(b"GGUF\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap();
+    // Sparse: it takes no space, but to read it would.
+    path.as_file().set_len(64 << 30).unwrap();
+    let output = Command::cargo_bin("kiln").unwrap().arg("inspect").arg(path.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("version"));
+}
+
 /// Any one file of a split model is named; the others are found beside it.
 #[test]
 fn the_other_parts_are_found() {

@@ -22,7 +22,7 @@ pub use drive::Build;
 pub use explain::{differences, reasons};
 pub use history::{Before, History, Took};
 pub use life::{Built, BuiltPart, JobId, JobLife, Past, StageLife, Task};
-pub use proof::holds as is_proved;
+pub use proof::{holds as is_proved, note as note_proof};
 pub use recall::Memory;
 pub use record::Record;
 pub use schedule::Scheduler;

@@ -25,7 +25,7 @@ pub fn holds(proof: &Proof, result: &ActionResult, blobs: &dyn BlobStore, notes:
 }
 
 /// Notes that `result` came of a run for this cache, if that is its proof.
-pub(super) fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<()> {
+pub fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<()> {
     match proof {
         Proof::Own => notes.write(&ran_here(&result.key().0.hex()), &digest(result)?.to_string()),
         Proof::Key | Proof::Digest(_) | Proof::Sha256(_) => Ok(()),

@@ -66,12 +66,8 @@ impl Tokenizer {
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata =
             serde_json::from_slice(json).context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
-        if metadata.model != "gpt2" {
-            return Err(Problem::new(
-                "kiln::tokenizer::model",
-                format!("the tokenizer is `{}`, not byte-level BPE (`gpt2`)", metadata.model),
-            )
-            .help("validate a model with a byte-level BPE tokenizer, or leave out its `reference` stage"));
+        if let Some(problem) = unsupported(&metadata.model, &metadata.pre) {
+            return Err(problem);
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
         let first = metadata.bos_token_id.filter(|_| metadata.add_bos_token);
@@ -123,6 +119,24 @@ impl Tokenizer {
     }
 }
 
+/// Why a tokenizer of the `model` and pre-tokenizer `pre` that a GGUF names cannot be used, if so: it would give other tokens without
+/// a word. Both are known from the header alone.
+pub fn unsupported(model: &str, pre: &str) -> Option<Problem> {
+    if model != "gpt2" {
+        let message = format!("the tokenizer is `{model}`, not byte-level BPE (`gpt2`)");
+        return Some(Problem::new("kiln::tokenizer::model", message).help(
+            "validate a model with a byte-level BPE tokenizer, or leave out its `reference` and `package` stages",
+        ));
+    }
+    if PRE_TOKENIZERS.iter().any(|(known, _)| *known == pre) {
+        return None;
+    }
+    let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
+    let message = format!("the pre-tokenizer `{pre}` is not known; known are {}", known.join(", "));
+    let help = "leave out the stages `reference` and `package`: nothing else needs text";
+    Some(Problem::new("kiln::tokenizer::pre", message).help(help))
+}
+
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let vocab: tokenizers::models::bpe::Vocab = metadata.tokens.iter().cloned().zip(0..).collect();
     // A merge whose parts or product are no tokens can give none; the crate would index past its buffer on it.
@@ -144,10 +158,8 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
 }
 
 fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
-    let (_, regexes) = PRE_TOKENIZERS.iter().find(|(known, _)| *known == name).ok_or_else(|| {
-        let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
-        format!("the pre-tokenizer `{name}` is not known; known are {}", known.join(", "))
-    })?;
+    let (_, regexes) =
+        PRE_TOKENIZERS.iter().find(|(known, _)| *known == name).ok_or("the pre-tokenizer is not known")?;
     let isolated = SplitDelimiterBehavior::Isolated;
     let split = |regex: &&str| Split::new(SplitPattern::Regex((*regex).into()), isolated, false).map(Into::into);
     let mut steps = regexes.iter().map(split).collect::<tokenizers::Result<Vec<PreTokenizerWrapper>>>()?;

@@ -27,9 +27,13 @@ impl Soc {
     /// The chip called `name`.
     pub fn named(name: &str) -> Result<Soc> {
         SOCS.into_iter().find(|soc| soc.name == name).ok_or_else(|| {
-            let nearest = SOCS.iter().min_by_key(|soc| strsim::levenshtein(soc.name, name)).map_or("", |soc| soc.name);
-            Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`"))
-                .help(format!("did you mean `{nearest}`? known are {}", Soc::names().join(", ")))
+            let known = format!("known are {}", Soc::names().join(", "));
+            // A slip of one key; other letters are another family of chips.
+            let near = SOCS.iter().find(|soc| strsim::osa_distance(soc.name, &name.to_ascii_lowercase()) == 1);
+            Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`")).help(match near {
+                Some(soc) => format!("did you mean `{}`? {known}", soc.name),
+                None => known,
+            })
         })
     }
 
@@ -53,5 +57,8 @@ mod tests {
         assert_eq!(Soc::named("sm8650").unwrap().arch, 75);
         let help = Soc::named("sm865O").unwrap_err().help.unwrap();
         assert!(help.contains("did you mean `sm8650`"), "{help}");
+        for other in ["sa8775p", "sc8380xp", "qcs6490"] {
+            assert!(!Soc::named(other).unwrap_err().help.unwrap().contains("did you mean"), "{other}");
+        }
     }
 }

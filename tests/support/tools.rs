@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use kiln::action::{Inputs, Outputs};
+use kiln::engine::{is_proved, note_proof};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::stages;
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
@@ -66,7 +67,9 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
     let order = stage.expand(&params, &Inputs::default()).unwrap().remove(0);
     let demand = order.demand;
     let action = order.into_action(stage.spec());
-    let outputs: Outputs = match store.get(&action.key()).unwrap() {
+    let proof = stage.proof(&action.params).unwrap();
+    let known = store.get(&action.key()).unwrap().filter(|found| is_proved(&proof, found, &store, &store).unwrap());
+    let outputs: Outputs = match known {
         Some(found) => found.outputs,
         None => {
             let local = Local { store: &store, stages: &stages, program: PathBuf::new() };
@@ -78,6 +81,7 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
                 peak_memory_bytes: None,
             };
             store.put(&result).unwrap();
+            note_proof(&proof, &result, &store).unwrap();
             outputs
         }
     };

@@ -1,7 +1,7 @@
 //! The program at work, and its end: good, bad, or together with the build.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,10 +14,13 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result, end_descendants, tail};
+use crate::base::{Context, Problem, Result, end_descendants, open_file, tail};
 
 /// How much of what the program said last is shown.
 const LAST_WORDS_BYTES: u64 = 4096;
+
+/// As much of a script's first line is read.
+const MAX_LINE_BYTES: u64 = 512;
 
 /// How often is looked whether it has ended.
 const GLANCE: Duration = Duration::from_millis(10);
@@ -29,7 +32,7 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
     let said = File::create(&folder.said).context("kiln::io", || format!("make {}", folder.said.display()))?;
     let program =
         if call.program.starts_with(INPUTS) { folder.work.join(&call.program) } else { call.program.clone().into() };
-    let mut child = Command::new(program)
+    let mut child = Command::new(&program)
         .arg0(&call.program)
         .args(&call.args)
         .env_clear()
@@ -40,11 +43,33 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .stdout(said.try_clone().context("kiln::command::start", failed)?)
         .stderr(said)
         .spawn()
-        .context("kiln::command::start", failed)?;
+        .context("kiln::command::start", failed)
+        .map_err(|problem| without_interpreter(problem, &program))?;
     let status = attend(&mut child).context("kiln::command::start", || format!("wait for `{}`", call.program))?;
     // What it left running could go on writing.
     end_descendants();
     if status.success() { Ok(()) } else { Err(unsuccessful(call, status, &folder.said)) }
+}
+
+/// A script whose interpreter is not there "is not there" itself, as the kernel says it: `problem` then names the interpreter.
+fn without_interpreter(problem: Problem, program: &Path) -> Problem {
+    let mut line = String::new();
+    let read = open_file(program).and_then(|file| BufReader::new(file.take(MAX_LINE_BYTES)).read_line(&mut line));
+    let Some(interpreter) = line.trim_end_matches('\n').strip_prefix("#!").filter(|_| read.is_ok()) else {
+        return problem;
+    };
+    if let Some(interpreter) = interpreter.strip_suffix('\r') {
+        let message = format!(
+            "the lines of the script end as Windows ends them, so that it asks for `{}\\r`",
+            interpreter.trim()
+        );
+        return problem.within(message).help("save it with the ends of Unix: sed -i 's/\\r$//' SCRIPT");
+    }
+    let interpreter = interpreter.trim().split(' ').next().unwrap_or_default();
+    match Path::new(interpreter).exists() {
+        true => problem,
+        false => problem.within(format!("the script's interpreter `{interpreter}` is not there")),
+    }
 }
 
 /// Waits for the end of `child`. Who stops a build ends the process group that this process and the child are in. If the

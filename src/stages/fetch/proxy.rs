@@ -62,7 +62,11 @@ fn read(name: &str, text: &str) -> Result<Proxy> {
     if host.split(':').next().is_none_or(str::is_empty) {
         return Err(bad("names no host"));
     }
-    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+    let named = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
+    if named.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(bad("has no number as its port"));
+    }
+    let has_port = named.is_some();
     let port = if has_port || scheme == "https" { String::new() } else { format!(":{PORT}") };
     Proxy::new(&format!("{scheme}://{rest}{port}")).map_err(|error| bad("cannot be understood").because(&error))
 }

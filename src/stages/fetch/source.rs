@@ -105,6 +105,7 @@ impl Source {
         let endpoint = endpoint.trim_end_matches('/');
         let (file, revision) = (escaped(file, "/"), escaped(revision, ""));
         Address::parse(&format!("{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"))
+            .map_err(|problem| problem.within("the hub's address is wrong, which HF_ENDPOINT gives"))
     }
 }
 
