@@ -94,11 +94,41 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
     refused(folder, &["init", "mamba.gguf"], 2, &["no scheme", "write file:mamba.gguf"]);
     refused(folder, &["init", "hf:a/b"], 2, &["OWNER/REPO/FILE"]);
     refused(folder, &["init", "https://a.example/c.bin"], 2, &["`c.bin` is no GGUF"]);
-    refused(folder, &["init", "hf:a/b/c.gguf", "--soc", "sm8651"], 2, &["a similar value exists: 'sm8650'"]);
+    refused(folder, &["init", "hf:a/b/c.gguf", "--soc", "sm8651"], 2, &["did you mean `sm8650`?"]);
     assert!(!folder.join("plans").exists());
 
     fs::create_dir_all(folder.join("plans/data")).unwrap();
     fs::write(folder.join("plans/data/eval.txt"), "another text").unwrap();
     refused(folder, &["init", "hf:a/b/c.gguf"], 2, &["plans/data/eval.txt is there already", "--out"]);
     assert!(!folder.join("plans/c.toml").exists());
+}
+
+#[test]
+fn what_a_file_is_instead_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (text, what) in [
+        ("<!doctype html>\n<html>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "it is a Git LFS pointer"),
+        ("", "it is an empty file"),
+    ] {
+        fs::write(folder.join("pot.gguf"), text).unwrap();
+        refused(folder, &["init", "file:pot.gguf"], 2, &[what]);
+        refused(folder, &["inspect", "pot.gguf"], 2, &[what]);
+    }
+    let mut file = TinyGguf::llama().file();
+    file.set("tokenizer.ggml.pre", "llama-bpe");
+    fs::write(folder.join("pot.gguf"), file.write()).unwrap();
+    let out = said(folder, &["init", "file:pot.gguf"]);
+    assert!(out.contains("No stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"), "{out}");
+}
+
+#[test]
+fn no_chip_of_another_family_is_suggested() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _, err) = kiln(folder.path(), &["init", "hf:o/r/x.gguf", "--soc", "sa8775p"]);
+    assert!(
+        code == 2 && err.contains("known are sm8450") && !err.contains("similar") && !err.contains("did you"),
+        "{err}"
+    );
 }

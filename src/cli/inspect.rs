@@ -16,6 +16,7 @@ use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, Result, open_file};
 use crate::model::gguf::MAGIC as GGUF;
 use crate::model::ledger::Ledger;
+use crate::stages::fetch::what_else;
 
 /// What to inspect.
 #[derive(clap::Args)]
@@ -38,6 +39,17 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let text = describe(args, common).map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
     common.print(&text);
     Ok(Exit::Done)
+}
+
+/// The problem of a file that begins with `start`, told as what it is if that is known.
+pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
+    let mut head = vec![];
+    let read = open_file(path).and_then(|file| file.take(512).read_to_end(&mut head));
+    if let Some((what, help)) = read.ok().and_then(|_| what_else(&path.to_string_lossy(), &head)) {
+        return Problem::new("kiln::call::format", format!("it is {what}")).help(help);
+    }
+    let message = format!("unknown format: it begins with \"{}\"", start.escape_ascii());
+    Problem::new("kiln::call::format", message).help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")
 }
 
 /// Set for a child that is to describe the file itself.
@@ -80,11 +92,7 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),
         start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
-        start => Err(Problem::new(
-            "kiln::call::format",
-            format!("unknown format: it begins with \"{}\"", start.escape_ascii()),
-        )
-        .help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")),
+        start => return Err(unknown(&args.file, start)),
     }?;
     Ok(if json { text } else { text + &ledger::beside(&args.file, args.tensors) })
 }

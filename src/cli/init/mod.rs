@@ -2,8 +2,11 @@
 
 mod model;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::common::understood;
@@ -22,11 +25,31 @@ pub struct Args {
     #[arg(value_name = "URL")]
     url: String,
     /// The chip
-    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = Soc::names())]
+    #[arg(long, value_name = "SOC", default_value = "sm8650", value_parser = Chip)]
     soc: String,
     /// Where the plan goes [default: plans/FILE.toml]
     #[arg(long, value_name = "PLAN.toml")]
     out: Option<PathBuf>,
+}
+
+/// Reads a chip's name. clap itself would suggest another family of chips.
+#[derive(Clone)]
+struct Chip;
+
+impl TypedValueParser for Chip {
+    type Value = String;
+
+    fn parse_ref(&self, _: &clap::Command, _: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        let name = value.to_string_lossy();
+        match Soc::named(&name) {
+            Ok(soc) => Ok(soc.name.into()),
+            Err(problem) => Err(clap::Error::raw(ErrorKind::ValueValidation, format!("{}\n", problem.text()))),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Soc::names().into_iter().map(PossibleValue::new)))
+    }
 }
 
 /// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against `plans/deepseek-qwen-1.5b.toml`.

@@ -10,9 +10,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, open_file};
-use crate::cli::inspect::with_header;
+use crate::cli::inspect::{unknown, with_header};
 use crate::model::arch::model_facts;
-use crate::model::gguf::{Gguf, Value};
+use crate::model::gguf::{Gguf, MAGIC, Value};
 
 /// The model.
 pub struct Model {
@@ -91,12 +91,20 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 
 fn read(path: &Path) -> Result<(String, Local)> {
     let mut file = open_file(path).context("kiln::call::unreadable", || "open it".into())?;
+    let mut start = vec![];
+    (&file).take(16).read_to_end(&mut start).context("kiln::call::unreadable", || "read it".into())?;
+    if !start.starts_with(&MAGIC) {
+        return Err(unknown(path, &start));
+    }
     let (about, context) = with_header(&mut file, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;
         let name = name.map_or_else(|| "A model without a name".into(), |name| format!("`{name}`"));
         let (architecture, layers, mix) = (&facts.architecture, facts.block_count, mix(gguf));
-        Ok((format!("{name}: {architecture}, {layers} layers, {mix}."), facts.context_length))
+        let text = gguf
+            .tokenizer_problem()
+            .map_or(String::new(), |problem| format!(" No stage can read or write its text: {}.", problem.message));
+        Ok((format!("{name}: {architecture}, {layers} layers, {mix}.{text}"), facts.context_length))
     })?;
     Ok((about, Local { sha256: sha256(&mut file)?, context }))
 }

@@ -30,6 +30,7 @@ pub use value::{Array, Value, ValueType};
 pub use writer::{Entry, Header};
 
 use crate::base::{Problem, Result};
+use crate::model::tokenizer::unsupported;
 use reader::Reader;
 
 /// What a GGUF begins with.
@@ -110,6 +111,12 @@ impl<'a> Gguf<'a> {
     pub fn data(&self, tensor: &TensorInfo) -> &'a [u8] {
         let range = tensor.range.start as usize..tensor.range.end as usize;
         self.files.get(tensor.file).and_then(|file| file.get(range)).unwrap_or_default()
+    }
+
+    /// Why its tokenizer cannot be used, if it has one that cannot.
+    pub fn tokenizer_problem(&self) -> Option<Problem> {
+        let word = |key: &str| self.metadata.get::<&str>(key).ok().flatten();
+        unsupported(word("tokenizer.ggml.model")?, word("tokenizer.ggml.pre").unwrap_or_default())
     }
 
     /// How many files it is in.

@@ -8,7 +8,6 @@ use serde::ser::{Serialize, Serializer};
 use super::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
 use crate::model::facts::{ModelFacts, RopeRows};
-use crate::model::tokenizer::unsupported;
 
 /// What `summary.txt` and `kiln inspect` say; the model part only where the architecture is understood.
 pub struct Summary<'a> {
@@ -34,10 +33,7 @@ impl fmt::Display for Summary<'_> {
         writeln!(f, "GGUF version {version}{order}, {} tensors{files}, {weights} weights", tensors.len())?;
         if let Some(model) = model {
             write_model(f, model)?;
-            let word = |key: &str| gguf.metadata.get::<&str>(key).ok().flatten().unwrap_or_default();
-            // A file may have no tokenizer.
-            let tokenizer = Some(word("tokenizer.ggml.model")).filter(|model| !model.is_empty());
-            if let Some(problem) = tokenizer.and_then(|model| unsupported(model, word("tokenizer.ggml.pre"))) {
+            if let Some(problem) = gguf.tokenizer_problem() {
                 writeln!(f, "\nno stage can read or write its text: {}", problem.message)?;
             }
         }

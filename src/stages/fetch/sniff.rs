@@ -25,7 +25,7 @@ pub(super) fn told(problem: Problem, name: &str, path: &Path) -> Problem {
 }
 
 /// What a file that begins with `head` is, if it cannot be `name`, and the way out.
-fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
+pub fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
     const PAGE: &str =
         "the address is of a page about the file: write hf:OWNER/REPO/FILE, or take the address of its download";
     const MODEL: &str = "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";
