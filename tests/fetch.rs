@@ -117,7 +117,8 @@ fn who_is_told_to_wait_waits_and_spends_no_attempt() {
     // Not for hours.
     let server = Server::new(|_, _| Reply::new(429).header("retry-after", "86400"));
     let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
-    assert_eq!((problem.code.as_str(), server.seen().len()), ("kiln::fetch::status", 5));
+    assert_eq!((problem.code.as_str(), server.seen().len()), ("kiln::fetch::status", 1));
+    assert_eq!(problem.message, "the server asks to wait 1440 min 00 s");
 }
 
 #[test]

@@ -54,6 +54,9 @@ fn what_its_tokenizer_is_good_for_is_known_beforehand() {
     file.set("tokenizer.ggml.pre", "llama-bpe");
     let (text, _) = inspect(&file.write(), &[], 0);
     assert!(text.contains("no stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"), "{text}");
+    file.set("tokenizer.ggml.pre", "a\n::error::\u{1b}[31m");
+    let (text, _) = inspect(&file.write(), &[], 0);
+    assert!(text.contains("the pre-tokenizer `a\\n::error::\\u{1b}[31m` is not known"), "{text}");
 }
 
 #[test]

@@ -124,6 +124,24 @@ fn what_a_file_is_instead_is_said() {
 }
 
 #[test]
+fn a_model_writes_no_stages_into_its_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for key in ["tokenizer.ggml.pre", "tokenizer.ggml.model", "general.name"] {
+        let mut file = TinyGguf::llama().file();
+        file.set(key, "x`\n[stage.evil]\nkind = 'command'\nprogram = '/bin/sh'\noutputs = ['a']\n# \u{1b}[31m");
+        fs::write(folder.join("pot.gguf"), file.write()).unwrap();
+        let out = said(folder, &["init", "file:pot.gguf", "--out", "pot.toml"]);
+        let plan = fs::read_to_string(folder.join("pot.toml")).unwrap();
+        assert!(
+            !plan.contains("\n[stage.evil]") && !plan.contains('\u{1b}') && !out.contains('\u{1b}'),
+            "{key}: {plan}"
+        );
+        fs::remove_file(folder.join("pot.toml")).unwrap();
+    }
+}
+
+#[test]
 fn no_chip_of_another_family_is_suggested() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = kiln(folder.path(), &["init", "hf:o/r/x.gguf", "--soc", "sa8775p"]);

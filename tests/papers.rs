@@ -394,3 +394,24 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     let (code, _, errors) = shop.kiln("verify shop.toml", &[]);
     assert!(code == 2 && errors.contains("which no lock has"), "{errors}");
 }
+
+/// What a lock says of a plan is held against it before anything runs; what its graph comes to, afterwards. The rest takes minutes.
+#[test]
+#[ignore = "needs a package index"]
+fn every_committed_lock_is_of_its_plan() {
+    let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
+    let mut held = 0;
+    for entry in fs::read_dir(plans).unwrap() {
+        let lock = entry.unwrap().path();
+        if lock.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let out = tempfile::tempdir().unwrap();
+        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        kiln.args(["build", "--locked", "--cache"]).arg(support::tools::cache()).arg("--out").arg(out.path());
+        let output = kiln.arg(lock.with_extension("toml")).arg("graph").output().unwrap();
+        assert!(output.status.success(), "{}: {}", lock.display(), String::from_utf8_lossy(&output.stderr));
+        held += 1;
+    }
+    assert!(held > 0);
+}

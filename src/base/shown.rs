@@ -59,6 +59,8 @@ pub fn masked(text: &str) -> String {
 /// The same for JSON, in whose strings each active character is spelled `\u001b`.
 pub fn shown_json(json: &str) -> Cow<'_, str> {
     let json = json_without_secrets(json);
+    // Only strings can hold it.
+    let json = if json.contains("##[") { json.replace("##[", "\\u0023#[").into() } else { json };
     let is_plain = |c: char| !is_active(c) || matches!(c, '\n' | '\t' | '\r');
     if json.chars().all(is_plain) {
         return json;
@@ -142,5 +144,6 @@ mod tests {
         let expected = r#"{"m":"curl: \"https://h/f?***\" failed\nhttps://***@h?***\nnext","n":"\\"}"#;
         assert_eq!(shown_json(said), expected);
         assert_eq!(shown_json("\"cut https://a?b"), "\"cut https://a?b");
+        assert_eq!(shown_json("\"##[error]\""), "\"\\u0023#[error]\"");
     }
 }

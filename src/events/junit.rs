@@ -8,7 +8,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestRerun, TestSuite
 
 use super::plain::first_line;
 use super::{Event, PartId, Report, TimedListener};
-use crate::base::{Context, Result, without_secrets};
+use crate::base::{Context, Result, without_commands, without_secrets};
 
 /// Collects the cases of a report.
 #[derive(Default)]
@@ -138,6 +138,8 @@ impl Report for Junit {
         }
         let mut file = vec![];
         report.serialize(&mut file).context("kiln::report::write", || "spell the JUnit report".into())?;
-        Ok(without_secrets(&String::from_utf8_lossy(&file)).into_owned().into_bytes())
+        // Neither is a character of XML.
+        let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
+        Ok(without_commands(&without_secrets(&text)).into_owned().into_bytes())
     }
 }

@@ -119,11 +119,16 @@ impl Tokenizer {
     }
 }
 
+/// As much of a name as a person reads.
+fn shortened(name: &str) -> &str {
+    &name[..name.floor_char_boundary(100)]
+}
+
 /// Why a tokenizer of the `model` and pre-tokenizer `pre` that a GGUF names cannot be used, if so: it would give other tokens without
 /// a word. Both are known from the header alone.
 pub fn unsupported(model: &str, pre: &str) -> Option<Problem> {
     if model != "gpt2" {
-        let message = format!("the tokenizer is `{model}`, not byte-level BPE (`gpt2`)");
+        let message = format!("the tokenizer is `{}`, not byte-level BPE (`gpt2`)", shortened(model).escape_debug());
         return Some(Problem::new("kiln::tokenizer::model", message).help(
             "validate a model with a byte-level BPE tokenizer, or leave out its `reference` and `package` stages",
         ));
@@ -132,7 +137,8 @@ pub fn unsupported(model: &str, pre: &str) -> Option<Problem> {
         return None;
     }
     let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
-    let message = format!("the pre-tokenizer `{pre}` is not known; known are {}", known.join(", "));
+    let message =
+        format!("the pre-tokenizer `{}` is not known; known are {}", shortened(pre).escape_debug(), known.join(", "));
     let help = "leave out the stages `reference` and `package`: nothing else needs text";
     Some(Problem::new("kiln::tokenizer::pre", message).help(help))
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Inputs, Registry};
-use crate::base::{Context, Problem, Result, bytes, open_file};
+use crate::base::{Context, Problem, Result, bytes, open_file, shown_line};
 use crate::cli::inspect::{unknown, with_header};
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, MAGIC, Value};
@@ -104,7 +104,9 @@ fn read(path: &Path) -> Result<(String, Local)> {
         let text = gguf
             .tokenizer_problem()
             .map_or(String::new(), |problem| format!(" No stage can read or write its text: {}.", problem.message));
-        Ok((format!("{name}: {architecture}, {layers} layers, {mix}.{text}"), facts.context_length))
+        let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
+        // It becomes a comment of the plan: a line end in it would begin something else.
+        Ok((shown_line(&about), facts.context_length))
     })?;
     Ok((about, Local { sha256: sha256(&mut file)?, context }))
 }

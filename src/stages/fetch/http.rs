@@ -61,6 +61,13 @@ pub(super) fn download(
             Err(failure) => failure,
         };
         // Each answer counts as a second at least, so that they come to an end.
+        if let Some(wait) = failure.wait.filter(|wait| *wait > MAX_WAIT) {
+            let message = format!("the server asks to wait {}", duration(wait));
+            return Err(failure
+                .problem
+                .within(message)
+                .help("run the same command again then: it goes on where it was"));
+        }
         let told = failure.wait.map(|wait| (wait, waited.saturating_add(wait.max(Duration::from_secs(1)))));
         if let Some((wait, sum)) = told.filter(|(_, sum)| *sum <= MAX_WAIT) {
             waited = sum;
