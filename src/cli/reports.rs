@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::whole::{folder, write_whole};
+use super::whole::{check_replaceable, folder, write_whole};
 use crate::base::{Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
@@ -55,7 +55,8 @@ fn try_to_write(path: &Path) -> Result<()> {
         let message = format!("failed to {}: it is a folder", refused());
         return Err(Problem::new("kiln::call::report", message).help("give the path of a file"));
     }
-    std::fs::create_dir_all(folder(path))
+    check_replaceable(path)
+        .and_then(|()| std::fs::create_dir_all(folder(path)))
         .and_then(|()| tempfile::tempfile_in(folder(path)))
         .map(drop)
         .context("kiln::call::report", refused)

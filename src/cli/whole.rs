@@ -1,14 +1,15 @@
 //! Small files that are there whole, or not at all.
 
 use std::fs;
-use std::io::{Result, Write};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// Puts `bytes` at `path`, in place of what was there. Its folder is made.
+/// Puts `bytes` at `path`, in place of the file that was there. Its folder is made.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    check_replaceable(path)?;
     beside(path, bytes)?.persist(path)?;
     Ok(())
 }
@@ -17,6 +18,16 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     beside(path, bytes)?.persist_noclobber(path)?;
     Ok(())
+}
+
+/// Refuses a path that something else than a file has: a rename would put a file in place of a device, for everybody.
+pub(super) fn check_replaceable(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_symlink() => {
+            Err(Error::new(ErrorKind::InvalidInput, "something else than a file is there"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
@@ -33,4 +44,21 @@ fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
 pub(super) fn folder(path: &Path) -> &Path {
     // The parent of a bare name is empty.
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_are_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(write_whole(&at("pipe"), b"new").is_err());
+        assert!(!at("pipe").is_file());
+        fs::write(at("file"), "old").unwrap();
+        write_whole(&at("file"), b"new").unwrap();
+        assert_eq!(fs::read(at("file")).unwrap(), b"new");
+    }
 }
