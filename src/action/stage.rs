@@ -154,10 +154,9 @@ impl WorkOrder {
 }
 
 /// How it is known that an earlier result is what its action gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// By its key: whoever put it ran the action.
-    #[default]
     Key,
     /// Its only output has this SHA-256, in 64 lower-case hexadecimal digits.
     Sha256(String),

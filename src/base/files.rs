@@ -1,11 +1,12 @@
 //! Files of this machine, which may be anything.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use tempfile::NamedTempFile;
 
 /// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its other end, and a device may
 /// have no end.
@@ -22,6 +23,13 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a file")))
 }
 
+/// The first `bytes` of a file that may be long.
+pub fn head(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut head = vec![];
+    open_file(path)?.take(bytes).read_to_end(&mut head)?;
+    Ok(head)
+}
+
 /// The last `bytes` of a file that may be long, as text.
 pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     let mut file = open_file(path)?;
@@ -30,6 +38,12 @@ pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     let mut tail = vec![];
     file.take(bytes).read_to_end(&mut tail)?;
     Ok(String::from_utf8_lossy(&tail).into_owned())
+}
+
+/// A new file in `folder`, whose name begins with `prefix`: gone when dropped, unless it is given a name of its own. Others may read
+/// it as far as the umask allows.
+pub fn new_file_in(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
 #[cfg(test)]
@@ -47,6 +61,7 @@ mod tests {
         assert_eq!(refused(&pipe), "it is a pipe, not a file");
         let log = folder.path().join("log");
         std::fs::write(&log, "one two three").unwrap();
+        assert_eq!(head(&log, 3).unwrap(), b"one");
         assert_eq!(tail(&log, 5).unwrap(), "three");
         assert_eq!(tail(&log, 50).unwrap(), "one two three");
     }

@@ -12,7 +12,7 @@ mod units;
 pub use canon::CanonJson;
 pub use digest::{Digest, Hasher, hash_bytes};
 pub use family::{adopt_orphans, end_below, end_descendants};
-pub use files::{open_file, tail};
+pub use files::{head, new_file_in, open_file, tail};
 pub use problem::{Context, Problem, Result};
 pub use secrets::{mask_secrets, without_secrets};
 pub use shown::{masked, shown, shown_json, shown_line, without_commands};

@@ -13,7 +13,7 @@ pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> Strin
         properties.extend([format!("file={}", property(&file.name)), format!("line={line}"), format!("col={column}")]);
     }
     properties.push(format!("title={}", property(&problem.code)));
-    format!("::error {}::{}", properties.join(","), data(&shown(&problem.text())))
+    format!("::error {}::{}", properties.join(","), data(&problem.text()))
 }
 
 /// Line and column of a byte, both from 1.
@@ -25,12 +25,12 @@ fn place(text: &str, byte: usize) -> (usize, usize) {
 
 /// A command is one line; GitHub undoes these two.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\n', "%0A")
+    shown(text).replace('%', "%25").replace('\n', "%0A")
 }
 
 /// In a property, what separates properties is escaped too.
 fn property(text: &str) -> String {
-    data(&shown(text)).replace(':', "%3A").replace(',', "%2C")
+    data(text).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]

@@ -5,15 +5,15 @@ mod gguf;
 mod ledger;
 mod onnx;
 
-use std::io::{Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(super) use gguf::with_header;
 
+use super::workbench::PROGRAM;
 use super::{Common, Exit, Failed};
-use crate::base::{Context, Problem, Result, open_file};
+use crate::base::{Context, Problem, Result, head, open_file};
 use crate::model::gguf::MAGIC as GGUF;
 use crate::model::ledger::Ledger;
 use crate::stages::fetch::what_else;
@@ -41,11 +41,12 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     Ok(Exit::Done)
 }
 
+/// As much of a file tells its format.
+pub(in crate::cli) const START_BYTES: u64 = 16;
+
 /// The problem of a file that begins with `start`, told as what it is if that is known.
 pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
-    let mut head = vec![];
-    let read = open_file(path).and_then(|file| file.take(512).read_to_end(&mut head));
-    if let Some((what, help)) = read.ok().and_then(|_| what_else(&path.to_string_lossy(), &head)) {
+    if let Some((what, help)) = what_else(&path.to_string_lossy(), path) {
         return Problem::new("kiln::call::format", format!("it is {what}")).help(help);
     }
     let message = format!("unknown format: it begins with \"{}\"", start.escape_ascii());
@@ -57,15 +58,13 @@ const HERE: &str = "KILN_INSPECT_HERE";
 
 /// Whether Qualcomm's library describes the file, which was not made for files of enemies.
 fn is_for_the_vendor(path: &Path) -> bool {
-    let mut start = vec![];
-    let read = open_file(path).and_then(|file| file.take(16).read_to_end(&mut start));
-    read.is_ok() && (device::is_context_binary(&start) || device::is_dlc(&start))
+    head(path, START_BYTES).is_ok_and(|start| device::is_context_binary(&start) || device::is_dlc(&start))
 }
 
 /// Has a child do the same call, so that a crash of the library is a problem and no crash of ours.
 fn in_a_child(path: &Path) -> Result<Exit> {
     let failed = || "start `kiln inspect` in a process of its own".into();
-    let mut child = Command::new("/proc/self/exe");
+    let mut child = Command::new(PROGRAM);
     let status = child.arg0("kiln").args(std::env::args_os().skip(1)).env(HERE, "1").status();
     let status = status.context("kiln::inspect::child", failed)?;
     match status.code() {
@@ -82,10 +81,8 @@ fn in_a_child(path: &Path) -> Result<Exit> {
 fn describe(args: &Args, common: &Common) -> Result<String> {
     let json = common.json;
     let libraries = device::Libraries { folder: args.qnn.as_deref(), cache: &common.cache };
-    let mut file = open_file(&args.file).context("kiln::call::unreadable", || "open it".into())?;
-    let mut magic = vec![];
-    (&file).take(16).read_to_end(&mut magic).context("kiln::call::unreadable", || "read it".into())?;
-    file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
+    let file = open_file(&args.file).context("kiln::call::unreadable", || "open it".into())?;
+    let magic = head(&args.file, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     let text = match magic.as_slice() {
         start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
         start if start.starts_with(Ledger::MAGIC) => return ledger::describe(&file, args.tensors, json),

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{Error, ErrorKind, Result, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
+
+use crate::base::new_file_in;
 
 /// Puts `bytes` at `path`, in place of the file that was there. Its folder is made.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -33,8 +34,7 @@ pub(super) fn check_replaceable(path: &Path) -> Result<()> {
 fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
     let folder = folder(path);
     fs::create_dir_all(folder)?;
-    let mode = fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().prefix(".kiln-").permissions(mode).tempfile_in(folder)?;
+    let mut file = new_file_in(folder, ".kiln-")?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     Ok(file)

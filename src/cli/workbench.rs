@@ -123,7 +123,7 @@ fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
 }
 
 /// This program's file, whatever becomes of its name during a build.
-const PROGRAM: &str = "/proc/self/exe";
+pub(super) const PROGRAM: &str = "/proc/self/exe";
 
 /// What this program is: another file, or the same one written anew, may expand stages in another way.
 fn program() -> Result<Digest> {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Built;
 use super::history::{Before, History, Took};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Result};
+use crate::base::{Context, Digest, Result, new_file_in};
 use crate::events::PartId;
 use crate::plan::StageId;
 
@@ -128,8 +128,7 @@ impl Record {
         let write = || -> io::Result<()> {
             let folder = path.parent().unwrap_or(path);
             std::fs::create_dir_all(folder)?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-            let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
+            let mut file = new_file_in(folder, ".tmp")?;
             for line in [serde_json::to_vec(&self.stages)?, serde_json::to_vec(self.keys())?] {
                 file.write_all(&line)?;
                 file.write_all(b"\n")?;

@@ -107,8 +107,7 @@ impl<P: Read + AsFd> Read for Listening<'_, P> {
             let is_over = self.is_over.load(Ordering::Acquire);
             let wait = Timespec { tv_sec: 0, tv_nsec: if is_over { 0 } else { GLANCE_NS } };
             match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&wait)) {
-                Ok(_) if is_over && self.left == 0 => return Ok(0),
-                Ok(0) if is_over => return Ok(0),
+                Ok(ready) if is_over && (ready == 0 || self.left == 0) => return Ok(0),
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => {
                     let count = self.pipe.read(buffer)?;

@@ -38,7 +38,7 @@ use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, withou
 pub use machine::Machine;
 use parts::{Origin, Parts};
 pub use proxy::Proxies;
-pub use sniff::other as what_else;
+pub use sniff::what_else;
 use source::Source;
 use wheel::Wheel;
 

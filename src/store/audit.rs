@@ -130,8 +130,7 @@ impl Disk {
     /// What is wrong with the first window of `result` that does not hold what it should. Blobs that are `damaged` have been
     /// named already; those that are gone cost no more than running again what made them.
     fn wrong_window(&self, result: &ActionResult, damaged: &BTreeSet<PathBuf>) -> Option<String> {
-        let windows = result.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some());
-        let windows = windows.filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
+        let windows = result.windows().filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
         let problems = windows.filter_map(|content| self.content(content).err());
         let mut wrong = problems.filter(|problem| problem.code == "kiln::store::window");
         wrong.next().map(|problem| problem.message)

@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -17,7 +16,7 @@ use super::disk::{Disk, read_entry};
 use super::layout::LAYOUT;
 use super::{ActionCache, ActionResult, BlobStore, Complete, Found};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Problem, Result, open_file};
+use crate::base::{Context, Digest, Problem, Result, new_file_in, open_file};
 
 const CODE: &str = "kiln::bundle::io";
 
@@ -60,9 +59,7 @@ impl Disk {
     pub fn export(&self, keys: &BTreeSet<ActionKey>, path: &Path) -> Result<Exported> {
         let failed = || format!("write {}", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mode = fs::Permissions::from_mode(0o666);
-        let file = tempfile::Builder::new().prefix(".kiln-tmp-").permissions(mode).tempfile_in(folder);
-        let mut file = file.context(CODE, failed)?;
+        let mut file = new_file_in(folder, ".kiln-tmp-").context(CODE, failed)?;
         let exported = self.write_bundle(keys, file.as_file_mut())?;
         file.as_file().sync_all().context(CODE, failed)?;
         file.persist(path).context(CODE, failed)?;
@@ -176,8 +173,7 @@ impl Disk {
 
     /// Refuses a result whose windows do not hold what it says.
     fn check_windows(&self, result: &ActionResult) -> Result<()> {
-        let mut windows = result.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some());
-        windows.try_for_each(|content| self.content(content).map(drop))
+        result.windows().try_for_each(|content| self.content(content).map(drop))
     }
 }
 

@@ -18,7 +18,7 @@ use super::stamp::Stamp;
 use super::usage::Usage;
 use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes};
+use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in};
 
 const CODE: &str = "kiln::store::io";
 
@@ -205,7 +205,7 @@ pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
 /// Puts a file at `path` as a whole, by way of the folder `tmp` on the same disk. Not synced.
 fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(tmp)?;
+        let mut file = new_file_in(tmp, ".tmp")?;
         file.write_all(bytes)?;
         persist(file, path)?;
         Ok(())

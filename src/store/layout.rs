@@ -2,10 +2,10 @@
 //! name is kiln's, so nothing else is ever read or removed.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::base::{Context, Problem, Result, open_file};
+use crate::base::{Context, Problem, Result, head, new_file_in};
 
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
@@ -81,7 +81,7 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     fs::create_dir_all(root).context(CODE, failed)?;
     let root = root.canonicalize().context(CODE, failed)?;
     let path = root.join(FILE);
-    match read(&path) {
+    match head(&path, 2 * LAYOUT.len() as u64) {
         Ok(found) if found == LAYOUT.as_bytes() => {}
         Ok(found) => return Err(unknown(&path, &found)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -113,16 +113,8 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The beginning of a file that may be anything.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut found = vec![];
-    open_file(path)?.take(2 * LAYOUT.len() as u64).read_to_end(&mut found)?;
-    Ok(found)
-}
-
 fn write_layout(root: &Path) -> io::Result<()> {
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let mut file = tempfile::Builder::new().prefix(UNNAMED).permissions(mode).tempfile_in(root)?;
+    let mut file = new_file_in(root, UNNAMED)?;
     file.write_all(LAYOUT.as_bytes())?;
     // A cache without it would not be known as one after a power cut.
     file.as_file().sync_all()?;

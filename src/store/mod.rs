@@ -101,4 +101,9 @@ impl ActionResult {
     pub fn key(&self) -> ActionKey {
         ActionKey(hash_bytes(self.action.as_bytes()))
     }
+
+    /// What of its outputs lies inside of larger blobs.
+    fn windows(&self) -> impl Iterator<Item = &Content> {
+        self.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some())
+    }
 }

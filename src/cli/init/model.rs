@@ -9,8 +9,8 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Inputs, Registry};
-use crate::base::{Context, Problem, Result, bytes, open_file, shown_line};
-use crate::cli::inspect::{unknown, with_header};
+use crate::base::{Context, Problem, Result, bytes, head, open_file, shown_line};
+use crate::cli::inspect::{START_BYTES, unknown, with_header};
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
@@ -91,8 +91,7 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 
 fn read(path: &Path) -> Result<(String, Local)> {
     let mut file = open_file(path).context("kiln::call::unreadable", || "open it".into())?;
-    let mut start = vec![];
-    (&file).take(16).read_to_end(&mut start).context("kiln::call::unreadable", || "read it".into())?;
+    let start = head(path, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
     }

@@ -58,7 +58,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
     let out = args.out.clone().unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
     let files = locked.files();
     let size_bytes = files.values().fold(0u64, |sum, artifact| sum.saturating_add(artifact.blake3.size_bytes));
-    let faults = faults(&locked, &out, |_| true);
+    let faults = faults(&locked, &files, &out, |_| true);
     if common.json {
         let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults});
         common.print(&format!("{line}\n"));
@@ -75,7 +75,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
 
 /// Refuses what a build left in `out` of `stages`, if any of it is not as `locked` says, which lies at `path`.
 pub(super) fn hold(locked: &Account, path: &Path, out: &Path, stages: &[&str], common: &Common) -> Result<(), Failed> {
-    let faults = faults(locked, out, |stage| stages.contains(&stage));
+    let faults = faults(locked, &locked.files(), out, |stage| stages.contains(&stage));
     if faults.is_empty() {
         return Ok(());
     }
@@ -86,10 +86,13 @@ pub(super) fn hold(locked: &Account, path: &Path, out: &Path, stages: &[&str], c
     Err(judge(&faults, out, path, common).help(help).into())
 }
 
-/// What is not as `locked` says in `out`, of the stages that are `wanted`.
-fn faults(locked: &Account, out: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Fault> {
-    let stages = || locked.stage.iter().filter(|(stage, _)| wanted(stage.as_str()));
-    let files = locked.files();
+/// What is not as `locked` says in `out`, of the stages that are `wanted`; `files` are those of all.
+fn faults(
+    locked: &Account,
+    files: &BTreeMap<String, Artifact>,
+    out: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<Fault> {
     let of_stages: Vec<(&String, &Artifact)> =
         files.iter().filter(|(path, _)| path.split('/').next().is_some_and(&wanted)).collect();
     let look = |(path, artifact): &(&String, &Artifact)| {
@@ -97,8 +100,10 @@ fn faults(locked: &Account, out: &Path, wanted: impl Fn(&str) -> bool) -> Vec<Fa
         Some(Fault { path: path.to_string(), fault, what })
     };
     let mut faults: Vec<Fault> = of_stages.par_iter().filter_map(look).collect();
-    for (stage, _) in stages().filter(|(_, made)| !made.artifacts.is_empty()) {
-        unknown(out, stage.as_str(), &files, &mut faults);
+    for (stage, made) in &locked.stage {
+        if wanted(stage.as_str()) && !made.artifacts.is_empty() {
+            unknown(out, stage.as_str(), files, &mut faults);
+        }
     }
     faults.sort_by(|a, b| a.path.cmp(&b.path));
     faults

@@ -60,7 +60,6 @@ pub(super) fn download(
             Ok(()) => break,
             Err(failure) => failure,
         };
-        // Each answer counts as a second at least, so that they come to an end.
         if let Some(wait) = failure.wait.filter(|wait| *wait > MAX_WAIT) {
             let message = format!("the server asks to wait {}", duration(wait));
             return Err(failure
@@ -68,6 +67,7 @@ pub(super) fn download(
                 .within(message)
                 .help("run the same command again then: it goes on where it was"));
         }
+        // Each answer counts as a second at least, so that they come to an end.
         let told = failure.wait.map(|wait| (wait, waited.saturating_add(wait.max(Duration::from_secs(1)))));
         if let Some((wait, sum)) = told.filter(|(_, sum)| *sum <= MAX_WAIT) {
             waited = sum;

@@ -1,9 +1,8 @@
 //! What a file really is that came instead of another: a page about it, a pointer to it, another format.
 
-use std::io::Read;
 use std::path::Path;
 
-use crate::base::{Problem, open_file};
+use crate::base::{Problem, head};
 
 /// The code of what is another file than it should be.
 pub(super) const OTHER_FILE: &str = "kiln::fetch::other_file";
@@ -13,9 +12,7 @@ const HEAD_BYTES: u64 = 512;
 
 /// `problem` of the file `path`, which should be `name`; told as what it is, if that is something else.
 pub(super) fn told(problem: Problem, name: &str, path: &Path) -> Problem {
-    let mut head = vec![];
-    let read = open_file(path).and_then(|file| file.take(HEAD_BYTES).read_to_end(&mut head));
-    let Some((what, help)) = read.ok().and_then(|_| other(name, &head)) else { return problem };
+    let Some((what, help)) = what_else(name, path) else { return problem };
     let problem = match problem.code.as_str() {
         // Its digest is of no use as a pin.
         "kiln::fetch::unpinned" => Problem::new(OTHER_FILE, format!("what came as `{name}` is {what}, not the file")),
@@ -24,8 +21,12 @@ pub(super) fn told(problem: Problem, name: &str, path: &Path) -> Problem {
     problem.help(help)
 }
 
-/// What a file that begins with `head` is, if it cannot be `name`, and the way out.
-pub fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
+/// What the file `path` is, if it cannot be `name`, and the way out.
+pub fn what_else(name: &str, path: &Path) -> Option<(&'static str, &'static str)> {
+    other(name, &head(path, HEAD_BYTES).ok()?)
+}
+
+fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
     const PAGE: &str =
         "the address is of a page about the file: write hf:OWNER/REPO/FILE, or take the address of its download";
     const MODEL: &str = "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";

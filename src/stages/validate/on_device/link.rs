@@ -2,7 +2,7 @@
 //! the device's shell reads is one quoted script, and it must say that it came to its end.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, duration};
+use crate::base::{Context, Problem, Result, duration, tail};
 use crate::stages::command::quoted;
 
 /// The last line of every script: without it, the connection broke.
@@ -114,7 +114,7 @@ impl Link {
             child.wait().context("kiln::io", || "end a call to a device".into())?;
         }
         let status = ended?;
-        let read = |path| read_end(path, MAX_SAID_BYTES).context("kiln::io", || "read what a device said".into());
+        let read = |path| tail(path, MAX_SAID_BYTES).context("kiln::io", || "read what a device said".into());
         Ok(Said { status, out: read(&out)?.replace('\r', ""), err: read(&err)? })
     }
 
@@ -185,15 +185,6 @@ pub(super) fn last_words(text: &str) -> String {
     let begin = text.floor_char_boundary(text.len().saturating_sub(LAST_WORDS_BYTES as usize));
     let shown = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
     text[begin..].trim().chars().map(shown).collect()
-}
-
-fn read_end(path: &Path, most_bytes: u64) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let begin = file.metadata()?.len().saturating_sub(most_bytes);
-    file.seek(SeekFrom::Start(begin))?;
-    let mut bytes = vec![];
-    file.take(most_bytes).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
