@@ -290,6 +290,7 @@ impl TypedStage for Trivial {
         params: &["parts"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Number>>> {

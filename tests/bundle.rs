@@ -48,7 +48,7 @@ fn a_bundle_says_what_the_file_and_the_binary_say() {
     let road = Road::new(home.path());
     let mut file = TinyGguf::llama().file();
     file.set("tokenizer.ggml.add_bos_token", support::gguf_file::Value::Bool(1));
-    file.set("tokenizer.ggml.eot_token_id", 285);
+    file.set("tokenizer.ggml.eot_token_id", 284);
     file.set("tokenizer.chat_template", "{{ messages }}");
     let model = road.inspect(&file.write());
     let params = json!({"name": "tiny", "prompt": "the dog", "top_k": 1, "temp": 0.5});
@@ -59,7 +59,7 @@ fn a_bundle_says_what_the_file_and_the_binary_say() {
     assert_eq!(names, [&files[..], &more].concat());
 
     let dialog = &json_of(&road, &bundle, "genie_config.json")["dialog"];
-    let context = json!({"version": 1, "size": 40, "n-vocab": 288, "bos-token": 286, "eos-token": [287, 285]});
+    let context = json!({"version": 1, "size": 40, "n-vocab": 288, "bos-token": 286, "eos-token": [287, 284, 285]});
     assert_eq!(dialog["context"], context);
     assert_eq!(dialog["sampler"], json!({"version": 1, "seed": 42, "temp": 0.5, "top-k": 1, "top-p": 0.95}));
     assert_eq!(dialog["engine"]["model"]["binary"]["ctx-bins"], json!(["tiny.bin"]));
@@ -165,7 +165,7 @@ fn a_binary_of_another_model_is_refused() {
     assert_eq!(problem.code, "kiln::package::model");
 
     let mut file = TinyGguf::llama().file();
-    file.keys.retain(|(key, _)| key != "tokenizer.ggml.eos_token_id");
+    file.keys.retain(|(key, _)| !["tokenizer.ggml.eos_token_id", "tokenizer.ggml.token_type"].contains(&key.as_str()));
     let endless = road.inspect(&file.write());
     let problem = package(&road, &endless, &whole(&road, &endless), json!({})).unwrap_err();
     assert_eq!(problem.code, "kiln::package::eos");
@@ -214,6 +214,25 @@ fn genie_says_what_the_reference_says() {
     let three = json_of(&road, &generate(json!({"tokens": 3})).unwrap(), "generation.json");
     assert_eq!((&three["tokens"], &three["text"]), (&json!([48, 95, 48]), &json!("0_0")));
     assert_eq!(generate(json!({"tokens": 7})).unwrap_err().code, "kiln::generate::tokens");
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn genie_ends_where_the_reference_ends() {
+    let home = tempfile::tempdir().unwrap();
+    let road = Road::new(home.path()).tool("qnn", &tools::qnn());
+    let mut file = TinyGguf::qwen2().seed(60).file();
+    // The fifth token of the answer above; `<|endoftext|>` and `<|im_end|>` end one too.
+    file.set("tokenizer.ggml.eot_token_id", 142);
+    let (model, context, reference) = tiny(&road, &file.write(), "<|im_start|>the dog and the fox\n is é");
+    assert_eq!(json_of(&road, &reference, "greedy.json")["tokens"], json!([48, 95, 48, 95, 142]));
+    let bundle = package(&road, &model, &context, json!({"name": "tiny"})).unwrap();
+    let slots = [("bundle", &bundle), ("reference", &reference)];
+    let heard = |params: Value| json_of(&road, &road.run("generate", params, &slots).unwrap(), "generation.json");
+    let said = heard(json!({"tokens": 9}));
+    assert_eq!((&said["tokens"], &said["ended"]), (&json!([48, 95, 48, 95]), &json!(true)));
+    assert_eq!(said["tokens"], said["expected"]);
+    assert_eq!(heard(json!({"tokens": 4}))["ended"], false);
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl Stage for Puppet {
             params: &[],
             keyed: &[],
             reaches_outside: false,
+            measures: false,
         }
     }
 

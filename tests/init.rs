@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use assert_cmd::Command;
+use support::gguf_file::{GgufFile, Value};
 use support::tiny_gguf::TinyGguf;
 
 fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
@@ -138,6 +139,49 @@ fn a_model_writes_no_stages_into_its_plan() {
             "{key}: {plan}"
         );
         fs::remove_file(folder.join("pot.toml")).unwrap();
+    }
+}
+
+#[test]
+fn a_model_in_pieces_is_fetched_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let out = said(folder, &["init", "hf:a/b/pot-00002-of-00003.gguf@v1", "--out", "a plan.toml"]);
+    assert!(out.contains("kiln build 'a plan.toml' source-1 source-2 source-3 "), "{out}");
+    let read = |name: &str| -> toml::Table { fs::read_to_string(folder.join(name)).unwrap().parse().unwrap() };
+    let plan = read("a plan.toml");
+    assert_eq!(plan["plan"]["name"].as_str(), Some("pot"));
+    assert_eq!(plan["stage"]["source-3"]["url"].as_str(), Some("hf:a/b/pot-00003-of-00003.gguf@v1"));
+    assert_eq!(plan["stage"]["model"]["gguf"].as_array().unwrap().len(), 3);
+    assert!(said(folder, &["check", "a plan.toml"]).contains("no problems"));
+
+    said(folder, &["init", "https://a.example/x/pot.gguf.part2of2?download=true"]);
+    let plan = read("plans/pot.toml");
+    assert_eq!(plan["vars"]["source"].as_str(), Some("https://a.example/x/pot.gguf.part{1..2}of2?download=true"));
+    assert!(said(folder, &["check", "plans/pot.toml"]).contains("no problems"));
+
+    // Files of this machine are pinned, each.
+    let mut first = TinyGguf::qwen2().file();
+    let mut second = GgufFile { tensors: first.tensors.split_off(3), ..GgufFile::default() };
+    for (number, file) in [&mut first, &mut second].into_iter().enumerate() {
+        file.set("split.no", Value::U16(number as u16));
+        file.set("split.count", Value::U16(2));
+        fs::write(folder.join(format!("jar-0000{}-of-00002.gguf", number + 1)), file.write()).unwrap();
+    }
+    let out = said(folder, &["init", "file:jar-00002-of-00002.gguf"]);
+    assert!(out.starts_with("`Tiny`: qwen2, 2 layers, "), "{out}");
+    assert!(said(folder, &["build", "plans/jar.toml", "model"]).contains("summary.txt"));
+    refused(folder, &["init", "hf:a/b/pot.gguf-split-a"], 2, &["`parts` of a `fetch` stage"]);
+}
+
+#[test]
+fn characters_of_a_plan_may_be_in_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (name, out) in [("${x} $${y}.gguf", "a.toml"), ("#1.gguf", "b.toml"), ("it's \"{1..2}\" \\.gguf", "c.toml")] {
+        fs::write(folder.join(name), TinyGguf::qwen2().write()).unwrap();
+        said(folder, &["init", &format!("file:{name}"), "--out", out]);
+        assert!(said(folder, &["build", out, "model"]).contains("summary.txt"), "{name}");
     }
 }
 

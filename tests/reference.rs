@@ -11,6 +11,7 @@ use kiln::action::{Inputs, Manifest, PartName};
 use kiln::base::Result;
 use kiln::model::facts::RopeRows;
 use serde_json::{Value, json};
+use support::gguf_file::GgufFile;
 use support::quantize::Quant;
 use support::textbook::Textbook;
 use support::tiny_gguf::TinyGguf;
@@ -71,6 +72,34 @@ fn windows_and_a_continuation() {
     assert_eq!(first.as_array().unwrap()[..prompt], greedy["prompt"].as_array().unwrap()[..]);
     let row = &logits(&folder, &manifest, "window-000")[(prompt - 1) * vocab..prompt * vocab];
     assert_eq!(kiln::model::fidelity::top(row).unwrap(), greedy["tokens"][0].as_u64().unwrap() as u32);
+}
+
+#[test]
+fn an_answer_ends_with_any_token_that_ends_one() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let params = json!({"windows": 1, "tokens": 8, "prompt": "the", "greedy": 3});
+    let greedy = |file: &GgufFile| {
+        json_part(&folder, &reference(&folder, &file.write(), TEXT, params.clone()).unwrap(), "greedy.json")
+    };
+    let mut file = TinyGguf::qwen2().file();
+    let whole = greedy(&file);
+    assert_eq!(whole["ended"], false);
+    file.set("tokenizer.ggml.eot_token_id", whole["tokens"][1].as_u64().unwrap() as u32);
+    let ended = greedy(&file);
+    assert_eq!((&ended["tokens"], &ended["ended"]), (&json!([whole["tokens"][0], whole["tokens"][1]]), &json!(true)));
+}
+
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Folder::new(home.path());
+    let tokens = |text: &str| {
+        let manifest =
+            reference(&folder, &TinyGguf::llama().write(), text, json!({"windows": 2, "tokens": 8})).unwrap();
+        json_part(&folder, &manifest, "window-000/tokens.json")
+    };
+    assert_eq!(tokens(&format!("\u{feff}{TEXT}")), tokens(TEXT));
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest 
     };
     let window = json!({"non_finite": 0, "tokens": (0..tokens).map(token).collect::<Vec<_>>()});
     let greedy = json!({"text": " Paris.", "expected": [5, 6, 7], "prefilled": [5, 6, 7], "decoded": [6, 8],
-        "smallest_gap": 0.5, "non_finite": 0});
+        "ended": false, "smallest_gap": 0.5, "non_finite": 0});
     let part = |name: &str, value: Value| {
         (PartName::new(name).unwrap(), folder.part(value.to_string().as_bytes(), Value::Null))
     };
@@ -54,7 +54,7 @@ fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Re
     let scores = scores.into_iter().map(|(name, manifest)| (name.to_string(), manifest)).collect();
     let npu = Manifest { parts: [(PartName::new("model.bin").unwrap(), folder.part(&[0; 500], Value::Null))].into() };
     let generation = json!({"prompt": [1], "tokens": [5, 6, 8], "text": " Paris!", "expected": [5, 6, 7],
-        "expected_text": " Paris."});
+        "ended": false, "expected_text": " Paris."});
     let generation = folder.part(generation.to_string().as_bytes(), Value::Null);
     let genie = Manifest { parts: [(PartName::new("generation.json").unwrap(), generation)].into() };
     let slots = [
@@ -118,6 +118,22 @@ fn each_limit_can_be_missed() {
         let missed_lines: Vec<&str> = problem.message.lines().filter(|line| line.starts_with("MISSED")).collect();
         assert!(matches!(&missed_lines[..], [line] if line.contains(missed)), "{missed}: {}", problem.message);
     }
+}
+
+#[test]
+fn no_more_is_asked_than_an_answer_that_ends() {
+    let passes = |ended: bool| {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::new(home.path());
+        let mut manifest = score(&folder, 100, 0.0, json!({}));
+        let greedy = json!({"text": " Paris.<|im_end|>", "expected": [5, 6], "prefilled": [5, 6], "decoded": [6],
+            "ended": ended, "smallest_gap": 0.5, "non_finite": 0});
+        let part = folder.part(greedy.to_string().as_bytes(), Value::Null);
+        manifest.parts.insert(PartName::new("greedy/score.json").unwrap(), part);
+        validate(&folder, vec![("onnx", manifest)], json!({"limits": {"onnx": {"greedy": 16}}})).is_ok()
+    };
+    assert!(passes(true));
+    assert!(!passes(false));
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct StageSpec {
     pub keyed: &'static [(&'static str, &'static str)],
     /// Whether it depends on what may fail today and be there tomorrow: the network.
     pub reaches_outside: bool,
+    /// Whether it gives figures that are measured in floating point: their last digits depend on the processor.
+    pub measures: bool,
 }
 
 /// In [`InputSpec::accepts`]: whatever a stage gives.

@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
 
+use super::bytes as spelled;
+
 /// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its other end, and a device may
 /// have no end.
 pub fn open_file(path: &Path) -> io::Result<File> {
@@ -21,6 +23,20 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         _ => "a device",
     };
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a file")))
+}
+
+/// The bytes of a file that has no business to be long: more than `most` are refused.
+pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let bytes = head(path, most.saturating_add(1))?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}", spelled(most))));
+    }
+    Ok(bytes)
+}
+
+/// Whether the file at `path` holds `bytes` and nothing else.
+pub fn is_file_of(path: &Path, bytes: &[u8]) -> bool {
+    head(path, bytes.len() as u64 + 1).is_ok_and(|found| found == bytes)
 }
 
 /// The first `bytes` of a file that may be long.
@@ -62,6 +78,10 @@ mod tests {
         let log = folder.path().join("log");
         std::fs::write(&log, "one two three").unwrap();
         assert_eq!(head(&log, 3).unwrap(), b"one");
+        assert_eq!(read_file(&log, 13).unwrap(), b"one two three");
+        assert_eq!(read_file(&log, 12).unwrap_err().to_string(), "it has more than 12 B");
+        assert!(is_file_of(&log, b"one two three"));
+        assert!(!is_file_of(&log, b"one two") && !is_file_of(&log, b"one two three four"));
         assert_eq!(tail(&log, 5).unwrap(), "three");
         assert_eq!(tail(&log, 50).unwrap(), "one two three");
     }

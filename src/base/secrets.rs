@@ -3,6 +3,11 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+const QUOTES: [char; 3] = ['"', '\'', '`'];
+
+/// How far before an address its quote is looked for: a scheme, or what was mistyped for one and a host.
+const MAX_LOOK_BACK: usize = 256;
+
 /// `text`, in which the user and password and the query of each address are `***`.
 pub fn without_secrets(text: &str) -> Cow<'_, str> {
     let secrets = secrets(text);
@@ -32,30 +37,64 @@ pub fn mask_secrets(text: &str) -> String {
 /// Where they are: in their order, none inside of another.
 fn secrets(text: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = vec![];
-    for (at, separator) in text.match_indices("://") {
-        let start = at + separator.len();
-        let end = start + length(&text[start..]);
-        let address = &text[start..end];
-        let user = user(address).map(|length| start..start + length);
-        let query = address.find('?').map(|length| {
-            let begin = start + length + 1;
-            begin..text[begin..end].find('#').map_or(end, |length| begin + length)
-        });
-        for secret in user.into_iter().chain(query).filter(|secret| !secret.is_empty()) {
-            match found.last_mut() {
-                Some(last) if secret.start < last.end => last.end = last.end.max(secret.end),
-                _ => found.push(secret),
-            }
+    // Of the word that was looked at last: each is measured once.
+    let mut end = 0;
+    for (at, mark) in text.match_indices(['/', '?']) {
+        if found.last().is_some_and(|last| at < last.end) || !begins(text, at) {
+            continue;
         }
+        if at >= end {
+            end = at + length(&text[..at], &text[at..]);
+        }
+        let to_fragment = |begin: usize| begin..text[begin..end].find('#').map_or(end, |length| begin + length);
+        if mark == "?" {
+            found.push(to_fragment(at + 1));
+            continue;
+        }
+        let start = at + "//".len();
+        // What follows another `://` is another address.
+        let address = &text[start..end.max(start)];
+        let address = &address[..address.find("://").unwrap_or(address.len())];
+        found.extend(user(address).map(|length| start..start + length));
+        found.extend(address.find('?').map(|length| to_fragment(start + length + 1)));
     }
+    found.retain(|secret| !secret.is_empty());
     found
 }
 
-/// Where an address ends that a text goes on after; quotes may be a part of it, or around it.
-fn length(text: &str) -> usize {
+/// Whether at a `/` an address begins, as after `https:` or by itself; or at a `?` a query, of an address that may be mistyped.
+fn begins(text: &str, at: usize) -> bool {
+    let rest = &text[at..];
+    if let Some(query) = rest.strip_prefix('?') {
+        let name = query.find(|c| !is_of_path(c)).unwrap_or(query.len());
+        return name > 0 && query[name..].starts_with('=');
+    }
+    let before = text[..at].chars().next_back();
+    rest.starts_with("//") && before.is_none_or(|c| c == ':' || !is_of_path(c))
+}
+
+fn is_of_path(c: char) -> bool {
+    c.is_alphanumeric() || "-._~%/$&+@[]{}".contains(c)
+}
+
+/// Where an address ends. One that the text `before` opens a quote for goes on to the other quote, over blanks too.
+fn length(before: &str, text: &str) -> usize {
+    let mut back = before.chars().rev().take(MAX_LOOK_BACK);
+    let opened = back.find(|c| c.is_whitespace() || QUOTES.contains(c)).filter(|c| QUOTES.contains(c));
+    let closed = opened.and_then(|quote| {
+        let line = text.lines().next().unwrap_or_default();
+        let is_last =
+            |rest: &str| quote == '"' || rest.chars().next().is_none_or(|c| c.is_whitespace() || is_of_text(c));
+        line.match_indices(quote).map(|(at, _)| at).find(|at| is_last(&line[at + 1..]))
+    });
+    closed.unwrap_or_else(|| bare_length(text))
+}
+
+/// Where an address ends that stands in no quotes, or in such that do not end; others may be a part of it.
+fn bare_length(text: &str) -> usize {
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
-        let is_last = chars.peek().is_none_or(|(_, next)| next.is_whitespace() || ",.;:)]".contains(*next));
+        let is_last = chars.peek().is_none_or(|(_, next)| next.is_whitespace() || is_of_text(*next));
         if c.is_whitespace() || c.is_control() || "\"<>".contains(c) || ("'`".contains(c) && is_last) {
             return at;
         }
@@ -73,6 +112,11 @@ fn user(address: &str) -> Option<usize> {
         None if port.is_some_and(is_password) => address.rfind('@'),
         user => user,
     }
+}
+
+/// What a text goes on with after a quote.
+fn is_of_text(c: char) -> bool {
+    ",.;:)]}".contains(c)
 }
 
 #[cfg(test)]
@@ -95,10 +139,25 @@ mod tests {
             ("https://me:p/s#s@h/x", "https://***@h/x"),
             ("https://a/x,https://me:pw@b/y", "https://a/x,https://***@b/y"),
             ("https://a?to=https://me:pw@b?c", "https://a?***"),
+            ("url = \"https://a/x y?sig=s t#f\" # and", "url = \"https://a/x y?***#f\" # and"),
+            ("`https://me:p w@a/x y?s t` failed", "`https://***@a/x y?***` failed"),
+            ("an 'https://a/b c?d e', so 'f?'", "an 'https://a/b c?***', so 'f?'"),
+            ("\"//me:pw@a/x\" and \"a.example/x?sig=s\"", "\"//***@a/x\" and \"a.example/x?***\""),
+            ("pypi:a==1?token=t#m file:/x?sig=s", "pypi:a==1?***#m file:/x?***"),
+            ("https:/a/x?X-Amz-Signature=abc&y, so", "https:/a/x?***, so"),
+            ("is it? a = b; a//b@c", "is it? a = b; a//b@c"),
         ] {
             assert_eq!(without_secrets(text), expected);
             assert_eq!(mask_secrets(text).len(), text.len());
             assert_eq!(mask_secrets(text) == text, expected == text);
+        }
+    }
+
+    #[test]
+    fn long_text_takes_no_longer_for_it() {
+        for piece in ["://a", "//", "?", "?a", "?a=", "://?", "<//", "'//", "\"?a=", "://a:b@"] {
+            // 4 MB: if every piece looked at all others, this would not end.
+            without_secrets(&piece.repeat((4 << 20) / piece.len()));
         }
     }
 }

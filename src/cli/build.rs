@@ -70,7 +70,9 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
     let links = if args.hard_links { Links::Hard } else { Links::Reflink };
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
-    let mut screen = Screen::open(&args.views, common)?;
+    let mut places = bench.places()?;
+    places.refuse_in_cache("what is built", &out)?;
+    let mut screen = Screen::open(&args.views, &mut places, common)?;
     let early = Mutex::new(None);
     let completed = |stage: &PlannedStage, sealed: &Sealed| {
         // What is held to a lock is not written before all of it is known. What fails here fails again at the end, where it is said.

@@ -17,6 +17,7 @@ mod man;
 mod outline;
 mod output;
 mod papers;
+mod places;
 mod plan;
 mod replay;
 mod reports;
@@ -27,12 +28,15 @@ mod whole;
 mod work;
 mod workbench;
 
+use std::io::{Write, stderr};
+
 use clap::{Args as _, Command as Usage, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{Common, Failed, PlanArgs};
 pub use exit::Exit;
 
 use crate::action::Registry;
+use crate::base::{shown, shown_line};
 
 /// Fires GGUF language models into Qualcomm NPU context binaries, by a declarative plan.
 #[derive(Parser)]
@@ -89,8 +93,20 @@ enum Command {
 impl Call {
     /// Reads this program's call. Help and mistakes end the program, in the colours that the call asks for.
     pub fn read() -> Call {
-        let usage = Call::command().color(common::color_of(std::env::args_os()));
-        Call::from_arg_matches(&usage.get_matches()).unwrap_or_else(|error| error.exit())
+        let words = std::env::args_os;
+        let usage = || Call::command().color(common::color_of(words()));
+        let matches = usage().try_get_matches_from(words()).unwrap_or_else(|error| {
+            // A mistake quotes the words of the call: it is found again in words that a terminal may have.
+            let words = words().map(|word| shown_line(&word.to_string_lossy()));
+            match usage().try_get_matches_from(words) {
+                Err(again) if again.kind() == error.kind() => again.exit(),
+                _ => {
+                    let _ = write!(stderr(), "{}", shown(&error.to_string()));
+                    std::process::exit(error.exit_code())
+                }
+            }
+        });
+        Call::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
     /// All that people may call: without the hidden subcommand, which completions would offer.

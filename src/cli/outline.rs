@@ -24,6 +24,8 @@ pub(super) struct Asked {
     pub(super) kind: String,
     /// Of the code that this kiln has for the kind.
     pub(super) version: u32,
+    /// See [`StageSpec::measures`](crate::action::StageSpec::measures).
+    pub(super) measured: bool,
     pub(super) params: Digest,
     /// Input -> the stages that feed it.
     pub(super) inputs: BTreeMap<String, Vec<String>>,
@@ -59,10 +61,12 @@ fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
     let names = |(slot, givers): (&String, &Vec<crate::plan::StageId>)| {
         (slot.clone(), givers.iter().map(|giver| giver.0.clone()).collect())
     };
+    // A checked plan names no kind that is not there.
+    let spec = registry.get(&stage.kind).map(|kind| kind.spec());
     Asked {
         kind: stage.kind.clone(),
-        // A checked plan names no kind that is not there.
-        version: registry.get(&stage.kind).map_or(0, |kind| kind.spec().version),
+        version: spec.map_or(0, |spec| spec.version),
+        measured: spec.is_some_and(|spec| spec.measures),
         params: hash_bytes(inside.spelled(&stage.params).to_string().as_bytes()),
         inputs: stage.slots.iter().map(names).collect(),
         keep: match &stage.keep {

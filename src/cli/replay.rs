@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
+use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, count, duration, open_file};
@@ -34,7 +35,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
     let opened = open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
     let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
-    let mut reports = Reports::open(&args.reports)?;
+    let mut reports = Reports::open(&args.reports, &mut Places::new(&common.cache, [args.log.clone()]))?;
     let mut view: Box<dyn TimedListener> = match common.json {
         true => Box::new(JsonLines::new(stdout())),
         false => Box::new(Plain::new(stdout())),

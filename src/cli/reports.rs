@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::places::Places;
 use super::whole::{check_replaceable, folder, write_whole};
 use crate::base::{Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
@@ -22,11 +23,12 @@ pub(super) struct Reports(Vec<(PathBuf, Box<dyn Report>)>);
 
 impl Reports {
     /// Reports that have heard nothing yet. Hours may pass before they are written, so that they can be is tried now.
-    pub(super) fn open(args: &Args) -> Result<Reports> {
+    pub(super) fn open(args: &Args, places: &mut Places) -> Result<Reports> {
         let junit = args.junit.clone().map(|path| (path, Box::new(Junit::default()) as Box<dyn Report>));
         let trace = args.trace.clone().map(|path| (path, Box::new(Trace::default()) as Box<dyn Report>));
         let reports: Vec<_> = junit.into_iter().chain(trace).collect();
         for (path, _) in &reports {
+            places.take_file("the report", path)?;
             try_to_write(path)?;
         }
         Ok(Reports(reports))

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, stderr, stdout};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use super::places::Places;
 use super::reports::{self, Reports};
 use super::whole::folder;
 use super::{Common, Failed};
@@ -45,8 +46,12 @@ enum Shown {
 }
 
 impl Screen {
-    /// Opens what is to be written, so that what cannot be is known before the build.
-    pub(super) fn open(views: &Views, common: &Common) -> Result<Self, Failed> {
+    /// Opens what is to be written at `places` of its own, so that what cannot be is known before the build.
+    pub(super) fn open(views: &Views, places: &mut Places, common: &Common) -> Result<Self, Failed> {
+        if let Some(path) = &views.log {
+            places.take_file("the log", path)?;
+        }
+        let reports = Reports::open(&views.reports, places)?;
         let shown = match common.json {
             true => Shown::Now(Box::new(JsonLines::new(stdout()))),
             false => Shown::Later(vec![]),
@@ -57,7 +62,6 @@ impl Screen {
             Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
         };
         let log = views.log.as_ref().map(open).transpose()?;
-        let reports = Reports::open(&views.reports)?;
         Ok(Screen { begun: None, summary: Summary::default(), failures: vec![], shown, log, reports })
     }
 

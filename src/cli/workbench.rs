@@ -1,8 +1,10 @@
 //! What `build`, `plan` and `explain` need alike: the plan, the stages, the cache and the record.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use super::outline::Outline;
+use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
@@ -98,6 +100,13 @@ impl<'a> Workbench<'a> {
             problems if problems.is_empty() => Ok(built),
             problems => Err(Failed { problems, source: None }),
         }
+    }
+
+    /// Where this call may write.
+    pub(super) fn places(&self) -> Result<Places> {
+        let files = |stage: &PlannedStage| self.stages.get(&stage.kind).map(|kind| kind.files(&stage.params));
+        let files: Vec<Vec<PathBuf>> = self.plan.stages.iter().filter_map(files).collect::<Result<_>>()?;
+        Ok(Places::new(self.store.root(), files.into_iter().flatten()))
     }
 
     /// Remembers what was built, for the reasons of the next build. A cache that is read-only remembers nothing.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Built;
 use super::history::{Before, History, Took};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Result, new_file_in};
+use crate::base::{Context, Digest, Result, new_file_in, open_file, read_file};
 use crate::events::PartId;
 use crate::plan::StageId;
 
@@ -24,6 +24,9 @@ pub struct Record {
     stages: BTreeMap<String, Whole>,
     keys: OnceLock<Keys>,
 }
+
+/// Cap on such a file: a part needs 150 bytes, so it holds a million and more.
+const MAX_BYTES: u64 = 256 << 20;
 
 /// By stage and part name.
 type Keys = BTreeMap<String, BTreeMap<String, ActionKey>>;
@@ -42,7 +45,8 @@ impl Record {
     pub fn open(cache: &Path, plan: &str) -> Result<Record> {
         let path = cache.join("last").join(format!("{plan}.json"));
         let mut line = String::new();
-        match File::open(&path).and_then(|file| BufReader::new(file).read_line(&mut line)) {
+        let read = |file: File| BufReader::new(file.take(MAX_BYTES)).read_line(&mut line);
+        match open_file(&path).and_then(read) {
             Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::InvalidData => {
                 Err(error).context(CODE, || format!("read {}", path.display()))
             }
@@ -65,7 +69,7 @@ impl Record {
         for entry in entries {
             let path = entry.context(CODE, || format!("list {}", folder.display()))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let text = std::fs::read_to_string(&path).context(CODE, || format!("read {}", path.display()))?;
+                let text = read_text(&path).context(CODE, || format!("read {}", path.display()))?;
                 let understood = read_keys(&text);
                 let all = understood.context(CODE, || format!("understand {}", path.display())).map_err(|problem| {
                     problem.help("remove the file and build that plan again; until then its last build keeps nothing")
@@ -88,7 +92,7 @@ impl Record {
 
     fn keys(&self) -> &Keys {
         self.keys.get_or_init(|| {
-            let text = self.path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+            let text = self.path.as_ref().and_then(|path| read_text(path).ok());
             // The keys of a record that is no record are unknown; only reasons are lost.
             text.and_then(|text| read_keys(&text).ok()).unwrap_or_default()
         })
@@ -141,6 +145,10 @@ impl Record {
 }
 
 const CODE: &str = "kiln::engine::record";
+
+fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read_file(path, MAX_BYTES)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
 
 /// The keys in the text of a record.
 fn read_keys(text: &str) -> serde_json::Result<Keys> {

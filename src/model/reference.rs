@@ -91,17 +91,19 @@ impl<'a> Reference<'a> {
         Ok(())
     }
 
-    /// The `count` most probable tokens after `prompt`, one after the other; `begun` hears of each.
+    /// The most probable tokens after `prompt`, one after the other: `count` of them, or up to the first of `ends`. `begun` hears
+    /// of each.
     pub fn greedy(
         &self,
         prompt: &[u32],
         count: usize,
+        ends: &[u32],
         mut begun: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Choice>> {
         let mut past: Vec<Option<Attended>> = (0..self.facts.block_count).map(|_| None).collect();
         let mut next = prompt.to_vec();
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
-        while choices.len() < count {
+        while choices.len() < count && choices.last().is_none_or(|choice| !ends.contains(&choice.token)) {
             begun(choices.len())?;
             let before = if choices.is_empty() { 0 } else { prompt.len() + choices.len() - 1 };
             let spans = [self.span(before, next.len())?];

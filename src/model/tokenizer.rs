@@ -22,8 +22,36 @@ const PRE_TOKENIZERS: [(&str, &[&str]); 4] =
     [("gpt-2", &[GPT2]), ("smollm", &[r"\p{N}", GPT2]), ("qwen2", &[QWEN2]), ("deepseek-r1-qwen", &[QWEN2])];
 
 /// `tokenizer.ggml.token_type` of tokens that are never made by merging: control and user-defined.
-const CONTROL: u32 = 3;
-const USER_DEFINED: u32 = 4;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// How tokens that end a text, a turn or a message are spelled. A file names one of them, rarely all: llama.cpp finds the others by
+/// these spellings too (`src/llama-vocab.cpp`). Ordinary tokens spelled so are text (Gemma's `</s>` is HTML).
+const ENDS: [&str; 23] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
+    "<eos>",
+    "</s>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|eos|>",
+    "<|EOT|>",
+    "<｜end▁of▁sentence｜>",
+];
 
 /// The metadata keys that are read.
 #[derive(Deserialize)]
@@ -35,7 +63,7 @@ struct Metadata {
     #[serde(rename = "tokenizer.ggml.tokens")]
     tokens: Vec<String>,
     #[serde(rename = "tokenizer.ggml.token_type", default)]
-    token_type: Vec<u32>,
+    token_type: Vec<i64>,
     #[serde(rename = "tokenizer.ggml.merges", default)]
     merges: Vec<String>,
     #[serde(rename = "tokenizer.ggml.bos_token_id")]
@@ -71,13 +99,7 @@ impl Tokenizer {
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
         let first = metadata.bos_token_id.filter(|_| metadata.add_bos_token);
-        let mut ends = vec![];
-        for id in [metadata.eos_token_id, metadata.eot_token_id, metadata.eom_token_id].into_iter().flatten() {
-            if !ends.contains(&id) {
-                ends.push(id);
-            }
-        }
-        Ok(Tokenizer { inner, first, ends, chat_template: metadata.chat_template })
+        Ok(Tokenizer { inner, first, ends: ends(&metadata), chat_template: metadata.chat_template })
     }
 
     /// The tokens of `text`; special tokens spelled in it are recognised, none is added.
@@ -96,7 +118,7 @@ impl Tokenizer {
         self.first
     }
 
-    /// The tokens that end a text, a turn or a message, the text's first.
+    /// The tokens that end a text, a turn or a message: those that the file names, the text's first, then those that are spelled so.
     pub fn ends(&self) -> &[u32] {
         &self.ends
     }
@@ -155,12 +177,28 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut tokenizer = tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer(&metadata.pre)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let added = metadata.tokens.iter().zip(&metadata.token_type);
-    let added = added
-        .filter(|(_, kind)| [CONTROL, USER_DEFINED].contains(*kind))
-        .map(|(token, kind)| AddedToken::from(token, *kind == CONTROL).normalized(false));
+    let added = special(metadata).map(|(_, token, kind)| AddedToken::from(token, kind == CONTROL).normalized(false));
     tokenizer.add_special_tokens(added)?;
     Ok(tokenizer)
+}
+
+/// The tokens that are never made by merging: id, spelling and type.
+fn special(metadata: &Metadata) -> impl Iterator<Item = (u32, &String, i64)> {
+    let tokens = (0..).zip(&metadata.tokens).zip(&metadata.token_type).map(|((id, token), kind)| (id, token, *kind));
+    tokens.filter(|(_, _, kind)| [CONTROL, USER_DEFINED].contains(kind))
+}
+
+/// See [`Tokenizer::ends`].
+fn ends(metadata: &Metadata) -> Vec<u32> {
+    let named = [metadata.eos_token_id, metadata.eot_token_id, metadata.eom_token_id].into_iter().flatten();
+    let spelled = special(metadata).filter(|(_, token, _)| ENDS.contains(&token.as_str())).map(|(id, _, _)| id);
+    let mut ends = vec![];
+    for id in named.chain(spelled) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    ends
 }
 
 fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
@@ -236,6 +274,31 @@ mod tests {
         assert!(problem.to_string().contains("`tekken` is not known"), "{problem}");
         let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
         assert_eq!(Tokenizer::from_metadata(llama).err().unwrap().code, "kiln::tokenizer::model");
+    }
+
+    #[test]
+    fn all_tokens_that_end_an_answer_are_found() {
+        let check = |spelled: &[(&str, i64)], named: &[(&str, u32)], expected: &[u32]| {
+            let (tokens, kinds): (Vec<_>, Vec<_>) = spelled.iter().copied().unzip();
+            let mut metadata = json!({
+                "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.token_type": kinds,
+            });
+            for (key, id) in named {
+                metadata[format!("tokenizer.ggml.{key}_token_id")] = json!(id);
+            }
+            let tokenizer = Tokenizer::from_metadata(&serde_json::to_vec(&metadata).unwrap()).unwrap();
+            assert_eq!(tokenizer.ends(), expected, "{spelled:?} {named:?}");
+        };
+        let qwen = [("a", 1), ("<|endoftext|>", 3), ("<|im_start|>", 3), ("<|im_end|>", 3)];
+        check(&qwen, &[("eos", 3)], &[3, 1]);
+        check(&qwen, &[("eos", 1)], &[1, 3]);
+        check(&qwen, &[], &[1, 3]);
+        let llama = [("<|end_of_text|>", 3), ("<|eom_id|>", 3), ("<|eot_id|>", 3), ("b", 1)];
+        check(&llama, &[("eos", 2), ("eot", 2), ("eom", 1)], &[2, 1, 0]);
+        // What a page of HTML is made of ends nothing, unless the file says so; what a user defined does.
+        check(&[("</s>", 1), ("<|end|>", 4), ("c", -1)], &[], &[1]);
+        check(&[("</s>", 1), ("<|end|>", 4), ("c", -1)], &[("eos", 0)], &[0, 1]);
     }
 
     #[test]

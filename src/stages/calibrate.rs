@@ -72,7 +72,7 @@ impl TypedStage for Calibrate {
     type Order = Calibration;
     const SPEC: StageSpec = StageSpec {
         kind: "calibrate",
-        version: 2,
+        version: 3,
         summary: "range, percentiles and second moments of every activation over a text",
         gives: "calibration",
         inputs: &[
@@ -83,6 +83,7 @@ impl TypedStage for Calibrate {
         params: &["windows", "moments"],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

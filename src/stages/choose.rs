@@ -69,6 +69,7 @@ impl TypedStage for Choose {
         params: &["bytes"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {

@@ -29,7 +29,6 @@ use crate::action::{
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
-pub(super) use process::quoted;
 
 /// Where a program that is itself an input lies.
 const INPUTS: &str = "inputs/";
@@ -100,6 +99,7 @@ impl TypedStage for Command {
         params: &["program", "args", "env", "outputs", "tools", "memory", "threads", "install"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

@@ -155,6 +155,7 @@ impl TypedStage for ContextBin {
         params: &["soc", "sample", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

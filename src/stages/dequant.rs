@@ -54,6 +54,7 @@ impl TypedStage for Dequant {
         params: &["type", "match"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

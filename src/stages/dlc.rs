@@ -66,6 +66,7 @@ impl TypedStage for Dlc {
         params: &[],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {

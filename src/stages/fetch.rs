@@ -94,6 +94,7 @@ impl TypedStage for Fetch {
         params: &["url", "parts", "name", "sha256", "unpack", "tracked"],
         keyed: &[],
         reaches_outside: true,
+        measures: false,
     };
 
     fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {

@@ -55,14 +55,22 @@ pub struct Generation {
     pub text: String,
     /// What the reference says up to as many tokens, or to the one that ends a text.
     pub expected: Vec<u32>,
+    /// Whether that is its whole answer, after which a token comes that ends it.
+    pub ended: bool,
     /// That as text.
     pub expected_text: String,
 }
 
 impl Generation {
-    /// How many tokens from the first on are the reference's.
+    /// How many tokens from the first on are the reference's. To end where the reference does counts as one.
     pub fn equal(&self) -> usize {
-        self.tokens.iter().zip(&self.expected).take_while(|(own, expected)| own == expected).count()
+        let same = self.tokens.iter().zip(&self.expected).take_while(|(own, expected)| own == expected).count();
+        same + usize::from(self.ended && self.tokens == self.expected)
+    }
+
+    /// How many tokens there are to be equal.
+    pub fn all(&self) -> usize {
+        self.expected.len() + usize::from(self.ended)
     }
 }
 
@@ -74,7 +82,7 @@ impl TypedStage for Generate {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "generate",
-        version: 1,
+        version: 2,
         summary: "what a bundle says in libGenie, on the simulator",
         gives: "generation",
         inputs: &[
@@ -84,6 +92,7 @@ impl TypedStage for Generate {
         params: &["tokens"],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
@@ -118,10 +127,10 @@ impl TypedStage for Generate {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let Greedy { prompt, tokens, .. } = serde_json::from_slice(&job.read("greedy")?)
+        let Greedy { prompt, tokens, ended, .. } = serde_json::from_slice(&job.read("greedy")?)
             .context("kiln::generate::reference", || "read `greedy`".into())?;
         let most = params.tokens.map_or(tokens.len(), |tokens| tokens as usize);
-        if most > tokens.len() {
+        if most > tokens.len() && !ended {
             let what = format!("{most} tokens are asked for, the reference has {}", tokens.len());
             return Err(Problem::new("kiln::generate::tokens", what)
                 .help("raise `greedy` of the `reference` stage, or lower `tokens` here"));
@@ -130,6 +139,7 @@ impl TypedStage for Generate {
             .context("kiln::generate::config", || format!("read {CONFIG}"))?;
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
         config.begins(&prompt, &tokenizer)?;
+        let ended = ended && most >= tokens.len();
         let expected: Vec<u32> = tokens.into_iter().take(most).take_while(|token| !config.ends(*token)).collect();
 
         let config = config.for_greedy(&laid_out(job)?)?;
@@ -142,7 +152,8 @@ impl TypedStage for Generate {
         }
         let tokens = dialog.generate(&prompt, most as u32, &|done| job.progress(done, most as u64, "tokens"))?;
         let (text, expected_text) = (dialog.decode(&tokens)?, tokenizer.decode(&expected)?);
-        let generation = CanonJson::of(&Generation { prompt, tokens, text, expected, expected_text })?.to_string();
+        let generation =
+            CanonJson::of(&Generation { prompt, tokens, text, expected, ended, expected_text })?.to_string();
         Ok([(PartName::new(GENERATION)?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
     }
 }

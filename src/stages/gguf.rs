@@ -63,6 +63,7 @@ impl TypedStage for GgufStage {
         params: &["type"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {

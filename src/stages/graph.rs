@@ -199,6 +199,7 @@ impl TypedStage for Graph {
         ],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

@@ -43,6 +43,7 @@ impl TypedStage for Inspect {
         params: &[],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {

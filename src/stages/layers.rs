@@ -110,6 +110,7 @@ impl TypedStage for Layers {
         params: &[],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {

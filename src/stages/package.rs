@@ -115,7 +115,7 @@ impl TypedStage for Package {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "package",
-        version: 1,
+        version: 2,
         summary: "a bundle that Genie loads on a phone",
         gives: "bundle",
         inputs: &[
@@ -125,6 +125,7 @@ impl TypedStage for Package {
         params: &["name", "prompt", "embedding_table", "temp", "top_k", "top_p", "seed"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

@@ -7,7 +7,7 @@
 //! | `windows` | 8 | how many pieces of the text are run, each with nothing before it |
 //! | `tokens` | 128 | tokens of each piece |
 //! | `prompt` | none | a text to continue, special tokens spelled out |
-//! | `greedy` | 16 | tokens of that continuation |
+//! | `greedy` | 16 | tokens of that continuation, which ends earlier with a token that ends a text or a turn |
 //!
 //! One order runs all windows, so that a weight is dequantized once for many of them. Each window is a part of its own: a
 //! candidate's score of a window depends on that window only.
@@ -54,7 +54,7 @@ pub struct Params {
     /// A text to continue, special tokens spelled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    /// Tokens of that continuation.
+    /// Tokens of that continuation, unless the answer ends earlier.
     #[serde(default = "default_greedy")]
     #[schemars(range(min = 1, max = MAX_TOKENS))]
     greedy: u32,
@@ -77,8 +77,10 @@ fn default_greedy() -> u32 {
 pub struct Greedy {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
-    /// The most probable tokens after it, one after the other.
+    /// The most probable tokens after it, one after the other, up to the one that ends the answer.
     pub tokens: Vec<u32>,
+    /// Whether the last one ends it.
+    pub ended: bool,
     /// How far the logit of each stands above the second's.
     pub gaps: Vec<f32>,
     /// Those tokens as text.
@@ -93,7 +95,7 @@ impl TypedStage for ReferenceStage {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
-        version: 2,
+        version: 3,
         summary: "what the model itself says of a text, in f32",
         gives: "reference",
         inputs: &[
@@ -103,6 +105,7 @@ impl TypedStage for ReferenceStage {
         params: &["windows", "tokens", "prompt", "greedy"],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
@@ -166,14 +169,15 @@ impl TypedStage for ReferenceStage {
         }
         if let Some(prompt) = prompt {
             let count = params.greedy as usize;
-            let choices = model.greedy(&prompt, count, |done| {
+            let choices = model.greedy(&prompt, count, tokenizer.ends(), |done| {
                 job.progress(done as u64, count as u64, "tokens");
                 job.check_cancelled()
             })?;
             let tokens: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
+            let ended = tokens.last().is_some_and(|token| tokenizer.ends().contains(token));
             let text = tokenizer.decode(&tokens)?;
             let gaps = choices.iter().map(|choice| choice.gap).collect();
-            let greedy = CanonJson::of(&Greedy { prompt, tokens, gaps, text })?.to_string();
+            let greedy = CanonJson::of(&Greedy { prompt, tokens, ended, gaps, text })?.to_string();
             outputs.insert(PartName::new("greedy.json")?, job.write(greedy.as_bytes(), CanonJson::default())?);
         }
         outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);

@@ -71,6 +71,7 @@ impl TypedStage for Requant {
         params: &["scheme", "override"],
         keyed: &[],
         reaches_outside: false,
+        measures: false,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

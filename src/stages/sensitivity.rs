@@ -107,6 +107,7 @@ impl TypedStage for Sensitivity {
         params: &["match", "windows"],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {

@@ -4,6 +4,9 @@ use crate::action::ParamProblem;
 use crate::base::{Context, Problem, Result};
 use crate::model::tokenizer::Tokenizer;
 
+/// Some editors begin a file with it; it is no text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Windows have three digits in their names.
 pub const MAX_WINDOWS: u32 = 999;
 
@@ -18,6 +21,7 @@ pub fn within(name: &str, value: u32, least: u32, most: u32) -> Option<ParamProb
 /// model wants first, if any.
 pub fn windows(text: &[u8], tokenizer: &Tokenizer, count: u32, length: u32) -> Result<Vec<Vec<u32>>> {
     let text = std::str::from_utf8(text).context("kiln::windows::text", || "read the text as UTF-8".into())?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
     let length = (length as usize).saturating_sub(tokenizer.first().iter().count()).max(1);
     let windows: Vec<Vec<u32>> = tokens

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::disk::{Disk, hash_file, read_entry};
+use super::disk::{Disk, MAX_TEXT_BYTES, hash_file, read_entry};
 use super::gc::remove;
 use super::layout::{self, Room};
 use super::{ActionResult, BlobStore, ran_here};
-use crate::base::{Context, Digest, Result};
+use crate::base::{Context, Digest, Result, read_file};
 
 const CODE: &str = "kiln::store::io";
 
@@ -138,7 +138,7 @@ impl Disk {
 }
 
 pub(super) fn entry(path: &Path) -> Option<ActionResult> {
-    read_entry(fs::read(path).ok()?, path.file_stem()?.to_str()?)
+    read_entry(read_file(path, MAX_TEXT_BYTES).ok()?, path.file_stem()?.to_str()?)
 }
 
 /// The stage kind in the canonical text of an action.

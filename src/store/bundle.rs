@@ -5,23 +5,20 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
-use super::disk::{Disk, read_entry};
+use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
 use super::layout::LAYOUT;
 use super::{ActionCache, ActionResult, BlobStore, Complete, Found};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Problem, Result, new_file_in, open_file};
+use crate::base::{Context, Digest, Problem, Result, new_file_in, open_file, read_file};
 
 const CODE: &str = "kiln::bundle::io";
-
-/// The largest result that is read into memory; a part's has a few kB.
-const MAX_RESULT_BYTES: u64 = 64 << 20;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -83,7 +80,7 @@ impl Disk {
         }
         for key in keys {
             let path = self.action_path(key);
-            let text = fs::read(&path).context(CODE, || format!("read {}", path.display()))?;
+            let text = read_file(&path, MAX_TEXT_BYTES).context(CODE, || format!("read {}", path.display()))?;
             add(&mut tar, &member_path("actions", &key.0.hex(), ".json"), text.len() as u64, &text[..])?;
         }
         let finish = |tar: Builder<BufWriter<&mut File>>| tar.into_inner()?.flush();
@@ -152,8 +149,8 @@ impl Disk {
     }
 
     fn import_result(&self, hex: &str, mut entry: Entry<'_, Watched>, imported: &mut Imported) -> Result<()> {
-        if entry.size() > MAX_RESULT_BYTES {
-            return Err(foreign(format!("the result {hex} has {} bytes, at most {MAX_RESULT_BYTES}", entry.size())));
+        if entry.size() > MAX_TEXT_BYTES {
+            return Err(foreign(format!("the result {hex} has {} bytes, at most {MAX_TEXT_BYTES}", entry.size())));
         }
         let mut text = vec![];
         entry.read_to_end(&mut text).context(CODE, || format!("read the result {hex}"))?;

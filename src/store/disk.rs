@@ -18,7 +18,7 @@ use super::stamp::Stamp;
 use super::usage::Usage;
 use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in};
+use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file};
 
 const CODE: &str = "kiln::store::io";
 
@@ -28,6 +28,9 @@ const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
 const WORTH_A_TURN_BYTES: u64 = 64 << 20;
 /// The way out where the disk gives an error instead of bytes.
 const UNREADABLE: &str = "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
+
+/// Cap on a result and on a note: far above that of a stage of thousands of parts.
+pub(super) const MAX_TEXT_BYTES: u64 = 64 << 20;
 
 /// Bytes that are written and hashed at a time.
 const WRITE_BYTES: usize = 1 << 18;
@@ -140,7 +143,7 @@ impl Disk {
     fn file(&self, digest: &Digest) -> Result<Option<File>> {
         let path = self.blob_path(digest);
         let failed = || format!("read the blob {}", path.display());
-        let file = match File::open(&path) {
+        let file = match open_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.context(CODE, failed)?,
         };
@@ -273,7 +276,7 @@ impl BlobStore for Disk {
 impl ActionCache for Disk {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
         let path = self.action_path(key);
-        match fs::read(&path) {
+        match read_file(&path, MAX_TEXT_BYTES) {
             Ok(text) => Ok(read_entry(text, &key.0.hex())),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
@@ -312,7 +315,7 @@ pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
 impl Notes for Disk {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
         // One that cannot be read is as good as lost.
-        Ok(fs::read(self.note_path(question)).ok().and_then(read_note))
+        Ok(read_file(&self.note_path(question), MAX_TEXT_BYTES).ok().and_then(read_note))
     }
 
     // Not synced, like results: one that a power cut garbles is no note.

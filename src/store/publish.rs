@@ -9,10 +9,11 @@ use rustix::fs::{CWD, RenameFlags, ioctl_ficlone, renameat_with, syncfs};
 use rustix::io::Errno;
 
 use super::BlobStore;
+use super::disk::MAX_TEXT_BYTES;
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
 use crate::action::{Blob, Manifest, PartName};
-use crate::base::{Context, Digest, Problem, Result};
+use crate::base::{Context, Digest, Problem, Result, read_file};
 
 const CODE: &str = "kiln::publish::io";
 
@@ -57,8 +58,11 @@ impl std::ops::AddAssign for Space {
 
 /// Makes `folder` hold exactly the parts of `manifest`; yields what had to be written, or `None` if nothing had to.
 pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links) -> Result<Option<Space>> {
-    // A link to a folder elsewhere stays a link.
-    let folder = &folder.canonicalize().unwrap_or_else(|_| folder.into());
+    if folder.is_symlink() {
+        let message = format!("{} is a link: what lies behind it may be another's", folder.display());
+        return Err(Problem::new("kiln::publish::foreign", message)
+            .help("remove it; the folder that --out names may be a link, those of the stages may not"));
+    }
     let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
     if is_there() {
         return Ok(None);
@@ -87,7 +91,7 @@ pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links:
 }
 
 fn read_record(folder: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(folder.join(RECORD)).ok()?).ok()
+    serde_json::from_slice(&read_file(&folder.join(RECORD), MAX_TEXT_BYTES).ok()?).ok()
 }
 
 /// Whether `folder` still is what `record` says, and that is what `manifest` asks for. Stats, reads nothing.

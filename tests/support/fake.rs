@@ -31,6 +31,7 @@ const SPEC: StageSpec = StageSpec {
     params: &[],
     keyed: &[],
     reaches_outside: false,
+    measures: false,
 };
 
 pub fn registry() -> Registry {

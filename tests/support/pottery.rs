@@ -23,7 +23,17 @@ const fn spec(
     inputs: &'static [InputSpec],
     params: &'static [&'static str],
 ) -> StageSpec {
-    StageSpec { kind, version: 1, summary: "", gives, inputs, params, keyed: &[], reaches_outside: false }
+    StageSpec {
+        kind,
+        version: 1,
+        summary: "",
+        gives,
+        inputs,
+        params,
+        keyed: &[],
+        reaches_outside: false,
+        measures: false,
+    }
 }
 
 const fn slot(name: &'static str, accepts: &'static [&'static str], many: bool) -> InputSpec {

@@ -1,6 +1,7 @@
-//! kiln with two small stage kinds of its own, as a program: for what is seen only from outside, and from no real stage.
+//! kiln with three small stage kinds of its own, as a program: for what is seen only from outside, and from no real stage.
 //!
-//! `fetch` brings a file that is not pinned, so that it may change under the plan; `make` does what its table says.
+//! `fetch` brings a file that is not pinned, so that it may change under the plan; `make` does what its table says, and `gauge` the
+//! same, but what it gives are figures.
 
 use std::collections::BTreeMap;
 use std::env::{self, current_exe};
@@ -46,7 +47,9 @@ pub fn kiln(folder: &Path, call: &str, environment: &[(&str, &str)]) -> (i32, St
 
 fn registry() -> Registry {
     let version = env::var(VERSION).map_or(1, |version| version.parse().unwrap());
-    Registry::new(vec![Box::new(Fetch), Box::new(Make { spec: StageSpec { version, ..MAKE } })])
+    let make = StageSpec { version, ..MAKE };
+    let gauge = StageSpec { kind: "gauge", measures: true, ..make.clone() };
+    Registry::new(vec![Box::new(Fetch), Box::new(Make { spec: make }), Box::new(Make { spec: gauge })])
 }
 
 const FETCH: StageSpec = StageSpec {
@@ -58,6 +61,7 @@ const FETCH: StageSpec = StageSpec {
     params: &["url", "sha256", "unpack"],
     keyed: &[],
     reaches_outside: true,
+    measures: false,
 };
 
 const MAKE: StageSpec = StageSpec {
@@ -66,9 +70,10 @@ const MAKE: StageSpec = StageSpec {
     summary: "",
     gives: "thing",
     inputs: &[InputSpec { name: "from", accepts: &["thing"], required: false, many: true }],
-    params: &["text", "parts", "file", "oven", "random", "times"],
+    params: &["text", "parts", "file", "oven", "random", "times", "blind"],
     keyed: &[],
     reaches_outside: false,
+    measures: false,
 };
 
 struct Fetch;
@@ -128,7 +133,8 @@ impl Stage for Make {
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
-        let mut made = json!({"text": params["text"], "random": params["random"], "times": params["times"]});
+        let mut made = json!({"text": params["text"], "random": params["random"], "times": params["times"],
+            "blind": params["blind"]});
         for digest in inputs.files.values() {
             made["digest"] = json!(digest);
         }
@@ -150,7 +156,8 @@ impl Stage for Make {
         let text = |key: &str| action.params[key].as_str().unwrap_or_default().to_string();
         let mut bytes = format!("{} {}\n", text("text"), text("part")).into_bytes();
         bytes = bytes.repeat(action.params["times"].as_u64().unwrap_or(1) as usize);
-        for (name, _) in job.inputs() {
+        let blind = action.params["blind"] == true;
+        for (name, _) in job.inputs().filter(|_| !blind) {
             bytes.extend_from_slice(&job.read(name)?);
         }
         if action.params["random"] == true {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::super::whole::check_replaceable;
 use super::super::workbench::Workbench;
 use super::super::{Common, Exit, Failed, PlanArgs};
 use crate::action::{ActionKey, Registry};
-use crate::base::{Problem, Result, bytes, count};
+use crate::base::{Context, Problem, Result, bytes, count};
 use crate::engine::Built;
 use crate::plan::Plan;
 use crate::store::{Disk, Exported, Imported};
@@ -44,6 +45,8 @@ pub(super) fn export(args: &ExportArgs, common: &Common, stages: &Registry) -> R
             .help("build it first, with the same --set and --cache; `kiln plan` says what is missing")
             .into());
     }
+    bench.places()?.take_file("the bundle", &args.file)?;
+    check_replaceable(&args.file).context("kiln::bundle::io", || format!("write {}", args.file.display()))?;
     let exported = bench.store.export(&keys, &args.file)?;
     common.print(&if common.json {
         let mut line = json!(exported);

@@ -1,8 +1,10 @@
 //! `kiln init`: writes a plan to start from, for one model.
 
 mod model;
+mod pieces;
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, TypedValueParser};
@@ -13,10 +15,11 @@ use super::common::understood;
 use super::whole::{folder, write_new};
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Context, Problem, Result, is_file_of, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;
 use model::Model;
+use pieces::Pieces;
 
 /// For which model.
 #[derive(clap::Args)]
@@ -90,31 +93,50 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
 fn spell(model: &Model, soc: &str) -> String {
     let trained = model.local.as_ref().map(|local| local.context);
     let context = trained.map_or(CONTEXT, |trained| trained.min(CONTEXT));
-    let sha256 = model.local.as_ref().map_or("", |local| &local.sha256);
-    let unpinned = match model.local {
-        Some(_) => "",
-        None => {
-            "                 # to be filled in: `kiln build PLAN source` shows the digest of what it fetched and stops"
-        }
-    };
+    let (vars, fetches) = sources(model);
     TEMPLATE
         .replace("@NAME@", &model.name)
-        .replace("@SHA256@", sha256)
-        .replace("@UNPINNED@", unpinned)
+        .replace("@VARS@\n", &vars)
+        .replace("@SOURCES@\n", &fetches)
+        .replace("@GGUF@", &model.pieces.gguf())
         .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
         .replace("@TRAINED@", &trained.map_or(String::new(), |trained| format!("; the model was made for {trained}")))
-        // JSON spells a string as TOML does.
-        .replace("@URL@", &json!(model.url).to_string())
         .replace("@ABOUT@", &model.about)
+}
+
+/// The variables of the model's file, and the stages that fetch it. Files of a split model have no variables: each has its own pin.
+fn sources(model: &Model) -> (String, String) {
+    // JSON spells a string as TOML does; `$${` is how a plan spells `${`.
+    let text = |text: &str| json!(text.replace("${", "$${")).to_string();
+    let pin = |index: usize, stage: &str| match &model.local {
+        Some(local) => format!("\"{}\"", local.sha256.get(index).map_or("", String::as_str)),
+        None => format!(
+            "\"\"                 # to be filled in: `kiln build PLAN {stage}` shows the digest of what it fetched and stops"
+        ),
+    };
+    let vars = |url: &str| format!("source = {}\nsha256 = {}\n", text(url), pin(0, "source"));
+    let one = |from: &str| format!("[stage.source]\nkind = \"fetch\"\n{from}\nsha256 = \"${{sha256}}\"\n");
+    match &model.pieces {
+        Pieces::Whole => (vars(&model.url), one("url = \"${source}\"")),
+        Pieces::Cut(urls) => (vars(urls), one("parts = \"${source}\"\nname = \"model.gguf\"")),
+        Pieces::Split(urls) => {
+            let fetch = |(index, (stage, url)): (usize, (String, &String))| {
+                let (url, pin) = (text(url), pin(index, &stage));
+                format!("[stage.{stage}]\nkind = \"fetch\"\nurl = {url}\nsha256 = {pin}\n")
+            };
+            let stages = model.pieces.stages().into_iter().zip(urls).enumerate();
+            (String::new(), stages.map(fetch).collect::<Vec<_>>().join("\n"))
+        }
+    }
 }
 
 /// The text that the plan measures on comes with it: kiln may be installed far from its repository.
 fn write_text(path: &Path) -> Result<()> {
     let (_, bytes) = TEXT;
-    match std::fs::read(path) {
-        Ok(found) if found == bytes => Ok(()),
+    match fs::symlink_metadata(path) {
+        Ok(_) if is_file_of(path, bytes) => Ok(()),
         Ok(_) => {
             Err(Problem::new("kiln::call::exists", format!("{} is there already, with another text", path.display()))
                 .help("the plan measures on kiln's own text of that name: choose another folder with --out"))
@@ -124,11 +146,12 @@ fn write_text(path: &Path) -> Result<()> {
 }
 
 fn next(path: &Path, model: &Model) -> String {
-    let plan = path.display();
+    let plan = quoted(&path.to_string_lossy());
     let pin = match model.local {
         Some(_) => String::new(),
         None => format!(
-            "  kiln build {plan} source    # fetches the model and shows its sha256, to be written into the plan\n"
+            "  kiln build {plan} {}    # fetches the model and shows its sha256, to be written into the plan\n",
+            model.pieces.stages().join(" ")
         ),
     };
     format!("next:\n{pin}  kiln plan {plan}     # what a build would do\n  kiln build {plan}    # do it\n")

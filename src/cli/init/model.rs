@@ -10,7 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, head, open_file, shown_line};
-use crate::cli::inspect::{START_BYTES, unknown, with_header};
+use super::pieces::Pieces;
+use crate::cli::inspect::{START_BYTES, files_beside, unknown, with_headers};
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
@@ -20,6 +21,8 @@ pub struct Model {
     pub name: String,
     /// Where the file is, as the plan is to say it.
     pub url: String,
+    /// How it comes from there.
+    pub pieces: Pieces,
     /// One line for people.
     pub about: String,
     /// What only the file itself can tell.
@@ -28,8 +31,8 @@ pub struct Model {
 
 /// What the file itself tells.
 pub struct Local {
-    /// Of its bytes, in hexadecimal.
-    pub sha256: String,
+    /// Of the bytes of each of its files, in hexadecimal.
+    pub sha256: Vec<String>,
     /// Tokens that the model was trained to see.
     pub context: u32,
 }
@@ -67,15 +70,24 @@ pub fn plan_name(file: &str) -> String {
 impl Model {
     /// Looks at the model at `url`, whose file is called `file`, for a plan in `folder`.
     pub fn look(url: &str, file: &str, folder: &Path) -> Result<Model> {
-        let name = plan_name(file);
-        let Some(path) = url.strip_prefix("file:") else {
-            refuse_by_name(file)?;
-            let about = format!("{file}, of which only the name was read.");
-            return Ok(Model { name, url: url.into(), about, local: None });
+        let seen = match url.strip_prefix("file:") {
+            Some(path) => seen_from(folder, path)?,
+            None => url.into(),
         };
-        let (about, local) =
-            read(Path::new(path)).map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
-        Ok(Model { name, url: seen_from(folder, path)?, about, local: Some(local) })
+        let pieces = Pieces::of(&seen, file);
+        let name = plan_name(&pieces.as_ref().map_or(file.into(), |pieces| pieces.whole_name(file)));
+        match (url.strip_prefix("file:"), pieces) {
+            // A file of this machine may be called anything; of one that was cut the header is not all there.
+            (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
+                let (about, local) =
+                    read(Path::new(path)).map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
+                Ok(Model { name, url: seen, pieces: pieces.unwrap_or(Pieces::Whole), about, local: Some(local) })
+            }
+            (_, pieces) => {
+                let about = format!("{file}, of which only the name was read.");
+                Ok(Model { name, url: seen, pieces: pieces?, about, local: None })
+            }
+        }
     }
 }
 
@@ -90,12 +102,13 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<(String, Local)> {
-    let mut file = open_file(path).context("kiln::call::unreadable", || "open it".into())?;
+    let open = |path: PathBuf| open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()));
+    let mut files = files_beside(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
     let start = head(path, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
     }
-    let (about, context) = with_header(&mut file, |gguf| {
+    let (about, context) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;
         let name = name.map_or_else(|| "A model without a name".into(), |name| format!("`{name}`"));
@@ -107,7 +120,7 @@ fn read(path: &Path) -> Result<(String, Local)> {
         // It becomes a comment of the plan: a line end in it would begin something else.
         Ok((shown_line(&about), facts.context_length))
     })?;
-    Ok((about, Local { sha256: sha256(&mut file)?, context }))
+    Ok((about, Local { sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?, context }))
 }
 
 /// The types of its tensors, most bytes first.
@@ -119,15 +132,6 @@ fn mix(gguf: &Gguf) -> String {
     let mut sizes: Vec<(&str, u64)> = sizes.into_iter().collect();
     sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
     sizes.iter().map(|(name, size)| format!("{name} {}", bytes(*size))).collect::<Vec<_>>().join(", ")
-}
-
-/// Refuses what the name alone says kiln cannot build, before gigabytes are fetched for nothing.
-fn refuse_by_name(file: &str) -> Result<()> {
-    if !file.to_ascii_lowercase().ends_with(".gguf") {
-        return Err(Problem::new("kiln::call::format", format!("`{file}` is no GGUF by its name"))
-            .help("name a .gguf file; on the Hugging Face Hub, look for the model's name and `GGUF`"));
-    }
-    Ok(())
 }
 
 fn sha256(file: &mut File) -> Result<String> {
@@ -156,18 +160,6 @@ mod tests {
         check("Mein Modell (1).GGUF", "mein-modell--1-");
         check("._ä.gguf", "model");
         check(&"x".repeat(200), &"x".repeat(100));
-    }
-
-    #[test]
-    fn a_name_may_say_that_it_is_no_use() {
-        let check = |file, expect: &str| {
-            let found = refuse_by_name(file).err().map_or("good".into(), |problem| problem.to_string());
-            assert!(found.contains(expect), "{file}: {found}");
-        };
-        check("a-1.5B-Q4_0.gguf", "good");
-        check("a-1.5B-Q2_K_L.gguf", "good");
-        check("a.GGUF", "good");
-        check("model.safetensors", "no GGUF");
     }
 
     #[test]

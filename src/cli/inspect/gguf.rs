@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::base::{self, Context, Problem, Result, open_file};
 use crate::model::arch::model_facts;
 use crate::model::facts::ModelFacts;
-use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value};
+use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
 
 /// How much of a file is read at first. A header with a vocabulary has up to about 10 MB.
 const FIRST_BYTES: u64 = 16 << 20;
@@ -67,35 +67,20 @@ pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String>
         let file = open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()))?;
         Ok(file)
     };
-    let mut files = parts(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
+    let mut files = files_beside(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
     with_headers(&mut files, |gguf| spell(gguf, tensors, json))
 }
 
-/// The files of the model that `path` belongs to by its name: `NAME-00002-of-00003.gguf` is one of three.
-fn parts(path: &Path) -> Vec<PathBuf> {
-    let numbers = || {
-        let rest = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-        let (rest, count) = rest.rsplit_once("-of-")?;
-        let (name, number) = rest.rsplit_once('-')?;
-        let number_of = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
-        let (number, count) = (number_of(number)?, number_of(count)?);
-        (1..=count).contains(&number).then_some((name, count))
-    };
-    match numbers() {
+/// The files of the model that `path` belongs to by its name.
+pub(in crate::cli) fn files_beside(path: &Path) -> Vec<PathBuf> {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) => files_of(name).iter().map(|name| path.with_file_name(name)).collect(),
         None => vec![path.into()],
-        Some((name, count)) => {
-            let file = |number| path.with_file_name(format!("{name}-{number:05}-of-{count:05}.gguf"));
-            (1..=count).map(file).collect()
-        }
     }
 }
 
-/// Reads the header of `file`, and hands it to `take`.
-pub(in crate::cli) fn with_header<T>(file: &mut File, take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
-    with_headers(std::slice::from_mut(file), take)
-}
-
-fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
+/// Reads the headers of the `files` of one model, and hands it to `take`.
+pub(in crate::cli) fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
     let mut read_bytes = (FIRST_BYTES / files.len().max(1) as u64).max(FIRST_BYTES_OF_PART);
     loop {
         let heads = files.iter_mut().map(|file| head(file, read_bytes)).collect::<Result<Vec<_>>>()?;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use crate::base::{Context, Result};
+use crate::base::{Context, Result, open_file};
 use crate::model::ledger::Ledger;
 
 /// The largest ledger that is read: ten thousand tensors have 3 MB.
@@ -22,7 +22,7 @@ pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String>
 
 /// What the ledger beside the model at `path` says; nothing where there is none that can be read.
 pub(super) fn beside(path: &Path, tensors: bool) -> String {
-    let file = path.parent().and_then(|folder| File::open(folder.join(BESIDE)).ok());
+    let file = path.parent().and_then(|folder| open_file(&folder.join(BESIDE)).ok());
     let described = file.and_then(|file| spell(&read(&file).ok()?, tensors).ok());
     described.map_or(String::new(), |text| format!("\nthe weights as stored, against the file they came from\n{text}"))
 }

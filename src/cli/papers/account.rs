@@ -42,6 +42,9 @@ pub(super) struct Made {
     /// Of its parameters as the plan has them.
     pub(super) params: Digest,
     pub(super) keep: Kept,
+    /// Whether it gives figures, whose last digits depend on the processor: a lock does not hold them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) measured: bool,
     /// Of all that it gives: names, bytes and facts.
     pub(super) gives: Digest,
     /// The tools that its actions declare.
@@ -82,6 +85,7 @@ impl Account {
                 version: asked.version,
                 params: asked.params,
                 keep: asked.keep.clone(),
+                measured: asked.measured,
                 gives: gives(sealed)?,
                 tools: whole.tools.keys().cloned().collect(),
                 inputs: asked.inputs.clone(),
@@ -105,16 +109,25 @@ impl Account {
 
     /// Every file that was written out, by its path from the folder of artifacts, sorted by it.
     pub(super) fn files(&self) -> BTreeMap<String, Artifact> {
+        self.files_of(|_| true)
+    }
+
+    /// The files of the stages that are `wanted`.
+    pub(super) fn files_of(&self, wanted: impl Fn(&Made) -> bool) -> BTreeMap<String, Artifact> {
         let of_stage = |(stage, made): (&Name, &Made)| -> Vec<(String, Artifact)> {
             made.artifacts.iter().map(|(name, artifact)| (format!("{stage}/{name}"), *artifact)).collect()
         };
-        self.stage.iter().flat_map(of_stage).collect()
+        self.stage.iter().filter(|(_, made)| wanted(made)).flat_map(of_stage).collect()
     }
 
     /// The sums as `sha256sum -c` reads them. No name of a part holds what would have to be escaped.
     pub(super) fn sums(&self) -> String {
         self.files().iter().map(|(path, artifact)| format!("{}  {path}\n", artifact.sha256)).collect()
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a stage gives as one digest. Where the bytes lie does not change them.

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use serde_json::json;
 
+use super::super::places::Places;
 use super::super::screen::{Screen, Views};
 use super::super::workbench::Problems;
 use super::super::{Common, Failed};
@@ -150,7 +151,7 @@ fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<
         run(&mut problems);
         return Ok(problems.0);
     }
-    let mut screen = Reasoned(Screen::open(&Views::default(), common)?);
+    let mut screen = Reasoned(Screen::open(&Views::default(), &mut Places::new(&common.cache, []), common)?);
     run(&mut screen);
     let (_, failures) = screen.0.close();
     Ok(failures.into_iter().map(|failure| failure.problem).collect())

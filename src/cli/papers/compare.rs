@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::super::outline::{Asked, Kept, Outline};
 use super::account::{Account, Made};
+use super::name::Name;
 use crate::action::ActionKey;
 use crate::base::Digest;
 
@@ -104,7 +105,8 @@ fn said(made: &Made, asked: &Asked) -> Vec<String> {
     what
 }
 
-/// What only a build can say. Stages that `built` has not are left out: it may be of a part of the plan.
+/// What only a build can say. Stages that `built` has not are left out: it may be of a part of the plan. So are those whose figures
+/// alone are others, and what was made from such figures if it came out the same.
 pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<Difference> {
     let of_stage = |(id, _): &(String, Asked)| {
         let (old, new) = (locked.stage.get(id.as_str())?, built.stage.get(id.as_str())?);
@@ -112,7 +114,15 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
             return None;
         }
         let tools = tools(locked, built, old, new);
-        let follows = follows(locked, built, new);
+        let (figures, follows): (Vec<_>, Vec<_>) = follows(locked, built, new)
+            .into_iter()
+            .partition(|giver| built.stage.get(*giver).is_some_and(|giver| giver.measured));
+        let is_measured = new.measured && (old.actions == new.actions || !figures.is_empty());
+        let is_the_same = old.gives == new.gives && !figures.is_empty();
+        if tools.is_empty() && follows.is_empty() && (is_measured || is_the_same) {
+            return None;
+        }
+        let follows = [follows, figures].concat();
         let cause = match () {
             () if old.actions == new.actions => Cause::SameAction,
             () if !tools.is_empty() => Cause::Tool,
@@ -130,6 +140,14 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
         Some(differs)
     };
     outline.stages.iter().filter_map(of_stage).collect()
+}
+
+/// The stages whose figures are others than locked.
+pub(super) fn figures<'a>(locked: &Account, built: &'a Account) -> Vec<&'a str> {
+    let is_other = |(id, made): &(&Name, &Made)| {
+        made.measured && locked.stage.get(id.as_str()).is_some_and(|locked| locked.gives != made.gives)
+    };
+    built.stage.iter().filter(is_other).map(|(id, _)| id.as_str()).collect()
 }
 
 /// The files of its tools that are others, came or went.

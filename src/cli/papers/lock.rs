@@ -1,7 +1,6 @@
 //! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is read as if an enemy
 //! had written it.
 
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use serde::Deserialize;
 
 use super::super::whole::write_whole;
 use super::account::{Account, VERSION};
-use crate::base::{Context, Problem, Result, bytes, open_file};
+use crate::base::{Context, Problem, Result, bytes, is_file_of, open_file};
 
 const CODE: &str = "kiln::call::lock";
 
@@ -60,7 +59,7 @@ impl Account {
     pub(super) fn write_lock(&self, path: &Path) -> Result<bool> {
         let failed = || format!("write the lock {}", path.display());
         let text = HEAD.to_string() + &toml::to_string(self).context(CODE, failed)?;
-        if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+        if is_file_of(path, text.as_bytes()) {
             return Ok(false);
         }
         write_whole(path, text.as_bytes()).context(CODE, failed)?;

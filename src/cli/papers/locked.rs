@@ -59,7 +59,7 @@ impl<'a> Locked<'a> {
                 }
             }
         }
-        if differs.is_empty() { Ok(()) } else { self.judge(&differs) }
+        if differs.is_empty() { Ok(()) } else { self.judge(&differs, &[]) }
     }
 
     /// Holds what was built against it.
@@ -81,12 +81,14 @@ impl<'a> Locked<'a> {
             difference.what.extend(fields.lines(|_| true));
             difference.what.extend(other_names(old, new));
         }
-        self.judge(&differs)
+        self.judge(&differs, &compare::figures(&self.account, built))
     }
 
-    /// Holds what lies in `out` of `stages` against it, byte by byte.
-    pub(super) fn hold_written(&self, out: &Path, stages: &[&str]) -> Result<(), Failed> {
-        verify::hold(&self.account, &self.path, out, stages, self.common)
+    /// Holds what lies in `out` of `stages` against it, byte by byte; figures against what was `built`.
+    pub(super) fn hold_written(&self, built: &Account, out: &Path, stages: &[&str]) -> Result<(), Failed> {
+        let mut files = self.account.files_of(|made| !made.measured);
+        files.extend(built.files_of(|made| made.measured));
+        verify::hold(&self.account, &files, &self.path, out, stages, self.common)
     }
 
     /// What is locked of a stage of which the plan says something else.
@@ -94,13 +96,18 @@ impl<'a> Locked<'a> {
         self.account.stage.get(difference.stage.as_str()).filter(|_| difference.cause == Cause::Plan)
     }
 
-    /// Says what differs, and that this is a problem.
-    fn judge(&self, differs: &[Difference]) -> Result<(), Failed> {
+    /// Says what differs, and that this is a problem; and which stages measured other `figures`, which is none.
+    fn judge(&self, differs: &[Difference], figures: &[&str]) -> Result<(), Failed> {
         let Common { json, .. } = self.common;
         if *json {
-            self.common.print(&format!("{}\n", json!({"locked": self.path, "differs": differs})));
+            let line = json!({"locked": self.path, "differs": differs, "figures": figures});
+            self.common.print(&format!("{line}\n"));
         }
         if differs.is_empty() {
+            if !json && !figures.is_empty() {
+                let figures = figures.join(", ");
+                self.common.print(&format!("measured here, with other figures than locked: {figures}\n"));
+            }
             return Ok(());
         }
         if !json {

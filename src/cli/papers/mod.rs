@@ -28,7 +28,7 @@ use super::whole::write_whole;
 use super::workbench::Workbench;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Manifest;
-use crate::base::{Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{Context, Digest, Problem, Result, hash_bytes, is_file_of};
 use crate::engine::{Built, Limits};
 use crate::store::{Notes, Stamp};
 
@@ -126,7 +126,11 @@ impl<'a> Papers<'a> {
 
     /// Holds what was written into `out` to a lock.
     pub(super) fn hold_written(&self, locked: &Locked, out: &Path) -> Result<(), Failed> {
-        locked.hold_written(out, &self.kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>())
+        locked.hold_written(
+            self.account()?,
+            out,
+            &self.kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(),
+        )
     }
 
     /// Writes the receipt and what belongs beside it into `out`; yields whether any was another or none was there. If
@@ -211,7 +215,7 @@ fn pretty(paper: &impl Serialize) -> Result<Vec<u8>> {
 
 /// Puts `text` at `path`, whole or not at all; yields whether something else was there.
 fn replace(path: &Path, text: &[u8]) -> Result<bool> {
-    if fs::read(path).is_ok_and(|old| old == text) {
+    if is_file_of(path, text) {
         return Ok(false);
     }
     write_whole(path, text).context(CODE, || format!("write {}", path.display()))?;

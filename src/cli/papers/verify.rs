@@ -2,7 +2,7 @@
 //! nothing.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -15,7 +15,7 @@ use super::super::{Common, Exit, Failed};
 use super::account::{Account, Artifact};
 use super::columns::columns;
 use super::lock;
-use crate::base::{Problem, bytes, count};
+use crate::base::{Problem, bytes, count, open_file};
 use crate::store::hash_ahead;
 
 /// What to verify.
@@ -38,6 +38,14 @@ struct Fault {
     what: String,
 }
 
+impl Fault {
+    /// Whether the file has other figures than those that were locked: they depend on the processor.
+    fn is_of_figures(&self, locked: &Account) -> bool {
+        let made = self.path.split('/').next().and_then(|stage| locked.stage.get(stage));
+        matches!(self.fault, Kind::Other) && made.is_some_and(|made| made.measured)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
@@ -58,24 +66,37 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
     let out = args.out.clone().unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
     let files = locked.files();
     let size_bytes = files.values().fold(0u64, |sum, artifact| sum.saturating_add(artifact.blake3.size_bytes));
-    let faults = faults(&locked, &files, &out, |_| true);
+    let (figures, faults): (Vec<Fault>, Vec<Fault>) =
+        faults(&locked, &files, &out, |_| true).into_iter().partition(|fault| fault.is_of_figures(&locked));
     if common.json {
-        let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults});
+        let figures: Vec<&str> = figures.iter().map(|fault| fault.path.as_str()).collect();
+        let line =
+            json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults, "figures": figures});
         common.print(&format!("{line}\n"));
     }
     let number = count(files.len(), "file");
     if faults.is_empty() {
         if !common.json {
             common.print(&format!("{number}, {}: as {} says\n", bytes(size_bytes), path.display()));
+            for figures in &figures {
+                common.print(&format!("{}: measured, with other figures than locked\n", figures.path));
+            }
         }
         return Ok(Exit::Done);
     }
     Err(judge(&faults, &out, &path, common).help("write them again: kiln build PLAN.toml --locked").into())
 }
 
-/// Refuses what a build left in `out` of `stages`, if any of it is not as `locked` says, which lies at `path`.
-pub(super) fn hold(locked: &Account, path: &Path, out: &Path, stages: &[&str], common: &Common) -> Result<(), Failed> {
-    let faults = faults(locked, &locked.files(), out, |stage| stages.contains(&stage));
+/// Refuses what a build left in `out` of `stages`, if any of it is not one of `files`, as `locked` says, which lies at `path`.
+pub(super) fn hold(
+    locked: &Account,
+    files: &BTreeMap<String, Artifact>,
+    path: &Path,
+    out: &Path,
+    stages: &[&str],
+    common: &Common,
+) -> Result<(), Failed> {
+    let faults = faults(locked, files, out, |stage| stages.contains(&stage));
     if faults.is_empty() {
         return Ok(());
     }
@@ -131,7 +152,7 @@ fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
         if found.len() != expected.size_bytes {
             return Ok(Some(format!("has {} bytes, locked are {}", found.len(), expected.size_bytes)));
         }
-        let found = hash_ahead(&File::open(path)?, &AtomicBool::new(false))?.filter(|found| *found != expected);
+        let found = hash_ahead(&open_file(path)?, &AtomicBool::new(false))?.filter(|found| *found != expected);
         Ok(found.map(|found| format!("is {}, locked is {}", found.short(), expected.short())))
     };
     match hashed() {

@@ -22,7 +22,7 @@ mod writer;
 
 pub use metadata::{FromValue, Metadata, Uniform, quoted};
 pub use reader::ByteOrder;
-pub use split::{MAX_FILES, is_split_key};
+pub use split::{MAX_FILES, files_of, is_split_key};
 pub use summary::{Scalars, Summary, Under};
 pub use swap::{can_swap, swap};
 pub use tensor::TensorInfo;
@@ -35,6 +35,10 @@ use reader::Reader;
 
 /// What a GGUF begins with.
 pub const MAGIC: [u8; 4] = *b"GGUF";
+
+/// The way out where a file ends too early.
+const CUT: &str = "the file is truncated or damaged; fetch it again. One that was cut into pieces, as NAME.gguf.part1of2, is joined by `parts` of a \
+                   `fetch` stage";
 
 const DEFAULT_ALIGNMENT: u32 = 32;
 

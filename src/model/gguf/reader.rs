@@ -1,5 +1,6 @@
 //! A cursor over untrusted bytes: every read is checked against what is left.
 
+use super::CUT;
 use crate::base::{Problem, Result};
 
 /// Longest string, as in gguf.cpp (`GGUF_MAX_STRING_LENGTH`).
@@ -64,7 +65,7 @@ impl<'a> Reader<'a> {
                     self.remaining()
                 ),
             )
-            .help("the file is truncated or damaged; fetch it again"));
+            .help(CUT));
         }
         let start = self.position;
         self.position += count as usize;

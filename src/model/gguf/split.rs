@@ -8,6 +8,22 @@ use crate::base::{Problem, Result};
 /// Most files of a model: their names have five digits.
 pub const MAX_FILES: usize = 99_999;
 
+/// The names of all files of the model that the file `name` belongs to, by its name: `NAME-00002-of-00003.gguf` is one of three.
+/// Nothing else is known of another name than that it is one.
+pub fn files_of(name: &str) -> Vec<String> {
+    let numbers = || {
+        let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let number_of = |digits: &str| (digits.len() == 5).then(|| digits.parse::<u32>().ok()).flatten();
+        let (number, count) = (number_of(number)?, number_of(count)?);
+        (1..=count).contains(&number).then_some((stem, count))
+    };
+    match numbers() {
+        None => vec![name.into()],
+        Some((stem, count)) => (1..=count).map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf")).collect(),
+    }
+}
+
 /// Whether a key only says how a model is split.
 pub fn is_split_key(key: &str) -> bool {
     key.starts_with("split.")

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use super::CUT;
 use super::metadata::quoted;
 use super::reader::Reader;
 use crate::base::{Problem, Result};
@@ -118,7 +119,7 @@ impl<'a> TensorInfo<'a> {
                         "kiln::model::gguf_truncated",
                         format!("tensor {} ends at byte {needed}, but the file has {file_bytes}", quoted(name)),
                     )
-                    .help("the file is truncated or damaged; fetch it again"));
+                    .help(CUT));
                 }
             };
         }

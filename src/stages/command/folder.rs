@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Call;
 use crate::action::{BlobSink, Job, Outputs, Part, PartName};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Context, Problem, Result, open_file};
 
 /// As much of a file is read and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -88,7 +88,7 @@ fn make(path: &Path) -> Result<()> {
 
 fn take(path: &Path, job: &Job) -> Result<Part> {
     let failed = || format!("take the output {}", path.display());
-    let file = File::open(path).context("kiln::io", failed)?;
+    let file = open_file(path).context("kiln::io", failed)?;
     let mut sink: Box<dyn BlobSink> = job.create()?;
     io::copy(&mut BufReader::with_capacity(CHUNK_BYTES, file), &mut sink).context("kiln::io", failed)?;
     Ok(Part { content: sink.finish()?, facts: CanonJson::default() })

@@ -14,7 +14,7 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result, end_descendants, open_file, tail};
+use crate::base::{Context, Problem, Result, end_descendants, open_file, quoted, tail};
 
 /// How much of what the program said last is shown.
 const LAST_WORDS_BYTES: u64 = 4096;
@@ -117,27 +117,4 @@ fn by_hand(call: &Call) -> String {
          mkdir -p outputs tmp && env -i TMPDIR=\"$PWD/tmp\" {}",
         words.join(" ")
     )
-}
-
-/// `word` as a shell reads it.
-pub(in crate::stages) fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        for (word, expect) in
-            [("--a=b/c", "--a=b/c"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
-        {
-            assert_eq!(quoted(word), expect);
-        }
-    }
 }

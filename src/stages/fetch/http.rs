@@ -16,7 +16,7 @@ use ureq::{Agent, Body};
 use super::url::Address;
 use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, bytes, duration, open_file};
+use crate::base::{Context, Problem, Result, bytes, duration, open_file, read_file};
 
 /// Attempts without one new byte before giving up.
 const ATTEMPTS: u32 = 5;
@@ -28,6 +28,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 1 << 18;
 /// Cap on all certificates together: those of the world take 250 kB.
+const MAX_ETAG_BYTES: u64 = 8 << 10;
 const MAX_PEM_BYTES: u64 = 16 << 20;
 /// Cap on a file: far above any model, and below what fills a disk unseen.
 const MAX_FILE_BYTES: u64 = 1 << 40;
@@ -137,7 +138,8 @@ impl Download<'_> {
 
     /// Asks for what is missing and appends it.
     fn attempt(&self) -> Result<(), Failure> {
-        let etag = fs::read_to_string(self.etag()).ok().filter(|etag| is_strong_etag(etag));
+        let etag = read_file(&self.etag(), MAX_ETAG_BYTES).ok();
+        let etag = etag.and_then(|etag| String::from_utf8(etag).ok()).filter(|etag| is_strong_etag(etag));
         let have = self.have();
         let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
         let Answer { response, hub_sha256, saw_token } = self.ask(resume.as_ref())?;

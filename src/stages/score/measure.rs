@@ -29,6 +29,8 @@ pub struct GreedyScore {
     pub text: String,
     /// The reference's tokens.
     pub expected: Vec<u32>,
+    /// Whether the last of them ends the answer.
+    pub ended: bool,
     /// The candidate's, all from one prefill.
     pub prefilled: Vec<u32>,
     /// The candidate's last ones, each from a decode step over the cache.
@@ -40,6 +42,11 @@ pub struct GreedyScore {
 }
 
 impl GreedyScore {
+    /// How many tokens the whole answer has, where the reference came to its end.
+    pub fn all(&self) -> Option<usize> {
+        self.ended.then_some(self.expected.len())
+    }
+
     /// How many of the reference's tokens the candidate chose every time it was asked.
     pub fn equal(&self) -> usize {
         let first_decoded = self.expected.len().saturating_sub(self.decoded.len());
@@ -85,7 +92,7 @@ pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> R
 }
 
 pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
-    let Greedy { prompt, tokens: expected, gaps, text } = read_json(job, "greedy")?;
+    let Greedy { prompt, tokens: expected, ended, gaps, text } = read_json(job, "greedy")?;
     let steps = decode_steps.min(expected.len());
     let said: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
     // The last token is only predicted, never fed.
@@ -105,7 +112,7 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
         decoded.extend(fidelity::top(&logits));
     }
     let smallest_gap = gaps.into_iter().fold(f32::MAX, f32::min);
-    Ok(GreedyScore { text, expected, prefilled, decoded, smallest_gap, non_finite })
+    Ok(GreedyScore { text, expected, ended, prefilled, decoded, smallest_gap, non_finite })
 }
 
 /// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax swallow an infinity, and

@@ -89,7 +89,7 @@ impl TypedStage for Score {
     type Order = Measure;
     const SPEC: StageSpec = StageSpec {
         kind: "score",
-        version: 2,
+        version: 3,
         summary: "how close a candidate comes to the reference, token by token",
         gives: "score",
         inputs: &[
@@ -100,6 +100,7 @@ impl TypedStage for Score {
         params: &["windows", "decode_steps"],
         keyed: &[],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

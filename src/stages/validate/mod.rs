@@ -201,7 +201,7 @@ impl TypedStage for Validate {
     type Order = Limited;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
-        version: 3,
+        version: 4,
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
@@ -236,6 +236,7 @@ impl TypedStage for Validate {
             ("layers_sqnr_db", "layers"),
         ],
         reaches_outside: false,
+        measures: true,
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {

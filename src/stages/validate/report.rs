@@ -169,7 +169,7 @@ impl Report {
             }
         }
         for (name, Held { found: generation, limit }) in generated {
-            let limit = limit.map(|limit| limit as f64);
+            let limit = limit.map(|limit| if generation.ended { limit.min(generation.all()) } else { limit } as f64);
             at_least(&mut checks, name, "tokens in Genie as the reference's", generation.equal() as f64, limit);
         }
         for (name, Held { found: computed, limit }) in layers {
@@ -256,8 +256,9 @@ fn check_candidate(
     at_most(checks, name, "mean KL divergence", fidelity.kld, limits.kld);
     at_most(checks, name, "99 % KL divergence", fidelity.kld_99, limits.kld_99);
     at_least(checks, name, "share of the same top token", fidelity.same_top, limits.same_top);
-    let equal = greedy.as_ref().map_or(0, GreedyScore::equal);
-    at_least(checks, name, "equal greedy tokens", equal as f64, limits.greedy.map(|limit| limit as f64));
+    let (equal, all) = greedy.as_ref().map_or((0, None), |greedy| (greedy.equal(), greedy.all()));
+    let limit = limits.greedy.map(|limit| all.map_or(limit, |all| limit.min(all)));
+    at_least(checks, name, "equal greedy tokens", equal as f64, limit.map(|limit| limit as f64));
     at_most(checks, name, "logits not finite", candidate.non_finite as f64, Some(0.0));
     for (kind, found) in ranges {
         let limit = if kind == "scores" { inner.scores_range } else { inner.range };
@@ -335,7 +336,7 @@ impl fmt::Display for Report {
             }
         }
         for (name, Held { found: generation, .. }) in &self.found.generated {
-            let (equal, all) = (generation.equal(), generation.expected.len());
+            let (equal, all) = (generation.equal(), generation.all());
             writeln!(f, "\n{name}: {equal} of {all} tokens in Genie as the reference's\n    {:?}", generation.text)?;
             if generation.tokens != generation.expected {
                 writeln!(f, "    {:?} was expected", generation.expected_text)?;

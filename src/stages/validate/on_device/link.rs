@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, duration, tail};
-use crate::stages::command::quoted;
+use crate::base::{Context, Problem, Result, duration, quoted, tail};
 
 /// The last line of every script: without it, the connection broke.
 const END: &str = "kiln end";

@@ -1,0 +1,96 @@
+//! Where a call may write: not over what it reads, not where it writes something else, and not into the cache.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::base::{Problem, Result};
+
+const CODE: &str = "kiln::call::place";
+
+/// Files that people write, or that hold a build to its word: no report goes over one.
+const WRITTEN_BY_HAND: [&str; 2] = ["toml", "lock"];
+
+/// What a call reads, and what it has been allowed to write.
+pub(super) struct Places {
+    cache: PathBuf,
+    taken: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Of a call that reads the files `read`.
+    pub(super) fn new(cache: &Path, read: impl IntoIterator<Item = PathBuf>) -> Places {
+        Places { cache: resolved(cache), taken: read.into_iter().collect() }
+    }
+
+    /// Whether the option `what` may name the file `path`. Nothing else may from now on.
+    pub(super) fn take_file(&mut self, what: &str, path: &Path) -> Result<()> {
+        self.refuse_in_cache(what, path)?;
+        let is_by_hand = path.extension().is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
+        if self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && path.exists() {
+            let message = format!("{what} would be written over {}, which is something else", path.display());
+            return Err(Problem::new(CODE, message).help("name a file of its own"));
+        }
+        self.taken.push(path.into());
+        Ok(())
+    }
+
+    /// Whether the option `what` may name the folder `path`.
+    pub(super) fn refuse_in_cache(&self, what: &str, path: &Path) -> Result<()> {
+        if resolved(path).starts_with(&self.cache) {
+            let message = format!(
+                "{what} would be written to {}, which is in the cache {}",
+                path.display(),
+                self.cache.display()
+            );
+            return Err(Problem::new(CODE, message).help("only kiln's own files lie there: name a place beside it"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether two paths name one file, or would.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => resolved(one) == resolved(other),
+    }
+}
+
+/// The absolute path without links, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let found = whole.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
+    match found {
+        Some((folder, real)) => real.join(whole.strip_prefix(folder).unwrap_or(Path::new(""))),
+        None => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_writes_where_nothing_is_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let at = |name: &str| home.path().join(name);
+        fs::create_dir(at("cache")).unwrap();
+        std::os::unix::fs::symlink(at("cache"), at("link")).unwrap();
+        for file in ["plan.toml", "text", "old.json", "lib.toml"] {
+            fs::write(at(file), "").unwrap();
+        }
+        fs::hard_link(at("text"), at("same")).unwrap();
+        let places = || Places::new(&at("cache"), [at("plan.toml"), at("text")]);
+        for good in ["new.json", "old.json", "folder/new.json", "new.toml", "cachet"] {
+            places().take_file("the log", &at(good)).unwrap();
+        }
+        for bad in ["plan.toml", "text", "same", "lib.toml", "cache/new", "cache/a/b", "link/new", "cache"] {
+            places().take_file("the log", &at(bad)).unwrap_err();
+        }
+        let mut places = places();
+        places.take_file("the log", &at("new")).unwrap();
+        let problem = places.take_file("the report", &home.path().join("./new")).unwrap_err();
+        assert!(problem.message.starts_with("the report would be written over "), "{problem}");
+    }
+}

@@ -1,0 +1,93 @@
+//! What is measured in floating point has other last digits on another processor: a lock does not hold it, and all else.
+
+mod support;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use support::workshop::{self, Shop, plain};
+
+#[test]
+fn program() {
+    workshop::program();
+}
+
+/// A measurement, and one that is made from it.
+const PLAN: &str = r#"
+[plan]
+name = "shop"
+[stage.clay]
+kind = "fetch"
+url = "file:clay.txt"
+[stage.weight]
+kind = "gauge"
+from = "clay"
+random = true
+keep = true
+[stage.report]
+kind = "gauge"
+from = "weight"
+text = "heavy"
+"#;
+
+fn locked(plan: &str) -> Shop {
+    let shop = Shop::open();
+    shop.write("shop.toml", plan);
+    shop.done("build shop.toml --lock");
+    shop
+}
+
+/// A build of what is locked on what may be another machine: with nothing in its cache.
+fn elsewhere(shop: &Shop, call: &str) -> (i32, String, String) {
+    shop.kiln(&format!("build shop.toml --locked --cache elsewhere {call}"), &[])
+}
+
+#[test]
+fn figures_are_not_held() {
+    let shop = locked(PLAN);
+    let (code, said, errors) = elsewhere(&shop, "");
+    assert_eq!(code, 0, "{errors}");
+    assert!(said.contains("measured here, with other figures than locked: report, weight"), "{said}");
+    let said = shop.done("verify shop.toml");
+    assert!(said.starts_with("2 files, "), "{said}");
+    assert!(said.ends_with(
+        "report/out: measured, with other figures than locked\nweight/out: measured, with other figures than locked\n"
+    ));
+
+    // What was written is held to what was measured here.
+    fs::write(shop.path("out/shop/weight/out"), "light").unwrap();
+    let file = fs::File::options().append(true).open(shop.path("out/shop/weight/out")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let (code, _, errors) = elsewhere(&shop, "");
+    assert_eq!(code, 0, "written again: {errors}");
+    assert!(!shop.read("out/shop/weight/out").contains("light"));
+    // A file that is not there is no figure.
+    fs::remove_file(shop.path("out/shop/weight/out")).unwrap();
+    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
+}
+
+#[test]
+fn what_is_made_from_figures_is_held() {
+    let made = |text: &str| format!("{PLAN}[stage.ware]\nkind = \"make\"\nfrom = \"weight\"\n{text}");
+    let shop = locked(&made(""));
+    let (code, said, _) = elsewhere(&shop, "");
+    let said = plain(&said);
+    assert!(code == 3 && said.contains("ware   input  follows from weight"), "{said}");
+    // Where it comes out the same, nothing is amiss.
+    let shop = locked(&made("blind = true\n"));
+    let (code, _, errors) = elsewhere(&shop, "");
+    assert_eq!(code, 0, "{errors}");
+}
+
+#[test]
+fn figures_of_something_else_are_no_excuse() {
+    let shop = locked(PLAN);
+    shop.write("clay.txt", "dry");
+    let (code, said, _) = elsewhere(&shop, "--json");
+    assert_eq!(code, 3, "{said}");
+    let line = said.lines().find(|line| line.contains("\"locked\"")).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
+    let stages: Vec<&Value> = line["differs"].as_array().unwrap().iter().map(|differs| &differs["stage"]).collect();
+    assert_eq!(stages, ["clay", "weight"]);
+    assert_eq!(line["figures"], json!(["report", "weight"]));
+}
