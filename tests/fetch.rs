@@ -130,6 +130,16 @@ fn what_the_server_says_of_a_refusal_is_told() {
 }
 
 #[test]
+fn what_is_no_answer_of_a_web_server_is_not_asked_for_again() {
+    let server = Server::new(|_, _| Reply::new(7));
+    let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+    assert_eq!((problem.code.as_str(), server.seen().len()), ("kiln::fetch::answer", 1), "{problem}");
+    let server = Server::new(|_, _| Reply::new(404).header("x-error-message", "no ".repeat(1000)));
+    let problem = Kitchen::new().fails(&server.url("/pot"), CLAY);
+    assert!(problem.causes[0].len() < 600, "{problem}");
+}
+
+#[test]
 fn a_file_without_end_is_not_fetched() {
     let server = Server::new(|_, _| Reply::body(CLAY).header("content-length", "2000000000000"));
     assert_eq!(Kitchen::new().fails(&server.url("/pot"), CLAY).code, "kiln::fetch::too_large");

@@ -121,6 +121,11 @@ fn what_a_file_is_instead_is_said() {
     file.set("tokenizer.ggml.pre", "llama-bpe");
     fs::write(folder.join("pot.gguf"), file.write()).unwrap();
     let out = said(folder, &["init", "file:pot.gguf"]);
+    let help = ["`reference` would fail", "the pre-tokenizer `llama-bpe` is not known"];
+    refused(folder, &["check", "plans/pot.toml"], 1, &help);
+    fs::write(folder.join("pot.gguf"), TinyGguf::llama().write()).unwrap();
+    let long = said(folder, &["check", "plans/pot.toml", "--set", "context=1024"]);
+    assert!(long.contains("warning: `graph` has a context of 1024, the model was made for 512"), "{long}");
     assert!(out.contains("No stage can read or write its text: the pre-tokenizer `llama-bpe` is not known"), "{out}");
 }
 

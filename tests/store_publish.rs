@@ -170,6 +170,17 @@ fn two_writers_at_once_leave_one_whole_folder() {
 }
 
 #[test]
+fn a_link_in_place_of_a_folder_is_not_followed() {
+    let bench = Bench::new();
+    let other = bench.folder.with_file_name("other");
+    publish(&bench.store, &bench.manifest("a=1"), &other, Links::Reflink).unwrap();
+    std::os::unix::fs::symlink(&other, &bench.folder).unwrap();
+    let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder, Links::Reflink).unwrap_err();
+    assert_eq!(problem.code, "kiln::publish::foreign");
+    assert_eq!(std::fs::read(other.join("a")).unwrap(), b"1");
+}
+
+#[test]
 fn hard_links_take_no_space_and_stay_as_they_are() {
     let bench = Bench::new();
     let manifest = bench.manifest("a=1 b=1 c=22");

@@ -1,7 +1,20 @@
-//! `kiln check`: says everything that is wrong with a plan.
+//! `kiln check`: says everything that is wrong with a plan, and what cannot be made of its models, where they lie on this machine.
 
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::inspect::with_headers;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
+use crate::base::{Problem, Result, open_file};
+use crate::model::arch::model_facts;
+use crate::model::gguf::Gguf;
+use crate::plan::{Plan, PlannedStage};
+
+/// The kinds that read or write text, which want a tokenizer that kiln knows.
+const OF_TEXT: [&str; 3] = ["reference", "calibrate", "package"];
 
 /// Which plan.
 #[derive(clap::Args)]
@@ -13,10 +26,66 @@ pub struct Args {
 /// Checks the plan.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let plan = args.plan.load(stages)?;
+    let Found { problems, warnings } = models(&plan);
+    if !problems.is_empty() {
+        return Err(Failed { problems, source: None });
+    }
     let answer = match common.json {
-        true => serde_json::json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0}).to_string(),
-        false => format!("{}: {} stages, no problems", plan.name, plan.stages.len()),
+        true => json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0, "warnings": warnings}).to_string(),
+        false => {
+            let warnings: String = warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
+            format!("{}: {} stages, no problems{warnings}", plan.name, plan.stages.len())
+        }
     };
     common.print(&format!("{answer}\n"));
     Ok(Exit::Done)
+}
+
+/// What is known of models before anything runs.
+#[derive(Default)]
+struct Found {
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+/// Looks into every model of the plan whose files are at hand.
+fn models(plan: &Plan) -> Found {
+    let mut found = Found::default();
+    for model in plan.stages.iter().filter(|stage| stage.kind == "inspect") {
+        let Some(mut files) = files(plan, model) else { continue };
+        let takes_it = |stage: &&PlannedStage| stage.slots.get("model").is_some_and(|givers| givers.contains(&model.id));
+        let takers: Vec<&PlannedStage> = plan.stages.iter().filter(takes_it).collect();
+        let looked = with_headers(&mut files, |gguf| look(gguf, &takers));
+        match looked {
+            Ok(warnings) => found.warnings.extend(warnings),
+            Err(problem) => found.problems.push(problem.within(format!("`{}` cannot be built", model.id.0))),
+        }
+    }
+    found
+}
+
+/// The files of this machine that `model` is read from, if they all are there.
+fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
+    let fetched = model.slots.get("gguf")?.iter().map(|giver| {
+        let fetch = plan.stages.iter().find(|stage| stage.id == *giver && stage.kind == "fetch")?;
+        open_file(Path::new(fetch.params["url"].as_str()?.strip_prefix("file:")?)).ok()
+    });
+    fetched.collect::<Option<Vec<File>>>().filter(|files| !files.is_empty())
+}
+
+/// Refuses a model of which the stages `takers` can make nothing; yields what may be wrong.
+fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
+    let facts = model_facts(gguf)?;
+    if let Some(of_text) = takers.iter().find(|stage| OF_TEXT.contains(&stage.kind.as_str()))
+        && let Some(problem) = gguf.tokenizer_problem()
+    {
+        return Err(problem.within(format!("`{}` would fail", of_text.id.0)));
+    }
+    let too_long = takers.iter().filter_map(|stage| {
+        let context = stage.params.get("context")?.as_u64()?;
+        (context > u64::from(facts.context_length)).then(|| {
+            format!("`{}` has a context of {context}, the model was made for {}", stage.id.0, facts.context_length)
+        })
+    });
+    Ok(too_long.collect())
 }

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Read, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ColorChoice, ValueEnum};
 use miette::{GraphicalReportHandler, GraphicalTheme, Report};
 use serde_json::json;
@@ -15,11 +16,14 @@ use crate::action::Registry;
 use crate::base::{Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands};
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
+const DEFAULT_CACHE: &str = "cache";
+
 /// What every subcommand understands.
 #[derive(clap::Args)]
 pub struct Common {
     /// The local cache
-    #[arg(long, global = true, value_name = "DIR", env = "KILN_CACHE", default_value = "cache")]
+    #[arg(long, global = true, value_name = "DIR", env = "KILN_CACHE", default_value = DEFAULT_CACHE,
+        value_parser = OsStringValueParser::new().map(cache_folder))]
     pub cache: PathBuf,
     /// Print JSON lines instead of text
     #[arg(long, global = true)]
@@ -27,6 +31,11 @@ pub struct Common {
     /// Colours; `auto` heeds NO_COLOR, CLICOLOR_FORCE, and whether the output is a terminal
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
+}
+
+/// A variable that is set to nothing is as good as none.
+fn cache_folder(named: OsString) -> PathBuf {
+    if named.is_empty() { DEFAULT_CACHE.into() } else { named.into() }
 }
 
 /// Which plan, and the variables set from outside.

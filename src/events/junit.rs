@@ -8,7 +8,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestRerun, TestSuite
 
 use super::plain::first_line;
 use super::{Event, PartId, Report, TimedListener};
-use crate::base::{Context, Result, without_commands, without_secrets};
+use crate::base::{Context, Result, shown};
 
 /// Collects the cases of a report.
 #[derive(Default)]
@@ -140,6 +140,6 @@ impl Report for Junit {
         report.serialize(&mut file).context("kiln::report::write", || "spell the JUnit report".into())?;
         // Neither is a character of XML.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
-        Ok(without_commands(&without_secrets(&text)).into_owned().into_bytes())
+        Ok(shown(&text).into_bytes())
     }
 }

@@ -27,8 +27,10 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 1 << 18;
-/// Cap on all certificates together: those of the world take 250 kB.
 const MAX_ETAG_BYTES: u64 = 8 << 10;
+/// As much is told of what a server says of its own refusal.
+const MAX_SAID_BYTES: usize = 500;
+/// Cap on all certificates together: those of the world take 250 kB.
 const MAX_PEM_BYTES: u64 = 16 << 20;
 /// Cap on a file: far above any model, and below what fills a disk unseen.
 const MAX_FILE_BYTES: u64 = 1 << 40;
@@ -324,6 +326,10 @@ fn unreachable(url: &Address, error: ureq::Error) -> Failure {
         let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked")).because(&error);
         return problem.help("the request never left this machine: check the address, HF_TOKEN and the proxies").into();
     }
+    if matches!(error, ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)) {
+        let problem = Problem::new("kiln::fetch::answer", format!("`{host}` answered something that is not HTTP"));
+        return problem.because(&error).help("check the address, its port and the proxies").into();
+    }
     let problem = if tls {
         Problem::new("kiln::fetch::tls", format!("no trust in `{host}`"))
             .help("if this network signs its own certificates, name the file that holds them: SSL_CERT_FILE=...")
@@ -349,7 +355,8 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
         ),
         _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
     };
-    problem.causes.extend(header(response.headers(), "x-error-message").map(|said| format!("the server said: {said}")));
+    let said = header(response.headers(), "x-error-message").map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
+    problem.causes.extend(said.map(|said| format!("the server said: {said}")));
     let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
     let wait = header(response.headers(), "retry-after").and_then(retry_after);
     Failure { problem: problem.into(), may_pass, wait: wait.filter(|_| matches!(status.as_u16(), 429 | 503)) }

@@ -9,11 +9,17 @@ pub fn text(bundle: &Bundle, build: &str) -> String {
     let (name, arch, chip) = (&params.name, soc.arch, soc.name);
     let (architecture, layers) = (&model.architecture, model.block_count);
     let (files, on_cpu, on_a_phone) = (files(bundle), on_cpu(bundle), on_a_phone(bundle, build));
+    let trained = model.context_length;
+    let too_long = match *context > trained {
+        true => format!("The model was made for {trained} tokens: what it says beyond them may be worthless.\n"),
+        false => String::new(),
+    };
     format!(
         "# {name} for the HTP of {chip}\n\
          \n\
          A `{architecture}` model of {layers} layers, for a context of {context} tokens, compiled for {chip} (HTP v{arch}) by\n\
          QAIRT {build}.\n\
+         {too_long}\
          \n\
          | file | what it is |\n\
          |---|---|\n\
