@@ -49,10 +49,9 @@ fn figures_are_not_held() {
     assert_eq!(code, 0, "{errors}");
     assert!(said.contains("measured here, with other figures than locked: report, weight"), "{said}");
     let said = shop.done("verify shop.toml");
-    assert!(said.starts_with("2 files, "), "{said}");
-    assert!(said.ends_with(
-        "report/out: measured, with other figures than locked\nweight/out: measured, with other figures than locked\n"
-    ));
+    let figures =
+        ["report/out", "weight/out"].map(|file| format!("{file}: measured, with other figures than locked\n"));
+    assert!(said.starts_with(&figures.concat()) && said.contains("\n2 files, "), "{said}");
 
     // What was written is held to what was measured here.
     fs::write(shop.path("out/shop/weight/out"), "light").unwrap();
@@ -61,8 +60,10 @@ fn figures_are_not_held() {
     let (code, _, errors) = elsewhere(&shop, "");
     assert_eq!(code, 0, "written again: {errors}");
     assert!(!shop.read("out/shop/weight/out").contains("light"));
-    // A file that is not there is no figure.
+    // A file that is not there is no figure, and neither is a link.
     fs::remove_file(shop.path("out/shop/weight/out")).unwrap();
+    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
+    std::os::unix::fs::symlink("/etc/hostname", shop.path("out/shop/weight/out")).unwrap();
     assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
 }
 
@@ -76,6 +77,33 @@ fn what_is_made_from_figures_is_held() {
     // Where it comes out the same, nothing is amiss.
     let shop = locked(&made("blind = true\n"));
     let (code, _, errors) = elsewhere(&shop, "");
+    assert_eq!(code, 0, "{errors}");
+}
+
+#[test]
+fn a_lock_cannot_make_figures_of_something_else() {
+    let shop = locked(&format!("{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\n"));
+    let (head, ware) =
+        shop.read("shop.lock").split_once("[stage.ware]").map(|(a, b)| (a.to_string(), b.to_string())).unwrap();
+    shop.write(
+        "shop.lock",
+        &format!("{head}[stage.ware]{}", ware.replacen("keep = true", "keep = true\nmeasured = true", 1)),
+    );
+    fs::remove_file(shop.path("out/shop/ware/out")).unwrap();
+    fs::write(shop.path("out/shop/ware/out"), "forged").unwrap();
+    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
+    let (code, said, _) = shop.kiln("build shop.toml --locked", &[]);
+    assert!(code == 3 && said.contains("measured: true -> false"), "{said}");
+}
+
+#[test]
+fn a_part_of_a_plan_uses_less_of_its_tools() {
+    let shop = locked(
+        &PLAN
+            .replace("[stage.clay]", "[tools]\noven = { url = \"file:oven.so\" }\n[stage.clay]")
+            .replace("random", "oven = true\nrandom"),
+    );
+    let (code, _, errors) = elsewhere(&shop, "report");
     assert_eq!(code, 0, "{errors}");
 }
 

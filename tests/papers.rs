@@ -358,7 +358,7 @@ fn each_fault_of_a_file_is_named() {
             std::os::unix::fs::symlink("/dev/zero", out.join("bill/out")).unwrap();
         },
         &[
-            "other    bill/out              is no regular file",
+            "unreadable  bill/out              is no regular file",
             "unknown  bill/pots/.kiln.json",
             "missing  pots/b/c/out",
             "other    ware/out              has 5 bytes, locked are 26",

@@ -60,7 +60,14 @@ fn a_pipe_in_place_of_a_file_is_no_reason_to_wait() {
         let shop = Shop::open();
         shop.done("build shop.toml --lock");
         assert!(pipes(&shop.path(room)) > 0);
-        for call in ["plan shop.toml", "build shop.toml --locked", "cache stats", "cache verify", "cache gc", "verify shop.toml"] {
+        for call in [
+            "plan shop.toml",
+            "build shop.toml --locked",
+            "cache stats",
+            "cache verify",
+            "cache gc",
+            "verify shop.toml",
+        ] {
             let (code, _, errors) = shop.kiln(call, &[]);
             assert!([0, 1, 3].contains(&code), "{room}, {call}: {code} {errors}");
         }

@@ -178,6 +178,13 @@ fn a_link_in_place_of_a_folder_is_not_followed() {
     let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder, Links::Reflink).unwrap_err();
     assert_eq!(problem.code, "kiln::publish::foreign");
     assert_eq!(std::fs::read(other.join("a")).unwrap(), b"1");
+    // A folder above may lie elsewhere.
+    let above = bench.root.path().join("link");
+    std::os::unix::fs::symlink(other.parent().unwrap(), &above).unwrap();
+    for words in ["a=1", "a=2", "b=3"] {
+        publish(&bench.store, &bench.manifest(words), &above.join("new"), Links::Reflink).unwrap();
+    }
+    assert_eq!(std::fs::read(other.with_file_name("new").join("b")).unwrap(), b"3");
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub fn shown_json(json: &str) -> Cow<'_, str> {
 
 /// JSON whose strings are without the secrets of addresses. Text that is no JSON stays as it is.
 fn json_without_secrets(json: &str) -> Cow<'_, str> {
-    if !json.contains("://") {
+    if !json.contains(['/', '?']) {
         return Cow::Borrowed(json);
     }
     let mut out = String::with_capacity(json.len());
@@ -143,6 +143,11 @@ mod tests {
         let said = r#"{"m":"curl: \"https://h/f?sig=1\" failed\nhttps://u@h?a\nnext","n":"\\"}"#;
         let expected = r#"{"m":"curl: \"https://h/f?***\" failed\nhttps://***@h?***\nnext","n":"\\"}"#;
         assert_eq!(shown_json(said), expected);
+        assert_eq!(
+            shown_json(r#"{"m":"a.example/x?sig=s","n":"//me:pw@a"}"#),
+            r#"{"m":"a.example/x?***","n":"//***@a"}"#
+        );
+        assert_eq!(shown_json(r#""https:\/\/me:pw@h""#), r#""https://***@h""#);
         assert_eq!(shown_json("\"cut https://a?b"), "\"cut https://a?b");
         assert_eq!(shown_json("\"##[error]\""), "\"\\u0023#[error]\"");
     }

@@ -70,8 +70,12 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
     let links = if args.hard_links { Links::Hard } else { Links::Reflink };
     let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
-    let mut places = bench.places()?;
+    let mut places = bench.places();
     places.refuse_in_cache("what is built", &out)?;
+    places.keep(
+        bench.plan.stages.iter().map(|stage| out.join(&stage.id.0)),
+        papers::NAMES.iter().map(|name| out.join(name)),
+    );
     let mut screen = Screen::open(&args.views, &mut places, common)?;
     let early = Mutex::new(None);
     let completed = |stage: &PlannedStage, sealed: &Sealed| {

@@ -31,7 +31,9 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         return Err(Failed { problems, source: None });
     }
     let answer = match common.json {
-        true => json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0, "warnings": warnings}).to_string(),
+        true => {
+            json!({"plan": plan.name, "stages": plan.stages.len(), "problems": 0, "warnings": warnings}).to_string()
+        }
         false => {
             let warnings: String = warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
             format!("{}: {} stages, no problems{warnings}", plan.name, plan.stages.len())
@@ -53,12 +55,12 @@ fn models(plan: &Plan) -> Found {
     let mut found = Found::default();
     for model in plan.stages.iter().filter(|stage| stage.kind == "inspect") {
         let Some(mut files) = files(plan, model) else { continue };
-        let takes_it = |stage: &&PlannedStage| stage.slots.get("model").is_some_and(|givers| givers.contains(&model.id));
+        let takes_it =
+            |stage: &&PlannedStage| stage.slots.get("model").is_some_and(|givers| givers.contains(&model.id));
         let takers: Vec<&PlannedStage> = plan.stages.iter().filter(takes_it).collect();
-        let looked = with_headers(&mut files, |gguf| look(gguf, &takers));
-        match looked {
+        match with_headers(&mut files, |gguf| look(gguf, &takers)) {
             Ok(warnings) => found.warnings.extend(warnings),
-            Err(problem) => found.problems.push(problem.within(format!("`{}` cannot be built", model.id.0))),
+            Err(problem) => found.problems.push(problem),
         }
     }
     found
@@ -76,7 +78,9 @@ fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
 /// Refuses a model of which the stages `takers` can make nothing; yields what may be wrong.
 fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
     let facts = model_facts(gguf)?;
-    if let Some(of_text) = takers.iter().find(|stage| OF_TEXT.contains(&stage.kind.as_str()))
+    // What is optional may never be asked for.
+    let is_of_text = |stage: &&&PlannedStage| !stage.optional && OF_TEXT.contains(&stage.kind.as_str());
+    if let Some(of_text) = takers.iter().find(is_of_text)
         && let Some(problem) = gguf.tokenizer_problem()
     {
         return Err(problem.within(format!("`{}` would fail", of_text.id.0)));

@@ -62,7 +62,9 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl PlanArgs {
     /// Reads and checks the plan.
     pub fn load(&self, registry: &Registry) -> Result<Plan, Failed> {
-        understood(self.source()?, &self.set, registry)
+        let mut plan = understood(self.source()?, &self.set, registry)?;
+        plan.texts.push(self.path.clone());
+        Ok(plan)
     }
 
     fn source(&self) -> Result<Source> {
@@ -83,8 +85,15 @@ impl PlanArgs {
 
 /// The plan that `source` is, with what it includes.
 pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Failed> {
-    let map = SourceMap::gather(source, &mut read);
-    plan::read(&map, sets, registry).map_err(|problems| Failed { problems, source: Some(Arc::new(map)) })
+    let mut texts = vec![];
+    let map = SourceMap::gather(source, &mut |path| {
+        texts.push(path.into());
+        read(path)
+    });
+    match plan::read(&map, sets, registry) {
+        Ok(plan) => Ok(Plan { texts, ..plan }),
+        Err(problems) => Err(Failed { problems, source: Some(Arc::new(map)) }),
+    }
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -133,7 +133,7 @@ impl Call {
             Command::Schema => schema::run(common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
-            Command::Verify(args) => papers::verify(args, common),
+            Command::Verify(args) => papers::verify(args, common, stages),
             Command::Cache(args) => cache::run(args, common, stages),
             Command::Completions(args) => Ok(completions::run(args, common)),
             Command::Man(args) => man::run(args, common),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::base::{Problem, Result};
 
@@ -11,31 +11,43 @@ const CODE: &str = "kiln::call::place";
 /// Files that people write, or that hold a build to its word: no report goes over one.
 const WRITTEN_BY_HAND: [&str; 2] = ["toml", "lock"];
 
-/// What a call reads, and what it has been allowed to write.
+/// As many links to nothing are followed.
+const MAX_LINKS: usize = 8;
+
+/// What a call reads, what it has been allowed to write, and the folders that hold nothing but kiln's own files.
 pub(super) struct Places {
     cache: PathBuf,
+    own: Vec<PathBuf>,
     taken: Vec<PathBuf>,
 }
 
 impl Places {
     /// Of a call that reads the files `read`.
     pub(super) fn new(cache: &Path, read: impl IntoIterator<Item = PathBuf>) -> Places {
-        Places { cache: resolved(cache), taken: read.into_iter().collect() }
+        Places { cache: resolved(cache), own: vec![], taken: read.into_iter().collect() }
+    }
+
+    /// Has artifacts written to `folders`, and beside them the `files`.
+    pub(super) fn keep(&mut self, folders: impl Iterator<Item = PathBuf>, files: impl Iterator<Item = PathBuf>) {
+        self.own.extend(folders.map(|folder| resolved(&folder)));
+        self.taken.extend(files);
     }
 
     /// Whether the option `what` may name the file `path`. Nothing else may from now on.
     pub(super) fn take_file(&mut self, what: &str, path: &Path) -> Result<()> {
         self.refuse_in_cache(what, path)?;
-        let is_by_hand = path.extension().is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
-        if self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && path.exists() {
-            let message = format!("{what} would be written over {}, which is something else", path.display());
+        let real = resolved(path);
+        let is_by_hand = real.extension().is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
+        let is_taken = self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && real.exists();
+        if is_taken || self.own.iter().any(|folder| real.starts_with(folder)) {
+            let message = format!("{what} would be written to {}, which is for something else", path.display());
             return Err(Problem::new(CODE, message).help("name a file of its own"));
         }
         self.taken.push(path.into());
         Ok(())
     }
 
-    /// Whether the option `what` may name the folder `path`.
+    /// Whether the option `what` may name the folder or file `path`.
     pub(super) fn refuse_in_cache(&self, what: &str, path: &Path) -> Result<()> {
         if resolved(path).starts_with(&self.cache) {
             let message = format!(
@@ -57,14 +69,31 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// The absolute path without links, as far as it exists.
+/// The absolute path without links and `..`, whether it exists or not.
 fn resolved(path: &Path) -> PathBuf {
+    resolve(path, MAX_LINKS)
+}
+
+fn resolve(path: &Path, links: usize) -> PathBuf {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let found = whole.ancestors().find_map(|folder| Some((folder, folder.canonicalize().ok()?)));
-    match found {
-        Some((folder, real)) => real.join(whole.strip_prefix(folder).unwrap_or(Path::new(""))),
-        None => whole,
+    let mut real = PathBuf::new();
+    for component in whole.components() {
+        if component == Component::ParentDir {
+            real.pop();
+            continue;
+        }
+        real.push(component);
+        // A link to what is not there yet leads there all the same.
+        match (real.canonicalize(), real.read_link()) {
+            (Ok(found), _) => real = found,
+            (Err(_), Ok(target)) if links > 0 => {
+                real.pop();
+                real = resolve(&real.join(target), links - 1);
+            }
+            _ => {}
+        }
     }
+    real
 }
 
 #[cfg(test)]
@@ -85,12 +114,30 @@ mod tests {
         for good in ["new.json", "old.json", "folder/new.json", "new.toml", "cachet"] {
             places().take_file("the log", &at(good)).unwrap();
         }
-        for bad in ["plan.toml", "text", "same", "lib.toml", "cache/new", "cache/a/b", "link/new", "cache"] {
-            places().take_file("the log", &at(bad)).unwrap_err();
+        std::os::unix::fs::symlink("cache/later", at("dangling")).unwrap();
+        std::os::unix::fs::symlink("lib.toml", at("a.log")).unwrap();
+        for bad in [
+            "plan.toml",
+            "text",
+            "same",
+            "lib.toml",
+            "a.log",
+            "cache/new",
+            "cache/a/b",
+            "link/new",
+            "cache",
+            "none/../cache/x",
+            "dangling",
+            "out/stage/x",
+            "out/receipt.json",
+        ] {
+            let mut places = places();
+            places.keep([at("out/stage")].into_iter(), [at("out/receipt.json")].into_iter());
+            places.take_file("the log", &at(bad)).unwrap_err();
         }
         let mut places = places();
         places.take_file("the log", &at("new")).unwrap();
         let problem = places.take_file("the report", &home.path().join("./new")).unwrap_err();
-        assert!(problem.message.starts_with("the report would be written over "), "{problem}");
+        assert!(problem.message.starts_with("the report would be written to "), "{problem}");
     }
 }

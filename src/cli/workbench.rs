@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use serde_json::Value;
+
 use super::outline::Outline;
+use super::papers::lock;
 use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
@@ -26,6 +29,8 @@ pub(super) struct Workbench<'a> {
     pub(super) outline: Outline,
     /// What this program is.
     pub(super) program: Digest,
+    /// The files that the plan, whatever is wanted of it, is read from or names.
+    reads: Vec<PathBuf>,
     last: Record,
 }
 
@@ -39,12 +44,15 @@ impl<'a> Workbench<'a> {
     ) -> Result<Workbench<'a>, Failed> {
         let plan = args.load(stages)?;
         let outline = Outline::of(&plan, &args.folder()?, stages);
+        let mut reads = plan.texts.clone();
+        reads.push(lock::beside(&args.path));
+        plan.stages.iter().for_each(|stage| files_in(&stage.params, &mut reads));
         let plan = select(plan, wanted)?;
         look_for_files(&plan, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
-        Ok(Workbench { plan, store, stages, outline, program, last })
+        Ok(Workbench { plan, store, stages, outline, program, reads, last })
     }
 
     /// Builds, as far as `limits` allow; `completed` hears of each stage that becomes complete.
@@ -103,10 +111,8 @@ impl<'a> Workbench<'a> {
     }
 
     /// Where this call may write.
-    pub(super) fn places(&self) -> Result<Places> {
-        let files = |stage: &PlannedStage| self.stages.get(&stage.kind).map(|kind| kind.files(&stage.params));
-        let files: Vec<Vec<PathBuf>> = self.plan.stages.iter().filter_map(files).collect::<Result<_>>()?;
-        Ok(Places::new(self.store.root(), files.into_iter().flatten()))
+    pub(super) fn places(&self) -> Places {
+        Places::new(self.store.root(), self.reads.iter().cloned())
     }
 
     /// Remembers what was built, for the reasons of the next build. A cache that is read-only remembers nothing.
@@ -117,6 +123,16 @@ impl<'a> Workbench<'a> {
             self.last.write()?;
         }
         Ok(())
+    }
+}
+
+/// Adds each path that `params` name as `file:PATH`.
+fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
+    match params {
+        Value::String(text) => paths.extend(text.strip_prefix("file:").map(PathBuf::from)),
+        Value::Array(values) => values.iter().for_each(|value| files_in(value, paths)),
+        Value::Object(table) => table.values().for_each(|value| files_in(value, paths)),
+        _ => {}
     }
 }
 

@@ -15,6 +15,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ fn check(map: &SourceMap, sets: &[(String, String)], registry: &Registry, proble
         place(problem).is_some_and(|at| unfilled.iter().any(|hole| at.start <= hole.start && hole.end <= at.end))
     };
     problems.retain(|problem| is_unfilled(problem) || !follows(problem));
-    Plan { name: draft.name, stages }
+    Plan { name: draft.name, stages, texts: vec![] }
 }
 
 fn place(problem: &Problem) -> Option<Range<usize>> {
@@ -90,6 +91,8 @@ pub struct Plan {
     pub name: String,
     /// The stages, in a topological order that follows the plan's own where it can.
     pub stages: Vec<PlannedStage>,
+    /// The files that its text was read from.
+    pub texts: Vec<PathBuf>,
 }
 
 /// One stage of a checked plan.

@@ -278,7 +278,12 @@ impl ActionCache for Disk {
         let path = self.action_path(key);
         match read_file(&path, MAX_TEXT_BYTES) {
             Ok(text) => Ok(read_entry(text, &key.0.hex())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            // What is no file, or far too long, is no result.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::FileTooLarge) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
         }
     }

@@ -63,6 +63,9 @@ pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links:
         return Err(Problem::new("kiln::publish::foreign", message)
             .help("remove it; the folder that --out names may be a link, those of the stages may not"));
     }
+    // The folders above it may be links, and locks follow none.
+    let above = folder.parent().and_then(|parent| parent.canonicalize().ok());
+    let folder = &above.zip(folder.file_name()).map_or(folder.into(), |(above, name)| above.join(name));
     let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
     if is_there() {
         return Ok(None);

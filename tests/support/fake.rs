@@ -40,7 +40,7 @@ pub fn registry() -> Registry {
 
 pub fn plan(text: &str) -> Plan {
     let stages = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(stage).collect();
-    Plan { name: "test".into(), stages }
+    Plan { name: "test".into(), stages, texts: vec![] }
 }
 
 fn stage(line: &str) -> PlannedStage {

@@ -45,7 +45,7 @@ pub(super) fn export(args: &ExportArgs, common: &Common, stages: &Registry) -> R
             .help("build it first, with the same --set and --cache; `kiln plan` says what is missing")
             .into());
     }
-    bench.places()?.take_file("the bundle", &args.file)?;
+    bench.places().take_file("the bundle", &args.file)?;
     check_replaceable(&args.file).context("kiln::bundle::io", || format!("write {}", args.file.display()))?;
     let exported = bench.store.export(&keys, &args.file)?;
     common.print(&if common.json {

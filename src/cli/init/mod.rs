@@ -96,13 +96,14 @@ fn spell(model: &Model, soc: &str) -> String {
     let (vars, fetches) = sources(model);
     TEMPLATE
         .replace("@NAME@", &model.name)
-        .replace("@VARS@\n", &vars)
-        .replace("@SOURCES@\n", &fetches)
         .replace("@GGUF@", &model.pieces.gguf())
         .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
         .replace("@TRAINED@", &trained.map_or(String::new(), |trained| format!("; the model was made for {trained}")))
+        // What comes from outside last, so that nothing in it is replaced.
+        .replace("@VARS@\n", &vars)
+        .replace("@SOURCES@\n", &fetches)
         .replace("@ABOUT@", &model.about)
 }
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use super::pieces::Pieces;
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, head, open_file, shown_line};
-use super::pieces::Pieces;
 use crate::cli::inspect::{START_BYTES, files_beside, unknown, with_headers};
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, MAGIC, Value};
@@ -79,12 +79,12 @@ impl Model {
         match (url.strip_prefix("file:"), pieces) {
             // A file of this machine may be called anything; of one that was cut the header is not all there.
             (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
-                let (about, local) =
-                    read(Path::new(path)).map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
+                let (about, local) = read(Path::new(path))
+                    .map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
                 Ok(Model { name, url: seen, pieces: pieces.unwrap_or(Pieces::Whole), about, local: Some(local) })
             }
             (_, pieces) => {
-                let about = format!("{file}, of which only the name was read.");
+                let about = format!("{}, of which only the name was read.", shown_line(file));
                 Ok(Model { name, url: seen, pieces: pieces?, about, local: None })
             }
         }
@@ -102,7 +102,8 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<(String, Local)> {
-    let open = |path: PathBuf| open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()));
+    let open =
+        |path: PathBuf| open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()));
     let mut files = files_beside(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
     let start = head(path, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     if !start.starts_with(&MAGIC) {

@@ -2,11 +2,8 @@
 
 use serde_json::json;
 
-use crate::base::{Problem, Result};
+use crate::base::{Problem, Result, without_secrets};
 use crate::model::gguf::files_of;
-
-/// The most numbers that a plan of one file's pieces may have; the stage `fetch` has the same limit.
-const MAX_PIECES: u32 = 1000;
 
 /// How a file comes.
 #[derive(Debug, PartialEq)]
@@ -22,17 +19,17 @@ pub enum Pieces {
 impl Pieces {
     /// Of the file `file`, which lies at `url`. What is no GGUF by its name is refused, before gigabytes are fetched for nothing.
     pub fn of(url: &str, file: &str) -> Result<Self> {
-        let renamed = |name: &str| match url.rfind(file) {
-            Some(at) => format!("{}{name}{}", &url[..at], &url[at + file.len()..]),
-            None => url.into(),
-        };
-        if let Some((name, count)) = cut(file) {
-            return Ok(Pieces::Cut(renamed(&format!("{name}.part{{1..{count}}}of{count}"))));
+        if let Some((_, count)) = cut(file) {
+            let end = file.rfind(".part").map_or("", |at| &file[at..]);
+            return Ok(Pieces::Cut(renamed(url, end, &format!(".part{{1..{count}}}of{count}"))?));
         }
         match files_of(file).as_slice() {
             [] | [_] if !is_gguf(file) => Err(no_gguf(file)),
             [] | [_] => Ok(Pieces::Whole),
-            files => Ok(Pieces::Split(files.iter().map(|name| renamed(name)).collect())),
+            files => {
+                let end = ending(file);
+                Ok(Pieces::Split(files.iter().map(|name| renamed(url, end, ending(name))).collect::<Result<_>>()?))
+            }
         }
     }
 
@@ -62,13 +59,29 @@ impl Pieces {
     }
 }
 
+/// `-00001-of-00003.gguf` of the name of a file that llama.cpp split.
+fn ending(file: &str) -> &str {
+    &file[file.len().saturating_sub("-00001-of-00003.gguf".len())..]
+}
+
+/// `url` with `new` in place of the `end` of its file's name. Not in the query of an address, which may repeat it.
+fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
+    let is_address = url.starts_with("https:") || url.starts_with("http:");
+    let path = if is_address { url.find(['?', '#']).map_or(url, |at| &url[..at]) } else { url };
+    let at = path.rfind(end).ok_or_else(|| {
+        let message = format!("`{}` names a piece of a model, but does not spell `{end}`", without_secrets(url));
+        Problem::new("kiln::call::format", message).help("write a plan by hand, with a `fetch` stage for each piece")
+    })?;
+    Ok(format!("{}{new}{}", &url[..at], &url[at + end.len()..]))
+}
+
 /// The name of the whole file and the number of pieces, of `NAME.gguf.part1of3`.
 fn cut(file: &str) -> Option<(&str, u32)> {
     let (name, numbers) = file.rsplit_once(".part")?;
     let (number, count) = numbers.split_once("of")?;
     let number_of = |digits: &str| digits.parse().ok().filter(|number: &u32| number.to_string() == digits);
     let (number, count) = (number_of(number)?, number_of(count)?);
-    (is_gguf(name) && count <= MAX_PIECES && (1..=count).contains(&number)).then_some((name, count))
+    (is_gguf(name) && (1..=count).contains(&number)).then_some((name, count))
 }
 
 fn is_gguf(file: &str) -> bool {
@@ -102,6 +115,15 @@ mod tests {
                 "c",
             ),
             ("hf:a/b/c.gguf.part2of3", "c.gguf.part2of3", Pieces::Cut("hf:a/b/c.gguf.part{1..3}of3".into()), "c.gguf"),
+            (
+                "https://h/größe-00001-of-00002.gguf?name=x-00001-of-00002.gguf",
+                "gr%C3%B6%C3%9Fe-00001-of-00002.gguf",
+                split(&[
+                    "https://h/größe-00001-of-00002.gguf?name=x-00001-of-00002.gguf",
+                    "https://h/größe-00002-of-00002.gguf?name=x-00001-of-00002.gguf",
+                ]),
+                "gr%C3%B6%C3%9Fe",
+            ),
             // Not pieces by these names.
             ("hf:a/b/c-00001-of-00001.gguf", "c-00001-of-00001.gguf", Pieces::Whole, "c-00001-of-00001.gguf"),
             ("hf:a/b/c-00004-of-00003.gguf", "c-00004-of-00003.gguf", Pieces::Whole, "c-00004-of-00003.gguf"),
@@ -117,6 +139,5 @@ mod tests {
         refused("model.safetensors", "name a .gguf file");
         refused("c.gguf-split-a", "`parts`");
         refused("c.gguf.part0of3", "`parts`");
-        refused("c.gguf.part1of100000", "`parts`");
     }
 }

@@ -102,6 +102,7 @@ fn said(made: &Made, asked: &Asked) -> Vec<String> {
         compare(slot, named(made.inputs.get(slot)), named(asked.inputs.get(slot)));
     }
     compare("keep", made.keep.to_string(), asked.keep.to_string());
+    compare("measured", made.measured.to_string(), asked.measured.to_string());
     what
 }
 
@@ -114,15 +115,15 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
             return None;
         }
         let tools = tools(locked, built, old, new);
-        let (figures, follows): (Vec<_>, Vec<_>) = follows(locked, built, new)
+        let (from_figures, follows): (Vec<_>, Vec<_>) = follows(locked, built, new)
             .into_iter()
             .partition(|giver| built.stage.get(*giver).is_some_and(|giver| giver.measured));
-        let is_measured = new.measured && (old.actions == new.actions || !figures.is_empty());
-        let is_the_same = old.gives == new.gives && !figures.is_empty();
-        if tools.is_empty() && follows.is_empty() && (is_measured || is_the_same) {
+        let are_figures = new.measured && (old.actions == new.actions || !from_figures.is_empty());
+        let is_the_same = old.gives == new.gives && !from_figures.is_empty();
+        if tools.is_empty() && follows.is_empty() && (are_figures || is_the_same) {
             return None;
         }
-        let follows = [follows, figures].concat();
+        let follows = [follows, from_figures].concat();
         let cause = match () {
             () if old.actions == new.actions => Cause::SameAction,
             () if !tools.is_empty() => Cause::Tool,
@@ -150,15 +151,19 @@ pub(super) fn figures<'a>(locked: &Account, built: &'a Account) -> Vec<&'a str> 
     built.stage.iter().filter(is_other).map(|(id, _)| id.as_str()).collect()
 }
 
-/// The files of its tools that are others, came or went.
+/// The files of its tools that are others, came or went. A build of a part of the plan uses fewer files of a tool.
 fn tools(locked: &Account, built: &Account, old: &Made, new: &Made) -> Vec<String> {
     let mut changes = vec![];
+    if old.actions == new.actions {
+        return changes;
+    }
+    let is_whole = built.stage.len() == locked.stage.len();
     for tool in old.tools.union(&new.tools) {
         let (old, new) = (locked.tools.get(tool), built.tools.get(tool));
         let files: BTreeSet<&String> = [old, new].into_iter().flatten().flat_map(|files| files.keys()).collect();
         for file in files {
             let of = |tool: Option<&BTreeMap<String, Digest>>| tool?.get(file).copied();
-            if of(old) != of(new) {
+            if of(old) != of(new) && (is_whole || of(new).is_some()) {
                 changes.push(format!("{tool}/{file}: {} -> {}", short(of(old)), short(of(new))));
             }
         }

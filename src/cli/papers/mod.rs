@@ -4,7 +4,7 @@ mod account;
 mod again;
 mod columns;
 mod compare;
-mod lock;
+pub(super) mod lock;
 mod locked;
 mod name;
 mod provenance;
@@ -35,7 +35,7 @@ use crate::store::{Notes, Stamp};
 const CODE: &str = "kiln::publish::receipt";
 
 /// The papers in the folder of artifacts; the last only on request.
-const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
+pub(super) const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
 
 /// Takes away the papers in `out`, which no longer tell what lies beside them.
 pub(super) fn withdraw(out: &Path) -> Result<()> {

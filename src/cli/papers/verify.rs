@@ -15,6 +15,7 @@ use super::super::{Common, Exit, Failed};
 use super::account::{Account, Artifact};
 use super::columns::columns;
 use super::lock;
+use crate::action::Registry;
 use crate::base::{Problem, bytes, count, open_file};
 use crate::store::hash_ahead;
 
@@ -39,10 +40,12 @@ struct Fault {
 }
 
 impl Fault {
-    /// Whether the file has other figures than those that were locked: they depend on the processor.
-    fn is_of_figures(&self, locked: &Account) -> bool {
+    /// Whether the file has other figures than those that were locked: they depend on the processor. What gives figures is not for the
+    /// lock alone to say.
+    fn is_of_figures(&self, locked: &Account, stages: &Registry) -> bool {
         let made = self.path.split('/').next().and_then(|stage| locked.stage.get(stage));
-        matches!(self.fault, Kind::Other) && made.is_some_and(|made| made.measured)
+        let measures = |kind: &str| stages.get(kind).is_some_and(|kind| kind.spec().measures);
+        matches!(self.fault, Kind::Other) && made.is_some_and(|made| made.measured && measures(&made.kind))
     }
 }
 
@@ -57,7 +60,7 @@ enum Kind {
 }
 
 /// Checks every file.
-pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
+pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let path = lock::beside(&args.plan);
     if !path.exists() {
         return Err(lock::none_at(&path).into());
@@ -67,7 +70,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
     let files = locked.files();
     let size_bytes = files.values().fold(0u64, |sum, artifact| sum.saturating_add(artifact.blake3.size_bytes));
     let (figures, faults): (Vec<Fault>, Vec<Fault>) =
-        faults(&locked, &files, &out, |_| true).into_iter().partition(|fault| fault.is_of_figures(&locked));
+        faults(&locked, &files, &out, |_| true).into_iter().partition(|fault| fault.is_of_figures(&locked, stages));
     if common.json {
         let figures: Vec<&str> = figures.iter().map(|fault| fault.path.as_str()).collect();
         let line =
@@ -75,19 +78,22 @@ pub(in crate::cli) fn run(args: &Args, common: &Common) -> Result<Exit, Failed> 
         common.print(&format!("{line}\n"));
     }
     let number = count(files.len(), "file");
+    if !common.json {
+        for figures in &figures {
+            common.print(&format!("{}: measured, with other figures than locked\n", figures.path));
+        }
+    }
     if faults.is_empty() {
         if !common.json {
             common.print(&format!("{number}, {}: as {} says\n", bytes(size_bytes), path.display()));
-            for figures in &figures {
-                common.print(&format!("{}: measured, with other figures than locked\n", figures.path));
-            }
         }
         return Ok(Exit::Done);
     }
     Err(judge(&faults, &out, &path, common).help("write them again: kiln build PLAN.toml --locked").into())
 }
 
-/// Refuses what a build left in `out` of `stages`, if any of it is not one of `files`, as `locked` says, which lies at `path`.
+/// Refuses what a build left in `out` of `stages`, if it is not what `files` say: those of the lock `locked` at `path`, and the figures
+/// that the build measured.
 pub(super) fn hold(
     locked: &Account,
     files: &BTreeMap<String, Artifact>,
@@ -147,7 +153,7 @@ fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
     let hashed = || -> io::Result<Option<String>> {
         let found = fs::symlink_metadata(path)?;
         if !found.is_file() {
-            return Ok(Some("is no regular file".into()));
+            return Err(io::Error::other("is no regular file"));
         }
         if found.len() != expected.size_bytes {
             return Ok(Some(format!("has {} bytes, locked are {}", found.len(), expected.size_bytes)));

@@ -355,7 +355,8 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
         ),
         _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
     };
-    let said = header(response.headers(), "x-error-message").map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
+    let said =
+        header(response.headers(), "x-error-message").map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
     problem.causes.extend(said.map(|said| format!("the server said: {said}")));
     let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
     let wait = header(response.headers(), "retry-after").and_then(retry_after);

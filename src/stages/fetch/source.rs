@@ -25,8 +25,9 @@ const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:
 impl Source {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let bad =
-            |why: &str| Problem::new("kiln::plan::url", format!("`{}`: {why}", without_secrets(text))).help(FORMS);
+        let bad = |why: &str| {
+            Problem::new("kiln::plan::url", format!("{}: {why}", without_secrets(&format!("`{text}`")))).help(FORMS)
+        };
         if let Some(file) = on_hub(text) {
             return Source::parse(&format!("hf:{file}"));
         }

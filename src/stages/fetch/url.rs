@@ -13,9 +13,9 @@ pub(super) struct Address(Url);
 impl Address {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        // What is no address may hide its query behind a blank.
-        let shown = without_secrets(text.split_once('?').map_or(text, |(address, _)| address));
-        let bad = |why: &str| Problem::new("kiln::plan::url", format!("`{shown}` {why}"));
+        // In quotes: what is no address may hide its query behind a blank.
+        let shown = format!("`{text}`");
+        let bad = |why: &str| Problem::new("kiln::plan::url", format!("{} {why}", without_secrets(&shown)));
         // Other spellings are read by browsers alone, and hide what is secret in them.
         let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         match rest {
