@@ -121,7 +121,7 @@ fn what_a_file_is_instead_is_said() {
     file.set("tokenizer.ggml.pre", "llama-bpe");
     fs::write(folder.join("pot.gguf"), file.write()).unwrap();
     let out = said(folder, &["init", "file:pot.gguf"]);
-    let help = ["`reference` would fail", "the pre-tokenizer `llama-bpe` is not known"];
+    let help = ["`bundle` would fail", "the pre-tokenizer `llama-bpe` is not known"];
     refused(folder, &["check", "plans/pot.toml"], 1, &help);
     fs::write(folder.join("pot.gguf"), TinyGguf::llama().write()).unwrap();
     let long = said(folder, &["check", "plans/pot.toml", "--set", "context=1024"]);

@@ -359,9 +359,9 @@ fn each_fault_of_a_file_is_named() {
         },
         &[
             "unreadable  bill/out              is no regular file",
-            "unknown  bill/pots/.kiln.json",
-            "missing  pots/b/c/out",
-            "other    ware/out              has 5 bytes, locked are 26",
+            "unknown     bill/pots/.kiln.json",
+            "missing     pots/b/c/out",
+            "other       ware/out              has 5 bytes, locked are 26",
         ],
     );
 }

@@ -82,7 +82,7 @@ impl TypedStage for Generate {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "generate",
-        version: 2,
+        version: 1,
         summary: "what a bundle says in libGenie, on the simulator",
         gives: "generation",
         inputs: &[

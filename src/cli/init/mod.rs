@@ -69,7 +69,7 @@ const PREFILL: u32 = 128;
 /// Looks at the model, writes the plan, and says what to do with it.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let file = model::file_name(&args.url, stages)?;
-    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&file)));
+    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&args.url, &file)));
     let path = args.out.clone().unwrap_or_else(default);
     if path.exists() {
         let message = format!("{} is there already", path.display());
@@ -117,11 +117,19 @@ fn sources(model: &Model) -> (String, String) {
             "\"\"                 # to be filled in: `kiln build PLAN {stage}` shows the digest of what it fetched and stops"
         ),
     };
-    let vars = |url: &str| format!("source = {}\nsha256 = {}\n", text(url), pin(0, "source"));
-    let one = |from: &str| format!("[stage.source]\nkind = \"fetch\"\n{from}\nsha256 = \"${{sha256}}\"\n");
+    let one = |key: &str, url: &str| {
+        // A variable holds no `${`, however it is spelled.
+        let (var, from) = match url.contains("${") {
+            true => (String::new(), text(url)),
+            false => (format!("source = {}\n", text(url)), "\"${source}\"".into()),
+        };
+        let vars = format!("{var}sha256 = {}\n", pin(0, "source"));
+        let name = if key == "parts" { "name = \"model.gguf\"\n" } else { "" };
+        (vars, format!("[stage.source]\nkind = \"fetch\"\n{key} = {from}\n{name}sha256 = \"${{sha256}}\"\n"))
+    };
     match &model.pieces {
-        Pieces::Whole => (vars(&model.url), one("url = \"${source}\"")),
-        Pieces::Cut(urls) => (vars(urls), one("parts = \"${source}\"\nname = \"model.gguf\"")),
+        Pieces::Whole => one("url", &model.url),
+        Pieces::Cut(urls) => one("parts", urls),
         Pieces::Split(urls) => {
             let fetch = |(index, (stage, url)): (usize, (String, &String))| {
                 let (url, pin) = (text(url), pin(index, &stage));

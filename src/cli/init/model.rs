@@ -55,9 +55,10 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
     Ok(asked.rsplit(['/', '#']).next().unwrap_or_default().into())
 }
 
-/// What a plan of the model in `file` is called: in the letters that names of plans have.
-pub fn plan_name(file: &str) -> String {
-    let lower = file.to_ascii_lowercase();
+/// What a plan of the model in `file` at `url` is called: after the whole file, in the letters that names of plans have.
+pub fn plan_name(url: &str, file: &str) -> String {
+    let whole = Pieces::of(url, file).map_or(file.into(), |pieces| pieces.whole_name(file));
+    let lower = whole.to_ascii_lowercase();
     let stem = lower.strip_suffix(".gguf").unwrap_or(&lower);
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let name: String = stem.chars().map(|c| if good(c) { c } else { '-' }).take(100).collect();
@@ -75,7 +76,7 @@ impl Model {
             None => url.into(),
         };
         let pieces = Pieces::of(&seen, file);
-        let name = plan_name(&pieces.as_ref().map_or(file.into(), |pieces| pieces.whole_name(file)));
+        let name = plan_name(&seen, file);
         match (url.strip_prefix("file:"), pieces) {
             // A file of this machine may be called anything; of one that was cut the header is not all there.
             (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
@@ -156,8 +157,9 @@ mod tests {
 
     #[test]
     fn plans_are_named_after_files() {
-        let check = |file, expect| assert_eq!(plan_name(file), expect, "{file}");
+        let check = |file, expect| assert_eq!(plan_name(file, file), expect, "{file}");
         check("DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf", "deepseek-r1-distill-qwen-1.5b-q4_0");
+        check("pot-00002-of-00003.gguf", "pot");
         check("Mein Modell (1).GGUF", "mein-modell--1-");
         check("._ä.gguf", "model");
         check(&"x".repeat(200), &"x".repeat(100));

@@ -89,7 +89,7 @@ impl TypedStage for Score {
     type Order = Measure;
     const SPEC: StageSpec = StageSpec {
         kind: "score",
-        version: 3,
+        version: 2,
         summary: "how close a candidate comes to the reference, token by token",
         gives: "score",
         inputs: &[

@@ -201,7 +201,7 @@ impl TypedStage for Validate {
     type Order = Limited;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
-        version: 4,
+        version: 3,
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
