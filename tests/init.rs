@@ -123,6 +123,11 @@ fn what_a_file_is_instead_is_said() {
     let out = said(folder, &["init", "file:pot.gguf"]);
     let help = ["`bundle` would fail", "the pre-tokenizer `llama-bpe` is not known"];
     refused(folder, &["check", "plans/pot.toml"], 1, &help);
+    let mut mute = TinyGguf::llama().file();
+    mute.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
+    fs::write(folder.join("mute.gguf"), mute.write()).unwrap();
+    assert!(said(folder, &["init", "file:mute.gguf"]).contains("the file has no tokenizer"));
+    refused(folder, &["check", "plans/mute.toml"], 1, &["`bundle` would fail", "the file has no tokenizer"]);
     fs::write(folder.join("pot.gguf"), TinyGguf::llama().write()).unwrap();
     let long = said(folder, &["check", "plans/pot.toml", "--set", "context=1024"]);
     assert!(long.contains("warning: `graph` has a context of 1024, the model was made for 512"), "{long}");
@@ -184,11 +189,16 @@ fn characters_of_a_plan_may_be_in_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for (name, out) in
-        [("${x} $${y}.gguf", "a.toml"), ("#1@SOC@.gguf", "b.toml"), ("it's \"{1..2}\" \\.gguf", "c.toml")]
+        [("${x} $${y}.gguf", "a.toml"), ("a #1@SOC@.gguf", "b.toml"), ("it's \"{1..2}\" \\.gguf", "c.toml")]
     {
         fs::write(folder.join(name), TinyGguf::qwen2().write()).unwrap();
         said(folder, &["init", &format!("file:{name}"), "--out", out]);
         assert!(said(folder, &["build", out, "model"]).contains("summary.txt"), "{name}");
+    }
+    let plan = fs::read_to_string(folder.join("b.toml")).unwrap();
+    assert!(plan.contains("name = \"a--1-soc-\""), "{plan}");
+    for url in ["hf:a/b:Q4_0", "a/b:Q4_0"] {
+        refused(folder, &["init", url], 2, &["name the file: hf:a/b/NAME-Q4_0.gguf"]);
     }
 }
 

@@ -97,6 +97,24 @@ fn a_lock_cannot_make_figures_of_something_else() {
 }
 
 #[test]
+fn a_lock_that_was_cut_or_edited_is_no_lock() {
+    let shop = locked(&format!("{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\n"));
+    let lock = shop.read("shop.lock");
+    let (head, _) = lock.rsplit_once("[stage.weight.artifacts").unwrap();
+    shop.write("shop.lock", head);
+    for call in ["verify shop.toml", "build shop.toml --locked"] {
+        let (code, _, errors) = shop.kiln(call, &[]);
+        assert!(code == 2 && errors.contains("names no artifact of `weight`"), "{call}: {errors}");
+    }
+    let (head, tail) = lock.split_once("[stage.ware.artifacts").unwrap();
+    let (before, digest) = tail.split_once("sha256 = \"").unwrap();
+    let other = if digest.starts_with('0') { "1" } else { "0" };
+    shop.write("shop.lock", &format!("{head}[stage.ware.artifacts{before}sha256 = \"{other}{}", &digest[1..]));
+    let (code, said, _) = shop.kiln("build shop.toml --locked", &[]);
+    assert!(code == 3 && said.contains("the lock says something else of what is written out"), "{said}");
+}
+
+#[test]
 fn a_part_of_a_plan_uses_less_of_its_tools() {
     let shop = locked(
         &PLAN

@@ -79,6 +79,19 @@ fn a_pipe_in_place_of_a_file_is_no_reason_to_wait() {
 }
 
 #[test]
+fn a_log_waits_for_nobody() {
+    let shop = Shop::open();
+    let pipe = shop.path("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let (code, _, errors) = shop.kiln("build shop.toml --log pipe", &[]);
+    assert!(code == 2 && errors.contains("kiln::call::log"), "{errors}");
+    let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
+    while shop.kiln("build shop.toml --log pipe", &[]).0 != 0 {}
+    assert!(reader.join().unwrap().contains("finished"));
+    shop.done("build shop.toml --log /dev/null");
+}
+
+#[test]
 fn a_mistake_in_a_call_is_quoted_as_a_terminal_may_have_it() {
     let kiln = |words: &[&str]| {
         let output = assert_cmd::Command::cargo_bin("kiln").unwrap().args(words).output().unwrap();

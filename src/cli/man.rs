@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap_mangen::{Man, generate_to};
 
+use super::places::Places;
 use super::{Call, Common, Exit, Failed};
 use crate::base::{Context, Result};
 
@@ -20,6 +21,7 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let pages = Call::shown().disable_help_subcommand(true);
     if let Some(folder) = &args.folder {
+        Places::new(&common.cache, []).refuse_in_cache("the manual", folder)?;
         let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
         written.context("kiln::call::write", || format!("write manual pages to {}", folder.display()))?;
     } else {

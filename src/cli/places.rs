@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::base::{Problem, Result};
+use crate::store::RECORD;
 
 const CODE: &str = "kiln::call::place";
 
@@ -39,7 +40,8 @@ impl Places {
         let real = resolved(path);
         let is_by_hand = real.extension().is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
         let is_taken = self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && real.exists();
-        if is_taken || self.own.iter().any(|folder| real.starts_with(folder)) {
+        let is_published = real.ancestors().skip(1).any(|folder| folder.join(RECORD).exists());
+        if is_taken || is_published || self.own.iter().any(|folder| real.starts_with(folder)) {
             let message = format!("{what} would be written to {}, which is for something else", path.display());
             return Err(Problem::new(CODE, message).help("name a file of its own"));
         }
@@ -114,6 +116,8 @@ mod tests {
         for good in ["new.json", "old.json", "folder/new.json", "new.toml", "cachet"] {
             places().take_file("the log", &at(good)).unwrap();
         }
+        fs::create_dir(at("published")).unwrap();
+        fs::write(at("published").join(RECORD), "").unwrap();
         std::os::unix::fs::symlink("cache/later", at("dangling")).unwrap();
         std::os::unix::fs::symlink("lib.toml", at("a.log")).unwrap();
         for bad in [
@@ -130,6 +134,7 @@ mod tests {
             "dangling",
             "out/stage/x",
             "out/receipt.json",
+            "published/a/b",
         ] {
             let mut places = places();
             places.keep([at("out/stage")].into_iter(), [at("out/receipt.json")].into_iter());

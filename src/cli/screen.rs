@@ -1,9 +1,12 @@
 //! What is seen of a build while it runs, and what is kept of it.
 
-use std::fs::File;
-use std::io::{IsTerminal, stderr, stdout};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, stderr, stdout};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::places::Places;
 use super::reports::{self, Reports};
@@ -57,7 +60,7 @@ impl Screen {
             false => Shown::Later(vec![]),
         };
         let open = |path: &PathBuf| {
-            let create = std::fs::create_dir_all(folder(path)).and_then(|()| File::create(path));
+            let create = std::fs::create_dir_all(folder(path)).and_then(|()| create(path));
             let file = create.context("kiln::call::log", || format!("write the log {}", path.display()))?;
             Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
         };
@@ -109,6 +112,14 @@ impl Listener for Screen {
             }
         }
     }
+}
+
+/// Opens a file, a device or a pipe to write to. A pipe that nobody reads is refused at once.
+fn create(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)?;
+    fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file)
 }
 
 /// Bars where they can be drawn, lines elsewhere.

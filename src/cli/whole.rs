@@ -8,9 +8,10 @@ use tempfile::NamedTempFile;
 
 use crate::base::new_file_in;
 
-/// Puts `bytes` at `path`, in place of the file that was there. Its folder is made.
+/// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its folder is made.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     check_replaceable(path)?;
+    let path = &path.canonicalize().unwrap_or_else(|_| path.into());
     beside(path, bytes)?.persist(path)?;
     Ok(())
 }
@@ -21,14 +22,14 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a path that something else than a file has: a rename would put a file in place of a device, for everybody.
+/// Refuses a path that something else than a file has, or a link to something else, as `/dev/stdout` is: a rename would put a file in its
+/// place, for everybody.
 pub(super) fn check_replaceable(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.is_file() && !found.is_symlink() => {
-            Err(Error::new(ErrorKind::InvalidInput, "something else than a file is there"))
-        }
-        _ => Ok(()),
+    let (found, own) = (fs::metadata(path), fs::symlink_metadata(path));
+    if found.as_ref().or(own.as_ref()).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::new(ErrorKind::InvalidInput, "something else than a file is there"));
     }
+    Ok(())
 }
 
 fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
@@ -57,8 +58,18 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
         assert!(write_whole(&at("pipe"), b"new").is_err());
         assert!(!at("pipe").is_file());
+        for target in ["pipe", "nowhere", "/dev/null"] {
+            std::os::unix::fs::symlink(target, at("link")).unwrap();
+            assert!(write_whole(&at("link"), b"new").is_err(), "{target}");
+            assert!(at("link").is_symlink());
+            fs::remove_file(at("link")).unwrap();
+        }
         fs::write(at("file"), "old").unwrap();
         write_whole(&at("file"), b"new").unwrap();
         assert_eq!(fs::read(at("file")).unwrap(), b"new");
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        write_whole(&at("link"), b"newer").unwrap();
+        assert!(at("link").is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"newer");
     }
 }

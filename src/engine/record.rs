@@ -25,6 +25,9 @@ pub struct Record {
     keys: OnceLock<Keys>,
 }
 
+/// What comes of opening none, or something that is no file or no text.
+const NO_RECORD: [ErrorKind; 3] = [ErrorKind::NotFound, ErrorKind::InvalidData, ErrorKind::InvalidInput];
+
 /// Cap on such a file: a part needs 150 bytes, so it holds a million and more.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -47,7 +50,7 @@ impl Record {
         let mut line = String::new();
         let read = |file: File| BufReader::new(file.take(MAX_BYTES)).read_line(&mut line);
         match open_file(&path).and_then(read) {
-            Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::InvalidData => {
+            Err(error) if !NO_RECORD.contains(&error.kind()) => {
                 Err(error).context(CODE, || format!("read {}", path.display()))
             }
             _ => {

@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::common::understood;
+use super::places::Places;
 use super::whole::{folder, write_new};
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
@@ -71,6 +72,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let file = model::file_name(&args.url, stages)?;
     let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&args.url, &file)));
     let path = args.out.clone().unwrap_or_else(default);
+    Places::new(&common.cache, []).refuse_in_cache("the plan", &path)?;
     if path.exists() {
         let message = format!("{} is there already", path.display());
         return Err(Problem::new("kiln::call::exists", message)

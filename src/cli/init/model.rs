@@ -52,7 +52,9 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
     }
     let orders = fetch.expand(&params, &Inputs::default())?;
     let asked = orders.first().and_then(|order| order.params["file"].as_str()).unwrap_or_default();
-    Ok(asked.rsplit(['/', '#']).next().unwrap_or_default().into())
+    // Of a package it is asked for with the package's own name before it.
+    let file = if url.starts_with("pypi:") { asked.rsplit('#').next().unwrap_or_default() } else { asked };
+    Ok(file.rsplit('/').next().unwrap_or_default().into())
 }
 
 /// What a plan of the model in `file` at `url` is called: after the whole file, in the letters that names of plans have.

@@ -6,9 +6,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::outline::{Asked, Kept, Outline};
-use super::account::{Account, Made};
+use super::account::{Account, Artifact, Made};
 use super::name::Name;
-use crate::action::ActionKey;
+use crate::action::{ActionKey, PartName};
 use crate::base::Digest;
 
 /// So many changes are named; the rest is counted.
@@ -111,7 +111,8 @@ fn said(made: &Made, asked: &Asked) -> Vec<String> {
 pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<Difference> {
     let of_stage = |(id, _): &(String, Asked)| {
         let (old, new) = (locked.stage.get(id.as_str())?, built.stage.get(id.as_str())?);
-        if old.actions == new.actions && old.gives == new.gives {
+        let artifacts = artifacts(old, new);
+        if old.actions == new.actions && old.gives == new.gives && artifacts.is_empty() {
             return None;
         }
         let tools = tools(locked, built, old, new);
@@ -132,12 +133,14 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
             () => Cause::Kiln,
         };
         let mut differs = Difference::new(id, cause, tools);
-        if cause == Cause::SameAction {
+        if cause == Cause::SameAction && old.gives == new.gives {
+            differs.what.push("the lock says something else of what is written out".into());
+        } else if cause == Cause::SameAction {
             differs.what.push(format!("gives: {} -> {}", old.gives.short(), new.gives.short()));
         } else if !follows.is_empty() {
             differs.what.push(format!("follows from {}", follows.join(", ")));
         }
-        differs.artifacts = artifacts(old, new);
+        differs.artifacts = artifacts;
         Some(differs)
     };
     outline.stages.iter().filter_map(of_stage).collect()
@@ -181,9 +184,14 @@ fn follows<'a>(locked: &Account, built: &Account, new: &'a Made) -> Vec<&'a str>
 
 /// Those of the written files that are others. What is written now may be less or more, if the build is of a part.
 fn artifacts(old: &Made, new: &Made) -> Vec<Changed> {
-    let both = old.artifacts.iter().filter_map(|(name, was)| Some((name, was.blake3, new.artifacts.get(name)?.blake3)));
+    let both = old.artifacts.iter().filter_map(|(name, was)| Some((name, was, new.artifacts.get(name)?)));
     let other = both.filter(|(_, was, is)| was != is);
-    other.map(|(name, was, is)| Changed { name: name.to_string(), locked: Some(was), found: Some(is) }).collect()
+    let changed = |(name, was, is): (&PartName, &Artifact, &Artifact)| Changed {
+        name: name.to_string(),
+        locked: Some(was.blake3),
+        found: Some(is.blake3),
+    };
+    other.map(changed).collect()
 }
 
 /// Parts whose action is another one: name, locked and today's.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::super::outline::Kept;
 use super::super::whole::write_whole;
 use super::account::{Account, VERSION};
 use crate::base::{Context, Problem, Result, bytes, is_file_of, open_file};
@@ -52,7 +53,14 @@ impl Account {
             let message = format!("{} has version {version}, this kiln knows {VERSION}", path.display());
             return Err(Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock"));
         }
-        toml::from_str(&text).context(CODE, failed).map_err(mended)
+        let account: Account = toml::from_str(&text).context(CODE, failed).map_err(mended)?;
+        match account.stage.iter().find(|(_, made)| made.keep != Kept::All(false) && made.artifacts.is_empty()) {
+            None => Ok(account),
+            Some((stage, _)) => {
+                let message = format!("{} names no artifact of `{stage}`, which is kept: it is cut", path.display());
+                Err(mended(Problem::new(CODE, message)))
+            }
+        }
     }
 
     /// Puts the lock at `path`, whole or not at all; yields whether another one, or none, was there.

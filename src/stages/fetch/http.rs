@@ -6,12 +6,13 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 use super::url::Address;
 use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
@@ -22,7 +23,7 @@ use crate::base::{Context, Problem, Result, bytes, duration, open_file, read_fil
 const ATTEMPTS: u32 = 5;
 const LONGEST_PAUSE: Duration = Duration::from_secs(16);
 const MAX_REDIRECTS: usize = 10;
-/// A stalled connection counts as broken; also how long an interruption may wait.
+/// A stalled connection counts as broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -215,7 +216,12 @@ impl Download<'_> {
                 }
                 (since, had) = (Instant::now(), have);
             }
-            let count = match body.read(&mut buffer) {
+            let count;
+            (body, buffer, count) = awaited(self.job, move || {
+                let count = body.read(&mut buffer);
+                (body, buffer, count)
+            })?;
+            let count = match count {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) => return Err(passing(truncated(have).because(&error))),
@@ -253,8 +259,10 @@ impl Download<'_> {
             if let Some((have, etag)) = resume {
                 request = request.header("range", format!("bytes={have}-")).header("if-range", etag);
             }
-            let request = request.config().proxy(self.proxies.of_address(&at)?).build();
-            let response = request.call().map_err(|error| unreachable(&at, error))?;
+            let proxy = self.proxies.of_address(&at)?;
+            let request = request.config().proxy(proxy.clone()).build();
+            let answer = awaited(self.job, || request.call())?;
+            let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
             if home {
                 // Large files are named by their sha256 there, small ones by the 40 digits of git.
                 let said = header(response.headers(), "x-linked-etag").map(|etag| etag.trim_matches('"'));
@@ -317,8 +325,25 @@ fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(pem)
 }
 
+/// What `work` finds out, on a thread of its own: a server may be silent for long, and a build that is called off does not wait for it.
+fn awaited<T: Send + 'static>(job: &Job, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    const SLICE: Duration = Duration::from_millis(100);
+    let (send, receive) = mpsc::channel();
+    // Nobody hears of it any more if the build was called off.
+    thread::spawn(move || drop(send.send(work())));
+    loop {
+        match receive.recv_timeout(SLICE) {
+            Ok(found) => return Ok(found),
+            Err(RecvTimeoutError::Timeout) => job.check_cancelled()?,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Problem::new("kiln::fetch::connect", "the request ended without an answer"));
+            }
+        }
+    }
+}
+
 /// The connection did not come about, or not as far as an answer.
-fn unreachable(url: &Address, error: ureq::Error) -> Failure {
+fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Failure {
     let text = error.to_string();
     let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) || text.contains("certificate");
     let host = url.host();
@@ -334,8 +359,15 @@ fn unreachable(url: &Address, error: ureq::Error) -> Failure {
         Problem::new("kiln::fetch::tls", format!("no trust in `{host}`"))
             .help("if this network signs its own certificates, name the file that holds them: SSL_CERT_FILE=...")
     } else {
-        Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
-            .help("check the network, and HTTPS_PROXY if it needs one")
+        match proxy {
+            None => Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
+                .help("check the network, and HTTPS_PROXY if it needs one"),
+            Some(proxy) => {
+                let way = format!("no answer from `{host}` by the proxy `{}:{}`", proxy.host(), proxy.port());
+                Problem::new("kiln::fetch::connect", way)
+                    .help("check HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that need none")
+            }
+        }
     };
     Failure { problem: problem.because(&error).into(), may_pass: !tls, wait: None }
 }
@@ -348,7 +380,8 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
             .help("check the spelling, the revision and the version; a private or gated repository looks like this too, without its token"),
         401 | 403 => Problem::new("kiln::fetch::forbidden", format!("`{url}` is not for everybody ({status})")).help(
             match saw_token {
-                true => "HF_TOKEN was shown and not accepted: accept the model's terms with its account, or make a token that may read it",
+                true => "HF_TOKEN was shown and not accepted: there is no such repository, or it is private or gated. Check the spelling; accept \
+                         the model's terms with the token's account, or make a token that may read it",
                 false => "there is no such repository, or it is private or gated: check the spelling; for a gated model, accept its terms on \
                           the hub and set HF_TOKEN. No token was shown to this host",
             },

@@ -20,6 +20,9 @@ pub(super) enum Source {
     Pypi { requirement: String, member: Option<String> },
 }
 
+/// How the address of a page of the hub begins.
+const HUBS: [&str; 3] = ["https://huggingface.co/", "https://www.huggingface.co/", "https://hf.co/"];
+
 const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:PATH or pypi:NAME==VERSION[#MEMBER]";
 
 impl Source {
@@ -48,7 +51,11 @@ impl Source {
                 let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
                 let mut parts = path.splitn(3, '/').map(String::from);
                 let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-                    return Err(bad("not OWNER/REPO/FILE"));
+                    let help =
+                        rest.split_once(':').filter(|(repo, kind)| is_file_by_type(repo, kind)).map(|(repo, kind)| {
+                            format!("name the file: hf:{repo}/NAME-{kind}.gguf; the repository's page lists its files")
+                        });
+                    return Err(bad("not OWNER/REPO/FILE").help(help.unwrap_or(FORMS.into())));
                 };
                 let good = is_word(&owner) && is_word(&repo) && PartName::new(&file).is_ok() && !revision.is_empty();
                 if !good {
@@ -112,7 +119,7 @@ impl Source {
 
 /// `OWNER/REPO/FILE@REV` of the page about a file, `https://huggingface.co/OWNER/REPO/blob/REV/FILE`.
 fn on_hub(text: &str) -> Option<String> {
-    let path = text.strip_prefix("https://huggingface.co/")?.split(['?', '#']).next()?;
+    let path = HUBS.iter().find_map(|hub| text.strip_prefix(hub))?.split(['?', '#']).next()?;
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     match parts.as_slice() {
         // Encoded names are left to the address itself.

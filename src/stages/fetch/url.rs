@@ -74,7 +74,9 @@ impl Address {
 
     /// Where a `Location` header seen here leads. It must not drop the encryption, nor lead from elsewhere into this machine.
     pub(super) fn follow(&self, location: &[u8]) -> Result<Self> {
-        let text = String::from_utf8_lossy(location);
+        // Bytes beyond ASCII as they are, in whatever encoding (curl does so too).
+        let encoded = |byte: &u8| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let text: String = location.iter().map(encoded).collect();
         let bad = |why: &str| Problem::new("kiln::fetch::redirect", format!("`{}` {why}", without_secrets(&text)));
         let next = self.0.join(&text).map_err(|error| bad("is no address").because(&error))?;
         if self.0.scheme() == "https" && next.scheme() != "https" {
