@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn redirects_are_resolved() {
         let base = Address::parse("https://a.example/x/y?q").unwrap();
-        let cases: [(&[u8], &str); 9] = [
+        let cases: [(&[u8], &str); 10] = [
             (b"https://b.example/z", "https://b.example/z"),
             (b"//b.example/z", "https://b.example/z"),
             (b"/z?a=b#c", "https://a.example/z?a=b#c"),
@@ -132,6 +132,7 @@ mod tests {
             (b"?a=b", "https://a.example/x/y?a=b"),
             (b" /a b ", "https://a.example/a%20b"),
             ("/ü".as_bytes(), "https://a.example/%C3%BC"),
+            (b"/mod\xe8le", "https://a.example/mod%E8le"),
         ];
         for (location, expected) in cases {
             assert_eq!(base.follow(location).unwrap().whole(), expected);
