@@ -188,8 +188,7 @@ fn a_model_in_pieces_is_fetched_whole() {
 fn characters_of_a_plan_may_be_in_a_name() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    for (name, out) in
-        [("${x} $${y}.gguf", "a.toml"), ("a #1@SOC@.gguf", "b.toml"), ("it's \"{1..2}\" \\.gguf", "c.toml")]
+    for (name, out) in [("${x} $${y}.gguf", "a.toml"), ("a #1@SOC@.gguf", "b.toml"), ("it's \"{1..2}\".gguf", "c.toml")]
     {
         fs::write(folder.join(name), TinyGguf::qwen2().write()).unwrap();
         said(folder, &["init", &format!("file:{name}"), "--out", out]);
