@@ -40,7 +40,14 @@ enum Patience {
 }
 
 fn make(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).context("kiln::store::io", || format!("make the folder {}", path.display()))
+    let is_another_thing = || fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir());
+    loop {
+        match fs::create_dir_all(path) {
+            // Another process made it first, and removed it before it was looked at.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_another_thing() => {}
+            made => return made.context("kiln::store::io", || format!("make the folder {}", path.display())),
+        }
+    }
 }
 
 impl LockedFolder {
