@@ -115,6 +115,14 @@ fn a_lock_that_was_cut_or_edited_is_no_lock() {
 }
 
 #[test]
+fn what_is_optional_may_be_missing_in_a_lock() {
+    let shop = locked(&format!("{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\noptional = true\n"));
+    assert!(!shop.read("shop.lock").contains("[stage.ware]"));
+    shop.done("build shop.toml --locked");
+    shop.done("build shop.toml ware --locked");
+}
+
+#[test]
 fn a_part_of_a_plan_uses_less_of_its_tools() {
     let shop = locked(
         &PLAN

@@ -26,6 +26,8 @@ pub(super) struct Asked {
     pub(super) version: u32,
     /// See [`StageSpec::measures`](crate::action::StageSpec::measures).
     pub(super) measured: bool,
+    /// It is built only where it is asked for, and so may be missing in a lock.
+    pub(super) optional: bool,
     pub(super) params: Digest,
     /// Input -> the stages that feed it.
     pub(super) inputs: BTreeMap<String, Vec<String>>,
@@ -67,6 +69,7 @@ fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
         kind: stage.kind.clone(),
         version: spec.map_or(0, |spec| spec.version),
         measured: spec.is_some_and(|spec| spec.measures),
+        optional: stage.optional,
         params: hash_bytes(inside.spelled(&stage.params).to_string().as_bytes()),
         inputs: stage.slots.iter().map(names).collect(),
         keep: match &stage.keep {

@@ -59,6 +59,7 @@ pub(super) fn asked(locked: &Account, outline: &Outline) -> Vec<Difference> {
     let mut differs = vec![];
     for (id, asked) in &outline.stages {
         let (cause, what) = match locked.stage.get(id.as_str()) {
+            None if asked.optional => continue,
             None => (Cause::New, vec![format!("{} is not in the lock", asked.kind)]),
             Some(made) => match said(made, asked) {
                 what if !what.is_empty() => (Cause::Plan, what),
