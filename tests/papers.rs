@@ -395,7 +395,8 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     assert!(code == 2 && errors.contains("which no lock has"), "{errors}");
 }
 
-/// What a lock says of a plan is held against it before anything runs; what its graph comes to, afterwards. The rest takes minutes.
+/// What a lock says of a plan is held against it before anything runs; what the smallest model's graph comes to, afterwards. The rest takes
+/// minutes.
 #[test]
 #[ignore = "needs a package index"]
 fn every_committed_lock_is_of_its_plan() {
@@ -409,7 +410,9 @@ fn every_committed_lock_is_of_its_plan() {
         let out = tempfile::tempdir().unwrap();
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
         kiln.args(["build", "--locked", "--cache"]).arg(support::tools::cache()).arg("--out").arg(out.path());
-        let output = kiln.arg(lock.with_extension("toml")).arg("graph").output().unwrap();
+        // The other models have gigabytes.
+        let stage = if lock.ends_with("smollm2-135m.lock") { "graph" } else { "text" };
+        let output = kiln.arg(lock.with_extension("toml")).arg(stage).output().unwrap();
         assert!(output.status.success(), "{}: {}", lock.display(), String::from_utf8_lossy(&output.stderr));
         held += 1;
     }
