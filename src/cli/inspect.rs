@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-pub(super) use gguf::{files_beside, with_headers};
+pub(super) use gguf::{open_all, with_headers};
 
 use super::workbench::PROGRAM;
 use super::{Common, Exit, Failed};

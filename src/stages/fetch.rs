@@ -16,6 +16,7 @@ mod machine;
 mod parts;
 mod pip;
 mod proxy;
+mod received;
 mod sniff;
 mod source;
 mod url;

@@ -70,7 +70,7 @@ const PREFILL: u32 = 128;
 /// Looks at the model, writes the plan, and says what to do with it.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let file = model::file_name(&args.url, stages)?;
-    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&args.url, &file)));
+    let default = || PathBuf::from(format!("plans/{}.toml", model::plan_name(&file)));
     let path = args.out.clone().unwrap_or_else(default);
     Places::new(&common.cache, []).refuse_in_cache("the plan", &path)?;
     if path.exists() {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::pieces::Pieces;
+use super::pieces::{Pieces, whole_name};
 use crate::action::{Inputs, Registry};
-use crate::base::{Context, Problem, Result, bytes, head, open_file, shown_line};
-use crate::cli::inspect::{START_BYTES, files_beside, unknown, with_headers};
+use crate::base::{Context, Problem, Result, bytes, head, shown_line};
+use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
 use crate::model::arch::model_facts;
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
@@ -57,10 +57,9 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
     Ok(file.rsplit('/').next().unwrap_or_default().into())
 }
 
-/// What a plan of the model in `file` at `url` is called: after the whole file, in the letters that names of plans have.
-pub fn plan_name(url: &str, file: &str) -> String {
-    let whole = Pieces::of(url, file).map_or(file.into(), |pieces| pieces.whole_name(file));
-    let lower = whole.to_ascii_lowercase();
+/// What a plan of the model in `file` is called: after the whole file, in the letters that names of plans have.
+pub fn plan_name(file: &str) -> String {
+    let lower = whole_name(file).to_ascii_lowercase();
     let stem = lower.strip_suffix(".gguf").unwrap_or(&lower);
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     let name: String = stem.chars().map(|c| if good(c) { c } else { '-' }).take(100).collect();
@@ -78,7 +77,7 @@ impl Model {
             None => url.into(),
         };
         let pieces = Pieces::of(&seen, file);
-        let name = plan_name(&seen, file);
+        let name = plan_name(file);
         match (url.strip_prefix("file:"), pieces) {
             // A file of this machine may be called anything; of one that was cut the header is not all there.
             (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
@@ -105,9 +104,7 @@ fn seen_from(folder: &Path, path: &str) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<(String, Local)> {
-    let open =
-        |path: PathBuf| open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()));
-    let mut files = files_beside(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
+    let mut files = open_all(path)?;
     let start = head(path, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
@@ -159,7 +156,7 @@ mod tests {
 
     #[test]
     fn plans_are_named_after_files() {
-        let check = |file, expect| assert_eq!(plan_name(file, file), expect, "{file}");
+        let check = |file, expect| assert_eq!(plan_name(file), expect, "{file}");
         check("DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf", "deepseek-r1-distill-qwen-1.5b-q4_0");
         check("pot-00002-of-00003.gguf", "pot");
         check("Mein Modell (1).GGUF", "mein-modell--1-");

@@ -33,15 +33,6 @@ impl Pieces {
         }
     }
 
-    /// What the model's file is called when it is whole.
-    pub fn whole_name(&self, file: &str) -> String {
-        match self {
-            Pieces::Whole => file.into(),
-            Pieces::Split(_) => file.rsplitn(4, '-').last().unwrap_or(file).into(),
-            Pieces::Cut(_) => cut(file).map_or(file, |(name, _)| name).into(),
-        }
-    }
-
     /// The names of the stages that fetch it.
     pub fn stages(&self) -> Vec<String> {
         match self {
@@ -56,6 +47,15 @@ impl Pieces {
             [one] => json!(one).to_string(),
             all => format!("[{}]", all.iter().map(|name| json!(name).to_string()).collect::<Vec<_>>().join(", ")),
         }
+    }
+}
+
+/// What the model in `file` is called when it is whole.
+pub fn whole_name(file: &str) -> &str {
+    match cut(file) {
+        Some((name, _)) => name,
+        None if files_of(file).len() > 1 => &file[..file.len() - ending(file).len()],
+        None => file,
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         ] {
             let pieces = Pieces::of(url, file).unwrap();
             assert_eq!(pieces, expected);
-            assert_eq!(pieces.whole_name(file), name);
+            assert_eq!(whole_name(file), name);
         }
         let refused = |file: &str, expected: &str| {
             let problem = Pieces::of(&format!("hf:a/b/{file}"), file).unwrap_err();

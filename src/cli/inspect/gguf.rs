@@ -63,20 +63,16 @@ fn is_first(file: &usize) -> bool {
 /// The summary, and the tensors if asked for; with `json`, everything in one line. Of a split model any one file is named,
 /// and the others are looked for beside it.
 pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
-    let open = |path: PathBuf| {
-        let file = open_file(&path).context("kiln::call::unreadable", || format!("open {}", path.display()))?;
-        Ok(file)
-    };
-    let mut files = files_beside(path).into_iter().map(open).collect::<Result<Vec<File>>>()?;
-    with_headers(&mut files, |gguf| spell(gguf, tensors, json))
+    with_headers(&mut open_all(path)?, |gguf| spell(gguf, tensors, json))
 }
 
-/// The files of the model that `path` belongs to by its name.
-pub(in crate::cli) fn files_beside(path: &Path) -> Vec<PathBuf> {
-    match path.file_name().and_then(|name| name.to_str()) {
-        Some(name) => files_of(name).iter().map(|name| path.with_file_name(name)).collect(),
-        None => vec![path.into()],
-    }
+/// The files of the model that `path` belongs to by its name, opened.
+pub(in crate::cli) fn open_all(path: &Path) -> Result<Vec<File>> {
+    let names = path.file_name().and_then(|name| name.to_str()).map(files_of);
+    let paths = names.map_or(vec![path.into()], |names| names.iter().map(|name| path.with_file_name(name)).collect());
+    let open =
+        |path: &PathBuf| open_file(path).context("kiln::call::unreadable", || format!("open {}", path.display()));
+    paths.iter().map(open).collect()
 }
 
 /// Reads the headers of the `files` of one model, and hands it to `take`.

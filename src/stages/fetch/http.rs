@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,6 +14,7 @@ use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
+use super::received::{next, received};
 use super::url::Address;
 use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
 use crate::action::Job;
@@ -27,7 +28,6 @@ const MAX_REDIRECTS: usize = 10;
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-const CHUNK_BYTES: usize = 1 << 18;
 const MAX_ETAG_BYTES: u64 = 8 << 10;
 /// As much is told of what a server says of its own refusal.
 const MAX_SAID_BYTES: usize = 500;
@@ -204,8 +204,7 @@ impl Download<'_> {
         if total.is_some_and(|total| total > MAX_FILE_BYTES) {
             return Err(too_large());
         }
-        let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0; CHUNK_BYTES];
+        let body = received(response.into_body());
         let (mut since, mut had) = (Instant::now(), have);
         loop {
             self.job.check_cancelled()?;
@@ -216,18 +215,13 @@ impl Download<'_> {
                 }
                 (since, had) = (Instant::now(), have);
             }
-            let count;
-            (body, buffer, count) = awaited(self.job, move || {
-                let count = body.read(&mut buffer);
-                (body, buffer, count)
-            })?;
-            let count = match count {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) => return Err(passing(truncated(have).because(&error))),
+            let bytes = match next(&body, self.job)? {
+                None => break,
+                Some(Ok(bytes)) => bytes,
+                Some(Err(error)) => return Err(passing(truncated(have).because(&error))),
             };
-            file.write_all(&buffer[..count]).context("kiln::io", || format!("write to {}", self.folder.display()))?;
-            have += count as u64;
+            file.write_all(&bytes).context("kiln::io", || format!("write to {}", self.folder.display()))?;
+            have += bytes.len() as u64;
             if have > MAX_FILE_BYTES {
                 return Err(too_large());
             }
@@ -261,7 +255,10 @@ impl Download<'_> {
             }
             let proxy = self.proxies.of_address(&at)?;
             let request = request.config().proxy(proxy.clone()).build();
-            let answer = awaited(self.job, || request.call())?;
+            let (send, receive) = mpsc::channel();
+            thread::spawn(move || send.send(request.call()));
+            let silent = || Problem::new("kiln::fetch::connect", "the request ended without an answer");
+            let answer = next(&receive, self.job)?.ok_or_else(silent)?;
             let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
             if home {
                 // Large files are named by their sha256 there, small ones by the 40 digits of git.
@@ -323,23 +320,6 @@ fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
     // What else lies there is no certificate.
     files.iter().for_each(|file| drop(read(file)));
     Ok(pem)
-}
-
-/// What `work` finds out, on a thread of its own: a server may be silent for long, and a build that is called off does not wait for it.
-fn awaited<T: Send + 'static>(job: &Job, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    const SLICE: Duration = Duration::from_millis(100);
-    let (send, receive) = mpsc::channel();
-    // Nobody hears of it any more if the build was called off.
-    thread::spawn(move || drop(send.send(work())));
-    loop {
-        match receive.recv_timeout(SLICE) {
-            Ok(found) => return Ok(found),
-            Err(RecvTimeoutError::Timeout) => job.check_cancelled()?,
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Problem::new("kiln::fetch::connect", "the request ended without an answer"));
-            }
-        }
-    }
 }
 
 /// The connection did not come about, or not as far as an answer.
