@@ -256,7 +256,7 @@ impl Download<'_> {
             let proxy = self.proxies.of_address(&at)?;
             let request = request.config().proxy(proxy.clone()).build();
             let (send, receive) = mpsc::channel();
-            thread::spawn(move || send.send(request.call()));
+            thread::spawn(move || drop(send.send(request.call())));
             let silent = || Problem::new("kiln::fetch::connect", "the request ended without an answer");
             let answer = next(&receive, self.job)?.ok_or_else(silent)?;
             let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
