@@ -1,9 +1,11 @@
-//! The engine beside its peers: `cargo bench --bench engine` (needs `ninja`, `b3sum` and `bash`; some minutes). With arguments,
-//! only so many parts, or only `big`: `cargo bench --bench engine -- 1000 big`.
+//! The engine beside its peers: `cargo bench --bench engine` (needs `ninja`, `b3sum` and `bash`;
+//! some minutes). With arguments, only so many parts, or only `big`: `cargo bench --bench engine --
+//! 1000 big`.
 //!
-//! N parts in ten stages; part i of a stage takes part i of the one before. For ninja, N edges of the same shape. Both are whole
-//! processes. kiln is the program itself with one trivial stage kind. Of 100,000 edges ninja has no build log to read,
-//! which spares it work. `big` is a plan of eight real stages over a file of a gigabyte.
+//! N parts in ten stages; part i of a stage takes part i of the one before. For ninja, N edges of
+//! the same shape. Both are whole processes. kiln is the program itself with one trivial stage
+//! kind. Of 100,000 edges ninja has no build log to read, which spares it work. `big` is a plan of
+//! eight real stages over a file of a gigabyte.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -16,7 +18,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
-use kiln::action::{Demand, Erased, InputSpec, Inputs, Job, Order, Outputs, PartName, Registry, StageSpec, TypedStage};
+use kiln::action::{
+    Demand, Erased, InputSpec, Inputs, Job, Order, Outputs, PartName, Registry, StageSpec,
+    TypedStage,
+};
 use kiln::base::{CanonJson, Result};
 use kiln::cli::Call;
 use schemars::JsonSchema;
@@ -34,7 +39,9 @@ fn main() -> ExitCode {
         Some("kiln") => {
             let call = Call::parse_from(&args[1..]);
             let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
-            call.run(&registry).unwrap_or_else(|failed| call.common.report(&failed)).into()
+            call.run(&registry)
+                .unwrap_or_else(|failed| call.common.report(&failed))
+                .into()
         }
         _ => {
             measure(&args);
@@ -45,8 +52,16 @@ fn main() -> ExitCode {
 
 fn measure(args: &[String]) {
     let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    let asked: Vec<&str> = args[1..].iter().map(String::as_str).filter(|arg| !arg.starts_with('-')).collect();
-    let asked = if asked.is_empty() { vec!["1000", "10000", "100000", "big"] } else { asked };
+    let asked: Vec<&str> = args[1..]
+        .iter()
+        .map(String::as_str)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let asked = if asked.is_empty() {
+        vec!["1000", "10000", "100000", "big"]
+    } else {
+        asked
+    };
     let sizes: Vec<usize> = asked.iter().filter_map(|arg| arg.parse().ok()).collect();
     println!("nothing to do; medians of pairs, wall and CPU (user + system) of whole processes");
     println!(
@@ -72,11 +87,16 @@ fn measure(args: &[String]) {
 
 /// Eight stages over a gigabyte: with nothing to do, and after the file was touched.
 fn big(home: &Path) {
-    let model = TinyGguf::qwen2().layers(40).widths(1536, 8960).heads(12, 2).write();
+    let model = TinyGguf::qwen2()
+        .layers(40)
+        .widths(1536, 8960)
+        .heads(12, 2)
+        .write();
     fs::write(home.join("model.gguf"), &model).expect("a model");
     fs::write(home.join("big.toml"), BIG).expect("a plan");
     fs::write(home.join("text.txt"), "clay is shaped, dried and fired").expect("a text");
-    // A file that was just written may still change within a tick of the clock; such stamps are not believed.
+    // A file that was just written may still change within a tick of the clock; such stamps are not
+    // believed.
     std::thread::sleep(Duration::from_secs(3));
     let kiln = || {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
@@ -94,16 +114,23 @@ fn big(home: &Path) {
     let (mut touched, mut hashed) = (vec![], vec![]);
     for round in 0..11 {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + round);
-        let file = fs::File::options().write(true).open(home.join("model.gguf")).expect("the model");
+        let file = fs::File::options()
+            .write(true)
+            .open(home.join("model.gguf"))
+            .expect("the model");
         file.set_modified(time).expect("a touch");
         let begun = Instant::now();
         said(&mut kiln(), "nothing to do");
-        touched.push(Times { wall: begun.elapsed(), cpu: Duration::ZERO });
+        touched.push(Times {
+            wall: begun.elapsed(),
+            cpu: Duration::ZERO,
+        });
         hashed.push(run(&mut b3sum(), "model.gguf"));
     }
     let wall = |times: &[Times]| median(times, |times| times.wall);
     println!(
-        "eight stages over {:.2} GB: nothing to do {:.1} ms; touched {:.0} ms, b3sum {:.0} ms, ratio {:.2}",
+        "eight stages over {:.2} GB: nothing to do {:.1} ms; touched {:.0} ms, b3sum {:.0} ms, \
+         ratio {:.2}",
         model.len() as f64 / 1e9,
         wall(&no_op),
         wall(&touched),
@@ -162,7 +189,8 @@ fn no_op(home: &Path, parts: usize) {
     let (wall, their_wall) = (median(&ours, |t| t.wall), median(&theirs, |t| t.wall));
     let (cpu, their_cpu) = (median(&ours, |t| t.cpu), median(&theirs, |t| t.cpu));
     println!(
-        "{parts:>8}{wall:>9.1} ms{their_wall:>9.1} ms{:>8.2}{cpu:>9.1} ms{their_cpu:>9.1} ms{:>8.2}{:>12.2}{:>17.3}{:>13.3}",
+        "{parts:>8}{wall:>9.1} ms{their_wall:>9.1} ms{:>8.2}{cpu:>9.1} ms{their_cpu:>9.1} \
+         ms{:>8.2}{:>12.2}{:>17.3}{:>13.3}",
         wall / their_wall,
         cpu / their_cpu,
         wall * 1e3 / parts as f64,
@@ -171,8 +199,8 @@ fn no_op(home: &Path, parts: usize) {
     );
 }
 
-/// The least that a clean build asks of the disk: a blob and a result a part, each written under another name and
-/// renamed, by two threads.
+/// The least that a clean build asks of the disk: a blob and a result a part, each written under
+/// another name and renamed, by two threads.
 fn write_files(home: &Path, parts: usize) -> Duration {
     let folder = |room: &str, shelf: u8| home.join(room).join(format!("{shelf:02x}"));
     for shelf in 0..=u8::MAX {
@@ -199,7 +227,10 @@ fn write_files(home: &Path, parts: usize) -> Duration {
 
 /// In milliseconds.
 fn median(times: &[Times], of: fn(&Times) -> Duration) -> f64 {
-    let mut times: Vec<f64> = times.iter().map(|times| of(times).as_secs_f64() * 1e3).collect();
+    let mut times: Vec<f64> = times
+        .iter()
+        .map(|times| of(times).as_secs_f64() * 1e3)
+        .collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
@@ -216,13 +247,22 @@ fn run(command: &mut Command, expected: &str) -> Times {
     let wall = begun.elapsed();
     // bash knows the times of its children, to the millisecond.
     let mut bash = Command::new("bash");
-    bash.args(["-c", r#""$@"; times"#, "bash"]).arg(command.get_program()).args(command.get_args());
+    bash.args(["-c", r#""$@"; times"#, "bash"])
+        .arg(command.get_program())
+        .args(command.get_args());
     bash.current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
     let times = said(&mut bash, "");
     let of_children = times.trim_end().lines().last().expect("two lines of times");
-    let seconds = |time: &str| time.trim_end_matches('s').split_once('m').and_then(|(_, s)| s.parse::<f64>().ok());
+    let seconds = |time: &str| {
+        time.trim_end_matches('s')
+            .split_once('m')
+            .and_then(|(_, s)| s.parse::<f64>().ok())
+    };
     let cpu = of_children.split(' ').filter_map(seconds).sum();
-    Times { wall, cpu: Duration::from_secs_f64(cpu) }
+    Times {
+        wall,
+        cpu: Duration::from_secs_f64(cpu),
+    }
 }
 
 fn said(command: &mut Command, expected: &str) -> String {
@@ -235,15 +275,24 @@ fn said(command: &mut Command, expected: &str) -> String {
 fn plan(parts: usize) -> String {
     let mut plan = String::from("[plan]\nname = \"trivial\"\n");
     for stage in 0..STAGES {
-        let from = if stage > 0 { format!("from = \"s{}\"\n", stage - 1) } else { String::new() };
-        let _ = write!(plan, "[stage.s{stage}]\nkind = \"trivial\"\nparts = {}\nkeep = false\n{from}", parts / STAGES);
+        let from = if stage > 0 {
+            format!("from = \"s{}\"\n", stage - 1)
+        } else {
+            String::new()
+        };
+        let _ = write!(
+            plan,
+            "[stage.s{stage}]\nkind = \"trivial\"\nparts = {}\nkeep = false\n{from}",
+            parts / STAGES
+        );
     }
     plan
 }
 
 fn write_ninja(home: &Path, parts: usize) {
     fs::create_dir_all(home).expect("a folder");
-    // As many edges take minutes to run: they are marked so that ninja believes files that it did not make.
+    // As many edges take minutes to run: they are marked so that ninja believes files that it did
+    // not make.
     let is_faked = parts > FAKED;
     let mark = if is_faked { " generator = 1\n" } else { "" };
     let mut build = format!("rule cp\n command = cp $in $out\n{mark}");
@@ -253,7 +302,11 @@ fn write_ninja(home: &Path, parts: usize) {
     }
     for stage in 0..STAGES {
         for part in 0..parts / STAGES {
-            let from = if stage > 0 { file(stage - 1, part) } else { format!("in_{part}") };
+            let from = if stage > 0 {
+                file(stage - 1, part)
+            } else {
+                format!("in_{part}")
+            };
             let _ = writeln!(build, "build {}: cp {from}", file(stage, part));
             if is_faked {
                 fs::write(home.join(file(stage, part)), format!("{part}")).expect("a file");
@@ -286,7 +339,12 @@ impl TypedStage for Trivial {
         version: 1,
         summary: "",
         gives: "thing",
-        inputs: &[InputSpec { name: "from", accepts: &["thing"], required: false, many: false }],
+        inputs: &[InputSpec {
+            name: "from",
+            accepts: &["thing"],
+            required: false,
+            many: false,
+        }],
         params: &["parts"],
         keyed: &[],
         reaches_outside: false,
@@ -297,7 +355,12 @@ impl TypedStage for Trivial {
         let given: BTreeMap<&str, _> = inputs
             .optional("from")
             .into_iter()
-            .flat_map(|manifest| manifest.parts.iter().map(|(name, part)| (name.as_str(), part)))
+            .flat_map(|manifest| {
+                manifest
+                    .parts
+                    .iter()
+                    .map(|(name, part)| (name.as_str(), part))
+            })
             .collect();
         let order = |number: usize| {
             let order = Order::new(number.to_string(), Number { number }).demand(Demand::default());
@@ -310,8 +373,15 @@ impl TypedStage for Trivial {
     }
 
     fn run(order: Number, job: &Job) -> Result<Outputs> {
-        let before = job.input("from").and_then(|_| job.read("from")).map_or(vec![], |bytes| bytes.to_vec());
+        let before = job
+            .input("from")
+            .and_then(|_| job.read("from"))
+            .map_or(vec![], |bytes| bytes.to_vec());
         let text = [before, format!("{} ", order.number).into_bytes()].concat();
-        Ok([(PartName::new("out")?, job.write(&text, CanonJson::default())?)].into())
+        Ok([(
+            PartName::new("out")?,
+            job.write(&text, CanonJson::default())?,
+        )]
+        .into())
     }
 }

@@ -1,6 +1,7 @@
 //! How fast a header is read: `cargo bench --bench gguf`, of SmolLM2 or the file KILN_GGUF.
 //!
-//! Held against the floor in the same run: to hop from string to string of the vocabulary, and look at none.
+//! Held against the floor in the same run: to hop from string to string of the vocabulary, and look
+//! at none.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -30,14 +31,19 @@ fn hop(mut rest: &[u8], count: usize) -> Option<&[u8]> {
 }
 
 fn main() {
-    let path = std::env::var_os("KILN_GGUF").map_or_else(support::tools::smollm2, std::path::PathBuf::from);
+    let path = std::env::var_os("KILN_GGUF")
+        .map_or_else(support::tools::smollm2, std::path::PathBuf::from);
     let file = std::fs::read(&path).expect("KILN_GGUF");
     let gguf = Gguf::parse(&file).expect("a good file");
     let header = gguf.tensors.first().map_or(0, |tensor| tensor.range.start);
-    let arrays = gguf.metadata.pairs().iter().filter_map(|(_, value)| match value {
-        Value::Array(array) if array.element == ValueType::Str => Some(*array),
-        _ => None,
-    });
+    let arrays = gguf
+        .metadata
+        .pairs()
+        .iter()
+        .filter_map(|(_, value)| match value {
+            Value::Array(array) if array.element == ValueType::Str => Some(*array),
+            _ => None,
+        });
     let arrays: Vec<Array> = arrays.collect();
     let strings: usize = arrays.iter().map(|array| array.len).sum();
     let floor = best(|| {
@@ -46,6 +52,13 @@ fn main() {
         }
     });
     let parse = best(|| drop(black_box(Gguf::parse(black_box(&file)))));
-    println!("{}: header of {}, {strings} strings in arrays", path.display(), kiln::base::bytes(header));
-    println!("hop {floor:.2} ms, parse {parse:.2} ms: {:.1} x", parse / floor);
+    println!(
+        "{}: header of {}, {strings} strings in arrays",
+        path.display(),
+        kiln::base::bytes(header)
+    );
+    println!(
+        "hop {floor:.2} ms, parse {parse:.2} ms: {:.1} x",
+        parse / floor
+    );
 }

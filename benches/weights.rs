@@ -1,5 +1,6 @@
-//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench weights`. With KILN_GGML, the
-//! libggml-base.so of some llama.cpp, also as a ratio to ggml's own decoder (npm's `@node-llama-cpp/linux-x64` has one).
+//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench
+//! weights`. With KILN_GGML, the libggml-base.so of some llama.cpp, also as a ratio to ggml's own
+//! decoder (npm's `@node-llama-cpp/linux-x64` has one).
 
 #[path = "support/memory.rs"]
 mod memory;
@@ -29,68 +30,123 @@ fn best(mut work: impl FnMut()) -> f64 {
 
 /// Every format through every scheme, in memory, on one thread.
 fn main() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .expect("a pool of one thread");
     pool.install(|| {
         let source = vec![1u8; VALUES * 4];
         let mut target = vec![0u8; VALUES * 4];
-        let copy = 2.0 * source.len() as f64 / best(|| black_box(&mut target).copy_from_slice(black_box(&source)));
-        println!("{VALUES} values, one thread; copy: {:.1} GB/s read and written\n", copy / 1e9);
+        let copy = 2.0 * source.len() as f64
+            / best(|| black_box(&mut target).copy_from_slice(black_box(&source)));
+        println!(
+            "{VALUES} values, one thread; copy: {:.1} GB/s read and written\n",
+            copy / 1e9
+        );
         far();
-        println!("{:<6} {:<12}{:>16}{:>12}{:>10}", "from", "to", "Mvalues/s", "GB/s", "/ copy");
+        println!(
+            "{:<6} {:<12}{:>16}{:>12}{:>10}",
+            "from", "to", "Mvalues/s", "GB/s", "/ copy"
+        );
         for name in ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q6_K"] {
             let ggml = GgmlType::by_name(name).expect("a known type");
             let blocks = blocks(ggml);
-            let facts = TensorFacts { shape: vec![ROWS, COLUMNS], ggml_type: name.into() };
-            let tensor = BlockTensor::new(&facts, &blocks, RowOrder::Stored).expect("a good tensor");
+            let facts = TensorFacts {
+                shape: vec![ROWS, COLUMNS],
+                ggml_type: name.into(),
+            };
+            let tensor =
+                BlockTensor::new(&facts, &blocks, RowOrder::Stored).expect("a good tensor");
             let report = |scheme: &str, bits: usize, seconds: f64| {
                 let moved = (blocks.len() + VALUES * bits / 8) as f64 / seconds;
                 let rate = VALUES as f64 / seconds / 1e6;
-                println!("{name:<6} {scheme:<12}{rate:>16.0}{:>12.2}{:>10.2}", moved / 1e9, moved / copy);
+                println!(
+                    "{name:<6} {scheme:<12}{rate:>16.0}{:>12.2}{:>10.2}",
+                    moved / 1e9,
+                    moved / copy
+                );
             };
             let mut values = vec![0.0; BAND_VALUES];
-            report("f32", 32, best(|| tensor.bands().for_each(|band| decode(&tensor, &band, black_box(&mut values)))));
+            report(
+                "f32",
+                32,
+                best(|| {
+                    tensor
+                        .bands()
+                        .for_each(|band| decode(&tensor, &band, black_box(&mut values)))
+                }),
+            );
             if let Spelling::Blocks(grid) = tensor.format().spelling() {
                 let layout = grid.layout();
-                let [mut codes, mut scales, mut offsets] = layout.bytes(BAND_VALUES).map(|size| vec![0; size]);
+                let [mut codes, mut scales, mut offsets] =
+                    layout.bytes(BAND_VALUES).map(|size| vec![0; size]);
                 let seconds = best(|| {
                     for band in tensor.bands() {
-                        let out = Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets };
+                        let out = Split {
+                            codes: &mut codes,
+                            scales: &mut scales,
+                            offsets: &mut offsets,
+                        };
                         split(&tensor, &band, grid, black_box(out));
                     }
                 });
-                report("native", layout.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES, seconds);
+                report(
+                    "native",
+                    layout.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES,
+                    seconds,
+                );
             }
-            let roundings: [(&str, &dyn Rounding); 2] = [("f16", &Plain(Element::F16)), ("int8-block", &Int8Blocks)];
+            let roundings: [(&str, &dyn Rounding); 2] =
+                [("f16", &Plain(Element::F16)), ("int8-block", &Int8Blocks)];
             for (scheme, rounding) in roundings {
                 let [mut codes, mut scales] = rounding.bytes(BAND_VALUES).map(|size| vec![0; size]);
                 let seconds = best(|| {
                     for band in tensor.bands() {
-                        round(&tensor, &band, rounding, &mut codes, black_box(&mut scales)).expect("small values");
+                        round(&tensor, &band, rounding, &mut codes, black_box(&mut scales))
+                            .expect("small values");
                     }
                 });
-                report(scheme, rounding.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES, seconds);
+                report(
+                    scheme,
+                    rounding.bytes(VALUES).iter().sum::<usize>() * 8 / VALUES,
+                    seconds,
+                );
             }
         }
     });
 }
 
-/// Blocks to f32 in memory that is far larger than the caches: against stores of a constant past the caches, the most that
-/// this machine's memory takes from one thread, and against ggml.
+/// Blocks to f32 in memory that is far larger than the caches: against stores of a constant past
+/// the caches, the most that this machine's memory takes from one thread, and against ggml.
 fn far() {
     let mut out = vec![1.0f32; VALUES];
     let limit = best(|| fill(black_box(&mut out)));
     let ggml = Ggml::load();
-    println!("stores past the caches: {:.1} GB/s", VALUES as f64 * 4.0 / limit / 1e9);
-    println!("{:<6} {:<12}{:>16}{:>12}{:>10}{:>10}", "from", "kernels", "Mvalues/s", "GB/s", "/ stores", "/ ggml");
+    println!(
+        "stores past the caches: {:.1} GB/s",
+        VALUES as f64 * 4.0 / limit / 1e9
+    );
+    println!(
+        "{:<6} {:<12}{:>16}{:>12}{:>10}{:>10}",
+        "from", "kernels", "Mvalues/s", "GB/s", "/ stores", "/ ggml"
+    );
     for name in ["Q4_0", "Q4_1", "Q8_0", "Q6_K"] {
         let ggml_type = GgmlType::by_name(name).expect("a known type");
         let blocks = blocks(ggml_type);
         let format = ggml_type.format;
         let ours = best(|| decode_far(ggml_type, format, black_box(&blocks), black_box(&mut out)));
         let report = |who: &str, seconds: f64, theirs: Option<f64>| {
-            let ratio = theirs.map_or("not measured".into(), |theirs| format!("{:.2}", theirs / seconds));
-            let (rate, moved) = (VALUES as f64 / seconds / 1e6, VALUES as f64 * 4.0 / seconds / 1e9);
-            println!("{name:<6} {who:<12}{rate:>16.0}{moved:>12.2}{:>10.2}{ratio:>10}", limit / seconds);
+            let ratio = theirs.map_or("not measured".into(), |theirs| {
+                format!("{:.2}", theirs / seconds)
+            });
+            let (rate, moved) = (
+                VALUES as f64 / seconds / 1e6,
+                VALUES as f64 * 4.0 / seconds / 1e9,
+            );
+            println!(
+                "{name:<6} {who:<12}{rate:>16.0}{moved:>12.2}{:>10.2}{ratio:>10}",
+                limit / seconds
+            );
         };
         let theirs = ggml.as_ref().map(|ggml| {
             let expected = out.clone();
@@ -108,10 +164,14 @@ fn far() {
 fn blocks(ggml: &GgmlType) -> Vec<u8> {
     let mut state = 1u64;
     let mut byte = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 56) as u8
     };
-    let mut blocks: Vec<u8> = (0..ggml.bytes(VALUES as u64).expect("whole blocks")).map(|_| byte()).collect();
+    let mut blocks: Vec<u8> = (0..ggml.bytes(VALUES as u64).expect("whole blocks"))
+        .map(|_| byte())
+        .collect();
     let halves: &[usize] = match ggml.name {
         "Q4_1" => &[0, 2],
         "Q6_K" => &[208],
@@ -121,7 +181,9 @@ fn blocks(ggml: &GgmlType) -> Vec<u8> {
         match block.len() {
             4 => block.copy_from_slice(&(block[0] as f32 / 256.0).to_le_bytes()),
             2 => block[1] = 0x3c,
-            _ => halves.iter().for_each(|at| block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes())),
+            _ => halves.iter().for_each(|at| {
+                block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes())
+            }),
         }
     }
     blocks

@@ -17,7 +17,14 @@ use support::tools;
 
 fn grids(grids: &[(&str, u32, f32, u32)]) -> BTreeMap<String, Grid> {
     let grid = |(name, bits, scale, zero_point): &(&str, u32, f32, u32)| {
-        (name.to_string(), Grid { bits: *bits, scale: *scale, zero_point: *zero_point })
+        (
+            name.to_string(),
+            Grid {
+                bits: *bits,
+                scale: *scale,
+                zero_point: *zero_point,
+            },
+        )
     };
     grids.iter().map(grid).collect()
 }
@@ -45,26 +52,23 @@ fn a_pair_is_the_encoding_of_one_tensor() {
         let w = g.elementwise("Add", "w", &z, &y);
         g.output(&w);
     };
-    let all = [("x", 16, 0.5, 0), ("y", 16, 0.5, 32768), ("w", 16, 1.0, 100)];
+    let all = [
+        ("x", 16, 0.5, 0),
+        ("y", 16, 0.5, 32768),
+        ("w", 16, 1.0, 100),
+    ];
     assert_eq!(
         ops(&all, write),
-        "input x: q16\n\
-         output w: q16\n\
-         y: q16 = ElementWiseMultiply(x, <two.code: q16>)\n\
-         z: q16 = Transpose(y, perm=[0, 1, 3, 2])\n\
-         w: q16 = ElementWiseAdd(z, y)\n"
+        "input x: q16\noutput w: q16\ny: q16 = ElementWiseMultiply(x, <two.code: q16>)\nz: q16 = \
+         Transpose(y, perm=[0, 1, 3, 2])\nw: q16 = ElementWiseAdd(z, y)\n"
     );
     // What reads floats, or gives them, computes on halves; codes are widened once.
     assert_eq!(
         ops(&all[1..2], write),
-        "input x: f16\n\
-         output w: f16\n\
-         y.exact: f16 = ElementWiseMultiply(x, <two: f16>)\n\
-         y: q16 = Quantize(y.exact)\n\
-         z: q16 = Transpose(y, perm=[0, 1, 3, 2])\n\
-         z.halves: f16 = Dequantize(z)\n\
-         y.halves: f16 = Dequantize(y)\n\
-         w: f16 = ElementWiseAdd(z.halves, y.halves)\n"
+        "input x: f16\noutput w: f16\ny.exact: f16 = ElementWiseMultiply(x, <two: f16>)\ny: q16 = \
+         Quantize(y.exact)\nz: q16 = Transpose(y, perm=[0, 1, 3, 2])\nz.halves: f16 = \
+         Dequantize(z)\ny.halves: f16 = Dequantize(y)\nw: f16 = ElementWiseAdd(z.halves, \
+         y.halves)\n"
     );
 }
 
@@ -78,10 +82,8 @@ fn a_cache_of_8_bits_is_converted() {
     });
     assert_eq!(
         text,
-        "input x: q16\n\
-         output past_key_0_out: q8\n\
-         past_key_0_out.exact: q16 = Transpose(x, perm=[0, 1, 3, 2])\n\
-         past_key_0_out: q8 = Convert(past_key_0_out.exact)\n"
+        "input x: q16\noutput past_key_0_out: q8\npast_key_0_out.exact: q16 = Transpose(x, \
+         perm=[0, 1, 3, 2])\npast_key_0_out: q8 = Convert(past_key_0_out.exact)\n"
     );
 }
 
@@ -93,12 +95,33 @@ fn offsets_are_the_negative_of_zero_points_and_numbers_have_codes() {
     let y = builder.elementwise("Mul", "y", &x, &less);
     builder.output(&y);
     let graph = lowered(&builder.finish("g")).unwrap();
-    let tensor = |name: &str| graph.tensors.iter().find(|tensor| tensor.name == name).unwrap();
-    assert_eq!(tensor("x").encoding, Encoding::ScaleOffset { scale: 0.25, offset: -7 });
-    let kiln::qnn::TensorKind::Static(source) = &tensor("less.code").kind else { panic!() };
+    let tensor = |name: &str| {
+        graph
+            .tensors
+            .iter()
+            .find(|tensor| tensor.name == name)
+            .unwrap()
+    };
+    assert_eq!(
+        tensor("x").encoding,
+        Encoding::ScaleOffset {
+            scale: 0.25,
+            offset: -7
+        }
+    );
+    let kiln::qnn::TensorKind::Static(source) = &tensor("less.code").kind else {
+        panic!()
+    };
     let data = source().unwrap();
     assert_eq!(data.bytes, [0, 0]);
-    assert_eq!(data.encoding, Encoding::ScaleOffset { scale: 0.5 / 65535.0, offset: -65535 }, "-0.5");
+    assert_eq!(
+        data.encoding,
+        Encoding::ScaleOffset {
+            scale: 0.5 / 65535.0,
+            offset: -65535
+        },
+        "-0.5"
+    );
 }
 
 #[test]
@@ -108,13 +131,18 @@ fn wrong_encodings_do_not_reach_the_device() {
     let y = builder.reshape("y", &x, &[4, 4]);
     builder.output(&y);
     let problem = lowered(&builder.finish("g")).err().unwrap();
-    assert!(problem.message.contains("`y.exact` of g only moves data"), "{problem}");
+    assert!(
+        problem.message.contains("`y.exact` of g only moves data"),
+        "{problem}"
+    );
 }
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the quick brown fox again";
+const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
+                    quick brown fox again";
 
-/// Calibrates a tiny model, builds it as `graph` says, and scores it in ONNX Runtime and, if the device's libraries are
-/// wanted, on the simulator: mean KL divergence and the names in `encodings.json` that are held in codes.
+/// Calibrates a tiny model, builds it as `graph` says, and scores it in ONNX Runtime and, if the
+/// device's libraries are wanted, on the simulator: mean KL divergence and the names in
+/// `encodings.json` that are held in codes.
 fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>, Vec<String>) {
     let home = tempfile::tempdir().unwrap();
     let mut road = Road::new(home.path()).tool("ort", &tools::onnxruntime());
@@ -122,21 +150,51 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
         road = road.tool("qnn", &tools::qnn());
     }
     let model = road.inspect(&model.write());
-    let weights = road.run("requant", json!({}), &[("tensors", &model)]).unwrap();
+    let weights = road
+        .run("requant", json!({}), &[("tensors", &model)])
+        .unwrap();
     let text = road.file(TEXT.as_bytes());
     let size = json!({"prefill": 12, "context": 20});
-    let float = road.run("graph", size.clone(), &[("model", &model), ("weights", &weights)]).unwrap();
+    let float = road
+        .run(
+            "graph",
+            size.clone(),
+            &[("model", &model), ("weights", &weights)],
+        )
+        .unwrap();
     let slots = [("graph", &float), ("model", &model), ("text", &text)];
-    let calibration = road.run("calibrate", json!({"windows": 4}), &slots).unwrap();
-    graph.as_object_mut().unwrap().extend(size.as_object().unwrap().clone());
-    let slots = [("model", &model), ("weights", &weights), ("calibration", &calibration)];
+    let calibration = road
+        .run("calibrate", json!({"windows": 4}), &slots)
+        .unwrap();
+    graph
+        .as_object_mut()
+        .unwrap()
+        .extend(size.as_object().unwrap().clone());
+    let slots = [
+        ("model", &model),
+        ("weights", &weights),
+        ("calibration", &calibration),
+    ];
     let graph = road.run("graph", graph, &slots).unwrap();
     let params = json!({"windows": 2, "tokens": 12, "prompt": "the dog", "greedy": 3});
-    let reference = road.run("reference", params, &[("model", &model), ("text", &text)]).unwrap();
+    let reference = road
+        .run("reference", params, &[("model", &model), ("text", &text)])
+        .unwrap();
     let kld = |slot: &str, candidate: &Manifest| {
-        let score = road.run("score", json!({}), &[("reference", &reference), (slot, candidate)]).unwrap();
-        let report = road.run("validate", json!({}), &[("scores", &score)]).unwrap();
-        println!("{slot}\n{}", String::from_utf8_lossy(&road.bytes(&report, "report.txt")));
+        let score = road
+            .run(
+                "score",
+                json!({}),
+                &[("reference", &reference), (slot, candidate)],
+            )
+            .unwrap();
+        let report = road
+            .run("validate", json!({}), &[("scores", &score)])
+            .unwrap();
+        println!(
+            "{slot}\n{}",
+            String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
+        );
         let report: Value = serde_json::from_slice(&road.bytes(&report, "report.json")).unwrap();
         let candidate = &report["candidates"]["scores"];
         assert_eq!(candidate["non_finite"], 0);
@@ -145,10 +203,19 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let in_onnx_runtime = kld("graph", &graph);
     let on_simulator = simulate.then(|| {
         let params = json!({"soc": "sm8650", "weight_sharing": false});
-        kld("context", &road.run("context-bin", params, &[("graph", &graph)]).unwrap())
+        kld(
+            "context",
+            &road
+                .run("context-bin", params, &[("graph", &graph)])
+                .unwrap(),
+        )
     });
-    let report: BTreeMap<String, Value> = serde_json::from_slice(&road.bytes(&graph, "encodings.json")).unwrap();
-    let coded = report.into_iter().filter(|(_, chosen)| chosen.get("scale").is_some()).map(|(name, _)| name);
+    let report: BTreeMap<String, Value> =
+        serde_json::from_slice(&road.bytes(&graph, "encodings.json")).unwrap();
+    let coded = report
+        .into_iter()
+        .filter(|(_, chosen)| chosen.get("scale").is_some())
+        .map(|(name, _)| name);
     (in_onnx_runtime, on_simulator, coded.collect())
 }
 
@@ -158,8 +225,14 @@ fn u16_is_true_in_onnx_runtime_and_on_the_simulator() {
     // Without a limit, all that can be held in codes is.
     let params = json!({"activations": "u16", "kv": "u16", "sqnr_db": 0.0});
     let (in_onnx_runtime, on_simulator, coded) = tiny(&TinyGguf::qwen2(), params, true);
-    assert!(coded.iter().any(|name| name == "blk.0.scores.masked"), "{coded:?}");
-    assert!(coded.iter().any(|name| name == "blk.1.gate_up"), "{coded:?}");
+    assert!(
+        coded.iter().any(|name| name == "blk.0.scores.masked"),
+        "{coded:?}"
+    );
+    assert!(
+        coded.iter().any(|name| name == "blk.1.gate_up"),
+        "{coded:?}"
+    );
     assert!(in_onnx_runtime < 1e-5, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");
 }
@@ -169,7 +242,10 @@ fn u16_is_true_in_onnx_runtime_and_on_the_simulator() {
 fn a_cache_of_8_bits_is_true_enough() {
     let params = json!({"activations": "u16", "kv": "u8"});
     let (in_onnx_runtime, on_simulator, coded) = tiny(&TinyGguf::llama(), params, true);
-    assert!(coded.iter().any(|name| name == "past_key_1_in"), "{coded:?}");
+    assert!(
+        coded.iter().any(|name| name == "past_key_1_in"),
+        "{coded:?}"
+    );
     assert!(in_onnx_runtime < 1e-3, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-3, "{on_simulator:?}");
 }
@@ -177,8 +253,12 @@ fn a_cache_of_8_bits_is_true_enough() {
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
 fn a_cache_of_codes_beside_halves() {
-    let (in_onnx_runtime, on_simulator, coded) = tiny(&TinyGguf::llama(), json!({"kv": "u16"}), true);
-    assert!(coded.iter().all(|name| name.starts_with("past_")), "{coded:?}");
+    let (in_onnx_runtime, on_simulator, coded) =
+        tiny(&TinyGguf::llama(), json!({"kv": "u16"}), true);
+    assert!(
+        coded.iter().all(|name| name.starts_with("past_")),
+        "{coded:?}"
+    );
     assert!(in_onnx_runtime < 1e-6, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");
 }

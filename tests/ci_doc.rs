@@ -14,7 +14,11 @@ fn block(language: &str) -> &'static str {
 
 /// Whether `program` takes `text` as its last argument; none where it cannot.
 fn takes(program: &str, arguments: &[&str], text: &str) -> Option<bool> {
-    let output = Command::new(program).args(arguments).arg(text).output().ok()?;
+    let output = Command::new(program)
+        .args(arguments)
+        .arg(text)
+        .output()
+        .ok()?;
     Some(output.status.success())
 }
 
@@ -28,13 +32,23 @@ jobs = yaml.safe_load(sys.argv[1])['jobs']
 assert all('uses' in step or 'run' in step for job in jobs.values() for step in job['steps'])
 assert len(jobs['build']['steps']) > 5";
     assert_eq!(takes("python3", &["-c", check], block("yaml")), Some(true));
-    assert_eq!(takes("python3", &["-c", check], &block("yaml").replace("steps:", "steps")), Some(false));
+    assert_eq!(
+        takes(
+            "python3",
+            &["-c", check],
+            &block("yaml").replace("steps:", "steps")
+        ),
+        Some(false)
+    );
 }
 
 #[test]
 fn the_script_is_shell() {
     assert_ne!(takes("bash", &["-n", "-c"], block("sh")), Some(false));
-    assert_ne!(takes("bash", &["-n", "-c"], &block("sh").replace("esac", "")), Some(true));
+    assert_ne!(
+        takes("bash", &["-n", "-c"], &block("sh").replace("esac", "")),
+        Some(true)
+    );
 }
 
 /// Every flag that the page names is one that kiln has.
@@ -44,15 +58,25 @@ fn the_flags_are_there() {
     let mut found = 0;
     for call in calls.lines().flat_map(|line| line.split("kiln ").skip(1)) {
         let call = call.split(['&', '|', '#']).next().unwrap().replace('"', "");
-        let command: Vec<&str> =
-            call.split_whitespace().take_while(|word| word.chars().all(char::is_alphabetic)).collect();
+        let command: Vec<&str> = call
+            .split_whitespace()
+            .take_while(|word| word.chars().all(char::is_alphabetic))
+            .collect();
         if command.is_empty() {
             continue;
         }
-        let output = Kiln::cargo_bin("kiln").unwrap().args(&command).arg("--help").output().unwrap();
+        let output = Kiln::cargo_bin("kiln")
+            .unwrap()
+            .args(&command)
+            .arg("--help")
+            .output()
+            .unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "kiln {}", command.join(" "));
-        for flag in call.split_whitespace().filter(|word| word.starts_with("--")) {
+        for flag in call
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"))
+        {
             assert!(
                 help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
                 "{flag} of: kiln {call}"

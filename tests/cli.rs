@@ -27,9 +27,18 @@ scheme = "f61"
 
 fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::cargo_bin("kiln").unwrap();
-    let output = command.env_remove("GITHUB_ACTIONS").current_dir(folder).args(arguments).output().unwrap();
+    let output = command
+        .env_remove("GITHUB_ACTIONS")
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn with_plan(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -55,7 +64,10 @@ fn every_mistake_is_shown_at_its_place() {
         assert!(err.contains(help), "{help} in:\n{err}");
     }
     assert_eq!(err.matches("kiln::plan::").count(), 5, "{err}");
-    assert!(!err.contains('\x1b'), "colours where nobody sees them:\n{err}");
+    assert!(
+        !err.contains('\x1b'),
+        "colours where nobody sees them:\n{err}"
+    );
     let (_, _, err) = kiln(folder.path(), &["--color", "always", "check", "plan.toml"]);
     assert!(err.contains('\x1b'));
 }
@@ -63,7 +75,8 @@ fn every_mistake_is_shown_at_its_place() {
 #[test]
 fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
     let (folder, path) = with_plan(
-        "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output name=a::b\\r\\u009b\"\n",
+        "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output \
+         name=a::b\\r\\u009b\"\n",
     );
     for json in [&[][..], &["--json"]] {
         let (code, out, err) = kiln(folder.path(), &[&["check", "plan.toml"], json].concat());
@@ -71,7 +84,10 @@ fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
         let said = out + &err;
         let moves = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
         assert!(!said.contains(moves), "{said:?}");
-        assert!(!said.lines().any(|line| line.trim_start().starts_with("::")), "{said}");
+        assert!(
+            !said.lines().any(|line| line.trim_start().starts_with("::")),
+            "{said}"
+        );
     }
     std::fs::write(
         path,
@@ -88,7 +104,11 @@ fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
 fn mistakes_without_end_are_not_told_one_by_one() {
     let (folder, path) = with_plan(&"x\n".repeat(50_000));
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
-    assert!(code == 2 && err.contains("more mistakes") && err.len() < 1 << 17, "{}", err.len());
+    assert!(
+        code == 2 && err.contains("more mistakes") && err.len() < 1 << 17,
+        "{}",
+        err.len()
+    );
     // Nor is a line that is as long as the plan.
     std::fs::write(path, format!("[plan]\nname = '{}", "x".repeat(200_000))).unwrap();
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
@@ -98,19 +118,27 @@ fn mistakes_without_end_are_not_told_one_by_one() {
 #[test]
 fn variables_do_not_fill_the_memory() {
     let said = |stages: &str| {
-        let (folder, _) = with_plan(&format!("[plan]\nname = 't'\n[vars]\nv = '{}'\n{stages}", "x".repeat(30_000)));
+        let (folder, _) = with_plan(&format!(
+            "[plan]\nname = 't'\n[vars]\nv = '{}'\n{stages}",
+            "x".repeat(30_000)
+        ));
         let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
         assert_eq!(code, 2);
         err
     };
     let many = "${v}".repeat(7_000);
-    let err =
-        said(&format!("[stage.a]\nkind = 'command'\nprogram = '/bin/true'\noutputs = ['a']\nargs = ['{many}']\n"));
+    let err = said(&format!(
+        "[stage.a]\nkind = 'command'\nprogram = '/bin/true'\noutputs = ['a']\nargs = ['{many}']\n"
+    ));
     assert!(err.contains("more than 65536 bytes"), "{err}");
     // Each is short enough, all together are not.
     let stages = (0..900).map(|n| format!("[stage.a{n}]\nkind = 'fetch'\nurl = 'file:${{v}}'\n"));
     let err = said(&stages.collect::<String>());
-    assert!(err.contains("the plan has more than 16777216 bytes"), "{}", err.len());
+    assert!(
+        err.contains("the plan has more than 16777216 bytes"),
+        "{}",
+        err.len()
+    );
 }
 
 #[test]
@@ -121,7 +149,10 @@ fn problems_are_json_lines_for_machines() {
     let codes: Vec<String> = out
         .lines()
         .map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).unwrap()["problem"]["code"].as_str().unwrap().into()
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["problem"]["code"]
+                .as_str()
+                .unwrap()
+                .into()
         })
         .collect();
     assert_eq!(codes.len(), 5);
@@ -162,8 +193,9 @@ across = ["scheme"]
 limits = { htp = { kld = 1e-3 }, "htp.sm8650.int8-block" = { kld = 2e-2 } }
 "#;
 
-const MODEL: &str = "[stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n[stage.model]\nkind = 'inspect'\ngguf = 'source'\n\
-    [stage.reference]\nkind = 'reference'\nmodel = 'model'\ntext = 'source'\n";
+const MODEL: &str = "[stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n[stage.model]\nkind = \
+                     'inspect'\ngguf = 'source'\n[stage.reference]\nkind = 'reference'\nmodel = \
+                     'model'\ntext = 'source'\n";
 
 fn with_matrix(model: &str) -> tempfile::TempDir {
     let (folder, _) = with_plan(MATRIX);
@@ -188,10 +220,15 @@ fn a_plan_of_two_files_over_a_matrix() {
   npu.sm8850.native      context-bin  graph = graph.native; tools.qnn
   npu.sm8850.int8-block  context-bin  graph = graph.int8-block; tools.qnn
   htp.sm8850.native      score        context = npu.sm8850.native; reference = reference; tools.qnn
-  htp.sm8850.int8-block  score        context = npu.sm8850.int8-block; reference = reference; tools.qnn
+  htp.sm8850.int8-block  score        context = npu.sm8850.int8-block; reference = reference; \
+                    tools.qnn
 * report.sm8850          validate     scores = htp.sm8850.native, htp.sm8850.int8-block
 ";
-    assert_eq!((code, out.as_str()), (0, expected.trim_start_matches('\n')), "{err}");
+    assert_eq!(
+        (code, out.as_str()),
+        (0, expected.trim_start_matches('\n')),
+        "{err}"
+    );
     let (code, out, _) = kiln(folder.path(), &["check", "plan.toml"]);
     assert_eq!((code, out.as_str()), (0, "chips: 18 stages, no problems\n"));
 }
@@ -205,69 +242,112 @@ fn a_mistake_in_an_included_file_is_shown_there() {
         assert!(err.contains(place), "{place} in:\n{err}");
     }
     let (_, out, _) = kiln(folder.path(), &["check", "plan.toml", "--json"]);
-    let line = out.lines().find(|line| line.contains("defined_twice")).unwrap();
+    let line = out
+        .lines()
+        .find(|line| line.contains("defined_twice"))
+        .unwrap();
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!(line["files"], serde_json::json!(["plan.toml", "lib/model.toml"]));
-    let (start, end) = (MODEL.len() + "[stage.".len(), MODEL.len() + "[stage.weights".len());
-    assert_eq!(line["problem"]["labels"][1][0], serde_json::json!({"start": start, "end": end}));
+    assert_eq!(
+        line["files"],
+        serde_json::json!(["plan.toml", "lib/model.toml"])
+    );
+    let (start, end) = (
+        MODEL.len() + "[stage.".len(),
+        MODEL.len() + "[stage.weights".len(),
+    );
+    assert_eq!(
+        line["problem"]["labels"][1][0],
+        serde_json::json!({"start": start, "end": end})
+    );
 
     std::fs::remove_file(folder.path().join("lib/model.toml")).unwrap();
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
-    assert!(code == 2 && err.contains("plan.toml:2:12") && err.contains("lib/model.toml"), "{err}");
+    assert!(
+        code == 2 && err.contains("plan.toml:2:12") && err.contains("lib/model.toml"),
+        "{err}"
+    );
 }
 
 #[test]
 fn the_schema_is_printed() {
     let (code, out, _) = kiln(Path::new("."), &["schema"]);
     let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, &schema["$schema"]), (0, &"https://json-schema.org/draft/2020-12/schema".into()));
+    assert_eq!(
+        (code, &schema["$schema"]),
+        (0, &"https://json-schema.org/draft/2020-12/schema".into())
+    );
 }
 
 #[test]
 fn a_wrong_call_leaves_with_two() {
     let (folder, _) = with_plan("[plan]\nname = 'empty'\n");
-    assert_eq!(kiln(folder.path(), &["check", "plan.toml"]), (0, "empty: 0 stages, no problems\n".into(), "".into()));
+    assert_eq!(
+        kiln(folder.path(), &["check", "plan.toml"]),
+        (0, "empty: 0 stages, no problems\n".into(), "".into())
+    );
     let (code, _, err) = kiln(folder.path(), &["check", "absent.toml"]);
     assert!(code == 2 && err.contains("help: `kiln init"), "{err}");
-    assert_eq!(kiln(folder.path(), &["check", "plan.toml", "--set", "x=1"]).0, 2);
-    assert_eq!(kiln(folder.path(), &["check", "plan.toml", "--set", "x"]).0, 2);
+    assert_eq!(
+        kiln(folder.path(), &["check", "plan.toml", "--set", "x=1"]).0,
+        2
+    );
+    assert_eq!(
+        kiln(folder.path(), &["check", "plan.toml", "--set", "x"]).0,
+        2
+    );
     assert_eq!(kiln(folder.path(), &["chekc"]).0, 2);
 }
 
 #[test]
 fn the_doctor_needs_no_plan() {
-    let (folder, _) = with_plan("[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:a.gguf'\n");
+    let (folder, _) =
+        with_plan("[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:a.gguf'\n");
     let (_, without, err) = kiln(folder.path(), &["doctor"]);
-    assert!(without.contains("python3") && !without.contains("clay"), "{without}{err}");
+    assert!(
+        without.contains("python3") && !without.contains("clay"),
+        "{without}{err}"
+    );
     let (_, with, err) = kiln(folder.path(), &["doctor", "plan.toml"]);
-    assert!(with.contains("clay") && with.contains("to be fetched"), "{with}{err}");
+    assert!(
+        with.contains("clay") && with.contains("to be fetched"),
+        "{with}{err}"
+    );
 }
 
 #[test]
 fn a_plan_is_drawn_three_ways() {
-    let text = "[plan]\nname = 'small'\n[stage.model]\nkind = 'inspect'\ngguf = 'source'\n\
-                [stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n";
+    let text = "[plan]\nname = 'small'\n[stage.model]\nkind = 'inspect'\ngguf = \
+                'source'\n[stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n";
     let (folder, _) = with_plan(text);
     let show = |format| kiln(folder.path(), &["show", "plan.toml", "--format", format]).1;
-    assert_eq!(show("text"), "  source  fetch\n* model   inspect  gguf = source\n");
+    assert_eq!(
+        show("text"),
+        "  source  fetch\n* model   inspect  gguf = source\n"
+    );
     assert_eq!(
         show("mermaid"),
-        "flowchart LR\n  s0[\"source<br/><i>fetch</i>\"]\n  s1[[\"model<br/><i>inspect</i>\"]]\n  s0 -- gguf --> s1\n"
+        "flowchart LR\n  s0[\"source<br/><i>fetch</i>\"]\n  s1[[\"model<br/><i>inspect</i>\"]]\n  \
+         s0 -- gguf --> s1\n"
     );
     assert_eq!(
         show("dot"),
-        "digraph \"small\" {\n  rankdir = LR;\n  node [shape = box];\n  \"source\" [label = \"source\\nfetch\"];\n  \
-         \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
+        "digraph \"small\" {\n  rankdir = LR;\n  node [shape = box];\n  \"source\" [label = \
+         \"source\\nfetch\"];\n  \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \
+         \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
     );
 }
 
 #[test]
 fn what_is_optional_is_built_on_demand() {
-    let text = "[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:plan.toml'\ntracked = true\n\
-                [stage.glaze]\nkind = 'fetch'\nurl = 'file:plan.toml'\ntracked = true\noptional = true\n";
+    let text = "[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = \
+                'file:plan.toml'\ntracked = true\n[stage.glaze]\nkind = 'fetch'\nurl = \
+                'file:plan.toml'\ntracked = true\noptional = true\n";
     let (folder, _) = with_plan(text);
     let built = |wanted: &[&str]| {
-        let (code, out, err) = kiln(folder.path(), &[&["build", "plan.toml", "--json"], wanted].concat());
+        let (code, out, err) = kiln(
+            folder.path(),
+            &[&["build", "plan.toml", "--json"], wanted].concat(),
+        );
         assert_eq!(code, 0, "{out}{err}");
         let there = |stage: &str| folder.path().join("out/small").join(stage).exists();
         let found = ["clay", "glaze"].map(there);
@@ -282,8 +362,17 @@ fn what_is_optional_is_built_on_demand() {
 #[test]
 fn the_way_of_deepseek() {
     let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.toml");
-    let (code, out, _) =
-        kiln(Path::new("."), &["show", plan, "--set", "context=256", "--set", "source=file:tiny.gguf"]);
+    let (code, out, _) = kiln(
+        Path::new("."),
+        &[
+            "show",
+            plan,
+            "--set",
+            "context=256",
+            "--set",
+            "source=file:tiny.gguf",
+        ],
+    );
     assert_eq!(code, 0);
     let expected = "
   tools.qnn         fetch
@@ -300,11 +389,13 @@ fn the_way_of_deepseek() {
   onnx              score        graph = graph; reference = reference; tools.ort
   graph-by-layer    graph        model = model; weights = weights
   npu-layers        context-bin  graph = graph-by-layer; tools.qnn
-  layers            layers       context = npu-layers; graph = graph-by-layer; reference = reference; tools.ort; tools.qnn
+  layers            layers       context = npu-layers; graph = graph-by-layer; reference = \
+                    reference; tools.ort; tools.qnn
 * report            validate     layers = layers; scores = onnx; size = bundle
 * phone             validate     bundles = bundle
 ? npu-simulated     context-bin  graph = graph; tools.qnn
-? htp               score        context = npu-simulated; reference = reference; tools.ort; tools.qnn
+? htp               score        context = npu-simulated; reference = reference; tools.ort; \
+                    tools.qnn
 ? simulated         validate     scores = htp
 ? bundle-simulated  package      context = npu-simulated; model = model
 ? answer            generate     bundle = bundle-simulated; reference = reference; tools.qnn
@@ -322,8 +413,9 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
     let folder = tiny.room("");
     let plan = std::fs::read_to_string(tiny.plan()).unwrap();
     let build = |limits: &str| {
-        let report =
-            format!(r#"report = {{ kind = "validate", weights = ["rounded"], storage = {{ rounded = {limits} }} }}"#);
+        let report = format!(
+            r#"report = {{ kind = "validate", weights = ["rounded"], storage = {{ rounded = {limits} }} }}"#
+        );
         std::fs::write(tiny.plan(), format!("{plan}\n{report}\n")).unwrap();
         kiln(&folder, &["build", "tiny.toml", "--cache", "cache"])
     };
@@ -332,17 +424,35 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
 
     let (code, _, err) = build("{ exact = true }");
     assert_eq!(code, 1, "{err}");
-    assert!(err.contains("see report.json, report.txt in out/tiny/report"), "{err}");
-    assert!(report().contains("FAILED: 1 of 1 limits missed"), "{}", report());
+    assert!(
+        err.contains("see report.json, report.txt in out/tiny/report"),
+        "{err}"
+    );
+    assert!(
+        report().contains("FAILED: 1 of 1 limits missed"),
+        "{}",
+        report()
+    );
     assert!(there("model/model.json") && !there("receipt.json"));
 
     let (code, _, err) = build("{ sqnr_db = 1 }");
     assert_eq!(code, 0, "{err}");
-    assert!(report().contains("passed: 0 of 1 limits missed"), "{}", report());
+    assert!(
+        report().contains("passed: 0 of 1 limits missed"),
+        "{}",
+        report()
+    );
     assert!(there("receipt.json") && there("SHA256SUMS"));
 
     let (code, ..) = build("{ sqnr_db = 200 }");
     assert_eq!(code, 1);
-    assert!(report().contains("FAILED: 1 of 1 limits missed"), "{}", report());
-    assert!(!there("receipt.json") && !there("SHA256SUMS"), "they would tell of another report");
+    assert!(
+        report().contains("FAILED: 1 of 1 limits missed"),
+        "{}",
+        report()
+    );
+    assert!(
+        !there("receipt.json") && !there("SHA256SUMS"),
+        "they would tell of another report"
+    );
 }

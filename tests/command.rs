@@ -1,4 +1,5 @@
-//! Any program as a stage: what it sees, what is taken from it, how it ends, and when it runs again.
+//! Any program as a stage: what it sees, what is taken from it, how it ends, and when it runs
+//! again.
 
 mod support;
 
@@ -14,7 +15,8 @@ use support::peers::{python, said};
 use support::quantize::Quant;
 use support::tiny_gguf::TinyGguf;
 
-/// A folder with a plan of two inputs, `clay` and `glaze/a`, and a stage that runs the program `tool`.
+/// A folder with a plan of two inputs, `clay` and `glaze/a`, and a stage that runs the program
+/// `tool`.
 struct Bench {
     root: tempfile::TempDir,
 }
@@ -26,9 +28,12 @@ struct Left {
 }
 
 impl Bench {
-    /// `stage` is the rest of the stage's table; `TOOL` in it is the path of a program, the shell script `script`.
+    /// `stage` is the rest of the stage's table; `TOOL` in it is the path of a program, the shell
+    /// script `script`.
     fn new(script: &str, stage: &str) -> Bench {
-        let bench = Bench { root: tempfile::tempdir().unwrap() };
+        let bench = Bench {
+            root: tempfile::tempdir().unwrap(),
+        };
         bench.script("tool", script);
         fs::write(bench.path("clay.txt"), "clay").unwrap();
         bench.plan(stage);
@@ -48,8 +53,8 @@ impl Bench {
 
     fn plan(&self, stage: &str) {
         let text = format!(
-            "[plan]\nname = 'pots'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:clay.txt'\nsha256 = '{}'\n\
-             [stage.pot]\nkind = 'command'\n{}\n",
+            "[plan]\nname = 'pots'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:clay.txt'\nsha256 = \
+             '{}'\n[stage.pot]\nkind = 'command'\n{}\n",
             sha256(b"clay"),
             stage.replace("TOOL", self.path("tool").to_str().unwrap())
         );
@@ -58,14 +63,19 @@ impl Bench {
 
     fn kiln(&self, args: &[&str]) -> Command {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        kiln.current_dir(&self.root).env("SECRET", "seen").args(args);
+        kiln.current_dir(&self.root)
+            .env("SECRET", "seen")
+            .args(args);
         kiln
     }
 
     fn run(&self, args: &[&str]) -> Left {
         let output = self.kiln(args).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
-        Left { code: output.status.code().unwrap(), said: String::from_utf8(said).unwrap() }
+        Left {
+            code: output.status.code().unwrap(),
+            said: String::from_utf8(said).unwrap(),
+        }
     }
 
     /// Builds, which must go well, and yields what the part `name` of the stage holds.
@@ -81,7 +91,9 @@ impl Bench {
     fn fails(&self, code: i32, expect: &[&str]) {
         let left = self.run(&["build", "pots.toml"]);
         assert_eq!(left.code, code, "{}", left.said);
-        expect.iter().for_each(|piece| assert!(left.said.contains(piece), "{piece} in:\n{}", left.said));
+        expect
+            .iter()
+            .for_each(|piece| assert!(left.said.contains(piece), "{piece} in:\n{}", left.said));
         assert!(!self.path("out/pots/pot").exists());
     }
 }
@@ -93,17 +105,28 @@ const DAEMON: &str = "setsid sleep 600 & echo $! > \"$PLACE\"; echo pot > output
 fn a_daemon_holds_no_build() {
     let bench = Bench::new(DAEMON, "");
     let place = bench.path("daemon");
-    let stage =
-        |more: &str| format!("{PLAIN}\nenv = {{ PLACE = '{}', PATH = '/usr/bin:/bin' }}\n{more}", place.display());
+    let stage = |more: &str| {
+        format!(
+            "{PLAIN}\nenv = {{ PLACE = '{}', PATH = '/usr/bin:/bin' }}\n{more}",
+            place.display()
+        )
+    };
     bench.plan(&stage(""));
     assert_eq!(bench.built("pot"), "pot\n");
-    assert!(!is_alive(fs::read_to_string(&place).unwrap().trim()), "it would go on writing");
+    assert!(
+        !is_alive(fs::read_to_string(&place).unwrap().trim()),
+        "it would go on writing"
+    );
 
     // Nor does it outlive a build that is called off.
     bench.script("tool", &DAEMON.replace("echo pot", "sleep 600; echo pot"));
     bench.plan(&stage("timeout = '2s'"));
     let left = bench.run(&["build", "pots.toml"]);
-    assert!(left.code == 1 && left.said.contains("kiln::engine::timeout"), "{}", left.said);
+    assert!(
+        left.code == 1 && left.said.contains("kiln::engine::timeout"),
+        "{}",
+        left.said
+    );
     assert!(!is_alive(fs::read_to_string(&place).unwrap().trim()));
 }
 
@@ -122,7 +145,11 @@ fn kilns_own_names_are_not_for_artifacts() {
     for name in [".kiln.json", ".KILN.json", "pots/.kiln-tmp-1/"] {
         let bench = Bench::new("", &format!("program = 'TOOL'\noutputs = ['{name}']"));
         let left = bench.run(&["build", "pots.toml"]);
-        assert!(left.code == 2 && left.said.contains("cannot name a part"), "{name}: {}", left.said);
+        assert!(
+            left.code == 2 && left.said.contains("cannot name a part"),
+            "{name}: {}",
+            left.said
+        );
     }
 }
 
@@ -134,11 +161,11 @@ fn a_program_sees_its_inputs_and_nothing_else() {
     let script = r#"
         { tr '\0' '\n' </proc/$$/environ | sed "s#=$PWD#=HERE#"; echo "$@"; ls -d *; ls outputs tmp
           cat inputs/clay/clay.txt; echo; stat -c %a inputs/clay/clay.txt; cat; basename "$PWD"; } >outputs/pot"#;
-    let stage = "program = 'TOOL'\nargs = ['--fire', 'a b']\nenv = { HUE = 'red', PATH = '/usr/bin:/bin' }\n\
-                 inputs = ['clay']\noutputs = ['pot']";
+    let stage = "program = 'TOOL'\nargs = ['--fire', 'a b']\nenv = { HUE = 'red', PATH = \
+                 '/usr/bin:/bin' }\ninputs = ['clay']\noutputs = ['pot']";
     let seen = Bench::new(script, stage).built("pot");
-    let expect = "TMPDIR=HERE/tmp\nHUE=red\nPATH=/usr/bin:/bin\n--fire a b\ninputs\noutputs\ntmp\noutputs:\npot\n\ntmp:\n\
-                  clay\n444\nwork\n";
+    let expect = "TMPDIR=HERE/tmp\nHUE=red\nPATH=/usr/bin:/bin\n--fire a \
+                  b\ninputs\noutputs\ntmp\noutputs:\npot\n\ntmp:\nclay\n444\nwork\n";
     let sorted = |text: &str| {
         let (env, rest) = text.split_at(text.find("--fire").unwrap());
         let mut env: Vec<&str> = env.lines().collect();
@@ -150,12 +177,17 @@ fn a_program_sees_its_inputs_and_nothing_else() {
 
 #[test]
 fn files_and_folders_are_taken_and_nothing_else() {
-    let script =
-        "cd outputs; mkdir -p layers/deep empty; echo a >pot; echo b >layers/b; echo c >layers/deep/c; echo d >stray";
+    let script = "cd outputs; mkdir -p layers/deep empty; echo a >pot; echo b >layers/b; echo c \
+                  >layers/deep/c; echo d >stray";
     let bench = Bench::new(script, "program = 'TOOL'\noutputs = ['pot', 'layers/']");
     assert_eq!(bench.built("layers/deep/c"), "c\n");
-    let written: Vec<PathBuf> = support::tree::files(&bench.path("out/pots/pot")).into_keys().collect();
-    assert_eq!(written, ["layers/b", "layers/deep/c", "pot"].map(PathBuf::from));
+    let written: Vec<PathBuf> = support::tree::files(&bench.path("out/pots/pot"))
+        .into_keys()
+        .collect();
+    assert_eq!(
+        written,
+        ["layers/b", "layers/deep/c", "pot"].map(PathBuf::from)
+    );
 }
 
 #[test]
@@ -164,11 +196,11 @@ fn an_input_may_be_the_program_and_an_output_may_feed_any_stage() {
     let script = b"#!/bin/sh\necho \"$0: $1\" | sed 's#.*/work/##' >outputs/pot\n";
     fs::write(bench.path("throw.sh"), script).unwrap();
     let text = format!(
-        "[plan]\nname = 'pots'\n[stage.wheel]\nkind = 'fetch'\nurl = 'file:throw.sh'\nsha256 = '{}'\n\
-         [stage.first]\nkind = 'command'\nprogram = 'inputs/wheel/throw.sh'\ninputs = ['wheel']\nargs = ['one']\n\
-         outputs = ['pot']\nenv = {{ PATH = '/usr/bin:/bin' }}\n\
-         [stage.pot]\nkind = 'command'\nprogram = '/bin/cp'\ninputs = ['first']\nargs = ['inputs/first/pot', 'outputs/pot']\n\
-         outputs = ['pot']\n",
+        "[plan]\nname = 'pots'\n[stage.wheel]\nkind = 'fetch'\nurl = 'file:throw.sh'\nsha256 = \
+         '{}'\n[stage.first]\nkind = 'command'\nprogram = 'inputs/wheel/throw.sh'\ninputs = \
+         ['wheel']\nargs = ['one']\noutputs = ['pot']\nenv = {{ PATH = '/usr/bin:/bin' \
+         }}\n[stage.pot]\nkind = 'command'\nprogram = '/bin/cp'\ninputs = ['first']\nargs = \
+         ['inputs/first/pot', 'outputs/pot']\noutputs = ['pot']\n",
         sha256(script)
     );
     fs::write(bench.path("pots.toml"), text).unwrap();
@@ -177,11 +209,16 @@ fn an_input_may_be_the_program_and_an_output_may_feed_any_stage() {
 
 #[test]
 fn what_a_program_does_to_its_inputs_stays_with_it() {
-    let script =
-        "chmod u+w inputs/clay/clay.txt; echo spoilt >>inputs/clay/clay.txt; cp inputs/clay/clay.txt outputs/pot";
+    let script = "chmod u+w inputs/clay/clay.txt; echo spoilt >>inputs/clay/clay.txt; cp \
+                  inputs/clay/clay.txt outputs/pot";
     let bench = Bench::new(script, PLAIN);
-    fs::write(bench.path("tool"), fs::read_to_string(bench.path("tool")).unwrap().replace("chmod", "PATH=/bin; chmod"))
-        .unwrap();
+    fs::write(
+        bench.path("tool"),
+        fs::read_to_string(bench.path("tool"))
+            .unwrap()
+            .replace("chmod", "PATH=/bin; chmod"),
+    )
+    .unwrap();
     assert_eq!(bench.built("pot"), "clayspoilt\n");
     let left = bench.run(&["cache", "verify"]);
     assert_eq!(left.code, 0, "{}", left.said);
@@ -189,35 +226,69 @@ fn what_a_program_does_to_its_inputs_stays_with_it() {
 
 #[test]
 fn a_bad_end_says_what_it_said_and_how_to_try_again() {
-    let script = "i=0; while [ $i -lt 2000 ]; do echo noise; i=$((i+1)); done; echo 'cannot fire' >&2; exit 3";
-    let bench =
-        Bench::new(script, "program = 'TOOL'\nargs = [\"it's\"]\nenv = { HUE = 'dark red' }\noutputs = ['pot']");
+    let script = "i=0; while [ $i -lt 2000 ]; do echo noise; i=$((i+1)); done; echo 'cannot fire' \
+                  >&2; exit 3";
+    let bench = Bench::new(
+        script,
+        "program = 'TOOL'\nargs = [\"it's\"]\nenv = { HUE = 'dark red' }\noutputs = ['pot']",
+    );
     let by_hand = r#"env -i TMPDIR="$PWD/tmp" 'HUE=dark red'"#;
-    bench.fails(1, &["kiln::command::failed", "exit status: 3", "noise\n", "cannot fire", by_hand, r"'it'\''s'"]);
+    bench.fails(
+        1,
+        &[
+            "kiln::command::failed",
+            "exit status: 3",
+            "noise\n",
+            "cannot fire",
+            by_hand,
+            r"'it'\''s'",
+        ],
+    );
     let said = bench.run(&["build", "pots.toml"]).said;
-    assert!(said.matches("noise").count() < 700, "only the tail is shown");
+    assert!(
+        said.matches("noise").count() < 700,
+        "only the tail is shown"
+    );
 
     Bench::new("kill -9 $$", PLAIN).fails(1, &["signal: 9", "it said nothing", "memory"]);
 }
 
 #[test]
 fn what_it_must_leave_must_be_there_and_be_a_file() {
-    Bench::new(">outputs/jug; >outputs/cup", PLAIN).fails(1, &["left no outputs/pot", "outputs/ holds cup, jug"]);
+    Bench::new(">outputs/jug; >outputs/cup", PLAIN)
+        .fails(1, &["left no outputs/pot", "outputs/ holds cup, jug"]);
     Bench::new("", PLAIN).fails(1, &["left no outputs/pot", "outputs/ holds nothing"]);
-    Bench::new("/bin/ln -s /etc/hostname outputs/pot", PLAIN).fails(1, &["a symbolic link as outputs/pot"]);
-    Bench::new("/bin/rmdir outputs; /bin/ln -s /etc outputs", PLAIN).fails(1, &["something else where outputs/ was"]);
+    Bench::new("/bin/ln -s /etc/hostname outputs/pot", PLAIN)
+        .fails(1, &["a symbolic link as outputs/pot"]);
+    Bench::new("/bin/rmdir outputs; /bin/ln -s /etc outputs", PLAIN)
+        .fails(1, &["something else where outputs/ was"]);
     Bench::new("/bin/mkdir outputs/pot; >outputs/pot/a", PLAIN).fails(1, &["outputs/ holds pot/a"]);
     let folder = "program = 'TOOL'\noutputs = ['etc/']";
-    Bench::new("/bin/ln -s /etc outputs/etc", folder).fails(1, &["left no outputs/etc/", "outputs/ holds etc"]);
+    Bench::new("/bin/ln -s /etc outputs/etc", folder)
+        .fails(1, &["left no outputs/etc/", "outputs/ holds etc"]);
 }
 
 #[test]
 fn a_program_that_is_not_there_is_said_before_anything_runs() {
-    let bench = Bench::new("", "program = '/nowhere/wheel'\noutputs = ['pot']\ninstall = '--set wheel=/opt/wheel'");
-    bench.fails(4, &["kiln::tool_missing", "/nowhere/wheel is not there", "help: --set wheel=/opt/wheel"]);
+    let bench = Bench::new(
+        "",
+        "program = '/nowhere/wheel'\noutputs = ['pot']\ninstall = '--set wheel=/opt/wheel'",
+    );
+    bench.fails(
+        4,
+        &[
+            "kiln::tool_missing",
+            "/nowhere/wheel is not there",
+            "help: --set wheel=/opt/wheel",
+        ],
+    );
     assert!(!bench.path("out").exists());
     let left = bench.run(&["doctor", "pots.toml"]);
-    assert!(left.code == 4 && left.said.contains("-> --set wheel=/opt/wheel"), "{}", left.said);
+    assert!(
+        left.code == 4 && left.said.contains("-> --set wheel=/opt/wheel"),
+        "{}",
+        left.said
+    );
     bench.plan("program = 'TOOL'\ntools = ['/nowhere/lib']\noutputs = ['pot']");
     bench.fails(4, &["/nowhere/lib is not there", "--set NAME=PATH"]);
     bench.plan("program = 'inputs/clay/kiln'\ninputs = ['clay']\noutputs = ['pot']");
@@ -227,20 +298,51 @@ fn a_program_that_is_not_there_is_said_before_anything_runs() {
 #[test]
 fn mistakes_are_shown_at_their_place() {
     for (stage, expect) in [
-        ("program = 'python3'\noutputs = ['a']", "`python3` is a name, not a path"),
-        ("program = 'bin/fire'\noutputs = ['a']", "`bin/fire` is not an absolute path"),
-        ("program = 'inputs/clay/a'\noutputs = ['a']", "is an input, but there are none"),
-        ("program = 'inputs/../a'\ninputs = ['clay']\noutputs = ['a']", "names no input"),
+        (
+            "program = 'python3'\noutputs = ['a']",
+            "`python3` is a name, not a path",
+        ),
+        (
+            "program = 'bin/fire'\noutputs = ['a']",
+            "`bin/fire` is not an absolute path",
+        ),
+        (
+            "program = 'inputs/clay/a'\noutputs = ['a']",
+            "is an input, but there are none",
+        ),
+        (
+            "program = 'inputs/../a'\ninputs = ['clay']\noutputs = ['a']",
+            "names no input",
+        ),
         ("program = '/a'\noutputs = []", "gives nothing"),
-        ("program = '/a'\noutputs = ['../a']", "`../a` cannot name a part"),
-        ("program = '/a'\noutputs = ['a']\ntools = ['lib']", "`lib` is not an absolute path"),
-        ("program = '/a'\noutputs = ['a']\nenv = { 'A=B' = '' }", "`A=B` cannot name a variable"),
-        ("program = '/a'\noutputs = ['a']\nmemory = '8 Gb'", "expected a number of bytes"),
+        (
+            "program = '/a'\noutputs = ['../a']",
+            "`../a` cannot name a part",
+        ),
+        (
+            "program = '/a'\noutputs = ['a']\ntools = ['lib']",
+            "`lib` is not an absolute path",
+        ),
+        (
+            "program = '/a'\noutputs = ['a']\nenv = { 'A=B' = '' }",
+            "`A=B` cannot name a variable",
+        ),
+        (
+            "program = '/a'\noutputs = ['a']\nmemory = '8 Gb'",
+            "expected a number of bytes",
+        ),
         ("program = '/a'\noutputs = ['a']\nthreads = 0", "nonzero"),
-        ("program = '/a'\noutputs = ['a']\ninputs = ['caly']", "did you mean `clay`?"),
+        (
+            "program = '/a'\noutputs = ['a']\ninputs = ['caly']",
+            "did you mean `clay`?",
+        ),
     ] {
         let left = Bench::new("", stage).run(&["check", "pots.toml"]);
-        assert!(left.code == 2 && left.said.contains(expect), "{expect} in:\n{}", left.said);
+        assert!(
+            left.code == 2 && left.said.contains(expect),
+            "{expect} in:\n{}",
+            left.said
+        );
     }
 }
 
@@ -249,11 +351,20 @@ fn it_runs_again_when_a_tool_changes_and_explain_says_which() {
     let bench = Bench::new("cat \"${0%/*}/lib/hue\" >outputs/pot", "");
     bench.plan("program = 'TOOL'\ntools = ['LIB']\nenv = { PATH = '/bin' }\noutputs = ['pot']");
     let plan = fs::read_to_string(bench.path("pots.toml")).unwrap();
-    fs::write(bench.path("pots.toml"), plan.replace("LIB", bench.path("lib").to_str().unwrap())).unwrap();
+    fs::write(
+        bench.path("pots.toml"),
+        plan.replace("LIB", bench.path("lib").to_str().unwrap()),
+    )
+    .unwrap();
     fs::create_dir(bench.path("lib")).unwrap();
     fs::write(bench.path("lib/hue"), "red").unwrap();
     assert_eq!(bench.built("pot"), "red");
-    assert!(bench.run(&["build", "pots.toml"]).said.contains("nothing to do"));
+    assert!(
+        bench
+            .run(&["build", "pots.toml"])
+            .said
+            .contains("nothing to do")
+    );
 
     // Neither need nor advice, nor where the plan lies, is in the key.
     let plan = fs::read_to_string(bench.path("pots.toml")).unwrap();
@@ -273,8 +384,10 @@ fn it_runs_again_when_a_tool_changes_and_explain_says_which() {
 
 #[test]
 fn its_peak_of_memory_is_measured() {
-    let bench =
-        Bench::new("a=$(/usr/bin/head -c 40000000 /dev/zero | /usr/bin/tr '\\0' a); echo ${#a} >outputs/pot", PLAIN);
+    let bench = Bench::new(
+        "a=$(/usr/bin/head -c 40000000 /dev/zero | /usr/bin/tr '\\0' a); echo ${#a} >outputs/pot",
+        PLAIN,
+    );
     assert_eq!(bench.built("pot"), "40000000\n");
     let stats = bench.run(&["cache", "stats", "--json"]).said;
     let stats: serde_json::Value = serde_json::from_str(stats.lines().next().unwrap()).unwrap();
@@ -284,9 +397,17 @@ fn its_peak_of_memory_is_measured() {
 
 /// A build at work on a program that never ends, and that has a child which never ends.
 fn endless() -> (Bench, std::process::Child, [String; 2]) {
-    let script = format!("/bin/sleep 1000 & echo $$ $! >{0}.new; /bin/mv {0}.new {0}; wait", "\"${0%/*}/pids\"");
+    let script = format!(
+        "/bin/sleep 1000 & echo $$ $! >{0}.new; /bin/mv {0}.new {0}; wait",
+        "\"${0%/*}/pids\""
+    );
     let bench = Bench::new(&script, PLAIN);
-    let build = bench.kiln(&["build", "pots.toml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let build = bench
+        .kiln(&["build", "pots.toml"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_until("the program should start", || bench.path("pids").exists());
     let pids = fs::read_to_string(bench.path("pids")).unwrap();
     let (program, child) = pids.trim().split_once(' ').unwrap();
@@ -301,11 +422,14 @@ fn it_ends_with_the_build_however_that_ends() {
         let (_bench, mut build, pids) = endless();
         kill_process(Pid::from_child(&build), signal).unwrap();
         build.wait().unwrap();
-        wait_until("the program and its child should be gone", || !pids.iter().any(|pid| is_alive(pid)));
+        wait_until("the program and its child should be gone", || {
+            !pids.iter().any(|pid| is_alive(pid))
+        });
     }
 }
 
-/// What stands in for `qairt-converter`: refuses whatever it would not know, then gives what it was given.
+/// What stands in for `qairt-converter`: refuses whatever it would not know, then gives what it was
+/// given.
 const CONVERTER: &str = r#"
 import os, sys
 root = os.environ["QNN_SDK_ROOT"]
@@ -340,13 +464,17 @@ root=${0%/bin/*}; lib=$root/lib/x86_64-linux-clang
 const NO_ONNX: [(&str, &str); 2] = [
     (
         "__init__.py",
-        "def load(path, load_external_data):\n    return open(path, 'rb').read()\n\
-         def save(model, path):\n    open(path, 'wb').write(model)\n",
+        "def load(path, load_external_data):\n    return open(path, 'rb').read()\ndef save(model, \
+         path):\n    open(path, 'wb').write(model)\n",
     ),
-    ("inliner.py", "def inline_local_functions(model):\n    return model\n"),
+    (
+        "inliner.py",
+        "def inline_local_functions(model):\n    return model\n",
+    ),
 ];
 
-/// Builds `stages` of the plan for QAIRT on a tiny model, with stand-ins for its tools; `onnx` is that in `python_path`.
+/// Builds `stages` of the plan for QAIRT on a tiny model, with stand-ins for its tools; `onnx` is
+/// that in `python_path`.
 fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> Bench {
     let bench = Bench::new("", "");
     let model = TinyGguf::qwen2()
@@ -361,7 +489,11 @@ fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> Bench {
     }
     let path = python_path.map_or(bench.path("no"), Path::to_owned);
     let python3 = said(Command::new("python3").args(["-c", "import sys; print(sys.executable)"]));
-    let wrapper = format!(": ${{PYTHONPATH:={}}}; export PYTHONPATH; exec {} \"$@\"", path.display(), python3.trim());
+    let wrapper = format!(
+        ": ${{PYTHONPATH:={}}}; export PYTHONPATH; exec {} \"$@\"",
+        path.display(),
+        python3.trim()
+    );
     bench.script("python", &wrapper);
     let bin = "qairt/bin/x86_64-linux-clang";
     bench.script(&format!("{bin}/qnn-context-binary-generator"), COMPILER);
@@ -370,9 +502,16 @@ fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> Bench {
         fs::create_dir_all(bench.path(folder)).unwrap();
     }
     for library in ["libQnnHtp.so", "libQnnModelDlc.so"] {
-        fs::write(bench.path("qairt/lib/x86_64-linux-clang").join(library), library).unwrap();
+        fs::write(
+            bench.path("qairt/lib/x86_64-linux-clang").join(library),
+            library,
+        )
+        .unwrap();
     }
-    let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.qairt.toml");
+    let plan = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/plans/deepseek-qwen-1.5b.qairt.toml"
+    );
     let set = |name: &str, value: &str| ["--set".to_string(), format!("{name}={value}")];
     let mut kiln = bench.kiln(&["build", plan]);
     kiln.args(stages);
@@ -394,48 +533,89 @@ fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> Bench {
 #[test]
 fn the_plan_for_qairt_calls_its_tools_as_they_want() {
     let bench = build_by_qairt(None, &[]);
-    let made = fs::read_to_string(bench.path("out/deepseek-qwen-1.5b.qairt/npu/model.bin")).unwrap();
+    let made =
+        fs::read_to_string(bench.path("out/deepseek-qwen-1.5b.qairt/npu/model.bin")).unwrap();
     let (dlcs, config) = made.split_at(made.find('{').unwrap());
-    let heads: Vec<&str> = dlcs.lines().filter_map(|line| line.split(',').next()).collect();
+    let heads: Vec<&str> = dlcs
+        .lines()
+        .filter_map(|line| line.split(',').next())
+        .collect();
     assert_eq!(heads, ["DLC of prefill.onnx", "DLC of decode.onnx"]);
-    let config: Vec<serde_json::Value> =
-        serde_json::Deserializer::from_str(config).into_iter().map(|value| value.unwrap()).collect();
-    assert_eq!(config[0]["backend_extensions"]["config_file_path"], "inputs/config/htp.json");
-    assert_eq!(config[1]["devices"][0], serde_json::json!({"soc_model": 57, "dsp_arch": "v75"}));
-    assert_eq!(config[1]["graphs"][0]["graph_names"], serde_json::json!(["prefill", "decode"]));
+    let config: Vec<serde_json::Value> = serde_json::Deserializer::from_str(config)
+        .into_iter()
+        .map(|value| value.unwrap())
+        .collect();
+    assert_eq!(
+        config[0]["backend_extensions"]["config_file_path"],
+        "inputs/config/htp.json"
+    );
+    assert_eq!(
+        config[1]["devices"][0],
+        serde_json::json!({"soc_model": 57, "dsp_arch": "v75"})
+    );
+    assert_eq!(
+        config[1]["graphs"][0]["graph_names"],
+        serde_json::json!(["prefill", "decode"])
+    );
 
-    let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.qairt.toml");
+    let plan = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/plans/deepseek-qwen-1.5b.qairt.toml"
+    );
     let left = bench.run(&["build", plan]);
     assert_eq!(left.code, 4, "{}", left.said);
-    assert!(left.said.contains("--set qairt=/opt/qcom/aistack/qairt/"), "{}", left.said);
+    assert!(
+        left.said.contains("--set qairt=/opt/qcom/aistack/qairt/"),
+        "{}",
+        left.said
+    );
 }
 
 #[test]
 #[ignore = "needs a package index"]
 fn the_plan_for_qairt_hands_standard_onnx_to_the_converter() {
     let peers = python();
-    let (_, path) = peers.get_envs().find(|(name, _)| *name == "PYTHONPATH").unwrap();
+    let (_, path) = peers
+        .get_envs()
+        .find(|(name, _)| *name == "PYTHONPATH")
+        .unwrap();
     let bench = build_by_qairt(Some(Path::new(path.unwrap())), &["standard"]);
-    let check = "import onnx, sys\n\
-                 onnx.checker.check_model(sys.argv[1], full_check=True)\n\
-                 model = onnx.load(sys.argv[1], load_external_data=False)\n\
-                 print(len(model.functions), sorted({node.domain for node in model.graph.node}))";
+    let check = "import onnx, sys\nonnx.checker.check_model(sys.argv[1], full_check=True)\nmodel \
+                 = onnx.load(sys.argv[1], load_external_data=False)\nprint(len(model.functions), \
+                 sorted({node.domain for node in model.graph.node}))";
     for graph in ["prefill.onnx", "decode.onnx"] {
-        let file = bench.path("out/deepseek-qwen-1.5b.qairt/standard").join(graph);
+        let file = bench
+            .path("out/deepseek-qwen-1.5b.qairt/standard")
+            .join(graph);
         assert_eq!(said(python().args(["-c", check]).arg(file)), "0 ['']\n");
     }
 }
 
 #[test]
 fn two_kilns_that_want_the_same_run_it_once() {
-    let bench = Bench::new("echo ran >> $1; sleep 1; cp inputs/clay/clay.txt outputs/a", "");
+    let bench = Bench::new(
+        "echo ran >> $1; sleep 1; cp inputs/clay/clay.txt outputs/a",
+        "",
+    );
     let log = bench.path("log");
-    bench.plan(&format!("inputs = ['clay']\nprogram = 'TOOL'\nargs = ['{}']\noutputs = ['a']", log.display()));
-    let start = || bench.kiln(&["build", "pots.toml"]).stdout(Stdio::null()).spawn().unwrap();
+    bench.plan(&format!(
+        "inputs = ['clay']\nprogram = 'TOOL'\nargs = ['{}']\noutputs = ['a']",
+        log.display()
+    ));
+    let start = || {
+        bench
+            .kiln(&["build", "pots.toml"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
     let kilns = [start(), start(), start()];
     for mut kiln in kilns {
         assert!(kiln.wait().unwrap().success());
     }
     assert_eq!(fs::read_to_string(log).unwrap(), "ran\n");
-    assert_eq!(fs::read_dir(bench.path("cache/partial")).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(bench.path("cache/partial")).unwrap().count(),
+        0
+    );
 }

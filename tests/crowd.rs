@@ -1,4 +1,5 @@
-//! Many kilns at once on one cache and one folder of artifacts, some of them killed, while the cache is being cleared.
+//! Many kilns at once on one cache and one folder of artifacts, some of them killed, while the
+//! cache is being cleared.
 
 mod support;
 
@@ -13,7 +14,13 @@ const ROOM: &str = "together";
 
 /// Builds that are to succeed.
 fn begin(tiny: &TinyBuild, many: usize) -> Vec<Child> {
-    let start = || tiny.build(ROOM).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = || {
+        tiny.build(ROOM)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
     (0..many).map(|_| start()).collect()
 }
 
@@ -26,7 +33,10 @@ fn end(kilns: Vec<Child>) {
 
 fn gc(tiny: &TinyBuild) -> Output {
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    kiln.args(["cache", "gc", "--json", "--cache"]).arg(tiny.cache(ROOM)).output().unwrap()
+    kiln.args(["cache", "gc", "--json", "--cache"])
+        .arg(tiny.cache(ROOM))
+        .output()
+        .unwrap()
 }
 
 /// What must hold when all is quiet again.
@@ -36,16 +46,37 @@ fn assert_right(tiny: &TinyBuild, expected: &support::tiny_build::Written) {
     assert_eq!(tiny.written(ROOM), *expected);
     let (_, ran) = tiny.build_to_the_end(ROOM);
     assert_eq!(ran, 0, "there is nothing left to do");
-    assert_eq!(std::fs::read_dir(tiny.cache(ROOM).join("tmp")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(tiny.cache(ROOM).join("tmp"))
+            .unwrap()
+            .count(),
+        0
+    );
 }
 
 /// Where nobody was killed, nothing lies about.
 #[track_caller]
 fn assert_tidy(tiny: &TinyBuild) {
-    assert_eq!(std::fs::read_dir(tiny.cache(ROOM).join("partial")).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(tiny.cache(ROOM).join("partial"))
+            .unwrap()
+            .count(),
+        0
+    );
     let names = std::fs::read_dir(tiny.room(ROOM).join("out")).unwrap();
-    let hidden = names.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'));
-    assert_eq!(hidden.count(), 0, "nothing half-written lies beside the artifacts");
+    let hidden = names.filter(|entry| {
+        entry
+            .as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with('.')
+    });
+    assert_eq!(
+        hidden.count(),
+        0,
+        "nothing half-written lies beside the artifacts"
+    );
 }
 
 #[test]
@@ -92,7 +123,10 @@ fn what_is_cleared_meanwhile_is_nobodys_loss() {
         // A cache that is not there yet cannot be cleared.
         let begun = Instant::now();
         while !tiny.cache(ROOM).join("layout").exists() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no cache is made");
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "no cache is made"
+            );
             sleep(Duration::from_millis(1));
         }
         for _ in 0..5 {

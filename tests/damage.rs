@@ -1,5 +1,5 @@
-//! Damage to a cache, file by file, and what clocks and copies do to one: a build gives the right artifacts, or a clear
-//! problem after which the next one does.
+//! Damage to a cache, file by file, and what clocks and copies do to one: a build gives the right
+//! artifacts, or a clear problem after which the next one does.
 
 mod support;
 
@@ -29,20 +29,39 @@ struct Pantry {
 impl Pantry {
     fn new() -> Pantry {
         let server = Server::new(|_, request| Reply::range(CHEESE.as_bytes(), request));
-        let pantry = Pantry { root: tempfile::tempdir().unwrap(), cheese: server.url("/cheese") };
+        let pantry = Pantry {
+            root: tempfile::tempdir().unwrap(),
+            cheese: server.url("/cheese"),
+        };
         let stage = |name: &str, url: &str, food: &str| {
-            format!("{name} = {{ kind = 'fetch', url = '{url}', sha256 = '{}' }}\n", sha256(food.as_bytes()))
+            format!(
+                "{name} = {{ kind = 'fetch', url = '{url}', sha256 = '{}' }}\n",
+                sha256(food.as_bytes())
+            )
         };
         let stages = stage("bread", "file:bread", BREAD) + &stage("cheese", &pantry.cheese, CHEESE);
-        fs::write(pantry.root.path().join("pantry.toml"), format!("[plan]\nname = 'p'\n[stage]\n{stages}")).unwrap();
+        fs::write(
+            pantry.root.path().join("pantry.toml"),
+            format!("[plan]\nname = 'p'\n[stage]\n{stages}"),
+        )
+        .unwrap();
         fs::write(pantry.root.path().join("bread"), BREAD).unwrap();
         pantry
     }
 
     fn build(&self, room: &str, stages: &[&str]) -> Output {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        kiln.current_dir(self.root.path()).args(["build", "--json", "pantry.toml"]).args(stages);
-        kiln.args(["--cache", &format!("{room}/cache"), "--out", &format!("{room}/out")]).output().unwrap()
+        kiln.current_dir(self.root.path())
+            .args(["build", "--json", "pantry.toml"])
+            .args(stages);
+        kiln.args([
+            "--cache",
+            &format!("{room}/cache"),
+            "--out",
+            &format!("{room}/out"),
+        ])
+        .output()
+        .unwrap()
     }
 
     /// A room in which the bread is there, and half of the cheese.
@@ -51,7 +70,9 @@ impl Pantry {
         let output = self.build(room, &["bread"]);
         assert!(output.status.success(), "{}", said(&output));
         let room = self.root.path().join(room);
-        let partial = room.join("cache/partial").join(hash_bytes(self.cheese.as_bytes()).hex());
+        let partial = room
+            .join("cache/partial")
+            .join(hash_bytes(self.cheese.as_bytes()).hex());
         fs::create_dir_all(&partial).unwrap();
         fs::write(partial.join("download"), &CHEESE[..9]).unwrap();
         fs::write(partial.join("etag"), "\"one\"").unwrap();
@@ -65,8 +86,16 @@ impl Pantry {
 
 /// All files below `root`, by their paths from there.
 fn all_files(root: &Path) -> Vec<PathBuf> {
-    let found = Command::new("find").arg(root).args(["-type", "f", "-printf", "%P\\n"]).output().unwrap();
-    let mut files: Vec<PathBuf> = String::from_utf8(found.stdout).unwrap().lines().map(PathBuf::from).collect();
+    let found = Command::new("find")
+        .arg(root)
+        .args(["-type", "f", "-printf", "%P\\n"])
+        .output()
+        .unwrap();
+    let mut files: Vec<PathBuf> = String::from_utf8(found.stdout)
+        .unwrap()
+        .lines()
+        .map(PathBuf::from)
+        .collect();
     files.sort();
     files
 }
@@ -76,7 +105,10 @@ fn damages(good: &[u8], random: &mut Random) -> Vec<(String, Option<Vec<u8>>)> {
     let mut damages = vec![
         ("removed".into(), None),
         ("emptied".into(), Some(vec![])),
-        ("garbage".into(), Some((0..good.len()).map(|_| random.bits() as u8).collect())),
+        (
+            "garbage".into(),
+            Some((0..good.len()).map(|_| random.bits() as u8).collect()),
+        ),
         ("longer".into(), Some([good, b"x"].concat())),
     ];
     for _ in 0..4 {
@@ -111,7 +143,12 @@ fn any_damage_to_any_file_costs_at_most_one_failed_build() {
     let name = "room";
     let files = all_files(&pantry.half_built(name));
     for room in ["actions", "blobs", "last", "layout", "notes", "partial"] {
-        assert!(files.iter().any(|file| file.starts_with(Path::new("cache").join(room))), "{room} in {files:?}");
+        assert!(
+            files
+                .iter()
+                .any(|file| file.starts_with(Path::new("cache").join(room))),
+            "{room} in {files:?}"
+        );
     }
 
     let mut random = Random::of("damage", 1);
@@ -130,10 +167,15 @@ fn any_damage_to_any_file_costs_at_most_one_failed_build() {
                 if !keeps_out {
                     fs::remove_dir_all(room.join("out")).unwrap();
                 }
-                let is_there = |code: &&str| *code != "kiln::publish::foreign" || room.join("out").exists();
+                let is_there =
+                    |code: &&str| *code != "kiln::publish::foreign" || room.join("out").exists();
                 let asks = must_ask(file, bytes.as_deref()).filter(is_there);
                 let first = pantry.build(name, &[]);
-                let case = format!("{}: {what}, artifacts kept: {keeps_out}: {}", file.display(), said(&first));
+                let case = format!(
+                    "{}: {what}, artifacts kept: {keeps_out}: {}",
+                    file.display(),
+                    said(&first)
+                );
                 built += usize::from(first.status.success());
                 refused += usize::from(!first.status.success());
                 if let Some(code) = asks {
@@ -143,14 +185,24 @@ fn any_damage_to_any_file_costs_at_most_one_failed_build() {
                 } else {
                     assert_eq!(codes(&first).len(), 1, "{case}");
                     let second = pantry.build(name, &[]);
-                    assert!(second.status.success(), "{case}\nand then {}", said(&second));
+                    assert!(
+                        second.status.success(),
+                        "{case}\nand then {}",
+                        said(&second)
+                    );
                     assert_eq!(pantry.written(name), expected, "{case}");
                 }
             }
         }
     }
-    println!("{} files, {built} builds succeeded, {refused} failed", files.len());
-    assert!(built > refused && refused > 0, "{built} succeeded, {refused} failed");
+    println!(
+        "{} files, {built} builds succeeded, {refused} failed",
+        files.len()
+    );
+    assert!(
+        built > refused && refused > 0,
+        "{built} succeeded, {refused} failed"
+    );
 }
 
 /// Sets the times of all files and folders below `folder`.
@@ -161,7 +213,8 @@ fn set_times(folder: &Path, time: SystemTime) {
             set_times(&path, time);
         }
         let file = File::open(&path).unwrap();
-        file.set_times(FileTimes::new().set_modified(time).set_accessed(time)).unwrap();
+        file.set_times(FileTimes::new().set_modified(time).set_accessed(time))
+            .unwrap();
     }
 }
 
@@ -180,7 +233,15 @@ fn clocks_and_copies_change_nothing() {
         ("without notes", "-a"),
     ] {
         let room = tiny.room(name);
-        assert!(Command::new("cp").arg(copy).arg(&whole).arg(&room).status().unwrap().success());
+        assert!(
+            Command::new("cp")
+                .arg(copy)
+                .arg(&whole)
+                .arg(&room)
+                .status()
+                .unwrap()
+                .success()
+        );
         match name {
             "in 1970" => set_times(&room, SystemTime::UNIX_EPOCH),
             "in a time to come" => set_times(&room, SystemTime::now() + 400 * day),
@@ -194,7 +255,11 @@ fn clocks_and_copies_change_nothing() {
         fs::remove_dir_all(room.join("out")).unwrap();
         let moved = tiny.room(&format!("{name}, moved"));
         fs::rename(&room, &moved).unwrap();
-        assert_eq!(tiny.build_to_the_end(&format!("{name}, moved")), (parts, 0), "{name}");
+        assert_eq!(
+            tiny.build_to_the_end(&format!("{name}, moved")),
+            (parts, 0),
+            "{name}"
+        );
         assert_eq!(tiny.written(&format!("{name}, moved")), expected, "{name}");
     }
 }

@@ -10,18 +10,34 @@ use proptest::prelude::*;
 use support::fake;
 use support::simulation::{Simulation, Trace, expected, told};
 
-const LIMITS: Limits = Limits { jobs: 2, memory_bytes: 100, keep_going: false };
+const LIMITS: Limits = Limits {
+    jobs: 2,
+    memory_bytes: 100,
+    keep_going: false,
+};
 
 fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trace {
     let remembered = &|_: &str| false;
-    Simulation { plan, limits, cached, remembered, history: History::default(), past: &|_| None, cancel_after: None }
-        .run(|_| 0)
+    Simulation {
+        plan,
+        limits,
+        cached,
+        remembered,
+        history: History::default(),
+        past: &|_| None,
+        cancel_after: None,
+    }
+    .run(|_| 0)
 }
 
 /// Builds `text`, answering in the order of the questions, and compares what is told.
 fn check(text: &str, limits: Limits, expect: &str) {
     let told = told(&simulate(&fake::plan(text), limits, &|_| false).events);
-    let lines = |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    let lines = |text: &str| {
+        text.lines()
+            .map(|line| format!("{}\n", line.trim()))
+            .collect::<String>()
+    };
     assert_eq!(told, lines(expect.trim()));
 }
 
@@ -166,9 +182,14 @@ fn two_orders_of_one_name_are_a_problem() {
     let plan = fake::plan("a:");
     let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS, History::default());
     scheduler.step(kiln::engine::Input::Begin);
-    let task = fake::tasks(&plan.stages[0], &Default::default()).unwrap().remove(0);
+    let task = fake::tasks(&plan.stages[0], &Default::default())
+        .unwrap()
+        .remove(0);
     let tasks = Ok(vec![task.clone(), task]);
-    let effects = scheduler.step(kiln::engine::Input::Expanded { stage: 0.into(), tasks });
+    let effects = scheduler.step(kiln::engine::Input::Expanded {
+        stage: 0.into(),
+        tasks,
+    });
     let events: Vec<Event> = effects
         .into_iter()
         .filter_map(|effect| match effect {
@@ -176,7 +197,10 @@ fn two_orders_of_one_name_are_a_problem() {
             _ => None,
         })
         .collect();
-    assert_eq!(told(&events), "a failed: kiln::engine::same_order\n0 hits, 0 ran, 1 failed\n");
+    assert_eq!(
+        told(&events),
+        "a failed: kiln::engine::same_order\n0 hits, 0 ran, 1 failed\n"
+    );
 }
 
 #[test]
@@ -194,8 +218,16 @@ fn without_slots_nothing_runs_and_all_that_can_be_known_is_told() {
 fn a_twin_that_would_run_names_the_part_that_says_why() {
     let dry = Limits { jobs: 0, ..LIMITS };
     let waiting = simulate(&fake::plan("twins: parts=2 tied=1"), dry, &|_| false).waiting;
-    let same = Why::Same { part: "twins/0".into() };
-    assert_eq!(waiting, [("twins/0".to_string(), vec![]), ("twins/1".to_string(), vec![same])]);
+    let same = Why::Same {
+        part: "twins/0".into(),
+    };
+    assert_eq!(
+        waiting,
+        [
+            ("twins/0".to_string(), vec![]),
+            ("twins/1".to_string(), vec![same])
+        ]
+    );
 }
 
 /// The text of a random plan: each stage takes from some of those before it.
@@ -215,9 +247,14 @@ fn random_plan() -> impl Strategy<Value = String> {
     (prop::collection::vec(stage, 0..8), 0..4u32).prop_map(|(stages, retries)| {
         let lines = stages.into_iter().enumerate().map(|(index, stage)| {
             let (from, parts, threads, memory, fail, seed, tied, flaky, process) = stage;
-            let mut line = format!("s{index}: parts={parts} threads={threads} memory={memory} retries={retries}");
+            let mut line = format!(
+                "s{index}: parts={parts} threads={threads} memory={memory} retries={retries}"
+            );
             if index > 0 && !from.is_empty() {
-                let givers: Vec<String> = from.iter().map(|giver| format!("s{}", giver.index(index))).collect();
+                let givers: Vec<String> = from
+                    .iter()
+                    .map(|giver| format!("s{}", giver.index(index)))
+                    .collect();
                 line += &format!(" from={}", givers.join(","));
             }
             line += &fail.map_or(String::new(), |fail| format!(" fail={fail}"));
@@ -249,21 +286,48 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
         cancel_after: None,
     };
     let trace = simulation.run(|_| 0);
-    assert!(told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"), "{}", told(&trace.events));
+    assert!(
+        told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"),
+        "{}",
+        told(&trace.events)
+    );
     assert_eq!(trace.sealed, expected(&plan));
 }
 
 #[test]
 fn a_stage_that_gives_what_it_gave_before_is_said_to() {
     let plan = fake::plan("clay: parts=2");
-    let whole = Whole { manifest: expected(&plan).remove("clay").unwrap(), parts: vec![], tools: [].into() };
+    let whole = Whole {
+        manifest: expected(&plan).remove("clay").unwrap(),
+        parts: vec![],
+        tools: [].into(),
+    };
     let gives = Some(Sealed::new(whole).unwrap().gives());
-    let history = History([("clay".to_string(), Before { gives, ..Before::default() })].into());
+    let history = History(
+        [(
+            "clay".to_string(),
+            Before {
+                gives,
+                ..Before::default()
+            },
+        )]
+        .into(),
+    );
     let (cached, remembered) = (&|_: &Task| false, &|_: &str| false);
-    let simulation =
-        Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, past: &|_| None, cancel_after: None };
+    let simulation = Simulation {
+        plan: &plan,
+        limits: LIMITS,
+        cached,
+        remembered,
+        history,
+        past: &|_| None,
+        cancel_after: None,
+    };
     let told = told(&simulation.run(|_| 0).events);
-    assert!(told.ends_with("clay sealed as before\n0 hits, 2 ran, 0 failed\n"), "{told}");
+    assert!(
+        told.ends_with("clay sealed as before\n0 hits, 2 ran, 0 failed\n"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -273,7 +337,13 @@ fn the_longest_road_is_begun_first() {
          after: from=long
          end: from=after,short";
     let plan = fake::plan(text);
-    let took = |ms| Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None };
+    let took = |ms| Before {
+        took: Took {
+            longest_ms: ms,
+            total_ms: ms,
+        },
+        gives: None,
+    };
     let history = History([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
     let limits = Limits { jobs: 1, ..LIMITS };
     let simulation = Simulation {
@@ -299,42 +369,87 @@ fn the_longest_road_is_begun_first() {
             _ => None,
         })
         .collect();
-    assert_eq!(begun, ["long", "after", "short", "end"], "{}", told(&trace.events));
+    assert_eq!(
+        begun,
+        ["long", "after", "short", "end"],
+        "{}",
+        told(&trace.events)
+    );
 }
 
 #[test]
 fn what_failed_is_tried_again_as_often_as_the_plan_says() {
     let trace = simulate(&fake::plan("clay: fail=0 retries=2"), LIMITS, &|_| false);
-    assert_eq!(trace.retried, [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]);
-    assert!(told(&trace.events).ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n"));
+    assert_eq!(
+        trace.retried,
+        [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]
+    );
+    assert!(
+        told(&trace.events).ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n")
+    );
 }
 
 #[test]
 fn a_part_that_fails_now_and_then_succeeds_in_the_end() {
-    let trace = simulate(&fake::plan("clay: flaky=2 retries=2\n pot: from=clay"), LIMITS, &|_| false);
-    assert_eq!(trace.retried, [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]);
-    assert!(told(&trace.events).ends_with("0 hits, 2 ran, 0 failed\n"), "{}", told(&trace.events));
+    let trace = simulate(
+        &fake::plan("clay: flaky=2 retries=2\n pot: from=clay"),
+        LIMITS,
+        &|_| false,
+    );
+    assert_eq!(
+        trace.retried,
+        [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]
+    );
+    assert!(
+        told(&trace.events).ends_with("0 hits, 2 ran, 0 failed\n"),
+        "{}",
+        told(&trace.events)
+    );
     let trace = simulate(&fake::plan("clay: flaky=3 retries=2"), LIMITS, &|_| false);
     assert!(told(&trace.events).ends_with("clay/0 failed: test::flaky\n0 hits, 0 ran, 1 failed\n"));
 }
 
-/// Builds a part that asks for 60 of 100 B, and took `peak` when it ran last; yields whether it runs.
+/// Builds a part that asks for 60 of 100 B, and took `peak` when it ran last; yields whether it
+/// runs.
 fn runs_after(peak: u64, text: &str) -> bool {
     let plan = fake::plan(text);
-    let past = &|_: &Task| Some(Past { took_ms: 7, peak_memory_bytes: Some(peak) });
+    let past = &|_: &Task| {
+        Some(Past {
+            took_ms: 7,
+            peak_memory_bytes: Some(peak),
+        })
+    };
     let (cached, remembered) = (&|_: &Task| false, &|_: &str| false);
     let history = History::default();
-    let simulation = Simulation { plan: &plan, limits: LIMITS, cached, remembered, history, past, cancel_after: None };
+    let simulation = Simulation {
+        plan: &plan,
+        limits: LIMITS,
+        cached,
+        remembered,
+        history,
+        past,
+        cancel_after: None,
+    };
     !simulation.run(|_| 0).runs.is_empty()
 }
 
 #[test]
 fn what_a_part_took_when_it_ran_counts_more_than_what_it_asks_for() {
     for (peak, runs) in [(10, true), (95, true), (100, true), (101, false)] {
-        assert_eq!(runs_after(peak, "clay: memory=60 process=1"), runs, "{peak} of 100 B");
+        assert_eq!(
+            runs_after(peak, "clay: memory=60 process=1"),
+            runs,
+            "{peak} of 100 B"
+        );
     }
-    assert!(runs_after(50, "clay: memory=1000 process=1"), "it asks for more than it took");
-    assert!(runs_after(101, "clay: memory=60"), "what shares a process was not measured alone");
+    assert!(
+        runs_after(50, "clay: memory=1000 process=1"),
+        "it asks for more than it took"
+    );
+    assert!(
+        runs_after(101, "clay: memory=60"),
+        "what shares a process was not measured alone"
+    );
 }
 
 #[test]
@@ -345,9 +460,20 @@ fn to_keep_going_is_to_build_all_that_does_not_need_what_failed() {
          pot: from=other
          shelf: from=bad,pot",
     );
-    let trace = simulate(&plan, Limits { keep_going: true, ..LIMITS }, &|_| false);
+    let trace = simulate(
+        &plan,
+        Limits {
+            keep_going: true,
+            ..LIMITS
+        },
+        &|_| false,
+    );
     assert_eq!(trace.sealed, expected(&plan));
-    assert!(told(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"), "{}", told(&trace.events));
+    assert!(
+        told(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"),
+        "{}",
+        told(&trace.events)
+    );
 }
 
 proptest! {

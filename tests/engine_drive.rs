@@ -30,7 +30,8 @@ struct Wheel<'a>(&'a Memory);
 impl Executor for Wheel<'_> {
     fn run(&self, action: &Action, _: &Demand, watch: &dyn Watch) -> Result<Ran> {
         watch.progress(1, 2, "turns");
-        if let (Some(file), Some(_)) = (action.params["file"].as_str(), action.params.get("write")) {
+        if let (Some(file), Some(_)) = (action.params["file"].as_str(), action.params.get("write"))
+        {
             std::fs::write(file, "grey, written by the part").unwrap();
         }
         while action.params.get("slow").is_some() && !watch.cancelled() {
@@ -43,7 +44,10 @@ impl Executor for Wheel<'_> {
         let mut sink = self.0.create()?;
         sink.write_all(action.canonical_text().as_bytes()).unwrap();
         sink.finish()?;
-        Ok(Ran { outputs, peak_memory_bytes: None })
+        Ok(Ran {
+            outputs,
+            peak_memory_bytes: None,
+        })
     }
 }
 
@@ -66,7 +70,14 @@ impl Yard {
     fn new() -> Yard {
         let record = Record::default();
         let (store, stages, cancel) = (Memory::default(), fake::registry(), AtomicBool::new(false));
-        Yard { store, record, stages, jobs: 2, remembers: false, cancel }
+        Yard {
+            store,
+            record,
+            stages,
+            jobs: 2,
+            remembers: false,
+            cancel,
+        }
     }
 
     fn build(&mut self, text: &str) -> (Built, Vec<Event>) {
@@ -82,15 +93,25 @@ impl Yard {
             stages: &self.stages,
             blobs,
             actions: &self.store,
-            memory: self.remembers.then(|| kiln::engine::Memory { notes: &self.store, program: hash_bytes(b"this") }),
+            memory: self.remembers.then(|| kiln::engine::Memory {
+                notes: &self.store,
+                program: hash_bytes(b"this"),
+            }),
             notes: &self.store,
             executor: &Wheel(&self.store),
             last: &self.record,
-            limits: Limits { jobs: self.jobs, memory_bytes: 1 << 20, keep_going: false },
+            limits: Limits {
+                jobs: self.jobs,
+                memory_bytes: 1 << 20,
+                keep_going: false,
+            },
             completed: &|_, _| (),
             cancel: &self.cancel,
         };
-        let mut ear = Ear { heard: vec![], cancel: &self.cancel };
+        let mut ear = Ear {
+            heard: vec![],
+            cancel: &self.cancel,
+        };
         let built = build.run(&mut ear);
         self.record.merge(&built).unwrap();
         (built, ear.heard)
@@ -100,9 +121,13 @@ impl Yard {
 /// Which parts start, and why.
 fn started(events: &[Event]) -> Vec<String> {
     let line = |event: &Event| match event {
-        Event::Started { part, why } => {
-            Some(format!("{part}: {}", why.iter().map(Why::to_string).collect::<Vec<_>>().join("; ")))
-        }
+        Event::Started { part, why } => Some(format!(
+            "{part}: {}",
+            why.iter()
+                .map(Why::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        )),
         _ => None,
     };
     let mut lines: Vec<String> = events.iter().filter_map(line).collect();
@@ -137,7 +162,10 @@ fn one_changed_parameter_reruns_what_follows_and_says_why() {
     yard.build(POTS);
     let (_, events) = yard.build(&POTS.replace("blue", "green"));
     let started = started(&events);
-    let begins: Vec<&str> = started.iter().map(|line| line.split(" b3:").next().unwrap()).collect();
+    let begins: Vec<&str> = started
+        .iter()
+        .map(|line| line.split(" b3:").next().unwrap())
+        .collect();
     assert_eq!(
         begins,
         [
@@ -148,7 +176,11 @@ fn one_changed_parameter_reruns_what_follows_and_says_why() {
         ]
     );
     let (_, events) = yard.build(POTS);
-    assert_eq!(end(&events), "7 hits, 0 ran, 0 failed\n", "the old results are still there");
+    assert_eq!(
+        end(&events),
+        "7 hits, 0 ran, 0 failed\n",
+        "the old results are still there"
+    );
 }
 
 #[test]
@@ -156,15 +188,27 @@ fn a_result_whose_blob_is_gone_is_no_hit() {
     let mut yard = Yard::new();
     yard.build("clay:");
     let (_, events) = yard.build_with("clay:", &Memory::default());
-    let [started] = &started(&events)[..] else { panic!("one part starts") };
-    assert!(started.starts_with("clay/0: gone from the cache: b3:"), "{started}");
+    let [started] = &started(&events)[..] else {
+        panic!("one part starts")
+    };
+    assert!(
+        started.starts_with("clay/0: gone from the cache: b3:"),
+        "{started}"
+    );
 }
 
 #[test]
 fn a_panic_is_a_problem_of_its_stage() {
-    for (text, code) in [("bad: panic=expand", "bad failed"), ("bad: panic=run", "bad/0 failed")] {
+    for (text, code) in [
+        ("bad: panic=expand", "bad failed"),
+        ("bad: panic=run", "bad/0 failed"),
+    ] {
         let (_, events) = Yard::new().build(text);
-        assert!(told(&events).contains(&format!("{code}: kiln::engine::panicked\n")), "{}", told(&events));
+        assert!(
+            told(&events).contains(&format!("{code}: kiln::engine::panicked\n")),
+            "{}",
+            told(&events)
+        );
     }
 }
 
@@ -205,7 +249,10 @@ fn a_dry_run_tells_and_keeps_nothing() {
 fn a_record_survives_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let open = || Record::open(folder.path(), "test").unwrap();
-    let part = PartId { stage: "pot".into(), part: "1".into() };
+    let part = PartId {
+        stage: "pot".into(),
+        part: "1".into(),
+    };
     assert_eq!(open().key(&part), None);
     let mut yard = Yard::new();
     yard.record = open();
@@ -213,7 +260,10 @@ fn a_record_survives_its_file() {
     yard.record.write().unwrap();
     let mut record = open();
     assert!(!record.merge(&built).unwrap(), "no news");
-    assert_eq!(record.key(&part), Some(built.sealed[&StageId("pot".into())].whole().unwrap().parts[1].1));
+    assert_eq!(
+        record.key(&part),
+        Some(built.sealed[&StageId("pot".into())].whole().unwrap().parts[1].1)
+    );
     assert_eq!(record.history().0.len(), 4);
     std::fs::write(folder.path().join("last/test.json"), "{").unwrap();
     assert_eq!(open().key(&part), None);
@@ -226,11 +276,26 @@ fn what_was_complete_is_recalled_until_anything_differs() {
     yard.remembers = true;
     yard.build(POTS);
     let (_, events) = yard.build(POTS);
-    let unchanged = events.iter().filter(|event| matches!(event, Event::Unchanged { .. })).count();
-    assert_eq!((unchanged, end(&events).as_str()), (4, "7 hits, 0 ran, 0 failed\n"));
+    let unchanged = events
+        .iter()
+        .filter(|event| matches!(event, Event::Unchanged { .. }))
+        .count();
+    assert_eq!(
+        (unchanged, end(&events).as_str()),
+        (4, "7 hits, 0 ran, 0 failed\n")
+    );
     let (_, events) = yard.build(&POTS.replace("blue", "green"));
-    let unchanged: Vec<&Event> = events.iter().filter(|event| matches!(event, Event::Unchanged { .. })).collect();
-    assert_eq!(unchanged, [&Event::Unchanged { stage: "clay".into(), parts: 3 }]);
+    let unchanged: Vec<&Event> = events
+        .iter()
+        .filter(|event| matches!(event, Event::Unchanged { .. }))
+        .collect();
+    assert_eq!(
+        unchanged,
+        [&Event::Unchanged {
+            stage: "clay".into(),
+            parts: 3
+        }]
+    );
     assert_eq!(started(&events).len(), 4);
     // A blob that is gone is missed, and what made it is expanded.
     let (_, events) = yard.build_with("clay:", &Memory::default());
@@ -254,9 +319,18 @@ fn a_part_that_fails_once_is_tried_again_after_a_while() {
     let mut yard = Yard::new();
     let begun = Instant::now();
     let (_, events) = yard.build("pot: slow=1 timeout=30 retries=1");
-    let retried = events.iter().filter(|event| matches!(event, Event::Retried { attempt: 1, .. })).count();
-    assert_eq!((retried, end(&events).as_str()), (1, "0 hits, 0 ran, 1 failed\n"));
-    assert!(begun.elapsed() >= Duration::from_secs(1), "it waits for what may pass");
+    let retried = events
+        .iter()
+        .filter(|event| matches!(event, Event::Retried { attempt: 1, .. }))
+        .count();
+    assert_eq!(
+        (retried, end(&events).as_str()),
+        (1, "0 hits, 0 ran, 1 failed\n")
+    );
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "it waits for what may pass"
+    );
 }
 
 #[test]
@@ -269,9 +343,9 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
     std::fs::write(&path, "grey").unwrap();
     let (built, events) = yard.build(&plan);
     assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
-    assert!(
-        events.iter().any(|e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed"))
-    );
+    assert!(events.iter().any(
+        |e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed")
+    ));
     assert!(yard.store.get(&built.parts[0].task.key).unwrap().is_none());
     // Written again with the same bytes, it is the same.
     let (_, events) = yard.build(&plan);
@@ -282,7 +356,10 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
     std::fs::write(&path, "red").unwrap();
     let (_, events) = yard.build(&plan.replace("write=1", ""));
     let started = started(&events);
-    assert!(started[0].starts_with("clay/0: digest: \"b3:"), "{started:?}");
+    assert!(
+        started[0].starts_with("clay/0: digest: \"b3:"),
+        "{started:?}"
+    );
 }
 
 #[test]
@@ -290,10 +367,21 @@ fn a_part_of_a_plan_is_what_is_wanted_and_what_that_needs() {
     let names = |wanted: &[&str]| {
         let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
         let plan = select(fake::plan(POTS), &wanted)?;
-        Ok::<_, Problem>(plan.stages.into_iter().map(|s| (s.id.0, s.keep)).collect::<Vec<_>>())
+        Ok::<_, Problem>(
+            plan.stages
+                .into_iter()
+                .map(|s| (s.id.0, s.keep))
+                .collect::<Vec<_>>(),
+        )
     };
-    assert_eq!(names(&["glaze"]).unwrap(), [("glaze".to_string(), Keep::All)]);
+    assert_eq!(
+        names(&["glaze"]).unwrap(),
+        [("glaze".to_string(), Keep::All)]
+    );
     assert_eq!(names(&["pot", "clay"]).unwrap().len(), 3);
     assert_eq!(names(&[]).unwrap().len(), 4);
-    assert_eq!(names(&["bowl"]).unwrap_err().code, "kiln::call::unknown_stage");
+    assert_eq!(
+        names(&["bowl"]).unwrap_err().code,
+        "kiln::call::unknown_stage"
+    );
 }

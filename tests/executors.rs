@@ -1,4 +1,5 @@
-//! The contract of executors, run on a thread and in a child process; then what only a child can suffer.
+//! The contract of executors, run on a thread and in a child process; then what only a child can
+//! suffer.
 //!
 //! The child is this very test binary: `child` below is what `kiln work` is to kiln.
 
@@ -15,8 +16,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use kiln::action::{
-    Action, Demand, Ingredient, Inputs, Isolation, Job, Outputs, ParamProblem, Part, PartName, Registry, Stage,
-    StageSpec, Window, WorkOrder,
+    Action, Demand, Ingredient, Inputs, Isolation, Job, Outputs, ParamProblem, Part, PartName,
+    Registry, Stage, StageSpec, Window, WorkOrder,
 };
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::execute::{Executor, Local, Ran, Watch, leash, work};
@@ -69,7 +70,10 @@ impl Stage for Puppet {
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
             "lie" => {
-                let part = Part { content: hash_bytes(b"never put").into(), facts: CanonJson::default() };
+                let part = Part {
+                    content: hash_bytes(b"never put").into(),
+                    facts: CanonJson::default(),
+                };
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
             "fail" => return Err(Problem::new("kiln::puppet", "refused").help("ask nicely")),
@@ -84,13 +88,18 @@ impl Stage for Puppet {
                 return Err(Problem::new("kiln::puppet", "the line went dead"));
             }
             "resume" => {
-                let half = fs::read(job.partial("https://host/file")?.join("half")).unwrap_or_default();
+                let half =
+                    fs::read(job.partial("https://host/file")?.join("half")).unwrap_or_default();
                 let part = job.write(&half, CanonJson::default())?;
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
             "linger" => {
                 let helper = Command::new("sleep").arg("1000").spawn().unwrap();
-                fs::write(argument(), format!("{} {}", std::process::id(), helper.id())).unwrap();
+                fs::write(
+                    argument(),
+                    format!("{} {}", std::process::id(), helper.id()),
+                )
+                .unwrap();
                 job.progress(1, 0, "naps");
                 sleep(Duration::from_secs(1000));
             }
@@ -105,7 +114,11 @@ fn stages() -> Registry {
 }
 
 fn action(what: &str, argument: &str) -> Action {
-    let file = Ingredient { digest: hash_bytes(b"clay"), window: None, facts: CanonJson::default() };
+    let file = Ingredient {
+        digest: hash_bytes(b"clay"),
+        window: None,
+        facts: CanonJson::default(),
+    };
     Action {
         stage: "puppet".into(),
         version: 3,
@@ -126,7 +139,8 @@ struct Onlooker {
 impl Watch for Onlooker {
     fn progress(&self, done: u64, total: u64, unit: &str) {
         self.seen.lock().unwrap().push((done, total, unit.into()));
-        self.cancelled.store(self.cancel_on_progress, Ordering::SeqCst);
+        self.cancelled
+            .store(self.cancel_on_progress, Ordering::SeqCst);
     }
 
     fn cancelled(&self) -> bool {
@@ -154,16 +168,30 @@ impl Bench {
 
     fn run(&self, isolation: Isolation, action: &Action, watch: &Onlooker) -> Result<Ran> {
         let program = self.program();
-        let demand = Demand { isolation, ..Demand::default() };
-        Local { store: &self.store, stages: &stages(), program }.run(action, &demand, watch)
+        let demand = Demand {
+            isolation,
+            ..Demand::default()
+        };
+        Local {
+            store: &self.store,
+            stages: &stages(),
+            program,
+        }
+        .run(action, &demand, watch)
     }
 
     fn problem(&self, isolation: Isolation, what: &str) -> Problem {
-        self.run(isolation, &action(what, ""), &Onlooker::default()).err().unwrap()
+        self.run(isolation, &action(what, ""), &Onlooker::default())
+            .err()
+            .unwrap()
     }
 
     fn output(&self, ran: &Ran) -> Vec<u8> {
-        self.store.open(&ran.outputs["out"].content.digest).unwrap().unwrap().to_vec()
+        self.store
+            .open(&ran.outputs["out"].content.digest)
+            .unwrap()
+            .unwrap()
+            .to_vec()
     }
 
     /// A program whose `work` runs the test `child` of this binary.
@@ -171,11 +199,19 @@ impl Bench {
         let path = self.folder.path().join("kiln");
         if !path.exists() {
             let this = std::env::current_exe().unwrap();
-            let text = format!("#!/bin/sh\nexport CHILD=\"$*\"\nexec {} --exact child --nocapture\n", this.display());
-            // Written by another process: a child that some test is just forking off would hold the file open for
-            // writing a moment longer than this process does, and what is open for writing cannot be started.
+            let text = format!(
+                "#!/bin/sh\nexport CHILD=\"$*\"\nexec {} --exact child --nocapture\n",
+                this.display()
+            );
+            // Written by another process: a child that some test is just forking off would hold the
+            // file open for writing a moment longer than this process does, and what is
+            // open for writing cannot be started.
             let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
-            let written = Command::new("sh").args(["-c", write, "sh", &text]).arg(&path).status().unwrap();
+            let written = Command::new("sh")
+                .args(["-c", write, "sh", &text])
+                .arg(&path)
+                .status()
+                .unwrap();
             assert!(written.success());
         }
         path
@@ -185,13 +221,31 @@ impl Bench {
 /// Not a test: the other side of `program`.
 #[test]
 fn child() {
-    let Ok(call) = std::env::var("CHILD") else { return };
+    let Ok(call) = std::env::var("CHILD") else {
+        return;
+    };
     let words: Vec<&str> = call.split(' ').collect();
-    let ["work", order, "--cache", cache, "--result", result, "--parent", parent] = words[..] else {
+    let [
+        "work",
+        order,
+        "--cache",
+        cache,
+        "--result",
+        result,
+        "--parent",
+        parent,
+    ] = words[..]
+    else {
         panic!("unexpected call: {call}")
     };
     leash(parent.parse().unwrap()).unwrap();
-    work(Path::new(cache), &stages(), Path::new(order), Path::new(result)).unwrap();
+    work(
+        Path::new(cache),
+        &stages(),
+        Path::new(order),
+        Path::new(result),
+    )
+    .unwrap();
     std::process::exit(0);
 }
 
@@ -199,13 +253,18 @@ fn child() {
 fn outputs_and_progress_come_back() {
     for isolation in BOTH {
         let (bench, watch) = (Bench::new(), Onlooker::default());
-        let ran = bench.run(isolation, &action("reverse", ""), &watch).unwrap();
+        let ran = bench
+            .run(isolation, &action("reverse", ""), &watch)
+            .unwrap();
         assert_eq!(bench.output(&ran), b"yalc");
         assert_eq!(ran.outputs["out"].facts.to_string(), r#"{"reversed":true}"#);
         let seen = watch.seen.into_inner().unwrap();
         assert_eq!(seen.first(), Some(&(1, 2, "B".into())));
         assert_eq!(seen.last(), Some(&(2, 2, "B".into())));
-        assert_eq!(ran.peak_memory_bytes.is_some_and(|peak| peak > 1 << 20), isolation == Isolation::Process);
+        assert_eq!(
+            ran.peak_memory_bytes.is_some_and(|peak| peak > 1 << 20),
+            isolation == Isolation::Process
+        );
     }
 }
 
@@ -213,7 +272,10 @@ fn outputs_and_progress_come_back() {
 fn a_problem_comes_back_whole() {
     for isolation in BOTH {
         let problem = Bench::new().problem(isolation, "fail");
-        assert_eq!(problem, Problem::new("kiln::puppet", "refused").help("ask nicely"));
+        assert_eq!(
+            problem,
+            Problem::new("kiln::puppet", "refused").help("ask nicely")
+        );
     }
 }
 
@@ -222,19 +284,34 @@ fn a_window_is_read_as_if_it_were_a_file() {
     for isolation in BOTH {
         let bench = Bench::new();
         let mut action = action("copy by path", "");
-        let window = Some(Window { blob: hash_bytes(b"clay"), offset: 1 });
+        let window = Some(Window {
+            blob: hash_bytes(b"clay"),
+            offset: 1,
+        });
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"la");
         action.inputs.get_mut("clay").unwrap().window = window;
         let ran = bench.run(isolation, &action, &Onlooker::default()).unwrap();
         assert_eq!(bench.output(&ran), b"la");
 
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"al");
-        let problem = bench.run(isolation, &action, &Onlooker::default()).err().unwrap();
-        assert_eq!(problem.code, "kiln::store::window", "other bytes than it says");
+        let problem = bench
+            .run(isolation, &action, &Onlooker::default())
+            .err()
+            .unwrap();
+        assert_eq!(
+            problem.code, "kiln::store::window",
+            "other bytes than it says"
+        );
 
-        let past_the_end = Some(Window { blob: hash_bytes(b"clay"), offset: u64::MAX });
+        let past_the_end = Some(Window {
+            blob: hash_bytes(b"clay"),
+            offset: u64::MAX,
+        });
         action.inputs.get_mut("clay").unwrap().window = past_the_end;
-        let problem = bench.run(isolation, &action, &Onlooker::default()).err().unwrap();
+        let problem = bench
+            .run(isolation, &action, &Onlooker::default())
+            .err()
+            .unwrap();
         assert_eq!(problem.code, "kiln::store::window");
     }
 }
@@ -243,10 +320,34 @@ fn a_window_is_read_as_if_it_were_a_file() {
 fn what_cannot_run_is_refused() {
     for isolation in BOTH {
         let bench = Bench::new();
-        let code = |action: &Action| bench.run(isolation, action, &Onlooker::default()).err().unwrap().code;
-        assert_eq!(code(&Action { stage: "juggle".into(), ..action("fail", "") }), "kiln::execute::unknown_stage");
-        assert_eq!(code(&Action { version: 2, ..action("fail", "") }), "kiln::execute::stage_version");
-        assert_eq!(code(&Action { inputs: BTreeMap::new(), ..action("reverse", "") }), "kiln::input_missing");
+        let code = |action: &Action| {
+            bench
+                .run(isolation, action, &Onlooker::default())
+                .err()
+                .unwrap()
+                .code
+        };
+        assert_eq!(
+            code(&Action {
+                stage: "juggle".into(),
+                ..action("fail", "")
+            }),
+            "kiln::execute::unknown_stage"
+        );
+        assert_eq!(
+            code(&Action {
+                version: 2,
+                ..action("fail", "")
+            }),
+            "kiln::execute::stage_version"
+        );
+        assert_eq!(
+            code(&Action {
+                inputs: BTreeMap::new(),
+                ..action("reverse", "")
+            }),
+            "kiln::input_missing"
+        );
         assert_eq!(code(&action("lie", "")), "kiln::execute::output_missing");
         let mut gone = action("reverse", "");
         gone.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"glaze");
@@ -259,9 +360,13 @@ fn half_finished_work_waits_for_the_next_attempt() {
     for isolation in BOTH {
         let bench = Bench::new();
         bench.problem(isolation, "download, then fail");
-        let ran = bench.run(isolation, &action("resume", ""), &Onlooker::default()).unwrap();
+        let ran = bench
+            .run(isolation, &action("resume", ""), &Onlooker::default())
+            .unwrap();
         assert_eq!(bench.output(&ran), b"ha");
-        let ran = bench.run(isolation, &action("resume", ""), &Onlooker::default()).unwrap();
+        let ran = bench
+            .run(isolation, &action("resume", ""), &Onlooker::default())
+            .unwrap();
         assert_eq!(bench.output(&ran), b"", "success has cleared it");
     }
 }
@@ -270,10 +375,14 @@ fn half_finished_work_waits_for_the_next_attempt() {
 fn an_attempt_leaves_nothing_in_the_cache() {
     for isolation in BOTH {
         let bench = Bench::new();
-        bench.run(isolation, &action("reverse", ""), &Onlooker::default()).unwrap();
+        bench
+            .run(isolation, &action("reverse", ""), &Onlooker::default())
+            .unwrap();
         bench.problem(isolation, "fail");
-        let own: Vec<PathBuf> =
-            fs::read_dir(bench.store.root().join("tmp")).unwrap().map(|e| e.unwrap().path()).collect();
+        let own: Vec<PathBuf> = fs::read_dir(bench.store.root().join("tmp"))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         assert_eq!(own.len(), 1);
         assert_eq!(fs::read_dir(&own[0]).unwrap().count(), 0);
     }
@@ -283,7 +392,12 @@ fn an_attempt_leaves_nothing_in_the_cache() {
 fn a_crash_says_what_and_where_and_its_last_words() {
     let problem = Bench::new().problem(Isolation::Process, "abort");
     assert_eq!(problem.code, "kiln::execute::crashed");
-    assert!(problem.message.contains("`puppet` died: signal: 6 (SIGABRT)"), "{problem}");
+    assert!(
+        problem
+            .message
+            .contains("`puppet` died: signal: 6 (SIGABRT)"),
+        "{problem}"
+    );
     assert!(problem.causes[0].ends_with("noise last words"), "{problem}");
     assert!(problem.causes[0].len() < 4200, "only the tail is shown");
 
@@ -297,9 +411,19 @@ fn a_crash_says_what_and_where_and_its_last_words() {
 #[test]
 fn a_program_that_is_not_there_is_a_problem() {
     let bench = Bench::new();
-    let local = Local { store: &bench.store, stages: &stages(), program: "/nowhere/kiln".into() };
-    let demand = Demand { isolation: Isolation::Process, ..Demand::default() };
-    let problem = local.run(&action("reverse", ""), &demand, &Onlooker::default()).err().unwrap();
+    let local = Local {
+        store: &bench.store,
+        stages: &stages(),
+        program: "/nowhere/kiln".into(),
+    };
+    let demand = Demand {
+        isolation: Isolation::Process,
+        ..Demand::default()
+    };
+    let problem = local
+        .run(&action("reverse", ""), &demand, &Onlooker::default())
+        .err()
+        .unwrap();
     assert_eq!(problem.code, "kiln::execute::spawn");
 }
 
@@ -307,8 +431,18 @@ fn a_program_that_is_not_there_is_a_problem() {
 fn cancelling_ends_the_child_and_what_it_started() {
     let bench = Bench::new();
     let pids = bench.folder.path().join("pids");
-    let watch = Onlooker { cancel_on_progress: true, ..Onlooker::default() };
-    let problem = bench.run(Isolation::Process, &action("linger", pids.to_str().unwrap()), &watch).err().unwrap();
+    let watch = Onlooker {
+        cancel_on_progress: true,
+        ..Onlooker::default()
+    };
+    let problem = bench
+        .run(
+            Isolation::Process,
+            &action("linger", pids.to_str().unwrap()),
+            &watch,
+        )
+        .err()
+        .unwrap();
     assert_eq!(problem.code, "kiln::cancelled");
     for pid in fs::read_to_string(&pids).unwrap().split(' ') {
         wait_until("it should be gone", || !is_alive(pid));
@@ -318,12 +452,25 @@ fn cancelling_ends_the_child_and_what_it_started() {
 /// Not a test: an engine that the next test kills.
 #[test]
 fn engine() {
-    let Ok(folder) = std::env::var("FOLDER").map(PathBuf::from) else { return };
+    let Ok(folder) = std::env::var("FOLDER").map(PathBuf::from) else {
+        return;
+    };
     let store = Disk::open(&folder.join("cache")).unwrap();
-    let demand = Demand { isolation: Isolation::Process, ..Demand::default() };
-    let local = Local { store: &store, stages: &stages(), program: folder.join("kiln") };
+    let demand = Demand {
+        isolation: Isolation::Process,
+        ..Demand::default()
+    };
+    let local = Local {
+        store: &store,
+        stages: &stages(),
+        program: folder.join("kiln"),
+    };
     let pids = folder.join("pids");
-    let _ = local.run(&action("linger", pids.to_str().unwrap()), &demand, &Onlooker::default());
+    let _ = local.run(
+        &action("linger", pids.to_str().unwrap()),
+        &demand,
+        &Onlooker::default(),
+    );
 }
 
 #[test]
@@ -338,7 +485,9 @@ fn a_child_does_not_outlive_a_killed_engine() {
         .spawn()
         .unwrap();
     let pids = bench.folder.path().join("pids");
-    wait_until("the child should start", || pids.exists() && !fs::read_to_string(&pids).unwrap().is_empty());
+    wait_until("the child should start", || {
+        pids.exists() && !fs::read_to_string(&pids).unwrap().is_empty()
+    });
     let pids = fs::read_to_string(&pids).unwrap();
     let (child, helper) = pids.split_once(' ').unwrap();
     assert!(is_alive(child));
@@ -350,5 +499,9 @@ fn a_child_does_not_outlive_a_killed_engine() {
 
     let tmp = bench.store.root().join("tmp");
     drop(Disk::open(bench.store.root()).unwrap().scratch().unwrap());
-    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 1, "only this test's own folder is left");
+    assert_eq!(
+        fs::read_dir(&tmp).unwrap().count(),
+        1,
+        "only this test's own folder is left"
+    );
 }

@@ -1,5 +1,6 @@
-//! A build over a store that fails at its n-th operation, for every n: it gives the right manifests or a problem that
-//! names what happened, and the next build over the same store goes on as if nothing had been.
+//! A build over a store that fails at its n-th operation, for every n: it gives the right manifests
+//! or a problem that names what happened, and the next build over the same store goes on as if
+//! nothing had been.
 
 mod support;
 
@@ -30,14 +31,27 @@ struct Wheel<'a>(&'a dyn BlobStore);
 impl Executor for Wheel<'_> {
     fn run(&self, action: &Action, _: &Demand, _: &dyn Watch) -> Result<Ran> {
         for input in action.inputs.values() {
-            let gone = || Problem::new("kiln::store::gone", format!("the blob {} is gone", input.digest));
+            let gone = || {
+                Problem::new(
+                    "kiln::store::gone",
+                    format!("the blob {} is gone", input.digest),
+                )
+            };
             let blob = self.0.open(&input.digest)?.ok_or_else(gone)?;
-            assert_eq!(hash_bytes(&blob), input.digest, "no other bytes are ever handed out");
+            assert_eq!(
+                hash_bytes(&blob),
+                input.digest,
+                "no other bytes are ever handed out"
+            );
         }
         let mut sink = self.0.create()?;
-        sink.write_all(action.canonical_text().as_bytes()).context("kiln::io", || "write a blob".into())?;
+        sink.write_all(action.canonical_text().as_bytes())
+            .context("kiln::io", || "write a blob".into())?;
         sink.finish()?;
-        Ok(Ran { outputs: fake::outputs(action)?, peak_memory_bytes: None })
+        Ok(Ran {
+            outputs: fake::outputs(action)?,
+            peak_memory_bytes: None,
+        })
     }
 }
 
@@ -58,11 +72,18 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
         stages: &fake::registry(),
         blobs: store,
         actions: store,
-        memory: Some(kiln::engine::Memory { notes: store, program: hash_bytes(b"this") }),
+        memory: Some(kiln::engine::Memory {
+            notes: store,
+            program: hash_bytes(b"this"),
+        }),
         notes: store,
         executor: &Wheel(store),
         last: &Record::default(),
-        limits: Limits { jobs, memory_bytes: 1 << 20, keep_going: false },
+        limits: Limits {
+            jobs,
+            memory_bytes: 1 << 20,
+            keep_going: false,
+        },
         completed: &|_, _| (),
         cancel: &AtomicBool::new(false),
     };
@@ -75,7 +96,10 @@ fn assert_right(expected: &Built, built: &Built, store: &dyn Store, must_be_whol
     for (stage, sealed) in &built.sealed {
         assert_eq!(sealed.gives(), expected.sealed[stage].gives(), "{stage}");
         for part in sealed.whole().unwrap().manifest.parts.values() {
-            let blob = store.open(&part.content.digest).unwrap().expect("what a stage gave is there");
+            let blob = store
+                .open(&part.content.digest)
+                .unwrap()
+                .expect("what a stage gave is there");
             assert_eq!(hash_bytes(&blob), part.content.digest);
         }
     }
@@ -87,13 +111,17 @@ fn assert_named(problems: &[Problem], fault: Fault) {
         let says = |text: &str| problem.to_string().contains(text);
         match fault {
             Fault::Error => assert!(says(TIRED), "{problem}"),
-            Fault::Full => assert!(says(FULL) && problem.help.as_ref().unwrap().contains("cache gc"), "{problem}"),
+            Fault::Full => assert!(
+                says(FULL) && problem.help.as_ref().unwrap().contains("cache gc"),
+                "{problem}"
+            ),
             Fault::Vanish => assert_eq!(problem.code, "kiln::store::gone", "{problem}"),
         }
     }
 }
 
-/// Lets each operation of a build go wrong, over a store that `make` makes and that has seen a build of `before`.
+/// Lets each operation of a build go wrong, over a store that `make` makes and that has seen a
+/// build of `before`.
 fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
     let folder = tempfile::tempdir().unwrap();
     let glaze = folder.path().join("glaze");
@@ -106,13 +134,19 @@ fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
         let (mut failed, mut survived) = (0, 0);
         for at in 1.. {
             let store = make(&folder.path().join(format!("{fault:?}-{at}")));
-            before.iter().for_each(|before| assert_eq!(build(before, &store, jobs).1, []));
+            before
+                .iter()
+                .for_each(|before| assert_eq!(build(before, &store, jobs).1, []));
             let faulty = Faulty::new(&store, fault, at);
             let (built, problems) = build(&plan, &faulty, jobs);
             assert_named(&problems, fault);
             assert_right(&expected, &built, &store, problems.is_empty());
             let (again, problems_again) = build(&plan, &store, jobs);
-            assert_eq!(problems_again, [], "{fault:?} at {at}: a failure is never kept");
+            assert_eq!(
+                problems_again,
+                [],
+                "{fault:?} at {at}: a failure is never kept"
+            );
             assert_right(&expected, &again, &store, true);
             failed += usize::from(!problems.is_empty());
             survived += usize::from(problems.is_empty() && faulty.struck() > 0);
@@ -120,7 +154,10 @@ fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
                 break;
             }
         }
-        assert!(failed + survived > 5, "{fault:?} struck {failed} + {survived} builds");
+        assert!(
+            failed + survived > 5,
+            "{fault:?} struck {failed} + {survived} builds"
+        );
     }
 }
 

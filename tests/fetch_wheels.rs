@@ -13,7 +13,9 @@ use zip::write::SimpleFileOptions;
 fn wheel(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut writer = zip::ZipWriter::new(Cursor::new(vec![]));
     for (name, bytes) in members {
-        writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+        writer
+            .start_file(*name, SimpleFileOptions::default())
+            .unwrap();
         writer.write_all(bytes).unwrap();
     }
     writer.finish().unwrap().into_inner()
@@ -21,7 +23,10 @@ fn wheel(members: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// Where the central directory's record of the first member begins.
 fn directory(wheel: &[u8]) -> usize {
-    wheel.windows(4).position(|magic| magic == b"PK\x01\x02").unwrap()
+    wheel
+        .windows(4)
+        .position(|magic| magic == b"PK\x01\x02")
+        .unwrap()
 }
 
 /// Puts `new` for every `old`, which is as long.
@@ -36,9 +41,15 @@ fn replace(wheel: &mut [u8], old: &[u8], new: &[u8]) {
 
 fn unpack(wheel: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let kitchen = Kitchen::new();
-    let url = format!("file:{}", kitchen.file("clay-1-py3-none-any.whl", wheel).display());
+    let url = format!(
+        "file:{}",
+        kitchen.file("clay-1-py3-none-any.whl", wheel).display()
+    );
     let outputs = kitchen.run(json!({"url": url, "sha256": sha256(wheel), "unpack": true}))?;
-    Ok(outputs.iter().map(|(name, part)| (name.to_string(), kitchen.folder.bytes(part).to_vec())).collect())
+    Ok(outputs
+        .iter()
+        .map(|(name, part)| (name.to_string(), kitchen.folder.bytes(part).to_vec()))
+        .collect())
 }
 
 fn refusal(wheel: &[u8]) -> String {
@@ -49,9 +60,15 @@ fn refusal(wheel: &[u8]) -> String {
 
 #[test]
 fn shared_libraries_come_out_under_their_own_names() {
-    let wheel =
-        wheel(&[("clay/__init__.py", b"py"), ("clay/libclay.so", b"one"), ("clay.libs/libkiln.so.1.2", b"two")]);
-    let expected = vec![("libclay.so".to_string(), b"one".to_vec()), ("libkiln.so.1.2".to_string(), b"two".to_vec())];
+    let wheel = wheel(&[
+        ("clay/__init__.py", b"py"),
+        ("clay/libclay.so", b"one"),
+        ("clay.libs/libkiln.so.1.2", b"two"),
+    ]);
+    let expected = vec![
+        ("libclay.so".to_string(), b"one".to_vec()),
+        ("libkiln.so.1.2".to_string(), b"two".to_vec()),
+    ];
     assert_eq!(unpack(&wheel).unwrap(), expected);
 }
 
@@ -62,14 +79,27 @@ fn a_wheel_without_libraries_is_no_tool() {
 
 #[test]
 fn two_libraries_of_one_name_are_refused() {
-    assert!(refusal(&wheel(&[("a/lib.so", b"one"), ("b/lib.so", b"two")])).contains("two libraries named `lib.so`"));
+    assert!(
+        refusal(&wheel(&[("a/lib.so", b"one"), ("b/lib.so", b"two")]))
+            .contains("two libraries named `lib.so`")
+    );
 }
 
 #[test]
 fn members_cannot_leave_the_wheel() {
-    for name in ["../lib.so", "/lib.so", "a/../../lib.so", "a\\lib.so", "c:lib.so"] {
+    for name in [
+        "../lib.so",
+        "/lib.so",
+        "a/../../lib.so",
+        "a\\lib.so",
+        "c:lib.so",
+    ] {
         let mut hostile = wheel(&[("x".repeat(name.len()).as_str(), b"one")]);
-        replace(&mut hostile, "x".repeat(name.len()).as_bytes(), name.as_bytes());
+        replace(
+            &mut hostile,
+            "x".repeat(name.len()).as_bytes(),
+            name.as_bytes(),
+        );
         assert!(refusal(&hostile).contains("leaves the wheel"), "{name}");
     }
 }
@@ -92,7 +122,9 @@ fn encrypted_members_are_refused() {
 #[test]
 fn symbolic_links_are_refused() {
     let mut writer = zip::ZipWriter::new(Cursor::new(vec![]));
-    writer.add_symlink("a.so", "/etc/passwd", SimpleFileOptions::default()).unwrap();
+    writer
+        .add_symlink("a.so", "/etc/passwd", SimpleFileOptions::default())
+        .unwrap();
     assert!(refusal(&writer.finish().unwrap().into_inner()).contains("symbolic link"));
 }
 
@@ -127,7 +159,12 @@ fn members_cannot_share_their_bytes() {
 #[test]
 fn bytes_that_are_no_wheel_are_refused() {
     let good = wheel(&[("a.so", b"one")]);
-    for hostile in [&b""[..], b"not a zip at all", &good[..good.len() - 5], &good[..good.len() / 2]] {
+    for hostile in [
+        &b""[..],
+        b"not a zip at all",
+        &good[..good.len() - 5],
+        &good[..good.len() / 2],
+    ] {
         refusal(hostile);
     }
 }

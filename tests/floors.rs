@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Room -> the rooms it may use; the floors of `docs/architecture.md`, without neighbours that do not know each other.
+/// Room -> the rooms it may use; the floors of `docs/architecture.md`, without neighbours that do
+/// not know each other.
 const FLOORS: [(&str, &[&str]); 11] = [
     ("base", &[]),
     ("model", &["base"]),
@@ -14,8 +15,17 @@ const FLOORS: [(&str, &[&str]); 11] = [
     ("events", &["action", "base"]),
     ("execute", &["store", "action", "base"]),
     ("stages", &["action", "model", "qnn", "base"]),
-    ("engine", &["plan", "events", "execute", "store", "action", "base"]),
-    ("cli", &["stages", "engine", "plan", "events", "execute", "store", "action", "model", "qnn", "base"]),
+    (
+        "engine",
+        &["plan", "events", "execute", "store", "action", "base"],
+    ),
+    (
+        "cli",
+        &[
+            "stages", "engine", "plan", "events", "execute", "store", "action", "model", "qnn",
+            "base",
+        ],
+    ),
 ];
 
 const MAX_LINES: usize = 450;
@@ -34,20 +44,36 @@ fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push((path.strip_prefix(folder).unwrap().into(), fs::read_to_string(&path).unwrap()));
+                files.push((
+                    path.strip_prefix(folder).unwrap().into(),
+                    fs::read_to_string(&path).unwrap(),
+                ));
             }
         }
     }
     files
 }
 
-/// The rooms that `text` names: `crate::ROOM`, `kiln::ROOM`, and each of `crate::{ROOM::..., ROOM}`. Comments are free.
+/// The rooms that `text` names: `crate::ROOM`, `kiln::ROOM`, and each of `crate::{ROOM::...,
+/// ROOM}`. Comments are free.
 fn rooms_used(text: &str) -> Vec<String> {
-    let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+    let code: Vec<&str> = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect();
     let code = code.join(" ");
-    let word = |text: &str| text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let word = |text: &str| {
+        text.trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
     let mut rooms: Vec<String> = vec![];
-    for after in code.split("crate::").skip(1).chain(code.split("use kiln::").skip(1)) {
+    for after in code
+        .split("crate::")
+        .skip(1)
+        .chain(code.split("use kiln::").skip(1))
+    {
         match after.strip_prefix('{') {
             None => rooms.push(word(after)),
             Some(group) => {
@@ -73,7 +99,8 @@ fn rooms_used(text: &str) -> Vec<String> {
 
 #[test]
 fn the_reader_of_paths_reads_them() {
-    let text = "use crate::base::{A, B};\nuse crate::{plan, store::{C, D}, stages};\n// crate::engine\nlet x = crate::qnn::y();";
+    let text = "use crate::base::{A, B};\nuse crate::{plan, store::{C, D}, stages};\n// \
+                crate::engine\nlet x = crate::qnn::y();";
     assert_eq!(rooms_used(text), ["base", "plan", "store", "stages", "qnn"]);
 }
 
@@ -81,13 +108,18 @@ fn the_reader_of_paths_reads_them() {
 fn rooms_use_only_the_floors_below_them() {
     let mut wrong = vec![];
     for (path, text) in rust_files(&root().join("src")) {
-        let Some((room, _)) = path.to_str().unwrap().split_once('/') else { continue };
+        let Some((room, _)) = path.to_str().unwrap().split_once('/') else {
+            continue;
+        };
         let Some((_, allowed)) = FLOORS.iter().find(|(name, _)| *name == room) else {
             panic!("src/{room} stands on no floor: give it one here and in docs/architecture.md");
         };
         for used in rooms_used(&text) {
             if used != room && !allowed.contains(&used.as_str()) {
-                wrong.push(format!("src/{} uses crate::{used}; `{room}` may use {allowed:?}", path.display()));
+                wrong.push(format!(
+                    "src/{} uses crate::{used}; `{room}` may use {allowed:?}",
+                    path.display()
+                ));
             }
         }
     }
@@ -106,7 +138,10 @@ fn unsafe_code_lives_where_it_is_expected() {
             wrong.push(path);
         }
     }
-    assert!(wrong.is_empty(), "unsafe code outside {UNSAFE:?}: {wrong:?}");
+    assert!(
+        wrong.is_empty(),
+        "unsafe code outside {UNSAFE:?}: {wrong:?}"
+    );
 }
 
 #[test]
@@ -117,13 +152,20 @@ fn files_are_short_and_finished() {
             let path = format!("{folder}/{}", path.display());
             let lines = text.lines().count();
             if lines > MAX_LINES {
-                wrong.push(format!("{path} has {lines} lines, at most {MAX_LINES}: split it by idea"));
+                wrong.push(format!(
+                    "{path} has {lines} lines, at most {MAX_LINES}: split it by idea"
+                ));
             }
-            if ["todo", "unimplemented"].iter().any(|word| text.contains(&format!("{word}!("))) {
+            if ["todo", "unimplemented"]
+                .iter()
+                .any(|word| text.contains(&format!("{word}!(")))
+            {
                 wrong.push(format!("{path} is not finished"));
             }
             if path.ends_with("/mod.rs") && !text.starts_with("//!") {
-                wrong.push(format!("{path} does not say what its folder is for: begin it with `//!`"));
+                wrong.push(format!(
+                    "{path} does not say what its folder is for: begin it with `//!`"
+                ));
             }
         }
     }

@@ -12,7 +12,11 @@ use support::tiny_build::{TinyBuild, codes, said};
 fn kiln_after(first: &str, tiny: &TinyBuild, room: &str) -> Output {
     let script = format!("{first}; exec \"$@\"");
     let kiln = env!("CARGO_BIN_EXE_kiln");
-    Command::new("sh").args(["-c", &script, "sh", kiln]).args(tiny.arguments(room)).output().unwrap()
+    Command::new("sh")
+        .args(["-c", &script, "sh", kiln])
+        .args(tiny.arguments(room))
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -30,8 +34,16 @@ fn a_file_that_may_not_grow_fails_the_build_and_nothing_else() {
             continue;
         }
         failed += 1;
-        assert!(said(&output).contains("File too large"), "{blocks}: {}", said(&output));
-        assert!(said(&output).contains("make room"), "{blocks}: {}", said(&output));
+        assert!(
+            said(&output).contains("File too large"),
+            "{blocks}: {}",
+            said(&output)
+        );
+        assert!(
+            said(&output).contains("make room"),
+            "{blocks}: {}",
+            said(&output)
+        );
         tiny.build_to_the_end(&room);
         assert_eq!(tiny.written(&room), expected, "{blocks}");
         assert!(tiny.is_whole(&room), "{blocks}");
@@ -39,7 +51,8 @@ fn a_file_that_may_not_grow_fails_the_build_and_nothing_else() {
     assert!((5..15).contains(&failed), "{failed} failed");
 }
 
-/// A build in a room that is a disk of so many kB, then again after the disk has grown, then a look at the cache.
+/// A build in a room that is a disk of so many kB, then again after the disk has grown, then a look
+/// at the cache.
 const ON_A_SMALL_DISK: &str = r#"
     room=$1; size=$2; kiln=$3; shift 3
     mount -t tmpfs -o size=${size}k small "$room" || exit 99
@@ -51,9 +64,14 @@ const ON_A_SMALL_DISK: &str = r#"
 "#;
 
 #[test]
-#[ignore = "mounts small disks in a namespace of its own, which not every machine allows (unshare -rm)"]
+#[ignore = "mounts small disks in a namespace of its own, which not every machine allows (unshare \
+            -rm)"]
 fn a_full_disk_fails_the_build_and_nothing_else() {
-    if !Command::new("unshare").args(["-rm", "true"]).status().is_ok_and(|status| status.success()) {
+    if !Command::new("unshare")
+        .args(["-rm", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
+    {
         return eprintln!("SKIPPED: this machine grants no namespace to mount a small disk in");
     }
     let tiny = TinyBuild::downloading();
@@ -63,16 +81,36 @@ fn a_full_disk_fails_the_build_and_nothing_else() {
         let room = size.to_string();
         fs::create_dir(tiny.room(&room)).unwrap();
         let mut shell = Command::new("unshare");
-        shell.args(["-rm", "sh", "-c", ON_A_SMALL_DISK, "sh"]).arg(tiny.room(&room)).arg(&room);
-        let output = shell.arg(env!("CARGO_BIN_EXE_kiln")).args(tiny.arguments(&room)).output().unwrap();
+        shell
+            .args(["-rm", "sh", "-c", ON_A_SMALL_DISK, "sh"])
+            .arg(tiny.room(&room))
+            .arg(&room);
+        let output = shell
+            .arg(env!("CARGO_BIN_EXE_kiln"))
+            .args(tiny.arguments(&room))
+            .output()
+            .unwrap();
         let text = said(&output);
-        assert!(text.contains("second 0\n") && text.contains("verify 0\n"), "{size} kB: {text}");
+        assert!(
+            text.contains("second 0\n") && text.contains("verify 0\n"),
+            "{size} kB: {text}"
+        );
         if !text.contains("first 0\n") {
             failed += 1;
-            assert!(text.contains("No space left on device"), "{size} kB: {text}");
-            assert!(text.contains("first 1\n") && text.contains("make room"), "{size} kB: {text}");
+            assert!(
+                text.contains("No space left on device"),
+                "{size} kB: {text}"
+            );
+            assert!(
+                text.contains("first 1\n") && text.contains("make room"),
+                "{size} kB: {text}"
+            );
         }
-        assert_eq!(support::tiny_build::written(&tiny.room(&format!("{size}-out"))), expected, "{size} kB");
+        assert_eq!(
+            support::tiny_build::written(&tiny.room(&format!("{size}-out"))),
+            expected,
+            "{size} kB"
+        );
     }
     println!("{failed} sizes were too small");
     assert!(failed > 10, "{failed} failed");
@@ -87,11 +125,23 @@ fn humbly(call: &[&str], tiny: &TinyBuild, room: &str) -> Output {
     if rustix::process::geteuid().is_root() {
         kiln.args(["--bounding-set=-all", "--inh-caps=-all"]);
     }
-    kiln.arg(env!("CARGO_BIN_EXE_kiln")).args(call).arg("--cache").arg(tiny.cache(room)).output().unwrap()
+    kiln.arg(env!("CARGO_BIN_EXE_kiln"))
+        .args(call)
+        .arg("--cache")
+        .arg(tiny.cache(room))
+        .output()
+        .unwrap()
 }
 
 fn change_mode(mode: &str, folder: &Path) {
-    assert!(Command::new("chmod").args(["-R", mode]).arg(folder).status().unwrap().success());
+    assert!(
+        Command::new("chmod")
+            .args(["-R", mode])
+            .arg(folder)
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
@@ -99,7 +149,10 @@ fn a_read_only_cache_serves_what_it_has() {
     let tiny = TinyBuild::new();
     let expected = tiny.whole();
     let (parts, _) = tiny.build_to_the_end("whole");
-    let (plan, out) = (tiny.plan().display().to_string(), tiny.room("whole").join("elsewhere"));
+    let (plan, out) = (
+        tiny.plan().display().to_string(),
+        tiny.room("whole").join("elsewhere"),
+    );
     let build = ["build", &plan, "--json", "--out", out.to_str().unwrap()];
     // What a dead process left there cannot be removed, and is nobody's concern.
     fs::create_dir(tiny.cache("whole").join("tmp/kiln-4711")).unwrap();
@@ -129,10 +182,17 @@ fn a_read_only_cache_serves_what_it_has() {
     assert!(succeeds(&build).contains(&format!("\"hits\":{parts},\"ran\":0")));
 
     // What it has not cannot be put there.
-    let text = fs::read_to_string(tiny.plan()).unwrap().replace("windows = 2", "windows = 1");
+    let text = fs::read_to_string(tiny.plan())
+        .unwrap()
+        .replace("windows = 2", "windows = 1");
     fs::write(tiny.plan(), text).unwrap();
     let output = humbly(&build, &tiny, "whole");
-    assert_eq!(codes(&output), ["kiln::store::read_only"], "{}", said(&output));
+    assert_eq!(
+        codes(&output),
+        ["kiln::store::read_only"],
+        "{}",
+        said(&output)
+    );
     assert!(said(&output).contains("--cache"), "{}", said(&output));
     change_mode("u+w", &tiny.cache("whole"));
     assert_eq!(tiny.build_to_the_end("whole"), (parts - 1, 1));

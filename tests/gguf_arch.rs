@@ -17,7 +17,10 @@ fn facts(file: &GgufFile) -> kiln::base::Result<ModelFacts> {
 fn check_refused(file: &GgufFile, expected: &[&str]) {
     let problem = facts(file).expect_err("it should be refused").to_string();
     for expected in expected {
-        assert!(problem.contains(expected), "expected {expected:?} in {problem}");
+        assert!(
+            problem.contains(expected),
+            "expected {expected:?} in {problem}"
+        );
     }
 }
 
@@ -68,7 +71,8 @@ fn variants_are_read() {
     assert_eq!(facts(&file).unwrap().heads, 4);
 
     let mut file = TinyGguf::llama().heads(4, 4).file();
-    file.keys.retain(|(key, _)| key != "llama.attention.head_count_kv" && key != "llama.rope.freq_base");
+    file.keys
+        .retain(|(key, _)| key != "llama.attention.head_count_kv" && key != "llama.rope.freq_base");
     let defaults = facts(&file).unwrap();
     assert_eq!((defaults.kv_heads, defaults.rope_freq_base), (4, 10000.0));
 }
@@ -78,7 +82,10 @@ fn other_architectures_are_refused_by_name() {
     let mut file = TinyGguf::llama().file();
     file.set("general.architecture", "mamba\u{7}");
     let problem = facts(&file).unwrap_err();
-    assert_eq!(problem.message, r"architecture `mamba\u{7}` is not supported");
+    assert_eq!(
+        problem.message,
+        r"architecture `mamba\u{7}` is not supported"
+    );
     assert_eq!(problem.help.unwrap(), "kiln knows llama and qwen2");
     file.keys.clear();
     check_refused(&file, &["metadata key `general.architecture` is missing"]);
@@ -86,46 +93,111 @@ fn other_architectures_are_refused_by_name() {
 
 #[test]
 fn numbers_that_do_not_fit_each_other_are_refused() {
-    check_key_refused("llama.block_count", 513, "513 layers; at most 512 are allowed");
+    check_key_refused(
+        "llama.block_count",
+        513,
+        "513 layers; at most 512 are allowed",
+    );
     check_key_refused("llama.block_count", u32::MAX, "at most 512 are allowed");
     check_key_refused("llama.embedding_length", 0, "`embedding_length` is 0");
-    check_key_refused("llama.attention.head_count", 5, "hidden 64 is no multiple of 5 heads");
-    check_key_refused("llama.attention.head_count", 64, "head width 1; RoPE wants an even one");
-    check_key_refused("llama.attention.head_count", Value::I32s(vec![4, 2]), "the same integer for every layer");
+    check_key_refused(
+        "llama.attention.head_count",
+        5,
+        "hidden 64 is no multiple of 5 heads",
+    );
+    check_key_refused(
+        "llama.attention.head_count",
+        64,
+        "head width 1; RoPE wants an even one",
+    );
+    check_key_refused(
+        "llama.attention.head_count",
+        Value::I32s(vec![4, 2]),
+        "the same integer for every layer",
+    );
     check_key_refused("llama.attention.head_count", "four", "found string four");
-    check_key_refused("llama.attention.head_count_kv", 3, "4 query heads cannot share 3 heads");
-    check_key_refused("llama.attention.head_count_kv", 0, "4 query heads cannot share 0 heads");
-    check_key_refused("llama.attention.value_length", 8, "`attention.value_length` is 8, but heads are 16 wide");
-    check_key_refused("llama.rope.dimension_count", 8, "`rope.dimension_count` is 8, but heads are 16 wide");
-    check_key_refused("llama.attention.layer_norm_rms_epsilon", f32::NAN, "expected a finite f32, found f32 NaN");
+    check_key_refused(
+        "llama.attention.head_count_kv",
+        3,
+        "4 query heads cannot share 3 heads",
+    );
+    check_key_refused(
+        "llama.attention.head_count_kv",
+        0,
+        "4 query heads cannot share 0 heads",
+    );
+    check_key_refused(
+        "llama.attention.value_length",
+        8,
+        "`attention.value_length` is 8, but heads are 16 wide",
+    );
+    check_key_refused(
+        "llama.rope.dimension_count",
+        8,
+        "`rope.dimension_count` is 8, but heads are 16 wide",
+    );
+    check_key_refused(
+        "llama.attention.layer_norm_rms_epsilon",
+        f32::NAN,
+        "expected a finite f32, found f32 NaN",
+    );
     check_key_refused("llama.rope.freq_base", -1.0, "the base of RoPE is -1");
-    check_key_refused("llama.vocab_size", 289, "`vocab_size` is 289, but the embedding has 288 rows");
+    check_key_refused(
+        "llama.vocab_size",
+        289,
+        "`vocab_size` is 289, but the embedding has 288 rows",
+    );
 }
 
 #[test]
 fn what_would_compute_something_else_is_refused() {
-    check_key_refused("llama.rope.scaling.type", "yarn", "RoPE scaling yarn is not supported");
-    check_key_refused("llama.rope.scaling.factor", 4.0, "RoPE scaling (`rope.scaling.factor` 4) is not supported");
+    check_key_refused(
+        "llama.rope.scaling.type",
+        "yarn",
+        "RoPE scaling yarn is not supported",
+    );
+    check_key_refused(
+        "llama.rope.scaling.factor",
+        4.0,
+        "RoPE scaling (`rope.scaling.factor` 4) is not supported",
+    );
     check_key_refused("llama.attention.sliding_window", 4096, "a sliding window");
     check_key_refused("llama.expert_count", 8, "a mixture of experts");
     check_key_refused("llama.attention.causal", Value::Bool(0), "not causal");
-    check_key_refused("llama.attention.scale", 0.1, "an attention scale of its own");
+    check_key_refused(
+        "llama.attention.scale",
+        0.1,
+        "an attention scale of its own",
+    );
 }
 
 #[test]
 fn every_wrong_number_is_told_at_once() {
     let mut file = TinyGguf::llama().file();
-    file.keys.retain(|(key, _)| key != "llama.feed_forward_length");
+    file.keys
+        .retain(|(key, _)| key != "llama.feed_forward_length");
     file.set("llama.context_length", Value::I32(-5));
     file.set("llama.expert_count", 8);
-    check_refused(&file, &["`llama.feed_forward_length` is missing", "found i32 -5", "a mixture of experts"]);
+    check_refused(
+        &file,
+        &[
+            "`llama.feed_forward_length` is missing",
+            "found i32 -5",
+            "a mixture of experts",
+        ],
+    );
 }
 
 #[test]
 fn every_wrong_tensor_is_told_at_once() {
     let mut file = TinyGguf::qwen2().file();
-    file.tensors.retain(|tensor| tensor.name != "blk.1.attn_k.bias");
-    let up = file.tensors.iter_mut().find(|tensor| tensor.name == "blk.0.ffn_up.weight").unwrap();
+    file.tensors
+        .retain(|tensor| tensor.name != "blk.1.attn_k.bias");
+    let up = file
+        .tensors
+        .iter_mut()
+        .find(|tensor| tensor.name == "blk.0.ffn_up.weight")
+        .unwrap();
     up.dims.reverse();
     file.tensor("blk.0.attn_output.bias", &[64], 0, vec![0; 256]);
     file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32]);
@@ -150,13 +222,41 @@ fn long_lists_are_cut() {
 #[test]
 fn the_tokenizer_must_fit_the_embedding() {
     let types = |len| Value::I32s(vec![1; len]);
-    check_key_refused("tokenizer.ggml.token_type", types(287), "expected array of 288 i32, found array of 287 i32");
-    check_key_refused("tokenizer.ggml.token_type", Value::F32s(vec![1.0; 288]), "found array of 288 f32");
-    check_key_refused("tokenizer.ggml.scores", types(288), "expected array of 288 f32, found array of 288 i32");
-    check_key_refused("tokenizer.ggml.tokens", Value::Strings(vec!["a".into()]), "found array of 1 string");
-    check_key_refused("tokenizer.ggml.merges", types(3), "expected array of string, found array of 3 i32");
-    check_key_refused("tokenizer.ggml.bos_token_id", 288, "is 288, beyond a vocabulary of 288");
-    check_key_refused("tokenizer.ggml.eos_token_id", Value::I32(-1), "found i32 -1");
+    check_key_refused(
+        "tokenizer.ggml.token_type",
+        types(287),
+        "expected array of 288 i32, found array of 287 i32",
+    );
+    check_key_refused(
+        "tokenizer.ggml.token_type",
+        Value::F32s(vec![1.0; 288]),
+        "found array of 288 f32",
+    );
+    check_key_refused(
+        "tokenizer.ggml.scores",
+        types(288),
+        "expected array of 288 f32, found array of 288 i32",
+    );
+    check_key_refused(
+        "tokenizer.ggml.tokens",
+        Value::Strings(vec!["a".into()]),
+        "found array of 1 string",
+    );
+    check_key_refused(
+        "tokenizer.ggml.merges",
+        types(3),
+        "expected array of string, found array of 3 i32",
+    );
+    check_key_refused(
+        "tokenizer.ggml.bos_token_id",
+        288,
+        "is 288, beyond a vocabulary of 288",
+    );
+    check_key_refused(
+        "tokenizer.ggml.eos_token_id",
+        Value::I32(-1),
+        "found i32 -1",
+    );
     for (key, id) in [("padding", 288), ("unknown", u32::MAX), ("mask", 300)] {
         let mut file = TinyGguf::qwen2().file();
         file.set(&format!("tokenizer.ggml.{key}_token_id"), id);
@@ -170,10 +270,17 @@ fn the_tokenizer_must_fit_the_embedding() {
 
 #[test]
 fn the_summary_reads_well() {
-    let bytes = TinyGguf::llama().layers(1).tensor_type("blk.0.ffn_down.weight", Quant::Q8_0).write();
+    let bytes = TinyGguf::llama()
+        .layers(1)
+        .tensor_type("blk.0.ffn_down.weight", Quant::Q8_0)
+        .write();
     let gguf = Gguf::parse(&bytes).unwrap();
     let facts = model_facts(&gguf).unwrap();
-    let text = Summary { gguf: &gguf, model: Some(&facts) }.to_string();
+    let text = Summary {
+        gguf: &gguf,
+        model: Some(&facts),
+    }
+    .to_string();
     let start = "\
 Tiny
 GGUF version 3, 11 tensors, 55488 weights
@@ -201,5 +308,8 @@ metadata
   general.name  Tiny
 ";
     assert_eq!(&text[..start.len()], start, "{text}");
-    assert!(text.contains("  tokenizer.ggml.tokens  array of 288 string\n"), "{text}");
+    assert!(
+        text.contains("  tokenizer.ggml.tokens  array of 288 string\n"),
+        "{text}"
+    );
 }

@@ -20,13 +20,21 @@ fn part(number: u16, count: u16) -> GgufFile {
 }
 
 fn parse(files: &[Vec<u8>]) -> kiln::base::Result<Gguf<'_>> {
-    Gguf::parse_files(&files.iter().map(|file| Prefix::whole(file)).collect::<Vec<_>>())
+    Gguf::parse_files(
+        &files
+            .iter()
+            .map(|file| Prefix::whole(file))
+            .collect::<Vec<_>>(),
+    )
 }
 
 #[track_caller]
 fn check_refused(files: &[GgufFile], expected: &str) {
     let files: Vec<Vec<u8>> = files.iter().map(GgufFile::write).collect();
-    let problem = parse(&files).map(drop).expect_err("it should be refused").to_string();
+    let problem = parse(&files)
+        .map(drop)
+        .expect_err("it should be refused")
+        .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -34,12 +42,24 @@ fn check_refused(files: &[GgufFile], expected: &str) {
 fn all_parts_make_one_model() {
     let files = [part(1, 3), part(2, 3), part(3, 3)].map(|file| file.write());
     let gguf = parse(&files).unwrap();
-    let found: Vec<_> = gguf.tensors.iter().map(|tensor| (tensor.name, tensor.file, gguf.data(tensor)[0])).collect();
+    let found: Vec<_> = gguf
+        .tensors
+        .iter()
+        .map(|tensor| (tensor.name, tensor.file, gguf.data(tensor)[0]))
+        .collect();
     assert_eq!(found, [("t1", 0, 1), ("t2", 1, 2), ("t3", 2, 3)]);
     // That it was split is forgotten.
-    assert_eq!(gguf.metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["general.name"]);
+    assert_eq!(
+        gguf.metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+        ["general.name"]
+    );
     assert!(
-        Summary { gguf: &gguf, model: None }.to_string().contains("GGUF version 3, 3 tensors in 3 files, 12 weights")
+        Summary {
+            gguf: &gguf,
+            model: None
+        }
+        .to_string()
+        .contains("GGUF version 3, 3 tensors in 3 files, 12 weights")
     );
 
     let mut only = part(1, 1);
@@ -50,11 +70,26 @@ fn all_parts_make_one_model() {
 #[test]
 fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
     check_refused(&[part(1, 3)], "part 2 of 3 is missing; given: 1");
-    check_refused(&[part(1, 3), part(3, 3)], "part 2 of 3 is missing; given: 1, 3");
-    check_refused(&[part(2, 2), part(1, 2)], "file 1 is part 2 of 2: the parts are out of order");
-    check_refused(&[part(1, 2), part(1, 2)], "files 1 and 2 are both part 1 of 2");
-    check_refused(&[part(1, 2), part(2, 3)], "file 2 is one of 3 parts, file 1 is one of 2");
-    check_refused(&[part(1, 2), GgufFile::default()], "file 2 is a model of its own");
+    check_refused(
+        &[part(1, 3), part(3, 3)],
+        "part 2 of 3 is missing; given: 1, 3",
+    );
+    check_refused(
+        &[part(2, 2), part(1, 2)],
+        "file 1 is part 2 of 2: the parts are out of order",
+    );
+    check_refused(
+        &[part(1, 2), part(1, 2)],
+        "files 1 and 2 are both part 1 of 2",
+    );
+    check_refused(
+        &[part(1, 2), part(2, 3)],
+        "file 2 is one of 3 parts, file 1 is one of 2",
+    );
+    check_refused(
+        &[part(1, 2), GgufFile::default()],
+        "file 2 is a model of its own",
+    );
     check_refused(&[], "a model without a file");
 
     let mut beyond = part(2, 2);
@@ -62,33 +97,52 @@ fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
     check_refused(&[part(1, 2), beyond], "file 2 is part 8 of 2");
     let mut foreign = part(2, 2);
     foreign.set("general.name", "another");
-    check_refused(&[part(1, 2), foreign], "`general.name` is another in file 2, but not in file 1");
+    check_refused(
+        &[part(1, 2), foreign],
+        "`general.name` is another in file 2, but not in file 1",
+    );
     let mut same = part(2, 2);
     same.tensors[0].name = "t1".into();
     check_refused(&[part(1, 2), same], "tensor `t1` is in files 1 and 2");
     let mut more = part(2, 2);
     more.tensor("t3", &[4], 0, vec![0; 16]);
-    check_refused(&[part(1, 2), more], "the files hold 3 tensors, `split.tensors.count` is 2");
+    check_refused(
+        &[part(1, 2), more],
+        "the files hold 3 tensors, `split.tensors.count` is 2",
+    );
     let mut damaged = part(2, 2);
     damaged.tensors[0].offset = Some(32);
-    check_refused(&[part(1, 2), damaged], "failed to read file 2 of the 2 of a model");
+    check_refused(
+        &[part(1, 2), damaged],
+        "failed to read file 2 of the 2 of a model",
+    );
 }
 
-/// A later part that does not say its alignment has the default, as llama-gguf-split writes it, or that of the first, as
-/// gguf-py does.
+/// A later part that does not say its alignment has the default, as llama-gguf-split writes it, or
+/// that of the first, as gguf-py does.
 #[test]
 fn a_later_part_may_have_the_alignment_of_the_first() {
     for alignment in [32, 64, 4096] {
-        let mut first = GgufFile { alignment: 4096, ..part(1, 2) };
+        let mut first = GgufFile {
+            alignment: 4096,
+            ..part(1, 2)
+        };
         first.set("general.alignment", 4096);
-        let mut second = GgufFile { alignment, ..part(2, 2) };
+        let mut second = GgufFile {
+            alignment,
+            ..part(2, 2)
+        };
         second.set("general.alignment", alignment as u32);
         if alignment != 64 {
             second.keys.retain(|(key, _)| key != "general.alignment");
         }
         let files = [first.write(), second.write()];
         let gguf = parse(&files).unwrap();
-        assert_eq!(gguf.data(&gguf.tensors[1]), [2; 16], "alignment {alignment}");
+        assert_eq!(
+            gguf.data(&gguf.tensors[1]),
+            [2; 16],
+            "alignment {alignment}"
+        );
         assert_eq!(gguf.tensors[1].range.start % alignment as u64, 0);
     }
 }
@@ -121,8 +175,13 @@ fn numbers_of_blocks_are_turned_round_and_their_bytes_stay() {
     check_swap("Q3_K", &[(108, &[109, 108])]);
     check_swap("IQ1_M", &[(48, &[49, 48, 51, 50, 53, 52, 55, 54])]);
     check_swap("TQ2_0", &[(64, &[65, 64])]);
-    let problem = swap(GgmlType::by_name("IQ2_XXS").unwrap(), &mut []).unwrap_err().to_string();
-    assert!(problem.contains("IQ2_XXS in a big-endian file"), "{problem}");
+    let problem = swap(GgmlType::by_name("IQ2_XXS").unwrap(), &mut [])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problem.contains("IQ2_XXS in a big-endian file"),
+        "{problem}"
+    );
 }
 
 /// A big-endian file, put down number by number.
@@ -166,12 +225,25 @@ fn big_endian_headers_are_read() {
     bytes.extend([1.5f32, -2.0].map(f32::to_be_bytes).concat());
 
     let gguf = Gguf::parse(&bytes).unwrap();
-    assert_eq!((gguf.version, gguf.order, gguf.alignment), (3, ByteOrder::Big, 8));
+    assert_eq!(
+        (gguf.version, gguf.order, gguf.alignment),
+        (3, ByteOrder::Big, 8)
+    );
     let metadata = serde_json::to_string(&kiln::model::gguf::Under(&gguf.metadata, "")).unwrap();
-    assert_eq!(metadata, r#"{"general.alignment":8,"half":0.5,"numbers":[258,-1],"words":["a","bc"]}"#);
+    assert_eq!(
+        metadata,
+        r#"{"general.alignment":8,"half":0.5,"numbers":[258,-1],"words":["a","bc"]}"#
+    );
     assert_eq!(gguf.tensors[0].shape, [1, 2]);
     let mut data = gguf.data(&gguf.tensors[0]).to_vec();
     swap(gguf.tensors[0].ggml, &mut data).unwrap();
     assert_eq!(data, [1.5f32, -2.0].map(f32::to_le_bytes).concat());
-    assert!(Summary { gguf: &gguf, model: None }.to_string().contains("GGUF version 3, big-endian, 1 tensors"));
+    assert!(
+        Summary {
+            gguf: &gguf,
+            model: None
+        }
+        .to_string()
+        .contains("GGUF version 3, big-endian, 1 tensors")
+    );
 }

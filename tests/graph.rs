@@ -1,4 +1,5 @@
-//! The stage `graph`: what it writes, what it refuses, and that ONNX Runtime computes the model with it.
+//! The stage `graph`: what it writes, what it refuses, and that ONNX Runtime computes the model
+//! with it.
 
 mod support;
 
@@ -18,7 +19,9 @@ fn stage(registry: &kiln::action::Registry) -> &dyn Stage {
 }
 
 fn build(folder: &Folder, model: &TinyWeights, params: Value) -> Manifest {
-    folder.run_stage(stage(&kiln::stages::all()), params, &model.inputs(folder)).unwrap()
+    folder
+        .run_stage(stage(&kiln::stages::all()), params, &model.inputs(folder))
+        .unwrap()
 }
 
 fn small() -> Value {
@@ -34,18 +37,35 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
     let facts = |file: &str| onnx.get(file).unwrap().facts.read::<GraphFacts>().unwrap();
     assert_eq!(
         facts("prefill.onnx"),
-        GraphFacts { name: "prompt_ar8_cl24_1_of_1".into(), tokens: 8, context: 24, shard: None }
+        GraphFacts {
+            name: "prompt_ar8_cl24_1_of_1".into(),
+            tokens: 8,
+            context: 24,
+            shard: None
+        }
     );
     assert_eq!(
         facts("decode.onnx"),
-        GraphFacts { name: "token_ar1_cl24_1_of_1".into(), tokens: 1, context: 24, shard: None }
+        GraphFacts {
+            name: "token_ar1_cl24_1_of_1".into(),
+            tokens: 1,
+            context: 24,
+            shard: None
+        }
     );
 
     let given = &model.inputs(&folder);
     for (name, part) in &given.one("weights").unwrap().parts {
-        assert_eq!(onnx.get(&format!("weights/{name}")), Some(part), "{name} is passed on");
+        assert_eq!(
+            onnx.get(&format!("weights/{name}")),
+            Some(part),
+            "{name} is passed on"
+        );
     }
-    assert_eq!(onnx.get("model.json"), given.one("model").unwrap().get("model.json"));
+    assert_eq!(
+        onnx.get("model.json"),
+        given.one("model").unwrap().get("model.json")
+    );
 
     let prefill = decode(&folder.bytes(onnx.get("prefill.onnx").unwrap())).unwrap();
     let page = Summary::of(&prefill).to_string();
@@ -75,7 +95,12 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
         let checked = Checked::new(&model).unwrap();
         for layer in 0..2 {
             for what in ["residual", "key", "scores", "gate_up", "down"] {
-                assert!(checked.types.contains_key(format!("blk.{layer}.{what}").as_str()), "{what}");
+                assert!(
+                    checked
+                        .types
+                        .contains_key(format!("blk.{layer}.{what}").as_str()),
+                    "{what}"
+                );
             }
         }
     }
@@ -102,8 +127,13 @@ fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
     change(&mut model, &mut inputs);
     let model_json = serde_json::to_value(&model.facts).unwrap();
     let part = folder.part(b"{}", model_json);
-    inputs.slots.get_mut("model").unwrap()[0].1.parts.insert("model.json".parse().unwrap(), part);
-    let problem = stage(&kiln::stages::all()).expand(&small(), &inputs).unwrap_err();
+    inputs.slots.get_mut("model").unwrap()[0]
+        .1
+        .parts
+        .insert("model.json".parse().unwrap(), part);
+    let problem = stage(&kiln::stages::all())
+        .expand(&small(), &inputs)
+        .unwrap_err();
     assert_eq!(problem.message, expect);
 }
 
@@ -121,8 +151,8 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
         "5 of the weights do not fit the model: `blk.0.attn_norm.weight` [64] is missing; \
          `blk.1.ffn_down.weight`: {\"offsets\", \"scales\"} spell no weight; \
          `blk.1.ffn_gate.weight`: codes have shape [64, 96], expected [96, 64]; \
-         `blk.1.ffn_up.weight`: {\"codes\", \"offsets\"} spell no weight; \
-         `rope_freqs.weight` has no place in a `llama` decoder",
+         `blk.1.ffn_up.weight`: {\"codes\", \"offsets\"} spell no weight; `rope_freqs.weight` has \
+         no place in a `llama` decoder",
     );
     refuses(
         |model, _| model.facts.architecture = "gpt2".into(),
@@ -135,13 +165,21 @@ fn parameters_are_checked_together() {
     let registry = kiln::stages::all();
     let params = json!({"prefill": 0, "context": 0, "residual_exponent": 13});
     let problems = stage(&registry).check(&params, &[]).unwrap_err();
-    let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+    let paths: Vec<&str> = problems
+        .iter()
+        .map(|problem| problem.path.as_str())
+        .collect();
     assert_eq!(paths, ["prefill", "context", "residual_exponent"]);
-    assert!(stage(&registry).check(&json!({"prefill": 128, "context": 128}), &[]).is_err());
+    assert!(
+        stage(&registry)
+            .check(&json!({"prefill": 128, "context": 128}), &[])
+            .is_err()
+    );
     assert!(stage(&registry).check(&json!({}), &[]).is_ok());
 }
 
-/// Runs the graphs `onnx` in ONNX Runtime against a decoder in numpy, on `tokens` (random ones if there are none).
+/// Runs the graphs `onnx` in ONNX Runtime against a decoder in numpy, on `tokens` (random ones if
+/// there are none).
 #[track_caller]
 fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
     let out = tempfile::tempdir().unwrap();
@@ -157,7 +195,15 @@ fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], toleran
     let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights, "tokens": tokens});
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/peers/run_graphs.py");
-    println!("{}", said(python().arg(script).arg(out.path()).arg(tolerance.to_string())));
+    println!(
+        "{}",
+        said(
+            python()
+                .arg(script)
+                .arg(out.path())
+                .arg(tolerance.to_string())
+        )
+    );
 }
 
 fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
@@ -192,16 +238,32 @@ fn onnx_runtime_computes_smollm2() {
     let folder = Folder::new(root.path());
     let registry = kiln::stages::all();
     let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]);
-        let inputs = Inputs { slots: slots.iter().map(slot).collect(), ..Inputs::default() };
-        folder.run_stage(registry.get(kind).unwrap(), params, &inputs).unwrap()
+        let slot = |(slot, given): &(&str, &Manifest)| {
+            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
+        };
+        let inputs = Inputs {
+            slots: slots.iter().map(slot).collect(),
+            ..Inputs::default()
+        };
+        folder
+            .run_stage(registry.get(kind).unwrap(), params, &inputs)
+            .unwrap()
     };
     let gguf = folder.part(&fs::read(support::tools::smollm2()).unwrap(), json!({}));
-    let file = Manifest { parts: [("model.gguf".parse().unwrap(), gguf)].into() };
+    let file = Manifest {
+        parts: [("model.gguf".parse().unwrap(), gguf)].into(),
+    };
     let model = run("inspect", json!({}), &[("gguf", &file)]);
     let weights = run("requant", json!({}), &[("tensors", &model)]);
-    let onnx = run("graph", json!({"context": 256}), &[("model", &model), ("weights", &weights)]);
-    let tokenizer = Tokenizer::from_metadata(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap();
-    let tokens = tokenizer.encode(include_str!("../plans/data/eval.txt")).unwrap();
+    let onnx = run(
+        "graph",
+        json!({"context": 256}),
+        &[("model", &model), ("weights", &weights)],
+    );
+    let tokenizer =
+        Tokenizer::from_metadata(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap();
+    let tokens = tokenizer
+        .encode(include_str!("../plans/data/eval.txt"))
+        .unwrap();
     run_in_onnx_runtime(&folder, &onnx, &tokens, 1e-5);
 }

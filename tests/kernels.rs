@@ -4,10 +4,11 @@ use kiln::model::quant::ErrorLanes;
 use kiln::model::quant::kernels::{Decode, Decoders, Kernels, here};
 use proptest::prelude::*;
 
-/// Halves at every edge: zeros, subnormals, the largest and least normal ones, infinities, quiet and signalling NaNs.
+/// Halves at every edge: zeros, subnormals, the largest and least normal ones, infinities, quiet
+/// and signalling NaNs.
 const EDGES: [u16; 16] = [
-    0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x7bff, 0xfbff, 0x3c00, 0x7c00, 0xfc00, 0x7c01, 0xfc01,
-    0x7e00, 0xffff,
+    0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x7bff, 0xfbff, 0x3c00, 0x7c00, 0xfc00,
+    0x7c01, 0xfc01, 0x7e00, 0xffff,
 ];
 
 fn scalar() -> &'static Kernels {
@@ -20,7 +21,16 @@ fn wider() -> impl Iterator<Item = &'static Kernels> {
 
 /// Bits of what was calculated; a NaN is a NaN, since which of two a product hands on is not said.
 fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }).collect()
+    values
+        .iter()
+        .map(|value| {
+            if value.is_nan() {
+                f32::NAN.to_bits()
+            } else {
+                value.to_bits()
+            }
+        })
+        .collect()
 }
 
 /// Bits of what was converted, those of NaNs too.
@@ -32,13 +42,19 @@ fn decoded(decode: Decode, blocks: &[u8], values: usize) -> Vec<u32> {
     bits(&decoded_at(0, decode, blocks, values))
 }
 
-/// Decodes to `start` singles behind a line of the cache, and looks that nothing around it was touched.
+/// Decodes to `start` singles behind a line of the cache, and looks that nothing around it was
+/// touched.
 fn decoded_at(start: usize, decode: Decode, blocks: &[u8], values: usize) -> Vec<f32> {
     const UNTOUCHED: f32 = 12345.0;
     let mut out = vec![UNTOUCHED; values + 32];
     let start = out.as_ptr().align_offset(64) + start;
     decode(blocks, &mut out[start..start + values]);
-    assert!(out[..start].iter().chain(&out[start + values..]).all(|value| *value == UNTOUCHED));
+    assert!(
+        out[..start]
+            .iter()
+            .chain(&out[start + values..])
+            .all(|value| *value == UNTOUCHED)
+    );
     out[start..start + values].to_vec()
 }
 
@@ -65,14 +81,30 @@ fn measured(kernels: &Kernels, source: &[f32], result: &[f32]) -> String {
 
 /// Singles of any bits, those at the edges more often.
 fn any_single() -> impl Strategy<Value = f32> {
-    let edges = [0, 1, 0x007f_ffff, 0x0080_0000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fc0_0000];
-    let edge =
-        (prop::sample::select(edges.to_vec()), any::<bool>()).prop_map(|(bits, minus)| bits | u32::from(minus) << 31);
+    let edges = [
+        0,
+        1,
+        0x007f_ffff,
+        0x0080_0000,
+        0x7f7f_ffff,
+        0x7f80_0000,
+        0x7f80_0001,
+        0x7fc0_0000,
+    ];
+    let edge = (prop::sample::select(edges.to_vec()), any::<bool>())
+        .prop_map(|(bits, minus)| bits | u32::from(minus) << 31);
     prop_oneof![8 => any::<u32>(), 1 => edge].prop_map(f32::from_bits)
 }
 
-/// The decoder of a format, by which it is found in a table; values and bytes of a block; where its halves are.
-type Format = (&'static str, fn(&Decoders) -> Decode, usize, usize, &'static [usize]);
+/// The decoder of a format, by which it is found in a table; values and bytes of a block; where its
+/// halves are.
+type Format = (
+    &'static str,
+    fn(&Decoders) -> Decode,
+    usize,
+    usize,
+    &'static [usize],
+);
 
 const FORMATS: [Format; 4] = [
     ("q4_0", |decoders| decoders.q4_0, 32, 18, &[0]),
@@ -87,7 +119,10 @@ fn a_server_of_today_has_wider_ones() {
     println!("{names:?}");
     assert_eq!(names.last(), Some(&"scalar"));
     #[cfg(target_arch = "x86_64")]
-    assert_eq!(names.contains(&"avx2"), is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"));
+    assert_eq!(
+        names.contains(&"avx2"),
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+    );
     #[cfg(target_arch = "aarch64")]
     assert!(names.contains(&"neon"));
 }
@@ -175,7 +210,10 @@ fn every_scale() {
             }
             let expected = decoded(of(&scalar().near), &blocks, AT_ONCE * len);
             for decoders in wider().flat_map(|kernels| [&kernels.near, &kernels.far]) {
-                assert!(decoded(of(decoders), &blocks, AT_ONCE * len) == expected, "{name} from scale {first:04x} on");
+                assert!(
+                    decoded(of(decoders), &blocks, AT_ONCE * len) == expected,
+                    "{name} from scale {first:04x} on"
+                );
             }
         }
     }
@@ -186,27 +224,55 @@ fn every_half() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let expected = all_bits(&decoded_at(0, scalar().from_halves, &all, 1 << 16));
     for kernels in wider() {
-        assert_eq!(all_bits(&decoded_at(0, kernels.from_halves, &all, 1 << 16)), expected, "{}", kernels.name);
+        assert_eq!(
+            all_bits(&decoded_at(0, kernels.from_halves, &all, 1 << 16)),
+            expected,
+            "{}",
+            kernels.name
+        );
         // Any number of them from anywhere, too.
         for (count, start) in (0..70).flat_map(|count| (0..16).map(move |start| (count, start))) {
-            let singles = decoded_at(start, kernels.from_halves, &all[2 * start..2 * (start + count)], count);
-            assert_eq!(all_bits(&singles), expected[start..start + count], "{} {count} {start}", kernels.name);
+            let singles = decoded_at(
+                start,
+                kernels.from_halves,
+                &all[2 * start..2 * (start + count)],
+                count,
+            );
+            assert_eq!(
+                all_bits(&singles),
+                expected[start..start + count],
+                "{} {count} {start}",
+                kernels.name
+            );
         }
     }
 }
 
-/// Every half, the tie behind it, and what is beside both: among them the largest subnormal, what is just beyond the largest
-/// half, and NaNs of which a half would keep nothing.
+/// Every half, the tie behind it, and what is beside both: among them the largest subnormal, what
+/// is just beyond the largest half, and NaNs of which a half would keep nothing.
 #[test]
 fn every_tie() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let halves = decoded_at(0, scalar().from_halves, &all, 1 << 16);
-    let near =
-        |half: &f32| [0, 0x1000].map(|tie| half.to_bits() + tie).map(|bits| [bits.wrapping_sub(1), bits, bits + 1]);
-    let values: Vec<f32> = halves.iter().flat_map(near).flatten().map(f32::from_bits).collect();
+    let near = |half: &f32| {
+        [0, 0x1000]
+            .map(|tie| half.to_bits() + tie)
+            .map(|bits| [bits.wrapping_sub(1), bits, bits + 1])
+    };
+    let values: Vec<f32> = halves
+        .iter()
+        .flat_map(near)
+        .flatten()
+        .map(f32::from_bits)
+        .collect();
     // Between subnormal halves, ties are further apart than the one above.
-    let ties = halves.iter().filter(|half| half.is_finite()).map(|half| half + half.signum() * 0.5f32.powi(25));
-    let near = ties.flat_map(|tie| [tie.to_bits() - 1, tie.to_bits(), tie.to_bits() + 1]).map(f32::from_bits);
+    let ties = halves
+        .iter()
+        .filter(|half| half.is_finite())
+        .map(|half| half + half.signum() * 0.5f32.powi(25));
+    let near = ties
+        .flat_map(|tie| [tie.to_bits() - 1, tie.to_bits(), tie.to_bits() + 1])
+        .map(f32::from_bits);
     // And singles of every kind.
     let steps = (0..1_000_000u32).map(|step| f32::from_bits(step.wrapping_mul(4297)));
     let values: Vec<f32> = values.into_iter().chain(near).chain(steps).collect();
@@ -228,8 +294,17 @@ fn a_difference_in_one_bit_is_seen_in_every_lane() {
             let mut lanes = ErrorLanes::default();
             (kernels.measure)(&mut lanes, &source, &result);
             assert!(!lanes.sum().is_exact(), "{} {at} {bit}", kernels.name);
-            let error = if bit == 0 { f64::from(f32::EPSILON) } else { 0.0 };
-            assert_eq!(lanes.sum().max_error(), error, "{} {at} {bit}", kernels.name);
+            let error = if bit == 0 {
+                f64::from(f32::EPSILON)
+            } else {
+                0.0
+            };
+            assert_eq!(
+                lanes.sum().max_error(),
+                error,
+                "{} {at} {bit}",
+                kernels.name
+            );
         }
     }
 }

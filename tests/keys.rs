@@ -1,4 +1,5 @@
-//! The bytes of a stage change only with its version: a cache would else go on handing out the old ones.
+//! The bytes of a stage change only with its version: a cache would else go on handing out the old
+//! ones.
 
 mod support;
 
@@ -32,8 +33,18 @@ graph 4 {"context":24,"prefill":8} b3:788bf5357694
 "#;
 
 fn digest(manifest: &Manifest) -> String {
-    let line = |(name, part): (_, &kiln::action::Part)| format!("{name} {} {}\n", part.content.digest, part.facts);
-    hash_bytes(manifest.parts.iter().map(line).collect::<String>().as_bytes()).short()
+    let line = |(name, part): (_, &kiln::action::Part)| {
+        format!("{name} {} {}\n", part.content.digest, part.facts)
+    };
+    hash_bytes(
+        manifest
+            .parts
+            .iter()
+            .map(line)
+            .collect::<String>()
+            .as_bytes(),
+    )
+    .short()
 }
 
 #[test]
@@ -43,28 +54,60 @@ fn bytes_change_with_the_version_only() {
     let registry = stages::all();
     let mut found = String::new();
     let mut run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![("giver".into(), (*given).clone())]);
-        let inputs = Inputs { slots: slots.iter().map(slot).collect(), ..Inputs::default() };
+        let slot = |(slot, given): &(&str, &Manifest)| {
+            (slot.to_string(), vec![("giver".into(), (*given).clone())])
+        };
+        let inputs = Inputs {
+            slots: slots.iter().map(slot).collect(),
+            ..Inputs::default()
+        };
         let stage = registry.get(kind).unwrap();
         let manifest = folder.run_stage(stage, params.clone(), &inputs).unwrap();
-        found += &format!("{kind} {} {params} {}\n", stage.spec().version, digest(&manifest));
+        found += &format!(
+            "{kind} {} {params} {}\n",
+            stage.spec().version,
+            digest(&manifest)
+        );
         manifest
     };
     let gguf = folder.part(&TinyGguf::qwen2().write(), json!({}));
-    let file = Manifest { parts: [("tiny.gguf".parse().unwrap(), gguf)].into() };
+    let file = Manifest {
+        parts: [("tiny.gguf".parse().unwrap(), gguf)].into(),
+    };
     let model = run("inspect", json!({}), &[("gguf", &file)]);
     for to in ["f32", "f16", "bf16"] {
         run("dequant", json!({ "type": to }), &[("model", &model)]);
     }
-    for scheme in ["f16", "int8-block", "native", "native-safe", "int8-channel", "int4-channel", "lpbq-32"] {
-        let weights = run("requant", json!({ "scheme": scheme }), &[("tensors", &model)]);
-        run("graph", json!({"prefill": 8, "context": 24}), &[("model", &model), ("weights", &weights)]);
+    for scheme in [
+        "f16",
+        "int8-block",
+        "native",
+        "native-safe",
+        "int8-channel",
+        "int4-channel",
+        "lpbq-32",
+    ] {
+        let weights = run(
+            "requant",
+            json!({ "scheme": scheme }),
+            &[("tensors", &model)],
+        );
+        run(
+            "graph",
+            json!({"prefill": 8, "context": 24}),
+            &[("model", &model), ("weights", &weights)],
+        );
         if scheme == "int4-channel" {
-            run("gguf", json!({}), &[("model", &model), ("weights", &weights)]);
+            run(
+                "gguf",
+                json!({}),
+                &[("model", &model), ("weights", &weights)],
+            );
         }
     }
     assert!(
         found == GOLDEN,
-        "these stages give other bytes than before; raise the version of each in its SPEC, then write here:\n{found}"
+        "these stages give other bytes than before; raise the version of each in its SPEC, then \
+         write here:\n{found}"
     );
 }

@@ -19,14 +19,23 @@ const ROUNDS: usize = 20;
 /// A few dozen events: the least that the kernel grants.
 const PIPE_BYTES: usize = 4096;
 
-/// Begins a build and kills it once it has told `events` events; yields whether that struck it alive.
+/// Begins a build and kills it once it has told `events` events; yields whether that struck it
+/// alive.
 fn kill_after(events: usize, tiny: &TinyBuild, room: &str) -> bool {
-    let mut kiln = tiny.build(room).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut kiln = tiny
+        .build(room)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let stdout = kiln.stdout.take().unwrap();
     // Nobody reads on after that many: the full pipe holds the build until it is struck.
     fcntl_setpipe_size(&stdout, PIPE_BYTES).unwrap();
     let mut lines = BufReader::with_capacity(64, stdout).lines();
-    lines.by_ref().take(events).for_each(|line| drop(line.unwrap()));
+    lines
+        .by_ref()
+        .take(events)
+        .for_each(|line| drop(line.unwrap()));
     // Wherever it is by now.
     sleep(Duration::from_micros(events as u64 * 997 % 3000));
     kiln.kill().unwrap();
@@ -36,8 +45,15 @@ fn kill_after(events: usize, tiny: &TinyBuild, room: &str) -> bool {
 /// The signal that ends a child takes a moment to arrive.
 fn wait_for_the_end_of(processes: &[PathBuf]) {
     let begin = Instant::now();
-    while processes.iter().any(|process| !fs::read(process.join("cmdline")).unwrap_or_default().is_empty()) {
-        assert!(begin.elapsed() < Duration::from_secs(10), "left behind: {processes:?}");
+    while processes.iter().any(|process| {
+        !fs::read(process.join("cmdline"))
+            .unwrap_or_default()
+            .is_empty()
+    }) {
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "left behind: {processes:?}"
+        );
         sleep(Duration::from_millis(1));
     }
 }
@@ -47,7 +63,10 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
     let tiny = TinyBuild::new();
     let told = tiny.events("whole").len();
     let expected = tiny.written("whole");
-    assert_eq!(expected.keys().collect::<Vec<_>>(), ["model", "plain", "reference", "rounded", "weights"]);
+    assert_eq!(
+        expected.keys().collect::<Vec<_>>(),
+        ["model", "plain", "reference", "rounded", "weights"]
+    );
     let (parts, ran) = tiny.build_to_the_end("whole");
     assert_eq!(ran, 0);
 
@@ -58,7 +77,10 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
 
         wait_for_the_end_of(&working_on(&tiny.room(&name)));
         for (stage, files) in tiny.written(&name) {
-            assert_eq!(files, expected[&stage], "round {round}: `{stage}` is there, so it must be whole");
+            assert_eq!(
+                files, expected[&stage],
+                "round {round}: `{stage}` is there, so it must be whole"
+            );
         }
         let store = Disk::open(&tiny.cache(&name)).unwrap();
         let verified = store.verify().unwrap();
@@ -68,7 +90,10 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
         let (hits, ran) = tiny.build_to_the_end(&name);
         assert_eq!(hits + ran, parts, "round {round}");
         // At least: two parts of this plan may share an action.
-        assert!(hits >= verified.actions as u64, "round {round}: what was complete does not run again");
+        assert!(
+            hits >= verified.actions as u64,
+            "round {round}: what was complete does not run again"
+        );
         assert_eq!(tiny.written(&name), expected, "round {round}");
         let left_behind = fs::read_dir(tiny.cache(&name).join("tmp")).unwrap().count();
         assert_eq!(left_behind, 0, "round {round}");
@@ -93,7 +118,10 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
     let cache = tiny.cache("whole");
 
     // A tensor must be made again, from a model that is damaged.
-    let (_, codes) = expected["weights"].iter().find(|(name, _)| name.ends_with("codes")).unwrap();
+    let (_, codes) = expected["weights"]
+        .iter()
+        .find(|(name, _)| name.ends_with("codes"))
+        .unwrap();
     fs::remove_file(blob(&cache, codes)).unwrap();
     let mut model = tiny.model.clone();
     let source = blob(&cache, &model);
@@ -104,8 +132,15 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
     let output = tiny.build("whole").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
-    assert!(text.contains("kiln::store::corrupt") && text.contains(source.to_str().unwrap()), "{text}");
-    assert_eq!(tiny.written("whole"), expected, "what was written out before is not touched");
+    assert!(
+        text.contains("kiln::store::corrupt") && text.contains(source.to_str().unwrap()),
+        "{text}"
+    );
+    assert_eq!(
+        tiny.written("whole"),
+        expected,
+        "what was written out before is not touched"
+    );
 
     let (_, ran) = tiny.build_to_the_end("whole");
     assert_eq!(ran, 2, "the source, and the tensor");

@@ -34,9 +34,19 @@ fn json_lines_read_back_as_the_same_events() {
     let text = json_lines(&story());
     let hit = r#"{"event":"hit","part":{"stage":"weights","part":"a"},"at_ms":5}"#;
     assert!(text.lines().any(|line| line == hit), "{text}");
-    assert!(text.starts_with(r#"{"event":"begun","schema":1,"#), "{text}");
-    let back: Vec<Heard> = LogReader::new(text.as_bytes()).map(Result::unwrap).collect();
-    assert_eq!(back.into_iter().map(|heard| (heard.at_ms, heard.event)).collect::<Vec<_>>(), story());
+    assert!(
+        text.starts_with(r#"{"event":"begun","schema":1,"#),
+        "{text}"
+    );
+    let back: Vec<Heard> = LogReader::new(text.as_bytes())
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        back.into_iter()
+            .map(|heard| (heard.at_ms, heard.event))
+            .collect::<Vec<_>>(),
+        story()
+    );
 }
 
 /// A disk that takes so many bytes.
@@ -44,7 +54,10 @@ struct Full(usize);
 
 impl std::io::Write for Full {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 = self.0.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+        self.0 = self
+            .0
+            .checked_sub(bytes.len())
+            .ok_or(std::io::ErrorKind::StorageFull)?;
         Ok(bytes.len())
     }
 
@@ -68,9 +81,18 @@ fn a_log_that_could_not_be_written_says_so() {
 fn the_summary_counts_by_stage_in_the_plans_order() {
     let mut summary = Summary::default();
     tell_untimed(&mut summary, &story());
-    let names: Vec<&str> = summary.stages.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = summary
+        .stages
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     assert_eq!(names, ["text", "source", "weights", "graph", "dlc"]);
-    let unchanged = StageTally { parts: 3, hits: 3, sealed: true, ..Default::default() };
+    let unchanged = StageTally {
+        parts: 3,
+        hits: 3,
+        sealed: true,
+        ..Default::default()
+    };
     assert_eq!(summary.stage("text"), Some(&unchanged));
     let weights = StageTally {
         parts: 2,
@@ -87,15 +109,40 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
     assert!(summary.stage("dlc").unwrap().skipped);
 }
 
-/// A stage done, a stage of 300 parts of which 200 are in flight, one that waits, and a single part.
+/// A stage done, a stage of 300 parts of which 200 are in flight, one that waits, and a single
+/// part.
 fn busy() -> Board {
     let mut board = Board::default();
     let mut say = |at_ms, event| tell(&mut board, &[(at_ms, event)]);
     say(0, begun(&["source", "weights", "halves", "npu", "report"]));
-    say(1, Event::Unchanged { stage: "source".into(), parts: 1 });
-    say(2, Event::Expanded { stage: "weights".into(), parts: 300 });
-    say(3, Event::Expanded { stage: "halves".into(), parts: 300 });
-    say(4, Event::Expanded { stage: "npu".into(), parts: 1 });
+    say(
+        1,
+        Event::Unchanged {
+            stage: "source".into(),
+            parts: 1,
+        },
+    );
+    say(
+        2,
+        Event::Expanded {
+            stage: "weights".into(),
+            parts: 300,
+        },
+    );
+    say(
+        3,
+        Event::Expanded {
+            stage: "halves".into(),
+            parts: 300,
+        },
+    );
+    say(
+        4,
+        Event::Expanded {
+            stage: "npu".into(),
+            parts: 1,
+        },
+    );
     for index in 0..300 {
         let tensor = part("weights", &format!("blk.{index}.attn_q.weight"));
         match index {
@@ -106,7 +153,15 @@ fn busy() -> Board {
     }
     say(2000, started(part("npu", "")));
     let slow = part("weights", "blk.75.attn_q.weight");
-    say(2500, Event::Progress { part: slow, done: 1_000_000, total: 4_000_000, unit: "B".into() });
+    say(
+        2500,
+        Event::Progress {
+            part: slow,
+            done: 1_000_000,
+            total: 4_000_000,
+            unit: "B".into(),
+        },
+    );
     board
 }
 
@@ -147,7 +202,8 @@ halves   0/300, waits for room
         &busy(),
         80,
         4,
-        "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 from the cache, 0 ran; 3.00 s",
+        "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 \
+         from the cache, 0 ran; 3.00 s",
     );
 }
 
@@ -156,23 +212,41 @@ fn no_terminal_is_too_small() {
     let board = busy();
     for (width, height) in (1..100).flat_map(|width| (0..30).map(move |height| (width, height))) {
         let lines = board.lines(3_000, width, height);
-        assert!(lines.len() < height.max(2), "{} lines at {width}x{height}", lines.len());
-        assert!(lines.iter().all(|line| line.chars().count() <= width), "{lines:?} at {width}x{height}");
+        assert!(
+            lines.len() < height.max(2),
+            "{} lines at {width}x{height}",
+            lines.len()
+        );
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= width),
+            "{lines:?} at {width}x{height}"
+        );
     }
 }
 
 #[test]
 fn what_failed_and_what_is_over_leaves_the_board() {
     let mut board = Board::default();
-    let until = |at_ms| story().into_iter().take_while(move |(at, _)| *at <= at_ms).collect::<Vec<_>>();
+    let until = |at_ms| {
+        story()
+            .into_iter()
+            .take_while(move |(at, _)| *at <= at_ms)
+            .collect::<Vec<_>>()
+    };
     tell(&mut board, &until(60));
     check_board(
         &board,
         40,
         24,
-        "weights  1/2, 1 running\n  weights/b  2.99 s, attempt 2\n5 of 6 parts: 5 from the cache, 0 ran; …",
+        "weights  1/2, 1 running\n  weights/b  2.99 s, attempt 2\n5 of 6 parts: 5 from the cache, \
+         0 ran; …",
     );
     let mut board = Board::default();
     tell(&mut board, &story());
-    check_board(&board, 80, 24, "6 of 7 parts: 5 from the cache, 1 ran, 1 failed; 3.00 s");
+    check_board(
+        &board,
+        80,
+        24,
+        "6 of 7 parts: 5 from the cache, 1 ran, 1 failed; 3.00 s",
+    );
 }

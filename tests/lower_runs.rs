@@ -1,5 +1,6 @@
-//! From a GGUF to device ops, computed: the logits must be the reference's, which shares no line with the graphs.
-//! In f32 by an interpreter of device ops, always; on the simulator of the real device, where it is at hand.
+//! From a GGUF to device ops, computed: the logits must be the reference's, which shares no line
+//! with the graphs. In f32 by an interpreter of device ops, always; on the simulator of the real
+//! device, where it is at hand.
 
 mod support;
 
@@ -48,19 +49,37 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     let registry = kiln::stages::all();
     let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
         let stage: &dyn Stage = registry.get(kind).unwrap();
-        let slot = |(slot, given): &(&str, &Manifest)| (slot.to_string(), vec![(slot.to_string(), (*given).clone())]);
-        let inputs = Inputs { slots: slots.iter().map(slot).collect(), ..Inputs::default() };
+        let slot = |(slot, given): &(&str, &Manifest)| {
+            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
+        };
+        let inputs = Inputs {
+            slots: slots.iter().map(slot).collect(),
+            ..Inputs::default()
+        };
         folder.run_stage(stage, params, &inputs).unwrap()
     };
-    let file = Manifest { parts: [("tiny.gguf".parse().unwrap(), folder.part(&model.write(), json!({})))].into() };
+    let file = Manifest {
+        parts: [(
+            "tiny.gguf".parse().unwrap(),
+            folder.part(&model.write(), json!({})),
+        )]
+        .into(),
+    };
     let model = run("inspect", json!({}), &[("gguf", &file)]);
     let weights = run("requant", requant, &[("tensors", &model)]);
     let plain = run("dequant", json!({}), &[("model", &model)]);
     let onnx = run("graph", graph, &[("model", &model), ("weights", &weights)]);
     // A scheme that rounds is held against the values it rounded to.
     let of = if rounded { &weights } else { &plain };
-    let weight = |name: &String| (restore::columns(of, name), restore::weight(&folder, of, name));
-    let plain = restore::names(of).into_iter().map(|name| (name.clone(), weight(&name)));
+    let weight = |name: &String| {
+        (
+            restore::columns(of, name),
+            restore::weight(&folder, of, name),
+        )
+    };
+    let plain = restore::names(of)
+        .into_iter()
+        .map(|name| (name.clone(), weight(&name)));
     let files = ["prefill.onnx", "decode.onnx"].map(|file| onnx.part(file).unwrap());
     let facts: ModelFacts = model.part("model.json").unwrap().facts.read().unwrap();
     Made {
@@ -74,12 +93,16 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     }
 }
 
-/// The largest difference to the reference's logits, as a share of the largest of them: of a prefill, and of decode
-/// steps after part of it.
+/// The largest difference to the reference's logits, as a share of the largest of them: of a
+/// prefill, and of decode steps after part of it.
 fn error(made: Made, engine: impl Engine + 'static) -> f32 {
-    let tokens: Vec<u32> = (0..made.profiles[0].tokens).map(|i| (i * 37 + 11) % made.facts.vocab).collect();
+    let tokens: Vec<u32> = (0..made.profiles[0].tokens)
+        .map(|i| (i * 37 + 11) % made.facts.vocab)
+        .collect();
     let reference = Reference::new(&made.facts, &made.plain);
-    let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else { panic!() };
+    let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else {
+        panic!()
+    };
     let mut expected = vec![];
     let mut hold = |some: &[f32]| {
         expected.extend_from_slice(some);
@@ -87,7 +110,10 @@ fn error(made: Made, engine: impl Engine + 'static) -> f32 {
     };
     reference.logits(state, &mut hold).unwrap();
     let vocab = made.facts.vocab as usize;
-    let mut decoder = Decoder { engine: Box::new(engine), model: made.facts };
+    let mut decoder = Decoder {
+        engine: Box::new(engine),
+        model: made.facts,
+    };
     let (logits, mut cache) = decoder.start(&tokens).unwrap();
     let mut worst = difference(&logits, &expected);
     let held = tokens.len() - 2;
@@ -101,8 +127,11 @@ fn error(made: Made, engine: impl Engine + 'static) -> f32 {
 fn difference(got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len());
     let largest = expected.iter().fold(0f32, |top, x| top.max(x.abs()));
-    let worst =
-        got.iter().zip(expected).map(|(x, y)| (x - y).abs()).fold(0f32, |top, x| if x <= top { top } else { x });
+    let worst = got
+        .iter()
+        .zip(expected)
+        .map(|(x, y)| (x - y).abs())
+        .fold(0f32, |top, x| if x <= top { top } else { x });
     worst / largest
 }
 
@@ -123,7 +152,10 @@ impl Engine for Interpreted {
             Tensor::I32(_, ids) => ids.iter().map(|&id| id as f32).collect(),
             Tensor::F32(_, values) => values.clone(),
         };
-        let inputs = inputs.iter().map(|(name, tensor)| (name.clone(), number(tensor))).collect();
+        let inputs = inputs
+            .iter()
+            .map(|(name, tensor)| (name.clone(), number(tensor)))
+            .collect();
         Ok(self.1[graph as usize].run(&inputs))
     }
 }
@@ -131,7 +163,10 @@ impl Engine for Interpreted {
 #[track_caller]
 fn check(model: &TinyGguf, requant: Value, graph: Value) {
     let mut made = make(model, requant, graph);
-    let engine = Interpreted(made.profiles.clone(), std::mem::take(&mut made.graphs).map(Interpreter::new));
+    let engine = Interpreted(
+        made.profiles.clone(),
+        std::mem::take(&mut made.graphs).map(Interpreter::new),
+    );
     let error = error(made, engine);
     println!("largest error {error:.1e}");
     assert!(error < 2e-3, "{error}");
@@ -143,7 +178,11 @@ fn small() -> Value {
 
 #[test]
 fn llama_in_q4_1_with_its_rows_reordered_and_a_tied_head() {
-    check(&TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0), json!({}), small());
+    check(
+        &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
+        json!({}),
+        small(),
+    );
 }
 
 #[test]
@@ -169,9 +208,20 @@ fn qwen2_with_large_key_biases() {
 #[test]
 fn every_scheme() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
-    for scheme in ["native-safe", "int8-channel", "int4-channel", "lpbq-16", "lpbq-32", "lpbq-64"] {
+    for scheme in [
+        "native-safe",
+        "int8-channel",
+        "int4-channel",
+        "lpbq-16",
+        "lpbq-32",
+        "lpbq-64",
+    ] {
         println!("{scheme}");
-        check(&TinyGguf::qwen2(), json!({ "scheme": scheme }), scaled.clone());
+        check(
+            &TinyGguf::qwen2(),
+            json!({ "scheme": scheme }),
+            scaled.clone(),
+        );
     }
 }
 
@@ -193,9 +243,18 @@ impl Htp {
     fn new(facts: &[GraphFacts; 2], graphs: &[DeviceGraph; 2]) -> Self {
         let backend = Backend::htp(&support::tools::qnn(), Soc::named("sm8650").unwrap()).unwrap();
         let context = Context::new(&backend, false).unwrap();
-        let options = GraphOptions::Htp(HtpGraph { optimization: 3, vtcm_mb: 8 });
-        let graphs = graphs.each_ref().map(|graph| context.build(graph, &options).unwrap());
-        Htp { facts: facts.clone(), context, graphs }
+        let options = GraphOptions::Htp(HtpGraph {
+            optimization: 3,
+            vtcm_mb: 8,
+        });
+        let graphs = graphs
+            .each_ref()
+            .map(|graph| context.build(graph, &options).unwrap());
+        Htp {
+            facts: facts.clone(),
+            context,
+            graphs,
+        }
     }
 }
 
@@ -213,20 +272,42 @@ impl Engine for Htp {
         let bytes = |tensor: &Tensor| -> Vec<u8> {
             match tensor {
                 Tensor::I32(_, ids) => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
-                Tensor::F32(_, values) => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+                Tensor::F32(_, values) => values
+                    .iter()
+                    .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+                    .collect(),
             }
         };
-        let inputs = inputs.iter().map(|(name, tensor)| (name.clone(), bytes(tensor))).collect();
-        let outputs = self.context.execute(&self.graphs[graph as usize], &inputs)?;
-        let floats = |bytes: Vec<u8>| bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect();
-        Ok(outputs.into_iter().map(|(name, bytes)| (name, floats(bytes))).collect())
+        let inputs = inputs
+            .iter()
+            .map(|(name, tensor)| (name.clone(), bytes(tensor)))
+            .collect();
+        let outputs = self
+            .context
+            .execute(&self.graphs[graph as usize], &inputs)?;
+        let floats = |bytes: Vec<u8>| {
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|b| f16::from_le_bytes(*b).to_f32())
+                .collect()
+        };
+        Ok(outputs
+            .into_iter()
+            .map(|(name, bytes)| (name, floats(bytes)))
+            .collect())
     }
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_computes_a_llama() {
-    let made = make(&TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0), json!({}), small());
+    let made = make(
+        &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
+        json!({}),
+        small(),
+    );
     let engine = Htp::new(&made.profiles, &made.graphs);
     let error = error(made, engine);
     assert!(error < 1e-2, "{error}");
@@ -249,7 +330,11 @@ fn the_simulator_computes_a_scaled_qwen2() {
 fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
     let model = TinyGguf::qwen2().large_biases();
     let error = |centre: &str| {
-        let made = make(&model, json!({}), json!({"prefill": 6, "context": 16, "key_centre": centre}));
+        let made = make(
+            &model,
+            json!({}),
+            json!({"prefill": 6, "context": 16, "key_centre": centre}),
+        );
         let engine = Htp::new(&made.profiles, &made.graphs);
         let error = error(made, engine);
         println!("{centre}: largest error {error:.1e}");
@@ -264,9 +349,15 @@ fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
 #[ignore = "needs the QNN libraries"]
 fn the_simulator_computes_schemes_by_channel() {
     // Each in the tensors of another kind.
-    let schemes =
-        [("attn_q", "int8-channel"), ("attn_v", "int4-channel"), ("ffn_up", "lpbq-16"), ("ffn_down", "lpbq-64")];
-    let rules = schemes.map(|(tensor, scheme)| json!({"match": format!("blk.*.{tensor}.weight"), "scheme": scheme}));
+    let schemes = [
+        ("attn_q", "int8-channel"),
+        ("attn_v", "int4-channel"),
+        ("ffn_up", "lpbq-16"),
+        ("ffn_down", "lpbq-64"),
+    ];
+    let rules = schemes.map(
+        |(tensor, scheme)| json!({"match": format!("blk.*.{tensor}.weight"), "scheme": scheme}),
+    );
     let requant = json!({"scheme": "lpbq-32", "override": rules});
     let made = make(&TinyGguf::qwen2(), requant, small());
     let engine = Htp::new(&made.profiles, &made.graphs);

@@ -1,6 +1,6 @@
-//! Weights pass in little memory: a model larger than the budget goes through every stage that takes it tensor by tensor,
-//! each order in a process of its own, whose peak (mapped files included) is measured. What stages over a whole model take
-//! is in `memory_of_models.rs`.
+//! Weights pass in little memory: a model larger than the budget goes through every stage that
+//! takes it tensor by tensor, each order in a process of its own, whose peak (mapped files
+//! included) is measured. What stages over a whole model take is in `memory_of_models.rs`.
 
 mod support;
 
@@ -20,8 +20,16 @@ use support::tiny_gguf::TinyGguf;
 const BUDGET_BYTES: u64 = 64 << 20;
 
 fn large(matrices: Quant) -> Vec<u8> {
-    let bytes = TinyGguf::qwen2().layers(1).widths(2048, 16384).matrices(matrices).write();
-    assert!(bytes.len() as u64 > 3 * BUDGET_BYTES / 2, "a model of {} bytes proves nothing", bytes.len());
+    let bytes = TinyGguf::qwen2()
+        .layers(1)
+        .widths(2048, 16384)
+        .matrices(matrices)
+        .write();
+    assert!(
+        bytes.len() as u64 > 3 * BUDGET_BYTES / 2,
+        "a model of {} bytes proves nothing",
+        bytes.len()
+    );
     bytes
 }
 
@@ -36,7 +44,10 @@ impl Frugal {
     fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Manifest {
         let (manifest, peak) = self.0.measure(kind, params.clone(), slots);
         println!("{kind} {params}: {peak} bytes at most");
-        assert!(peak < BUDGET_BYTES, "{kind} {params} takes {peak} bytes, the budget is {BUDGET_BYTES}");
+        assert!(
+            peak < BUDGET_BYTES,
+            "{kind} {params} takes {peak} bytes, the budget is {BUDGET_BYTES}"
+        );
         manifest
     }
 }
@@ -48,19 +59,39 @@ fn a_model_larger_than_the_budget_passes() {
     let file = road.0.file(&large(Quant::Q8_0));
     let model = road.run("inspect", json!({}), &[("gguf", &file)]);
     road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    let rounded = road.run("requant", json!({ "scheme": "int8-block" }), &[("tensors", &model)]);
+    let rounded = road.run(
+        "requant",
+        json!({ "scheme": "int8-block" }),
+        &[("tensors", &model)],
+    );
     let weights = road.run("requant", json!({}), &[("tensors", &model)]);
-    road.run("graph", json!({ "prefill": 8, "context": 24 }), &[("model", &model), ("weights", &weights)]);
+    road.run(
+        "graph",
+        json!({ "prefill": 8, "context": 24 }),
+        &[("model", &model), ("weights", &weights)],
+    );
     // Blocks as they lie in the file, and values written anew.
-    road.run("gguf", json!({}), &[("model", &model), ("weights", &weights)]);
-    road.run("gguf", json!({ "type": "f16" }), &[("model", &model), ("weights", &rounded)]);
+    road.run(
+        "gguf",
+        json!({}),
+        &[("model", &model), ("weights", &weights)],
+    );
+    road.run(
+        "gguf",
+        json!({ "type": "f16" }),
+        &[("model", &model), ("weights", &rounded)],
+    );
 }
 
 #[test]
 fn values_that_are_handed_on_as_they_lie_do_not_stay() {
     let home = tempfile::tempdir().unwrap();
     let road = Frugal::new(home.path());
-    let model = road.run("inspect", json!({}), &[("gguf", &road.0.file(&large(Quant::F16)))]);
+    let model = road.run(
+        "inspect",
+        json!({}),
+        &[("gguf", &road.0.file(&large(Quant::F16)))],
+    );
     road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
     road.run("requant", json!({}), &[("tensors", &model)]);
 }
@@ -81,7 +112,15 @@ fn a_build_takes_no_more_than_its_stages() {
     "#;
     fs::write(home.path().join("large.toml"), plan).unwrap();
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    kiln.current_dir(home.path()).args(["build", "--json", "--jobs", "2", "--cache", "cache", "large.toml"]);
+    kiln.current_dir(home.path()).args([
+        "build",
+        "--json",
+        "--jobs",
+        "2",
+        "--cache",
+        "cache",
+        "large.toml",
+    ]);
     let mut child = kiln.stdout(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
@@ -89,7 +128,9 @@ fn a_build_takes_no_more_than_its_stages() {
         // Of a process that has ended nothing is known; its peak stood there a moment before.
         let text = fs::read_to_string(&status).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        peak = line.map_or(peak, |line| line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10);
+        peak = line.map_or(peak, |line| {
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        });
         match child.try_wait().unwrap() {
             Some(ended) => break ended,
             None => sleep(Duration::from_millis(1)),

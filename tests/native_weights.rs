@@ -1,5 +1,5 @@
-//! Every block type of ggml on the simulator: requantized `native`, lowered, multiplied, and compared with the weights that
-//! decoding gives. docs/native-weights.md holds what comes out.
+//! Every block type of ggml on the simulator: requantized `native`, lowered, multiplied, and
+//! compared with the weights that decoding gives. docs/native-weights.md holds what comes out.
 
 mod support;
 
@@ -12,7 +12,9 @@ use kiln::model::facts::{Element, WeightFacts};
 use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{Builder, External, Function, Spelling, gain, int};
 use kiln::model::quant::{self, GgmlType, GridLayout};
-use kiln::qnn::{Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc, relative_rms_error};
+use kiln::qnn::{
+    Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc, relative_rms_error,
+};
 use kiln::stages::lower::lower;
 use prost::Message;
 use serde_json::json;
@@ -23,14 +25,16 @@ use support::workspace::Folder;
 /// Inputs and outputs of the matmul.
 const K: usize = 1024;
 const N: usize = 256;
-/// Its tokens: of random numbers, of random positive ones, and of a single one, which read weights back.
+/// Its tokens: of random numbers, of random positive ones, and of a single one, which read weights
+/// back.
 const RANDOM: usize = 8;
 const POSITIVE: usize = 8;
 const ONE_HOT: usize = 32;
 const T: usize = RANDOM + POSITIVE + ONE_HOT;
 
-/// Where the blocks of a type hold their halves, and what to make of them, so that weights are about as large and as
-/// evenly spread around zero as those of a model. Codes and sub-scales are random.
+/// Where the blocks of a type hold their halves, and what to make of them, so that weights are
+/// about as large and as evenly spread around zero as those of a model. Codes and sub-scales are
+/// random.
 const HALVES: [(&str, &[(usize, f32)]); 24] = [
     ("Q4_0", &[(0, 0.01)]),
     ("Q4_1", &[(0, 0.01), (2, -0.075)]),
@@ -63,7 +67,10 @@ fn blocks(ggml: &GgmlType, rows: usize) -> Vec<u8> {
     let mut random = Random::of(ggml.name, 1);
     let size = ggml.bytes((rows * K) as u64).unwrap();
     let mut bytes: Vec<u8> = (0..size).map(|_| random.bits() as u8).collect();
-    let halves = HALVES.iter().find(|(name, _)| *name == ggml.name).map_or(&[][..], |(_, halves)| halves);
+    let halves = HALVES
+        .iter()
+        .find(|(name, _)| *name == ggml.name)
+        .map_or(&[][..], |(_, halves)| halves);
     for block in bytes.chunks_mut(ggml.block_bytes as usize) {
         // Both signs, as ggml has them, but for the types with offsets.
         let negative = random.bits().is_multiple_of(2) && halves.len() < 2;
@@ -73,16 +80,20 @@ fn blocks(ggml: &GgmlType, rows: usize) -> Vec<u8> {
             block[*at..at + 2].copy_from_slice(&f16::from_f32(value * spread).to_le_bytes());
         }
         match ggml.name {
-            // The upper half of sub-scales and minima: as in a model, no run is much smaller than its neighbours.
+            // The upper half of sub-scales and minima: as in a model, no run is much smaller than
+            // its neighbours.
             "Q2_K" => block[..16].iter_mut().for_each(|byte| *byte |= 0x88),
             "Q4_K" | "Q5_K" => block[4..12].iter_mut().for_each(|byte| *byte |= 0xa0),
             "Q8_K" => block[..4].copy_from_slice(&(6e-4 * spread).to_le_bytes()),
             "IQ1_M" => (0..4).for_each(|word| {
                 let d = f16::from_f32(0.01).to_bits();
-                block[49 + 2 * word] = block[49 + 2 * word] & 0x0f | ((d >> (4 * word) & 0x0f) << 4) as u8;
+                block[49 + 2 * word] =
+                    block[49 + 2 * word] & 0x0f | ((d >> (4 * word) & 0x0f) << 4) as u8;
             }),
             "MXFP4" => block[0] = 119 + block[0] % 5,
-            "NVFP4" => block[..4].iter_mut().for_each(|byte| *byte = 8 + *byte % 32),
+            "NVFP4" => block[..4]
+                .iter_mut()
+                .for_each(|byte| *byte = 8 + *byte % 32),
             _ => {}
         }
     }
@@ -100,15 +111,25 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
     let folder = Folder::new(root.path());
     let facts = serde_json::to_value(&support::tiny_weights::TinyWeights::llama().facts).unwrap();
     let mut model = Manifest::default();
-    model.parts.insert("model.json".parse().unwrap(), folder.part(b"", facts));
+    model
+        .parts
+        .insert("model.json".parse().unwrap(), folder.part(b"", facts));
     for ggml in types {
         let facts = json!({"shape": [rows, K], "type": ggml.name});
         let name = format!("tensors/{}.weight", ggml.name);
-        model.parts.insert(name.parse().unwrap(), folder.part(&blocks(ggml, rows), facts));
+        model.parts.insert(
+            name.parse().unwrap(),
+            folder.part(&blocks(ggml, rows), facts),
+        );
     }
     let stages = kiln::stages::all();
-    let inputs = Inputs { slots: [("tensors".into(), vec![("model".into(), model)])].into(), ..Inputs::default() };
-    let made = folder.run_stage(stages.get("requant").unwrap(), json!({}), &inputs).unwrap();
+    let inputs = Inputs {
+        slots: [("tensors".into(), vec![("model".into(), model)])].into(),
+        ..Inputs::default()
+    };
+    let made = folder
+        .run_stage(stages.get("requant").unwrap(), json!({}), &inputs)
+        .unwrap();
     let weight = |ggml: &&'static GgmlType| {
         let mut values = vec![0.0; rows * K];
         ggml.format.decode(&blocks(ggml, rows), &mut values);
@@ -116,8 +137,17 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
             let facts: WeightFacts = part.facts.read().unwrap();
             (str::to_string(name), (facts, folder.bytes(part).to_vec()))
         };
-        let parts = made.under(&format!("{}.weight", ggml.name)).map(part).collect();
-        (ggml.name, Weight { parts, values: values.into_iter().map(f64::from).collect() })
+        let parts = made
+            .under(&format!("{}.weight", ggml.name))
+            .map(part)
+            .collect();
+        (
+            ggml.name,
+            Weight {
+                parts,
+                values: values.into_iter().map(f64::from).collect(),
+            },
+        )
     };
     types.iter().map(weight).collect()
 }
@@ -127,7 +157,11 @@ fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
     let mut graph = Builder::default();
     let mut inputs = vec![graph.input("x", element::FLOAT, &[1, 1, T as u64, K as u64])];
     let block = i64::from(weight.parts["codes"].0.block.unwrap());
-    let spelling = if weight.parts.contains_key("offsets") { Spelling::OffsetBlocks } else { Spelling::Blocks };
+    let spelling = if weight.parts.contains_key("offsets") {
+        Spelling::OffsetBlocks
+    } else {
+        Spelling::Blocks
+    };
     for blob in spelling.inputs() {
         let (facts, bytes) = &weight.parts[*blob];
         let element = match facts.element {
@@ -140,12 +174,27 @@ fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
             Element::Uint8 => element::UINT8,
         };
         let (name, location) = (format!("w/{blob}"), blob.to_string());
-        let external = External { name: &name, location, element, dims: &facts.shape, size_bytes: bytes.len() as u64 };
+        let external = External {
+            name: &name,
+            location,
+            element,
+            dims: &facts.shape,
+            size_bytes: bytes.len() as u64,
+        };
         inputs.push(graph.external(&external));
     }
-    let linear = Function::Linear { weight: spelling, bias: false };
+    let linear = Function::Linear {
+        weight: spelling,
+        bias: false,
+    };
     let dims = vec![1, 1, T as u64, rows as u64];
-    let y = graph.call(linear, "y", &inputs.iter().collect::<Vec<_>>(), vec![int("block", block), gain(0)], dims);
+    let y = graph.call(
+        linear,
+        "y",
+        &inputs.iter().collect::<Vec<_>>(),
+        vec![int("block", block), gain(0)],
+        dims,
+    );
     graph.output(&y);
     graph.finish(name)
 }
@@ -157,7 +206,10 @@ fn lowered(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
 
 fn build(backend: &Rc<Backend>, graph: &DeviceGraph) -> (Context, GraphInfo) {
     let context = Context::new(backend, false).unwrap();
-    let options = GraphOptions::Htp(HtpGraph { optimization: 3, vtcm_mb: 8 });
+    let options = GraphOptions::Htp(HtpGraph {
+        optimization: 3,
+        vtcm_mb: 8,
+    });
     let info = context.build(graph, &options).unwrap();
     (context, info)
 }
@@ -173,17 +225,34 @@ fn errors(context: &Context, info: &GraphInfo, weight: &Weight) -> [f64; 3] {
         })
         .map(f16::from_f32)
         .collect();
-    let inputs = [("x".to_string(), x.iter().flat_map(|x| x.to_le_bytes()).collect())].into();
+    let inputs = [(
+        "x".to_string(),
+        x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    )]
+    .into();
     let outputs = context.execute(info, &inputs).unwrap();
     let y = outputs.values().next().unwrap();
-    let got: Vec<f64> = y.as_chunks::<2>().0.iter().map(|half| f16::from_le_bytes(*half).to_f64()).collect();
-    let dot = |t: usize, n: usize| -> f64 { (0..K).map(|k| x[t * K + k].to_f64() * weight.values[n * K + k]).sum() };
+    let got: Vec<f64> = y
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|half| f16::from_le_bytes(*half).to_f64())
+        .collect();
+    let dot = |t: usize, n: usize| -> f64 {
+        (0..K)
+            .map(|k| x[t * K + k].to_f64() * weight.values[n * K + k])
+            .sum()
+    };
     let error = |tokens: std::ops::Range<usize>| {
         let rows = tokens.start * N..tokens.end * N;
         let expected: Vec<f64> = rows.clone().map(|i| dot(i / N, i % N)).collect();
         relative_rms_error(&expected, &got[rows])
     };
-    [error(RANDOM + POSITIVE..T), error(0..RANDOM), error(RANDOM..RANDOM + POSITIVE)]
+    [
+        error(RANDOM + POSITIVE..T),
+        error(0..RANDOM),
+        error(RANDOM..RANDOM + POSITIVE),
+    ]
 }
 
 fn block_types() -> Vec<(&'static GgmlType, GridLayout)> {
@@ -194,9 +263,14 @@ fn block_types() -> Vec<(&'static GgmlType, GridLayout)> {
     GgmlType::all().filter_map(layout).collect()
 }
 
-/// What the table says of a type that need not be measured: name, bits in a GGUF, the device's codes, block, exactness.
+/// What the table says of a type that need not be measured: name, bits in a GGUF, the device's
+/// codes, block, exactness.
 fn described(ggml: &GgmlType, layout: &GridLayout) -> String {
-    let offset = if layout.offsets.is_some() { " + offset" } else { "" };
+    let offset = if layout.offsets.is_some() {
+        " + offset"
+    } else {
+        ""
+    };
     let exact = match (layout.offsets, layout.scales) {
         (Some(_), Element::F16) => "but for the offset",
         (Some(_), _) => "but for scale and offset",
@@ -205,28 +279,47 @@ fn described(ggml: &GgmlType, layout: &GridLayout) -> String {
         (None, _) => "but for the scale",
     };
     let bits = ggml.block_bytes as f64 * 8.0 / ggml.block_len as f64;
-    format!("| {} | {bits} | {} bit{offset} | {} | {exact} |", ggml.name, layout.codes.bits(), layout.block)
+    format!(
+        "| {} | {bits} | {} bit{offset} | {} | {exact} |",
+        ggml.name,
+        layout.codes.bits(),
+        layout.block
+    )
 }
 
 /// The rows of docs/native-weights.md: what need not be measured, and the numbers that follow.
 fn documented() -> Vec<(String, Vec<f64>)> {
-    let rows = include_str!("../docs/native-weights.md").lines().filter(|line| line.matches(" | ").count() == 8);
+    let rows = include_str!("../docs/native-weights.md")
+        .lines()
+        .filter(|line| line.matches(" | ").count() == 8);
     let row = |line: &str| {
         let at = line.match_indices('|').nth(5).unwrap().0 + 1;
-        let numbers = line[at..].split('|').filter_map(|cell| cell.trim().parse().ok()).collect();
+        let numbers = line[at..]
+            .split('|')
+            .filter_map(|cell| cell.trim().parse().ok())
+            .collect();
         (line[..at].to_string(), numbers)
     };
-    rows.map(row).filter(|(_, numbers): &(_, Vec<f64>)| !numbers.is_empty()).collect()
+    rows.map(row)
+        .filter(|(_, numbers): &(_, Vec<f64>)| !numbers.is_empty())
+        .collect()
 }
 
 #[test]
 fn the_table_has_every_type_in_the_form_that_requant_gives_it() {
-    let rows: Vec<String> = documented().into_iter().map(|(described, _)| described).collect();
-    let expected: Vec<String> = block_types().iter().map(|(ggml, layout)| described(ggml, layout)).collect();
+    let rows: Vec<String> = documented()
+        .into_iter()
+        .map(|(described, _)| described)
+        .collect();
+    let expected: Vec<String> = block_types()
+        .iter()
+        .map(|(ggml, layout)| described(ggml, layout))
+        .collect();
     assert_eq!(rows, expected);
 }
 
-/// Of another chip: `KILN_SOC=sm8750 cargo test --release --test native_weights -- --ignored --nocapture`.
+/// Of another chip: `KILN_SOC=sm8750 cargo test --release --test native_weights -- --ignored
+/// --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries"]
 fn the_table_is_what_the_simulator_computes() {
@@ -240,10 +333,21 @@ fn the_table_is_what_the_simulator_computes() {
         let weight = &all[ggml.name];
         let (context, info) = build(&backend, &lowered(ggml.name, weight, N));
         let [weights, product, positive] = errors(&context, &info, weight);
-        let encoding = format!("{} {} {}", layout.codes.bits(), layout.block, layout.offsets.is_some());
-        let bits = *sizes.entry(encoding).or_insert_with(|| bits_per_weight(&backend, ggml));
-        let numbers =
-            [format!("{bits:.2}"), format!("{weights:.1e}"), format!("{product:.1e}"), format!("{positive:.1e}")];
+        let encoding = format!(
+            "{} {} {}",
+            layout.codes.bits(),
+            layout.block,
+            layout.offsets.is_some()
+        );
+        let bits = *sizes
+            .entry(encoding)
+            .or_insert_with(|| bits_per_weight(&backend, ggml));
+        let numbers = [
+            format!("{bits:.2}"),
+            format!("{weights:.1e}"),
+            format!("{product:.1e}"),
+            format!("{positive:.1e}"),
+        ];
         println!("{} {} |", described(ggml, layout), numbers.join(" | "));
         assert!(product < 1e-3 && positive < 3e-3, "{}", ggml.name);
         measured.push(numbers.map(|number| number.parse::<f64>().unwrap()));
@@ -254,7 +358,10 @@ fn the_table_is_what_the_simulator_computes() {
             .iter()
             .zip(measured)
             .all(|(documented, measured)| (measured - documented).abs() <= 0.1 * documented);
-        assert!(near && documented.len() == 4, "{row} says {documented:?}, measured {measured:?}");
+        assert!(
+            near && documented.len() == 4,
+            "{row} says {documented:?}, measured {measured:?}"
+        );
     }
 }
 
@@ -262,12 +369,17 @@ fn the_table_is_what_the_simulator_computes() {
 fn bits_per_weight(backend: &Rc<Backend>, ggml: &'static GgmlType) -> f64 {
     let bytes = |rows| {
         let weights = weights(&[ggml], rows);
-        build(backend, &lowered("g", &weights[ggml.name], rows)).0.binary().unwrap().len() as f64
+        build(backend, &lowered("g", &weights[ggml.name], rows))
+            .0
+            .binary()
+            .unwrap()
+            .len() as f64
     };
     (bytes(3 * N) - bytes(N)) * 8.0 / (2 * N * K) as f64
 }
 
-/// Multiplies by one-hot rows in ONNX Runtime, which reads the weights of each model in a folder back, and writes them down.
+/// Multiplies by one-hot rows in ONNX Runtime, which reads the weights of each model in a folder
+/// back, and writes them down.
 const READ_BACK: &str = "
 import sys, pathlib, numpy, onnxruntime
 for folder in pathlib.Path(sys.argv[1]).iterdir():
@@ -281,20 +393,37 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
 #[ignore = "needs a package index"]
 fn onnx_runtime_reads_every_type_as_it_was_decoded() {
     const ROWS: usize = 8;
-    let types = block_types().into_iter().map(|(ggml, _)| ggml).collect::<Vec<_>>();
+    let types = block_types()
+        .into_iter()
+        .map(|(ggml, _)| ggml)
+        .collect::<Vec<_>>();
     let all = weights(&types, ROWS);
     let root = tempfile::tempdir().unwrap();
     for (name, weight) in &all {
         let folder = root.path().join(name);
         std::fs::create_dir(&folder).unwrap();
-        std::fs::write(folder.join("model.onnx"), onnx(name, weight, ROWS).encode_to_vec()).unwrap();
-        weight.parts.iter().for_each(|(blob, (_, bytes))| std::fs::write(folder.join(blob), bytes).unwrap());
+        std::fs::write(
+            folder.join("model.onnx"),
+            onnx(name, weight, ROWS).encode_to_vec(),
+        )
+        .unwrap();
+        weight
+            .parts
+            .iter()
+            .for_each(|(blob, (_, bytes))| std::fs::write(folder.join(blob), bytes).unwrap());
     }
     said(python().args(["-c", READ_BACK]).arg(root.path()));
     for (name, weight) in &all {
         let bytes = std::fs::read(root.path().join(name).join("y")).unwrap();
-        let got: Vec<f64> = bytes.as_chunks().0.iter().map(|single| f32::from_le_bytes(*single).into()).collect();
-        let expected: Vec<f64> = (0..T * ROWS).map(|i| weight.values[i % ROWS * K + i / ROWS]).collect();
+        let got: Vec<f64> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|single| f32::from_le_bytes(*single).into())
+            .collect();
+        let expected: Vec<f64> = (0..T * ROWS)
+            .map(|i| weight.values[i % ROWS * K + i / ROWS])
+            .collect();
         assert_eq!(got, expected, "{name}");
     }
 }

@@ -38,11 +38,17 @@ fn tiny_dlc(home: &Path) -> PathBuf {
     );
     std::fs::write(home.join("tiny.toml"), plan).unwrap();
     let kiln = env!("CARGO_BIN_EXE_kiln");
-    said(Command::new(kiln).args(["build", "tiny.toml", "--out", ".", "--cache"]).arg(cache()).current_dir(home));
+    said(
+        Command::new(kiln)
+            .args(["build", "tiny.toml", "--out", ".", "--cache"])
+            .arg(cache())
+            .current_dir(home),
+    );
     home.join("dlc/decode.dlc")
 }
 
-/// Of another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test netron -- --ignored`.
+/// Of another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test netron --
+/// --ignored`.
 #[test]
 #[ignore = "needs the QNN libraries and a package index"]
 fn netron_opens_the_dlc() {
@@ -50,22 +56,44 @@ fn netron_opens_the_dlc() {
     let path = std::env::var_os("KILN_DLC").map_or_else(|| tiny_dlc(home.path()), PathBuf::from);
     let seen = netron(&path);
     assert_eq!(seen["format"], "DLC");
-    let [graph] = seen["graphs"].as_array().unwrap().as_slice() else { panic!("one graph") };
-    assert!(graph["name"].as_str().unwrap().starts_with("token_ar1_cl"), "{}", graph["name"]);
+    let [graph] = seen["graphs"].as_array().unwrap().as_slice() else {
+        panic!("one graph")
+    };
+    assert!(
+        graph["name"].as_str().unwrap().starts_with("token_ar1_cl"),
+        "{}",
+        graph["name"]
+    );
     assert!(graph["nodes"].as_array().unwrap().len() > 50);
 
     let tensors = graph["tensors"].as_array().unwrap();
     let tensor = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name);
-    let io = ["attention_mask", "position_ids_cos", "past_key_0_in", "past_value_0_out", "logits"];
-    for (name, kind) in io.map(|name| (name, "float16")).into_iter().chain([("input_ids", "int32")]) {
+    let io = [
+        "attention_mask",
+        "position_ids_cos",
+        "past_key_0_in",
+        "past_value_0_out",
+        "logits",
+    ];
+    for (name, kind) in io
+        .map(|name| (name, "float16"))
+        .into_iter()
+        .chain([("input_ids", "int32")])
+    {
         let tensor = tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
         assert_eq!(tensor["type"], kind, "{name}");
         assert!(tensor["bytes"].is_null(), "{name} is no weight");
     }
     // The bytes of weights lie in an entry of the DLC that Netron 9.3.3 does not look into.
-    let weights: Vec<_> = tensors.iter().filter(|tensor| !tensor["bytes"].is_null()).collect();
+    let weights: Vec<_> = tensors
+        .iter()
+        .filter(|tensor| !tensor["bytes"].is_null())
+        .collect();
     assert!(weights.len() > 10, "{}", weights.len());
     for weight in weights {
-        assert!(weight["type"].is_string() && !weight["shape"].as_array().unwrap().is_empty(), "{weight}");
+        assert!(
+            weight["type"].is_string() && !weight["shape"].as_array().unwrap().is_empty(),
+            "{weight}"
+        );
     }
 }

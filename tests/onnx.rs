@@ -1,10 +1,12 @@
-//! ONNX from anywhere: read without panic, refused by name where it does not hold together; and the messages against
-//! those of the `onnx` package.
+//! ONNX from anywhere: read without panic, refused by name where it does not hold together; and the
+//! messages against those of the `onnx` package.
 
 mod support;
 
 use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
-use kiln::model::onnx::{Builder, Checked, External, Function, Spelling, Summary, Value, decode, gain, int};
+use kiln::model::onnx::{
+    Builder, Checked, External, Function, Spelling, Summary, Value, decode, gain, int,
+};
 use proptest::prelude::*;
 use prost::Message;
 use support::peers::{python, said};
@@ -21,14 +23,31 @@ fn model() -> ModelProto {
         size_bytes,
     };
     let codes = g.external(&external("w/codes", element::UINT4, &[4, 4], 8));
-    let [scales, offsets] =
-        ["w/scales", "w/offsets"].map(|name| g.external(&external(name, element::FLOAT16, &[4, 2], 16)));
+    let [scales, offsets] = ["w/scales", "w/offsets"]
+        .map(|name| g.external(&external(name, element::FLOAT16, &[4, 2], 16)));
     let block = || vec![int("block", 2), gain(-1)];
-    let embedding = Function::Embedding { weight: Spelling::OffsetBlocks };
-    let x = g.call(embedding, "rows", &[&ids, &codes, &scales, &offsets], block(), vec![1, 3, 4]);
+    let embedding = Function::Embedding {
+        weight: Spelling::OffsetBlocks,
+    };
+    let x = g.call(
+        embedding,
+        "rows",
+        &[&ids, &codes, &scales, &offsets],
+        block(),
+        vec![1, 3, 4],
+    );
     let x = g.reshape("x", &x, &[1, 1, 3, 4]);
-    let linear = Function::Linear { weight: Spelling::OffsetBlocks, bias: false };
-    let y = g.call(linear, "y", &[&x, &codes, &scales, &offsets], block(), vec![1, 1, 3, 4]);
+    let linear = Function::Linear {
+        weight: Spelling::OffsetBlocks,
+        bias: false,
+    };
+    let y = g.call(
+        linear,
+        "y",
+        &[&x, &codes, &scales, &offsets],
+        block(),
+        vec![1, 1, 3, 4],
+    );
     let [low, high] = g.halves("z", &y);
     let half = g.scalar("half", 0.5);
     let low = g.elementwise("Mul", "scaled", &low, &half);
@@ -88,7 +107,10 @@ fn refused(change: impl Fn(&mut GraphProto), expect: &str) {
     let mut model = model();
     assert!(Checked::new(&model).is_ok());
     change(model.graph.as_mut().unwrap());
-    assert_eq!(Checked::new(&model).map(|_| ()).unwrap_err().message, expect);
+    assert_eq!(
+        Checked::new(&model).map(|_| ()).unwrap_err().message,
+        expect
+    );
 }
 
 fn first_dim(value: &mut ValueInfoProto, dim: Option<i64>) {
@@ -98,9 +120,18 @@ fn first_dim(value: &mut ValueInfoProto, dim: Option<i64>) {
 
 #[test]
 fn graphs_that_do_not_hold_together() {
-    refused(|graph| graph.node.reverse(), "node `out` (Sigmoid) reads `probabilities`, which nothing before it makes");
-    refused(|graph| graph.node[2].output[0] = "x".into(), "`x` is made twice, again by node `y`");
-    refused(|graph| graph.value_info.clear(), "`rows`, made by node `rows`, has no shape");
+    refused(
+        |graph| graph.node.reverse(),
+        "node `out` (Sigmoid) reads `probabilities`, which nothing before it makes",
+    );
+    refused(
+        |graph| graph.node[2].output[0] = "x".into(),
+        "`x` is made twice, again by node `y`",
+    );
+    refused(
+        |graph| graph.value_info.clear(),
+        "`rows`, made by node `rows`, has no shape",
+    );
     refused(
         |graph| {
             let mut lost = graph.output[0].clone();
@@ -109,15 +140,30 @@ fn graphs_that_do_not_hold_together() {
         },
         "nothing makes the output `lost`",
     );
-    refused(|graph| first_dim(&mut graph.input[0], Some(0)), "a dimension of `ids` is not a positive number");
-    refused(|graph| first_dim(&mut graph.input[0], Some(-1)), "a dimension of `ids` is not a positive number");
-    refused(|graph| first_dim(&mut graph.input[0], None), "a dimension of `ids` is not a positive number");
+    refused(
+        |graph| first_dim(&mut graph.input[0], Some(0)),
+        "a dimension of `ids` is not a positive number",
+    );
+    refused(
+        |graph| first_dim(&mut graph.input[0], Some(-1)),
+        "a dimension of `ids` is not a positive number",
+    );
+    refused(
+        |graph| first_dim(&mut graph.input[0], None),
+        "a dimension of `ids` is not a positive number",
+    );
     refused(
         |graph| first_dim(&mut graph.input[0], Some(i64::MAX)),
         "`ids` [9223372036854775807, 3] has more than 68719476736 elements",
     );
-    refused(|graph| graph.initializer[0].dims = vec![1; 9], "`half` has 9 dimensions; at most 8 are read");
-    refused(|graph| graph.initializer[1].name = "half".into(), "two constants are called `half`");
+    refused(
+        |graph| graph.initializer[0].dims = vec![1; 9],
+        "`half` has 9 dimensions; at most 8 are read",
+    );
+    refused(
+        |graph| graph.initializer[1].name = "half".into(),
+        "two constants are called `half`",
+    );
     refused(|graph| graph.input[0].r#type = None, "`ids` is no tensor");
     assert!(decode(b"").is_err(), "no graph");
 }
@@ -137,15 +183,17 @@ proptest! {
     }
 }
 
-/// The package's own reader and writer keep every byte: each of our field numbers and types is theirs.
+/// The package's own reader and writer keep every byte: each of our field numbers and types is
+/// theirs.
 #[test]
 #[ignore = "needs a package index"]
 fn the_onnx_package_writes_the_same_bytes() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("model.onnx");
     std::fs::write(&path, model().encode_to_vec()).unwrap();
-    let script = "import sys, onnx; m = onnx.ModelProto.FromString(open(sys.argv[1], 'rb').read()); \
-                  m.DiscardUnknownFields(); open(sys.argv[2], 'wb').write(m.SerializeToString(deterministic=True))";
+    let script = "import sys, onnx; m = onnx.ModelProto.FromString(open(sys.argv[1], \
+                  'rb').read()); m.DiscardUnknownFields(); open(sys.argv[2], \
+                  'wb').write(m.SerializeToString(deterministic=True))";
     let again = root.path().join("again.onnx");
     said(python().args(["-c", script]).args([&path, &again]));
     let again = std::fs::read(again).unwrap();

@@ -21,9 +21,13 @@ fn program() {
 #[test]
 fn a_lock_reads_well() {
     let shop = Shop::open();
-    assert_eq!(shop.done("build shop.toml --lock").lines().last(), Some("locked in shop.lock"));
+    assert_eq!(
+        shop.done("build shop.toml --lock").lines().last(),
+        Some("locked in shop.lock")
+    );
     let expected = "\
-# What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln verify` hold to it.
+# What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln \
+                    verify` hold to it.
 
 version = 1
 plan = \"shop\"
@@ -78,8 +82,15 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     let lock = plain(&shop.read("shop.lock"));
     assert!(lock.starts_with(expected), "{lock}");
     let inode = fs::metadata(shop.path("shop.lock")).unwrap().ino();
-    assert!(shop.done("build shop.toml --lock").ends_with("as locked in shop.lock\n"));
-    assert_eq!(fs::metadata(shop.path("shop.lock")).unwrap().ino(), inode, "an equal lock is left alone");
+    assert!(
+        shop.done("build shop.toml --lock")
+            .ends_with("as locked in shop.lock\n")
+    );
+    assert_eq!(
+        fs::metadata(shop.path("shop.lock")).unwrap().ino(),
+        inode,
+        "an equal lock is left alone"
+    );
     // `gc --lock` reads it.
     let kept = shop.done("cache gc --lock shop.lock --max-size 0");
     assert!(kept.contains("stays     6 results"), "{kept}");
@@ -95,8 +106,13 @@ fn neither_folder_nor_jobs_nor_spelling_are_in_a_lock() {
         }
         shop.write("deep/er/shop.toml", text);
         shop.done(&format!("build deep/er/shop.toml --lock --out here {call}"));
-        let papers = ["deep/er/shop.lock", "here/receipt.json", "here/SHA256SUMS"].map(|paper| shop.read(paper));
-        assert!(papers.iter().all(|paper| !paper.contains(shop.path("").to_str().unwrap())));
+        let papers = ["deep/er/shop.lock", "here/receipt.json", "here/SHA256SUMS"]
+            .map(|paper| shop.read(paper));
+        assert!(
+            papers
+                .iter()
+                .all(|paper| !paper.contains(shop.path("").to_str().unwrap()))
+        );
         papers
     };
     let first = lock(SHOP, "--jobs 1");
@@ -114,12 +130,20 @@ fn check(change: impl Fn(&Shop), call: &str, environment: &[(&str, &str)], expec
     let shop = Shop::open();
     shop.done("build shop.toml --lock");
     let written = files(&shop.path("out"));
-    assert!(shop.done("build shop.toml --locked").starts_with("nothing to do"));
+    assert!(
+        shop.done("build shop.toml --locked")
+            .starts_with("nothing to do")
+    );
     change(&shop);
     let (code, said, errors) = shop.kiln(&format!("build shop.toml --locked {call}"), environment);
     let said: String = plain(&said)
         .lines()
-        .map(|line| format!("{}\n", line.split_whitespace().collect::<Vec<_>>().join(" ")))
+        .map(|line| {
+            format!(
+                "{}\n",
+                line.split_whitespace().collect::<Vec<_>>().join(" ")
+            )
+        })
         .collect();
     assert_eq!((code, said.as_str()), (3, expected), "{errors}");
     assert!(errors.contains("kiln::lock::differs"), "{errors}");
@@ -128,23 +152,39 @@ fn check(change: impl Fn(&Shop), call: &str, environment: &[(&str, &str)], expec
 
 #[test]
 fn a_change_of_the_plan_is_known_before_anything_runs() {
-    let plan =
-        |old: &'static str, new: &'static str| move |shop: &Shop| shop.write("shop.toml", &SHOP.replace(old, new));
-    check(|_| {}, "--set text=jar", &[], "stage cause what\npots plan a: text: \"pot\" -> \"jar\"\n");
+    let plan = |old: &'static str, new: &'static str| {
+        move |shop: &Shop| shop.write("shop.toml", &SHOP.replace(old, new))
+    };
+    check(
+        |_| {},
+        "--set text=jar",
+        &[],
+        "stage cause what\npots plan a: text: \"pot\" -> \"jar\"\n",
+    );
     check(
         plan("from = \"pots\"", "from = [\"clay\", \"pots\"]"),
         "",
         &[],
         "stage cause what\nware plan from: pots -> clay, pots\n",
     );
-    check(plan("keep = [\"b\"]", "keep = true"), "", &[], "stage cause what\npots plan keep: [\"b\"] -> true\n");
+    check(
+        plan("keep = [\"b\"]", "keep = true"),
+        "",
+        &[],
+        "stage cause what\npots plan keep: [\"b\"] -> true\n",
+    );
     check(
         plan("[stage.bill]", "[stage.note]"),
         "",
         &[],
         "stage cause what\nnote new make is not in the lock\nbill gone make is not in the plan\n",
     );
-    check(plan("\"shop\"", "\"fair\""), "", &[], "stage cause what\n[plan] plan name: shop -> fair\n");
+    check(
+        plan("\"shop\"", "\"fair\""),
+        "",
+        &[],
+        "stage cause what\n[plan] plan name: shop -> fair\n",
+    );
 }
 
 #[test]
@@ -153,45 +193,61 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
         |_| {},
         "",
         &[(VERSION, "2")],
-        "stage cause what\npots kiln version of make: 1 -> 2\nware kiln version of make: 1 -> 2\n\
-         bill kiln version of make: 1 -> 2\n",
+        "stage cause what\npots kiln version of make: 1 -> 2\nware kiln version of make: 1 -> \
+         2\nbill kiln version of make: 1 -> 2\n",
     );
     check(
         |shop| shop.write("oven.so", "cold"),
         "",
         &[],
-        "stage cause what\ntools.oven input a file of this machine: HERE/oven.so\ndigest: \"b3:\" -> \"b3:\"\n\
-         ware tool oven/oven.so: b3: -> b3:\n",
+        "stage cause what\ntools.oven input a file of this machine: HERE/oven.so\ndigest: \"b3:\" \
+         -> \"b3:\"\nware tool oven/oven.so: b3: -> b3:\n",
     );
     check(
         |shop| shop.write("clay.txt", "dry"),
         "",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \"b3:\"\n\
-         pots input follows from clay\nb/c/out: b3: -> b3:\nware input follows from pots\nout: b3: -> b3:\n",
+        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+         \"b3:\"\npots input follows from clay\nb/c/out: b3: -> b3:\nware input follows from \
+         pots\nout: b3: -> b3:\n",
     );
     // Of a part of the plan.
     check(
         |shop| shop.write("clay.txt", "dry"),
         "clay",
         &[],
-        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \"b3:\"\n",
+        "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
+         \"b3:\"\n",
     );
 }
 
 #[test]
 fn the_same_action_with_other_bytes_is_called_that() {
     let shop = Shop::open();
-    shop.write("shop.toml", &SHOP.replace("text = \"ware\"", "random = true"));
+    shop.write(
+        "shop.toml",
+        &SHOP.replace("text = \"ware\"", "random = true"),
+    );
     shop.done("build shop.toml --lock");
     let (code, said, _) = shop.kiln("build shop.toml --locked --cache elsewhere --json", &[]);
     assert_eq!(code, 3);
-    let line = said.lines().find(|line| line.contains("\"locked\"")).unwrap();
+    let line = said
+        .lines()
+        .find(|line| line.contains("\"locked\""))
+        .unwrap();
     let line: Value = serde_json::from_str(line).unwrap();
-    let [ware] = line["differs"].as_array().unwrap().as_slice() else { panic!("{line}") };
-    assert_eq!((&ware["stage"], &ware["cause"]), (&"ware".into(), &"same-action".into()));
+    let [ware] = line["differs"].as_array().unwrap().as_slice() else {
+        panic!("{line}")
+    };
+    assert_eq!(
+        (&ware["stage"], &ware["cause"]),
+        (&"ware".into(), &"same-action".into())
+    );
     let out = &ware["artifacts"][0];
-    assert!(out["name"] == "out" && out["locked"].is_string() && out["locked"] != out["found"], "{out}");
+    assert!(
+        out["name"] == "out" && out["locked"].is_string() && out["locked"] != out["found"],
+        "{out}"
+    );
 }
 
 #[test]
@@ -219,8 +275,16 @@ fn the_sums_are_those_of_the_files() {
         .concat();
     assert_eq!(shop.read("out/shop/SHA256SUMS"), expected);
     // Where there is such a program.
-    if let Ok(output) = Command::new("sha256sum").args(["--strict", "-c", "SHA256SUMS"]).current_dir(&out).output() {
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    if let Ok(output) = Command::new("sha256sum")
+        .args(["--strict", "-c", "SHA256SUMS"])
+        .current_dir(&out)
+        .output()
+    {
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
 }
 
@@ -260,17 +324,35 @@ fn provenance_is_a_statement_about_the_files() {
     let build = &statement["predicate"]["buildDefinition"];
     assert_eq!(build["buildType"], "urn:kiln:build-plan:1");
     assert_eq!(
-        (&build["externalParameters"]["plan"], &build["externalParameters"]["set"]["text"]),
+        (
+            &build["externalParameters"]["plan"],
+            &build["externalParameters"]["set"]["text"]
+        ),
         (&"shop".into(), &"jar".into())
     );
-    assert!(statement["predicate"]["runDetails"]["builder"]["id"].as_str().unwrap().contains("kiln"));
-    assert!(statement["predicate"]["runDetails"].get("metadata").is_none(), "a time that nobody gave");
+    assert!(
+        statement["predicate"]["runDetails"]["builder"]["id"]
+            .as_str()
+            .unwrap()
+            .contains("kiln")
+    );
+    assert!(
+        statement["predicate"]["runDetails"]
+            .get("metadata")
+            .is_none(),
+        "a time that nobody gave"
+    );
 
     let mut subjects = BTreeMap::new();
     for subject in statement["subject"].as_array().unwrap() {
-        subjects.insert(subject["name"].as_str().unwrap().to_string(), subject["digest"].clone());
+        subjects.insert(
+            subject["name"].as_str().unwrap().to_string(),
+            subject["digest"].clone(),
+        );
     }
-    let artifacts = files(&shop.path("out/shop")).into_iter().filter(|(path, _)| path.components().count() > 1);
+    let artifacts = files(&shop.path("out/shop"))
+        .into_iter()
+        .filter(|(path, _)| path.components().count() > 1);
     for (path, bytes) in artifacts {
         let digest = subjects.remove(path.to_str().unwrap()).unwrap();
         assert_eq!(digest["sha256"], sha256(&bytes));
@@ -279,36 +361,75 @@ fn provenance_is_a_statement_about_the_files() {
     assert!(subjects.is_empty(), "{subjects:?}");
     let dependency = |name: &str| {
         let all = build["resolvedDependencies"].as_array().unwrap();
-        all.iter().find(|one| one["name"] == name).cloned().unwrap_or_else(|| panic!("no {name} in {all:?}"))
+        all.iter()
+            .find(|one| one["name"] == name)
+            .cloned()
+            .unwrap_or_else(|| panic!("no {name} in {all:?}"))
     };
     assert_eq!(
-        (&dependency("clay")["uri"], &dependency("clay")["digest"]["sha256"]),
+        (
+            &dependency("clay")["uri"],
+            &dependency("clay")["digest"]["sha256"]
+        ),
         (&"file:clay.txt".into(), &sha256(b"wet").into())
     );
-    assert_eq!(dependency("oven/oven.so")["digest"]["sha256"], sha256(b"hot"));
+    assert_eq!(
+        dependency("oven/oven.so")["digest"]["sha256"],
+        sha256(b"hot")
+    );
 
     let other = Shop::open();
     other.done("build shop.toml --provenance --set text=jar");
     assert_eq!(other.read("out/shop/provenance.json"), text);
-    let (_, said, _) = other.kiln("build shop.toml --provenance --set text=jar", &[("SOURCE_DATE_EPOCH", "951782400")]);
+    let (_, said, _) = other.kiln(
+        "build shop.toml --provenance --set text=jar",
+        &[("SOURCE_DATE_EPOCH", "951782400")],
+    );
     assert!(said.contains("written to"), "{said}");
-    assert!(other.read("out/shop/provenance.json").contains("\"finishedOn\": \"2000-02-29T00:00:00Z\""));
-    let (code, _, errors) = other.kiln("build shop.toml --provenance", &[("SOURCE_DATE_EPOCH", "today")]);
-    assert!(code == 2 && errors.contains("kiln::call::source_date_epoch"), "{errors}");
+    assert!(
+        other
+            .read("out/shop/provenance.json")
+            .contains("\"finishedOn\": \"2000-02-29T00:00:00Z\"")
+    );
+    let (code, _, errors) = other.kiln(
+        "build shop.toml --provenance",
+        &[("SOURCE_DATE_EPOCH", "today")],
+    );
+    assert!(
+        code == 2 && errors.contains("kiln::call::source_date_epoch"),
+        "{errors}"
+    );
 }
 
 #[test]
 fn what_is_made_again_is_the_same_or_kept_beside() {
     let shop = Shop::open();
     let said = shop.done("build shop.toml --check");
-    assert!(said.ends_with("checked: 4 parts again, the same bytes\n"), "{said}");
+    assert!(
+        said.ends_with("checked: 4 parts again, the same bytes\n"),
+        "{said}"
+    );
     assert!(!shop.path("out/shop/differs").exists());
 
-    shop.write("shop.toml", &SHOP.replace("text = \"${text}\"", "text = \"${text}\"\nrandom = true"));
+    shop.write(
+        "shop.toml",
+        &SHOP.replace("text = \"${text}\"", "text = \"${text}\"\nrandom = true"),
+    );
     let (code, said, errors) = shop.kiln("build shop.toml --check", &[]);
-    let table: Vec<String> = plain(&said).lines().rev().take(2).map(String::from).collect();
-    assert!(code == 3 && table[0].starts_with("pots/b/c  out") && table[1].starts_with("pots/a    out"), "{said}");
-    assert!(errors.contains("2 of 4 parts did not give the same twice"), "{errors}");
+    let table: Vec<String> = plain(&said)
+        .lines()
+        .rev()
+        .take(2)
+        .map(String::from)
+        .collect();
+    assert!(
+        code == 3 && table[0].starts_with("pots/b/c  out") && table[1].starts_with("pots/a    out"),
+        "{said}"
+    );
+    assert!(
+        errors.contains("2 of 4 parts did not give the same twice"),
+        "{errors}"
+    );
     assert!(errors.contains("once more, to compare"), "{errors}");
     let copy = |which: &str| shop.read(&format!("out/shop/differs/pots/b/c/{which}/out"));
     assert_eq!(copy("first"), shop.read("out/shop/pots/b/c/out"));
@@ -316,11 +437,24 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
 
     // What follows is checked with the same inputs, and what is not asked for is not checked.
     let said = shop.done("build shop.toml ware --check");
-    assert!(said.ends_with("checked: 1 part again, the same bytes\n"), "{said}");
-    assert!(shop.done("build shop.toml --cache cache clay --check").contains("checked: 1 part again"));
+    assert!(
+        said.ends_with("checked: 1 part again, the same bytes\n"),
+        "{said}"
+    );
+    assert!(
+        shop.done("build shop.toml --cache cache clay --check")
+            .contains("checked: 1 part again")
+    );
     let (code, said, _) = shop.kiln("build shop.toml --check --json", &[]);
     let line: Value = serde_json::from_str(said.lines().rev().nth(1).unwrap()).unwrap();
-    assert_eq!((code, &line["checked"], line["differs"].as_array().unwrap().len()), (3, &4.into(), 2));
+    assert_eq!(
+        (
+            code,
+            &line["checked"],
+            line["differs"].as_array().unwrap().len()
+        ),
+        (3, &4.into(), 2)
+    );
 }
 
 /// Changes what was written out, and verifies it.
@@ -329,11 +463,18 @@ fn faults(change: impl Fn(&Path), expected: &[&str]) {
     shop.done("build shop.toml --lock --out here");
     fs::remove_dir_all(shop.path("cache")).unwrap();
     fs::remove_file(shop.path("shop.toml")).unwrap();
-    assert_eq!(shop.done("verify shop.toml --out here"), "3 files, 120.0 kB: as shop.lock says\n");
+    assert_eq!(
+        shop.done("verify shop.toml --out here"),
+        "3 files, 120.0 kB: as shop.lock says\n"
+    );
     change(&shop.path("here"));
     let (code, said, errors) = shop.kiln("verify shop.toml --out here", &[]);
     let said = plain(&said);
-    assert_eq!((code, said.lines().collect::<Vec<_>>()), (3, expected.to_vec()), "{errors}");
+    assert_eq!(
+        (code, said.lines().collect::<Vec<_>>()),
+        (3, expected.to_vec()),
+        "{errors}"
+    );
     assert!(errors.contains("kiln::verify::differs"), "{errors}");
     assert!(!shop.path("cache").exists() && !shop.path("out").exists());
 }
@@ -344,10 +485,22 @@ fn each_fault_of_a_file_is_named() {
         fs::remove_file(path).unwrap();
         fs::write(path, text).unwrap();
     };
-    faults(|out| fs::remove_file(out.join("ware/out")).unwrap(), &["missing  ware/out"]);
-    faults(|out| replace(&out.join("ware/out"), "short"), &["other  ware/out  has 5 bytes, locked are 26"]);
-    faults(|out| replace(&out.join("pots/b/c/out"), "pot d/c\nwet"), &["other  pots/b/c/out  is b3:, locked is b3:"]);
-    faults(|out| fs::write(out.join("pots/b/more"), "").unwrap(), &["unknown  pots/b/more"]);
+    faults(
+        |out| fs::remove_file(out.join("ware/out")).unwrap(),
+        &["missing  ware/out"],
+    );
+    faults(
+        |out| replace(&out.join("ware/out"), "short"),
+        &["other  ware/out  has 5 bytes, locked are 26"],
+    );
+    faults(
+        |out| replace(&out.join("pots/b/c/out"), "pot d/c\nwet"),
+        &["other  pots/b/c/out  is b3:, locked is b3:"],
+    );
+    faults(
+        |out| fs::write(out.join("pots/b/more"), "").unwrap(),
+        &["unknown  pots/b/more"],
+    );
     faults(
         |out| {
             fs::remove_dir_all(out.join("pots")).unwrap();
@@ -374,17 +527,40 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     let refused = |old: &str, new: &str, says: &str| {
         assert!(lock.contains(old), "{old}");
         shop.write("shop.lock", &lock.replace(old, new));
-        for call in ["verify shop.toml", "build shop.toml --locked", "cache gc --lock shop.lock"] {
+        for call in [
+            "verify shop.toml",
+            "build shop.toml --locked",
+            "cache gc --lock shop.lock",
+        ] {
             let (code, _, errors) = shop.kiln(call, &[]);
             assert_eq!(code, 2, "{call}: {errors}");
-            assert!(errors.contains("kiln::call::lock") && errors.contains(says), "{call}: {says} in {errors}");
+            assert!(
+                errors.contains("kiln::call::lock") && errors.contains(says),
+                "{call}: {says} in {errors}"
+            );
         }
     };
-    refused("artifacts.\"b/c/out\"", "artifacts.\"../../../etc/passwd\"", "line 48");
-    refused("[stage.bill.artifacts.out]", "[stage.bill.artifacts.\"/etc/passwd\"]", "cannot name a part");
-    refused("[stage.ware", "[stage.\"..\"", "cannot name a plan or a stage");
+    refused(
+        "artifacts.\"b/c/out\"",
+        "artifacts.\"../../../etc/passwd\"",
+        "line 48",
+    );
+    refused(
+        "[stage.bill.artifacts.out]",
+        "[stage.bill.artifacts.\"/etc/passwd\"]",
+        "cannot name a part",
+    );
+    refused(
+        "[stage.ware",
+        "[stage.\"..\"",
+        "cannot name a plan or a stage",
+    );
     refused("plan = \"shop\"", "plan = \"../shop\"", "line 4");
-    refused("version = 1\nplan", "version = 2\nplan", "this kiln knows 1");
+    refused(
+        "version = 1\nplan",
+        "version = 2\nplan",
+        "this kiln knows 1",
+    );
     refused("version = 1\nplan", "plan", "missing field `version`");
     refused("sha256 = \"c7", "sha256 = \"C7", "is not a sha256");
     refused("keep = true", "kept = true", "unknown field `kept`");
@@ -392,11 +568,14 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     refused("gives = \"b3:", "gives = \"b3:00", "is not a digest");
     shop.write("shop.lock", &"#".repeat(64 << 20 | 1));
     let (code, _, errors) = shop.kiln("verify shop.toml", &[]);
-    assert!(code == 2 && errors.contains("which no lock has"), "{errors}");
+    assert!(
+        code == 2 && errors.contains("which no lock has"),
+        "{errors}"
+    );
 }
 
-/// What a lock says of a plan is held against it before anything runs; what the smallest model's graph comes to, afterwards. The rest takes
-/// minutes.
+/// What a lock says of a plan is held against it before anything runs; what the smallest model's
+/// graph comes to, afterwards. The rest takes minutes.
 #[test]
 #[ignore = "needs a package index"]
 fn every_committed_lock_is_of_its_plan() {
@@ -409,11 +588,27 @@ fn every_committed_lock_is_of_its_plan() {
         }
         let out = tempfile::tempdir().unwrap();
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        kiln.args(["build", "--locked", "--cache"]).arg(support::tools::cache()).arg("--out").arg(out.path());
+        kiln.args(["build", "--locked", "--cache"])
+            .arg(support::tools::cache())
+            .arg("--out")
+            .arg(out.path());
         // The other models have gigabytes.
-        let stage = if lock.ends_with("smollm2-135m.lock") { "graph" } else { "text" };
-        let output = kiln.arg(lock.with_extension("toml")).arg(stage).output().unwrap();
-        assert!(output.status.success(), "{}: {}", lock.display(), String::from_utf8_lossy(&output.stderr));
+        let stage = if lock.ends_with("smollm2-135m.lock") {
+            "graph"
+        } else {
+            "text"
+        };
+        let output = kiln
+            .arg(lock.with_extension("toml"))
+            .arg(stage)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            lock.display(),
+            String::from_utf8_lossy(&output.stderr)
+        );
         held += 1;
     }
     assert!(held > 0);

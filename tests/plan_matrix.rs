@@ -48,10 +48,19 @@ url = "https://clay"
 
 fn outline(plan: &Plan) -> String {
     let line = |stage: &kiln::plan::PlannedStage| {
-        let waits: Vec<&str> = stage.slots.values().flatten().map(|id| id.0.as_str()).collect();
+        let waits: Vec<&str> = stage
+            .slots
+            .values()
+            .flatten()
+            .map(|id| id.0.as_str())
+            .collect();
         format!("{} {} [{}]\n", stage.id, stage.params, waits.join(" "))
     };
-    plan.stages.iter().filter(|stage| stage.tools.is_empty() || stage.kind != "fetch").map(line).collect()
+    plan.stages
+        .iter()
+        .filter(|stage| stage.tools.is_empty() || stage.kind != "fetch")
+        .map(line)
+        .collect()
 }
 
 fn matrix(text: &str, sets: &[(&str, &str)]) -> Plan {
@@ -87,39 +96,66 @@ all {} [ware.bowl.6 ware.bowl.9 ware.cup.6 ware.cup.9 plain]
 fn the_call_pins_an_axis_to_any_value() {
     let ids = |sets: &[(&str, &str)]| {
         let plan = matrix(MATRIX, sets);
-        plan.stages.iter().filter(|stage| stage.kind == "fire").map(|stage| stage.id.to_string()).collect::<Vec<_>>()
+        plan.stages
+            .iter()
+            .filter(|stage| stage.kind == "fire")
+            .map(|stage| stage.id.to_string())
+            .collect::<Vec<_>>()
     };
-    assert_eq!(ids(&[("shape", "jar"), ("cone", "7")]), ["ware.jar.7", "plain"]);
+    assert_eq!(
+        ids(&[("shape", "jar"), ("cone", "7")]),
+        ["ware.jar.7", "plain"]
+    );
     let told = |sets| plan_text::problems(&[("test.toml", &format!("{BEGIN}{MATRIX}"))], sets);
     assert_eq!(
         told(&[("cone", "hot")]),
-        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n  \
-         help: it keeps the type that the plan gave it\n"
+        "wrong_type: --set cone=hot: expected an integer\n  \"cone\" an integer here\n  help: it \
+         keeps the type that the plan gave it\n"
     );
-    assert!(told(&[("shape", "a/b")]).starts_with("bad_name: --set shape=a/b: it becomes a part of stages' names\n"));
+    assert!(
+        told(&[("shape", "a/b")])
+            .starts_with("bad_name: --set shape=a/b: it becomes a part of stages' names\n")
+    );
 }
 
 #[test]
 fn the_name_in_the_plan_means_all_instances() {
     let chosen = |wanted: &[&str]| {
         let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
-        select(matrix(MATRIX, &[]), &wanted).map(|plan| plan.stages.iter().map(|stage| stage.id.to_string()).collect())
+        select(matrix(MATRIX, &[]), &wanted).map(|plan| {
+            plan.stages
+                .iter()
+                .map(|stage| stage.id.to_string())
+                .collect()
+        })
     };
-    assert_eq!(chosen(&["pot", "pot"]), Ok(vec!["clay".to_string(), "pot.bowl".into(), "pot.cup".into()]));
-    assert_eq!(chosen(&["pot.cup"]), Ok(vec!["clay".to_string(), "pot.cup".into()]));
+    assert_eq!(
+        chosen(&["pot", "pot"]),
+        Ok(vec![
+            "clay".to_string(),
+            "pot.bowl".into(),
+            "pot.cup".into()
+        ])
+    );
+    assert_eq!(
+        chosen(&["pot.cup"]),
+        Ok(vec!["clay".to_string(), "pot.cup".into()])
+    );
     assert!(chosen(&["pot.jar"]).is_err());
 }
 
 #[test]
 fn a_reference_may_follow_an_axis() {
     let plan = matrix(
-        "[matrix]\nfrom = ['red', 'white']\n[stage.pot]\nkind = 'throw'\nclay = '${from}'\n\
-         [stage.red]\nkind = 'fetch'\nurl = 'r'\n[stage.white]\nkind = 'fetch'\nurl = 'w'\n",
+        "[matrix]\nfrom = ['red', 'white']\n[stage.pot]\nkind = 'throw'\nclay = \
+         '${from}'\n[stage.red]\nkind = 'fetch'\nurl = 'r'\n[stage.white]\nkind = 'fetch'\nurl = \
+         'w'\n",
         &[],
     );
     assert_eq!(
         outline(&plan),
-        "red {\"url\":\"r\"} []\npot.red {} [red]\nwhite {\"url\":\"w\"} []\npot.white {} [white]\n"
+        "red {\"url\":\"r\"} []\npot.red {} [red]\nwhite {\"url\":\"w\"} []\npot.white {} \
+         [white]\n"
     );
 }
 
@@ -249,8 +285,9 @@ matrix: two stages would be called `ware.6`
 fn values_that_do_not_fit_are_named_by_the_plans_names() {
     assert_eq!(
         problems(
-            "[matrix]\nglaze = ['celadon', 'blue', 'green']\n[stage.clay]\nkind = 'fetch'\nurl = 'x'\n[stage.pot]\n\
-             kind = 'throw'\nclay = 'clay'\nhight = 1\noverride = [{ part = 'lip', glaze = '${glaze}' }]\n"
+            "[matrix]\nglaze = ['celadon', 'blue', 'green']\n[stage.clay]\nkind = 'fetch'\nurl = \
+             'x'\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\nhight = 1\noverride = [{ part = \
+             'lip', glaze = '${glaze}' }]\n"
         ),
         r#"unknown_parameter: a stage of kind `throw` has no `hight`
   "hight" here
@@ -277,7 +314,8 @@ unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
     );
     assert_eq!(
         told("ware = 3, \"ware.cup.9\" = -5"),
-        "parameter: `verdict.marks.ware.cup.9`: invalid value: integer `-5`, expected u32\n  \"-5\" here\n"
+        "parameter: `verdict.marks.ware.cup.9`: invalid value: integer `-5`, expected u32\n  \
+         \"-5\" here\n"
     );
 }
 
@@ -288,7 +326,10 @@ fn instances_count_as_stages() {
         "[matrix]\na = [{0}]\nb = [{0}]\n[stage.clay]\nkind = 'fetch'\nurl = '${{a}}${{b}}'\n",
         values.join(",")
     );
-    assert!(problems(&text).starts_with("too_large: the plan has 1024 stages and tools, at most 1000 are built\n"));
+    assert!(
+        problems(&text)
+            .starts_with("too_large: the plan has 1024 stages and tools, at most 1000 are built\n")
+    );
 }
 
 const COMMON: &str = r#"
@@ -308,13 +349,18 @@ clay = "clay"
 override = [{ part = "${shape}", glaze = "celadon" }]
 "#;
 
-const CLAY: &str = "[vars]\npit = 'file:red'\n[stage.clay]\nkind = 'fetch'\nurl = '${pit}'\n[stage.sand]\nkind = 'fetch'\nurl = 'file:sand'\n";
+const CLAY: &str = "[vars]\npit = 'file:red'\n[stage.clay]\nkind = 'fetch'\nurl = \
+                    '${pit}'\n[stage.sand]\nkind = 'fetch'\nurl = 'file:sand'\n";
 
 #[test]
 fn an_included_file_gives_stages_and_defaults() {
-    let plan =
-        "include = ['lib/common.toml']\n[plan]\nname = 'vase'\n[vars]\ncone = 9\n[matrix]\nshape = ['cup', 'jar']\n";
-    let files = [("plan.toml", plan), ("lib/common.toml", COMMON), ("lib/clay/clay.toml", CLAY)];
+    let plan = "include = ['lib/common.toml']\n[plan]\nname = 'vase'\n[vars]\ncone = \
+                9\n[matrix]\nshape = ['cup', 'jar']\n";
+    let files = [
+        ("plan.toml", plan),
+        ("lib/common.toml", COMMON),
+        ("lib/clay/clay.toml", CLAY),
+    ];
     assert_eq!(
         outline(&read(&files, &[]).unwrap()),
         r#"tools.oven {"unpack":true,"url":"file:/plans/lib/oven.whl"} []
@@ -326,15 +372,20 @@ pot.jar {"override":[{"glaze":"celadon","part":"jar"}]} [clay]
 ware.jar {"cone":9} [pot.jar]
 "#
     );
-    let own =
-        format!("{plan}pit = ['a']\n").replace("[matrix]", "pit = 'file:own'\n[matrix]").replace("pit = ['a']\n", "");
+    let own = format!("{plan}pit = ['a']\n")
+        .replace("[matrix]", "pit = 'file:own'\n[matrix]")
+        .replace("pit = ['a']\n", "");
     let plan = read(&[("plan.toml", &own), files[1], files[2]], &[]).unwrap();
-    assert_eq!(plan.stages[1].params["url"], "file:/plans/own", "a value starts from the file that says it");
+    assert_eq!(
+        plan.stages[1].params["url"], "file:/plans/own",
+        "a value starts from the file that says it"
+    );
 }
 
 #[test]
 fn mistakes_of_including() {
-    let plan = "include = ['a.toml', 'a.toml', './c/../b.toml', 'gone.toml', 1]\n[plan]\nname = 'vase'\n";
+    let plan =
+        "include = ['a.toml', 'a.toml', './c/../b.toml', 'gone.toml', 1]\n[plan]\nname = 'vase'\n";
     let a = "include = ['b.toml', 'plan.toml']\n[stage.clay]\nkind = 'fetch'\nurl = 'x'\n";
     let b = "include = ['a.toml']\n";
     assert_eq!(
@@ -364,7 +415,8 @@ include: `a.toml` includes itself
 
 #[test]
 fn what_two_files_define_is_shown_in_both() {
-    let plan = "include = ['a.toml', 'b.toml']\n[plan]\nname = 'vase'\n[vars]\nz = 1\n[stage.clay]\nkind = 'fetch'\nurl = '${x}${z}'\n";
+    let plan = "include = ['a.toml', 'b.toml']\n[plan]\nname = 'vase'\n[vars]\nz = \
+                1\n[stage.clay]\nkind = 'fetch'\nurl = '${x}${z}'\n";
     let a = "[plan]\nname = 'no'\n[vars]\nx = 1\nz = 1\n[stage.clay]\nkind = 'fetch'\nurl = 'a'\n";
     let b = "[vars]\nx = 2\nz = 2\n[stage.pot]\nkind = 'throw'\nclay = 'caly'\n";
     assert_eq!(
@@ -395,7 +447,8 @@ unknown_stage: there is no stage `caly`
 
 #[test]
 fn a_text_that_is_not_toml_is_told_alone_wherever_it_is() {
-    let plan = "include = ['a.toml']\n[plan]\nname = 'vase'\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\n";
+    let plan =
+        "include = ['a.toml']\n[plan]\nname = 'vase'\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\n";
     assert_eq!(
         plan_text::problems(&[("plan.toml", plan), ("a.toml", "[stage.clay")], &[]),
         r#"syntax: not TOML: unclosed table, expected `]`
@@ -411,16 +464,31 @@ fn a_text_that_is_not_toml_is_told_alone_wherever_it_is() {
 #[test]
 fn every_stage_may_have_a_timeout_and_what_reaches_outside_retries() {
     let text = |clay: &str| {
-        format!("[stage.clay]\nkind = 'fetch'\nurl = 'x'\n{clay}\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\n")
+        format!(
+            "[stage.clay]\nkind = 'fetch'\nurl = 'x'\n{clay}\n[stage.pot]\nkind = 'throw'\nclay = \
+             'clay'\n"
+        )
     };
     let plan = matrix(&text("timeout = '20min'\nretries = 3"), &[]);
-    assert_eq!((plan.stages[0].timeout, plan.stages[0].retries), (Some(Duration::from_secs(1200)), 3));
+    assert_eq!(
+        (plan.stages[0].timeout, plan.stages[0].retries),
+        (Some(Duration::from_secs(1200)), 3)
+    );
     assert_eq!((plan.stages[1].timeout, plan.stages[1].retries), (None, 0));
-    assert_eq!(plan.stages[0].params, serde_json::json!({"url": "x"}), "they are no parameters, and so in no key");
+    assert_eq!(
+        plan.stages[0].params,
+        serde_json::json!({"url": "x"}),
+        "they are no parameters, and so in no key"
+    );
     let expected = "expected a time like \"90s\", \"20min\" or \"2h\", at most 1000h";
     for wrong in ["90", "0s", "1001h", "-1s", "h", "99999999999999999999s"] {
         let told = problems(&text(&format!("timeout = '{wrong}'")));
-        assert_eq!(told, format!("wrong_type: `clay.timeout` is a string, {expected}\n  \"'{wrong}'\" {expected}\n"));
+        assert_eq!(
+            told,
+            format!(
+                "wrong_type: `clay.timeout` is a string, {expected}\n  \"'{wrong}'\" {expected}\n"
+            )
+        );
     }
     assert_eq!(
         problems(&text("retries = 101").replace("kind = 'throw'", "kind = 'throw'\nretries = 1")),
@@ -436,7 +504,8 @@ unknown_parameter: a stage of kind `throw` has no `retries`
 /// The stages that a bad value names are not complained of too.
 #[test]
 fn a_bad_value_is_named_once() {
-    let text = "[matrix]\nkiln = ['Big', 'small']\n[stage.clay]\nkind = 'fetch'\nurl = 'file:${kiln}'\n";
+    let text =
+        "[matrix]\nkiln = ['Big', 'small']\n[stage.clay]\nkind = 'fetch'\nurl = 'file:${kiln}'\n";
     let problems = plan_text::problems(&[("plan.toml", &format!("{BEGIN}{text}"))], &[]);
     assert_eq!(problems.matches("bad_name").count(), 1, "{problems}");
 }

@@ -16,7 +16,10 @@ fn problems(text: &str) -> String {
 }
 
 fn problems_with(text: &str, sets: &[(&str, &str)]) -> String {
-    plan_text::problems(&[("test.toml", &format!("[plan]\nname = \"vase\"\n{text}"))], sets)
+    plan_text::problems(
+        &[("test.toml", &format!("[plan]\nname = \"vase\"\n{text}"))],
+        sets,
+    )
 }
 
 const VASE: &str = r#"
@@ -79,22 +82,38 @@ fn the_call_sets_variables_and_they_keep_their_type() {
 
 #[test]
 fn a_relative_file_starts_from_the_plans_folder() {
-    let plan = read("[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nurl = \"file:data/x\"", &[]).unwrap();
+    let plan = read(
+        "[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nurl = \"file:data/x\"",
+        &[],
+    )
+    .unwrap();
     assert_eq!(plan.stages[0].params["url"], "file:/plans/data/x");
-    let plan = read("[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nurl = \"file:/x\"", &[]).unwrap();
+    let plan = read(
+        "[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nurl = \"file:/x\"",
+        &[],
+    )
+    .unwrap();
     assert_eq!(plan.stages[0].params["url"], "file:/x");
 }
 
 #[test]
 fn keep_says_what_is_written_out() {
     let keep = |value: &str| {
-        let text = format!("[plan]\nname = 'a'\n[stage.a]\nkind = 'fetch'\nurl = 'x'\nkeep = {value}");
+        let text =
+            format!("[plan]\nname = 'a'\n[stage.a]\nkind = 'fetch'\nurl = 'x'\nkeep = {value}");
         read(&text, &[]).unwrap().stages[0].keep.clone()
     };
     assert_eq!(keep("false"), Keep::Nothing);
     let some = keep("['summary.txt', 'tensors']");
-    let taken =
-        ["summary.txt", "tensors/a/b", "tensors", "tensors2", "summary", "model.json"].map(|part| some.takes(part));
+    let taken = [
+        "summary.txt",
+        "tensors/a/b",
+        "tensors",
+        "tensors2",
+        "summary",
+        "model.json",
+    ]
+    .map(|part| some.takes(part));
     assert_eq!(taken, [true, true, true, false, false, false]);
 }
 
@@ -153,7 +172,8 @@ syntax: a plan cannot hold a date
 fn top_level_tables_and_names() {
     assert_eq!(
         problems(
-            "nam = 1\n[stages.a]\n[stage.Pot]\nkind = \"throw\"\nclay = \"tools.x\"\n[stage.\"tools.x\"]\nkind = \"fetch\"\nurl = ''"
+            "nam = 1\n[stages.a]\n[stage.Pot]\nkind = \"throw\"\nclay = \
+             \"tools.x\"\n[stage.\"tools.x\"]\nkind = \"fetch\"\nurl = ''"
         ),
         r#"unknown_key: [plan] has no `nam`
   "nam" here
@@ -176,11 +196,23 @@ bad_name: `tools.x` cannot name a stage
 
 #[test]
 fn a_plan_has_a_name() {
-    let codes = |text: &str| -> Vec<String> { read(text, &[]).unwrap_err().into_iter().map(|p| p.message).collect() };
+    let codes = |text: &str| -> Vec<String> {
+        read(text, &[])
+            .unwrap_err()
+            .into_iter()
+            .map(|p| p.message)
+            .collect()
+    };
     assert_eq!(codes(""), ["the plan has no [plan] table"]);
     assert_eq!(codes("[plan]"), ["the plan has no name"]);
-    assert_eq!(codes("[plan]\nname = 1"), ["`name` is an integer, expected a string"]);
-    assert_eq!(codes("[plan]\nname = \"../x\""), ["`../x` cannot name a plan"]);
+    assert_eq!(
+        codes("[plan]\nname = 1"),
+        ["`name` is an integer, expected a string"]
+    );
+    assert_eq!(
+        codes("[plan]\nname = \"../x\""),
+        ["`../x` cannot name a plan"]
+    );
 }
 
 #[test]
@@ -272,7 +304,9 @@ parameter: `cup.override.0.glaz`: unknown field `glaz`, expected `part` or `glaz
 #[test]
 fn what_a_stage_says_of_its_parameters_is_placed() {
     assert_eq!(
-        problems("[tools]\noven = { pypi = 'oven==1', sha256 = 'xyz' }\n[stage.clay]\nkind = 'fetch'\n"),
+        problems(
+            "[tools]\noven = { pypi = 'oven==1', sha256 = 'xyz' }\n[stage.clay]\nkind = 'fetch'\n"
+        ),
         r#"parameter: `tools.oven.sha256`: not hexadecimal
   "'xyz'" here
   help: 64 hexadecimal digits
@@ -386,11 +420,24 @@ variable: `${` without `}`
 
 #[test]
 fn too_much_is_refused() {
-    let messages =
-        |text: String| -> Vec<String> { read(&text, &[]).unwrap_err().into_iter().map(|p| p.code).collect() };
-    assert_eq!(messages("#".repeat((1 << 20) + 1)), ["kiln::plan::too_large"]);
-    let many: String = (0..1001).map(|i| format!("[stage.s{i}]\nkind = 'fetch'\nurl = ''\n")).collect();
-    assert_eq!(messages(format!("[plan]\nname = 'a'\n{many}")), ["kiln::plan::too_large"]);
+    let messages = |text: String| -> Vec<String> {
+        read(&text, &[])
+            .unwrap_err()
+            .into_iter()
+            .map(|p| p.code)
+            .collect()
+    };
+    assert_eq!(
+        messages("#".repeat((1 << 20) + 1)),
+        ["kiln::plan::too_large"]
+    );
+    let many: String = (0..1001)
+        .map(|i| format!("[stage.s{i}]\nkind = 'fetch'\nurl = ''\n"))
+        .collect();
+    assert_eq!(
+        messages(format!("[plan]\nname = 'a'\n{many}")),
+        ["kiln::plan::too_large"]
+    );
     let deep = format!("a = {}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(read(&deep, &[]).is_err());
 }
@@ -407,8 +454,14 @@ fn plans_that_parse() {
         }
         found += 1;
         let text = std::fs::read_to_string(&path).unwrap();
-        let source = Source { name: path.display().to_string(), text, folder: folder.clone() };
-        let map = SourceMap::gather(source, &mut |path| Ok(std::fs::read_to_string(path).unwrap()));
+        let source = Source {
+            name: path.display().to_string(),
+            text,
+            folder: folder.clone(),
+        };
+        let map = SourceMap::gather(source, &mut |path| {
+            Ok(std::fs::read_to_string(path).unwrap())
+        });
         let read = plan::read(&map, &[], &kiln::stages::all());
         assert!(read.is_ok(), "{}: {:#?}", path.display(), read.unwrap_err());
     }
@@ -422,11 +475,26 @@ fn the_format_is_documented() {
     let registry = kiln::stages::all();
     for kind in registry.kinds() {
         let spec = registry.get(kind).unwrap().spec();
-        let section = doc.split(&format!("\n### `{kind}`\n")).nth(1).unwrap_or_else(|| panic!("`{kind}` is not there"));
+        let section = doc
+            .split(&format!("\n### `{kind}`\n"))
+            .nth(1)
+            .unwrap_or_else(|| panic!("`{kind}` is not there"));
         let section = section.split("\n##").next().unwrap();
-        assert!(section.contains(&format!("Gives `{}`", spec.gives)), "`{kind}` gives `{}`", spec.gives);
-        for name in spec.inputs.iter().map(|slot| slot.name).chain(spec.params.iter().copied()) {
-            assert!(section.contains(&format!("\n| `{name}` |")), "`{kind}.{name}` is not documented");
+        assert!(
+            section.contains(&format!("Gives `{}`", spec.gives)),
+            "`{kind}` gives `{}`",
+            spec.gives
+        );
+        for name in spec
+            .inputs
+            .iter()
+            .map(|slot| slot.name)
+            .chain(spec.params.iter().copied())
+        {
+            assert!(
+                section.contains(&format!("\n| `{name}` |")),
+                "`{kind}.{name}` is not documented"
+            );
         }
     }
 }
@@ -434,11 +502,20 @@ fn the_format_is_documented() {
 #[test]
 fn the_chips_are_documented() {
     let doc = include_str!("../docs/plan-format.md");
-    let rows: Vec<Vec<&str>> =
-        doc.lines().filter(|line| line.starts_with("| `sm")).map(|l| l.split('|').collect()).collect();
+    let rows: Vec<Vec<&str>> = doc
+        .lines()
+        .filter(|line| line.starts_with("| `sm"))
+        .map(|l| l.split('|').collect())
+        .collect();
     for row in &rows {
         let soc = kiln::qnn::Soc::named(row[1].trim().trim_matches('`')).unwrap();
-        assert_eq!((row[2].trim(), row[3].trim()), (soc.model.to_string().as_str(), format!("v{}", soc.arch).as_str()));
+        assert_eq!(
+            (row[2].trim(), row[3].trim()),
+            (
+                soc.model.to_string().as_str(),
+                format!("v{}", soc.arch).as_str()
+            )
+        );
     }
     assert!(rows.len() >= 5);
 }

@@ -14,11 +14,19 @@ use support::quantize::{Quant, encode};
 const GOLDEN: &str = include_str!("golden/quant.txt");
 
 fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -35,16 +43,29 @@ fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
 /// Codes, scales and offsets as numbers, put together again.
 fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
-    let Spelling::Blocks(grid) = ggml.format.spelling() else { panic!("{name} has blocks") };
+    let Spelling::Blocks(grid) = ggml.format.spelling() else {
+        panic!("{name} has blocks")
+    };
     let layout = grid.layout();
     let values = blocks.len() / ggml.block_bytes as usize * ggml.block_len as usize;
     let [mut codes, mut scales, mut offsets] = layout.bytes(values).map(|size| vec![0; size]);
-    grid.split(blocks, Split { codes: &mut codes, scales: &mut scales, offsets: &mut offsets });
+    grid.split(
+        blocks,
+        Split {
+            codes: &mut codes,
+            scales: &mut scales,
+            offsets: &mut offsets,
+        },
+    );
     let code = |i: usize| match layout.codes {
         Element::Int8 => codes[i] as i8 as f32,
         element => {
             let nibble = (codes[i / 2] >> (i % 2 * 4)) & 15;
-            if element == Element::Int4 { ((nibble << 4) as i8 >> 4) as f32 } else { nibble as f32 }
+            if element == Element::Int4 {
+                ((nibble << 4) as i8 >> 4) as f32
+            } else {
+                nibble as f32
+            }
         }
     };
     let number = |element: Element, bytes: &[u8], i: usize| match element {
@@ -54,19 +75,36 @@ fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let value = |i: usize| {
         let block = i / layout.block as usize;
         let product = code(i) * number(layout.scales, &scales, block);
-        layout.offsets.map_or(product, |element| product + number(element, &offsets, block))
+        layout.offsets.map_or(product, |element| {
+            product + number(element, &offsets, block)
+        })
     };
     (0..values).map(value).collect()
 }
 
 /// Bits that can be compared: of NaNs there are many.
 fn comparable(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }).collect()
+    values
+        .iter()
+        .map(|value| {
+            if value.is_nan() {
+                f32::NAN.to_bits()
+            } else {
+                value.to_bits()
+            }
+        })
+        .collect()
 }
 
 fn sha256(values: &[f32]) -> String {
-    let bytes: Vec<u8> = comparable(values).into_iter().flat_map(u32::to_le_bytes).collect();
-    Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let bytes: Vec<u8> = comparable(values)
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The blocks of `sweep` in tests/golden/quant.py: splitmix64.
@@ -91,16 +129,28 @@ fn every_type_decodes_as_ggml_decodes_it() {
         let name = match line.split(' ').collect::<Vec<_>>().as_slice() {
             ["encode-Q8_0", ..] => continue,
             ["edge", name, blocks, expected] => {
-                assert_eq!(sha256(&decoded(name, &unhex(blocks))), *expected, "{name}, edges");
+                assert_eq!(
+                    sha256(&decoded(name, &unhex(blocks))),
+                    *expected,
+                    "{name}, edges"
+                );
                 continue;
             }
             ["sweep", name, blocks, expected] => {
                 let blocks = sweep(GgmlType::by_name(name).unwrap(), blocks.parse().unwrap());
-                assert_eq!(sha256(&decoded(name, &blocks)), *expected, "{name}, random blocks");
+                assert_eq!(
+                    sha256(&decoded(name, &blocks)),
+                    *expected,
+                    "{name}, random blocks"
+                );
                 *name
             }
             [name, blocks, expected] => {
-                assert_eq!(bits(&decoded(name, &unhex(blocks))), bits(&floats(&unhex(expected))), "{name}");
+                assert_eq!(
+                    bits(&decoded(name, &unhex(blocks))),
+                    bits(&floats(&unhex(expected))),
+                    "{name}"
+                );
                 *name
             }
             other => panic!("{other:?}"),
@@ -112,12 +162,19 @@ fn every_type_decodes_as_ggml_decodes_it() {
 
 #[test]
 fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
-    let line = GOLDEN.lines().find(|line| line.starts_with("encode-Q8_0")).unwrap();
+    let line = GOLDEN
+        .lines()
+        .find(|line| line.starts_with("encode-Q8_0"))
+        .unwrap();
     let [_, values, expected] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
     let values = floats(&unhex(values));
     let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
     Int8Blocks.encode(&values, &mut codes, &mut scales).unwrap();
-    let blocks: Vec<u8> = scales.chunks(2).zip(codes.chunks(32)).flat_map(|(d, q)| [d, q].concat()).collect();
+    let blocks: Vec<u8> = scales
+        .chunks(2)
+        .zip(codes.chunks(32))
+        .flat_map(|(d, q)| [d, q].concat())
+        .collect();
     assert_eq!(blocks, unhex(expected));
 }
 
@@ -149,7 +206,10 @@ fn every_half_decodes() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for (half, value) in (0..=u16::MAX).zip(decoded("F16", &all)) {
         let expected = f16::from_bits(half).to_f32_const();
-        assert!(value.to_bits() == expected.to_bits() || value.is_nan() && expected.is_nan(), "{half:04x}");
+        assert!(
+            value.to_bits() == expected.to_bits() || value.is_nan() && expected.is_nan(),
+            "{half:04x}"
+        );
     }
 }
 
@@ -160,10 +220,20 @@ fn misfit(rounding: &dyn Rounding, values: &[f32]) -> Option<usize> {
 
 #[test]
 fn what_does_not_fit_is_told_not_turned_into_infinity() {
-    assert_eq!(misfit(&Plain(Element::F16), &[1.0, 65519.0, 65520.0]), Some(2));
+    assert_eq!(
+        misfit(&Plain(Element::F16), &[1.0, 65519.0, 65520.0]),
+        Some(2)
+    );
     assert_eq!(misfit(&Plain(Element::Bf16), &[1.0, f32::MAX]), Some(1));
-    assert_eq!(misfit(&Plain(Element::F32), &[1.0, f32::MAX, f32::NAN]), Some(2));
-    for (value, expected) in [(127.0 * 65504.0, None), (-127.0 * 65520.0, Some(40)), (f32::NAN, Some(40))] {
+    assert_eq!(
+        misfit(&Plain(Element::F32), &[1.0, f32::MAX, f32::NAN]),
+        Some(2)
+    );
+    for (value, expected) in [
+        (127.0 * 65504.0, None),
+        (-127.0 * 65520.0, Some(40)),
+        (f32::NAN, Some(40)),
+    ] {
         let mut values = [1.0; 64];
         values[40] = value;
         assert_eq!(misfit(&Int8Blocks, &values), expected, "{value}");
@@ -172,7 +242,10 @@ fn what_does_not_fit_is_told_not_turned_into_infinity() {
 
 #[test]
 fn rounding_is_measured() {
-    let facts = TensorFacts { shape: vec![3, 32], ggml_type: "F32".into() };
+    let facts = TensorFacts {
+        shape: vec![3, 32],
+        ggml_type: "F32".into(),
+    };
     let mut values = [1.0; 96];
     values[70] = 1.0 + f32::EPSILON;
     let check = |rounding: &dyn Rounding, values: &[f32]| {
@@ -184,51 +257,100 @@ fn rounding_is_measured() {
     };
     assert!(check(&Plain(Element::F32), &values).unwrap().is_exact());
     let halves = check(&Plain(Element::F16), &values).unwrap();
-    assert_eq!((halves.is_exact(), halves.max_error()), (false, f32::EPSILON as f64));
+    assert_eq!(
+        (halves.is_exact(), halves.max_error()),
+        (false, f32::EPSILON as f64)
+    );
     values[70] = -1e6;
-    assert_eq!(check(&Plain(Element::F16), &values), Err(Misfit { index: 70, value: -1e6 }));
+    assert_eq!(
+        check(&Plain(Element::F16), &values),
+        Err(Misfit {
+            index: 70,
+            value: -1e6
+        })
+    );
 }
 
 #[test]
 fn infinities_and_nans_are_found() {
-    let halves = |values: &[f32]| values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let halves = |values: &[f32]| {
+        values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect::<Vec<u8>>()
+    };
     let mut values = vec![1.0; 3000];
     assert_eq!(first_non_finite(Element::F16, &halves(&values)), None);
     values[2500] = f32::NAN;
     assert_eq!(first_non_finite(Element::F16, &halves(&values)), Some(2500));
     values[7] = f32::NEG_INFINITY;
-    assert_eq!(first_non_finite(Element::F32, &encode(Quant::F32, &values)), Some(7));
-    assert_eq!(first_non_finite(Element::Bf16, &encode(Quant::Bf16, &values)), Some(7));
+    assert_eq!(
+        first_non_finite(Element::F32, &encode(Quant::F32, &values)),
+        Some(7)
+    );
+    assert_eq!(
+        first_non_finite(Element::Bf16, &encode(Quant::Bf16, &values)),
+        Some(7)
+    );
 }
 
 #[test]
 fn errors_are_measured() {
     let error = ErrorSum::of(&[3.0, -4.0, 0.0], &[3.0, -3.5, 0.0]);
-    assert_eq!((error.is_exact(), error.max_error(), error.sqnr_db()), (false, 0.5, Some(20.0)));
+    assert_eq!(
+        (error.is_exact(), error.max_error(), error.sqnr_db()),
+        (false, 0.5, Some(20.0))
+    );
     let signs = ErrorSum::of(&[-0.0], &[0.0]);
-    assert_eq!((signs.is_exact(), signs.max_error(), signs.sqnr_db()), (false, 0.0, None));
+    assert_eq!(
+        (signs.is_exact(), signs.max_error(), signs.sqnr_db()),
+        (false, 0.0, None)
+    );
     assert!(ErrorSum::of(&[1.5], &[1.5]).is_exact());
 }
 
 fn f32_matrix(rows: u64, columns: u64) -> (TensorFacts, Vec<u8>) {
     let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-    (TensorFacts { shape: vec![rows, columns], ggml_type: "F32".into() }, encode(Quant::F32, &values))
+    (
+        TensorFacts {
+            shape: vec![rows, columns],
+            ggml_type: "F32".into(),
+        },
+        encode(Quant::F32, &values),
+    )
 }
 
 #[test]
 fn rope_rows_are_put_into_half_split_order() {
     let (facts, bytes) = f32_matrix(8, 1);
     let tensor = BlockTensor::new(&facts, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
-    let read: Vec<f32> = tensor.bands().flat_map(|band| floats(&band.blocks)).collect();
+    let read: Vec<f32> = tensor
+        .bands()
+        .flat_map(|band| floats(&band.blocks))
+        .collect();
     assert_eq!(read, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-    let vector = TensorFacts { shape: vec![8], ..facts };
+    let vector = TensorFacts {
+        shape: vec![8],
+        ..facts
+    };
     let tensor = BlockTensor::new(&vector, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
-    assert_eq!(tensor.bands().flat_map(|band| floats(&band.blocks)).collect::<Vec<_>>(), read);
+    assert_eq!(
+        tensor
+            .bands()
+            .flat_map(|band| floats(&band.blocks))
+            .collect::<Vec<_>>(),
+        read
+    );
 }
 
 #[test]
 fn bands_cover_a_tensor_once() {
-    for (rows, columns, bands) in [(3, 700_000, 3), (2, 1 << 21, 2), (1025, 1 << 10, 2), (7, 5, 1)] {
+    for (rows, columns, bands) in [
+        (3, 700_000, 3),
+        (2, 1 << 21, 2),
+        (1025, 1 << 10, 2),
+        (7, 5, 1),
+    ] {
         let (facts, bytes) = f32_matrix(rows, columns);
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored).unwrap();
         let mut next = 0;
@@ -241,10 +363,15 @@ fn bands_cover_a_tensor_once() {
 }
 
 fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32>, expected: &str) {
-    let facts = TensorFacts { shape: shape.into(), ggml_type: ggml_type.into() };
+    let facts = TensorFacts {
+        shape: shape.into(),
+        ggml_type: ggml_type.into(),
+    };
     let order = heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
-    let problem =
-        BlockTensor::new(&facts, &vec![0; bytes], order).map(drop).expect_err("it should be refused").to_string();
+    let problem = BlockTensor::new(&facts, &vec![0; bytes], order)
+        .map(drop)
+        .expect_err("it should be refused")
+        .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
@@ -255,10 +382,28 @@ fn tensors_that_are_none_are_refused() {
     check_refused(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
     check_refused(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
     check_refused(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
-    check_refused(&[1 << 63, 32], "Q4_0", 18, None, "no whole number of blocks");
-    check_refused(&[2, 256], "Q4_K", 287, None, "is 288 bytes, found 287 bytes");
+    check_refused(
+        &[1 << 63, 32],
+        "Q4_0",
+        18,
+        None,
+        "no whole number of blocks",
+    );
+    check_refused(
+        &[2, 256],
+        "Q4_K",
+        287,
+        None,
+        "is 288 bytes, found 287 bytes",
+    );
     check_refused(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
-    check_refused(&[6, 1], "F32", 24, Some(2), "6 rows are not 2 heads of row pairs");
+    check_refused(
+        &[6, 1],
+        "F32",
+        24,
+        Some(2),
+        "6 rows are not 2 heads of row pairs",
+    );
     check_refused(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
 }
 
@@ -266,10 +411,19 @@ fn tensors_that_are_none_are_refused() {
 fn types_are_known_by_number() {
     assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
     let refused = |id| GgmlType::by_id(id).unwrap_err().message;
-    let removed =
-        [(4, "Q4_2"), (5, "Q4_3"), (31, "Q4_0_4_4"), (33, "Q4_0_8_8"), (36, "IQ4_NL_4_4"), (38, "IQ4_NL_8_8")];
+    let removed = [
+        (4, "Q4_2"),
+        (5, "Q4_3"),
+        (31, "Q4_0_4_4"),
+        (33, "Q4_0_8_8"),
+        (36, "IQ4_NL_4_4"),
+        (38, "IQ4_NL_8_8"),
+    ];
     for (id, name) in removed {
-        assert_eq!(refused(id), format!("type {name} (id {id}) was removed from ggml"));
+        assert_eq!(
+            refused(id),
+            format!("type {name} (id {id}) was removed from ggml")
+        );
     }
     assert_eq!(refused(9), "type Q8_1 (id 9) is never stored in a file");
     assert_eq!(refused(101), "unknown type id 101");
@@ -280,21 +434,45 @@ fn types_are_known_by_number() {
 fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
     let check = |name: &str, bytes: Vec<u8>, exact: bool, max_error: f64| {
         let ggml = GgmlType::by_name(name).unwrap();
-        let facts = TensorFacts { shape: vec![bytes.len() as u64 / ggml.block_bytes], ggml_type: name.into() };
+        let facts = TensorFacts {
+            shape: vec![bytes.len() as u64 / ggml.block_bytes],
+            ggml_type: name.into(),
+        };
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored).unwrap();
         let band = tensor.bands().next().unwrap();
         let mut values = vec![0; band.values * 4];
         let sum = round(&tensor, &band, &Plain(Element::F32), &mut values, &mut []).unwrap();
-        assert_eq!((sum.is_exact(), sum.max_error()), (exact, max_error), "{name}");
+        assert_eq!(
+            (sum.is_exact(), sum.max_error()),
+            (exact, max_error),
+            "{name}"
+        );
     };
     check("I8", vec![0x80, 0x7f, 0], true, 0.0);
     check("I16", i16::MIN.to_le_bytes().into(), true, 0.0);
     check("I32", ((1 << 24) + 1i32).to_le_bytes().into(), false, 1.0);
     check("I32", (-(1 << 24) + 1i32).to_le_bytes().into(), true, 0.0);
     check("I64", i64::MAX.to_le_bytes().into(), false, 1.0);
-    check("I64", [i64::MIN, (1 << 62) - (1 << 37)].map(i64::to_le_bytes).concat(), false, f64::from(1u32 << 31) * 64.0);
-    check("F64", [0.5, -1.25f64].map(f64::to_le_bytes).concat(), true, 0.0);
-    check("F64", [0.5, 1.0 + f64::EPSILON].map(f64::to_le_bytes).concat(), false, f64::EPSILON);
+    check(
+        "I64",
+        [i64::MIN, (1 << 62) - (1 << 37)]
+            .map(i64::to_le_bytes)
+            .concat(),
+        false,
+        f64::from(1u32 << 31) * 64.0,
+    );
+    check(
+        "F64",
+        [0.5, -1.25f64].map(f64::to_le_bytes).concat(),
+        true,
+        0.0,
+    );
+    check(
+        "F64",
+        [0.5, 1.0 + f64::EPSILON].map(f64::to_le_bytes).concat(),
+        false,
+        f64::EPSILON,
+    );
     check("F64", 1e-300f64.to_le_bytes().into(), false, 1e-300);
 }
 
@@ -318,7 +496,11 @@ fn a_whole_file_decodes_as_gguf_py_decodes_it() {
             decode(&tensor, &band, &mut values);
             sha256.update(encode(Quant::F32, &values));
         }
-        let ours: String = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let ours: String = sha256
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         assert_eq!(ours, digest, "{name}");
     }
 }

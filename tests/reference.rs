@@ -18,25 +18,52 @@ use support::tiny_gguf::TinyGguf;
 use support::workspace::Folder;
 
 fn inputs(slots: &[(&str, &Manifest)]) -> Inputs {
-    let slots = slots.iter().map(|(slot, manifest)| (slot.to_string(), vec![("given".into(), (*manifest).clone())]));
-    Inputs { slots: slots.collect(), ..Inputs::default() }
+    let slots = slots.iter().map(|(slot, manifest)| {
+        (
+            slot.to_string(),
+            vec![("given".into(), (*manifest).clone())],
+        )
+    });
+    Inputs {
+        slots: slots.collect(),
+        ..Inputs::default()
+    }
 }
 
 fn file(folder: &Folder, name: &str, bytes: &[u8]) -> Manifest {
-    Manifest { parts: [(PartName::new(name).unwrap(), folder.part(bytes, Value::Null))].into() }
+    Manifest {
+        parts: [(
+            PartName::new(name).unwrap(),
+            folder.part(bytes, Value::Null),
+        )]
+        .into(),
+    }
 }
 
 fn reference(folder: &Folder, gguf: &[u8], text: &str, params: Value) -> Result<Manifest> {
     let stages = kiln::stages::all();
     let gguf = file(folder, "model.gguf", gguf);
-    let model = folder.run_stage(stages.get("inspect").unwrap(), json!({}), &inputs(&[("gguf", &gguf)]))?;
+    let model = folder.run_stage(
+        stages.get("inspect").unwrap(),
+        json!({}),
+        &inputs(&[("gguf", &gguf)]),
+    )?;
     let text = file(folder, "eval.txt", text.as_bytes());
-    folder.run_stage(stages.get("reference").unwrap(), params, &inputs(&[("model", &model), ("text", &text)]))
+    folder.run_stage(
+        stages.get("reference").unwrap(),
+        params,
+        &inputs(&[("model", &model), ("text", &text)]),
+    )
 }
 
 fn logits(folder: &Folder, manifest: &Manifest, window: &str) -> Vec<f32> {
     let bytes = folder.bytes(manifest.part(&format!("{window}/logits")).unwrap());
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }
 
 fn json_part(folder: &Folder, manifest: &Manifest, name: &str) -> Value {
@@ -69,9 +96,15 @@ fn windows_and_a_continuation() {
     // The first choice is the top of the logits after the prompt: the text begins with it.
     let first = json_part(&folder, &manifest, "window-000/tokens.json");
     let prompt = greedy["prompt"].as_array().unwrap().len();
-    assert_eq!(first.as_array().unwrap()[..prompt], greedy["prompt"].as_array().unwrap()[..]);
+    assert_eq!(
+        first.as_array().unwrap()[..prompt],
+        greedy["prompt"].as_array().unwrap()[..]
+    );
     let row = &logits(&folder, &manifest, "window-000")[(prompt - 1) * vocab..prompt * vocab];
-    assert_eq!(kiln::model::fidelity::top(row).unwrap(), greedy["tokens"][0].as_u64().unwrap() as u32);
+    assert_eq!(
+        kiln::model::fidelity::top(row).unwrap(),
+        greedy["tokens"][0].as_u64().unwrap() as u32
+    );
 }
 
 #[test]
@@ -80,14 +113,24 @@ fn an_answer_ends_with_any_token_that_ends_one() {
     let folder = Folder::new(home.path());
     let params = json!({"windows": 1, "tokens": 8, "prompt": "the", "greedy": 3});
     let greedy = |file: &GgufFile| {
-        json_part(&folder, &reference(&folder, &file.write(), TEXT, params.clone()).unwrap(), "greedy.json")
+        json_part(
+            &folder,
+            &reference(&folder, &file.write(), TEXT, params.clone()).unwrap(),
+            "greedy.json",
+        )
     };
     let mut file = TinyGguf::qwen2().file();
     let whole = greedy(&file);
     assert_eq!(whole["ended"], false);
-    file.set("tokenizer.ggml.eot_token_id", whole["tokens"][0].as_u64().unwrap() as u32);
+    file.set(
+        "tokenizer.ggml.eot_token_id",
+        whole["tokens"][0].as_u64().unwrap() as u32,
+    );
     let ended = greedy(&file);
-    assert_eq!((&ended["tokens"], &ended["ended"]), (&json!([whole["tokens"][0]]), &json!(true)));
+    assert_eq!(
+        (&ended["tokens"], &ended["ended"]),
+        (&json!([whole["tokens"][0]]), &json!(true))
+    );
 }
 
 #[test]
@@ -95,8 +138,13 @@ fn a_byte_order_mark_is_no_text() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let tokens = |text: &str| {
-        let manifest =
-            reference(&folder, &TinyGguf::llama().write(), text, json!({"windows": 2, "tokens": 8})).unwrap();
+        let manifest = reference(
+            &folder,
+            &TinyGguf::llama().write(),
+            text,
+            json!({"windows": 2, "tokens": 8}),
+        )
+        .unwrap();
         json_part(&folder, &manifest, "window-000/tokens.json")
     };
     assert_eq!(tokens(&format!("\u{feff}{TEXT}")), tokens(TEXT));
@@ -105,35 +153,65 @@ fn a_byte_order_mark_is_no_text() {
 #[test]
 fn a_short_text_is_refused() {
     let home = tempfile::tempdir().unwrap();
-    let problem = reference(&Folder::new(home.path()), &TinyGguf::llama().write(), "a", json!({})).unwrap_err();
-    assert!(problem.message.ends_with("too few for 8 windows of 128"), "{problem}");
+    let problem = reference(
+        &Folder::new(home.path()),
+        &TinyGguf::llama().write(),
+        "a",
+        json!({}),
+    )
+    .unwrap_err();
+    assert!(
+        problem.message.ends_with("too few for 8 windows of 128"),
+        "{problem}"
+    );
 }
 
-/// The largest difference between the reference's logits and the textbook's, whose RoPE pairs the rows as `rope` says.
+/// The largest difference between the reference's logits and the textbook's, whose RoPE pairs the
+/// rows as `rope` says.
 fn worst(gguf: &[u8], rope: RopeRows) -> f64 {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let manifest = reference(&folder, gguf, TEXT, json!({"windows": 1, "tokens": 12})).unwrap();
-    let tokens: Vec<u32> = serde_json::from_value(json_part(&folder, &manifest, "window-000/tokens.json")).unwrap();
+    let tokens: Vec<u32> =
+        serde_json::from_value(json_part(&folder, &manifest, "window-000/tokens.json")).unwrap();
     let mut textbook = Textbook::new(gguf);
     textbook.facts.rope_rows = rope;
     let expected = textbook.logits(&tokens).concat();
     let found = logits(&folder, &manifest, "window-000");
     assert_eq!(found.len(), expected.len());
-    found.iter().zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
+    found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| (f64::from(*found) - expected).abs())
+        .fold(0.0, f64::max)
 }
 
 #[test]
 fn the_reference_says_what_the_textbook_says() {
     let q8 = TinyGguf::qwen2().matrices(Quant::Q8_0).heads(4, 1);
     for (gguf, right, wrong) in [
-        (TinyGguf::llama(), RopeRows::Interleaved, RopeRows::HalfSplit),
-        (TinyGguf::llama().tied(false), RopeRows::Interleaved, RopeRows::HalfSplit),
-        (TinyGguf::qwen2(), RopeRows::HalfSplit, RopeRows::Interleaved),
+        (
+            TinyGguf::llama(),
+            RopeRows::Interleaved,
+            RopeRows::HalfSplit,
+        ),
+        (
+            TinyGguf::llama().tied(false),
+            RopeRows::Interleaved,
+            RopeRows::HalfSplit,
+        ),
+        (
+            TinyGguf::qwen2(),
+            RopeRows::HalfSplit,
+            RopeRows::Interleaved,
+        ),
         (q8, RopeRows::HalfSplit, RopeRows::Interleaved),
     ] {
         let (near, far) = (worst(&gguf.write(), right), worst(&gguf.write(), wrong));
-        assert!(near < 1e-4 && far > 1e-2, "{gguf:?}: {near}, with the other RoPE {far}");
+        assert!(
+            near < 1e-4 && far > 1e-2,
+            "{gguf:?}: {near}, with the other RoPE {far}"
+        );
     }
 }
 
@@ -165,7 +243,11 @@ fn candles(gguf: &[u8], tokens: &[u32]) -> Vec<f32> {
             _ if values.len() <= size(facts.ffn).max(hidden) => values.len(),
             _ => hidden,
         };
-        let shape = if columns == values.len() { vec![columns] } else { vec![values.len() / columns, columns] };
+        let shape = if columns == values.len() {
+            vec![columns]
+        } else {
+            vec![values.len() / columns, columns]
+        };
         let name = [
             ("blk.", "model.layers."),
             ("attn_norm", "input_layernorm"),
@@ -186,17 +268,38 @@ fn candles(gguf: &[u8], tokens: &[u32]) -> Vec<f32> {
         (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
     };
     let weights: HashMap<String, Tensor> = weights.into_iter().map(named).collect();
-    let head = weights[if facts.tied_embeddings { "model.embed_tokens.weight" } else { "output.weight" }].clone();
+    let head = weights[if facts.tied_embeddings {
+        "model.embed_tokens.weight"
+    } else {
+        "output.weight"
+    }]
+    .clone();
     let variables = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
-    let ids = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    let state = qwen2::Model::new(&config, variables).unwrap().forward(&ids, 0, None).unwrap();
-    let logits = state.squeeze(0).unwrap().matmul(&head.t().unwrap()).unwrap();
+    let ids = Tensor::new(tokens, &Device::Cpu)
+        .unwrap()
+        .unsqueeze(0)
+        .unwrap();
+    let state = qwen2::Model::new(&config, variables)
+        .unwrap()
+        .forward(&ids, 0, None)
+        .unwrap();
+    let logits = state
+        .squeeze(0)
+        .unwrap()
+        .matmul(&head.t().unwrap())
+        .unwrap();
     logits.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]
 fn the_reference_says_what_candles_own_model_says() {
-    for gguf in [TinyGguf::qwen2(), TinyGguf::qwen2().tied(false).matrices(Quant::Q8_0).heads(4, 1)] {
+    for gguf in [
+        TinyGguf::qwen2(),
+        TinyGguf::qwen2()
+            .tied(false)
+            .matrices(Quant::Q8_0)
+            .heads(4, 1),
+    ] {
         let home = tempfile::tempdir().unwrap();
         let (folder, gguf) = (Folder::new(home.path()), gguf.write());
         let manifest = reference(&folder, &gguf, TEXT, json!({"windows": 2, "tokens": 9})).unwrap();
@@ -206,7 +309,10 @@ fn the_reference_says_what_candles_own_model_says() {
             let expected = candles(&gguf, &tokens);
             let found = logits(&folder, &manifest, window);
             assert_eq!(found.len(), expected.len());
-            let worst = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
+            let worst = found
+                .iter()
+                .zip(expected)
+                .map(|(found, expected)| (found - expected).abs());
             let worst = worst.fold(0.0, f32::max);
             assert!(worst < 1e-5, "{window}: {worst}");
         }

@@ -55,7 +55,9 @@ fn what_did_not_come_to_an_end_is_skipped() {
     let xml = file(Junit::default(), &cut_story());
     let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
     let skipped = |case: &quick_junit::TestCase| match &case.status {
-        quick_junit::TestCaseStatus::Skipped { message, .. } => Some(message.as_ref().unwrap().as_str().to_string()),
+        quick_junit::TestCaseStatus::Skipped { message, .. } => {
+            Some(message.as_ref().unwrap().as_str().to_string())
+        }
         _ => None,
     };
     let said: Vec<String> = report
@@ -64,13 +66,24 @@ fn what_did_not_come_to_an_end_is_skipped() {
         .flat_map(|suite| &suite.test_cases)
         .filter_map(|case| Some(format!("{} {}", case.name.as_str(), skipped(case)?)))
         .collect();
-    assert_eq!(said, ["b interrupted", "graph the build ended before it", "dlc the build ended before it"]);
+    assert_eq!(
+        said,
+        [
+            "b interrupted",
+            "graph the build ended before it",
+            "dlc the build ended before it"
+        ]
+    );
 }
 
 /// The events of a trace of one phase.
 fn phase(trace: &Value, phase: &str) -> Vec<Value> {
     let events = trace["traceEvents"].as_array().unwrap();
-    events.iter().filter(|event| event["ph"] == phase).cloned().collect()
+    events
+        .iter()
+        .filter(|event| event["ph"] == phase)
+        .cloned()
+        .collect()
 }
 
 fn trace(story: &[(u64, Event)]) -> Value {
@@ -88,9 +101,15 @@ fn a_trace_has_a_slice_for_each_part_that_ran() {
     assert_eq!(slices[0], slice);
     assert_eq!(slices.len(), 2);
     assert_eq!(slices[1]["args"]["failed"], "failed to write");
-    let marks: Vec<Value> = phase(&trace, "i").iter().map(|mark| mark["name"].clone()).collect();
+    let marks: Vec<Value> = phase(&trace, "i")
+        .iter()
+        .map(|mark| mark["name"].clone())
+        .collect();
     assert_eq!(marks, ["retried weights/b", "failed graph"]);
-    let running: Vec<Value> = phase(&trace, "C").iter().map(|count| count["args"]["parts"].clone()).collect();
+    let running: Vec<Value> = phase(&trace, "C")
+        .iter()
+        .map(|count| count["args"]["parts"].clone())
+        .collect();
     assert_eq!(running, [1, 0, 1, 0]);
 }
 
@@ -103,12 +122,25 @@ fn what_still_runs_is_drawn_until_now() {
 
 /// What viewers need of an event: <https://perfetto.dev/docs/getting-started/other-formats#chrome-json-format>.
 fn check_fields(event: &Value) {
-    assert!(event["name"].is_string() && event["pid"].is_u64() && event["tid"].is_u64(), "{event}");
+    assert!(
+        event["name"].is_string() && event["pid"].is_u64() && event["tid"].is_u64(),
+        "{event}"
+    );
     assert!(event["ts"].is_u64() && event["args"].is_object(), "{event}");
     match event["ph"].as_str().unwrap() {
         "X" => assert!(event["dur"].is_u64() && event["cat"].is_string(), "{event}"),
-        "i" => assert!(matches!(event["s"].as_str(), Some("g" | "p" | "t")), "{event}"),
-        "C" => assert!(event["args"].as_object().unwrap().values().all(Value::is_u64), "{event}"),
+        "i" => assert!(
+            matches!(event["s"].as_str(), Some("g" | "p" | "t")),
+            "{event}"
+        ),
+        "C" => assert!(
+            event["args"]
+                .as_object()
+                .unwrap()
+                .values()
+                .all(Value::is_u64),
+            "{event}"
+        ),
         "M" => assert!(event["args"]["name"].is_string(), "{event}"),
         other => panic!("a phase {other}"),
     }

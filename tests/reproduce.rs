@@ -1,5 +1,5 @@
-//! DeepSeek's own plan as it is, to the very end, over a model that a hub hands out: the same bytes each time, whatever broke.
-//! Only the pinned digest and the sizes are another model's.
+//! DeepSeek's own plan as it is, to the very end, over a model that a hub hands out: the same bytes
+//! each time, whatever broke. Only the pinned digest and the sizes are another model's.
 
 mod support;
 
@@ -19,10 +19,19 @@ use support::tiny_gguf::TinyGguf;
 use support::tree::files;
 
 /// What it takes to make the plan small.
-const SMALL: [&str; 7] = ["prefill=16", "context=48", "shards=2", "windows=2", "tokens=16", "prompt=clay", "greedy=3"];
+const SMALL: [&str; 7] = [
+    "prefill=16",
+    "context=48",
+    "shards=2",
+    "windows=2",
+    "tokens=16",
+    "prompt=clay",
+    "greedy=3",
+];
 
 /// Where the plan says that the model is.
-const PATH: &str = "/bartowski/DeepSeek-R1-Distill-Qwen-1.5B-GGUF/resolve/main/DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf";
+const PATH: &str = "/bartowski/DeepSeek-R1-Distill-Qwen-1.5B-GGUF/resolve/main/\
+                    DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf";
 
 /// A folder with all that the build reads but the model.
 struct Room(PathBuf);
@@ -41,7 +50,12 @@ impl Room {
     fn kiln(&self, hub: &Hub, pin: &str, more: &[&str]) -> Command {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
         kiln.current_dir(&self.0).env("HF_ENDPOINT", hub.endpoint());
-        kiln.args(["build", "plans/deepseek-qwen-1.5b.toml", "--set", &format!("sha256={pin}")]);
+        kiln.args([
+            "build",
+            "plans/deepseek-qwen-1.5b.toml",
+            "--set",
+            &format!("sha256={pin}"),
+        ]);
         kiln.arg("--cache").arg(self.0.join("cache")).args(more);
         kiln
     }
@@ -53,15 +67,25 @@ impl Room {
 
     /// Bytes of the longest download that is not done.
     fn loaded(&self) -> u64 {
-        let folders = fs::read_dir(self.0.join("cache/partial")).into_iter().flatten();
-        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).into_iter().flatten());
-        files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).max().unwrap_or(0)
+        let folders = fs::read_dir(self.0.join("cache/partial"))
+            .into_iter()
+            .flatten();
+        let files =
+            folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).into_iter().flatten());
+        files
+            .filter_map(|file| Some(file.ok()?.metadata().ok()?.len()))
+            .max()
+            .unwrap_or(0)
     }
 
     /// The kiln processes at work here that compile.
     fn compilers(&self) -> Vec<PathBuf> {
         let is_child = |process: &PathBuf| {
-            fs::read(process.join("cmdline")).unwrap_or_default().split(|byte| *byte == 0).nth(1) == Some(b"work")
+            fs::read(process.join("cmdline"))
+                .unwrap_or_default()
+                .split(|byte| *byte == 0)
+                .nth(1)
+                == Some(b"work")
         };
         working_on(&self.0).into_iter().filter(is_child).collect()
     }
@@ -81,10 +105,17 @@ fn directory_and_threads_leave_no_trace() {
     let root = tempfile::tempdir().unwrap();
     let build = |folder: &str, jobs: &str| {
         let (room, hub) = (Room::new(&root.path().join(folder)), Hub::of(model.clone()));
-        said(room.kiln(&hub, &pin, &["--jobs", jobs]).args(SMALL.iter().flat_map(|set| ["--set", set])));
+        said(
+            room.kiln(&hub, &pin, &["--jobs", jobs])
+                .args(SMALL.iter().flat_map(|set| ["--set", set])),
+        );
         assert_eq!(hub.paths().first().map(String::as_str), Some(PATH));
         let broken = [0, size / 3];
-        assert_eq!(hub.starts(), [&broken[..], &[size / 3 + (size - size / 3) / 3]].concat(), "goes on where it broke");
+        assert_eq!(
+            hub.starts(),
+            [&broken[..], &[size / 3 + (size - size / 3) / 3]].concat(),
+            "goes on where it broke"
+        );
         room.written()
     };
     let one = build("one", "1");
@@ -99,7 +130,10 @@ fn directory_and_threads_leave_no_trace() {
         assert!(one.contains_key(Path::new(kept)), "{kept}");
     }
     assert!(one.keys().eq(other.keys()));
-    let differ: Vec<&PathBuf> = one.keys().filter(|name| one[*name] != other[*name]).collect();
+    let differ: Vec<&PathBuf> = one
+        .keys()
+        .filter(|name| one[*name] != other[*name])
+        .collect();
     assert!(differ.is_empty(), "differ: {differ:?}");
 }
 
@@ -107,14 +141,18 @@ fn directory_and_threads_leave_no_trace() {
 fn wait_for(what: &str, build: &mut std::process::Child, mut happened: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !happened() {
-        assert!(build.try_wait().unwrap().is_none(), "the build ended before: {what}");
+        assert!(
+            build.try_wait().unwrap().is_none(),
+            "the build ended before: {what}"
+        );
         sleep(Duration::from_millis(5));
     }
     println!("{what} after {:.1} s", begun.elapsed().as_secs_f64());
 }
 
-/// `KILN_GGUF=deepseek.gguf cargo test --release --test reproduce big_ -- --ignored --nocapture`: the bundle at full size. The
-/// download, a compilation and the whole build are killed on the way; then all of it again elsewhere with one thread.
+/// `KILN_GGUF=deepseek.gguf cargo test --release --test reproduce big_ -- --ignored --nocapture`:
+/// the bundle at full size. The download, a compilation and the whole build are killed on the way;
+/// then all of it again elsewhere with one thread.
 #[test]
 #[ignore = "needs a package index, the full-size file and minutes"]
 fn big_a_bundle_through_thick_and_thin() {
@@ -125,21 +163,34 @@ fn big_a_bundle_through_thick_and_thin() {
     let room = Room::new(&root.path().join("one"));
     let start = || {
         let mut kiln = room.kiln(&hub, &pin, &["bundle"]);
-        kiln.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        kiln.stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     };
-    let text = |output: &Output| String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    let text = |output: &Output| {
+        String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+    };
 
     let mut build = start();
-    wait_for("a half of the download", &mut build, || room.loaded() > size as u64 / 2);
+    wait_for("a half of the download", &mut build, || {
+        room.loaded() > size as u64 / 2
+    });
     build.kill().unwrap();
     build.wait().unwrap();
 
     let mut build = start();
-    wait_for("compilations", &mut build, || !room.compilers().is_empty() && room.0.join("cache/tmp").exists());
+    wait_for("compilations", &mut build, || {
+        !room.compilers().is_empty() && room.0.join("cache/tmp").exists()
+    });
     sleep(Duration::from_secs(60));
     kill(&room.compilers()[0]);
     let output = build.wait_with_output().unwrap();
-    assert!(!output.status.success() && text(&output).contains("signal"), "{}", text(&output));
+    assert!(
+        !output.status.success() && text(&output).contains("signal"),
+        "{}",
+        text(&output)
+    );
 
     let mut build = start();
     wait_for("compilations", &mut build, || !room.compilers().is_empty());
@@ -150,21 +201,38 @@ fn big_a_bundle_through_thick_and_thin() {
     let begun = Instant::now();
     let output = start().wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    println!("{}\nto the end in {:.0} s", text(&output), begun.elapsed().as_secs_f64());
+    println!(
+        "{}\nto the end in {:.0} s",
+        text(&output),
+        begun.elapsed().as_secs_f64()
+    );
     println!("asked from bytes {:?} of {size}", hub.starts());
-    assert!(hub.starts()[2..].iter().all(|start| *start > size / 3), "no byte was fetched twice");
+    assert!(
+        hub.starts()[2..].iter().all(|start| *start > size / 3),
+        "no byte was fetched twice"
+    );
     let one = room.written();
     drop(fs::remove_dir_all(room.0.join("cache")));
-    let bytes: usize = one.iter().filter(|(name, _)| name.starts_with("bundle")).map(|(_, bytes)| bytes.len()).sum();
+    let bytes: usize = one
+        .iter()
+        .filter(|(name, _)| name.starts_with("bundle"))
+        .map(|(_, bytes)| bytes.len())
+        .sum();
     println!("the bundle has {bytes} bytes");
     assert!((1_200_000_000..1_500_000_000).contains(&bytes));
 
     let other = Room::new(&root.path().join("another/and/deeper"));
     let begun = Instant::now();
     said(&mut other.kiln(&hub, &pin, &["bundle", "--jobs", "1"]));
-    println!("again with one thread in {:.0} s", begun.elapsed().as_secs_f64());
+    println!(
+        "again with one thread in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
     let other = other.written();
     assert!(one.keys().eq(other.keys()));
-    let differ: Vec<&PathBuf> = one.keys().filter(|name| one[*name] != other[*name]).collect();
+    let differ: Vec<&PathBuf> = one
+        .keys()
+        .filter(|name| one[*name] != other[*name])
+        .collect();
     assert!(differ.is_empty(), "differ: {differ:?}");
 }

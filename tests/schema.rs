@@ -9,9 +9,13 @@ use serde_json::{Value, json};
 /// Whether the schema of the real stage kinds takes `plan`; what it has against it otherwise.
 fn check(plan: &Value) -> Result<(), String> {
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
-    compiler.add_resource("plan.schema.json", schema(&kiln::stages::all())).unwrap();
+    compiler
+        .add_resource("plan.schema.json", schema(&kiln::stages::all()))
+        .unwrap();
     let index = compiler.compile("plan.schema.json", &mut schemas).unwrap();
-    schemas.validate(plan, index).map_err(|error| error.to_string())
+    schemas
+        .validate(plan, index)
+        .map_err(|error| error.to_string())
 }
 
 fn check_text(text: &str) -> Result<(), String> {
@@ -24,9 +28,17 @@ fn every_plan_passes() {
     let mut found = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
             found += 1;
-            assert_eq!(check_text(&std::fs::read_to_string(&path).unwrap()), Ok(()), "{}", path.display());
+            assert_eq!(
+                check_text(&std::fs::read_to_string(&path).unwrap()),
+                Ok(()),
+                "{}",
+                path.display()
+            );
         }
     }
     assert!(found >= 2);
@@ -104,7 +116,8 @@ fn everything_a_plan_may_say_passes_and_mistakes_do_not() {
     }
 }
 
-/// Each kind with its slots and parameters, and each of these with a line for people; no kind claims a common key.
+/// Each kind with its slots and parameters, and each of these with a line for people; no kind
+/// claims a common key.
 #[test]
 fn the_schema_says_what_the_specs_say() {
     let (registry, schema) = (kiln::stages::all(), schema(&kiln::stages::all()));
@@ -113,7 +126,12 @@ fn the_schema_says_what_the_specs_say() {
     for kind in kinds {
         let name = kind["title"].as_str().unwrap();
         let spec = registry.get(name).unwrap().spec();
-        let mut expected: Vec<&str> = spec.inputs.iter().map(|slot| slot.name).chain(spec.params.to_vec()).collect();
+        let mut expected: Vec<&str> = spec
+            .inputs
+            .iter()
+            .map(|slot| slot.name)
+            .chain(spec.params.to_vec())
+            .collect();
         expected.extend(["kind", "keep", "optional", "timeout"]);
         expected.extend(spec.reaches_outside.then_some("retries"));
         expected.extend(spec.inputs.iter().any(|slot| slot.many).then_some("across"));
@@ -123,10 +141,19 @@ fn the_schema_says_what_the_specs_say() {
         found.sort();
         assert_eq!(found, expected, "{name}");
         for (key, property) in properties {
-            assert!(property["description"].is_string(), "{name}.{key} has no description");
+            assert!(
+                property["description"].is_string(),
+                "{name}.{key} has no description"
+            );
         }
         for (param, slot) in spec.keyed {
-            assert!(spec.params.contains(param) && spec.inputs.iter().any(|input| input.name == *slot && input.many));
+            assert!(
+                spec.params.contains(param)
+                    && spec
+                        .inputs
+                        .iter()
+                        .any(|input| input.name == *slot && input.many)
+            );
         }
     }
 }
@@ -139,5 +166,8 @@ fn defaults_and_enumerations_reach_the_editor() {
     assert_eq!(of("graph")["context"]["default"], 512);
     assert_eq!(of("context-bin")["soc"]["anyOf"][0]["enum"][2], "sm8650");
     assert_eq!(of("fetch")["kind"]["const"], "fetch");
-    assert_eq!(of("validate")["perplexity"]["anyOf"][0]["type"], json!("number"));
+    assert_eq!(
+        of("validate")["perplexity"]["anyOf"][0]["type"],
+        json!("number")
+    );
 }

@@ -1,4 +1,5 @@
-//! `kill -9` at random moments, over and over: the program from outside, with downloads, threads and child processes.
+//! `kill -9` at random moments, over and over: the program from outside, with downloads, threads
+//! and child processes.
 
 mod support;
 
@@ -38,18 +39,34 @@ fn soak(rounds: usize, seed: u64) -> Count {
     let length_us = begun.elapsed().as_micros() as u64;
 
     let mut random = Random::of("kills", seed);
-    let mut count = Count { rounds, ..Count::default() };
+    let mut count = Count {
+        rounds,
+        ..Count::default()
+    };
     for round in 0..rounds {
         let room = round.to_string();
         for _ in 0..=round % 2 {
-            let whom = if random.bits().is_multiple_of(2) { Whom::Parent } else { Whom::All };
-            let (is_struck, lives_on) = strike(&tiny, &room, Duration::from_micros(random.bits() % length_us), whom);
+            let whom = if random.bits().is_multiple_of(2) {
+                Whom::Parent
+            } else {
+                Whom::All
+            };
+            let (is_struck, lives_on) = strike(
+                &tiny,
+                &room,
+                Duration::from_micros(random.bits() % length_us),
+                whom,
+            );
             count.struck += usize::from(is_struck);
             count.left_behind += usize::from(lives_on);
-            let blobs = fs::read_dir(tiny.cache(&room).join("blobs")).map_or(0, |blobs| blobs.count());
+            let blobs =
+                fs::read_dir(tiny.cache(&room).join("blobs")).map_or(0, |blobs| blobs.count());
             count.in_the_middle += usize::from(is_struck && blobs > 0);
         }
-        let mut is_wrong = tiny.written(&room).iter().any(|(stage, files)| expected[stage] != *files);
+        let mut is_wrong = tiny
+            .written(&room)
+            .iter()
+            .any(|(stage, files)| expected[stage] != *files);
         let output = tiny.build(&room).output().unwrap();
         if !output.status.success() {
             println!("round {round}, refused: {}", said(&output));
@@ -75,12 +92,20 @@ enum Whom {
     All,
 }
 
-/// Kills a build after a while; yields whether it was alive, and whether any process of it was ten seconds later.
+/// Kills a build after a while; yields whether it was alive, and whether any process of it was ten
+/// seconds later.
 fn strike(tiny: &TinyBuild, room: &str, after: Duration, whom: Whom) -> (bool, bool) {
-    let mut kiln = tiny.build(room).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut kiln = tiny
+        .build(room)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     sleep(after);
     if let Whom::All = whom {
-        working_on(&tiny.room(room)).iter().for_each(|process| kill(process));
+        working_on(&tiny.room(room))
+            .iter()
+            .for_each(|process| kill(process));
     }
     kiln.kill().unwrap();
     let is_struck = !kiln.wait().unwrap().success();
@@ -96,9 +121,26 @@ fn strike(tiny: &TinyBuild, room: &str, after: Duration, whom: Whom) -> (bool, b
 
 fn check(rounds: usize, seed: u64) {
     let count = soak(rounds, seed);
-    let Count { rounds, struck, in_the_middle, .. } = count;
-    assert_eq!(count, Count { rounds, struck, in_the_middle, ..Count::default() }, "all else is 0");
-    assert!(in_the_middle >= rounds / 4, "the kills must strike while something is done and something is not");
+    let Count {
+        rounds,
+        struck,
+        in_the_middle,
+        ..
+    } = count;
+    assert_eq!(
+        count,
+        Count {
+            rounds,
+            struck,
+            in_the_middle,
+            ..Count::default()
+        },
+        "all else is 0"
+    );
+    assert!(
+        in_the_middle >= rounds / 4,
+        "the kills must strike while something is done and something is not"
+    );
 }
 
 #[test]

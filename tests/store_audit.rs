@@ -10,31 +10,58 @@ use kiln::action::{Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 
-/// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and `glaze`.
+/// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and
+/// `glaze`.
 fn cache() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
-    for (stage, blobs, peak) in [("fetch", &["clay"][..], None), ("requant", &["clay", "glaze"], Some(7000))] {
+    for (stage, blobs, peak) in [
+        ("fetch", &["clay"][..], None),
+        ("requant", &["clay", "glaze"], Some(7000)),
+    ] {
         let part = |blob: &&str| {
             let mut sink = store.create().unwrap();
             sink.write_all(blob.as_bytes()).unwrap();
-            (PartName::new(*blob).unwrap(), Part { content: sink.finish().unwrap(), facts: CanonJson::default() })
+            (
+                PartName::new(*blob).unwrap(),
+                Part {
+                    content: sink.finish().unwrap(),
+                    facts: CanonJson::default(),
+                },
+            )
         };
         let action = format!(r#"{{"stage":"{stage}"}}"#);
         let outputs = blobs.iter().map(part).collect();
-        store.put(&ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: peak }).unwrap();
+        store
+            .put(&ActionResult {
+                action,
+                outputs,
+                took_ms: 1,
+                peak_memory_bytes: peak,
+            })
+            .unwrap();
     }
     folder
 }
 
 fn check(cache: &Path, call: &str, code: i32, expected: &str) {
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    let output = kiln.args(["cache", "--cache"]).arg(cache).args(call.split(' ')).output().unwrap();
-    let text = String::from_utf8(output.stdout)
-        .unwrap()
-        .replace(&cache.canonicalize().unwrap().display().to_string(), "CACHE");
+    let output = kiln
+        .args(["cache", "--cache"])
+        .arg(cache)
+        .args(call.split(' '))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap().replace(
+        &cache.canonicalize().unwrap().display().to_string(),
+        "CACHE",
+    );
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((text.as_str(), output.status.code()), (expected, Some(code)), "{errors}");
+    assert_eq!(
+        (text.as_str(), output.status.code()),
+        (expected, Some(code)),
+        "{errors}"
+    );
 }
 
 #[test]
@@ -61,7 +88,12 @@ fn file(cache: &Path, room: &str, what: &[u8], ending: &str) -> PathBuf {
 #[test]
 fn verify_names_what_is_damaged_and_repair_removes_it() {
     let cache = cache();
-    check(cache.path(), "verify", 0, "2 blobs and 2 results: all whole\n");
+    check(
+        cache.path(),
+        "verify",
+        0,
+        "2 blobs and 2 results: all whole\n",
+    );
 
     let blob = file(cache.path(), "blobs", b"clay", "");
     fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
@@ -69,16 +101,37 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
     let entry = file(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
     fs::write(&entry, "").unwrap();
 
-    let name = |path: &Path| format!("CACHE/{}", path.strip_prefix(cache.path()).unwrap().display());
+    let name = |path: &Path| {
+        format!(
+            "CACHE/{}",
+            path.strip_prefix(cache.path()).unwrap().display()
+        )
+    };
     let faults = format!(
-        "{}: its bytes hash to {}\n{}: not a result that kiln wrote\n2 blobs and 2 results: 2 damaged",
+        "{}: its bytes hash to {}\n{}: not a result that kiln wrote\n2 blobs and 2 results: 2 \
+         damaged",
         name(&blob),
         hash_bytes(b"clap"),
         name(&entry)
     );
-    check(cache.path(), "verify", 3, &format!("{faults}; `kiln cache verify --repair` removes them\n"));
-    check(cache.path(), "verify --repair", 0, &format!("{faults}, removed\n"));
-    check(cache.path(), "verify", 0, "1 blobs and 1 results: all whole\n");
+    check(
+        cache.path(),
+        "verify",
+        3,
+        &format!("{faults}; `kiln cache verify --repair` removes them\n"),
+    );
+    check(
+        cache.path(),
+        "verify --repair",
+        0,
+        &format!("{faults}, removed\n"),
+    );
+    check(
+        cache.path(),
+        "verify",
+        0,
+        "1 blobs and 1 results: all whole\n",
+    );
 }
 
 #[test]
@@ -86,8 +139,16 @@ fn a_cache_that_is_not_there_is_not_made() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("cahce");
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    let output = kiln.args(["cache", "stats", "--cache"]).arg(&missing).output().unwrap();
+    let output = kiln
+        .args(["cache", "stats", "--cache"])
+        .arg(&missing)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("kiln::call::no_cache"));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("kiln::call::no_cache")
+    );
     assert!(!missing.exists());
 }

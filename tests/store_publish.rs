@@ -20,7 +20,11 @@ impl Bench {
         let root = tempfile::tempdir().unwrap();
         let store = Disk::open(&root.path().join("cache")).unwrap();
         let folder = root.path().join("out/plan/stage");
-        Bench { root, store, folder }
+        Bench {
+            root,
+            store,
+            folder,
+        }
     }
 
     /// A manifest of `NAME=TEXT` words, each a blob in the store.
@@ -29,13 +33,23 @@ impl Bench {
             let (name, text) = word.split_once('=').unwrap();
             let mut sink = self.store.create().unwrap();
             sink.write_all(text.as_bytes()).unwrap();
-            (PartName::new(name).unwrap(), Part { content: sink.finish().unwrap(), facts: CanonJson::default() })
+            (
+                PartName::new(name).unwrap(),
+                Part {
+                    content: sink.finish().unwrap(),
+                    facts: CanonJson::default(),
+                },
+            )
         };
-        Manifest { parts: words.split(' ').map(part).collect() }
+        Manifest {
+            parts: words.split(' ').map(part).collect(),
+        }
     }
 
     fn publish(&self, manifest: &Manifest) -> bool {
-        publish(&self.store, manifest, &self.folder, Links::Reflink).unwrap().is_some()
+        publish(&self.store, manifest, &self.folder, Links::Reflink)
+            .unwrap()
+            .is_some()
     }
 
     /// The folder as `NAME=TEXT` words.
@@ -43,12 +57,18 @@ impl Bench {
         let mut words = BTreeMap::new();
         collect(&self.folder, &self.folder, &mut words);
         words.remove(".kiln.json").unwrap();
-        words.iter().map(|(name, text)| format!("{name}={text}")).collect::<Vec<_>>().join(" ")
+        words
+            .iter()
+            .map(|(name, text)| format!("{name}={text}"))
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     fn siblings(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.parent().unwrap()).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 }
 
@@ -58,7 +78,12 @@ fn collect(root: &Path, folder: &Path, words: &mut BTreeMap<String, String>) {
         if path.is_dir() {
             collect(root, &path, words);
         } else {
-            let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned();
             words.insert(name, fs::read_to_string(&path).unwrap());
         }
     }
@@ -101,7 +126,12 @@ fn what_was_touched_is_written_again() {
         ("edited, with its time set back", &|| {
             let modified = fs::metadata(&a).unwrap().modified().unwrap();
             fs::write(&a, "7").unwrap();
-            fs::File::options().write(true).open(&a).unwrap().set_modified(modified).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(&a)
+                .unwrap()
+                .set_modified(modified)
+                .unwrap();
         }),
     ];
     for (name, act) in mischief {
@@ -109,17 +139,32 @@ fn what_was_touched_is_written_again() {
         assert!(bench.publish(&manifest), "{name}");
         assert_eq!(bench.found(), "a=1 b=2", "{name}");
     }
-    assert_eq!(&*bench.store.open(&hash_bytes(b"1")).unwrap().unwrap(), b"1", "the cache is not what was edited");
+    assert_eq!(
+        &*bench.store.open(&hash_bytes(b"1")).unwrap().unwrap(),
+        b"1",
+        "the cache is not what was edited"
+    );
 }
 
 #[test]
 fn a_window_becomes_a_file_of_its_own() {
     let bench = Bench::new();
     let whole = bench.manifest("x=0123456789");
-    let window = Some(Window { blob: whole.part("x").unwrap().content.digest, offset: 3 });
-    let content = Content { digest: hash_bytes(b"345"), window };
-    let part = Part { content, facts: CanonJson::default() };
-    bench.publish(&Manifest { parts: [(PartName::new("w").unwrap(), part)].into() });
+    let window = Some(Window {
+        blob: whole.part("x").unwrap().content.digest,
+        offset: 3,
+    });
+    let content = Content {
+        digest: hash_bytes(b"345"),
+        window,
+    };
+    let part = Part {
+        content,
+        facts: CanonJson::default(),
+    };
+    bench.publish(&Manifest {
+        parts: [(PartName::new("w").unwrap(), part)].into(),
+    });
     assert_eq!(bench.found(), "w=345");
 }
 
@@ -128,7 +173,10 @@ fn a_failure_leaves_what_was_there() {
     let bench = Bench::new();
     bench.publish(&bench.manifest("a=1"));
     let mut next = bench.manifest("a=2 b=3");
-    let gone = Part { content: hash_bytes(b"never put").into(), facts: CanonJson::default() };
+    let gone = Part {
+        content: hash_bytes(b"never put").into(),
+        facts: CanonJson::default(),
+    };
     next.parts.insert(PartName::new("c").unwrap(), gone);
     let problem = publish(&bench.store, &next, &bench.folder, Links::Reflink).unwrap_err();
     assert_eq!(problem.code, "kiln::store::gone");
@@ -142,7 +190,13 @@ fn a_folder_that_kiln_did_not_write_is_not_touched() {
     fs::create_dir_all(&bench.folder).unwrap();
     bench.publish(&bench.manifest("a=1"));
     fs::remove_file(bench.folder.join(".kiln.json")).unwrap();
-    let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder, Links::Reflink).unwrap_err();
+    let problem = publish(
+        &bench.store,
+        &bench.manifest("a=2"),
+        &bench.folder,
+        Links::Reflink,
+    )
+    .unwrap_err();
     assert_eq!(problem.code, "kiln::publish::foreign");
     assert_eq!(fs::read_to_string(bench.folder.join("a")).unwrap(), "1");
 }
@@ -166,7 +220,10 @@ fn two_writers_at_once_leave_one_whole_folder() {
         }
     });
     let found = bench.found();
-    assert!(["a=1 b=1 c=1", "a=2 b=2 c=2"].contains(&found.as_str()), "{found}");
+    assert!(
+        ["a=1 b=1 c=1", "a=2 b=2 c=2"].contains(&found.as_str()),
+        "{found}"
+    );
 }
 
 #[test]
@@ -175,24 +232,53 @@ fn a_link_in_place_of_a_folder_is_not_followed() {
     let other = bench.folder.with_file_name("other");
     publish(&bench.store, &bench.manifest("a=1"), &other, Links::Reflink).unwrap();
     std::os::unix::fs::symlink(&other, &bench.folder).unwrap();
-    let problem = publish(&bench.store, &bench.manifest("a=2"), &bench.folder, Links::Reflink).unwrap_err();
+    let problem = publish(
+        &bench.store,
+        &bench.manifest("a=2"),
+        &bench.folder,
+        Links::Reflink,
+    )
+    .unwrap_err();
     assert_eq!(problem.code, "kiln::publish::foreign");
     assert_eq!(std::fs::read(other.join("a")).unwrap(), b"1");
     // A folder above may lie elsewhere.
     let above = bench.root.path().join("link");
     std::os::unix::fs::symlink(other.parent().unwrap(), &above).unwrap();
     for words in ["a=1", "a=2", "b=3"] {
-        publish(&bench.store, &bench.manifest(words), &above.join("new"), Links::Reflink).unwrap();
+        publish(
+            &bench.store,
+            &bench.manifest(words),
+            &above.join("new"),
+            Links::Reflink,
+        )
+        .unwrap();
     }
-    assert_eq!(std::fs::read(other.with_file_name("new").join("b")).unwrap(), b"3");
+    assert_eq!(
+        std::fs::read(other.with_file_name("new").join("b")).unwrap(),
+        b"3"
+    );
 }
 
 #[test]
 fn hard_links_take_no_space_and_stay_as_they_are() {
     let bench = Bench::new();
     let manifest = bench.manifest("a=1 b=1 c=22");
-    let publish = |folder: &str| publish(&bench.store, &manifest, &bench.folder.join(folder), Links::Hard).unwrap();
-    assert_eq!(publish("one"), Some(Space { shared_bytes: 4, copied_bytes: 0 }));
+    let publish = |folder: &str| {
+        publish(
+            &bench.store,
+            &manifest,
+            &bench.folder.join(folder),
+            Links::Hard,
+        )
+        .unwrap()
+    };
+    assert_eq!(
+        publish("one"),
+        Some(Space {
+            shared_bytes: 4,
+            copied_bytes: 0
+        })
+    );
     // Every further link to a blob changes the time of the last change of all of them.
     assert_eq!(publish("two").map(|space| space.copied_bytes), Some(0));
     assert_eq!((publish("one"), publish("two")), (None, None));

@@ -11,7 +11,9 @@ use std::sync::Barrier;
 
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes};
+use kiln::store::{
+    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes,
+};
 use serde_json::json;
 use support::faulty::{Faulty, Store};
 
@@ -27,10 +29,21 @@ fn key(name: &str) -> ActionKey {
 
 /// A result of the action `action` with one part, that lies at the start of `blob`.
 fn result(action: &str, blob: Digest) -> ActionResult {
-    let content = Content { digest: hash_bytes(b"tensor"), window: Some(Window { blob, offset: 0 }) };
-    let part = Part { content, facts: CanonJson::from(json!({"rows": 3})) };
+    let content = Content {
+        digest: hash_bytes(b"tensor"),
+        window: Some(Window { blob, offset: 0 }),
+    };
+    let part = Part {
+        content,
+        facts: CanonJson::from(json!({"rows": 3})),
+    };
     let outputs: Outputs = BTreeMap::from([(PartName::new("tensors/a").unwrap(), part)]);
-    ActionResult { action: action.into(), outputs, took_ms: 7, peak_memory_bytes: None }
+    ActionResult {
+        action: action.into(),
+        outputs,
+        took_ms: 7,
+        peak_memory_bytes: None,
+    }
 }
 
 fn blobs_are_named_by_their_bytes(store: &dyn BlobStore) {
@@ -41,7 +54,10 @@ fn blobs_are_named_by_their_bytes(store: &dyn BlobStore) {
         assert_eq!(put(store, bytes), digest);
         assert_eq!(put(store, bytes), digest, "putting twice is no mistake");
         assert_eq!(&*store.open(&digest).unwrap().unwrap(), bytes);
-        assert_eq!(fs::read(store.path(&digest).unwrap().unwrap()).unwrap(), bytes);
+        assert_eq!(
+            fs::read(store.path(&digest).unwrap().unwrap()).unwrap(),
+            bytes
+        );
     }
     let (there, not) = (hash_bytes(b"clay"), hash_bytes(b"glaze"));
     assert_eq!(store.missing(&[there, not]).unwrap(), [not]);
@@ -74,7 +90,10 @@ fn a_hit_needs_its_blobs(actions: &dyn ActionCache, blobs: &dyn BlobStore) {
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Gone(blob));
     assert_eq!(complete.get(&key("w")).unwrap(), None);
     put(blobs, b"the whole file");
-    assert_eq!(complete.find(&key("w")).unwrap(), Found::Hit(result("w", blob)));
+    assert_eq!(
+        complete.find(&key("w")).unwrap(),
+        Found::Hit(result("w", blob))
+    );
 }
 
 fn notes_come_back(notes: &dyn Notes) {
@@ -82,14 +101,19 @@ fn notes_come_back(notes: &dyn Notes) {
     assert_eq!(notes.read(&question).unwrap(), None);
     for text in ["clay", "", "glaze\nand slip"] {
         notes.write(&question, text).unwrap();
-        let note = Note { digest: hash_bytes(text.as_bytes()), text: text.into() };
+        let note = Note {
+            digest: hash_bytes(text.as_bytes()),
+            text: text.into(),
+        };
         assert_eq!(notes.read(&question).unwrap(), Some(note));
     }
 }
 
 /// Holds for a store, and for one that is wrapped to go wrong later.
 fn contract<S: BlobStore + ActionCache + Notes>(make: impl Fn() -> S) {
-    for checks in [kept_by as fn(&dyn Store), |store| kept_by(&Faulty::never(store))] {
+    for checks in [kept_by as fn(&dyn Store), |store| {
+        kept_by(&Faulty::never(store))
+    }] {
         checks(&make());
     }
 }
@@ -120,12 +144,18 @@ fn disk_keeps_the_contract() {
 #[test]
 fn what_one_process_puts_another_finds() {
     let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (Disk::open(folder.path()).unwrap(), Disk::open(folder.path()).unwrap());
+    let (one, two) = (
+        Disk::open(folder.path()).unwrap(),
+        Disk::open(folder.path()).unwrap(),
+    );
     let digest = put(&one, b"clay");
     one.put(&result("a", digest)).unwrap();
     assert_eq!(&*two.open(&digest).unwrap().unwrap(), b"clay");
     assert_eq!(two.get(&key("a")).unwrap(), Some(result("a", digest)));
-    let mode = fs::metadata(one.path(&digest).unwrap().unwrap()).unwrap().permissions().mode();
+    let mode = fs::metadata(one.path(&digest).unwrap().unwrap())
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o444, "blobs are read-only");
 }
 
@@ -162,11 +192,18 @@ fn many_writers_of_the_same_blobs_do_not_meet() {
             });
         }
     });
-    assert_eq!(names(&folder.path().join("tmp")), [""; 0], "nothing stays in tmp");
+    assert_eq!(
+        names(&folder.path().join("tmp")),
+        [""; 0],
+        "nothing stays in tmp"
+    );
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 /// Changes a blob's file in place, as a broken disk or a careless hand would.
@@ -178,7 +215,9 @@ fn tamper(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
-    root.join("blobs").join(&digest.hex()[..2]).join(digest.hex())
+    root.join("blobs")
+        .join(&digest.hex()[..2])
+        .join(digest.hex())
 }
 
 #[test]
@@ -187,7 +226,10 @@ fn a_flipped_bit_is_never_handed_out() {
     let writer = Disk::open(folder.path()).unwrap();
     let by_path = |store: &Disk, digest: &Digest| store.path(digest).map(|_| ());
     let by_bytes = |store: &Disk, digest: &Digest| store.open(digest).map(|_| ());
-    for read in [&by_path as &dyn Fn(&Disk, &Digest) -> kiln::base::Result<()>, &by_bytes] {
+    for read in [
+        &by_path as &dyn Fn(&Disk, &Digest) -> kiln::base::Result<()>,
+        &by_bytes,
+    ] {
         // A process that has never read it, and the one that wrote it.
         for store in [&Disk::open(folder.path()).unwrap(), &writer] {
             let digest = put(&writer, b"clay");
@@ -195,7 +237,11 @@ fn a_flipped_bit_is_never_handed_out() {
             let problem = read(store, &digest).unwrap_err();
             assert_eq!(problem.code, "kiln::store::corrupt");
             assert!(problem.message.contains(&digest.to_string()), "{problem}");
-            assert_eq!(store.missing(&[digest]).unwrap(), [digest], "so that its maker runs again");
+            assert_eq!(
+                store.missing(&[digest]).unwrap(),
+                [digest],
+                "so that its maker runs again"
+            );
             put(&writer, b"clay");
             assert_eq!(&*store.open(&digest).unwrap().unwrap(), b"clay");
         }
@@ -217,9 +263,14 @@ fn a_shortened_blob_counts_as_missing() {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
     let digest = put(&store, b"clay");
-    tamper(&blob_path(folder.path(), &digest), |bytes| bytes.truncate(2));
+    tamper(&blob_path(folder.path(), &digest), |bytes| {
+        bytes.truncate(2)
+    });
     assert_eq!(store.missing(&[digest]).unwrap(), [digest]);
-    assert_eq!(store.open(&digest).map(|_| ()).unwrap_err().code, "kiln::store::corrupt");
+    assert_eq!(
+        store.open(&digest).map(|_| ()).unwrap_err().code,
+        "kiln::store::corrupt"
+    );
 }
 
 #[test]
@@ -227,16 +278,28 @@ fn any_damage_to_an_entry_makes_it_absent() {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
     let hex = key("a").0.hex();
-    let path = folder.path().join("actions").join(&hex[..2]).join(hex + ".json");
+    let path = folder
+        .path()
+        .join("actions")
+        .join(&hex[..2])
+        .join(hex + ".json");
     store.put(&result("a", hash_bytes(b"x"))).unwrap();
     let good = fs::read(&path).unwrap();
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 1;
         fs::write(&path, &bad).unwrap();
-        assert_eq!(store.get(&key("a")).unwrap(), None, "flipped a bit of byte {at}");
+        assert_eq!(
+            store.get(&key("a")).unwrap(),
+            None,
+            "flipped a bit of byte {at}"
+        );
         fs::write(&path, &good[..at]).unwrap();
-        assert_eq!(store.get(&key("a")).unwrap(), None, "truncated to {at} bytes");
+        assert_eq!(
+            store.get(&key("a")).unwrap(),
+            None,
+            "truncated to {at} bytes"
+        );
     }
     fs::write(&path, &good).unwrap();
     assert!(store.get(&key("a")).unwrap().is_some());
@@ -252,7 +315,10 @@ fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
     fs::write(tmp.join("kiln-4711/half a blob"), "ha").unwrap();
     fs::create_dir_all(tmp.join("a thesis")).unwrap();
     let other = Disk::open(folder.path()).unwrap();
-    assert!(tmp.join("kiln-4711").exists(), "who only reads removes nothing");
+    assert!(
+        tmp.join("kiln-4711").exists(),
+        "who only reads removes nothing"
+    );
     put(&other, b"clay");
     assert!(scratch.path().exists());
     assert!(!tmp.join("kiln-4711").exists());
@@ -262,13 +328,29 @@ fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
 #[test]
 fn half_finished_work_has_one_owner_and_outlives_it() {
     let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (Disk::open(folder.path()).unwrap(), Disk::open(folder.path()).unwrap());
-    let partial: LockedFolder = one.partial(&hash_bytes(b"https://host/file")).unwrap().unwrap();
+    let (one, two) = (
+        Disk::open(folder.path()).unwrap(),
+        Disk::open(folder.path()).unwrap(),
+    );
+    let partial: LockedFolder = one
+        .partial(&hash_bytes(b"https://host/file"))
+        .unwrap()
+        .unwrap();
     fs::write(partial.path().join("download"), "first half").unwrap();
-    assert!(two.partial(&hash_bytes(b"https://host/file")).unwrap().is_none());
+    assert!(
+        two.partial(&hash_bytes(b"https://host/file"))
+            .unwrap()
+            .is_none()
+    );
     drop(partial);
-    let partial = two.partial(&hash_bytes(b"https://host/file")).unwrap().unwrap();
-    assert_eq!(fs::read_to_string(partial.path().join("download")).unwrap(), "first half");
+    let partial = two
+        .partial(&hash_bytes(b"https://host/file"))
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        fs::read_to_string(partial.path().join("download")).unwrap(),
+        "first half"
+    );
     partial.remove().unwrap();
     assert_eq!(names(&folder.path().join("partial")), [""; 0]);
 }
@@ -286,11 +368,21 @@ fn another_layout_is_refused() {
 #[test]
 fn a_layout_that_no_kiln_wrote_is_refused_and_stays() {
     let folder = tempfile::tempdir().unwrap();
-    for damaged in ["", "kiln cache", "kiln cache 0\n", "kiln cache +1\n", "kiln cache q\n", "\u{fffd}"] {
+    for damaged in [
+        "",
+        "kiln cache",
+        "kiln cache 0\n",
+        "kiln cache +1\n",
+        "kiln cache q\n",
+        "\u{fffd}",
+    ] {
         fs::write(folder.path().join("layout"), damaged).unwrap();
         let problem = Disk::open(folder.path()).err().unwrap();
         assert_eq!(problem.code, "kiln::store::layout");
-        assert_eq!(fs::read_to_string(folder.path().join("layout")).unwrap(), damaged);
+        assert_eq!(
+            fs::read_to_string(folder.path().join("layout")).unwrap(),
+            damaged
+        );
         assert_eq!(names(folder.path()), ["layout"]);
     }
 }
@@ -298,12 +390,25 @@ fn a_layout_that_no_kiln_wrote_is_refused_and_stays() {
 #[test]
 fn only_an_empty_folder_becomes_a_cache() {
     let root = tempfile::tempdir().unwrap();
-    for (name, becomes_one) in [("README.md", true), (".gitignore", true), ("notes", false), ("thesis.tex", false)] {
+    for (name, becomes_one) in [
+        ("README.md", true),
+        (".gitignore", true),
+        ("notes", false),
+        ("thesis.tex", false),
+    ] {
         let folder = root.path().join(name.replace('.', "-"));
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(name), "mine").unwrap();
         let opened = Disk::open(&folder).map(drop);
-        assert_eq!(opened.as_ref().err().map(|problem| problem.code.as_str()).is_none(), becomes_one, "{name}");
+        assert_eq!(
+            opened
+                .as_ref()
+                .err()
+                .map(|problem| problem.code.as_str())
+                .is_none(),
+            becomes_one,
+            "{name}"
+        );
         if let Err(problem) = opened {
             assert_eq!(problem.code, "kiln::store::foreign");
             assert!(problem.message.contains(name), "{problem}");
@@ -341,12 +446,22 @@ fn no_link_leads_out_of_a_cache() {
         assert_eq!(problem.code, "kiln::store::foreign", "{room}");
     }
     // What lies in them is no link either.
-    for inside in [format!("blobs/{shelf}"), format!("actions/{shelf}"), format!("partial/{hex}"), "tmp/kiln-1".into()]
-    {
-        let folder = root.path().join(format!("cache with {}", inside.replace('/', "-")));
+    for inside in [
+        format!("blobs/{shelf}"),
+        format!("actions/{shelf}"),
+        format!("partial/{hex}"),
+        "tmp/kiln-1".into(),
+    ] {
+        let folder = root
+            .path()
+            .join(format!("cache with {}", inside.replace('/', "-")));
         drop(Disk::open(&folder).unwrap());
         std::os::unix::fs::symlink(format!("../../victim/{shelf}"), folder.join(&inside)).unwrap();
-        assert_eq!(Disk::open(&folder).err().unwrap().code, "kiln::store::foreign", "{inside}");
+        assert_eq!(
+            Disk::open(&folder).err().unwrap().code,
+            "kiln::store::foreign",
+            "{inside}"
+        );
     }
     assert!(thesis.exists());
 }

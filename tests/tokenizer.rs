@@ -1,5 +1,5 @@
-//! The `tokenizer.json` that kiln makes of a GGUF, in the hands of others: llama.cpp on the file itself, Hugging Face's
-//! `tokenizers` on the JSON, and kiln must say the same tokens.
+//! The `tokenizer.json` that kiln makes of a GGUF, in the hands of others: llama.cpp on the file
+//! itself, Hugging Face's `tokenizers` on the JSON, and kiln must say the same tokens.
 
 mod support;
 
@@ -20,24 +20,47 @@ use support::workspace::Folder;
 /// The `tokenizer.*` metadata of a GGUF, as `inspect` gives it.
 fn metadata(folder: &Folder, gguf: &[u8]) -> Json {
     let file = [("file".parse().unwrap(), folder.part(gguf, json!({})))].into();
-    let slots = [("gguf".to_string(), vec![("file".to_string(), kiln::action::Manifest { parts: file })])].into();
+    let slots = [(
+        "gguf".to_string(),
+        vec![("file".to_string(), kiln::action::Manifest { parts: file })],
+    )]
+    .into();
     let stages = stages::all();
-    let inputs = Inputs { slots, ..Inputs::default() };
-    let model = folder.run_stage(stages.get("inspect").unwrap(), json!({}), &inputs).unwrap();
+    let inputs = Inputs {
+        slots,
+        ..Inputs::default()
+    };
+    let model = folder
+        .run_stage(stages.get("inspect").unwrap(), json!({}), &inputs)
+        .unwrap();
     serde_json::from_slice(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap()
 }
 
 /// A tiny model with the vocabulary of `metadata`, cut by `pre`.
 fn with_vocabulary(metadata: &Json, pre: &str) -> Vec<u8> {
-    let strings = |key: &str| -> Vec<String> { serde_json::from_value(metadata[key].clone()).unwrap() };
+    let strings =
+        |key: &str| -> Vec<String> { serde_json::from_value(metadata[key].clone()).unwrap() };
     let tokens = strings("tokenizer.ggml.tokens");
-    let kinds: Vec<i32> = serde_json::from_value(metadata["tokenizer.ggml.token_type"].clone()).unwrap();
-    let mut file: GgufFile = TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0).file();
-    let embedding = file.tensors.iter_mut().find(|tensor| tensor.name == "token_embd.weight").unwrap();
-    (embedding.dims, embedding.data) = (vec![64, tokens.len() as u64], vec![0; tokens.len() * 2 * 34]);
+    let kinds: Vec<i32> =
+        serde_json::from_value(metadata["tokenizer.ggml.token_type"].clone()).unwrap();
+    let mut file: GgufFile = TinyGguf::llama()
+        .tensor_type("token_embd.weight", Quant::Q8_0)
+        .file();
+    let embedding = file
+        .tensors
+        .iter_mut()
+        .find(|tensor| tensor.name == "token_embd.weight")
+        .unwrap();
+    (embedding.dims, embedding.data) = (
+        vec![64, tokens.len() as u64],
+        vec![0; tokens.len() * 2 * 34],
+    );
     file.set("tokenizer.ggml.pre", pre);
     file.set("tokenizer.ggml.tokens", Value::Strings(tokens));
-    file.set("tokenizer.ggml.merges", Value::Strings(strings("tokenizer.ggml.merges")));
+    file.set(
+        "tokenizer.ggml.merges",
+        Value::Strings(strings("tokenizer.ggml.merges")),
+    );
     file.set("tokenizer.ggml.token_type", Value::I32s(kinds));
     file.write()
 }
@@ -73,28 +96,40 @@ fn odd() -> Vec<String> {
     let mut random = Random::of("odd", 7);
     for index in 0..400 {
         let top = [0x80, 0x250, 0x3000, 0x11_0000][index % 4];
-        let char = |random: &mut Random| char::from_u32((random.bits() % top) as u32).unwrap_or(' ');
+        let char =
+            |random: &mut Random| char::from_u32((random.bits() % top) as u32).unwrap_or(' ');
         texts.push((0..60).map(|_| char(&mut random)).collect());
     }
     texts
 }
 
-/// `texts` without the characters that have a byte for which there is no token: all three leave such a byte out, but the
-/// merging of Hugging Face, and so kiln's, goes on across the gap and llama.cpp's does not.
+/// `texts` without the characters that have a byte for which there is no token: all three leave
+/// such a byte out, but the merging of Hugging Face, and so kiln's, goes on across the gap and
+/// llama.cpp's does not.
 fn spelled(texts: Vec<String>, metadata: &Json) -> Vec<String> {
     let tokens = metadata["tokenizer.ggml.tokens"].as_array().unwrap();
     let tokens: BTreeSet<&str> = tokens.iter().map(|token| token.as_str().unwrap()).collect();
-    let known: Vec<bool> = letters().iter().map(|letter| tokens.contains(letter.to_string().as_str())).collect();
-    println!("{} bytes have no token", known.iter().filter(|known| !**known).count());
+    let known: Vec<bool> = letters()
+        .iter()
+        .map(|letter| tokens.contains(letter.to_string().as_str()))
+        .collect();
+    println!(
+        "{} bytes have no token",
+        known.iter().filter(|known| !**known).count()
+    );
     let is_known = |c: &char| c.to_string().bytes().all(|byte| known[usize::from(byte)]);
-    texts.iter().map(|text| text.chars().filter(is_known).collect()).collect()
+    texts
+        .iter()
+        .map(|text| text.chars().filter(is_known).collect())
+        .collect()
 }
 
 /// kiln, llama.cpp and Hugging Face say the same tokens of `texts`.
 #[track_caller]
 fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize {
     let tokenizer = Tokenizer::from_metadata(&serde_json::to_vec(metadata).unwrap()).unwrap();
-    let [model, json, list] = ["model.gguf", "tokenizer.json", "texts.json"].map(|name| folder.join(name));
+    let [model, json, list] =
+        ["model.gguf", "tokenizer.json", "texts.json"].map(|name| folder.join(name));
     std::fs::write(&model, gguf).unwrap();
     std::fs::write(&json, tokenizer.to_json().unwrap()).unwrap();
     std::fs::write(&list, serde_json::to_vec(texts).unwrap()).unwrap();
@@ -112,7 +147,13 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
         }
         tokens += own.len();
     }
-    assert!(wrong.is_empty(), "{} of {} texts: {}", wrong.len(), texts.len(), wrong[..wrong.len().min(12)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} texts: {}",
+        wrong.len(),
+        texts.len(),
+        wrong[..wrong.len().min(12)].join("\n")
+    );
     tokens
 }
 
@@ -130,7 +171,12 @@ fn the_tokenizer_of_a_real_model_is_llama_cpp_s() {
     println!("smollm: {tokens} tokens of {} texts", texts.len());
     for pre in ["gpt-2", "qwen2", "deepseek-r1-qwen"] {
         metadata["tokenizer.ggml.pre"] = json!(pre);
-        let tokens = check(root.path(), &with_vocabulary(&metadata, pre), &metadata, &texts);
+        let tokens = check(
+            root.path(),
+            &with_vocabulary(&metadata, pre),
+            &metadata,
+            &texts,
+        );
         println!("{pre}: {tokens} tokens of {} texts", texts.len());
     }
 }

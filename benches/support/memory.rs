@@ -30,9 +30,9 @@ mod x86 {
         // SAFETY: any sixteen aligned singles are such a vector; each is written in its place.
         let lines = unsafe { out.align_to_mut::<__m512>().1 };
         // SAFETY: the same.
-        lines
-            .iter_mut()
-            .for_each(|line| unsafe { _mm512_stream_ps(std::ptr::from_mut(line).cast(), _mm512_set1_ps(1.0)) });
+        lines.iter_mut().for_each(|line| unsafe {
+            _mm512_stream_ps(std::ptr::from_mut(line).cast(), _mm512_set1_ps(1.0))
+        });
         _mm_sfence();
     }
 
@@ -41,9 +41,9 @@ mod x86 {
         // SAFETY: any eight aligned singles are such a vector; each is written in its place.
         let lines = unsafe { out.align_to_mut::<__m256>().1 };
         // SAFETY: the same.
-        lines
-            .iter_mut()
-            .for_each(|line| unsafe { _mm256_stream_ps(std::ptr::from_mut(line).cast(), _mm256_set1_ps(1.0)) });
+        lines.iter_mut().for_each(|line| unsafe {
+            _mm256_stream_ps(std::ptr::from_mut(line).cast(), _mm256_set1_ps(1.0))
+        });
         _mm_sfence();
     }
 }
@@ -55,8 +55,11 @@ impl Ggml {
     /// None where KILN_GGML names none.
     pub fn load() -> Option<Ggml> {
         let path = std::env::var_os("KILN_GGML")?;
-        // SAFETY: the initializers of ggml do nothing that the bench minds; who sets KILN_GGML vouches for the file.
-        Some(Ggml(unsafe { Library::new(path) }.expect("KILN_GGML is a library")))
+        // SAFETY: the initializers of ggml do nothing that the bench minds; who sets KILN_GGML
+        // vouches for the file.
+        Some(Ggml(
+            unsafe { Library::new(path) }.expect("KILN_GGML is a library"),
+        ))
     }
 
     /// Decodes as `dequantize_row_*` does.

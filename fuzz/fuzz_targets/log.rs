@@ -8,7 +8,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let (mut junit, mut trace) = (Junit::default(), Trace::default());
     for heard in LogReader::new(bytes).flatten() {
         let views: [&mut dyn TimedListener; 4] = [&mut board, &mut plain, &mut junit, &mut trace];
-        views.into_iter().for_each(|view| view.hear_at(heard.at_ms, &heard.event));
+        views
+            .into_iter()
+            .for_each(|view| view.hear_at(heard.at_ms, &heard.event));
         board.lines(heard.at_ms, 80, 24);
     }
     junit.file().unwrap();

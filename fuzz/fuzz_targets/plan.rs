@@ -5,9 +5,17 @@ use kiln::base::Problem;
 use kiln::plan::{Source, SourceMap, read};
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    let source = Source { name: "plan.toml".into(), text: text.into(), folder: "/plans".into() };
-    let map = SourceMap::gather(source, &mut |_| Err(Problem::new("fuzz", "there is no other file")));
-    let Err(problems) = read(&map, &[], &kiln::stages::all()) else { return };
+    let source = Source {
+        name: "plan.toml".into(),
+        text: text.into(),
+        folder: "/plans".into(),
+    };
+    let map = SourceMap::gather(source, &mut |_| {
+        Err(Problem::new("fuzz", "there is no other file"))
+    });
+    let Err(problems) = read(&map, &[], &kiln::stages::all()) else {
+        return;
+    };
     assert!(!problems.is_empty());
     for (span, _) in problems.iter().flat_map(|problem| &problem.labels) {
         assert!(text.get(span.clone()).is_some(), "{span:?}");

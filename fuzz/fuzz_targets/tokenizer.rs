@@ -4,7 +4,9 @@
 use kiln::model::tokenizer::Tokenizer;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let Ok(tokenizer) = Tokenizer::from_metadata(bytes) else { return };
+    let Ok(tokenizer) = Tokenizer::from_metadata(bytes) else {
+        return;
+    };
     if let Ok(tokens) = tokenizer.encode("clay is fired") {
         let _ = tokenizer.decode(&tokens);
     }

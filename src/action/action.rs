@@ -22,8 +22,8 @@ pub struct Action {
     pub inputs: BTreeMap<String, Ingredient>,
     /// The files of each tool that are really used, by tool and file name.
     pub tools: BTreeMap<String, BTreeMap<String, Content>>,
-    /// Where to get what it asks for, if that lies outside: a URL. Says how to reach it, not what it is: no part of
-    /// the key.
+    /// Where to get what it asks for, if that lies outside: a URL. Says how to reach it, not what
+    /// it is: no part of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
 }
@@ -44,7 +44,10 @@ pub struct Ingredient {
 impl Ingredient {
     /// The content, for reading.
     pub fn content(&self) -> Content {
-        Content { digest: self.digest, window: self.window }
+        Content {
+            digest: self.digest,
+            window: self.window,
+        }
     }
 }
 
@@ -85,12 +88,19 @@ struct SpelledInput<'a> {
 impl Action {
     /// The one spelling of this action.
     pub fn canonical_text(&self) -> String {
-        let inputs =
-            self.inputs.iter().map(|(name, Ingredient { digest, facts, .. })| (name, SpelledInput { digest, facts }));
-        let tools = self
-            .tools
+        let inputs = self
+            .inputs
             .iter()
-            .map(|(tool, files)| (tool, files.iter().map(|(file, content)| (file, &content.digest)).collect()));
+            .map(|(name, Ingredient { digest, facts, .. })| (name, SpelledInput { digest, facts }));
+        let tools = self.tools.iter().map(|(tool, files)| {
+            (
+                tool,
+                files
+                    .iter()
+                    .map(|(file, content)| (file, &content.digest))
+                    .collect(),
+            )
+        });
         let spelled = Spelled {
             inputs: inputs.collect(),
             params: &self.params,
@@ -114,8 +124,15 @@ mod tests {
     use super::*;
 
     fn action(offset: u64) -> Action {
-        let window = Some(Window { blob: hash_bytes(b"file"), offset });
-        let input = Ingredient { digest: hash_bytes(b"tensor"), window, facts: CanonJson::default() };
+        let window = Some(Window {
+            blob: hash_bytes(b"file"),
+            offset,
+        });
+        let input = Ingredient {
+            digest: hash_bytes(b"tensor"),
+            window,
+            facts: CanonJson::default(),
+        };
         Action {
             stage: "requant".into(),
             version: 1,
@@ -129,9 +146,13 @@ mod tests {
     #[test]
     fn the_text_is_spelled_as_any_canonical_json() {
         let text = action(0).canonical_text();
-        assert_eq!(serde_json::from_str::<Value>(&text).unwrap().to_string(), text);
+        assert_eq!(
+            serde_json::from_str::<Value>(&text).unwrap().to_string(),
+            text
+        );
         assert!(
-            text.starts_with(r#"{"inputs":{"tensor":{"digest":"b3:"#) && text.ends_with(r#""version":1}"#),
+            text.starts_with(r#"{"inputs":{"tensor":{"digest":"b3:"#)
+                && text.ends_with(r#""version":1}"#),
             "{text}"
         );
     }
@@ -139,7 +160,14 @@ mod tests {
     #[test]
     fn where_bytes_lie_is_not_in_the_key() {
         assert_eq!(action(0).key(), action(64).key());
-        assert_eq!(action(0).key(), Action { origin: Some("file:/home/me/clay".into()), ..action(0) }.key());
+        assert_eq!(
+            action(0).key(),
+            Action {
+                origin: Some("file:/home/me/clay".into()),
+                ..action(0)
+            }
+            .key()
+        );
     }
 
     #[test]

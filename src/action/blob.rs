@@ -8,7 +8,8 @@ pub trait Memory: Send + Sync {
     /// All of them.
     fn bytes(&self) -> &[u8];
 
-    /// Nobody is going to read these soon: they need not stay in memory. They are there all the same when they are read.
+    /// Nobody is going to read these soon: they need not stay in memory. They are there all the
+    /// same when they are read.
     fn leave(&self, range: Range<usize>);
 }
 
@@ -28,25 +29,41 @@ impl Blob {
     /// All of `memory`.
     pub fn of(memory: impl Memory + 'static) -> Self {
         let range = 0..memory.bytes().len();
-        Blob { memory: Arc::new(memory), range }
+        Blob {
+            memory: Arc::new(memory),
+            range,
+        }
     }
 
     /// The part `range` of these bytes, or `None` if it does not lie inside.
     pub fn slice(&self, range: Range<u64>) -> Option<Blob> {
-        let start = self.range.start.checked_add(usize::try_from(range.start).ok()?)?;
-        let end = self.range.start.checked_add(usize::try_from(range.end).ok()?)?;
-        (start <= end && end <= self.range.end).then(|| Blob { memory: Arc::clone(&self.memory), range: start..end })
+        let start = self
+            .range
+            .start
+            .checked_add(usize::try_from(range.start).ok()?)?;
+        let end = self
+            .range
+            .start
+            .checked_add(usize::try_from(range.end).ok()?)?;
+        (start <= end && end <= self.range.end).then(|| Blob {
+            memory: Arc::clone(&self.memory),
+            range: start..end,
+        })
     }
 
-    /// Says that the part `range` will not be read again soon: who reads a large blob from end to end has little of it in
-    /// memory at a time.
+    /// Says that the part `range` will not be read again soon: who reads a large blob from end to
+    /// end has little of it in memory at a time.
     pub fn leave(&self, range: Range<usize>) {
         let inside = |at: usize| self.range.start.saturating_add(at).min(self.range.end);
         self.memory.leave(inside(range.start)..inside(range.end));
     }
 
     /// Shows all bytes to `see`, `piece_bytes` at a time; no more than that stays in memory.
-    pub fn stream<E>(&self, piece_bytes: usize, mut see: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    pub fn stream<E>(
+        &self,
+        piece_bytes: usize,
+        mut see: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut start = 0;
         for piece in self.chunks(piece_bytes.max(1)) {
             see(piece)?;

@@ -21,13 +21,20 @@ pub struct Inputs {
 impl Inputs {
     /// The manifest in a slot that takes one stage.
     pub fn one(&self, slot: &str) -> Result<&Manifest> {
-        self.optional(slot)
-            .ok_or_else(|| Problem::new("kiln::input_missing", format!("the input `{slot}` is not given")))
+        self.optional(slot).ok_or_else(|| {
+            Problem::new(
+                "kiln::input_missing",
+                format!("the input `{slot}` is not given"),
+            )
+        })
     }
 
     /// The manifest in a slot that may be empty.
     pub fn optional(&self, slot: &str) -> Option<&Manifest> {
-        self.slots.get(slot).and_then(|given| given.first()).map(|(_, manifest)| manifest)
+        self.slots
+            .get(slot)
+            .and_then(|given| given.first())
+            .map(|(_, manifest)| manifest)
     }
 
     /// All stages in a slot that takes many.
@@ -38,26 +45,50 @@ impl Inputs {
     /// The digest of a file of this machine.
     pub fn file(&self, path: &Path) -> Result<Digest> {
         let digest = self.files.get(path).copied();
-        digest.ok_or_else(|| Problem::new("kiln::input_missing", format!("{} was not looked at", path.display())))
+        digest.ok_or_else(|| {
+            Problem::new(
+                "kiln::input_missing",
+                format!("{} was not looked at", path.display()),
+            )
+        })
     }
 
     /// The files `names` of tool `tool`, found by file name wherever they lie in it.
     pub fn tool_files(&self, tool: &str, names: &[&str]) -> Result<Vec<ToolFile>> {
-        let manifest = self
-            .tools
-            .get(tool)
-            .ok_or_else(|| Problem::new("kiln::tool_missing", format!("the tool `{tool}` is not given")))?;
-        names.iter().map(|name| find_tool_file(tool, manifest, name)).collect()
+        let manifest = self.tools.get(tool).ok_or_else(|| {
+            Problem::new(
+                "kiln::tool_missing",
+                format!("the tool `{tool}` is not given"),
+            )
+        })?;
+        names
+            .iter()
+            .map(|name| find_tool_file(tool, manifest, name))
+            .collect()
     }
 }
 
 fn find_tool_file(tool: &str, manifest: &Manifest, name: &str) -> Result<ToolFile> {
     let named = |path: &str| path.rsplit('/').next() == Some(name);
-    let part: &Part =
-        manifest.parts.iter().find(|(path, _)| named(path.as_str())).map(|(_, part)| part).ok_or_else(|| {
+    let part: &Part = manifest
+        .parts
+        .iter()
+        .find(|(path, _)| named(path.as_str()))
+        .map(|(_, part)| part)
+        .ok_or_else(|| {
             let files: Vec<&str> = manifest.parts.keys().map(|p| p.as_str()).collect();
-            Problem::new("kiln::tool_file_missing", format!("tool `{tool}` has no file `{name}`"))
-                .help(format!("pin a version in [tools] that carries it; this one has: {}", files.join(", ")))
+            Problem::new(
+                "kiln::tool_file_missing",
+                format!("tool `{tool}` has no file `{name}`"),
+            )
+            .help(format!(
+                "pin a version in [tools] that carries it; this one has: {}",
+                files.join(", ")
+            ))
         })?;
-    Ok(ToolFile { tool: tool.into(), name: name.into(), content: part.content })
+    Ok(ToolFile {
+        tool: tool.into(),
+        name: name.into(),
+        content: part.content,
+    })
 }

@@ -1,4 +1,5 @@
-//! What a running action may touch: its declared inputs, a sink for blobs, and its own scratch folder.
+//! What a running action may touch: its declared inputs, a sink for blobs, and its own scratch
+//! folder.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,9 @@ pub trait Workspace: Sync {
     /// A folder of this attempt alone; gone afterwards.
     fn scratch(&self) -> Result<&Path>;
 
-    /// A folder of its own for `subject`, locked for this attempt, that stays until an action that asked for it
-    /// succeeds: half-finished downloads. Named by its subject, not by the action's key, so that the same
-    /// download under another pin finds it.
+    /// A folder of its own for `subject`, locked for this attempt, that stays until an action that
+    /// asked for it succeeds: half-finished downloads. Named by its subject, not by the
+    /// action's key, so that the same download under another pin finds it.
     fn partial(&self, subject: &Digest) -> Result<PathBuf>;
 
     /// Tells how far the work has come, in `unit`s ("B", "windows"); a `total` of 0 is not known.
@@ -53,21 +54,31 @@ impl<'a> Job<'a> {
 
     /// The input called `name`.
     pub fn input(&self, name: &str) -> Result<&'a Ingredient> {
-        self.action
-            .inputs
-            .get(name)
-            .ok_or_else(|| Problem::new("kiln::input_missing", format!("the action has no input `{name}`")))
+        self.action.inputs.get(name).ok_or_else(|| {
+            Problem::new(
+                "kiln::input_missing",
+                format!("the action has no input `{name}`"),
+            )
+        })
     }
 
     /// Where what the action asks for comes from.
     pub fn origin(&self) -> Result<&'a str> {
         let origin = self.action.origin.as_deref();
-        origin.ok_or_else(|| Problem::new("kiln::origin_missing", "the action does not say where to fetch from"))
+        origin.ok_or_else(|| {
+            Problem::new(
+                "kiln::origin_missing",
+                "the action does not say where to fetch from",
+            )
+        })
     }
 
     /// All inputs, sorted by name.
     pub fn inputs(&self) -> impl Iterator<Item = (&'a str, &'a Ingredient)> {
-        self.action.inputs.iter().map(|(name, input)| (name.as_str(), input))
+        self.action
+            .inputs
+            .iter()
+            .map(|(name, input)| (name.as_str(), input))
     }
 
     /// The bytes of an input.
@@ -82,19 +93,22 @@ impl<'a> Job<'a> {
 
     /// A folder with the declared files of a tool under their own names (symbolic links).
     pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
-        let files = self
-            .action
-            .tools
-            .get(tool)
-            .ok_or_else(|| Problem::new("kiln::tool_missing", format!("the action declares no tool `{tool}`")))?;
+        let files = self.action.tools.get(tool).ok_or_else(|| {
+            Problem::new(
+                "kiln::tool_missing",
+                format!("the action declares no tool `{tool}`"),
+            )
+        })?;
         let folder = self.workspace.scratch()?.join("tools").join(tool);
-        std::fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
+        std::fs::create_dir_all(&folder)
+            .context("kiln::io", || format!("make {}", folder.display()))?;
         for (name, content) in files {
             let link = folder.join(name);
             if !link.exists() {
                 let target = self.workspace.path(content)?;
-                std::os::unix::fs::symlink(&target, &link)
-                    .context("kiln::io", || format!("link {} to {}", link.display(), target.display()))?;
+                std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+                    format!("link {} to {}", link.display(), target.display())
+                })?;
             }
         }
         Ok(folder)
@@ -108,14 +122,21 @@ impl<'a> Job<'a> {
     /// Writes `bytes` as a part with `facts`.
     pub fn write(&self, bytes: &[u8], facts: CanonJson) -> Result<Part> {
         let mut sink = self.create()?;
-        sink.write_all(bytes).context("kiln::io", || "write a blob".into())?;
-        Ok(Part { content: sink.finish()?, facts })
+        sink.write_all(bytes)
+            .context("kiln::io", || "write a blob".into())?;
+        Ok(Part {
+            content: sink.finish()?,
+            facts,
+        })
     }
 
     /// An input handed on as an output, unchanged.
     pub fn pass(&self, name: &str) -> Result<Part> {
         let input = self.input(name)?;
-        Ok(Part { content: input.content(), facts: input.facts.clone() })
+        Ok(Part {
+            content: input.content(),
+            facts: input.facts.clone(),
+        })
     }
 
     /// A folder of this attempt alone; gone afterwards.

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{CanonJson, Digest, Problem, Result};
 
-/// What sort of artifact a manifest is, as stages call it: `gguf`, `onnx`, `context-bin`. The engine only compares it.
+/// What sort of artifact a manifest is, as stages call it: `gguf`, `onnx`, `context-bin`. The
+/// engine only compares it.
 pub type ArtifactKind = &'static str;
 
 /// The name of a part, and its relative path when written out: `weights/blk.0.attn_q.weight/codes`.
 ///
-/// Never empty, absolute, or with an empty, `.` or `..` component; no control characters, `\` or `:`; a component has at
-/// most 200 bytes, and does not begin as the files do that kiln itself writes among artifacts, `.kiln`.
+/// Never empty, absolute, or with an empty, `.` or `..` component; no control characters, `\` or
+/// `:`; a component has at most 200 bytes, and does not begin as the files do that kiln itself
+/// writes among artifacts, `.kiln`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PartName(String);
 
@@ -22,16 +24,25 @@ impl PartName {
     /// Checks `name`.
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
-        let is_kilns = |component: &str| component.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(".kiln"));
-        let component_is_good =
-            |component: &str| !matches!(component, "" | "." | "..") && component.len() <= 200 && !is_kilns(component);
+        let is_kilns = |component: &str| {
+            component
+                .get(..5)
+                .is_some_and(|start| start.eq_ignore_ascii_case(".kiln"))
+        };
+        let component_is_good = |component: &str| {
+            !matches!(component, "" | "." | "..") && component.len() <= 200 && !is_kilns(component)
+        };
         let bad_character = |c: char| c.is_control() || matches!(c, '\\' | ':');
         if name.split('/').all(component_is_good) && !name.contains(bad_character) {
             return Ok(PartName(name));
         }
-        Err(Problem::new("kiln::part_name", format!("`{}` cannot name a part", name.escape_debug())).help(
-            "a part name is a relative path without `..`, control characters, `\\` or `:`, and nothing in it is called \
-                 `.kiln...`, as kiln's own files are",
+        Err(Problem::new(
+            "kiln::part_name",
+            format!("`{}` cannot name a part", name.escape_debug()),
+        )
+        .help(
+            "a part name is a relative path without `..`, control characters, `\\` or `:`, and \
+             nothing in it is called `.kiln...`, as kiln's own files are",
         ))
     }
 
@@ -101,7 +112,10 @@ impl Content {
 
 impl From<Digest> for Content {
     fn from(digest: Digest) -> Self {
-        Content { digest, window: None }
+        Content {
+            digest,
+            window: None,
+        }
     }
 }
 
@@ -148,12 +162,18 @@ impl Manifest {
         let mut parts = self.parts.iter();
         match (parts.next(), parts.next()) {
             (Some(only), None) => Ok(only),
-            _ => Err(Problem::new("kiln::part_count", format!("expected one part, found {}", self.parts.len()))),
+            _ => Err(Problem::new(
+                "kiln::part_count",
+                format!("expected one part, found {}", self.parts.len()),
+            )),
         }
     }
 
     /// The parts below `folder`, by their names inside it.
-    pub fn under<'a, 'f>(&'a self, folder: &'f str) -> impl Iterator<Item = (&'a str, &'a Part)> + use<'a, 'f> {
+    pub fn under<'a, 'f>(
+        &'a self,
+        folder: &'f str,
+    ) -> impl Iterator<Item = (&'a str, &'a Part)> + use<'a, 'f> {
         self.parts.iter().filter_map(move |(name, part)| {
             let inside = name.as_str().strip_prefix(folder)?.strip_prefix('/')?;
             Some((inside, part))
@@ -170,7 +190,20 @@ mod tests {
         for good in ["a", "weights/blk.0.attn_q.weight/codes", "näh/x y"] {
             assert!(PartName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", "../a", "a/../b", ".", "a\\b", "c:a", "a\0", "a\nb", &"x".repeat(201)] {
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "../a",
+            "a/../b",
+            ".",
+            "a\\b",
+            "c:a",
+            "a\0",
+            "a\nb",
+            &"x".repeat(201),
+        ] {
             assert!(PartName::new(bad).is_err(), "{bad}");
         }
     }

@@ -1,5 +1,5 @@
-//! Floor 2: the contract between stages and the engine. An action is everything that may influence an
-//! output, and nothing else. Knows no implementation.
+//! Floor 2: the contract between stages and the engine. An action is everything that may influence
+//! an output, and nothing else. Knows no implementation.
 
 #[allow(clippy::module_inception)]
 mod action;
@@ -18,6 +18,7 @@ pub use io::{BlobSink, Job, Workspace};
 pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window};
 pub use registry::Registry;
 pub use stage::{
-    ANY, Demand, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage, StageSpec, ToolFile, WorkOrder,
+    ANY, Demand, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage, StageSpec,
+    ToolFile, WorkOrder,
 };
 pub use typed::{Erased, Order, TypedStage};

@@ -12,7 +12,12 @@ pub struct Registry {
 impl Registry {
     /// A registry of `stages`.
     pub fn new(stages: Vec<Box<dyn Stage>>) -> Self {
-        Registry { stages: stages.into_iter().map(|stage| (stage.spec().kind, stage)).collect() }
+        Registry {
+            stages: stages
+                .into_iter()
+                .map(|stage| (stage.spec().kind, stage))
+                .collect(),
+        }
     }
 
     /// The stage called `kind`.

@@ -24,11 +24,13 @@ pub struct StageSpec {
     pub inputs: &'static [InputSpec],
     /// The names of its own parameters, for "did you mean".
     pub params: &'static [&'static str],
-    /// Those of its parameters that are tables by the names of stages, each with the slot that the stages are in.
+    /// Those of its parameters that are tables by the names of stages, each with the slot that the
+    /// stages are in.
     pub keyed: &'static [(&'static str, &'static str)],
     /// Whether it depends on what may fail today and be there tomorrow: the network.
     pub reaches_outside: bool,
-    /// Whether it gives figures that are measured in floating point: their last digits depend on the processor.
+    /// Whether it gives figures that are measured in floating point: their last digits depend on
+    /// the processor.
     pub measures: bool,
 }
 
@@ -54,14 +56,17 @@ pub struct InputSpec {
 impl InputSpec {
     /// Whether an artifact of kind `gives` may fill it.
     pub fn takes(&self, gives: ArtifactKind) -> bool {
-        self.accepts.iter().any(|kind| *kind == gives || *kind == ANY)
+        self.accepts
+            .iter()
+            .any(|kind| *kind == gives || *kind == ANY)
     }
 }
 
 /// A mistake in the parameters: which one, what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct ParamProblem {
-    /// Path of keys and indices from the stage's table: `override/0/scheme`; empty for the table itself.
+    /// Path of keys and indices from the stage's table: `override/0/scheme`; empty for the table
+    /// itself.
     pub path: String,
     /// What is wrong and how to mend it; labels are filled in by the plan room.
     pub problem: Problem,
@@ -90,7 +95,11 @@ pub struct Demand {
 
 impl Default for Demand {
     fn default() -> Self {
-        Demand { memory_bytes: 16 << 20, threads: 1, isolation: Isolation::Thread }
+        Demand {
+            memory_bytes: 16 << 20,
+            threads: 1,
+            isolation: Isolation::Thread,
+        }
     }
 }
 
@@ -138,11 +147,21 @@ impl WorkOrder {
     pub fn into_action(self, spec: &StageSpec) -> Action {
         let mut tools: BTreeMap<String, BTreeMap<String, Content>> = BTreeMap::new();
         for file in self.tools {
-            tools.entry(file.tool).or_default().insert(file.name, file.content);
+            tools
+                .entry(file.tool)
+                .or_default()
+                .insert(file.name, file.content);
         }
         let inputs = self.inputs.into_iter().map(|(name, part)| {
             let Content { digest, window } = part.content;
-            (name, Ingredient { digest, window, facts: part.facts })
+            (
+                name,
+                Ingredient {
+                    digest,
+                    window,
+                    facts: part.facts,
+                },
+            )
         });
         Action {
             stage: spec.kind.into(),
@@ -178,23 +197,30 @@ pub trait Stage: Send + Sync {
         Schema::default()
     }
 
-    /// All that is wrong with `params` (the stage's table without input slots and what every stage may have), and
-    /// the names of the tools that a stage with these parameters and these filled slots needs, or [may](MAY_BE) need.
-    fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
+    /// All that is wrong with `params` (the stage's table without input slots and what every stage
+    /// may have), and the names of the tools that a stage with these parameters and these
+    /// filled slots needs, or [may](MAY_BE) need.
+    fn check(
+        &self,
+        params: &Value,
+        slots: &[&str],
+    ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
-    /// The files and folders of this machine that a stage with these parameters reads as they are. The engine gives their
-    /// digests to `expand`, and sees to it that they do not change while its parts run.
+    /// The files and folders of this machine that a stage with these parameters reads as they are.
+    /// The engine gives their digests to `expand`, and sees to it that they do not change while
+    /// its parts run.
     fn files(&self, _params: &Value) -> Result<Vec<PathBuf>> {
         Ok(vec![])
     }
 
-    /// Whether what a stage with these parameters gives holds only for the moment, as a measurement does: then no earlier build
-    /// has done it.
+    /// Whether what a stage with these parameters gives holds only for the moment, as a measurement
+    /// does: then no earlier build has done it.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
     }
 
-    /// How an earlier result of an order with these parameters is known to be its own. A cache may have been filled by others.
+    /// How an earlier result of an order with these parameters is known to be its own. A cache may
+    /// have been filled by others.
     fn proof(&self, _order: &Value) -> Result<Proof> {
         Ok(Proof::Key)
     }

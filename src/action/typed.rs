@@ -11,13 +11,15 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use super::{
-    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec, ToolFile, WorkOrder,
+    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec,
+    ToolFile, WorkOrder,
 };
 use crate::base::{Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without input slots and what every stage may have; `deny_unknown_fields`.
+    /// The stage's table in the plan, without input slots and what every stage may have;
+    /// `deny_unknown_fields`.
     type Params: DeserializeOwned + JsonSchema;
     /// The parameters of one part: what goes into the key.
     type Order: Serialize + DeserializeOwned;
@@ -129,19 +131,32 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn schema(&self) -> Schema {
         // Inline, so that the definitions of two stages never bear one name.
-        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-        settings.into_generator().into_root_schema_for::<S::Params>()
+        let settings =
+            SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        settings
+            .into_generator()
+            .into_root_schema_for::<S::Params>()
     }
 
-    fn check(&self, params: &Value, slots: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+    fn check(
+        &self,
+        params: &Value,
+        slots: &[&str],
+    ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
             let path: Vec<String> = error.path().iter().map(step).collect();
             let path = path.join("/");
-            vec![ParamProblem { path, problem: Problem::new("kiln::plan::parameter", error.inner().to_string()) }]
+            vec![ParamProblem {
+                path,
+                problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
+            }]
         })?;
         let problems = S::check(&params, slots);
         if problems.is_empty() {
-            Ok(S::tools(&params, slots).into_iter().map(String::from).collect())
+            Ok(S::tools(&params, slots)
+                .into_iter()
+                .map(String::from)
+                .collect())
         } else {
             Err(problems)
         }
@@ -162,9 +177,26 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
         let order = |order: Order<S::Order>| {
-            let Order { name, params, inputs, tools, origin, demand, smaller } = order;
-            let params = serde_json::to_value(params).context("kiln::order", || "spell an order".into())?;
-            Ok(WorkOrder { name, params, inputs, tools, origin, demand, smaller })
+            let Order {
+                name,
+                params,
+                inputs,
+                tools,
+                origin,
+                demand,
+                smaller,
+            } = order;
+            let params =
+                serde_json::to_value(params).context("kiln::order", || "spell an order".into())?;
+            Ok(WorkOrder {
+                name,
+                params,
+                inputs,
+                tools,
+                origin,
+                demand,
+                smaller,
+            })
         };
         S::expand(params, inputs)?.into_iter().map(order).collect()
     }
@@ -184,5 +216,7 @@ fn step(segment: &Segment) -> String {
 }
 
 fn read<T: DeserializeOwned>(kind: &str, value: &Value) -> Result<T> {
-    T::deserialize(value).context("kiln::order", || format!("read the parameters of a `{kind}` action"))
+    T::deserialize(value).context("kiln::order", || {
+        format!("read the parameters of a `{kind}` action")
+    })
 }

@@ -50,7 +50,10 @@ impl Hasher {
 
     /// The digest of everything added.
     pub fn finish(&self) -> Digest {
-        Digest { hash: *self.inner.finalize().as_bytes(), size_bytes: self.size_bytes }
+        Digest {
+            hash: *self.inner.finalize().as_bytes(),
+            size_bytes: self.size_bytes,
+        }
     }
 }
 
@@ -62,7 +65,10 @@ pub fn hash_bytes(bytes: &[u8]) -> Digest {
     } else {
         hasher.update_rayon(bytes);
     }
-    Digest { hash: *hasher.finalize().as_bytes(), size_bytes: bytes.len() as u64 }
+    Digest {
+        hash: *hasher.finalize().as_bytes(),
+        size_bytes: bytes.len() as u64,
+    }
 }
 
 impl fmt::Display for Digest {
@@ -85,9 +91,15 @@ impl FromStr for Digest {
             Problem::new("kiln::digest", format!("`{text}` is not a digest"))
                 .help("a digest reads b3:<64 hexadecimal digits>/<size in bytes>")
         };
-        let (hex, size) = text.strip_prefix("b3:").and_then(|rest| rest.split_once('/')).ok_or_else(bad)?;
+        let (hex, size) = text
+            .strip_prefix("b3:")
+            .and_then(|rest| rest.split_once('/'))
+            .ok_or_else(bad)?;
         let hash = blake3::Hash::from_hex(hex).map_err(|_| bad())?;
-        Ok(Digest { hash: *hash.as_bytes(), size_bytes: size.parse().map_err(|_| bad())? })
+        Ok(Digest {
+            hash: *hash.as_bytes(),
+            size_bytes: size.parse().map_err(|_| bad())?,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
-//! The processes that this one's children start. A daemon leaves its group and its parent, so that neither a signal to the group nor
-//! waiting for the parent ends it; but it stays below the process that says it adopts orphans.
+//! The processes that this one's children start. A daemon leaves its group and its parent, so that
+//! neither a signal to the group nor waiting for the parent ends it; but it stays below the process
+//! that says it adopts orphans.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,9 +33,16 @@ pub fn end_below(pid: Pid) {
     let mut quiet = 0;
     for _ in 0..LOOKS {
         let found = descendants(pid);
-        quiet = if found.iter().any(|(_, is_alive)| *is_alive) { 0 } else { quiet + 1 };
-        // Also those that seem dead: it may be only their first thread. Who is gone needs no signal.
-        found.into_iter().for_each(|(pid, _)| _ = kill_process(pid, Signal::KILL));
+        quiet = if found.iter().any(|(_, is_alive)| *is_alive) {
+            0
+        } else {
+            quiet + 1
+        };
+        // Also those that seem dead: it may be only their first thread. Who is gone needs no
+        // signal.
+        found
+            .into_iter()
+            .for_each(|(pid, _)| _ = kill_process(pid, Signal::KILL));
         if quiet == 2 {
             return;
         }
@@ -46,8 +54,16 @@ pub fn end_below(pid: Pid) {
 fn descendants(pid: Pid) -> Vec<(Pid, bool)> {
     let mut children: BTreeMap<i32, Vec<(i32, bool)>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
+        let Some(child) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = fs::read(entry.path().join("stat")) else {
+            continue;
+        };
         if let Some((parent, is_alive)) = parent(&String::from_utf8_lossy(&stat)) {
             children.entry(parent).or_default().push((child, is_alive));
         }
@@ -63,7 +79,8 @@ fn descendants(pid: Pid) -> Vec<(Pid, bool)> {
     found
 }
 
-/// The parent in the text of `/proc/PID/stat`, and whether the process is alive; its name may hold anything.
+/// The parent in the text of `/proc/PID/stat`, and whether the process is alive; its name may hold
+/// anything.
 fn parent(stat: &str) -> Option<(i32, bool)> {
     let mut words = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let is_alive = !matches!(words.next()?, "Z" | "X");

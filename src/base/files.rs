@@ -10,10 +10,13 @@ use tempfile::NamedTempFile;
 
 use super::bytes as spelled;
 
-/// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its other end, and a device may
-/// have no end.
+/// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its
+/// other end, and a device may have no end.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
     let kind = file.metadata()?.file_type();
     let what = match kind {
         _ if kind.is_file() => return Ok(file),
@@ -22,14 +25,20 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         _ if kind.is_socket() => "a socket",
         _ => "a device",
     };
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a file")))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("it is {what}, not a file"),
+    ))
 }
 
 /// The bytes of a file that has no business to be long: more than `most` are refused.
 pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let bytes = head(path, most.saturating_add(1))?;
     if bytes.len() as u64 > most {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {}", spelled(most))));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it has more than {}", spelled(most)),
+        ));
     }
     Ok(bytes)
 }
@@ -56,10 +65,13 @@ pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&tail).into_owned())
 }
 
-/// A new file in `folder`, whose name begins with `prefix`: gone when dropped, unless it is given a name of its own. Others may read
-/// it as far as the umask allows.
+/// A new file in `folder`, whose name begins with `prefix`: gone when dropped, unless it is given a
+/// name of its own. Others may read it as far as the umask allows.
 pub fn new_file_in(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(prefix).permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
 }
 
 #[cfg(test)]
@@ -71,15 +83,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let refused = |path: &Path| open_file(path).unwrap_err().to_string();
         assert_eq!(refused(folder.path()), "it is a folder, not a file");
-        assert_eq!(refused(Path::new("/dev/zero")), "it is a device, not a file");
+        assert_eq!(
+            refused(Path::new("/dev/zero")),
+            "it is a device, not a file"
+        );
         let pipe = folder.path().join("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
         assert_eq!(refused(&pipe), "it is a pipe, not a file");
         let log = folder.path().join("log");
         std::fs::write(&log, "one two three").unwrap();
         assert_eq!(head(&log, 3).unwrap(), b"one");
         assert_eq!(read_file(&log, 13).unwrap(), b"one two three");
-        assert_eq!(read_file(&log, 12).unwrap_err().to_string(), "it has more than 12 B");
+        assert_eq!(
+            read_file(&log, 12).unwrap_err().to_string(),
+            "it has more than 12 B"
+        );
         assert!(is_file_of(&log, b"one two three"));
         assert!(!is_file_of(&log, b"one two") && !is_file_of(&log, b"one two three four"));
         assert_eq!(tail(&log, 5).unwrap(), "three");

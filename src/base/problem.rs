@@ -14,14 +14,15 @@ use super::Digest;
 const CANCELLED: &str = "kiln::cancelled";
 
 /// The way out of a full disk.
-const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the same command again: \
-                         what is done is kept";
+const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the \
+                         same command again: what is done is kept";
 
 /// What every fallible function of kiln returns.
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
 
-/// One problem: a code for machines, a message and a help line for people, labels into the plan text,
-/// and what caused it. Serializable, so that it survives the way out of a child process. Small enough to be handed up by value.
+/// One problem: a code for machines, a message and a help line for people, labels into the plan
+/// text, and what caused it. Serializable, so that it survives the way out of a child process.
+/// Small enough to be handed up by value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Stable, like `kiln::plan::unknown_key`.
@@ -73,7 +74,11 @@ impl Problem {
 
     /// Adds a place in the plan text.
     pub fn at(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
-        self.labels = self.labels.into_iter().chain([(span, label.into())]).collect();
+        self.labels = self
+            .labels
+            .into_iter()
+            .chain([(span, label.into())])
+            .collect();
         self
     }
 
@@ -83,7 +88,10 @@ impl Problem {
         while let Some(error) = next {
             self.causes.push(error.to_string());
             let is_full = error.downcast_ref::<std::io::Error>().is_some_and(|error| {
-                matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+                matches!(
+                    error.kind(),
+                    ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+                )
             });
             if is_full && self.help.is_none() {
                 self.help = Some(MAKE_ROOM.into());
@@ -103,7 +111,10 @@ impl Problem {
 
     /// Message, causes and help, each on lines of its own.
     pub fn text(&self) -> String {
-        let causes = self.causes.iter().map(|cause| format!("\ncaused by: {cause}"));
+        let causes = self
+            .causes
+            .iter()
+            .map(|cause| format!("\ncaused by: {cause}"));
         let help = self.help.iter().map(|help| format!("\nhelp: {help}"));
         self.message.clone() + &causes.chain(help).collect::<String>()
     }
@@ -112,7 +123,9 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.causes.iter().try_for_each(|cause| write!(f, ": {cause}"))
+        self.causes
+            .iter()
+            .try_for_each(|cause| write!(f, ": {cause}"))
     }
 }
 
@@ -124,16 +137,18 @@ impl Diagnostic for Problem {
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+        self.help
+            .as_ref()
+            .map(|help| Box::new(help) as Box<dyn fmt::Display>)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         if self.labels.is_empty() {
             return None;
         }
-        Some(Box::new(
-            self.labels.iter().map(|(span, text)| LabeledSpan::new_with_span(Some(text.clone()), span.start..span.end)),
-        ))
+        Some(Box::new(self.labels.iter().map(|(span, text)| {
+            LabeledSpan::new_with_span(Some(text.clone()), span.start..span.end)
+        })))
     }
 }
 
@@ -157,8 +172,17 @@ mod tests {
 
     #[test]
     fn a_full_disk_has_a_way_out() {
-        let help = |error: io::Error| Err::<(), _>(error).context("kiln::io", || "write".into()).unwrap_err().help;
-        assert!(help(ErrorKind::StorageFull.into()).unwrap().contains("kiln cache gc"));
+        let help = |error: io::Error| {
+            Err::<(), _>(error)
+                .context("kiln::io", || "write".into())
+                .unwrap_err()
+                .help
+        };
+        assert!(
+            help(ErrorKind::StorageFull.into())
+                .unwrap()
+                .contains("kiln cache gc")
+        );
         assert_eq!(help(ErrorKind::NotFound.into()), None);
     }
 }

@@ -15,9 +15,13 @@ mod tests {
 
     #[test]
     fn words_are_quoted_for_a_shell() {
-        for (word, expect) in
-            [("--a=b/c", "--a=b/c"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$x", "'$x'")]
-        {
+        for (word, expect) in [
+            ("--a=b/c", "--a=b/c"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$x", "'$x'"),
+        ] {
             assert_eq!(quoted(word), expect);
         }
     }

@@ -32,14 +32,19 @@ pub fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A key that puts `blk.10.x` after `blk.2.x`: pieces between dots that are numbers go by their value.
+/// A key that puts `blk.10.x` after `blk.2.x`: pieces between dots that are numbers go by their
+/// value.
 pub fn by_number(name: &str) -> Vec<(u64, &str)> {
-    name.split('.').map(|piece| (piece.parse().unwrap_or(u64::MAX), piece)).collect()
+    name.split('.')
+        .map(|piece| (piece.parse().unwrap_or(u64::MAX), piece))
+        .collect()
 }
 
 /// Reads `6000000000`, `6GB` or `512 MB`, in powers of ten.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
         "" | "B" => Some(1),

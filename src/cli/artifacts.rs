@@ -27,12 +27,21 @@ pub(super) fn artifacts(kept: &[(String, Manifest)]) -> Vec<Artifact> {
                 Some((folder, _)) => (format!("{folder}/"), None),
                 None => (name.to_string(), Some(part.content.digest)),
             };
-            match artifacts.last_mut().filter(|last| last.stage == *stage && last.name == name) {
+            match artifacts
+                .last_mut()
+                .filter(|last| last.stage == *stage && last.name == name)
+            {
                 Some(folder) => {
                     folder.size_bytes += size_bytes;
                     folder.files += 1;
                 }
-                None => artifacts.push(Artifact { stage: stage.clone(), name, size_bytes, digest, files: 1 }),
+                None => artifacts.push(Artifact {
+                    stage: stage.clone(),
+                    name,
+                    size_bytes,
+                    digest,
+                    files: 1,
+                }),
             }
         }
     }

@@ -42,7 +42,8 @@ pub struct Args {
     /// How much memory may be in use: 6GB [default: 80 % of what this machine has]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
-    /// Hard links instead of copies, where the file system knows no reflinks: no space, but do not edit them
+    /// Hard links instead of copies, where the file system knows no reflinks: no space, but do not
+    /// edit them
     #[arg(long)]
     hard_links: bool,
     /// After a failure, go on with all that does not need what failed
@@ -59,17 +60,34 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let begun = Instant::now();
     let mut bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
     // Where nothing is known, nothing is limited.
-    let memory_bytes = args.memory.unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
-    let limits = Limits { jobs: jobs(args.jobs), memory_bytes, keep_going: args.keep_going };
+    let memory_bytes = args
+        .memory
+        .unwrap_or_else(|| memory_bytes().map_or(u64::MAX, budget_bytes));
+    let limits = Limits {
+        jobs: jobs(args.jobs),
+        memory_bytes,
+        keep_going: args.keep_going,
+    };
     if args.jobs.is_some() {
         // Fails only where a pool exists already; then that one serves.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(limits.jobs as usize).build_global();
+        let _ = rayon::ThreadPoolBuilder::new()
+            .num_threads(limits.jobs as usize)
+            .build_global();
     }
     let cancel = interruption()?;
 
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
-    let links = if args.hard_links { Links::Hard } else { Links::Reflink };
-    let locked = args.papers.locked(&args.plan, &args.stages, &bench, common)?;
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
+    let links = if args.hard_links {
+        Links::Hard
+    } else {
+        Links::Reflink
+    };
+    let locked = args
+        .papers
+        .locked(&args.plan, &args.stages, &bench, common)?;
     let mut places = bench.places();
     places.refuse_in_cache("what is built", &out)?;
     places.keep(
@@ -79,12 +97,16 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let mut screen = Screen::open(&args.views, &mut places, common)?;
     let early = Mutex::new(None);
     let completed = |stage: &PlannedStage, sealed: &Sealed| {
-        // What is held to a lock is not written before all of it is known. What fails here fails again at the end, where it is said.
+        // What is held to a lock is not written before all of it is known. What fails here fails
+        // again at the end, where it is said.
         if locked.is_none()
             && let Ok(Some(kept)) = kept_of(stage, sealed)
             && let Ok(wrote) = write_stage(&bench.store, &stage.id.0, &kept, &out, links)
         {
-            add(&mut early.lock().unwrap_or_else(PoisonError::into_inner), wrote);
+            add(
+                &mut early.lock().unwrap_or_else(PoisonError::into_inner),
+                wrote,
+            );
         }
     };
     let built = bench.build(limits, &cancel, &completed, &mut screen);
@@ -96,14 +118,21 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     if is_cancelled || remembered.is_err() || !failures.is_empty() {
         let written = match locked {
             Some(_) => Ok(()),
-            None => kept.and_then(|kept| write_out(&bench.store, &kept, &out, links)).map(drop),
+            None => kept
+                .and_then(|kept| write_out(&bench.store, &kept, &out, links))
+                .map(drop),
         };
         let left = write_left(&bench, &mut failures, &out, links);
         let failed = failures.into_iter().map(|failure| failure.problem);
-        let others = [remembered, written, left].into_iter().filter_map(Result::err);
+        let others = [remembered, written, left]
+            .into_iter()
+            .filter_map(Result::err);
         let problems: Vec<Problem> = failed.chain(others).collect();
         if !problems.is_empty() {
-            return Err(Failed { problems, source: None });
+            return Err(Failed {
+                problems,
+                source: None,
+            });
         }
         // With --json, the last event has said so.
         if !common.json {
@@ -128,12 +157,24 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     common.print(&if common.json {
         format!("{}\n", json!({"out": out, "artifacts": artifacts(&kept)}))
     } else if ran == 0 && wrote.is_none() {
-        format!("nothing to do: {}, {}\n", count(summary.total(|stage| stage.parts), "part"), duration(begun.elapsed()))
+        format!(
+            "nothing to do: {}, {}\n",
+            count(summary.total(|stage| stage.parts), "part"),
+            duration(begun.elapsed())
+        )
     } else {
         let total = summary.total(|stage| stage.hits);
-        let end = format!("{} ran, {total} from the cache, in {}", count(ran, "part"), duration(begun.elapsed()));
+        let end = format!(
+            "{} ran, {total} from the cache, in {}",
+            count(ran, "part"),
+            duration(begun.elapsed())
+        );
         let space = in_words(wrote.unwrap_or_default());
-        format!("{}{end}; written to {}{space}\n", table(&artifacts(&kept), &summary), out.display())
+        format!(
+            "{}{end}; written to {}{space}\n",
+            table(&artifacts(&kept), &summary),
+            out.display()
+        )
     });
     papers.check(&args.stages, limits, &cancel, &out, common)?;
     papers.lock(common)?;
@@ -141,30 +182,41 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
 }
 
 fn jobs(asked: Option<NonZeroU32>) -> u32 {
-    let cores = || available_parallelism().map_or(1, |cores| cores.get().try_into().unwrap_or(u32::MAX));
+    let cores =
+        || available_parallelism().map_or(1, |cores| cores.get().try_into().unwrap_or(u32::MAX));
     asked.map_or_else(cores, NonZeroU32::get)
 }
 
-/// Set by the first Ctrl-C, SIGTERM or SIGHUP; a second ends this process at once, and its children with it.
+/// Set by the first Ctrl-C, SIGTERM or SIGHUP; a second ends this process at once, and its children
+/// with it.
 fn interruption() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         let code = Exit::Interrupted as i32;
         signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
-            .context("kiln::call::signal", || format!("listen for signal {signal}"))?;
+            .context("kiln::call::signal", || {
+                format!("listen for signal {signal}")
+            })?;
     }
     Ok(flag)
 }
 
 /// What written files cost: ` (133 MB copied)`.
 fn in_words(space: Space) -> String {
-    let Space { shared_bytes, copied_bytes } = space;
+    let Space {
+        shared_bytes,
+        copied_bytes,
+    } = space;
     match (shared_bytes, copied_bytes) {
         (0, 0) => String::new(),
         (shared, 0) => format!(" ({} shared with the cache)", bytes(shared)),
         (0, copied) => format!(" ({} copied)", bytes(copied)),
-        (shared, copied) => format!(" ({} copied, {} shared with the cache)", bytes(copied), bytes(shared)),
+        (shared, copied) => format!(
+            " ({} copied, {} shared with the cache)",
+            bytes(copied),
+            bytes(shared)
+        ),
     }
 }
 
@@ -175,11 +227,19 @@ fn table(artifacts: &[Artifact], summary: &Summary) -> String {
     let mut last = "";
     for artifact in artifacts {
         let tally = summary.stage(&artifact.stage).filter(|tally| tally.ran > 0);
-        let time = tally.map_or("cached".into(), |tally| duration(Duration::from_millis(tally.took_ms)));
+        let time = tally.map_or("cached".into(), |tally| {
+            duration(Duration::from_millis(tally.took_ms))
+        });
         let is_new = artifact.stage != last;
-        let digest = artifact.digest.map_or(format!("{} files", artifact.files), |digest| digest.short());
+        let digest = artifact
+            .digest
+            .map_or(format!("{} files", artifact.files), |digest| digest.short());
         rows.push([
-            if is_new { artifact.stage.clone() } else { String::new() },
+            if is_new {
+                artifact.stage.clone()
+            } else {
+                String::new()
+            },
             artifact.name.clone(),
             bytes(artifact.size_bytes),
             digest,
@@ -192,7 +252,12 @@ fn table(artifacts: &[Artifact], summary: &Summary) -> String {
 
 /// Columns as wide as their widest cell; sizes to the right.
 fn aligned(rows: &[[String; 5]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let (a, b, c, d) = (width(0), width(1), width(2), width(3));
     let line = |[stage, name, size, digest, time]: &[String; 5]| {
         let line = format!("{stage:a$}  {name:b$}  {size:>c$}  {digest:d$}  {time}");

@@ -1,4 +1,5 @@
-//! `kiln check`: says everything that is wrong with a plan, and what cannot be made of its models, where they lie on this machine.
+//! `kiln check`: says everything that is wrong with a plan, and what cannot be made of its models,
+//! where they lie on this machine.
 
 use std::fs::File;
 use std::path::Path;
@@ -28,7 +29,10 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let plan = args.plan.load(stages)?;
     let Found { problems, warnings } = models(&plan);
     if !problems.is_empty() {
-        return Err(Failed { problems, source: None });
+        return Err(Failed {
+            problems,
+            source: None,
+        });
     }
     let answer = match common.json {
         true => {
@@ -54,9 +58,15 @@ struct Found {
 fn models(plan: &Plan) -> Found {
     let mut found = Found::default();
     for model in plan.stages.iter().filter(|stage| stage.kind == "inspect") {
-        let Some(mut files) = files(plan, model) else { continue };
-        let takes_it =
-            |stage: &&PlannedStage| stage.slots.get("model").is_some_and(|givers| givers.contains(&model.id));
+        let Some(mut files) = files(plan, model) else {
+            continue;
+        };
+        let takes_it = |stage: &&PlannedStage| {
+            stage
+                .slots
+                .get("model")
+                .is_some_and(|givers| givers.contains(&model.id))
+        };
         let takers: Vec<&PlannedStage> = plan.stages.iter().filter(takes_it).collect();
         match with_headers(&mut files, |gguf| look(gguf, &takers)) {
             Ok(warnings) => found.warnings.extend(warnings),
@@ -69,17 +79,26 @@ fn models(plan: &Plan) -> Found {
 /// The files of this machine that `model` is read from, if they all are there.
 fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
     let fetched = model.slots.get("gguf")?.iter().map(|giver| {
-        let fetch = plan.stages.iter().find(|stage| stage.id == *giver && stage.kind == "fetch")?;
-        open_file(Path::new(fetch.params["url"].as_str()?.strip_prefix("file:")?)).ok()
+        let fetch = plan
+            .stages
+            .iter()
+            .find(|stage| stage.id == *giver && stage.kind == "fetch")?;
+        open_file(Path::new(
+            fetch.params["url"].as_str()?.strip_prefix("file:")?,
+        ))
+        .ok()
     });
-    fetched.collect::<Option<Vec<File>>>().filter(|files| !files.is_empty())
+    fetched
+        .collect::<Option<Vec<File>>>()
+        .filter(|files| !files.is_empty())
 }
 
 /// Refuses a model of which the stages `takers` can make nothing; yields what may be wrong.
 fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
     let facts = model_facts(gguf)?;
     // What is optional may never be asked for.
-    let is_of_text = |stage: &&&PlannedStage| !stage.optional && OF_TEXT.contains(&stage.kind.as_str());
+    let is_of_text =
+        |stage: &&&PlannedStage| !stage.optional && OF_TEXT.contains(&stage.kind.as_str());
     if let Some(of_text) = takers.iter().find(is_of_text)
         && let Some(problem) = gguf.tokenizer_problem()
     {
@@ -88,7 +107,10 @@ fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
     let too_long = takers.iter().filter_map(|stage| {
         let context = stage.params.get("context")?.as_u64()?;
         (context > u64::from(facts.context_length)).then(|| {
-            format!("`{}` has a context of {context}, the model was made for {}", stage.id.0, facts.context_length)
+            format!(
+                "`{}` has a context of {context}, the model was made for {}",
+                stage.id.0, facts.context_length
+            )
         })
     });
     Ok(too_long.collect())

@@ -13,7 +13,9 @@ use serde_json::json;
 use super::Exit;
 use super::github::annotation;
 use crate::action::Registry;
-use crate::base::{Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands};
+use crate::base::{
+    Context, Problem, Result, open_file, shown, shown_json, shown_line, without_commands,
+};
 use crate::plan::{self, MAX_TEXT_BYTES, Plan, Source, SourceMap};
 
 const DEFAULT_CACHE: &str = "cache";
@@ -35,7 +37,11 @@ pub struct Common {
 
 /// A variable that is set to nothing is as good as none.
 fn cache_folder(named: OsString) -> PathBuf {
-    if named.is_empty() { DEFAULT_CACHE.into() } else { named.into() }
+    if named.is_empty() {
+        DEFAULT_CACHE.into()
+    } else {
+        named.into()
+    }
 }
 
 /// Which plan, and the variables set from outside.
@@ -53,7 +59,10 @@ fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     // A relative path in the call starts where the call is made; in a plan, where the plan lies.
     let value = match value.strip_prefix("file:").map(std::path::absolute) {
-        Some(path) => format!("file:{}", path.map_err(|error| error.to_string())?.display()),
+        Some(path) => format!(
+            "file:{}",
+            path.map_err(|error| error.to_string())?.display()
+        ),
         None => value.into(),
     };
     Ok((name.trim().into(), value))
@@ -72,19 +81,28 @@ impl PlanArgs {
             true => problem,
             false => problem.help("`kiln init hf:OWNER/REPO/FILE` writes a plan to start from"),
         })?;
-        Ok(Source { name: self.path.display().to_string(), text, folder: self.folder()? })
+        Ok(Source {
+            name: self.path.display().to_string(),
+            text,
+            folder: self.folder()?,
+        })
     }
 
     /// The absolute folder that the plan lies in.
     pub(super) fn folder(&self) -> Result<PathBuf> {
-        let path = std::path::absolute(&self.path)
-            .context("kiln::plan::unreadable", || format!("find the folder of {}", self.path.display()))?;
+        let path = std::path::absolute(&self.path).context("kiln::plan::unreadable", || {
+            format!("find the folder of {}", self.path.display())
+        })?;
         Ok(path.parent().map_or(path.clone(), PathBuf::from))
     }
 }
 
 /// The plan that `source` is, with what it includes.
-pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Failed> {
+pub(super) fn understood(
+    source: Source,
+    sets: &[(String, String)],
+    registry: &Registry,
+) -> Result<Plan, Failed> {
     let mut texts = vec![];
     let map = SourceMap::gather(source, &mut |path| {
         texts.push(path.into());
@@ -92,7 +110,10 @@ pub(super) fn understood(source: Source, sets: &[(String, String)], registry: &R
     });
     match plan::read(&map, sets, registry) {
         Ok(plan) => Ok(Plan { texts, ..plan }),
-        Err(problems) => Err(Failed { problems, source: Some(Arc::new(map)) }),
+        Err(problems) => Err(Failed {
+            problems,
+            source: Some(Arc::new(map)),
+        }),
     }
 }
 
@@ -100,12 +121,18 @@ fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
     // One byte above the cap is enough for it to be refused.
     open_file(path)
-        .and_then(|file| file.take(MAX_TEXT_BYTES as u64 + 1).read_to_string(&mut text))
-        .context("kiln::plan::unreadable", || format!("read the plan {}", path.display()))?;
+        .and_then(|file| {
+            file.take(MAX_TEXT_BYTES as u64 + 1)
+                .read_to_string(&mut text)
+        })
+        .context("kiln::plan::unreadable", || {
+            format!("read the plan {}", path.display())
+        })?;
     Ok(text)
 }
 
-/// Why a subcommand gave up: all its problems, and the texts of the plan that their labels point into.
+/// Why a subcommand gave up: all its problems, and the texts of the plan that their labels point
+/// into.
 #[derive(Debug)]
 pub struct Failed {
     /// At least one.
@@ -116,12 +143,16 @@ pub struct Failed {
 
 impl From<Problem> for Failed {
     fn from(problem: Problem) -> Self {
-        Failed { problems: vec![problem], source: None }
+        Failed {
+            problems: vec![problem],
+            source: None,
+        }
     }
 }
 
 impl Common {
-    /// Writes `text`, which is JSON if the call asks for that, to standard output as a terminal may have it.
+    /// Writes `text`, which is JSON if the call asks for that, to standard output as a terminal may
+    /// have it.
     pub fn print(&self, text: &str) {
         match self.json {
             true => self.print_as_it_is(&shown_json(text)),
@@ -129,15 +160,16 @@ impl Common {
         }
     }
 
-    /// Writes `text`, which is kiln's own, to standard output; a reader that has gone away (`| head`) is no error.
+    /// Writes `text`, which is kiln's own, to standard output; a reader that has gone away (`|
+    /// head`) is no error.
     pub fn print_as_it_is(&self, text: &str) {
         let mut out = stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
     /// Prints every problem and says how to leave: as the first one demands.
-    /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard output.
-    /// On GitHub, each is an annotation besides, on standard error.
+    /// Graphical on standard error; with `--json`, one `{"problem": ...}` a line on standard
+    /// output. On GitHub, each is an annotation besides, on standard error.
     pub fn report(&self, failed: &Failed) -> Exit {
         for problem in &failed.problems {
             if self.json {
@@ -146,7 +178,11 @@ impl Common {
                 let _ = writeln!(stderr(), "{}", self.render(problem, failed.source.as_ref()));
             }
             if std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true") {
-                let _ = writeln!(stderr(), "{}", annotation(problem, failed.source.as_deref()));
+                let _ = writeln!(
+                    stderr(),
+                    "{}",
+                    annotation(problem, failed.source.as_deref())
+                );
             }
         }
         match (&failed.source, failed.problems.first()) {
@@ -158,9 +194,15 @@ impl Common {
 
     /// A problem as people read it, with the plan's lines it points to.
     pub fn render(&self, problem: &Problem, source: Option<&Arc<SourceMap>>) -> String {
-        let theme = if self.colors() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler =
-            GraphicalReportHandler::new_themed(theme).with_links(false).with_width(120).with_break_words(false);
+        let theme = if self.colors() {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_links(false)
+            .with_width(120)
+            .with_break_words(false);
         let mut whole = problem.clone();
         for cause in whole.causes.drain(..) {
             whole.message.push_str("\ncaused by: ");
@@ -169,14 +211,19 @@ impl Common {
         whole.code = shown_line(&whole.code);
         whole.message = abridged(&shown(&whole.message));
         whole.help = whole.help.map(|help| abridged(&shown(&help)));
-        whole.labels.iter_mut().for_each(|(_, label)| *label = abridged(&shown(label)));
+        whole
+            .labels
+            .iter_mut()
+            .for_each(|(_, label)| *label = abridged(&shown(label)));
         let mut report = Report::new(whole);
         if let Some(map) = source {
             report = report.with_source_code(Arc::clone(map));
         }
         let mut out = String::new();
-        // Only a label outside the text can fail here; the message itself must still reach the reader.
-        if handler.render_report(&mut out, report.as_ref()).is_err() || out.len() > MAX_SHOWN_BYTES {
+        // Only a label outside the text can fail here; the message itself must still reach the
+        // reader.
+        if handler.render_report(&mut out, report.as_ref()).is_err() || out.len() > MAX_SHOWN_BYTES
+        {
             out = abridged(&shown(&problem.text()));
         }
         // Its lines are broken anew.
@@ -201,16 +248,25 @@ const MAX_TEXT_SHOWN_BYTES: usize = 16 << 10;
 /// The beginning of a text that is too long to be read.
 fn abridged(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_TEXT_SHOWN_BYTES);
-    if end == text.len() { text.into() } else { format!("{} ... ({} bytes)", &text[..end], text.len()) }
+    if end == text.len() {
+        text.into()
+    } else {
+        format!("{} ... ({} bytes)", &text[..end], text.len())
+    }
 }
 
-/// A problem for machines; `files` says for each of its labels in which file of the plan its range of bytes lies.
+/// A problem for machines; `files` says for each of its labels in which file of the plan its range
+/// of bytes lies.
 fn json(problem: &Problem, source: Option<&SourceMap>) -> serde_json::Value {
-    let Some(map) = source else { return json!({ "problem": problem }) };
+    let Some(map) = source else {
+        return json!({ "problem": problem });
+    };
     let mut problem = problem.clone();
     let mut files = vec![];
     for (span, _) in &mut problem.labels {
-        let Some((file, at)) = map.place(span) else { continue };
+        let Some((file, at)) = map.place(span) else {
+            continue;
+        };
         files.push(&file.name);
         *span = at;
     }
@@ -224,9 +280,12 @@ fn auto_colors(env: impl Fn(&str) -> Option<OsString>, is_terminal: bool) -> boo
     set("NO_COLOR").is_none() && (is_forced || is_terminal)
 }
 
-/// What a call says of colours, before it is parsed: help and mistakes of the call are coloured too.
+/// What a call says of colours, before it is parsed: help and mistakes of the call are coloured
+/// too.
 pub(super) fn color_of(call: impl Iterator<Item = OsString>) -> ColorChoice {
-    let mut words = call.filter_map(|word| word.into_string().ok()).take_while(|word| word != "--");
+    let mut words = call
+        .filter_map(|word| word.into_string().ok())
+        .take_while(|word| word != "--");
     let mut choice = ColorChoice::Auto;
     while let Some(word) = words.next() {
         let when = match word.split_once('=') {
@@ -234,7 +293,9 @@ pub(super) fn color_of(call: impl Iterator<Item = OsString>) -> ColorChoice {
             _ if word == "--color" => words.next(),
             _ => None,
         };
-        choice = when.and_then(|when| ColorChoice::from_str(&when, false).ok()).unwrap_or(choice);
+        choice = when
+            .and_then(|when| ColorChoice::from_str(&when, false).ok())
+            .unwrap_or(choice);
     }
     choice
 }
@@ -247,7 +308,10 @@ mod tests {
     fn a_file_set_by_the_call_lies_where_the_call_is_made() {
         let here = std::env::current_dir().unwrap();
         let set = |text| setting(text).unwrap().1;
-        assert_eq!(set("source=file:a.gguf"), format!("file:{}/a.gguf", here.display()));
+        assert_eq!(
+            set("source=file:a.gguf"),
+            format!("file:{}/a.gguf", here.display())
+        );
         assert_eq!(set("source=file:/a.gguf"), "file:/a.gguf");
         assert_eq!(set("soc= sm8650"), " sm8650");
     }
@@ -255,7 +319,11 @@ mod tests {
     #[test]
     fn colours_are_forbidden_before_they_are_forced() {
         let check = |set: &[(&str, &str)], is_terminal, expect| {
-            let env = |name: &str| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            let env = |name: &str| {
+                set.iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, value)| value.into())
+            };
             assert_eq!(auto_colors(env, is_terminal), expect, "{set:?}");
         };
         check(&[], true, true);
@@ -270,7 +338,11 @@ mod tests {
     #[test]
     fn a_call_names_its_colours_anywhere_before_the_end_of_options() {
         let check = |call: &str, expect| {
-            assert_eq!(color_of(call.split(' ').map(OsString::from)), expect, "{call}");
+            assert_eq!(
+                color_of(call.split(' ').map(OsString::from)),
+                expect,
+                "{call}"
+            );
         };
         check("kiln build --help", ColorChoice::Auto);
         check("kiln build --color never --help", ColorChoice::Never);

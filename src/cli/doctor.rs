@@ -31,14 +31,24 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         for stage in plan.stages.iter().filter(|stage| stage.kind == "fetch") {
             findings.push(fetched(stage, &registry, &common.cache)?);
         }
-        findings.extend(plan.stages.iter().filter_map(|stage| of_this_machine(stage, &registry)));
+        findings.extend(
+            plan.stages
+                .iter()
+                .filter_map(|stage| of_this_machine(stage, &registry)),
+        );
     }
     if common.json {
-        findings.iter().for_each(|finding| common.print(&format!("{}\n", serde_json::json!({ "finding": finding }))));
+        findings.iter().for_each(|finding| {
+            common.print(&format!("{}\n", serde_json::json!({ "finding": finding })))
+        });
     } else {
         common.print(&table(&findings));
     }
-    Ok(if findings.iter().any(|finding| finding.mend.is_some()) { Exit::ToolMissing } else { Exit::Done })
+    Ok(if findings.iter().any(|finding| finding.mend.is_some()) {
+        Exit::ToolMissing
+    } else {
+        Exit::Done
+    })
 }
 
 /// One line of the report.
@@ -53,7 +63,11 @@ struct Finding {
 
 impl Finding {
     fn new(what: &str, found: impl Into<String>) -> Self {
-        Finding { what: what.into(), found: found.into(), mend: None }
+        Finding {
+            what: what.into(),
+            found: found.into(),
+            mend: None,
+        }
     }
 
     /// `mend` is asked for unless `good`.
@@ -94,9 +108,13 @@ impl Machine {
             pip: says("python3", &["-m", "pip", "--version"]),
             cores: available_parallelism().map_or(1, |cores| cores.get()),
             memory_bytes: memory_bytes(),
-            disk_bytes: rustix::fs::statvfs(folder).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
+            disk_bytes: rustix::fs::statvfs(folder)
+                .ok()
+                .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
             cache: cache.display().to_string(),
-            cache_error: tempfile::tempfile_in(folder).err().map(|error| error.to_string()),
+            cache_error: tempfile::tempfile_in(folder)
+                .err()
+                .map(|error| error.to_string()),
         }
     }
 }
@@ -109,11 +127,19 @@ fn nearest(path: &Path) -> &Path {
 
 /// The first line that a command says, if it runs and succeeds.
 fn says(command: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new(command).args(args).output().ok().filter(|output| output.status.success())?;
-    String::from_utf8_lossy(&output.stdout).lines().next().map(|line| line.trim().into())
+    let output = Command::new(command)
+        .args(args)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .next()
+        .map(|line| line.trim().into())
 }
 
-/// Whether what a `fetch` stage brings is in the cache. What is not there is no lack: a build fetches it.
+/// Whether what a `fetch` stage brings is in the cache. What is not there is no lack: a build
+/// fetches it.
 fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Finding> {
     let mut found = String::from("to be fetched");
     // Looking must not make a cache.
@@ -121,10 +147,17 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
         && let Some(kind) = registry.get(&stage.kind)
     {
         let disk = Disk::open(cache)?;
-        let complete = Complete { actions: &disk, blobs: &disk };
+        let complete = Complete {
+            actions: &disk,
+            blobs: &disk,
+        };
         for order in kind.expand(&stage.params, &Default::default())? {
             if let Found::Hit(result) = complete.find(&order.into_action(kind.spec()).key())? {
-                let size = result.outputs.values().map(|part| part.content.digest.size_bytes).sum();
+                let size = result
+                    .outputs
+                    .values()
+                    .map(|part| part.content.digest.size_bytes)
+                    .sum();
                 found = format!("in the cache, {}", bytes(size));
             }
         }
@@ -136,7 +169,10 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
 fn of_this_machine(stage: &PlannedStage, registry: &Registry) -> Option<Finding> {
     match registry.get(&stage.kind)?.files(&stage.params) {
         Ok(files) if files.is_empty() => None,
-        Ok(files) => Some(Finding::new(&stage.id.0, format!("has all it reads here: {}", count(files.len(), "path")))),
+        Ok(files) => Some(Finding::new(
+            &stage.id.0,
+            format!("has all it reads here: {}", count(files.len(), "path")),
+        )),
         Err(problem) => {
             let finding = Finding::new(&stage.id.0, problem.message);
             Some(finding.must(false, problem.help.as_deref().unwrap_or("put it there")))
@@ -147,27 +183,52 @@ fn of_this_machine(stage: &PlannedStage, registry: &Registry) -> Option<Finding>
 /// Every finding about `machine`, what it must have first.
 fn examine(machine: &Machine) -> Vec<Finding> {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "not there".into());
-    let glibc = machine.glibc.as_deref().and_then(version).is_some_and(|glibc| glibc >= GLIBC);
+    let glibc = machine
+        .glibc
+        .as_deref()
+        .and_then(version)
+        .is_some_and(|glibc| glibc >= GLIBC);
     let cache = match &machine.cache_error {
         None => format!("{}, writable", machine.cache),
         Some(error) => format!("{}: {error}", machine.cache),
     };
-    let memory = |all| format!("{}, of which a build may use {}", bytes(all), bytes(budget_bytes(all)));
+    let memory = |all| {
+        format!(
+            "{}, of which a build may use {}",
+            bytes(all),
+            bytes(budget_bytes(all))
+        )
+    };
     let disk_is_enough = machine.disk_bytes.is_none_or(|free| free >= DISK_BYTES);
     vec![
         Finding::new("system", machine.system.clone()).must(
             machine.system == SYSTEM,
             "run kiln on x86_64 Linux: Qualcomm's compiler libraries exist for it alone",
         ),
-        Finding::new("glibc", known(&machine.glibc))
-            .must(glibc, "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36"),
-        Finding::new("python3", known(&machine.python)).must(machine.python.is_some(), "apt-get install python3"),
-        Finding::new("pip", known(&machine.pip)).must(machine.pip.is_some(), "apt-get install python3-pip"),
-        Finding::new("cache", cache)
-            .must(machine.cache_error.is_none(), "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR"),
-        Finding::new("free disk", machine.disk_bytes.map_or("not known".into(), bytes))
-            .must(disk_is_enough, "make room, or put the cache elsewhere: --cache DIR"),
-        Finding::new("memory", machine.memory_bytes.map_or("not known".into(), memory)),
+        Finding::new("glibc", known(&machine.glibc)).must(
+            glibc,
+            "use a system with glibc 2.35 or newer: Debian 12, Ubuntu 22.04, Fedora 36",
+        ),
+        Finding::new("python3", known(&machine.python))
+            .must(machine.python.is_some(), "apt-get install python3"),
+        Finding::new("pip", known(&machine.pip))
+            .must(machine.pip.is_some(), "apt-get install python3-pip"),
+        Finding::new("cache", cache).must(
+            machine.cache_error.is_none(),
+            "name a folder that you may write to: --cache DIR, or KILN_CACHE=DIR",
+        ),
+        Finding::new(
+            "free disk",
+            machine.disk_bytes.map_or("not known".into(), bytes),
+        )
+        .must(
+            disk_is_enough,
+            "make room, or put the cache elsewhere: --cache DIR",
+        ),
+        Finding::new(
+            "memory",
+            machine.memory_bytes.map_or("not known".into(), memory),
+        ),
         Finding::new("cores", machine.cores.to_string()),
     ]
 }
@@ -179,10 +240,18 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 fn table(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|finding| finding.what.len()).max().unwrap_or(0);
+    let width = findings
+        .iter()
+        .map(|finding| finding.what.len())
+        .max()
+        .unwrap_or(0);
     let line = |Finding { what, found, mend }: &Finding| match mend {
         None => format!("ok       {what:width$}  {found}\n"),
-        Some(mend) => format!("LACKING  {what:width$}  {found}\n{:1$}-> {mend}\n", "", width + 11),
+        Some(mend) => format!(
+            "LACKING  {what:width$}  {found}\n{:1$}-> {mend}\n",
+            "",
+            width + 11
+        ),
     };
     findings.iter().map(line).collect()
 }
@@ -207,7 +276,11 @@ mod tests {
 
     fn lacking(machine: &Machine) -> Vec<String> {
         let findings = examine(machine);
-        findings.into_iter().filter(|finding| finding.mend.is_some()).map(|finding| finding.what).collect()
+        findings
+            .into_iter()
+            .filter(|finding| finding.mend.is_some())
+            .map(|finding| finding.what)
+            .collect()
     }
 
     #[test]
@@ -217,10 +290,33 @@ mod tests {
 
     #[test]
     fn each_lack_is_named_and_mended() {
-        assert_eq!(lacking(&Machine { glibc: Some("glibc 2.34".into()), ..healthy() }), ["glibc"]);
-        assert_eq!(lacking(&Machine { glibc: Some("glibc 3.0".into()), ..healthy() }), [""; 0]);
-        assert_eq!(lacking(&Machine { pip: None, disk_bytes: Some(1), ..healthy() }), ["pip", "free disk"]);
+        assert_eq!(
+            lacking(&Machine {
+                glibc: Some("glibc 2.34".into()),
+                ..healthy()
+            }),
+            ["glibc"]
+        );
+        assert_eq!(
+            lacking(&Machine {
+                glibc: Some("glibc 3.0".into()),
+                ..healthy()
+            }),
+            [""; 0]
+        );
+        assert_eq!(
+            lacking(&Machine {
+                pip: None,
+                disk_bytes: Some(1),
+                ..healthy()
+            }),
+            ["pip", "free disk"]
+        );
         let bare = examine(&Machine::default());
-        assert!(table(&bare).contains("LACKING  pip        not there\n"), "{}", table(&bare));
+        assert!(
+            table(&bare).contains("LACKING  pip        not there\n"),
+            "{}",
+            table(&bare)
+        );
     }
 }

@@ -17,7 +17,8 @@ use crate::plan::{Plan, PlannedStage};
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// A stage or a part of it: `weights`, `weights/blk.0.attn_q.weight` [default: all that would run]
+    /// A stage or a part of it: `weights`, `weights/blk.0.attn_q.weight` [default: all that would
+    /// run]
     part: Option<String>,
 }
 
@@ -26,14 +27,22 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let bench = Workbench::lay(&args.plan, &[], common, stages)?;
     let built = bench.dry_run()?;
     let parts: Vec<&BuiltPart> = match &args.part {
-        None => built.parts.iter().filter(|part| why(part).is_some()).collect(),
+        None => built
+            .parts
+            .iter()
+            .filter(|part| why(part).is_some())
+            .collect(),
         Some(name) => {
             let stage = stage_of(&bench.plan, name)?;
             let waits = waits_for(stage, &built);
             if !waits.is_empty() {
                 let answer = match common.json {
                     true => json!({"stage": stage.id, "does": "wait", "for": waits}).to_string(),
-                    false => format!("{}: not known before {} is built", stage.id, waits.join(", ")),
+                    false => format!(
+                        "{}: not known before {} is built",
+                        stage.id,
+                        waits.join(", ")
+                    ),
                 };
                 common.print(&format!("{answer}\n"));
                 return Ok(Exit::Done);
@@ -41,36 +50,69 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             named(stage, name, &built)?
         }
     };
-    let answer: String = parts.iter().map(|part| if common.json { json_line(part) } else { text(part) }).collect();
-    common.print(if answer.is_empty() && !common.json { "nothing would run\n" } else { &answer });
+    let answer: String = parts
+        .iter()
+        .map(|part| {
+            if common.json {
+                json_line(part)
+            } else {
+                text(part)
+            }
+        })
+        .collect();
+    common.print(if answer.is_empty() && !common.json {
+        "nothing would run\n"
+    } else {
+        &answer
+    });
     Ok(Exit::Done)
 }
 
 /// The stage that `name` is, or lies in.
 fn stage_of<'a>(plan: &'a Plan, name: &str) -> Result<&'a PlannedStage, Problem> {
     let holds = |stage: &&PlannedStage| {
-        name.strip_prefix(&stage.id.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        name.strip_prefix(&stage.id.0)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     plan.stages.iter().find(holds).ok_or_else(|| {
-        let known: Vec<&str> = plan.stages.iter().map(|stage| stage.id.0.as_str()).collect();
-        Problem::new("kiln::call::unknown_stage", format!("the plan has no stage for `{name}`"))
-            .help(format!("it has: {}", known.join(", ")))
+        let known: Vec<&str> = plan
+            .stages
+            .iter()
+            .map(|stage| stage.id.0.as_str())
+            .collect();
+        Problem::new(
+            "kiln::call::unknown_stage",
+            format!("the plan has no stage for `{name}`"),
+        )
+        .help(format!("it has: {}", known.join(", ")))
     })
 }
 
-fn named<'a>(stage: &PlannedStage, name: &str, built: &'a Built) -> Result<Vec<&'a BuiltPart>, Problem> {
-    let of_stage: Vec<&BuiltPart> = built.parts.iter().filter(|part| part.id.stage == stage.id.0).collect();
+fn named<'a>(
+    stage: &PlannedStage,
+    name: &str,
+    built: &'a Built,
+) -> Result<Vec<&'a BuiltPart>, Problem> {
+    let of_stage: Vec<&BuiltPart> = built
+        .parts
+        .iter()
+        .filter(|part| part.id.stage == stage.id.0)
+        .collect();
     if name == stage.id.0 {
         return Ok(of_stage);
     }
-    let found: Vec<&BuiltPart> = of_stage.iter().copied().filter(|part| part.id.to_string() == name).collect();
+    let found: Vec<&BuiltPart> = of_stage
+        .iter()
+        .copied()
+        .filter(|part| part.id.to_string() == name)
+        .collect();
     if found.is_empty() {
         let all: Vec<String> = of_stage.iter().map(|part| part.id.to_string()).collect();
-        return Err(Problem::new("kiln::call::unknown_part", format!("there is no part `{name}`")).help(format!(
-            "`{}` has: {}",
-            stage.id,
-            all.join(", ")
-        )));
+        return Err(Problem::new(
+            "kiln::call::unknown_part",
+            format!("there is no part `{name}`"),
+        )
+        .help(format!("`{}` has: {}", stage.id, all.join(", "))));
     }
     Ok(found)
 }

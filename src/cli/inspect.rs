@@ -26,7 +26,8 @@ pub struct Args {
     /// List the tensors too
     #[arg(long)]
     tensors: bool,
-    /// Folder with libQnnSystem.so, which reads context binaries and DLCs [default: the one that a build fetched]
+    /// Folder with libQnnSystem.so, which reads context binaries and DLCs [default: the one that a
+    /// build fetched]
     #[arg(long, value_name = "DIR", env = "KILN_QNN")]
     qnn: Option<PathBuf>,
 }
@@ -36,7 +37,8 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     if std::env::var_os(HERE).is_none() && is_for_the_vendor(&args.file) {
         return Ok(in_a_child(&args.file)?);
     }
-    let text = describe(args, common).map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
+    let text = describe(args, common)
+        .map_err(|p| p.within(format!("failed to inspect {}", args.file.display())))?;
     common.print(&text);
     Ok(Exit::Done)
 }
@@ -49,8 +51,12 @@ pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
     if let Some((what, help)) = what_else(&path.to_string_lossy(), path) {
         return Problem::new("kiln::call::format", format!("it is {what}")).help(help);
     }
-    let message = format!("unknown format: it begins with \"{}\"", start.escape_ascii());
-    Problem::new("kiln::call::format", message).help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")
+    let message = format!(
+        "unknown format: it begins with \"{}\"",
+        start.escape_ascii()
+    );
+    Problem::new("kiln::call::format", message)
+        .help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")
 }
 
 /// Set for a child that is to describe the file itself.
@@ -58,20 +64,29 @@ const HERE: &str = "KILN_INSPECT_HERE";
 
 /// Whether Qualcomm's library describes the file, which was not made for files of enemies.
 fn is_for_the_vendor(path: &Path) -> bool {
-    head(path, START_BYTES).is_ok_and(|start| device::is_context_binary(&start) || device::is_dlc(&start))
+    head(path, START_BYTES)
+        .is_ok_and(|start| device::is_context_binary(&start) || device::is_dlc(&start))
 }
 
 /// Has a child do the same call, so that a crash of the library is a problem and no crash of ours.
 fn in_a_child(path: &Path) -> Result<Exit> {
     let failed = || "start `kiln inspect` in a process of its own".into();
     let mut child = Command::new(PROGRAM);
-    let status = child.arg0("kiln").args(std::env::args_os().skip(1)).env(HERE, "1").status();
+    let status = child
+        .arg0("kiln")
+        .args(std::env::args_os().skip(1))
+        .env(HERE, "1")
+        .status();
     let status = status.context("kiln::inspect::child", failed)?;
     match status.code() {
         Some(code) => Ok(Exit::from_code(code)),
         None => {
-            let message = format!("Qualcomm's library crashed on {} ({status})", path.display());
-            let help = "the file is damaged, hostile, or of another version than the library: make it anew";
+            let message = format!(
+                "Qualcomm's library crashed on {} ({status})",
+                path.display()
+            );
+            let help = "the file is damaged, hostile, or of another version than the library: \
+                        make it anew";
             Err(Problem::new("kiln::inspect::crashed", message).help(help))
         }
     }
@@ -80,16 +95,28 @@ fn in_a_child(path: &Path) -> Result<Exit> {
 /// What there is to say about the file: lines for people, or one of JSON.
 fn describe(args: &Args, common: &Common) -> Result<String> {
     let json = common.json;
-    let libraries = device::Libraries { folder: args.qnn.as_deref(), cache: &common.cache };
+    let libraries = device::Libraries {
+        folder: args.qnn.as_deref(),
+        cache: &common.cache,
+    };
     let file = open_file(&args.file).context("kiln::call::unreadable", || "open it".into())?;
-    let magic = head(&args.file, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
+    let magic =
+        head(&args.file, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     let text = match magic.as_slice() {
         start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
-        start if start.starts_with(Ledger::MAGIC) => return ledger::describe(&file, args.tensors, json),
+        start if start.starts_with(Ledger::MAGIC) => {
+            return ledger::describe(&file, args.tensors, json);
+        }
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
-        start if device::is_context_binary(start) => device::describe_binary(&args.file, &libraries, json),
+        start if device::is_context_binary(start) => {
+            device::describe_binary(&args.file, &libraries, json)
+        }
         start if device::is_dlc(start) => device::describe_dlc(&args.file, &file, &libraries, json),
         start => return Err(unknown(&args.file, start)),
     }?;
-    Ok(if json { text } else { text + &ledger::beside(&args.file, args.tensors) })
+    Ok(if json {
+        text
+    } else {
+        text + &ledger::beside(&args.file, args.tensors)
+    })
 }

@@ -23,7 +23,9 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     if let Some(folder) = &args.folder {
         Places::new(&common.cache, []).refuse_in_cache("the manual", folder)?;
         let written = fs::create_dir_all(folder).and_then(|()| generate_to(pages, folder));
-        written.context("kiln::call::write", || format!("write manual pages to {}", folder.display()))?;
+        written.context("kiln::call::write", || {
+            format!("write manual pages to {}", folder.display())
+        })?;
     } else {
         let mut page = vec![];
         let rendered = Man::new(pages).render(&mut page);

@@ -91,28 +91,34 @@ enum Command {
 }
 
 impl Call {
-    /// Reads this program's call. Help and mistakes end the program, in the colours that the call asks for.
+    /// Reads this program's call. Help and mistakes end the program, in the colours that the call
+    /// asks for.
     pub fn read() -> Call {
         let words = std::env::args_os;
         let usage = || Call::command().color(common::color_of(words()));
-        let matches = usage().try_get_matches_from(words()).unwrap_or_else(|error| {
-            // A mistake quotes the words of the call: it is found again in words that a terminal may have.
-            let words = words().map(|word| shown_line(&word.to_string_lossy()));
-            match usage().try_get_matches_from(words) {
-                Err(again) if again.kind() == error.kind() => again.exit(),
-                _ => {
-                    let _ = write!(stderr(), "{}", shown(&error.to_string()));
-                    std::process::exit(error.exit_code())
+        let matches = usage()
+            .try_get_matches_from(words())
+            .unwrap_or_else(|error| {
+                // A mistake quotes the words of the call: it is found again in words that a
+                // terminal may have.
+                let words = words().map(|word| shown_line(&word.to_string_lossy()));
+                match usage().try_get_matches_from(words) {
+                    Err(again) if again.kind() == error.kind() => again.exit(),
+                    _ => {
+                        let _ = write!(stderr(), "{}", shown(&error.to_string()));
+                        std::process::exit(error.exit_code())
+                    }
                 }
-            }
-        });
+            });
         Call::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
     /// All that people may call: without the hidden subcommand, which completions would offer.
     fn shown() -> Usage {
         let all = Call::command();
-        let shown = all.get_subcommands().filter(|command| !command.is_hide_set());
+        let shown = all
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set());
         Common::augment_args(Usage::new("kiln").version(env!("CARGO_PKG_VERSION")))
             .about(all.get_about().cloned().unwrap_or_default())
             .after_help(all.get_after_help().cloned().unwrap_or_default())

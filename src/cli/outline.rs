@@ -46,22 +46,50 @@ impl Outline {
     /// Of `plan`, which lies in `folder`.
     pub(super) fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
         let inside = Inside::of(folder);
-        let stages: Vec<(String, Asked)> =
-            plan.stages.iter().map(|stage| (stage.id.0.clone(), asked(stage, &inside, registry))).collect();
+        let stages: Vec<(String, Asked)> = plan
+            .stages
+            .iter()
+            .map(|stage| (stage.id.0.clone(), asked(stage, &inside, registry)))
+            .collect();
         let said: BTreeMap<&str, Value> = stages
             .iter()
-            .map(|(id, Asked { kind, params, inputs, keep, .. })| {
-                (id.as_str(), json!({"kind": kind, "params": params, "inputs": inputs, "keep": keep}))
-            })
+            .map(
+                |(
+                    id,
+                    Asked {
+                        kind,
+                        params,
+                        inputs,
+                        keep,
+                        ..
+                    },
+                )| {
+                    (
+                        id.as_str(),
+                        json!({"kind": kind, "params": params, "inputs": inputs, "keep": keep}),
+                    )
+                },
+            )
             .collect();
-        let digest = hash_bytes(json!({"plan": plan.name, "stages": said}).to_string().as_bytes());
-        Outline { plan: plan.name.clone(), digest, stages }
+        let digest = hash_bytes(
+            json!({"plan": plan.name, "stages": said})
+                .to_string()
+                .as_bytes(),
+        );
+        Outline {
+            plan: plan.name.clone(),
+            digest,
+            stages,
+        }
     }
 }
 
 fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
     let names = |(slot, givers): (&String, &Vec<crate::plan::StageId>)| {
-        (slot.clone(), givers.iter().map(|giver| giver.0.clone()).collect())
+        (
+            slot.clone(),
+            givers.iter().map(|giver| giver.0.clone()).collect(),
+        )
     };
     // A checked plan names no kind that is not there.
     let spec = registry.get(&stage.kind).map(|kind| kind.spec());
@@ -89,10 +117,13 @@ pub(super) struct Inside {
 impl Inside {
     /// Of the plan's absolute folder.
     pub(super) fn of(folder: &Path) -> Inside {
-        Inside { prefix: format!("file:{}", folder.join("").display()) }
+        Inside {
+            prefix: format!("file:{}", folder.join("").display()),
+        }
     }
 
-    /// A URL as it would be written beside the plan. Of a file elsewhere only the name: where it lies is not what it is.
+    /// A URL as it would be written beside the plan. Of a file elsewhere only the name: where it
+    /// lies is not what it is.
     pub(super) fn url(&self, url: &str) -> String {
         match (url.strip_prefix(&self.prefix), url.strip_prefix("file:/")) {
             (Some(path), _) => format!("file:{path}"),
@@ -105,7 +136,10 @@ impl Inside {
         match value {
             Value::String(text) => self.url(text).into(),
             Value::Array(items) => items.iter().map(|item| self.spelled(item)).collect(),
-            Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), self.spelled(value))).collect(),
+            Value::Object(map) => map
+                .iter()
+                .map(|(key, value)| (key.clone(), self.spelled(value)))
+                .collect(),
             other => other.clone(),
         }
     }

@@ -16,7 +16,9 @@ use crate::store::{BlobStore, Links, Space, publish};
 pub(super) fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
     let mut all = vec![];
     for stage in &plan.stages {
-        let Some(sealed) = built.sealed.get(&stage.id) else { continue };
+        let Some(sealed) = built.sealed.get(&stage.id) else {
+            continue;
+        };
         all.extend(kept_of(stage, sealed)?.map(|kept| (stage.id.to_string(), kept)));
     }
     Ok(all)
@@ -27,8 +29,15 @@ pub(super) fn kept_of(stage: &PlannedStage, sealed: &Sealed) -> Result<Option<Ma
     if stage.keep == Keep::Nothing {
         return Ok(None);
     }
-    let kept = sealed.whole()?.manifest.parts.iter().filter(|(name, _)| stage.keep.takes(name.as_str()));
-    let parts: BTreeMap<_, _> = kept.map(|(name, part)| (name.clone(), part.clone())).collect();
+    let kept = sealed
+        .whole()?
+        .manifest
+        .parts
+        .iter()
+        .filter(|(name, _)| stage.keep.takes(name.as_str()));
+    let parts: BTreeMap<_, _> = kept
+        .map(|(name, part)| (name.clone(), part.clone()))
+        .collect();
     Ok((!parts.is_empty()).then_some(Manifest { parts }))
 }
 
@@ -47,27 +56,66 @@ pub(super) fn write_out(
 }
 
 /// Writes out what failed stages leave, and says in their problems where.
-pub(super) fn write_left(bench: &Workbench, failures: &mut [Failure], out: &Path, links: Links) -> Result<()> {
-    for Failure { stage, problem } in failures.iter_mut().filter(|failure| !failure.problem.left.is_empty()) {
-        let planned = bench.plan.stages.iter().find(|planned| Some(&planned.id.0) == stage.as_ref());
-        let Some(planned) = planned.filter(|planned| planned.keep != Keep::Nothing) else { continue };
+pub(super) fn write_left(
+    bench: &Workbench,
+    failures: &mut [Failure],
+    out: &Path,
+    links: Links,
+) -> Result<()> {
+    for Failure { stage, problem } in failures
+        .iter_mut()
+        .filter(|failure| !failure.problem.left.is_empty())
+    {
+        let planned = bench
+            .plan
+            .stages
+            .iter()
+            .find(|planned| Some(&planned.id.0) == stage.as_ref());
+        let Some(planned) = planned.filter(|planned| planned.keep != Keep::Nothing) else {
+            continue;
+        };
         let mut manifest = Manifest::default();
-        for (name, digest) in problem.left.iter().filter(|(name, _)| planned.keep.takes(name)) {
-            let content = Content { digest: *digest, window: None };
-            manifest.parts.insert(PartName::new(name)?, Part { content, facts: CanonJson::default() });
+        for (name, digest) in problem
+            .left
+            .iter()
+            .filter(|(name, _)| planned.keep.takes(name))
+        {
+            let content = Content {
+                digest: *digest,
+                window: None,
+            };
+            manifest.parts.insert(
+                PartName::new(name)?,
+                Part {
+                    content,
+                    facts: CanonJson::default(),
+                },
+            );
         }
         if manifest.parts.is_empty() {
             continue;
         }
         write_stage(&bench.store, &planned.id.0, &manifest, out, links)?;
-        let names = manifest.parts.keys().map(PartName::as_str).collect::<Vec<_>>().join(", ");
-        let help = problem.help.take().map_or(String::new(), |help| format!("{help}; "));
-        problem.help = Some(format!("{help}see {names} in {}", out.join(&planned.id.0).display()));
+        let names = manifest
+            .parts
+            .keys()
+            .map(PartName::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let help = problem
+            .help
+            .take()
+            .map_or(String::new(), |help| format!("{help}; "));
+        problem.help = Some(format!(
+            "{help}see {names} in {}",
+            out.join(&planned.id.0).display()
+        ));
     }
     Ok(())
 }
 
-/// Makes `out/STAGE` hold just `kept`, which is something. Papers that told of something else are taken away.
+/// Makes `out/STAGE` hold just `kept`, which is something. Papers that told of something else are
+/// taken away.
 pub(super) fn write_stage(
     blobs: &dyn BlobStore,
     stage: &str,

@@ -1,4 +1,5 @@
-//! Where a call may write: not over what it reads, not where it writes something else, and not into the cache.
+//! Where a call may write: not over what it reads, not where it writes something else, and not into
+//! the cache.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +16,8 @@ const WRITTEN_BY_HAND: [&str; 2] = ["toml", "lock"];
 /// As many links to nothing are followed.
 const MAX_LINKS: usize = 8;
 
-/// What a call reads, what it has been allowed to write, and the folders that hold nothing but kiln's own files.
+/// What a call reads, what it has been allowed to write, and the folders that hold nothing but
+/// kiln's own files.
 pub(super) struct Places {
     cache: PathBuf,
     own: Vec<PathBuf>,
@@ -25,11 +27,19 @@ pub(super) struct Places {
 impl Places {
     /// Of a call that reads the files `read`.
     pub(super) fn new(cache: &Path, read: impl IntoIterator<Item = PathBuf>) -> Places {
-        Places { cache: resolved(cache), own: vec![], taken: read.into_iter().collect() }
+        Places {
+            cache: resolved(cache),
+            own: vec![],
+            taken: read.into_iter().collect(),
+        }
     }
 
     /// Has artifacts written to `folders`, and beside them the `files`.
-    pub(super) fn keep(&mut self, folders: impl Iterator<Item = PathBuf>, files: impl Iterator<Item = PathBuf>) {
+    pub(super) fn keep(
+        &mut self,
+        folders: impl Iterator<Item = PathBuf>,
+        files: impl Iterator<Item = PathBuf>,
+    ) {
         self.own.extend(folders.map(|folder| resolved(&folder)));
         self.taken.extend(files);
     }
@@ -38,11 +48,20 @@ impl Places {
     pub(super) fn take_file(&mut self, what: &str, path: &Path) -> Result<()> {
         self.refuse_in_cache(what, path)?;
         let real = resolved(path);
-        let is_by_hand = real.extension().is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
-        let is_taken = self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && real.exists();
-        let is_published = real.ancestors().skip(1).any(|folder| folder.join(RECORD).exists());
+        let is_by_hand = real
+            .extension()
+            .is_some_and(|end| WRITTEN_BY_HAND.iter().any(|by_hand| end == *by_hand));
+        let is_taken =
+            self.taken.iter().any(|taken| is_same(taken, path)) || is_by_hand && real.exists();
+        let is_published = real
+            .ancestors()
+            .skip(1)
+            .any(|folder| folder.join(RECORD).exists());
         if is_taken || is_published || self.own.iter().any(|folder| real.starts_with(folder)) {
-            let message = format!("{what} would be written to {}, which is for something else", path.display());
+            let message = format!(
+                "{what} would be written to {}, which is for something else",
+                path.display()
+            );
             return Err(Problem::new(CODE, message).help("name a file of its own"));
         }
         self.taken.push(path.into());
@@ -57,7 +76,8 @@ impl Places {
                 path.display(),
                 self.cache.display()
             );
-            return Err(Problem::new(CODE, message).help("only kiln's own files lie there: name a place beside it"));
+            return Err(Problem::new(CODE, message)
+                .help("only kiln's own files lie there: name a place beside it"));
         }
         Ok(())
     }
@@ -113,7 +133,13 @@ mod tests {
         }
         fs::hard_link(at("text"), at("same")).unwrap();
         let places = || Places::new(&at("cache"), [at("plan.toml"), at("text")]);
-        for good in ["new.json", "old.json", "folder/new.json", "new.toml", "cachet"] {
+        for good in [
+            "new.json",
+            "old.json",
+            "folder/new.json",
+            "new.toml",
+            "cachet",
+        ] {
             places().take_file("the log", &at(good)).unwrap();
         }
         fs::create_dir(at("published")).unwrap();
@@ -137,12 +163,22 @@ mod tests {
             "published/a/b",
         ] {
             let mut places = places();
-            places.keep([at("out/stage")].into_iter(), [at("out/receipt.json")].into_iter());
+            places.keep(
+                [at("out/stage")].into_iter(),
+                [at("out/receipt.json")].into_iter(),
+            );
             places.take_file("the log", &at(bad)).unwrap_err();
         }
         let mut places = places();
         places.take_file("the log", &at("new")).unwrap();
-        let problem = places.take_file("the report", &home.path().join("./new")).unwrap_err();
-        assert!(problem.message.starts_with("the report would be written to "), "{problem}");
+        let problem = places
+            .take_file("the report", &home.path().join("./new"))
+            .unwrap_err();
+        assert!(
+            problem
+                .message
+                .starts_with("the report would be written to "),
+            "{problem}"
+        );
     }
 }

@@ -32,7 +32,11 @@ pub struct Args {
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
     let built = bench.dry_run()?;
-    common.print(&if common.json { json_lines(&bench.plan, &built) } else { text(&bench.plan, &built) });
+    common.print(&if common.json {
+        json_lines(&bench.plan, &built)
+    } else {
+        text(&bench.plan, &built)
+    });
     Ok(Exit::Done)
 }
 
@@ -44,21 +48,34 @@ pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
     }
 }
 
-/// The stages whose artifacts a build would have to make first, before anybody can tell what `stage` would do.
+/// The stages whose artifacts a build would have to make first, before anybody can tell what
+/// `stage` would do.
 pub(super) fn waits_for<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
-    let mut givers: Vec<&str> =
-        stage.dependencies().filter(|giver| !built.sealed.contains_key(giver)).map(|giver| giver.0.as_str()).collect();
+    let mut givers: Vec<&str> = stage
+        .dependencies()
+        .filter(|giver| !built.sealed.contains_key(giver))
+        .map(|giver| giver.0.as_str())
+        .collect();
     givers.sort();
     givers.dedup();
     givers
 }
 
 fn parts<'a>(stage: &PlannedStage, built: &'a Built) -> Vec<&'a BuiltPart> {
-    built.parts.iter().filter(|part| part.id.stage == stage.id.0).collect()
+    built
+        .parts
+        .iter()
+        .filter(|part| part.id.stage == stage.id.0)
+        .collect()
 }
 
 fn text(plan: &Plan, built: &Built) -> String {
-    let width = plan.stages.iter().map(|stage| stage.id.0.len()).max().unwrap_or(0);
+    let width = plan
+        .stages
+        .iter()
+        .map(|stage| stage.id.0.len())
+        .max()
+        .unwrap_or(0);
     let mut out = String::new();
     let (mut to_run, mut there, mut waiting) = (0, 0, 0);
     for stage in &plan.stages {
@@ -78,15 +95,37 @@ fn text(plan: &Plan, built: &Built) -> String {
         let groups = by_reasons(&parts);
         for (reasons, names) in groups.iter().take(GROUPS) {
             let more = names.len().saturating_sub(NAMED);
-            let shown = names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = names
+                .iter()
+                .take(NAMED)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(", ");
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
             let colon = if shown.is_empty() { "" } else { ": " };
-            let _ = writeln!(out, "{:width$}    {shown}{more}{colon}{}", "", in_short(reasons));
+            let _ = writeln!(
+                out,
+                "{:width$}    {shown}{more}{colon}{}",
+                "",
+                in_short(reasons)
+            );
         }
-        let others: usize = groups.iter().skip(GROUPS).map(|(_, names)| names.len()).sum();
+        let others: usize = groups
+            .iter()
+            .skip(GROUPS)
+            .map(|(_, names)| names.len())
+            .sum();
         if others > 0 {
             let others = count(others, "part");
-            let _ = writeln!(out, "{:width$}    {others} more, for reasons of their own: `kiln explain` says all", "");
+            let _ = writeln!(
+                out,
+                "{:width$}    {others} more, for reasons of their own: `kiln explain` says all",
+                ""
+            );
         }
     }
     let waiting = match waiting {
@@ -94,7 +133,11 @@ fn text(plan: &Plan, built: &Built) -> String {
         1 => "; 1 stage waits: what it would do is not known before".into(),
         many => format!("; {many} stages wait: what they would do is not known before"),
     };
-    let _ = writeln!(out, "{} would run, {there} are in the cache{waiting}", count(to_run, "part"));
+    let _ = writeln!(
+        out,
+        "{} would run, {there} are in the cache{waiting}",
+        count(to_run, "part")
+    );
     out
 }
 
@@ -122,7 +165,11 @@ fn json_lines(plan: &Plan, built: &Built) -> String {
         }
         let waits = waits_for(stage, built);
         if !waits.is_empty() {
-            let _ = writeln!(out, "{}", json!({"stage": stage.id, "does": "wait", "for": waits}));
+            let _ = writeln!(
+                out,
+                "{}",
+                json!({"stage": stage.id, "does": "wait", "for": waits})
+            );
         }
     }
     out

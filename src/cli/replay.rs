@@ -25,17 +25,24 @@ pub struct Args {
 }
 
 fn speed(text: &str) -> Result<f64, String> {
-    let speed = text.parse().ok().filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
+    let speed = text
+        .parse()
+        .ok()
+        .filter(|speed: &f64| speed.is_finite() && *speed > 0.0);
     speed.ok_or_else(|| "expected a number above 0".into())
 }
 
-/// Shows the build as plain lines, its problems and a summary. A build that failed is no failure here; a log that
-/// cannot be trusted to its end is one, after what comes before it was shown.
+/// Shows the build as plain lines, its problems and a summary. A build that failed is no failure
+/// here; a log that cannot be trusted to its end is one, after what comes before it was shown.
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
-    let opened = open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
+    let opened =
+        open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
     let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
-    let mut reports = Reports::open(&args.reports, &mut Places::new(&common.cache, [args.log.clone()]))?;
+    let mut reports = Reports::open(
+        &args.reports,
+        &mut Places::new(&common.cache, [args.log.clone()]),
+    )?;
     let mut view: Box<dyn TimedListener> = match common.json {
         true => Box::new(JsonLines::new(stdout())),
         false => Box::new(Plain::new(stdout())),
@@ -47,7 +54,10 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
             Ok(heard) => {
                 let waited_ms = heard.at_ms - told.last_ms;
                 if let Some(speed) = args.speed {
-                    sleep(Duration::try_from_secs_f64(waited_ms as f64 / 1000.0 / speed).unwrap_or(Duration::MAX));
+                    sleep(
+                        Duration::try_from_secs_f64(waited_ms as f64 / 1000.0 / speed)
+                            .unwrap_or(Duration::MAX),
+                    );
                 }
                 told.hear_at(heard.at_ms, &heard.event);
                 view.hear_at(heard.at_ms, &heard.event);
@@ -63,7 +73,14 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
         }
         common.print(&told.end());
     }
-    if problems.is_empty() { Ok(Exit::Done) } else { Err(Failed { problems, source: None }) }
+    if problems.is_empty() {
+        Ok(Exit::Done)
+    } else {
+        Err(Failed {
+            problems,
+            source: None,
+        })
+    }
 }
 
 /// What is said at the end.
@@ -82,7 +99,9 @@ impl TimedListener for Told {
         self.last_ms = at_ms;
         match event {
             Event::Begun { plan, .. } => self.plan.clone_from(plan),
-            Event::Failed { problem, .. } if !self.problems.contains(problem) => self.problems.push(problem.clone()),
+            Event::Failed { problem, .. } if !self.problems.contains(problem) => {
+                self.problems.push(problem.clone())
+            }
             Event::Finished { cancelled, .. } => self.cancelled = *cancelled,
             _ => {}
         }
@@ -95,13 +114,20 @@ impl Told {
         if self.summary.stages.is_empty() {
             return String::new();
         }
-        let (ran, hits) = (self.summary.total(|stage| stage.ran), self.summary.total(|stage| stage.hits));
+        let (ran, hits) = (
+            self.summary.total(|stage| stage.ran),
+            self.summary.total(|stage| stage.hits),
+        );
         let failed = match self.summary.total(|stage| stage.failed) {
             0 => String::new(),
             failed => format!(", {failed} failed"),
         };
         let end = if self.cancelled { "; interrupted" } else { "" };
         let took = duration(Duration::from_millis(self.last_ms));
-        format!("{}: {} ran, {hits} from the cache{failed}, in {took}{end}\n", self.plan, count(ran, "part"))
+        format!(
+            "{}: {} ran, {hits} from the cache{failed}, in {took}{end}\n",
+            self.plan,
+            count(ran, "part")
+        )
     }
 }

@@ -22,10 +22,17 @@ pub struct Args {
 pub(super) struct Reports(Vec<(PathBuf, Box<dyn Report>)>);
 
 impl Reports {
-    /// Reports that have heard nothing yet. Hours may pass before they are written, so that they can be is tried now.
+    /// Reports that have heard nothing yet. Hours may pass before they are written, so that they
+    /// can be is tried now.
     pub(super) fn open(args: &Args, places: &mut Places) -> Result<Reports> {
-        let junit = args.junit.clone().map(|path| (path, Box::new(Junit::default()) as Box<dyn Report>));
-        let trace = args.trace.clone().map(|path| (path, Box::new(Trace::default()) as Box<dyn Report>));
+        let junit = args
+            .junit
+            .clone()
+            .map(|path| (path, Box::new(Junit::default()) as Box<dyn Report>));
+        let trace = args
+            .trace
+            .clone()
+            .map(|path| (path, Box::new(Trace::default()) as Box<dyn Report>));
         let reports: Vec<_> = junit.into_iter().chain(trace).collect();
         for (path, _) in &reports {
             places.take_file("the report", path)?;
@@ -37,16 +44,22 @@ impl Reports {
     /// Writes each, whole or not at all; yields what could not be written.
     pub(super) fn write(&self) -> Vec<Problem> {
         let write = |(path, report): &(PathBuf, Box<dyn Report>)| -> Result<()> {
-            write_whole(path, &report.file()?)
-                .context("kiln::report::write", || format!("write the report {}", path.display()))
+            write_whole(path, &report.file()?).context("kiln::report::write", || {
+                format!("write the report {}", path.display())
+            })
         };
-        self.0.iter().filter_map(|report| write(report).err()).collect()
+        self.0
+            .iter()
+            .filter_map(|report| write(report).err())
+            .collect()
     }
 }
 
 impl TimedListener for Reports {
     fn hear_at(&mut self, at_ms: u64, event: &Event) {
-        self.0.iter_mut().for_each(|(_, report)| report.hear_at(at_ms, event));
+        self.0
+            .iter_mut()
+            .for_each(|(_, report)| report.hear_at(at_ms, event));
     }
 }
 

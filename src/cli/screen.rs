@@ -25,7 +25,8 @@ pub struct Views {
     reports: reports::Args,
 }
 
-/// Counts, collects problems, and shows what happens in the way the call asks for. Every view is told the same time.
+/// Counts, collects problems, and shows what happens in the way the call asks for. Every view is
+/// told the same time.
 pub(super) struct Screen {
     begun: Option<Instant>,
     summary: Summary,
@@ -49,8 +50,13 @@ enum Shown {
 }
 
 impl Screen {
-    /// Opens what is to be written at `places` of its own, so that what cannot be is known before the build.
-    pub(super) fn open(views: &Views, places: &mut Places, common: &Common) -> Result<Self, Failed> {
+    /// Opens what is to be written at `places` of its own, so that what cannot be is known before
+    /// the build.
+    pub(super) fn open(
+        views: &Views,
+        places: &mut Places,
+        common: &Common,
+    ) -> Result<Self, Failed> {
         if let Some(path) = &views.log {
             places.take_file("the log", path)?;
         }
@@ -61,11 +67,20 @@ impl Screen {
         };
         let open = |path: &PathBuf| {
             let create = std::fs::create_dir_all(folder(path)).and_then(|()| create(path));
-            let file = create.context("kiln::call::log", || format!("write the log {}", path.display()))?;
+            let file = create.context("kiln::call::log", || {
+                format!("write the log {}", path.display())
+            })?;
             Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
         };
         let log = views.log.as_ref().map(open).transpose()?;
-        Ok(Screen { begun: None, summary: Summary::default(), failures: vec![], shown, log, reports })
+        Ok(Screen {
+            begun: None,
+            summary: Summary::default(),
+            failures: vec![],
+            shown,
+            log,
+            reports,
+        })
     }
 
     /// Writes the reports. Yields what happened, and what went wrong.
@@ -73,12 +88,23 @@ impl Screen {
         let mut problems = vec![];
         if let Some((path, Some(error))) = self.log.map(|(path, lines)| (path, lines.failed())) {
             let message = format!("failed to write the log {}; it is cut", path.display());
-            let help = "what was built is in the cache all the same: a second build writes the rest of it out";
-            problems.push(Problem::new("kiln::report::write", message).because(&error).help(help));
+            let help = "what was built is in the cache all the same: a second build writes the \
+                        rest of it out";
+            problems.push(
+                Problem::new("kiln::report::write", message)
+                    .because(&error)
+                    .help(help),
+            );
         }
         problems.extend(self.reports.write());
-        let unstaged = problems.into_iter().map(|problem| Failure { stage: None, problem });
-        (self.summary, self.failures.into_iter().chain(unstaged).collect())
+        let unstaged = problems.into_iter().map(|problem| Failure {
+            stage: None,
+            problem,
+        });
+        (
+            self.summary,
+            self.failures.into_iter().chain(unstaged).collect(),
+        )
     }
 }
 
@@ -90,10 +116,14 @@ impl Listener for Screen {
         if let Event::Failed { part, problem } = event {
             // Parts often fail alike; what each stage leaves is its own.
             let is_known = |known: &Failure| {
-                known.problem == *problem && (problem.left.is_empty() || known.stage.as_ref() == Some(&part.stage))
+                known.problem == *problem
+                    && (problem.left.is_empty() || known.stage.as_ref() == Some(&part.stage))
             };
             if !self.failures.iter().any(is_known) {
-                self.failures.push(Failure { stage: Some(part.stage.clone()), problem: problem.clone() });
+                self.failures.push(Failure {
+                    stage: Some(part.stage.clone()),
+                    problem: problem.clone(),
+                });
             }
         }
         if let Some((_, log)) = &mut self.log {
@@ -106,7 +136,9 @@ impl Listener for Screen {
                 heard.push((at_ms, event.clone()));
                 if matches!(event, Event::Started { .. } | Event::Failed { .. }) {
                     let mut view = live(begun);
-                    heard.iter().for_each(|(at_ms, event)| view.hear_at(*at_ms, event));
+                    heard
+                        .iter()
+                        .for_each(|(at_ms, event)| view.hear_at(*at_ms, event));
                     self.shown = Shown::Now(view);
                 }
             }
@@ -117,7 +149,12 @@ impl Listener for Screen {
 /// Opens a file, a device or a pipe to write to. A pipe that nobody reads is refused at once.
 fn create(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(flags)
+        .open(path)?;
     fcntl_setfl(&file, OFlags::empty())?;
     Ok(file)
 }

@@ -36,22 +36,33 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-/// A line a stage, each after those it waits for; `*` marks what is written out, `?` what is built only where it is asked for.
+/// A line a stage, each after those it waits for; `*` marks what is written out, `?` what is built
+/// only where it is asked for.
 fn text(plan: &Plan) -> String {
     let width = |of: fn(&PlannedStage) -> usize| plan.stages.iter().map(of).max().unwrap_or(0);
-    let (ids, kinds) = (width(|stage| stage.id.0.len()), width(|stage| stage.kind.len()));
+    let (ids, kinds) = (
+        width(|stage| stage.id.0.len()),
+        width(|stage| stage.kind.len()),
+    );
     let line = |stage: &PlannedStage| {
         let slots = stage.slots.iter().map(|(slot, givers)| {
             let givers: Vec<&str> = givers.iter().map(|giver| giver.0.as_str()).collect();
             format!("{slot} = {}", givers.join(", "))
         });
-        let waits: Vec<String> = slots.chain(stage.tools.values().map(|tool| tool.0.clone())).collect();
+        let waits: Vec<String> = slots
+            .chain(stage.tools.values().map(|tool| tool.0.clone()))
+            .collect();
         let mark = match stage.keep {
             _ if stage.optional => "?",
             Keep::Nothing => " ",
             _ => "*",
         };
-        let line = format!("{mark} {:ids$}  {:kinds$}  {}", stage.id.0, stage.kind, waits.join("; "));
+        let line = format!(
+            "{mark} {:ids$}  {:kinds$}  {}",
+            stage.id.0,
+            stage.kind,
+            waits.join("; ")
+        );
         format!("{}\n", line.trim_end())
     };
     plan.stages.iter().map(line).collect()
@@ -60,18 +71,34 @@ fn text(plan: &Plan) -> String {
 /// Giver, taker, and the slot or tool that the giver fills.
 fn edges(plan: &Plan) -> impl Iterator<Item = (&str, &str, &str)> {
     plan.stages.iter().flat_map(|stage| {
-        let slots = stage.slots.iter().flat_map(|(slot, givers)| givers.iter().map(move |giver| (giver, slot)));
+        let slots = stage
+            .slots
+            .iter()
+            .flat_map(|(slot, givers)| givers.iter().map(move |giver| (giver, slot)));
         let tools = stage.tools.iter().map(|(tool, giver)| (giver, tool));
-        slots.chain(tools).map(|(giver, role)| (giver.0.as_str(), stage.id.0.as_str(), role.as_str()))
+        slots
+            .chain(tools)
+            .map(|(giver, role)| (giver.0.as_str(), stage.id.0.as_str(), role.as_str()))
     })
 }
 
 fn dot(plan: &Plan) -> String {
-    let mut out = format!("digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box];\n", plan.name);
+    let mut out = format!(
+        "digraph \"{}\" {{\n  rankdir = LR;\n  node [shape = box];\n",
+        plan.name
+    );
     // Invariant: names hold no quotes, and writing to a String cannot fail.
     for stage in &plan.stages {
-        let periphery = if stage.keep != Keep::Nothing { ", peripheries = 2" } else { "" };
-        let _ = writeln!(out, "  \"{0}\" [label = \"{0}\\n{1}\"{periphery}];", stage.id, stage.kind);
+        let periphery = if stage.keep != Keep::Nothing {
+            ", peripheries = 2"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            out,
+            "  \"{0}\" [label = \"{0}\\n{1}\"{periphery}];",
+            stage.id, stage.kind
+        );
     }
     for (giver, taker, role) in edges(plan) {
         let _ = writeln!(out, "  \"{giver}\" -> \"{taker}\" [label = \"{role}\"];");
@@ -80,11 +107,24 @@ fn dot(plan: &Plan) -> String {
 }
 
 fn mermaid(plan: &Plan) -> String {
-    let number = |id: &str| plan.stages.iter().position(|stage| stage.id.0 == id).unwrap_or_default();
+    let number = |id: &str| {
+        plan.stages
+            .iter()
+            .position(|stage| stage.id.0 == id)
+            .unwrap_or_default()
+    };
     let mut out = String::from("flowchart LR\n");
     for (index, stage) in plan.stages.iter().enumerate() {
-        let (open, close) = if stage.keep != Keep::Nothing { ("[[", "]]") } else { ("[", "]") };
-        let _ = writeln!(out, "  s{index}{open}\"{}<br/><i>{}</i>\"{close}", stage.id, stage.kind);
+        let (open, close) = if stage.keep != Keep::Nothing {
+            ("[[", "]]")
+        } else {
+            ("[", "]")
+        };
+        let _ = writeln!(
+            out,
+            "  s{index}{open}\"{}<br/><i>{}</i>\"{close}",
+            stage.id, stage.kind
+        );
     }
     for (giver, taker, role) in edges(plan) {
         let _ = writeln!(out, "  s{} -- {role} --> s{}", number(giver), number(taker));

@@ -8,7 +8,8 @@ use tempfile::NamedTempFile;
 
 use crate::base::new_file_in;
 
-/// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its folder is made.
+/// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its
+/// folder is made.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     check_replaceable(path)?;
     let path = &path.canonicalize().unwrap_or_else(|_| path.into());
@@ -22,12 +23,19 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a path that something else than a file has, or a link to something else, as `/dev/stdout` is: a rename would put a file in its
-/// place, for everybody.
+/// Refuses a path that something else than a file has, or a link to something else, as
+/// `/dev/stdout` is: a rename would put a file in its place, for everybody.
 pub(super) fn check_replaceable(path: &Path) -> Result<()> {
     let (found, own) = (fs::metadata(path), fs::symlink_metadata(path));
-    if found.as_ref().or(own.as_ref()).is_ok_and(|found| !found.is_file()) {
-        return Err(Error::new(ErrorKind::InvalidInput, "something else than a file is there"));
+    if found
+        .as_ref()
+        .or(own.as_ref())
+        .is_ok_and(|found| !found.is_file())
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "something else than a file is there",
+        ));
     }
     Ok(())
 }
@@ -44,7 +52,9 @@ fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
 /// The folder that a file lies in.
 pub(super) fn folder(path: &Path) -> &Path {
     // The parent of a bare name is empty.
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -55,7 +65,14 @@ mod tests {
     fn only_files_are_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            at("pipe"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
         assert!(write_whole(&at("pipe"), b"new").is_err());
         assert!(!at("pipe").is_file());
         for target in ["pipe", "nowhere", "/dev/null"] {

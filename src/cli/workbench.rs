@@ -46,13 +46,23 @@ impl<'a> Workbench<'a> {
         let outline = Outline::of(&plan, &args.folder()?, stages);
         let mut reads = plan.texts.clone();
         reads.push(lock::beside(&args.path));
-        plan.stages.iter().for_each(|stage| files_in(&stage.params, &mut reads));
+        plan.stages
+            .iter()
+            .for_each(|stage| files_in(&stage.params, &mut reads));
         let plan = select(plan, wanted)?;
         look_for_files(&plan, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
-        Ok(Workbench { plan, store, stages, outline, program, reads, last })
+        Ok(Workbench {
+            plan,
+            store,
+            stages,
+            outline,
+            program,
+            reads,
+            last,
+        })
     }
 
     /// Builds, as far as `limits` allow; `completed` hears of each stage that becomes complete.
@@ -66,16 +76,29 @@ impl<'a> Workbench<'a> {
         // What cannot be removed is no reason not to build.
         let _ = self.store.sweep();
         let local = self.local();
-        let memory = Some(Memory { notes: &self.store, program: self.program });
-        Build { memory, completed, ..self.prepared(&self.store, &local, limits, cancel) }.run(listener)
+        let memory = Some(Memory {
+            notes: &self.store,
+            program: self.program,
+        });
+        Build {
+            memory,
+            completed,
+            ..self.prepared(&self.store, &local, limits, cancel)
+        }
+        .run(listener)
     }
 
     /// What runs actions on this machine.
     pub(super) fn local(&self) -> Local<'_> {
-        Local { store: &self.store, stages: self.stages, program: PROGRAM.into() }
+        Local {
+            store: &self.store,
+            stages: self.stages,
+            program: PROGRAM.into(),
+        }
     }
 
-    /// A build with what `actions` knows, by the hands of `executor`, that recalls no complete stage and reports none.
+    /// A build with what `actions` knows, by the hands of `executor`, that recalls no complete
+    /// stage and reports none.
     pub(super) fn prepared<'b>(
         &'b self,
         actions: &'b dyn ActionCache,
@@ -101,12 +124,21 @@ impl<'a> Workbench<'a> {
     /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
         let mut ear = Problems::default();
-        let limits = Limits { jobs: 0, memory_bytes: u64::MAX, keep_going: false };
+        let limits = Limits {
+            jobs: 0,
+            memory_bytes: u64::MAX,
+            keep_going: false,
+        };
         let (local, cancel) = (self.local(), AtomicBool::new(false));
-        let built = self.prepared(&self.store, &local, limits, &cancel).run(&mut ear);
+        let built = self
+            .prepared(&self.store, &local, limits, &cancel)
+            .run(&mut ear);
         match ear.0 {
             problems if problems.is_empty() => Ok(built),
-            problems => Err(Failed { problems, source: None }),
+            problems => Err(Failed {
+                problems,
+                source: None,
+            }),
         }
     }
 
@@ -115,7 +147,8 @@ impl<'a> Workbench<'a> {
         Places::new(self.store.root(), self.reads.iter().cloned())
     }
 
-    /// Remembers what was built, for the reasons of the next build. A cache that is read-only remembers nothing.
+    /// Remembers what was built, for the reasons of the next build. A cache that is read-only
+    /// remembers nothing.
     pub(super) fn remember(&mut self, built: &Built) -> Result<()> {
         if self.last.merge(built)? && !self.store.is_read_only() {
             // What is said to be there survives a power cut.
@@ -136,7 +169,8 @@ fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Says at once which files of this machine the plan lacks, and not when the stages before those that read them are done.
+/// Says at once which files of this machine the plan lacks, and not when the stages before those
+/// that read them are done.
 fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
     let mut problems: Vec<Problem> = vec![];
     for stage in &plan.stages {
@@ -144,15 +178,25 @@ fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
         let problem = kind.and_then(|kind| kind.files(&stage.params).err());
         problems.extend(problem.filter(|problem| !problems.contains(problem)));
     }
-    if problems.is_empty() { Ok(()) } else { Err(Failed { problems, source: None }) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failed {
+            problems,
+            source: None,
+        })
+    }
 }
 
 /// This program's file, whatever becomes of its name during a build.
 pub(super) const PROGRAM: &str = "/proc/self/exe";
 
-/// What this program is: another file, or the same one written anew, may expand stages in another way.
+/// What this program is: another file, or the same one written anew, may expand stages in another
+/// way.
 fn program() -> Result<Digest> {
-    let file = std::fs::metadata(PROGRAM).context("kiln::call::program", || "look at this program's file".into())?;
+    let file = std::fs::metadata(PROGRAM).context("kiln::call::program", || {
+        "look at this program's file".into()
+    })?;
     CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
 }
 

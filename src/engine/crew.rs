@@ -25,11 +25,22 @@ impl<'env> Crew<'env> {
     /// Without any worker yet; what comes of its work is sent to `answers`.
     pub(super) fn new(answers: Sender<Vec<Input>>) -> Self {
         let (send, receive) = mpsc::channel();
-        Crew { queue: send, jobs: Arc::new(Jobs { queue: Mutex::new(receive), answers, idle: Mutex::new(0) }) }
+        Crew {
+            queue: send,
+            jobs: Arc::new(Jobs {
+                queue: Mutex::new(receive),
+                answers,
+                idle: Mutex::new(0),
+            }),
+        }
     }
 
     /// Has `work` done at once, by an idle worker or a new one.
-    pub(super) fn work<'scope>(&self, scope: &'scope Scope<'scope, 'env>, work: impl FnOnce() -> Input + Send + 'env) {
+    pub(super) fn work<'scope>(
+        &self,
+        scope: &'scope Scope<'scope, 'env>,
+        work: impl FnOnce() -> Input + Send + 'env,
+    ) {
         let is_short_handed = self.jobs.count(-1) < 0;
         // The receiver lives as long as this does.
         let _ = self.queue.send(Box::new(work));
@@ -50,7 +61,11 @@ impl Jobs<'_> {
 
     fn take_one_after_the_other(&self) {
         loop {
-            let next = self.queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let next = self
+                .queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .recv();
             let Ok(work) = next else { return };
             let answer = work();
             // Before the answer: it may bring the next work at once.

@@ -31,15 +31,29 @@ pub enum Input {
     /// The build begins.
     Begin,
     /// The answer to [`Effect::Recall`].
-    Recalled { stage: StageIndex, sealed: Result<Option<Sealed>> },
+    Recalled {
+        stage: StageIndex,
+        sealed: Result<Option<Sealed>>,
+    },
     /// The answer to [`Effect::Expand`].
-    Expanded { stage: StageIndex, tasks: Result<Vec<Task>> },
+    Expanded {
+        stage: StageIndex,
+        tasks: Result<Vec<Task>>,
+    },
     /// The answer to [`Effect::Probe`].
     Probed { job: JobId, answer: Result<Answer> },
     /// A running job has come this far. Answers nothing.
-    Progressed { job: JobId, done: u64, total: u64, unit: String },
+    Progressed {
+        job: JobId,
+        done: u64,
+        total: u64,
+        unit: String,
+    },
     /// The answer to [`Effect::Run`]; the result is in the cache already.
-    Ran { job: JobId, result: Result<ActionResult> },
+    Ran {
+        job: JobId,
+        result: Result<ActionResult>,
+    },
     /// The build is to be stopped.
     Cancel,
 }
@@ -56,15 +70,30 @@ pub enum Answer {
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Effect {
     /// Look whether an earlier build completed this very stage, from inputs of these digests.
-    Recall { stage: StageIndex, givers: Vec<Digest> },
+    Recall {
+        stage: StageIndex,
+        givers: Vec<Digest>,
+    },
     /// Make the stage's work orders into tasks.
     Expand { stage: StageIndex, inputs: Inputs },
     /// Look for the task in the cache.
-    Probe { job: JobId, part: PartId, task: Task },
+    Probe {
+        job: JobId,
+        part: PartId,
+        task: Task,
+    },
     /// Run the task and put its result into the cache; not before `delay` is over.
-    Run { job: JobId, stage: StageIndex, task: Task, delay: Duration },
+    Run {
+        job: JobId,
+        stage: StageIndex,
+        task: Task,
+        delay: Duration,
+    },
     /// Note that the stage is complete, for later builds. Needs no answer.
-    Note { stage: StageIndex, sealed: Arc<Sealed> },
+    Note {
+        stage: StageIndex,
+        sealed: Arc<Sealed>,
+    },
     /// Tell it to the listeners.
     Tell(Event),
     /// Everything is said; no answer is outstanding.

@@ -1,8 +1,8 @@
 //! Does what the scheduler says and brings back what came of it.
 //!
-//! One loop steps the scheduler; every answer comes over one channel. Jobs run on workers, of which there are as many as
-//! jobs ever ran at once: how many that is, is the scheduler's affair. Whatever else may take time happens on a
-//! thread of its own.
+//! One loop steps the scheduler; every answer comes over one channel. Jobs run on workers, of which
+//! there are as many as jobs ever ran at once: how many that is, is the scheduler's affair.
+//! Whatever else may take time happens on a thread of its own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +18,10 @@ use super::explain::reasons;
 use super::onlooker::Onlooker;
 use super::proof;
 use super::recall::question;
-use super::{Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed, StageIndex, Task};
+use super::{
+    Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed,
+    StageIndex, Task,
+};
 use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
 use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId, Why};
@@ -74,7 +77,10 @@ struct Drive<'a> {
 impl Build<'_> {
     /// Builds. What goes wrong is told to `listener`.
     pub fn run(&self, listener: &mut dyn Listener) -> Built {
-        let drive = Drive { build: self, asked: self.plan.stages.iter().map(|_| OnceLock::new()).collect() };
+        let drive = Drive {
+            build: self,
+            asked: self.plan.stages.iter().map(|_| OnceLock::new()).collect(),
+        };
         let mut scheduler = Scheduler::new(self.plan, self.limits, self.last.history());
         let (send, receive) = mpsc::channel();
         // Once: it reads a dozen files.
@@ -89,21 +95,35 @@ impl Build<'_> {
                     for effect in scheduler.step(input) {
                         let (drive, send) = (&drive, send.clone());
                         match effect {
-                            // To read a note takes less time than to begin a thread; to hash files may take long.
+                            // To read a note takes less time than to begin a thread; to hash files
+                            // may take long.
                             Effect::Recall { stage, givers } => match drive.files(stage) {
                                 Ok(files) if files.is_empty() => {
                                     inputs.push_back(drive.recall(stage, &givers, Ok(files)))
                                 }
-                                files => _ = scope.spawn(move || answer(&send, drive.recall(stage, &givers, files))),
+                                files => {
+                                    _ = scope.spawn(move || {
+                                        answer(&send, drive.recall(stage, &givers, files))
+                                    })
+                                }
                             },
                             Effect::Expand { stage, inputs } => {
                                 scope.spawn(move || answer(&send, drive.expand(stage, inputs)));
                             }
                             Effect::Probe { job, part, task } => probes.push((job, part, task)),
-                            Effect::Run { job, stage, task, delay } => {
-                                crew.work(scope, move || drive.run(job, stage, &task, delay, &send));
+                            Effect::Run {
+                                job,
+                                stage,
+                                task,
+                                delay,
+                            } => {
+                                crew.work(scope, move || {
+                                    drive.run(job, stage, &task, delay, &send)
+                                });
                             }
-                            Effect::Note { stage, sealed } => _ = scope.spawn(move || drive.note(stage, &sealed)),
+                            Effect::Note { stage, sealed } => {
+                                _ = scope.spawn(move || drive.note(stage, &sealed))
+                            }
                             Effect::Tell(event) => listener.hear(&event),
                             Effect::Finish => return,
                         }
@@ -113,7 +133,9 @@ impl Build<'_> {
                 while !probes.is_empty() {
                     let share = probes.split_off(probes.len().saturating_sub(share));
                     let (drive, send) = (&drive, send.clone());
-                    let probe = move |(job, part, task): &(JobId, PartId, Task)| drive.probe(*job, part, task);
+                    let probe = move |(job, part, task): &(JobId, PartId, Task)| {
+                        drive.probe(*job, part, task)
+                    };
                     // All of a share in one message: they are many and small.
                     scope.spawn(move || send_all(&send, share.iter().map(probe).collect()));
                 }
@@ -142,11 +164,20 @@ impl Drive<'_> {
     /// The files of this machine that a stage reads.
     fn files(&self, stage: StageIndex) -> Result<Vec<PathBuf>> {
         let planned = &self.build.plan.stages[stage.index()];
-        guarded(&planned.kind, || self.kind(&planned.kind)?.files(&planned.params))
+        guarded(&planned.kind, || {
+            self.kind(&planned.kind)?.files(&planned.params)
+        })
     }
 
     fn recall(&self, stage: StageIndex, givers: &[Digest], paths: Result<Vec<PathBuf>>) -> Input {
-        let Build { plan, notes, memory, blobs, cancel, .. } = self.build;
+        let Build {
+            plan,
+            notes,
+            memory,
+            blobs,
+            cancel,
+            ..
+        } = self.build;
         let planned = &plan.stages[stage.index()];
         let sealed = guarded(&planned.kind, || {
             let mut files = BTreeMap::new();
@@ -158,7 +189,9 @@ impl Drive<'_> {
             if self.is_volatile(planned)? {
                 return Ok(None);
             }
-            memory.as_ref().map_or(Ok(None), |memory| memory.recall(&asked.question, *blobs))
+            memory
+                .as_ref()
+                .map_or(Ok(None), |memory| memory.recall(&asked.question, *blobs))
         });
         Input::Recalled { stage, sealed }
     }
@@ -176,7 +209,12 @@ impl Drive<'_> {
     }
 
     fn kind(&self, kind: &str) -> Result<&dyn Stage> {
-        let unknown = || Problem::new("kiln::engine::unknown_kind", format!("there is no stage kind `{kind}`"));
+        let unknown = || {
+            Problem::new(
+                "kiln::engine::unknown_kind",
+                format!("there is no stage kind `{kind}`"),
+            )
+        };
         self.build.stages.get(kind).ok_or_else(unknown)
     }
 
@@ -184,24 +222,55 @@ impl Drive<'_> {
         let planned = &self.build.plan.stages[stage.index()];
         let tasks = guarded(&planned.kind, || {
             let kind = self.kind(&planned.kind)?;
-            let files = self.asked[stage.index()].get().map(|asked| &asked.files).into_iter().flatten();
-            inputs.files = files.map(|(path, file)| (path.clone(), file.digest)).collect();
+            let files = self.asked[stage.index()]
+                .get()
+                .map(|asked| &asked.files)
+                .into_iter()
+                .flatten();
+            inputs.files = files
+                .map(|(path, file)| (path.clone(), file.digest))
+                .collect();
             let is_volatile = self.is_volatile(planned)?;
             let task = |order: WorkOrder| {
-                let (name, demand, smaller) = (order.name.clone(), order.demand, order.smaller.clone().into());
+                let (name, demand, smaller) = (
+                    order.name.clone(),
+                    order.demand,
+                    order.smaller.clone().into(),
+                );
                 let action = order.into_action(kind.spec());
                 let proof = kind.proof(&action.params)?;
-                Ok(Task { name, key: action.key(), action: Arc::new(action), demand, smaller, is_volatile, proof })
+                Ok(Task {
+                    name,
+                    key: action.key(),
+                    action: Arc::new(action),
+                    demand,
+                    smaller,
+                    is_volatile,
+                    proof,
+                })
             };
-            kind.expand(&planned.params, &inputs)?.into_iter().map(task).collect()
+            kind.expand(&planned.params, &inputs)?
+                .into_iter()
+                .map(task)
+                .collect()
         });
         Input::Expanded { stage, tasks }
     }
 
     fn probe(&self, job: JobId, part: &PartId, task: &Task) -> Input {
-        let Build { actions, blobs, notes, last, .. } = self.build;
+        let Build {
+            actions,
+            blobs,
+            notes,
+            last,
+            ..
+        } = self.build;
         let answer = guarded(&task.action.stage, || {
-            let found = Complete { actions: *actions, blobs: *blobs }.find(&task.key)?;
+            let found = Complete {
+                actions: *actions,
+                blobs: *blobs,
+            }
+            .find(&task.key)?;
             if let (Found::Hit(result), false) = (&found, task.is_volatile) {
                 return Ok(match proof::holds(&task.proof, result, *blobs, *notes)? {
                     true => Answer::Hit(result.clone()),
@@ -210,19 +279,48 @@ impl Drive<'_> {
             }
             let key = last.key(part);
             let before = key.map(|key| actions.get(&key)).transpose()?.flatten();
-            let past = before
-                .as_ref()
-                .map(|result| Past { took_ms: result.took_ms, peak_memory_bytes: result.peak_memory_bytes });
-            Ok(Answer::Miss(reasons(task, &found, key, before.as_ref()), past))
+            let past = before.as_ref().map(|result| Past {
+                took_ms: result.took_ms,
+                peak_memory_bytes: result.peak_memory_bytes,
+            });
+            Ok(Answer::Miss(
+                reasons(task, &found, key, before.as_ref()),
+                past,
+            ))
         });
         Input::Probed { job, answer }
     }
 
-    fn run(&self, job: JobId, stage: StageIndex, task: &Task, delay: Duration, send: &Sender<Vec<Input>>) -> Input {
-        let Build { plan, actions, notes, executor, cancel, .. } = self.build;
+    fn run(
+        &self,
+        job: JobId,
+        stage: StageIndex,
+        task: &Task,
+        delay: Duration,
+        send: &Sender<Vec<Input>>,
+    ) -> Input {
+        let Build {
+            plan,
+            actions,
+            notes,
+            executor,
+            cancel,
+            ..
+        } = self.build;
         let result = guarded(&task.action.stage, || {
-            let progress = |done, total, unit| answer(send, Input::Progressed { job, done, total, unit });
-            let onlooker = Onlooker::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
+            let progress = |done, total, unit| {
+                answer(
+                    send,
+                    Input::Progressed {
+                        job,
+                        done,
+                        total,
+                        unit,
+                    },
+                )
+            };
+            let onlooker =
+                Onlooker::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
             onlooker.wait_for_its_turn()?;
             let turn = match self.turn(task, &onlooker)? {
                 Turned::Mine(turn) => turn,
@@ -231,7 +329,10 @@ impl Drive<'_> {
             let begun = Instant::now();
             let ran = onlooker.judge(executor.run(&task.action, &task.demand, &onlooker))?;
             if let Some(asked) = self.asked[stage.index()].get() {
-                asked.files.values().try_for_each(|file| file.check(*notes, cancel))?;
+                asked
+                    .files
+                    .values()
+                    .try_for_each(|file| file.check(*notes, cancel))?;
             }
             let result = ActionResult {
                 action: task.action.canonical_text(),
@@ -249,7 +350,12 @@ impl Drive<'_> {
 
     /// Waits until no other kiln does the same work; it may have done it then.
     fn turn(&self, task: &Task, onlooker: &Onlooker) -> Result<Turned> {
-        let Build { actions, blobs, notes, .. } = self.build;
+        let Build {
+            actions,
+            blobs,
+            notes,
+            ..
+        } = self.build;
         // Small work is done twice sooner than it is waited for.
         if task.demand.isolation == Isolation::Thread && task.action.origin.is_none() {
             return Ok(Turned::Mine(Turn::default()));
@@ -258,9 +364,15 @@ impl Drive<'_> {
         loop {
             match actions.turn(&task.key)? {
                 Some(turn) if has_waited && !task.is_volatile => {
-                    let found = Complete { actions: *actions, blobs: *blobs }.get(&task.key)?;
+                    let found = Complete {
+                        actions: *actions,
+                        blobs: *blobs,
+                    }
+                    .get(&task.key)?;
                     return Ok(match found {
-                        Some(result) if proof::holds(&task.proof, &result, *blobs, *notes)? => Turned::Made(result),
+                        Some(result) if proof::holds(&task.proof, &result, *blobs, *notes)? => {
+                            Turned::Made(result)
+                        }
                         _ => Turned::Mine(turn),
                     });
                 }
@@ -292,8 +404,16 @@ fn send_all(send: &Sender<Vec<Input>>, inputs: Vec<Input>) {
 fn guarded<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let literal = panic.downcast_ref::<&str>().copied();
-        let text = literal.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
-        Err(Problem::new("kiln::engine::panicked", format!("stage `{kind}` panicked: {text}"))
-            .help("a mistake of kiln, not of the plan: please report it with what `kiln build --log FILE` writes"))
+        let text = literal
+            .or(panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        Err(Problem::new(
+            "kiln::engine::panicked",
+            format!("stage `{kind}` panicked: {text}"),
+        )
+        .help(
+            "a mistake of kiln, not of the plan: please report it with what `kiln build --log \
+             FILE` writes",
+        ))
     })
 }

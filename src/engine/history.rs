@@ -1,4 +1,5 @@
-//! What stages took and gave in earlier builds. From it follow the roads: longest road first is how a few workers end soonest.
+//! What stages took and gave in earlier builds. From it follow the roads: longest road first is how
+//! a few workers end soonest.
 
 use std::collections::BTreeMap;
 
@@ -43,14 +44,23 @@ pub struct Before {
 pub struct History(pub BTreeMap<String, Before>);
 
 impl History {
-    /// For each stage of `plan`, the time from its end to the end of the build: the longest way through those that
-    /// wait for it.
+    /// For each stage of `plan`, the time from its end to the end of the build: the longest way
+    /// through those that wait for it.
     pub(super) fn roads(&self, plan: &Plan, jobs: u32) -> Vec<u64> {
-        let place: BTreeMap<_, _> = plan.stages.iter().enumerate().map(|(place, stage)| (&stage.id, place)).collect();
+        let place: BTreeMap<_, _> = plan
+            .stages
+            .iter()
+            .enumerate()
+            .map(|(place, stage)| (&stage.id, place))
+            .collect();
         let mut roads = vec![0; plan.stages.len()];
-        // From the end, so that a stage's own road is known before it is added to those of its givers.
+        // From the end, so that a stage's own road is known before it is added to those of its
+        // givers.
         for (at, stage) in plan.stages.iter().enumerate().rev() {
-            let took = self.0.get(&stage.id.0).map_or(0, |before| before.took.with(jobs));
+            let took = self
+                .0
+                .get(&stage.id.0)
+                .map_or(0, |before| before.took.with(jobs));
             let road = took.saturating_add(roads[at]);
             for giver in stage.dependencies().filter_map(|giver| place.get(giver)) {
                 roads[*giver] = road.max(roads[*giver]);

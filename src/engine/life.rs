@@ -55,7 +55,10 @@ pub enum StageLife {
     /// Its orders are being made.
     Expanding,
     /// Its parts: order name and job, and how many of them are not done.
-    Working { parts: Vec<(String, JobId)>, open: usize },
+    Working {
+        parts: Vec<(String, JobId)>,
+        open: usize,
+    },
     /// Every part is there.
     Sealed(Arc<Sealed>),
     /// Its inputs, its expansion, a part of it or the sealing went wrong.
@@ -75,7 +78,11 @@ pub enum JobLife {
     /// It runs.
     Running,
     /// Its outputs are there; `hit` says whether the cache had them.
-    Done { outputs: Outputs, hit: bool, took_ms: u64 },
+    Done {
+        outputs: Outputs,
+        hit: bool,
+        took_ms: u64,
+    },
     /// It went wrong.
     Failed,
     /// It was interrupted.
@@ -114,7 +121,8 @@ pub struct Past {
 pub struct Built {
     /// The stages that are complete.
     pub sealed: BTreeMap<StageId, Arc<Sealed>>,
-    /// Every part that was looked for, in the order of the plan: not those of stages that an earlier build completed.
+    /// Every part that was looked for, in the order of the plan: not those of stages that an
+    /// earlier build completed.
     pub parts: Vec<BuiltPart>,
 }
 

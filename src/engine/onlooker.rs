@@ -30,7 +30,13 @@ impl<'a> Onlooker<'a> {
         timeout: Option<Duration>,
         delay: Duration,
     ) -> Self {
-        Onlooker { progress, cancel, begins: Instant::now() + delay, timeout, told: Mutex::new(None) }
+        Onlooker {
+            progress,
+            cancel,
+            begins: Instant::now() + delay,
+            timeout,
+            told: Mutex::new(None),
+        }
     }
 
     /// Sleeps until the delay is over, or the build is being stopped.
@@ -59,7 +65,9 @@ impl<'a> Onlooker<'a> {
     /// What came of the job: one that stopped because its time was over failed.
     pub(super) fn judge(&self, ran: Result<Ran>) -> Result<Ran> {
         match (ran, self.timeout.filter(|_| self.is_over())) {
-            (Err(problem), Some(timeout)) if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) => {
+            (Err(problem), Some(timeout))
+                if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) =>
+            {
                 let message = format!("ended after {}, its `timeout`", duration(timeout));
                 Err(Problem::new("kiln::engine::timeout", message)
                     .help("give the stage a longer `timeout`, or find out what it waits for"))
@@ -69,7 +77,8 @@ impl<'a> Onlooker<'a> {
     }
 
     fn is_over(&self) -> bool {
-        self.timeout.is_some_and(|timeout| self.begins.elapsed() >= timeout)
+        self.timeout
+            .is_some_and(|timeout| self.begins.elapsed() >= timeout)
     }
 }
 

@@ -1,7 +1,9 @@
-//! What an earlier build left complete need not be expanded and looked for part by part: one note says it all.
+//! What an earlier build left complete need not be expanded and looked for part by part: one note
+//! says it all.
 //!
-//! A stage is asked for by a question: what expands it (this very program), its kind and parameters, and the digests
-//! of all it takes from: stages and files. An expansion is pure, so the same question has the same answer.
+//! A stage is asked for by a question: what expands it (this very program), its kind and
+//! parameters, and the digests of all it takes from: stages and files. An expansion is pure, so the
+//! same question has the same answer.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,15 +26,22 @@ pub struct Memory<'a> {
 
 impl Memory<'_> {
     /// The stage that `question` asks for as it was left, if all it gave is still there.
-    pub(super) fn recall(&self, question: &Digest, blobs: &dyn BlobStore) -> Result<Option<Sealed>> {
+    pub(super) fn recall(
+        &self,
+        question: &Digest,
+        blobs: &dyn BlobStore,
+    ) -> Result<Option<Sealed>> {
         let note = self.notes.read(&self.to_this_program(question))?;
-        let Some(sealed) = note.and_then(Sealed::read) else { return Ok(None) };
+        let Some(sealed) = note.and_then(Sealed::read) else {
+            return Ok(None);
+        };
         Ok(blobs.has_all(&sealed.blobs())?.then_some(sealed))
     }
 
     /// Remembers a complete stage.
     pub(super) fn note(&self, question: &Digest, sealed: &Sealed) -> Result<()> {
-        self.notes.write(&self.to_this_program(question), sealed.text())
+        self.notes
+            .write(&self.to_this_program(question), sealed.text())
     }
 
     fn to_this_program(&self, question: &Digest) -> Digest {
@@ -50,16 +59,25 @@ struct Question<'a> {
     files: BTreeMap<&'a PathBuf, Digest>,
 }
 
-/// What asks for `stage`, which takes from complete stages of the digests `givers` and from `files`.
-pub(super) fn question(stage: &PlannedStage, givers: &[Digest], files: &BTreeMap<PathBuf, Watched>) -> Result<Digest> {
+/// What asks for `stage`, which takes from complete stages of the digests `givers` and from
+/// `files`.
+pub(super) fn question(
+    stage: &PlannedStage,
+    givers: &[Digest],
+    files: &BTreeMap<PathBuf, Watched>,
+) -> Result<Digest> {
     let question = Question {
         kind: &stage.kind,
         params: &stage.params,
         slots: &stage.slots,
         tools: &stage.tools,
         givers,
-        files: files.iter().map(|(path, file)| (path, file.digest)).collect(),
+        files: files
+            .iter()
+            .map(|(path, file)| (path, file.digest))
+            .collect(),
     };
-    let text = serde_json::to_vec(&question).context("kiln::engine::recall", || format!("ask for {}", stage.id))?;
+    let text = serde_json::to_vec(&question)
+        .context("kiln::engine::recall", || format!("ask for {}", stage.id))?;
     Ok(hash_bytes(&text))
 }

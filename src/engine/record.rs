@@ -1,4 +1,5 @@
-//! What the last builds of a plan came to: the actions that today's are compared with, and the time that stages took.
+//! What the last builds of a plan came to: the actions that today's are compared with, and the time
+//! that stages took.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,9 +16,9 @@ use crate::base::{Context, Digest, Result, new_file_in, open_file, read_file};
 use crate::events::PartId;
 use crate::plan::StageId;
 
-/// The key of each part when it was last there. A file `last/PLAN.json` in the cache folder, of two lines: what is known
-/// of each stage as a whole, and the keys, which are read only if someone asks. Nothing but reasons, the order of
-/// work and what `gc` keeps hangs on it.
+/// The key of each part when it was last there. A file `last/PLAN.json` in the cache folder, of two
+/// lines: what is known of each stage as a whole, and the keys, which are read only if someone
+/// asks. Nothing but reasons, the order of work and what `gc` keeps hangs on it.
 #[derive(Default)]
 pub struct Record {
     path: Option<PathBuf>,
@@ -26,7 +27,11 @@ pub struct Record {
 }
 
 /// What comes of opening none, or something that is no file or no text.
-const NO_RECORD: [ErrorKind; 3] = [ErrorKind::NotFound, ErrorKind::InvalidData, ErrorKind::InvalidInput];
+const NO_RECORD: [ErrorKind; 3] = [
+    ErrorKind::NotFound,
+    ErrorKind::InvalidData,
+    ErrorKind::InvalidInput,
+];
 
 /// Cap on such a file: a part needs 150 bytes, so it holds a million and more.
 const MAX_BYTES: u64 = 256 << 20;
@@ -55,13 +60,17 @@ impl Record {
             }
             _ => {
                 let stages = serde_json::from_str(&line).unwrap_or_default();
-                Ok(Record { path: Some(path), stages, keys: OnceLock::new() })
+                Ok(Record {
+                    path: Some(path),
+                    stages,
+                    keys: OnceLock::new(),
+                })
             }
         }
     }
 
-    /// The keys in the records of all plans: what their last builds asked. A record that cannot be understood is a
-    /// problem here, because somebody is about to remove what no record names.
+    /// The keys in the records of all plans: what their last builds asked. A record that cannot be
+    /// understood is a problem here, because somebody is about to remove what no record names.
     pub fn all(cache: &Path) -> Result<Vec<ActionKey>> {
         let folder = cache.join("last");
         let entries = match std::fs::read_dir(&folder) {
@@ -70,13 +79,23 @@ impl Record {
         };
         let mut keys = vec![];
         for entry in entries {
-            let path = entry.context(CODE, || format!("list {}", folder.display()))?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
+            let path = entry
+                .context(CODE, || format!("list {}", folder.display()))?
+                .path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 let text = read_text(&path).context(CODE, || format!("read {}", path.display()))?;
                 let understood = read_keys(&text);
-                let all = understood.context(CODE, || format!("understand {}", path.display())).map_err(|problem| {
-                    problem.help("remove the file and build that plan again; until then its last build keeps nothing")
-                })?;
+                let all = understood
+                    .context(CODE, || format!("understand {}", path.display()))
+                    .map_err(|problem| {
+                        problem.help(
+                            "remove the file and build that plan again; until then its last build \
+                             keeps nothing",
+                        )
+                    })?;
                 keys.extend(all.into_values().flat_map(BTreeMap::into_values));
             }
         }
@@ -90,23 +109,38 @@ impl Record {
 
     /// What each stage took and gave.
     pub fn history(&self) -> History {
-        History(self.stages.iter().map(|(stage, whole)| (stage.clone(), whole.before)).collect())
+        History(
+            self.stages
+                .iter()
+                .map(|(stage, whole)| (stage.clone(), whole.before))
+                .collect(),
+        )
     }
 
     fn keys(&self) -> &Keys {
         self.keys.get_or_init(|| {
             let text = self.path.as_ref().and_then(|path| read_text(path).ok());
             // The keys of a record that is no record are unknown; only reasons are lost.
-            text.and_then(|text| read_keys(&text).ok()).unwrap_or_default()
+            text.and_then(|text| read_keys(&text).ok())
+                .unwrap_or_default()
         })
     }
 
-    /// Adds what a build brought about, and yields whether that is news. A stage that is complete has these parts and no
-    /// others; of one that is not, the parts that did not come about keep their old keys.
+    /// Adds what a build brought about, and yields whether that is news. A stage that is complete
+    /// has these parts and no others; of one that is not, the parts that did not come about
+    /// keep their old keys.
     pub fn merge(&mut self, built: &Built) -> Result<bool> {
         let known = |stage: &String| self.stages.get(stage).and_then(|whole| whole.sealed);
-        let is_news = built.sealed.iter().any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest()));
-        let done = || built.parts.iter().filter(|part| part.life.outputs().is_some());
+        let is_news = built
+            .sealed
+            .iter()
+            .any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest()));
+        let done = || {
+            built
+                .parts
+                .iter()
+                .filter(|part| part.life.outputs().is_some())
+        };
         let is_whole = |stage: &String| built.sealed.contains_key(&StageId(stage.clone()));
         if !is_news && done().all(|part| is_whole(&part.id.stage)) {
             return Ok(false);
@@ -114,16 +148,29 @@ impl Record {
         let mut keys = self.keys().clone();
         let mut took: BTreeMap<&str, Took> = BTreeMap::new();
         for part in done() {
-            took.entry(&part.id.stage).or_default().add(part.life.took_ms());
-            keys.entry(part.id.stage.clone()).or_default().insert(part.id.part.clone(), part.task.key);
+            took.entry(&part.id.stage)
+                .or_default()
+                .add(part.life.took_ms());
+            keys.entry(part.id.stage.clone())
+                .or_default()
+                .insert(part.id.part.clone(), part.task.key);
             self.stages.entry(part.id.stage.clone()).or_default().sealed = None;
         }
         for (stage, sealed) in &built.sealed {
-            keys.insert(stage.0.clone(), sealed.whole()?.parts.iter().cloned().collect());
+            keys.insert(
+                stage.0.clone(),
+                sealed.whole()?.parts.iter().cloned().collect(),
+            );
             let whole = self.stages.entry(stage.0.clone()).or_default();
             whole.sealed = Some(sealed.digest());
-            let took = took.get(stage.0.as_str()).copied().unwrap_or(whole.before.took);
-            whole.before = Before { took, gives: Some(sealed.gives()) };
+            let took = took
+                .get(stage.0.as_str())
+                .copied()
+                .unwrap_or(whole.before.took);
+            whole.before = Before {
+                took,
+                gives: Some(sealed.gives()),
+            };
         }
         self.keys = keys.into();
         Ok(true)
@@ -131,12 +178,17 @@ impl Record {
 
     /// Replaces the record of a plan, whole or not at all.
     pub fn write(&self) -> Result<()> {
-        let Some(path) = &self.path else { return Ok(()) };
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
         let write = || -> io::Result<()> {
             let folder = path.parent().unwrap_or(path);
             std::fs::create_dir_all(folder)?;
             let mut file = new_file_in(folder, ".tmp")?;
-            for line in [serde_json::to_vec(&self.stages)?, serde_json::to_vec(self.keys())?] {
+            for line in [
+                serde_json::to_vec(&self.stages)?,
+                serde_json::to_vec(self.keys())?,
+            ] {
                 file.write_all(&line)?;
                 file.write_all(b"\n")?;
             }
@@ -150,7 +202,8 @@ impl Record {
 const CODE: &str = "kiln::engine::record";
 
 fn read_text(path: &Path) -> io::Result<String> {
-    String::from_utf8(read_file(path, MAX_BYTES)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    String::from_utf8(read_file(path, MAX_BYTES)?)
+        .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
 /// The keys in the text of a record.

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use super::{JobId, Limits};
 use crate::action::Demand;
 
-/// A waiting job's place in the queue: the time of all that waits behind it, longest first, then the plan's order.
+/// A waiting job's place in the queue: the time of all that waits behind it, longest first, then
+/// the plan's order.
 type Rank = (Reverse<u64>, usize, usize, JobId);
 
 /// What is in use, and who waits for it.
@@ -20,12 +21,20 @@ pub(super) struct Room {
 impl Room {
     /// An empty one.
     pub(super) fn new(limits: Limits) -> Self {
-        Room { limits, threads: 0, memory_bytes: 0, waiting: BTreeSet::new() }
+        Room {
+            limits,
+            threads: 0,
+            memory_bytes: 0,
+            waiting: BTreeSet::new(),
+        }
     }
 
     /// `demand`, cut down to the threads that there are.
     pub(super) fn fitted(&self, demand: Demand) -> Demand {
-        Demand { threads: demand.threads.clamp(1, self.limits.jobs.max(1)), ..demand }
+        Demand {
+            threads: demand.threads.clamp(1, self.limits.jobs.max(1)),
+            ..demand
+        }
     }
 
     /// Whether `demand` fits into an empty room.
@@ -46,7 +55,10 @@ impl Room {
             demand.threads <= self.limits.jobs - self.threads
                 && demand.memory_bytes <= self.limits.memory_bytes - self.memory_bytes
         };
-        self.waiting.iter().map(|(.., job)| *job).find(|job| fits(demand_of(*job)))
+        self.waiting
+            .iter()
+            .map(|(.., job)| *job)
+            .find(|job| fits(demand_of(*job)))
     }
 
     /// A waiting job begins.

@@ -1,10 +1,11 @@
 //! Decides what runs when: a state machine without thread, file or clock.
 //!
-//! Once every stage that a stage takes from is sealed, an earlier build may have completed it from the very same: then
-//! it is sealed at once. Else it expands into parts. Each part is an action; parts with equal keys share one job. A job is
-//! probed first. A miss waits for room, the one with the longest road behind it first. When all parts of a stage are
-//! done it is sealed, and others go on. After a failure (unless told to keep going) or `Cancel` nothing new begins;
-//! the end comes when every answer asked for is there.
+//! Once every stage that a stage takes from is sealed, an earlier build may have completed it from
+//! the very same: then it is sealed at once. Else it expands into parts. Each part is an action;
+//! parts with equal keys share one job. A job is probed first. A miss waits for room, the one with
+//! the longest road behind it first. When all parts of a stage are done it is sealed, and others go
+//! on. After a failure (unless told to keep going) or `Cancel` nothing new begins; the end comes
+//! when every answer asked for is there.
 
 mod jobs;
 
@@ -17,8 +18,8 @@ use petgraph::graph::DiGraph;
 use super::room::Room;
 use super::sealed::{Piece, check_names};
 use super::{
-    Answer, Built, BuiltPart, Effect, History, Input, JobId, JobLife, Limits, Sealed, StageIndex, StageLife, Task,
-    Whole,
+    Answer, Built, BuiltPart, Effect, History, Input, JobId, JobLife, Limits, Sealed, StageIndex,
+    StageLife, Task, Whole,
 };
 use crate::action::{ActionKey, Inputs, Manifest};
 use crate::base::{Digest, Problem, Result};
@@ -74,11 +75,15 @@ struct Count {
 }
 
 impl<'a> Scheduler<'a> {
-    /// A build of `plan` that has not begun; `history` is what is known of its stages from earlier ones.
+    /// A build of `plan` that has not begun; `history` is what is known of its stages from earlier
+    /// ones.
     pub fn new(plan: &'a Plan, limits: Limits, history: History) -> Self {
         let mut graph = DiGraph::new();
-        let index: BTreeMap<_, _> =
-            plan.stages.iter().map(|stage| (&stage.id, graph.add_node(StageLife::Waiting))).collect();
+        let index: BTreeMap<_, _> = plan
+            .stages
+            .iter()
+            .map(|stage| (&stage.id, graph.add_node(StageLife::Waiting)))
+            .collect();
         for stage in &plan.stages {
             for giver in stage.dependencies() {
                 graph.update_edge(index[giver], index[&stage.id], ());
@@ -128,22 +133,40 @@ impl<'a> Scheduler<'a> {
                 self.awaited -= 1;
                 match answer {
                     Ok(Answer::Hit(result)) => {
-                        let done = JobLife::Done { outputs: result.outputs, hit: true, took_ms: result.took_ms };
+                        let done = JobLife::Done {
+                            outputs: result.outputs,
+                            hit: true,
+                            took_ms: result.took_ms,
+                        };
                         self.set_job(job, done);
                     }
                     Ok(Answer::Miss(why, past)) => self.missed(job, why, past),
                     Err(problem) => self.fail_job(job, problem),
                 }
             }
-            Input::Progressed { job, done, total, unit } => {
+            Input::Progressed {
+                job,
+                done,
+                total,
+                unit,
+            } => {
                 let part = self.part(job);
-                self.tell(Event::Progress { part, done, total, unit });
+                self.tell(Event::Progress {
+                    part,
+                    done,
+                    total,
+                    unit,
+                });
             }
             Input::Ran { job, result } => {
                 self.awaited -= 1;
                 match result {
                     Ok(result) => {
-                        let done = JobLife::Done { outputs: result.outputs, hit: false, took_ms: result.took_ms };
+                        let done = JobLife::Done {
+                            outputs: result.outputs,
+                            hit: false,
+                            took_ms: result.took_ms,
+                        };
                         self.set_job(job, done);
                     }
                     Err(problem) if self.cancelled && problem.is_cancelled() => {
@@ -162,19 +185,29 @@ impl<'a> Scheduler<'a> {
 
     /// What came of the build.
     pub fn into_built(self) -> Built {
-        let claims = self.jobs.iter().flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
+        let claims = self
+            .jobs
+            .iter()
+            .flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
         let mut claims: Vec<(&Claim, &Job)> = claims.collect();
         claims.sort_by_key(|(claim, _)| (claim.stage, claim.place));
         let part = |(claim, job): (&Claim, &Job)| {
             let (id, first) = (self.part_id(claim), self.part_id(&job.claims[0]));
-            // The cache was asked why for the first that claimed it; another part was another before.
+            // The cache was asked why for the first that claimed it; another part was another
+            // before.
             let life = match &job.life {
-                JobLife::Ready { .. } if id != first => {
-                    JobLife::Ready { why: vec![Why::Same { part: first.to_string() }] }
-                }
+                JobLife::Ready { .. } if id != first => JobLife::Ready {
+                    why: vec![Why::Same {
+                        part: first.to_string(),
+                    }],
+                },
                 life => life.clone(),
             };
-            BuiltPart { id, task: job.task.clone(), life }
+            BuiltPart {
+                id,
+                task: job.task.clone(),
+                life,
+            }
         };
         let parts = claims.into_iter().map(part).collect();
         let mut sealed = BTreeMap::new();
@@ -187,8 +220,17 @@ impl<'a> Scheduler<'a> {
     }
 
     fn begin(&mut self) {
-        let stages = self.plan.stages.iter().map(|stage| stage.id.to_string()).collect();
-        self.tell(Event::Begun { schema: SCHEMA, plan: self.plan.name.clone(), stages });
+        let stages = self
+            .plan
+            .stages
+            .iter()
+            .map(|stage| stage.id.to_string())
+            .collect();
+        self.tell(Event::Begun {
+            schema: SCHEMA,
+            plan: self.plan.name.clone(),
+            stages,
+        });
         for stage in self.graph.node_indices() {
             self.recall_if_ready(stage);
         }
@@ -197,7 +239,13 @@ impl<'a> Scheduler<'a> {
     fn recall_if_ready(&mut self, stage: StageIndex) {
         let waits = matches!(self.graph[stage], StageLife::Waiting);
         let is_sealed = |giver| matches!(self.graph[giver], StageLife::Sealed(_));
-        if waits && !self.stopping && self.graph.neighbors_directed(stage, Incoming).all(is_sealed) {
+        if waits
+            && !self.stopping
+            && self
+                .graph
+                .neighbors_directed(stage, Incoming)
+                .all(is_sealed)
+        {
             self.set_stage(stage, StageLife::Recalling);
         }
     }
@@ -215,13 +263,33 @@ impl<'a> Scheduler<'a> {
         let mut parts = vec![];
         for (place, mut task) in tasks.into_iter().enumerate() {
             task.demand = self.room.fitted(task.demand);
-            let claim = Claim { stage, place, name: task.name.clone() };
-            parts.push((task.name.clone(), *self.by_key.entry(task.key).or_insert(JobId(self.jobs.len()))));
+            let claim = Claim {
+                stage,
+                place,
+                name: task.name.clone(),
+            };
+            parts.push((
+                task.name.clone(),
+                *self
+                    .by_key
+                    .entry(task.key)
+                    .or_insert(JobId(self.jobs.len())),
+            ));
             let JobId(job) = parts[place].1;
             if job == self.jobs.len() {
-                self.ask(Effect::Probe { job: JobId(job), part: self.part_id(&claim), task: task.clone() });
+                self.ask(Effect::Probe {
+                    job: JobId(job),
+                    part: self.part_id(&claim),
+                    task: task.clone(),
+                });
                 let road_ms = self.road_ms[stage.index()];
-                self.jobs.push(Job { task, life: JobLife::Probing, road_ms, retried: 0, claims: vec![] });
+                self.jobs.push(Job {
+                    task,
+                    life: JobLife::Probing,
+                    road_ms,
+                    retried: 0,
+                    claims: vec![],
+                });
             }
             self.jobs[job].claims.push(claim.clone());
             jobs.push((claim, job));
@@ -241,12 +309,18 @@ impl<'a> Scheduler<'a> {
         let name = self.planned(stage).id.to_string();
         match &life {
             StageLife::Waiting => {}
-            StageLife::Recalling => self.ask(Effect::Recall { stage, givers: self.givers(stage) }),
+            StageLife::Recalling => self.ask(Effect::Recall {
+                stage,
+                givers: self.givers(stage),
+            }),
             StageLife::Expanding => match self.inputs(stage) {
                 Ok(inputs) => self.ask(Effect::Expand { stage, inputs }),
                 Err(problem) => return self.fail_stage(stage, problem),
             },
-            StageLife::Working { open, .. } => self.tell(Event::Expanded { stage: name, parts: *open }),
+            StageLife::Working { open, .. } => self.tell(Event::Expanded {
+                stage: name,
+                parts: *open,
+            }),
             StageLife::Sealed(_) => {}
             StageLife::Failed => self.stopping |= !self.limits.keep_going,
             StageLife::Skipped => self.tell(Event::Skipped { stage: name }),
@@ -255,9 +329,16 @@ impl<'a> Scheduler<'a> {
         let mut takers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
         takers.sort();
         match &self.graph[stage] {
-            StageLife::Sealed(_) => takers.into_iter().for_each(|taker| self.recall_if_ready(taker)),
-            StageLife::Failed | StageLife::Skipped => takers.into_iter().for_each(|taker| self.skip(taker)),
-            StageLife::Waiting | StageLife::Recalling | StageLife::Expanding | StageLife::Working { .. } => {}
+            StageLife::Sealed(_) => takers
+                .into_iter()
+                .for_each(|taker| self.recall_if_ready(taker)),
+            StageLife::Failed | StageLife::Skipped => {
+                takers.into_iter().for_each(|taker| self.skip(taker))
+            }
+            StageLife::Waiting
+            | StageLife::Recalling
+            | StageLife::Expanding
+            | StageLife::Working { .. } => {}
         }
     }
 
@@ -268,7 +349,10 @@ impl<'a> Scheduler<'a> {
     }
 
     fn fail_stage(&mut self, stage: StageIndex, problem: Problem) {
-        let part = PartId { stage: self.planned(stage).id.to_string(), part: String::new() };
+        let part = PartId {
+            stage: self.planned(stage).id.to_string(),
+            part: String::new(),
+        };
         self.count.failed += 1;
         self.tell(Event::Failed { part, problem });
         self.set_stage(stage, StageLife::Failed);
@@ -276,7 +360,9 @@ impl<'a> Scheduler<'a> {
 
     fn hit(&mut self, claim: &Claim) {
         self.count.hits += 1;
-        self.tell(Event::Hit { part: self.part_id(claim) });
+        self.tell(Event::Hit {
+            part: self.part_id(claim),
+        });
         self.close_part(claim.stage);
     }
 
@@ -287,17 +373,30 @@ impl<'a> Scheduler<'a> {
     }
 
     fn seal_if_done(&mut self, stage: StageIndex) {
-        let StageLife::Working { parts, open: 0 } = &self.graph[stage] else { return };
+        let StageLife::Working { parts, open: 0 } = &self.graph[stage] else {
+            return;
+        };
         let pieces = parts.iter().filter_map(|(name, job)| {
             let Job { task, life, .. } = &self.jobs[job.0];
-            Some(Piece { name, key: task.key, action: &task.action, outputs: life.outputs()? })
+            Some(Piece {
+                name,
+                key: task.key,
+                action: &task.action,
+                outputs: life.outputs()?,
+            })
         });
         match Whole::of(pieces).and_then(Sealed::new).map(Arc::new) {
             Ok(sealed) => {
-                self.effects.push(Effect::Note { stage, sealed: Arc::clone(&sealed) });
+                self.effects.push(Effect::Note {
+                    stage,
+                    sealed: Arc::clone(&sealed),
+                });
                 let name = self.planned(stage).id.to_string();
                 let before = self.history.0.get(&name).and_then(|before| before.gives);
-                self.tell(Event::Sealed { as_before: before == Some(sealed.gives()), stage: name });
+                self.tell(Event::Sealed {
+                    as_before: before == Some(sealed.gives()),
+                    stage: name,
+                });
                 self.set_stage(stage, StageLife::Sealed(sealed));
             }
             Err(problem) => self.fail_stage(stage, problem),
@@ -307,7 +406,12 @@ impl<'a> Scheduler<'a> {
     fn finish(&mut self) {
         if self.awaited == 0 {
             let Count { hits, ran, failed } = self.count;
-            self.tell(Event::Finished { hits, ran, failed, cancelled: self.cancelled });
+            self.tell(Event::Finished {
+                hits,
+                ran,
+                failed,
+                cancelled: self.cancelled,
+            });
             self.effects.push(Effect::Finish);
         }
     }
@@ -332,7 +436,10 @@ impl<'a> Scheduler<'a> {
             StageLife::Sealed(sealed) => Some(sealed.gives()),
             _ => None,
         };
-        self.planned(stage).dependencies().filter_map(sealed).collect()
+        self.planned(stage)
+            .dependencies()
+            .filter_map(sealed)
+            .collect()
     }
 
     /// All it takes from, but for the files of this machine, which the driver knows.
@@ -344,8 +451,12 @@ impl<'a> Scheduler<'a> {
         let stage = self.planned(stage);
         let mut inputs = Inputs::default();
         for (slot, givers) in &stage.slots {
-            let given = givers.iter().map(|giver| Ok((giver.to_string(), manifest(giver)?)));
-            inputs.slots.insert(slot.clone(), given.collect::<Result<_>>()?);
+            let given = givers
+                .iter()
+                .map(|giver| Ok((giver.to_string(), manifest(giver)?)));
+            inputs
+                .slots
+                .insert(slot.clone(), given.collect::<Result<_>>()?);
         }
         for (tool, giver) in &stage.tools {
             inputs.tools.insert(tool.clone(), manifest(giver)?);
@@ -354,6 +465,9 @@ impl<'a> Scheduler<'a> {
     }
 
     fn part_id(&self, claim: &Claim) -> PartId {
-        PartId { stage: self.planned(claim.stage).id.to_string(), part: claim.name.clone() }
+        PartId {
+            stage: self.planned(claim.stage).id.to_string(),
+            part: claim.name.clone(),
+        }
     }
 }

@@ -10,9 +10,9 @@ use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
 use crate::base::{Context, Digest, Problem, Result, hash_bytes};
 use crate::store::{BlobList, Note};
 
-/// A complete stage as one text, which is what the next build recalls instead of expanding the stage and looking for each
-/// part. Three lines: the number of parts and the digest of the manifest, the blobs that hold it, and the rest, which is
-/// read only if someone asks.
+/// A complete stage as one text, which is what the next build recalls instead of expanding the
+/// stage and looking for each part. Three lines: the number of parts and the digest of the
+/// manifest, the blobs that hold it, and the rest, which is read only if someone asks.
 #[derive(Debug)]
 pub struct Sealed {
     note: Note,
@@ -41,9 +41,14 @@ pub(super) struct Piece<'a> {
 }
 
 impl Whole {
-    /// Joins outputs under their orders' names: `ORDER/OUTPUT`, or `OUTPUT` where the order has no name.
+    /// Joins outputs under their orders' names: `ORDER/OUTPUT`, or `OUTPUT` where the order has no
+    /// name.
     pub(super) fn of<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Result<Whole> {
-        let mut whole = Whole { manifest: Manifest::default(), parts: vec![], tools: BTreeMap::new() };
+        let mut whole = Whole {
+            manifest: Manifest::default(),
+            parts: vec![],
+            tools: BTreeMap::new(),
+        };
         for piece in pieces {
             for (output, part) in piece.outputs {
                 let name = match piece.name {
@@ -51,14 +56,22 @@ impl Whole {
                     order => PartName::new(format!("{order}/{output}"))?,
                 };
                 if whole.manifest.parts.contains_key(&name) {
-                    return Err(Problem::new("kiln::engine::same_part", format!("two outputs are called `{name}`"))
-                        .help("a mistake of the stage kind: each output of a stage needs a name of its own"));
+                    return Err(Problem::new(
+                        "kiln::engine::same_part",
+                        format!("two outputs are called `{name}`"),
+                    )
+                    .help(
+                        "a mistake of the stage kind: each output of a stage needs a name of its \
+                         own",
+                    ));
                 }
                 whole.manifest.parts.insert(name, part.clone());
             }
             whole.parts.push((piece.name.into(), piece.key));
             for (tool, files) in &piece.action.tools {
-                let digests = files.iter().map(|(file, content)| (file.clone(), content.digest));
+                let digests = files
+                    .iter()
+                    .map(|(file, content)| (file.clone(), content.digest));
                 whole.tools.entry(tool.clone()).or_default().extend(digests);
             }
         }
@@ -69,20 +82,36 @@ impl Whole {
 impl Sealed {
     /// The stage of which `whole` is known.
     pub fn new(whole: Whole) -> Result<Sealed> {
-        let blobs = BlobList::of(whole.manifest.parts.values().map(|part| part.content.blob()));
+        let blobs = BlobList::of(
+            whole
+                .manifest
+                .parts
+                .values()
+                .map(|part| part.content.blob()),
+        );
         let spell = || "spell a complete stage".into();
         let gives = hash_bytes(&serde_json::to_vec(&whole.manifest).context(CODE, spell)?);
         let body = serde_json::to_string(&whole).context(CODE, spell)?;
         let parts = whole.parts.len();
         let note = Note::new(format!("{parts} {gives}\n{}\n{body}\n", blobs.text()));
-        Ok(Sealed { note, parts, gives, whole: whole.into() })
+        Ok(Sealed {
+            note,
+            parts,
+            gives,
+            whole: whole.into(),
+        })
     }
 
     /// The stage that was noted; `None` if the note says something else.
     pub(super) fn read(note: Note) -> Option<Sealed> {
         let (parts, gives) = note.text.lines().next()?.split_once(' ')?;
         let (parts, gives) = (parts.parse().ok()?, gives.parse().ok()?);
-        Some(Sealed { note, parts, gives, whole: OnceLock::new() })
+        Some(Sealed {
+            note,
+            parts,
+            gives,
+            whole: OnceLock::new(),
+        })
     }
 
     /// Of all that is known.
@@ -107,8 +136,12 @@ impl Sealed {
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
         let whole = serde_json::from_str(body)
-            .context(CODE, || "read a complete stage that an earlier build noted".into())
-            .map_err(|problem| problem.help("remove the folder `notes` of the cache: it only saves time"))?;
+            .context(CODE, || {
+                "read a complete stage that an earlier build noted".into()
+            })
+            .map_err(|problem| {
+                problem.help("remove the folder `notes` of the cache: it only saves time")
+            })?;
         Ok(self.whole.get_or_init(|| whole))
     }
 
@@ -135,8 +168,11 @@ const CODE: &str = "kiln::engine::seal";
 pub(super) fn check_names(tasks: &[Task]) -> Result<()> {
     let mut names = BTreeSet::new();
     match tasks.iter().find(|task| !names.insert(task.name.as_str())) {
-        Some(task) => Err(Problem::new("kiln::engine::same_order", format!("two orders are called `{}`", task.name))
-            .help("a mistake of the stage kind: each order of a stage needs a name of its own")),
+        Some(task) => Err(Problem::new(
+            "kiln::engine::same_order",
+            format!("two orders are called `{}`", task.name),
+        )
+        .help("a mistake of the stage kind: each order of a stage needs a name of its own")),
         None => Ok(()),
     }
 }

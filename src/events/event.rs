@@ -1,4 +1,5 @@
-//! One stream of events; every view of a build is a listener. `docs/events.md` says what each event is as JSON.
+//! One stream of events; every view of a build is a listener. `docs/events.md` says what each event
+//! is as JSON.
 
 use std::fmt;
 
@@ -7,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::Why;
 use crate::base::Problem;
 
-/// The number of the events' form. Within it, fields are added, never changed; a new event raises it.
+/// The number of the events' form. Within it, fields are added, never changed; a new event raises
+/// it.
 pub const SCHEMA: u32 = 1;
 
-/// A part of a stage: `weights/blk.0.attn_q.weight`; only the stage's name where it has a single part.
+/// A part of a stage: `weights/blk.0.attn_q.weight`; only the stage's name where it has a single
+/// part.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct PartId {
     /// The stage's name in the plan.
@@ -21,7 +24,11 @@ pub struct PartId {
 
 impl fmt::Display for PartId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.part.is_empty() { f.write_str(&self.stage) } else { write!(f, "{}/{}", self.stage, self.part) }
+        if self.part.is_empty() {
+            f.write_str(&self.stage)
+        } else {
+            write!(f, "{}/{}", self.stage, self.part)
+        }
     }
 }
 
@@ -31,21 +38,39 @@ impl fmt::Display for PartId {
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Event {
     /// The build begins; `schema` is [`SCHEMA`].
-    Begun { schema: u32, plan: String, stages: Vec<String> },
+    Begun {
+        schema: u32,
+        plan: String,
+        stages: Vec<String>,
+    },
     /// A stage knows its parts.
     Expanded { stage: String, parts: usize },
-    /// All parts of a stage were found in the cache in one look: as if expanded, each part hit, and sealed.
+    /// All parts of a stage were found in the cache in one look: as if expanded, each part hit, and
+    /// sealed.
     Unchanged { stage: String, parts: usize },
     /// A part was found in the cache.
     Hit { part: PartId },
     /// A part begins to run.
     Started { part: PartId, why: Vec<Why> },
     /// A part has come this far.
-    Progress { part: PartId, done: u64, total: u64, unit: String },
+    Progress {
+        part: PartId,
+        done: u64,
+        total: u64,
+        unit: String,
+    },
     /// A part failed and is tried again; attempts count from 1.
-    Retried { part: PartId, attempt: u32, problem: Problem },
+    Retried {
+        part: PartId,
+        attempt: u32,
+        problem: Problem,
+    },
     /// A part is done.
-    Done { part: PartId, took_ms: u64, output_bytes: u64 },
+    Done {
+        part: PartId,
+        took_ms: u64,
+        output_bytes: u64,
+    },
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
     /// Every part of a stage is there.
@@ -58,7 +83,12 @@ pub enum Event {
     /// A stage will not run, because one it waits for failed.
     Skipped { stage: String },
     /// The build is over.
-    Finished { hits: usize, ran: usize, failed: usize, cancelled: bool },
+    Finished {
+        hits: usize,
+        ran: usize,
+        failed: usize,
+        cancelled: bool,
+    },
 }
 
 impl Event {

@@ -17,7 +17,8 @@ pub struct Heard<E = Event> {
     pub at_ms: u64,
 }
 
-/// Writes every event as it is heard. What cannot be written does not stop the build; after it, nothing is written.
+/// Writes every event as it is heard. What cannot be written does not stop the build; after it,
+/// nothing is written.
 pub struct JsonLines<W> {
     out: W,
     failed: Option<io::Error>,
@@ -42,7 +43,9 @@ impl<W: Write> TimedListener for JsonLines<W> {
         }
         let line = serde_json::to_string(&Heard { event, at_ms }).map_err(io::Error::from);
         let write = |line: String| {
-            self.out.write_all(format!("{}\n", shown_json(&line)).as_bytes()).and_then(|()| self.out.flush())
+            self.out
+                .write_all(format!("{}\n", shown_json(&line)).as_bytes())
+                .and_then(|()| self.out.flush())
         };
         self.failed = line.and_then(write).err();
     }

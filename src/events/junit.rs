@@ -40,9 +40,14 @@ impl TimedListener for Junit {
                 self.add(whole(stage), TestCaseStatus::success(), Duration::ZERO);
                 self.settled.insert(stage.clone());
             }
-            Event::Hit { part } => self.add(part.clone(), TestCaseStatus::success(), Duration::ZERO),
+            Event::Hit { part } => {
+                self.add(part.clone(), TestCaseStatus::success(), Duration::ZERO)
+            }
             Event::Started { part, .. } => {
-                self.running.entry(part.clone()).or_insert(Attempts { since_ms: at_ms, failed: vec![] });
+                self.running.entry(part.clone()).or_insert(Attempts {
+                    since_ms: at_ms,
+                    failed: vec![],
+                });
             }
             Event::Retried { part, problem, .. } => {
                 if let Some(attempts) = self.running.get_mut(part) {
@@ -55,7 +60,11 @@ impl TimedListener for Junit {
                 }
             }
             Event::Done { part, took_ms, .. } => {
-                let failed = self.running.remove(part).map(|attempts| attempts.failed).unwrap_or_default();
+                let failed = self
+                    .running
+                    .remove(part)
+                    .map(|attempts| attempts.failed)
+                    .unwrap_or_default();
                 let mut status = TestCaseStatus::success();
                 status.add_reruns(failed);
                 self.add(part.clone(), status, Duration::from_millis(*took_ms));
@@ -76,7 +85,11 @@ impl TimedListener for Junit {
             }
             Event::Sealed { stage, .. } => _ = self.settled.insert(stage.clone()),
             Event::Skipped { stage } => {
-                self.add(whole(stage), skipped("a stage it waits for failed"), Duration::ZERO);
+                self.add(
+                    whole(stage),
+                    skipped("a stage it waits for failed"),
+                    Duration::ZERO,
+                );
                 self.settled.insert(stage.clone());
             }
             Event::Expanded { .. } | Event::Progress { .. } | Event::Finished { .. } => {}
@@ -87,20 +100,32 @@ impl TimedListener for Junit {
 impl Junit {
     fn add(&mut self, part: PartId, status: TestCaseStatus, time: Duration) {
         let case = case(&part, status, time);
-        if let Some((_, cases)) = self.stages.iter_mut().find(|(stage, _)| *stage == part.stage) {
+        if let Some((_, cases)) = self
+            .stages
+            .iter_mut()
+            .find(|(stage, _)| *stage == part.stage)
+        {
             cases.push(case);
         }
     }
 
     /// What a stage's suite says of what did not come to an end.
     fn open_cases(&self, stage: &str) -> Vec<TestCase> {
-        let running = self.running.iter().filter(|(part, _)| part.stage == stage).map(|(part, attempts)| {
-            let time = Duration::from_millis(self.last_ms.saturating_sub(attempts.since_ms));
-            case(part, skipped("interrupted"), time)
-        });
+        let running = self
+            .running
+            .iter()
+            .filter(|(part, _)| part.stage == stage)
+            .map(|(part, attempts)| {
+                let time = Duration::from_millis(self.last_ms.saturating_sub(attempts.since_ms));
+                case(part, skipped("interrupted"), time)
+            });
         let mut cases: Vec<TestCase> = running.collect();
         if cases.is_empty() && !self.settled.contains(stage) {
-            cases.push(case(&whole(stage), skipped("the build ended before it"), Duration::ZERO));
+            cases.push(case(
+                &whole(stage),
+                skipped("the build ended before it"),
+                Duration::ZERO,
+            ));
         }
         cases
     }
@@ -108,12 +133,20 @@ impl Junit {
 
 /// The part that stands for a whole stage.
 fn whole(stage: &str) -> PartId {
-    PartId { stage: stage.into(), part: String::new() }
+    PartId {
+        stage: stage.into(),
+        part: String::new(),
+    }
 }
 
-/// A case is called what its part is called; the suite's name is the class, for readers that know no suites.
+/// A case is called what its part is called; the suite's name is the class, for readers that know
+/// no suites.
 fn case(part: &PartId, status: TestCaseStatus, time: Duration) -> TestCase {
-    let name = if part.part.is_empty() { &part.stage } else { &part.part };
+    let name = if part.part.is_empty() {
+        &part.stage
+    } else {
+        &part.part
+    };
     let mut case = TestCase::new(name.as_str(), status);
     case.set_classname(part.stage.as_str()).set_time(time);
     case
@@ -137,7 +170,9 @@ impl Report for Junit {
             report.add_test_suite(suite);
         }
         let mut file = vec![];
-        report.serialize(&mut file).context("kiln::report::write", || "spell the JUnit report".into())?;
+        report
+            .serialize(&mut file)
+            .context("kiln::report::write", || "spell the JUnit report".into())?;
         // Neither is a character of XML.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
         Ok(shown(&text).into_bytes())

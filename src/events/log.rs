@@ -10,14 +10,15 @@ use crate::base::{Problem, Result, count};
 /// The longest line that is read. A failed `validate` tells its whole report in one.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-/// So many events are read, those that only tell of progress apart: reports hold all of them. A build of the largest plans here has
-/// some thousands.
+/// So many events are read, those that only tell of progress apart: reports hold all of them. A
+/// build of the largest plans here has some thousands.
 const MAX_EVENTS: usize = 100_000;
 
 /// As many as a plan may have.
 const MAX_STAGES: usize = 1000;
 
-/// The events of a log, as far as they can be trusted: it ends after `finished`, or after a problem.
+/// The events of a log, as far as they can be trusted: it ends after `finished`, or after a
+/// problem.
 pub struct LogReader<R> {
     text: R,
     line: usize,
@@ -30,16 +31,30 @@ pub struct LogReader<R> {
 impl<R: BufRead> LogReader<R> {
     /// Reads from `text`.
     pub fn new(text: R) -> Self {
-        LogReader { text, line: 0, last_ms: 0, events: 0, stages: vec![], is_over: false }
+        LogReader {
+            text,
+            line: 0,
+            last_ms: 0,
+            events: 0,
+            stages: vec![],
+            is_over: false,
+        }
     }
 
     fn read(&mut self) -> Result<Heard> {
         self.line += 1;
         let mut line = vec![];
-        let read = self.text.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut line);
+        let read = self
+            .text
+            .by_ref()
+            .take(MAX_LINE_BYTES + 1)
+            .read_until(b'\n', &mut line);
         read.map_err(|error| self.problem("unreadable", "cannot be read").because(&error))?;
         if line.is_empty() {
-            let message = format!("the log ends after {}, before the build did", count(self.line - 1, "line"));
+            let message = format!(
+                "the log ends after {}, before the build did",
+                count(self.line - 1, "line")
+            );
             let help = "the build was killed or still runs; what the log has was read";
             return Err(Problem::new("kiln::log::cut", message).help(help));
         }
@@ -51,10 +66,17 @@ impl<R: BufRead> LogReader<R> {
         }
         let heard = serde_json::from_slice(&line).map_err(|error| {
             let help = match line.ends_with(b"\n") {
-                true => "a log is what `kiln build --log FILE` or `--json` writes; docs/events.md describes it",
-                false => "the log was cut in the middle of this line; what comes before it was read",
+                true => {
+                    "a log is what `kiln build --log FILE` or `--json` writes; docs/events.md \
+                     describes it"
+                }
+                false => {
+                    "the log was cut in the middle of this line; what comes before it was read"
+                }
             };
-            self.problem("line", "is not an event").because(&error).help(help)
+            self.problem("line", "is not an event")
+                .because(&error)
+                .help(help)
         })?;
         self.check(&heard)?;
         Ok(heard)
@@ -68,8 +90,11 @@ impl<R: BufRead> LogReader<R> {
         }
         match serde_json::from_slice(line) {
             Ok(Head { schema }) if schema != SCHEMA => {
-                let said = format!("says that the log has schema {schema}; this kiln reads {SCHEMA}");
-                Err(self.problem("schema", &said).help("use the kiln that wrote the log"))
+                let said =
+                    format!("says that the log has schema {schema}; this kiln reads {SCHEMA}");
+                Err(self
+                    .problem("schema", &said)
+                    .help("use the kiln that wrote the log"))
             }
             _ => Ok(()),
         }
@@ -78,27 +103,45 @@ impl<R: BufRead> LogReader<R> {
     /// Whether `heard` can come here.
     fn check(&mut self, heard: &Heard) -> Result<()> {
         if heard.at_ms < self.last_ms {
-            let said = format!("goes back in time, from {} ms to {} ms", self.last_ms, heard.at_ms);
+            let said = format!(
+                "goes back in time, from {} ms to {} ms",
+                self.last_ms, heard.at_ms
+            );
             return Err(self.problem("line", &said));
         }
         self.last_ms = heard.at_ms;
         self.events += usize::from(!matches!(heard.event, Event::Progress { .. }));
         if self.events > MAX_EVENTS {
-            return Err(self.problem("too_long", &format!("is one too many: at most {MAX_EVENTS} events are read")));
+            return Err(self.problem(
+                "too_long",
+                &format!("is one too many: at most {MAX_EVENTS} events are read"),
+            ));
         }
         let begins = matches!(heard.event, Event::Begun { .. });
         if begins != (self.line == 1) {
-            return Err(self.problem("line", "is out of place: a log begins with `begun`, and only once"));
+            return Err(self.problem(
+                "line",
+                "is out of place: a log begins with `begun`, and only once",
+            ));
         }
         match &heard.event {
             Event::Begun { stages, .. } if stages.len() > MAX_STAGES => {
-                let said = format!("names {} stages; a plan has at most {MAX_STAGES}", stages.len());
+                let said = format!(
+                    "names {} stages; a plan has at most {MAX_STAGES}",
+                    stages.len()
+                );
                 return Err(self.problem("line", &said));
             }
             Event::Begun { stages, .. } => self.stages.clone_from(stages),
             event => {
-                if let Some(stage) = event.stage().filter(|stage| !self.stages.iter().any(|known| known == stage)) {
-                    return Err(self.problem("line", &format!("tells of a stage `{stage}` that `begun` does not name")));
+                if let Some(stage) = event
+                    .stage()
+                    .filter(|stage| !self.stages.iter().any(|known| known == stage))
+                {
+                    return Err(self.problem(
+                        "line",
+                        &format!("tells of a stage `{stage}` that `begun` does not name"),
+                    ));
                 }
             }
         }
@@ -107,7 +150,10 @@ impl<R: BufRead> LogReader<R> {
     }
 
     fn problem(&self, code: &str, said: &str) -> Problem {
-        Problem::new(&format!("kiln::log::{code}"), format!("line {} of the log {said}", self.line))
+        Problem::new(
+            &format!("kiln::log::{code}"),
+            format!("line {} of the log {said}", self.line),
+        )
     }
 }
 

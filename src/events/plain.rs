@@ -1,4 +1,5 @@
-//! For logs: a line when a stage begins to work and why, one for each part that takes long, and one when it ends.
+//! For logs: a line when a stage begins to work and why, one for each part that takes long, and one
+//! when it ends.
 
 use std::io::Write;
 use std::time::Duration;
@@ -18,14 +19,19 @@ pub struct Plain<W> {
 impl<W: Write> Plain<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Plain { out, summary: Summary::default() }
+        Plain {
+            out,
+            summary: Summary::default(),
+        }
     }
 }
 
 impl<W: Write> Listener for Plain<W> {
     fn hear(&mut self, event: &Event) {
         self.summary.hear(event);
-        let Some(line) = line(event, &self.summary) else { return };
+        let Some(line) = line(event, &self.summary) else {
+            return;
+        };
         // A reader that has gone away does not stop the build.
         let _ = writeln!(self.out, "{}", shown_line(&line)).and_then(|()| self.out.flush());
     }
@@ -39,7 +45,10 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
             (tally.started == 1).then(|| format!("begin  {}: {}", part.stage, in_short(why)))
         }
         Event::Done { part, took_ms, .. } if !part.part.is_empty() && *took_ms >= LONG_MS => {
-            Some(format!("       {part}: {}", duration(Duration::from_millis(*took_ms))))
+            Some(format!(
+                "       {part}: {}",
+                duration(Duration::from_millis(*took_ms))
+            ))
         }
         event => outcome(event, summary),
     }
@@ -52,10 +61,17 @@ pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
             Some(format!("done   {stage}: {}", summary.stage(stage)?))
         }
         // A message may hold a whole report; it is shown at the end.
-        Event::Failed { part, problem } => Some(format!("failed {part}: {}", first_line(&problem.message))),
-        Event::Retried { part, attempt, problem } => {
-            Some(format!("retry  {part}: attempt {attempt} failed: {}", first_line(&problem.message)))
+        Event::Failed { part, problem } => {
+            Some(format!("failed {part}: {}", first_line(&problem.message)))
         }
+        Event::Retried {
+            part,
+            attempt,
+            problem,
+        } => Some(format!(
+            "retry  {part}: attempt {attempt} failed: {}",
+            first_line(&problem.message)
+        )),
         Event::Skipped { stage } => Some(format!("skip   {stage}: a stage it waits for failed")),
         _ => None,
     }

@@ -41,19 +41,29 @@ pub struct StageTally {
 impl Summary {
     /// The tally of a stage.
     pub fn stage(&self, name: &str) -> Option<&StageTally> {
-        self.stages.iter().find(|(stage, _)| stage == name).map(|(_, tally)| tally)
+        self.stages
+            .iter()
+            .find(|(stage, _)| stage == name)
+            .map(|(_, tally)| tally)
     }
 
     /// A number over all stages.
     pub fn total(&self, number: impl Fn(&StageTally) -> usize) -> usize {
-        self.stages.iter().map(|(_, tally)| number(tally)).fold(0, usize::saturating_add)
+        self.stages
+            .iter()
+            .map(|(_, tally)| number(tally))
+            .fold(0, usize::saturating_add)
     }
 
     fn entry(&mut self, name: &str) -> &mut StageTally {
-        let at = self.stages.iter().position(|(stage, _)| stage == name).unwrap_or_else(|| {
-            self.stages.push((name.into(), StageTally::default()));
-            self.stages.len() - 1
-        });
+        let at = self
+            .stages
+            .iter()
+            .position(|(stage, _)| stage == name)
+            .unwrap_or_else(|| {
+                self.stages.push((name.into(), StageTally::default()));
+                self.stages.len() - 1
+            });
         &mut self.stages[at].1
     }
 }
@@ -73,7 +83,11 @@ impl Listener for Summary {
                 tally.hits = tally.hits.saturating_add(1);
             }
             Event::Started { part, .. } => self.entry(&part.stage).started += 1,
-            Event::Done { part, took_ms, output_bytes } => {
+            Event::Done {
+                part,
+                took_ms,
+                output_bytes,
+            } => {
                 let tally = self.entry(&part.stage);
                 tally.ran += 1;
                 tally.took_ms = tally.took_ms.saturating_add(*took_ms);
@@ -100,6 +114,10 @@ impl fmt::Display for StageTally {
             (hits, ran) => write!(f, "{hits} from the cache, {ran} ran in {took}"),
         }?;
         // Early cut-off: different work, the same outcome.
-        if self.ran > 0 && self.as_before { write!(f, "; it gives what it gave before") } else { Ok(()) }
+        if self.ran > 0 && self.as_before {
+            write!(f, "; it gives what it gave before")
+        } else {
+            Ok(())
+        }
     }
 }

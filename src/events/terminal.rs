@@ -1,4 +1,5 @@
-//! For people at a terminal: the [`Board`] below, drawn again and again; finished stages scroll away above it.
+//! For people at a terminal: the [`Board`] below, drawn again and again; finished stages scroll
+//! away above it.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,10 +32,17 @@ impl Bars {
             let board = shown.lock().unwrap_or_else(PoisonError::into_inner);
             // What cannot be drawn costs a picture, not the build.
             let lines = board.lines(now_ms, width.into(), height.into());
-            let _ = out.write_str(&lines.iter().map(|line| shown_line(line)).collect::<Vec<_>>().join("\n"));
+            let _ = out.write_str(
+                &lines
+                    .iter()
+                    .map(|line| shown_line(line))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            );
         };
         // Invariant: the template is well-formed; a broken one would cost the board, not the build.
-        let style = ProgressStyle::with_template("{board}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template("{board}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
         let screen = ProgressBar::no_length().with_style(style.with_key("board", draw));
         screen.enable_steady_tick(TICK);
         Bars { board, screen }

@@ -1,8 +1,9 @@
-//! For profilers: a build in Chrome's trace event format, which Perfetto and `chrome://tracing` open.
+//! For profilers: a build in Chrome's trace event format, which Perfetto and `chrome://tracing`
+//! open.
 //!
-//! Each part that ran is a complete event. Parts that ran at the same time lie on different lanes (threads, to the
-//! viewer): a part takes the lowest lane that is free when it starts and keeps it until it ends.
-//! <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>
+//! Each part that ran is a complete event. Parts that ran at the same time lie on different lanes
+//! (threads, to the viewer): a part takes the lowest lane that is free when it starts and keeps it
+//! until it ends. <https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU>
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,19 +49,45 @@ impl TimedListener for Trace {
                 });
                 let why: Vec<String> = why.iter().map(Why::to_string).collect();
                 let args = Map::from_iter([("why".to_string(), json!(why))]);
-                self.running.insert(part.clone(), Slice { since_ms: at_ms, lane, args });
+                self.running.insert(
+                    part.clone(),
+                    Slice {
+                        since_ms: at_ms,
+                        lane,
+                        args,
+                    },
+                );
                 self.count();
             }
-            Event::Retried { part, attempt, problem } => {
-                let lane = self.running.get(part).map_or(BUILD_LANE, |slice| slice.lane);
+            Event::Retried {
+                part,
+                attempt,
+                problem,
+            } => {
+                let lane = self
+                    .running
+                    .get(part)
+                    .map_or(BUILD_LANE, |slice| slice.lane);
                 let args = json!({"code": problem.code, "message": problem.to_string(), "attempt": attempt});
                 self.instant(&format!("retried {part}"), part, lane, args);
             }
-            Event::Done { part, took_ms, output_bytes } => {
-                self.end(part, [("took_ms", json!(took_ms)), ("output_bytes", json!(output_bytes))]);
+            Event::Done {
+                part,
+                took_ms,
+                output_bytes,
+            } => {
+                self.end(
+                    part,
+                    [
+                        ("took_ms", json!(took_ms)),
+                        ("output_bytes", json!(output_bytes)),
+                    ],
+                );
             }
             Event::Failed { part, problem } => {
-                let lane = self.end(part, [("failed", json!(problem.message))]).unwrap_or(BUILD_LANE);
+                let lane = self
+                    .end(part, [("failed", json!(problem.message))])
+                    .unwrap_or(BUILD_LANE);
                 let args = json!({"code": problem.code, "message": problem.to_string()});
                 self.instant(&format!("failed {part}"), part, lane, args);
             }
@@ -74,7 +101,9 @@ impl Trace {
     fn end<const N: usize>(&mut self, part: &PartId, args: [(&str, Value); N]) -> Option<usize> {
         let mut slice = self.running.remove(part)?;
         self.free.insert(slice.lane);
-        slice.args.extend(args.map(|(name, value)| (name.to_string(), value)));
+        slice
+            .args
+            .extend(args.map(|(name, value)| (name.to_string(), value)));
         self.events.push(complete(part, &slice, self.last_ms));
         self.count();
         Some(slice.lane)
@@ -120,7 +149,9 @@ impl Report for Trace {
             name("process_name", BUILD_LANE, &format!("kiln {}", self.plan)),
             name("thread_name", BUILD_LANE, "build"),
         ];
-        events.extend((1..=self.lanes).map(|lane| name("thread_name", lane, &format!("lane {lane}"))));
+        events.extend(
+            (1..=self.lanes).map(|lane| name("thread_name", lane, &format!("lane {lane}"))),
+        );
         events.extend(self.events.iter().cloned());
         events.extend(self.running.iter().map(|(part, slice)| {
             let mut slice = slice.clone();
@@ -128,7 +159,8 @@ impl Report for Trace {
             complete(part, &slice, self.last_ms)
         }));
         let trace = json!({"displayTimeUnit": "ms", "traceEvents": events});
-        let file = serde_json::to_string(&trace).context("kiln::report::write", || "spell the trace".into())?;
+        let file = serde_json::to_string(&trace)
+            .context("kiln::report::write", || "spell the trace".into())?;
         Ok(format!("{}\n", shown_json(&file)).into_bytes())
     }
 }

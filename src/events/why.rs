@@ -22,14 +22,27 @@ pub enum Why {
     /// The stage's code changed.
     StageVersion { old: u32, new: u32 },
     /// A parameter changed; the path is like `override/0/scheme`.
-    Param { path: String, old: Value, new: Value },
+    Param {
+        path: String,
+        old: Value,
+        new: Value,
+    },
     /// An input's bytes or facts changed, came or went.
-    Input { name: String, old: Option<String>, new: Option<String> },
+    Input {
+        name: String,
+        old: Option<String>,
+        new: Option<String>,
+    },
     /// A tool's file changed, came or went.
-    Tool { name: String, old: Option<String>, new: Option<String> },
+    Tool {
+        name: String,
+        old: Option<String>,
+        new: Option<String>,
+    },
     /// The action is the same, but a blob it gave is gone from the store.
     OutputGone { blob: String },
-    /// The cache has a result, but it was brought from elsewhere, and is not known to be what the pin says.
+    /// The cache has a result, but it was brought from elsewhere, and is not known to be what the
+    /// pin says.
     Unproved,
     /// Its action is also that of another part, which says why.
     Same { part: String },
@@ -41,17 +54,22 @@ pub enum Why {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change = |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
-            write!(f, "{name}: {old} -> {new}")
-        };
+        let change =
+            |f: &mut fmt::Formatter, name: &str, old: &dyn fmt::Display, new: &dyn fmt::Display| {
+                write!(f, "{name}: {old} -> {new}")
+            };
         let given = |value: &Option<String>| value.as_deref().map_or("nothing".into(), short);
         match self {
             Why::FirstTime => f.write_str("for the first time"),
             Why::Kind { old, new } => change(f, "kind", old, new),
             Why::StageVersion { old, new } => change(f, "version of the stage's code", old, new),
             Why::Param { path, old, new } => change(f, path, old, new),
-            Why::Input { name, old, new } => change(f, &format!("input {name}"), &given(old), &given(new)),
-            Why::Tool { name, old, new } => change(f, &format!("tool {name}"), &given(old), &given(new)),
+            Why::Input { name, old, new } => {
+                change(f, &format!("input {name}"), &given(old), &given(new))
+            }
+            Why::Tool { name, old, new } => {
+                change(f, &format!("tool {name}"), &given(old), &given(new))
+            }
             Why::Same { part } => write!(f, "the same work as {part}"),
             Why::Again => f.write_str("once more, to compare"),
             Why::Volatile => f.write_str("measured anew in every build"),
@@ -63,7 +81,8 @@ impl fmt::Display for Why {
 
 /// A digest as people read it; anything else as it is.
 fn short(text: &str) -> String {
-    text.parse::<Digest>().map_or_else(|_| text.into(), |digest| digest.short())
+    text.parse::<Digest>()
+        .map_or_else(|_| text.into(), |digest| digest.short())
 }
 
 /// The first few reasons.

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
+};
 
 use super::work::{Reply, Said};
 use super::{Ran, Watch};
@@ -30,15 +32,27 @@ const PIPE_BYTES: usize = 1 << 16;
 /// How long one look for the child's words waits, in nanoseconds.
 const GLANCE_NS: i64 = 20_000_000;
 
-/// What the child inherits. Other variables could change what a library does without being in the key.
+/// What the child inherits. Other variables could change what a library does without being in the
+/// key.
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LD_LIBRARY_PATH"];
 
 /// Runs `action` in a child process. It dies with this thread, and alone.
-pub(super) fn run(program: &Path, store: &Disk, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran> {
+pub(super) fn run(
+    program: &Path,
+    store: &Disk,
+    action: &Action,
+    demand: &Demand,
+    watch: &dyn Watch,
+) -> Result<Ran> {
     let scratch = store.scratch()?;
-    let (order, result) = (scratch.path().join("action.json"), scratch.path().join("result.json"));
-    let spelled = serde_json::to_vec(action).context("kiln::execute::io", || "spell an action".into())?;
-    fs::write(&order, spelled).context("kiln::execute::io", || format!("write {}", order.display()))?;
+    let (order, result) = (
+        scratch.path().join("action.json"),
+        scratch.path().join("result.json"),
+    );
+    let spelled =
+        serde_json::to_vec(action).context("kiln::execute::io", || "spell an action".into())?;
+    fs::write(&order, spelled)
+        .context("kiln::execute::io", || format!("write {}", order.display()))?;
 
     let mut child = Command::new(program)
         .arg0("kiln")
@@ -50,7 +64,11 @@ pub(super) fn run(program: &Path, store: &Disk, action: &Action, demand: &Demand
         .arg(&result)
         .args(["--parent", &std::process::id().to_string()])
         .env_clear()
-        .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .envs(
+            INHERITED
+                .iter()
+                .filter_map(|name| Some((name, std::env::var_os(name)?))),
+        )
         .env("TMPDIR", scratch.path())
         .env("RAYON_NUM_THREADS", demand.threads.to_string())
         .current_dir(scratch.path())
@@ -59,15 +77,25 @@ pub(super) fn run(program: &Path, store: &Disk, action: &Action, demand: &Demand
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .context("kiln::execute::spawn", || format!("start {}", program.display()))?;
+        .context("kiln::execute::spawn", || {
+            format!("start {}", program.display())
+        })?;
 
     let (status, last_words) = attend(&mut child, watch)?;
     if status.success() {
-        let reply = fs::read(&result).context("kiln::execute::io", || format!("read {}", result.display()))?;
-        let reply = serde_json::from_slice(&reply)
-            .context("kiln::execute::io", || format!("understand {}", result.display()))?;
+        let reply = fs::read(&result)
+            .context("kiln::execute::io", || format!("read {}", result.display()))?;
+        let reply = serde_json::from_slice(&reply).context("kiln::execute::io", || {
+            format!("understand {}", result.display())
+        })?;
         return match reply {
-            Reply::Done { outputs, peak_memory_bytes } => Ok(Ran { outputs, peak_memory_bytes }),
+            Reply::Done {
+                outputs,
+                peak_memory_bytes,
+            } => Ok(Ran {
+                outputs,
+                peak_memory_bytes,
+            }),
             Reply::Failed(problem) => Err(problem),
         };
     }
@@ -82,11 +110,20 @@ fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> 
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let line = stdout.map(|pipe| Listening { pipe, is_over: &is_over, left: PIPE_BYTES });
-        let stderr = stderr.map(|pipe| Listening { pipe, is_over: &is_over, left: PIPE_BYTES });
+        let line = stdout.map(|pipe| Listening {
+            pipe,
+            is_over: &is_over,
+            left: PIPE_BYTES,
+        });
+        let stderr = stderr.map(|pipe| Listening {
+            pipe,
+            is_over: &is_over,
+            left: PIPE_BYTES,
+        });
         scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
         let last_words = scope.spawn(move || stderr.map(last_words).unwrap_or_default());
-        let status = bury(child, watch).context("kiln::execute::io", || "wait for a child process".into());
+        let status =
+            bury(child, watch).context("kiln::execute::io", || "wait for a child process".into());
         is_over.store(true, Ordering::Release);
         Ok((status?, last_words.join().unwrap_or_default()))
     })
@@ -105,7 +142,10 @@ impl<P: Read + AsFd> Read for Listening<'_, P> {
         loop {
             // Asked first: what the child said before its end is there by then.
             let is_over = self.is_over.load(Ordering::Acquire);
-            let wait = Timespec { tv_sec: 0, tv_nsec: if is_over { 0 } else { GLANCE_NS } };
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: if is_over { 0 } else { GLANCE_NS },
+            };
             match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&wait)) {
                 Ok(ready) if is_over && (ready == 0 || self.left == 0) => return Ok(0),
                 Ok(0) | Err(Errno::INTR) => {}
@@ -150,20 +190,28 @@ fn bury(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
         let _ = kill_process(pid, Signal::STOP);
         end_below(pid);
     }
-    // What is left of its group, which still exists, because it is reaped last. Fails only when nobody is left.
+    // What is left of its group, which still exists, because it is reaped last. Fails only when
+    // nobody is left.
     let _ = kill_process_group(pid, Signal::KILL);
     child.wait()
 }
 
 fn crashed(stage: &str, status: ExitStatus, last_words: &str) -> Problem {
     let help = if status.signal() == Some(Signal::KILL.as_raw()) {
-        "the kernel kills a process when memory runs out: use fewer --jobs, or a machine with more memory"
+        "the kernel kills a process when memory runs out: use fewer --jobs, or a machine with more \
+         memory"
     } else {
-        "nothing of this attempt was kept, and the other stages are not touched; what its process said last is above. \
-         If it happens again, pin another version of the tool in [tools]"
+        "nothing of this attempt was kept, and the other stages are not touched; what its process \
+         said last is above. If it happens again, pin another version of the tool in [tools]"
     };
-    let mut problem =
-        Problem::new("kiln::execute::crashed", format!("the process of stage `{stage}` died: {status}")).help(help);
-    problem.causes.extend((!last_words.trim().is_empty()).then(|| format!("it said last:\n{}", last_words.trim_end())));
+    let mut problem = Problem::new(
+        "kiln::execute::crashed",
+        format!("the process of stage `{stage}` died: {status}"),
+    )
+    .help(help);
+    problem.causes.extend(
+        (!last_words.trim().is_empty())
+            .then(|| format!("it said last:\n{}", last_words.trim_end())),
+    );
     problem
 }

@@ -17,8 +17,8 @@ use crate::store::{BlobStore, Disk, LockedFolder};
 /// As much of a window is copied at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which knows
-/// declared inputs only.
+/// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which
+/// knows declared inputs only.
 pub(super) struct Desk<'a> {
     store: &'a Disk,
     watch: &'a dyn Watch,
@@ -29,34 +29,49 @@ pub(super) struct Desk<'a> {
 
 impl<'a> Desk<'a> {
     pub(super) fn new(store: &'a Disk, watch: &'a dyn Watch) -> Self {
-        Desk { store, watch, scratch: OnceLock::new(), partials: Mutex::default() }
+        Desk {
+            store,
+            watch,
+            scratch: OnceLock::new(),
+            partials: Mutex::default(),
+        }
     }
 
     /// Ends a successful attempt: nothing is half-finished any more.
     pub(super) fn clear(self) -> Result<()> {
-        let partials = self.partials.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let partials = self
+            .partials
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
         partials.into_values().try_for_each(LockedFolder::remove)
     }
 }
 
 impl Workspace for Desk<'_> {
     fn open(&self, content: &Content) -> Result<Blob> {
-        self.store.content(content)?.ok_or_else(|| gone(&content.blob()))
+        self.store
+            .content(content)?
+            .ok_or_else(|| gone(&content.blob()))
     }
 
     fn path(&self, content: &Content) -> Result<PathBuf> {
         if content.window.is_none() {
-            return self.store.path(&content.digest)?.ok_or_else(|| gone(&content.digest));
+            return self
+                .store
+                .path(&content.digest)?
+                .ok_or_else(|| gone(&content.digest));
         }
         let path = self.scratch()?.join(content.digest.hex());
         if !path.exists() {
             // By way of another name: two threads may want the same window.
             let bytes = self.open(content)?;
-            let mut file = NamedTempFile::new_in(self.scratch()?).context("kiln::io", || "copy a window".into())?;
+            let mut file = NamedTempFile::new_in(self.scratch()?)
+                .context("kiln::io", || "copy a window".into())?;
             bytes
                 .stream(PIECE_BYTES, |piece| file.write_all(piece))
                 .context("kiln::io", || format!("write {}", path.display()))?;
-            file.persist(&path).context("kiln::io", || format!("write {}", path.display()))?;
+            file.persist(&path)
+                .context("kiln::io", || format!("write {}", path.display()))?;
         }
         Ok(path)
     }
@@ -102,6 +117,9 @@ impl Workspace for Desk<'_> {
 }
 
 fn gone(blob: &Digest) -> Problem {
-    Problem::new("kiln::store::gone", format!("the blob {blob} is gone from the cache"))
-        .help("something removed it during the build; run the same command again")
+    Problem::new(
+        "kiln::store::gone",
+        format!("the blob {blob} is gone from the cache"),
+    )
+    .help("something removed it during the build; run the same command again")
 }

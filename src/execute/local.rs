@@ -14,8 +14,8 @@ pub struct Local<'a> {
     pub store: &'a Disk,
     /// The stages it can run.
     pub stages: &'a Registry,
-    /// What to start as `PROGRAM work ...`: kiln itself, best as `/proc/self/exe`, which stays the same
-    /// program when its file is replaced during a build.
+    /// What to start as `PROGRAM work ...`: kiln itself, best as `/proc/self/exe`, which stays the
+    /// same program when its file is replaced during a build.
     pub program: PathBuf,
 }
 
@@ -24,7 +24,10 @@ impl Executor for Local<'_> {
         match demand.isolation {
             Isolation::Thread => {
                 let outputs = run_here(self.store, self.stages, action, watch)?;
-                Ok(Ran { outputs, peak_memory_bytes: None })
+                Ok(Ran {
+                    outputs,
+                    peak_memory_bytes: None,
+                })
             }
             Isolation::Process => child::run(&self.program, self.store, action, demand, watch),
         }
@@ -32,22 +35,37 @@ impl Executor for Local<'_> {
 }
 
 /// Runs `action` on this thread.
-pub(super) fn run_here(store: &Disk, stages: &Registry, action: &Action, watch: &dyn Watch) -> Result<Outputs> {
-    let Action { stage: kind, version, .. } = action;
-    let stage = stages
-        .get(kind)
-        .ok_or_else(|| Problem::new("kiln::execute::unknown_stage", format!("this kiln has no stage kind `{kind}`")))?;
+pub(super) fn run_here(
+    store: &Disk,
+    stages: &Registry,
+    action: &Action,
+    watch: &dyn Watch,
+) -> Result<Outputs> {
+    let Action {
+        stage: kind,
+        version,
+        ..
+    } = action;
+    let stage = stages.get(kind).ok_or_else(|| {
+        Problem::new(
+            "kiln::execute::unknown_stage",
+            format!("this kiln has no stage kind `{kind}`"),
+        )
+    })?;
     if stage.spec().version != *version {
-        let message = format!("the action wants version {version} of `{kind}`, this kiln has {}", stage.spec().version);
-        return Err(
-            Problem::new("kiln::execute::stage_version", message).help("kiln was replaced while it ran: call it again")
+        let message = format!(
+            "the action wants version {version} of `{kind}`, this kiln has {}",
+            stage.spec().version
         );
+        return Err(Problem::new("kiln::execute::stage_version", message)
+            .help("kiln was replaced while it ran: call it again"));
     }
     let desk = Desk::new(store, watch);
     let outputs = stage.run(action, &Job::new(action, &desk))?;
     let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
     if let Some(blob) = store.missing(&blobs)?.first() {
-        let message = format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
+        let message =
+            format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
         return Err(Problem::new("kiln::execute::output_missing", message));
     }
     desk.clear()?;

@@ -20,7 +20,10 @@ use crate::store::Disk;
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Reply {
-    Done { outputs: Outputs, peak_memory_bytes: Option<u64> },
+    Done {
+        outputs: Outputs,
+        peak_memory_bytes: Option<u64>,
+    },
     Failed(Problem),
 }
 
@@ -34,12 +37,16 @@ pub(super) struct Said {
 
 /// Makes this process die when `parent` does. Must be its first act.
 pub fn leash(parent: u32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .context("kiln::execute::leash", || "tie this process to its parent".into())?;
+    set_parent_process_death_signal(Some(Signal::KILL)).context("kiln::execute::leash", || {
+        "tie this process to its parent".into()
+    })?;
     // The parent may have died before the line above; then no signal will come any more.
     let found = getppid().map(|pid| pid.as_raw_nonzero().get());
     if found != i32::try_from(parent).ok() {
-        return Err(Problem::new("kiln::execute::leash", format!("the parent process {parent} is gone")));
+        return Err(Problem::new(
+            "kiln::execute::leash",
+            format!("the parent process {parent} is gone"),
+        ));
     }
     Ok(())
 }
@@ -47,17 +54,27 @@ pub fn leash(parent: u32) -> Result<()> {
 /// Runs the action in the file `order` and writes its outputs or its problem to the file `result`.
 /// An `Err` is a failure to do that. Progress goes to standard output, as JSON lines.
 pub fn work(cache: &Path, stages: &Registry, order: &Path, result: &Path) -> Result<()> {
-    let text = fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
-    let action: Action =
-        serde_json::from_slice(&text).context("kiln::execute::io", || format!("understand {}", order.display()))?;
+    let text =
+        fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
+    let action: Action = serde_json::from_slice(&text).context("kiln::execute::io", || {
+        format!("understand {}", order.display())
+    })?;
     adopt_orphans()?;
-    let reply = match Line::take_stdout().and_then(|line| run_here(&Disk::open(cache)?, stages, &action, &line)) {
-        Ok(outputs) => Reply::Done { outputs, peak_memory_bytes: peak_memory_bytes() },
+    let reply = match Line::take_stdout()
+        .and_then(|line| run_here(&Disk::open(cache)?, stages, &action, &line))
+    {
+        Ok(outputs) => Reply::Done {
+            outputs,
+            peak_memory_bytes: peak_memory_bytes(),
+        },
         Err(problem) => Reply::Failed(problem),
     };
     end_descendants();
-    let text = serde_json::to_vec(&reply).context("kiln::execute::io", || "spell a result".into())?;
-    fs::write(result, text).context("kiln::execute::io", || format!("write {}", result.display()))
+    let text =
+        serde_json::to_vec(&reply).context("kiln::execute::io", || "spell a result".into())?;
+    fs::write(result, text).context("kiln::execute::io", || {
+        format!("write {}", result.display())
+    })
 }
 
 /// The line to the parent.
@@ -76,7 +93,10 @@ impl Line {
             Ok(out.into())
         };
         let out = take().context("kiln::execute::io", || "take standard output".into())?;
-        Ok(Line { out, last: Mutex::new(None) })
+        Ok(Line {
+            out,
+            last: Mutex::new(None),
+        })
     }
 }
 
@@ -88,7 +108,11 @@ impl Watch for Line {
             return;
         }
         *last = Some(Instant::now());
-        if let Ok(mut line) = serde_json::to_vec(&Said { done, total, unit: unit.into() }) {
+        if let Ok(mut line) = serde_json::to_vec(&Said {
+            done,
+            total,
+            unit: unit.into(),
+        }) {
             line.push(b'\n');
             // A parent that does not listen is about to end us.
             let _ = (&self.out).write_all(&line);
@@ -101,11 +125,23 @@ impl Watch for Line {
     }
 }
 
-/// The largest resident memory so far, mapped files included: of this process, or of a program that it ran.
+/// The largest resident memory so far, mapped files included: of this process, or of a program that
+/// it ran.
 fn peak_memory_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let own = line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?;
-    let programs = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?.max_rss().try_into().ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let own = line
+        .trim()
+        .strip_suffix(" kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?;
+    let programs = getrusage(UsageWho::RUSAGE_CHILDREN)
+        .ok()?
+        .max_rss()
+        .try_into()
+        .ok()?;
     own.max(programs).checked_mul(1024)
 }

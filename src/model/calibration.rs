@@ -20,7 +20,8 @@ pub struct Activation {
     pub max: f32,
     /// Mean of the squares.
     pub mean_square: f64,
-    /// Mean of the squares of what is neither zero nor above `p99`: a few outliers do not hide in it.
+    /// Mean of the squares of what is neither zero nor above `p99`: a few outliers do not hide in
+    /// it.
     pub bulk_square: f64,
     /// 99 % of the magnitudes are at most this, to a sixteenth of an octave.
     pub p99: f32,
@@ -36,11 +37,12 @@ pub const KEY_MEANS: &str = "key_means.json";
 /// Of each layer the mean of its rotated keys, before any is centred: `[kv_heads * head_dim]`.
 pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
 
-/// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what was taken out of their bias, less
-/// their centre. `[kv_heads * head_dim]`.
+/// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what
+/// was taken out of their bias, less their centre. `[kv_heads * head_dim]`.
 pub const KEY_SHIFT: &str = "shift";
-/// The constant `KEY.turn` tells what was taken out of the bias, u: in row r, in the column of 1 - cos of the angle by which r
-/// turns, `r % (head_dim / 2)`, it has `-u_r`. `[kv_heads * head_dim, head_dim]`.
+/// The constant `KEY.turn` tells what was taken out of the bias, u: in row r, in the column of 1 -
+/// cos of the angle by which r turns, `r % (head_dim / 2)`, it has `-u_r`. `[kv_heads * head_dim,
+/// head_dim]`.
 pub const KEY_TURN: &str = "turn";
 
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.

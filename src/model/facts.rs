@@ -65,7 +65,8 @@ pub struct MetadataFacts {
     pub tensors: Vec<String>,
 }
 
-/// How the elements of a weight blob are spelled; little-endian, row-major, as ONNX external data wants them.
+/// How the elements of a weight blob are spelled; little-endian, row-major, as ONNX external data
+/// wants them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Element {
@@ -98,13 +99,14 @@ impl Element {
 }
 
 /// A blob of a weight tensor: `NAME/values` of a plain one; `NAME/codes`, `NAME/scales` and perhaps
-/// `NAME/offsets` of a blockwise one, where `value = code * scale + offset`, one scale and offset for each `block`
-/// columns of a row; `NAME/codes`, `NAME/block_scales` and `NAME/channel_scales` of LPBQ, where
-/// `value = code * (channel_scale * block_scale)`, an integer for each `block` columns and a scale for each row.
+/// `NAME/offsets` of a blockwise one, where `value = code * scale + offset`, one scale and offset
+/// for each `block` columns of a row; `NAME/codes`, `NAME/block_scales` and `NAME/channel_scales`
+/// of LPBQ, where `value = code * (channel_scale * block_scale)`, an integer for each `block`
+/// columns and a scale for each row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightFacts {
-    /// Shape of this blob: `[rows, columns]` of values and codes, `[rows, columns / block]` of scales, offsets and block
-    /// scales, `[rows]` of channel scales.
+    /// Shape of this blob: `[rows, columns]` of values and codes, `[rows, columns / block]` of
+    /// scales, offsets and block scales, `[rows]` of channel scales.
     pub shape: Vec<u64>,
     /// How its elements are spelled.
     pub element: Element,
@@ -121,7 +123,8 @@ pub fn blob_owner(name: &str) -> &str {
     name.rsplit_once('/').map_or(name, |(owner, _)| owner)
 }
 
-/// The layer and the rest of a name of GGUF's form: `3` and `ffn_down.weight` of `blk.3.ffn_down.weight`.
+/// The layer and the rest of a name of GGUF's form: `3` and `ffn_down.weight` of
+/// `blk.3.ffn_down.weight`.
 pub fn in_layer(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("blk.")?.split_once('.')
 }
@@ -133,7 +136,8 @@ pub struct ErrorFacts {
     pub source: String,
     /// The scheme that made it: `native`.
     pub scheme: String,
-    /// Whether every value is the source's in f32: bit for bit, but that `native-safe` may change the sign of a zero.
+    /// Whether every value is the source's in f32: bit for bit, but that `native-safe` may change
+    /// the sign of a zero.
     pub exact: bool,
     /// Signal to quantization noise, in dB, to a hundredth; absent where there is no noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -178,6 +182,11 @@ impl ContextFacts {
 
     /// What computes the ends of the model that is compiled in `binaries`.
     pub fn place<'a>(binaries: impl IntoIterator<Item = &'a ContextFacts>) -> Place {
-        Place::of(&binaries.into_iter().filter_map(ContextFacts::shard).collect::<Vec<_>>())
+        Place::of(
+            &binaries
+                .into_iter()
+                .filter_map(ContextFacts::shard)
+                .collect::<Vec<_>>(),
+        )
     }
 }

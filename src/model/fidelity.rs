@@ -1,4 +1,5 @@
-//! How close one model's predictions are to another's, as `llama-perplexity --kl-divergence` measures it.
+//! How close one model's predictions are to another's, as `llama-perplexity --kl-divergence`
+//! measures it.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,18 +19,25 @@ pub struct TokenScore {
 }
 
 impl TokenScore {
-    /// Scores the logits of one position against the token that really follows. `None` if the slices differ
-    /// in length or `next` lies outside.
+    /// Scores the logits of one position against the token that really follows. `None` if the
+    /// slices differ in length or `next` lies outside.
     pub fn of(reference: &[f32], candidate: &[f32], next: u32) -> Option<Self> {
-        let next = usize::try_from(next).ok().filter(|next| *next < reference.len())?;
+        let next = usize::try_from(next)
+            .ok()
+            .filter(|next| *next < reference.len())?;
         if reference.len() != candidate.len() {
             return None;
         }
         let (to_log, to_log_candidate) = (log_normalizer(reference), log_normalizer(candidate));
         let log_p = |logit: f32| f64::from(logit) - to_log;
         let log_q = |logit: f32| f64::from(logit) - to_log_candidate;
-        let kld = reference.iter().zip(candidate).map(|(&r, &c)| log_p(r).exp() * (log_p(r) - log_q(c))).sum();
-        let (at_next, at_next_candidate) = (log_p(*reference.get(next)?), log_q(*candidate.get(next)?));
+        let kld = reference
+            .iter()
+            .zip(candidate)
+            .map(|(&r, &c)| log_p(r).exp() * (log_p(r) - log_q(c)))
+            .sum();
+        let (at_next, at_next_candidate) =
+            (log_p(*reference.get(next)?), log_q(*candidate.get(next)?));
         Some(TokenScore {
             reference_nll: -at_next,
             nll: -at_next_candidate,
@@ -40,36 +48,60 @@ impl TokenScore {
     }
 }
 
-/// `ln sum exp`, in f64 and about the largest logit, so that it neither overflows nor loses small terms.
+/// `ln sum exp`, in f64 and about the largest logit, so that it neither overflows nor loses small
+/// terms.
 fn log_normalizer(logits: &[f32]) -> f64 {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    largest + logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum::<f64>().ln()
+    largest
+        + logits
+            .iter()
+            .map(|&logit| (f64::from(logit) - largest).exp())
+            .sum::<f64>()
+            .ln()
 }
 
 /// The most probable token; the first of equals.
 pub fn top(logits: &[f32]) -> Option<u32> {
-    let best = logits.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (token, &logit)| match best {
-        Some((_, largest)) if logit <= largest => best,
-        _ => Some((token, logit)),
-    });
+    let best =
+        logits
+            .iter()
+            .enumerate()
+            .fold(
+                None,
+                |best: Option<(usize, f32)>, (token, &logit)| match best {
+                    Some((_, largest)) if logit <= largest => best,
+                    _ => Some((token, logit)),
+                },
+            );
     best.and_then(|(token, _)| u32::try_from(token).ok())
 }
 
 /// How far the most probable token's logit stands above the second's.
 pub fn top_gap(logits: &[f32]) -> f32 {
-    let (first, second) = logits.iter().fold((f32::NEG_INFINITY, f32::NEG_INFINITY), |(first, second), &logit| {
-        if logit > first { (logit, first) } else { (first, second.max(logit)) }
-    });
+    let (first, second) = logits.iter().fold(
+        (f32::NEG_INFINITY, f32::NEG_INFINITY),
+        |(first, second), &logit| {
+            if logit > first {
+                (logit, first)
+            } else {
+                (first, second.max(logit))
+            }
+        },
+    );
     first - second
 }
 
-/// Replaces what is no number by the nearest of fp16 (a NaN by the lowest) and counts it: figures stay finite
-/// and bad, and the count tells why.
+/// Replaces what is no number by the nearest of fp16 (a NaN by the lowest) and counts it: figures
+/// stay finite and bad, and the count tells why.
 pub fn tame(logits: &mut [f32]) -> u64 {
     const LARGEST_HALF: f32 = 65504.0;
     let mut count = 0;
     for logit in logits.iter_mut().filter(|logit| !logit.is_finite()) {
-        *logit = if *logit == f32::INFINITY { LARGEST_HALF } else { -LARGEST_HALF };
+        *logit = if *logit == f32::INFINITY {
+            LARGEST_HALF
+        } else {
+            -LARGEST_HALF
+        };
         count += 1;
     }
     count
@@ -86,7 +118,8 @@ pub struct Fidelity {
     pub perplexity: f64,
     /// The candidate's perplexity over the reference's.
     pub ratio: f64,
-    /// Standard error of `ratio`; both models read the same tokens, so it is that of the mean difference.
+    /// Standard error of `ratio`; both models read the same tokens, so it is that of the mean
+    /// difference.
     pub ratio_error: f64,
     /// Mean KL divergence, in nats.
     pub kld: f64,
@@ -107,11 +140,14 @@ impl Fidelity {
         if tokens < 2 {
             return None;
         }
-        let mean = |figure: &dyn Fn(&TokenScore) -> f64| scores.iter().map(figure).sum::<f64>() / tokens as f64;
+        let mean = |figure: &dyn Fn(&TokenScore) -> f64| {
+            scores.iter().map(figure).sum::<f64>() / tokens as f64
+        };
         let reference_nll = mean(&|score| score.reference_nll);
         let nll = mean(&|score| score.nll);
         let ratio = (nll - reference_nll).exp();
-        let spread = mean(&|score| (score.nll - score.reference_nll - (nll - reference_nll)).powi(2));
+        let spread =
+            mean(&|score| (score.nll - score.reference_nll - (nll - reference_nll)).powi(2));
         let mut klds: Vec<f64> = scores.iter().map(|score| score.kld).collect();
         klds.sort_by(f64::total_cmp);
         Some(Fidelity {
@@ -143,14 +179,22 @@ mod tests {
     use super::*;
 
     fn close(found: f64, expected: f64) {
-        assert!((found - expected).abs() < 1e-9, "found {found}, expected {expected}");
+        assert!(
+            (found - expected).abs() < 1e-9,
+            "found {found}, expected {expected}"
+        );
     }
 
     #[test]
     fn a_position_by_hand() {
         // p = [1/2, 1/4, 1/4], q = [1/4, 1/2, 1/4]: KLD = 1/2 ln 2 - 1/4 ln 2.
         let ln = |p: f32| p.ln() + 3.0;
-        let score = TokenScore::of(&[ln(0.5), ln(0.25), ln(0.25)], &[ln(0.25), ln(0.5), ln(0.25)], 1).unwrap();
+        let score = TokenScore::of(
+            &[ln(0.5), ln(0.25), ln(0.25)],
+            &[ln(0.25), ln(0.5), ln(0.25)],
+            1,
+        )
+        .unwrap();
         assert!((score.kld - 0.25 * 2f64.ln()).abs() < 1e-6);
         assert!((score.reference_nll - 4f64.ln()).abs() < 1e-6);
         assert!((score.nll - 2f64.ln()).abs() < 1e-6);
@@ -186,9 +230,18 @@ mod tests {
 
     #[test]
     fn all_positions_by_hand() {
-        let score =
-            |reference_nll, nll, kld, delta_p, same_top| TokenScore { reference_nll, nll, kld, delta_p, same_top };
-        let all = Fidelity::of(&[score(1.0, 1.1, 0.1, 0.3, true), score(2.0, 2.3, 0.3, -0.4, false)]).unwrap();
+        let score = |reference_nll, nll, kld, delta_p, same_top| TokenScore {
+            reference_nll,
+            nll,
+            kld,
+            delta_p,
+            same_top,
+        };
+        let all = Fidelity::of(&[
+            score(1.0, 1.1, 0.1, 0.3, true),
+            score(2.0, 2.3, 0.3, -0.4, false),
+        ])
+        .unwrap();
         close(all.reference_perplexity, 1.5f64.exp());
         close(all.perplexity, 1.7f64.exp());
         close(all.ratio, 0.2f64.exp());

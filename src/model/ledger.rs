@@ -1,5 +1,6 @@
-//! The ledger of a model: how each tensor is held, what that takes, and how far it is from the file it came from.
-//! That is the fidelity of storage. What a model computes with it is measured elsewhere (`fidelity.rs`).
+//! The ledger of a model: how each tensor is held, what that takes, and how far it is from the file
+//! it came from. That is the fidelity of storage. What a model computes with it is measured
+//! elsewhere (`fidelity.rs`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,14 +24,17 @@ pub struct Entry {
 
 impl Entry {
     fn values(&self) -> u64 {
-        self.shape.iter().fold(1, |product, &n| product.saturating_mul(n))
+        self.shape
+            .iter()
+            .fold(1, |product, &n| product.saturating_mul(n))
     }
 }
 
 /// All tensors of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// Version of this format; its name comes first in the canonical text, so that a file can be told by it.
+    /// Version of this format; its name comes first in the canonical text, so that a file can be
+    /// told by it.
     ledger: u32,
     /// By the names of the GGUF.
     pub tensors: BTreeMap<String, Entry>,
@@ -43,13 +47,17 @@ impl Ledger {
     /// How the canonical text begins.
     pub const MAGIC: &'static [u8] = b"{\"ledger\":";
 
-    /// The ledger of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts and sizes.
+    /// The ledger of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
+    /// and sizes.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
         let mut held: BTreeMap<&str, (u64, Option<WeightFacts>)> = BTreeMap::new();
         for (part, facts, digest) in parts {
-            let Some((name, _)) = part.rsplit_once('/') else { continue };
-            let facts: WeightFacts =
-                facts.read().map_err(|problem| problem.within(format!("failed to read the facts of `{part}`")))?;
+            let Some((name, _)) = part.rsplit_once('/') else {
+                continue;
+            };
+            let facts: WeightFacts = facts.read().map_err(|problem| {
+                problem.within(format!("failed to read the facts of `{part}`"))
+            })?;
             let (bytes, known) = held.entry(name).or_default();
             *bytes = bytes.saturating_add(digest.size_bytes);
             // Only what stands for the whole tensor says how far it is from its source.
@@ -60,19 +68,40 @@ impl Ledger {
         let entry = |(name, (bytes, facts)): (&str, (u64, Option<WeightFacts>))| {
             let facts = facts.and_then(|facts| Some((facts.shape, facts.error?)));
             let (shape, error) = facts.ok_or_else(|| {
-                Problem::new("kiln::weights::ledger", format!("no part of `{name}` says how far it is from its source"))
+                Problem::new(
+                    "kiln::weights::ledger",
+                    format!("no part of `{name}` says how far it is from its source"),
+                )
             })?;
-            Ok((name.to_string(), Entry { shape, bytes, error }))
+            Ok((
+                name.to_string(),
+                Entry {
+                    shape,
+                    bytes,
+                    error,
+                },
+            ))
         };
-        Ok(Ledger { ledger: Self::VERSION, tensors: held.into_iter().map(entry).collect::<Result<_>>()? })
+        Ok(Ledger {
+            ledger: Self::VERSION,
+            tensors: held.into_iter().map(entry).collect::<Result<_>>()?,
+        })
     }
 
     /// Reads the canonical text.
     pub fn read(text: &[u8]) -> Result<Self> {
-        let ledger: Ledger = serde_json::from_slice(text)
-            .map_err(|error| Problem::new("kiln::weights::ledger", format!("this is no ledger: {error}")))?;
+        let ledger: Ledger = serde_json::from_slice(text).map_err(|error| {
+            Problem::new(
+                "kiln::weights::ledger",
+                format!("this is no ledger: {error}"),
+            )
+        })?;
         if ledger.ledger != Self::VERSION {
-            let message = format!("a ledger of version {}; this kiln reads version {}", ledger.ledger, Self::VERSION);
+            let message = format!(
+                "a ledger of version {}; this kiln reads version {}",
+                ledger.ledger,
+                Self::VERSION
+            );
             return Err(Problem::new("kiln::weights::ledger", message));
         }
         Ok(ledger)
@@ -84,9 +113,25 @@ impl Ledger {
         tensors.sort_by_key(|(name, _)| base::by_number(name));
         let mut text = format!(
             "{:<28} {:<8} {:<12} {:>10} {:>11}  {:<5} {:>9} {:>10} {:>8}\n",
-            "tensor", "source", "scheme", "bytes", "bits/weight", "exact", "SQNR dB", "max error", "clipped"
+            "tensor",
+            "source",
+            "scheme",
+            "bytes",
+            "bits/weight",
+            "exact",
+            "SQNR dB",
+            "max error",
+            "clipped"
         );
-        for (name, Entry { shape: _, bytes, error }) in &tensors {
+        for (
+            name,
+            Entry {
+                shape: _,
+                bytes,
+                error,
+            },
+        ) in &tensors
+        {
             let bits = *bytes as f64 * 8.0 / self.tensors[*name].values().max(1) as f64;
             text += &format!(
                 "{name:<28} {:<8} {:<12} {:>10} {bits:>11.2}  {:<5} {:>9} {:>10} {:>8}\n",
@@ -95,7 +140,9 @@ impl Ledger {
                 base::bytes(*bytes),
                 if error.exact { "yes" } else { "no" },
                 figure(error.sqnr_db, |db| format!("{db:.2}")),
-                figure((!error.exact).then_some(error.max_error), |max| format!("{max:.2e}")),
+                figure((!error.exact).then_some(error.max_error), |max| format!(
+                    "{max:.2e}"
+                )),
                 figure(error.clipped, |share| format!("{:.3} %", 100.0 * share)),
             );
         }
@@ -134,7 +181,11 @@ impl fmt::Display for Ledger {
             if let Some(db) = error.sqnr_db.filter(below) {
                 group.worst = Some((db, name.clone()));
             }
-            group.clipped = error.clipped.into_iter().chain(group.clipped).reduce(f64::max);
+            group.clipped = error
+                .clipped
+                .into_iter()
+                .chain(group.clipped)
+                .reduce(f64::max);
         }
         writeln!(
             f,
@@ -143,9 +194,13 @@ impl fmt::Display for Ledger {
         )?;
         for ((scheme, source), group) in &groups {
             let bits = group.bytes as f64 * 8.0 / group.values.max(1) as f64;
-            let worst = group.worst.as_ref().map_or("-".into(), |(db, name)| format!("{db:.2} dB, {name}"));
-            let clipped =
-                group.clipped.map_or(String::new(), |share| format!("; at most {:.3} % clipped", 100.0 * share));
+            let worst = group
+                .worst
+                .as_ref()
+                .map_or("-".into(), |(db, name)| format!("{db:.2} dB, {name}"));
+            let clipped = group.clipped.map_or(String::new(), |share| {
+                format!("; at most {:.3} % clipped", 100.0 * share)
+            });
             writeln!(
                 f,
                 "{scheme:<12} {source:<8} {:>7} {:>7} {:>10} {bits:>11.2}  {worst}{clipped}",
@@ -171,14 +226,23 @@ mod tests {
             max_error: if exact { 0.0 } else { 0.0125 },
             clipped: (!exact).then_some(0.00125),
         };
-        let entry = |error| Entry { shape: vec![64, 32], bytes: 1152, error };
+        let entry = |error| Entry {
+            shape: vec![64, 32],
+            bytes: 1152,
+            error,
+        };
         let tensors = [
             ("blk.10.attn_q.weight", error("native", true, None)),
             ("blk.2.attn_q.weight", error("native", true, None)),
             ("blk.2.ffn_up.weight", error("lpbq-32", false, Some(26.25))),
         ];
-        let tensors = tensors.map(|(name, error)| (name.to_string(), entry(error))).into();
-        Ledger { ledger: Ledger::VERSION, tensors }
+        let tensors = tensors
+            .map(|(name, error)| (name.to_string(), entry(error)))
+            .into();
+        Ledger {
+            ledger: Ledger::VERSION,
+            tensors,
+        }
     }
 
     #[test]
@@ -190,9 +254,23 @@ mod tests {
              native       Q4_0           2       2     2.3 kB        4.50  -\n"
         );
         let table = ledger().table();
-        let names: Vec<&str> = table.lines().skip(1).filter_map(|line| line.split(' ').next()).collect();
-        assert_eq!(names, ["blk.2.attn_q.weight", "blk.2.ffn_up.weight", "blk.10.attn_q.weight"]);
-        assert!(table.contains("1.2 kB        4.50  no        26.25    1.25e-2  0.125 %"), "{table}");
+        let names: Vec<&str> = table
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "blk.2.attn_q.weight",
+                "blk.2.ffn_up.weight",
+                "blk.10.attn_q.weight"
+            ]
+        );
+        assert!(
+            table.contains("1.2 kB        4.50  no        26.25    1.25e-2  0.125 %"),
+            "{table}"
+        );
     }
 
     #[test]
@@ -200,7 +278,12 @@ mod tests {
         let text = CanonJson::of(&ledger()).unwrap().to_string();
         assert!(text.as_bytes().starts_with(Ledger::MAGIC), "{text}");
         assert_eq!(Ledger::read(text.as_bytes()).unwrap(), ledger());
-        assert!(Ledger::read(b"{\"ledger\":2,\"tensors\":{}}").unwrap_err().message.contains("version 2"));
+        assert!(
+            Ledger::read(b"{\"ledger\":2,\"tensors\":{}}")
+                .unwrap_err()
+                .message
+                .contains("version 2")
+        );
         assert!(Ledger::read(b"{\"ledger\":1}").is_err());
     }
 }

@@ -1,8 +1,8 @@
-//! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs. `tests/reference.rs` holds it
-//! against candle's own models.
+//! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs.
+//! `tests/reference.rs` holds it against candle's own models.
 //!
-//! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at a time, so that a model may be
-//! far larger than the memory.
+//! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at
+//! a time, so that a model may be far larger than the memory.
 
 use std::ops::Range;
 
@@ -67,32 +67,55 @@ impl<'a> Reference<'a> {
         Reference { facts, weights }
     }
 
-    /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each layer.
-    pub fn states(&self, texts: &[&[u32]], mut begun: impl FnMut(u32) -> Result<()>) -> Result<Vec<State>> {
-        let spans = texts.iter().map(|text| self.span(0, text.len())).collect::<Result<Vec<_>>>()?;
+    /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each
+    /// layer.
+    pub fn states(
+        &self,
+        texts: &[&[u32]],
+        mut begun: impl FnMut(u32) -> Result<()>,
+    ) -> Result<Vec<State>> {
+        let spans = texts
+            .iter()
+            .map(|text| self.span(0, text.len()))
+            .collect::<Result<Vec<_>>>()?;
         let mut stream = self.embedding(&texts.concat())?;
         for layer in 0..self.facts.block_count {
             begun(layer)?;
             (stream, _) = self.layer(layer, &stream, &spans, None)?;
         }
-        ran(split(&stream, &spans))?.into_iter().map(|state| Ok(State(state))).collect()
+        ran(split(&stream, &spans))?
+            .into_iter()
+            .map(|state| Ok(State(state)))
+            .collect()
     }
 
-    /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a time.
+    /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a
+    /// time.
     pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let rows = (LOGITS / self.facts.vocab.max(1) as usize).max(1);
         let tokens = ran(state.0.dim(0))?;
         for first in (0..tokens).step_by(rows) {
             let some = ran(state.0.narrow(0, first, rows.min(tokens - first)))?;
-            let head = if self.facts.tied_embeddings { "token_embd" } else { "output" };
-            let logits = self.linear(head, self.facts.vocab as usize, false, &self.norm("output_norm", &some)?)?;
-            show(&ran(logits.flatten_all().and_then(|logits| logits.to_vec1()))?)?;
+            let head = if self.facts.tied_embeddings {
+                "token_embd"
+            } else {
+                "output"
+            };
+            let logits = self.linear(
+                head,
+                self.facts.vocab as usize,
+                false,
+                &self.norm("output_norm", &some)?,
+            )?;
+            show(&ran(logits
+                .flatten_all()
+                .and_then(|logits| logits.to_vec1()))?)?;
         }
         Ok(())
     }
 
-    /// The most probable tokens after `prompt`, one after the other: `count` of them, or up to the first of `ends`. `begun` hears
-    /// of each.
+    /// The most probable tokens after `prompt`, one after the other: `count` of them, or up to the
+    /// first of `ends`. `begun` hears of each.
     pub fn greedy(
         &self,
         prompt: &[u32],
@@ -103,9 +126,17 @@ impl<'a> Reference<'a> {
         let mut past: Vec<Option<Attended>> = (0..self.facts.block_count).map(|_| None).collect();
         let mut next = prompt.to_vec();
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
-        while choices.len() < count && choices.last().is_none_or(|choice| !ends.contains(&choice.token)) {
+        while choices.len() < count
+            && choices
+                .last()
+                .is_none_or(|choice| !ends.contains(&choice.token))
+        {
             begun(choices.len())?;
-            let before = if choices.is_empty() { 0 } else { prompt.len() + choices.len() - 1 };
+            let before = if choices.is_empty() {
+                0
+            } else {
+                prompt.len() + choices.len() - 1
+            };
             let spans = [self.span(before, next.len())?];
             let mut stream = self.embedding(&next)?;
             for (layer, past) in (0..).zip(&mut past) {
@@ -115,10 +146,17 @@ impl<'a> Reference<'a> {
             let last = ran(stream.narrow(0, next.len() - 1, 1))?;
             self.logits(&State(last), |row| {
                 let none = || Problem::new("kiln::reference::logits", "no logit is a number");
-                choices.push(Choice { token: fidelity::top(row).ok_or_else(none)?, gap: fidelity::top_gap(row) });
+                choices.push(Choice {
+                    token: fidelity::top(row).ok_or_else(none)?,
+                    gap: fidelity::top_gap(row),
+                });
                 Ok(())
             })?;
-            next = choices.last().map(|choice| choice.token).into_iter().collect();
+            next = choices
+                .last()
+                .map(|choice| choice.token)
+                .into_iter()
+                .collect();
         }
         Ok(choices)
     }
@@ -126,7 +164,10 @@ impl<'a> Reference<'a> {
     /// `[tokens, hidden]`.
     fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
         if tokens.is_empty() {
-            return Err(Problem::new("kiln::reference::prompt", "there is no text to begin with"));
+            return Err(Problem::new(
+                "kiln::reference::prompt",
+                "there is no text to begin with",
+            ));
         }
         let mut rows = vec![];
         for token in tokens {
@@ -139,15 +180,25 @@ impl<'a> Reference<'a> {
     /// `tokens` that come after `before` others.
     fn span(&self, before: usize, tokens: usize) -> Result<Span> {
         let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
-        let angle = |position: usize, i: u32| position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim));
-        let angles = (before..before + tokens).flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        let angle = |position: usize, i: u32| {
+            position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim))
+        };
+        let angles = (before..before + tokens)
+            .flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
+            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+            .unzip();
         let turns = |values| tensor(values, tokens, dim as usize / 2);
-        Ok(Span { tokens, before, mask: ran(mask(before, tokens))?, turn: [turns(cos)?, turns(sin)?] })
+        Ok(Span {
+            tokens,
+            before,
+            mask: ran(mask(before, tokens))?,
+            turn: [turns(cos)?, turns(sin)?],
+        })
     }
 
-    /// The residual stream after a layer, and what it then knows of each text. These `spans` stand one after the other in
-    /// `stream`; `past` is what comes before the only one.
+    /// The residual stream after a layer, and what it then knows of each text. These `spans` stand
+    /// one after the other in `stream`; `past` is what comes before the only one.
     fn layer(
         &self,
         layer: u32,
@@ -155,7 +206,15 @@ impl<'a> Reference<'a> {
         spans: &[Span],
         past: Option<&Attended>,
     ) -> Result<(Tensor, Vec<Attended>)> {
-        let ModelFacts { heads, kv_heads, head_dim, hidden, ffn, qkv_bias, .. } = *self.facts;
+        let ModelFacts {
+            heads,
+            kv_heads,
+            head_dim,
+            hidden,
+            ffn,
+            qkv_bias,
+            ..
+        } = *self.facts;
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let name = |what: &str| format!("blk.{layer}.{what}");
@@ -169,10 +228,14 @@ impl<'a> Reference<'a> {
         let x = self.norm(&name("ffn_norm"), &stream)?;
         let gate = ran(silu(&self.linear(&name("ffn_gate"), ffn, false, &x)?))?;
         let up = ran(gate * self.linear(&name("ffn_up"), ffn, false, &x)?)?;
-        Ok((ran(stream + self.linear(&name("ffn_down"), hidden, false, &up)?)?, attended))
+        Ok((
+            ran(stream + self.linear(&name("ffn_down"), hidden, false, &up)?)?,
+            attended,
+        ))
     }
 
-    /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of each text.
+    /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
+    /// each text.
     fn attention(
         &self,
         [q, k, v]: [&Tensor; 3],
@@ -182,14 +245,28 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, dim] =
             [self.facts.heads, self.facts.kv_heads, self.facts.head_dim].map(|size| size as usize);
         let (mut mixes, mut all) = (vec![], vec![]);
-        let texts = split(q, spans)?.into_iter().zip(split(k, spans)?).zip(split(v, spans)?);
+        let texts = split(q, spans)?
+            .into_iter()
+            .zip(split(k, spans)?)
+            .zip(split(v, spans)?);
         for (span, ((q, k), v)) in spans.iter().zip(texts) {
-            let Span { tokens, before, mask, .. } = span;
+            let Span {
+                tokens,
+                before,
+                mask,
+                ..
+            } = span;
             let (tokens, all_tokens) = (*tokens, before + tokens);
-            let by_head = |x: &Tensor, heads| x.reshape((tokens, heads, dim))?.transpose(0, 1)?.contiguous();
+            let by_head = |x: &Tensor, heads| {
+                x.reshape((tokens, heads, dim))?
+                    .transpose(0, 1)?
+                    .contiguous()
+            };
             let q = self.turned(&by_head(&q, heads)?, span)?;
-            let attended =
-                Attended { keys: self.turned(&by_head(&k, kv_heads)?, span)?, values: by_head(&v, kv_heads)? };
+            let attended = Attended {
+                keys: self.turned(&by_head(&k, kv_heads)?, span)?,
+                values: by_head(&v, kv_heads)?,
+            };
             let attended = match past {
                 Some(past) => Attended {
                     keys: Tensor::cat(&[&past.keys, &attended.keys], 1)?,
@@ -201,9 +278,13 @@ impl<'a> Reference<'a> {
             let rows = heads.checked_div(kv_heads).unwrap_or(0) * tokens;
             let folded = q.reshape((kv_heads, rows, dim))?;
             let scores = (folded.matmul(&attended.keys.t()?)? * (dim as f64).sqrt().recip())?;
-            let scores = scores.reshape((heads, tokens, all_tokens))?.broadcast_add(mask)?;
+            let scores = scores
+                .reshape((heads, tokens, all_tokens))?
+                .broadcast_add(mask)?;
             let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, all_tokens))?;
-            let mix = shares.matmul(&attended.values)?.reshape((heads, tokens, dim))?;
+            let mix = shares
+                .matmul(&attended.values)?
+                .reshape((heads, tokens, dim))?;
             mixes.push(mix.transpose(0, 1)?.reshape((tokens, heads * dim))?);
             all.push(attended);
         }
@@ -253,8 +334,20 @@ impl<'a> Reference<'a> {
 /// 0 where a token sees another, minus infinity elsewhere.
 fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
     let all = before + tokens;
-    let sees = |row: usize| (0..all).map(move |column| if column <= before + row { 0.0 } else { f32::NEG_INFINITY });
-    Tensor::from_vec((0..tokens).flat_map(sees).collect(), (tokens, all), &Device::Cpu)
+    let sees = |row: usize| {
+        (0..all).map(move |column| {
+            if column <= before + row {
+                0.0
+            } else {
+                f32::NEG_INFINITY
+            }
+        })
+    };
+    Tensor::from_vec(
+        (0..tokens).flat_map(sees).collect(),
+        (tokens, all),
+        &Device::Cpu,
+    )
 }
 
 /// The rows of each text.

@@ -1,4 +1,5 @@
-//! Where a decoder is cut: into shards of whole layers, each a graph of its own, and ends that may run on the CPU.
+//! Where a decoder is cut: into shards of whole layers, each a graph of its own, and ends that may
+//! run on the CPU.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,9 @@ use super::facts::{ModelFacts, in_layer};
 use crate::base::{Problem, Result};
 
 /// What computes a piece of a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Processor {
     /// The chip that context binaries are for.
@@ -19,7 +22,11 @@ pub enum Processor {
 
 /// What computes the ends of a decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default, expecting = "a table with `embedding`, `head` or both")]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "a table with `embedding`, `head` or both"
+)]
 pub struct Place {
     /// The rows of the tokens.
     #[serde(skip_serializing_if = "is_default")]
@@ -49,15 +56,18 @@ impl Place {
     /// The ends that are the CPU's.
     pub fn on_cpu(self) -> impl Iterator<Item = End> {
         let ends = [(self.embedding, End::Embedding), (self.head, End::Head)];
-        ends.into_iter().filter_map(|(processor, end)| (processor == Processor::Cpu).then_some(end))
+        ends.into_iter()
+            .filter_map(|(processor, end)| (processor == Processor::Cpu).then_some(end))
     }
 
     /// That of the model that `shards` make up.
     pub fn of<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> Self {
-        shards.into_iter().fold(Place::default(), |all, shard| Place {
-            embedding: all.embedding.max(shard.place.embedding),
-            head: all.head.max(shard.place.head),
-        })
+        shards
+            .into_iter()
+            .fold(Place::default(), |all, shard| Place {
+                embedding: all.embedding.max(shard.place.embedding),
+                head: all.head.max(shard.place.head),
+            })
     }
 }
 
@@ -70,7 +80,8 @@ impl End {
         }
     }
 
-    /// What passes between it and the layers, if it is not in one graph with them. Genie asks for the first of these names.
+    /// What passes between it and the layers, if it is not in one graph with them. Genie asks for
+    /// the first of these names.
     pub fn value(self) -> &'static str {
         match self {
             End::Embedding => "inputs_embeds",
@@ -93,7 +104,8 @@ impl End {
     }
 }
 
-/// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head, unless these are the CPU's.
+/// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head,
+/// unless these are the CPU's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     /// Which of the shards it is, from 1.
@@ -109,29 +121,49 @@ pub struct Shard {
     pub place: Place,
 }
 
-/// How long an embedding and a head take to compile, beside as many weights of a layer: a table is only copied, 8-bit blocks take
-/// a little longer than 4-bit ones. Measured at 1.5 B weights: 15 s, 56 s and 47 s.
+/// How long an embedding and a head take to compile, beside as many weights of a layer: a table is
+/// only copied, 8-bit blocks take a little longer than 4-bit ones. Measured at 1.5 B weights: 15 s,
+/// 56 s and 47 s.
 const EMBEDDING: f64 = 0.3;
 const HEAD: f64 = 1.2;
 
 impl Shard {
     /// All of `model`.
     pub fn whole(model: &ModelFacts) -> Self {
-        Shard { part: 1, of: 1, first: 0, end: model.block_count, place: Place::default() }
+        Shard {
+            part: 1,
+            of: 1,
+            first: 0,
+            end: model.block_count,
+            place: Place::default(),
+        }
     }
 
-    /// `model` in so many shards that take about as long to compile, without what is the CPU's. Where they are cut depends on the
-    /// shapes of the weights alone: a layer that is held in another way stays in its shard. Refused: more shards than layers.
+    /// `model` in so many shards that take about as long to compile, without what is the CPU's.
+    /// Where they are cut depends on the shapes of the weights alone: a layer that is held in
+    /// another way stays in its shard. Refused: more shards than layers.
     pub fn cut(model: &ModelFacts, count: u32, place: Place) -> Result<Vec<Self>> {
         let layers = model.block_count;
         if !(1..=layers).contains(&count) {
-            return Err(Problem::new("kiln::shards::count", format!("{layers} layers make no {count} shards"))
-                .help(format!("each shard takes a layer at least: `shards` goes from 1 to {layers}")));
+            return Err(Problem::new(
+                "kiln::shards::count",
+                format!("{layers} layers make no {count} shards"),
+            )
+            .help(format!(
+                "each shard takes a layer at least: `shards` goes from 1 to {layers}"
+            )));
         }
         let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(f64::from);
-        let [queries, keys] = [model.heads, model.kv_heads].map(|heads| f64::from(heads) * f64::from(model.head_dim));
+        let [queries, keys] =
+            [model.heads, model.kv_heads].map(|heads| f64::from(heads) * f64::from(model.head_dim));
         let layer = hidden * (2.0 * queries + 2.0 * keys + 3.0 * ffn);
-        let end = |processor, share| if processor == Processor::Npu { share * hidden * vocab } else { 0.0 };
+        let end = |processor, share| {
+            if processor == Processor::Npu {
+                share * hidden * vocab
+            } else {
+                0.0
+            }
+        };
         let (embedding, head) = (end(place.embedding, EMBEDDING), end(place.head, HEAD));
         let total = f64::from(layers) * layer + embedding + head;
         let before = |part: u32| match part {
@@ -148,7 +180,10 @@ impl Shard {
             of: count,
             first: before(part),
             end: before(part + 1),
-            place: Place { embedding: beside(part == 0, place.embedding), head: beside(part + 1 == count, place.head) },
+            place: Place {
+                embedding: beside(part == 0, place.embedding),
+                head: beside(part + 1 == count, place.head),
+            },
         };
         Ok((0..count).map(shard).collect())
     }
@@ -177,7 +212,9 @@ impl Shard {
     pub fn reads(&self, name: &str, model: &ModelFacts) -> bool {
         let end = |end: End, is_there: bool| is_there && end.reads(name, model);
         match in_layer(name) {
-            Some((layer, _)) => layer.parse().is_ok_and(|layer| (self.first..self.end).contains(&layer)),
+            Some((layer, _)) => layer
+                .parse()
+                .is_ok_and(|layer| (self.first..self.end).contains(&layer)),
             None if name.starts_with("output_norm.") => self.is_last(),
             None => end(End::Embedding, self.has_embedding()) || end(End::Head, self.has_head()),
         }
@@ -185,12 +222,21 @@ impl Shard {
 
     /// The folder of what is made of it: `1-of-4`; none if it is the whole.
     pub fn folder(&self) -> String {
-        if self.is_whole() { String::new() } else { format!("{}-of-{}", self.part, self.of) }
+        if self.is_whole() {
+            String::new()
+        } else {
+            format!("{}-of-{}", self.part, self.of)
+        }
     }
 
-    /// What the file of its graph `role` is called, but for the ending: `prefill-1-of-4`, or `prefill` if it is the whole.
+    /// What the file of its graph `role` is called, but for the ending: `prefill-1-of-4`, or
+    /// `prefill` if it is the whole.
     pub fn graph_stem(&self, role: &str) -> String {
-        if self.is_whole() { role.into() } else { format!("{role}-{}", self.folder()) }
+        if self.is_whole() {
+            role.into()
+        } else {
+            format!("{role}-{}", self.folder())
+        }
     }
 }
 
@@ -221,7 +267,11 @@ mod tests {
     #[test]
     fn shards_take_about_as_long() {
         let cut = |count, place| -> Vec<_> {
-            Shard::cut(&model(), count, place).unwrap().iter().map(|shard| shard.end - shard.first).collect()
+            Shard::cut(&model(), count, place)
+                .unwrap()
+                .iter()
+                .map(|shard| shard.end - shard.first)
+                .collect()
         };
         let npu = Place::default();
         // The embedding takes as long as one and a half layers, the head as six.
@@ -229,20 +279,38 @@ mod tests {
         assert_eq!(cut(2, npu), [16, 12]);
         assert_eq!(cut(4, npu), [7, 9, 9, 3]);
         assert_eq!(cut(28, npu), [1; 28]);
-        assert_eq!(cut(4, Place { embedding: Processor::Cpu, head: Processor::Cpu }), [7, 7, 7, 7]);
+        assert_eq!(
+            cut(
+                4,
+                Place {
+                    embedding: Processor::Cpu,
+                    head: Processor::Cpu
+                }
+            ),
+            [7, 7, 7, 7]
+        );
         assert!(Shard::cut(&model(), 29, npu).is_err() && Shard::cut(&model(), 0, npu).is_err());
     }
 
     #[test]
     fn a_tensor_is_read_where_its_layer_is() {
         let check = |name: &str, tied: bool, on_npu: &[u32], on_cpu: &[u32]| {
-            let model = ModelFacts { tied_embeddings: tied, ..model() };
+            let model = ModelFacts {
+                tied_embeddings: tied,
+                ..model()
+            };
             for (processor, expected) in [(Processor::Npu, on_npu), (Processor::Cpu, on_cpu)] {
-                let place = Place { embedding: processor, head: processor };
+                let place = Place {
+                    embedding: processor,
+                    head: processor,
+                };
                 let shards = Shard::cut(&model, 4, place).unwrap();
                 assert_eq!(Place::of(&shards), place);
-                let readers: Vec<u32> =
-                    shards.iter().filter(|shard| shard.reads(name, &model)).map(|shard| shard.part).collect();
+                let readers: Vec<u32> = shards
+                    .iter()
+                    .filter(|shard| shard.reads(name, &model))
+                    .map(|shard| shard.part)
+                    .collect();
                 assert_eq!(readers, expected, "{name}");
             }
         };
@@ -257,12 +325,24 @@ mod tests {
     #[test]
     fn only_a_shard_beside_an_end_of_the_cpu_differs() {
         let model = model();
-        let place = Place { head: Processor::Cpu, ..Place::default() };
+        let place = Place {
+            head: Processor::Cpu,
+            ..Place::default()
+        };
         let shards = Shard::cut(&model, 2, place).unwrap();
         let text = |shard: &Shard| serde_json::to_string(shard).unwrap();
         assert_eq!(text(&shards[0]), r#"{"part":1,"of":2,"first":0,"end":13}"#);
-        assert_eq!(text(&shards[1]), r#"{"part":2,"of":2,"first":13,"end":28,"place":{"head":"cpu"}}"#);
+        assert_eq!(
+            text(&shards[1]),
+            r#"{"part":2,"of":2,"first":13,"end":28,"place":{"head":"cpu"}}"#
+        );
         let whole = Shard::cut(&model, 1, place).unwrap()[0];
-        assert_eq!((whole.folder().as_str(), Shard::whole(&model).folder().as_str()), ("1-of-1", ""));
+        assert_eq!(
+            (
+                whole.folder().as_str(),
+                Shard::whole(&model).folder().as_str()
+            ),
+            ("1-of-1", "")
+        );
     }
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::common::{
-    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, OPTIONAL, RETRIES, TIMEOUT, items, spec_of, strings,
+    self, COMMON, KEEP, KIND, MAX_RETRIES, MAX_TIMEOUT_HOURS, OPTIONAL, RETRIES, TIMEOUT, items,
+    spec_of, strings,
 };
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
@@ -33,7 +34,19 @@ pub struct Checked {
 
 /// The stages of `draft` that hold what their kind asks for.
 pub fn check(draft: &Draft, registry: &Registry, problems: &mut Vec<Problem>) -> Vec<Checked> {
-    draft.stages.iter().filter_map(|stage| Checker { draft, registry, problems, stage }.check()).collect()
+    draft
+        .stages
+        .iter()
+        .filter_map(|stage| {
+            Checker {
+                draft,
+                registry,
+                problems,
+                stage,
+            }
+            .check()
+        })
+        .collect()
 }
 
 /// Checks one stage.
@@ -48,9 +61,14 @@ impl<'a> Checker<'a> {
     fn check(mut self) -> Option<Checked> {
         let kind = self.kind();
         let keep = self.common(KEEP, common::keep, "true, false or a list of parts");
-        let expected = format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
+        let expected =
+            format!("a time like \"90s\", \"20min\" or \"2h\", at most {MAX_TIMEOUT_HOURS}h");
         let timeout = self.common(TIMEOUT, common::timeout, &expected);
-        let retries = self.common(RETRIES, common::retries, &format!("a number from 0 to {MAX_RETRIES}"));
+        let retries = self.common(
+            RETRIES,
+            common::retries,
+            &format!("a number from 0 to {MAX_RETRIES}"),
+        );
         let optional = self.common(OPTIONAL, common::optional, "true or false");
         let kind = kind?;
         let spec = kind.spec();
@@ -72,24 +90,49 @@ impl<'a> Checker<'a> {
             retries: retries.unwrap_or(0),
             optional: optional.unwrap_or(false),
         };
-        Some(Checked { stage, keep, at: self.stage.at.clone(), edges })
+        Some(Checked {
+            stage,
+            keep,
+            at: self.stage.at.clone(),
+            edges,
+        })
     }
 
     fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
         let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
-        self.problems.push(if help.is_empty() { problem } else { problem.help(help) });
+        self.problems.push(if help.is_empty() {
+            problem
+        } else {
+            problem.help(help)
+        });
     }
 
     fn wrong_type(&mut self, key: &str, node: &Node, expected: &str) {
-        let message = format!("`{}.{key}` is {}, expected {expected}", self.stage.name, node.what());
-        self.problem("wrong_type", message, &node.span, &format!("expected {expected}"), String::new());
+        let message = format!(
+            "`{}.{key}` is {}, expected {expected}",
+            self.stage.name,
+            node.what()
+        );
+        self.problem(
+            "wrong_type",
+            message,
+            &node.span,
+            &format!("expected {expected}"),
+            String::new(),
+        );
     }
 
     fn kind(&mut self) -> Option<&'a dyn Stage> {
         let Some(entry) = self.stage.table.get(KIND) else {
             let kinds: Vec<&str> = self.registry.kinds().collect();
             let message = format!("the stage `{}` has no `kind`", self.stage.name);
-            self.problem("missing_kind", message, &self.stage.at, "this stage", format!("kinds: {}", kinds.join(", ")));
+            self.problem(
+                "missing_kind",
+                message,
+                &self.stage.at,
+                "this stage",
+                format!("kinds: {}", kinds.join(", ")),
+            );
             return None;
         };
         let Tree::String(kind) = &entry.node.tree else {
@@ -99,7 +142,13 @@ impl<'a> Checker<'a> {
         let stage = self.registry.get(kind);
         if stage.is_none() {
             let help = hint(kind, "kinds", self.registry.kinds().collect::<Vec<_>>());
-            self.problem("unknown_kind", format!("there is no stage kind `{kind}`"), &entry.node.span, "here", help);
+            self.problem(
+                "unknown_kind",
+                format!("there is no stage kind `{kind}`"),
+                &entry.node.span,
+                "here",
+                help,
+            );
         }
         stage
     }
@@ -115,9 +164,15 @@ impl<'a> Checker<'a> {
     }
 
     fn check_retries(&mut self, spec: &StageSpec) {
-        if let Some(entry) = self.stage.table.get(RETRIES).filter(|_| !spec.reaches_outside) {
+        if let Some(entry) = self
+            .stage
+            .table
+            .get(RETRIES)
+            .filter(|_| !spec.reaches_outside)
+        {
             let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
-            let help = "what does not reach outside fails the same way again; remove it".to_string();
+            let help =
+                "what does not reach outside fails the same way again; remove it".to_string();
             self.problem("unknown_parameter", message, &entry.key_span, "here", help);
         }
     }
@@ -136,10 +191,16 @@ impl<'a> Checker<'a> {
             let mut givers = vec![];
             for (name, span) in self.references(slot, entry) {
                 self.check_edge(slot, name, &span);
-                let ids = self.draft.named(name, self.stage).map(|giver| StageId(giver.id.clone()));
+                let ids = self
+                    .draft
+                    .named(name, self.stage)
+                    .map(|giver| StageId(giver.id.clone()));
                 givers.extend(ids.map(|id| (id, span.clone())));
             }
-            slots.insert(slot.name.to_string(), givers.iter().map(|(id, _)| id.clone()).collect());
+            slots.insert(
+                slot.name.to_string(),
+                givers.iter().map(|(id, _)| id.clone()).collect(),
+            );
             edges.extend(givers);
         }
         (slots, edges)
@@ -147,7 +208,11 @@ impl<'a> Checker<'a> {
 
     /// The stages that the value of a slot names, and where.
     fn references<'e>(&mut self, slot: &InputSpec, entry: &'e Entry) -> Vec<(&'e str, Span)> {
-        let nodes = if slot.many { items(&entry.node) } else { std::slice::from_ref(&entry.node) };
+        let nodes = if slot.many {
+            items(&entry.node)
+        } else {
+            std::slice::from_ref(&entry.node)
+        };
         let mut named = vec![];
         for node in nodes {
             match &node.tree {
@@ -165,42 +230,74 @@ impl<'a> Checker<'a> {
         let Some(giver) = giver else {
             let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
             let help = hint(name, "stages", names(stages));
-            self.problem("unknown_stage", format!("there is no stage `{name}`"), span, "here", help);
+            self.problem(
+                "unknown_stage",
+                format!("there is no stage `{name}`"),
+                span,
+                "here",
+                help,
+            );
             return;
         };
         if others > 0 && !slot.many {
-            let message = format!("`{}.{}` takes one stage, `{name}` is {}", self.stage.name, slot.name, others + 1);
-            let help = format!("`across` gathers only where an input takes many: `{}` does not", slot.name);
+            let message = format!(
+                "`{}.{}` takes one stage, `{name}` is {}",
+                self.stage.name,
+                slot.name,
+                others + 1
+            );
+            let help = format!(
+                "`across` gathers only where an input takes many: `{}` does not",
+                slot.name
+            );
             self.problem("matrix", message, span, "one for each value", help);
         }
         let gives = spec_of(&giver.table, self.registry).map(|spec| spec.gives);
         if let Some(gives) = gives.filter(|gives| !slot.takes(gives)) {
             let takes = slot.accepts.join("` or `");
-            let message = format!("`{}.{}` takes `{takes}`, `{name}` gives `{gives}`", self.stage.name, slot.name);
+            let message = format!(
+                "`{}.{}` takes `{takes}`, `{name}` gives `{gives}`",
+                self.stage.name, slot.name
+            );
             let help = self.givers(slot);
-            self.problem("wrong_artifact", message, span, &format!("gives `{gives}`"), help);
+            self.problem(
+                "wrong_artifact",
+                message,
+                span,
+                &format!("gives `{gives}`"),
+                help,
+            );
         }
     }
 
     /// Who could fill a slot.
     fn givers(&self, slot: &InputSpec) -> String {
         let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.gives));
-        let fits = |stage: &&DraftStage| !stage.is_tool() && accepted(spec_of(&stage.table, self.registry));
+        let fits = |stage: &&DraftStage| {
+            !stage.is_tool() && accepted(spec_of(&stage.table, self.registry))
+        };
         let here = names(self.draft.stages.iter().filter(fits));
         let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();
         let takes = slot.accepts.join("` or `");
         if !here.is_empty() {
             return format!("`{takes}` is given by {}", here.join(", "));
         }
-        let kinds: Vec<&str> =
-            self.registry.kinds().filter(|kind| accepted(self.registry.get(kind).map(|s| s.spec()))).collect();
+        let kinds: Vec<&str> = self
+            .registry
+            .kinds()
+            .filter(|kind| accepted(self.registry.get(kind).map(|s| s.spec())))
+            .collect();
         match kinds.as_slice() {
             [] => format!("no stage kind gives `{takes}`"),
-            kinds => format!("add a stage of kind `{}`, which gives `{takes}`", kinds.join("` or `")),
+            kinds => format!(
+                "add a stage of kind `{}`, which gives `{takes}`",
+                kinds.join("` or `")
+            ),
         }
     }
 
-    /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left out.
+    /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left
+    /// out.
     fn params(&mut self, spec: &StageSpec, slots: &Slots) -> Map<String, Value> {
         let mut params = Map::new();
         for entry in &self.stage.table.entries {
@@ -209,7 +306,11 @@ impl<'a> Checker<'a> {
                 continue;
             }
             if spec.params.contains(&key) {
-                let slot = spec.keyed.iter().find(|(param, _)| *param == key).map(|(_, slot)| *slot);
+                let slot = spec
+                    .keyed
+                    .iter()
+                    .find(|(param, _)| *param == key)
+                    .map(|(_, slot)| *slot);
                 let value = match (&entry.node.tree, slot) {
                     (Tree::Table(table), Some(slot)) => {
                         self.by_stage(key, table, slot, slots.get(slot).map_or(&[], Vec::as_slice))
@@ -220,27 +321,45 @@ impl<'a> Checker<'a> {
                 continue;
             }
             let slots = spec.inputs.iter().map(|slot| slot.name);
-            let known: Vec<&str> = slots.chain(spec.params.iter().copied()).chain(COMMON).collect();
+            let known: Vec<&str> = slots
+                .chain(spec.params.iter().copied())
+                .chain(COMMON)
+                .collect();
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
-            self.problem("unknown_parameter", message, &entry.key_span, "here", hint(key, "it has", known));
+            self.problem(
+                "unknown_parameter",
+                message,
+                &entry.key_span,
+                "here",
+                hint(key, "it has", known),
+            );
         }
         params
     }
 
-    /// A table by the names of the stages of a slot: what it says of a stage, it says of each of its instances in the
-    /// slot, unless it names that one itself.
+    /// A table by the names of the stages of a slot: what it says of a stage, it says of each of
+    /// its instances in the slot, unless it names that one itself.
     fn by_stage(&mut self, param: &str, table: &Table, slot: &str, givers: &[StageId]) -> Value {
         let (mut values, mut own) = (Map::new(), Map::new());
         for entry in &table.entries {
             let (key, value) = (&entry.key, entry.node.json());
-            let named = self.draft.named(key, self.stage).filter(|giver| givers.iter().any(|id| id.0 == giver.id));
+            let named = self
+                .draft
+                .named(key, self.stage)
+                .filter(|giver| givers.iter().any(|id| id.0 == giver.id));
             values.extend(named.map(|giver| (giver.id.clone(), value.clone())));
             if givers.iter().any(|id| id.0 == *key) {
                 own.insert(key.clone(), value);
             } else if !self.is_of(slot, key) {
-                let message = format!("`{}.{param}` has `{key}`, which is not in `{slot}`", self.stage.name);
-                let known: Vec<&str> =
-                    self.stage.table.get(slot).map_or(vec![], |entry| strings(&entry.node).collect());
+                let message = format!(
+                    "`{}.{param}` has `{key}`, which is not in `{slot}`",
+                    self.stage.name
+                );
+                let known: Vec<&str> = self
+                    .stage
+                    .table
+                    .get(slot)
+                    .map_or(vec![], |entry| strings(&entry.node).collect());
                 let help = hint(key, &format!("stages of `{slot}`"), known);
                 self.problem("unknown_stage", message, &entry.key_span, "here", help);
             }
@@ -249,20 +368,34 @@ impl<'a> Checker<'a> {
         Value::Object(values)
     }
 
-    /// Whether the slot names `key`, or a stage of which `key` is an instance: that of another place, or one that
-    /// the call has left out.
+    /// Whether the slot names `key`, or a stage of which `key` is an instance: that of another
+    /// place, or one that the call has left out.
     fn is_of(&self, slot: &str, key: &str) -> bool {
-        let Some(entry) = self.stage.table.get(slot) else { return false };
+        let Some(entry) = self.stage.table.get(slot) else {
+            return false;
+        };
         strings(&entry.node).any(|name| {
-            let instance = key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
-            let exists = || self.draft.stages.iter().any(|stage| stage.name == name && stage.id == key);
+            let instance = key
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('.'));
+            let exists = || {
+                self.draft
+                    .stages
+                    .iter()
+                    .any(|stage| stage.name == name && stage.id == key)
+            };
             name == key || instance && (self.draft.pinned || exists())
         })
     }
 
-    /// Asks the stage about its parameters. Serde stops at its first mistake, so what it complains of
-    /// is put aside and it is asked again, until it has no more to say.
-    fn ask_stage(&mut self, kind: &dyn Stage, mut params: Map<String, Value>, slots: &[&str]) -> Vec<String> {
+    /// Asks the stage about its parameters. Serde stops at its first mistake, so what it complains
+    /// of is put aside and it is asked again, until it has no more to say.
+    fn ask_stage(
+        &mut self,
+        kind: &dyn Stage,
+        mut params: Map<String, Value>,
+        slots: &[&str],
+    ) -> Vec<String> {
         let mut aside: Vec<String> = vec![];
         loop {
             let mistakes = match kind.check(&Value::Object(params.clone()), slots) {
@@ -271,7 +404,8 @@ impl<'a> Checker<'a> {
             };
             let before = aside.len();
             for mistake in &mistakes {
-                let follows = mistake.path.is_empty() && aside.iter().any(|key| mentions(&mistake.problem, key));
+                let follows = mistake.path.is_empty()
+                    && aside.iter().any(|key| mentions(&mistake.problem, key));
                 if !follows {
                     self.param_problem(mistake);
                 }
@@ -289,22 +423,33 @@ impl<'a> Checker<'a> {
 
     fn param_problem(&mut self, mistake: &ParamProblem) {
         let mut problem = mistake.problem.clone();
-        let steps = self.written(mistake.path.split('/').filter(|step| !step.is_empty()).collect());
-        let name = [&[self.stage.name.as_str()], steps.as_slice()].concat().join(".");
+        let steps = self.written(
+            mistake
+                .path
+                .split('/')
+                .filter(|step| !step.is_empty())
+                .collect(),
+        );
+        let name = [&[self.stage.name.as_str()], steps.as_slice()]
+            .concat()
+            .join(".");
         problem.message = format!("`{name}`: {}", problem.message);
         let words = quoted(&mistake.problem.message);
         let unknown = mistake.problem.message.starts_with("unknown ");
         if let (true, None, [found, expected @ ..]) = (unknown, &problem.help, words.as_slice()) {
-            problem.help = closest(found, expected.iter().copied()).map(|word| format!("did you mean `{word}`?"));
+            problem.help = closest(found, expected.iter().copied())
+                .map(|word| format!("did you mean `{word}`?"));
         }
         let span = self.place(&steps, unknown_field(&mistake.problem));
         self.problems.push(problem.at(span, "here"));
     }
 
-    /// A path as the plan spells it: the row of a table by stages may be that of all instances of a stage.
+    /// A path as the plan spells it: the row of a table by stages may be that of all instances of a
+    /// stage.
     fn written<'s>(&'s self, mut steps: Vec<&'s str>) -> Vec<&'s str> {
         if let [param, row, ..] = steps.as_mut_slice()
-            && let Some(Tree::Table(table)) = self.stage.table.get(param).map(|entry| &entry.node.tree)
+            && let Some(Tree::Table(table)) =
+                self.stage.table.get(param).map(|entry| &entry.node.tree)
             && table.get(row).is_none()
             && let Some(instance) = self.draft.stages.iter().find(|stage| stage.id == **row)
         {
@@ -315,14 +460,21 @@ impl<'a> Checker<'a> {
 
     /// Where the parameter at `path` stands: its value, or its key if it is the unknown `field`.
     fn place(&self, path: &[&str], field: Option<&str>) -> Span {
-        let Some((first, mut rest)) = path.split_first() else { return self.stage.at.clone() };
+        let Some((first, mut rest)) = path.split_first() else {
+            return self.stage.at.clone();
+        };
         if let Some((_, table)) = rest.split_last().filter(|(last, _)| field == Some(last)) {
             rest = table;
         }
-        let Some(entry) = self.stage.table.get(first) else { return self.stage.at.clone() };
+        let Some(entry) = self.stage.table.get(first) else {
+            return self.stage.at.clone();
+        };
         let node = entry.node.find(rest);
         match (&node.tree, field) {
-            (Tree::Table(table), Some(field)) => table.get(field).map_or(&node.span, |entry| &entry.key_span).clone(),
+            (Tree::Table(table), Some(field)) => table
+                .get(field)
+                .map_or(&node.span, |entry| &entry.key_span)
+                .clone(),
             _ => node.span.clone(),
         }
     }
@@ -330,19 +482,36 @@ impl<'a> Checker<'a> {
     fn tools(&mut self, spec: &StageSpec, needs: Vec<String>) -> BTreeMap<String, StageId> {
         let mut tools = BTreeMap::new();
         for tool in needs {
-            let (tool, is_needed) = tool.strip_suffix(MAY_BE).map_or((tool.as_str(), true), |tool| (tool, false));
+            let (tool, is_needed) = tool
+                .strip_suffix(MAY_BE)
+                .map_or((tool.as_str(), true), |tool| (tool, false));
             let id = StageId(format!("{TOOLS}{tool}"));
             if !self.draft.stages.iter().any(|stage| stage.id == id.0) {
                 if !is_needed {
                     continue;
                 }
-                let message = format!("`{}` of kind `{}` needs the tool `{tool}`", self.stage.name, spec.kind);
-                let given = self.draft.stages.iter().filter_map(|stage| stage.id.strip_prefix(TOOLS));
+                let message = format!(
+                    "`{}` of kind `{}` needs the tool `{tool}`",
+                    self.stage.name, spec.kind
+                );
+                let given = self
+                    .draft
+                    .stages
+                    .iter()
+                    .filter_map(|stage| stage.id.strip_prefix(TOOLS));
                 let help = match closest(tool, given) {
                     Some(given) => format!("[tools] has `{given}`; did you mean `{tool}`?"),
-                    None => format!("add it to [tools]: `{tool} = {{ pypi = \"...\", sha256 = \"...\" }}`"),
+                    None => format!(
+                        "add it to [tools]: `{tool} = {{ pypi = \"...\", sha256 = \"...\" }}`"
+                    ),
                 };
-                self.problem("missing_tool", message, &self.stage.at.clone(), "this stage", help);
+                self.problem(
+                    "missing_tool",
+                    message,
+                    &self.stage.at.clone(),
+                    "this stage",
+                    help,
+                );
             }
             tools.insert(tool.into(), id);
         }
@@ -364,5 +533,9 @@ fn mentions(problem: &Problem, key: &str) -> bool {
 
 /// The field that serde does not know.
 fn unknown_field(problem: &Problem) -> Option<&str> {
-    problem.message.strip_prefix("unknown field `")?.split('`').next()
+    problem
+        .message
+        .strip_prefix("unknown field `")?
+        .split('`')
+        .next()
 }

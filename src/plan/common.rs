@@ -1,4 +1,5 @@
-//! What every stage may say, whatever its kind: `kind`, `keep`, `optional`, `across`, `timeout`, `retries`.
+//! What every stage may say, whatever its kind: `kind`, `keep`, `optional`, `across`, `timeout`,
+//! `retries`.
 
 use std::time::Duration;
 
@@ -32,7 +33,9 @@ pub const TIMEOUT_PATTERN: &str = "^[0-9]+(s|min|h)$";
 
 /// What `kind` says, if there is such a kind.
 pub fn spec_of<'r>(table: &Table, registry: &'r Registry) -> Option<&'r StageSpec> {
-    registry.get(table.get(KIND)?.node.string()?).map(|stage| stage.spec())
+    registry
+        .get(table.get(KIND)?.node.string()?)
+        .map(|stage| stage.spec())
 }
 
 /// The items of a list, or the one value that is no list.
@@ -53,9 +56,11 @@ pub fn keep(node: &Node) -> Option<Keep> {
     match &node.tree {
         Tree::Bool(false) => Some(Keep::Nothing),
         Tree::Bool(true) => Some(Keep::All),
-        Tree::List(parts) => {
-            parts.iter().map(|part| part.string().map(String::from)).collect::<Option<_>>().map(Keep::Parts)
-        }
+        Tree::List(parts) => parts
+            .iter()
+            .map(|part| part.string().map(String::from))
+            .collect::<Option<_>>()
+            .map(Keep::Parts),
         _ => None,
     }
 }
@@ -72,13 +77,17 @@ pub fn timeout(node: &Node) -> Option<Duration> {
         _ => return None,
     };
     let seconds = count.parse::<u64>().ok()?.checked_mul(seconds)?;
-    (1..=MAX_TIMEOUT_HOURS * 3600).contains(&seconds).then(|| Duration::from_secs(seconds))
+    (1..=MAX_TIMEOUT_HOURS * 3600)
+        .contains(&seconds)
+        .then(|| Duration::from_secs(seconds))
 }
 
 /// The value of `retries`, if it is one.
 pub fn retries(node: &Node) -> Option<u32> {
     match node.tree {
-        Tree::Integer(count) => u32::try_from(count).ok().filter(|count| *count <= MAX_RETRIES),
+        Tree::Integer(count) => u32::try_from(count)
+            .ok()
+            .filter(|count| *count <= MAX_RETRIES),
         _ => None,
     }
 }

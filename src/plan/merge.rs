@@ -34,31 +34,51 @@ pub fn merge(map: &SourceMap, problems: &mut Vec<Problem>) -> Tables {
     const TABLES: [&str; 6] = ["include", "plan", "vars", "matrix", "tools", "stage"];
     let mut tables = Tables::default();
     let mut values: Vec<Value> = vec![];
-    for (file, entry) in map.trees().flat_map(|(file, tree)| tree.entries.iter().map(move |entry| (file, entry))) {
-        let named = |is_axis: bool| move |entry: &Entry| Value { file, is_axis, entry: entry.clone() };
+    for (file, entry) in map
+        .trees()
+        .flat_map(|(file, tree)| tree.entries.iter().map(move |entry| (file, entry)))
+    {
+        let named = |is_axis: bool| {
+            move |entry: &Entry| Value {
+                file,
+                is_axis,
+                entry: entry.clone(),
+            }
+        };
         match entry.key.as_str() {
             "include" => {}
             "plan" if map.is_outermost(file) => tables.plan = Some(entry.clone()),
             "plan" => problems.push(
                 Problem::new("kiln::plan::include", "an included file has no `[plan]`")
                     .at(entry.key_span.clone(), "here")
-                    .help("the plan that includes it has the name: move what both need into a file of its own"),
+                    .help(
+                        "the plan that includes it has the name: move what both need into a file \
+                         of its own",
+                    ),
             ),
             "vars" => values.extend(entries(entry, problems).iter().map(named(false))),
             "matrix" => values.extend(entries(entry, problems).iter().map(named(true))),
             "tools" => tables.tools.extend_from_slice(entries(entry, problems)),
             "stage" => tables.stages.extend_from_slice(entries(entry, problems)),
             other => problems.push(
-                Problem::new("kiln::plan::unknown_key", format!("a plan has no `{other}`"))
-                    .at(entry.key_span.clone(), "here")
-                    .help(hint(other, "its tables", TABLES)),
+                Problem::new(
+                    "kiln::plan::unknown_key",
+                    format!("a plan has no `{other}`"),
+                )
+                .at(entry.key_span.clone(), "here")
+                .help(hint(other, "its tables", TABLES)),
             ),
         }
     }
     once("tool", &mut tables.tools, problems);
     once("stage", &mut tables.stages, problems);
     for value in outermost(values, map, problems) {
-        if value.is_axis { &mut tables.axes } else { &mut tables.vars }.push(value.entry);
+        if value.is_axis {
+            &mut tables.axes
+        } else {
+            &mut tables.vars
+        }
+        .push(value.entry);
     }
     tables
 }
@@ -80,7 +100,9 @@ fn entries<'e>(entry: &'e Entry, problems: &mut Vec<Problem>) -> &'e [Entry] {
 fn once(what: &str, named: &mut Vec<Entry>, problems: &mut Vec<Problem>) {
     let mut seen = BTreeMap::new();
     named.retain(|entry| match seen.get(&entry.key) {
-        None => seen.insert(entry.key.clone(), entry.key_span.clone()).is_none(),
+        None => seen
+            .insert(entry.key.clone(), entry.key_span.clone())
+            .is_none(),
         Some(first) => {
             let message = format!("the {what} `{}` is defined twice", entry.key);
             problems.push(
@@ -98,12 +120,17 @@ fn once(what: &str, named: &mut Vec<Entry>, problems: &mut Vec<Problem>) {
 fn outermost(values: Vec<Value>, map: &SourceMap, problems: &mut Vec<Problem>) -> Vec<Value> {
     let mut places: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, value) in values.iter().enumerate() {
-        places.entry(value.entry.key.clone()).or_default().push(index);
+        places
+            .entry(value.entry.key.clone())
+            .or_default()
+            .push(index);
     }
     let mut stays = vec![false; values.len()];
     for (name, all) in &places {
-        let is_last =
-            |&&index: &&usize| !all.iter().any(|other| map.overrides(values[*other].file, values[index].file));
+        let is_last = |&&index: &&usize| {
+            !all.iter()
+                .any(|other| map.overrides(values[*other].file, values[index].file))
+        };
         let last: Vec<usize> = all.iter().filter(is_last).copied().collect();
         last.iter().take(1).for_each(|index| stays[*index] = true);
         if let [first, second, ..] = last.as_slice() {
@@ -120,5 +147,9 @@ fn outermost(values: Vec<Value>, map: &SourceMap, problems: &mut Vec<Problem>) -
             );
         }
     }
-    values.into_iter().zip(stays).filter_map(|(value, stays)| stays.then_some(value)).collect()
+    values
+        .into_iter()
+        .zip(stays)
+        .filter_map(|(value, stays)| stays.then_some(value))
+        .collect()
 }

@@ -31,12 +31,20 @@ pub use source_map::{MAX_TEXT_BYTES, SourceMap};
 /// So many mistakes are told: nobody mends more at once.
 const MAX_TOLD: usize = 100;
 
-/// Reads a plan: its texts, the variables set by the call (`--set`), and the stage kinds that exist.
-/// Goes on after every mistake, so the error is all there is to mend, in the order of the text;
-/// only a text that is not TOML, or not there, is not looked into further.
-pub fn read(map: &SourceMap, sets: &[(String, String)], registry: &Registry) -> Result<Plan, Vec<Problem>> {
+/// Reads a plan: its texts, the variables set by the call (`--set`), and the stage kinds that
+/// exist. Goes on after every mistake, so the error is all there is to mend, in the order of the
+/// text; only a text that is not TOML, or not there, is not looked into further.
+pub fn read(
+    map: &SourceMap,
+    sets: &[(String, String)],
+    registry: &Registry,
+) -> Result<Plan, Vec<Problem>> {
     let mut problems = map.problems().to_vec();
-    let plan = if problems.is_empty() { check(map, sets, registry, &mut problems) } else { Plan::default() };
+    let plan = if problems.is_empty() {
+        check(map, sets, registry, &mut problems)
+    } else {
+        Plan::default()
+    };
     if problems.is_empty() {
         return Ok(plan);
     }
@@ -51,17 +59,34 @@ pub fn read(map: &SourceMap, sets: &[(String, String)], registry: &Registry) -> 
     Err(problems)
 }
 
-fn check(map: &SourceMap, sets: &[(String, String)], registry: &Registry, problems: &mut Vec<Problem>) -> Plan {
+fn check(
+    map: &SourceMap,
+    sets: &[(String, String)],
+    registry: &Registry,
+    problems: &mut Vec<Problem>,
+) -> Plan {
     let draft = parse::parse(map, sets, registry, problems);
-    let unfilled: Vec<Range<usize>> = problems.iter().filter(|p| is_unfilled(p)).flat_map(place).collect();
+    let unfilled: Vec<Range<usize>> = problems
+        .iter()
+        .filter(|p| is_unfilled(p))
+        .flat_map(place)
+        .collect();
     let checked = check::check(&draft, registry, problems);
     let stages = order::in_order(checked, problems);
     // A value with a hole where its variable should be is no news to complain of.
     let follows = |problem: &Problem| {
-        place(problem).is_some_and(|at| unfilled.iter().any(|hole| at.start <= hole.start && hole.end <= at.end))
+        place(problem).is_some_and(|at| {
+            unfilled
+                .iter()
+                .any(|hole| at.start <= hole.start && hole.end <= at.end)
+        })
     };
     problems.retain(|problem| is_unfilled(problem) || !follows(problem));
-    Plan { name: draft.name, stages, texts: vec![] }
+    Plan {
+        name: draft.name,
+        stages,
+        texts: vec![],
+    }
 }
 
 fn place(problem: &Problem) -> Option<Range<usize>> {
@@ -74,7 +99,8 @@ fn is_unfilled(problem: &Problem) -> bool {
     code.is_some_and(|code| matches!(code, "unknown_variable" | "variable" | "axis"))
 }
 
-/// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the implicit stage of a tool.
+/// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the
+/// implicit stage of a tool.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct StageId(pub String);
 
@@ -84,7 +110,8 @@ impl fmt::Display for StageId {
     }
 }
 
-/// A checked plan: every stage kind, parameter, slot and tool exists and fits, and there is no cycle.
+/// A checked plan: every stage kind, parameter, slot and tool exists and fits, and there is no
+/// cycle.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// `[plan] name`.
@@ -135,7 +162,8 @@ impl Keep {
     /// Whether the part called `name` is written out.
     pub fn takes(&self, name: &str) -> bool {
         let is_or_holds = |kept: &String| {
-            name.strip_prefix(kept.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            name.strip_prefix(kept.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         match self {
             Keep::Nothing => false,

@@ -29,29 +29,40 @@ pub fn in_order(checked: Vec<Checked>, problems: &mut Vec<Problem>) -> Vec<Plann
             order.push(node.index());
         }
     }
-    let consumed: BTreeSet<StageId> =
-        checked.iter().flat_map(|checked| checked.stage.dependencies().cloned()).collect();
+    let consumed: BTreeSet<StageId> = checked
+        .iter()
+        .flat_map(|checked| checked.stage.dependencies().cloned())
+        .collect();
     let mut stages: Vec<Option<PlannedStage>> = checked
         .into_iter()
-        .map(|Checked { mut stage, keep, .. }| {
-            let tool = stage.id.0.starts_with(TOOLS);
-            stage.keep = match keep {
-                _ if tool => Keep::Nothing,
-                Some(keep) => keep,
-                None if consumed.contains(&stage.id) => Keep::Nothing,
-                None => Keep::All,
-            };
-            (!tool || consumed.contains(&stage.id)).then_some(stage)
-        })
+        .map(
+            |Checked {
+                 mut stage, keep, ..
+             }| {
+                let tool = stage.id.0.starts_with(TOOLS);
+                stage.keep = match keep {
+                    _ if tool => Keep::Nothing,
+                    Some(keep) => keep,
+                    None if consumed.contains(&stage.id) => Keep::Nothing,
+                    None => Keep::All,
+                };
+                (!tool || consumed.contains(&stage.id)).then_some(stage)
+            },
+        )
         .collect();
-    order.into_iter().filter_map(|index| stages[index].take()).collect()
+    order
+        .into_iter()
+        .filter_map(|index| stages[index].take())
+        .collect()
 }
 
 /// Giver -> taker; an edge carries where the taker names the giver.
 fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
     let mut graph = DiGraph::new();
-    let nodes: BTreeMap<&StageId, NodeIndex> =
-        checked.iter().map(|checked| (&checked.stage.id, graph.add_node(()))).collect();
+    let nodes: BTreeMap<&StageId, NodeIndex> = checked
+        .iter()
+        .map(|checked| (&checked.stage.id, graph.add_node(())))
+        .collect();
     for taker in checked {
         let tools = taker.stage.tools.values().map(|tool| (tool, &taker.at));
         for (giver, at) in taker.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
@@ -65,11 +76,14 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
 
 /// A cycle in a strongly connected component, if it has one.
 fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> Option<Problem> {
-    // In a component every node has an edge to another of its nodes, so the walk comes back to where it was.
+    // In a component every node has an edge to another of its nodes, so the walk comes back to
+    // where it was.
     let mut path: Vec<NodeIndex> = vec![*ring.first()?];
     let mut places: Vec<Span> = vec![];
     let start = loop {
-        let waits_for = graph.edges_directed(*path.last()?, petgraph::Incoming).filter(|e| ring.contains(&e.source()));
+        let waits_for = graph
+            .edges_directed(*path.last()?, petgraph::Incoming)
+            .filter(|e| ring.contains(&e.source()));
         let edge = waits_for.min_by_key(|edge| edge.source())?;
         places.push(edge.weight().clone());
         match path.iter().position(|node| *node == edge.source()) {
@@ -81,12 +95,20 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
     let (path, places) = (&path[start..], &places[start..]);
     if let [itself] = path {
         let message = format!("`{}` waits for itself", name(itself));
-        let problem = Problem::new("kiln::plan::cycle", message).help("name the stage that gives what it takes");
+        let problem = Problem::new("kiln::plan::cycle", message)
+            .help("name the stage that gives what it takes");
         return Some(problem.at(places.first()?.clone(), "here"));
     }
     let names: Vec<String> = path.iter().chain(path.first()).map(name).collect();
     let message = format!("stages wait for each other: {}", names.join(" -> "));
-    let labels = names.iter().zip(places).map(|(name, place)| (place.clone(), format!("`{name}` waits for this")));
-    let problem = Problem::new("kiln::plan::cycle", message).help("one of these inputs must come from another stage");
-    Some(Problem { labels: labels.collect(), ..problem })
+    let labels = names
+        .iter()
+        .zip(places)
+        .map(|(name, place)| (place.clone(), format!("`{name}` waits for this")));
+    let problem = Problem::new("kiln::plan::cycle", message)
+        .help("one of these inputs must come from another stage");
+    Some(Problem {
+        labels: labels.collect(),
+        ..problem
+    })
 }

@@ -1,4 +1,5 @@
-//! The tables of a plan to a draft: its name and its stages, tools among them, with every `${name}` filled in.
+//! The tables of a plan to a draft: its name and its stages, tools among them, with every `${name}`
+//! filled in.
 
 use super::matrix::{MAX_STAGES, Matrix, Written};
 use super::merge::{Tables, merge};
@@ -35,11 +36,20 @@ pub struct DraftStage {
 }
 
 impl Draft {
-    /// The stages that `taker` means by `name`: those that stand where it stands, on every axis that both have.
-    pub fn named<'d>(&'d self, name: &str, taker: &DraftStage) -> impl Iterator<Item = &'d DraftStage> {
-        let agrees = |(axis, value): (&usize, &usize)| taker.here.get(axis).is_none_or(|here| here == value);
+    /// The stages that `taker` means by `name`: those that stand where it stands, on every axis
+    /// that both have.
+    pub fn named<'d>(
+        &'d self,
+        name: &str,
+        taker: &DraftStage,
+    ) -> impl Iterator<Item = &'d DraftStage> {
+        let agrees =
+            |(axis, value): (&usize, &usize)| taker.here.get(axis).is_none_or(|here| here == value);
         let named = move |stage: &&DraftStage| stage.name == name && !stage.is_tool();
-        self.stages.iter().filter(named).filter(move |stage| stage.here.iter().all(agrees))
+        self.stages
+            .iter()
+            .filter(named)
+            .filter(move |stage| stage.here.iter().all(agrees))
     }
 }
 
@@ -51,7 +61,12 @@ impl DraftStage {
 }
 
 /// Reads `map`, with `sets` in place of its variables' own values. All mistakes go to `problems`.
-pub fn parse(map: &SourceMap, sets: &[(String, String)], registry: &Registry, problems: &mut Vec<Problem>) -> Draft {
+pub fn parse(
+    map: &SourceMap,
+    sets: &[(String, String)],
+    registry: &Registry,
+    problems: &mut Vec<Problem>,
+) -> Draft {
     let tables = merge(map, problems);
     let mut vars = Vars::read(&tables, map, sets, problems);
     let mut reader = Reader { map, problems };
@@ -68,12 +83,26 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
         let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
-        self.problems.push(if help.is_empty() { problem } else { problem.help(help) });
+        self.problems.push(if help.is_empty() {
+            problem
+        } else {
+            problem.help(help)
+        });
     }
 
     fn wrong_type(&mut self, entry: &Entry, expected: &str) {
-        let message = format!("`{}` is {}, expected {expected}", entry.key, entry.node.what());
-        self.problem("wrong_type", message, &entry.node.span, &format!("expected {expected}"), String::new());
+        let message = format!(
+            "`{}` is {}, expected {expected}",
+            entry.key,
+            entry.node.what()
+        );
+        self.problem(
+            "wrong_type",
+            message,
+            &entry.node.span,
+            &format!("expected {expected}"),
+            String::new(),
+        );
     }
 
     fn table<'t>(&mut self, entry: &'t Entry) -> Option<&'t Table> {
@@ -87,20 +116,33 @@ impl Reader<'_> {
     }
 
     fn draft(&mut self, tables: Tables, vars: &mut Vars, registry: &Registry) -> Draft {
-        let mut draft = Draft { pinned: vars.are_pinned(), ..Draft::default() };
+        let mut draft = Draft {
+            pinned: vars.are_pinned(),
+            ..Draft::default()
+        };
         let once = Coordinates::new();
         if let Some(mut plan) = tables.plan {
             vars.fill(&mut plan.node, &once, self.map, self.problems);
             draft.name = self.name(&plan).unwrap_or_default();
         } else {
             let help = "begin the plan with `[plan]` and `name = \"...\"`".to_string();
-            self.problem("missing_name", "the plan has no [plan] table".into(), &(0..0), "here", help);
+            self.problem(
+                "missing_name",
+                "the plan has no [plan] table".into(),
+                &(0..0),
+                "here",
+                help,
+            );
         }
         let tools = tables.tools.len();
         if self.too_many(tools.saturating_add(tables.stages.len())) {
             return draft;
         }
-        let written: Vec<Written> = tables.stages.iter().filter_map(|stage| self.stage(stage)).collect();
+        let written: Vec<Written> = tables
+            .stages
+            .iter()
+            .filter_map(|stage| self.stage(stage))
+            .collect();
         let matrix = Matrix::of(&written, vars, self.map, registry, self.problems);
         if self.too_many(matrix.counts().fold(tools, usize::saturating_add)) {
             return draft;
@@ -111,13 +153,24 @@ impl Reader<'_> {
         }
         for (index, stage) in written.into_iter().enumerate() {
             for here in matrix.places(index) {
-                let mut node = Node { tree: Tree::Table(stage.table.clone()), span: stage.at.clone() };
+                let mut node = Node {
+                    tree: Tree::Table(stage.table.clone()),
+                    span: stage.at.clone(),
+                };
                 vars.fill(&mut node, &here, self.map, self.problems);
-                let Tree::Table(mut table) = node.tree else { continue };
+                let Tree::Table(mut table) = node.tree else {
+                    continue;
+                };
                 self.locate(&mut table);
                 let id = vars.instance(&stage.name, &here);
                 self.check_instance(&id, &stage, &draft);
-                draft.stages.push(DraftStage { id, name: stage.name.clone(), here, at: stage.at.clone(), table });
+                draft.stages.push(DraftStage {
+                    id,
+                    name: stage.name.clone(),
+                    here,
+                    at: stage.at.clone(),
+                    table,
+                });
             }
         }
         draft
@@ -125,22 +178,42 @@ impl Reader<'_> {
 
     fn too_many(&mut self, count: usize) -> bool {
         if count > MAX_STAGES {
-            let message = format!("the plan has {count} stages and tools, at most {MAX_STAGES} are built");
-            self.problem("too_large", message, &(0..0), "here", "split it into several plans".into());
+            let message =
+                format!("the plan has {count} stages and tools, at most {MAX_STAGES} are built");
+            self.problem(
+                "too_large",
+                message,
+                &(0..0),
+                "here",
+                "split it into several plans".into(),
+            );
         }
         count > MAX_STAGES
     }
 
     /// What an instance is called must be a name too, and nobody else's.
     fn check_instance(&mut self, id: &str, stage: &Written, draft: &Draft) {
-        // A letter that is wrong in a value of the matrix was named there; here, only the whole can be too long.
+        // A letter that is wrong in a value of the matrix was named there; here, only the whole can
+        // be too long.
         if let Some(why) = bad_name(id).filter(|_| id != stage.name && id.len() > MAX_NAME) {
-            self.problem("bad_name", format!("`{id}` cannot name a stage"), &stage.at, "a stage of these", why.into());
+            self.problem(
+                "bad_name",
+                format!("`{id}` cannot name a stage"),
+                &stage.at,
+                "a stage of these",
+                why.into(),
+            );
         }
         if let Some(other) = draft.stages.iter().find(|other| other.id == id) {
-            let problem = Problem::new("kiln::plan::matrix", format!("two stages would be called `{id}`"));
-            let problem = problem.at(stage.at.clone(), "one of these").at(other.at.clone(), "and of these");
-            self.problems.push(problem.help("give one of them, or a value of the matrix, another name"));
+            let problem = Problem::new(
+                "kiln::plan::matrix",
+                format!("two stages would be called `{id}`"),
+            );
+            let problem = problem
+                .at(stage.at.clone(), "one of these")
+                .at(other.at.clone(), "and of these");
+            self.problems
+                .push(problem.help("give one of them, or a value of the matrix, another name"));
         }
     }
 
@@ -148,11 +221,23 @@ impl Reader<'_> {
         let table = self.table(entry)?;
         for other in table.entries.iter().filter(|other| other.key != "name") {
             let message = format!("[plan] has no `{}`", other.key);
-            self.problem("unknown_key", message, &other.key_span, "here", "[plan] has only `name`".into());
+            self.problem(
+                "unknown_key",
+                message,
+                &other.key_span,
+                "here",
+                "[plan] has only `name`".into(),
+            );
         }
         let Some(name) = table.get("name") else {
             let help = "add `name = \"...\"`".to_string();
-            self.problem("missing_name", "the plan has no name".into(), &entry.key_span, "no `name`", help);
+            self.problem(
+                "missing_name",
+                "the plan has no name".into(),
+                &entry.key_span,
+                "no `name`",
+                help,
+            );
             return None;
         };
         match &name.node.tree {
@@ -181,7 +266,11 @@ impl Reader<'_> {
     fn stage(&mut self, entry: &Entry) -> Option<Written> {
         self.check_name(&entry.key, "stage", &entry.key_span);
         let table = self.table(entry)?.clone();
-        Some(Written { name: entry.key.clone(), at: entry.key_span.clone(), table })
+        Some(Written {
+            name: entry.key.clone(),
+            at: entry.key_span.clone(),
+            table,
+        })
     }
 
     /// A tool is a stage of kind `fetch` whose archive is unpacked.
@@ -189,13 +278,25 @@ impl Reader<'_> {
         const KEYS: [&str; 5] = ["pypi", "url", "sha256", "timeout", "retries"];
         self.check_name(&entry.key, "tool", &entry.key_span);
         let written = self.table(entry)?;
-        for other in written.entries.iter().filter(|other| !KEYS.contains(&other.key.as_str())) {
+        for other in written
+            .entries
+            .iter()
+            .filter(|other| !KEYS.contains(&other.key.as_str()))
+        {
             let message = format!("a tool has no `{}`", other.key);
-            self.problem("unknown_key", message, &other.key_span, "here", hint(&other.key, "its keys", KEYS));
+            self.problem(
+                "unknown_key",
+                message,
+                &other.key_span,
+                "here",
+                hint(&other.key, "its keys", KEYS),
+            );
         }
         if written.get("pypi").is_some() == written.get("url").is_some() {
             let message = format!("the tool `{}` needs either `pypi` or `url`", entry.key);
-            let help = "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a wheel".into();
+            let help = "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address \
+                        of a wheel"
+                .into();
             self.problem("tool_source", message, &entry.key_span, "this one", help);
         }
         let mut table = Table { entries: vec![] };
@@ -208,22 +309,43 @@ impl Reader<'_> {
                     _ => self.wrong_type(key, "a string"),
                 }
             }
-            table.entries.extend(KEYS.contains(&key.key.as_str()).then_some(param));
+            table
+                .entries
+                .extend(KEYS.contains(&key.key.as_str()).then_some(param));
         }
         let implied = |key: &str, tree| {
             let key_span = entry.key_span.clone();
-            Entry { key: key.into(), node: Node { tree, span: key_span.clone() }, key_span }
+            Entry {
+                key: key.into(),
+                node: Node {
+                    tree,
+                    span: key_span.clone(),
+                },
+                key_span,
+            }
         };
-        table.entries.push(implied("kind", Tree::String("fetch".into())));
+        table
+            .entries
+            .push(implied("kind", Tree::String("fetch".into())));
         table.entries.push(implied("unpack", Tree::Bool(true)));
         self.locate(&mut table);
         let id = format!("{TOOLS}{}", entry.key);
-        Some(DraftStage { name: id.clone(), id, here: Coordinates::new(), at: entry.key_span.clone(), table })
+        Some(DraftStage {
+            name: id.clone(),
+            id,
+            here: Coordinates::new(),
+            at: entry.key_span.clone(),
+            table,
+        })
     }
 
     /// A relative `file:` URL starts from the folder of its file.
     fn locate(&self, table: &mut Table) {
-        for entry in table.entries.iter_mut().filter(|entry| ["url", "parts"].contains(&entry.key.as_str())) {
+        for entry in table
+            .entries
+            .iter_mut()
+            .filter(|entry| ["url", "parts"].contains(&entry.key.as_str()))
+        {
             if let Tree::List(items) = &mut entry.node.tree {
                 items.iter_mut().for_each(|item| self.locate_node(item));
             } else {

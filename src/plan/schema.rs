@@ -6,10 +6,15 @@ use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, TIMEOUT,
 use super::words::NAME_PATTERN;
 use crate::action::{InputSpec, Registry, Stage, StageSpec};
 
-/// The JSON Schema (draft 2020-12) of a plan made of the stage kinds in `registry`. What it refuses, `read` refuses
-/// too, but for a `kind` that is a variable; edges and variables only `read` can check.
+/// The JSON Schema (draft 2020-12) of a plan made of the stage kinds in `registry`. What it
+/// refuses, `read` refuses too, but for a `kind` that is a variable; edges and variables only
+/// `read` can check.
 pub fn schema(registry: &Registry) -> Value {
-    let kinds: Vec<Value> = registry.kinds().filter_map(|kind| registry.get(kind)).map(stage).collect();
+    let kinds: Vec<Value> = registry
+        .kinds()
+        .filter_map(|kind| registry.get(kind))
+        .map(stage)
+        .collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A kiln plan",
@@ -108,34 +113,61 @@ fn stage(stage: &dyn Stage) -> Value {
 
 fn common(spec: &StageSpec) -> Map<String, Value> {
     let mut keys = Map::new();
-    keys.insert(KIND.into(), json!({ "description": spec.summary, "const": spec.kind }));
+    keys.insert(
+        KIND.into(),
+        json!({ "description": spec.summary, "const": spec.kind }),
+    );
     let keep = json!({ "anyOf": [
         { "type": "boolean" },
         { "type": "array", "items": { "type": "string" } },
         { "$ref": "#/$defs/variable" }
     ] });
-    keys.insert(KEEP.into(), described(keep, "What of it is written out: all, nothing, or these parts and folders."));
+    keys.insert(
+        KEEP.into(),
+        described(
+            keep,
+            "What of it is written out: all, nothing, or these parts and folders.",
+        ),
+    );
     let optional = json!({ "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/variable" }] });
-    keys.insert(OPTIONAL.into(), described(optional, "It is built only where it, or what needs it, is asked for."));
+    keys.insert(
+        OPTIONAL.into(),
+        described(
+            optional,
+            "It is built only where it, or what needs it, is asked for.",
+        ),
+    );
     keys.insert(TIMEOUT.into(), timeout());
     if spec.reaches_outside {
         keys.insert(RETRIES.into(), retries());
     }
     if spec.inputs.iter().any(|slot| slot.many) {
         let across = json!({ "type": "array", "items": { "type": "string" } });
-        keys.insert(ACROSS.into(), described(across, "Axes of [matrix] along which it takes all stages at once."));
+        keys.insert(
+            ACROSS.into(),
+            described(
+                across,
+                "Axes of [matrix] along which it takes all stages at once.",
+            ),
+        );
     }
     keys
 }
 
 fn timeout() -> Value {
     let time = json!({ "type": "string", "anyOf": [{ "pattern": TIMEOUT_PATTERN }, { "$ref": "#/$defs/variable" }] });
-    described(time, "How long one of its actions may take: 90s, 20min, 2h.")
+    described(
+        time,
+        "How long one of its actions may take: 90s, 20min, 2h.",
+    )
 }
 
 fn retries() -> Value {
     let count = json!({ "type": "integer", "minimum": 0, "maximum": MAX_RETRIES, "default": 0 });
-    variable_too(&described(count, "How often an action that failed is tried again."))
+    variable_too(&described(
+        count,
+        "How often an action that failed is tried again.",
+    ))
 }
 
 fn slot(input: &InputSpec) -> Value {
@@ -150,10 +182,16 @@ fn slot(input: &InputSpec) -> Value {
     }
 }
 
-/// `schema`, which also takes `${name}` wherever it takes a value that is no free text. TOML has no null.
+/// `schema`, which also takes `${name}` wherever it takes a value that is no free text. TOML has no
+/// null.
 fn variable_too(schema: &Value) -> Value {
-    let Some(fields) = schema.as_object() else { return schema.clone() };
-    let mut fields: Map<String, Value> = fields.iter().map(|(key, value)| (key.clone(), inner(key, value))).collect();
+    let Some(fields) = schema.as_object() else {
+        return schema.clone();
+    };
+    let mut fields: Map<String, Value> = fields
+        .iter()
+        .map(|(key, value)| (key.clone(), inner(key, value)))
+        .collect();
     let is_null = |value: &Value| *value == "null" || value["type"] == "null";
     for key in ["type", "anyOf", "enum"] {
         if let Some(Value::Array(choices)) = fields.get_mut(key) {
@@ -165,14 +203,20 @@ fn variable_too(schema: &Value) -> Value {
         }
     }
     fields.retain(|key, value| !(key == "default" && value.is_null()));
-    let scalar = fields.get("type").is_some_and(|is| *is == "integer" || *is == "number" || *is == "boolean");
+    let scalar = fields
+        .get("type")
+        .is_some_and(|is| *is == "integer" || *is == "number" || *is == "boolean");
     if !scalar && !fields.contains_key("enum") && !fields.contains_key("oneOf") {
         return Value::Object(fields);
     }
-    let outside: Map<String, Value> =
-        ["description", "default"].iter().filter_map(|key| fields.remove_entry(*key)).collect();
+    let outside: Map<String, Value> = ["description", "default"]
+        .iter()
+        .filter_map(|key| fields.remove_entry(*key))
+        .collect();
     let mut either = json!({ "anyOf": [fields, { "$ref": "#/$defs/variable" }] });
-    outside.into_iter().for_each(|(key, value)| either[key] = value);
+    outside
+        .into_iter()
+        .for_each(|(key, value)| either[key] = value);
     either
 }
 
@@ -180,9 +224,12 @@ fn variable_too(schema: &Value) -> Value {
 fn inner(keyword: &str, value: &Value) -> Value {
     match (keyword, value) {
         ("items" | "additionalProperties", schema) => variable_too(schema),
-        ("properties", Value::Object(fields)) => {
-            Value::Object(fields.iter().map(|(key, schema)| (key.clone(), variable_too(schema))).collect())
-        }
+        ("properties", Value::Object(fields)) => Value::Object(
+            fields
+                .iter()
+                .map(|(key, schema)| (key.clone(), variable_too(schema)))
+                .collect(),
+        ),
         ("anyOf", Value::Array(schemas)) => schemas.iter().map(variable_too).collect(),
         _ => value.clone(),
     }

@@ -20,7 +20,8 @@ pub struct Source {
     pub folder: PathBuf,
 }
 
-/// A range of bytes of all texts of a plan, one after the other: see [`SourceMap`](super::SourceMap).
+/// A range of bytes of all texts of a plan, one after the other: see
+/// [`SourceMap`](super::SourceMap).
 pub type Span = Range<usize>;
 
 /// A value and where it stands.
@@ -61,11 +62,23 @@ impl Source {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         let syntax = |error: &toml::de::Error| {
             let span = error.span().unwrap_or(self.text.len()..self.text.len());
-            Problem::new("kiln::plan::syntax", format!("not TOML: {}", error.message())).at(shifted(span, base), "here")
+            Problem::new(
+                "kiln::plan::syntax",
+                format!("not TOML: {}", error.message()),
+            )
+            .at(shifted(span, base), "here")
         };
         let mut problems: Vec<Problem> = errors.iter().map(syntax).collect();
-        let table = Planter { base, problems: &mut problems }.table(table.get_ref());
-        if problems.is_empty() { Ok(table) } else { Err(problems) }
+        let table = Planter {
+            base,
+            problems: &mut problems,
+        }
+        .table(table.get_ref());
+        if problems.is_empty() {
+            Ok(table)
+        } else {
+            Err(problems)
+        }
     }
 }
 
@@ -85,7 +98,11 @@ impl Planter<'_> {
         for (key, value) in table {
             if let Some(node) = self.node(value) {
                 let key_span = shifted(key.span(), self.base);
-                entries.push(Entry { key: key.get_ref().to_string(), key_span, node });
+                entries.push(Entry {
+                    key: key.get_ref().to_string(),
+                    key_span,
+                    node,
+                });
             }
         }
         entries.sort_by_key(|entry| entry.key_span.start);
@@ -96,20 +113,35 @@ impl Planter<'_> {
         let span = shifted(value.span(), self.base);
         let tree = match value.get_ref() {
             DeValue::String(text) => Some(Tree::String(text.to_string())),
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(Tree::Integer),
-            DeValue::Float(number) => number.as_str().parse().ok().filter(|n: &f64| n.is_finite()).map(Tree::Float),
+            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+                .ok()
+                .map(Tree::Integer),
+            DeValue::Float(number) => number
+                .as_str()
+                .parse()
+                .ok()
+                .filter(|n: &f64| n.is_finite())
+                .map(Tree::Float),
             DeValue::Boolean(truth) => Some(Tree::Bool(*truth)),
             DeValue::Datetime(_) => None,
-            DeValue::Array(items) => Some(Tree::List(items.iter().filter_map(|item| self.node(item)).collect())),
+            DeValue::Array(items) => Some(Tree::List(
+                items.iter().filter_map(|item| self.node(item)).collect(),
+            )),
             DeValue::Table(table) => Some(Tree::Table(self.table(table))),
         };
         if tree.is_none() {
             let (what, help) = match value.get_ref() {
-                DeValue::Datetime(_) => ("a date", "if it is meant as text, write it between quotes"),
-                _ => ("a number out of range", "integers have 64 bits, with a sign; other numbers are finite"),
+                DeValue::Datetime(_) => {
+                    ("a date", "if it is meant as text, write it between quotes")
+                }
+                _ => (
+                    "a number out of range",
+                    "integers have 64 bits, with a sign; other numbers are finite",
+                ),
             };
             let problem = Problem::new("kiln::plan::syntax", format!("a plan cannot hold {what}"));
-            self.problems.push(problem.at(span.clone(), what).help(help));
+            self.problems
+                .push(problem.at(span.clone(), what).help(help));
         }
         tree.map(|tree| Node { tree, span })
     }
@@ -123,7 +155,10 @@ impl Table {
 
     /// The table as JSON.
     pub fn json(&self) -> Map<String, Value> {
-        self.entries.iter().map(|entry| (entry.key.clone(), entry.node.json())).collect()
+        self.entries
+            .iter()
+            .map(|entry| (entry.key.clone(), entry.node.json()))
+            .collect()
     }
 }
 
@@ -163,10 +198,15 @@ impl Node {
 
     /// What stands at `path` (`override/0/scheme` in steps), or the deepest node on the way to it.
     pub fn find(&self, path: &[&str]) -> &Node {
-        let Some((step, rest)) = path.split_first() else { return self };
+        let Some((step, rest)) = path.split_first() else {
+            return self;
+        };
         let next = match &self.tree {
             Tree::Table(table) => table.get(step).map(|entry| &entry.node),
-            Tree::List(items) => step.parse::<usize>().ok().and_then(|index| items.get(index)),
+            Tree::List(items) => step
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get(index)),
             _ => None,
         };
         next.map_or(self, |node| node.find(rest))

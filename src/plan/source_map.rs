@@ -1,5 +1,5 @@
-//! All texts of a plan: its own and those it includes. A place is a range of bytes of all of them, one after
-//! the other, so that one range says both file and line.
+//! All texts of a plan: its own and those it includes. A place is a range of bytes of all of them,
+//! one after the other, so that one range says both file and line.
 
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -9,7 +9,8 @@ use miette::{MietteError, MietteSpanContents, SourceCode, SourceSpan, SpanConten
 use super::source::{Node, Source, Span, Table, Tree};
 use crate::base::{Problem, Result, masked, shown_line};
 
-/// Cap on the text of a plan with all it includes: far above any plan that a person writes, far below what could hurt.
+/// Cap on the text of a plan with all it includes: far above any plan that a person writes, far
+/// below what could hurt.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
 /// Cap on the files of a plan, and so on how deep they include each other.
@@ -41,21 +42,34 @@ struct File {
 }
 
 impl SourceMap {
-    /// The plan `source` with all it includes, which `load` reads by its path. What goes wrong is told by
-    /// [`read`](super::read).
+    /// The plan `source` with all it includes, which `load` reads by its path. What goes wrong is
+    /// told by [`read`](super::read).
     pub fn gather(source: Source, load: &mut dyn FnMut(&Path) -> Result<String>) -> Self {
-        let mut map = SourceMap { files: vec![], order: vec![], problems: vec![] };
+        let mut map = SourceMap {
+            files: vec![],
+            order: vec![],
+            problems: vec![],
+        };
         map.add(source, None, load);
         map
     }
 
-    fn add(&mut self, source: Source, by: Option<(FileId, Span)>, load: &mut dyn FnMut(&Path) -> Result<String>) {
+    fn add(
+        &mut self,
+        source: Source,
+        by: Option<(FileId, Span)>,
+        load: &mut dyn FnMut(&Path) -> Result<String>,
+    ) {
         // A byte between two texts, so that the end of one is not the beginning of the next.
-        let base = self.files.last().map_or(0, |last| last.base + last.source.text.len() + 1);
+        let base = self
+            .files
+            .last()
+            .map_or(0, |last| last.base + last.source.text.len() + 1);
         let size = base + source.text.len();
         if size > MAX_TEXT_BYTES {
             let message = format!("the plan has {size} bytes, at most {MAX_TEXT_BYTES} are read");
-            let problem = Problem::new("kiln::plan::too_large", message).help("split it into several plans");
+            let problem =
+                Problem::new("kiln::plan::too_large", message).help("split it into several plans");
             return self.problems.push(match by {
                 Some((_, at)) => problem.at(at, "with this file"),
                 None => problem,
@@ -67,7 +81,13 @@ impl SourceMap {
         });
         let id = FileId(self.files.len());
         let wanted = tree.get("include").map(|entry| entry.node.clone());
-        self.files.push(File { shown: masked(&source.text), source, base, tree, by });
+        self.files.push(File {
+            shown: masked(&source.text),
+            source,
+            base,
+            tree,
+            by,
+        });
         for (path, at) in wanted.map(|node| self.paths(&node)).unwrap_or_default() {
             match self.load(id, &path, &at, load) {
                 Ok(source) => self.add(source, Some((id, at)), load),
@@ -88,9 +108,12 @@ impl SourceMap {
             match item.string().filter(|_| matches!(node.tree, Tree::List(_))) {
                 Some(path) => paths.push((path.to_string(), item.span.clone())),
                 None => self.problems.push(
-                    Problem::new("kiln::plan::wrong_type", format!("`include` has {}", item.what()))
-                        .at(item.span.clone(), "expected a list of paths")
-                        .help("for example `include = [\"common.toml\"]`"),
+                    Problem::new(
+                        "kiln::plan::wrong_type",
+                        format!("`include` has {}", item.what()),
+                    )
+                    .at(item.span.clone(), "expected a list of paths")
+                    .help("for example `include = [\"common.toml\"]`"),
                 ),
             }
         }
@@ -98,7 +121,13 @@ impl SourceMap {
     }
 
     /// The file that `by` includes as `path`.
-    fn load(&self, by: FileId, path: &str, at: &Span, load: &mut dyn FnMut(&Path) -> Result<String>) -> Result<Source> {
+    fn load(
+        &self,
+        by: FileId,
+        path: &str,
+        at: &Span,
+        load: &mut dyn FnMut(&Path) -> Result<String>,
+    ) -> Result<Source> {
         let includer = &self.files[by.0].source;
         let whole = includer.folder.join(path);
         let same = |file: &&File| normal(&file.source.path()) == normal(&whole);
@@ -106,21 +135,31 @@ impl SourceMap {
             let message = format!("`{}` is included twice", there.source.name);
             let problem = Problem::new("kiln::plan::include", message).at(at.clone(), "here");
             return Err(match &there.by {
-                Some((_, first)) if !self.includes(there, by) => {
-                    problem.at(first.clone(), "and here").help("keep one of them: what a file gives, all others see")
+                Some((_, first)) if !self.includes(there, by) => problem
+                    .at(first.clone(), "and here")
+                    .help("keep one of them: what a file gives, all others see"),
+                _ => Problem {
+                    message: format!("`{}` includes itself", there.source.name),
+                    ..problem
                 }
-                _ => Problem { message: format!("`{}` includes itself", there.source.name), ..problem }
-                    .help("move what both need into a file of its own"),
+                .help("move what both need into a file of its own"),
             });
         }
         if self.files.len() == MAX_FILES {
             let message = format!("the plan includes more than {} files", MAX_FILES - 1);
-            return Err(Problem::new("kiln::plan::too_large", message).at(at.clone(), "no further than this"));
+            return Err(Problem::new("kiln::plan::too_large", message)
+                .at(at.clone(), "no further than this"));
         }
-        let named = Path::new(&includer.name).parent().map_or_else(|| path.into(), |folder| folder.join(path));
+        let named = Path::new(&includer.name)
+            .parent()
+            .map_or_else(|| path.into(), |folder| folder.join(path));
         let text = load(&whole).map_err(|problem| problem.at(at.clone(), "included here"))?;
         let folder = whole.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        Ok(Source { name: normal(&named).display().to_string(), text, folder })
+        Ok(Source {
+            name: normal(&named).display().to_string(),
+            text,
+            folder,
+        })
     }
 
     /// Whether `file` is `id`, or includes it by way of whatever others.
@@ -135,7 +174,8 @@ impl SourceMap {
         false
     }
 
-    /// Whether `includer` includes `id` by way of whatever others, so that its own values go before those of `id`.
+    /// Whether `includer` includes `id` by way of whatever others, so that its own values go before
+    /// those of `id`.
     pub(super) fn overrides(&self, includer: FileId, id: FileId) -> bool {
         includer != id && self.includes(&self.files[includer.0], id)
     }
@@ -157,13 +197,17 @@ impl SourceMap {
 
     /// The bytes at `span` as they are written.
     pub(super) fn text(&self, span: &Span) -> &str {
-        self.place(span).and_then(|(source, at)| source.text.get(at)).unwrap_or_default()
+        self.place(span)
+            .and_then(|(source, at)| source.text.get(at))
+            .unwrap_or_default()
     }
 
-    /// `url`, written at `span`. A relative `file:` URL starts from the folder of its file, so that a plan means the
-    /// same wherever it is built from.
+    /// `url`, written at `span`. A relative `file:` URL starts from the folder of its file, so that
+    /// a plan means the same wherever it is built from.
     pub(super) fn located(&self, url: &str, span: &Span) -> Option<String> {
-        let path = url.strip_prefix("file:").filter(|path| !path.starts_with('/'))?;
+        let path = url
+            .strip_prefix("file:")
+            .filter(|path| !path.starts_with('/'))?;
         let (source, _) = self.place(span)?;
         Some(format!("file:{}", source.folder.join(path).display()))
     }
@@ -175,14 +219,17 @@ impl SourceMap {
     }
 
     fn file(&self, span: &Range<usize>) -> Option<&File> {
-        let holds = |file: &&File| file.base <= span.start && span.end <= file.base + file.source.text.len();
+        let holds = |file: &&File| {
+            file.base <= span.start && span.end <= file.base + file.source.text.len()
+        };
         self.files.iter().find(holds)
     }
 }
 
 impl Source {
     fn path(&self) -> PathBuf {
-        self.folder.join(Path::new(&self.name).file_name().unwrap_or_default())
+        self.folder
+            .join(Path::new(&self.name).file_name().unwrap_or_default())
     }
 }
 
@@ -192,7 +239,9 @@ fn normal(path: &Path) -> PathBuf {
     for part in path.components() {
         match part {
             Component::CurDir => {}
-            Component::ParentDir if matches!(out.components().next_back(), Some(Component::Normal(_))) => {
+            Component::ParentDir
+                if matches!(out.components().next_back(), Some(Component::Normal(_))) =>
+            {
                 out.pop();
             }
             part => out.push(part),
@@ -211,9 +260,18 @@ impl SourceCode for SourceMap {
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let at = span.offset()..span.offset() + span.len();
         let file = self.file(&at).ok_or(MietteError::OutOfBounds)?;
-        let lines = file.shown.read_span(&(at.start - file.base, at.len()).into(), before, after)?;
+        let lines =
+            file.shown
+                .read_span(&(at.start - file.base, at.len()).into(), before, after)?;
         let shown = (lines.span().offset() + file.base, lines.span().len()).into();
         let (name, line, column) = (shown_line(&file.source.name), lines.line(), lines.column());
-        Ok(Box::new(MietteSpanContents::new_named(name, lines.data(), shown, line, column, lines.line_count())))
+        Ok(Box::new(MietteSpanContents::new_named(
+            name,
+            lines.data(),
+            shown,
+            line,
+            column,
+            lines.line_count(),
+        )))
     }
 }

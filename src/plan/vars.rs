@@ -11,10 +11,12 @@ use crate::base::Problem;
 /// Cap on a string with all its variables filled in: far above any argument, prompt or path.
 const MAX_FILLED_BYTES: usize = 64 << 10;
 
-/// Cap on all strings of a plan with variables filled in: a short plan may ask for a long text many times.
+/// Cap on all strings of a plan with variables filled in: a short plan may ask for a long text many
+/// times.
 const MAX_ALL_FILLED_BYTES: usize = 16 << 20;
 
-/// Where an instance of a stage stands: axis -> which of its values. Axes are counted in the order of the text.
+/// Where an instance of a stage stands: axis -> which of its values. Axes are counted in the order
+/// of the text.
 pub type Coordinates = BTreeMap<usize, usize>;
 
 /// The variables and axes of a plan, and which of them it uses.
@@ -43,47 +45,84 @@ struct Axis {
 
 impl Vars {
     /// The variables and axes of `tables`, with the values of `sets` where the call gave some.
-    pub fn read(tables: &Tables, map: &SourceMap, sets: &[(String, String)], problems: &mut Vec<Problem>) -> Vars {
+    pub fn read(
+        tables: &Tables,
+        map: &SourceMap,
+        sets: &[(String, String)],
+        problems: &mut Vec<Problem>,
+    ) -> Vars {
         let mut vars = Vars::default();
-        vars.vars.extend(tables.vars.iter().filter_map(|entry| var(entry, map, problems)));
-        vars.axes.extend(tables.axes.iter().filter_map(|entry| axis(entry, problems)));
+        vars.vars.extend(
+            tables
+                .vars
+                .iter()
+                .filter_map(|entry| var(entry, map, problems)),
+        );
+        vars.axes
+            .extend(tables.axes.iter().filter_map(|entry| axis(entry, problems)));
         for (name, text) in sets {
             vars.set(name, text, problems);
         }
         vars
     }
 
-    /// A value set by the call takes the type that the plan gave the variable. An axis has then only that value.
+    /// A value set by the call takes the type that the plan gave the variable. An axis has then
+    /// only that value.
     fn set(&mut self, name: &str, text: &str, problems: &mut Vec<Problem>) {
-        let var = self.vars.iter().find(|var| var.name == name).map(|var| (var.value.clone(), var.at.clone()));
+        let var = self
+            .vars
+            .iter()
+            .find(|var| var.name == name)
+            .map(|var| (var.value.clone(), var.at.clone()));
         let axis = self.axes.iter().find(|axis| axis.name == name);
         let axis = axis.and_then(|axis| Some((axis.values.first()?.clone(), axis.at.clone())));
         let Some((old, at)) = var.or(axis) else {
             problems.push(
-                Problem::new("kiln::plan::unknown_variable", format!("--set {name}: the plan has no such variable"))
-                    .help(hint(name, "variables", self.names())),
+                Problem::new(
+                    "kiln::plan::unknown_variable",
+                    format!("--set {name}: the plan has no such variable"),
+                )
+                .help(hint(name, "variables", self.names())),
             );
             return;
         };
         let value = match old {
             Tree::Integer(_) => text.parse().ok().map(Tree::Integer),
-            Tree::Float(_) => text.parse().ok().filter(|number: &f64| number.is_finite()).map(Tree::Float),
+            Tree::Float(_) => text
+                .parse()
+                .ok()
+                .filter(|number: &f64| number.is_finite())
+                .map(Tree::Float),
             Tree::Bool(_) => text.parse().ok().map(Tree::Bool),
             _ => Some(Tree::String(text.into())),
         };
         let Some(value) = value else {
-            let expected = Node { tree: old, span: at.clone() }.what();
+            let expected = Node {
+                tree: old,
+                span: at.clone(),
+            }
+            .what();
             problems.push(
-                Problem::new("kiln::plan::wrong_type", format!("--set {name}={text}: expected {expected}"))
-                    .at(at, format!("{expected} here"))
-                    .help("it keeps the type that the plan gave it"),
+                Problem::new(
+                    "kiln::plan::wrong_type",
+                    format!("--set {name}={text}: expected {expected}"),
+                )
+                .at(at, format!("{expected} here"))
+                .help("it keeps the type that the plan gave it"),
             );
             return;
         };
         if let Some(axis) = self.axes.iter_mut().find(|axis| axis.name == name) {
             if let Some(why) = bad_name(text) {
-                let message = format!("--set {name}={}: it becomes a part of stages' names", text.escape_debug());
-                problems.push(Problem::new("kiln::plan::bad_name", message).at(at, "this axis").help(why));
+                let message = format!(
+                    "--set {name}={}: it becomes a part of stages' names",
+                    text.escape_debug()
+                );
+                problems.push(
+                    Problem::new("kiln::plan::bad_name", message)
+                        .at(at, "this axis")
+                        .help(why),
+                );
             }
             axis.values = vec![value];
             self.pinned = true;
@@ -98,7 +137,10 @@ impl Vars {
     }
 
     fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.vars.iter().map(|var| var.name.as_str()).chain(self.axes())
+        self.vars
+            .iter()
+            .map(|var| var.name.as_str())
+            .chain(self.axes())
     }
 
     /// The axes' names.
@@ -113,8 +155,13 @@ impl Vars {
 
     /// `name` and the values at `here`: `report.sm8650.native`.
     pub fn instance(&self, name: &str, here: &Coordinates) -> String {
-        let value = |(axis, index): (&usize, &usize)| self.axes.get(*axis)?.values.get(*index)?.text();
-        [name.to_string()].into_iter().chain(here.iter().filter_map(value)).collect::<Vec<_>>().join(".")
+        let value =
+            |(axis, index): (&usize, &usize)| self.axes.get(*axis)?.values.get(*index)?.text();
+        [name.to_string()]
+            .into_iter()
+            .chain(here.iter().filter_map(value))
+            .collect::<Vec<_>>()
+            .join(".")
     }
 
     /// The axes that the strings of `node` use.
@@ -128,20 +175,36 @@ impl Vars {
                 pieces(string).iter().filter_map(axis).collect()
             }
             Tree::List(items) => items.iter().flat_map(|item| self.axes_in(item)).collect(),
-            Tree::Table(table) => table.entries.iter().flat_map(|entry| self.axes_in(&entry.node)).collect(),
+            Tree::Table(table) => table
+                .entries
+                .iter()
+                .flat_map(|entry| self.axes_in(&entry.node))
+                .collect(),
             _ => BTreeSet::new(),
         }
     }
 
     /// Fills in every `${name}` in the strings of `node`, an axis with its value at `here`.
-    pub fn fill(&mut self, node: &mut Node, here: &Coordinates, map: &SourceMap, problems: &mut Vec<Problem>) {
+    pub fn fill(
+        &mut self,
+        node: &mut Node,
+        here: &Coordinates,
+        map: &SourceMap,
+        problems: &mut Vec<Problem>,
+    ) {
         match &mut node.tree {
-            Tree::List(items) => items.iter_mut().for_each(|item| self.fill(item, here, map, problems)),
+            Tree::List(items) => items
+                .iter_mut()
+                .for_each(|item| self.fill(item, here, map, problems)),
             Tree::Table(table) => {
-                table.entries.iter_mut().for_each(|entry| self.fill(&mut entry.node, here, map, problems));
+                table
+                    .entries
+                    .iter_mut()
+                    .for_each(|entry| self.fill(&mut entry.node, here, map, problems));
             }
             Tree::String(string) => {
-                // An escaped string may spell the piece differently; then the whole string is shown.
+                // An escaped string may spell the piece differently; then the whole string is
+                // shown.
                 let raw = map.text(&node.span);
                 let place = |piece: &str| match raw.find(piece) {
                     Some(at) => node.span.start + at..node.span.start + at + piece.len(),
@@ -158,7 +221,12 @@ impl Vars {
 
     /// `string` filled in, or what is wrong, at the place of the piece that it is about.
     /// A string that is one `${name}` takes the variable's type.
-    fn substitute(&mut self, string: &str, here: &Coordinates, place: &dyn Fn(&str) -> Span) -> Result<Tree, Problem> {
+    fn substitute(
+        &mut self,
+        string: &str,
+        here: &Coordinates,
+        place: &dyn Fn(&str) -> Span,
+    ) -> Result<Tree, Problem> {
         let pieces = pieces(string);
         let at = |name: &str| {
             let span = place(&format!("${{{name}}}"));
@@ -166,14 +234,18 @@ impl Vars {
         };
         if let [Piece::Name(name)] = pieces.as_slice() {
             let value = self.value(name, here).map_err(at(name))?;
-            self.count(value.text().map_or(0, |text| text.len())).map_err(at(name))?;
+            self.count(value.text().map_or(0, |text| text.len()))
+                .map_err(at(name))?;
             return Ok(value);
         }
         let (mut out, mut has_variables) = (String::new(), false);
         for piece in pieces {
             if has_variables && out.len() > MAX_FILLED_BYTES {
-                let message = format!("with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes");
-                let problem = Problem::new("kiln::plan::too_large", message).at(place("${"), "here");
+                let message = format!(
+                    "with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes"
+                );
+                let problem =
+                    Problem::new("kiln::plan::too_large", message).at(place("${"), "here");
                 return Err(problem.help("put a long text into a file, and `fetch` it"));
             }
             match piece {
@@ -191,7 +263,8 @@ impl Vars {
             }
         }
         if has_variables {
-            self.count(out.len()).map_err(|problem| problem.at(place("${"), "here"))?;
+            self.count(out.len())
+                .map_err(|problem| problem.at(place("${"), "here"))?;
         }
         Ok(Tree::String(out))
     }
@@ -202,8 +275,11 @@ impl Vars {
         if self.filled <= MAX_ALL_FILLED_BYTES {
             return Ok(());
         }
-        let message = format!("with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes");
-        Err(Problem::new("kiln::plan::too_large", message).help("put a long text into a file, and `fetch` it"))
+        let message = format!(
+            "with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes"
+        );
+        Err(Problem::new("kiln::plan::too_large", message)
+            .help("put a long text into a file, and `fetch` it"))
     }
 
     fn value(&mut self, name: &str, here: &Coordinates) -> Result<Tree, Problem> {
@@ -211,28 +287,56 @@ impl Vars {
             var.used = true;
             return Ok(var.value.clone());
         }
-        if let Some((index, axis)) = self.axes.iter_mut().enumerate().find(|(_, axis)| axis.name == name) {
+        if let Some((index, axis)) = self
+            .axes
+            .iter_mut()
+            .enumerate()
+            .find(|(_, axis)| axis.name == name)
+        {
             axis.used = true;
-            return here.get(&index).and_then(|at| axis.values.get(*at)).cloned().ok_or_else(|| {
-                Problem::new("kiln::plan::axis", format!("the axis `{name}` has no single value here"))
-                    .help("only a stage that is not `across` the axis can use it: all else exists once")
-            });
+            return here
+                .get(&index)
+                .and_then(|at| axis.values.get(*at))
+                .cloned()
+                .ok_or_else(|| {
+                    Problem::new(
+                        "kiln::plan::axis",
+                        format!("the axis `{name}` has no single value here"),
+                    )
+                    .help(
+                        "only a stage that is not `across` the axis can use it: all else exists \
+                         once",
+                    )
+                });
         }
-        Err(Problem::new("kiln::plan::unknown_variable", format!("there is no variable `{name}`")).help(hint(
-            name,
-            "variables",
-            self.names(),
-        )))
+        Err(Problem::new(
+            "kiln::plan::unknown_variable",
+            format!("there is no variable `{name}`"),
+        )
+        .help(hint(name, "variables", self.names())))
     }
 
     /// A problem for each variable and axis that nothing uses.
     pub fn unused(self) -> impl Iterator<Item = Problem> {
-        let vars = self.vars.into_iter().filter(|var| !var.used).map(|var| ("variable", var.name, var.at));
-        let axes = self.axes.into_iter().filter(|axis| !axis.used).map(|axis| ("axis", axis.name, axis.at));
+        let vars = self
+            .vars
+            .into_iter()
+            .filter(|var| !var.used)
+            .map(|var| ("variable", var.name, var.at));
+        let axes = self
+            .axes
+            .into_iter()
+            .filter(|axis| !axis.used)
+            .map(|axis| ("axis", axis.name, axis.at));
         vars.chain(axes).map(|(what, name, at)| {
-            Problem::new("kiln::plan::unused_variable", format!("nothing uses the {what} `{name}`"))
-                .at(at, "set here")
-                .help(format!("write `${{{name}}}` where it belongs, or remove it"))
+            Problem::new(
+                "kiln::plan::unused_variable",
+                format!("nothing uses the {what} `{name}`"),
+            )
+            .at(at, "set here")
+            .help(format!(
+                "write `${{{name}}}` where it belongs, or remove it"
+            ))
         })
     }
 }
@@ -242,19 +346,37 @@ fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Va
     let Node { tree, span } = &entry.node;
     match tree {
         Tree::List(_) | Tree::Table(_) => problems.push(
-            Problem::new("kiln::plan::wrong_type", format!("the variable `{name}` is {}", entry.node.what()))
-                .at(span.clone(), "expected a string, number or boolean"),
+            Problem::new(
+                "kiln::plan::wrong_type",
+                format!("the variable `{name}` is {}", entry.node.what()),
+            )
+            .at(span.clone(), "expected a string, number or boolean"),
         ),
         Tree::String(text) if text.contains("${") => problems.push(
-            Problem::new("kiln::plan::variable", format!("the variable `{name}` refers to a variable"))
-                .at(span.clone(), "taken as it stands")
-                .help("write `${...}` where the variable is used"),
+            Problem::new(
+                "kiln::plan::variable",
+                format!("the variable `{name}` refers to a variable"),
+            )
+            .at(span.clone(), "taken as it stands")
+            .help("write `${...}` where the variable is used"),
         ),
         Tree::String(text) => {
             let text = map.located(text, span).unwrap_or_else(|| text.clone());
-            return Some(Var { name, at, value: Tree::String(text), used: false });
+            return Some(Var {
+                name,
+                at,
+                value: Tree::String(text),
+                used: false,
+            });
         }
-        value => return Some(Var { name, at, value: value.clone(), used: false }),
+        value => {
+            return Some(Var {
+                name,
+                at,
+                value: value.clone(),
+                used: false,
+            });
+        }
     }
     None
 }
@@ -264,10 +386,20 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     let items = match &entry.node.tree {
         Tree::List(items) if !items.is_empty() => items.as_slice(),
         _ => {
-            let what = if let Tree::List(_) = entry.node.tree { "an empty list" } else { entry.node.what() };
+            let what = if let Tree::List(_) = entry.node.tree {
+                "an empty list"
+            } else {
+                entry.node.what()
+            };
             problems.push(
-                Problem::new("kiln::plan::wrong_type", format!("the axis `{name}` is {what}"))
-                    .at(entry.node.span.clone(), "expected a list of strings, numbers or booleans"),
+                Problem::new(
+                    "kiln::plan::wrong_type",
+                    format!("the axis `{name}` is {what}"),
+                )
+                .at(
+                    entry.node.span.clone(),
+                    "expected a list of strings, numbers or booleans",
+                ),
             );
             return None;
         }
@@ -282,8 +414,15 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
             continue;
         };
         if let Some(why) = bad_name(&text) {
-            let message = format!("`{}` cannot be a value of an axis: it becomes a part of names", text.escape_debug());
-            problems.push(Problem::new("kiln::plan::bad_name", message).at(item.span.clone(), "here").help(why));
+            let message = format!(
+                "`{}` cannot be a value of an axis: it becomes a part of names",
+                text.escape_debug()
+            );
+            problems.push(
+                Problem::new("kiln::plan::bad_name", message)
+                    .at(item.span.clone(), "here")
+                    .help(why),
+            );
         }
         if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
             let message = format!("the axis `{name}` has `{text}` twice");
@@ -293,7 +432,12 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
         }
         values.push(item.tree.clone());
     }
-    Some(Axis { name, at, values, used: false })
+    Some(Axis {
+        name,
+        at,
+        values,
+        used: false,
+    })
 }
 
 enum Piece<'a> {

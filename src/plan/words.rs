@@ -4,7 +4,12 @@
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     /// At least half of the letters stay where they are.
     const ALIKE: f64 = 0.5;
-    let alike = |candidate: &'a str| (strsim::normalized_damerau_levenshtein(word, candidate), candidate);
+    let alike = |candidate: &'a str| {
+        (
+            strsim::normalized_damerau_levenshtein(word, candidate),
+            candidate,
+        )
+    };
     candidates
         .into_iter()
         .map(alike)
@@ -14,12 +19,23 @@ pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 }
 
 /// "did you mean `x`?", or the list of what there is.
-pub fn hint<'a>(word: &str, what: &str, candidates: impl IntoIterator<Item = &'a str> + Clone) -> String {
+pub fn hint<'a>(
+    word: &str,
+    what: &str,
+    candidates: impl IntoIterator<Item = &'a str> + Clone,
+) -> String {
     match closest(word, candidates.clone()) {
         Some(candidate) => format!("did you mean `{candidate}`?"),
         None => {
-            let known: Vec<String> = candidates.into_iter().map(|word| format!("`{word}`")).collect();
-            if known.is_empty() { format!("there are no {what}") } else { format!("{what}: {}", known.join(", ")) }
+            let known: Vec<String> = candidates
+                .into_iter()
+                .map(|word| format!("`{word}`"))
+                .collect();
+            if known.is_empty() {
+                format!("there are no {what}")
+            } else {
+                format!("{what}: {}", known.join(", "))
+            }
         }
     }
 }
@@ -36,10 +52,16 @@ pub const MAX_NAME: usize = 100;
 /// Why `name` cannot name a plan, stage or tool; it becomes a folder and a part of part names.
 pub fn bad_name(name: &str) -> Option<&'static str> {
     let mut characters = name.chars();
-    let first_is_good = characters.next().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let first_is_good = characters
+        .next()
+        .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let good =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     if !first_is_good || !characters.all(good) {
-        return Some("a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or digit");
+        return Some(
+            "a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or \
+             digit",
+        );
     }
     if RESERVED.contains(&name) {
         return Some("kiln itself writes a file of that name beside the artifacts");

@@ -11,16 +11,23 @@ const KEY: &[u8] = b"\"timestamp\": \"";
 /// What stands for every time: the first that a zip file can hold. As wide as what it replaces.
 const EPOCH: &[u8] = b"1980-01-01 00:00:00 UTC";
 
-/// Overwrites every time stamp in the metadata records of a DLC, so that the same graph gives the same bytes.
+/// Overwrites every time stamp in the metadata records of a DLC, so that the same graph gives the
+/// same bytes.
 ///
-/// A DLC is a zip file whose entries are stored and whose checksums are zero, so nothing else needs to change.
-/// Only `dlc.metadata*` records are looked at: weights may hold any bytes.
+/// A DLC is a zip file whose entries are stored and whose checksums are zero, so nothing else needs
+/// to change. Only `dlc.metadata*` records are looked at: weights may hold any bytes.
 pub fn without_time(dlc: &mut [u8]) -> Result<()> {
-    let mut archive = ZipArchive::new(Cursor::new(&*dlc)).context("kiln::qnn::dlc", || "open a DLC".into())?;
+    let mut archive =
+        ZipArchive::new(Cursor::new(&*dlc)).context("kiln::qnn::dlc", || "open a DLC".into())?;
     let mut records = vec![];
     for index in 0..archive.len() {
-        let entry = archive.by_index_raw(index).context("kiln::qnn::dlc", || "read a DLC".into())?;
-        let name = entry.name().context("kiln::qnn::dlc", || "read a name in a DLC".into())?.into_owned();
+        let entry = archive
+            .by_index_raw(index)
+            .context("kiln::qnn::dlc", || "read a DLC".into())?;
+        let name = entry
+            .name()
+            .context("kiln::qnn::dlc", || "read a name in a DLC".into())?
+            .into_owned();
         if name.starts_with("dlc.metadata") {
             let start = entry.data_start().unwrap_or(0);
             records.push((name, start, start.saturating_add(entry.compressed_size())));
@@ -28,9 +35,14 @@ pub fn without_time(dlc: &mut [u8]) -> Result<()> {
     }
     for (name, start, end) in records {
         let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
-        let record = range.and_then(|(start, end)| dlc.get_mut(start..end)).ok_or_else(|| {
-            Problem::new("kiln::qnn::dlc", format!("record `{name}` of a DLC leaves the file: {start}..{end}"))
-        })?;
+        let record = range
+            .and_then(|(start, end)| dlc.get_mut(start..end))
+            .ok_or_else(|| {
+                Problem::new(
+                    "kiln::qnn::dlc",
+                    format!("record `{name}` of a DLC leaves the file: {start}..{end}"),
+                )
+            })?;
         if overwrite(record) == 0 {
             return Err(Problem::new(
                 "kiln::qnn::dlc",
@@ -65,7 +77,8 @@ mod tests {
     fn only_metadata_loses_its_time() {
         let text = b"{\"timestamp\": \"2026-11-22 23:58:20 UTC\"}";
         let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
-        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        let stored = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored);
         for name in ["dlc.metadata2.3.0", "model.params.bin"] {
             zip.start_file(name, stored).unwrap();
             zip.write_all(text).unwrap();
@@ -79,6 +92,9 @@ mod tests {
 
     #[test]
     fn what_is_no_dlc_is_refused() {
-        assert_eq!(without_time(&mut b"clay".to_vec()).unwrap_err().code, "kiln::qnn::dlc");
+        assert_eq!(
+            without_time(&mut b"clay".to_vec()).unwrap_err().code,
+            "kiln::qnn::dlc"
+        );
     }
 }

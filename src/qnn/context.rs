@@ -28,12 +28,21 @@ impl Backend {
     pub fn htp(folder: &Path, soc: Soc) -> Result<Rc<Self>> {
         let mut backend = Backend::new(folder, "libQnnHtp.so")?;
         // The architecture follows from the model; to set both is deprecated.
-        let config = ffi::HtpDeviceConfig { option: ffi::HTP_DEVICE_SOC, soc_model: soc.model, ..Default::default() };
+        let config = ffi::HtpDeviceConfig {
+            option: ffi::HTP_DEVICE_SOC,
+            soc_model: soc.model,
+            ..Default::default()
+        };
         let configs = [custom(&config)];
         let create = slot(backend.interface.table.device_create, "deviceCreate")?;
         // SAFETY: the list ends with null; it and what it points to outlive the call.
         let code = unsafe { create(backend.log, list(&configs).as_ptr(), &mut backend.device) };
-        check(code, || format!("make a device for {} (model {}, v{})", soc.name, soc.model, soc.arch))?;
+        check(code, || {
+            format!(
+                "make a device for {} (model {}, v{})",
+                soc.name, soc.model, soc.arch
+            )
+        })?;
         given(backend.device, "device")?;
         Ok(Rc::new(backend))
     }
@@ -45,11 +54,19 @@ impl Backend {
 
     fn new(folder: &Path, file: &str) -> Result<Self> {
         let interface: &'static ffi::Interface = open(folder, file)?;
-        let mut backend = Backend { interface, log: null_mut(), handle: null_mut(), device: null_mut() };
+        let mut backend = Backend {
+            interface,
+            log: null_mut(),
+            handle: null_mut(),
+            device: null_mut(),
+        };
         let log_create = slot(interface.table.log_create, "logCreate")?;
         let create = slot(interface.table.backend_create, "backendCreate")?;
         // SAFETY: the callback is a function of this library and lives for ever.
-        check(unsafe { log_create(Some(log::collect), ffi::LOG_ERROR, &mut backend.log) }, || "make a log".into())?;
+        check(
+            unsafe { log_create(Some(log::collect), ffi::LOG_ERROR, &mut backend.log) },
+            || "make a log".into(),
+        )?;
         // SAFETY: no configuration is a null list.
         let code = unsafe { create(backend.log, std::ptr::null(), &mut backend.handle) };
         check(code, || format!("make the backend of {file}"))?;
@@ -62,7 +79,9 @@ impl Backend {
         let build_id = slot(self.interface.table.backend_build_id, "backendGetBuildId")?;
         let mut text = std::ptr::null();
         // SAFETY: the call writes a pointer to a constant string.
-        check(unsafe { build_id(&mut text) }, || "ask for the build id".into())?;
+        check(unsafe { build_id(&mut text) }, || {
+            "ask for the build id".into()
+        })?;
         // SAFETY: null or a C string, as the call says.
         Ok(unsafe { owned(text) })
     }
@@ -71,10 +90,15 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let table = &self.interface.table;
-        let ends = [(table.device_free, self.device), (table.backend_free, self.handle), (table.log_free, self.log)];
+        let ends = [
+            (table.device_free, self.device),
+            (table.backend_free, self.handle),
+            (table.log_free, self.log),
+        ];
         for (free, handle) in ends {
             if let (Some(free), false) = (free, handle.is_null()) {
-                // SAFETY: the handle came from its create function and is freed once; contexts hold the backend alive.
+                // SAFETY: the handle came from its create function and is freed once; contexts hold
+                // the backend alive.
                 unsafe { free(handle) };
             }
         }
@@ -83,12 +107,19 @@ impl Drop for Backend {
 
 /// A `CUSTOM` configuration that points to `custom`.
 pub(super) fn custom<T>(custom: &T) -> ffi::Config {
-    ffi::Config { option: ffi::CONFIG_CUSTOM, custom: (&raw const *custom).cast() }
+    ffi::Config {
+        option: ffi::CONFIG_CUSTOM,
+        custom: (&raw const *custom).cast(),
+    }
 }
 
 /// The null-terminated list of pointers that the API takes; valid while `configs` is.
 pub(super) fn list(configs: &[ffi::Config]) -> Vec<*const ffi::Config> {
-    configs.iter().map(|config| &raw const *config).chain([std::ptr::null()]).collect()
+    configs
+        .iter()
+        .map(|config| &raw const *config)
+        .chain([std::ptr::null()])
+        .collect()
 }
 
 /// Graphs that live together on a device, and share weights if they may.
@@ -98,16 +129,27 @@ pub struct Context {
 }
 
 impl Context {
-    /// An empty context. One a process: a second one in the same process may give other bytes (measured once).
+    /// An empty context. One a process: a second one in the same process may give other bytes
+    /// (measured once).
     pub fn new(backend: &Rc<Backend>, weight_sharing: bool) -> Result<Self> {
         let create = slot(backend.interface.table.context_create, "contextCreate")?;
-        let mut sharing = ffi::HtpConfig { option: ffi::HTP_CONTEXT_WEIGHT_SHARING, ..Default::default() };
+        let mut sharing = ffi::HtpConfig {
+            option: ffi::HTP_CONTEXT_WEIGHT_SHARING,
+            ..Default::default()
+        };
         sharing.values[0] = 1;
         let configs = [custom(&sharing)];
         let configs = list(&configs);
         // libQnnIr refuses any list, even an empty one.
-        let configs = if weight_sharing { configs.as_ptr() } else { std::ptr::null() };
-        let mut context = Context { backend: Rc::clone(backend), handle: null_mut() };
+        let configs = if weight_sharing {
+            configs.as_ptr()
+        } else {
+            std::ptr::null()
+        };
+        let mut context = Context {
+            backend: Rc::clone(backend),
+            handle: null_mut(),
+        };
         // SAFETY: handles are alive; the list outlives the call.
         let code = unsafe { create(backend.handle, backend.device, configs, &mut context.handle) };
         check(code, || "make a context".into())?;
@@ -117,8 +159,14 @@ impl Context {
 
     /// The graphs of a finished context binary. One with shared weights runs on a device only.
     pub fn from_binary(backend: &Rc<Backend>, binary: &[u8]) -> Result<Self> {
-        let create = slot(backend.interface.table.context_from_binary, "contextCreateFromBinary")?;
-        let mut context = Context { backend: Rc::clone(backend), handle: null_mut() };
+        let create = slot(
+            backend.interface.table.context_from_binary,
+            "contextCreateFromBinary",
+        )?;
+        let mut context = Context {
+            backend: Rc::clone(backend),
+            handle: null_mut(),
+        };
         // SAFETY: handles are alive; the library copies what it needs from `binary`.
         let code = unsafe {
             create(
@@ -132,7 +180,10 @@ impl Context {
             )
         };
         check(code, || "load a context binary".into()).map_err(|problem| {
-            problem.help("the simulator cannot load shared weights: build with `weight_sharing = false` to simulate")
+            problem.help(
+                "the simulator cannot load shared weights: build with `weight_sharing = false` to \
+                 simulate",
+            )
         })?;
         given(context.handle, "context")?;
         Ok(context)
@@ -151,17 +202,31 @@ impl Context {
         )
     }
 
-    /// Runs a graph on the simulator. Takes every input and gives every output of `graph`, by name, as bytes.
-    pub fn execute(&self, graph: &GraphInfo, inputs: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Vec<u8>>> {
+    /// Runs a graph on the simulator. Takes every input and gives every output of `graph`, by name,
+    /// as bytes.
+    pub fn execute(
+        &self,
+        graph: &GraphInfo,
+        inputs: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<BTreeMap<String, Vec<u8>>> {
         let execute = slot(self.backend.interface.table.graph_execute, "graphExecute")?;
-        if let Some(unknown) = inputs.keys().find(|name| !graph.inputs.iter().any(|input| input.name == **name)) {
-            return Err(Problem::new("kiln::qnn::binding", format!("graph `{}` has no input `{unknown}`", graph.name)));
+        if let Some(unknown) = inputs
+            .keys()
+            .find(|name| !graph.inputs.iter().any(|input| input.name == **name))
+        {
+            return Err(Problem::new(
+                "kiln::qnn::binding",
+                format!("graph `{}` has no input `{unknown}`", graph.name),
+            ));
         }
         let handle = self.retrieve(&graph.name)?;
         let mut bound_inputs = Vec::new();
         for info in &graph.inputs {
             let bytes = inputs.get(&info.name).ok_or_else(|| {
-                Problem::new("kiln::qnn::binding", format!("graph `{}` lacks its input `{}`", graph.name, info.name))
+                Problem::new(
+                    "kiln::qnn::binding",
+                    format!("graph `{}` lacks its input `{}`", graph.name, info.name),
+                )
             })?;
             if info.size_bytes() != Some(bytes.len() as u64) {
                 return Err(Problem::new(
@@ -180,17 +245,28 @@ impl Context {
         }
         let mut bound_outputs = Vec::new();
         for info in &graph.outputs {
-            let size = info.size_bytes().filter(|&size| size <= u32::MAX.into()).ok_or_else(|| {
-                Problem::new(
-                    "kiln::qnn::binding",
-                    format!("output `{}` is {} {:?}", info.name, info.type_name, info.shape),
-                )
-            })?;
-            bound_outputs.push(Bound::new(info, ffi::TENSOR_APP_READ, vec![0; size as usize])?);
+            let size = info
+                .size_bytes()
+                .filter(|&size| size <= u32::MAX.into())
+                .ok_or_else(|| {
+                    Problem::new(
+                        "kiln::qnn::binding",
+                        format!(
+                            "output `{}` is {} {:?}",
+                            info.name, info.type_name, info.shape
+                        ),
+                    )
+                })?;
+            bound_outputs.push(Bound::new(
+                info,
+                ffi::TENSOR_APP_READ,
+                vec![0; size as usize],
+            )?);
         }
         let raw_inputs: Vec<ffi::Tensor> = bound_inputs.iter_mut().map(Bound::raw).collect();
         let mut raw_outputs: Vec<ffi::Tensor> = bound_outputs.iter_mut().map(Bound::raw).collect();
-        // SAFETY: the tensors point into `bound_*`, which are alive and have the sizes that they state.
+        // SAFETY: the tensors point into `bound_*`, which are alive and have the sizes that they
+        // state.
         let code = unsafe {
             execute(
                 handle,
@@ -203,13 +279,21 @@ impl Context {
             )
         };
         check(code, || format!("run graph `{}`", graph.name))?;
-        Ok(graph.outputs.iter().zip(bound_outputs).map(|(info, bound)| (info.name.clone(), bound.bytes)).collect())
+        Ok(graph
+            .outputs
+            .iter()
+            .zip(bound_outputs)
+            .map(|(info, bound)| (info.name.clone(), bound.bytes))
+            .collect())
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if let (Some(free), false) = (self.backend.interface.table.context_free, self.handle.is_null()) {
+        if let (Some(free), false) = (
+            self.backend.interface.table.context_free,
+            self.handle.is_null(),
+        ) {
             // SAFETY: the handle came from a create function and is freed once, before its backend.
             unsafe { free(self.handle, null_mut()) };
         }
@@ -223,14 +307,24 @@ pub(super) fn read_out(
     get: impl FnOnce(*mut c_void, u64, &mut u64) -> ffi::Error,
 ) -> Result<Vec<u8>> {
     let (mut size, mut written) = (0, 0);
-    check(get_size(&mut size), || format!("ask for the size of the {what}"))?;
+    check(get_size(&mut size), || {
+        format!("ask for the size of the {what}")
+    })?;
     if size == 0 || size > MAX_BINARY_BYTES {
-        return Err(Problem::new("kiln::qnn::odd_answer", format!("the library reports a {what} of {size} bytes")));
+        return Err(Problem::new(
+            "kiln::qnn::odd_answer",
+            format!("the library reports a {what} of {size} bytes"),
+        ));
     }
     let mut buffer = vec![0u8; size as usize];
-    check(get(buffer.as_mut_ptr().cast(), size, &mut written), || format!("get the {what}"))?;
+    check(get(buffer.as_mut_ptr().cast(), size, &mut written), || {
+        format!("get the {what}")
+    })?;
     if written > size {
-        return Err(Problem::new("kiln::qnn::odd_answer", format!("the library wrote {written} of {size} bytes")));
+        return Err(Problem::new(
+            "kiln::qnn::odd_answer",
+            format!("the library wrote {written} of {size} bytes"),
+        ));
     }
     buffer.truncate(written as usize);
     Ok(buffer)
@@ -246,7 +340,12 @@ struct Bound {
 
 impl Bound {
     fn new(info: &TensorInfo, kind: u32, bytes: Vec<u8>) -> Result<Self> {
-        Ok(Bound { info: info.clone(), name: c_string(&info.name)?, kind, bytes })
+        Ok(Bound {
+            info: info.clone(),
+            name: c_string(&info.name)?,
+            kind,
+            bytes,
+        })
     }
 
     /// Points into `self`.
@@ -260,8 +359,10 @@ impl Bound {
         body.quantize = ffi::QuantizeParams::scale_offset(self.info.scale_offset);
         body.rank = self.info.shape.len() as u32;
         body.dims = self.info.shape.as_mut_ptr();
-        body.client_buf =
-            ffi::ClientBuffer { data: self.bytes.as_mut_ptr().cast(), data_size: self.bytes.len() as u32 };
+        body.client_buf = ffi::ClientBuffer {
+            data: self.bytes.as_mut_ptr().cast(),
+            data_size: self.bytes.len() as u32,
+        };
         tensor
     }
 }

@@ -22,8 +22,18 @@ impl DeviceGraph {
     fn node(&self, f: &mut Formatter<'_>, node: &Node) -> fmt::Result {
         let results: Vec<String> = node.outputs.iter().map(|&id| self.typed(id)).collect();
         let mut inside: Vec<String> = node.inputs.iter().map(|&id| self.operand(id)).collect();
-        inside.extend(node.params.iter().map(|(name, param)| format!("{name}={param}")));
-        writeln!(f, "{} = {}({})", results.join(", "), node.op, inside.join(", "))
+        inside.extend(
+            node.params
+                .iter()
+                .map(|(name, param)| format!("{name}={param}")),
+        );
+        writeln!(
+            f,
+            "{} = {}({})",
+            results.join(", "),
+            node.op,
+            inside.join(", ")
+        )
     }
 
     fn typed(&self, id: TensorId) -> String {
@@ -35,7 +45,9 @@ impl DeviceGraph {
     fn operand(&self, id: TensorId) -> String {
         let tensor = self.tensor(id);
         match tensor.kind {
-            TensorKind::Static(_) => format!("<{}: {} {:?}>", tensor.name, tensor.note, tensor.dims),
+            TensorKind::Static(_) => {
+                format!("<{}: {} {:?}>", tensor.name, tensor.note, tensor.dims)
+            }
             _ => tensor.name.clone(),
         }
     }

@@ -1,8 +1,9 @@
 //! The QNN C ABI, as the x86-64 libraries of QAIRT 2.51 have it (core API 2.40, system API 1.15).
 //!
-//! Layouts follow the public headers (`qualcomm/geniex-qairt-plugin`, `qnn-api/include`) and were compared with the
-//! libraries by running them; the constants at the end prove them to the compiler. Every C enum is four bytes, every
-//! handle a pointer. Unions carry no size of their own, so whatever is not set must be zero.
+//! Layouts follow the public headers (`qualcomm/geniex-qairt-plugin`, `qnn-api/include`) and were
+//! compared with the libraries by running them; the constants at the end prove them to the
+//! compiler. Every C enum is four bytes, every handle a pointer. Unions carry no size of their own,
+//! so whatever is not set must be zero.
 
 #![allow(missing_docs)]
 
@@ -180,7 +181,8 @@ pub struct DlcGraphConfig {
     pub config_count: u32,
 }
 
-/// The part that all versions of `QnnSystemContext_GraphInfo_t` share, and `QnnSystemDlc_ComposableGraphInfo_t`.
+/// The part that all versions of `QnnSystemContext_GraphInfo_t` share, and
+/// `QnnSystemDlc_ComposableGraphInfo_t`.
 #[repr(C)]
 pub struct GraphInfo {
     pub version: u32,
@@ -191,7 +193,8 @@ pub struct GraphInfo {
     pub outputs: *const Tensor,
 }
 
-/// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version 3.
+/// Bytes from one `QnnSystemContext_GraphInfo_t` to the next in an array: the size of its version
+/// 3.
 pub const GRAPH_INFO_STRIDE: usize = 88;
 
 /// `QnnSystemContext_BinaryInfo_t` in version 3.
@@ -216,7 +219,8 @@ pub struct BinaryInfo {
     pub soc_model: u32,
 }
 
-/// `QnnLog_Callback_t`: format, level, time stamp and a `va_list`, which x86-64 passes as a pointer.
+/// `QnnLog_Callback_t`: format, level, time stamp and a `va_list`, which x86-64 passes as a
+/// pointer.
 pub type LogCallback = unsafe extern "C" fn(*const c_char, u32, u64, *mut c_void);
 
 /// A function slot that kiln does not call.
@@ -225,7 +229,8 @@ type Slot = *const c_void;
 /// `QnnInterface_getProviders`, `QnnSystemInterface_getProviders`.
 pub type GetProviders<T> = unsafe extern "C" fn(*mut *const *const T, *mut u32) -> Error;
 
-/// `QnnInterface_t`. libQnnSystem takes it by value, so its size is part of the ABI: 75 slots in core API 2.40.
+/// `QnnInterface_t`. libQnnSystem takes it by value, so its size is part of the ABI: 75 slots in
+/// core API 2.40.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Interface {
@@ -241,19 +246,23 @@ pub struct Interface {
 #[derive(Clone, Copy)]
 pub struct Table {
     _0: Slot,
-    pub backend_create: Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
+    pub backend_create:
+        Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
     _2: [Slot; 2],
     pub backend_build_id: Option<unsafe extern "C" fn(*mut *const c_char) -> Error>,
     _5: [Slot; 2],
     pub validate_op: Option<unsafe extern "C" fn(Handle, OpConfig) -> Error>,
     pub backend_free: Option<unsafe extern "C" fn(Handle) -> Error>,
-    pub context_create: Option<unsafe extern "C" fn(Handle, Handle, *const *const Config, *mut Handle) -> Error>,
+    pub context_create:
+        Option<unsafe extern "C" fn(Handle, Handle, *const *const Config, *mut Handle) -> Error>,
     _10: Slot,
     pub context_binary_size: Option<unsafe extern "C" fn(Handle, *mut u64) -> Error>,
     pub context_binary: Option<unsafe extern "C" fn(Handle, *mut c_void, u64, *mut u64) -> Error>,
     pub context_from_binary: Option<ContextFromBinary>,
     pub context_free: Option<unsafe extern "C" fn(Handle, Handle) -> Error>,
-    pub graph_create: Option<unsafe extern "C" fn(Handle, *const c_char, *const *const Config, *mut Handle) -> Error>,
+    pub graph_create: Option<
+        unsafe extern "C" fn(Handle, *const c_char, *const *const Config, *mut Handle) -> Error,
+    >,
     _16: [Slot; 2],
     pub graph_add_node: Option<unsafe extern "C" fn(Handle, OpConfig) -> Error>,
     pub graph_finalize: Option<unsafe extern "C" fn(Handle, Handle, Handle) -> Error>,
@@ -265,7 +274,8 @@ pub struct Table {
     _26: Slot,
     pub log_free: Option<unsafe extern "C" fn(Handle) -> Error>,
     _28: [Slot; 12],
-    pub device_create: Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
+    pub device_create:
+        Option<unsafe extern "C" fn(Handle, *const *const Config, *mut Handle) -> Error>,
     _41: [Slot; 2],
     pub device_free: Option<unsafe extern "C" fn(Handle) -> Error>,
     _44: [Slot; 4],
@@ -275,9 +285,17 @@ pub struct Table {
     _72: [Slot; 3],
 }
 
-type ContextFromBinary =
-    unsafe extern "C" fn(Handle, Handle, *const *const Config, *const c_void, u64, *mut Handle, Handle) -> Error;
-type GraphExecute = unsafe extern "C" fn(Handle, *const Tensor, u32, *mut Tensor, u32, Handle, Handle) -> Error;
+type ContextFromBinary = unsafe extern "C" fn(
+    Handle,
+    Handle,
+    *const *const Config,
+    *const c_void,
+    u64,
+    *mut Handle,
+    Handle,
+) -> Error;
+type GraphExecute =
+    unsafe extern "C" fn(Handle, *const Tensor, u32, *mut Tensor, u32, Handle, Handle) -> Error;
 
 /// `QnnSystemInterface_t`.
 #[repr(C)]
@@ -296,7 +314,8 @@ pub struct SystemTable {
     pub context_create: Option<unsafe extern "C" fn(*mut Handle) -> Error>,
     _1: Slot,
     /// Unlike `systemContextGetBinaryInfo`, it promises not to write to the buffer.
-    pub context_metadata: Option<unsafe extern "C" fn(Handle, *const c_void, u64, *mut *const BinaryInfo) -> Error>,
+    pub context_metadata:
+        Option<unsafe extern "C" fn(Handle, *const c_void, u64, *mut *const BinaryInfo) -> Error>,
     pub context_free: Option<unsafe extern "C" fn(Handle) -> Error>,
     _4: Slot,
     pub log_create: Option<unsafe extern "C" fn(Option<LogCallback>, u32, *mut Handle) -> Error>,
@@ -371,7 +390,10 @@ impl Tensor {
             rank: 0,
             dims: null_mut(),
             mem_type: 0,
-            client_buf: ClientBuffer { data: null_mut(), data_size: 0 },
+            client_buf: ClientBuffer {
+                data: null_mut(),
+                data_size: 0,
+            },
             is_dynamic_dims: null_mut(),
             sparse: [UNDEFINED, 0, 0],
             is_produced: 0,

@@ -36,10 +36,29 @@ struct Functions {
     create: unsafe extern "C" fn(Handle, *mut Handle) -> Status,
     free: unsafe extern "C" fn(Handle) -> Status,
     limit: unsafe extern "C" fn(Handle, u32) -> Status,
-    query: unsafe extern "C" fn(Handle, *const u32, u32, c_int, Option<OnTokens>, *const c_void) -> Status,
+    query: unsafe extern "C" fn(
+        Handle,
+        *const u32,
+        u32,
+        c_int,
+        Option<OnTokens>,
+        *const c_void,
+    ) -> Status,
     tokenizer: unsafe extern "C" fn(Handle, *mut Handle) -> Status,
-    encode: unsafe extern "C" fn(Handle, *const c_char, Option<Allocate>, *mut *const i32, *mut u32) -> Status,
-    decode: unsafe extern "C" fn(Handle, *const i32, u32, Option<Allocate>, *mut *const c_char) -> Status,
+    encode: unsafe extern "C" fn(
+        Handle,
+        *const c_char,
+        Option<Allocate>,
+        *mut *const i32,
+        *mut u32,
+    ) -> Status,
+    decode: unsafe extern "C" fn(
+        Handle,
+        *const i32,
+        u32,
+        Option<Allocate>,
+        *mut *const c_char,
+    ) -> Status,
 }
 
 /// A dialog with a model: libGenie has loaded the bundle.
@@ -51,26 +70,43 @@ pub struct Dialog {
 }
 
 impl Dialog {
-    /// Has `folder/libGenie.so` load what `config`, the text of a `genie_config.json`, names. Must be called in a process of
-    /// its own: libGenie ends it where it cannot go on.
+    /// Has `folder/libGenie.so` load what `config`, the text of a `genie_config.json`, names. Must
+    /// be called in a process of its own: libGenie ends it where it cannot go on.
     pub fn open(folder: &Path, config: &str) -> Result<Self> {
         let functions = Functions::load(folder)?;
         let text = c_string(config)?;
         let (mut logger, nothing) = (null_mut(), null_mut());
         // SAFETY: the callback lives for ever; the call writes a handle.
-        check(unsafe { (functions.log_create)(null_mut(), Some(collect), LOG_WARN, &mut logger) }, "make a log")?;
-        let mut dialog = Dialog { functions, config: nothing, dialog: nothing, tokenizer: nothing };
+        check(
+            unsafe { (functions.log_create)(null_mut(), Some(collect), LOG_WARN, &mut logger) },
+            "make a log",
+        )?;
+        let mut dialog = Dialog {
+            functions,
+            config: nothing,
+            dialog: nothing,
+            tokenizer: nothing,
+        };
         // SAFETY: a C string in, a handle out.
         let status = unsafe { (functions.config_from_json)(text.as_ptr(), &mut dialog.config) };
         check(status, "read the configuration")?;
         given(dialog.config, "configuration")?;
         // SAFETY: both handles are alive.
-        check(unsafe { (functions.config_bind_logger)(dialog.config, logger) }, "bind the log")?;
+        check(
+            unsafe { (functions.config_bind_logger)(dialog.config, logger) },
+            "bind the log",
+        )?;
         // SAFETY: the configuration is alive; the call writes a handle.
-        check(unsafe { (functions.create)(dialog.config, &mut dialog.dialog) }, "load the bundle")?;
+        check(
+            unsafe { (functions.create)(dialog.config, &mut dialog.dialog) },
+            "load the bundle",
+        )?;
         given(dialog.dialog, "dialog")?;
         // SAFETY: as above; the tokenizer belongs to the dialog.
-        check(unsafe { (functions.tokenizer)(dialog.dialog, &mut dialog.tokenizer) }, "get the tokenizer")?;
+        check(
+            unsafe { (functions.tokenizer)(dialog.dialog, &mut dialog.tokenizer) },
+            "get the tokenizer",
+        )?;
         given(dialog.tokenizer, "tokenizer")?;
         Ok(dialog)
     }
@@ -81,16 +117,27 @@ impl Dialog {
         let (mut ids, mut count) = (null(), 0);
         let _turn = Buffer::take();
         // SAFETY: the tokenizer is alive; the ids are written to the buffer that `allocate` gives.
-        let status =
-            unsafe { (self.functions.encode)(self.tokenizer, text.as_ptr(), Some(allocate), &mut ids, &mut count) };
+        let status = unsafe {
+            (self.functions.encode)(
+                self.tokenizer,
+                text.as_ptr(),
+                Some(allocate),
+                &mut ids,
+                &mut count,
+            )
+        };
         check(status, "encode a text")?;
         let bytes = Buffer::bytes();
-        let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
+        let ids = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|id| u32::from_le_bytes(*id));
         Ok(ids.take(count as usize).collect())
     }
 
-    /// The text of `tokens`, special ones spelled out. libGenie says nothing of tokens that end inside a character, and nothing
-    /// any more after them.
+    /// The text of `tokens`, special ones spelled out. libGenie says nothing of tokens that end
+    /// inside a character, and nothing any more after them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         if tokens.is_empty() {
             return Ok(String::new());
@@ -100,7 +147,13 @@ impl Dialog {
         let _turn = Buffer::take();
         // SAFETY: the tokenizer is alive; the text is written to the buffer that `allocate` gives.
         let status = unsafe {
-            (self.functions.decode)(self.tokenizer, ids.as_ptr(), ids.len() as u32, Some(allocate), &mut text)
+            (self.functions.decode)(
+                self.tokenizer,
+                ids.as_ptr(),
+                ids.len() as u32,
+                Some(allocate),
+                &mut text,
+            )
         };
         check(status, "decode tokens")?;
         let bytes = Buffer::bytes();
@@ -108,18 +161,41 @@ impl Dialog {
         Ok(String::from_utf8_lossy(text).into_owned())
     }
 
-    /// What the model says after `prompt`: at most `most` tokens, without the one that ends a text. `told` hears how many there are so far.
-    pub fn generate(&mut self, prompt: &[u32], most: u32, told: &(dyn Fn(u64) + Sync)) -> Result<Vec<u32>> {
+    /// What the model says after `prompt`: at most `most` tokens, without the one that ends a text.
+    /// `told` hears how many there are so far.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        most: u32,
+        told: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<u32>> {
         // SAFETY: the dialog is alive.
-        check(unsafe { (self.functions.limit)(self.dialog, most) }, "limit the answer")?;
-        let heard = Heard { tokens: Mutex::new(vec![]), told };
+        check(
+            unsafe { (self.functions.limit)(self.dialog, most) },
+            "limit the answer",
+        )?;
+        let heard = Heard {
+            tokens: Mutex::new(vec![]),
+            told,
+        };
         let user: *const Heard = &heard;
-        // SAFETY: the prompt has the length that is passed; `heard` outlives the call, which returns after its last callback.
+        // SAFETY: the prompt has the length that is passed; `heard` outlives the call, which
+        // returns after its last callback.
         let status = unsafe {
-            (self.functions.query)(self.dialog, prompt.as_ptr(), prompt.len() as u32, COMPLETE, Some(hear), user.cast())
+            (self.functions.query)(
+                self.dialog,
+                prompt.as_ptr(),
+                prompt.len() as u32,
+                COMPLETE,
+                Some(hear),
+                user.cast(),
+            )
         };
         check(status, "query the model")?;
-        Ok(heard.tokens.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(heard
+            .tokens
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -139,13 +215,17 @@ impl Drop for Dialog {
 impl Functions {
     fn load(folder: &Path) -> Result<Self> {
         let library = load(folder, "libGenie.so")?;
-        // SAFETY: the signatures are those of Genie's public headers, `GenieCommon.h` to `GenieTokenizer.h`.
+        // SAFETY: the signatures are those of Genie's public headers, `GenieCommon.h` to
+        // `GenieTokenizer.h`.
         unsafe {
             let major: unsafe extern "C" fn() -> u32 = symbol(library, "Genie_getApiMajorVersion")?;
             let minor: unsafe extern "C" fn() -> u32 = symbol(library, "Genie_getApiMinorVersion")?;
             let found = (major(), minor());
             if found.0 != API.0 || found.1 < API.1 {
-                let what = format!("libGenie.so has API {}.{}; kiln knows {}.{}", found.0, found.1, API.0, API.1);
+                let what = format!(
+                    "libGenie.so has API {}.{}; kiln knows {}.{}",
+                    found.0, found.1, API.0, API.1
+                );
                 return Err(Problem::new("kiln::tool_missing", what));
             }
             Ok(Functions {
@@ -173,7 +253,11 @@ unsafe fn symbol<F: Copy>(library: &'static Library, name: &str) -> Result<F> {
     // SAFETY: what the caller promises; the library is never closed.
     let found = unsafe { library.get::<F>(name) };
     found.map(|symbol| *symbol).map_err(|error| {
-        Problem::new("kiln::qnn::no_function", format!("libGenie.so does not offer {name}")).because(&error)
+        Problem::new(
+            "kiln::qnn::no_function",
+            format!("libGenie.so does not offer {name}"),
+        )
+        .because(&error)
     })
 }
 
@@ -185,7 +269,9 @@ struct Heard<'a> {
 
 unsafe extern "C" fn hear(tokens: *const u32, count: u32, _code: c_int, user: *const c_void) {
     // SAFETY: `user` is the `Heard` of the query that is running.
-    let Some(heard) = (unsafe { user.cast::<Heard>().as_ref() }) else { return };
+    let Some(heard) = (unsafe { user.cast::<Heard>().as_ref() }) else {
+        return;
+    };
     if tokens.is_null() || count == 0 {
         return;
     }
@@ -197,12 +283,19 @@ unsafe extern "C" fn hear(tokens: *const u32, count: u32, _code: c_int, user: *c
 }
 
 /// The callback of libGenie's log.
-unsafe extern "C" fn collect(_: Handle, format: *const c_char, level: c_int, time: u64, arguments: *mut c_void) {
+unsafe extern "C" fn collect(
+    _: Handle,
+    format: *const c_char,
+    level: c_int,
+    time: u64,
+    arguments: *mut c_void,
+) {
     // SAFETY: libGenie gives a format and its matching `va_list`.
     unsafe { log::collect(format, level as u32, time, arguments) };
 }
 
-/// Where libGenie's tokenizer writes. The callback that gives the room carries no user data, so it can only be a global.
+/// Where libGenie's tokenizer writes. The callback that gives the room carries no user data, so it
+/// can only be a global.
 static BUFFER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 /// Held by whom the buffer is for.
 static TURN: Mutex<()> = Mutex::new(());
@@ -213,7 +306,10 @@ impl Buffer {
     /// An empty buffer, for as long as what is given lives.
     fn take() -> std::sync::MutexGuard<'static, ()> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        BUFFER.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        BUFFER
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         turn
     }
 
@@ -226,7 +322,9 @@ impl Buffer {
 
 unsafe extern "C" fn allocate(size: usize, room: *mut *mut c_char) {
     // SAFETY: libGenie gives a place for a pointer, or null.
-    let Some(room) = (unsafe { room.as_mut() }) else { return };
+    let Some(room) = (unsafe { room.as_mut() }) else {
+        return;
+    };
     let mut words = BUFFER.lock().unwrap_or_else(PoisonError::into_inner);
     words.clear();
     *room = null_mut();

@@ -1,5 +1,5 @@
-//! A graph for the device, as plain data: made by a lowering, played to a backend (libQnnHtp finalizes it, libQnnIr
-//! writes it as a DLC).
+//! A graph for the device, as plain data: made by a lowering, played to a backend (libQnnHtp
+//! finalizes it, libQnnIr writes it as a DLC).
 
 use std::sync::Arc;
 
@@ -45,8 +45,9 @@ pub enum Encoding {
         /// The negative of the zero point.
         offset: i32,
     },
-    /// `QNN_QUANTIZATION_ENCODING_BW_FLOAT_BLOCK`: `(code + offset) * scale`, a pair for each block, ordered by output
-    /// channel, then along the input dimension. Scales keep their sign; offsets are in units of the code.
+    /// `QNN_QUANTIZATION_ENCODING_BW_FLOAT_BLOCK`: `(code + offset) * scale`, a pair for each
+    /// block, ordered by output channel, then along the input dimension. Scales keep their
+    /// sign; offsets are in units of the code.
     FloatBlock {
         /// Bits that a code really has: 4 or 8.
         bits: u32,
@@ -57,8 +58,9 @@ pub enum Encoding {
         /// One a block.
         offsets: Vec<f32>,
     },
-    /// `code * scale`, a scale for each index of a dimension: `QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET` of whole
-    /// codes, `BW_AXIS_SCALE_OFFSET` of narrower ones.
+    /// `code * scale`, a scale for each index of a dimension:
+    /// `QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET` of whole codes, `BW_AXIS_SCALE_OFFSET` of
+    /// narrower ones.
     Axis {
         /// Bits that a code really has, where they are fewer than those of its type.
         bits: Option<u32>,
@@ -67,8 +69,9 @@ pub enum Encoding {
         /// One an index.
         scales: Vec<f32>,
     },
-    /// `QNN_QUANTIZATION_ENCODING_BLOCKWISE_EXPANSION`, LPBQ: `code * block_scale * scale`, codes of 4 bits, a scale above
-    /// zero for each output channel, and for each of its blocks along the input dimension an integer from 1 to 16.
+    /// `QNN_QUANTIZATION_ENCODING_BLOCKWISE_EXPANSION`, LPBQ: `code * block_scale * scale`, codes
+    /// of 4 bits, a scale above zero for each output channel, and for each of its blocks along
+    /// the input dimension an integer from 1 to 16.
     Expansion {
         /// The dimension of the output channels.
         axis: u32,
@@ -91,7 +94,8 @@ pub struct StaticData {
     pub encoding: Encoding,
 }
 
-/// Makes the data of a static tensor when the backend asks for it: a whole model never lies in memory twice.
+/// Makes the data of a static tensor when the backend asks for it: a whole model never lies in
+/// memory twice.
 pub type Source = Arc<dyn Fn() -> Result<StaticData> + Send + Sync>;
 
 /// What a tensor is to its graph.

@@ -39,17 +39,26 @@ impl Provider for ffi::SystemInterface {
     }
 }
 
-/// Opens `folder/file`. The libraries start threads and register handlers, so they are never closed.
+/// Opens `folder/file`. The libraries start threads and register handlers, so they are never
+/// closed.
 pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
     let path = folder.join(file);
     if !path.is_file() {
-        return Err(Problem::new("kiln::tool_file_missing", format!("there is no {}", path.display()))
-            .help(format!("unpack {KNOWN_WHEEL} there; every shared library of the wheel must lie in that folder")));
+        return Err(Problem::new(
+            "kiln::tool_file_missing",
+            format!("there is no {}", path.display()),
+        )
+        .help(format!(
+            "unpack {KNOWN_WHEEL} there; every shared library of the wheel must lie in that folder"
+        )));
     }
-    // SAFETY: loading runs the initializers of a vendor library, which is why this happens in a child process.
-    // The path holds a slash, so that exactly this file is opened; its $ORIGIN finds libc++ beside it.
-    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(|error| unusable(format!("{} cannot be loaded", path.display())).because(&error))?;
+    // SAFETY: loading runs the initializers of a vendor library, which is why this happens in a
+    // child process. The path holds a slash, so that exactly this file is opened; its $ORIGIN
+    // finds libc++ beside it.
+    let library =
+        unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+            unusable(format!("{} cannot be loaded", path.display())).because(&error)
+        })?;
     Ok(Box::leak(Box::new(library)))
 }
 
@@ -57,24 +66,36 @@ fn unusable(message: String) -> Problem {
     Problem::new("kiln::tool_missing", message).help(format!("pin {KNOWN_WHEEL} in [tools]"))
 }
 
-/// Opens `folder/file` and finds its provider table, which is `'static` because the library is never closed.
+/// Opens `folder/file` and finds its provider table, which is `'static` because the library is
+/// never closed.
 pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T> {
     let path = folder.join(file);
     let library = load(folder, file)?;
     // SAFETY: both provider getters have this signature.
     let get_providers = unsafe { library.get::<ffi::GetProviders<T>>(T::SYMBOL) };
     let get_providers = get_providers.map_err(|error| {
-        unusable(format!("{} is no QNN library: it does not export {}", path.display(), T::SYMBOL)).because(&error)
+        unusable(format!(
+            "{} is no QNN library: it does not export {}",
+            path.display(),
+            T::SYMBOL
+        ))
+        .because(&error)
     })?;
     let (mut list, mut count) = (std::ptr::null(), 0);
     // SAFETY: the getter writes the list and its length.
     let code = unsafe { get_providers(&mut list, &mut count) };
     if code != 0 || count == 0 || list.is_null() {
-        return Err(unusable(format!("{} has no provider (error {})", path.display(), code & 0xFFFF)));
+        return Err(unusable(format!(
+            "{} has no provider (error {})",
+            path.display(),
+            code & 0xFFFF
+        )));
     }
-    // SAFETY: the list holds `count > 0` pointers, each null or to a table that lives as long as the library.
+    // SAFETY: the list holds `count > 0` pointers, each null or to a table that lives as long as
+    // the library.
     let provider = unsafe { (*list).as_ref() };
-    let provider = provider.ok_or_else(|| unusable(format!("{} gives a null provider", path.display())))?;
+    let provider =
+        provider.ok_or_else(|| unusable(format!("{} gives a null provider", path.display())))?;
     let (found, known) = provider.versions();
     if (found.major, found.minor) != known {
         return Err(unusable(format!(
@@ -91,7 +112,12 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
 
 /// A function that the table must hold.
 pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
-    function.ok_or_else(|| Problem::new("kiln::qnn::no_function", format!("the QNN library does not offer {name}")))
+    function.ok_or_else(|| {
+        Problem::new(
+            "kiln::qnn::no_function",
+            format!("the QNN library does not offer {name}"),
+        )
+    })
 }
 
 /// Turns an error code into a problem that quotes the library. `what` completes "failed to ...".
@@ -101,7 +127,10 @@ pub(super) fn check(code: ffi::Error, what: impl FnOnce() -> String) -> Result<(
     }
     let code = code & 0xFFFF;
     let meaning = meaning(code).map_or(String::new(), |meaning| format!(", {meaning}"));
-    let mut problem = Problem::new("kiln::qnn::refused", format!("failed to {}: error {code}{meaning}", what()));
+    let mut problem = Problem::new(
+        "kiln::qnn::refused",
+        format!("failed to {}: error {code}{meaning}", what()),
+    );
     problem.causes = log::take();
     Err(problem)
 }
@@ -147,8 +176,12 @@ pub(super) fn given(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
 
 /// `text` for C.
 pub(super) fn c_string(text: &str) -> Result<CString> {
-    CString::new(text)
-        .map_err(|_| Problem::new("kiln::qnn::name", format!("a name holds a NUL: {}", text.escape_debug())))
+    CString::new(text).map_err(|_| {
+        Problem::new(
+            "kiln::qnn::name",
+            format!("a name holds a NUL: {}", text.escape_debug()),
+        )
+    })
 }
 
 /// Text from C; empty for null.
@@ -160,5 +193,7 @@ pub(super) unsafe fn owned(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: what the caller promises.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }

@@ -20,7 +20,9 @@ pub use canonical::without_time;
 pub use context::{Backend, Context};
 pub use genie::Dialog;
 pub use graph::{GraphOptions, HtpGraph};
-pub use ir::{DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind};
+pub use ir::{
+    DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind,
+};
 pub use proof::{Activations, MAX_ERROR, Proof, WeightEncoding, prove, relative_rms_error};
 pub use simulator::Simulator;
 pub use soc::Soc;

@@ -19,11 +19,17 @@ impl Simulator {
         let soc = Soc::of_model(info.soc_model).ok_or_else(|| {
             Problem::new(
                 "kiln::qnn::soc",
-                format!("the context binary is for an unknown SoC, model {}", info.soc_model),
+                format!(
+                    "the context binary is for an unknown SoC, model {}",
+                    info.soc_model
+                ),
             )
         })?;
         let context = Context::from_binary(&Backend::htp(folder, soc)?, binary)?;
-        Ok(Simulator { context, graphs: info.graphs })
+        Ok(Simulator {
+            context,
+            graphs: info.graphs,
+        })
     }
 
     /// Its graphs, sorted by name.
@@ -33,15 +39,29 @@ impl Simulator {
 
     /// The graph called `name`.
     pub fn graph(&self, name: &str) -> Result<&GraphInfo> {
-        self.graphs.iter().find(|graph| graph.name == name).ok_or_else(|| {
-            let known: Vec<&str> = self.graphs.iter().map(|graph| graph.name.as_str()).collect();
-            Problem::new("kiln::qnn::graph", format!("the context binary has no graph `{name}`"))
+        self.graphs
+            .iter()
+            .find(|graph| graph.name == name)
+            .ok_or_else(|| {
+                let known: Vec<&str> = self
+                    .graphs
+                    .iter()
+                    .map(|graph| graph.name.as_str())
+                    .collect();
+                Problem::new(
+                    "kiln::qnn::graph",
+                    format!("the context binary has no graph `{name}`"),
+                )
                 .help(format!("it has {}", known.join(", ")))
-        })
+            })
     }
 
     /// Runs a graph: all its inputs by name, as little-endian bytes; gives all its outputs alike.
-    pub fn execute(&self, graph: &str, inputs: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, Vec<u8>>> {
+    pub fn execute(
+        &self,
+        graph: &str,
+        inputs: &BTreeMap<String, Vec<u8>>,
+    ) -> Result<BTreeMap<String, Vec<u8>>> {
         self.context.execute(self.graph(graph)?, inputs)
     }
 }

@@ -47,7 +47,10 @@ impl BinaryInfo {
     unsafe fn read(info: *const ffi::BinaryInfo) -> Result<Self> {
         // SAFETY: what the caller promises.
         let Some(info) = (unsafe { info.as_ref() }) else {
-            return Err(Problem::new("kiln::qnn::null", "libQnnSystem gave no binary info though it reports success"));
+            return Err(Problem::new(
+                "kiln::qnn::null",
+                "libQnnSystem gave no binary info though it reports success",
+            ));
         };
         if info.version != 3 {
             return Err(Problem::new(
@@ -55,7 +58,9 @@ impl BinaryInfo {
                 format!("binary info of version {}, not 3", info.version),
             ));
         }
-        let text = |version: ffi::Version| format!("{}.{}.{}", version.major, version.minor, version.patch);
+        let text = |version: ffi::Version| {
+            format!("{}.{}.{}", version.major, version.minor, version.patch)
+        };
         Ok(BinaryInfo {
             // SAFETY: a C string or null.
             build_id: unsafe { owned(info.build_id) },
@@ -73,10 +78,16 @@ impl System {
     /// Opens `folder/libQnnSystem.so`.
     pub fn open(folder: &Path) -> Result<Self> {
         let interface: &'static ffi::SystemInterface = open(folder, "libQnnSystem.so")?;
-        let mut system = System { table: &interface.table, log: null_mut() };
+        let mut system = System {
+            table: &interface.table,
+            log: null_mut(),
+        };
         let create = slot(system.table.log_create, "systemLogCreate")?;
         // SAFETY: the callback lives for ever.
-        check(unsafe { create(Some(log::collect), ffi::LOG_ERROR, &mut system.log) }, || "make a log".into())?;
+        check(
+            unsafe { create(Some(log::collect), ffi::LOG_ERROR, &mut system.log) },
+            || "make a log".into(),
+        )?;
         Ok(system)
     }
 
@@ -87,11 +98,21 @@ impl System {
         let free = slot(self.table.context_free, "systemContextFree")?;
         let mut handle = null_mut();
         // SAFETY: the call writes a handle.
-        check(unsafe { create(&mut handle) }, || "open a context binary".into())?;
+        check(unsafe { create(&mut handle) }, || {
+            "open a context binary".into()
+        })?;
         given(handle, "system context")?;
         let mut info = std::ptr::null();
-        // SAFETY: the call only reads `binary`; what it gives belongs to the handle and is copied before that is freed.
-        let code = unsafe { metadata(handle, binary.as_ptr().cast(), binary.len() as u64, &mut info) };
+        // SAFETY: the call only reads `binary`; what it gives belongs to the handle and is copied
+        // before that is freed.
+        let code = unsafe {
+            metadata(
+                handle,
+                binary.as_ptr().cast(),
+                binary.len() as u64,
+                &mut info,
+            )
+        };
         let read = check(code, || "read the context binary".into())
             // SAFETY: null or valid until the handle is freed.
             .and_then(|()| unsafe { BinaryInfo::read(info) });
@@ -104,10 +125,18 @@ impl System {
     pub fn open_dlc(&self, path: &Path) -> Result<Dlc<'_>> {
         let open = slot(self.table.dlc_open, "systemDlcCreateFromFile")?;
         let c_path = CString::new(path.as_os_str().as_bytes())
-            .context("kiln::qnn::name", || format!("name {} to a library", path.display()))?;
-        let mut dlc = Dlc { system: self, handle: null_mut() };
+            .context("kiln::qnn::name", || {
+                format!("name {} to a library", path.display())
+            })?;
+        let mut dlc = Dlc {
+            system: self,
+            handle: null_mut(),
+        };
         // SAFETY: the path is a C string.
-        check(unsafe { open(self.log, c_path.as_ptr(), &mut dlc.handle) }, || format!("open DLC {}", path.display()))?;
+        check(
+            unsafe { open(self.log, c_path.as_ptr(), &mut dlc.handle) },
+            || format!("open DLC {}", path.display()),
+        )?;
         given(dlc.handle, "DLC")?;
         Ok(dlc)
     }
@@ -115,15 +144,26 @@ impl System {
     /// A DLC around the finished binary of `context`.
     pub fn wrap(&self, context: &Context) -> Result<Vec<u8>> {
         let create = slot(self.table.dlc_create, "systemDlcCreateWithDestinationDir")?;
-        let add = slot(context.backend.interface.table.context_add_to_dlc, "contextAddToDlc")?;
+        let add = slot(
+            context.backend.interface.table.context_add_to_dlc,
+            "contextAddToDlc",
+        )?;
         let get_size = slot(self.table.dlc_binary_size, "systemDlcGetBinarySize")?;
         let get = slot(self.table.dlc_binary, "systemDlcGetBinary")?;
-        let mut dlc = Dlc { system: self, handle: null_mut() };
+        let mut dlc = Dlc {
+            system: self,
+            handle: null_mut(),
+        };
         // SAFETY: no folder is given, so nothing is written to disk.
-        check(unsafe { create(self.log, std::ptr::null(), &mut dlc.handle) }, || "make a DLC".into())?;
+        check(
+            unsafe { create(self.log, std::ptr::null(), &mut dlc.handle) },
+            || "make a DLC".into(),
+        )?;
         given(dlc.handle, "DLC")?;
         // SAFETY: both handles are alive.
-        check(unsafe { add(context.handle, dlc.handle) }, || "add the context binary to a DLC".into())?;
+        check(unsafe { add(context.handle, dlc.handle) }, || {
+            "add the context binary to a DLC".into()
+        })?;
         // SAFETY: the handle is alive; the buffer has the length that is passed.
         read_out(
             "DLC",
@@ -151,12 +191,21 @@ pub struct Dlc<'a> {
 impl Dlc<'_> {
     /// The graphs that can be composed on a backend.
     pub fn graphs(&self) -> Result<Vec<GraphInfo>> {
-        let handles = self.handles(self.system.table.dlc_graphs, "systemDlcGetComposableGraphInfoHandles")?;
-        let get = slot(self.system.table.dlc_graph_info, "systemDlcGetComposableGraphInfo")?;
+        let handles = self.handles(
+            self.system.table.dlc_graphs,
+            "systemDlcGetComposableGraphInfoHandles",
+        )?;
+        let get = slot(
+            self.system.table.dlc_graph_info,
+            "systemDlcGetComposableGraphInfo",
+        )?;
         let read = |&handle: &ffi::Handle| {
             let mut info = std::ptr::null();
-            // SAFETY: the handle is the library's; the answer lives as long as the DLC and is copied.
-            check(unsafe { get(handle, &mut info) }, || "read a graph of a DLC".into())?;
+            // SAFETY: the handle is the library's; the answer lives as long as the DLC and is
+            // copied.
+            check(unsafe { get(handle, &mut info) }, || {
+                "read a graph of a DLC".into()
+            })?;
             // SAFETY: null or valid until the DLC is freed.
             match unsafe { info.as_ref() } {
                 // SAFETY: as above.
@@ -172,12 +221,20 @@ impl Dlc<'_> {
 
     /// The finished context binaries.
     pub fn binaries(&self) -> Result<Vec<BinaryInfo>> {
-        let handles = self.handles(self.system.table.dlc_contexts, "systemDlcGetContextBinaryInfoHandles")?;
-        let get = slot(self.system.table.dlc_context_info, "systemDlcGetContextBinaryInfo")?;
+        let handles = self.handles(
+            self.system.table.dlc_contexts,
+            "systemDlcGetContextBinaryInfoHandles",
+        )?;
+        let get = slot(
+            self.system.table.dlc_context_info,
+            "systemDlcGetContextBinaryInfo",
+        )?;
         let read = |&handle: &ffi::Handle| {
             let mut info = std::ptr::null();
             // SAFETY: as in `graphs`.
-            check(unsafe { get(handle, &mut info) }, || "read a context binary of a DLC".into())?;
+            check(unsafe { get(handle, &mut info) }, || {
+                "read a context binary of a DLC".into()
+            })?;
             // SAFETY: null or valid until the DLC is freed.
             unsafe { BinaryInfo::read(info) }
         };
@@ -188,12 +245,22 @@ impl Dlc<'_> {
         let list = slot(list, name)?;
         let (mut handles, mut count) = (std::ptr::null(), 0);
         // SAFETY: the DLC is alive; the answer lives as long as it.
-        check(unsafe { list(self.handle, &mut handles, &mut count) }, || format!("call {name}"))?;
+        check(
+            unsafe { list(self.handle, &mut handles, &mut count) },
+            || format!("call {name}"),
+        )?;
         if count > MAX_RECORDS || (count > 0 && handles.is_null()) {
-            return Err(Problem::new("kiln::qnn::odd_answer", format!("{name} reports {count} records")));
+            return Err(Problem::new(
+                "kiln::qnn::odd_answer",
+                format!("{name} reports {count} records"),
+            ));
         }
         // SAFETY: `count` handles, not null.
-        Ok(if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(handles, count as usize) } })
+        Ok(if count == 0 {
+            &[]
+        } else {
+            unsafe { std::slice::from_raw_parts(handles, count as usize) }
+        })
     }
 
     /// Composes and finalizes graph `name` in `context`, on the HTP.
@@ -212,7 +279,8 @@ impl Dlc<'_> {
         let configs = [&raw const config];
         let (mut graphs, mut count) = (std::ptr::null(), 0);
         let backend = &context.backend;
-        // SAFETY: all handles are alive and all lists outlive the call; the interface goes by value, in full size.
+        // SAFETY: all handles are alive and all lists outlive the call; the interface goes by
+        // value, in full size.
         let code = unsafe {
             compose(
                 self.handle,
@@ -226,7 +294,9 @@ impl Dlc<'_> {
                 &mut count,
             )
         };
-        check(code, || format!("compose graph `{name}` of a DLC on the HTP"))?;
+        check(code, || {
+            format!("compose graph `{name}` of a DLC on the HTP")
+        })?;
         context.finalize(context.retrieve(name)?, name)
     }
 }

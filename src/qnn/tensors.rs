@@ -45,7 +45,8 @@ pub struct GraphInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of the whole tensor, or `None` for a type of less than a byte or one that kiln does not know.
+    /// Bytes of the whole tensor, or `None` for a type of less than a byte or one that kiln does
+    /// not know.
     pub fn size_bytes(&self) -> Option<u64> {
         let element: u64 = match self.data_type & 0xFF {
             0x08 => 1,
@@ -54,7 +55,9 @@ impl TensorInfo {
             0x64 => 8,
             _ => return None,
         };
-        self.shape.iter().try_fold(element, |size, &dim| size.checked_mul(dim.into()))
+        self.shape
+            .iter()
+            .try_fold(element, |size, &dim| size.checked_mul(dim.into()))
     }
 
     /// # Safety
@@ -65,15 +68,18 @@ impl TensorInfo {
             || body.rank > MAX_RANK
             || (body.rank > 0 && body.dims.is_null())
         {
-            return Err(odd(format!("a tensor of version {} and rank {}", tensor.version, body.rank)));
+            return Err(odd(format!(
+                "a tensor of version {} and rank {}",
+                tensor.version, body.rank
+            )));
         }
         let shape = match body.rank {
             0 => vec![],
             // SAFETY: `dims` is not null and has `rank` elements.
             rank => unsafe { std::slice::from_raw_parts(body.dims, rank as usize) }.to_vec(),
         };
-        let quantized =
-            body.quantize.definition == ffi::DEFINED && body.quantize.encoding == ffi::ENCODING_SCALE_OFFSET;
+        let quantized = body.quantize.definition == ffi::DEFINED
+            && body.quantize.encoding == ffi::ENCODING_SCALE_OFFSET;
         // SAFETY: every bit pattern of the union is a pair of numbers.
         let pair = unsafe { body.quantize.of.scale_offset };
         Ok(TensorInfo {
@@ -91,7 +97,10 @@ impl TensorInfo {
 impl GraphInfo {
     /// The input or output called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.inputs.iter().chain(&self.outputs).find(|tensor| tensor.name == name)
+        self.inputs
+            .iter()
+            .chain(&self.outputs)
+            .find(|tensor| tensor.name == name)
     }
 
     /// # Safety
@@ -139,13 +148,19 @@ unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<Te
     // SAFETY: the library gives the array with its length.
     let tensors = unsafe { std::slice::from_raw_parts(tensors, count as usize) };
     // SAFETY: as above.
-    let mut all = tensors.iter().map(|tensor| unsafe { TensorInfo::read(tensor) }).collect::<Result<Vec<_>>>()?;
+    let mut all = tensors
+        .iter()
+        .map(|tensor| unsafe { TensorInfo::read(tensor) })
+        .collect::<Result<Vec<_>>>()?;
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
 
 fn odd(what: String) -> Problem {
-    Problem::new("kiln::qnn::odd_answer", format!("the QNN library reports {what}"))
+    Problem::new(
+        "kiln::qnn::odd_answer",
+        format!("the QNN library reports {what}"),
+    )
 }
 
 /// `Qnn_DataType_t` for people.
@@ -161,7 +176,11 @@ pub(super) fn type_name(data_type: u32) -> String {
         _ => return format!("type {data_type:#x}"),
     };
     // The width is written in hexadecimal digits that read as decimal: 0x216 is a 16-bit float.
-    let bits = if data_type == 0x226 { 0x16 } else { data_type & 0xFF };
+    let bits = if data_type == 0x226 {
+        0x16
+    } else {
+        data_type & 0xFF
+    };
     format!("{family}{bits:x}")
 }
 
@@ -172,6 +191,17 @@ mod tests {
     #[test]
     fn types_read_well() {
         let names = [0x216, 0x32, 0x408, 0x416, 0x226, 0x508, 0x7FFF_FFFF].map(type_name);
-        assert_eq!(names, ["f16", "i32", "ufixed8", "ufixed16", "bf16", "bool", "type 0x7fffffff"]);
+        assert_eq!(
+            names,
+            [
+                "f16",
+                "i32",
+                "ufixed8",
+                "ufixed16",
+                "bf16",
+                "bool",
+                "type 0x7fffffff"
+            ]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Tensors on their way through `dequant` and `requant`: read a band at a time, written to a few blobs.
+//! Tensors on their way through `dequant` and `requant`: read a band at a time, written to a few
+//! blobs.
 
 use std::io::Write;
 
@@ -6,8 +7,8 @@ use crate::action::{Blob, BlobSink, Content, Demand, Job};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{Element, ErrorFacts, TensorFacts};
 use crate::model::quant::{
-    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, Plain, Rounding, Spelling, Split,
-    first_non_finite, round, split,
+    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, Plain, Rounding,
+    Spelling, Split, first_non_finite, round, split,
 };
 
 /// What the input is called in the orders of both stages.
@@ -22,15 +23,20 @@ const PIECE_BYTES: usize = 1 << 20;
 /// What an order over this tensor needs. The tensor itself is mapped, not read into memory.
 pub fn demand(facts: &TensorFacts) -> Demand {
     let columns = facts.shape.last().copied().unwrap_or(0);
-    let memory_bytes = columns.max(BAND_VALUES as u64).saturating_mul(BYTES_PER_VALUE);
-    Demand { memory_bytes: memory_bytes.saturating_add(Demand::default().memory_bytes), ..Demand::default() }
+    let memory_bytes = columns
+        .max(BAND_VALUES as u64)
+        .saturating_mul(BYTES_PER_VALUE);
+    Demand {
+        memory_bytes: memory_bytes.saturating_add(Demand::default().memory_bytes),
+        ..Demand::default()
+    }
 }
 
 /// Codes or values, scales and offsets, where there are any.
 pub type Blobs = [Option<Content>; 3];
 
-/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a blob each. What was
-/// read of `source`, the bytes of the tensor, does not stay in memory.
+/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a
+/// blob each. What was read of `source`, the bytes of the tensor, does not stay in memory.
 pub fn write(
     job: &Job,
     source: &Blob,
@@ -39,31 +45,53 @@ pub fn write(
     mut spell: impl FnMut(&Band, [&mut [u8]; 3]) -> Result<()>,
 ) -> Result<Blobs> {
     let mut sinks: [Option<Box<dyn BlobSink>>; 3] = [None, None, None];
-    for (sink, _) in sinks.iter_mut().zip(sizes(tensor.len())).filter(|(_, size)| *size > 0) {
+    for (sink, _) in sinks
+        .iter_mut()
+        .zip(sizes(tensor.len()))
+        .filter(|(_, size)| *size > 0)
+    {
         *sink = Some(job.create()?);
     }
     let mut buffers = [const { Vec::new() }; 3];
     for band in tensor.bands() {
         job.check_cancelled()?;
-        buffers.iter_mut().zip(sizes(band.values)).for_each(|(buffer, size)| buffer.resize(size, 0));
+        buffers
+            .iter_mut()
+            .zip(sizes(band.values))
+            .for_each(|(buffer, size)| buffer.resize(size, 0));
         spell(&band, buffers.each_mut().map(Vec::as_mut_slice))?;
-        let pairs = sinks.iter_mut().zip(&buffers).filter_map(|(sink, buffer)| Some((sink.as_mut()?, buffer)));
+        let pairs = sinks
+            .iter_mut()
+            .zip(&buffers)
+            .filter_map(|(sink, buffer)| Some((sink.as_mut()?, buffer)));
         for (sink, buffer) in pairs {
-            sink.write_all(buffer).context("kiln::io", || "write a blob".into())?;
+            sink.write_all(buffer)
+                .context("kiln::io", || "write a blob".into())?;
         }
-        let place = |value: usize| value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize;
+        let place = |value: usize| {
+            value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize
+        };
         source.leave(match tensor.in_stored_order() {
             true => place(band.first)..place(band.first + band.values),
             false => 0..source.len(),
         });
-        job.progress((band.first + band.values) as u64, tensor.len() as u64, "values");
+        job.progress(
+            (band.first + band.values) as u64,
+            tensor.len() as u64,
+            "values",
+        );
     }
     let [codes, scales, offsets] = sinks.map(|sink| sink.map(|sink| sink.finish()).transpose());
     Ok([codes?, scales?, offsets?])
 }
 
 /// The blocks of `grid` taken apart; nothing is rounded.
-pub fn write_split(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<Blobs> {
+pub fn write_split(
+    job: &Job,
+    source: &Blob,
+    tensor: &BlockTensor,
+    grid: &dyn BlockGrid,
+) -> Result<Blobs> {
     let layout = grid.layout();
     write(
         job,
@@ -71,23 +99,53 @@ pub fn write_split(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn Bl
         tensor,
         |values| layout.bytes(values),
         |band, [codes, scales, offsets]| {
-            split(tensor, band, grid, Split { codes: &mut *codes, scales: &mut *scales, offsets: &mut *offsets });
-            refuse_non_finite(tensor, band, &layout, &Split { codes, scales, offsets })
+            split(
+                tensor,
+                band,
+                grid,
+                Split {
+                    codes: &mut *codes,
+                    scales: &mut *scales,
+                    offsets: &mut *offsets,
+                },
+            );
+            refuse_non_finite(
+                tensor,
+                band,
+                &layout,
+                &Split {
+                    codes,
+                    scales,
+                    offsets,
+                },
+            )
         },
     )
 }
 
 /// Refuses scales and offsets that are no numbers.
-pub fn refuse_non_finite(tensor: &BlockTensor, band: &Band, layout: &GridLayout, split: &Split) -> Result<()> {
-    let numbers = [(Some(layout.scales), &*split.scales), (layout.offsets, &*split.offsets)];
+pub fn refuse_non_finite(
+    tensor: &BlockTensor,
+    band: &Band,
+    layout: &GridLayout,
+    split: &Split,
+) -> Result<()> {
+    let numbers = [
+        (Some(layout.scales), &*split.scales),
+        (layout.offsets, &*split.offsets),
+    ];
     let bad = |(element, bytes): (Option<Element>, &[u8])| first_non_finite(element?, bytes);
     match numbers.into_iter().find_map(bad) {
         None => Ok(()),
-        Some(block) => Err(not_finite(tensor, band.first + block * layout.block as usize)),
+        Some(block) => Err(not_finite(
+            tensor,
+            band.first + block * layout.block as usize,
+        )),
     }
 }
 
-/// Every value rounded, and how far that takes them from the source. `what` the values do not fit, if they do not.
+/// Every value rounded, and how far that takes them from the source. `what` the values do not fit,
+/// if they do not.
 pub fn write_rounded(
     job: &Job,
     source: &Blob,
@@ -109,7 +167,12 @@ pub fn write_rounded(
 }
 
 /// Every value as `element`. What is spelled so already is handed on as it lies there.
-pub fn write_values(job: &Job, source: &Blob, tensor: &BlockTensor, element: Element) -> Result<(Blobs, ErrorSum)> {
+pub fn write_values(
+    job: &Job,
+    source: &Blob,
+    tensor: &BlockTensor,
+    element: Element,
+) -> Result<(Blobs, ErrorSum)> {
     match tensor.format().spelling() {
         Spelling::Values(own) if own == element && tensor.in_stored_order() => {
             let (mut value, width) = (0, element.bits() as usize / 8);
@@ -120,9 +183,18 @@ pub fn write_values(job: &Job, source: &Blob, tensor: &BlockTensor, element: Ele
                 value += piece.len() / width;
                 Ok(())
             })?;
-            Ok(([Some(job.input(INPUT)?.content()), None, None], ErrorSum::default()))
+            Ok((
+                [Some(job.input(INPUT)?.content()), None, None],
+                ErrorSum::default(),
+            ))
         }
-        _ => write_rounded(job, source, tensor, &Plain(element), &format!("{element:?}").to_lowercase()),
+        _ => write_rounded(
+            job,
+            source,
+            tensor,
+            &Plain(element),
+            &format!("{element:?}").to_lowercase(),
+        ),
     }
 }
 
@@ -145,11 +217,17 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
         return not_finite(tensor, band.first + index);
     }
     let place = tensor.place(band.first + index);
-    Problem::new("kiln::weights::range", format!("{value:e} does not fit {what} ({place})"))
-        .help("keep this tensor in a wider form: `native` for `requant`, `f32` or `bf16` for `dequant`")
+    Problem::new(
+        "kiln::weights::range",
+        format!("{value:e} does not fit {what} ({place})"),
+    )
+    .help("keep this tensor in a wider form: `native` for `requant`, `f32` or `bf16` for `dequant`")
 }
 
 fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
-    Problem::new("kiln::weights::not_finite", format!("infinite, or no number: {}", tensor.place(index)))
-        .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")
+    Problem::new(
+        "kiln::weights::not_finite",
+        format!("infinite, or no number: {}", tensor.place(index)),
+    )
+    .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")
 }

@@ -1,4 +1,5 @@
-//! `calibrate`: what every value of a float graph holds over a text, for those who choose scales and round weights.
+//! `calibrate`: what every value of a float graph holds over a text, for those who choose scales
+//! and round weights.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -21,7 +22,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
@@ -76,9 +78,24 @@ impl TypedStage for Calibrate {
         summary: "range, percentiles and second moments of every activation over a text",
         gives: "calibration",
         inputs: &[
-            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
-            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "text", accepts: &["file"], required: true, many: false },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "model",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "text",
+                accepts: &["file"],
+                required: true,
+                many: false,
+            },
         ],
         params: &["windows", "moments"],
         keyed: &[],
@@ -88,8 +105,12 @@ impl TypedStage for Calibrate {
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
-        let patterns = patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
-        within("windows", params.windows, 1, MAX_WINDOWS).into_iter().chain(patterns).collect()
+        let patterns =
+            patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
+        within("windows", params.windows, 1, MAX_WINDOWS)
+            .into_iter()
+            .chain(patterns)
+            .collect()
     }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
@@ -103,7 +124,9 @@ impl TypedStage for Calibrate {
         for pattern in &params.moments {
             let matcher = tensors::pattern(pattern)?;
             let before = chosen.len();
-            let matches = all.iter().filter(|tensor| tensor.is_matrix() && matcher.is_match(tensor.name));
+            let matches = all
+                .iter()
+                .filter(|tensor| tensor.is_matrix() && matcher.is_match(tensor.name));
             chosen.extend(matches.map(|tensor| tensor.name.to_string()));
             if chosen.len() == before {
                 return Err(tensors::unmatched(pattern, "further matrix", &all));
@@ -111,9 +134,16 @@ impl TypedStage for Calibrate {
         }
         let demand = demand(inputs.one("graph")?, &chosen)?;
         let (_, text) = inputs.one("text")?.only()?;
-        let order = Calibration { windows: params.windows, moments: chosen };
+        let order = Calibration {
+            windows: params.windows,
+            moments: chosen,
+        };
         let order = Candidate::of_graph(inputs)?.order("", order).demand(demand);
-        Ok(vec![order.input("text", text).input("tokenizer.json", model.part("tokenizer.json")?)])
+        Ok(vec![
+            order
+                .input("text", text)
+                .input("tokenizer.json", model.part("tokenizer.json")?),
+        ])
     }
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
@@ -137,20 +167,32 @@ impl TypedStage for Calibrate {
         let activations = CanonJson::of(&witness.activations)?.to_string();
         let key_means = CanonJson::of(&witness.keys.means(windows.len()))?.to_string();
         let mut outputs = witness.outputs;
-        outputs.insert(PartName::new(KEY_MEANS)?, job.write(key_means.as_bytes(), CanonJson::default())?);
-        outputs.insert(PartName::new("activations.json")?, job.write(activations.as_bytes(), CanonJson::default())?);
+        outputs.insert(
+            PartName::new(KEY_MEANS)?,
+            job.write(key_means.as_bytes(), CanonJson::default())?,
+        );
+        outputs.insert(
+            PartName::new("activations.json")?,
+            job.write(activations.as_bytes(), CanonJson::default())?,
+        );
         Ok(outputs)
     }
 }
 
-/// The weights of the model's linear layers by the value that they multiply; constants of the graph are no weights.
+/// The weights of the model's linear layers by the value that they multiply; constants of the graph
+/// are no weights.
 fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
     let is_linear = |node: &&NodeProto| matches!(Function::of(node), Some(Function::Linear { .. }));
     let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in graph.node.iter().filter(is_linear) {
-        let [input, weight, ..] = node.input.as_slice() else { continue };
+        let [input, weight, ..] = node.input.as_slice() else {
+            continue;
+        };
         if blob_owner(weight) != weight {
-            linears.entry(input.clone()).or_default().insert(blob_owner(weight).to_string());
+            linears
+                .entry(input.clone())
+                .or_default()
+                .insert(blob_owner(weight).to_string());
         }
     }
     linears
@@ -185,7 +227,10 @@ impl Observer for Witness<'_, '_> {
         if let (Some(weights), false) = (self.linears.get(value), self.inputs.contains_key(value)) {
             let columns = self.columns(value)?;
             let full = weights.iter().any(|weight| self.moments.contains(weight));
-            self.inputs.insert(value.into(), (Diagonal::new(columns), full.then(|| Moments::new(columns))));
+            self.inputs.insert(
+                value.into(),
+                (Diagonal::new(columns), full.then(|| Moments::new(columns))),
+            );
         }
         if let Some((diagonal, moments)) = self.inputs.get_mut(value) {
             diagonal.add(elements);
@@ -199,24 +244,43 @@ impl Observer for Witness<'_, '_> {
     fn pass(&mut self) -> Result<()> {
         for (value, tally) in std::mem::take(&mut self.tallies) {
             if tally.non_finite() > 0 {
-                let message = format!("`{value}` has {} elements that are infinite or no number", tally.non_finite());
-                return Err(Problem::new("kiln::calibrate::non_finite", message)
-                    .help("nothing can be learned from a model that overflows in f32; is the file whole?"));
+                let message = format!(
+                    "`{value}` has {} elements that are infinite or no number",
+                    tally.non_finite()
+                );
+                return Err(Problem::new("kiln::calibrate::non_finite", message).help(
+                    "nothing can be learned from a model that overflows in f32; is the file whole?",
+                ));
             }
-            self.activations.extend(tally.activation().map(|activation| (value, activation)));
+            self.activations
+                .extend(tally.activation().map(|activation| (value, activation)));
         }
         for (value, (diagonal, moments)) in std::mem::take(&mut self.inputs) {
             let means: Vec<f32> = diagonal.means().collect();
-            let facts = MomentFacts { columns: means.len() as u64, tokens: diagonal.tokens() };
+            let facts = MomentFacts {
+                columns: means.len() as u64,
+                tokens: diagonal.tokens(),
+            };
             let of_diagonal = write(self.job, &facts, [means].into_iter())?;
             let of_moments = match &moments {
-                Some(moments) => Some(write(self.job, &facts, (0..facts.columns as usize).map(|i| moments.row(i)))?),
+                Some(moments) => Some(write(
+                    self.job,
+                    &facts,
+                    (0..facts.columns as usize).map(|i| moments.row(i)),
+                )?),
                 None => None,
             };
             for weight in self.linears.get(&value).into_iter().flatten() {
-                self.outputs.insert(PartName::new(format!("diagonal/{weight}"))?, of_diagonal.clone());
-                if let Some(part) = of_moments.as_ref().filter(|_| self.moments.contains(weight)) {
-                    self.outputs.insert(PartName::new(format!("moments/{weight}"))?, part.clone());
+                self.outputs.insert(
+                    PartName::new(format!("diagonal/{weight}"))?,
+                    of_diagonal.clone(),
+                );
+                if let Some(part) = of_moments
+                    .as_ref()
+                    .filter(|_| self.moments.contains(weight))
+                {
+                    self.outputs
+                        .insert(PartName::new(format!("moments/{weight}"))?, part.clone());
                 }
             }
         }
@@ -227,14 +291,31 @@ impl Observer for Witness<'_, '_> {
 impl Witness<'_, '_> {
     /// The width of the linear layers' input `value`: the columns of their weights.
     fn columns(&self, value: &str) -> Result<usize> {
-        let weight = self.linears.get(value).and_then(BTreeSet::first).map_or("", String::as_str);
+        let weight = self
+            .linears
+            .get(value)
+            .and_then(BTreeSet::first)
+            .map_or("", String::as_str);
         let facts = ["values", "codes"]
             .into_iter()
-            .find_map(|blob| self.job.input(&format!("candidate/weights/{weight}/{blob}")).ok())
+            .find_map(|blob| {
+                self.job
+                    .input(&format!("candidate/weights/{weight}/{blob}"))
+                    .ok()
+            })
             .map(|input| input.facts.read::<WeightFacts>());
-        let columns = facts.transpose()?.and_then(|facts| facts.shape.last().copied());
-        let columns = columns.and_then(|columns| usize::try_from(columns).ok()).filter(|columns| *columns > 0);
-        columns.ok_or_else(|| Problem::new("kiln::calibrate::weight", format!("`{weight}` is no matrix of the graph")))
+        let columns = facts
+            .transpose()?
+            .and_then(|facts| facts.shape.last().copied());
+        let columns = columns
+            .and_then(|columns| usize::try_from(columns).ok())
+            .filter(|columns| *columns > 0);
+        columns.ok_or_else(|| {
+            Problem::new(
+                "kiln::calibrate::weight",
+                format!("`{weight}` is no matrix of the graph"),
+            )
+        })
     }
 }
 
@@ -243,16 +324,35 @@ fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -
     let mut sink = job.create()?;
     for row in rows {
         let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
-        sink.write_all(&bytes).context("kiln::io", || "write moments".into())?;
+        sink.write_all(&bytes)
+            .context("kiln::io", || "write moments".into())?;
     }
-    Ok(Part { content: sink.finish()?, facts: CanonJson::of(facts)? })
+    Ok(Part {
+        content: sink.finish()?,
+        facts: CanonJson::of(facts)?,
+    })
 }
 
-/// What the graph takes in ONNX Runtime, and the sums of moments, as if no two weights read the same value.
+/// What the graph takes in ONNX Runtime, and the sums of moments, as if no two weights read the
+/// same value.
 fn demand(graph: &Manifest, moments: &BTreeSet<String>) -> Result<Demand> {
-    let sums = |facts: &WeightFacts| facts.shape.last().map_or(0, |columns| moment_bytes(*columns));
-    let demand = of_layers(graph, u64::MAX, |tensor, facts| if moments.contains(tensor) { sums(facts) } else { 0 })?;
-    let threads =
-        if moments.is_empty() { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get() as u32) };
+    let sums = |facts: &WeightFacts| {
+        facts
+            .shape
+            .last()
+            .map_or(0, |columns| moment_bytes(*columns))
+    };
+    let demand = of_layers(graph, u64::MAX, |tensor, facts| {
+        if moments.contains(tensor) {
+            sums(facts)
+        } else {
+            0
+        }
+    })?;
+    let threads = if moments.is_empty() {
+        1
+    } else {
+        std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+    };
     Ok(Demand { threads, ..demand })
 }

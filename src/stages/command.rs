@@ -1,4 +1,5 @@
-//! `command`: any program of this machine as a stage. It gets copies of its inputs in a clean folder, and leaves files.
+//! `command`: any program of this machine as a stage. It gets copies of its inputs in a clean
+//! folder, and leaves files.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -10,8 +11,9 @@
 //! | `memory`, `threads` | `"1GB"`, 1 | what it needs; no part of the key |
 //! | `install` | none | what to do if a file is not there; no part of the key |
 //!
-//! What a program gives is a `file`, so a program may also bring a GGUF or a text. Nothing else takes it: other kinds
-//! of artifact come with facts (shapes, encodings) that only the stages that made them know.
+//! What a program gives is a `file`, so a program may also bring a GGUF or a text. Nothing else
+//! takes it: other kinds of artifact come with facts (shapes, encodings) that only the stages that
+//! made them know.
 
 mod folder;
 mod process;
@@ -25,7 +27,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
-    ANY, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    ANY, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
@@ -65,7 +68,8 @@ pub struct Params {
     install: Option<String>,
 }
 
-/// One run of a program: all that it is told, and the digests of the files of this machine that it says it reads.
+/// One run of a program: all that it is told, and the digests of the files of this machine that it
+/// says it reads.
 #[derive(Serialize, Deserialize)]
 pub struct Call {
     program: String,
@@ -95,8 +99,15 @@ impl TypedStage for Command {
         version: 1,
         summary: "runs any program of this machine",
         gives: "file",
-        inputs: &[InputSpec { name: "inputs", accepts: &[ANY], required: false, many: true }],
-        params: &["program", "args", "env", "outputs", "tools", "memory", "threads", "install"],
+        inputs: &[InputSpec {
+            name: "inputs",
+            accepts: &[ANY],
+            required: false,
+            many: true,
+        }],
+        params: &[
+            "program", "args", "env", "outputs", "tools", "memory", "threads", "install",
+        ],
         keyed: &[],
         reaches_outside: false,
         measures: false,
@@ -109,11 +120,19 @@ impl TypedStage for Command {
         };
         let mut problems = vec![];
         if let Some((why, help)) = bad_program(&params.program, slots) {
-            problems.push(problem("program".into(), format!("`{}` {why}", params.program), help));
+            problems.push(problem(
+                "program".into(),
+                format!("`{}` {why}", params.program),
+                help,
+            ));
         }
         if params.outputs.is_empty() {
             let help = "name the files that the program leaves in outputs/; a folder ends in `/`";
-            problems.push(problem("outputs".into(), "a command without outputs gives nothing".into(), help));
+            problems.push(problem(
+                "outputs".into(),
+                "a command without outputs gives nothing".into(),
+                help,
+            ));
         }
         for (index, output) in params.outputs.iter().enumerate() {
             if let Err(wrong) = PartName::new(output.strip_suffix('/').unwrap_or(output)) {
@@ -121,13 +140,30 @@ impl TypedStage for Command {
                 problems.push(problem(format!("outputs/{index}"), wrong.message, help));
             }
         }
-        for (index, tool) in params.tools.iter().enumerate().filter(|(_, tool)| !Path::new(tool).is_absolute()) {
+        for (index, tool) in params
+            .tools
+            .iter()
+            .enumerate()
+            .filter(|(_, tool)| !Path::new(tool).is_absolute())
+        {
             let help = "write the whole path; what other stages give belongs to `inputs`";
-            problems.push(problem(format!("tools/{index}"), format!("`{tool}` is not an absolute path"), help));
+            problems.push(problem(
+                format!("tools/{index}"),
+                format!("`{tool}` is not an absolute path"),
+                help,
+            ));
         }
-        for name in params.env.keys().filter(|name| name.is_empty() || name.contains('=')) {
+        for name in params
+            .env
+            .keys()
+            .filter(|name| name.is_empty() || name.contains('='))
+        {
             let help = "the name of a variable is not empty and holds no `=`";
-            problems.push(problem("env".into(), format!("`{name}` cannot name a variable"), help));
+            problems.push(problem(
+                "env".into(),
+                format!("`{name}` cannot name a variable"),
+                help,
+            ));
         }
         problems
     }
@@ -137,9 +173,13 @@ impl TypedStage for Command {
         for file in &files {
             if let Err(error) = fs::metadata(file) {
                 let help = params.install.as_deref().unwrap_or(
-                    "install it, or say where it is: if the plan has a variable for that, by `--set NAME=PATH`",
+                    "install it, or say where it is: if the plan has a variable for that, by \
+                     `--set NAME=PATH`",
                 );
-                let problem = Problem::new("kiln::tool_missing", format!("{} is not there", file.display()));
+                let problem = Problem::new(
+                    "kiln::tool_missing",
+                    format!("{} is not there", file.display()),
+                );
                 return Err(problem.because(&error).help(help));
             }
         }
@@ -149,21 +189,53 @@ impl TypedStage for Command {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Call>>> {
         let digest = |path: &str| Ok((path.to_string(), inputs.file(Path::new(path))?));
         let files = params.files().map(digest).collect::<Result<_>>()?;
-        let Params { program, args, env, outputs, memory_bytes, threads, .. } = params;
+        let Params {
+            program,
+            args,
+            env,
+            outputs,
+            memory_bytes,
+            threads,
+            ..
+        } = params;
         let needed = program.strip_prefix(INPUTS).map(String::from);
-        let demand = Demand { memory_bytes, threads: threads.get(), isolation: Isolation::Process };
-        let mut order = Order::new("", Call { program, args, env, outputs, files }).demand(demand);
+        let demand = Demand {
+            memory_bytes,
+            threads: threads.get(),
+            isolation: Isolation::Process,
+        };
+        let mut order = Order::new(
+            "",
+            Call {
+                program,
+                args,
+                env,
+                outputs,
+                files,
+            },
+        )
+        .demand(demand);
         for (stage, manifest) in inputs.many("inputs") {
             for (name, part) in &manifest.parts {
                 // Without facts: the program sees none.
-                let part = Part { content: part.content, facts: CanonJson::default() };
+                let part = Part {
+                    content: part.content,
+                    facts: CanonJson::default(),
+                };
                 order = order.input(format!("{stage}/{name}"), &part);
             }
         }
         if let Some(needed) = needed.filter(|needed| !order.inputs.contains_key(needed)) {
             let known: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
-            return Err(Problem::new("kiln::command::program", format!("no input is called `{needed}`"))
-                .help(format!("there are {} inputs: {} ...", order.inputs.len(), known.join(", "))));
+            return Err(Problem::new(
+                "kiln::command::program",
+                format!("no input is called `{needed}`"),
+            )
+            .help(format!(
+                "there are {} inputs: {} ...",
+                order.inputs.len(),
+                known.join(", ")
+            )));
         }
         Ok(vec![order])
     }
@@ -179,7 +251,9 @@ impl Params {
     /// The files and folders of this machine that it reads.
     fn files(&self) -> impl Iterator<Item = &str> {
         let program = (!self.program.starts_with(INPUTS)).then_some(self.program.as_str());
-        program.into_iter().chain(self.tools.iter().map(String::as_str))
+        program
+            .into_iter()
+            .chain(self.tools.iter().map(String::as_str))
     }
 }
 
@@ -189,17 +263,22 @@ fn bad_program(program: &str, slots: &[&str]) -> Option<(&'static str, &'static 
         return None;
     }
     match program.strip_prefix(INPUTS) {
-        Some(_) if !slots.contains(&"inputs") => {
-            Some(("is an input, but there are none", "name the stage that gives it in `inputs`"))
+        Some(_) if !slots.contains(&"inputs") => Some((
+            "is an input, but there are none",
+            "name the stage that gives it in `inputs`",
+        )),
+        Some(part) if PartName::new(part).is_err() => {
+            Some(("names no input", "write `inputs/STAGE/PART`"))
         }
-        Some(part) if PartName::new(part).is_err() => Some(("names no input", "write `inputs/STAGE/PART`")),
         Some(_) => None,
-        None if program.contains('/') => {
-            Some(("is not an absolute path", "write the whole path, or `inputs/STAGE/PART` for what a stage gives"))
-        }
+        None if program.contains('/') => Some((
+            "is not an absolute path",
+            "write the whole path, or `inputs/STAGE/PART` for what a stage gives",
+        )),
         None => Some((
             "is a name, not a path",
-            "write its whole path, like `/usr/bin/python3`: which program a name means depends on the machine",
+            "write its whole path, like `/usr/bin/python3`: which program a name means depends on \
+             the machine",
         )),
     }
 }

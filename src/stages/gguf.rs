@@ -1,8 +1,9 @@
 //! `gguf`: a requantized model as a GGUF, so that llama.cpp can try it.
 //!
-//! A tensor that `requant` took over as it is (`native`) has its own blocks again, bit for bit; a file of nothing else has
-//! the data of its source. Of any other scheme a GGUF has no blocks: the values are written that codes, scales and offsets
-//! stand for, as plain numbers. Names, order and metadata are the source's; `general.file_type` says what most weights are.
+//! A tensor that `requant` took over as it is (`native`) has its own blocks again, bit for bit; a
+//! file of nothing else has the data of its source. Of any other scheme a GGUF has no blocks: the
+//! values are written that codes, scales and offsets stand for, as plain numbers. Names, order and
+//! metadata are the source's; `general.file_type` says what most weights are.
 
 use std::io::{BufWriter, Write};
 
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::requant::rope_heads;
 use super::weight::Weight;
 use crate::action::{
-    BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+    BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
@@ -27,7 +29,8 @@ pub struct GgufStage;
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the values of blocks become that are not the source's own. f32 holds them all; f16 rounds.
+    /// What the values of blocks become that are not the source's own. f32 holds them all; f16
+    /// rounds.
     #[serde(rename = "type", default)]
     to: Number,
 }
@@ -57,8 +60,18 @@ impl TypedStage for GgufStage {
         summary: "a requantized model as a GGUF, for llama.cpp",
         gives: "file",
         inputs: &[
-            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "weights", accepts: &["weights"], required: true, many: false },
+            InputSpec {
+                name: "model",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "weights",
+                accepts: &["weights"],
+                required: true,
+                many: false,
+            },
         ],
         params: &["type"],
         keyed: &[],
@@ -71,15 +84,20 @@ impl TypedStage for GgufStage {
         let metadata = model.part(METADATA)?;
         let facts: MetadataFacts = metadata.facts.read()?;
         let mut widest = 0;
-        let mut order = Order::new("", params).input(METADATA, metadata).input(MODEL, model.part(MODEL)?);
+        let mut order = Order::new("", params)
+            .input(METADATA, metadata)
+            .input(MODEL, model.part(MODEL)?);
         for name in &facts.tensors {
             let source = model.part(&format!("tensors/{name}"))?;
             let tensor: TensorFacts = source.facts.read()?;
             let (parts, weight) = parts_of(weights, name)?;
             if weight.shape != tensor.shape {
-                let what =
-                    format!("tensor `{name}` is {:?} in the model, {:?} in the weights", tensor.shape, weight.shape);
-                return Err(Problem::new("kiln::weights::shape", what).help("give the weights of this very model"));
+                let what = format!(
+                    "tensor `{name}` is {:?} in the model, {:?} in the weights",
+                    tensor.shape, weight.shape
+                );
+                return Err(Problem::new("kiln::weights::shape", what)
+                    .help("give the weights of this very model"));
             }
             if is_native(&weight, &tensor) {
                 order = order.input(format!("source/{name}"), source);
@@ -90,10 +108,16 @@ impl TypedStage for GgufStage {
                 order = order.input(format!("weights/{name}/{blob}"), part);
             }
         }
-        // A row as it is read and as it is written, a chunk of it, the list of tensors; all else stays mapped.
-        let memory_bytes = widest.saturating_mul(16).saturating_add(CHUNK_BYTES as u64 * 2);
+        // A row as it is read and as it is written, a chunk of it, the list of tensors; all else
+        // stays mapped.
+        let memory_bytes = widest
+            .saturating_mul(16)
+            .saturating_add(CHUNK_BYTES as u64 * 2);
         let memory_bytes = memory_bytes.saturating_add(Demand::default().memory_bytes);
-        Ok(vec![order.demand(Demand { memory_bytes, ..Demand::default() })])
+        Ok(vec![order.demand(Demand {
+            memory_bytes,
+            ..Demand::default()
+        })])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
@@ -101,23 +125,40 @@ impl TypedStage for GgufStage {
         let gguf = Gguf::parse(&metadata)?;
         let model: ModelFacts = job.input(MODEL)?.facts.read()?;
         let names: MetadataFacts = job.input(METADATA)?.facts.read()?;
-        let sources = names.tensors.iter().map(|name| Source::of(job, name, params.to));
+        let sources = names
+            .tensors
+            .iter()
+            .map(|name| Source::of(job, name, params.to));
         let sources = sources.collect::<Result<Vec<Source>>>()?;
 
         let mut header = Header::new(&gguf.metadata, gguf.alignment);
-        header.tensors = names.tensors.iter().zip(&sources).map(|(name, source)| source.entry(name)).collect();
+        header.tensors = names
+            .tensors
+            .iter()
+            .zip(&sources)
+            .map(|(name, source)| source.entry(name))
+            .collect();
         tell_file_type(&mut header, &sources);
-        let mut out = Out { job, sink: job.create()?, done: 0, total: 0 };
+        let mut out = Out {
+            job,
+            sink: job.create()?,
+            done: 0,
+            total: 0,
+        };
         for entry in &header.tensors {
             out.total = out.total.saturating_add(entry.bytes()?);
         }
         let mut begin = BufWriter::with_capacity(1 << 16, &mut out.sink);
         header.write(&mut begin)?;
-        begin.flush().context("kiln::io", || "write a blob".into())?;
+        begin
+            .flush()
+            .context("kiln::io", || "write a blob".into())?;
         drop(begin);
         for (entry, source) in header.tensors.iter().zip(&sources) {
             match &source.weight {
-                None => job.read(&format!("source/{}", entry.name))?.stream(CHUNK_BYTES, |piece| out.write(piece))?,
+                None => job
+                    .read(&format!("source/{}", entry.name))?
+                    .stream(CHUNK_BYTES, |piece| out.write(piece))?,
                 Some((facts, element)) => {
                     let weight = Weight::read(job, &format!("weights/{}", entry.name), facts)?;
                     let heads = rope_heads(&model, entry.name);
@@ -128,17 +169,32 @@ impl TypedStage for GgufStage {
             out.write(&zeros)?;
         }
         let content = out.sink.finish()?;
-        Ok([(PartName::new("model.gguf")?, Part { content, facts: CanonJson::default() })].into())
+        Ok([(
+            PartName::new("model.gguf")?,
+            Part {
+                content,
+                facts: CanonJson::default(),
+            },
+        )]
+        .into())
     }
 }
 
 /// The blobs of a weight, and the facts of the first.
-fn parts_of<'a>(weights: &'a Manifest, name: &'a str) -> Result<(Vec<(&'a str, &'a Part)>, WeightFacts)> {
+fn parts_of<'a>(
+    weights: &'a Manifest,
+    name: &'a str,
+) -> Result<(Vec<(&'a str, &'a Part)>, WeightFacts)> {
     let parts: Vec<_> = weights.under(name).collect();
-    let main = parts.iter().find(|(blob, _)| matches!(*blob, "codes" | "values"));
+    let main = parts
+        .iter()
+        .find(|(blob, _)| matches!(*blob, "codes" | "values"));
     let (_, part) = main.ok_or_else(|| {
-        Problem::new("kiln::weights::missing", format!("the weights have no tensor `{name}`"))
-            .help("give the weights of this very model")
+        Problem::new(
+            "kiln::weights::missing",
+            format!("the weights have no tensor `{name}`"),
+        )
+        .help("give the weights of this very model")
     })?;
     let facts = part.facts.read()?;
     Ok((parts, facts))
@@ -164,20 +220,34 @@ impl Source {
     fn of(job: &Job, name: &str, to: Number) -> Result<Self> {
         if let Ok(input) = job.input(&format!("source/{name}")) {
             let TensorFacts { shape, ggml_type } = input.facts.read()?;
-            return Ok(Source { shape, ggml: GgmlType::by_name(&ggml_type)?, weight: None });
+            return Ok(Source {
+                shape,
+                ggml: GgmlType::by_name(&ggml_type)?,
+                weight: None,
+            });
         }
-        let main = job.input(&format!("weights/{name}/codes")).or(job.input(&format!("weights/{name}/values")))?;
+        let main = job
+            .input(&format!("weights/{name}/codes"))
+            .or(job.input(&format!("weights/{name}/values")))?;
         let facts: WeightFacts = main.facts.read()?;
         let (element, ggml) = match (facts.block, facts.element, to) {
             (None, Element::F16, _) | (Some(_), _, Number::F16) => (Element::F16, "F16"),
             (None, Element::Bf16, _) => (Element::Bf16, "BF16"),
             _ => (Element::F32, "F32"),
         };
-        Ok(Source { shape: facts.shape.clone(), ggml: GgmlType::by_name(ggml)?, weight: Some((facts, element)) })
+        Ok(Source {
+            shape: facts.shape.clone(),
+            ggml: GgmlType::by_name(ggml)?,
+            weight: Some((facts, element)),
+        })
     }
 
     fn entry<'a>(&'a self, name: &'a str) -> Entry<'a> {
-        Entry { name, shape: &self.shape, ggml: self.ggml }
+        Entry {
+            name,
+            shape: &self.shape,
+            ggml: self.ggml,
+        }
     }
 }
 
@@ -192,30 +262,51 @@ struct Out<'a> {
 impl Out<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.job.check_cancelled()?;
-        self.sink.write_all(bytes).context("kiln::io", || "write a blob".into())?;
+        self.sink
+            .write_all(bytes)
+            .context("kiln::io", || "write a blob".into())?;
         self.done += bytes.len() as u64;
-        self.job.progress(self.done.min(self.total), self.total, "B");
+        self.job
+            .progress(self.done.min(self.total), self.total, "B");
         Ok(())
     }
 }
 
 /// Every value as `element`, which is F32, F16 or BF16, rows in the order of the source.
-fn write_values(out: &mut Out, name: &str, weight: &Weight, element: Element, heads: Option<u32>) -> Result<()> {
+fn write_values(
+    out: &mut Out,
+    name: &str,
+    weight: &Weight,
+    element: Element,
+    heads: Option<u32>,
+) -> Result<()> {
     // A vector is permuted too: each of its values belongs to a row.
-    let rows = if weight.rows == 1 { weight.columns } else { weight.rows };
-    let from = |row: usize| heads.map_or(row, |heads| half_split_row(row, rows / heads.max(1) as usize));
+    let rows = if weight.rows == 1 {
+        weight.columns
+    } else {
+        weight.rows
+    };
+    let from = |row: usize| {
+        heads.map_or(row, |heads| {
+            half_split_row(row, rows / heads.max(1) as usize)
+        })
+    };
     let mut values = vec![0.0; weight.columns];
     let mut bytes = Vec::with_capacity(CHUNK_BYTES);
     for row in 0..weight.rows {
         if weight.rows == 1 {
             let mut read = vec![0.0; weight.columns];
             weight.row(0, &mut read);
-            values.iter_mut().enumerate().for_each(|(index, value)| *value = read[from(index)]);
+            values
+                .iter_mut()
+                .enumerate()
+                .for_each(|(index, value)| *value = read[from(index)]);
         } else {
             weight.row(from(row), &mut values);
         }
-        put(&mut bytes, &values, element)
-            .map_err(|problem| problem.within(format!("failed to write row {row} of tensor `{name}`")))?;
+        put(&mut bytes, &values, element).map_err(|problem| {
+            problem.within(format!("failed to write row {row} of tensor `{name}`"))
+        })?;
         if bytes.len() >= CHUNK_BYTES {
             out.write(&bytes)?;
             bytes.clear();
@@ -234,10 +325,16 @@ fn half_split_row(row: usize, head_dim: usize) -> usize {
 /// Appends `values` as `element`.
 fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
     let overflows = |value: &&f32| value.is_finite() && f16::from_f32(**value).is_infinite();
-    if let Some(value) = values.iter().find(overflows).filter(|_| element == Element::F16) {
-        return Err(
-            Problem::new("kiln::weights::range", format!("{value:e} does not fit f16")).help("take type = \"f32\"")
-        );
+    if let Some(value) = values
+        .iter()
+        .find(overflows)
+        .filter(|_| element == Element::F16)
+    {
+        return Err(Problem::new(
+            "kiln::weights::range",
+            format!("{value:e} does not fit f16"),
+        )
+        .help("take type = \"f32\""));
     }
     let start = bytes.len();
     bytes.resize(start + values.len() * element.bits() as usize / 8, 0);
@@ -245,8 +342,8 @@ fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
     Ok(())
 }
 
-/// `general.file_type`, once not everything is the source's own: that of the plain type which holds most weights, if it
-/// does. A block type that still does keeps what the source said.
+/// `general.file_type`, once not everything is the source's own: that of the plain type which holds
+/// most weights, if it does. A block type that still does keeps what the source said.
 fn tell_file_type<'a>(header: &mut Header<'a>, sources: &[Source]) {
     let values = |name: &str| -> u64 {
         let own = sources.iter().filter(|source| source.ggml.name == name);
@@ -255,11 +352,20 @@ fn tell_file_type<'a>(header: &mut Header<'a>, sources: &[Source]) {
     if sources.iter().all(|source| source.weight.is_none()) {
         return;
     }
-    let all: u64 = sources.iter().map(|source| source.shape.iter().product::<u64>()).sum();
+    let all: u64 = sources
+        .iter()
+        .map(|source| source.shape.iter().product::<u64>())
+        .sum();
     // The numbers of `llama_ftype`.
-    let plain = [("F32", 0), ("F16", 1), ("BF16", 32)].into_iter().find(|(name, _)| values(name) > all / 2);
+    let plain = [("F32", 0), ("F16", 1), ("BF16", 32)]
+        .into_iter()
+        .find(|(name, _)| values(name) > all / 2);
     let Some((_, file_type)) = plain else { return };
-    if let Some((_, value)) = header.pairs.iter_mut().find(|(key, _)| *key == "general.file_type") {
+    if let Some((_, value)) = header
+        .pairs
+        .iter_mut()
+        .find(|(key, _)| *key == "general.file_type")
+    {
         *value = Value::U32(file_type);
     }
 }

@@ -1,5 +1,5 @@
-//! `graph`: the decoder as two ONNX files, prefill and decode, over one set of weights. Topology only: the files point
-//! at the blobs of the weights, which are passed on untouched.
+//! `graph`: the decoder as two ONNX files, prefill and decode, over one set of weights. Topology
+//! only: the files point at the blobs of the weights, which are passed on untouched.
 
 mod activations;
 mod centre;
@@ -15,7 +15,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::device::{Compilations, ROLES};
-use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::action::{
+    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+};
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::facts::{GraphFacts, ModelFacts};
@@ -28,9 +30,11 @@ use centring::KeyCentring;
 use decoder::{Piece, Profile, decoder};
 use weights::Weights;
 
-/// Longest context of a graph, in tokens: what Genie's own exports go up to, and far above what a phone's memory holds.
+/// Longest context of a graph, in tokens: what Genie's own exports go up to, and far above what a
+/// phone's memory holds.
 const MAX_CONTEXT: u32 = 1 << 16;
-/// Largest k and j: 2^-12 leaves a half of 1 with its full precision, and nothing seen needs more than 2^-4.
+/// Largest k and j: 2^-12 leaves a half of 1 with its full precision, and nothing seen needs more
+/// than 2^-4.
 const MAX_EXPONENT: u32 = 12;
 /// Several times the deepest decoder there is (126 layers).
 const MAX_LAYERS: u32 = 1024;
@@ -51,7 +55,8 @@ pub struct Params {
     /// Tokens that attention sees, past and new, in both graphs.
     #[schemars(range(max = MAX_CONTEXT))]
     pub context: u32,
-    /// The residual stream is held times `2^-residual_exponent`, for models that would overflow a half.
+    /// The residual stream is held times `2^-residual_exponent`, for models that would overflow a
+    /// half.
     #[schemars(range(max = MAX_EXPONENT))]
     pub residual_exponent: u32,
     /// gate*up is held times `2^-ffn_exponent`, likewise.
@@ -63,21 +68,23 @@ pub struct Params {
     /// How keys and values are handed out and in; all but `f16` want a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
     pub kv: Cache,
-    /// What is subtracted from every rotated key, which changes no attention and keeps keys and scores small; by default the
-    /// mean of the rotated key bias, where the model has one.
+    /// What is subtracted from every rotated key, which changes no attention and keeps keys and
+    /// scores small; by default the mean of the rotated key bias, where the model has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_centre: Option<KeyCentring>,
-    /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their own.
+    /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their
+    /// own.
     #[serde(skip_serializing_if = "is_default")]
     pub place: Place,
-    /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as few as let each be compiled
-    /// in `shard_memory`; `layers`: one for each.
+    /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as
+    /// few as let each be compiled in `shard_memory`; `layers`: one for each.
     #[serde(skip_serializing_if = "is_default")]
     pub shards: Shards,
     /// What compiling one shard may take, for `shards = "auto"`: `"3GB"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shard_memory: Option<String>,
-    /// An activation is held in 16 bits if its signal stands so far above the rounding noise, outliers apart.
+    /// An activation is held in 16 bits if its signal stands so far above the rounding noise,
+    /// outliers apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 120.0))]
     pub sqnr_db: Option<f64>,
@@ -143,8 +150,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Halves of SmolLM2's ordinary values have 73 dB; its residual stream would have 30 in 16 bits.
 const SQNR_DB: f64 = 60.0;
-/// Another text reaches further than the calibration's, and what is cut off costs more than a coarser step: SmolLM2's KL
-/// divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
+/// Another text reaches further than the calibration's, and what is cut off costs more than a
+/// coarser step: SmolLM2's KL divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
 const MARGIN: f64 = 0.25;
 
 /// Two compilations side by side then fit a machine of 8 GB.
@@ -179,9 +186,24 @@ impl TypedStage for Graph {
         summary: "write the decoder as ONNX, prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
-            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "weights", accepts: &["weights"], required: true, many: false },
-            InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
+            InputSpec {
+                name: "model",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "weights",
+                accepts: &["weights"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "calibration",
+                accepts: &["calibration"],
+                required: false,
+                many: false,
+            },
         ],
         params: &[
             "prefill",
@@ -209,31 +231,46 @@ impl TypedStage for Graph {
         };
         let mut problems = vec![];
         if params.prefill == 0 {
-            problems.push(problem("prefill", "a prefill graph takes at least one token".into()));
+            problems.push(problem(
+                "prefill",
+                "a prefill graph takes at least one token".into(),
+            ));
         }
         if params.context <= params.prefill.max(1) || params.context > MAX_CONTEXT {
             let (context, prefill) = (params.context, params.prefill);
             problems.push(problem(
                 "context",
-                format!("`context` is {context}: it must be above `prefill` ({prefill}) and at most {MAX_CONTEXT}"),
+                format!(
+                    "`context` is {context}: it must be above `prefill` ({prefill}) and at most \
+                     {MAX_CONTEXT}"
+                ),
             ));
         }
-        for (name, exponent) in [("residual_exponent", params.residual_exponent), ("ffn_exponent", params.ffn_exponent)]
-        {
+        for (name, exponent) in [
+            ("residual_exponent", params.residual_exponent),
+            ("ffn_exponent", params.ffn_exponent),
+        ] {
             if exponent > MAX_EXPONENT {
-                problems.push(problem(name, format!("`{name}` is {exponent}: at most {MAX_EXPONENT}")));
+                problems.push(problem(
+                    name,
+                    format!("`{name}` is {exponent}: at most {MAX_EXPONENT}"),
+                ));
             }
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
         match (params.rounds(), centres, slots.contains(&"calibration")) {
-            (true, _, false) => problems.push(problem("", "codes want their ranges: give a `calibration`".into())),
+            (true, _, false) => problems.push(problem(
+                "",
+                "codes want their ranges: give a `calibration`".into(),
+            )),
             (_, true, false) => {
-                let message = "`key_centre = \"calibration\"` wants the means of the keys: give a `calibration`";
+                let message = "`key_centre = \"calibration\"` wants the means of the keys: give a \
+                               `calibration`";
                 problems.push(problem("key_centre", message.into()));
             }
             (false, false, true) => {
-                let message = "nothing is chosen by the `calibration`: say `activations = \"u16\"`, a `kv`, or \
-                     `key_centre = \"calibration\"`";
+                let message = "nothing is chosen by the `calibration`: say `activations = \
+                               \"u16\"`, a `kv`, or `key_centre = \"calibration\"`";
                 problems.push(problem("", message.into()));
             }
             _ => {}
@@ -245,16 +282,23 @@ impl TypedStage for Graph {
             ));
         }
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
-            let message = "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
+            let message =
+                "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
             problems.push(problem("shard_memory", message.into()));
         }
         if let Some(Err(why)) = params.shard_memory.as_deref().map(parse_bytes) {
             problems.push(problem("shard_memory", why));
         }
-        if params.sqnr_db.is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr)) {
+        if params
+            .sqnr_db
+            .is_some_and(|sqnr| !(0.0..=120.0).contains(&sqnr))
+        {
             problems.push(problem("sqnr_db", "`sqnr_db` goes from 0 to 120".into()));
         }
-        if params.margin.is_some_and(|margin| !(0.0..=4.0).contains(&margin)) {
+        if params
+            .margin
+            .is_some_and(|margin| !(0.0..=4.0).contains(&margin))
+        {
             problems.push(problem("margin", "`margin` goes from 0 to 4".into()));
         }
         problems
@@ -263,7 +307,11 @@ impl TypedStage for Graph {
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?.part("model.json")?;
         let given = &inputs.one("weights")?.parts;
-        let weights = Weights::new(given.iter().map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)))?;
+        let weights = Weights::new(
+            given
+                .iter()
+                .map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
+        )?;
         let facts: ModelFacts = model.facts.read()?;
         check_model(&facts)?;
         weights.check(&facts)?;
@@ -284,7 +332,9 @@ impl TypedStage for Graph {
                 order = order.input(KEY_MEANS, calibration.part(KEY_MEANS)?);
             }
         }
-        Ok(vec![given.iter().fold(order, |order, (name, part)| order.input(format!("weights/{name}"), part))])
+        Ok(vec![given.iter().fold(order, |order, (name, part)| {
+            order.input(format!("weights/{name}"), part)
+        })])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
@@ -299,11 +349,18 @@ impl TypedStage for Graph {
         if params.rounds() {
             let choice = params.choose(job, &model, &weights, &centres)?;
             let report = CanonJson::of(&choice.report)?.to_string();
-            outputs.insert(PartName::new("encodings.json")?, job.write(report.as_bytes(), CanonJson::default())?);
+            outputs.insert(
+                PartName::new("encodings.json")?,
+                job.write(report.as_bytes(), CanonJson::default())?,
+            );
             grids = choice.grids;
         }
         let mut written = vec![];
-        for (file, profile) in params.pieces(&model)?.into_iter().flat_map(|piece| params.profiles(piece)) {
+        for (file, profile) in params
+            .pieces(&model)?
+            .into_iter()
+            .flat_map(|piece| params.profiles(piece))
+        {
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
@@ -311,13 +368,22 @@ impl TypedStage for Graph {
                 shard: profile.piece.shard(),
             };
             let graph = decoder(&model, &weights, &centres, &profile, &grids);
-            outputs.insert(PartName::new(file)?, job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?);
+            outputs.insert(
+                PartName::new(file)?,
+                job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?,
+            );
             written.push(graph);
         }
         lint(&written.iter().collect::<Vec<_>>())?;
         let ledger = CanonJson::of(&Ledger::of(weight_parts(job))?)?;
-        outputs.insert(PartName::new("ledger.json")?, job.write(ledger.to_string().as_bytes(), CanonJson::default())?);
-        for (name, _) in job.inputs().filter(|(name, _)| ![CALIBRATION, KEY_MEANS].contains(name)) {
+        outputs.insert(
+            PartName::new("ledger.json")?,
+            job.write(ledger.to_string().as_bytes(), CanonJson::default())?,
+        );
+        for (name, _) in job
+            .inputs()
+            .filter(|(name, _)| ![CALIBRATION, KEY_MEANS].contains(name))
+        {
             outputs.insert(PartName::new(name)?, job.pass(name)?);
         }
         Ok(outputs)
@@ -326,7 +392,9 @@ impl TypedStage for Graph {
 
 /// The blobs of the weights, with their facts and sizes.
 fn weight_parts<'a>(job: &'a Job) -> impl Iterator<Item = (&'a str, &'a CanonJson, Digest)> {
-    job.inputs().filter_map(|(name, input)| Some((name.strip_prefix("weights/")?, &input.facts, input.digest)))
+    job.inputs().filter_map(|(name, input)| {
+        Some((name.strip_prefix("weights/")?, &input.facts, input.digest))
+    })
 }
 
 impl Params {
@@ -336,7 +404,13 @@ impl Params {
     }
 
     /// The grids of values, by those of the float graph.
-    fn choose(&self, job: &Job, model: &ModelFacts, weights: &Weights, centres: &KeyCentres) -> Result<Choice> {
+    fn choose(
+        &self,
+        job: &Job,
+        model: &ModelFacts,
+        weights: &Weights,
+        centres: &KeyCentres,
+    ) -> Result<Choice> {
         let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
             .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
         let wish = Wish {
@@ -347,7 +421,13 @@ impl Params {
         };
         let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
-        choose(&decoder(model, weights, centres, &prefill, &float).graph.unwrap_or_default(), &calibration, wish)
+        choose(
+            &decoder(model, weights, centres, &prefill, &float)
+                .graph
+                .unwrap_or_default(),
+            &calibration,
+            wish,
+        )
     }
 
     /// The whole, and what it is cut into.
@@ -357,7 +437,10 @@ impl Params {
             Shards::Fitting(_) => vec![],
         };
         let cut = cut.into_iter().filter(|shard| !shard.is_whole());
-        let layers = [Shard::whole(model)].into_iter().chain(cut).map(Piece::Layers);
+        let layers = [Shard::whole(model)]
+            .into_iter()
+            .chain(cut)
+            .map(Piece::Layers);
         Ok(layers.chain(self.place.on_cpu().map(Piece::End)).collect())
     }
 
@@ -369,8 +452,13 @@ impl Params {
             Shards::Fitting(Fitting::Auto) => {}
         }
         let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
-        let allowed = given.map_err(|why| Problem::new("kiln::graph::parameter", why))?.unwrap_or(SHARD_MEMORY_BYTES);
-        let parts = weights.parts.iter().map(|(name, part)| (name.as_str(), part));
+        let allowed = given
+            .map_err(|why| Problem::new("kiln::graph::parameter", why))?
+            .unwrap_or(SHARD_MEMORY_BYTES);
+        let parts = weights
+            .parts
+            .iter()
+            .map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
         for count in 1..=model.block_count {
             if compilations.largest(count)? <= allowed {
@@ -399,14 +487,24 @@ impl Params {
             piece,
         };
         let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", piece.graph_stem(role)));
-        [(prefill, profile("prompt", self.prefill)), (decode, profile("token", 1))]
+        [
+            (prefill, profile("prompt", self.prefill)),
+            (decode, profile("token", 1)),
+        ]
     }
 }
 
 /// Whether the one form of decoder fits `model`.
 fn check_model(model: &ModelFacts) -> Result<()> {
-    let numbers =
-        [model.block_count, model.hidden, model.ffn, model.heads, model.kv_heads, model.head_dim, model.vocab];
+    let numbers = [
+        model.block_count,
+        model.hidden,
+        model.ffn,
+        model.heads,
+        model.kv_heads,
+        model.head_dim,
+        model.vocab,
+    ];
     let problem = |message: String| Err(Problem::new("kiln::graph::model", message));
     if !["llama", "qwen2"].contains(&model.architecture.as_str()) {
         return problem(format!(
@@ -415,11 +513,18 @@ fn check_model(model: &ModelFacts) -> Result<()> {
         ));
     }
     if model.block_count > MAX_LAYERS {
-        return problem(format!("{} layers are too many: at most {MAX_LAYERS}", model.block_count));
-    }
-    if numbers.contains(&0) || !model.heads.is_multiple_of(model.kv_heads) || !model.head_dim.is_multiple_of(2) {
         return problem(format!(
-            "layers, widths and heads must be at least 1, heads a multiple of key heads, head width even: {model:?}"
+            "{} layers are too many: at most {MAX_LAYERS}",
+            model.block_count
+        ));
+    }
+    if numbers.contains(&0)
+        || !model.heads.is_multiple_of(model.kv_heads)
+        || !model.head_dim.is_multiple_of(2)
+    {
+        return problem(format!(
+            "layers, widths and heads must be at least 1, heads a multiple of key heads, head \
+             width even: {model:?}"
         ));
     }
     Ok(())

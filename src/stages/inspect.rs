@@ -1,5 +1,6 @@
-//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window into its file. Only those
-//! of a big-endian file are written anew, little-endian as everything after this stage is.
+//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window
+//! into its file. Only those of a big-endian file are written anew, little-endian as everything
+//! after this stage is.
 
 use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +10,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
-    Window,
+    Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName,
+    StageSpec, TypedStage, Window,
 };
 use crate::base::{CanonJson, Context, Hasher, Problem, Result};
 use crate::model::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
-    ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under, can_swap, quoted, swap,
+    ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under,
+    can_swap, quoted, swap,
 };
 
 /// The stage.
@@ -39,7 +41,12 @@ impl TypedStage for Inspect {
         version: 2,
         summary: "reads a GGUF: what the model is, and where its tensors lie",
         gives: "model",
-        inputs: &[InputSpec { name: "gguf", accepts: &["file"], required: true, many: true }],
+        inputs: &[InputSpec {
+            name: "gguf",
+            accepts: &["file"],
+            required: true,
+            many: true,
+        }],
         params: &[],
         keyed: &[],
         reaches_outside: false,
@@ -47,26 +54,56 @@ impl TypedStage for Inspect {
     };
 
     fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {
-        let files: Vec<&Part> = inputs.many("gguf").iter().flat_map(|(_, manifest)| manifest.parts.values()).collect();
+        let files: Vec<&Part> = inputs
+            .many("gguf")
+            .iter()
+            .flat_map(|(_, manifest)| manifest.parts.values())
+            .collect();
         if files.is_empty() || files.len() > MAX_FILES {
-            let what = format!("a model of {} files; expected 1 to {MAX_FILES}", files.len());
+            let what = format!(
+                "a model of {} files; expected 1 to {MAX_FILES}",
+                files.len()
+            );
             return Err(Problem::new("kiln::part_count", what));
         }
-        // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at most.
-        let demand = Demand { memory_bytes: 64 << 20, ..Demand::default() };
+        // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at
+        // most.
+        let demand = Demand {
+            memory_bytes: 64 << 20,
+            ..Demand::default()
+        };
         let order = Order::new("", params).demand(demand);
-        let name = |index: usize| if files.len() == 1 { "gguf".into() } else { format!("gguf-{:05}", index + 1) };
-        Ok(vec![files.iter().enumerate().fold(order, |order, (index, part)| order.input(name(index), part))])
+        let name = |index: usize| {
+            if files.len() == 1 {
+                "gguf".into()
+            } else {
+                format!("gguf-{:05}", index + 1)
+            }
+        };
+        Ok(vec![
+            files
+                .iter()
+                .enumerate()
+                .fold(order, |order, (index, part)| order.input(name(index), part)),
+        ])
     }
 
     fn run(_: NoParams, job: &Job) -> Result<Outputs> {
         // By name, which is the order of the files.
-        let files = job.inputs().map(|(name, input)| Ok((input.content(), job.read(name)?)));
+        let files = job
+            .inputs()
+            .map(|(name, input)| Ok((input.content(), job.read(name)?)));
         let files = files.collect::<Result<Vec<(Content, Blob)>>>()?;
-        let prefixes: Vec<Prefix> = files.iter().map(|(_, bytes)| Prefix::whole(bytes)).collect();
+        let prefixes: Vec<Prefix> = files
+            .iter()
+            .map(|(_, bytes)| Prefix::whole(bytes))
+            .collect();
         let gguf = Gguf::parse_files(&prefixes)?;
         let model = model_facts(&gguf)?;
-        let (outputs, tensors) = rayon::join(|| documents(job, &gguf, &model), || tensors(job, &gguf, &files));
+        let (outputs, tensors) = rayon::join(
+            || documents(job, &gguf, &model),
+            || tensors(job, &gguf, &files),
+        );
         let mut outputs = outputs?;
         outputs.extend(tensors?);
         Ok(outputs)
@@ -76,14 +113,37 @@ impl TypedStage for Inspect {
 /// All but the tensors.
 fn documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
     let tokenizer = Under(&gguf.metadata, "tokenizer.");
-    let summary = Summary { gguf, model: Some(model) }.to_string();
-    let names = MetadataFacts { tensors: gguf.tensors.iter().map(|tensor| tensor.name.into()).collect() };
+    let summary = Summary {
+        gguf,
+        model: Some(model),
+    }
+    .to_string();
+    let names = MetadataFacts {
+        tensors: gguf
+            .tensors
+            .iter()
+            .map(|tensor| tensor.name.into())
+            .collect(),
+    };
     let metadata = Header::new(&gguf.metadata, gguf.alignment);
     let metadata = write_part(job, CanonJson::of(&names)?, |sink| metadata.write(sink))?;
     Ok([
-        (PartName::new("model.json")?, write_json(job, &ModelJson::new(model, &gguf.metadata), CanonJson::of(model)?)?),
-        (PartName::new("tokenizer.json")?, write_json(job, &tokenizer, CanonJson::default())?),
-        (PartName::new("summary.txt")?, job.write(summary.as_bytes(), CanonJson::default())?),
+        (
+            PartName::new("model.json")?,
+            write_json(
+                job,
+                &ModelJson::new(model, &gguf.metadata),
+                CanonJson::of(model)?,
+            )?,
+        ),
+        (
+            PartName::new("tokenizer.json")?,
+            write_json(job, &tokenizer, CanonJson::default())?,
+        ),
+        (
+            PartName::new("summary.txt")?,
+            job.write(summary.as_bytes(), CanonJson::default())?,
+        ),
         (PartName::new("metadata.gguf")?, metadata),
     ]
     .into())
@@ -99,7 +159,10 @@ struct ModelJson<'a> {
 
 impl<'a> ModelJson<'a> {
     fn new(model: &'a ModelFacts, metadata: &'a Metadata<'a>) -> Self {
-        ModelJson { model, metadata: Scalars(metadata) }
+        ModelJson {
+            model,
+            metadata: Scalars(metadata),
+        }
     }
 }
 
@@ -109,17 +172,26 @@ type Sink = BufWriter<Box<dyn BlobSink>>;
 /// `value`, whose strings may be as long as the file.
 fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
     write_part(job, facts, |sink| {
-        serde_json::to_writer(sink, value).context("kiln::inspect::json", || "write metadata as JSON".into())
+        serde_json::to_writer(sink, value)
+            .context("kiln::inspect::json", || "write metadata as JSON".into())
     })
 }
 
 /// Streams what `write` gives.
-fn write_part(job: &Job, facts: CanonJson, write: impl FnOnce(&mut Sink) -> Result<()>) -> Result<Part> {
+fn write_part(
+    job: &Job,
+    facts: CanonJson,
+    write: impl FnOnce(&mut Sink) -> Result<()>,
+) -> Result<Part> {
     let mut sink = BufWriter::with_capacity(1 << 16, job.create()?);
     write(&mut sink)?;
-    let sink: Box<dyn BlobSink> =
-        sink.into_inner().map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
-    Ok(Part { content: sink.finish()?, facts })
+    let sink: Box<dyn BlobSink> = sink
+        .into_inner()
+        .map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
+    Ok(Part {
+        content: sink.finish()?,
+        facts,
+    })
 }
 
 /// Bytes of a tensor that are hashed at a time.
@@ -129,16 +201,26 @@ const PIECE_BYTES: usize = 4 << 20;
 fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(PartName, Part)>> {
     if gguf.order == ByteOrder::Big {
         let named = |tensor: &TensorInfo| {
-            can_swap(tensor.ggml).map_err(|problem| problem.within(format!("failed to read {}", quoted(tensor.name))))
+            can_swap(tensor.ggml).map_err(|problem| {
+                problem.within(format!("failed to read {}", quoted(tensor.name)))
+            })
         };
         gguf.tensors.iter().try_for_each(named)?;
     }
-    let total = gguf.tensors.iter().map(|tensor| tensor.range.end - tensor.range.start).sum();
+    let total = gguf
+        .tensors
+        .iter()
+        .map(|tensor| tensor.range.end - tensor.range.start)
+        .sum();
     let done = AtomicU64::new(0);
     let part = |tensor: &TensorInfo| {
         job.check_cancelled()?;
-        let name = PartName::new(format!("tensors/{}", tensor.name))
-            .map_err(|problem| problem.within(format!("tensor {} cannot become a part", quoted(tensor.name))))?;
+        let name = PartName::new(format!("tensors/{}", tensor.name)).map_err(|problem| {
+            problem.within(format!(
+                "tensor {} cannot become a part",
+                quoted(tensor.name)
+            ))
+        })?;
         let whole = files.get(tensor.file);
         let bytes = whole.and_then(|(_, file)| file.slice(tensor.range.clone()));
         let (Some((whole, _)), Some(bytes)) = (whole, bytes) else {
@@ -151,7 +233,13 @@ fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(Par
         };
         let size = content.digest.size_bytes;
         job.progress(done.fetch_add(size, Ordering::Relaxed) + size, total, "B");
-        Ok((name, Part { content, facts: CanonJson::of(&tensor.facts())? }))
+        Ok((
+            name,
+            Part {
+                content,
+                facts: CanonJson::of(&tensor.facts())?,
+            },
+        ))
     };
     gguf.tensors.par_iter().map(part).collect()
 }
@@ -164,8 +252,14 @@ fn window(bytes: &Blob, tensor: &TensorInfo, whole: &Content) -> Result<Content>
         Ok::<(), Problem>(())
     })?;
     let inside = whole.window.map_or(0, |window| window.offset);
-    let window = Some(Window { blob: whole.blob(), offset: inside + tensor.range.start });
-    Ok(Content { digest: hasher.finish(), window })
+    let window = Some(Window {
+        blob: whole.blob(),
+        offset: inside + tensor.range.start,
+    });
+    Ok(Content {
+        digest: hasher.finish(),
+        window,
+    })
 }
 
 /// The bytes of a big-endian file, turned round into a blob.
@@ -178,7 +272,8 @@ fn swapped(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content> {
         turned.clear();
         turned.extend_from_slice(blocks);
         swap(tensor.ggml, &mut turned)?;
-        sink.write_all(&turned).context("kiln::io", || "write a blob".into())
+        sink.write_all(&turned)
+            .context("kiln::io", || "write a blob".into())
     })?;
     sink.finish()
 }

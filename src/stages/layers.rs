@@ -1,5 +1,5 @@
-//! `layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX Runtime hands them in the middle of a
-//! model: for models that the simulator would need hours for.
+//! `layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX
+//! Runtime hands them in the middle of a model: for models that the simulator would need hours for.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | `graph` | | the ONNX graphs, cut into shards; the whole prefill graph runs in ONNX Runtime |
 //! | `context` | | the context binaries of some of those shards, or of all |
 //!
-//! The values at both ends of a shard are the graph's own in f32; what the chip makes of those it is given is held against those
-//! it should give.
+//! The values at both ends of a shard are the graph's own in f32; what the chip makes of those it
+//! is given is held against those it should give.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,7 +20,9 @@ use super::device::{QNN, libraries};
 use super::score::decoder::{Engine, Graph, Tensor, opening};
 use super::score::observe::{Observer, PREFILL, observe};
 use super::score::{Candidate, Htp, SIMULATOR, model, of_simulator};
-use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage};
+use crate::action::{
+    InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
@@ -80,11 +82,35 @@ impl ShardScore {
 impl fmt::Display for Computed {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for ShardScore { first, end, values } in &self.shards {
-            let of = if end - first == 1 { format!("layer {first}") } else { format!("layers {first} to {}", end - 1) };
-            for (name, ValueScore { sqnr_db, max_error, largest, non_finite }) in values {
+            let of = if end - first == 1 {
+                format!("layer {first}")
+            } else {
+                format!("layers {first} to {}", end - 1)
+            };
+            for (
+                name,
+                ValueScore {
+                    sqnr_db,
+                    max_error,
+                    largest,
+                    non_finite,
+                },
+            ) in values
+            {
                 let db = sqnr_db.map_or("exact".into(), |db| format!("{db:.1} dB"));
-                write!(f, "{of:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}")?;
-                writeln!(f, "{}", if *non_finite == 0 { String::new() } else { format!(", {non_finite} not finite") })?;
+                write!(
+                    f,
+                    "{of:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}"
+                )?;
+                writeln!(
+                    f,
+                    "{}",
+                    if *non_finite == 0 {
+                        String::new()
+                    } else {
+                        format!(", {non_finite} not finite")
+                    }
+                )?;
             }
         }
         Ok(())
@@ -103,9 +129,24 @@ impl TypedStage for Layers {
         summary: "what some layers compute on the simulator, given what the graph hands them",
         gives: "layers",
         inputs: &[
-            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
-            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
-            InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
+            InputSpec {
+                name: "reference",
+                accepts: &["reference"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "context",
+                accepts: &["context-bin"],
+                required: true,
+                many: false,
+            },
         ],
         params: &[],
         keyed: &[],
@@ -119,31 +160,52 @@ impl TypedStage for Layers {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (graph, context) = (inputs.one("graph")?, inputs.one("context")?);
-        let mut order = Candidate::of_graph(inputs)?.order("", params).tools(libraries(inputs, &SIMULATOR)?);
-        order = order.input("tokens", inputs.one("reference")?.part("window-000/tokens.json")?);
+        let mut order = Candidate::of_graph(inputs)?
+            .order("", params)
+            .tools(libraries(inputs, &SIMULATOR)?);
+        order = order.input(
+            "tokens",
+            inputs.one("reference")?.part("window-000/tokens.json")?,
+        );
         let shards = compiled(context, graph)?;
         let simulator = of_simulator(shards.iter().map(|(_, binary)| *binary));
-        order.demand.memory_bytes = order.demand.memory_bytes.saturating_add(simulator.memory_bytes);
+        order.demand.memory_bytes = order
+            .demand
+            .memory_bytes
+            .saturating_add(simulator.memory_bytes);
         for (index, (file, binary)) in shards.iter().enumerate() {
-            order = order.input(graph_input(index), graph.part(file)?).input(binary_input(index), binary);
+            order = order
+                .input(graph_input(index), graph.part(file)?)
+                .input(binary_input(index), binary);
         }
         Ok(vec![order])
     }
 
     fn run(_: Params, job: &Job) -> Result<Outputs> {
         let tokens: Vec<u32> = serde_json::from_slice(&job.read("tokens")?)
-            .context("kiln::layers::tokens", || "read the tokens of a window".into())?;
+            .context("kiln::layers::tokens", || {
+                "read the tokens of a window".into()
+            })?;
         let model = model(job)?;
-        let pieces = (0..).map_while(|index| Piece::read(job, index)).collect::<Result<Vec<_>>>()?;
-        let mut seen = Seen { wanted: pieces.iter().flat_map(Piece::ends).collect(), values: BTreeMap::new() };
+        let pieces = (0..)
+            .map_while(|index| Piece::read(job, index))
+            .collect::<Result<Vec<_>>>()?;
+        let mut seen = Seen {
+            wanted: pieces.iter().flat_map(Piece::ends).collect(),
+            values: BTreeMap::new(),
+        };
         observe(job, &model, std::slice::from_ref(&tokens), &mut seen)?;
         let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let mut given = opening(&model, &facts, &tokens)?;
         let reads: BTreeSet<&String> = pieces.iter().flat_map(|piece| &piece.reads).collect();
         let read = seen.values.iter().filter(|(name, _)| reads.contains(name));
-        given.extend(read.map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
+        given
+            .extend(read.map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
         // The shard takes them under another name than they have in the whole graph.
-        let rows = seen.values.get(ROWS).map(|rows| Tensor::F32(vec![], rows.clone()));
+        let rows = seen
+            .values
+            .get(ROWS)
+            .map(|rows| Tensor::F32(vec![], rows.clone()));
         given.extend(rows.map(|rows| (End::Embedding.value().to_string(), rows)));
         let mut shards = vec![];
         for (index, piece) in pieces.iter().enumerate() {
@@ -152,32 +214,63 @@ impl TypedStage for Layers {
             let mut chip = Htp::of(job, &[&binary_input(index)])?;
             let mut found = chip.run(Graph::Prefill, &given, &piece.gives)?;
             let value = |name: &String| {
-                let missing = || Problem::new("kiln::layers::value", format!("nobody gives `{name}`"));
+                let missing =
+                    || Problem::new("kiln::layers::value", format!("nobody gives `{name}`"));
                 let expected = seen.values.get(name).ok_or_else(missing)?;
-                let found = found.remove(name).filter(|found| found.len() == expected.len()).ok_or_else(missing)?;
+                let found = found
+                    .remove(name)
+                    .filter(|found| found.len() == expected.len())
+                    .ok_or_else(missing)?;
                 Ok((name.clone(), ValueScore::of(expected, &found)))
             };
             let values = piece.gives.iter().map(value).collect::<Result<_>>()?;
-            let (first, end) = piece.shard.map_or((0, model.block_count), |shard| (shard.first, shard.end));
+            let (first, end) = piece
+                .shard
+                .map_or((0, model.block_count), |shard| (shard.first, shard.end));
             shards.push(ShardScore { first, end, values });
         }
         let text = CanonJson::of(&Computed { shards })?.to_string();
-        Ok([(PartName::new(LAYERS)?, job.write(text.as_bytes(), CanonJson::default())?)].into())
+        Ok([(
+            PartName::new(LAYERS)?,
+            job.write(text.as_bytes(), CanonJson::default())?,
+        )]
+        .into())
     }
 }
 
-/// The prefill graphs that `context` holds compiled, by their names in `graph`, in the order of the layers.
+/// The prefill graphs that `context` holds compiled, by their names in `graph`, in the order of the
+/// layers.
 fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, &'a Part)>> {
     let mut found = BTreeMap::new();
-    for (_, part) in context.parts.iter().filter(|(name, _)| super::device::is_binary(name.as_str())) {
+    for (_, part) in context
+        .parts
+        .iter()
+        .filter(|(name, _)| super::device::is_binary(name.as_str()))
+    {
         let mut facts: ContextFacts = part.facts.read()?;
         let of = facts.graphs.remove("prefill").ok_or_else(|| {
-            Problem::new("kiln::layers::graphs", "a context binary holds no prefill graph")
-                .help("leave `prefill` in the `graphs` of the `context-bin` stage")
+            Problem::new(
+                "kiln::layers::graphs",
+                "a context binary holds no prefill graph",
+            )
+            .help("leave `prefill` in the `graphs` of the `context-bin` stage")
         })?;
-        let file = format!("{}.onnx", of.shard.map_or("prefill".into(), |shard| shard.graph_stem("prefill")));
-        if graph.get(&file).map(|part| part.facts.read::<GraphFacts>()).transpose()?.as_ref() != Some(&of) {
-            let what = format!("the context binary holds `{}`, which is not of this `graph`", of.name);
+        let file = format!(
+            "{}.onnx",
+            of.shard
+                .map_or("prefill".into(), |shard| shard.graph_stem("prefill"))
+        );
+        if graph
+            .get(&file)
+            .map(|part| part.facts.read::<GraphFacts>())
+            .transpose()?
+            .as_ref()
+            != Some(&of)
+        {
+            let what = format!(
+                "the context binary holds `{}`, which is not of this `graph`",
+                of.name
+            );
             return Err(Problem::new("kiln::layers::other", what)
                 .help("give the `graph` stage that the `context-bin` stage was made from"));
         }
@@ -211,14 +304,28 @@ impl Piece {
             let model = decode(&job.read(&name)?)?;
             let graph = Checked::new(&model)?.graph;
             let reads = graph.input.iter().map(|value| value.name.clone()).collect();
-            Ok(Piece { shard, reads, gives: graph.output.iter().map(|value| value.name.clone()).collect() })
+            Ok(Piece {
+                shard,
+                reads,
+                gives: graph
+                    .output
+                    .iter()
+                    .map(|value| value.name.clone())
+                    .collect(),
+            })
         };
         Some(piece())
     }
 
     /// What it takes and gives, by the names in the whole graph.
     fn ends(&self) -> impl Iterator<Item = String> {
-        let of_whole = |name: &String| if name == End::Embedding.value() { ROWS.into() } else { name.clone() };
+        let of_whole = |name: &String| {
+            if name == End::Embedding.value() {
+                ROWS.into()
+            } else {
+                name.clone()
+            }
+        };
         self.reads.iter().chain(&self.gives).map(of_whole)
     }
 }
@@ -246,8 +353,12 @@ impl ValueScore {
         let non_finite = found.iter().filter(|value| !value.is_finite()).count() as u64;
         ValueScore {
             sqnr_db: error.sqnr_db().filter(|db| db.is_finite()),
-            max_error: Some(error.max_error()).filter(|error| error.is_finite()).unwrap_or(f64::MAX),
-            largest: expected.iter().fold(0.0, |largest, value| largest.max(value.abs())),
+            max_error: Some(error.max_error())
+                .filter(|error| error.is_finite())
+                .unwrap_or(f64::MAX),
+            largest: expected
+                .iter()
+                .fold(0.0, |largest, value| largest.max(value.abs())),
             non_finite,
         }
     }

@@ -9,8 +9,9 @@
 //! | `embedding_table` | `false` | whether the rows of all tokens are written as one table, for Genie to look up where the embedding is the CPU's |
 //! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
 //!
-//! All else in the configuration is read from the GGUF and the binaries, which must fit each other and what Genie asks of
-//! graphs. The binaries are handed on, not copied, and so is what they leave to the CPU. Qualcomm's libraries are not part of a bundle.
+//! All else in the configuration is read from the GGUF and the binaries, which must fit each other
+//! and what Genie asks of graphs. The binaries are handed on, not copied, and so is what they leave
+//! to the CPU. Qualcomm's libraries are not part of a bundle.
 
 mod binaries;
 mod genie;
@@ -24,7 +25,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::action::{Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::action::{
+    Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
 use crate::model::ledger::Ledger;
@@ -49,7 +52,8 @@ const MAX_TOP_K: u32 = 1 << 20;
 /// Bytes that are hashed at a time.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// A vocabulary of 152 k tokens with its merges, as the tokenizer holds it and as JSON: 78 MB were measured.
+/// A vocabulary of 152 k tokens with its merges, as the tokenizer holds it and as JSON: 78 MB were
+/// measured.
 const MEMORY_BYTES: u64 = 128 << 20;
 
 /// See the module's table.
@@ -63,7 +67,8 @@ pub struct Params {
     /// A text for the device commands of README.md, special tokens spelled out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    /// Also write the rows of all tokens as one table, for Genie to look up where the embedding is the CPU's.
+    /// Also write the rows of all tokens as one table, for Genie to look up where the embedding is
+    /// the CPU's.
     #[serde(default, skip_serializing_if = "is_false")]
     embedding_table: bool,
     /// Logits are divided by it before a token is drawn.
@@ -119,10 +124,28 @@ impl TypedStage for Package {
         summary: "a bundle that Genie loads on a phone",
         gives: "bundle",
         inputs: &[
-            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "context", accepts: &["context-bin"], required: true, many: false },
+            InputSpec {
+                name: "model",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "context",
+                accepts: &["context-bin"],
+                required: true,
+                many: false,
+            },
         ],
-        params: &["name", "prompt", "embedding_table", "temp", "top_k", "top_p", "seed"],
+        params: &[
+            "name",
+            "prompt",
+            "embedding_table",
+            "temp",
+            "top_k",
+            "top_p",
+            "seed",
+        ],
         keyed: &[],
         reaches_outside: false,
         measures: false,
@@ -132,23 +155,47 @@ impl TypedStage for Package {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", what).help(help);
-            problems.push(ParamProblem { path: path.into(), problem });
+            problems.push(ParamProblem {
+                path: path.into(),
+                problem,
+            });
         };
-        let Params { name, temp, top_k, top_p, .. } = params;
+        let Params {
+            name,
+            temp,
+            top_k,
+            top_p,
+            ..
+        } = params;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) || name.len() > 100 {
-            let help =
-                "letters, digits, `.`, `_` and `-`, the first a letter or a digit, 100 at most: it goes into a shell";
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.chars().all(plain)
+            || name.len() > 100
+        {
+            let help = "letters, digits, `.`, `_` and `-`, the first a letter or a digit, 100 at \
+                        most: it goes into a shell";
             wrong("name", format!("`name` is {name:?}"), help);
         }
         if !(*temp > 0.0 && *temp <= 100.0) {
-            wrong("temp", format!("`temp` is {temp}"), "above 0; for the most probable token each time, `top_k = 1`");
+            wrong(
+                "temp",
+                format!("`temp` is {temp}"),
+                "above 0; for the most probable token each time, `top_k = 1`",
+            );
         }
         if !(1..=MAX_TOP_K).contains(top_k) {
-            wrong("top_k", format!("`top_k` is {top_k}"), "1 takes the most probable token, 40 is usual");
+            wrong(
+                "top_k",
+                format!("`top_k` is {top_k}"),
+                "1 takes the most probable token, 40 is usual",
+            );
         }
         if !(*top_p > 0.0 && *top_p <= 1.0) {
-            wrong("top_p", format!("`top_p` is {top_p}"), "above 0, and 1 at most");
+            wrong(
+                "top_p",
+                format!("`top_p` is {top_p}"),
+                "above 0, and 1 at most",
+            );
         }
         problems
     }
@@ -158,10 +205,17 @@ impl TypedStage for Package {
         let binaries = known(context)?;
         check_facts(&binaries)?;
         if params.embedding_table
-            && ContextFacts::place(binaries.iter().map(|(_, facts)| facts)).embedding == Processor::Npu
+            && ContextFacts::place(binaries.iter().map(|(_, facts)| facts)).embedding
+                == Processor::Npu
         {
-            return Err(Problem::new("kiln::package::table", "a table would be of no use: the chip has the embedding")
-                .help("`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` here"));
+            return Err(Problem::new(
+                "kiln::package::table",
+                "a table would be of no use: the chip has the embedding",
+            )
+            .help(
+                "`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` \
+                 here",
+            ));
         }
         let mut order = Order::new("", params);
         for name in [MODEL, TOKENIZER] {
@@ -171,17 +225,25 @@ impl TypedStage for Package {
         for (name, part) in &context.parts {
             let name = name.as_str();
             if name.rsplit('/').next() == Some(MODEL) && part.content.digest != own {
-                return Err(Problem::new("kiln::package::model", "the context binary is not of this model")
-                    .help("give the `inspect` stage that the context binary was made from"));
+                return Err(Problem::new(
+                    "kiln::package::model",
+                    "the context binary is not of this model",
+                )
+                .help("give the `inspect` stage that the context binary was made from"));
             }
-            if ["model.bin", "info.json", "ledger.json"].contains(&name.rsplit('/').next().unwrap_or_default()) {
+            if ["model.bin", "info.json", "ledger.json"]
+                .contains(&name.rsplit('/').next().unwrap_or_default())
+            {
                 order = order.input(format!("context/{name}"), part);
             }
             if is_on_cpu(name) {
                 order = order.input(name, part);
             }
         }
-        Ok(vec![order.demand(Demand { memory_bytes: MEMORY_BYTES, ..Demand::default() })])
+        Ok(vec![order.demand(Demand {
+            memory_bytes: MEMORY_BYTES,
+            ..Demand::default()
+        })])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
@@ -189,7 +251,9 @@ impl TypedStage for Package {
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let binaries = Binary::read_all(job)?;
         let first = check_graphs(&binaries, &model)?;
-        let files: Vec<String> = (1..=binaries.len()).map(|at| file_name(&params.name, at, binaries.len())).collect();
+        let files: Vec<String> = (1..=binaries.len())
+            .map(|at| file_name(&params.name, at, binaries.len()))
+            .collect();
 
         let bundle = genie::Bundle {
             params: &params,
@@ -199,22 +263,36 @@ impl TypedStage for Package {
             context: first.context()?,
             binaries: &files,
             place: ContextFacts::place(binaries.iter().map(|binary| &binary.facts)),
-            table: params.embedding_table.then(|| format!("{}{TABLE}", params.name)),
+            table: params
+                .embedding_table
+                .then(|| format!("{}{TABLE}", params.name)),
         };
         let mut texts = vec![
             (CONFIG, pretty(&bundle.config()?)?),
             (EXTENSIONS, pretty(&bundle.extensions())?),
             (TOKENIZER, tokenizer.to_json()?),
-            ("tokenizer_config.json", pretty(&bundle.tokenizer_config()?)?),
-            ("metadata.json", pretty(&metadata(job, &bundle, &binaries)?)?),
+            (
+                "tokenizer_config.json",
+                pretty(&bundle.tokenizer_config()?)?,
+            ),
+            (
+                "metadata.json",
+                pretty(&metadata(job, &bundle, &binaries)?)?,
+            ),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
         texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
 
         let mut outputs = Outputs::new();
         let mut sums = BTreeMap::new();
-        let inputs = files.iter().map(String::as_str).zip(binaries.iter().map(|binary| binary.input.as_str()));
-        let on_cpu = job.inputs().map(|(name, _)| (name, name)).filter(|(name, _)| is_on_cpu(name));
+        let inputs = files
+            .iter()
+            .map(String::as_str)
+            .zip(binaries.iter().map(|binary| binary.input.as_str()));
+        let on_cpu = job
+            .inputs()
+            .map(|(name, _)| (name, name))
+            .filter(|(name, _)| is_on_cpu(name));
         for (name, input) in inputs.chain(on_cpu) {
             sums.insert(name, sha256(job, input)?);
             outputs.insert(PartName::new(name)?, job.pass(input)?);
@@ -226,33 +304,59 @@ impl TypedStage for Package {
         }
         for (name, text) in &texts {
             sums.insert(name, hex(&Sha256::digest(text.as_bytes())));
-            outputs.insert(PartName::new(*name)?, job.write(text.as_bytes(), CanonJson::default())?);
+            outputs.insert(
+                PartName::new(*name)?,
+                job.write(text.as_bytes(), CanonJson::default())?,
+            );
         }
-        let sums: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
-        outputs.insert(PartName::new(SUMS)?, job.write(sums.as_bytes(), CanonJson::default())?);
+        let sums: String = sums
+            .iter()
+            .map(|(name, sum)| format!("{sum}  {name}\n"))
+            .collect();
+        outputs.insert(
+            PartName::new(SUMS)?,
+            job.write(sums.as_bytes(), CanonJson::default())?,
+        );
         Ok(outputs)
     }
 }
 
 /// What binary `at` of `count` is called.
 fn file_name(name: &str, at: usize, count: usize) -> String {
-    if count == 1 { format!("{name}.bin") } else { format!("{name}_part_{at}_of_{count}.bin") }
+    if count == 1 {
+        format!("{name}.bin")
+    } else {
+        format!("{name}_part_{at}_of_{count}.bin")
+    }
 }
 
 /// What the bundle is, for programs.
 fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Value> {
     let binary = |(name, binary): (&String, &Binary)| -> Result<Value> {
         let digest = job.input(&binary.input)?.digest;
-        Ok(json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": binary.graphs,
-            "build_id": binary.info.build_id, "weight_sharing": binary.facts.weight_sharing }))
+        Ok(
+            json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": binary.graphs,
+            "build_id": binary.info.build_id, "weight_sharing": binary.facts.weight_sharing }),
+        )
     };
-    let binaries = bundle.binaries.iter().zip(binaries).map(binary).collect::<Result<Vec<_>>>()?;
+    let binaries = bundle
+        .binaries
+        .iter()
+        .zip(binaries)
+        .map(binary)
+        .collect::<Result<Vec<_>>>()?;
     let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
-    for (name, _) in job.inputs().filter(|(name, _)| name.ends_with("ledger.json")) {
-        let ledger: Ledger =
-            serde_json::from_slice(&job.read(name)?).context("kiln::package::ledger", || format!("read `{name}`"))?;
+    for (name, _) in job
+        .inputs()
+        .filter(|(name, _)| name.ends_with("ledger.json"))
+    {
+        let ledger: Ledger = serde_json::from_slice(&job.read(name)?)
+            .context("kiln::package::ledger", || format!("read `{name}`"))?;
         for entry in ledger.tensors.values() {
-            weights.entry(format!("{} as {}", entry.error.source, entry.error.scheme)).or_default().add(entry);
+            weights
+                .entry(format!("{} as {}", entry.error.source, entry.error.scheme))
+                .or_default()
+                .add(entry);
         }
     }
     let not_measured = "not measured";
@@ -289,12 +393,16 @@ impl Stored {
         self.tensors += 1;
         self.bytes = self.bytes.saturating_add(entry.bytes);
         self.exact += u64::from(entry.error.exact);
-        self.worst_sqnr_db = [self.worst_sqnr_db, entry.error.sqnr_db].into_iter().flatten().reduce(f64::min);
+        self.worst_sqnr_db = [self.worst_sqnr_db, entry.error.sqnr_db]
+            .into_iter()
+            .flatten()
+            .reduce(f64::min);
     }
 }
 
 fn pretty(value: &Value) -> Result<String> {
-    let text = serde_json::to_string_pretty(value).context("kiln::package::json", || "spell JSON".into())?;
+    let text = serde_json::to_string_pretty(value)
+        .context("kiln::package::json", || "spell JSON".into())?;
     Ok(text + "\n")
 }
 

@@ -9,8 +9,8 @@
 //! | `prompt` | none | a text to continue, special tokens spelled out |
 //! | `greedy` | 16 | tokens of that continuation, which ends earlier with a token that ends a text or a turn |
 //!
-//! One order runs all windows, so that a weight is dequantized once for many of them. Each window is a part of its own: a
-//! candidate's score of a window depends on that window only.
+//! One order runs all windows, so that a weight is dequantized once for many of them. Each window
+//! is a part of its own: a candidate's score of a window depends on that window only.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -20,8 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
@@ -36,7 +36,8 @@ const MAX_TOKENS: u32 = 4096;
 /// The program itself, a tokenizer, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
 
-/// Windows are run together up to so many tokens: enough that dequantizing weights costs little beside multiplying by them.
+/// Windows are run together up to so many tokens: enough that dequantizing weights costs little
+/// beside multiplying by them.
 const TOGETHER: usize = 1024;
 
 /// See the module's table.
@@ -99,8 +100,18 @@ impl TypedStage for ReferenceStage {
         summary: "what the model itself says of a text, in f32",
         gives: "reference",
         inputs: &[
-            InputSpec { name: "model", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "text", accepts: &["file"], required: true, many: false },
+            InputSpec {
+                name: "model",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "text",
+                accepts: &["file"],
+                required: true,
+                many: false,
+            },
         ],
         params: &["windows", "tokens", "prompt", "greedy"],
         keyed: &[],
@@ -136,8 +147,17 @@ impl TypedStage for ReferenceStage {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let facts: ModelFacts = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let windows = windows(&job.read("text")?, &tokenizer, params.windows, params.tokens)?;
-        let prompt = params.prompt.as_deref().map(|prompt| tokenizer.encode(prompt)).transpose()?;
+        let windows = windows(
+            &job.read("text")?,
+            &tokenizer,
+            params.windows,
+            params.tokens,
+        )?;
+        let prompt = params
+            .prompt
+            .as_deref()
+            .map(|prompt| tokenizer.encode(prompt))
+            .transpose()?;
 
         let weights = FileWeights::new(job)?;
         let model = Reference::new(&facts, &weights);
@@ -157,14 +177,24 @@ impl TypedStage for ReferenceStage {
                 let mut sink = job.create()?;
                 model.logits(state, |logits| write_f32(&mut sink, logits))?;
                 let shape = vec![tokens.len() as u64, vocab];
-                let shape = WeightFacts { shape, element: Element::F32, block: None, error: None };
-                let logits = Part { content: sink.finish()?, facts: CanonJson::of(&shape)? };
+                let shape = WeightFacts {
+                    shape,
+                    element: Element::F32,
+                    block: None,
+                    error: None,
+                };
+                let logits = Part {
+                    content: sink.finish()?,
+                    facts: CanonJson::of(&shape)?,
+                };
                 let folder = format!("window-{index:03}");
                 outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
-                let text =
-                    serde_json::to_vec(tokens).context("kiln::reference::tokens", || "spell the tokens".into())?;
-                outputs
-                    .insert(PartName::new(format!("{folder}/tokens.json"))?, job.write(&text, CanonJson::default())?);
+                let text = serde_json::to_vec(tokens)
+                    .context("kiln::reference::tokens", || "spell the tokens".into())?;
+                outputs.insert(
+                    PartName::new(format!("{folder}/tokens.json"))?,
+                    job.write(&text, CanonJson::default())?,
+                );
             }
         }
         if let Some(prompt) = prompt {
@@ -174,36 +204,65 @@ impl TypedStage for ReferenceStage {
                 job.check_cancelled()
             })?;
             let tokens: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
-            let ended = tokens.last().is_some_and(|token| tokenizer.ends().contains(token));
+            let ended = tokens
+                .last()
+                .is_some_and(|token| tokenizer.ends().contains(token));
             let text = tokenizer.decode(&tokens)?;
             let gaps = choices.iter().map(|choice| choice.gap).collect();
-            let greedy = CanonJson::of(&Greedy { prompt, tokens, ended, gaps, text })?.to_string();
-            outputs.insert(PartName::new("greedy.json")?, job.write(greedy.as_bytes(), CanonJson::default())?);
+            let greedy = CanonJson::of(&Greedy {
+                prompt,
+                tokens,
+                ended,
+                gaps,
+                text,
+            })?
+            .to_string();
+            outputs.insert(
+                PartName::new("greedy.json")?,
+                job.write(greedy.as_bytes(), CanonJson::default())?,
+            );
         }
         outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
         Ok(outputs)
     }
 }
 
-/// Some logits twice, which are all of a small model's; or what a layer holds: of each token that is run the stream and
-/// what becomes of it, of one text its scores, their mask added and their softmax.
+/// Some logits twice, which are all of a small model's; or what a layer holds: of each token that
+/// is run the stream and what becomes of it, of one text its scores, their mask added and their
+/// softmax.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
     let facts: ModelFacts = model.part("model.json")?.facts.read()?;
-    let [tokens, vocab, heads, ffn, hidden] =
-        [params.tokens, facts.vocab, facts.heads, facts.ffn, facts.hidden].map(u64::from);
-    let run = (params.windows as u64 * tokens).min(TOGETHER as u64).max(tokens);
+    let [tokens, vocab, heads, ffn, hidden] = [
+        params.tokens,
+        facts.vocab,
+        facts.heads,
+        facts.ffn,
+        facts.hidden,
+    ]
+    .map(u64::from);
+    let run = (params.windows as u64 * tokens)
+        .min(TOGETHER as u64)
+        .max(tokens);
     let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
     let layer = run * (5 * ffn + 8 * hidden) + 3 * tokens * tokens * heads;
-    let memory_bytes = logits.max(layer).saturating_mul(4).saturating_add(OWN_BYTES);
+    let memory_bytes = logits
+        .max(layer)
+        .saturating_mul(4)
+        .saturating_add(OWN_BYTES);
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    Ok(Demand { memory_bytes, threads, isolation: Isolation::Process })
+    Ok(Demand {
+        memory_bytes,
+        threads,
+        isolation: Isolation::Process,
+    })
 }
 
 fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {
     const CHUNK: usize = 1 << 16;
     for chunk in values.chunks(CHUNK) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
-        sink.write_all(&bytes).context("kiln::io", || "write logits".into())?;
+        sink.write_all(&bytes)
+            .context("kiln::io", || "write logits".into())?;
     }
     Ok(())
 }
@@ -220,19 +279,36 @@ struct Stored {
 
 impl<'a> FileWeights<'a> {
     fn new(job: &Job<'a>) -> Result<Self> {
-        let tensors = job.inputs().filter_map(|(name, input)| Some((name.strip_prefix("tensors/")?, name, input)));
+        let tensors = job
+            .inputs()
+            .filter_map(|(name, input)| Some((name.strip_prefix("tensors/")?, name, input)));
         let stored = tensors.map(|(name, input, ingredient)| {
             let facts: TensorFacts = ingredient.facts.read()?;
             let (blob, ggml) = (job.read(input)?, GgmlType::by_name(&facts.ggml_type)?);
-            let values = facts.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
+            let values = facts
+                .shape
+                .iter()
+                .try_fold(1u64, |product, extent| product.checked_mul(*extent));
             let columns = facts.shape.last().copied().unwrap_or(0);
-            if values.and_then(|values| ggml.bytes(values)) != Some(blob.len() as u64) || ggml.bytes(columns).is_none()
+            if values.and_then(|values| ggml.bytes(values)) != Some(blob.len() as u64)
+                || ggml.bytes(columns).is_none()
             {
-                let message =
-                    format!("`{name}` has {} bytes, which is no {} of shape {:?}", blob.len(), ggml.name, facts.shape);
+                let message = format!(
+                    "`{name}` has {} bytes, which is no {} of shape {:?}",
+                    blob.len(),
+                    ggml.name,
+                    facts.shape
+                );
                 return Err(Problem::new("kiln::reference::tensor", message));
             }
-            Ok((name, Stored { blob, ggml, columns }))
+            Ok((
+                name,
+                Stored {
+                    blob,
+                    ggml,
+                    columns,
+                },
+            ))
         });
         Ok(FileWeights(stored.collect::<Result<_>>()?))
     }
@@ -240,8 +316,17 @@ impl<'a> FileWeights<'a> {
 
 impl Weights for FileWeights<'_> {
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        let missing = || Problem::new("kiln::reference::tensor", format!("`{name}` has no rows {rows:?}"));
-        let Stored { blob, ggml, columns } = self.0.get(name).ok_or_else(missing)?;
+        let missing = || {
+            Problem::new(
+                "kiln::reference::tensor",
+                format!("`{name}` has no rows {rows:?}"),
+            )
+        };
+        let Stored {
+            blob,
+            ggml,
+            columns,
+        } = self.0.get(name).ok_or_else(missing)?;
         let values = |rows: usize| (rows as u64).checked_mul(*columns).ok_or_else(missing);
         let at = |row: usize| values(row).and_then(|values| ggml.bytes(values).ok_or_else(missing));
         let (start, end) = (at(rows.start)?, at(rows.end)?);

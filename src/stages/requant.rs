@@ -1,4 +1,5 @@
-//! `requant`: the weights in the form that graph and device hold them, one part a tensor. By default nothing is rounded.
+//! `requant`: the weights in the form that graph and device hold them, one part a tensor. By
+//! default nothing is rounded.
 
 mod scheme;
 mod spell;
@@ -11,7 +12,8 @@ use super::bands;
 use super::choose::{ChoiceFacts, ChosenScheme, OVERRIDES};
 use super::tensors::{self, Tensor};
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
+    TypedStage,
 };
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
@@ -61,12 +63,28 @@ impl TypedStage for Requant {
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
         version: 3,
-        summary: "weights as graph and device hold them: native, or rounded anew by one of many schemes",
+        summary: "weights as graph and device hold them: native, or rounded anew by one of many \
+                  schemes",
         gives: "weights",
         inputs: &[
-            InputSpec { name: "tensors", accepts: &["model"], required: true, many: false },
-            InputSpec { name: "calibration", accepts: &["calibration"], required: false, many: false },
-            InputSpec { name: "choice", accepts: &["choice"], required: false, many: false },
+            InputSpec {
+                name: "tensors",
+                accepts: &["model"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "calibration",
+                accepts: &["calibration"],
+                required: false,
+                many: false,
+            },
+            InputSpec {
+                name: "choice",
+                accepts: &["choice"],
+                required: false,
+                many: false,
+            },
         ],
         params: &["scheme", "override"],
         keyed: &[],
@@ -82,14 +100,30 @@ impl TypedStage for Requant {
         };
         if (params.scheme == Scheme::Auto) != slots.contains(&"choice") {
             let help = "give both, or neither: a stage of kind `choose` makes a choice";
-            wrong("scheme".into(), "`scheme = \"auto\"` and `choice` belong together", help);
+            wrong(
+                "scheme".into(),
+                "`scheme = \"auto\"` and `choice` belong together",
+                help,
+            );
         }
-        for (index, _) in params.overrides.iter().enumerate().filter(|(_, rule)| rule.scheme == Scheme::Auto) {
-            wrong(format!("override/{index}/scheme"), "`auto` is no scheme of one tensor", "name the scheme itself");
+        for (index, _) in params
+            .overrides
+            .iter()
+            .enumerate()
+            .filter(|(_, rule)| rule.scheme == Scheme::Auto)
+        {
+            wrong(
+                format!("override/{index}/scheme"),
+                "`auto` is no scheme of one tensor",
+                "name the scheme itself",
+            );
         }
         let path = |index| format!("override/{index}/match");
         let overrides = params.overrides.iter().enumerate();
-        problems.extend(overrides.filter_map(|(index, rule)| tensors::check_pattern(&rule.pattern, path(index))));
+        problems.extend(
+            overrides
+                .filter_map(|(index, rule)| tensors::check_pattern(&rule.pattern, path(index))),
+        );
         problems
     }
 
@@ -97,14 +131,26 @@ impl TypedStage for Requant {
         let model = inputs.one("tensors")?;
         let facts: ModelFacts = model.part("model.json")?.facts.read()?;
         let tensors = tensors::all(model)?;
-        let own = if params.scheme == Scheme::Auto { Scheme::Native } else { params.scheme };
+        let own = if params.scheme == Scheme::Auto {
+            Scheme::Native
+        } else {
+            params.scheme
+        };
         let mut schemes = vec![own; tensors.len()];
-        let chosen = inputs.optional("choice").map(chosen).transpose()?.unwrap_or_default();
+        let chosen = inputs
+            .optional("choice")
+            .map(chosen)
+            .transpose()?
+            .unwrap_or_default();
         // What the plan itself says comes last, and wins.
         for Override { pattern, scheme } in chosen.iter().chain(&params.overrides) {
             let matcher = tensors::pattern(pattern)?;
             let mut matches = 0;
-            for (tensor, own) in tensors.iter().zip(&mut schemes).filter(|(tensor, _)| matcher.is_match(tensor.name)) {
+            for (tensor, own) in tensors
+                .iter()
+                .zip(&mut schemes)
+                .filter(|(tensor, _)| matcher.is_match(tensor.name))
+            {
                 *own = *scheme;
                 matches += usize::from(tensor.is_matrix());
             }
@@ -115,13 +161,22 @@ impl TypedStage for Requant {
         let calibration = inputs.optional("calibration");
         let order = |(tensor, scheme): (&Tensor, Scheme)| {
             // What does not matter to a tensor must not be in its key.
-            let scheme = if tensor.is_matrix() { scheme } else { Scheme::Native };
+            let scheme = if tensor.is_matrix() {
+                scheme
+            } else {
+                Scheme::Native
+            };
             refuse_uneven(tensor, scheme)?;
-            let order = RequantOrder { scheme, rope_heads: rope_heads(&facts, tensor.name) };
+            let order = RequantOrder {
+                scheme,
+                rope_heads: rope_heads(&facts, tensor.name),
+            };
             let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
             order = order.demand(demand(tensor, scheme));
             let given = calibration.filter(|_| scheme.listens());
-            let part = |folder: &str| given.and_then(|given| given.get(&format!("{folder}/{}", tensor.name)));
+            let part = |folder: &str| {
+                given.and_then(|given| given.get(&format!("{folder}/{}", tensor.name)))
+            };
             Ok(match (part(MOMENTS), part(DIAGONAL)) {
                 (Some(moments), _) => {
                     order.demand = with_moments(order.demand, moments);
@@ -137,7 +192,9 @@ impl TypedStage for Requant {
     fn run(order: RequantOrder, job: &Job) -> Result<Outputs> {
         let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
         let bytes = job.read(bands::INPUT)?;
-        let rows = order.rope_heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
+        let rows = order
+            .rope_heads
+            .map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
         spell(job, &bytes, &tensor, order.scheme, &facts.shape)
     }
@@ -147,14 +204,27 @@ impl TypedStage for Requant {
 fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
     let facts: ChoiceFacts = choice.part(OVERRIDES)?.facts.read()?;
     let scheme = |name: &str| -> Result<Scheme> {
-        let known = Scheme::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(name));
-        known.context("kiln::weights::scheme", || format!("read the scheme `{name}` of the choice"))
+        let known = Scheme::deserialize(
+            IntoDeserializer::<serde::de::value::Error>::into_deserializer(name),
+        );
+        known.context("kiln::weights::scheme", || {
+            format!("read the scheme `{name}` of the choice")
+        })
     };
-    let rule = |ChosenScheme { pattern, scheme: name }: ChosenScheme| Ok(Override { scheme: scheme(&name)?, pattern });
+    let rule = |ChosenScheme {
+                    pattern,
+                    scheme: name,
+                }: ChosenScheme| {
+        Ok(Override {
+            scheme: scheme(&name)?,
+            pattern,
+        })
+    };
     facts.overrides.into_iter().map(rule).collect()
 }
 
-/// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their biases.
+/// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their
+/// biases.
 pub(super) fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
     if model.rope_rows == RopeRows::HalfSplit {
         return None;
@@ -173,26 +243,38 @@ fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {
         return Ok(());
     }
     let (name, scheme) = (tensor.name, scheme.name());
-    let what = format!("tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes together");
-    Err(Problem::new("kiln::weights::columns", what).help("add an override with scheme `f16` or `native` for it"))
+    let what = format!(
+        "tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes \
+         together"
+    );
+    Err(Problem::new("kiln::weights::columns", what)
+        .help("add an override with scheme `f16` or `native` for it"))
 }
 
-/// Bytes that a value of a band takes beyond what every scheme needs, where whole rows are searched: decoded, by lanes,
-/// and in its two versions of codes and errors.
+/// Bytes that a value of a band takes beyond what every scheme needs, where whole rows are
+/// searched: decoded, by lanes, and in its two versions of codes and errors.
 const SEARCH_BYTES: u64 = 32;
 
 fn demand(tensor: &Tensor, scheme: Scheme) -> Demand {
     let demand = bands::demand(&tensor.facts);
     let columns = tensor.facts.shape.last().copied().unwrap_or(0);
     let extra = match (scheme, scheme.rows()) {
-        (Scheme::NativeSafe, _) | (_, Some(_)) => columns.max(BAND_VALUES as u64).saturating_mul(SEARCH_BYTES),
+        (Scheme::NativeSafe, _) | (_, Some(_)) => {
+            columns.max(BAND_VALUES as u64).saturating_mul(SEARCH_BYTES)
+        }
         _ => 0,
     };
-    Demand { memory_bytes: demand.memory_bytes.saturating_add(extra), ..demand }
+    Demand {
+        memory_bytes: demand.memory_bytes.saturating_add(extra),
+        ..demand
+    }
 }
 
 /// The moments as they are, in order, factored in f64, and the factor.
 fn with_moments(demand: Demand, moments: &Part) -> Demand {
     let bytes = moments.content.digest.size_bytes.saturating_mul(5);
-    Demand { memory_bytes: demand.memory_bytes.saturating_add(bytes), ..demand }
+    Demand {
+        memory_bytes: demand.memory_bytes.saturating_add(bytes),
+        ..demand
+    }
 }

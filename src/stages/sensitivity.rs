@@ -1,5 +1,6 @@
-//! `sensitivity`: what each scheme costs each tensor, measured: one tensor of a graph is held in another scheme, all others as they
-//! are, and the model's predictions are compared with the reference's.
+//! `sensitivity`: what each scheme costs each tensor, measured: one tensor of a graph is held in
+//! another scheme, all others as they are, and the model's predictions are compared with the
+//! reference's.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -9,7 +10,8 @@
 //! | `match` | all | patterns of the tensors to measure |
 //! | `windows` | 1 | how many of the reference's windows are run |
 //!
-//! One order a tensor, which runs the graph once for each candidate and window. `choose` makes a choice of it.
+//! One order a tensor, which runs the graph once for each candidate and window. `choose` makes a
+//! choice of it.
 
 mod swap;
 
@@ -22,7 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::score::{self, Decoder, OnnxRuntime};
 use super::tensors;
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{WeightFacts, blob_owner};
@@ -74,7 +77,8 @@ pub struct Cost {
     pub scheme: String,
     /// Bytes of codes, scales and offsets, or values.
     pub bytes: u64,
-    /// Mean KL divergence of the model with this one tensor so held from the reference, in nats; none for the graph's own.
+    /// Mean KL divergence of the model with this one tensor so held from the reference, in nats;
+    /// none for the graph's own.
     pub kld: f64,
 }
 
@@ -100,9 +104,24 @@ impl TypedStage for Sensitivity {
         summary: "what each scheme costs each tensor, measured on the whole model",
         gives: "sensitivity",
         inputs: &[
-            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
-            InputSpec { name: "graph", accepts: &["onnx"], required: true, many: false },
-            InputSpec { name: "candidates", accepts: &["onnx"], required: true, many: true },
+            InputSpec {
+                name: "reference",
+                accepts: &["reference"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "candidates",
+                accepts: &["onnx"],
+                required: true,
+                many: true,
+            },
         ],
         params: &["match", "windows"],
         keyed: &[],
@@ -112,11 +131,15 @@ impl TypedStage for Sensitivity {
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
-        let mut problems: Vec<ParamProblem> =
-            patterns.filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}"))).collect();
+        let mut problems: Vec<ParamProblem> = patterns
+            .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
+            .collect();
         if params.windows == 0 {
             let problem = Problem::new("kiln::plan::parameter", "no window would be run");
-            problems.push(ParamProblem { path: "windows".into(), problem });
+            problems.push(ParamProblem {
+                path: "windows".into(),
+                problem,
+            });
         }
         problems
     }
@@ -130,13 +153,21 @@ impl TypedStage for Sensitivity {
         let candidates = inputs.many("candidates");
         let windows = score::windows(inputs.one("reference")?, Some(params.windows))?;
         let runtime = score::Candidate::of_graph(inputs)?;
-        let patterns = params.patterns.iter().map(|text| tensors::pattern(text)).collect::<Result<Vec<_>>>()?;
-        let wanted = |name: &&str| patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name));
+        let patterns = params
+            .patterns
+            .iter()
+            .map(|text| tensors::pattern(text))
+            .collect::<Result<Vec<_>>>()?;
+        let wanted = |name: &&str| {
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name))
+        };
 
         let mut orders = vec![];
         for name in names(graph).into_iter().filter(wanted) {
             let own = blobs(graph, name);
-            let others = candidates.iter().map(|(_, other)| (other, blobs(other, name)));
+            let others = candidates
+                .iter()
+                .map(|(_, other)| (other, blobs(other, name)));
             let others: Vec<_> = others.filter(|(_, blobs)| *blobs != own).collect();
             if others.is_empty() {
                 continue;
@@ -145,15 +176,24 @@ impl TypedStage for Sensitivity {
                 tensor: name.into(),
                 windows: windows.len(),
                 own: held(name, &own)?,
-                candidates: others.iter().map(|(_, blobs)| held(name, blobs)).collect::<Result<_>>()?,
+                candidates: others
+                    .iter()
+                    .map(|(_, blobs)| held(name, blobs))
+                    .collect::<Result<_>>()?,
             };
             let mut order = runtime.order(name, tensor);
             for (index, (manifest, blobs)) in others.into_iter().enumerate() {
-                let changed = blobs.into_iter().chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
-                order = changed.fold(order, |order, (blob, part)| order.input(format!("change/{index}/{blob}"), part));
+                let changed = blobs
+                    .into_iter()
+                    .chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
+                order = changed.fold(order, |order, (blob, part)| {
+                    order.input(format!("change/{index}/{blob}"), part)
+                });
             }
             for (index, (_, (tokens, logits))) in windows.iter().enumerate() {
-                order = order.input(format!("tokens/{index}"), tokens).input(format!("logits/{index}"), logits);
+                order = order
+                    .input(format!("tokens/{index}"), tokens)
+                    .input(format!("logits/{index}"), logits);
             }
             orders.push(order);
         }
@@ -163,7 +203,8 @@ impl TypedStage for Sensitivity {
                 "no candidate holds a tensor otherwise than the graph",
             )
             .help(
-                "give `candidates` that are graphs over weights of another scheme, and `match` patterns of tensors",
+                "give `candidates` that are graphs over weights of another scheme, and `match` \
+                 patterns of tensors",
             ));
         }
         Ok(orders)
@@ -172,11 +213,19 @@ impl TypedStage for Sensitivity {
     fn run(order: Tensor, job: &Job) -> Result<Outputs> {
         let base = decode(&job.read(&format!("candidate/{PREFILL}"))?)?;
         let (runtime, model) = (OnnxRuntime::open(job)?, score::model(job)?);
-        let mut costs = vec![Cost { scheme: order.own.scheme, bytes: order.own.bytes, kld: 0.0 }];
+        let mut costs = vec![Cost {
+            scheme: order.own.scheme,
+            bytes: order.own.bytes,
+            kld: 0.0,
+        }];
         let calls = (order.candidates.len() * order.windows) as u64;
         for (index, Held { scheme, bytes }) in order.candidates.into_iter().enumerate() {
             let folder = format!("change/{index}/");
-            let changed = swap(base.clone(), &decode(&job.read(&format!("{folder}{PREFILL}"))?)?, &order.tensor)?;
+            let changed = swap(
+                base.clone(),
+                &decode(&job.read(&format!("{folder}{PREFILL}"))?)?,
+                &order.tensor,
+            )?;
             let engine = runtime.anew(job)?;
             engine.replace_prefill(&changed.encode_to_vec())?;
             for (input, _) in job.inputs() {
@@ -184,41 +233,76 @@ impl TypedStage for Sensitivity {
                     engine.replace(blob, &job.path(input)?)?;
                 }
             }
-            let mut decoder = Decoder { engine: Box::new(engine), model: model.clone() };
+            let mut decoder = Decoder {
+                engine: Box::new(engine),
+                model: model.clone(),
+            };
             let mut klds = vec![];
             for window in 0..order.windows {
                 job.check_cancelled()?;
                 job.progress((index * order.windows + window) as u64, calls, "runs");
                 let (tokens, logits) = (format!("tokens/{window}"), format!("logits/{window}"));
                 klds.extend(
-                    score::window(job, &mut decoder, &tokens, &logits)?.tokens.into_iter().map(|token| token.kld),
+                    score::window(job, &mut decoder, &tokens, &logits)?
+                        .tokens
+                        .into_iter()
+                        .map(|token| token.kld),
                 );
             }
             // Rounding can make a divergence of nothing a little less than nothing.
             let kld = (klds.iter().sum::<f64>() / klds.len().max(1) as f64).max(0.0);
             costs.push(Cost { scheme, bytes, kld });
         }
-        let facts = CanonJson::of(&TensorCosts { tensor: order.tensor, costs })?;
-        Ok([(PartName::new("costs.json")?, job.write(facts.to_string().as_bytes(), facts)?)].into())
+        let facts = CanonJson::of(&TensorCosts {
+            tensor: order.tensor,
+            costs,
+        })?;
+        Ok([(
+            PartName::new("costs.json")?,
+            job.write(facts.to_string().as_bytes(), facts)?,
+        )]
+        .into())
     }
 }
 
 /// The tensors whose blobs `graph` points to.
 fn names(graph: &Manifest) -> BTreeSet<&str> {
-    graph.under("weights").map(|(blob, _)| blob_owner(blob)).collect()
+    graph
+        .under("weights")
+        .map(|(blob, _)| blob_owner(blob))
+        .collect()
 }
 
 /// The blobs of tensor `name`, by their place beside the graph's file.
 fn blobs<'a>(graph: &'a Manifest, name: &str) -> BTreeMap<String, &'a Part> {
     let folder = format!("weights/{name}");
-    graph.under(&folder).map(|(blob, part)| (format!("{folder}/{blob}"), part)).collect()
+    graph
+        .under(&folder)
+        .map(|(blob, part)| (format!("{folder}/{blob}"), part))
+        .collect()
 }
 
 fn held(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<Held> {
-    let facts = blobs.values().map(|part| part.facts.read()).collect::<Result<Vec<WeightFacts>>>()?;
-    let scheme = facts.into_iter().find_map(|facts| facts.error).map(|error| error.scheme);
-    let unknown =
-        || Problem::new("kiln::sensitivity::scheme", format!("the weights of `{name}` do not say their scheme"));
-    let bytes = blobs.values().map(|part| part.content.digest.size_bytes).sum();
-    Ok(Held { scheme: scheme.ok_or_else(unknown)?, bytes })
+    let facts = blobs
+        .values()
+        .map(|part| part.facts.read())
+        .collect::<Result<Vec<WeightFacts>>>()?;
+    let scheme = facts
+        .into_iter()
+        .find_map(|facts| facts.error)
+        .map(|error| error.scheme);
+    let unknown = || {
+        Problem::new(
+            "kiln::sensitivity::scheme",
+            format!("the weights of `{name}` do not say their scheme"),
+        )
+    };
+    let bytes = blobs
+        .values()
+        .map(|part| part.content.digest.size_bytes)
+        .sum();
+    Ok(Held {
+        scheme: scheme.ok_or_else(unknown)?,
+        bytes,
+    })
 }

@@ -25,24 +25,45 @@ impl Tensor<'_> {
 
 /// The tensors of `model`, by name.
 pub fn all(model: &Manifest) -> Result<Vec<Tensor<'_>>> {
-    model.under("tensors").map(|(name, part)| Ok(Tensor { name, part, facts: part.facts.read()? })).collect()
+    model
+        .under("tensors")
+        .map(|(name, part)| {
+            Ok(Tensor {
+                name,
+                part,
+                facts: part.facts.read()?,
+            })
+        })
+        .collect()
 }
 
 /// The matcher of a pattern of tensor names.
 pub fn pattern(text: &str) -> Result<GlobMatcher> {
-    let glob = Glob::new(text).context("kiln::plan::pattern", || format!("read the pattern `{text}`"))?;
+    let glob = Glob::new(text).context("kiln::plan::pattern", || {
+        format!("read the pattern `{text}`")
+    })?;
     Ok(glob.compile_matcher())
 }
 
 /// The problem of the parameter at `path`, if it is no pattern.
 pub fn check_pattern(text: &str, path: String) -> Option<ParamProblem> {
-    pattern(text).err().map(|problem| ParamProblem { path, problem })
+    pattern(text)
+        .err()
+        .map(|problem| ParamProblem { path, problem })
 }
 
-/// A pattern that chose nothing, no `what`: most likely a slip of the pen, so not to be passed over.
+/// A pattern that chose nothing, no `what`: most likely a slip of the pen, so not to be passed
+/// over.
 pub fn unmatched(text: &str, what: &str, tensors: &[Tensor]) -> Problem {
-    let example = tensors.iter().find(|tensor| tensor.name.starts_with("blk.") && tensor.is_matrix());
+    let example = tensors
+        .iter()
+        .find(|tensor| tensor.name.starts_with("blk.") && tensor.is_matrix());
     let example = example.or(tensors.first()).map_or("", |tensor| tensor.name);
-    Problem::new("kiln::weights::unmatched", format!("the pattern `{text}` matches no {what} of the model"))
-        .help(format!("tensors are called like `{example}`; `kiln inspect --tensors FILE` lists them"))
+    Problem::new(
+        "kiln::weights::unmatched",
+        format!("the pattern `{text}` matches no {what} of the model"),
+    )
+    .help(format!(
+        "tensors are called like `{example}`; `kiln inspect --tensors FILE` lists them"
+    ))
 }

@@ -14,25 +14,45 @@ pub const MAX_WINDOWS: u32 = 999;
 pub fn within(name: &str, value: u32, least: u32, most: u32) -> Option<ParamProblem> {
     let message = format!("`{name}` is {value}; it goes from {least} to {most}");
     let problem = Problem::new("kiln::plan::parameter", message);
-    (!(least..=most).contains(&value)).then(|| ParamProblem { path: name.into(), problem })
+    (!(least..=most).contains(&value)).then(|| ParamProblem {
+        path: name.into(),
+        problem,
+    })
 }
 
-/// The first `count` pieces of `text`, one after the other, of `length` tokens each; each begins with the token that the
-/// model wants first, if any.
-pub fn windows(text: &[u8], tokenizer: &Tokenizer, count: u32, length: u32) -> Result<Vec<Vec<u32>>> {
-    let text = std::str::from_utf8(text).context("kiln::windows::text", || "read the text as UTF-8".into())?;
+/// The first `count` pieces of `text`, one after the other, of `length` tokens each; each begins
+/// with the token that the model wants first, if any.
+pub fn windows(
+    text: &[u8],
+    tokenizer: &Tokenizer,
+    count: u32,
+    length: u32,
+) -> Result<Vec<Vec<u32>>> {
+    let text = std::str::from_utf8(text)
+        .context("kiln::windows::text", || "read the text as UTF-8".into())?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
-    let length = (length as usize).saturating_sub(tokenizer.first().iter().count()).max(1);
+    let length = (length as usize)
+        .saturating_sub(tokenizer.first().iter().count())
+        .max(1);
     let windows: Vec<Vec<u32>> = tokens
         .chunks_exact(length)
         .take(count as usize)
-        .map(|piece| tokenizer.first().into_iter().chain(piece.iter().copied()).collect())
+        .map(|piece| {
+            tokenizer
+                .first()
+                .into_iter()
+                .chain(piece.iter().copied())
+                .collect()
+        })
         .collect();
     if windows.len() < count as usize {
         return Err(Problem::new(
             "kiln::windows::text",
-            format!("the text has {} tokens, too few for {count} windows of {length}", tokens.len()),
+            format!(
+                "the text has {} tokens, too few for {count} windows of {length}",
+                tokens.len()
+            ),
         )
         .help("give a longer text, or fewer or shorter windows"));
     }

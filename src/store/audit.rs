@@ -63,8 +63,14 @@ pub struct Fault {
 impl Disk {
     /// Counts what is there. Reads results, stats blobs.
     pub fn stats(&self) -> Result<Stats> {
-        let sizes: Result<Vec<u64>> = layout::partials(self.root())?.iter().map(|folder| size_below(folder)).collect();
-        let mut stats = Stats { partial_bytes: sizes?.iter().sum(), ..Stats::default() };
+        let sizes: Result<Vec<u64>> = layout::partials(self.root())?
+            .iter()
+            .map(|folder| size_below(folder))
+            .collect();
+        let mut stats = Stats {
+            partial_bytes: sizes?.iter().sum(),
+            ..Stats::default()
+        };
         for path in Room::Blobs.files(self.root())? {
             stats.blobs += 1;
             // A blob may be removed meanwhile.
@@ -77,10 +83,14 @@ impl Disk {
             let of_stage = stats.stages.entry(stage.clone()).or_default();
             of_stage.actions += 1;
             of_stage.peak_memory_bytes = of_stage.peak_memory_bytes.max(result.peak_memory_bytes);
-            blobs.entry(stage).or_default().extend(result.outputs.values().map(|part| part.content.blob()));
+            blobs
+                .entry(stage)
+                .or_default()
+                .extend(result.outputs.values().map(|part| part.content.blob()));
         }
         for (stage, blobs) in blobs {
-            stats.stages.entry(stage).or_default().output_bytes = blobs.iter().map(|blob| blob.size_bytes).sum();
+            stats.stages.entry(stage).or_default().output_bytes =
+                blobs.iter().map(|blob| blob.size_bytes).sum();
         }
         Ok(stats)
     }
@@ -90,7 +100,11 @@ impl Disk {
         let mut verified = Verified::default();
         for path in Room::Blobs.files(self.root())? {
             verified.blobs += 1;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             let what = match File::open(&path).and_then(|file| hash_file(&file)) {
                 Ok(found) if found.hex() == name => continue,
                 Ok(found) => format!("its bytes hash to {found}"),
@@ -98,39 +112,60 @@ impl Disk {
             };
             verified.faults.push(Fault { path, what });
         }
-        let damaged: BTreeSet<PathBuf> = verified.faults.iter().map(|fault| fault.path.clone()).collect();
+        let damaged: BTreeSet<PathBuf> = verified
+            .faults
+            .iter()
+            .map(|fault| fault.path.clone())
+            .collect();
         for path in Room::Actions.files(self.root())? {
             verified.actions += 1;
             let fault = match entry(&path) {
                 Some(result) => self.wrong_window(&result, &damaged),
                 None => Some("not a result that kiln wrote".into()),
             };
-            verified.faults.extend(fault.map(|what| Fault { path, what }));
+            verified
+                .faults
+                .extend(fault.map(|what| Fault { path, what }));
         }
         Ok(verified)
     }
 
-    /// Removes what `verified` found damaged. With a result, notes go: one on a complete stage may say what the result said.
+    /// Removes what `verified` found damaged. With a result, notes go: one on a complete stage may
+    /// say what the result said.
     pub fn repair(&self, verified: &Verified) -> Result<()> {
         let damaged: BTreeSet<&PathBuf> = verified.faults.iter().map(|fault| &fault.path).collect();
-        let (gone, whole): (Vec<PathBuf>, Vec<PathBuf>) =
-            Room::Actions.files(self.root())?.into_iter().partition(|path| damaged.contains(path));
-        let notes = if gone.is_empty() { vec![] } else { Room::Notes.files(self.root())? };
+        let (gone, whole): (Vec<PathBuf>, Vec<PathBuf>) = Room::Actions
+            .files(self.root())?
+            .into_iter()
+            .partition(|path| damaged.contains(path));
+        let notes = if gone.is_empty() {
+            vec![]
+        } else {
+            Room::Notes.files(self.root())?
+        };
         let spared = self.proofs_of(&whole);
         let notes = notes.iter().filter(|note| !spared.contains(*note));
-        damaged.into_iter().chain(notes).try_for_each(|path| remove(path))
+        damaged
+            .into_iter()
+            .chain(notes)
+            .try_for_each(|path| remove(path))
     }
 
-    /// The notes that say that `results`, by their paths, came about here; they last as long as those.
+    /// The notes that say that `results`, by their paths, came about here; they last as long as
+    /// those.
     pub(super) fn proofs_of(&self, results: &[PathBuf]) -> BTreeSet<PathBuf> {
         let keys = results.iter().filter_map(|path| path.file_stem()?.to_str());
-        keys.map(|key| Room::Notes.path(self.root(), &ran_here(key).hex())).collect()
+        keys.map(|key| Room::Notes.path(self.root(), &ran_here(key).hex()))
+            .collect()
     }
 
-    /// What is wrong with the first window of `result` that does not hold what it should. Blobs that are `damaged` have been
-    /// named already; those that are gone cost no more than running again what made them.
+    /// What is wrong with the first window of `result` that does not hold what it should. Blobs
+    /// that are `damaged` have been named already; those that are gone cost no more than
+    /// running again what made them.
     fn wrong_window(&self, result: &ActionResult, damaged: &BTreeSet<PathBuf>) -> Option<String> {
-        let windows = result.windows().filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
+        let windows = result
+            .windows()
+            .filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
         let problems = windows.filter_map(|content| self.content(content).err());
         let mut wrong = problems.filter(|problem| problem.code == "kiln::store::window");
         wrong.next().map(|problem| problem.message)
@@ -138,13 +173,18 @@ impl Disk {
 }
 
 pub(super) fn entry(path: &Path) -> Option<ActionResult> {
-    read_entry(read_file(path, MAX_TEXT_BYTES).ok()?, path.file_stem()?.to_str()?)
+    read_entry(
+        read_file(path, MAX_TEXT_BYTES).ok()?,
+        path.file_stem()?.to_str()?,
+    )
 }
 
 /// The stage kind in the canonical text of an action.
 fn stage_of(result: &ActionResult) -> String {
     let action: Option<serde_json::Value> = serde_json::from_str(&result.action).ok();
-    action.and_then(|action| Some(action.get("stage")?.as_str()?.to_owned())).unwrap_or("unknown".into())
+    action
+        .and_then(|action| Some(action.get("stage")?.as_str()?.to_owned()))
+        .unwrap_or("unknown".into())
 }
 
 /// All files below `folder`, sorted.
@@ -168,5 +208,8 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn size_below(folder: &Path) -> Result<u64> {
-    Ok(files_below(folder)?.iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).sum())
+    Ok(files_below(folder)?
+        .iter()
+        .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
+        .sum())
 }

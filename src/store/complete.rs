@@ -26,8 +26,14 @@ pub enum Found {
 impl Complete<'_> {
     /// Looks for the result of an action. Costs one small read, and one `stat` a blob.
     pub fn find(&self, key: &ActionKey) -> Result<Found> {
-        let Some(result) = self.actions.get(key)? else { return Ok(Found::Nothing) };
-        let mut blobs: Vec<Digest> = result.outputs.values().map(|part| part.content.blob()).collect();
+        let Some(result) = self.actions.get(key)? else {
+            return Ok(Found::Nothing);
+        };
+        let mut blobs: Vec<Digest> = result
+            .outputs
+            .values()
+            .map(|part| part.content.blob())
+            .collect();
         blobs.sort();
         blobs.dedup();
         Ok(match self.blobs.missing(&blobs)?.first() {

@@ -18,7 +18,9 @@ use super::stamp::Stamp;
 use super::usage::Usage;
 use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file};
+use crate::base::{
+    Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
+};
 
 const CODE: &str = "kiln::store::io";
 
@@ -27,7 +29,8 @@ const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
 /// Files of this size are hashed one at a time.
 const WORTH_A_TURN_BYTES: u64 = 64 << 20;
 /// The way out where the disk gives an error instead of bytes.
-const UNREADABLE: &str = "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
+const UNREADABLE: &str =
+    "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
 
 /// Cap on a result and on a note: far above that of a stage of thousands of parts.
 pub(super) const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -55,13 +58,21 @@ pub struct Disk {
 type Checked = Arc<Mutex<HashMap<[u8; 32], Stamp>>>;
 
 impl Disk {
-    /// Opens the cache at `root`, making it if there is none; a folder of other things is refused. One that is there and
-    /// read-only is opened too: see [`is_read_only`](Self::is_read_only).
+    /// Opens the cache at `root`, making it if there is none; a folder of other things is refused.
+    /// One that is there and read-only is opened too: see [`is_read_only`](Self::is_read_only).
     pub fn open(root: &Path) -> Result<Disk> {
         let root = layout::claim(root)?;
         let usage = Usage::share(&root.join("blobs"))?;
         let (own, shelves, windows) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        Ok(Disk { own, root, checked: Checked::default(), windows, checking: Mutex::default(), shelves, usage })
+        Ok(Disk {
+            own,
+            root,
+            checked: Checked::default(),
+            windows,
+            checking: Mutex::default(),
+            shelves,
+            usage,
+        })
     }
 
     /// The cache folder, absolute.
@@ -85,15 +96,17 @@ impl Disk {
         LockedFolder::sweep(&self.root.join("tmp"), OWN)
     }
 
-    /// The folder of this process, on the same disk as all else. Whoever makes one removes what dead processes left.
+    /// The folder of this process, on the same disk as all else. Whoever makes one removes what
+    /// dead processes left.
     fn own(&self) -> Result<&Path> {
         if self.own.get().is_none() {
             let tmp = self.root.join("tmp");
             self.sweep()?;
-            let made = LockedFolder::create(&tmp, OWN).map_err(|problem| match self.is_read_only() {
-                true => read_only(&self.root, problem),
-                false => problem,
-            })?;
+            let made =
+                LockedFolder::create(&tmp, OWN).map_err(|problem| match self.is_read_only() {
+                    true => read_only(&self.root, problem),
+                    false => problem,
+                })?;
             // Another thread may have been faster.
             if let Err(spare) = self.own.set(made) {
                 spare.remove()?;
@@ -107,7 +120,8 @@ impl Disk {
         TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
     }
 
-    /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else has it.
+    /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else
+    /// has it.
     pub fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
         LockedFolder::take(&self.root.join("partial").join(subject.hex()))
     }
@@ -122,7 +136,9 @@ impl Disk {
 
     /// The state of all folders of blobs when this process first asked.
     fn shelves(&self) -> Digest {
-        *self.shelves.get_or_init(|| shelves::look(&self.root.join("blobs")))
+        *self
+            .shelves
+            .get_or_init(|| shelves::look(&self.root.join("blobs")))
     }
 
     fn note_path(&self, question: &Digest) -> PathBuf {
@@ -134,7 +150,9 @@ impl Disk {
         match fs::metadata(&path) {
             Ok(file) => Ok(file.len() != digest.size_bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-            Err(error) => Err(error).context(CODE, || format!("look for the blob {}", path.display())),
+            Err(error) => {
+                Err(error).context(CODE, || format!("look for the blob {}", path.display()))
+            }
         }
     }
 
@@ -149,11 +167,14 @@ impl Disk {
         };
         let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
         let is_checked = || lock(&self.checked).get(&digest.hash) == Some(&stamp);
-        // Two that want the same large file at once hash it once. Not on the threads of rayon's pool: those may be the ones
-        // that wait.
-        let _turn = (digest.size_bytes >= WORTH_A_TURN_BYTES && !is_checked()).then(|| lock(&self.checking));
+        // Two that want the same large file at once hash it once. Not on the threads of rayon's
+        // pool: those may be the ones that wait.
+        let _turn = (digest.size_bytes >= WORTH_A_TURN_BYTES && !is_checked())
+            .then(|| lock(&self.checking));
         if !is_checked() {
-            let found = hash_file(&file).context(CODE, failed).map_err(|problem| problem.help(UNREADABLE))?;
+            let found = hash_file(&file)
+                .context(CODE, failed)
+                .map_err(|problem| problem.help(UNREADABLE))?;
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
             }
@@ -166,12 +187,19 @@ impl Disk {
     fn corrupt(&self, digest: &Digest, found: &Digest) -> Problem {
         let path = self.blob_path(digest);
         let removed = match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => format!("and cannot be removed: {error}"),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                format!("and cannot be removed: {error}")
+            }
             _ => "and was removed".into(),
         };
-        let message = format!("the blob {} is corrupt, {removed}: expected {digest}, found {found}", path.display());
-        Problem::new("kiln::store::corrupt", message)
-            .help("run the same command again: what made this blob runs again; `kiln cache verify` looks for others")
+        let message = format!(
+            "the blob {} is corrupt, {removed}: expected {digest}, found {found}",
+            path.display()
+        );
+        Problem::new("kiln::store::corrupt", message).help(
+            "run the same command again: what made this blob runs again; `kiln cache verify` \
+             looks for others",
+        )
     }
 }
 
@@ -183,12 +211,15 @@ impl Drop for Disk {
 }
 
 fn read_only(root: &Path, problem: Problem) -> Problem {
-    let message = format!("the cache {} is read-only, and something new was to be put into it", root.display());
+    let message = format!(
+        "the cache {} is read-only, and something new was to be put into it",
+        root.display()
+    );
     let causes = [vec![problem.message], problem.causes].concat();
     let problem = Problem::new("kiln::store::read_only", message);
     Problem { causes, ..problem }.help(
-        "what is in it can be used as it is; to build what is not, name a cache of your own with --cache or KILN_CACHE: \
-         `kiln cache export` and `import` bring over what is known",
+        "what is in it can be used as it is; to build what is not, name a cache of your own with \
+         --cache or KILN_CACHE: `kiln cache export` and `import` bring over what is known",
     )
 }
 
@@ -196,7 +227,8 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
 pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     let size = file.metadata()?.len();
-    let mut buffer = vec![0; usize::try_from(size).map_or(1 << 18, |size| size.clamp(1 << 12, 1 << 18))];
+    let mut buffer =
+        vec![0; usize::try_from(size).map_or(1 << 18, |size| size.clamp(1 << 12, 1 << 18))];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hasher.finish()),
@@ -240,13 +272,20 @@ impl BlobStore for Disk {
         let look = |digest: &Digest| Ok(self.is_missing(digest)?.then_some(*digest));
         let missing: Result<Vec<Option<Digest>>> = match digests.len() {
             ..WORTH_THREADS => digests.iter().map(look).collect(),
-            _ => digests.par_iter().with_min_len(WORTH_THREADS / 4).map(look).collect(),
+            _ => digests
+                .par_iter()
+                .with_min_len(WORTH_THREADS / 4)
+                .map(look)
+                .collect(),
         };
         Ok(missing?.into_iter().flatten().collect())
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
-        self.file(digest)?.map(|file| map::map(&file)).transpose().context(CODE, || format!("map the blob {digest}"))
+        self.file(digest)?
+            .map(|file| map::map(&file))
+            .transpose()
+            .context(CODE, || format!("map the blob {digest}"))
     }
 
     fn content(&self, content: &Content) -> Result<Option<Blob>> {
@@ -266,10 +305,22 @@ impl BlobStore for Disk {
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
         let mode = Permissions::from_mode(0o444);
-        let file = tempfile::Builder::new().permissions(mode).tempfile_in(self.own()?);
+        let file = tempfile::Builder::new()
+            .permissions(mode)
+            .tempfile_in(self.own()?);
         let file = file.context(CODE, || "begin a blob".into())?;
-        let out = BufWriter::with_capacity(1 << 16, Hashing { file, hasher: Hasher::default() });
-        Ok(Box::new(Sink { out, root: self.root.clone(), checked: Arc::clone(&self.checked) }))
+        let out = BufWriter::with_capacity(
+            1 << 16,
+            Hashing {
+                file,
+                hasher: Hasher::default(),
+            },
+        );
+        Ok(Box::new(Sink {
+            out,
+            root: self.root.clone(),
+            checked: Arc::clone(&self.checked),
+        }))
     }
 }
 
@@ -280,7 +331,10 @@ impl ActionCache for Disk {
             Ok(text) => Ok(read_entry(text, &key.0.hex())),
             // What is no file, or far too long, is no result.
             Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::FileTooLarge) =>
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::FileTooLarge
+                ) =>
             {
                 Ok(None)
             }
@@ -294,17 +348,23 @@ impl ActionCache for Disk {
         Ok(self.partial(&key.0)?.map(Turn::from))
     }
 
-    // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one action.
+    // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one
+    // action.
     fn put(&self, result: &ActionResult) -> Result<()> {
         let path = self.action_path(&result.key());
-        let body = serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
-        let text = format!("{}\n{body}\n{}\n", hash_bytes(body.as_bytes()), result.action);
+        let body =
+            serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
+        let text = format!(
+            "{}\n{body}\n{}\n",
+            hash_bytes(body.as_bytes()),
+            result.action
+        );
         replace_file(self.own()?, &path, text.as_bytes())
     }
 }
 
-/// An entry is three lines: the digest of the second, the result as JSON, and the action, whose hash is the `name` that
-/// the entry stands under. Anything else is no entry.
+/// An entry is three lines: the digest of the second, the result as JSON, and the action, whose
+/// hash is the `name` that the entry stands under. Anything else is no entry.
 pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
     let text = String::from_utf8(text).ok()?;
     let (check, rest) = text.split_once('\n')?;
@@ -314,19 +374,27 @@ pub(super) fn read_entry(text: Vec<u8>, name: &str) -> Option<ActionResult> {
         return None;
     }
     let result: ActionResult = serde_json::from_str(body).ok()?;
-    Some(ActionResult { action: action.into(), ..result }).filter(|result| result.key().0.hex() == name)
+    Some(ActionResult {
+        action: action.into(),
+        ..result
+    })
+    .filter(|result| result.key().0.hex() == name)
 }
 
 impl Notes for Disk {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
         // One that cannot be read is as good as lost.
-        Ok(read_file(&self.note_path(question), MAX_TEXT_BYTES).ok().and_then(read_note))
+        Ok(read_file(&self.note_path(question), MAX_TEXT_BYTES)
+            .ok()
+            .and_then(read_note))
     }
 
     // Not synced, like results: one that a power cut garbles is no note.
     fn write(&self, question: &Digest, text: &str) -> Result<()> {
         let note = format!("{}\n{text}", hash_bytes(text.as_bytes()));
-        let wrote = self.own().and_then(|own| replace_file(own, &self.note_path(question), note.as_bytes()));
+        let wrote = self
+            .own()
+            .and_then(|own| replace_file(own, &self.note_path(question), note.as_bytes()));
         match wrote {
             // Such a cache forgets.
             Err(_) if self.is_read_only() => Ok(()),
@@ -382,8 +450,8 @@ impl Sink {
     fn put(self) -> io::Result<Digest> {
         let Hashing { file, hasher } = self.out.into_inner().map_err(|error| error.into_error())?;
         let digest = hasher.finish();
-        // Only the file: a power cut may lose the name, and then the blob counts as missing. Small ones are synced all
-        // together, by `settle`.
+        // Only the file: a power cut may lose the name, and then the blob counts as missing. Small
+        // ones are synced all together, by `settle`.
         if digest.size_bytes >= WORTH_A_SYNC_BYTES {
             file.as_file().sync_all()?;
         }
@@ -396,6 +464,9 @@ impl Sink {
 
 impl BlobSink for Sink {
     fn finish(self: Box<Self>) -> Result<Content> {
-        Ok(self.put().context(CODE, || "put a blob into the cache".into())?.into())
+        Ok(self
+            .put()
+            .context(CODE, || "put a blob into the cache".into())?
+            .into())
     }
 }

@@ -45,7 +45,11 @@ fn make(path: &Path) -> Result<()> {
         match fs::create_dir_all(path) {
             // Another process made it first, and removed it before it was looked at.
             Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_another_thing() => {}
-            made => return made.context("kiln::store::io", || format!("make the folder {}", path.display())),
+            made => {
+                return made.context("kiln::store::io", || {
+                    format!("make the folder {}", path.display())
+                });
+            }
         }
     }
 }
@@ -67,11 +71,16 @@ impl LockedFolder {
         }
     }
 
-    /// `None` if there is no such folder, or no patience to wait until another process lets go of it.
+    /// `None` if there is no such folder, or no patience to wait until another process lets go of
+    /// it.
     fn lock(path: &Path, patience: Patience) -> Result<Option<LockedFolder>> {
         let failed = || format!("lock the folder {}", path.display());
         let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
-        let lock = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        let lock = match OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+        {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.context("kiln::store::io", failed)?,
         };
@@ -80,32 +89,47 @@ impl LockedFolder {
             Patience::None => match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(error).context("kiln::store::io", failed),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).context("kiln::store::io", failed);
+                }
             },
         }
         // Its last owner may have removed it between our open and our lock.
         let inode = lock.metadata().context("kiln::store::io", failed)?.ino();
         let is_still_there = fs::metadata(path).is_ok_and(|now| now.ino() == inode);
-        Ok(is_still_there.then(|| LockedFolder { path: path.into(), _lock: lock }))
+        Ok(is_still_there.then(|| LockedFolder {
+            path: path.into(),
+            _lock: lock,
+        }))
     }
 
     /// Makes and locks a new folder in `parent`, whose name starts with `prefix`.
     pub fn create(parent: &Path, prefix: &str) -> Result<LockedFolder> {
         loop {
             let mode = fs::Permissions::from_mode(0o777);
-            let made = tempfile::Builder::new().prefix(prefix).permissions(mode).tempdir_in(parent);
-            let path = made.context("kiln::store::io", || format!("make a folder in {}", parent.display()))?.keep();
-            // A sweeper may have been faster than our lock; then the folder is gone, and we make another.
+            let made = tempfile::Builder::new()
+                .prefix(prefix)
+                .permissions(mode)
+                .tempdir_in(parent);
+            let path = made
+                .context("kiln::store::io", || {
+                    format!("make a folder in {}", parent.display())
+                })?
+                .keep();
+            // A sweeper may have been faster than our lock; then the folder is gone, and we make
+            // another.
             if let Some(folder) = Self::lock(&path, Patience::None)? {
                 return Ok(folder);
             }
         }
     }
 
-    /// Removes what dead processes left in `parent` under names that start with `prefix`. What cannot be removed, since
-    /// it is another user's or the disk is read-only, stays.
+    /// Removes what dead processes left in `parent` under names that start with `prefix`. What
+    /// cannot be removed, since it is another user's or the disk is read-only, stays.
     pub fn sweep(parent: &Path, prefix: &str) -> Result<()> {
-        for entry in fs::read_dir(parent).context("kiln::store::io", || format!("list {}", parent.display()))? {
+        for entry in fs::read_dir(parent)
+            .context("kiln::store::io", || format!("list {}", parent.display()))?
+        {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
                 && entry.file_type().is_ok_and(|kind| kind.is_dir())
@@ -125,9 +149,10 @@ impl LockedFolder {
     /// Removes it with all it holds.
     pub fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).context("kiln::store::io", || format!("remove the folder {}", self.path.display()))
-            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
+                .context("kiln::store::io", || {
+                    format!("remove the folder {}", self.path.display())
+                }),
             _ => Ok(()),
         }
     }

@@ -1,4 +1,5 @@
-//! Removing what nothing keeps: the cache is looked over, then it is decided what goes, then that is done.
+//! Removing what nothing keeps: the cache is looked over, then it is decided what goes, then that
+//! is done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,9 +21,11 @@ const CODE: &str = "kiln::store::io";
 /// What stays, and how much may. Without a limit, nothing stays that is not kept.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Results that stay whatever the limits say, and with them the blobs that their outputs lie in.
+    /// Results that stay whatever the limits say, and with them the blobs that their outputs lie
+    /// in.
     pub kept: BTreeSet<ActionKey>,
-    /// Other results, notes and half-finished downloads go when they were written longer ago than this.
+    /// Other results, notes and half-finished downloads go when they were written longer ago than
+    /// this.
     pub max_age: Option<Duration>,
     /// Other results go, the oldest first, until all blobs together have at most as many bytes.
     pub max_bytes: Option<u64>,
@@ -102,13 +105,16 @@ impl Disk {
         Ok(decide(&self.census(&rules.kept)?, rules))
     }
 
-    /// Has the cache alone from now on; a problem while others are at work in it, who may have found just what would go.
-    /// Who comes meanwhile waits.
+    /// Has the cache alone from now on; a problem while others are at work in it, who may have
+    /// found just what would go. Who comes meanwhile waits.
     pub fn alone(self) -> Result<Alone> {
         if self.usage.alone()? {
             return Ok(Alone { store: self });
         }
-        let message = format!("another kiln is at work in the cache {}: nothing was removed", self.root().display());
+        let message = format!(
+            "another kiln is at work in the cache {}: nothing was removed",
+            self.root().display()
+        );
         Err(Problem::new("kiln::store::in_use", message)
             .help("call it again when that has ended; --dry-run says what would go"))
     }
@@ -123,17 +129,40 @@ impl Disk {
             }
         }
         for path in Room::Actions.files(self.root())? {
-            let Some(written) = written(&path) else { continue };
-            let outputs = entry(&path).map(|result| result.outputs).unwrap_or_default();
-            let blobs = outputs.values().map(|part| self.blob_path(&part.content.blob())).collect();
-            census.results.push(Entry { is_kept: kept.contains(&path), written, blobs, path });
+            let Some(written) = written(&path) else {
+                continue;
+            };
+            let outputs = entry(&path)
+                .map(|result| result.outputs)
+                .unwrap_or_default();
+            let blobs = outputs
+                .values()
+                .map(|part| self.blob_path(&part.content.blob()))
+                .collect();
+            census.results.push(Entry {
+                is_kept: kept.contains(&path),
+                written,
+                blobs,
+                path,
+            });
         }
         for path in layout::partials(self.root())? {
             let files = files_below(&path)?;
-            let bytes = files.iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum();
+            let bytes = files
+                .iter()
+                .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
+                .sum();
             // A file that is written to leaves its folder's time as it is.
-            let newest = files.iter().chain([&path]).filter_map(|path| written(path)).max();
-            census.partials.extend(newest.map(|written| Partial { path, written, bytes }));
+            let newest = files
+                .iter()
+                .chain([&path])
+                .filter_map(|path| written(path))
+                .max();
+            census.partials.extend(newest.map(|written| Partial {
+                path,
+                written,
+                bytes,
+            }));
         }
         Ok(census)
     }
@@ -148,14 +177,23 @@ impl Alone {
     /// Removes what goes by `rules`.
     pub fn collect(&self, rules: &Rules) -> Result<Garbage> {
         let garbage = self.store.garbage(rules)?;
-        // A result goes before its blobs: whoever dies in between leaves blobs without a name, which go the next time.
-        garbage.results.iter().chain(&garbage.blobs).try_for_each(|path| remove(path))?;
+        // A result goes before its blobs: whoever dies in between leaves blobs without a name,
+        // which go the next time.
+        garbage
+            .results
+            .iter()
+            .chain(&garbage.blobs)
+            .try_for_each(|path| remove(path))?;
         for path in &garbage.partials {
             LockedFolder::take(path)?.map_or(Ok(()), LockedFolder::remove)?;
         }
-        let spared = self.store.proofs_of(&Room::Actions.files(self.store.root())?);
+        let spared = self
+            .store
+            .proofs_of(&Room::Actions.files(self.store.root())?);
         for path in Room::Notes.files(self.store.root())? {
-            if !spared.contains(&path) && written(&path).is_some_and(|written| rules.makes_old(written)) {
+            if !spared.contains(&path)
+                && written(&path).is_some_and(|written| rules.makes_old(written))
+            {
                 remove(&path)?;
             }
         }
@@ -180,10 +218,17 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
         *uses.entry(blob).or_default() += 1;
     }
     let mut garbage = Garbage::default();
-    garbage.blobs.extend(census.blobs.keys().filter(|blob| !uses.contains_key(blob)).cloned());
+    garbage.blobs.extend(
+        census
+            .blobs
+            .keys()
+            .filter(|blob| !uses.contains_key(blob))
+            .cloned(),
+    );
     let mut bytes: u64 = uses.keys().filter_map(|blob| size(blob)).sum();
 
-    let (kept, mut others): (Vec<&Entry>, Vec<&Entry>) = census.results.iter().partition(|result| result.is_kept);
+    let (kept, mut others): (Vec<&Entry>, Vec<&Entry>) =
+        census.results.iter().partition(|result| result.is_kept);
     others.sort_by_key(|result| (result.written, &result.path));
     for result in others {
         if !rules.makes_old(result.written) && rules.max_bytes.is_none_or(|max| bytes <= max) {
@@ -191,7 +236,9 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
         }
         garbage.results.push(result.path.clone());
         for blob in &result.blobs {
-            let Some(left) = uses.get_mut(blob) else { continue };
+            let Some(left) = uses.get_mut(blob) else {
+                continue;
+            };
             *left -= 1;
             if let (0, Some(size)) = (*left, size(blob)) {
                 bytes -= size;
@@ -199,7 +246,11 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
             }
         }
     }
-    for partial in census.partials.iter().filter(|partial| rules.makes_old(partial.written)) {
+    for partial in census
+        .partials
+        .iter()
+        .filter(|partial| rules.makes_old(partial.written))
+    {
         garbage.partials.push(partial.path.clone());
         garbage.partial_bytes += partial.bytes;
     }
@@ -207,18 +258,29 @@ fn decide(census: &Census, rules: &Rules) -> Garbage {
     let stay = census.results.len() - garbage.results.len();
     let kept_blobs: BTreeSet<&PathBuf> = kept.iter().flat_map(|result| &result.blobs).collect();
     garbage.goes = tally(garbage.results.len(), garbage.blobs.iter().filter_map(size));
-    garbage.stays = tally(stay, uses.iter().filter(|(_, left)| **left > 0).filter_map(|(blob, _)| size(blob)));
+    garbage.stays = tally(
+        stay,
+        uses.iter()
+            .filter(|(_, left)| **left > 0)
+            .filter_map(|(blob, _)| size(blob)),
+    );
     garbage.kept = tally(kept.len(), kept_blobs.into_iter().filter_map(size));
     garbage.over_bytes = rules.max_bytes.map_or(0, |max| bytes.saturating_sub(max));
     garbage
 }
 
 fn tally(results: usize, sizes: impl Iterator<Item = u64>) -> Tally {
-    sizes.fold(Tally { results, ..Tally::default() }, |tally, size| Tally {
-        blobs: tally.blobs + 1,
-        bytes: tally.bytes + size,
-        ..tally
-    })
+    sizes.fold(
+        Tally {
+            results,
+            ..Tally::default()
+        },
+        |tally, size| Tally {
+            blobs: tally.blobs + 1,
+            bytes: tally.bytes + size,
+            ..tally
+        },
+    )
 }
 
 fn written(path: &Path) -> Option<SystemTime> {

@@ -1,5 +1,5 @@
-//! What a cache folder looks like: how it is known to be one, and the names of all that kiln keeps in it. Nothing under another
-//! name is kiln's, so nothing else is ever read or removed.
+//! What a cache folder looks like: how it is known to be one, and the names of all that kiln keeps
+//! in it. Nothing under another name is kiln's, so nothing else is ever read or removed.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -45,20 +45,32 @@ impl Room {
 
     /// The file named by `hex`, in the cache `root`.
     pub(super) fn path(self, root: &Path, hex: &str) -> PathBuf {
-        root.join(self.folder()).join(hex.get(..2).unwrap_or_default()).join(format!("{hex}{}", self.suffix()))
+        root.join(self.folder())
+            .join(hex.get(..2).unwrap_or_default())
+            .join(format!("{hex}{}", self.suffix()))
     }
 
     /// All files of the cache `root` that have such a name, sorted. No link is followed.
     pub(super) fn files(self, root: &Path) -> Result<Vec<PathBuf>> {
         let mut files = vec![];
-        for shelf in entries(&root.join(self.folder()))?.filter(|entry| is(entry, fs::FileType::is_dir)) {
+        for shelf in
+            entries(&root.join(self.folder()))?.filter(|entry| is(entry, fs::FileType::is_dir))
+        {
             let name = shelf.file_name();
-            let Some(shelf_name) = name.to_str().filter(|name| name.len() == 2 && is_hex(name)) else { continue };
+            let Some(shelf_name) = name.to_str().filter(|name| name.len() == 2 && is_hex(name))
+            else {
+                continue;
+            };
             let is_ours = |name: &str| {
-                name.strip_suffix(self.suffix()).is_some_and(|hex| is_digest(hex) && hex.starts_with(shelf_name))
+                name.strip_suffix(self.suffix())
+                    .is_some_and(|hex| is_digest(hex) && hex.starts_with(shelf_name))
             };
             let found = entries(&shelf.path())?.filter(|entry| is(entry, fs::FileType::is_file));
-            files.extend(found.filter(|file| file.file_name().to_str().is_some_and(is_ours)).map(|file| file.path()));
+            files.extend(
+                found
+                    .filter(|file| file.file_name().to_str().is_some_and(is_ours))
+                    .map(|file| file.path()),
+            );
         }
         files.sort();
         Ok(files)
@@ -74,8 +86,8 @@ pub(super) fn partials(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(partials)
 }
 
-/// Makes `root` a cache if it may become one, or says why not. Yields its absolute path: the cache may be named by a relative one,
-/// and vendor libraries change the working directory.
+/// Makes `root` a cache if it may become one, or says why not. Yields its absolute path: the cache
+/// may be named by a relative one, and vendor libraries change the working directory.
 pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     let failed = || format!("open the cache {}", root.display());
     fs::create_dir_all(root).context(CODE, failed)?;
@@ -88,8 +100,12 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
             match entries(&root)?.find(|entry| !is_neutral(&entry.file_name().to_string_lossy())) {
                 // Another kiln may just have claimed it.
                 Some(_) if path.exists() => {}
-                Some(stranger) => return Err(foreign(&root, &stranger.file_name().to_string_lossy())),
-                None => write_layout(&root).context(CODE, || format!("write {}", path.display()))?,
+                Some(stranger) => {
+                    return Err(foreign(&root, &stranger.file_name().to_string_lossy()));
+                }
+                None => {
+                    write_layout(&root).context(CODE, || format!("write {}", path.display()))?
+                }
             }
         }
         Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
@@ -98,14 +114,20 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
         let path = root.join(room);
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => {
-                if let Some(link) = entries(&path)?.find(|entry| is(entry, fs::FileType::is_symlink)) {
+                if let Some(link) =
+                    entries(&path)?.find(|entry| is(entry, fs::FileType::is_symlink))
+                {
                     return Err(no_folder(&link.path()));
                 }
             }
             Ok(_) => return Err(no_folder(&path)),
             Err(_) => match fs::create_dir_all(&path) {
                 // Who may only read it finds nothing there.
-                Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+                    ) => {}
                 made => made.context(CODE, failed)?,
             },
         }
@@ -128,33 +150,55 @@ fn is_neutral(name: &str) -> bool {
 
 fn unknown(path: &Path, found: &[u8]) -> Problem {
     let message = match layout_number(found) {
-        Some(number) => format!("{} says {number}, this kiln knows {:?}", path.display(), LAYOUT.trim()),
-        None => format!("{} does not say {:?}, so this may be no cache of kiln's", path.display(), LAYOUT.trim()),
+        Some(number) => format!(
+            "{} says {number}, this kiln knows {:?}",
+            path.display(),
+            LAYOUT.trim()
+        ),
+        None => format!(
+            "{} does not say {:?}, so this may be no cache of kiln's",
+            path.display(),
+            LAYOUT.trim()
+        ),
     };
     Problem::new("kiln::store::layout", message).help(format!(
-        "name another folder with --cache; or, if it is a cache all the same, delete it, or write that line into {} again",
+        "name another folder with --cache; or, if it is a cache all the same, delete it, or write \
+         that line into {} again",
         path.display()
     ))
 }
 
 /// The number of a layout that some kiln wrote.
 fn layout_number(text: &[u8]) -> Option<u32> {
-    let number = std::str::from_utf8(text).ok()?.strip_prefix("kiln cache ")?.strip_suffix('\n')?;
-    number.parse().ok().filter(|number| *number > 0 && !text.contains(&b'+'))
+    let number = std::str::from_utf8(text)
+        .ok()?
+        .strip_prefix("kiln cache ")?
+        .strip_suffix('\n')?;
+    number
+        .parse()
+        .ok()
+        .filter(|number| *number > 0 && !text.contains(&b'+'))
 }
 
 fn foreign(root: &Path, stranger: &str) -> Problem {
     let message = format!(
-        "{} is no cache: it holds `{stranger}`, and no file `layout` in which kiln says that the folder is its own",
+        "{} is no cache: it holds `{stranger}`, and no file `layout` in which kiln says that the \
+         folder is its own",
         root.display()
     );
-    Problem::new("kiln::store::foreign", message).help("name a folder that is missing or empty with --cache")
+    Problem::new("kiln::store::foreign", message)
+        .help("name a folder that is missing or empty with --cache")
 }
 
 fn no_folder(path: &Path) -> Problem {
-    let message = format!("{} is not a folder of the cache itself, but a link or a file", path.display());
-    Problem::new("kiln::store::foreign", message)
-        .help("kiln follows no link inside of a cache: remove it, and name the folder elsewhere with --cache")
+    let message = format!(
+        "{} is not a folder of the cache itself, but a link or a file",
+        path.display()
+    );
+    Problem::new("kiln::store::foreign", message).help(
+        "kiln follows no link inside of a cache: remove it, and name the folder elsewhere with \
+         --cache",
+    )
 }
 
 fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry> + use<>> {
@@ -164,7 +208,9 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry> + use<>> 
         Err(error) => Err(error),
         Ok(entries) => entries.collect(),
     };
-    Ok(entries.context(CODE, || format!("list {}", folder.display()))?.into_iter())
+    Ok(entries
+        .context(CODE, || format!("list {}", folder.display()))?
+        .into_iter())
 }
 
 fn is(entry: &fs::DirEntry, kind: fn(&fs::FileType) -> bool) -> bool {
@@ -172,7 +218,8 @@ fn is(entry: &fs::DirEntry, kind: fn(&fs::FileType) -> bool) -> bool {
 }
 
 fn is_hex(name: &str) -> bool {
-    name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    name.bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn is_digest(name: &str) -> bool {

@@ -38,9 +38,13 @@ impl Memory for Mapped {
         if range.is_empty() {
             return;
         }
-        // SAFETY: the mapping is of a file, shared and only read: a page that is let go comes back from the file, with the
-        // bytes that it had, since nobody changes the file (see `map`).
-        let left = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // SAFETY: the mapping is of a file, shared and only read: a page that is let go comes back
+        // from the file, with the bytes that it had, since nobody changes the file (see
+        // `map`).
+        let left = unsafe {
+            self.0
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
         // Advice only: who does not follow it keeps more in memory.
         let _ = left;
     }

@@ -35,7 +35,11 @@ impl Memory {
 impl BlobStore for Memory {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let inner = self.lock();
-        Ok(digests.iter().filter(|digest| !inner.blobs.contains_key(digest)).copied().collect())
+        Ok(digests
+            .iter()
+            .filter(|digest| !inner.blobs.contains_key(digest))
+            .copied()
+            .collect())
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
@@ -44,7 +48,9 @@ impl BlobStore for Memory {
 
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
         let mut inner = self.lock();
-        let Some(blob) = inner.blobs.get(digest).cloned() else { return Ok(None) };
+        let Some(blob) = inner.blobs.get(digest).cloned() else {
+            return Ok(None);
+        };
         let write = |files: &mut Option<TempDir>| -> io::Result<PathBuf> {
             let folder = match files {
                 Some(folder) => folder,
@@ -54,11 +60,16 @@ impl BlobStore for Memory {
             std::fs::write(&path, &*blob)?;
             Ok(path)
         };
-        write(&mut inner.files).map(Some).context("kiln::store::io", || format!("write the blob {digest}"))
+        write(&mut inner.files)
+            .map(Some)
+            .context("kiln::store::io", || format!("write the blob {digest}"))
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
-        Ok(Box::new(Sink { store: self.clone(), bytes: vec![] }))
+        Ok(Box::new(Sink {
+            store: self.clone(),
+            bytes: vec![],
+        }))
     }
 }
 
@@ -103,7 +114,10 @@ impl Write for Sink {
 impl BlobSink for Sink {
     fn finish(self: Box<Self>) -> Result<Content> {
         let digest = hash_bytes(&self.bytes);
-        self.store.lock().blobs.insert(digest, Blob::new(self.bytes));
+        self.store
+            .lock()
+            .blobs
+            .insert(digest, Blob::new(self.bytes));
         Ok(digest.into())
     }
 }

@@ -54,7 +54,8 @@ pub trait BlobStore: Send + Sync {
     /// The bytes of a blob.
     fn open(&self, digest: &Digest) -> Result<Option<Blob>>;
 
-    /// The bytes of a content, be it a blob or a window into one. What a result says of a window is checked first.
+    /// The bytes of a content, be it a blob or a window into one. What a result says of a window is
+    /// checked first.
     fn content(&self, content: &Content) -> Result<Option<Blob>> {
         window::checked(self, content)
     }
@@ -74,7 +75,8 @@ pub trait ActionCache: Send + Sync {
     /// Remembers a success, by the key of its action. Failures are never put.
     fn put(&self, result: &ActionResult) -> Result<()>;
 
-    /// The turn to run an action; `None` while another process has it, which may be about to put the result.
+    /// The turn to run an action; `None` while another process has it, which may be about to put
+    /// the result.
     fn turn(&self, _key: &ActionKey) -> Result<Option<Turn>> {
         Ok(Some(Turn::default()))
     }
@@ -83,8 +85,8 @@ pub trait ActionCache: Send + Sync {
 /// A success, and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionResult {
-    /// The canonical text of the action: the audit trail, and what `explain` compares. Not spelled with the rest: the
-    /// disk has it beside it as it is.
+    /// The canonical text of the action: the audit trail, and what `explain` compares. Not spelled
+    /// with the rest: the disk has it beside it as it is.
     #[serde(skip)]
     pub action: String,
     /// What it gave.
@@ -104,6 +106,9 @@ impl ActionResult {
 
     /// What of its outputs lies inside of larger blobs.
     fn windows(&self) -> impl Iterator<Item = &Content> {
-        self.outputs.values().map(|part| &part.content).filter(|content| content.window.is_some())
+        self.outputs
+            .values()
+            .map(|part| &part.content)
+            .filter(|content| content.window.is_some())
     }
 }

@@ -11,7 +11,8 @@ pub trait Notes: Send + Sync {
     fn write(&self, question: &Digest, text: &str) -> Result<()>;
 }
 
-/// What the note is about that says that the action of `key`, in hexadecimal, ran for this cache, and what it gave.
+/// What the note is about that says that the action of `key`, in hexadecimal, ran for this cache,
+/// and what it gave.
 pub fn ran_here(key_hex: &str) -> Digest {
     hash_bytes(format!("what {key_hex} gave when it ran for this cache").as_bytes())
 }
@@ -28,6 +29,9 @@ pub struct Note {
 impl Note {
     /// The note that says `text`.
     pub fn new(text: String) -> Note {
-        Note { digest: hash_bytes(text.as_bytes()), text }
+        Note {
+            digest: hash_bytes(text.as_bytes()),
+            text,
+        }
     }
 }

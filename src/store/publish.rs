@@ -17,7 +17,8 @@ use crate::base::{Context, Digest, Problem, Result, read_file};
 
 const CODE: &str = "kiln::publish::io";
 
-/// Lies in each published folder and says what the folder holds. Marks it as one that kiln may replace.
+/// Lies in each published folder and says what the folder holds. Marks it as one that kiln may
+/// replace.
 pub const RECORD: &str = ".kiln.json";
 
 /// Folders that are being written, or on their way out, begin with this.
@@ -35,8 +36,9 @@ pub enum Links {
     /// Reflinks, where the file system has them; else they are copies.
     #[default]
     Reflink,
-    /// Reflinks, else hard links: read-only, and whoever edits one all the same spoils the cache's own, which kiln notices
-    /// when it reads it. Copies, where the cache is on another disk or a file is a part of a blob.
+    /// Reflinks, else hard links: read-only, and whoever edits one all the same spoils the cache's
+    /// own, which kiln notices when it reads it. Copies, where the cache is on another disk or
+    /// a file is a part of a blob.
     Hard,
 }
 
@@ -56,16 +58,30 @@ impl std::ops::AddAssign for Space {
     }
 }
 
-/// Makes `folder` hold exactly the parts of `manifest`; yields what had to be written, or `None` if nothing had to.
-pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links) -> Result<Option<Space>> {
+/// Makes `folder` hold exactly the parts of `manifest`; yields what had to be written, or `None` if
+/// nothing had to.
+pub fn publish(
+    blobs: &dyn BlobStore,
+    manifest: &Manifest,
+    folder: &Path,
+    links: Links,
+) -> Result<Option<Space>> {
     if folder.is_symlink() {
-        let message = format!("{} is a link: what lies behind it may be another's", folder.display());
-        return Err(Problem::new("kiln::publish::foreign", message)
-            .help("remove it; the folder that --out names may be a link, those of the stages may not"));
+        let message = format!(
+            "{} is a link: what lies behind it may be another's",
+            folder.display()
+        );
+        return Err(Problem::new("kiln::publish::foreign", message).help(
+            "remove it; the folder that --out names may be a link, those of the stages may not",
+        ));
     }
     // The folders above it may be links, and locks follow none.
-    let above = folder.parent().and_then(|parent| parent.canonicalize().ok());
-    let folder = &above.zip(folder.file_name()).map_or(folder.into(), |(above, name)| above.join(name));
+    let above = folder
+        .parent()
+        .and_then(|parent| parent.canonicalize().ok());
+    let folder = &above
+        .zip(folder.file_name())
+        .map_or(folder.into(), |(above, name)| above.join(name));
     let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
     if is_there() {
         return Ok(None);
@@ -80,13 +96,16 @@ pub fn publish(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links:
     if !folder.join(RECORD).exists() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
         return Err(Problem::new("kiln::publish::foreign", message).help(
-            "move it away, or write somewhere else with --out; a folder that kiln wrote holds a file .kiln.json",
+            "move it away, or write somewhere else with --out; a folder that kiln wrote holds a \
+             file .kiln.json",
         ));
     }
     LockedFolder::sweep(parent, TEMPORARY)?;
     let fresh = LockedFolder::create(parent, TEMPORARY)?;
     let done = write(blobs, manifest, fresh.path(), links).and_then(|space| {
-        swap(fresh.path(), folder).context(CODE, || format!("put {} in place", folder.display())).map(|()| space)
+        swap(fresh.path(), folder)
+            .context(CODE, || format!("put {} in place", folder.display()))
+            .map(|()| space)
     });
     // Holds the old content now, or what was written of the new.
     fresh.remove()?;
@@ -97,16 +116,20 @@ fn read_record(folder: &Path) -> Option<Record> {
     serde_json::from_slice(&read_file(&folder.join(RECORD), MAX_TEXT_BYTES).ok()?).ok()
 }
 
-/// Whether `folder` still is what `record` says, and that is what `manifest` asks for. Stats, reads nothing.
+/// Whether `folder` still is what `record` says, and that is what `manifest` asks for. Stats, reads
+/// nothing.
 fn holds(folder: &Path, record: &Record, manifest: &Manifest) -> bool {
     let is_untouched = |name: &PartName, stamp: &Stamp| {
         let now = fs::symlink_metadata(folder.join(name.as_str())).map(|file| Stamp::of(&file));
         now.is_ok_and(|now| now == *stamp || now.of_a_link() == *stamp)
     };
     record.len() == manifest.parts.len()
-        && record.iter().zip(&manifest.parts).all(|((name, (digest, stamp)), (wanted, part))| {
-            name == wanted && *digest == part.content.digest && is_untouched(name, stamp)
-        })
+        && record
+            .iter()
+            .zip(&manifest.parts)
+            .all(|((name, (digest, stamp)), (wanted, part))| {
+                name == wanted && *digest == part.content.digest && is_untouched(name, stamp)
+            })
 }
 
 fn is_in_use(folder: &Path) -> Result<bool> {
@@ -123,16 +146,32 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
     for (name, part) in &manifest.parts {
         let content = &part.content;
         let gone = || {
-            Problem::new("kiln::store::gone", format!("the blob {} of `{name}` is gone from the cache", content.blob()))
-                .help("run the same command again: what made this blob runs again")
+            Problem::new(
+                "kiln::store::gone",
+                format!(
+                    "the blob {} of `{name}` is gone from the cache",
+                    content.blob()
+                ),
+            )
+            .help("run the same command again: what made this blob runs again")
         };
         let path = folder.join(name.as_str());
         let put = match content.window {
-            None => put(&blobs.path(&content.digest)?.ok_or_else(gone)?, &path, links),
-            Some(_) => copy(&blobs.content(content)?.ok_or_else(gone)?, &path).map(|stamp| (stamp, false)),
+            None => put(
+                &blobs.path(&content.digest)?.ok_or_else(gone)?,
+                &path,
+                links,
+            ),
+            Some(_) => {
+                copy(&blobs.content(content)?.ok_or_else(gone)?, &path).map(|stamp| (stamp, false))
+            }
         };
         let (stamp, is_shared) = put.context(CODE, || format!("write {}", path.display()))?;
-        let bytes = if is_shared { &mut space.shared_bytes } else { &mut space.copied_bytes };
+        let bytes = if is_shared {
+            &mut space.shared_bytes
+        } else {
+            &mut space.copied_bytes
+        };
         *bytes += content.digest.size_bytes;
         record.insert(name.clone(), (content.digest, stamp));
     }
@@ -141,7 +180,9 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
         // One flush for hundreds of files; the record must not outlive what it vouches for.
         Ok(syncfs(File::open(folder)?)?)
     };
-    finish().context(CODE, || format!("write {}", folder.display())).map(|()| space)
+    finish()
+        .context(CODE, || format!("write {}", folder.display()))
+        .map(|()| space)
 }
 
 /// Yields the stamp of the new file at `path`, and whether it shares its bytes with `blob`.

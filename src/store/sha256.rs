@@ -28,7 +28,10 @@ impl Sha256 {
             return hash(content, blobs);
         }
         let question = hash_bytes(format!("sha256 of {}", content.digest).as_bytes());
-        if let Some(known) = notes.read(&question)?.and_then(|note| note.text.parse().ok()) {
+        if let Some(known) = notes
+            .read(&question)?
+            .and_then(|note| note.text.parse().ok())
+        {
             return Ok(known);
         }
         let sha256 = hash(content, blobs)?;
@@ -39,8 +42,11 @@ impl Sha256 {
 
 fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
     let bytes = blobs.content(content)?.ok_or_else(|| {
-        Problem::new("kiln::store::gone", format!("the blob {} is gone from the cache", content.blob()))
-            .help("run the same command again: what made this blob runs again")
+        Problem::new(
+            "kiln::store::gone",
+            format!("the blob {} is gone from the cache", content.blob()),
+        )
+        .help("run the same command again: what made this blob runs again")
     })?;
     let mut hasher = sha2::Sha256::new();
     bytes.stream(PIECE_BYTES, |piece| {
@@ -61,12 +67,20 @@ impl FromStr for Sha256 {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
-        let is_hex = text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex = text.len() == 64
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let bytes: Option<Vec<u8>> = is_hex.then(|| (0..32).map(digits).collect()).flatten();
         bytes
             .and_then(|bytes| bytes.try_into().ok())
             .map(Sha256)
-            .ok_or_else(|| format!("`{}` is not a sha256: 64 lower-case hexadecimal digits", text.escape_debug()))
+            .ok_or_else(|| {
+                format!(
+                    "`{}` is not a sha256: 64 lower-case hexadecimal digits",
+                    text.escape_debug()
+                )
+            })
     }
 }
 

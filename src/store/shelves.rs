@@ -1,5 +1,5 @@
-//! Whether thousands of blobs are there, without looking for each: a folder whose stamp is unchanged holds the names
-//! that it held.
+//! Whether thousands of blobs are there, without looking for each: a folder whose stamp is
+//! unchanged holds the names that it held.
 
 use std::borrow::Cow;
 use std::fs;
@@ -40,8 +40,9 @@ impl<'a> BlobList<'a> {
 /// The text of a list for which looking at the folders is worth a note.
 const WORTH_A_NOTE_BYTES: usize = 64 * 70;
 
-/// Whether all blobs of `list` are there. When they last were, the stamps of all folders of blobs were noted: while those
-/// are the same as `now`, no name has come or gone. A blob that is there but damaged is found when it is read.
+/// Whether all blobs of `list` are there. When they last were, the stamps of all folders of blobs
+/// were noted: while those are the same as `now`, no name has come or gone. A blob that is there
+/// but damaged is found when it is read.
 pub(super) fn has_all(
     list: &BlobList,
     blobs: &dyn BlobStore,
@@ -52,7 +53,8 @@ pub(super) fn has_all(
         return Ok(blobs.missing(&list.digests()?)?.is_empty());
     }
     let now = now().to_string();
-    let question = hash_bytes(format!("when were they there: {}", hash_bytes(list.0.as_bytes())).as_bytes());
+    let question =
+        hash_bytes(format!("when were they there: {}", hash_bytes(list.0.as_bytes())).as_bytes());
     if notes.read(&question)?.is_some_and(|note| note.text == now) {
         return Ok(true);
     }
@@ -63,9 +65,14 @@ pub(super) fn has_all(
     Ok(are_there)
 }
 
-/// The stamps of all folders of blobs. Nobody removes a blob while a kiln has the cache open, so they hold for a process.
+/// The stamps of all folders of blobs. Nobody removes a blob while a kiln has the cache open, so
+/// they hold for a process.
 pub(super) fn look(blobs: &Path) -> Digest {
-    let stamp = |shelf: u8| fs::metadata(blobs.join(format!("{shelf:02x}"))).map(|folder| Stamp::of(&folder)).ok();
+    let stamp = |shelf: u8| {
+        fs::metadata(blobs.join(format!("{shelf:02x}")))
+            .map(|folder| Stamp::of(&folder))
+            .ok()
+    };
     let stamps: Vec<Option<Stamp>> = (0..=u8::MAX).map(stamp).collect();
     hash_bytes(format!("{stamps:?}").as_bytes())
 }

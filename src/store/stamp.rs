@@ -29,7 +29,10 @@ impl Stamp {
 
     /// Without the time of the last change, which every further link to the file sets.
     pub(super) fn of_a_link(self) -> Self {
-        Stamp { changed: (0, 0), ..self }
+        Stamp {
+            changed: (0, 0),
+            ..self
+        }
     }
 
     pub(super) fn is_of_size(&self, size_bytes: u64) -> bool {

@@ -18,19 +18,21 @@ impl Usage {
             folder.lock_shared()?;
             Ok(folder)
         };
-        let folder = share().context("kiln::store::io", || format!("lock the folder {}", folder.display()))?;
+        let folder = share().context("kiln::store::io", || {
+            format!("lock the folder {}", folder.display())
+        })?;
         Ok(Usage { folder })
     }
 
-    /// Has the cache alone from now on, unless others share it; they may take hours, so it does not wait. Then even the
-    /// share is gone.
+    /// Has the cache alone from now on, unless others share it; they may take hours, so it does not
+    /// wait. Then even the share is gone.
     pub(super) fn alone(&self) -> Result<bool> {
         match self.folder.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => {
-                Err(error).context("kiln::store::io", || "lock the cache for this process alone".into())
-            }
+            Err(TryLockError::Error(error)) => Err(error).context("kiln::store::io", || {
+                "lock the cache for this process alone".into()
+            }),
         }
     }
 }
@@ -48,7 +50,13 @@ mod tests {
         drop(other);
         let alone = share();
         assert!(alone.alone().unwrap());
-        assert!(File::open(folder.path()).unwrap().try_lock_shared().is_err(), "newcomers wait");
+        assert!(
+            File::open(folder.path())
+                .unwrap()
+                .try_lock_shared()
+                .is_err(),
+            "newcomers wait"
+        );
         drop(alone);
         share();
     }

@@ -1,4 +1,5 @@
-//! Files that are not the cache's own: hashed when they may have changed, and watched while they are read.
+//! Files that are not the cache's own: hashed when they may have changed, and watched while they
+//! are read.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -18,8 +19,8 @@ const CODE: &str = "kiln::input::io";
 /// Cap on the files below a watched folder: far above any SDK.
 const MAX_FILES: usize = 200_000;
 
-/// A change so shortly after another may leave the stamp as it is: clocks of file systems tick every few milliseconds,
-/// and on some network file systems every second or two.
+/// A change so shortly after another may leave the stamp as it is: clocks of file systems tick
+/// every few milliseconds, and on some network file systems every second or two.
 const TICK_SECONDS: i64 = 2;
 
 /// A file or folder as it was when it was looked at.
@@ -38,12 +39,16 @@ struct Known {
 }
 
 impl Watched {
-    /// Looks at `path`, unless it is called off. A file is read only if its stamp is another than in the note on it.
+    /// Looks at `path`, unless it is called off. A file is read only if its stamp is another than
+    /// in the note on it.
     pub fn look(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Watched> {
         let failed = || format!("read the input {}", path.display());
         if !fs::metadata(path).context(CODE, failed)?.is_dir() {
             let known = look_at_file(notes, path, cancel)?;
-            return Ok(Watched { digest: known.digest, files: vec![(path.into(), known)] });
+            return Ok(Watched {
+                digest: known.digest,
+                files: vec![(path.into(), known)],
+            });
         }
         let mut listing = String::new();
         let mut files = vec![];
@@ -53,7 +58,10 @@ impl Watched {
             listing += &format!("{:?} {}\n", name.as_os_str().as_bytes(), known.digest);
             files.push((file, known));
         }
-        Ok(Watched { digest: hash_bytes(listing.as_bytes()), files })
+        Ok(Watched {
+            digest: hash_bytes(listing.as_bytes()),
+            files,
+        })
     }
 
     /// Refuses whatever was made meanwhile, if any of it is not what it was.
@@ -61,8 +69,14 @@ impl Watched {
         for (path, known) in &self.files {
             let is_untouched = fs::metadata(path).is_ok_and(|now| Stamp::of(&now) == known.stamp);
             // Touched is not changed: only its bytes can say.
-            if !is_untouched && !look_at_file(notes, path, cancel).is_ok_and(|now| now.digest == known.digest) {
-                return Err(if cancel.load(Ordering::Relaxed) { Problem::cancelled() } else { changed(path) });
+            if !is_untouched
+                && !look_at_file(notes, path, cancel).is_ok_and(|now| now.digest == known.digest)
+            {
+                return Err(if cancel.load(Ordering::Relaxed) {
+                    Problem::cancelled()
+                } else {
+                    changed(path)
+                });
             }
         }
         Ok(())
@@ -70,8 +84,11 @@ impl Watched {
 }
 
 fn changed(path: &Path) -> Problem {
-    Problem::new("kiln::input::changed", format!("{} changed while it was in use", path.display()))
-        .help("nothing that was made from it was kept; run the same command again when it is at rest")
+    Problem::new(
+        "kiln::input::changed",
+        format!("{} changed while it was in use", path.display()),
+    )
+    .help("nothing that was made from it was kept; run the same command again when it is at rest")
 }
 
 fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Known> {
@@ -80,11 +97,15 @@ fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<K
     let file = open_file(path).context(CODE, failed)?;
     let metadata = file.metadata().context(CODE, failed)?;
     let stamp = Stamp::of(&metadata);
-    let known = notes.read(&question)?.and_then(|note| serde_json::from_str::<Known>(&note.text).ok());
+    let known = notes
+        .read(&question)?
+        .and_then(|note| serde_json::from_str::<Known>(&note.text).ok());
     if let Some(known) = known.filter(|known| known.stamp == stamp) {
         return Ok(known);
     }
-    let digest = hash_ahead(&file, cancel).context(CODE, failed)?.ok_or_else(Problem::cancelled)?;
+    let digest = hash_ahead(&file, cancel)
+        .context(CODE, failed)?
+        .ok_or_else(Problem::cancelled)?;
     let known = Known { stamp, digest };
     let now = fs::metadata(path).context(CODE, failed)?;
     if Stamp::of(&now) != stamp {
@@ -98,22 +119,30 @@ fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<K
     Ok(known)
 }
 
-/// Whether another change would show in the stamp. A change in the future, after the clock was set back, never is.
+/// Whether another change would show in the stamp. A change in the future, after the clock was set
+/// back, never is.
 fn is_at_rest(metadata: &Metadata) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let latest = metadata.mtime().max(metadata.ctime());
     i64::try_from(now).is_ok_and(|now| now > latest.saturating_add(TICK_SECONDS))
 }
 
-/// Hashes a file, one chunk on all threads while the next is being read. By reading, since a mapped file that shrinks is a
-/// fault.
+/// Hashes a file, one chunk on all threads while the next is being read. By reading, since a mapped
+/// file that shrinks is a fault.
 pub fn hash_ahead(mut file: &File, cancel: &AtomicBool) -> io::Result<Option<Digest>> {
     const CHUNK_BYTES: usize = 4 << 20;
     let mut hasher = Hasher::default();
     let (mut full, mut next) = (vec![], vec![]);
     loop {
         let (read, ()) = rayon::join(
-            || file.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut next),
+            || {
+                file.by_ref()
+                    .take(CHUNK_BYTES as u64)
+                    .read_to_end(&mut next)
+            },
             || hasher.update_with_all_threads(&full),
         );
         if read? == 0 {
@@ -135,7 +164,9 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         let failed = || format!("list {}", folder.display());
         for entry in fs::read_dir(&folder).context(CODE, failed)? {
             let path = entry.context(CODE, failed)?.path();
-            let is_folder = fs::metadata(&path).context(CODE, || format!("look at {}", path.display()))?.is_dir();
+            let is_folder = fs::metadata(&path)
+                .context(CODE, || format!("look at {}", path.display()))?
+                .is_dir();
             match is_folder {
                 true => folders.push((path, depth + 1)),
                 false => files.push(path),
@@ -143,8 +174,12 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         }
         // Links may lead in a circle.
         if files.len() + folders.len() > MAX_FILES || depth > 64 {
-            let message = format!("{} holds more than {MAX_FILES} files, or folders without end", folder.display());
-            return Err(Problem::new("kiln::input::too_many", message).help("name the files and folders that matter"));
+            let message = format!(
+                "{} holds more than {MAX_FILES} files, or folders without end",
+                folder.display()
+            );
+            return Err(Problem::new("kiln::input::too_many", message)
+                .help("name the files and folders that matter"));
         }
     }
     files.sort();

@@ -4,11 +4,18 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Whether any thread of the process is alive: the first may be dead while others still hold the process's files, and their locks.
+/// Whether any thread of the process is alive: the first may be dead while others still hold the
+/// process's files, and their locks.
 pub fn is_alive(pid: &str) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let stat = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-    threads.map(stat).any(|stat| !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X "))
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let stat =
+        |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads
+        .map(stat)
+        .any(|stat| !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X "))
 }
 
 /// Waits a minute at most.

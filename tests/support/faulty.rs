@@ -47,7 +47,15 @@ struct Trouble {
 
 impl<'a> Faulty<'a> {
     pub fn new(inner: &'a dyn Store, fault: Fault, at: usize) -> Faulty<'a> {
-        Faulty { inner, trouble: Arc::new(Trouble { fault, at, done: 0.into(), struck: 0.into() }) }
+        Faulty {
+            inner,
+            trouble: Arc::new(Trouble {
+                fault,
+                at,
+                done: 0.into(),
+                struck: 0.into(),
+            }),
+        }
     }
 
     /// One to which nothing happens.
@@ -78,7 +86,9 @@ impl Trouble {
     fn read(&self) -> Result<bool> {
         let strikes = self.strikes(|number| number == self.at && self.fault != Fault::Full);
         match self.fault {
-            Fault::Error if strikes => Err(io::Error::other(TIRED)).context("test::read", || "read".into()),
+            Fault::Error if strikes => {
+                Err(io::Error::other(TIRED)).context("test::read", || "read".into())
+            }
             _ => Ok(!strikes),
         }
     }
@@ -103,26 +113,45 @@ impl Trouble {
 
 impl BlobStore for Faulty<'_> {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        if self.trouble.read()? { self.inner.missing(digests) } else { Ok(digests.into()) }
+        if self.trouble.read()? {
+            self.inner.missing(digests)
+        } else {
+            Ok(digests.into())
+        }
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
-        if self.trouble.read()? { self.inner.open(digest) } else { Ok(None) }
+        if self.trouble.read()? {
+            self.inner.open(digest)
+        } else {
+            Ok(None)
+        }
     }
 
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
-        if self.trouble.read()? { self.inner.path(digest) } else { Ok(None) }
+        if self.trouble.read()? {
+            self.inner.path(digest)
+        } else {
+            Ok(None)
+        }
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
         self.trouble.put()?;
-        Ok(Box::new(Sink { trouble: Arc::clone(&self.trouble), inner: self.inner.create()? }))
+        Ok(Box::new(Sink {
+            trouble: Arc::clone(&self.trouble),
+            inner: self.inner.create()?,
+        }))
     }
 }
 
 impl ActionCache for Faulty<'_> {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
-        if self.trouble.read()? { self.inner.get(key) } else { Ok(None) }
+        if self.trouble.read()? {
+            self.inner.get(key)
+        } else {
+            Ok(None)
+        }
     }
 
     fn put(&self, result: &ActionResult) -> Result<()> {
@@ -133,7 +162,11 @@ impl ActionCache for Faulty<'_> {
 
 impl Notes for Faulty<'_> {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
-        if self.trouble.read()? { self.inner.read(question) } else { Ok(None) }
+        if self.trouble.read()? {
+            self.inner.read(question)
+        } else {
+            Ok(None)
+        }
     }
 
     fn write(&self, question: &Digest, text: &str) -> Result<()> {

@@ -29,7 +29,11 @@ impl Kitchen {
             python: "python3".into(),
             first_pause: Duration::from_millis(1),
         };
-        Kitchen { root, folder, machine }
+        Kitchen {
+            root,
+            folder,
+            machine,
+        }
     }
 
     pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
@@ -62,16 +66,23 @@ impl Kitchen {
     pub fn partial(&self) -> Vec<String> {
         let folders = std::fs::read_dir(self.root.path().join("partial")).unwrap();
         let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = files
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
 
     pub fn blobs(&self) -> usize {
-        std::fs::read_dir(self.root.path().join("blobs")).unwrap().count()
+        std::fs::read_dir(self.root.path().join("blobs"))
+            .unwrap()
+            .count()
     }
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -51,9 +51,18 @@ impl Value {
             Value::Str(v) => (8, string(v)),
             Value::U64(v) => (10, v.to_le_bytes().into()),
             Value::F64(v) => (12, v.to_le_bytes().into()),
-            Value::Strings(v) => (9, array(8, v.len() as u64, v.iter().flat_map(|s| string(s)))),
-            Value::I32s(v) => (9, array(5, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes()))),
-            Value::F32s(v) => (9, array(6, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes()))),
+            Value::Strings(v) => (
+                9,
+                array(8, v.len() as u64, v.iter().flat_map(|s| string(s))),
+            ),
+            Value::I32s(v) => (
+                9,
+                array(5, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes())),
+            ),
+            Value::F32s(v) => (
+                9,
+                array(6, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes())),
+            ),
             Value::Raw(id, bytes) => (*id, bytes.clone()),
         };
         out.extend(u32::to_le_bytes(id));
@@ -125,15 +134,29 @@ impl GgufFile {
 
     /// Adds a tensor right after its predecessor.
     pub fn tensor(&mut self, name: &str, dims: &[u64], type_id: u32, data: Vec<u8>) {
-        self.tensors.push(Tensor { name: name.into(), dims: dims.into(), type_id, offset: None, data });
+        self.tensors.push(Tensor {
+            name: name.into(),
+            dims: dims.into(),
+            type_id,
+            offset: None,
+            data,
+        });
     }
 
     /// The bytes of the file.
     pub fn write(&self) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         out.extend(self.version.to_le_bytes());
-        out.extend(self.claimed_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
-        out.extend(self.claimed_keys.unwrap_or(self.keys.len() as u64).to_le_bytes());
+        out.extend(
+            self.claimed_tensors
+                .unwrap_or(self.tensors.len() as u64)
+                .to_le_bytes(),
+        );
+        out.extend(
+            self.claimed_keys
+                .unwrap_or(self.keys.len() as u64)
+                .to_le_bytes(),
+        );
         for (key, value) in &self.keys {
             out.extend(string(key));
             value.write(&mut out);
@@ -142,7 +165,10 @@ impl GgufFile {
         for tensor in &self.tensors {
             out.extend(string(&tensor.name));
             out.extend((tensor.dims.len() as u32).to_le_bytes());
-            tensor.dims.iter().for_each(|dim| out.extend(dim.to_le_bytes()));
+            tensor
+                .dims
+                .iter()
+                .for_each(|dim| out.extend(dim.to_le_bytes()));
             out.extend(tensor.type_id.to_le_bytes());
             out.extend(tensor.offset.unwrap_or(next).to_le_bytes());
             next += tensor.data.len().next_multiple_of(self.alignment) as u64;

@@ -1,4 +1,5 @@
-//! A hub as Hugging Face's is: it says what a file's digest is, and sends the download to another host, which breaks twice.
+//! A hub as Hugging Face's is: it says what a file's digest is, and sends the download to another
+//! host, which breaks twice.
 
 use super::fetching::sha256;
 use super::web::{Reply, Server};
@@ -19,10 +20,15 @@ impl Hub {
         let content = Server::new(move |before, request| {
             let asked = model.len().saturating_sub(request.start());
             let reply = Reply::range(&model, request);
-            if before < BREAKS { reply.cut(asked / 3) } else { reply }
+            if before < BREAKS {
+                reply.cut(asked / 3)
+            } else {
+                reply
+            }
         });
         let to = content.url("/cdn/model.gguf?signed");
-        let hub = Server::new(move |_, _| Reply::redirect(&to).header("x-linked-etag", etag.clone()));
+        let hub =
+            Server::new(move |_, _| Reply::redirect(&to).header("x-linked-etag", etag.clone()));
         Hub { hub, content }
     }
 
@@ -33,11 +39,19 @@ impl Hub {
 
     /// The paths that were asked of the hub.
     pub fn paths(&self) -> Vec<String> {
-        self.hub.seen().into_iter().map(|request| request.path).collect()
+        self.hub
+            .seen()
+            .into_iter()
+            .map(|request| request.path)
+            .collect()
     }
 
     /// From which byte on the other host was asked, each time.
     pub fn starts(&self) -> Vec<usize> {
-        self.content.seen().iter().map(|request| request.start()).collect()
+        self.content
+            .seen()
+            .iter()
+            .map(|request| request.start())
+            .collect()
     }
 }

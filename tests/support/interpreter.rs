@@ -1,4 +1,5 @@
-//! Device graphs computed in f32, op by op and slowly: what the device would say with better arithmetic.
+//! Device graphs computed in f32, op by op and slowly: what the device would say with better
+//! arithmetic.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,12 @@ impl Interpreter {
             TensorKind::Static(source) => Some((id, numbers(tensor, source().unwrap()))),
             _ => None,
         };
-        let constants = graph.tensors.iter().enumerate().filter_map(constant).collect();
+        let constants = graph
+            .tensors
+            .iter()
+            .enumerate()
+            .filter_map(constant)
+            .collect();
         Interpreter { graph, constants }
     }
 
@@ -37,12 +43,19 @@ impl Interpreter {
             }
         }
         for node in &self.graph.nodes {
-            let operands: Vec<&Array> = node.inputs.iter().map(|id| &arrays[&(id.0 as usize)]).collect();
+            let operands: Vec<&Array> = node
+                .inputs
+                .iter()
+                .map(|id| &arrays[&(id.0 as usize)])
+                .collect();
             let output = self.graph.tensor(node.outputs[0]);
             let result = array(output, compute(node, &operands, &dims(output)));
             arrays.insert(node.outputs[0].0 as usize, result);
         }
-        arrays.into_iter().map(|(id, array)| (self.graph.tensors[id].name.clone(), array.data)).collect()
+        arrays
+            .into_iter()
+            .map(|(id, array)| (self.graph.tensors[id].name.clone(), array.data))
+            .collect()
     }
 }
 
@@ -52,28 +65,59 @@ fn dims(tensor: &Tensor) -> Vec<usize> {
 
 fn array(tensor: &Tensor, data: Vec<f32>) -> Array {
     let dims = dims(tensor);
-    assert_eq!(dims.iter().product::<usize>(), data.len(), "{}", tensor.name);
+    assert_eq!(
+        dims.iter().product::<usize>(),
+        data.len(),
+        "{}",
+        tensor.name
+    );
     Array { dims, data }
 }
 
 fn numbers(tensor: &Tensor, data: StaticData) -> Array {
-    let halves = || data.bytes.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+    let halves = || {
+        data.bytes
+            .chunks(2)
+            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+            .collect()
+    };
     let numbers = match (&data.encoding, tensor.data_type) {
         (Encoding::None, DataType::Float16) => halves(),
-        (Encoding::ScaleOffset { scale, offset }, DataType::UFixed8) => {
-            data.bytes.iter().map(|&code| (i32::from(code) + offset) as f32 * scale).collect()
-        }
-        (Encoding::FloatBlock { block, scales, offsets, .. }, DataType::SFixed8) => {
-            let (rows, blocks) = (tensor.dims[3] as usize, (tensor.dims[2] / block[2]) as usize);
+        (Encoding::ScaleOffset { scale, offset }, DataType::UFixed8) => data
+            .bytes
+            .iter()
+            .map(|&code| (i32::from(code) + offset) as f32 * scale)
+            .collect(),
+        (
+            Encoding::FloatBlock {
+                block,
+                scales,
+                offsets,
+                ..
+            },
+            DataType::SFixed8,
+        ) => {
+            let (rows, blocks) = (
+                tensor.dims[3] as usize,
+                (tensor.dims[2] / block[2]) as usize,
+            );
             let value = |(index, &code): (usize, &u8)| {
                 let at = index % rows * blocks + index / rows / block[2] as usize;
                 (f32::from(code as i8) + offsets[at]) * scales[at]
             };
             data.bytes.iter().enumerate().map(value).collect()
         }
-        (Encoding::Axis { axis: 3, scales, .. }, DataType::SFixed8) => {
-            data.bytes.iter().zip(scales.iter().cycle()).map(|(&code, scale)| f32::from(code as i8) * scale).collect()
-        }
+        (
+            Encoding::Axis {
+                axis: 3, scales, ..
+            },
+            DataType::SFixed8,
+        ) => data
+            .bytes
+            .iter()
+            .zip(scales.iter().cycle())
+            .map(|(&code, scale)| f32::from(code as i8) * scale)
+            .collect(),
         other => panic!("{}: {other:?}", tensor.name),
     };
     array(tensor, numbers)
@@ -90,13 +134,21 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
         "Sigmoid" => x[0].data.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(),
         "Gather" => {
             let width = x[0].dims[1];
-            x[1].data.iter().flat_map(|&id| x[0].data[id as usize * width..][..width].to_vec()).collect()
+            x[1].data
+                .iter()
+                .flat_map(|&id| x[0].data[id as usize * width..][..width].to_vec())
+                .collect()
         }
         "RmsNorm" => {
-            let Param::F32(epsilon) = param(node, "epsilon") else { panic!() };
+            let Param::F32(epsilon) = param(node, "epsilon") else {
+                panic!()
+            };
             rows(x[0], |row| {
                 let mean = row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32;
-                row.iter().zip(&x[1].data).map(|(v, gamma)| v / (mean + epsilon).sqrt() * gamma).collect()
+                row.iter()
+                    .zip(&x[1].data)
+                    .map(|(v, gamma)| v / (mean + epsilon).sqrt() * gamma)
+                    .collect()
             })
         }
         "Softmax" => rows(x[0], |row| {
@@ -108,25 +160,41 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
         "Conv2d" => {
             let mut product = matmul(x[0], x[1]);
             if let Some(bias) = x.get(2) {
-                product.iter_mut().zip(bias.data.iter().cycle()).for_each(|(y, b)| *y += b);
+                product
+                    .iter_mut()
+                    .zip(bias.data.iter().cycle())
+                    .for_each(|(y, b)| *y += b);
             }
             product
         }
         "MatMul" => matmul(x[0], x[1]),
         "Transpose" => {
-            let Param::Uint32s(_, perm) = param(node, "perm") else { panic!() };
+            let Param::Uint32s(_, perm) = param(node, "perm") else {
+                panic!()
+            };
             pick(x[0], dims, |to| {
                 let mut from = vec![0; to.len()];
-                perm.iter().zip(to).for_each(|(&axis, &i)| from[axis as usize] = i);
+                perm.iter()
+                    .zip(to)
+                    .for_each(|(&axis, &i)| from[axis as usize] = i);
                 from
             })
         }
         "StridedSlice" => {
-            let Param::Int32s(_, ranges) = param(node, "ranges") else { panic!() };
-            pick(x[0], dims, |to| to.iter().zip(ranges.chunks(3)).map(|(i, range)| range[0] as usize + i).collect())
+            let Param::Int32s(_, ranges) = param(node, "ranges") else {
+                panic!()
+            };
+            pick(x[0], dims, |to| {
+                to.iter()
+                    .zip(ranges.chunks(3))
+                    .map(|(i, range)| range[0] as usize + i)
+                    .collect()
+            })
         }
         "Concat" => {
-            let &Param::U32(axis) = param(node, "axis") else { panic!() };
+            let &Param::U32(axis) = param(node, "axis") else {
+                panic!()
+            };
             let inner = |array: &Array| array.dims[axis as usize..].iter().product::<usize>();
             let (a, b) = (x[0].data.chunks(inner(x[0])), x[1].data.chunks(inner(x[1])));
             a.zip(b).flat_map(|(a, b)| [a, b].concat()).collect()
@@ -136,11 +204,19 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
 }
 
 fn param<'a>(node: &'a Node, name: &str) -> &'a Param {
-    &node.params.iter().find(|(param, _)| *param == name).unwrap().1
+    &node
+        .params
+        .iter()
+        .find(|(param, _)| *param == name)
+        .unwrap()
+        .1
 }
 
 fn rows(x: &Array, of_row: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
-    x.data.chunks(*x.dims.last().unwrap()).flat_map(of_row).collect()
+    x.data
+        .chunks(*x.dims.last().unwrap())
+        .flat_map(of_row)
+        .collect()
 }
 
 /// The element of `x` at the place that `from` gives for each place of the result.
@@ -153,25 +229,48 @@ fn pick(x: &Array, dims: &[usize], from: impl Fn(&[usize]) -> Vec<usize>) -> Vec
         place
     };
     let flat = |place: Vec<usize>| place.iter().zip(&x.dims).fold(0, |at, (i, n)| at * n + i);
-    (0..dims.iter().product()).map(|index| x.data[flat(from(&place(index)))]).collect()
+    (0..dims.iter().product())
+        .map(|index| x.data[flat(from(&place(index)))])
+        .collect()
 }
 
 fn elementwise(x: &[&Array], dims: &[usize], op: impl Fn(f32, f32) -> f32) -> Vec<f32> {
     let broadcast = |x: &Array| {
         let missing = dims.len() - x.dims.len();
-        pick(x, dims, |to| to[missing..].iter().zip(&x.dims).map(|(&i, &n)| if n == 1 { 0 } else { i }).collect())
+        pick(x, dims, |to| {
+            to[missing..]
+                .iter()
+                .zip(&x.dims)
+                .map(|(&i, &n)| if n == 1 { 0 } else { i })
+                .collect()
+        })
     };
-    broadcast(x[0]).into_iter().zip(broadcast(x[1])).map(|(a, b)| op(a, b)).collect()
+    broadcast(x[0])
+        .into_iter()
+        .zip(broadcast(x[1]))
+        .map(|(a, b)| op(a, b))
+        .collect()
 }
 
 /// `[.., M, K]` times `[.., K, N]` with the same batches.
 fn matmul(a: &Array, b: &Array) -> Vec<f32> {
-    let [k, n] = b.dims[b.dims.len() - 2..] else { panic!() };
+    let [k, n] = b.dims[b.dims.len() - 2..] else {
+        panic!()
+    };
     let m = a.dims[a.dims.len() - 2];
     assert_eq!(a.dims[a.dims.len() - 1], k);
     let batches = a.data.chunks(m * k).zip(b.data.chunks(k * n));
     let row = |row: &[f32], b: &[f32]| -> Vec<f32> {
-        (0..n).map(|j| row.iter().zip(b.iter().skip(j).step_by(n)).map(|(x, w)| x * w).sum()).collect()
+        (0..n)
+            .map(|j| {
+                row.iter()
+                    .zip(b.iter().skip(j).step_by(n))
+                    .map(|(x, w)| x * w)
+                    .sum()
+            })
+            .collect()
     };
-    batches.flat_map(|(a, b)| a.chunks(k).flat_map(|r| row(r, b)).collect::<Vec<_>>()).collect()
+    batches
+        .flat_map(|(a, b)| a.chunks(k).flat_map(|r| row(r, b)).collect::<Vec<_>>())
+        .collect()
 }

@@ -1,5 +1,6 @@
-//! The peers that tests hold kiln against: ggml's own Python, ONNX and its runtime, Netron on Node. Installed once
-//! from the machine's package index into a folder below `target/`; the system's Python stays as it is.
+//! The peers that tests hold kiln against: ggml's own Python, ONNX and its runtime, Netron on Node.
+//! Installed once from the machine's package index into a folder below `target/`; the system's
+//! Python stays as it is.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,11 @@ pub fn netron() -> PathBuf {
 pub fn said(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     text
 }
 
@@ -40,14 +45,24 @@ fn installed() -> PathBuf {
     let lock = File::create(home.join("peers.lock")).unwrap();
     lock.lock().unwrap();
     // Another Python wants other wheels.
-    let wanted = said(Command::new("python3").arg("--version")) + &fs::read_to_string(REQUIREMENTS).unwrap();
+    let wanted =
+        said(Command::new("python3").arg("--version")) + &fs::read_to_string(REQUIREMENTS).unwrap();
     if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
         return folder;
     }
     if folder.exists() {
         fs::remove_dir_all(&folder).unwrap();
     }
-    let pip = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", "--requirement", REQUIREMENTS, "--target"];
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--only-binary=:all:",
+        "--requirement",
+        REQUIREMENTS,
+        "--target",
+    ];
     said(Command::new("python3").args(pip).arg(&folder));
     fs::write(done, wanted).unwrap();
     folder

@@ -1,7 +1,9 @@
-//! A phone that is a folder, behind stand-ins for `adb` and `ssh`, and a plan whose bundle is measured there.
+//! A phone that is a folder, behind stand-ins for `adb` and `ssh`, and a plan whose bundle is
+//! measured there.
 //!
-//! The stand-ins write down each call, refuse what the real ones would, and let a shell run what was asked, with the phone's
-//! folders in place of the real paths. `fault(...)` makes the next call of that kind go wrong.
+//! The stand-ins write down each call, refuse what the real ones would, and let a shell run what
+//! was asked, with the phone's folders in place of the real paths. `fault(...)` makes the next call
+//! of that kind go wrong.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -93,7 +95,8 @@ while [ "$1" = -o ]; do shift 2; done
 case $3 in "cat > "*) take "${3#cat > }";; *) run "$3";; esac
 "#;
 
-/// Stands in for Qualcomm's runner: takes what that takes, needs what that needs, and leaves its profile.
+/// Stands in for Qualcomm's runner: takes what that takes, needs what that needs, and leaves its
+/// profile.
 const RUNNER: &str = r#"#!/bin/sh
 phone='{phone}'
 [ "$*" = '-c kiln-config.json --prompt_file prompt.txt --profile kiln-profile.json' ] || { echo "usage: $*"; exit 1; }
@@ -127,15 +130,22 @@ pub struct Phone {
 }
 
 impl Phone {
-    /// The phone with the runner, and a cache with a context binary, which only Qualcomm's libraries could make.
+    /// The phone with the runner, and a cache with a context binary, which only Qualcomm's
+    /// libraries could make.
     pub fn new() -> Phone {
-        let phone = Phone { home: tempfile::tempdir().unwrap() };
+        let phone = Phone {
+            home: tempfile::tempdir().unwrap(),
+        };
         let home = phone.home.path();
         for folder in ["phone/genie", "phone/battery", "bin"] {
             fs::create_dir_all(home.join(folder)).unwrap();
         }
         let script = |path: &str, text: String| {
-            fs::write(home.join(path), text.replace("{phone}", &home.join("phone").display().to_string())).unwrap();
+            fs::write(
+                home.join(path),
+                text.replace("{phone}", &home.join("phone").display().to_string()),
+            )
+            .unwrap();
             fs::set_permissions(home.join(path), fs::Permissions::from_mode(0o755)).unwrap();
         };
         script("bin/adb", format!("{COMMON}{ADB}"));
@@ -159,7 +169,11 @@ impl Phone {
 
     /// What the battery says: µA, µV, state.
     pub fn battery(&self, current: &str, voltage: &str, status: &str) {
-        for (name, text) in [("current_now", current), ("voltage_now", voltage), ("status", status)] {
+        for (name, text) in [
+            ("current_now", current),
+            ("voltage_now", voltage),
+            ("status", status),
+        ] {
             self.put(&format!("battery/{name}"), &format!("{text}\n"));
         }
     }
@@ -182,9 +196,13 @@ impl Phone {
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap());
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        kiln.args(call).args(["--cache", "cache"]).current_dir(self.home.path()).env("PATH", path);
+        kiln.args(call)
+            .args(["--cache", "cache"])
+            .current_dir(self.home.path())
+            .env("PATH", path);
         let output = kiln.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         (text.into_owned(), output.status.code().unwrap())
     }
 
@@ -196,8 +214,13 @@ impl Phone {
 
     /// The report that was written out.
     pub fn report(&self) -> (String, Value) {
-        let read = |name: &str| fs::read_to_string(self.home.path().join("out/phone/report").join(name)).unwrap();
-        (read("report.txt"), serde_json::from_str(&read("report.json")).unwrap())
+        let read = |name: &str| {
+            fs::read_to_string(self.home.path().join("out/phone/report").join(name)).unwrap()
+        };
+        (
+            read("report.txt"),
+            serde_json::from_str(&read("report.json")).unwrap(),
+        )
     }
 
     /// Replaces a line of the plan.
@@ -212,15 +235,22 @@ impl Phone {
         let home = self.home.path();
         let mut wheel = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
         for library in ["libQnnHtp.so", "libQnnSystem.so"] {
-            wheel.start_file(library, zip::write::SimpleFileOptions::default()).unwrap();
+            wheel
+                .start_file(library, zip::write::SimpleFileOptions::default())
+                .unwrap();
         }
         let wheel = wheel.finish().unwrap().into_inner();
         fs::write(home.join("qnn-1-py3-none-any.whl"), &wheel).unwrap();
         fs::write(home.join("model.gguf"), TinyGguf::llama().write()).unwrap();
-        fs::write(home.join("plan.toml"), PLAN.replace("{wheel}", &sha256(&wheel))).unwrap();
+        fs::write(
+            home.join("plan.toml"),
+            PLAN.replace("{wheel}", &sha256(&wheel)),
+        )
+        .unwrap();
     }
 
-    /// Puts what `context-bin` would give into the cache: bytes that nobody executes, beside what would be true of them.
+    /// Puts what `context-bin` would give into the cache: bytes that nobody executes, beside what
+    /// would be true of them.
     fn compile(&self) {
         let (said, code) = self.kiln(&["build", "plan.toml", "graph", "tools.qnn"]);
         assert_eq!(code, 0, "{said}");
@@ -230,17 +260,32 @@ impl Phone {
         for line in said.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
             let action: Action = serde_json::from_value(line["action"].clone()).unwrap();
-            let outputs = if line["part"] == "npu" { binary(&store, &action) } else { proof(&store) };
+            let outputs = if line["part"] == "npu" {
+                binary(&store, &action)
+            } else {
+                proof(&store)
+            };
             let action = action.canonical_text();
-            store.put(&ActionResult { action, outputs, took_ms: 1, peak_memory_bytes: None }).unwrap();
+            store
+                .put(&ActionResult {
+                    action,
+                    outputs,
+                    took_ms: 1,
+                    peak_memory_bytes: None,
+                })
+                .unwrap();
         }
         drop(store);
         let (said, code) = self.kiln(&["build", "plan.toml", "bundle"]);
         assert_eq!(code, 0, "{said}");
         // What the stand-in for the runner holds what it finds against.
-        let sums = fs::read_to_string(self.home.path().join("out/phone/bundle/SHA256SUMS")).unwrap();
-        let needed =
-            |line: &&str| ["bin", "tokenizer.json", "config.json", "prompt.txt"].iter().any(|end| line.ends_with(end));
+        let sums =
+            fs::read_to_string(self.home.path().join("out/phone/bundle/SHA256SUMS")).unwrap();
+        let needed = |line: &&str| {
+            ["bin", "tokenizer.json", "config.json", "prompt.txt"]
+                .iter()
+                .any(|end| line.ends_with(end))
+        };
         let sums: String = sums
             .lines()
             .filter(needed)
@@ -254,27 +299,45 @@ impl Phone {
 fn part(store: &Disk, bytes: &[u8], facts: Value) -> Part {
     let mut sink = store.create().unwrap();
     sink.write_all(bytes).unwrap();
-    Part { content: sink.finish().unwrap(), facts: CanonJson::from(facts) }
+    Part {
+        content: sink.finish().unwrap(),
+        facts: CanonJson::from(facts),
+    }
 }
 
 fn proof(store: &Disk) -> Outputs {
-    [(PartName::new("figures.json").unwrap(), part(store, b"{}", Value::Null))].into()
+    [(
+        PartName::new("figures.json").unwrap(),
+        part(store, b"{}", Value::Null),
+    )]
+    .into()
 }
 
 fn binary(store: &Disk, action: &Action) -> Outputs {
     let model = &action.inputs["model.json"];
-    let model = Part { content: Content::from(model.digest), facts: model.facts.clone() };
+    let model = Part {
+        content: Content::from(model.digest),
+        facts: model.facts.clone(),
+    };
     let parts = [
         ("model.bin", part(store, &[7; 3000], facts(1, 1))),
-        ("info.json", part(store, info(0..2, 1, 1).to_string().as_bytes(), Value::Null)),
+        (
+            "info.json",
+            part(store, info(0..2, 1, 1).to_string().as_bytes(), Value::Null),
+        ),
         ("model.json", model),
     ];
-    parts.map(|(name, part)| (PartName::new(name).unwrap(), part)).into()
+    parts
+        .map(|(name, part)| (PartName::new(name).unwrap(), part))
+        .into()
 }
 
 /// Everything below `folder`, by its path from there.
 pub fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = super::tree::files(folder).into_keys().map(|name| name.display().to_string()).collect();
+    let mut names: Vec<_> = super::tree::files(folder)
+        .into_keys()
+        .map(|name| name.display().to_string())
+        .collect();
     names.sort();
     names
 }

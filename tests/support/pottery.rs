@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use kiln::action::{Erased, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Registry, StageSpec, TypedStage};
+use kiln::action::{
+    Erased, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Registry, StageSpec, TypedStage,
+};
 use kiln::base::{Problem, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// `fetch` -> clay; `throw` clay -> pot; `fire` pot (with the tool `oven`) -> ware; `judge` wares -> verdict.
+/// `fetch` -> clay; `throw` clay -> pot; `fire` pot (with the tool `oven`) -> ware; `judge` wares
+/// -> verdict.
 pub fn registry() -> Registry {
     Registry::new(vec![
         Box::new(Erased(Fetch)),
@@ -37,7 +40,12 @@ const fn spec(
 }
 
 const fn slot(name: &'static str, accepts: &'static [&'static str], many: bool) -> InputSpec {
-    InputSpec { name, accepts, required: true, many }
+    InputSpec {
+        name,
+        accepts,
+        required: true,
+        many,
+    }
 }
 
 macro_rules! never_runs {
@@ -70,16 +78,22 @@ pub struct FetchParams {
 
 impl TypedStage for Fetch {
     type Params = FetchParams;
-    const SPEC: StageSpec =
-        StageSpec { reaches_outside: true, ..spec("fetch", "clay", &[], &["url", "sha256", "unpack"]) };
+    const SPEC: StageSpec = StageSpec {
+        reaches_outside: true,
+        ..spec("fetch", "clay", &[], &["url", "sha256", "unpack"])
+    };
     never_runs!();
 
     fn check(params: &FetchParams, _: &[&str]) -> Vec<ParamProblem> {
         if params.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
             return vec![];
         }
-        let problem = Problem::new("kiln::plan::parameter", "not hexadecimal").help("64 hexadecimal digits");
-        vec![ParamProblem { path: "sha256".into(), problem }]
+        let problem =
+            Problem::new("kiln::plan::parameter", "not hexadecimal").help("64 hexadecimal digits");
+        vec![ParamProblem {
+            path: "sha256".into(),
+            problem,
+        }]
     }
 }
 
@@ -117,7 +131,12 @@ pub enum Colour {
 
 impl TypedStage for Throw {
     type Params = ThrowParams;
-    const SPEC: StageSpec = spec("throw", "pot", &[slot("clay", &["clay"], false)], &["height", "wall", "override"]);
+    const SPEC: StageSpec = spec(
+        "throw",
+        "pot",
+        &[slot("clay", &["clay"], false)],
+        &["height", "wall", "override"],
+    );
     never_runs!();
 }
 
@@ -132,7 +151,12 @@ pub struct FireParams {
 
 impl TypedStage for Fire {
     type Params = FireParams;
-    const SPEC: StageSpec = spec("fire", "ware", &[slot("pot", &["pot", "ware"], false)], &["cone"]);
+    const SPEC: StageSpec = spec(
+        "fire",
+        "ware",
+        &[slot("pot", &["pot", "ware"], false)],
+        &["cone"],
+    );
     never_runs!();
 
     fn tools(_: &FireParams, _: &[&str]) -> Vec<&'static str> {
@@ -150,13 +174,23 @@ pub struct JudgeParams {
     marks: BTreeMap<String, u32>,
 }
 
-const BEST: InputSpec = InputSpec { name: "best", accepts: &["ware"], required: false, many: false };
+const BEST: InputSpec = InputSpec {
+    name: "best",
+    accepts: &["ware"],
+    required: false,
+    many: false,
+};
 
 impl TypedStage for Judge {
     type Params = JudgeParams;
     const SPEC: StageSpec = StageSpec {
         keyed: &[("marks", "wares")],
-        ..spec("judge", "verdict", &[slot("wares", &["ware"], true), BEST], &["marks"])
+        ..spec(
+            "judge",
+            "verdict",
+            &[slot("wares", &["ware"], true), BEST],
+            &["marks"],
+        )
     };
     never_runs!();
 }

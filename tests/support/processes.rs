@@ -11,7 +11,9 @@ pub fn working_on(folder: &Path) -> Vec<PathBuf> {
         let call = fs::read(process.join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&call).contains(&below)
     };
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|process| Some(process.ok()?.path()));
+    let processes = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|process| Some(process.ok()?.path()));
     processes.filter(is_ours).collect()
 }
 
@@ -19,5 +21,10 @@ pub fn working_on(folder: &Path) -> Vec<PathBuf> {
 pub fn kill(process: &Path) {
     let pid = process.file_name().unwrap();
     // It may be gone already.
-    let _ = Command::new("kill").arg("-9").arg(pid).stderr(Stdio::null()).status().unwrap();
+    let _ = Command::new("kill")
+        .arg("-9")
+        .arg(pid)
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
 }

@@ -22,8 +22,14 @@ pub fn encode(quant: Quant, values: &[f32]) -> Vec<u8> {
     };
     match quant {
         Quant::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Quant::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        Quant::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        Quant::F16 => values
+            .iter()
+            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+            .collect(),
+        Quant::Bf16 => values
+            .iter()
+            .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+            .collect(),
         Quant::Q4_0 => blocks(32, q4_0),
         Quant::Q4_1 => blocks(32, q4_1),
         Quant::Q8_0 => blocks(32, q8_0),
@@ -37,7 +43,10 @@ fn inverse(d: f32) -> f32 {
 
 /// The value of largest magnitude, with its sign.
 fn extreme(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |max: f32, v| if v.abs() > max.abs() { *v } else { max })
+    values.iter().fold(
+        0.0,
+        |max: f32, v| if v.abs() > max.abs() { *v } else { max },
+    )
 }
 
 /// Element j in the low nibble of byte j, element j + 16 in the high one.
@@ -47,30 +56,51 @@ fn nibbles(codes: &[u8]) -> impl Iterator<Item = u8> {
 
 fn q4_0(values: &[f32]) -> Vec<u8> {
     let d = extreme(values) / -8.0;
-    let codes: Vec<u8> = values.iter().map(|v| ((v * inverse(d) + 8.5) as u8).min(15)).collect();
-    f16::from_f32(d).to_le_bytes().into_iter().chain(nibbles(&codes)).collect()
+    let codes: Vec<u8> = values
+        .iter()
+        .map(|v| ((v * inverse(d) + 8.5) as u8).min(15))
+        .collect();
+    f16::from_f32(d)
+        .to_le_bytes()
+        .into_iter()
+        .chain(nibbles(&codes))
+        .collect()
 }
 
 fn q4_1(values: &[f32]) -> Vec<u8> {
     let min = values.iter().copied().fold(f32::INFINITY, f32::min);
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let d = (max - min) / 15.0;
-    let codes: Vec<u8> = values.iter().map(|v| (((v - min) * inverse(d) + 0.5) as u8).min(15)).collect();
-    let head = [f16::from_f32(d).to_le_bytes(), f16::from_f32(min).to_le_bytes()];
+    let codes: Vec<u8> = values
+        .iter()
+        .map(|v| (((v - min) * inverse(d) + 0.5) as u8).min(15))
+        .collect();
+    let head = [
+        f16::from_f32(d).to_le_bytes(),
+        f16::from_f32(min).to_le_bytes(),
+    ];
     head.into_iter().flatten().chain(nibbles(&codes)).collect()
 }
 
 fn q8_0(values: &[f32]) -> Vec<u8> {
     let d = extreme(values).abs() / 127.0;
     let codes = values.iter().map(|v| (v * inverse(d)).round() as i8 as u8);
-    f16::from_f32(d).to_le_bytes().into_iter().chain(codes).collect()
+    f16::from_f32(d)
+        .to_le_bytes()
+        .into_iter()
+        .chain(codes)
+        .collect()
 }
 
-/// 16 sub-blocks of 16 under 8-bit signed sub-scales; see `block_q6_K` of ggml-common.h for where the bits lie.
+/// 16 sub-blocks of 16 under 8-bit signed sub-scales; see `block_q6_K` of ggml-common.h for where
+/// the bits lie.
 fn q6_k(values: &[f32]) -> Vec<u8> {
     let scales: Vec<f32> = values.chunks(16).map(|sub| extreme(sub) / -32.0).collect();
     let d = f16::from_f32(extreme(&scales) / -128.0);
-    let sub_scales: Vec<i8> = scales.iter().map(|s| (s * inverse(d.to_f32())).round() as i8).collect();
+    let sub_scales: Vec<i8> = scales
+        .iter()
+        .map(|s| (s * inverse(d.to_f32())).round() as i8)
+        .collect();
     let code = |i: usize| {
         let scale = d.to_f32() * sub_scales[i / 16] as f32;
         ((values[i] * inverse(scale)).round().clamp(-32.0, 31.0) + 32.0) as u8
@@ -81,5 +111,11 @@ fn q6_k(values: &[f32]) -> Vec<u8> {
         low[half * 64 + quarter % 2 * 32 + lane] |= (code(i) & 15) << (quarter / 2 * 4);
         high[half * 32 + lane] |= (code(i) >> 4) << (quarter * 2);
     }
-    [low, high, sub_scales.iter().map(|s| *s as u8).collect(), d.to_le_bytes().to_vec()].concat()
+    [
+        low,
+        high,
+        sub_scales.iter().map(|s| *s as u8).collect(),
+        d.to_le_bytes().to_vec(),
+    ]
+    .concat()
 }

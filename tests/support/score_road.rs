@@ -28,13 +28,20 @@ impl Watch for Quiet {
 
 impl Road {
     pub fn new(home: &Path) -> Self {
-        Road { store: Disk::open(home).unwrap(), stages: kiln::stages::all(), tools: vec![] }
+        Road {
+            store: Disk::open(home).unwrap(),
+            stages: kiln::stages::all(),
+            tools: vec![],
+        }
     }
 
     /// Adds the shared libraries of `folder` as tool `name`.
     pub fn tool(mut self, name: &str, folder: &Path) -> Self {
         let mut tool = Manifest::default();
-        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        for entry in std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap())
+        {
             let file = entry.file_name().to_string_lossy().into_owned();
             if file.contains(".so") {
                 tool.parts.insert(
@@ -52,9 +59,19 @@ impl Road {
         Ok(self.run_as(kind, params, slots, |demand| demand)?.0)
     }
 
-    /// The same, each order in a process of its own, and the largest of their peaks of memory, mapped files included.
-    pub fn measure(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> (Manifest, u64) {
-        self.run_as(kind, params, slots, |demand| Demand { isolation: Isolation::Process, ..demand }).unwrap()
+    /// The same, each order in a process of its own, and the largest of their peaks of memory,
+    /// mapped files included.
+    pub fn measure(
+        &self,
+        kind: &str,
+        params: Value,
+        slots: &[(&str, &Manifest)],
+    ) -> (Manifest, u64) {
+        self.run_as(kind, params, slots, |demand| Demand {
+            isolation: Isolation::Process,
+            ..demand
+        })
+        .unwrap()
     }
 
     fn run_as(
@@ -66,12 +83,23 @@ impl Road {
     ) -> Result<(Manifest, u64)> {
         let mut by_slot: BTreeMap<String, Vec<(String, Manifest)>> = BTreeMap::new();
         for (slot, given) in slots {
-            by_slot.entry(slot.to_string()).or_default().push((slot.to_string(), (*given).clone()));
+            by_slot
+                .entry(slot.to_string())
+                .or_default()
+                .push((slot.to_string(), (*given).clone()));
         }
-        let inputs = Inputs { slots: by_slot, tools: self.tools.iter().cloned().collect(), ..Inputs::default() };
+        let inputs = Inputs {
+            slots: by_slot,
+            tools: self.tools.iter().cloned().collect(),
+            ..Inputs::default()
+        };
         let stage = self.stages.get(kind).unwrap();
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
-        let executor = Local { store: &self.store, stages: &self.stages, program };
+        let executor = Local {
+            store: &self.store,
+            stages: &self.stages,
+            program,
+        };
         let (mut manifest, mut largest) = (Manifest::default(), 0);
         for order in stage.expand(&params, &inputs)? {
             let (name, demand) = (order.name.clone(), demanded(order.demand));
@@ -80,12 +108,23 @@ impl Road {
             let seconds = start.elapsed().as_secs_f64();
             if let Some(peak) = ran.peak_memory_bytes {
                 largest = largest.max(peak);
-                let (peak, demand) = (kiln::base::bytes(peak), kiln::base::bytes(demand.memory_bytes));
+                let (peak, demand) = (
+                    kiln::base::bytes(peak),
+                    kiln::base::bytes(demand.memory_bytes),
+                );
                 println!("{kind} {name}: {seconds:.1} s, peak {peak} of {demand}");
             }
-            let full =
-                |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
-            let parts = ran.outputs.into_iter().map(|(output, part)| (PartName::new(full(&output)).unwrap(), part));
+            let full = |output: &PartName| {
+                if name.is_empty() {
+                    output.to_string()
+                } else {
+                    format!("{name}/{output}")
+                }
+            };
+            let parts = ran
+                .outputs
+                .into_iter()
+                .map(|(output, part)| (PartName::new(full(&output)).unwrap(), part));
             manifest.parts.extend(parts);
         }
         Ok((manifest, largest))
@@ -95,12 +134,21 @@ impl Road {
     pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
         let mut sink = self.store.create().unwrap();
         sink.write_all(bytes).unwrap();
-        Part { content: sink.finish().unwrap(), facts: CanonJson::from(facts) }
+        Part {
+            content: sink.finish().unwrap(),
+            facts: CanonJson::from(facts),
+        }
     }
 
     /// A manifest of one file.
     pub fn file(&self, bytes: &[u8]) -> Manifest {
-        Manifest { parts: [(PartName::new("file").unwrap(), self.part(bytes, Value::Null))].into() }
+        Manifest {
+            parts: [(
+                PartName::new("file").unwrap(),
+                self.part(bytes, Value::Null),
+            )]
+            .into(),
+        }
     }
 
     /// The model in `gguf`, and its ONNX graphs with weights held by `scheme`.
@@ -112,13 +160,17 @@ impl Road {
 
     /// The model in `gguf`.
     pub fn inspect(&self, gguf: &[u8]) -> Manifest {
-        self.run("inspect", json!({}), &[("gguf", &self.file(gguf))]).unwrap()
+        self.run("inspect", json!({}), &[("gguf", &self.file(gguf))])
+            .unwrap()
     }
 
     /// The ONNX graphs of `model`.
     pub fn graph(&self, model: &Manifest, scheme: &str, params: Value) -> Manifest {
-        let weights = self.run("requant", json!({"scheme": scheme}), &[("tensors", model)]).unwrap();
-        self.run("graph", params, &[("model", model), ("weights", &weights)]).unwrap()
+        let weights = self
+            .run("requant", json!({"scheme": scheme}), &[("tensors", model)])
+            .unwrap();
+        self.run("graph", params, &[("model", model), ("weights", &weights)])
+            .unwrap()
     }
 
     /// The bytes of a part.

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::{Digest, Problem};
-use kiln::engine::{Answer, Built, Effect, History, Input, JobLife, Limits, Past, Scheduler, Sealed, Task, Whole};
+use kiln::engine::{
+    Answer, Built, Effect, History, Input, JobLife, Limits, Past, Scheduler, Sealed, Task, Whole,
+};
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use kiln::store::ActionResult;
@@ -39,8 +41,8 @@ pub struct Simulation<'a> {
 }
 
 impl Simulation<'_> {
-    /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where the scheduler
-    /// breaks a law.
+    /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where
+    /// the scheduler breaks a law.
     pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
         let mut scheduler = Scheduler::new(self.plan, self.limits, self.history.clone());
         let mut trace = Trace::default();
@@ -51,20 +53,38 @@ impl Simulation<'_> {
         let (mut finished, mut may_begin, mut answered) = (false, true, 0);
         let mut input = Input::Begin;
         loop {
-            if let Input::Probed { answer: Ok(Answer::Hit(result)), .. } | Input::Ran { result: Ok(result), .. } =
-                &input
+            if let Input::Probed {
+                answer: Ok(Answer::Hit(result)),
+                ..
+            }
+            | Input::Ran {
+                result: Ok(result), ..
+            } = &input
             {
                 there.extend(result.outputs.values().map(|part| part.content.digest));
             }
-            if let Input::Recalled { sealed: Ok(Some(sealed)), .. } = &input {
-                there.extend(sealed.whole().unwrap().manifest.parts.values().map(|part| part.content.digest));
+            if let Input::Recalled {
+                sealed: Ok(Some(sealed)),
+                ..
+            } = &input
+            {
+                there.extend(
+                    sealed
+                        .whole()
+                        .unwrap()
+                        .manifest
+                        .parts
+                        .values()
+                        .map(|part| part.content.digest),
+                );
             }
             may_begin &= !matches!(input, Input::Cancel);
             for effect in scheduler.step(input) {
                 assert!(!finished, "nothing comes after the end");
                 match effect {
                     Effect::Tell(event) => {
-                        may_begin &= self.limits.keep_going || !matches!(event, Event::Failed { .. });
+                        may_begin &=
+                            self.limits.keep_going || !matches!(event, Event::Failed { .. });
                         if let Event::Retried { part, attempt, .. } = &event {
                             trace.retried.push((part.to_string(), *attempt));
                         }
@@ -72,17 +92,35 @@ impl Simulation<'_> {
                     }
                     Effect::Note { .. } => {}
                     Effect::Finish => finished = true,
-                    Effect::Run { delay, ref task, .. } if !delay.is_zero() => {
-                        assert!(trace.runs.contains(&task.key), "only what ran is tried again");
+                    Effect::Run {
+                        delay, ref task, ..
+                    } if !delay.is_zero() => {
+                        assert!(
+                            trace.runs.contains(&task.key),
+                            "only what ran is tried again"
+                        );
                         outstanding.push(effect);
                     }
                     effect => {
-                        assert!(may_begin, "nothing begins after a failure or an interruption");
+                        assert!(
+                            may_begin,
+                            "nothing begins after a failure or an interruption"
+                        );
                         match &effect {
-                            Effect::Probe { task, .. } => assert!(asked.insert(task.key), "a key is probed once"),
+                            Effect::Probe { task, .. } => {
+                                assert!(asked.insert(task.key), "a key is probed once")
+                            }
                             Effect::Run { task, .. } => {
-                                assert!(!trace.runs.contains(&task.key), "an action runs at most once");
-                                assert!(task.action.inputs.values().all(|input| there.contains(&input.digest)));
+                                assert!(
+                                    !trace.runs.contains(&task.key),
+                                    "an action runs at most once"
+                                );
+                                assert!(
+                                    task.action
+                                        .inputs
+                                        .values()
+                                        .all(|input| there.contains(&input.digest))
+                                );
                                 trace.runs.push(task.key);
                             }
                             _ => {}
@@ -92,7 +130,11 @@ impl Simulation<'_> {
                 }
             }
             self.check_limits(&outstanding);
-            assert_eq!(finished, outstanding.is_empty(), "the end comes when every answer is there");
+            assert_eq!(
+                finished,
+                outstanding.is_empty(),
+                "the end comes when every answer is there"
+            );
             if finished {
                 let Built { sealed, parts } = scheduler.into_built();
                 for part in parts {
@@ -100,8 +142,10 @@ impl Simulation<'_> {
                         trace.waiting.push((part.id.to_string(), why));
                     }
                 }
-                trace.sealed =
-                    sealed.into_iter().map(|(stage, it)| (stage.0, it.whole().unwrap().manifest.clone())).collect();
+                trace.sealed = sealed
+                    .into_iter()
+                    .map(|(stage, it)| (stage.0, it.whole().unwrap().manifest.clone()))
+                    .collect();
                 return trace;
             }
             input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
@@ -112,7 +156,10 @@ impl Simulation<'_> {
                 let effect = outstanding.remove(pick(outstanding.len()));
                 match &effect {
                     Effect::Run { job, task, .. } if self.fails(task, &mut attempts) => {
-                        Input::Ran { job: *job, result: Err(Problem::new("test::flaky", "told to")) }
+                        Input::Ran {
+                            job: *job,
+                            result: Err(Problem::new("test::flaky", "told to")),
+                        }
                     }
                     _ => self.answer(effect),
                 }
@@ -132,8 +179,13 @@ impl Simulation<'_> {
             Effect::Run { task, .. } => Some(task.demand),
             _ => None,
         });
-        let (threads, memory) = running.fold((0, 0), |(t, m), demand| (t + demand.threads, m + demand.memory_bytes));
-        assert!(threads <= self.limits.jobs && memory <= self.limits.memory_bytes, "{threads} threads, {memory} B");
+        let (threads, memory) = running.fold((0, 0), |(t, m), demand| {
+            (t + demand.threads, m + demand.memory_bytes)
+        });
+        assert!(
+            threads <= self.limits.jobs && memory <= self.limits.memory_bytes,
+            "{threads} threads, {memory} B"
+        );
     }
 
     fn answer(&self, effect: Effect) -> Input {
@@ -148,7 +200,9 @@ impl Simulation<'_> {
         match effect {
             Effect::Recall { stage, .. } => {
                 let id = &self.plan.stages[stage.index()].id.0;
-                let manifest = expected(self.plan).remove(id).filter(|_| (self.remembered)(id));
+                let manifest = expected(self.plan)
+                    .remove(id)
+                    .filter(|_| (self.remembered)(id));
                 let sealed = manifest.map(|manifest| Whole {
                     parts: manifest
                         .parts
@@ -158,25 +212,36 @@ impl Simulation<'_> {
                     manifest,
                     tools: BTreeMap::new(),
                 });
-                Input::Recalled { stage, sealed: sealed.map(Sealed::new).transpose() }
+                Input::Recalled {
+                    stage,
+                    sealed: sealed.map(Sealed::new).transpose(),
+                }
             }
-            Effect::Expand { stage, inputs } => {
-                Input::Expanded { stage, tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs) }
+            Effect::Expand { stage, inputs } => Input::Expanded {
+                stage,
+                tasks: fake::tasks(&self.plan.stages[stage.index()], &inputs),
+            },
+            Effect::Probe { job, task, .. } if (self.cached)(&task) => Input::Probed {
+                job,
+                answer: result(&task).map(Answer::Hit),
+            },
+            Effect::Probe { job, task, .. } => Input::Probed {
+                job,
+                answer: Ok(Answer::Miss(vec![], (self.past)(&task))),
+            },
+            Effect::Run { job, task, .. } => Input::Ran {
+                job,
+                result: result(&task),
+            },
+            Effect::Note { .. } | Effect::Tell(_) | Effect::Finish => {
+                unreachable!("needs no answer")
             }
-            Effect::Probe { job, task, .. } if (self.cached)(&task) => {
-                Input::Probed { job, answer: result(&task).map(Answer::Hit) }
-            }
-            Effect::Probe { job, task, .. } => {
-                Input::Probed { job, answer: Ok(Answer::Miss(vec![], (self.past)(&task))) }
-            }
-            Effect::Run { job, task, .. } => Input::Ran { job, result: result(&task) },
-            Effect::Note { .. } | Effect::Tell(_) | Effect::Finish => unreachable!("needs no answer"),
         }
     }
 }
 
-/// What the stages of `plan` give, evaluated one after another without an engine; stages that fail or follow from
-/// one that fails are left out.
+/// What the stages of `plan` give, evaluated one after another without an engine; stages that fail
+/// or follow from one that fails are left out.
 pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
     let mut all: BTreeMap<String, Manifest> = BTreeMap::new();
     for stage in &plan.stages {
@@ -186,7 +251,11 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
             for giver in givers {
                 match all.get(&giver.0) {
                     Some(manifest) => {
-                        inputs.slots.entry(slot.clone()).or_default().push((giver.0.clone(), manifest.clone()));
+                        inputs
+                            .slots
+                            .entry(slot.clone())
+                            .or_default()
+                            .push((giver.0.clone(), manifest.clone()));
                     }
                     None => is_whole = false,
                 }
@@ -195,12 +264,14 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
         let mut manifest = Manifest::default();
         for task in fake::tasks(stage, &inputs).unwrap() {
             match fake::outputs(&task.action) {
-                Ok(_) if task.action.params["flaky"].as_u64() > Some(stage.retries.into()) => is_whole = false,
-                Ok(outputs) => manifest.parts.extend(
-                    outputs
-                        .into_iter()
-                        .map(|(out, part)| (PartName::new(format!("{}/{out}", task.name)).unwrap(), part)),
-                ),
+                Ok(_) if task.action.params["flaky"].as_u64() > Some(stage.retries.into()) => {
+                    is_whole = false
+                }
+                Ok(outputs) => manifest
+                    .parts
+                    .extend(outputs.into_iter().map(|(out, part)| {
+                        (PartName::new(format!("{}/{out}", task.name)).unwrap(), part)
+                    })),
                 Err(_) => is_whole = false,
             }
         }
@@ -219,14 +290,31 @@ pub fn told(events: &[Event]) -> String {
         Event::Unchanged { stage, parts } => format!("{stage} unchanged, {parts}\n"),
         Event::Hit { part } => format!("{part} hit\n"),
         Event::Started { part, .. } => format!("{part} starts\n"),
-        Event::Progress { part, done, total, unit } => format!("{part} {done}/{total} {unit}\n"),
-        Event::Retried { part, attempt, problem } => format!("{part} retried after {attempt}: {}\n", problem.code),
+        Event::Progress {
+            part,
+            done,
+            total,
+            unit,
+        } => format!("{part} {done}/{total} {unit}\n"),
+        Event::Retried {
+            part,
+            attempt,
+            problem,
+        } => format!("{part} retried after {attempt}: {}\n", problem.code),
         Event::Done { part, .. } => format!("{part} done\n"),
         Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
-        Event::Sealed { stage, as_before: false } => format!("{stage} sealed\n"),
+        Event::Sealed {
+            stage,
+            as_before: false,
+        } => format!("{stage} sealed\n"),
         Event::Sealed { stage, .. } => format!("{stage} sealed as before\n"),
         Event::Skipped { stage } => format!("{stage} skipped\n"),
-        Event::Finished { hits, ran, failed, cancelled } => {
+        Event::Finished {
+            hits,
+            ran,
+            failed,
+            cancelled,
+        } => {
             let end = if *cancelled { ", cancelled" } else { "" };
             format!("{hits} hits, {ran} ran, {failed} failed{end}\n")
         }

@@ -1,5 +1,5 @@
-//! A decoder-only transformer by the textbook: f64, one token at a time, one sum after the other. Slow, and independent
-//! of candle and of our graphs.
+//! A decoder-only transformer by the textbook: f64, one token at a time, one sum after the other.
+//! Slow, and independent of candle and of our graphs.
 
 use std::collections::BTreeMap;
 
@@ -21,15 +21,25 @@ impl Textbook {
         let decoded = gguf.tensors.iter().map(|tensor| {
             let mut values = vec![0.0; tensor.values() as usize];
             tensor.ggml.format.decode(gguf.data(tensor), &mut values);
-            (tensor.name.to_string(), values.into_iter().map(f64::from).collect())
+            (
+                tensor.name.to_string(),
+                values.into_iter().map(f64::from).collect(),
+            )
         });
-        Textbook { facts: model_facts(&gguf).unwrap(), weights: decoded.collect() }
+        Textbook {
+            facts: model_facts(&gguf).unwrap(),
+            weights: decoded.collect(),
+        }
     }
 
     /// Logits after each of `tokens`.
     pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let mut caches = vec![(vec![], vec![]); self.facts.block_count as usize];
-        tokens.iter().enumerate().map(|(position, token)| self.step(*token, position, &mut caches)).collect()
+        tokens
+            .iter()
+            .enumerate()
+            .map(|(position, token)| self.step(*token, position, &mut caches))
+            .collect()
     }
 
     fn step(&self, token: u32, position: usize, caches: &mut [Cache]) -> Vec<f64> {
@@ -42,26 +52,45 @@ impl Textbook {
             let query = self.rotate(self.linear(&normed, &name("attn_q")), position);
             keys.push(self.rotate(self.linear(&normed, &name("attn_k")), position));
             values.push(self.linear(&normed, &name("attn_v")));
-            add(&mut x, &self.linear(&self.attend(&query, keys, values), &name("attn_output")));
+            add(
+                &mut x,
+                &self.linear(&self.attend(&query, keys, values), &name("attn_output")),
+            );
             let normed = self.norm(&x, &name("ffn_norm"));
             let gate = self.linear(&normed, &name("ffn_gate"));
             let up = self.linear(&normed, &name("ffn_up"));
-            let gated: Vec<f64> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+            let gated: Vec<f64> = gate
+                .iter()
+                .zip(up)
+                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
+                .collect();
             add(&mut x, &self.linear(&gated, &name("ffn_down")));
         }
         let normed = self.norm(&x, "output_norm");
-        self.linear(&normed, if self.facts.tied_embeddings { "token_embd" } else { "output" })
+        self.linear(
+            &normed,
+            if self.facts.tied_embeddings {
+                "token_embd"
+            } else {
+                "output"
+            },
+        )
     }
 
     fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
         let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let scale = 1.0 / (square + f64::from(self.facts.rms_epsilon)).sqrt();
-        x.iter().zip(&self.weights[&format!("{name}.weight")]).map(|(x, gamma)| x * scale * gamma).collect()
+        x.iter()
+            .zip(&self.weights[&format!("{name}.weight")])
+            .map(|(x, gamma)| x * scale * gamma)
+            .collect()
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {
         let rows = self.weights[&format!("{name}.weight")].chunks_exact(x.len());
-        let mut out: Vec<f64> = rows.map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let mut out: Vec<f64> = rows
+            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+            .collect();
         if let Some(bias) = self.weights.get(&format!("{name}.bias")) {
             add(&mut out, bias);
         }
@@ -76,7 +105,8 @@ impl Textbook {
                     RopeRows::Interleaved => (2 * i, 2 * i + 1),
                     RopeRows::HalfSplit => (i, i + dim / 2),
                 };
-                let frequency = f64::from(self.facts.rope_freq_base).powf(-2.0 * i as f64 / dim as f64);
+                let frequency =
+                    f64::from(self.facts.rope_freq_base).powf(-2.0 * i as f64 / dim as f64);
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
                 (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
             }
@@ -90,13 +120,17 @@ impl Textbook {
         let mut out = vec![];
         for (head, query) in query.chunks_exact(dim).enumerate() {
             let part = |token: &[f64]| token[head / group * dim..][..dim].to_vec();
-            let score =
-                |key: &Vec<f64>| part(key).iter().zip(query).map(|(k, q)| k * q).sum::<f64>() / (dim as f64).sqrt();
+            let score = |key: &Vec<f64>| {
+                part(key).iter().zip(query).map(|(k, q)| k * q).sum::<f64>() / (dim as f64).sqrt()
+            };
             let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
             let total: f64 = weights.iter().sum();
             let mut mixed = vec![0.0; dim];
             for (weight, value) in weights.iter().zip(values) {
-                let scaled: Vec<f64> = part(value).iter().map(|value| value * weight / total).collect();
+                let scaled: Vec<f64> = part(value)
+                    .iter()
+                    .map(|value| value * weight / total)
+                    .collect();
                 add(&mut mixed, &scaled);
             }
             out.extend(mixed);

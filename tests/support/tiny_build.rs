@@ -1,4 +1,5 @@
-//! A plan over a tiny model, built by the real program: downloads, parts on threads, a part in a process of its own.
+//! A plan over a tiny model, built by the real program: downloads, parts on threads, a part in a
+//! process of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,7 +32,8 @@ impl TinyBuild {
         Self::with("file:model.gguf", None, more)
     }
 
-    /// With the model on a web server that knows ranges: the smallest build that has every kind of work.
+    /// With the model on a web server that knows ranges: the smallest build that has every kind of
+    /// work.
     pub fn downloading() -> TinyBuild {
         let model = TinyGguf::llama().write();
         let server = Server::new(move |_, request| Reply::range(&model, request));
@@ -59,7 +61,11 @@ impl TinyBuild {
             "#
         );
         fs::write(root.path().join("tiny.toml"), plan).unwrap();
-        TinyBuild { root, model, _server: server }
+        TinyBuild {
+            root,
+            model,
+            _server: server,
+        }
     }
 
     pub fn plan(&self) -> PathBuf {
@@ -76,8 +82,15 @@ impl TinyBuild {
 
     /// The arguments of a build in `room`.
     pub fn arguments(&self, room: &str) -> Vec<PathBuf> {
-        let mut all: Vec<PathBuf> = ["build", "--json", "--jobs", "2", "--cache"].map(PathBuf::from).into();
-        all.extend([self.cache(room), "--out".into(), self.room(room).join("out"), self.plan()]);
+        let mut all: Vec<PathBuf> = ["build", "--json", "--jobs", "2", "--cache"]
+            .map(PathBuf::from)
+            .into();
+        all.extend([
+            self.cache(room),
+            "--out".into(),
+            self.room(room).join("out"),
+            self.plan(),
+        ]);
         all
     }
 
@@ -92,14 +105,25 @@ impl TinyBuild {
     pub fn events(&self, room: &str) -> Vec<serde_json::Value> {
         let output = self.build(room).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
-        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// Builds to the end; yields the numbers of hits and of parts that ran.
     #[track_caller]
     pub fn build_to_the_end(&self, room: &str) -> (u64, u64) {
-        let finished = self.events(room).into_iter().find(|event| event["event"] == "finished").unwrap();
-        (finished["hits"].as_u64().unwrap(), finished["ran"].as_u64().unwrap())
+        let finished = self
+            .events(room)
+            .into_iter()
+            .find(|event| event["event"] == "finished")
+            .unwrap();
+        (
+            finished["hits"].as_u64().unwrap(),
+            finished["ran"].as_u64().unwrap(),
+        )
     }
 
     /// What a build must give, by one in the room `whole`.
@@ -115,7 +139,11 @@ impl TinyBuild {
     /// Whether `kiln cache verify` finds nothing.
     pub fn is_whole(&self, room: &str) -> bool {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        let output = kiln.args(["cache", "verify", "--cache"]).arg(self.cache(room)).output().unwrap();
+        let output = kiln
+            .args(["cache", "verify", "--cache"])
+            .arg(self.cache(room))
+            .output()
+            .unwrap();
         if !output.status.success() {
             println!("{}", said(&output));
         }
@@ -125,23 +153,38 @@ impl TinyBuild {
 
 /// What lies in `out`; folders that are still being written do not count.
 pub fn written(out: &Path) -> Written {
-    let Ok(entries) = fs::read_dir(out) else { return BTreeMap::new() };
-    let folders = entries.map(|entry| entry.unwrap()).filter(|entry| entry.file_type().unwrap().is_dir());
+    let Ok(entries) = fs::read_dir(out) else {
+        return BTreeMap::new();
+    };
+    let folders = entries
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().unwrap().is_dir());
     let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
     let whole = folders.filter(|entry| !name(entry).starts_with(".kiln-tmp-"));
-    whole.map(|entry| (name(&entry), files(&entry.path()))).collect()
+    whole
+        .map(|entry| (name(&entry), files(&entry.path())))
+        .collect()
 }
 
 /// Everything that a program printed.
 pub fn said(output: &Output) -> String {
-    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// The codes of the problems in what `--json` printed.
 pub fn codes(output: &Output) -> Vec<String> {
     let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let lines = lines
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     // Events that tell of a problem are not the last word.
     let problems = lines.filter(|line| line.get("event").is_none());
-    problems.filter_map(|line| Some(line.get("problem")?.get("code")?.as_str()?.to_owned())).collect()
+    problems
+        .filter_map(|line| Some(line.get("problem")?.get("code")?.as_str()?.to_owned()))
+        .collect()
 }

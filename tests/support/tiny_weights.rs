@@ -45,7 +45,16 @@ impl TinyWeights {
             qkv_bias: false,
             tied_embeddings: true,
         };
-        TinyWeights { facts, stored: |name| if name.starts_with("token_embd") { Stored::Q8_0 } else { Stored::Q4_1 } }
+        TinyWeights {
+            facts,
+            stored: |name| {
+                if name.starts_with("token_embd") {
+                    Stored::Q8_0
+                } else {
+                    Stored::Q4_1
+                }
+            },
+        }
     }
 
     /// qwen2 with biases and a head of its own, and every spelling somewhere.
@@ -70,23 +79,36 @@ impl TinyWeights {
     pub fn inputs(&self, folder: &Folder) -> Inputs {
         let model_json = serde_json::to_value(&self.facts).unwrap();
         let mut model = Manifest::default();
-        model.parts.insert(name("model.json"), folder.part(model_json.to_string().as_bytes(), model_json));
+        model.parts.insert(
+            name("model.json"),
+            folder.part(model_json.to_string().as_bytes(), model_json),
+        );
         let mut weights = Manifest::default();
         for (tensor, shape) in self.tensors() {
             for (blob, part) in self.weight(folder, &tensor, &shape) {
-                weights.parts.insert(name(&format!("{tensor}/{blob}")), part);
+                weights
+                    .parts
+                    .insert(name(&format!("{tensor}/{blob}")), part);
             }
         }
         let slot = |slot: &str, manifest| (slot.to_string(), vec![(slot.to_string(), manifest)]);
-        Inputs { slots: [slot("model", model), slot("weights", weights)].into(), ..Inputs::default() }
+        Inputs {
+            slots: [slot("model", model), slot("weights", weights)].into(),
+            ..Inputs::default()
+        }
     }
 
     fn tensors(&self) -> Vec<(String, Vec<u64>)> {
         let f = &self.facts;
         let [hidden, ffn, vocab] = [f.hidden, f.ffn, f.vocab].map(u64::from);
-        let (q, kv) = (u64::from(f.heads * f.head_dim), u64::from(f.kv_heads * f.head_dim));
-        let mut all =
-            vec![("token_embd.weight".to_string(), vec![vocab, hidden]), ("output_norm.weight".into(), vec![hidden])];
+        let (q, kv) = (
+            u64::from(f.heads * f.head_dim),
+            u64::from(f.kv_heads * f.head_dim),
+        );
+        let mut all = vec![
+            ("token_embd.weight".to_string(), vec![vocab, hidden]),
+            ("output_norm.weight".into(), vec![hidden]),
+        ];
         if !f.tied_embeddings {
             all.push(("output.weight".into(), vec![vocab, hidden]));
         }
@@ -114,9 +136,16 @@ impl TinyWeights {
         let [rows, columns] = match *shape {
             [rows, columns] => [rows, columns],
             _ => {
-                let centre = if tensor.ends_with("norm.weight") { 1.0 } else { 0.0 };
+                let centre = if tensor.ends_with("norm.weight") {
+                    1.0
+                } else {
+                    0.0
+                };
                 let values: Vec<f32> = (0..count).map(|_| centre + 0.2 * random.normal()).collect();
-                return vec![("values", folder.part(&f32s(&values), main_facts(shape, "f32", None)))];
+                return vec![(
+                    "values",
+                    folder.part(&f32s(&values), main_facts(shape, "f32", None)),
+                )];
             }
         };
         let spread = 1.0 / (columns as f32).sqrt();
@@ -124,16 +153,38 @@ impl TinyWeights {
         let block = if stored == Stored::Q6_K { 16 } else { 32 };
         let grid = [rows, columns / block];
         let blocks = count / block as usize;
-        let mut numbers = |n: usize, spread: f32| (0..n).map(|_| spread * random.normal()).collect::<Vec<f32>>();
+        let mut numbers = |n: usize, spread: f32| {
+            (0..n)
+                .map(|_| spread * random.normal())
+                .collect::<Vec<f32>>()
+        };
         let (codes, bits) = match stored {
             Stored::F32 => {
-                return vec![("values", folder.part(&f32s(&numbers(count, spread)), main_facts(shape, "f32", None)))];
+                return vec![(
+                    "values",
+                    folder.part(
+                        &f32s(&numbers(count, spread)),
+                        main_facts(shape, "f32", None),
+                    ),
+                )];
             }
             Stored::F16 => {
-                return vec![("values", folder.part(&f16s(&numbers(count, spread)), main_facts(shape, "f16", None)))];
+                return vec![(
+                    "values",
+                    folder.part(
+                        &f16s(&numbers(count, spread)),
+                        main_facts(shape, "f16", None),
+                    ),
+                )];
             }
             Stored::Q4_0 | Stored::Q4_1 => (nibbles(&numbers(count, 100.0)), 4),
-            Stored::Q8_0 | Stored::Q6_K => (numbers(count, 60.0).iter().map(|x| *x as i8 as u8).collect(), 8),
+            Stored::Q8_0 | Stored::Q6_K => (
+                numbers(count, 60.0)
+                    .iter()
+                    .map(|x| *x as i8 as u8)
+                    .collect(),
+                8,
+            ),
         };
         let element = match stored {
             Stored::Q4_0 => "int4",
@@ -141,14 +192,26 @@ impl TinyWeights {
             _ => "int8",
         };
         let scales = numbers(blocks, spread / if bits == 4 { 5.0 } else { 60.0 });
-        let mut parts = vec![("codes", folder.part(&codes, main_facts(shape, element, Some(block))))];
+        let mut parts = vec![(
+            "codes",
+            folder.part(&codes, main_facts(shape, element, Some(block))),
+        )];
         parts.push(match stored {
-            Stored::Q6_K => ("scales", folder.part(&f32s(&scales), facts(&grid, "f32", None))),
-            _ => ("scales", folder.part(&f16s(&scales), facts(&grid, "f16", None))),
+            Stored::Q6_K => (
+                "scales",
+                folder.part(&f32s(&scales), facts(&grid, "f32", None)),
+            ),
+            _ => (
+                "scales",
+                folder.part(&f16s(&scales), facts(&grid, "f16", None)),
+            ),
         });
         if stored == Stored::Q4_1 {
             let offsets: Vec<f32> = scales.iter().map(|d| -7.5 * d).collect();
-            parts.push(("offsets", folder.part(&f16s(&offsets), facts(&grid, "f16", None))));
+            parts.push((
+                "offsets",
+                folder.part(&f16s(&offsets), facts(&grid, "f16", None)),
+            ));
         }
         parts
     }
@@ -177,9 +240,15 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 }
 
 fn f16s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+        .collect()
 }
 
 fn nibbles(values: &[f32]) -> Vec<u8> {
-    values.chunks(2).map(|pair| (pair[0] as i8 as u8 & 15) | (pair[1] as i8 as u8) << 4).collect()
+    values
+        .chunks(2)
+        .map(|pair| (pair[0] as i8 as u8 & 15) | (pair[1] as i8 as u8) << 4)
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! The real libraries and the real model, for the tests that are `#[ignore]`d because they need them: fetched once
-//! by the `fetch` stage itself, into a cache below `target/`.
+//! The real libraries and the real model, for the tests that are `#[ignore]`d because they need
+//! them: fetched once by the `fetch` stage itself, into a cache below `target/`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,10 @@ pub fn qnn() -> PathBuf {
 
 /// A folder with ONNX Runtime: `libonnxruntime.so.1.32.0`.
 pub fn onnxruntime() -> PathBuf {
-    unpacked("pypi:onnxruntime==1.32.0", "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d")
+    unpacked(
+        "pypi:onnxruntime==1.32.0",
+        "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
+    )
 }
 
 /// SmolLM2-135M-Instruct, Q4_1.
@@ -57,7 +60,8 @@ fn home() -> &'static Path {
 
 /// The files of a pinned url, by name.
 fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
-    // Tests of one process would else download side by side; those of several wait for each other in the stage.
+    // Tests of one process would else download side by side; those of several wait for each other
+    // in the stage.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let store = Disk::open(&cache()).unwrap();
@@ -68,11 +72,18 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
     let demand = order.demand;
     let action = order.into_action(stage.spec());
     let proof = stage.proof(&action.params).unwrap();
-    let known = store.get(&action.key()).unwrap().filter(|found| is_proved(&proof, found, &store, &store).unwrap());
+    let known = store
+        .get(&action.key())
+        .unwrap()
+        .filter(|found| is_proved(&proof, found, &store, &store).unwrap());
     let outputs: Outputs = match known {
         Some(found) => found.outputs,
         None => {
-            let local = Local { store: &store, stages: &stages, program: PathBuf::new() };
+            let local = Local {
+                store: &store,
+                stages: &stages,
+                program: PathBuf::new(),
+            };
             let outputs = local.run(&action, &demand, &Alone).unwrap().outputs;
             let result = ActionResult {
                 action: action.canonical_text(),
@@ -86,7 +97,10 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
         }
     };
     let path = |content| store.path(content).unwrap().unwrap();
-    outputs.iter().map(|(name, part)| (name.to_string(), path(&part.content.digest))).collect()
+    outputs
+        .iter()
+        .map(|(name, part)| (name.to_string(), path(&part.content.digest)))
+        .collect()
 }
 
 struct Alone;

@@ -14,12 +14,17 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The first byte asked for by a `Range`, 0 if there is none.
     pub fn start(&self) -> usize {
-        let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        let range = self
+            .header("range")
+            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
         range.map_or(0, |start| start.parse().unwrap())
     }
 }
@@ -34,11 +39,19 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(status: u16) -> Self {
-        Reply { status, headers: vec![], body: vec![], cut: usize::MAX }
+        Reply {
+            status,
+            headers: vec![],
+            body: vec![],
+            cut: usize::MAX,
+        }
     }
 
     pub fn body(body: &[u8]) -> Self {
-        Reply { body: body.into(), ..Reply::new(200) }
+        Reply {
+            body: body.into(),
+            ..Reply::new(200)
+        }
     }
 
     pub fn status(self, status: u16) -> Self {
@@ -49,12 +62,13 @@ impl Reply {
     pub fn range(body: &[u8], request: &Request) -> Self {
         match request.start() {
             0 => Reply::body(body),
-            start if start >= body.len() => {
-                Reply::body(b"nothing left").status(416).header("content-range", format!("bytes */{}", body.len()))
-            }
-            start => Reply::body(&body[start..])
-                .status(206)
-                .header("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())),
+            start if start >= body.len() => Reply::body(b"nothing left")
+                .status(416)
+                .header("content-range", format!("bytes */{}", body.len())),
+            start => Reply::body(&body[start..]).status(206).header(
+                "content-range",
+                format!("bytes {start}-{}/{}", body.len() - 1, body.len()),
+            ),
         }
         .header("etag", "\"one\"")
     }
@@ -90,7 +104,9 @@ impl Server {
         let log = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let Some(request) = read(&stream) else { continue };
+                let Some(request) = read(&stream) else {
+                    continue;
+                };
                 let before = log.lock().unwrap().len();
                 log.lock().unwrap().push(request.clone());
                 let _ = write(stream, answer(before, &request));
@@ -111,14 +127,24 @@ impl Server {
 fn read(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let path = lines.next()?.split(' ').nth(1)?.to_string();
-    let split = |line: String| line.split_once(": ").map(|(key, value)| (key.to_lowercase(), value.to_string()));
-    let headers = lines.take_while(|line| !line.is_empty()).filter_map(split).collect();
+    let split = |line: String| {
+        line.split_once(": ")
+            .map(|(key, value)| (key.to_lowercase(), value.to_string()))
+    };
+    let headers = lines
+        .take_while(|line| !line.is_empty())
+        .filter_map(split)
+        .collect();
     Some(Request { path, headers })
 }
 
 fn write(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} -\r\nconnection: close\r\n", reply.status);
-    if reply.headers.iter().all(|(name, _)| *name != "content-length") {
+    if reply
+        .headers
+        .iter()
+        .all(|(name, _)| *name != "content-length")
+    {
         head += &format!("content-length: {}\r\n", reply.body.len());
     }
     for (name, value) in &reply.headers {

@@ -1,7 +1,8 @@
-//! kiln with three small stage kinds of its own, as a program: for what is seen only from outside, and from no real stage.
+//! kiln with three small stage kinds of its own, as a program: for what is seen only from outside,
+//! and from no real stage.
 //!
-//! `fetch` brings a file that is not pinned, so that it may change under the plan; `make` does what its table says, and `gauge` the
-//! same, but what it gives are figures.
+//! `fetch` brings a file that is not pinned, so that it may change under the plan; `make` does what
+//! its table says, and `gauge` the same, but what it gives are figures.
 
 use std::collections::BTreeMap;
 use std::env::{self, current_exe};
@@ -12,7 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use kiln::action::{
-    Action, Demand, InputSpec, Inputs, Job, Outputs, ParamProblem, PartName, Registry, Stage, StageSpec, WorkOrder,
+    Action, Demand, InputSpec, Inputs, Job, Outputs, ParamProblem, PartName, Registry, Stage,
+    StageSpec, WorkOrder,
 };
 use kiln::base::{CanonJson, Result};
 use kiln::cli::Call;
@@ -26,30 +28,55 @@ pub const VERSION: &str = "WORKSHOP_VERSION";
 pub fn program() {
     let Ok(call) = env::var(CALL) else { return };
     let call = Call::parse_from(serde_json::from_str::<Vec<String>>(&call).unwrap());
-    let exit = call.run(&registry()).unwrap_or_else(|failed| call.common.report(&failed));
+    let exit = call
+        .run(&registry())
+        .unwrap_or_else(|failed| call.common.report(&failed));
     std::process::exit(exit as i32);
 }
 
 /// Calls the program in `folder`, with variables of the environment.
 pub fn kiln(folder: &Path, call: &str, environment: &[(&str, &str)]) -> (i32, String, String) {
-    let words: Vec<&str> = ["kiln"].into_iter().chain(call.split_whitespace()).collect();
+    let words: Vec<&str> = ["kiln"]
+        .into_iter()
+        .chain(call.split_whitespace())
+        .collect();
     let mut program = Command::new(current_exe().unwrap());
-    program.args(["program", "--exact", "--nocapture"]).current_dir(folder);
+    program
+        .args(["program", "--exact", "--nocapture"])
+        .current_dir(folder);
     for variable in ["GITHUB_ACTIONS", "SOURCE_DATE_EPOCH", "KILN_CACHE", VERSION] {
         program.env_remove(variable);
     }
-    let output = program.env(CALL, json!(words).to_string()).envs(environment.iter().copied()).output().unwrap();
+    let output = program
+        .env(CALL, json!(words).to_string())
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let out = text(output.stdout);
-    let said = out.split_once("running 1 test\n").map_or("", |(_, said)| said);
-    (output.status.code().unwrap(), said.into(), text(output.stderr))
+    let said = out
+        .split_once("running 1 test\n")
+        .map_or("", |(_, said)| said);
+    (
+        output.status.code().unwrap(),
+        said.into(),
+        text(output.stderr),
+    )
 }
 
 fn registry() -> Registry {
     let version = env::var(VERSION).map_or(1, |version| version.parse().unwrap());
     let make = StageSpec { version, ..MAKE };
-    let gauge = StageSpec { kind: "gauge", measures: true, ..make.clone() };
-    Registry::new(vec![Box::new(Fetch), Box::new(Make { spec: make }), Box::new(Make { spec: gauge })])
+    let gauge = StageSpec {
+        kind: "gauge",
+        measures: true,
+        ..make.clone()
+    };
+    Registry::new(vec![
+        Box::new(Fetch),
+        Box::new(Make { spec: make }),
+        Box::new(Make { spec: gauge }),
+    ])
 }
 
 const FETCH: StageSpec = StageSpec {
@@ -69,7 +96,12 @@ const MAKE: StageSpec = StageSpec {
     version: 1,
     summary: "",
     gives: "thing",
-    inputs: &[InputSpec { name: "from", accepts: &["thing"], required: false, many: true }],
+    inputs: &[InputSpec {
+        name: "from",
+        accepts: &["thing"],
+        required: false,
+        many: true,
+    }],
     params: &["text", "parts", "file", "oven", "random", "times", "blind"],
     keyed: &[],
     reaches_outside: false,
@@ -79,13 +111,25 @@ const MAKE: StageSpec = StageSpec {
 struct Fetch;
 
 fn file_of(params: &Value) -> PathBuf {
-    params["url"].as_str().and_then(|url| url.strip_prefix("file:")).unwrap().into()
+    params["url"]
+        .as_str()
+        .and_then(|url| url.strip_prefix("file:"))
+        .unwrap()
+        .into()
 }
 
 fn order(name: &str, params: Value) -> WorkOrder {
     let name = name.into();
     let (inputs, demand) = (BTreeMap::new(), Demand::default());
-    WorkOrder { name, params, inputs, tools: vec![], origin: None, demand, smaller: vec![] }
+    WorkOrder {
+        name,
+        params,
+        inputs,
+        tools: vec![],
+        origin: None,
+        demand,
+        smaller: vec![],
+    }
 }
 
 impl Stage for Fetch {
@@ -105,7 +149,10 @@ impl Stage for Fetch {
         let file = file_of(params);
         let name = file.file_name().unwrap().to_str().unwrap();
         let origin = Some(file.to_str().unwrap().into());
-        Ok(vec![WorkOrder { origin, ..order("", json!({"file": name, "digest": inputs.file(&file)?})) }])
+        Ok(vec![WorkOrder {
+            origin,
+            ..order("", json!({"file": name, "digest": inputs.file(&file)?}))
+        }])
     }
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
@@ -124,12 +171,24 @@ impl Stage for Make {
         &self.spec
     }
 
-    fn check(&self, params: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        Ok(if params["oven"] == true { vec!["oven".into()] } else { vec![] })
+    fn check(
+        &self,
+        params: &Value,
+        _: &[&str],
+    ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+        Ok(if params["oven"] == true {
+            vec!["oven".into()]
+        } else {
+            vec![]
+        })
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
-        Ok(params["file"].as_str().map(PathBuf::from).into_iter().collect())
+        Ok(params["file"]
+            .as_str()
+            .map(PathBuf::from)
+            .into_iter()
+            .collect())
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
@@ -139,15 +198,27 @@ impl Stage for Make {
             made["digest"] = json!(digest);
         }
         let given = inputs.many("from").iter().flat_map(|(giver, manifest)| {
-            manifest.parts.iter().map(move |(name, part)| (format!("{giver}/{name}"), part.clone()))
+            manifest
+                .parts
+                .iter()
+                .map(move |(name, part)| (format!("{giver}/{name}"), part.clone()))
         });
         let given: BTreeMap<_, _> = given.collect();
-        let tools = if params["oven"] == true { inputs.tool_files("oven", &["oven.so"])? } else { vec![] };
-        let parts: Vec<String> = serde_json::from_value(params["parts"].clone()).unwrap_or(vec![String::new()]);
+        let tools = if params["oven"] == true {
+            inputs.tool_files("oven", &["oven.so"])?
+        } else {
+            vec![]
+        };
+        let parts: Vec<String> =
+            serde_json::from_value(params["parts"].clone()).unwrap_or(vec![String::new()]);
         let order = |name: &String| {
             let mut made = made.clone();
             made["part"] = json!(name);
-            WorkOrder { inputs: given.clone(), tools: tools.clone(), ..order(name, made) }
+            WorkOrder {
+                inputs: given.clone(),
+                tools: tools.clone(),
+                ..order(name, made)
+            }
         };
         Ok(parts.iter().map(order).collect())
     }
@@ -161,10 +232,17 @@ impl Stage for Make {
             bytes.extend_from_slice(&job.read(name)?);
         }
         if action.params["random"] == true {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap()
+                .as_nanos();
             bytes.extend_from_slice(now.to_string().as_bytes());
         }
-        Ok([(PartName::new("out")?, job.write(&bytes, CanonJson::default())?)].into())
+        Ok([(
+            PartName::new("out")?,
+            job.write(&bytes, CanonJson::default())?,
+        )]
+        .into())
     }
 }
 
@@ -223,7 +301,11 @@ impl Shop {
     /// What a call says, its folder called HERE.
     pub fn kiln(&self, call: &str, environment: &[(&str, &str)]) -> (i32, String, String) {
         let (code, out, errors) = kiln(self.0.path(), call, environment);
-        (code, out.replace(self.0.path().to_str().unwrap(), "HERE"), errors)
+        (
+            code,
+            out.replace(self.0.path().to_str().unwrap(), "HERE"),
+            errors,
+        )
     }
 
     /// What a call says that must succeed.
@@ -240,7 +322,9 @@ pub fn plain(text: &str) -> String {
     let first = pieces.next().unwrap_or_default().to_string();
     pieces.fold(first, |out, piece| {
         let rest = piece.trim_start_matches(|c: char| c.is_ascii_hexdigit());
-        let size = rest.strip_prefix('/').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+        let size = rest
+            .strip_prefix('/')
+            .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
         out + "b3:" + size.unwrap_or(rest)
     })
 }

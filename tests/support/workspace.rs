@@ -5,7 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use kiln::action::{
-    Action, Blob, BlobSink, Content, Inputs, Job, Manifest, Part, PartName, Stage, WorkOrder, Workspace,
+    Action, Blob, BlobSink, Content, Inputs, Job, Manifest, Part, PartName, Stage, WorkOrder,
+    Workspace,
 };
 use kiln::base::{CanonJson, Digest, Hasher, Result, hash_bytes};
 use serde_json::Value;
@@ -20,7 +21,10 @@ impl Folder {
         let scratch = root.join("scratch");
         fs::create_dir_all(root.join("blobs")).unwrap();
         fs::create_dir_all(&scratch).unwrap();
-        Folder { root: root.into(), scratch }
+        Folder {
+            root: root.into(),
+            scratch,
+        }
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -31,7 +35,10 @@ impl Folder {
     pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
         let digest = hash_bytes(bytes);
         fs::write(self.blob_path(&digest), bytes).unwrap();
-        Part { content: digest.into(), facts: CanonJson::from(facts) }
+        Part {
+            content: digest.into(),
+            facts: CanonJson::from(facts),
+        }
     }
 
     /// The bytes of a part.
@@ -52,8 +59,17 @@ impl Folder {
         let name = order.name.clone();
         let action: Action = order.into_action(stage.spec());
         let outputs = stage.run(&action, &Job::new(&action, self))?;
-        let full = |output: &PartName| if name.is_empty() { output.to_string() } else { format!("{name}/{output}") };
-        let parts = outputs.into_iter().map(|(output, part)| (PartName::new(full(&output)).unwrap(), part)).collect();
+        let full = |output: &PartName| {
+            if name.is_empty() {
+                output.to_string()
+            } else {
+                format!("{name}/{output}")
+            }
+        };
+        let parts = outputs
+            .into_iter()
+            .map(|(output, part)| (PartName::new(full(&output)).unwrap(), part))
+            .collect();
         Ok(Manifest { parts })
     }
 }
@@ -62,7 +78,9 @@ impl Workspace for Folder {
     fn open(&self, content: &Content) -> Result<Blob> {
         let whole = Blob::new(fs::read(self.blob_path(&content.blob())).unwrap());
         let start = content.window.map_or(0, |window| window.offset);
-        Ok(whole.slice(start..start + content.digest.size_bytes).unwrap())
+        Ok(whole
+            .slice(start..start + content.digest.size_bytes)
+            .unwrap())
     }
 
     fn path(&self, content: &Content) -> Result<PathBuf> {
@@ -75,7 +93,11 @@ impl Workspace for Folder {
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
         let file = tempfile::NamedTempFile::new_in(&self.root).unwrap();
-        Ok(Box::new(Sink { file, hasher: Hasher::default(), blobs: self.root.join("blobs") }))
+        Ok(Box::new(Sink {
+            file,
+            hasher: Hasher::default(),
+            blobs: self.root.join("blobs"),
+        }))
     }
 
     fn scratch(&self) -> Result<&Path> {

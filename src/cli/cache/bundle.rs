@@ -33,32 +33,54 @@ pub struct ImportArgs {
 }
 
 /// Writes what a build of the plan would find, so that it finds it elsewhere too.
-pub(super) fn export(args: &ExportArgs, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
+pub(super) fn export(
+    args: &ExportArgs,
+    common: &Common,
+    stages: &Registry,
+) -> Result<Exit, Failed> {
     let bench = Workbench::lay(&args.plan, &[], common, stages)?;
     let built = bench.dry_run()?;
-    let done = built.parts.iter().filter(|part| part.life.outputs().is_some());
+    let done = built
+        .parts
+        .iter()
+        .filter(|part| part.life.outputs().is_some());
     let keys: BTreeSet<ActionKey> = done.map(|part| part.task.key).collect();
     let missing = missing(&bench.plan, &built);
     if keys.is_empty() {
         let message = format!("the cache has nothing of the plan `{}`", bench.plan.name);
         return Err(Problem::new("kiln::call::not_built", message)
-            .help("build it first, with the same --set and --cache; `kiln plan` says what is missing")
+            .help(
+                "build it first, with the same --set and --cache; `kiln plan` says what is missing",
+            )
             .into());
     }
     bench.places().take_file("the bundle", &args.file)?;
-    check_replaceable(&args.file).context("kiln::bundle::io", || format!("write {}", args.file.display()))?;
+    check_replaceable(&args.file).context("kiln::bundle::io", || {
+        format!("write {}", args.file.display())
+    })?;
     let exported = bench.store.export(&keys, &args.file)?;
     common.print(&if common.json {
         let mut line = json!(exported);
         line["missing_stages"] = json!(missing);
         format!("{line}\n")
     } else {
-        let Exported { results, blobs, blob_bytes } = exported;
-        let (results, blobs, size) = (count(results, "result"), count(blobs, "blob"), bytes(blob_bytes));
+        let Exported {
+            results,
+            blobs,
+            blob_bytes,
+        } = exported;
+        let (results, blobs, size) = (
+            count(results, "result"),
+            count(blobs, "blob"),
+            bytes(blob_bytes),
+        );
         let file = args.file.display();
         let mut text = format!("{results} and {blobs}, {size}, written to {file}\n");
         if !missing.is_empty() {
-            text += &format!("not all there, so a build will run more: {}\n", missing.join(", "));
+            text += &format!(
+                "not all there, so a build will run more: {}\n",
+                missing.join(", ")
+            );
         }
         text
     });
@@ -67,19 +89,33 @@ pub(super) fn export(args: &ExportArgs, common: &Common, stages: &Registry) -> R
 
 /// The stages that the cache does not have all of.
 fn missing<'a>(plan: &'a Plan, built: &Built) -> Vec<&'a str> {
-    let missing = plan.stages.iter().filter(|stage| !built.sealed.contains_key(&stage.id));
+    let missing = plan
+        .stages
+        .iter()
+        .filter(|stage| !built.sealed.contains_key(&stage.id));
     missing.map(|stage| stage.id.0.as_str()).collect()
 }
 
 /// Puts what is new into the cache, which is made if need be.
 pub(super) fn import(args: &ImportArgs, common: &Common) -> Result<Exit> {
     let imported = Disk::open(&common.cache)?.import(&args.file)?;
-    common.print(&if common.json { format!("{}\n", json!(imported)) } else { imported_text(&imported) });
+    common.print(&if common.json {
+        format!("{}\n", json!(imported))
+    } else {
+        imported_text(&imported)
+    });
     Ok(Exit::Done)
 }
 
 fn imported_text(imported: &Imported) -> String {
-    let Imported { results, blobs, blob_bytes, known_results, known_blobs, incomplete_results } = *imported;
+    let Imported {
+        results,
+        blobs,
+        blob_bytes,
+        known_results,
+        known_blobs,
+        incomplete_results,
+    } = *imported;
     let mut text = format!(
         "{} and {}, {}, put into the cache\n",
         count(results, "result"),
@@ -91,7 +127,10 @@ fn imported_text(imported: &Imported) -> String {
         text += &format!("{results} and {blobs} were there already\n");
     }
     if incomplete_results > 0 {
-        text += &format!("{} left out: not all of their blobs came with them\n", count(incomplete_results, "result"));
+        text += &format!(
+            "{} left out: not all of their blobs came with them\n",
+            count(incomplete_results, "result")
+        );
     }
     text
 }

@@ -33,12 +33,21 @@ pub struct Args {
 /// Keeps what the last builds asked, and nothing else.
 pub(super) fn without_limits(store: &Disk) -> Result<Rules> {
     let kept = Record::all(store.root())?.into_iter().collect();
-    Ok(Rules { kept, max_age: None, max_bytes: None, now: SystemTime::now() })
+    Ok(Rules {
+        kept,
+        max_age: None,
+        max_bytes: None,
+        now: SystemTime::now(),
+    })
 }
 
 impl Args {
     fn rules(&self, store: &Disk) -> Result<Rules> {
-        let mut rules = Rules { max_age: self.max_age, max_bytes: self.max_size, ..without_limits(store)? };
+        let mut rules = Rules {
+            max_age: self.max_age,
+            max_bytes: self.max_size,
+            ..without_limits(store)?
+        };
         for lock in &self.lock {
             rules.kept.extend(locked(lock)?);
         }
@@ -68,17 +77,39 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit> {
 
 fn text(garbage: &Garbage, dry_run: bool) -> String {
     let tally = |tally: &Tally| {
-        let Tally { results, blobs, bytes: size } = *tally;
-        format!("{}, {}, {}", count(results, "result"), count(blobs, "blob"), bytes(size))
+        let Tally {
+            results,
+            blobs,
+            bytes: size,
+        } = *tally;
+        format!(
+            "{}, {}, {}",
+            count(results, "result"),
+            count(blobs, "blob"),
+            bytes(size)
+        )
     };
-    let mut text = format!("{}  {}", if dry_run { "would go" } else { "removed " }, tally(&garbage.goes));
+    let mut text = format!(
+        "{}  {}",
+        if dry_run { "would go" } else { "removed " },
+        tally(&garbage.goes)
+    );
     if garbage.partial_bytes > 0 {
-        text += &format!("; {} of half-finished downloads", bytes(garbage.partial_bytes));
+        text += &format!(
+            "; {} of half-finished downloads",
+            bytes(garbage.partial_bytes)
+        );
     }
     text += &format!("\nstays     {}\n", tally(&garbage.stays));
-    text += &format!("kept      {}, by last builds and locks\n", tally(&garbage.kept));
+    text += &format!(
+        "kept      {}, by last builds and locks\n",
+        tally(&garbage.kept)
+    );
     if garbage.over_bytes > 0 {
-        text += &format!("--max-size is exceeded by {}: so much is kept\n", bytes(garbage.over_bytes));
+        text += &format!(
+            "--max-size is exceeded by {}: so much is kept\n",
+            bytes(garbage.over_bytes)
+        );
     }
     text
 }
@@ -87,7 +118,10 @@ fn text(garbage: &Garbage, dry_run: bool) -> String {
 fn locked(path: &Path) -> Result<Vec<ActionKey>> {
     let keys: Vec<ActionKey> = Account::read_lock(path)?.actions().collect();
     if keys.is_empty() {
-        let message = format!("{} names no results, so that it would keep nothing", path.display());
+        let message = format!(
+            "{} names no results, so that it would keep nothing",
+            path.display()
+        );
         return Err(Problem::new("kiln::call::lock", message)
             .help("a lock has a table [stage.NAME.actions] with the key of each part"));
     }
@@ -96,7 +130,9 @@ fn locked(path: &Path) -> Result<Vec<ActionKey>> {
 
 /// Reads `30d`, `12h`, `45min` or `90s`.
 fn parse_age(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
         "s" => Some(1),
@@ -106,7 +142,9 @@ fn parse_age(text: &str) -> Result<Duration, String> {
         _ => None,
     };
     let seconds = || number.parse::<u64>().ok()?.checked_mul(unit?);
-    seconds().map(Duration::from_secs).ok_or_else(|| "expected a number with d, h, min or s: 30d".into())
+    seconds()
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a number with d, h, min or s: 30d".into())
 }
 
 #[cfg(test)]
@@ -117,7 +155,15 @@ mod tests {
     fn ages_are_read() {
         assert_eq!(parse_age("30d"), Ok(Duration::from_secs(2_592_000)));
         assert_eq!(parse_age("5 min"), Ok(Duration::from_secs(300)));
-        for bad in ["", "30", "d", "1.5d", "-1d", "3 weeks", "999999999999999999d"] {
+        for bad in [
+            "",
+            "30",
+            "d",
+            "1.5d",
+            "-1d",
+            "3 weeks",
+            "999999999999999999d",
+        ] {
             assert!(parse_age(bad).is_err(), "{bad}");
         }
     }

@@ -1,4 +1,5 @@
-//! `kiln cache`: looks into the local cache, makes room in it, and brings results from one to another.
+//! `kiln cache`: looks into the local cache, makes room in it, and brings results from one to
+//! another.
 
 mod bundle;
 mod gc;
@@ -27,7 +28,8 @@ enum Action {
         #[arg(long)]
         repair: bool,
     },
-    /// Remove what neither a last build nor a lock keeps, as far as the limits ask for it; all of it without a limit
+    /// Remove what neither a last build nor a lock keeps, as far as the limits ask for it; all of
+    /// it without a limit
     Gc(gc::Args),
     /// Write what the cache has of a plan to one file
     Export(bundle::ExportArgs),
@@ -39,7 +41,9 @@ enum Action {
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if !common.cache.is_dir() && !matches!(args.action, Action::Import(_)) {
         let message = format!("there is no cache at {}", common.cache.display());
-        return Err(Problem::new("kiln::call::no_cache", message).help("name it with --cache or KILN_CACHE").into());
+        return Err(Problem::new("kiln::call::no_cache", message)
+            .help("name it with --cache or KILN_CACHE")
+            .into());
     }
     match &args.action {
         Action::Stats => Ok(stats(common)?),
@@ -68,23 +72,48 @@ fn stats(common: &Common) -> Result<Exit> {
 fn verify(repair: bool, common: &Common) -> Result<Exit> {
     let store = Disk::open(&common.cache)?;
     let verified = store.verify()?;
-    common.print(&if common.json { format!("{}\n", json!(verified)) } else { verified_text(&verified, repair) });
+    common.print(&if common.json {
+        format!("{}\n", json!(verified))
+    } else {
+        verified_text(&verified, repair)
+    });
     if repair {
         store.repair(&verified)?;
     }
-    Ok(if verified.faults.is_empty() || repair { Exit::Done } else { Exit::DigestDiffers })
+    Ok(if verified.faults.is_empty() || repair {
+        Exit::Done
+    } else {
+        Exit::DigestDiffers
+    })
 }
 
 fn stats_text(stats: &Stats, garbage: &Garbage) -> String {
-    let mut text = format!("{:<14} {:>8} {:>10} {:>12}\n", "stage", "results", "output", "peak memory");
-    for (stage, StageStats { actions, output_bytes, peak_memory_bytes }) in &stats.stages {
+    let mut text = format!(
+        "{:<14} {:>8} {:>10} {:>12}\n",
+        "stage", "results", "output", "peak memory"
+    );
+    for (
+        stage,
+        StageStats {
+            actions,
+            output_bytes,
+            peak_memory_bytes,
+        },
+    ) in &stats.stages
+    {
         // Threads share kiln's own memory.
         let peak = peak_memory_bytes.map_or("-".into(), bytes);
-        text += &format!("{stage:<14} {actions:>8} {:>10} {peak:>12}\n", bytes(*output_bytes));
+        text += &format!(
+            "{stage:<14} {actions:>8} {:>10} {peak:>12}\n",
+            bytes(*output_bytes)
+        );
     }
     text += &format!("\n{} blobs, {}", stats.blobs, bytes(stats.blob_bytes));
     if stats.partial_bytes > 0 {
-        text += &format!("; {} of half-finished downloads", bytes(stats.partial_bytes));
+        text += &format!(
+            "; {} of half-finished downloads",
+            bytes(stats.partial_bytes)
+        );
     }
     let (kept, garbage) = (bytes(garbage.kept.bytes), bytes(garbage.bytes()));
     text + &format!("\nlast builds keep {kept}; `kiln cache gc` would free {garbage}\n")
@@ -100,5 +129,8 @@ fn verified_text(verified: &Verified, repair: bool) -> String {
         (damaged, true) => format!("{damaged} damaged, removed"),
         (damaged, false) => format!("{damaged} damaged; `kiln cache verify --repair` removes them"),
     };
-    text + &format!("{} blobs and {} results: {outcome}\n", verified.blobs, verified.actions)
+    text + &format!(
+        "{} blobs and {} results: {outcome}\n",
+        verified.blobs, verified.actions
+    )
 }

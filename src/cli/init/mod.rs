@@ -43,11 +43,19 @@ struct Chip;
 impl TypedValueParser for Chip {
     type Value = String;
 
-    fn parse_ref(&self, _: &clap::Command, _: Option<&clap::Arg>, value: &OsStr) -> Result<String, clap::Error> {
+    fn parse_ref(
+        &self,
+        _: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
         let name = value.to_string_lossy();
         match Soc::named(&name) {
             Ok(soc) => Ok(soc.name.into()),
-            Err(problem) => Err(clap::Error::raw(ErrorKind::ValueValidation, format!("{}\n", problem.text()))),
+            Err(problem) => Err(clap::Error::raw(
+                ErrorKind::ValueValidation,
+                format!("{}\n", problem.text()),
+            )),
         }
     }
 
@@ -56,11 +64,15 @@ impl TypedValueParser for Chip {
     }
 }
 
-/// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against `plans/deepseek-qwen-1.5b.toml`.
+/// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against
+/// `plans/deepseek-qwen-1.5b.toml`.
 const TEMPLATE: &str = include_str!("template.toml");
 
 /// The text that plans measure on, from their folder, and its bytes.
-const TEXT: (&str, &[u8]) = ("data/eval.txt", include_bytes!("../../../plans/data/eval.txt"));
+const TEXT: (&str, &[u8]) = (
+    "data/eval.txt",
+    include_bytes!("../../../plans/data/eval.txt"),
+);
 
 /// What attention sees if the model can: more costs memory on the phone, and time in the simulator.
 const CONTEXT: u32 = 2048;
@@ -81,13 +93,27 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
     let model = Model::look(&args.url, &file, folder(&path))?;
     let text = spell(&model, &args.soc);
-    let source = Source { name: path.display().to_string(), text: text.clone(), folder: folder(&path).into() };
+    let source = Source {
+        name: path.display().to_string(),
+        text: text.clone(),
+        folder: folder(&path).into(),
+    };
     understood(source, &[], stages)?;
     write_text(&folder(&path).join(TEXT.0))?;
-    write_new(&path, text.as_bytes()).context("kiln::call::write", || format!("write the plan {}", path.display()))?;
+    write_new(&path, text.as_bytes()).context("kiln::call::write", || {
+        format!("write the plan {}", path.display())
+    })?;
     common.print(&match common.json {
-        true => format!("{}\n", json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})),
-        false => format!("{}\nwritten: {}\n{}", model.about, path.display(), next(&path, &model)),
+        true => format!(
+            "{}\n",
+            json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})
+        ),
+        false => format!(
+            "{}\nwritten: {}\n{}",
+            model.about,
+            path.display(),
+            next(&path, &model)
+        ),
     });
     Ok(Exit::Done)
 }
@@ -102,21 +128,28 @@ fn spell(model: &Model, soc: &str) -> String {
         .replace("@SOC@", soc)
         .replace("@PREFILL@", &PREFILL.min(context / 2).to_string())
         .replace("@CONTEXT@", &context.to_string())
-        .replace("@TRAINED@", &trained.map_or(String::new(), |trained| format!("; the model was made for {trained}")))
+        .replace(
+            "@TRAINED@",
+            &trained.map_or(String::new(), |trained| {
+                format!("; the model was made for {trained}")
+            }),
+        )
         // What comes from outside last, so that nothing in it is replaced.
         .replace("@VARS@\n", &vars)
         .replace("@SOURCES@\n", &fetches)
         .replace("@ABOUT@", &model.about)
 }
 
-/// The variables of the model's file, and the stages that fetch it. Files of a split model have no variables: each has its own pin.
+/// The variables of the model's file, and the stages that fetch it. Files of a split model have no
+/// variables: each has its own pin.
 fn sources(model: &Model) -> (String, String) {
     // JSON spells a string as TOML does; `$${` is how a plan spells `${`.
     let text = |text: &str| json!(text.replace("${", "$${")).to_string();
     let pin = |index: usize, stage: &str| match &model.local {
         Some(local) => format!("\"{}\"", local.sha256.get(index).map_or("", String::as_str)),
         None => format!(
-            "\"\"                 # to be filled in: `kiln build PLAN {stage}` shows the digest of what it fetched and stops"
+            "\"\"                 # to be filled in: `kiln build PLAN {stage}` shows the digest \
+             of what it fetched and stops"
         ),
     };
     let one = |key: &str, url: &str| {
@@ -126,8 +159,18 @@ fn sources(model: &Model) -> (String, String) {
             false => (format!("source = {}\n", text(url)), "\"${source}\"".into()),
         };
         let vars = format!("{var}sha256 = {}\n", pin(0, "source"));
-        let name = if key == "parts" { "name = \"model.gguf\"\n" } else { "" };
-        (vars, format!("[stage.source]\nkind = \"fetch\"\n{key} = {from}\n{name}sha256 = \"${{sha256}}\"\n"))
+        let name = if key == "parts" {
+            "name = \"model.gguf\"\n"
+        } else {
+            ""
+        };
+        (
+            vars,
+            format!(
+                "[stage.source]\nkind = \"fetch\"\n{key} = {from}\n{name}sha256 = \
+                 \"${{sha256}}\"\n"
+            ),
+        )
     };
     match &model.pieces {
         Pieces::Whole => one("url", &model.url),
@@ -138,7 +181,10 @@ fn sources(model: &Model) -> (String, String) {
                 format!("[stage.{stage}]\nkind = \"fetch\"\nurl = {url}\nsha256 = {pin}\n")
             };
             let stages = model.pieces.stages().into_iter().zip(urls).enumerate();
-            (String::new(), stages.map(fetch).collect::<Vec<_>>().join("\n"))
+            (
+                String::new(),
+                stages.map(fetch).collect::<Vec<_>>().join("\n"),
+            )
         }
     }
 }
@@ -148,11 +194,15 @@ fn write_text(path: &Path) -> Result<()> {
     let (_, bytes) = TEXT;
     match fs::symlink_metadata(path) {
         Ok(_) if is_file_of(path, bytes) => Ok(()),
-        Ok(_) => {
-            Err(Problem::new("kiln::call::exists", format!("{} is there already, with another text", path.display()))
-                .help("the plan measures on kiln's own text of that name: choose another folder with --out"))
-        }
-        Err(_) => write_new(path, bytes).context("kiln::call::write", || format!("write {}", path.display())),
+        Ok(_) => Err(Problem::new(
+            "kiln::call::exists",
+            format!("{} is there already, with another text", path.display()),
+        )
+        .help(
+            "the plan measures on kiln's own text of that name: choose another folder with --out",
+        )),
+        Err(_) => write_new(path, bytes)
+            .context("kiln::call::write", || format!("write {}", path.display())),
     }
 }
 
@@ -161,9 +211,13 @@ fn next(path: &Path, model: &Model) -> String {
     let pin = match model.local {
         Some(_) => String::new(),
         None => format!(
-            "  kiln build {plan} {}    # fetches the model and shows its sha256, to be written into the plan\n",
+            "  kiln build {plan} {}    # fetches the model and shows its sha256, to be written \
+             into the plan\n",
             model.pieces.stages().join(" ")
         ),
     };
-    format!("next:\n{pin}  kiln plan {plan}     # what a build would do\n  kiln build {plan}    # do it\n")
+    format!(
+        "next:\n{pin}  kiln plan {plan}     # what a build would do\n  kiln build {plan}    # do \
+         it\n"
+    )
 }

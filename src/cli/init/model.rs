@@ -1,4 +1,5 @@
-//! What a plan must know of its model, from as little as there is at hand: a URL, and the header of a local file.
+//! What a plan must know of its model, from as little as there is at hand: a URL, and the header of
+//! a local file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,23 +47,38 @@ pub fn file_name(url: &str, stages: &Registry) -> Result<String> {
         && let Some(wrong) = problems.into_iter().next()
     {
         return Err(match Path::new(url).exists() {
-            true => wrong.problem.help(format!("for a file of this machine write file:{url}")),
+            true => wrong
+                .problem
+                .help(format!("for a file of this machine write file:{url}")),
             false => wrong.problem,
         });
     }
     let orders = fetch.expand(&params, &Inputs::default())?;
-    let asked = orders.first().and_then(|order| order.params["file"].as_str()).unwrap_or_default();
+    let asked = orders
+        .first()
+        .and_then(|order| order.params["file"].as_str())
+        .unwrap_or_default();
     // Of a package it is asked for with the package's own name before it.
-    let file = if url.starts_with("pypi:") { asked.rsplit('#').next().unwrap_or_default() } else { asked };
+    let file = if url.starts_with("pypi:") {
+        asked.rsplit('#').next().unwrap_or_default()
+    } else {
+        asked
+    };
     Ok(file.rsplit('/').next().unwrap_or_default().into())
 }
 
-/// What a plan of the model in `file` is called: after the whole file, in the letters that names of plans have.
+/// What a plan of the model in `file` is called: after the whole file, in the letters that names of
+/// plans have.
 pub fn plan_name(file: &str) -> String {
     let lower = whole_name(file).to_ascii_lowercase();
     let stem = lower.strip_suffix(".gguf").unwrap_or(&lower);
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
-    let name: String = stem.chars().map(|c| if good(c) { c } else { '-' }).take(100).collect();
+    let good =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let name: String = stem
+        .chars()
+        .map(|c| if good(c) { c } else { '-' })
+        .take(100)
+        .collect();
     match name.trim_start_matches(['.', '_', '-']) {
         "" => "model".into(),
         name => name.into(),
@@ -79,15 +95,29 @@ impl Model {
         let pieces = Pieces::of(&seen, file);
         let name = plan_name(file);
         match (url.strip_prefix("file:"), pieces) {
-            // A file of this machine may be called anything; of one that was cut the header is not all there.
+            // A file of this machine may be called anything; of one that was cut the header is not
+            // all there.
             (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
-                let (about, local) = read(Path::new(path))
-                    .map_err(|problem| problem.within(format!("failed to make a plan for {path}")))?;
-                Ok(Model { name, url: seen, pieces: pieces.unwrap_or(Pieces::Whole), about, local: Some(local) })
+                let (about, local) = read(Path::new(path)).map_err(|problem| {
+                    problem.within(format!("failed to make a plan for {path}"))
+                })?;
+                Ok(Model {
+                    name,
+                    url: seen,
+                    pieces: pieces.unwrap_or(Pieces::Whole),
+                    about,
+                    local: Some(local),
+                })
             }
             (_, pieces) => {
                 let about = format!("{}, of which only the name was read.", shown_line(file));
-                Ok(Model { name, url: seen, pieces: pieces?, about, local: None })
+                Ok(Model {
+                    name,
+                    url: seen,
+                    pieces: pieces?,
+                    about,
+                    local: None,
+                })
             }
         }
     }
@@ -96,7 +126,9 @@ impl Model {
 /// A relative path in a plan starts from the folder of the plan.
 fn seen_from(folder: &Path, path: &str) -> Result<String> {
     let absolute = |path: &Path| -> Result<PathBuf> {
-        std::path::absolute(path).context("kiln::call::unreadable", || format!("find {}", path.display()))
+        std::path::absolute(path).context("kiln::call::unreadable", || {
+            format!("find {}", path.display())
+        })
     };
     let path = absolute(Path::new(path))?;
     let path = path.strip_prefix(absolute(folder)?).unwrap_or(&path);
@@ -112,16 +144,25 @@ fn read(path: &Path) -> Result<(String, Local)> {
     let (about, context) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;
-        let name = name.map_or_else(|| "A model without a name".into(), |name| format!("`{name}`"));
+        let name = name.map_or_else(
+            || "A model without a name".into(),
+            |name| format!("`{name}`"),
+        );
         let (architecture, layers, mix) = (&facts.architecture, facts.block_count, mix(gguf));
-        let text = gguf
-            .tokenizer_problem()
-            .map_or(String::new(), |problem| format!(" No stage can read or write its text: {}.", problem.message));
+        let text = gguf.tokenizer_problem().map_or(String::new(), |problem| {
+            format!(" No stage can read or write its text: {}.", problem.message)
+        });
         let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
         // It becomes a comment of the plan: a line end in it would begin something else.
         Ok((shown_line(&about), facts.context_length))
     })?;
-    Ok((about, Local { sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?, context }))
+    Ok((
+        about,
+        Local {
+            sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?,
+            context,
+        },
+    ))
 }
 
 /// The types of its tensors, most bytes first.
@@ -132,7 +173,11 @@ fn mix(gguf: &Gguf) -> String {
     }
     let mut sizes: Vec<(&str, u64)> = sizes.into_iter().collect();
     sizes.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-    sizes.iter().map(|(name, size)| format!("{name} {}", bytes(*size))).collect::<Vec<_>>().join(", ")
+    sizes
+        .iter()
+        .map(|(name, size)| format!("{name} {}", bytes(*size)))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn sha256(file: &mut File) -> Result<String> {
@@ -142,7 +187,13 @@ fn sha256(file: &mut File) -> Result<String> {
         let mut buffer = vec![0; 1 << 18];
         loop {
             match file.read(&mut buffer)? {
-                0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+                0 => {
+                    return Ok(hasher
+                        .finalize()
+                        .iter()
+                        .map(|byte| format!("{byte:02x}"))
+                        .collect());
+                }
                 count => hasher.update(&buffer[..count]),
             }
         }
@@ -157,7 +208,10 @@ mod tests {
     #[test]
     fn plans_are_named_after_files() {
         let check = |file, expect| assert_eq!(plan_name(file), expect, "{file}");
-        check("DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf", "deepseek-r1-distill-qwen-1.5b-q4_0");
+        check(
+            "DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf",
+            "deepseek-r1-distill-qwen-1.5b-q4_0",
+        );
         check("pot-00002-of-00003.gguf", "pot");
         check("Mein Modell (1).GGUF", "mein-modell--1-");
         check("._ä.gguf", "model");
@@ -166,7 +220,13 @@ mod tests {
 
     #[test]
     fn a_path_is_spelled_as_the_plan_sees_it() {
-        assert_eq!(seen_from(Path::new("/p/plans"), "/p/plans/m/a.gguf").unwrap(), "file:m/a.gguf");
-        assert_eq!(seen_from(Path::new("/p/plans"), "/p/a.gguf").unwrap(), "file:/p/a.gguf");
+        assert_eq!(
+            seen_from(Path::new("/p/plans"), "/p/plans/m/a.gguf").unwrap(),
+            "file:m/a.gguf"
+        );
+        assert_eq!(
+            seen_from(Path::new("/p/plans"), "/p/a.gguf").unwrap(),
+            "file:/p/a.gguf"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! How a model's file comes, by what it is called: whole, as the files that llama.cpp splits a model into, or as pieces of one file.
+//! How a model's file comes, by what it is called: whole, as the files that llama.cpp splits a
+//! model into, or as pieces of one file.
 
 use serde_json::json;
 
@@ -17,18 +18,28 @@ pub enum Pieces {
 }
 
 impl Pieces {
-    /// Of the file `file`, which lies at `url`. What is no GGUF by its name is refused, before gigabytes are fetched for nothing.
+    /// Of the file `file`, which lies at `url`. What is no GGUF by its name is refused, before
+    /// gigabytes are fetched for nothing.
     pub fn of(url: &str, file: &str) -> Result<Self> {
         if let Some((_, count)) = cut(file) {
             let end = file.rfind(".part").map_or("", |at| &file[at..]);
-            return Ok(Pieces::Cut(renamed(url, end, &format!(".part{{1..{count}}}of{count}"))?));
+            return Ok(Pieces::Cut(renamed(
+                url,
+                end,
+                &format!(".part{{1..{count}}}of{count}"),
+            )?));
         }
         match files_of(file).as_slice() {
             [] | [_] if !is_gguf(file) => Err(no_gguf(file)),
             [] | [_] => Ok(Pieces::Whole),
             files => {
                 let end = ending(file);
-                Ok(Pieces::Split(files.iter().map(|name| renamed(url, end, ending(name))).collect::<Result<_>>()?))
+                Ok(Pieces::Split(
+                    files
+                        .iter()
+                        .map(|name| renamed(url, end, ending(name)))
+                        .collect::<Result<_>>()?,
+                ))
             }
         }
     }
@@ -36,7 +47,9 @@ impl Pieces {
     /// The names of the stages that fetch it.
     pub fn stages(&self) -> Vec<String> {
         match self {
-            Pieces::Split(urls) => (1..=urls.len()).map(|number| format!("source-{number}")).collect(),
+            Pieces::Split(urls) => (1..=urls.len())
+                .map(|number| format!("source-{number}"))
+                .collect(),
             Pieces::Whole | Pieces::Cut(_) => vec!["source".into()],
         }
     }
@@ -45,7 +58,13 @@ impl Pieces {
     pub fn gguf(&self) -> String {
         match self.stages().as_slice() {
             [one] => json!(one).to_string(),
-            all => format!("[{}]", all.iter().map(|name| json!(name).to_string()).collect::<Vec<_>>().join(", ")),
+            all => format!(
+                "[{}]",
+                all.iter()
+                    .map(|name| json!(name).to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         }
     }
 }
@@ -64,13 +83,22 @@ fn ending(file: &str) -> &str {
     &file[file.len().saturating_sub("-00001-of-00003.gguf".len())..]
 }
 
-/// `url` with `new` in place of the `end` of its file's name. Not in the query of an address, which may repeat it.
+/// `url` with `new` in place of the `end` of its file's name. Not in the query of an address, which
+/// may repeat it.
 fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
     let is_address = url.starts_with("https:") || url.starts_with("http:");
-    let path = if is_address { url.find(['?', '#']).map_or(url, |at| &url[..at]) } else { url };
+    let path = if is_address {
+        url.find(['?', '#']).map_or(url, |at| &url[..at])
+    } else {
+        url
+    };
     let at = path.rfind(end).ok_or_else(|| {
-        let message = format!("`{}` names a piece of a model, but does not spell `{end}`", without_secrets(url));
-        Problem::new("kiln::call::format", message).help("write a plan by hand, with a `fetch` stage for each piece")
+        let message = format!(
+            "`{}` names a piece of a model, but does not spell `{end}`",
+            without_secrets(url)
+        );
+        Problem::new("kiln::call::format", message)
+            .help("write a plan by hand, with a `fetch` stage for each piece")
     })?;
     Ok(format!("{}{new}{}", &url[..at], &url[at + end.len()..]))
 }
@@ -79,7 +107,12 @@ fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
 fn cut(file: &str) -> Option<(&str, u32)> {
     let (name, numbers) = file.rsplit_once(".part")?;
     let (number, count) = numbers.split_once("of")?;
-    let number_of = |digits: &str| digits.parse().ok().filter(|number: &u32| number.to_string() == digits);
+    let number_of = |digits: &str| {
+        digits
+            .parse()
+            .ok()
+            .filter(|number: &u32| number.to_string() == digits)
+    };
     let (number, count) = (number_of(number)?, number_of(count)?);
     (is_gguf(name) && (1..=count).contains(&number)).then_some((name, count))
 }
@@ -91,11 +124,16 @@ fn is_gguf(file: &str) -> bool {
 fn no_gguf(file: &str) -> Problem {
     let help = match file.to_ascii_lowercase().contains(".gguf") {
         true => {
-            "if it is a piece of a file that was cut: a plan lists all pieces in `parts` of a `fetch` stage, see docs/plan-format.md"
+            "if it is a piece of a file that was cut: a plan lists all pieces in `parts` of a \
+             `fetch` stage, see docs/plan-format.md"
         }
         false => "name a .gguf file; on the Hugging Face Hub, look for the model's name and `GGUF`",
     };
-    Problem::new("kiln::call::format", format!("`{file}` is no GGUF by its name")).help(help)
+    Problem::new(
+        "kiln::call::format",
+        format!("`{file}` is no GGUF by its name"),
+    )
+    .help(help)
 }
 
 #[cfg(test)]
@@ -111,10 +149,18 @@ mod tests {
             (
                 "hf:a/b/c-00002-of-00002.gguf@v1",
                 "c-00002-of-00002.gguf",
-                split(&["hf:a/b/c-00001-of-00002.gguf@v1", "hf:a/b/c-00002-of-00002.gguf@v1"]),
+                split(&[
+                    "hf:a/b/c-00001-of-00002.gguf@v1",
+                    "hf:a/b/c-00002-of-00002.gguf@v1",
+                ]),
                 "c",
             ),
-            ("hf:a/b/c.gguf.part2of3", "c.gguf.part2of3", Pieces::Cut("hf:a/b/c.gguf.part{1..3}of3".into()), "c.gguf"),
+            (
+                "hf:a/b/c.gguf.part2of3",
+                "c.gguf.part2of3",
+                Pieces::Cut("hf:a/b/c.gguf.part{1..3}of3".into()),
+                "c.gguf",
+            ),
             (
                 "https://h/größe-00001-of-00002.gguf?name=x-00001-of-00002.gguf",
                 "gr%C3%B6%C3%9Fe-00001-of-00002.gguf",
@@ -125,8 +171,18 @@ mod tests {
                 "gr%C3%B6%C3%9Fe",
             ),
             // Not pieces by these names.
-            ("hf:a/b/c-00001-of-00001.gguf", "c-00001-of-00001.gguf", Pieces::Whole, "c-00001-of-00001.gguf"),
-            ("hf:a/b/c-00004-of-00003.gguf", "c-00004-of-00003.gguf", Pieces::Whole, "c-00004-of-00003.gguf"),
+            (
+                "hf:a/b/c-00001-of-00001.gguf",
+                "c-00001-of-00001.gguf",
+                Pieces::Whole,
+                "c-00001-of-00001.gguf",
+            ),
+            (
+                "hf:a/b/c-00004-of-00003.gguf",
+                "c-00004-of-00003.gguf",
+                Pieces::Whole,
+                "c-00004-of-00003.gguf",
+            ),
         ] {
             let pieces = Pieces::of(url, file).unwrap();
             assert_eq!(pieces, expected);
@@ -134,7 +190,10 @@ mod tests {
         }
         let refused = |file: &str, expected: &str| {
             let problem = Pieces::of(&format!("hf:a/b/{file}"), file).unwrap_err();
-            assert!(problem.help.as_ref().unwrap().contains(expected), "{problem}");
+            assert!(
+                problem.help.as_ref().unwrap().contains(expected),
+                "{problem}"
+            );
         };
         refused("model.safetensors", "name a .gguf file");
         refused("c.gguf-split-a", "`parts`");

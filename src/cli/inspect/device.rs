@@ -54,20 +54,45 @@ pub(super) fn describe_binary(path: &Path, libraries: &Libraries, json: bool) ->
     let binary = std::fs::read(path).context("kiln::call::unreadable", || "read it".into())?;
     let info = System::open(folder.path())?.binary_info(&binary)?;
     let size_bytes = binary.len() as u64;
-    spell(&Description { format: "context-binary", size_bytes, graphs: vec![], binaries: vec![info] }, json)
+    spell(
+        &Description {
+            format: "context-binary",
+            size_bytes,
+            graphs: vec![],
+            binaries: vec![info],
+        },
+        json,
+    )
 }
 
-pub(super) fn describe_dlc(path: &Path, file: &File, libraries: &Libraries, json: bool) -> Result<String> {
+pub(super) fn describe_dlc(
+    path: &Path,
+    file: &File,
+    libraries: &Libraries,
+    json: bool,
+) -> Result<String> {
     let folder = libraries.open()?;
-    let size_bytes = file.metadata().context("kiln::call::unreadable", || "measure it".into())?.len();
+    let size_bytes = file
+        .metadata()
+        .context("kiln::call::unreadable", || "measure it".into())?
+        .len();
     let system = System::open(folder.path())?;
     let dlc = system.open_dlc(path)?;
-    spell(&Description { format: "dlc", size_bytes, graphs: dlc.graphs()?, binaries: dlc.binaries()? }, json)
+    spell(
+        &Description {
+            format: "dlc",
+            size_bytes,
+            graphs: dlc.graphs()?,
+            binaries: dlc.binaries()?,
+        },
+        json,
+    )
 }
 
 fn spell(description: &Description, json: bool) -> Result<String> {
     if json {
-        let line = serde_json::to_string(description).context("kiln::inspect::json", || "write it as JSON".into())?;
+        let line = serde_json::to_string(description)
+            .context("kiln::inspect::json", || "write it as JSON".into())?;
         return Ok(line + "\n");
     }
     let mut text = match description.format {
@@ -80,28 +105,50 @@ fn spell(description: &Description, json: bool) -> Result<String> {
             Some(soc) => format!("{} (v{})", soc.name, soc.arch),
             None => format!("SoC model {}", binary.soc_model),
         };
-        let _ = writeln!(text, "compiled for {chip} by QNN {}, format {}", binary.build_id, binary.blob_version);
-        binary.graphs.iter().for_each(|graph| spell_graph(&mut text, graph));
+        let _ = writeln!(
+            text,
+            "compiled for {chip} by QNN {}, format {}",
+            binary.build_id, binary.blob_version
+        );
+        binary
+            .graphs
+            .iter()
+            .for_each(|graph| spell_graph(&mut text, graph));
     }
-    description.graphs.iter().for_each(|graph| spell_graph(&mut text, graph));
+    description
+        .graphs
+        .iter()
+        .for_each(|graph| spell_graph(&mut text, graph));
     Ok(text)
 }
 
 fn spell_graph(text: &mut String, graph: &GraphInfo) {
     let _ = writeln!(text, "\ngraph {}", graph.name);
-    let names = graph.inputs.iter().chain(&graph.outputs).map(|tensor| tensor.name.len());
+    let names = graph
+        .inputs
+        .iter()
+        .chain(&graph.outputs)
+        .map(|tensor| tensor.name.len());
     let width = names.max().unwrap_or(0);
     for (role, tensors) in [("in", &graph.inputs), ("out", &graph.outputs)] {
         for tensor in tensors {
-            let _ = writeln!(text, "  {role:<3} {:<width$}  {} {:?}", tensor.name, tensor.type_name, tensor.shape);
+            let _ = writeln!(
+                text,
+                "  {role:<3} {:<width$}  {} {:?}",
+                tensor.name, tensor.type_name, tensor.shape
+            );
         }
     }
 }
 
-/// A folder with the libraries; one in the cache goes with it, and is there as long as the cache is open.
+/// A folder with the libraries; one in the cache goes with it, and is there as long as the cache is
+/// open.
 enum Folder {
     Given(PathBuf),
-    Linked { folder: tempfile::TempDir, _cache: Disk },
+    Linked {
+        folder: tempfile::TempDir,
+        _cache: Disk,
+    },
 }
 
 impl Folder {
@@ -116,16 +163,20 @@ impl Folder {
 impl Libraries<'_> {
     fn open(&self) -> Result<Folder> {
         if let Some(folder) = self.folder {
-            let path = std::path::absolute(folder).context("kiln::io", || format!("find {}", folder.display()))?;
+            let path = std::path::absolute(folder)
+                .context("kiln::io", || format!("find {}", folder.display()))?;
             return Ok(Folder::Given(path));
         }
         self.cached()?.ok_or_else(|| {
-            Problem::new("kiln::tool_missing", "libQnnSystem.so, which reads this format, is not in the cache").help(
-                format!(
-                    "python3 -m pip install --no-deps --target qnn {WHEEL} && export KILN_QNN=qnn/onnxruntime_qnn\n\
-                 (a build of a plan that pins this wheel leaves it in the cache, too)"
-                ),
+            Problem::new(
+                "kiln::tool_missing",
+                "libQnnSystem.so, which reads this format, is not in the cache",
             )
+            .help(format!(
+                "python3 -m pip install --no-deps --target qnn {WHEEL} && export \
+                 KILN_QNN=qnn/onnxruntime_qnn\n(a build of a plan that pins this wheel leaves it \
+                 in the cache, too)"
+            ))
         })
     }
 
@@ -135,25 +186,39 @@ impl Libraries<'_> {
             return Ok(None);
         }
         let stages = stages::all();
-        let Some(fetch) = stages.get("fetch") else { return Ok(None) };
-        let params = json!({"url": format!("pypi:{WHEEL}"), "sha256": WHEEL_SHA256, "unpack": true});
-        let Some(order) = fetch.expand(&params, &Inputs::default())?.pop() else { return Ok(None) };
+        let Some(fetch) = stages.get("fetch") else {
+            return Ok(None);
+        };
+        let params =
+            json!({"url": format!("pypi:{WHEEL}"), "sha256": WHEEL_SHA256, "unpack": true});
+        let Some(order) = fetch.expand(&params, &Inputs::default())?.pop() else {
+            return Ok(None);
+        };
         let store = Disk::open(self.cache)?;
         let action = order.into_action(fetch.spec());
-        let Some(found) = store.get(&action.key())? else { return Ok(None) };
+        let Some(found) = store.get(&action.key())? else {
+            return Ok(None);
+        };
         // A library is loaded: it must be that of the wheel.
         if !is_proved(&fetch.proof(&action.params)?, &found, &store, &store)? {
             return Ok(None);
         }
         let folder = store.scratch()?;
         for (name, part) in &found.outputs {
-            let Some(path) = store.path(&part.content.digest)? else { return Ok(None) };
-            let path = std::path::absolute(&path).context("kiln::io", || format!("find {}", path.display()))?;
+            let Some(path) = store.path(&part.content.digest)? else {
+                return Ok(None);
+            };
+            let path = std::path::absolute(&path)
+                .context("kiln::io", || format!("find {}", path.display()))?;
             let link = folder.path().join(name.as_str());
-            std::os::unix::fs::symlink(&path, &link)
-                .context("kiln::io", || format!("link {} to {}", link.display(), path.display()))?;
+            std::os::unix::fs::symlink(&path, &link).context("kiln::io", || {
+                format!("link {} to {}", link.display(), path.display())
+            })?;
         }
-        Ok(Some(Folder::Linked { folder, _cache: store }))
+        Ok(Some(Folder::Linked {
+            folder,
+            _cache: store,
+        }))
     }
 }
 
@@ -163,7 +228,10 @@ mod tests {
 
     #[test]
     fn the_wheel_is_the_one_that_the_plans_pin() {
-        for plan in [include_str!("../../../plans/smollm2-135m.toml"), include_str!("../../../plans/lib/qwen2.toml")] {
+        for plan in [
+            include_str!("../../../plans/smollm2-135m.toml"),
+            include_str!("../../../plans/lib/qwen2.toml"),
+        ] {
             assert!(plan.contains(WHEEL) && plan.contains(WHEEL_SHA256));
         }
     }

@@ -60,35 +60,61 @@ fn is_first(file: &usize) -> bool {
     *file == 0
 }
 
-/// The summary, and the tensors if asked for; with `json`, everything in one line. Of a split model any one file is named,
-/// and the others are looked for beside it.
+/// The summary, and the tensors if asked for; with `json`, everything in one line. Of a split model
+/// any one file is named, and the others are looked for beside it.
 pub(super) fn describe(path: &Path, tensors: bool, json: bool) -> Result<String> {
     with_headers(&mut open_all(path)?, |gguf| spell(gguf, tensors, json))
 }
 
 /// The files of the model that `path` belongs to by its name, opened.
 pub(in crate::cli) fn open_all(path: &Path) -> Result<Vec<File>> {
-    let names = path.file_name().and_then(|name| name.to_str()).map(files_of);
-    let paths = names.map_or(vec![path.into()], |names| names.iter().map(|name| path.with_file_name(name)).collect());
-    let open =
-        |path: &PathBuf| open_file(path).context("kiln::call::unreadable", || format!("open {}", path.display()));
+    let names = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .map(files_of);
+    let paths = names.map_or(vec![path.into()], |names| {
+        names.iter().map(|name| path.with_file_name(name)).collect()
+    });
+    let open = |path: &PathBuf| {
+        open_file(path).context("kiln::call::unreadable", || {
+            format!("open {}", path.display())
+        })
+    };
     paths.iter().map(open).collect()
 }
 
 /// Reads the headers of the `files` of one model, and hands it to `take`.
-pub(in crate::cli) fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Gguf) -> Result<T>) -> Result<T> {
+pub(in crate::cli) fn with_headers<T>(
+    files: &mut [File],
+    take: impl FnOnce(&Gguf) -> Result<T>,
+) -> Result<T> {
     let mut read_bytes = (FIRST_BYTES / files.len().max(1) as u64).max(FIRST_BYTES_OF_PART);
     loop {
-        let heads = files.iter_mut().map(|file| head(file, read_bytes)).collect::<Result<Vec<_>>>()?;
-        let longest = heads.iter().map(|(_, file_bytes)| *file_bytes).max().unwrap_or(0);
-        let prefixes: Vec<Prefix> =
-            heads.iter().map(|(bytes, file_bytes)| Prefix { bytes, file_bytes: *file_bytes }).collect();
+        let heads = files
+            .iter_mut()
+            .map(|file| head(file, read_bytes))
+            .collect::<Result<Vec<_>>>()?;
+        let longest = heads
+            .iter()
+            .map(|(_, file_bytes)| *file_bytes)
+            .max()
+            .unwrap_or(0);
+        let prefixes: Vec<Prefix> = heads
+            .iter()
+            .map(|(bytes, file_bytes)| Prefix {
+                bytes,
+                file_bytes: *file_bytes,
+            })
+            .collect();
         match Gguf::parse_files(&prefixes) {
             Ok(gguf) => return take(&gguf),
             // Perhaps a header is longer than what was read of it.
-            Err(problem) if is_cut(&problem) && read_bytes < longest.min(MAX_HEADER_BYTES) => read_bytes *= 8,
+            Err(problem) if is_cut(&problem) && read_bytes < longest.min(MAX_HEADER_BYTES) => {
+                read_bytes *= 8
+            }
             Err(problem) if is_cut(&problem) && read_bytes < longest => {
-                let message = format!("the header has more than {MAX_HEADER_BYTES} bytes, if it is one");
+                let message =
+                    format!("the header has more than {MAX_HEADER_BYTES} bytes, if it is one");
                 return Err(problem.within(message));
             }
             Err(problem) => return Err(problem),
@@ -98,15 +124,24 @@ pub(in crate::cli) fn with_headers<T>(files: &mut [File], take: impl FnOnce(&Ggu
 
 /// Whether more of the file might make it good.
 fn is_cut(problem: &Problem) -> bool {
-    matches!(problem.code.as_str(), "kiln::model::gguf_truncated" | "kiln::model::gguf_count")
+    matches!(
+        problem.code.as_str(),
+        "kiln::model::gguf_truncated" | "kiln::model::gguf_count"
+    )
 }
 
 /// The first bytes of a file, and its length.
 fn head(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
-    let file_bytes = file.metadata().context("kiln::call::unreadable", || "ask for its size".into())?.len();
+    let file_bytes = file
+        .metadata()
+        .context("kiln::call::unreadable", || "ask for its size".into())?
+        .len();
     let mut prefix = vec![];
-    file.rewind().context("kiln::call::unreadable", || "rewind it".into())?;
-    file.take(bytes).read_to_end(&mut prefix).context("kiln::call::unreadable", || "read it".into())?;
+    file.rewind()
+        .context("kiln::call::unreadable", || "rewind it".into())?;
+    file.take(bytes)
+        .read_to_end(&mut prefix)
+        .context("kiln::call::unreadable", || "read it".into())?;
     Ok((prefix, file_bytes))
 }
 
@@ -115,15 +150,38 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
     if json {
         let verdict = model.map_or_else(Verdict::Problem, Verdict::Model);
         let tensors = gguf.tensors.iter().map(json_tensor).collect();
-        let Gguf { version, alignment, metadata, .. } = gguf;
+        let Gguf {
+            version,
+            alignment,
+            metadata,
+            ..
+        } = gguf;
         let (version, alignment, metadata) = (*version, *alignment, Scalars(metadata));
-        let byte_order = if gguf.order == ByteOrder::Big { "big" } else { "little" };
+        let byte_order = if gguf.order == ByteOrder::Big {
+            "big"
+        } else {
+            "little"
+        };
         let files = gguf.file_count();
-        let json = Json { format: "gguf", version, alignment, byte_order, files, model: verdict, metadata, tensors };
-        let line = serde_json::to_string(&json).context("kiln::inspect::json", || "write it as JSON".into())?;
+        let json = Json {
+            format: "gguf",
+            version,
+            alignment,
+            byte_order,
+            files,
+            model: verdict,
+            metadata,
+            tensors,
+        };
+        let line = serde_json::to_string(&json)
+            .context("kiln::inspect::json", || "write it as JSON".into())?;
         return Ok(line + "\n");
     }
-    let mut text = Summary { gguf, model: model.as_ref().ok() }.to_string();
+    let mut text = Summary {
+        gguf,
+        model: model.as_ref().ok(),
+    }
+    .to_string();
     if let Err(problem) = model {
         text += &format!("\nkiln cannot build it: {problem}\n");
     }
@@ -135,12 +193,35 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
 }
 
 fn json_tensor<'a>(tensor: &'a TensorInfo) -> JsonTensor<'a> {
-    let TensorInfo { name, shape, ggml, range, file } = tensor;
-    JsonTensor { name, shape, ggml_type: ggml.name, file: *file, offset: range.start, bytes: range.end - range.start }
+    let TensorInfo {
+        name,
+        shape,
+        ggml,
+        range,
+        file,
+    } = tensor;
+    JsonTensor {
+        name,
+        shape,
+        ggml_type: ggml.name,
+        file: *file,
+        offset: range.start,
+        bytes: range.end - range.start,
+    }
 }
 
 fn line(tensor: &TensorInfo) -> String {
-    let TensorInfo { name, shape, ggml, range, .. } = tensor;
+    let TensorInfo {
+        name,
+        shape,
+        ggml,
+        range,
+        ..
+    } = tensor;
     let (name, shape) = (Value::Str(name).to_string(), format!("{shape:?}"));
-    format!("  {name:<32}{:<8}{shape:<16}{:>10}\n", ggml.name, base::bytes(range.end - range.start))
+    format!(
+        "  {name:<32}{:<8}{shape:<16}{:>10}\n",
+        ggml.name,
+        base::bytes(range.end - range.start)
+    )
 }

@@ -17,24 +17,38 @@ const BESIDE: &str = "ledger.json";
 pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String> {
     let text = read(file)?;
     let described = spell(&text, tensors)?;
-    Ok(if json { String::from_utf8_lossy(&text).into_owned() } else { described })
+    Ok(if json {
+        String::from_utf8_lossy(&text).into_owned()
+    } else {
+        described
+    })
 }
 
 /// What the ledger beside the model at `path` says; nothing where there is none that can be read.
 pub(super) fn beside(path: &Path, tensors: bool) -> String {
-    let file = path.parent().and_then(|folder| open_file(&folder.join(BESIDE)).ok());
+    let file = path
+        .parent()
+        .and_then(|folder| open_file(&folder.join(BESIDE)).ok());
     let described = file.and_then(|file| spell(&read(&file).ok()?, tensors).ok());
-    described.map_or(String::new(), |text| format!("\nthe weights as stored, against the file they came from\n{text}"))
+    described.map_or(String::new(), |text| {
+        format!("\nthe weights as stored, against the file they came from\n{text}")
+    })
 }
 
 fn read(file: &File) -> Result<Vec<u8>> {
     let mut text = vec![];
-    file.take(MAX_BYTES).read_to_end(&mut text).context("kiln::call::unreadable", || "read it".into())?;
+    file.take(MAX_BYTES)
+        .read_to_end(&mut text)
+        .context("kiln::call::unreadable", || "read it".into())?;
     Ok(text)
 }
 
 fn spell(text: &[u8], tensors: bool) -> Result<String> {
     let ledger = Ledger::read(text)?;
-    let tensors = if tensors { format!("\n{}", ledger.table()) } else { String::new() };
+    let tensors = if tensors {
+        format!("\n{}", ledger.table())
+    } else {
+        String::new()
+    };
     Ok(format!("{ledger}{tensors}"))
 }

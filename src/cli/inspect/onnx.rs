@@ -25,11 +25,16 @@ pub(super) fn is_onnx(start: &[u8]) -> bool {
 pub(super) fn describe(file: &File, json: bool) -> Result<String> {
     let mut bytes = vec![];
     let limit = MAX_MODEL_BYTES as u64 + 1;
-    file.take(limit).read_to_end(&mut bytes).context("kiln::call::unreadable", || "read it".into())?;
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .context("kiln::call::unreadable", || "read it".into())?;
     let summary = Summary::of(&decode(&bytes)?);
     if !json {
         return Ok(summary.to_string());
     }
-    let json = Json { format: "onnx", summary };
+    let json = Json {
+        format: "onnx",
+        summary,
+    };
     serde_json::to_string(&json).context("kiln::call::json", || "spell its summary".into())
 }

@@ -1,5 +1,5 @@
-//! The account of a build: which actions made which bytes, with which tools. No times and no paths, so that equal
-//! builds have equal accounts.
+//! The account of a build: which actions made which bytes, with which tools. No times and no paths,
+//! so that equal builds have equal accounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +42,8 @@ pub(super) struct Made {
     /// Of its parameters as the plan has them.
     pub(super) params: Digest,
     pub(super) keep: Kept,
-    /// Whether it gives figures, whose last digits depend on the processor: a lock does not hold them.
+    /// Whether it gives figures, whose last digits depend on the processor: a lock does not hold
+    /// them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) measured: bool,
     /// Of all that it gives: names, bytes and facts.
@@ -70,15 +71,31 @@ pub(super) struct Artifact {
 
 impl Account {
     /// The account of a build of what `outline` says, of which `kept` is written out.
-    pub(super) fn of(outline: &Outline, built: &Built, kept: &[(String, Manifest)], store: &Disk) -> Result<Self> {
+    pub(super) fn of(
+        outline: &Outline,
+        built: &Built,
+        kept: &[(String, Manifest)],
+        store: &Disk,
+    ) -> Result<Self> {
         let name = Name::new(&outline.plan)?;
-        let mut account =
-            Account { version: VERSION, plan: name, digest: outline.digest, tools: [].into(), stage: [].into() };
+        let mut account = Account {
+            version: VERSION,
+            plan: name,
+            digest: outline.digest,
+            tools: [].into(),
+            stage: [].into(),
+        };
         for (id, asked) in &outline.stages {
-            let Some(sealed) = built.sealed.get(&StageId(id.clone())) else { continue };
+            let Some(sealed) = built.sealed.get(&StageId(id.clone())) else {
+                continue;
+            };
             let whole = sealed.whole()?;
             for (tool, files) in &whole.tools {
-                account.tools.entry(tool.clone()).or_default().extend(files.clone());
+                account
+                    .tools
+                    .entry(tool.clone())
+                    .or_default()
+                    .extend(files.clone());
             }
             let made = Made {
                 kind: asked.kind.clone(),
@@ -104,7 +121,9 @@ impl Account {
 
     /// Every action that it names.
     pub(in crate::cli) fn actions(&self) -> impl Iterator<Item = ActionKey> {
-        self.stage.values().flat_map(|made| made.actions.values().copied())
+        self.stage
+            .values()
+            .flat_map(|made| made.actions.values().copied())
     }
 
     /// Every file that was written out, by its path from the folder of artifacts, sorted by it.
@@ -115,14 +134,25 @@ impl Account {
     /// The files of the stages that are `wanted`.
     pub(super) fn files_of(&self, wanted: impl Fn(&Made) -> bool) -> BTreeMap<String, Artifact> {
         let of_stage = |(stage, made): (&Name, &Made)| -> Vec<(String, Artifact)> {
-            made.artifacts.iter().map(|(name, artifact)| (format!("{stage}/{name}"), *artifact)).collect()
+            made.artifacts
+                .iter()
+                .map(|(name, artifact)| (format!("{stage}/{name}"), *artifact))
+                .collect()
         };
-        self.stage.iter().filter(|(_, made)| wanted(made)).flat_map(of_stage).collect()
+        self.stage
+            .iter()
+            .filter(|(_, made)| wanted(made))
+            .flat_map(of_stage)
+            .collect()
     }
 
-    /// The sums as `sha256sum -c` reads them. No name of a part holds what would have to be escaped.
+    /// The sums as `sha256sum -c` reads them. No name of a part holds what would have to be
+    /// escaped.
     pub(super) fn sums(&self) -> String {
-        self.files().iter().map(|(path, artifact)| format!("{}  {path}\n", artifact.sha256)).collect()
+        self.files()
+            .iter()
+            .map(|(path, artifact)| format!("{}  {path}\n", artifact.sha256))
+            .collect()
     }
 }
 
@@ -133,16 +163,22 @@ fn is_false(value: &bool) -> bool {
 /// What a stage gives as one digest. Where the bytes lie does not change them.
 fn gives(sealed: &Sealed) -> Result<Digest> {
     let parts = &sealed.whole()?.manifest.parts;
-    let parts: BTreeMap<&PartName, (Digest, &CanonJson)> =
-        parts.iter().map(|(name, part)| (name, (part.content.digest, &part.facts))).collect();
-    let text = serde_json::to_vec(&parts).context("kiln::account", || "spell what a stage gives".into())?;
+    let parts: BTreeMap<&PartName, (Digest, &CanonJson)> = parts
+        .iter()
+        .map(|(name, part)| (name, (part.content.digest, &part.facts)))
+        .collect();
+    let text = serde_json::to_vec(&parts)
+        .context("kiln::account", || "spell what a stage gives".into())?;
     Ok(hash_bytes(&text))
 }
 
 fn artifacts(manifest: &Manifest, store: &Disk) -> Result<BTreeMap<PartName, Artifact>> {
     let parts: Vec<_> = manifest.parts.iter().collect();
     let artifact = |(name, part): &(&PartName, &crate::action::Part)| {
-        let artifact = Artifact { blake3: part.content.digest, sha256: Sha256::of(&part.content, store, store)? };
+        let artifact = Artifact {
+            blake3: part.content.digest,
+            sha256: Sha256::of(&part.content, store, store)?,
+        };
         Ok(((*name).clone(), artifact))
     };
     parts.par_iter().map(artifact).collect()

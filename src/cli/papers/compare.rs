@@ -1,4 +1,5 @@
-//! What differs between a lock and today, stage by stage, the cause told apart from what follows from it.
+//! What differs between a lock and today, stage by stage, the cause told apart from what follows
+//! from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -60,11 +61,17 @@ pub(super) fn asked(locked: &Account, outline: &Outline) -> Vec<Difference> {
     for (id, asked) in &outline.stages {
         let (cause, what) = match locked.stage.get(id.as_str()) {
             None if asked.optional => continue,
-            None => (Cause::New, vec![format!("{} is not in the lock", asked.kind)]),
+            None => (
+                Cause::New,
+                vec![format!("{} is not in the lock", asked.kind)],
+            ),
             Some(made) => match said(made, asked) {
                 what if !what.is_empty() => (Cause::Plan, what),
                 _ if made.version != asked.version => {
-                    let change = format!("version of {}: {} -> {}", asked.kind, made.version, asked.version);
+                    let change = format!(
+                        "version of {}: {} -> {}",
+                        asked.kind, made.version, asked.version
+                    );
                     (Cause::Kiln, vec![change])
                 }
                 _ => continue,
@@ -72,14 +79,25 @@ pub(super) fn asked(locked: &Account, outline: &Outline) -> Vec<Difference> {
         };
         differs.push(Difference::new(id, cause, what));
     }
-    let gone = locked.stage.iter().filter(|(id, _)| !outline.stages.iter().any(|(known, _)| known == id.as_str()));
+    let gone = locked
+        .stage
+        .iter()
+        .filter(|(id, _)| !outline.stages.iter().any(|(known, _)| known == id.as_str()));
     differs.extend(gone.map(|(id, made)| {
-        Difference::new(id.as_str(), Cause::Gone, vec![format!("{} is not in the plan", made.kind)])
+        Difference::new(
+            id.as_str(),
+            Cause::Gone,
+            vec![format!("{} is not in the plan", made.kind)],
+        )
     }));
     if differs.is_empty() && locked.digest != outline.digest {
         let (old, new) = (locked.plan.as_str(), outline.plan.as_str());
         let what = match old == new {
-            true => format!("digest: {} -> {}", locked.digest.short(), outline.digest.short()),
+            true => format!(
+                "digest: {} -> {}",
+                locked.digest.short(),
+                outline.digest.short()
+            ),
             false => format!("name: {old} -> {new}"),
         };
         differs.push(Difference::new("[plan]", Cause::Plan, vec![what]));
@@ -99,19 +117,33 @@ fn said(made: &Made, asked: &Asked) -> Vec<String> {
     compare("params", made.params.short(), asked.params.short());
     let slots: BTreeSet<&String> = made.inputs.keys().chain(asked.inputs.keys()).collect();
     for slot in slots {
-        let named = |givers: Option<&Vec<String>>| givers.map_or("nothing".into(), |givers| givers.join(", "));
-        compare(slot, named(made.inputs.get(slot)), named(asked.inputs.get(slot)));
+        let named = |givers: Option<&Vec<String>>| {
+            givers.map_or("nothing".into(), |givers| givers.join(", "))
+        };
+        compare(
+            slot,
+            named(made.inputs.get(slot)),
+            named(asked.inputs.get(slot)),
+        );
     }
     compare("keep", made.keep.to_string(), asked.keep.to_string());
-    compare("measured", made.measured.to_string(), asked.measured.to_string());
+    compare(
+        "measured",
+        made.measured.to_string(),
+        asked.measured.to_string(),
+    );
     what
 }
 
-/// What only a build can say. Stages that `built` has not are left out: it may be of a part of the plan. So are those whose figures
-/// alone are others, and what was made from such figures if it came out the same.
+/// What only a build can say. Stages that `built` has not are left out: it may be of a part of the
+/// plan. So are those whose figures alone are others, and what was made from such figures if it
+/// came out the same.
 pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<Difference> {
     let of_stage = |(id, _): &(String, Asked)| {
-        let (old, new) = (locked.stage.get(id.as_str())?, built.stage.get(id.as_str())?);
+        let (old, new) = (
+            locked.stage.get(id.as_str())?,
+            built.stage.get(id.as_str())?,
+        );
         let artifacts = artifacts(old, new);
         if old.actions == new.actions && old.gives == new.gives && artifacts.is_empty() {
             return None;
@@ -135,11 +167,19 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
         };
         let mut differs = Difference::new(id, cause, tools);
         if cause == Cause::SameAction && old.gives == new.gives {
-            differs.what.push("the lock says something else of what is written out".into());
+            differs
+                .what
+                .push("the lock says something else of what is written out".into());
         } else if cause == Cause::SameAction {
-            differs.what.push(format!("gives: {} -> {}", old.gives.short(), new.gives.short()));
+            differs.what.push(format!(
+                "gives: {} -> {}",
+                old.gives.short(),
+                new.gives.short()
+            ));
         } else if !follows.is_empty() {
-            differs.what.push(format!("follows from {}", follows.join(", ")));
+            differs
+                .what
+                .push(format!("follows from {}", follows.join(", ")));
         }
         differs.artifacts = artifacts;
         Some(differs)
@@ -150,12 +190,22 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
 /// The stages whose figures are others than locked.
 pub(super) fn figures<'a>(locked: &Account, built: &'a Account) -> Vec<&'a str> {
     let is_other = |(id, made): &(&Name, &Made)| {
-        made.measured && locked.stage.get(id.as_str()).is_some_and(|locked| locked.gives != made.gives)
+        made.measured
+            && locked
+                .stage
+                .get(id.as_str())
+                .is_some_and(|locked| locked.gives != made.gives)
     };
-    built.stage.iter().filter(is_other).map(|(id, _)| id.as_str()).collect()
+    built
+        .stage
+        .iter()
+        .filter(is_other)
+        .map(|(id, _)| id.as_str())
+        .collect()
 }
 
-/// The files of its tools that are others, came or went. A build of a part of the plan uses fewer files of a tool.
+/// The files of its tools that are others, came or went. A build of a part of the plan uses fewer
+/// files of a tool.
 fn tools(locked: &Account, built: &Account, old: &Made, new: &Made) -> Vec<String> {
     let mut changes = vec![];
     if old.actions == new.actions {
@@ -164,11 +214,19 @@ fn tools(locked: &Account, built: &Account, old: &Made, new: &Made) -> Vec<Strin
     let is_whole = built.stage.len() == locked.stage.len();
     for tool in old.tools.union(&new.tools) {
         let (old, new) = (locked.tools.get(tool), built.tools.get(tool));
-        let files: BTreeSet<&String> = [old, new].into_iter().flatten().flat_map(|files| files.keys()).collect();
+        let files: BTreeSet<&String> = [old, new]
+            .into_iter()
+            .flatten()
+            .flat_map(|files| files.keys())
+            .collect();
         for file in files {
             let of = |tool: Option<&BTreeMap<String, Digest>>| tool?.get(file).copied();
             if of(old) != of(new) && (is_whole || of(new).is_some()) {
-                changes.push(format!("{tool}/{file}: {} -> {}", short(of(old)), short(of(new))));
+                changes.push(format!(
+                    "{tool}/{file}: {} -> {}",
+                    short(of(old)),
+                    short(of(new))
+                ));
             }
         }
     }
@@ -183,9 +241,13 @@ fn follows<'a>(locked: &Account, built: &Account, new: &'a Made) -> Vec<&'a str>
     givers.into_iter().filter(differs).collect()
 }
 
-/// Those of the written files that are others. What is written now may be less or more, if the build is of a part.
+/// Those of the written files that are others. What is written now may be less or more, if the
+/// build is of a part.
 fn artifacts(old: &Made, new: &Made) -> Vec<Changed> {
-    let both = old.artifacts.iter().filter_map(|(name, was)| Some((name, was, new.artifacts.get(name)?)));
+    let both = old
+        .artifacts
+        .iter()
+        .filter_map(|(name, was)| Some((name, was, new.artifacts.get(name)?)));
     let other = both.filter(|(_, was, is)| was != is);
     let changed = |(name, was, is): (&PartName, &Artifact, &Artifact)| Changed {
         name: name.to_string(),
@@ -222,13 +284,22 @@ fn short(digest: Option<Digest>) -> String {
 
 impl Difference {
     fn new(stage: &str, cause: Cause, what: Vec<String>) -> Self {
-        Difference { stage: stage.into(), cause, what, artifacts: vec![] }
+        Difference {
+            stage: stage.into(),
+            cause,
+            what,
+            artifacts: vec![],
+        }
     }
 
     /// What is said of it, a line each.
     pub(super) fn lines(&self) -> Vec<String> {
         let artifact =
-            |Changed { name, locked, found }: &Changed| format!("{name}: {} -> {}", short(*locked), short(*found));
+            |Changed {
+                 name,
+                 locked,
+                 found,
+             }: &Changed| format!("{name}: {} -> {}", short(*locked), short(*found));
         let artifacts = few(self.artifacts.iter().map(artifact).collect());
         self.what.iter().cloned().chain(artifacts).collect()
     }

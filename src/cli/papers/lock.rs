@@ -1,5 +1,5 @@
-//! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is read as if an enemy
-//! had written it.
+//! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is
+//! read as if an enemy had written it.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ const CODE: &str = "kiln::call::lock";
 /// Cap on the text of a lock: a part needs 200 bytes, so it holds a third of a million.
 const MAX_BYTES: u64 = 64 << 20;
 
-const HEAD: &str = "# What this plan comes to, byte for byte. Written by `kiln build --lock`; `--locked` and `kiln verify` hold to it.\n\n";
+const HEAD: &str = "# What this plan comes to, byte for byte. Written by `kiln build --lock`; \
+                    `--locked` and `kiln verify` hold to it.\n\n";
 
 /// Where the lock of a plan is.
 pub(in crate::cli) fn beside(plan: &Path) -> PathBuf {
@@ -25,8 +26,11 @@ pub(in crate::cli) fn beside(plan: &Path) -> PathBuf {
 
 /// What to say where there is none.
 pub(super) fn none_at(path: &Path) -> Problem {
-    Problem::new("kiln::call::no_lock", format!("there is no lock at {}", path.display()))
-        .help("write it: kiln build PLAN.toml --lock; then commit it beside the plan")
+    Problem::new(
+        "kiln::call::no_lock",
+        format!("there is no lock at {}", path.display()),
+    )
+    .help("write it: kiln build PLAN.toml --lock; then commit it beside the plan")
 }
 
 /// The form alone.
@@ -41,29 +45,53 @@ impl Account {
         let failed = || format!("read the lock {}", path.display());
         let mut text = String::new();
         let file = open_file(path).context(CODE, failed)?;
-        file.take(MAX_BYTES + 1).read_to_string(&mut text).context(CODE, failed)?;
+        file.take(MAX_BYTES + 1)
+            .read_to_string(&mut text)
+            .context(CODE, failed)?;
         if text.len() as u64 > MAX_BYTES {
-            let message = format!("{} has more than {}, which no lock has", path.display(), bytes(MAX_BYTES));
+            let message = format!(
+                "{} has more than {}, which no lock has",
+                path.display(),
+                bytes(MAX_BYTES)
+            );
             return Err(Problem::new(CODE, message));
         }
         let failed = || format!("understand the lock {}", path.display());
-        let mended = |problem: Problem| problem.help("a lock is written by `kiln build PLAN.toml --lock`");
-        let Form { version } = toml::from_str(&text).context(CODE, failed).map_err(mended)?;
+        let mended =
+            |problem: Problem| problem.help("a lock is written by `kiln build PLAN.toml --lock`");
+        let Form { version } = toml::from_str(&text)
+            .context(CODE, failed)
+            .map_err(mended)?;
         if version != VERSION {
-            let message = format!("{} has version {version}, this kiln knows {VERSION}", path.display());
-            return Err(Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock"));
+            let message = format!(
+                "{} has version {version}, this kiln knows {VERSION}",
+                path.display()
+            );
+            return Err(
+                Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock")
+            );
         }
-        let account: Account = toml::from_str(&text).context(CODE, failed).map_err(mended)?;
-        match account.stage.iter().find(|(_, made)| made.keep != Kept::All(false) && made.artifacts.is_empty()) {
+        let account: Account = toml::from_str(&text)
+            .context(CODE, failed)
+            .map_err(mended)?;
+        match account
+            .stage
+            .iter()
+            .find(|(_, made)| made.keep != Kept::All(false) && made.artifacts.is_empty())
+        {
             None => Ok(account),
             Some((stage, _)) => {
-                let message = format!("{} names no artifact of `{stage}`, which is kept: it is cut", path.display());
+                let message = format!(
+                    "{} names no artifact of `{stage}`, which is kept: it is cut",
+                    path.display()
+                );
                 Err(mended(Problem::new(CODE, message)))
             }
         }
     }
 
-    /// Puts the lock at `path`, whole or not at all; yields whether another one, or none, was there.
+    /// Puts the lock at `path`, whole or not at all; yields whether another one, or none, was
+    /// there.
     pub(super) fn write_lock(&self, path: &Path) -> Result<bool> {
         let failed = || format!("write the lock {}", path.display());
         let text = HEAD.to_string() + &toml::to_string(self).context(CODE, failed)?;

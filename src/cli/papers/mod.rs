@@ -1,4 +1,5 @@
-//! The papers of a build: what lies beside artifacts and beside the plan. All are made from one account of the build.
+//! The papers of a build: what lies beside artifacts and beside the plan. All are made from one
+//! account of the build.
 
 mod account;
 mod again;
@@ -42,7 +43,13 @@ pub(super) fn withdraw(out: &Path) -> Result<()> {
     for path in NAMES.map(|name| out.join(name)) {
         let removed = fs::remove_file(&path);
         removed
-            .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+            .or_else(|error| {
+                if error.kind() == ErrorKind::NotFound {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
+            })
             .context(CODE, || format!("remove {}", path.display()))?;
     }
     Ok(())
@@ -54,10 +61,12 @@ pub struct Args {
     /// Write what the build comes to beside the plan, as NAME.lock
     #[arg(long, conflicts_with = "locked")]
     lock: bool,
-    /// Write nothing out if the build comes to something else than the lock beside the plan says; exit code 3
+    /// Write nothing out if the build comes to something else than the lock beside the plan says;
+    /// exit code 3
     #[arg(long)]
     locked: bool,
-    /// Run the parts of STAGE, or of all that do not reach outside, once more and compare; exit code 3 if bytes differ
+    /// Run the parts of STAGE, or of all that do not reach outside, once more and compare; exit
+    /// code 3 if bytes differ
     #[arg(long)]
     check: bool,
     /// Write provenance.json beside the receipt: an in-toto statement in the terms of SLSA
@@ -66,7 +75,8 @@ pub struct Args {
 }
 
 impl Args {
-    /// The lock to hold the build to, if any. What differs already in the plan is said now, before anything runs.
+    /// The lock to hold the build to, if any. What differs already in the plan is said now, before
+    /// anything runs.
     pub(super) fn locked<'a>(
         &self,
         plan: &PlanArgs,
@@ -75,9 +85,14 @@ impl Args {
         common: &'a Common,
     ) -> Result<Option<Locked<'a>>, Failed> {
         if self.lock && !wanted.is_empty() {
-            let message = format!("--lock with {}: a lock is of the whole plan", wanted.join(", "));
+            let message = format!(
+                "--lock with {}: a lock is of the whole plan",
+                wanted.join(", ")
+            );
             let help = "leave the stages out; `--locked` may be called with some";
-            return Err(Problem::new("kiln::call::lock_of_part", message).help(help).into());
+            return Err(Problem::new("kiln::call::lock_of_part", message)
+                .help(help)
+                .into());
         }
         if !self.locked {
             return Ok(None);
@@ -108,14 +123,26 @@ impl<'a> Papers<'a> {
         built: &'a Built,
         kept: &'a [(String, Manifest)],
     ) -> Self {
-        Papers { args, plan, bench, built, kept, account: OnceCell::new() }
+        Papers {
+            args,
+            plan,
+            bench,
+            built,
+            kept,
+            account: OnceCell::new(),
+        }
     }
 
     fn account(&self) -> Result<&Account> {
         if let Some(account) = self.account.get() {
             return Ok(account);
         }
-        let account = Account::of(&self.bench.outline, self.built, self.kept, &self.bench.store)?;
+        let account = Account::of(
+            &self.bench.outline,
+            self.built,
+            self.kept,
+            &self.bench.store,
+        )?;
         Ok(self.account.get_or_init(|| account))
     }
 
@@ -129,15 +156,28 @@ impl<'a> Papers<'a> {
         locked.hold_written(
             self.account()?,
             out,
-            &self.kept.iter().map(|(stage, _)| stage.as_str()).collect::<Vec<_>>(),
+            &self
+                .kept
+                .iter()
+                .map(|(stage, _)| stage.as_str())
+                .collect::<Vec<_>>(),
         )
     }
 
-    /// Writes the receipt and what belongs beside it into `out`; yields whether any was another or none was there. If
-    /// nothing changed since it was last done, which a note knows, nothing is spelled.
+    /// Writes the receipt and what belongs beside it into `out`; yields whether any was another or
+    /// none was there. If nothing changed since it was last done, which a note knows, nothing
+    /// is spelled.
     pub(super) fn write(&self, out: &Path) -> Result<bool> {
-        let statement = self.args.provenance.then(|| provenance::Terms::of(self.plan)).transpose()?;
-        let names = if statement.is_some() { &NAMES[..] } else { &NAMES[..2] };
+        let statement = self
+            .args
+            .provenance
+            .then(|| provenance::Terms::of(self.plan))
+            .transpose()?;
+        let names = if statement.is_some() {
+            &NAMES[..]
+        } else {
+            &NAMES[..2]
+        };
         let paths: Vec<PathBuf> = names.iter().map(|name| out.join(name)).collect();
         let stamps = || -> Option<String> {
             let stamp = |path: &PathBuf| Some(Stamp::of(&fs::symlink_metadata(path).ok()?));
@@ -165,9 +205,18 @@ impl<'a> Papers<'a> {
 
     /// All that the papers say hangs on this.
     fn question(&self, out: &Path, statement: Option<&provenance::Terms>) -> Result<Digest> {
-        let sealed: BTreeMap<&str, Digest> =
-            self.built.sealed.iter().map(|(id, sealed)| (id.0.as_str(), sealed.digest())).collect();
-        let keep = self.bench.plan.stages.iter().map(|stage| (&stage.id, format!("{:?}", stage.keep)));
+        let sealed: BTreeMap<&str, Digest> = self
+            .built
+            .sealed
+            .iter()
+            .map(|(id, sealed)| (id.0.as_str(), sealed.digest()))
+            .collect();
+        let keep = self
+            .bench
+            .plan
+            .stages
+            .iter()
+            .map(|stage| (&stage.id, format!("{:?}", stage.keep)));
         let keep: BTreeMap<_, _> = keep.map(|(id, keep)| (id.0.as_str(), keep)).collect();
         let out = std::path::absolute(out).context(CODE, || format!("find {}", out.display()))?;
         let question = json!({
@@ -201,7 +250,11 @@ impl<'a> Papers<'a> {
         let wrote = self.account()?.write_lock(&path)?;
         common.print(&match common.json {
             true => format!("{}\n", json!({"lock": path, "wrote": wrote})),
-            false => format!("{} {}\n", if wrote { "locked in" } else { "as locked in" }, path.display()),
+            false => format!(
+                "{} {}\n",
+                if wrote { "locked in" } else { "as locked in" },
+                path.display()
+            ),
         });
         Ok(())
     }

@@ -18,7 +18,10 @@ impl Name {
         if PartName::new(text).is_ok() && !text.contains('/') {
             return Ok(Name(text.into()));
         }
-        Err(Problem::new("kiln::call::lock", format!("`{}` cannot name a plan or a stage", text.escape_debug())))
+        Err(Problem::new(
+            "kiln::call::lock",
+            format!("`{}` cannot name a plan or a stage", text.escape_debug()),
+        ))
     }
 
     pub(super) fn as_str(&self) -> &str {

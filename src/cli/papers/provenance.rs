@@ -1,5 +1,5 @@
-//! Provenance: the account as an in-toto statement in the terms of SLSA, which other tools read and sign.
-//! <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>, <https://slsa.dev/spec/v1.0/provenance>
+//! Provenance: the account as an in-toto statement in the terms of SLSA, which other tools read and
+//! sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>, <https://slsa.dev/spec/v1.0/provenance>
 
 use std::collections::BTreeMap;
 
@@ -28,20 +28,31 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// Of a call. There is no time but the one that the environment gives, so that the same build says the same.
+    /// Of a call. There is no time but the one that the environment gives, so that the same build
+    /// says the same.
     pub(super) fn of(plan: &PlanArgs) -> Result<Terms> {
         let inside = Inside::of(&plan.folder()?);
         let told = |value: &str| without_secrets(&inside.url(value)).into_owned();
-        let set = plan.set.iter().map(|(name, value)| (name.clone(), told(value))).collect();
+        let set = plan
+            .set
+            .iter()
+            .map(|(name, value)| (name.clone(), told(value)))
+            .collect();
         // <https://reproducible-builds.org/specs/source-date-epoch/>
         let date = std::env::var_os("SOURCE_DATE_EPOCH").map(|epoch| {
             let seconds = epoch.to_str().and_then(|seconds| seconds.parse().ok());
             seconds.and_then(utc).ok_or_else(|| {
-                let message = format!("SOURCE_DATE_EPOCH is {epoch:?}, expected seconds since 1970");
-                Problem::new("kiln::call::source_date_epoch", message).help("unset it, or set it: $(date +%s)")
+                let message =
+                    format!("SOURCE_DATE_EPOCH is {epoch:?}, expected seconds since 1970");
+                Problem::new("kiln::call::source_date_epoch", message)
+                    .help("unset it, or set it: $(date +%s)")
             })
         });
-        Ok(Terms { set, date: date.transpose()?, inside })
+        Ok(Terms {
+            set,
+            date: date.transpose()?,
+            inside,
+        })
     }
 }
 
@@ -81,26 +92,65 @@ fn digests(blake3: &Digest, sha256: &Sha256) -> Value {
 fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec<Value>> {
     let mut found = vec![];
     let sha256 = |content: &Content| Sha256::of(content, &papers.bench.store, &papers.bench.store);
-    for stage in papers.bench.plan.stages.iter().filter(|stage| reaches_outside(stage, papers)) {
-        let Some(url) = ["url", "parts"].iter().find_map(|key| stage.params.get(key)) else { continue };
-        let urls = url.as_array().map_or_else(|| vec![url], |urls| urls.iter().collect());
-        let urls: Vec<String> = urls.into_iter().filter_map(Value::as_str).map(|url| terms.inside.url(url)).collect();
-        let uri = urls.iter().map(|url| without_secrets(url)).collect::<Vec<_>>().join(" ");
+    for stage in papers
+        .bench
+        .plan
+        .stages
+        .iter()
+        .filter(|stage| reaches_outside(stage, papers))
+    {
+        let Some(url) = ["url", "parts"]
+            .iter()
+            .find_map(|key| stage.params.get(key))
+        else {
+            continue;
+        };
+        let urls = url
+            .as_array()
+            .map_or_else(|| vec![url], |urls| urls.iter().collect());
+        let urls: Vec<String> = urls
+            .into_iter()
+            .filter_map(Value::as_str)
+            .map(|url| terms.inside.url(url))
+            .collect();
+        let uri = urls
+            .iter()
+            .map(|url| without_secrets(url))
+            .collect::<Vec<_>>()
+            .join(" ");
         let mut dependency = json!({"name": stage.id, "uri": uri});
         if stage.params["unpack"] == true {
             // The archive itself is gone; its pin is its digest.
-            let pin = stage.params["sha256"].as_str().unwrap_or_default().to_ascii_lowercase();
+            let pin = stage.params["sha256"]
+                .as_str()
+                .unwrap_or_default()
+                .to_ascii_lowercase();
             dependency["digest"] = json!({"sha256": pin});
-        } else if let Some((_, part)) = manifest(&stage.id, papers)?.and_then(|manifest| manifest.only().ok()) {
+        } else if let Some((_, part)) =
+            manifest(&stage.id, papers)?.and_then(|manifest| manifest.only().ok())
+        {
             dependency["digest"] = digests(&part.content.digest, &sha256(&part.content)?);
         }
         found.push(dependency);
     }
     for (tool, files) in &account.tools {
-        let giver = papers.bench.plan.stages.iter().find_map(|stage| stage.tools.get(tool));
-        let Some(manifest) = giver.map_or(Ok(None), |giver| manifest(giver, papers))? else { continue };
+        let giver = papers
+            .bench
+            .plan
+            .stages
+            .iter()
+            .find_map(|stage| stage.tools.get(tool));
+        let Some(manifest) = giver.map_or(Ok(None), |giver| manifest(giver, papers))? else {
+            continue;
+        };
         for (file, digest) in files {
-            let Some(part) = manifest.parts.values().find(|part| part.content.digest == *digest) else { continue };
+            let Some(part) = manifest
+                .parts
+                .values()
+                .find(|part| part.content.digest == *digest)
+            else {
+                continue;
+            };
             found.push(json!({"name": format!("{tool}/{file}"), "digest": digests(digest, &sha256(&part.content)?)}));
         }
     }
@@ -108,17 +158,27 @@ fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec
 }
 
 fn reaches_outside(stage: &PlannedStage, papers: &Papers) -> bool {
-    papers.bench.stages.get(&stage.kind).is_some_and(|kind| kind.spec().reaches_outside)
+    papers
+        .bench
+        .stages
+        .get(&stage.kind)
+        .is_some_and(|kind| kind.spec().reaches_outside)
 }
 
 fn manifest<'a>(id: &StageId, papers: &'a Papers) -> Result<Option<&'a Manifest>> {
-    papers.built.sealed.get(id).map(|sealed| Ok(&sealed.whole()?.manifest)).transpose()
+    papers
+        .built
+        .sealed
+        .get(id)
+        .map(|sealed| Ok(&sealed.whole()?.manifest))
+        .transpose()
 }
 
 /// Seconds since 1970 as RFC 3339 has them, in this era of four-digit years.
 fn utc(seconds: u64) -> Option<String> {
     let (mut days, time) = (seconds / 86_400, seconds % 86_400);
-    let is_leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     let year = (1970..10_000).find(|year| {
         let length = if is_leap(*year) { 366 } else { 365 };
         let is_this = days < length;
@@ -136,7 +196,10 @@ fn utc(seconds: u64) -> Option<String> {
         month += 1;
     }
     let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    Some(format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1))
+    Some(format!(
+        "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
+        days + 1
+    ))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `kiln verify`: the files of a build against the lock beside its plan. Needs neither cache nor network, and builds
-//! nothing.
+//! `kiln verify`: the files of a build against the lock beside its plan. Needs neither cache nor
+//! network, and builds nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,12 +40,17 @@ struct Fault {
 }
 
 impl Fault {
-    /// Whether the file has other figures than those that were locked: they depend on the processor. What gives figures is not for the
-    /// lock alone to say.
+    /// Whether the file has other figures than those that were locked: they depend on the
+    /// processor. What gives figures is not for the lock alone to say.
     fn is_of_figures(&self, locked: &Account, stages: &Registry) -> bool {
-        let made = self.path.split('/').next().and_then(|stage| locked.stage.get(stage));
+        let made = self
+            .path
+            .split('/')
+            .next()
+            .and_then(|stage| locked.stage.get(stage));
         let measures = |kind: &str| stages.get(kind).is_some_and(|kind| kind.spec().measures);
-        matches!(self.fault, Kind::Other) && made.is_some_and(|made| made.measured && measures(&made.kind))
+        matches!(self.fault, Kind::Other)
+            && made.is_some_and(|made| made.measured && measures(&made.kind))
     }
 }
 
@@ -66,34 +71,48 @@ pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Re
         return Err(lock::none_at(&path).into());
     }
     let locked = Account::read_lock(&path)?;
-    let out = args.out.clone().unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("out").join(locked.plan.as_str()));
     let files = locked.files();
-    let size_bytes = files.values().fold(0u64, |sum, artifact| sum.saturating_add(artifact.blake3.size_bytes));
-    let (figures, faults): (Vec<Fault>, Vec<Fault>) =
-        faults(&locked, &files, &out, |_| true).into_iter().partition(|fault| fault.is_of_figures(&locked, stages));
+    let size_bytes = files.values().fold(0u64, |sum, artifact| {
+        sum.saturating_add(artifact.blake3.size_bytes)
+    });
+    let (figures, faults): (Vec<Fault>, Vec<Fault>) = faults(&locked, &files, &out, |_| true)
+        .into_iter()
+        .partition(|fault| fault.is_of_figures(&locked, stages));
     if common.json {
         let figures: Vec<&str> = figures.iter().map(|fault| fault.path.as_str()).collect();
-        let line =
-            json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults, "figures": figures});
+        let line = json!({"lock": path, "files": files.len(), "bytes": size_bytes, "faults": faults, "figures": figures});
         common.print(&format!("{line}\n"));
     }
     let number = count(files.len(), "file");
     if !common.json {
         for figures in &figures {
-            common.print(&format!("{}: measured, with other figures than locked\n", figures.path));
+            common.print(&format!(
+                "{}: measured, with other figures than locked\n",
+                figures.path
+            ));
         }
     }
     if faults.is_empty() {
         if !common.json {
-            common.print(&format!("{number}, {}: as {} says\n", bytes(size_bytes), path.display()));
+            common.print(&format!(
+                "{number}, {}: as {} says\n",
+                bytes(size_bytes),
+                path.display()
+            ));
         }
         return Ok(Exit::Done);
     }
-    Err(judge(&faults, &out, &path, common).help("write them again: kiln build PLAN.toml --locked").into())
+    Err(judge(&faults, &out, &path, common)
+        .help("write them again: kiln build PLAN.toml --locked")
+        .into())
 }
 
-/// Refuses what a build left in `out` of `stages`, if it is not what `files` say: those of the lock `locked` at `path`, and the figures
-/// that the build measured.
+/// Refuses what a build left in `out` of `stages`, if it is not what `files` say: those of the lock
+/// `locked` at `path`, and the figures that the build measured.
 pub(super) fn hold(
     locked: &Account,
     files: &BTreeMap<String, Artifact>,
@@ -113,18 +132,25 @@ pub(super) fn hold(
     Err(judge(&faults, out, path, common).help(help).into())
 }
 
-/// What is not as `locked` says in `out`, of the stages that are `wanted`; `files` are those of all.
+/// What is not as `locked` says in `out`, of the stages that are `wanted`; `files` are those of
+/// all.
 fn faults(
     locked: &Account,
     files: &BTreeMap<String, Artifact>,
     out: &Path,
     wanted: impl Fn(&str) -> bool,
 ) -> Vec<Fault> {
-    let of_stages: Vec<(&String, &Artifact)> =
-        files.iter().filter(|(path, _)| path.split('/').next().is_some_and(&wanted)).collect();
+    let of_stages: Vec<(&String, &Artifact)> = files
+        .iter()
+        .filter(|(path, _)| path.split('/').next().is_some_and(&wanted))
+        .collect();
     let look = |(path, artifact): &(&String, &Artifact)| {
         let (fault, what) = look(&out.join(path), artifact)?;
-        Some(Fault { path: path.to_string(), fault, what })
+        Some(Fault {
+            path: path.to_string(),
+            fault,
+            what,
+        })
     };
     let mut faults: Vec<Fault> = of_stages.par_iter().filter_map(look).collect();
     for (stage, made) in &locked.stage {
@@ -139,11 +165,22 @@ fn faults(
 /// Shows what is wrong.
 fn judge(faults: &[Fault], out: &Path, lock: &Path, common: &Common) -> Problem {
     if !common.json {
-        let row = |fault: &Fault| [fault.fault.word().into(), fault.path.clone(), fault.what.clone()];
+        let row = |fault: &Fault| {
+            [
+                fault.fault.word().into(),
+                fault.path.clone(),
+                fault.what.clone(),
+            ]
+        };
         common.print(&columns(&faults.iter().map(row).collect::<Vec<_>>()));
     }
     let are = if faults.len() == 1 { "is" } else { "are" };
-    let message = format!("{} in {} {are} not as {} says", count(faults.len(), "file"), out.display(), lock.display());
+    let message = format!(
+        "{} in {} {are} not as {} says",
+        count(faults.len(), "file"),
+        out.display(),
+        lock.display()
+    );
     Problem::new("kiln::verify::differs", message)
 }
 
@@ -156,9 +193,14 @@ fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
             return Err(io::Error::other("is no regular file"));
         }
         if found.len() != expected.size_bytes {
-            return Ok(Some(format!("has {} bytes, locked are {}", found.len(), expected.size_bytes)));
+            return Ok(Some(format!(
+                "has {} bytes, locked are {}",
+                found.len(),
+                expected.size_bytes
+            )));
         }
-        let found = hash_ahead(&open_file(path)?, &AtomicBool::new(false))?.filter(|found| *found != expected);
+        let found = hash_ahead(&open_file(path)?, &AtomicBool::new(false))?
+            .filter(|found| *found != expected);
         Ok(found.map(|found| format!("is {}, locked is {}", found.short(), expected.short())))
     };
     match hashed() {
@@ -180,7 +222,8 @@ fn unknown(out: &Path, stage: &str, known: &BTreeMap<String, Artifact>, faults: 
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             entries => entries,
         };
-        let mut fault = |path: String, fault, what: String| faults.push(Fault { path, fault, what });
+        let mut fault =
+            |path: String, fault, what: String| faults.push(Fault { path, fault, what });
         let entries = match entries.and_then(Iterator::collect::<io::Result<Vec<_>>>) {
             Ok(entries) => entries,
             Err(error) => {

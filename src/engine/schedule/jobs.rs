@@ -14,12 +14,16 @@ impl Scheduler<'_> {
     pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
         let job = &mut self.jobs[id.0];
         job.road_ms += past.map_or(0, |past| past.took_ms);
-        // What it took is a better guess than what its stage thinks; a tenth more, since no two runs are the same. But not
-        // more than there is: what fitted once is let in, alone if need be.
-        if let (Isolation::Process, Some(peak)) =
-            (job.task.demand.isolation, past.and_then(|past| past.peak_memory_bytes))
-        {
-            job.task.demand.memory_bytes = peak.saturating_add(peak / 10).min(self.limits.memory_bytes.max(peak));
+        // What it took is a better guess than what its stage thinks; a tenth more, since no two
+        // runs are the same. But not more than there is: what fitted once is let in, alone
+        // if need be.
+        if let (Isolation::Process, Some(peak)) = (
+            job.task.demand.isolation,
+            past.and_then(|past| past.peak_memory_bytes),
+        ) {
+            job.task.demand.memory_bytes = peak
+                .saturating_add(peak / 10)
+                .min(self.limits.memory_bytes.max(peak));
         }
         if self.room.could_hold(&self.jobs[id.0].task.demand) {
             self.set_job(id, JobLife::Ready { why });
@@ -39,8 +43,17 @@ impl Scheduler<'_> {
         job.retried += 1;
         let (attempt, task, stage) = (job.retried, job.task.clone(), job.claims[0].stage);
         let delay = Duration::from_secs(1 << (attempt - 1).min(6));
-        self.tell(Event::Retried { part: self.part(id), attempt, problem });
-        self.ask(Effect::Run { job: id, stage, task, delay });
+        self.tell(Event::Retried {
+            part: self.part(id),
+            attempt,
+            problem,
+        });
+        self.ask(Effect::Run {
+            job: id,
+            stage,
+            task,
+            delay,
+        });
     }
 
     /// The one function that moves a job on.
@@ -58,23 +71,43 @@ impl Scheduler<'_> {
             (JobLife::Running, JobLife::Ready { why }) => {
                 self.room.enter(&rank, &demand);
                 let task = self.jobs[id.0].task.clone();
-                self.tell(Event::Started { part: self.part(id), why });
-                self.ask(Effect::Run { job: id, stage, task, delay: Duration::ZERO });
+                self.tell(Event::Started {
+                    part: self.part(id),
+                    why,
+                });
+                self.ask(Effect::Run {
+                    job: id,
+                    stage,
+                    task,
+                    delay: Duration::ZERO,
+                });
             }
             (JobLife::Done { .. }, _) => self.done(id),
             _ => {}
         }
     }
 
-    /// Gives a job's outputs to the parts that claim them: to the first as a run or a hit, to the others for nothing.
+    /// Gives a job's outputs to the parts that claim them: to the first as a run or a hit, to the
+    /// others for nothing.
     pub(super) fn done(&mut self, id: JobId) {
         let claims = self.jobs[id.0].claims.clone();
         for (index, claim) in claims.iter().enumerate() {
             match &self.jobs[id.0].life {
-                JobLife::Done { hit: false, took_ms, outputs } if index == 0 => {
-                    let output_bytes = outputs.values().map(|part| part.content.digest.size_bytes).sum();
+                JobLife::Done {
+                    hit: false,
+                    took_ms,
+                    outputs,
+                } if index == 0 => {
+                    let output_bytes = outputs
+                        .values()
+                        .map(|part| part.content.digest.size_bytes)
+                        .sum();
                     let part = self.part_id(claim);
-                    let event = Event::Done { part, took_ms: *took_ms, output_bytes };
+                    let event = Event::Done {
+                        part,
+                        took_ms: *took_ms,
+                        output_bytes,
+                    };
                     self.count.ran += 1;
                     self.tell(event);
                     self.close_part(claim.stage);
@@ -89,7 +122,10 @@ impl Scheduler<'_> {
         self.set_job(id, JobLife::Failed);
         for claim in self.jobs[id.0].claims.clone() {
             self.count.failed += 1;
-            self.tell(Event::Failed { part: self.part_id(&claim), problem: problem.clone() });
+            self.tell(Event::Failed {
+                part: self.part_id(&claim),
+                problem: problem.clone(),
+            });
             self.set_stage(claim.stage, StageLife::Failed);
         }
     }
@@ -97,11 +133,24 @@ impl Scheduler<'_> {
     pub(super) fn too_large(&self, id: JobId) -> Problem {
         let needed = self.jobs[id.0].task.demand.memory_bytes;
         let budget = self.limits.memory_bytes;
-        let message = format!("`{}` needs {}, the budget is {}", self.part(id), bytes(needed), bytes(budget));
-        let more = "give more with --memory BYTES, if this machine has it, or build on a larger one";
-        let smaller = self.jobs[id.0].task.smaller.iter().find(|smaller| smaller.memory_bytes <= budget);
+        let message = format!(
+            "`{}` needs {}, the budget is {}",
+            self.part(id),
+            bytes(needed),
+            bytes(budget)
+        );
+        let more =
+            "give more with --memory BYTES, if this machine has it, or build on a larger one";
+        let smaller = self.jobs[id.0]
+            .task
+            .smaller
+            .iter()
+            .find(|smaller| smaller.memory_bytes <= budget);
         Problem::new("kiln::engine::memory", message).help(match smaller {
-            Some(Smaller { memory_bytes, advice }) => {
+            Some(Smaller {
+                memory_bytes,
+                advice,
+            }) => {
                 format!("{advice}: that needs {}; or {more}", bytes(*memory_bytes))
             }
             None => more.into(),
@@ -111,7 +160,9 @@ impl Scheduler<'_> {
     /// Lets in what there is room for.
     pub(super) fn admit(&mut self) {
         while !self.stopping {
-            let Some(id) = self.room.next(|id| self.jobs[id.0].task.demand) else { return };
+            let Some(id) = self.room.next(|id| self.jobs[id.0].task.demand) else {
+                return;
+            };
             self.set_job(id, JobLife::Running);
         }
     }

@@ -1,5 +1,5 @@
-//! From metadata to a model that is understood in full: what would be computed otherwise than its file says is refused.
-//! One file an architecture.
+//! From metadata to a model that is understood in full: what would be computed otherwise than its
+//! file says is refused. One file an architecture.
 
 mod hyperparameters;
 mod llama;
@@ -29,11 +29,16 @@ impl Architecture {
     /// The architecture that `metadata` names.
     pub fn of(metadata: &Metadata) -> Result<&'static Architecture> {
         let name: &str = metadata.require("general.architecture")?;
-        ALL.into_iter().find(|architecture| architecture.name == name).ok_or_else(|| {
-            let known: Vec<&str> = ALL.iter().map(|architecture| architecture.name).collect();
-            Problem::new("kiln::model::architecture", format!("architecture {} is not supported", quoted(name)))
+        ALL.into_iter()
+            .find(|architecture| architecture.name == name)
+            .ok_or_else(|| {
+                let known: Vec<&str> = ALL.iter().map(|architecture| architecture.name).collect();
+                Problem::new(
+                    "kiln::model::architecture",
+                    format!("architecture {} is not supported", quoted(name)),
+                )
                 .help(format!("kiln knows {}", known.join(" and ")))
-        })
+            })
     }
 }
 
@@ -59,5 +64,8 @@ fn refuse_all(code: &str, what: &str, mut lines: Vec<String>) -> Result<()> {
         lines.truncate(SHOWN);
         lines.push(format!("and {} more", count - SHOWN));
     }
-    Err(Problem { causes: lines, ..Problem::new(code, what) })
+    Err(Problem {
+        causes: lines,
+        ..Problem::new(code, what)
+    })
 }

@@ -4,4 +4,8 @@ use super::Architecture;
 use crate::model::facts::RopeRows;
 
 /// The architecture `qwen2`.
-pub static QWEN2: Architecture = Architecture { name: "qwen2", rope_rows: RopeRows::HalfSplit, needs_qkv_bias: true };
+pub static QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    rope_rows: RopeRows::HalfSplit,
+    needs_qkv_bias: true,
+};

@@ -1,4 +1,5 @@
-//! The tokenizer's tables against the rows of the embedding: a token id must never reach beyond them.
+//! The tokenizer's tables against the rows of the embedding: a token id must never reach beyond
+//! them.
 
 use super::refuse_all;
 use crate::base::Result;
@@ -21,7 +22,8 @@ const INTEGERS: [ValueType; 8] = [
     ValueType::U8,
 ];
 
-/// The ids that something reads. Those of padding and masks are often of tokens that the embedding never got.
+/// The ids that something reads. Those of padding and masks are often of tokens that the embedding
+/// never got.
 const IDS: [&str; 4] = [
     "tokenizer.ggml.bos_token_id",
     "tokenizer.ggml.eos_token_id",
@@ -29,26 +31,41 @@ const IDS: [&str; 4] = [
     "tokenizer.ggml.eom_token_id",
 ];
 
-/// Checks whatever tokenizer metadata there are. A file may have none; what wants text then refuses it.
+/// Checks whatever tokenizer metadata there are. A file may have none; what wants text then refuses
+/// it.
 pub fn check(metadata: &Metadata, vocab: u32) -> Result<()> {
     let mut wrong = vec![];
-    let mut check_array = |key: &str, elements: &[ValueType], len: Option<u32>| match metadata.get::<Array>(key) {
-        Err(problem) => wrong.push(problem.to_string()),
-        Ok(Some(array)) if !elements.contains(&array.element) || len.is_some_and(|len| array.len != len as usize) => {
-            let expected = len.map_or(String::new(), |len| format!("{len} "));
-            let element = elements.first().map_or(String::new(), ValueType::to_string);
-            wrong.push(format!("`{key}`: expected array of {expected}{element}, found {array:?}"));
-        }
-        Ok(_) => {}
-    };
-    PER_TOKEN.iter().for_each(|(key, elements)| check_array(key, elements, Some(vocab)));
+    let mut check_array =
+        |key: &str, elements: &[ValueType], len: Option<u32>| match metadata.get::<Array>(key) {
+            Err(problem) => wrong.push(problem.to_string()),
+            Ok(Some(array))
+                if !elements.contains(&array.element)
+                    || len.is_some_and(|len| array.len != len as usize) =>
+            {
+                let expected = len.map_or(String::new(), |len| format!("{len} "));
+                let element = elements.first().map_or(String::new(), ValueType::to_string);
+                wrong.push(format!(
+                    "`{key}`: expected array of {expected}{element}, found {array:?}"
+                ));
+            }
+            Ok(_) => {}
+        };
+    PER_TOKEN
+        .iter()
+        .for_each(|(key, elements)| check_array(key, elements, Some(vocab)));
     check_array("tokenizer.ggml.merges", &[ValueType::Str], None);
     for key in IDS {
         match metadata.get::<u32>(key) {
-            Ok(Some(id)) if id >= vocab => wrong.push(format!("`{key}` is {id}, beyond a vocabulary of {vocab}")),
+            Ok(Some(id)) if id >= vocab => {
+                wrong.push(format!("`{key}` is {id}, beyond a vocabulary of {vocab}"))
+            }
             Ok(_) => {}
             Err(problem) => wrong.push(problem.to_string()),
         }
     }
-    refuse_all("kiln::model::vocabulary", "the tokenizer does not fit the embedding", wrong)
+    refuse_all(
+        "kiln::model::vocabulary",
+        "the tokenizer does not fit the embedding",
+        wrong,
+    )
 }

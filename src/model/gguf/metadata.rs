@@ -28,22 +28,33 @@ impl<'a> Metadata<'a> {
     /// Reads `claimed` pairs.
     pub fn read(reader: &mut Reader<'a>, claimed: u64) -> Result<Self> {
         let count = reader.count(claimed, SMALLEST_PAIR, MAX_KEYS, "metadata keys")?;
-        let mut metadata = Metadata { pairs: vec![], by_key: BTreeMap::new() };
+        let mut metadata = Metadata {
+            pairs: vec![],
+            by_key: BTreeMap::new(),
+        };
         for index in 0..count {
-            let key =
-                reader.string().map_err(|problem| problem.within(format!("failed to read metadata key {index}")))?;
+            let key = reader.string().map_err(|problem| {
+                problem.within(format!("failed to read metadata key {index}"))
+            })?;
             if key.is_empty() || key.len() > MAX_KEY_BYTES {
                 return Err(Problem::new(
                     "kiln::model::gguf_key",
-                    format!("metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}", key.len()),
+                    format!(
+                        "metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}",
+                        key.len()
+                    ),
                 ));
             }
-            let value = Value::read(reader)
-                .map_err(|problem| problem.within(format!("failed to read metadata key {}", quoted(key))))?;
+            let value = Value::read(reader).map_err(|problem| {
+                problem.within(format!("failed to read metadata key {}", quoted(key)))
+            })?;
             match metadata.by_key.entry(key) {
                 Entry::Vacant(entry) => entry.insert(metadata.pairs.len()),
                 Entry::Occupied(_) => {
-                    return Err(Problem::new("kiln::model::gguf_key", format!("metadata key {} twice", quoted(key))));
+                    return Err(Problem::new(
+                        "kiln::model::gguf_key",
+                        format!("metadata key {} twice", quoted(key)),
+                    ));
                 }
             };
             metadata.pairs.push((key, value));
@@ -53,8 +64,16 @@ impl<'a> Metadata<'a> {
 
     /// The pairs that `keep` holds to, in the same order.
     pub fn retain(self, mut keep: impl FnMut(&str) -> bool) -> Self {
-        let pairs: Vec<_> = self.pairs.into_iter().filter(|(key, _)| keep(key)).collect();
-        let by_key = pairs.iter().enumerate().map(|(index, (key, _))| (*key, index)).collect();
+        let pairs: Vec<_> = self
+            .pairs
+            .into_iter()
+            .filter(|(key, _)| keep(key))
+            .collect();
+        let by_key = pairs
+            .iter()
+            .enumerate()
+            .map(|(index, (key, _))| (*key, index))
+            .collect();
         Metadata { pairs, by_key }
     }
 
@@ -65,18 +84,26 @@ impl<'a> Metadata<'a> {
 
     /// All pairs, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &Value<'a>)> {
-        self.by_key.values().map(|index| (self.pairs[*index].0, &self.pairs[*index].1))
+        self.by_key
+            .values()
+            .map(|index| (self.pairs[*index].0, &self.pairs[*index].1))
     }
 
     /// The value of `key` as a `T`; `None` if it is not there, a problem if it is something else.
     pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
-        let Some(index) = self.by_key.get(key) else { return Ok(None) };
+        let Some(index) = self.by_key.get(key) else {
+            return Ok(None);
+        };
         let value = &self.pairs[*index].1;
         T::from_value(value).map(Some).ok_or_else(|| {
             let found = value.described();
             Problem::new(
                 "kiln::model::gguf_key",
-                format!("metadata key {}: expected {}, found {found}", quoted(key), T::NAME),
+                format!(
+                    "metadata key {}: expected {}, found {found}",
+                    quoted(key),
+                    T::NAME
+                ),
             )
         })
     }
@@ -86,7 +113,11 @@ impl<'a> Metadata<'a> {
         self.get(key)?.ok_or_else(|| {
             Problem::new(
                 "kiln::model::gguf_key",
-                format!("metadata key {} is missing; expected {}", quoted(key), T::NAME),
+                format!(
+                    "metadata key {} is missing; expected {}",
+                    quoted(key),
+                    T::NAME
+                ),
             )
         })
     }
@@ -126,7 +157,11 @@ impl<'a> FromValue<'a> for f32 {
     const NAME: &'static str = "a finite f32";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        if let Value::F32(value) = value { value.is_finite().then_some(*value) } else { None }
+        if let Value::F32(value) = value {
+            value.is_finite().then_some(*value)
+        } else {
+            None
+        }
     }
 }
 
@@ -134,7 +169,11 @@ impl<'a> FromValue<'a> for bool {
     const NAME: &'static str = "a bool";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        if let Value::Bool(value) = value { Some(*value) } else { None }
+        if let Value::Bool(value) = value {
+            Some(*value)
+        } else {
+            None
+        }
     }
 }
 
@@ -142,7 +181,11 @@ impl<'a> FromValue<'a> for &'a str {
     const NAME: &'static str = "a string";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        if let Value::Str(value) = value { Some(value) } else { None }
+        if let Value::Str(value) = value {
+            Some(value)
+        } else {
+            None
+        }
     }
 }
 
@@ -150,7 +193,11 @@ impl<'a> FromValue<'a> for Array<'a> {
     const NAME: &'static str = "an array";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        if let Value::Array(value) = value { Some(*value) } else { None }
+        if let Value::Array(value) = value {
+            Some(*value)
+        } else {
+            None
+        }
     }
 }
 
@@ -161,9 +208,13 @@ impl<'a> FromValue<'a> for Uniform {
     const NAME: &'static str = "an integer, or an array of the same integer for every layer";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        let Value::Array(array) = value else { return u32::from_value(value).map(Uniform) };
+        let Value::Array(array) = value else {
+            return u32::from_value(value).map(Uniform);
+        };
         let mut numbers = array.iter().map(|value| u32::from_value(&value));
         let first = numbers.next()??;
-        numbers.all(|number| number == Some(first)).then_some(Uniform(first))
+        numbers
+            .all(|number| number == Some(first))
+            .then_some(Uniform(first))
     }
 }

@@ -1,5 +1,5 @@
-//! GGUF, versions 2 and 3, of either byte order, in one file or several: a reader for files that nobody vouches for, and a
-//! writer.
+//! GGUF, versions 2 and 3, of either byte order, in one file or several: a reader for files that
+//! nobody vouches for, and a writer.
 //!
 //! ```text
 //! "GGUF"  version u32  tensors u64  keys u64
@@ -8,8 +8,9 @@
 //! data, each tensor padded likewise
 //! ```
 //!
-//! Every limit of ggml's own reader holds (`ggml/src/gguf.cpp`), and counts are capped. What it allocates is two list
-//! entries a key and one a tensor, at most 2^16 of each: strings and arrays stay in the file.
+//! Every limit of ggml's own reader holds (`ggml/src/gguf.cpp`), and counts are capped. What it
+//! allocates is two list entries a key and one a tensor, at most 2^16 of each: strings and arrays
+//! stay in the file.
 
 mod metadata;
 mod reader;
@@ -37,8 +38,8 @@ use reader::Reader;
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
 /// The way out where a file ends too early.
-const CUT: &str = "the file is truncated or damaged; fetch it again. One that was cut into pieces, as NAME.gguf.part1of2, is joined by `parts` of a \
-                   `fetch` stage";
+const CUT: &str = "the file is truncated or damaged; fetch it again. One that was cut into \
+                   pieces, as NAME.gguf.part1of2, is joined by `parts` of a `fetch` stage";
 
 const DEFAULT_ALIGNMENT: u32 = 32;
 
@@ -54,7 +55,8 @@ pub struct Gguf<'a> {
     pub order: ByteOrder,
     /// Tensors of the first file begin at multiples of it.
     pub alignment: u32,
-    /// The key-value pairs of the first file; of a split model, without what says that it is split.
+    /// The key-value pairs of the first file; of a split model, without what says that it is
+    /// split.
     pub metadata: Metadata<'a>,
     /// The tensors, in the order of the files.
     pub tensors: Vec<TensorInfo<'a>>,
@@ -73,7 +75,10 @@ pub struct Prefix<'a> {
 impl<'a> Prefix<'a> {
     /// All of a file.
     pub fn whole(bytes: &'a [u8]) -> Self {
-        Prefix { bytes, file_bytes: bytes.len() as u64 }
+        Prefix {
+            bytes,
+            file_bytes: bytes.len() as u64,
+        }
     }
 }
 
@@ -83,21 +88,32 @@ impl<'a> Gguf<'a> {
         Gguf::parse_files(&[Prefix::whole(file)])
     }
 
-    /// Reads the headers of all files of a model, in their order. [`Gguf::data`] is empty for what is not at hand.
+    /// Reads the headers of all files of a model, in their order. [`Gguf::data`] is empty for what
+    /// is not at hand.
     pub fn parse_files(files: &[Prefix<'a>]) -> Result<Self> {
         let within = |index: usize, problem: Problem| match files.len() {
             1 => problem,
-            count => problem.within(format!("failed to read file {} of the {count} of a model", index + 1)),
+            count => problem.within(format!(
+                "failed to read file {} of the {count} of a model",
+                index + 1
+            )),
         };
-        let heads = files.iter().enumerate().map(|(i, file)| Head::read(*file).map_err(|p| within(i, p)));
+        let heads = files
+            .iter()
+            .enumerate()
+            .map(|(i, file)| Head::read(*file).map_err(|p| within(i, p)));
         let heads = heads.collect::<Result<Vec<Head>>>()?;
         split::check(&heads)?;
-        let first = heads.first().ok_or_else(|| Problem::new("kiln::model::gguf_split", "a model without a file"))?;
+        let first = heads
+            .first()
+            .ok_or_else(|| Problem::new("kiln::model::gguf_split", "a model without a file"))?;
         let (version, order) = (first.version, first.reader.order());
         let alignment = first.alignment.unwrap_or(DEFAULT_ALIGNMENT);
         let mut tensors = vec![];
         for (index, head) in heads.iter().enumerate() {
-            let mut own = head.tensors(alignment).map_err(|problem| within(index, problem))?;
+            let mut own = head
+                .tensors(alignment)
+                .map_err(|problem| within(index, problem))?;
             own.iter_mut().for_each(|tensor| tensor.file = index);
             tensors.append(&mut own);
         }
@@ -105,27 +121,50 @@ impl<'a> Gguf<'a> {
         if is_split {
             split::check_tensors(&heads, &tensors)?;
         }
-        let metadata = heads.into_iter().next().map(|head| head.metadata).unwrap_or_default();
-        let metadata = if is_split { metadata.retain(|key| !is_split_key(key)) } else { metadata };
+        let metadata = heads
+            .into_iter()
+            .next()
+            .map(|head| head.metadata)
+            .unwrap_or_default();
+        let metadata = if is_split {
+            metadata.retain(|key| !is_split_key(key))
+        } else {
+            metadata
+        };
         let files = files.iter().map(|file| file.bytes).collect();
-        Ok(Gguf { version, order, alignment, metadata, tensors, files })
+        Ok(Gguf {
+            version,
+            order,
+            alignment,
+            metadata,
+            tensors,
+            files,
+        })
     }
 
     /// The bytes of one of its tensors, as they lie in the file.
     pub fn data(&self, tensor: &TensorInfo) -> &'a [u8] {
         let range = tensor.range.start as usize..tensor.range.end as usize;
-        self.files.get(tensor.file).and_then(|file| file.get(range)).unwrap_or_default()
+        self.files
+            .get(tensor.file)
+            .and_then(|file| file.get(range))
+            .unwrap_or_default()
     }
 
     /// Why its tokenizer cannot be used, if it has one that cannot.
     pub fn tokenizer_problem(&self) -> Option<Problem> {
         let word = |key: &str| self.metadata.get::<&str>(key).ok().flatten();
-        let has_tokens = self.metadata.get::<Array>("tokenizer.ggml.tokens").is_ok_and(|tokens| tokens.is_some());
+        let has_tokens = self
+            .metadata
+            .get::<Array>("tokenizer.ggml.tokens")
+            .is_ok_and(|tokens| tokens.is_some());
         match word("tokenizer.ggml.model").filter(|_| has_tokens) {
             Some(model) => unsupported(model, word("tokenizer.ggml.pre").unwrap_or_default()),
             None => Some(
-                Problem::new("kiln::tokenizer::none", "the file has no tokenizer")
-                    .help("leave out the stages `reference` and `package`, or take a GGUF of the whole model"),
+                Problem::new("kiln::tokenizer::none", "the file has no tokenizer").help(
+                    "leave out the stages `reference` and `package`, or take a GGUF of the whole \
+                     model",
+                ),
             ),
         }
     }
@@ -155,15 +194,25 @@ impl<'a> Head<'a> {
         let key_count = reader.u64()?;
         let metadata = Metadata::read(&mut reader, key_count)?;
         let alignment = read_alignment(&metadata)?;
-        Ok(Head { version, alignment, metadata, tensor_count, reader, file_bytes: file.file_bytes })
+        Ok(Head {
+            version,
+            alignment,
+            metadata,
+            tensor_count,
+            reader,
+            file_bytes: file.file_bytes,
+        })
     }
 
-    /// The list of tensors. A file that does not say its alignment has the default; but gguf-py gives all files of a split
-    /// model that of the first and does not say so, and then the length of the file does.
+    /// The list of tensors. A file that does not say its alignment has the default; but gguf-py
+    /// gives all files of a split model that of the first and does not say so, and then the
+    /// length of the file does.
     fn tensors(&self, first: u32) -> Result<Vec<TensorInfo<'a>>> {
         if self.alignment.is_none() && first != DEFAULT_ALIGNMENT {
             let fits = |tensors: &Vec<TensorInfo>| {
-                let end = tensors.last().map(|tensor| tensor.range.end.next_multiple_of(first.into()));
+                let end = tensors
+                    .last()
+                    .map(|tensor| tensor.range.end.next_multiple_of(first.into()));
                 end == Some(self.file_bytes)
             };
             if let Some(tensors) = self.aligned(first).ok().filter(fits) {
@@ -189,7 +238,10 @@ fn read_version(reader: &mut Reader) -> Result<u32> {
     if magic != MAGIC {
         return Err(Problem::new(
             "kiln::model::gguf_magic",
-            format!("not a GGUF: it begins with {:?}", magic.escape_ascii().to_string()),
+            format!(
+                "not a GGUF: it begins with {:?}",
+                magic.escape_ascii().to_string()
+            ),
         ));
     }
     let mut version = reader.u32()?;
@@ -200,16 +252,24 @@ fn read_version(reader: &mut Reader) -> Result<u32> {
     }
     match version {
         2 | 3 => Ok(version),
-        1 => Err(unsupported("GGUF version 1, whose lengths have 32 bits".into())
-            .help("make the file again with a present llama.cpp, which does not read version 1 either")),
-        version => Err(unsupported(format!("GGUF version {version}; kiln reads versions 2 and 3"))),
+        1 => Err(
+            unsupported("GGUF version 1, whose lengths have 32 bits".into()).help(
+                "make the file again with a present llama.cpp, which does not read version 1 \
+                 either",
+            ),
+        ),
+        version => Err(unsupported(format!(
+            "GGUF version {version}; kiln reads versions 2 and 3"
+        ))),
     }
 }
 
 fn read_alignment(metadata: &Metadata) -> Result<Option<u32>> {
     let alignment = match metadata.get::<Value>("general.alignment")? {
         None => return Ok(None),
-        Some(Value::U32(alignment)) if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT => {
+        Some(Value::U32(alignment))
+            if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT =>
+        {
             return Ok(Some(alignment));
         }
         Some(other) => other,

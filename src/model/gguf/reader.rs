@@ -26,7 +26,11 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Starts at the first byte of `bytes`.
     pub fn new(bytes: &'a [u8], order: ByteOrder) -> Self {
-        Reader { bytes, position: 0, order }
+        Reader {
+            bytes,
+            position: 0,
+            order,
+        }
     }
 
     /// The order of the bytes of its numbers.
@@ -101,17 +105,25 @@ impl<'a> Reader<'a> {
     /// The next string: its length, then UTF-8.
     pub fn string(&mut self) -> Result<&'a str> {
         let start = self.position;
-        let problem =
-            |what: String| Problem::new("kiln::model::gguf_string", format!("string at byte {start}: {what}"));
+        let problem = |what: String| {
+            Problem::new(
+                "kiln::model::gguf_string",
+                format!("string at byte {start}: {what}"),
+            )
+        };
         let length = self.u64()?;
         if length > MAX_STRING_BYTES {
-            return Err(problem(format!("{length} bytes; at most {MAX_STRING_BYTES} are allowed")));
+            return Err(problem(format!(
+                "{length} bytes; at most {MAX_STRING_BYTES} are allowed"
+            )));
         }
-        std::str::from_utf8(self.take(length)?).map_err(|error| problem(format!("not UTF-8: {error}")))
+        std::str::from_utf8(self.take(length)?)
+            .map_err(|error| problem(format!("not UTF-8: {error}")))
     }
 
-    /// Passes over `count` strings, each checked as [`Reader::string`] does. A vocabulary has hundreds of thousands: this is
-    /// one loop over bytes at hand, and what is wrong with a string is left to the slow way to say.
+    /// Passes over `count` strings, each checked as [`Reader::string`] does. A vocabulary has
+    /// hundreds of thousands: this is one loop over bytes at hand, and what is wrong with a
+    /// string is left to the slow way to say.
     pub fn pass_strings(&mut self, count: usize) -> Result<()> {
         let order = self.order;
         let length = |bytes: &[u8; 8]| match order {
@@ -139,8 +151,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A count of items of at least `smallest` bytes each: what cannot lie in the rest of the file is refused before
-    /// anything is allocated for it.
+    /// A count of items of at least `smallest` bytes each: what cannot lie in the rest of the file
+    /// is refused before anything is allocated for it.
     pub fn count(&self, claimed: u64, smallest: u64, cap: u64, what: &str) -> Result<usize> {
         let room = self.remaining() / smallest;
         if claimed <= cap && claimed <= room {
@@ -148,7 +160,10 @@ impl<'a> Reader<'a> {
         }
         Err(Problem::new(
             "kiln::model::gguf_count",
-            format!("{claimed} {what} are announced; the file has room for {room}, and at most {cap} are allowed"),
+            format!(
+                "{claimed} {what} are announced; the file has room for {room}, and at most {cap} \
+                 are allowed"
+            ),
         )
         .help("the file is truncated or damaged; fetch it again"))
     }

@@ -9,7 +9,8 @@ use super::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
 use crate::model::facts::{ModelFacts, RopeRows};
 
-/// What `summary.txt` and `kiln inspect` say; the model part only where the architecture is understood.
+/// What `summary.txt` and `kiln inspect` say; the model part only where the architecture is
+/// understood.
 pub struct Summary<'a> {
     /// The file.
     pub gguf: &'a Gguf<'a>,
@@ -23,23 +24,43 @@ impl fmt::Display for Summary<'_> {
         if let Ok(Some(name)) = gguf.metadata.get::<Value>("general.name") {
             writeln!(f, "{name}")?;
         }
-        let weights: u64 = gguf.tensors.iter().map(|tensor| tensor.values()).fold(0, u64::saturating_add);
-        let order = if gguf.order == ByteOrder::Big { ", big-endian" } else { "" };
+        let weights: u64 = gguf
+            .tensors
+            .iter()
+            .map(|tensor| tensor.values())
+            .fold(0, u64::saturating_add);
+        let order = if gguf.order == ByteOrder::Big {
+            ", big-endian"
+        } else {
+            ""
+        };
         let files = match gguf.file_count() {
             1 => String::new(),
             count => format!(" in {count} files"),
         };
-        let Gguf { version, tensors, .. } = gguf;
-        writeln!(f, "GGUF version {version}{order}, {} tensors{files}, {weights} weights", tensors.len())?;
+        let Gguf {
+            version, tensors, ..
+        } = gguf;
+        writeln!(
+            f,
+            "GGUF version {version}{order}, {} tensors{files}, {weights} weights",
+            tensors.len()
+        )?;
         if let Some(model) = model {
             write_model(f, model)?;
             if let Some(problem) = gguf.tokenizer_problem() {
-                writeln!(f, "\nno stage can read or write its text: {}", problem.message)?;
+                writeln!(
+                    f,
+                    "\nno stage can read or write its text: {}",
+                    problem.message
+                )?;
             }
         }
         write_types(f, gguf)?;
         writeln!(f, "\nmetadata")?;
-        gguf.metadata.iter().try_for_each(|(key, value)| writeln!(f, "  {}  {value}", Value::Str(key)))
+        gguf.metadata
+            .iter()
+            .try_for_each(|(key, value)| writeln!(f, "  {}  {value}", Value::Str(key)))
     }
 }
 
@@ -48,24 +69,45 @@ fn write_model(f: &mut fmt::Formatter<'_>, model: &ModelFacts) -> fmt::Result {
         RopeRows::Interleaved => "interleaved",
         RopeRows::HalfSplit => "half-split",
     };
-    let head = if model.tied_embeddings { "the embedding" } else { "a matrix of its own" };
-    let bias = if model.qkv_bias { "on q, k and v" } else { "none" };
-    let ModelFacts { heads, kv_heads, head_dim, .. } = model;
+    let head = if model.tied_embeddings {
+        "the embedding"
+    } else {
+        "a matrix of its own"
+    };
+    let bias = if model.qkv_bias {
+        "on q, k and v"
+    } else {
+        "none"
+    };
+    let ModelFacts {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = model;
     let lines = [
         ("architecture", model.architecture.clone()),
         ("layers", model.block_count.to_string()),
         ("hidden", model.hidden.to_string()),
         ("feed-forward", model.ffn.to_string()),
-        ("attention", format!("{heads} heads of {head_dim} over {kv_heads} of keys and values")),
+        (
+            "attention",
+            format!("{heads} heads of {head_dim} over {kv_heads} of keys and values"),
+        ),
         ("vocabulary", model.vocab.to_string()),
         ("head", head.into()),
         ("biases", bias.into()),
         ("context", model.context_length.to_string()),
-        ("RoPE", format!("base {}, rows {rows}", model.rope_freq_base)),
+        (
+            "RoPE",
+            format!("base {}, rows {rows}", model.rope_freq_base),
+        ),
         ("RMSNorm", format!("epsilon {:e}", model.rms_epsilon)),
     ];
     writeln!(f, "\nmodel")?;
-    lines.iter().try_for_each(|(name, value)| writeln!(f, "  {name:<14}{value}"))
+    lines
+        .iter()
+        .try_for_each(|(name, value)| writeln!(f, "  {name:<14}{value}"))
 }
 
 /// Tensors, weights and bytes of each type, most bytes first.
@@ -80,9 +122,15 @@ fn write_types(f: &mut fmt::Formatter<'_>, gguf: &Gguf) -> fmt::Result {
     let mut types: Vec<_> = types.into_iter().collect();
     types.sort_by_key(|(name, (_, _, bytes))| (std::cmp::Reverse(*bytes), *name));
     writeln!(f, "\ntypes      tensors       weights       size")?;
-    types.iter().try_for_each(|(name, (count, weights, bytes))| {
-        writeln!(f, "  {name:<8}{count:>8}{weights:>14}{:>11}", base::bytes(*bytes))
-    })
+    types
+        .iter()
+        .try_for_each(|(name, (count, weights, bytes))| {
+            writeln!(
+                f,
+                "  {name:<8}{count:>8}{weights:>14}{:>11}",
+                base::bytes(*bytes)
+            )
+        })
 }
 
 /// The pairs whose key begins with a prefix, as one JSON object.
@@ -99,8 +147,9 @@ pub struct Scalars<'a>(pub &'a Metadata<'a>);
 
 impl Serialize for Scalars<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let is_scalar =
-            |(key, value): &(&str, &Value)| !key.starts_with("tokenizer.") && !matches!(value, Value::Array(_));
+        let is_scalar = |(key, value): &(&str, &Value)| {
+            !key.starts_with("tokenizer.") && !matches!(value, Value::Array(_))
+        };
         serializer.collect_map(self.0.iter().filter(is_scalar))
     }
 }

@@ -1,7 +1,8 @@
 //! Tensors of big-endian files, turned into the little-endian blocks that everything else knows.
 //!
-//! What ggml keeps in a number of several bytes lies the other way round there, in the fields of its block structs
-//! (`ggml-common.h`) and where its kernels copy bytes into a number (`qh` of Q5_0). Bytes that it reads one by one stay.
+//! What ggml keeps in a number of several bytes lies the other way round there, in the fields of
+//! its block structs (`ggml-common.h`) and where its kernels copy bytes into a number (`qh` of
+//! Q5_0). Bytes that it reads one by one stay.
 
 use crate::base::{Problem, Result};
 use crate::model::quant::GgmlType;
@@ -11,9 +12,10 @@ type Field = (usize, usize, usize);
 
 /// The numbers of a block of `name`; `None` if that is not settled.
 ///
-/// IQ2_XXS is not: ggml's quantizer shifts its bytes into 32-bit numbers that its decoder takes apart in memory, so on such
-/// machines it does not read what it writes. `gguf_convert_endian.py` of gguf-py turns the same bytes of the types it knows:
-/// F32, F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K, MXFP4, NVFP4.
+/// IQ2_XXS is not: ggml's quantizer shifts its bytes into 32-bit numbers that its decoder takes
+/// apart in memory, so on such machines it does not read what it writes. `gguf_convert_endian.py`
+/// of gguf-py turns the same bytes of the types it knows: F32, F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K,
+/// MXFP4, NVFP4.
 fn fields(name: &str) -> Option<&'static [Field]> {
     Some(match name {
         "I8" | "MXFP4" | "NVFP4" => &[],
@@ -45,7 +47,10 @@ pub fn can_swap(ggml: &GgmlType) -> Result<()> {
     fields(ggml.name).map(drop).ok_or_else(|| {
         Problem::new(
             "kiln::model::gguf_big_endian",
-            format!("{} in a big-endian file: its form is not settled", ggml.name),
+            format!(
+                "{} in a big-endian file: its form is not settled",
+                ggml.name
+            ),
         )
         .help("quantize the model anew, or fetch a little-endian file of it")
     })
@@ -57,7 +62,9 @@ pub fn swap(ggml: &GgmlType, blocks: &mut [u8]) -> Result<()> {
     let fields = fields(ggml.name).unwrap_or_default();
     for block in blocks.chunks_exact_mut(ggml.block_bytes as usize) {
         for (start, width, count) in fields {
-            block[*start..start + width * count].chunks_exact_mut(*width).for_each(<[u8]>::reverse);
+            block[*start..start + width * count]
+                .chunks_exact_mut(*width)
+                .for_each(<[u8]>::reverse);
         }
     }
     Ok(())
@@ -72,10 +79,18 @@ mod tests {
         let known: Vec<&GgmlType> = (0..=42).filter_map(|id| GgmlType::by_id(id).ok()).collect();
         for ggml in &known {
             for (start, width, count) in fields(ggml.name).unwrap_or_default() {
-                assert!(start + width * count <= ggml.block_bytes as usize, "{}", ggml.name);
+                assert!(
+                    start + width * count <= ggml.block_bytes as usize,
+                    "{}",
+                    ggml.name
+                );
             }
         }
-        let unsettled: Vec<&str> = known.iter().filter(|ggml| can_swap(ggml).is_err()).map(|ggml| ggml.name).collect();
+        let unsettled: Vec<&str> = known
+            .iter()
+            .filter(|ggml| can_swap(ggml).is_err())
+            .map(|ggml| ggml.name)
+            .collect();
         assert_eq!(unsettled, ["IQ2_XXS"]);
     }
 }

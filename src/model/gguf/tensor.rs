@@ -40,7 +40,10 @@ pub struct TensorInfo<'a> {
 impl<'a> TensorInfo<'a> {
     /// Its facts.
     pub fn facts(&self) -> TensorFacts {
-        TensorFacts { shape: self.shape.clone(), ggml_type: self.ggml.name.into() }
+        TensorFacts {
+            shape: self.shape.clone(),
+            ggml_type: self.ggml.name.into(),
+        }
     }
 
     /// Number of values.
@@ -49,17 +52,23 @@ impl<'a> TensorInfo<'a> {
     }
 
     /// Reads `claimed` entries. Their ranges begin at the data section, which is not known yet.
-    pub fn read_all(reader: &mut Reader<'a>, claimed: u64, alignment: u64) -> Result<Vec<TensorInfo<'a>>> {
+    pub fn read_all(
+        reader: &mut Reader<'a>,
+        claimed: u64,
+        alignment: u64,
+    ) -> Result<Vec<TensorInfo<'a>>> {
         let count = reader.count(claimed, SMALLEST_ENTRY, MAX_TENSORS, "tensors")?;
         let mut names = HashSet::with_capacity(count);
         let mut tensors = Vec::with_capacity(count);
         let mut next = 0;
         for index in 0..count {
-            let name = reader
-                .string()
-                .map_err(|problem| problem.within(format!("failed to read the name of tensor {index}")))?;
-            let tensor = TensorInfo::read(reader, name, &mut next, alignment)
-                .map_err(|problem| problem.within(format!("failed to read tensor {}", quoted(name))))?;
+            let name = reader.string().map_err(|problem| {
+                problem.within(format!("failed to read the name of tensor {index}"))
+            })?;
+            let tensor =
+                TensorInfo::read(reader, name, &mut next, alignment).map_err(|problem| {
+                    problem.within(format!("failed to read tensor {}", quoted(name)))
+                })?;
             if !names.insert(name) {
                 return Err(wrong(format!("tensor {} twice", quoted(name))));
             }
@@ -68,23 +77,39 @@ impl<'a> TensorInfo<'a> {
         Ok(tensors)
     }
 
-    /// Reads the entry after its name. `next` is where its data must begin, and then where those of the tensor after it must.
-    fn read(reader: &mut Reader<'a>, name: &'a str, next: &mut u64, alignment: u64) -> Result<Self> {
+    /// Reads the entry after its name. `next` is where its data must begin, and then where those of
+    /// the tensor after it must.
+    fn read(
+        reader: &mut Reader<'a>,
+        name: &'a str,
+        next: &mut u64,
+        alignment: u64,
+    ) -> Result<Self> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
-            return Err(wrong(format!("its name has {} bytes; expected 1 to {MAX_NAME_BYTES}", name.len())));
+            return Err(wrong(format!(
+                "its name has {} bytes; expected 1 to {MAX_NAME_BYTES}",
+                name.len()
+            )));
         }
         let dims = reader.u32()?;
         if dims > MAX_DIMS {
-            return Err(wrong(format!("{dims} dimensions; at most {MAX_DIMS} are allowed")));
+            return Err(wrong(format!(
+                "{dims} dimensions; at most {MAX_DIMS} are allowed"
+            )));
         }
-        let mut shape = (0..dims).map(|_| reader.u64()).collect::<Result<Vec<u64>>>()?;
+        let mut shape = (0..dims)
+            .map(|_| reader.u64())
+            .collect::<Result<Vec<u64>>>()?;
         let ggml = GgmlType::by_id(reader.u32()?)?;
         let offset = reader.u64()?;
 
         let row = shape.first().copied().unwrap_or(1);
         shape.reverse();
-        // A zero among the dimensions must not hide an overflow of the others, so each is at least one here.
-        let values = shape.iter().try_fold(1i64, |product, dim| product.checked_mul(i64::try_from(*dim).ok()?.max(1)));
+        // A zero among the dimensions must not hide an overflow of the others, so each is at least
+        // one here.
+        let values = shape.iter().try_fold(1i64, |product, dim| {
+            product.checked_mul(i64::try_from(*dim).ok()?.max(1))
+        });
         if values.is_none() {
             return Err(wrong(format!("shape {shape:?} has 2^63 values or more")));
         }
@@ -96,28 +121,50 @@ impl<'a> TensorInfo<'a> {
         }
         let size = ggml.bytes(shape.iter().product());
         if offset != *next {
-            return Err(wrong(format!("its data begin at {offset} of the data section; expected {next}")));
+            return Err(wrong(format!(
+                "its data begin at {offset} of the data section; expected {next}"
+            )));
         }
         let end = size.and_then(|size| offset.checked_add(size));
         let padded = end.and_then(|end| end.checked_next_multiple_of(alignment));
         let (Some(end), Some(padded)) = (end, padded) else {
-            return Err(wrong(format!("shape {shape:?} of {} at {offset} ends beyond 2^64 bytes", ggml.name)));
+            return Err(wrong(format!(
+                "shape {shape:?} of {} at {offset} ends beyond 2^64 bytes",
+                ggml.name
+            )));
         };
         *next = padded;
-        Ok(TensorInfo { name, shape, ggml, range: offset..end, file: 0 })
+        Ok(TensorInfo {
+            name,
+            shape,
+            ggml,
+            range: offset..end,
+            file: 0,
+        })
     }
 
-    /// Moves the ranges to where the data section begins, and holds them against the length of the file.
-    pub fn place_all(tensors: &mut [TensorInfo<'a>], data_offset: u64, file_bytes: u64) -> Result<()> {
+    /// Moves the ranges to where the data section begins, and holds them against the length of the
+    /// file.
+    pub fn place_all(
+        tensors: &mut [TensorInfo<'a>],
+        data_offset: u64,
+        file_bytes: u64,
+    ) -> Result<()> {
         for TensorInfo { name, range, .. } in tensors {
-            let (start, end) = (range.start.checked_add(data_offset), range.end.checked_add(data_offset));
+            let (start, end) = (
+                range.start.checked_add(data_offset),
+                range.end.checked_add(data_offset),
+            );
             *range = match (start, end) {
                 (Some(start), Some(end)) if end <= file_bytes => start..end,
                 _ => {
                     let needed = range.end as u128 + data_offset as u128;
                     return Err(Problem::new(
                         "kiln::model::gguf_truncated",
-                        format!("tensor {} ends at byte {needed}, but the file has {file_bytes}", quoted(name)),
+                        format!(
+                            "tensor {} ends at byte {needed}, but the file has {file_bytes}",
+                            quoted(name)
+                        ),
                     )
                     .help(CUT));
                 }

@@ -54,9 +54,16 @@ pub enum ValueType {
 impl ValueType {
     fn by_id(id: u32) -> Result<ValueType> {
         use ValueType::*;
-        const ALL: [ValueType; 13] = [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64];
+        const ALL: [ValueType; 13] = [
+            U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64,
+        ];
         let known = ALL.get(id as usize).copied();
-        known.ok_or_else(|| Problem::new("kiln::model::gguf_value", format!("unknown value type {id}")))
+        known.ok_or_else(|| {
+            Problem::new(
+                "kiln::model::gguf_value",
+                format!("unknown value type {id}"),
+            )
+        })
     }
 
     /// Bytes of the smallest value of this type: of any, but for strings and arrays.
@@ -108,17 +115,27 @@ impl<'a> Array<'a> {
     fn read(reader: &mut Reader<'a>) -> Result<Self> {
         let element = ValueType::by_id(reader.u32()?)?;
         if element == ValueType::Array {
-            return Err(Problem::new("kiln::model::gguf_value", "an array of arrays, which ggml does not read either"));
+            return Err(Problem::new(
+                "kiln::model::gguf_value",
+                "an array of arrays, which ggml does not read either",
+            ));
         }
         let claimed = reader.u64()?;
         let len = reader.count(claimed, element.smallest(), MAX_ARRAY_LEN, "array elements")?;
         let start = reader.position();
         match element {
             ValueType::Str => reader.pass_strings(len)?,
-            ValueType::Bool => (0..len).try_for_each(|_| Value::read_as(reader, element).map(drop))?,
+            ValueType::Bool => {
+                (0..len).try_for_each(|_| Value::read_as(reader, element).map(drop))?
+            }
             number => drop(reader.take(len as u64 * number.smallest())?),
         }
-        Ok(Array { element, len, bytes: reader.since(start), order: reader.order() })
+        Ok(Array {
+            element,
+            len,
+            bytes: reader.since(start),
+            order: reader.order(),
+        })
     }
 }
 
@@ -153,7 +170,10 @@ impl<'a> Value<'a> {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
                 [other] => {
-                    return Err(Problem::new("kiln::model::gguf_value", format!("a bool of {other}; expected 0 or 1")));
+                    return Err(Problem::new(
+                        "kiln::model::gguf_value",
+                        format!("a bool of {other}; expected 0 or 1"),
+                    ));
                 }
             },
         })
@@ -202,7 +222,8 @@ impl<'a> Value<'a> {
     }
 }
 
-/// As people read it: long strings are cut, control characters escaped, arrays told by their length.
+/// As people read it: long strings are cut, control characters escaped, arrays told by their
+/// length.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -244,7 +265,9 @@ impl Serialize for Value<'_> {
             Value::Str(v) => v.serialize(serializer),
             Value::Array(array) => {
                 let mut seq = serializer.serialize_seq(Some(array.len))?;
-                array.iter().try_for_each(|value| seq.serialize_element(&value))?;
+                array
+                    .iter()
+                    .try_for_each(|value| seq.serialize_element(&value))?;
                 seq.end()
             }
         }

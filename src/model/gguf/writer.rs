@@ -1,4 +1,5 @@
-//! The header of a GGUF, written: version 3, little-endian. The data are the caller's to stream after it.
+//! The header of a GGUF, written: version 3, little-endian. The data are the caller's to stream
+//! after it.
 
 use std::io::{self, Write};
 
@@ -32,19 +33,29 @@ impl Entry<'_> {
     /// Bytes of its data.
     pub fn bytes(&self) -> Result<u64> {
         let row = self.shape.last().copied().unwrap_or(1);
-        let values = self.shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
-        let bytes =
-            values.filter(|_| row.is_multiple_of(self.ggml.block_len)).and_then(|values| self.ggml.bytes(values));
+        let values = self
+            .shape
+            .iter()
+            .try_fold(1u64, |product, extent| product.checked_mul(*extent));
+        let bytes = values
+            .filter(|_| row.is_multiple_of(self.ggml.block_len))
+            .and_then(|values| self.ggml.bytes(values));
         bytes.ok_or_else(|| {
             let (name, shape, ggml) = (self.name, self.shape, self.ggml.name);
-            Problem::new("kiln::model::gguf_tensor", format!("tensor `{name}`: {shape:?} is no shape of {ggml}"))
+            Problem::new(
+                "kiln::model::gguf_tensor",
+                format!("tensor `{name}`: {shape:?} is no shape of {ggml}"),
+            )
         })
     }
 
     fn put(&self, out: &mut impl Write, offset: u64) -> io::Result<()> {
         put_string(out, self.name)?;
         out.write_all(&(self.shape.len() as u32).to_le_bytes())?;
-        self.shape.iter().rev().try_for_each(|extent| out.write_all(&extent.to_le_bytes()))?;
+        self.shape
+            .iter()
+            .rev()
+            .try_for_each(|extent| out.write_all(&extent.to_le_bytes()))?;
         out.write_all(&self.ggml.id.to_le_bytes())?;
         out.write_all(&offset.to_le_bytes())
     }
@@ -53,7 +64,11 @@ impl Entry<'_> {
 impl<'a> Header<'a> {
     /// A file with all `metadata` and no tensor yet.
     pub fn new(metadata: &Metadata<'a>, alignment: u32) -> Self {
-        Header { alignment, pairs: metadata.pairs().to_vec(), tensors: vec![] }
+        Header {
+            alignment,
+            pairs: metadata.pairs().to_vec(),
+            tensors: vec![],
+        }
     }
 
     /// Zeros between something of `bytes` bytes and what comes after it.
@@ -61,20 +76,30 @@ impl<'a> Header<'a> {
         bytes.next_multiple_of(self.alignment.into()) - bytes
     }
 
-    /// Writes all that comes before the data of the first tensor. Each tensor's data are followed by their padding.
+    /// Writes all that comes before the data of the first tensor. Each tensor's data are followed
+    /// by their padding.
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let mut out = Counted { out, bytes: 0 };
-        self.put(&mut out).context("kiln::io", || "write the header of a GGUF".into())?;
+        self.put(&mut out)
+            .context("kiln::io", || "write the header of a GGUF".into())?;
         let mut offset = 0u64;
         for tensor in &self.tensors {
             let bytes = tensor.bytes()?;
-            tensor.put(&mut out, offset).context("kiln::io", || "write the header of a GGUF".into())?;
-            offset = offset.checked_add(bytes + self.padding(bytes)).ok_or_else(|| {
-                Problem::new("kiln::model::gguf_tensor", "the tensors together have more than 2^64 bytes")
-            })?;
+            tensor
+                .put(&mut out, offset)
+                .context("kiln::io", || "write the header of a GGUF".into())?;
+            offset = offset
+                .checked_add(bytes + self.padding(bytes))
+                .ok_or_else(|| {
+                    Problem::new(
+                        "kiln::model::gguf_tensor",
+                        "the tensors together have more than 2^64 bytes",
+                    )
+                })?;
         }
         let zeros = vec![0; self.padding(out.bytes) as usize];
-        out.write_all(&zeros).context("kiln::io", || "write the header of a GGUF".into())
+        out.write_all(&zeros)
+            .context("kiln::io", || "write the header of a GGUF".into())
     }
 
     fn put(&self, out: &mut impl Write) -> io::Result<()> {

@@ -1,4 +1,5 @@
-//! Writes a graph node by node; every value carries its shape, and a node is named after what it gives.
+//! Writes a graph node by node; every value carries its shape, and a node is named after what it
+//! gives.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,15 +44,21 @@ pub struct External<'a> {
 }
 
 impl Builder {
-    /// Rounds each value of `grids` to its grid as soon as it is there: the value of that name is the rounded one. A rounded
-    /// input is called `NAME.held`.
+    /// Rounds each value of `grids` to its grid as soon as it is there: the value of that name is
+    /// the rounded one. A rounded input is called `NAME.held`.
     pub fn rounding(grids: BTreeMap<String, Grid>) -> Self {
-        Builder { grids, ..Builder::default() }
+        Builder {
+            grids,
+            ..Builder::default()
+        }
     }
 
     /// A value that the application gives.
     pub fn input(&mut self, name: &str, element: i32, dims: &[u64]) -> Value {
-        let value = Value { name: name.into(), dims: dims.into() };
+        let value = Value {
+            name: name.into(),
+            dims: dims.into(),
+        };
         self.graph.input.push(info(&value, element));
         match self.grids.get(name) {
             Some(&grid) => self.quantize(&value, grid, &format!("{name}.held")),
@@ -66,7 +73,10 @@ impl Builder {
 
     /// A tensor in a file of its own; asked for twice, it is there once.
     pub fn external(&mut self, tensor: &External) -> Value {
-        let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        let entry = |key: &str, value: String| StringStringEntryProto {
+            key: key.into(),
+            value,
+        };
         self.initializers.insert(
             tensor.name.into(),
             TensorProto {
@@ -82,7 +92,10 @@ impl Builder {
                 ..TensorProto::default()
             },
         );
-        Value { name: tensor.name.into(), dims: tensor.dims.into() }
+        Value {
+            name: tensor.name.into(),
+            dims: tensor.dims.into(),
+        }
     }
 
     /// A constant number.
@@ -97,31 +110,58 @@ impl Builder {
             name: name.into(),
             dims: dims.iter().map(|&n| n as i64).collect(),
             data_type: element::FLOAT,
-            raw_data: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            raw_data: values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
             ..TensorProto::default()
         };
         self.initializers.insert(name.into(), tensor);
-        Value { name: name.into(), dims: dims.into() }
+        Value {
+            name: name.into(),
+            dims: dims.into(),
+        }
     }
 
-    /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear; `name` is what it is called then.
+    /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear; `name` is what it is
+    /// called then.
     pub fn quantize(&mut self, value: &Value, grid: Grid, name: &str) -> Value {
         let constant = |part: &str, data_type, raw_data| {
             let name = format!("{name}.{part}");
-            TensorProto { name, data_type, raw_data, ..TensorProto::default() }
+            TensorProto {
+                name,
+                data_type,
+                raw_data,
+                ..TensorProto::default()
+            }
         };
         let zero_point = grid.zero_point.to_le_bytes();
-        let zero_point = zero_point.into_iter().take(grid.bits as usize / 8).collect();
+        let zero_point = zero_point
+            .into_iter()
+            .take(grid.bits as usize / 8)
+            .collect();
         let scale = constant("scale", element::FLOAT, grid.scale.to_le_bytes().to_vec());
         let zero_point = constant("zero_point", grid.element(), zero_point);
         let [scale, zero_point] = [scale, zero_point].map(|tensor| {
-            let value = Value { name: tensor.name.clone(), dims: vec![] };
+            let value = Value {
+                name: tensor.name.clone(),
+                dims: vec![],
+            };
             self.initializers.insert(tensor.name.clone(), tensor);
             value
         });
-        let codes = Value { name: format!("{name}.codes"), ..value.clone() };
-        let held = Value { name: name.into(), ..value.clone() };
-        for (op, from, to) in [("QuantizeLinear", value, &codes), ("DequantizeLinear", &codes, &held)] {
+        let codes = Value {
+            name: format!("{name}.codes"),
+            ..value.clone()
+        };
+        let held = Value {
+            name: name.into(),
+            ..value.clone()
+        };
+        for (op, from, to) in [
+            ("QuantizeLinear", value, &codes),
+            ("DequantizeLinear", &codes, &held),
+        ] {
             let inputs = [from, &scale, &zero_point];
             self.append("", op, &to.name, &inputs, vec![], std::slice::from_ref(to));
         }
@@ -141,14 +181,29 @@ impl Builder {
         dims: Vec<u64>,
     ) -> Value {
         self.functions.insert(function);
-        let value = Value { name: name.into(), dims };
-        self.push(DOMAIN, &function.name(), name, inputs, attributes, std::slice::from_ref(&value));
+        let value = Value {
+            name: name.into(),
+            dims,
+        };
+        self.push(
+            DOMAIN,
+            &function.name(),
+            name,
+            inputs,
+            attributes,
+            std::slice::from_ref(&value),
+        );
         value
     }
 
-    /// `Add`, `Sub`, `Mul` or `Div`; where one operand has 1 element along an axis, it is broadcast.
+    /// `Add`, `Sub`, `Mul` or `Div`; where one operand has 1 element along an axis, it is
+    /// broadcast.
     pub fn elementwise(&mut self, op: &str, name: &str, a: &Value, b: &Value) -> Value {
-        let (longer, shorter) = if a.dims.len() >= b.dims.len() { (a, b) } else { (b, a) };
+        let (longer, shorter) = if a.dims.len() >= b.dims.len() {
+            (a, b)
+        } else {
+            (b, a)
+        };
         let mut dims = longer.dims.clone();
         for (n, other) in dims.iter_mut().rev().zip(shorter.dims.iter().rev()) {
             *n = (*n).max(*other);
@@ -182,21 +237,39 @@ impl Builder {
     /// Dimension `i` of the result is dimension `perm[i]` of `x`.
     pub fn transpose(&mut self, name: &str, x: &Value, perm: [usize; 4]) -> Value {
         let dims = perm.iter().map(|&axis| x.dims[axis]).collect();
-        self.node("Transpose", name, &[x], vec![ints("perm", perm.map(|axis| axis as i64).to_vec())], dims)
+        self.node(
+            "Transpose",
+            name,
+            &[x],
+            vec![ints("perm", perm.map(|axis| axis as i64).to_vec())],
+            dims,
+        )
     }
 
     /// The same elements in another shape.
     pub fn reshape(&mut self, name: &str, x: &Value, dims: &[u64]) -> Value {
-        debug_assert_eq!(x.dims.iter().product::<u64>(), dims.iter().product::<u64>(), "{name}");
+        debug_assert_eq!(
+            x.dims.iter().product::<u64>(),
+            dims.iter().product::<u64>(),
+            "{name}"
+        );
         let text: Vec<String> = dims.iter().map(u64::to_string).collect();
-        let shape = Value { name: format!("shape.{}", text.join("x")), dims: vec![dims.len() as u64] };
-        self.initializers.entry(shape.name.clone()).or_insert_with(|| TensorProto {
-            name: shape.name.clone(),
-            dims: vec![dims.len() as i64],
-            data_type: element::INT64,
-            raw_data: dims.iter().flat_map(|&n| (n as i64).to_le_bytes()).collect(),
-            ..TensorProto::default()
-        });
+        let shape = Value {
+            name: format!("shape.{}", text.join("x")),
+            dims: vec![dims.len() as u64],
+        };
+        self.initializers
+            .entry(shape.name.clone())
+            .or_insert_with(|| TensorProto {
+                name: shape.name.clone(),
+                dims: vec![dims.len() as i64],
+                data_type: element::INT64,
+                raw_data: dims
+                    .iter()
+                    .flat_map(|&n| (n as i64).to_le_bytes())
+                    .collect(),
+                ..TensorProto::default()
+            });
         self.node("Reshape", name, &[x, &shape], vec![], dims.into())
     }
 
@@ -204,7 +277,13 @@ impl Builder {
     pub fn concat(&mut self, name: &str, a: &Value, b: &Value, axis: usize) -> Value {
         let mut dims = a.dims.clone();
         dims[axis] += b.dims[axis];
-        self.node("Concat", name, &[a, b], vec![int("axis", axis as i64)], dims)
+        self.node(
+            "Concat",
+            name,
+            &[a, b],
+            vec![int("axis", axis as i64)],
+            dims,
+        )
     }
 
     /// The two halves of the last axis: `NAME.low` and `NAME.high`.
@@ -213,8 +292,18 @@ impl Builder {
         if let Some(last) = dims.last_mut() {
             *last /= 2;
         }
-        let halves = ["low", "high"].map(|half| Value { name: format!("{name}.{half}"), dims: dims.clone() });
-        self.push("", "Split", &format!("{name}.halves"), &[x], vec![int("axis", -1), int("num_outputs", 2)], &halves);
+        let halves = ["low", "high"].map(|half| Value {
+            name: format!("{name}.{half}"),
+            dims: dims.clone(),
+        });
+        self.push(
+            "",
+            "Split",
+            &format!("{name}.halves"),
+            &[x],
+            vec![int("axis", -1), int("num_outputs", 2)],
+            &halves,
+        );
         halves
     }
 
@@ -226,8 +315,18 @@ impl Builder {
         attributes: Vec<AttributeProto>,
         dims: Vec<u64>,
     ) -> Value {
-        let value = Value { name: name.into(), dims };
-        self.push("", op, name, inputs, attributes, std::slice::from_ref(&value));
+        let value = Value {
+            name: name.into(),
+            dims,
+        };
+        self.push(
+            "",
+            op,
+            name,
+            inputs,
+            attributes,
+            std::slice::from_ref(&value),
+        );
         value
     }
 
@@ -241,11 +340,26 @@ impl Builder {
         attribute: Vec<AttributeProto>,
         outputs: &[Value],
     ) {
-        let exact = |value: &Value| Value { name: format!("{}.exact", value.name), ..value.clone() };
+        let exact = |value: &Value| Value {
+            name: format!("{}.exact", value.name),
+            ..value.clone()
+        };
         let is_rounded = |value: &Value| self.grids.contains_key(&value.name);
-        let made: Vec<Value> =
-            outputs.iter().map(|value| if is_rounded(value) { exact(value) } else { value.clone() }).collect();
-        let name = if self.grids.contains_key(name) { format!("{name}.exact") } else { name.into() };
+        let made: Vec<Value> = outputs
+            .iter()
+            .map(|value| {
+                if is_rounded(value) {
+                    exact(value)
+                } else {
+                    value.clone()
+                }
+            })
+            .collect();
+        let name = if self.grids.contains_key(name) {
+            format!("{name}.exact")
+        } else {
+            name.into()
+        };
         self.append(domain, op, &name, inputs, attribute, &made);
         for (value, made) in outputs.iter().zip(&made) {
             if let Some(&grid) = self.grids.get(&value.name) {
@@ -272,13 +386,22 @@ impl Builder {
             attribute,
             ..NodeProto::default()
         });
-        self.graph.value_info.extend(outputs.iter().map(|value| info(value, element::FLOAT)));
+        self.graph
+            .value_info
+            .extend(outputs.iter().map(|value| info(value, element::FLOAT)));
     }
 
     /// The model.
     pub fn finish(mut self, name: &str) -> ModelProto {
-        let outputs: BTreeSet<&str> = self.graph.output.iter().map(|output| output.name.as_str()).collect();
-        self.graph.value_info.retain(|value| !outputs.contains(value.name.as_str()));
+        let outputs: BTreeSet<&str> = self
+            .graph
+            .output
+            .iter()
+            .map(|output| output.name.as_str())
+            .collect();
+        self.graph
+            .value_info
+            .retain(|value| !outputs.contains(value.name.as_str()));
         self.graph.name = name.into();
         self.graph.initializer = self.initializers.into_values().collect();
         ModelProto {
@@ -286,10 +409,20 @@ impl Builder {
             producer_name: "kiln".into(),
             graph: Some(self.graph),
             opset_import: vec![
-                OperatorSetIdProto { domain: String::new(), version: OPSET },
-                OperatorSetIdProto { domain: DOMAIN.into(), version: DOMAIN_VERSION },
+                OperatorSetIdProto {
+                    domain: String::new(),
+                    version: OPSET,
+                },
+                OperatorSetIdProto {
+                    domain: DOMAIN.into(),
+                    version: DOMAIN_VERSION,
+                },
             ],
-            functions: self.functions.into_iter().map(Function::definition).collect(),
+            functions: self
+                .functions
+                .into_iter()
+                .map(Function::definition)
+                .collect(),
             ..ModelProto::default()
         }
     }
@@ -301,8 +434,16 @@ pub fn gain(exponent: i32) -> AttributeProto {
 }
 
 fn info(value: &Value, elem_type: i32) -> ValueInfoProto {
-    let dim = |&n: &u64| DimensionProto { dim_value: Some(n as i64), dim_param: None };
-    let shape = Some(TensorShapeProto { dim: value.dims.iter().map(dim).collect() });
+    let dim = |&n: &u64| DimensionProto {
+        dim_value: Some(n as i64),
+        dim_param: None,
+    };
+    let shape = Some(TensorShapeProto {
+        dim: value.dims.iter().map(dim).collect(),
+    });
     let tensor_type = Some(TensorTypeProto { elem_type, shape });
-    ValueInfoProto { name: value.name.clone(), r#type: Some(TypeProto { tensor_type }) }
+    ValueInfoProto {
+        name: value.name.clone(),
+        r#type: Some(TypeProto { tensor_type }),
+    }
 }

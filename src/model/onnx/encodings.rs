@@ -1,4 +1,5 @@
-//! Quantized values: which of a graph's values lie on a grid of codes, told by QuantizeLinear/DequantizeLinear pairs.
+//! Quantized values: which of a graph's values lie on a grid of codes, told by
+//! QuantizeLinear/DequantizeLinear pairs.
 //!
 //! Operators that only move data keep the grid of what they read.
 
@@ -27,19 +28,31 @@ impl Grid {
         let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
         let scale = ((high - low) / Self::last(bits)) as f32;
         let zero_point = (-low / f64::from(scale)).round();
-        (scale > 0.0 && scale.is_finite()).then_some(Grid { bits, scale, zero_point: zero_point as u32 })
+        (scale > 0.0 && scale.is_finite()).then_some(Grid {
+            bits,
+            scale,
+            zero_point: zero_point as u32,
+        })
     }
 
     /// The finest grid of `bits` with 0 in its middle that holds magnitudes up to `largest`.
     pub fn symmetric(bits: u32, largest: f32) -> Option<Grid> {
         let middle = 1 << (bits - 1);
         let scale = largest / (middle - 1) as f32;
-        (scale > 0.0 && scale.is_finite()).then_some(Grid { bits, scale, zero_point: middle })
+        (scale > 0.0 && scale.is_finite()).then_some(Grid {
+            bits,
+            scale,
+            zero_point: middle,
+        })
     }
 
     /// The grid of what lies between 0 and 1.
     pub fn unit(bits: u32) -> Grid {
-        Grid { bits, scale: 2f32.powi(-(bits as i32)), zero_point: 0 }
+        Grid {
+            bits,
+            scale: 2f32.powi(-(bits as i32)),
+            zero_point: 0,
+        }
     }
 
     /// Whether 0 is in the middle.
@@ -49,7 +62,11 @@ impl Grid {
 
     /// The type of its codes.
     pub fn element(&self) -> i32 {
-        if self.bits == 8 { element::UINT8 } else { element::UINT16 }
+        if self.bits == 8 {
+            element::UINT8
+        } else {
+            element::UINT16
+        }
     }
 
     /// Mean square of the rounding error.
@@ -85,13 +102,21 @@ pub struct Encodings<'a> {
 }
 
 impl<'a> Encodings<'a> {
-    /// The quantized values of `checked`; refuses codes that do anything but wait for their DequantizeLinear.
+    /// The quantized values of `checked`; refuses codes that do anything but wait for their
+    /// DequantizeLinear.
     pub fn of(checked: &Checked<'a>) -> Result<Self> {
         let graph = checked.graph;
-        let mut encodings = Encodings { readers: readers(graph), ..Encodings::default() };
+        let mut encodings = Encodings {
+            readers: readers(graph),
+            ..Encodings::default()
+        };
         let mut codes: HashMap<&str, (&str, Grid)> = HashMap::new();
         for node in &graph.node {
-            match (node.op_type.as_str(), node.input.as_slice(), node.output.as_slice()) {
+            match (
+                node.op_type.as_str(),
+                node.input.as_slice(),
+                node.output.as_slice(),
+            ) {
                 ("QuantizeLinear", [value, ..], [to]) if node.domain.is_empty() => {
                     codes.insert(to, (value, grid(checked, node)?));
                 }
@@ -101,18 +126,36 @@ impl<'a> Encodings<'a> {
                         .get(from.as_str())
                         .ok_or_else(|| odd(node, "reads codes that no QuantizeLinear makes"))?;
                     if theirs != grid {
-                        return Err(odd(node, "has another scale or zero point than the QuantizeLinear before it"));
+                        return Err(odd(
+                            node,
+                            "has another scale or zero point than the QuantizeLinear before it",
+                        ));
                     }
-                    if encodings.pairs.insert(value, Pair { codes: from, held, grid }).is_some() {
+                    if encodings
+                        .pairs
+                        .insert(
+                            value,
+                            Pair {
+                                codes: from,
+                                held,
+                                grid,
+                            },
+                        )
+                        .is_some()
+                    {
                         return Err(odd(node, "is the second to give codes of the same value"));
                     }
                     encodings.grids.insert(held, grid);
                 }
                 _ => {
-                    let mut grids = moved(node).iter().map(|name| encodings.grids.get(name.as_str()).copied());
+                    let mut grids = moved(node)
+                        .iter()
+                        .map(|name| encodings.grids.get(name.as_str()).copied());
                     let first = grids.next().flatten();
                     if let Some(grid) = first.filter(|_| grids.all(|other| other == first)) {
-                        encodings.grids.extend(node.output.iter().map(|name| (name.as_str(), grid)));
+                        encodings
+                            .grids
+                            .extend(node.output.iter().map(|name| (name.as_str(), grid)));
                     }
                 }
             }
@@ -148,14 +191,31 @@ fn grid(checked: &Checked, node: &NodeProto) -> Result<Grid> {
         return Err(odd(node, "lacks its scale or zero point"));
     };
     let constant = |name: &String| checked.initializers.get(name.as_str()).copied();
-    let scale = constant(scale).filter(|tensor| tensor.data_type == element::FLOAT).and_then(|tensor| {
-        let raw = <[u8; 4]>::try_from(tensor.raw_data.as_slice()).map(f32::from_le_bytes).ok();
-        raw.or_else(|| tensor.float_data.first().copied().filter(|_| tensor.float_data.len() == 1))
-    });
+    let scale = constant(scale)
+        .filter(|tensor| tensor.data_type == element::FLOAT)
+        .and_then(|tensor| {
+            let raw = <[u8; 4]>::try_from(tensor.raw_data.as_slice())
+                .map(f32::from_le_bytes)
+                .ok();
+            raw.or_else(|| {
+                tensor
+                    .float_data
+                    .first()
+                    .copied()
+                    .filter(|_| tensor.float_data.len() == 1)
+            })
+        });
     let zero_point = constant(zero_point).and_then(|tensor| Some((bits(tensor)?, code(tensor)?)));
     match (scale, zero_point) {
-        (Some(scale), Some((bits, zero_point))) => Ok(Grid { bits, scale, zero_point }),
-        _ => Err(odd(node, "must have one f32 as its scale and one u8 or u16 as its zero point, both constants")),
+        (Some(scale), Some((bits, zero_point))) => Ok(Grid {
+            bits,
+            scale,
+            zero_point,
+        }),
+        _ => Err(odd(
+            node,
+            "must have one f32 as its scale and one u8 or u16 as its zero point, both constants",
+        )),
     }
 }
 
@@ -171,12 +231,18 @@ fn code(tensor: &TensorProto) -> Option<u32> {
     match *tensor.raw_data.as_slice() {
         [byte] => Some(byte.into()),
         [low, high] => Some(u16::from_le_bytes([low, high]).into()),
-        _ => tensor.int32_data.first().and_then(|&code| u32::try_from(code).ok()),
+        _ => tensor
+            .int32_data
+            .first()
+            .and_then(|&code| u32::try_from(code).ok()),
     }
 }
 
 fn odd(node: &NodeProto, why: &str) -> Problem {
-    Problem::new("kiln::onnx::encoding", format!("{} `{}` {why}", node.op_type, node.name))
+    Problem::new(
+        "kiln::onnx::encoding",
+        format!("{} `{}` {why}", node.op_type, node.name),
+    )
 }
 
 #[cfg(test)]
@@ -187,9 +253,23 @@ mod tests {
     fn grids_hold_their_ends_and_zero() {
         let grid = Grid::over(16, -1.0, 3.0).unwrap();
         assert_eq!((grid.scale, grid.zero_point), (4.0 / 65535.0, 16384));
-        assert_eq!(Grid::over(8, 2.0, 5.1).unwrap(), Grid { bits: 8, scale: 5.1 / 255.0, zero_point: 0 });
+        assert_eq!(
+            Grid::over(8, 2.0, 5.1).unwrap(),
+            Grid {
+                bits: 8,
+                scale: 5.1 / 255.0,
+                zero_point: 0
+            }
+        );
         assert_eq!(Grid::over(16, 0.0, 0.0), None);
-        assert_eq!(Grid::symmetric(8, 12.7).unwrap(), Grid { bits: 8, scale: 12.7 / 127.0, zero_point: 128 });
+        assert_eq!(
+            Grid::symmetric(8, 12.7).unwrap(),
+            Grid {
+                bits: 8,
+                scale: 12.7 / 127.0,
+                zero_point: 128
+            }
+        );
         assert!(Grid::symmetric(16, 1.0).unwrap().is_symmetric());
         assert_eq!(Grid::unit(16).scale, 1.0 / 65536.0);
     }

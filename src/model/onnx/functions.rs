@@ -1,7 +1,10 @@
-//! The dialect: what has a meaning of its own on the device is one function of the model in domain `kiln`, whose
-//! body is standard ONNX. A runtime sees standard operators; a lowering sees one call (`docs/artifacts.md`).
+//! The dialect: what has a meaning of its own on the device is one function of the model in domain
+//! `kiln`, whose body is standard ONNX. A runtime sees standard operators; a lowering sees one call
+//! (`docs/artifacts.md`).
 
-use super::proto::{AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, attribute_type, element};
+use super::proto::{
+    AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, attribute_type, element,
+};
 
 /// The domain of the functions.
 pub const DOMAIN: &str = "kiln";
@@ -19,8 +22,8 @@ pub enum Spelling {
     Blocks,
     /// Inputs `codes`, `scales`, `offsets`: W = codes * scales + offsets.
     OffsetBlocks,
-    /// Inputs `codes`, `block_scales`, `channel_scales`: W = codes * (block_scales * channel_scales), an integer for each
-    /// `block` columns and a scale for each row.
+    /// Inputs `codes`, `block_scales`, `channel_scales`: W = codes * (block_scales *
+    /// channel_scales), an integer for each `block` columns and a scale for each row.
     Lpbq,
 }
 
@@ -45,7 +48,12 @@ pub enum Function {
 
 impl Spelling {
     /// Every spelling.
-    pub const ALL: [Spelling; 4] = [Spelling::Values, Spelling::Blocks, Spelling::OffsetBlocks, Spelling::Lpbq];
+    pub const ALL: [Spelling; 4] = [
+        Spelling::Values,
+        Spelling::Blocks,
+        Spelling::OffsetBlocks,
+        Spelling::Lpbq,
+    ];
 
     /// The names of the inputs that spell W.
     pub fn inputs(self) -> &'static [&'static str] {
@@ -71,8 +79,14 @@ impl Function {
     /// Every function of the dialect.
     pub fn all() -> impl Iterator<Item = Function> {
         let linear = |weight| [false, true].map(|bias| Function::Linear { weight, bias });
-        let of_weight = move |weight| linear(weight).into_iter().chain([Function::Embedding { weight }]);
-        [Function::RmsNorm].into_iter().chain(Spelling::ALL.into_iter().flat_map(of_weight))
+        let of_weight = move |weight| {
+            linear(weight)
+                .into_iter()
+                .chain([Function::Embedding { weight }])
+        };
+        [Function::RmsNorm]
+            .into_iter()
+            .chain(Spelling::ALL.into_iter().flat_map(of_weight))
     }
 
     /// The function that calls of `op_type` in domain `kiln` mean.
@@ -89,7 +103,11 @@ impl Function {
     pub fn name(self) -> String {
         match self {
             Function::RmsNorm => "RmsNorm".into(),
-            Function::Linear { weight, bias } => format!("{}Linear{}", weight.prefix(), if bias { "Bias" } else { "" }),
+            Function::Linear { weight, bias } => format!(
+                "{}Linear{}",
+                weight.prefix(),
+                if bias { "Bias" } else { "" }
+            ),
             Function::Embedding { weight } => format!("{}Embedding", weight.prefix()),
         }
     }
@@ -100,11 +118,18 @@ impl Function {
             Function::RmsNorm => (vec!["x", "gamma"], vec!["epsilon"], rms_norm()),
             Function::Linear { weight, bias } => {
                 let bias_input = bias.then_some("bias");
-                let inputs = ["x"].into_iter().chain(weight.inputs().iter().copied()).chain(bias_input).collect();
+                let inputs = ["x"]
+                    .into_iter()
+                    .chain(weight.inputs().iter().copied())
+                    .chain(bias_input)
+                    .collect();
                 (inputs, weight_attributes(weight), linear(weight, bias))
             }
             Function::Embedding { weight } => {
-                let inputs = ["ids"].into_iter().chain(weight.inputs().iter().copied()).collect();
+                let inputs = ["ids"]
+                    .into_iter()
+                    .chain(weight.inputs().iter().copied())
+                    .collect();
                 (inputs, weight_attributes(weight), embedding(weight))
             }
         };
@@ -115,7 +140,10 @@ impl Function {
             output: vec!["y".into()],
             attribute: attributes.into_iter().map(String::from).collect(),
             node: body,
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: String::new(),
+                version: OPSET,
+            }],
             ..FunctionProto::default()
         }
     }
@@ -132,22 +160,52 @@ fn rms_norm() -> Vec<NodeProto> {
     vec![
         op("Mul", &["x", "x"], "square", vec![]),
         op("Constant", &[], "last", vec![ints("value_ints", vec![-1])]),
-        op("ReduceMean", &["square", "last"], "mean", vec![int("keepdims", 1)]),
-        op("Constant", &[], "tiny", vec![of_call("value_float", "epsilon", attribute_type::FLOAT)]),
+        op(
+            "ReduceMean",
+            &["square", "last"],
+            "mean",
+            vec![int("keepdims", 1)],
+        ),
+        op(
+            "Constant",
+            &[],
+            "tiny",
+            vec![of_call("value_float", "epsilon", attribute_type::FLOAT)],
+        ),
         op("Add", &["mean", "tiny"], "shifted", vec![]),
         op("Sqrt", &["shifted"], "root", vec![]),
         op("Div", &["x", "root"], "normal", vec![]),
-        op("Cast", &["gamma"], "gamma_f32", vec![int("to", element::FLOAT.into())]),
+        op(
+            "Cast",
+            &["gamma"],
+            "gamma_f32",
+            vec![int("to", element::FLOAT.into())],
+        ),
         op("Mul", &["normal", "gamma_f32"], "y", vec![]),
     ]
 }
 
 fn linear(weight: Spelling, bias: bool) -> Vec<NodeProto> {
     let mut body = matrix(weight);
-    body.push(op("Transpose", &["w"], "w_t", vec![ints("perm", vec![1, 0])]));
-    body.push(op("MatMul", &["x", "w_t"], if bias { "product" } else { "sum" }, vec![]));
+    body.push(op(
+        "Transpose",
+        &["w"],
+        "w_t",
+        vec![ints("perm", vec![1, 0])],
+    ));
+    body.push(op(
+        "MatMul",
+        &["x", "w_t"],
+        if bias { "product" } else { "sum" },
+        vec![],
+    ));
     if bias {
-        body.push(op("Cast", &["bias"], "bias_f32", vec![int("to", element::FLOAT.into())]));
+        body.push(op(
+            "Cast",
+            &["bias"],
+            "bias_f32",
+            vec![int("to", element::FLOAT.into())],
+        ));
         body.push(op("Add", &["product", "bias_f32"], "sum", vec![]));
     }
     body.extend(times_gain("sum"));
@@ -166,7 +224,12 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
     let widen = |from, to| op("Cast", &[from], to, vec![int("to", element::FLOAT.into())]);
     let dequantize = |to| {
         let block = of_call("block_size", "block", attribute_type::INT);
-        op("DequantizeLinear", &["codes", "scales_f32"], to, vec![int("axis", 1), block])
+        op(
+            "DequantizeLinear",
+            &["codes", "scales_f32"],
+            to,
+            vec![int("axis", 1), block],
+        )
     };
     match weight {
         Spelling::Values => vec![widen("values", "w")],
@@ -175,20 +238,41 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
             widen("block_scales", "integers"),
             widen("channel_scales", "channels"),
             op("Constant", &[], "last", vec![ints("value_ints", vec![-1])]),
-            op("Unsqueeze", &["channels", "last"], "channel_of_block", vec![]),
-            op("Mul", &["integers", "channel_of_block"], "scales_f32", vec![]),
+            op(
+                "Unsqueeze",
+                &["channels", "last"],
+                "channel_of_block",
+                vec![],
+            ),
+            op(
+                "Mul",
+                &["integers", "channel_of_block"],
+                "scales_f32",
+                vec![],
+            ),
             dequantize("w"),
         ],
-        // [rows, columns] seen as [rows, blocks, block], so that an offset meets the columns of its block.
+        // [rows, columns] seen as [rows, blocks, block], so that an offset meets the columns of its
+        // block.
         Spelling::OffsetBlocks => vec![
             widen("scales", "scales_f32"),
             dequantize("scaled"),
             op("Shape", &["scales"], "grid", vec![]),
             op("Constant", &[], "last", vec![ints("value_ints", vec![-1])]),
-            op("Concat", &["grid", "last"], "blocked_shape", vec![int("axis", 0)]),
+            op(
+                "Concat",
+                &["grid", "last"],
+                "blocked_shape",
+                vec![int("axis", 0)],
+            ),
             op("Reshape", &["scaled", "blocked_shape"], "blocked", vec![]),
             widen("offsets", "offsets_f32"),
-            op("Unsqueeze", &["offsets_f32", "last"], "offset_of_block", vec![]),
+            op(
+                "Unsqueeze",
+                &["offsets_f32", "last"],
+                "offset_of_block",
+                vec![],
+            ),
             op("Add", &["blocked", "offset_of_block"], "shifted", vec![]),
             op("Shape", &["codes"], "flat_shape", vec![]),
             op("Reshape", &["shifted", "flat_shape"], "w", vec![]),
@@ -198,7 +282,12 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
 
 fn times_gain(value: &str) -> [NodeProto; 2] {
     [
-        op("Constant", &[], "gain", vec![of_call("value_float", "gain", attribute_type::FLOAT)]),
+        op(
+            "Constant",
+            &[],
+            "gain",
+            vec![of_call("value_float", "gain", attribute_type::FLOAT)],
+        ),
         op("Mul", &[value, "gain"], "y", vec![]),
     ]
 }
@@ -215,22 +304,42 @@ fn op(op_type: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProt
 
 /// An integer attribute.
 pub fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto { name: name.into(), i: Some(value), r#type: attribute_type::INT, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.into(),
+        i: Some(value),
+        r#type: attribute_type::INT,
+        ..AttributeProto::default()
+    }
 }
 
 /// A list of integers.
 pub fn ints(name: &str, values: Vec<i64>) -> AttributeProto {
-    AttributeProto { name: name.into(), ints: values, r#type: attribute_type::INTS, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.into(),
+        ints: values,
+        r#type: attribute_type::INTS,
+        ..AttributeProto::default()
+    }
 }
 
 /// A number.
 pub fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto { name: name.into(), f: Some(value), r#type: attribute_type::FLOAT, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.into(),
+        f: Some(value),
+        r#type: attribute_type::FLOAT,
+        ..AttributeProto::default()
+    }
 }
 
 /// Inside a body: the attribute `of` of the call.
 fn of_call(name: &str, of: &str, r#type: i32) -> AttributeProto {
-    AttributeProto { name: name.into(), ref_attr_name: of.into(), r#type, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.into(),
+        ref_attr_name: of.into(),
+        r#type,
+        ..AttributeProto::default()
+    }
 }
 
 #[cfg(test)]
@@ -243,8 +352,8 @@ mod tests {
         assert_eq!(
             names.join(" "),
             "RmsNorm Linear LinearBias Embedding BlockLinear BlockLinearBias BlockEmbedding \
-             BlockOffsetLinear BlockOffsetLinearBias BlockOffsetEmbedding \
-             LpbqLinear LpbqLinearBias LpbqEmbedding"
+             BlockOffsetLinear BlockOffsetLinearBias BlockOffsetEmbedding LpbqLinear \
+             LpbqLinearBias LpbqEmbedding"
         );
         for function in Function::all() {
             assert_eq!(Function::called(&function.name()), Some(function));
@@ -258,7 +367,11 @@ mod tests {
             let definition = function.definition();
             let mut known = definition.input.clone();
             for node in &definition.node {
-                assert!(node.input.iter().all(|name| known.contains(name)), "{} {node:?}", definition.name);
+                assert!(
+                    node.input.iter().all(|name| known.contains(name)),
+                    "{} {node:?}",
+                    definition.name
+                );
                 known.extend(node.output.clone());
             }
             assert!(known.contains(&"y".to_string()), "{}", definition.name);

@@ -1,6 +1,7 @@
-//! The ONNX messages that kiln reads and writes, with the field numbers of `onnx.proto` (IR version 10). Fields are
-//! written in the order of their numbers, so the same model always gives the same bytes. Sparse tensors, training
-//! information, quantization annotations and device configurations are not kept.
+//! The ONNX messages that kiln reads and writes, with the field numbers of `onnx.proto` (IR version
+//! 10). Fields are written in the order of their numbers, so the same model always gives the same
+//! bytes. Sparse tensors, training information, quantization annotations and device configurations
+//! are not kept.
 #![allow(missing_docs)]
 
 use prost::Message;
@@ -94,7 +95,8 @@ pub struct FunctionProto {
     pub overload: String,
 }
 
-/// A constant of a node. The scalar fields are optional because ONNX asks that exactly one be present, zero or not.
+/// A constant of a node. The scalar fields are optional because ONNX asks that exactly one be
+/// present, zero or not.
 #[derive(Clone, PartialEq, Message)]
 pub struct AttributeProto {
     #[prost(string, tag = "1")]
@@ -159,7 +161,10 @@ pub struct TensorProto {
 impl TensorProto {
     /// What `external_data` says of `key`.
     pub fn external(&self, key: &str) -> Option<&str> {
-        self.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+        self.external_data
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.value.as_str())
     }
 }
 

@@ -1,5 +1,5 @@
-//! Cuts a graph into models that run one after the other: one a layer and one a slice of a large matrix, so that a runtime never
-//! holds more weights than those.
+//! Cuts a graph into models that run one after the other: one a layer and one a slice of a large
+//! matrix, so that a runtime never holds more weights than those.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -19,39 +19,77 @@ pub struct Segment {
 }
 
 /// The segments of `model`, in the order in which they run.
-pub fn segments(model: &ModelProto, wanted: impl Fn(&ValueInfoProto) -> bool) -> Result<Vec<Segment>> {
+pub fn segments(
+    model: &ModelProto,
+    wanted: impl Fn(&ValueInfoProto) -> bool,
+) -> Result<Vec<Segment>> {
     let none = || Problem::new("kiln::onnx::malformed", "this ONNX file holds no graph");
     let graph = model.graph.as_ref().ok_or_else(none)?;
     let mut pieces: Vec<&[_]> = vec![];
     let (mut start, mut current) = (0, None);
     for (at, node) in graph.node.iter().enumerate() {
-        let Some(layer) = layer(&node.name) else { continue };
-        if current.replace(layer).is_some_and(|current| current != layer) {
+        let Some(layer) = layer(&node.name) else {
+            continue;
+        };
+        if current
+            .replace(layer)
+            .is_some_and(|current| current != layer)
+        {
             pieces.push(&graph.node[start..at]);
             start = at;
         }
     }
     pieces.push(&graph.node[start..]);
 
-    let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
-    let types: HashMap<&str, &ValueInfoProto> = infos.map(|value| (value.name.as_str(), value)).collect();
-    let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    let infos = graph
+        .input
+        .iter()
+        .chain(&graph.output)
+        .chain(&graph.value_info);
+    let types: HashMap<&str, &ValueInfoProto> =
+        infos.map(|value| (value.name.as_str(), value)).collect();
+    let constants: HashSet<&str> = graph
+        .initializer
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect();
     let mut later: BTreeSet<&str> = BTreeSet::new();
     let mut segments = vec![];
     for nodes in pieces.into_iter().rev() {
-        let made: BTreeSet<&str> = nodes.iter().flat_map(|node| &node.output).map(String::as_str).collect();
-        let used: BTreeSet<&str> =
-            nodes.iter().flat_map(|node| &node.input).map(String::as_str).filter(|name| !name.is_empty()).collect();
-        let reads: Vec<&str> =
-            used.iter().copied().filter(|name| !made.contains(name) && !constants.contains(name)).collect();
+        let made: BTreeSet<&str> = nodes
+            .iter()
+            .flat_map(|node| &node.output)
+            .map(String::as_str)
+            .collect();
+        let used: BTreeSet<&str> = nodes
+            .iter()
+            .flat_map(|node| &node.input)
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
+            .collect();
+        let reads: Vec<&str> = used
+            .iter()
+            .copied()
+            .filter(|name| !made.contains(name) && !constants.contains(name))
+            .collect();
         let info = |name: &str| {
             let missing = || Problem::new("kiln::onnx::malformed", format!("`{name}` has no type"));
-            types.get(name).map(|value| (*value).clone()).ok_or_else(missing)
+            types
+                .get(name)
+                .map(|value| (*value).clone())
+                .ok_or_else(missing)
         };
-        let is_wanted = |name: &&str| !is_slice(name) && types.get(name).is_some_and(|value| wanted(value));
+        let is_wanted =
+            |name: &&str| !is_slice(name) && types.get(name).is_some_and(|value| wanted(value));
         let shows: Vec<&str> = made.iter().copied().filter(is_wanted).collect();
-        let outputs: BTreeSet<&str> = made.intersection(&later).copied().chain(shows.iter().copied()).collect();
-        let inside = made.difference(&outputs).filter_map(|name| types.get(name).map(|value| (*value).clone()));
+        let outputs: BTreeSet<&str> = made
+            .intersection(&later)
+            .copied()
+            .chain(shows.iter().copied())
+            .collect();
+        let inside = made
+            .difference(&outputs)
+            .filter_map(|name| types.get(name).map(|value| (*value).clone()));
         let piece = GraphProto {
             node: nodes.to_vec(),
             name: graph.name.clone(),
@@ -62,12 +100,22 @@ pub fn segments(model: &ModelProto, wanted: impl Fn(&ValueInfoProto) -> bool) ->
                 .cloned()
                 .collect(),
             input: reads.iter().map(|name| info(name)).collect::<Result<_>>()?,
-            output: outputs.iter().map(|name| info(name)).collect::<Result<_>>()?,
+            output: outputs
+                .iter()
+                .map(|name| info(name))
+                .collect::<Result<_>>()?,
             value_info: inside.collect(),
         };
         let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-        let model = ModelProto { graph: Some(piece), ..model.clone_without_graph() };
-        segments.push(Segment { model, reads: owned(&reads), shows: owned(&shows) });
+        let model = ModelProto {
+            graph: Some(piece),
+            ..model.clone_without_graph()
+        };
+        segments.push(Segment {
+            model,
+            reads: owned(&reads),
+            shows: owned(&shows),
+        });
         later.extend(reads);
     }
     segments.reverse();
@@ -107,7 +155,10 @@ mod tests {
     /// Segments of a graph whose nodes are `NAME = A + B`.
     fn check(nodes: &[[&str; 3]], wanted: &str, expected: &[&str]) {
         let mut builder = Builder::default();
-        let value = |name: &str| Value { name: name.into(), dims: vec![2] };
+        let value = |name: &str| Value {
+            name: name.into(),
+            dims: vec![2],
+        };
         builder.input("x", element::FLOAT, &[2]);
         for [name, a, b] in nodes {
             builder.elementwise("Add", name, &value(a), &value(b));
@@ -118,8 +169,18 @@ mod tests {
             let graph = segment.model.graph.as_ref().unwrap();
             let names = |names: Vec<&str>| names.join(" ");
             let nodes = names(graph.node.iter().map(|node| node.name.as_str()).collect());
-            let outputs = names(graph.output.iter().map(|value| value.name.as_str()).collect());
-            format!("{}: {nodes} -> {outputs} ({})", segment.reads.join(" "), segment.shows.join(" "))
+            let outputs = names(
+                graph
+                    .output
+                    .iter()
+                    .map(|value| value.name.as_str())
+                    .collect(),
+            );
+            format!(
+                "{}: {nodes} -> {outputs} ({})",
+                segment.reads.join(" "),
+                segment.shows.join(" ")
+            )
         };
         assert_eq!(segments.iter().map(line).collect::<Vec<_>>(), expected);
     }
@@ -138,7 +199,8 @@ mod tests {
             "past_key_0_out",
             &[
                 "x: embedding -> embedding ()",
-                "embedding x: blk.0.a past_key_0_out blk.0.b -> blk.0.b past_key_0_out (past_key_0_out)",
+                "embedding x: blk.0.a past_key_0_out blk.0.b -> blk.0.b past_key_0_out \
+                 (past_key_0_out)",
                 "blk.0.b embedding: blk.1.a -> blk.1.a ()",
                 "blk.1.a: logits ->  ()",
             ],

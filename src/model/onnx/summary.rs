@@ -37,23 +37,49 @@ impl Summary {
     /// The summary of `model`.
     pub fn of(model: &ModelProto) -> Self {
         let graph = model.graph.clone().unwrap_or_default();
-        let (external, inside): (Vec<_>, Vec<_>) =
-            graph.initializer.iter().partition(|tensor| tensor.data_location == EXTERNAL);
+        let (external, inside): (Vec<_>, Vec<_>) = graph
+            .initializer
+            .iter()
+            .partition(|tensor| tensor.data_location == EXTERNAL);
         let ranges: BTreeSet<[&str; 3]> = external
             .iter()
-            .map(|tensor| ["location", "offset", "length"].map(|key| tensor.external(key).unwrap_or_default()))
+            .map(|tensor| {
+                ["location", "offset", "length"].map(|key| tensor.external(key).unwrap_or_default())
+            })
             .collect();
-        let lengths = ranges.iter().filter_map(|[_, _, length]| length.parse::<u64>().ok());
-        let constants: BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        let lengths = ranges
+            .iter()
+            .filter_map(|[_, _, length]| length.parse::<u64>().ok());
+        let constants: BTreeSet<&str> = graph
+            .initializer
+            .iter()
+            .map(|tensor| tensor.name.as_str())
+            .collect();
         let typed = |value: &ValueInfoProto| (value.name.clone(), type_of(value));
         let functions = model.functions.iter();
         Summary {
             ir_version: model.ir_version,
-            opsets: model.opset_import.iter().map(|set| (domain(&set.domain).to_string(), set.version)).collect(),
-            inputs: graph.input.iter().filter(|input| !constants.contains(input.name.as_str())).map(typed).collect(),
+            opsets: model
+                .opset_import
+                .iter()
+                .map(|set| (domain(&set.domain).to_string(), set.version))
+                .collect(),
+            inputs: graph
+                .input
+                .iter()
+                .filter(|input| !constants.contains(input.name.as_str()))
+                .map(typed)
+                .collect(),
             outputs: graph.output.iter().map(typed).collect(),
-            operators: counted(graph.node.iter().map(|node| full_name(&node.domain, &node.op_type))),
-            functions: functions.map(|f| (full_name(&f.domain, &f.name), f.node.len())).collect(),
+            operators: counted(
+                graph
+                    .node
+                    .iter()
+                    .map(|node| full_name(&node.domain, &node.op_type)),
+            ),
+            functions: functions
+                .map(|f| (full_name(&f.domain, &f.name), f.node.len()))
+                .collect(),
             constants: inside.len(),
             external_bytes: lengths.fold(0, u64::saturating_add),
             external: counted(external.iter().map(|tensor| element_name(tensor.data_type))),
@@ -64,20 +90,43 @@ impl Summary {
 
 impl Display for Summary {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let opsets: Vec<String> = self.opsets.iter().map(|(domain, version)| format!("{domain} {version}")).collect();
-        writeln!(f, "ONNX graph `{}`: IR version {}, opset {}", self.graph, self.ir_version, opsets.join(", "))?;
+        let opsets: Vec<String> = self
+            .opsets
+            .iter()
+            .map(|(domain, version)| format!("{domain} {version}"))
+            .collect();
+        writeln!(
+            f,
+            "ONNX graph `{}`: IR version {}, opset {}",
+            self.graph,
+            self.ir_version,
+            opsets.join(", ")
+        )?;
         for (title, values) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
             writeln!(f, "\n{} {title}", values.len())?;
-            values.iter().try_for_each(|(name, kind)| writeln!(f, "  {name:<24} {kind}"))?;
+            values
+                .iter()
+                .try_for_each(|(name, kind)| writeln!(f, "  {name:<24} {kind}"))?;
         }
         let counts = |f: &mut Formatter<'_>, counts: &BTreeMap<String, usize>| {
-            counts.iter().try_for_each(|(name, count)| writeln!(f, "  {count:>6}  {name}"))
+            counts
+                .iter()
+                .try_for_each(|(name, count)| writeln!(f, "  {count:>6}  {name}"))
         };
         writeln!(f, "\n{} nodes", self.operators.values().sum::<usize>())?;
         counts(f, &self.operators)?;
-        writeln!(f, "\n{} functions, by nodes of their bodies", self.functions.len())?;
+        writeln!(
+            f,
+            "\n{} functions, by nodes of their bodies",
+            self.functions.len()
+        )?;
         counts(f, &self.functions)?;
-        writeln!(f, "\n{} constants inside, others outside: {}", self.constants, bytes(self.external_bytes))?;
+        writeln!(
+            f,
+            "\n{} constants inside, others outside: {}",
+            self.constants,
+            bytes(self.external_bytes)
+        )?;
         counts(f, &self.external)
     }
 }
@@ -90,7 +139,11 @@ fn counted(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
 }
 
 fn full_name(domain: &str, name: &str) -> String {
-    if domain.is_empty() { name.into() } else { format!("{domain}.{name}") }
+    if domain.is_empty() {
+        name.into()
+    } else {
+        format!("{domain}.{name}")
+    }
 }
 
 fn domain(name: &str) -> &str {
@@ -98,7 +151,11 @@ fn domain(name: &str) -> &str {
 }
 
 fn type_of(value: &ValueInfoProto) -> String {
-    let Some(tensor) = value.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref()) else {
+    let Some(tensor) = value
+        .r#type
+        .as_ref()
+        .and_then(|kind| kind.tensor_type.as_ref())
+    else {
         return "no tensor".into();
     };
     let dim = |dim: &DimensionProto| match (&dim.dim_value, &dim.dim_param) {
@@ -106,7 +163,11 @@ fn type_of(value: &ValueInfoProto) -> String {
         (None, Some(name)) if !name.is_empty() => name.clone(),
         _ => "?".into(),
     };
-    let dims: Vec<String> = tensor.shape.iter().flat_map(|shape| shape.dim.iter().map(dim)).collect();
+    let dims: Vec<String> = tensor
+        .shape
+        .iter()
+        .flat_map(|shape| shape.dim.iter().map(dim))
+        .collect();
     format!("{} [{}]", element_name(tensor.elem_type), dims.join(", "))
 }
 

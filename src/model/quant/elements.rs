@@ -1,4 +1,5 @@
-//! Elements as blobs hold them: little-endian; codes of 4 bits two a byte, the even element in the low nibble.
+//! Elements as blobs hold them: little-endian; codes of 4 bits two a byte, the even element in the
+//! low nibble.
 
 use half::{bf16, f16};
 
@@ -20,9 +21,21 @@ pub(super) fn code_at(element: Element, codes: &[u8], index: usize) -> i32 {
 #[inline]
 pub fn number_at(element: Element, bytes: &[u8], index: usize) -> f32 {
     match element {
-        Element::F32 => bytes.as_chunks().0.get(index).map_or(0.0, |bytes| f32::from_le_bytes(*bytes)),
-        Element::F16 => bytes.as_chunks().0.get(index).map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32()),
-        Element::Bf16 => bytes.as_chunks().0.get(index).map_or(0.0, |bytes| bf16::from_le_bytes(*bytes).to_f32()),
+        Element::F32 => bytes
+            .as_chunks()
+            .0
+            .get(index)
+            .map_or(0.0, |bytes| f32::from_le_bytes(*bytes)),
+        Element::F16 => bytes
+            .as_chunks()
+            .0
+            .get(index)
+            .map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32()),
+        Element::Bf16 => bytes
+            .as_chunks()
+            .0
+            .get(index)
+            .map_or(0.0, |bytes| bf16::from_le_bytes(*bytes).to_f32()),
         _ => code_at(element, bytes, index) as f32,
     }
 }
@@ -43,7 +56,11 @@ pub(super) fn set_code(element: Element, codes: &mut [u8], index: usize, code: i
 /// Makes element `index` this number, to nearest, ties to even.
 #[inline]
 pub(super) fn set_number(element: Element, numbers: &mut [u8], index: usize, number: f32) {
-    write_numbers(element, &[number], &mut numbers[index * element.bits() as usize / 8..]);
+    write_numbers(
+        element,
+        &[number],
+        &mut numbers[index * element.bits() as usize / 8..],
+    );
 }
 
 /// Writes codes, an even number of them where they have 4 bits.
@@ -54,7 +71,10 @@ pub(super) fn write_codes(element: Element, codes: &[i8], out: &mut [u8]) {
             let pairs = out.iter_mut().zip(codes.as_chunks::<2>().0);
             pairs.for_each(|(out, [even, odd])| *out = (*even as u8 & 0x0f) | (*odd as u8) << 4);
         }
-        _ => out.iter_mut().zip(codes).for_each(|(out, code)| *out = *code as u8),
+        _ => out
+            .iter_mut()
+            .zip(codes)
+            .for_each(|(out, code)| *out = *code as u8),
     }
 }
 
@@ -70,5 +90,9 @@ pub fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
 
 #[inline]
 fn write_each<const N: usize>(numbers: &[f32], out: &mut [u8], spell: impl Fn(f32) -> [u8; N]) {
-    out.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(out, number)| *out = spell(*number));
+    out.as_chunks_mut()
+        .0
+        .iter_mut()
+        .zip(numbers)
+        .for_each(|(out, number)| *out = spell(*number));
 }

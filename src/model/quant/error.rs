@@ -2,7 +2,8 @@
 
 use super::kernels;
 
-/// Signal, noise and largest error, summed in f64 in a fixed order: the same figure whatever the thread count.
+/// Signal, noise and largest error, summed in f64 in a fixed order: the same figure whatever the
+/// thread count.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorSum {
     signal: f64,
@@ -34,11 +35,18 @@ impl ErrorLanes {
                 differs: false,
             })
         };
-        (0..LANES).fold(ErrorSum { differs: self.differs, ..ErrorSum::default() }, add)
+        (0..LANES).fold(
+            ErrorSum {
+                differs: self.differs,
+                ..ErrorSum::default()
+            },
+            add,
+        )
     }
 }
 
-/// Measures `result` against `source`: any number of values the last time, multiples of eight before.
+/// Measures `result` against `source`: any number of values the last time, multiples of eight
+/// before.
 pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     for (source, result) in source.chunks(LANES).zip(result.chunks(LANES)) {
         for (lane, (source, result)) in source.iter().zip(result).enumerate() {
@@ -47,7 +55,11 @@ pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
             let error = source - result;
             lanes.signal[lane] += source * source;
             lanes.noise[lane] += error * error;
-            lanes.max[lane] = if error.abs() > lanes.max[lane] { error.abs() } else { lanes.max[lane] };
+            lanes.max[lane] = if error.abs() > lanes.max[lane] {
+                error.abs()
+            } else {
+                lanes.max[lane]
+            };
         }
     }
 }
@@ -85,7 +97,8 @@ impl ErrorSum {
         !self.differs
     }
 
-    /// Signal to noise in dB, to a hundredth: a libm's last bit must not reach a key. `None` where there is no noise.
+    /// Signal to noise in dB, to a hundredth: a libm's last bit must not reach a key. `None` where
+    /// there is no noise.
     pub fn sqnr_db(&self) -> Option<f64> {
         (self.noise > 0.0).then(|| (1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
     }

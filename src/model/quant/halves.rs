@@ -13,12 +13,17 @@ pub(super) fn to_single(half: u16) -> f32 {
     let magnitude = half & !SIGN;
     // A half's bits in a single's place are a number 2^112 too small, subnormal ones too.
     let value = f32::from_bits(u32::from(magnitude) << 13) * f32::from_bits((127 + 112) << 23);
-    let infinite = if magnitude >= INFINITY { 0x7f80_0000 } else { 0 };
+    let infinite = if magnitude >= INFINITY {
+        0x7f80_0000
+    } else {
+        0
+    };
     let quiet = if magnitude > INFINITY { 0x0040_0000 } else { 0 };
     f32::from_bits(value.to_bits() | infinite | quiet | u32::from(half & SIGN) << 16)
 }
 
-/// The half nearest to a single, ties to even; beyond the largest half infinity; a NaN comes out quiet, with its upper bits.
+/// The half nearest to a single, ties to even; beyond the largest half infinity; a NaN comes out
+/// quiet, with its upper bits.
 pub(super) fn from_single(value: f32) -> u16 {
     /// 2^-14, the least normal half.
     const LEAST_NORMAL: u32 = (127 - 14) << 23;
@@ -28,12 +33,22 @@ pub(super) fn from_single(value: f32) -> u16 {
     const HALF: f32 = 0.5;
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    let subnormal = (f32::from_bits(magnitude) + HALF).to_bits().wrapping_sub(HALF.to_bits());
+    let subnormal = (f32::from_bits(magnitude) + HALF)
+        .to_bits()
+        .wrapping_sub(HALF.to_bits());
     let odd = magnitude >> 13 & 1;
     let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0x0fff + odd) >> 13;
     let nan = 0x7e00 | magnitude >> 13 & 0x03ff;
-    let half = if magnitude < LEAST_NORMAL { subnormal } else { normal };
-    let half = if magnitude >= BEYOND { u32::from(INFINITY) } else { half };
+    let half = if magnitude < LEAST_NORMAL {
+        subnormal
+    } else {
+        normal
+    };
+    let half = if magnitude >= BEYOND {
+        u32::from(INFINITY)
+    } else {
+        half
+    };
     let half = if magnitude > 0x7f80_0000 { nan } else { half };
     half as u16 | (bits >> 16) as u16 & SIGN
 }
@@ -48,8 +63,16 @@ mod tests {
     fn every_half_becomes_its_single_and_back() {
         for half in 0..=u16::MAX {
             let single = to_single(half);
-            assert_eq!(single.to_bits(), f16::from_bits(half).to_f32_const().to_bits(), "{half:04x}");
-            let quiet = if half & !SIGN > INFINITY { half | 0x0200 } else { half };
+            assert_eq!(
+                single.to_bits(),
+                f16::from_bits(half).to_f32_const().to_bits(),
+                "{half:04x}"
+            );
+            let quiet = if half & !SIGN > INFINITY {
+                half | 0x0200
+            } else {
+                half
+            };
             assert_eq!(from_single(single), quiet, "{half:04x}");
         }
     }
@@ -59,14 +82,25 @@ mod tests {
         // Every half, the tie above it, and the singles on both sides of each.
         for half in 0..=u16::MAX {
             let single = to_single(half).to_bits();
-            for near in [single, single + 0x1000].into_iter().flat_map(|bits| [bits.wrapping_sub(1), bits, bits + 1]) {
+            for near in [single, single + 0x1000]
+                .into_iter()
+                .flat_map(|bits| [bits.wrapping_sub(1), bits, bits + 1])
+            {
                 let value = f32::from_bits(near);
-                assert_eq!(from_single(value), f16::from_f32_const(value).to_bits(), "{near:08x}");
+                assert_eq!(
+                    from_single(value),
+                    f16::from_f32_const(value).to_bits(),
+                    "{near:08x}"
+                );
             }
         }
         for step in 0..1_000_000u32 {
             let value = f32::from_bits(step.wrapping_mul(4297));
-            assert_eq!(from_single(value), f16::from_f32_const(value).to_bits(), "{value:e}");
+            assert_eq!(
+                from_single(value),
+                f16::from_f32_const(value).to_bits(),
+                "{value:e}"
+            );
         }
     }
 }

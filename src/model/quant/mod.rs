@@ -13,19 +13,20 @@ pub use elements::{number_at, write_numbers};
 pub use error::{ErrorLanes, ErrorSum};
 pub use formats::{GgmlType, Q4_0, Q4_1, Q6K, Q8_0, WideNumbers, first_non_finite};
 pub use rounding::{
-    Int8Blocks, Metric, Misfit, Plain, Positive, Rounding, RowLayout, RowPieces, RowRounding, RowSum, recombine, round,
-    round_rows,
+    Int8Blocks, Metric, Misfit, Plain, Positive, Rounding, RowLayout, RowPieces, RowRounding,
+    RowSum, recombine, round, round_rows,
 };
 
 use crate::model::facts::Element;
 
 /// A storage format of ggml that kiln decodes.
 pub trait QuantFormat: Sync {
-    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` holds as many values.
+    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` holds
+    /// as many values.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
-    /// The same into memory far larger than the caches, and past them where the machine can: what would be out of them
-    /// again when it is read need not push out what is in them.
+    /// The same into memory far larger than the caches, and past them where the machine can: what
+    /// would be out of them again when it is read need not push out what is in them.
     fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
         self.decode(blocks, out);
     }
@@ -60,8 +61,8 @@ pub trait BlockGrid: Sync {
     /// How its three blobs are spelled.
     fn layout(&self) -> GridLayout;
 
-    /// Takes whole blocks apart without rounding anything: decoding is `code * scale + offset` in f32, bit for bit.
-    /// Each slice of `out` is just as long as the layout says.
+    /// Takes whole blocks apart without rounding anything: decoding is `code * scale + offset` in
+    /// f32, bit for bit. Each slice of `out` is just as long as the layout says.
     fn split(&self, blocks: &[u8], out: Split<'_>);
 }
 
@@ -81,8 +82,13 @@ pub struct GridLayout {
 impl GridLayout {
     /// Bytes of codes, scales and offsets of `values` values, a whole number of blocks.
     pub fn bytes(&self, values: usize) -> [usize; 3] {
-        let per_block = |element: Element| values / self.block as usize * (element.bits() as usize / 8);
-        [values * self.codes.bits() as usize / 8, per_block(self.scales), self.offsets.map_or(0, per_block)]
+        let per_block =
+            |element: Element| values / self.block as usize * (element.bits() as usize / 8);
+        [
+            values * self.codes.bits() as usize / 8,
+            per_block(self.scales),
+            self.offsets.map_or(0, per_block),
+        ]
     }
 }
 
@@ -99,6 +105,10 @@ pub struct Split<'a> {
 impl Split<'_> {
     /// The same pieces, to hand on.
     pub fn reborrow(&mut self) -> Split<'_> {
-        Split { codes: self.codes, scales: self.scales, offsets: self.offsets }
+        Split {
+            codes: self.codes,
+            scales: self.scales,
+            offsets: self.offsets,
+        }
     }
 }

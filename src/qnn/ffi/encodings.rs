@@ -96,8 +96,11 @@ layout! {
 impl QuantizeParams {
     /// One scale and offset, or no quantization.
     pub fn scale_offset(pair: Option<(f32, i32)>) -> Self {
-        let mut params =
-            QuantizeParams { definition: UNDEFINED, encoding: UNDEFINED, of: QuantizeUnion { whole: [0; 4] } };
+        let mut params = QuantizeParams {
+            definition: UNDEFINED,
+            encoding: UNDEFINED,
+            of: QuantizeUnion { whole: [0; 4] },
+        };
         if let Some((scale, offset)) = pair {
             (params.definition, params.encoding) = (DEFINED, ENCODING_SCALE_OFFSET);
             params.of.scale_offset = ScaleOffset { scale, offset };

@@ -1,4 +1,5 @@
-//! The statistics of a value, streamed: a histogram over magnitudes whose bins are the leading bits of the float itself.
+//! The statistics of a value, streamed: a histogram over magnitudes whose bins are the leading bits
+//! of the float itself.
 
 use crate::model::calibration::Activation;
 
@@ -27,7 +28,13 @@ struct Bin {
 impl Default for Tally {
     fn default() -> Self {
         let bins = vec![Bin::default(); BINS];
-        Tally { count: 0, non_finite: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, bins }
+        Tally {
+            count: 0,
+            non_finite: 0,
+            min: f32::INFINITY,
+            max: f32::NEG_INFINITY,
+            bins,
+        }
     }
 }
 
@@ -63,9 +70,12 @@ impl Tally {
         // The bin of zero holds the subnormals too; they are as good as zero to any code.
         let (zeros, rest) = self.bins.split_first()?;
         let nonzero: u64 = rest.iter().map(|bin| bin.count).sum();
-        let end = position(rest, (nonzero as f64 * BULK) as u64).map_or(rest.len(), |last| last + 1);
+        let end =
+            position(rest, (nonzero as f64 * BULK) as u64).map_or(rest.len(), |last| last + 1);
         let bulk = rest.iter().take(end);
-        let (count, bulk) = bulk.fold((0, 0.0), |(count, sum), bin| (count + bin.count, sum + bin.squares));
+        let (count, bulk) = bulk.fold((0, 0.0), |(count, sum), bin| {
+            (count + bin.count, sum + bin.squares)
+        });
         let percentile = |share: f64| {
             let last = position(&self.bins, (self.count as f64 * share) as u64).unwrap_or(0);
             f32::from_bits(((last + 1) as u32) << SHIFT).min(self.max.abs().max(self.min.abs()))
@@ -106,14 +116,23 @@ mod tests {
     #[test]
     fn percentiles_are_within_a_bin_of_the_sorted_values() {
         // Magnitudes over many octaves, signs mixed.
-        let values: Vec<f32> =
-            (0..20_000).map(|i| (i as f32 * 0.37).sin() * 2f32.powi(i % 23 - 11)).filter(|x| *x != 0.0).collect();
+        let values: Vec<f32> = (0..20_000)
+            .map(|i| (i as f32 * 0.37).sin() * 2f32.powi(i % 23 - 11))
+            .filter(|x| *x != 0.0)
+            .collect();
         let mut sorted: Vec<f32> = values.iter().map(|x| x.abs()).collect();
         sorted.sort_by(f32::total_cmp);
         let found = of(&values);
-        for (share, percentile) in [(0.99, found.p99), (0.999, found.p99_9), (0.9999, found.p99_99)] {
+        for (share, percentile) in [
+            (0.99, found.p99),
+            (0.999, found.p99_9),
+            (0.9999, found.p99_99),
+        ] {
             let exact = sorted[(values.len() as f64 * share) as usize - 1];
-            assert!(percentile >= exact && percentile <= exact * (1.0 + 1.0 / 16.0), "{share} {exact} {percentile}");
+            assert!(
+                percentile >= exact && percentile <= exact * (1.0 + 1.0 / 16.0),
+                "{share} {exact} {percentile}"
+            );
         }
         let squares: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
         assert!((found.mean_square / (squares / values.len() as f64) - 1.0).abs() < 1e-12);
@@ -127,11 +146,22 @@ mod tests {
         values.push(-30_000.0);
         values.extend([0.0; 1000]);
         let found = of(&values);
-        assert_eq!((found.count, found.zeros, found.bulk_square), (2000, 1000, 1.0));
+        assert_eq!(
+            (found.count, found.zeros, found.bulk_square),
+            (2000, 1000, 1.0)
+        );
         assert_eq!(found.mean_square, (999.0 + 9e8) / 2000.0);
         assert_eq!((found.min, found.max), (-30_000.0, 1.0));
-        assert_eq!((found.p99, found.p99_99), (1.0625, 1.0625), "the end of the bin of 1");
-        assert_eq!(of(&[3.0]).p99, 3.0, "the end of its bin lies above all that was seen");
+        assert_eq!(
+            (found.p99, found.p99_99),
+            (1.0625, 1.0625),
+            "the end of the bin of 1"
+        );
+        assert_eq!(
+            of(&[3.0]).p99,
+            3.0,
+            "the end of its bin lies above all that was seen"
+        );
     }
 
     #[test]
@@ -140,12 +170,18 @@ mod tests {
         tally.add(&[f32::NAN, f32::INFINITY]);
         assert!(tally.activation().is_none());
         tally.add(&[2.0]);
-        assert_eq!((tally.non_finite(), tally.activation().unwrap().max), (2, 2.0));
+        assert_eq!(
+            (tally.non_finite(), tally.activation().unwrap().max),
+            (2, 2.0)
+        );
     }
 
     #[test]
     fn zeros_alone_have_no_magnitude() {
         let found = of(&[0.0, -0.0]);
-        assert_eq!((found.zeros, found.max, found.p99, found.bulk_square), (2, 0.0, 0.0, 0.0));
+        assert_eq!(
+            (found.zeros, found.max, found.p99, found.bulk_square),
+            (2, 0.0, 0.0, 0.0)
+        );
     }
 }

@@ -24,9 +24,13 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Makes it, and copies the inputs of `job`: whatever a program does to a copy, the cache stays as it is.
+    /// Makes it, and copies the inputs of `job`: whatever a program does to a copy, the cache stays
+    /// as it is.
     pub(super) fn lay(call: &Call, job: &Job) -> Result<Folder> {
-        let folder = Folder { work: job.scratch()?.join("work"), said: job.scratch()?.join("said.txt") };
+        let folder = Folder {
+            work: job.scratch()?.join("work"),
+            said: job.scratch()?.join("said.txt"),
+        };
         for path in [folder.inputs(), folder.outputs(), folder.tmp()] {
             make(&path)?;
         }
@@ -37,14 +41,18 @@ impl Folder {
                 None => fs::copy(job.path(name)?, &path).map(drop),
                 Some(_) => {
                     let bytes = job.read(name)?;
-                    File::create(&path).and_then(|mut copy| bytes.stream(CHUNK_BYTES, |piece| copy.write_all(piece)))
+                    File::create(&path).and_then(|mut copy| {
+                        bytes.stream(CHUNK_BYTES, |piece| copy.write_all(piece))
+                    })
                 }
             };
             let is_program = call.program.strip_prefix(super::INPUTS) == Some(name);
             let mode = if is_program { 0o555 } else { 0o444 };
             copied
                 .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
-                .context("kiln::io", || format!("copy the input {name} to {}", path.display()))?;
+                .context("kiln::io", || {
+                    format!("copy the input {name} to {}", path.display())
+                })?;
         }
         Ok(folder)
     }
@@ -66,13 +74,22 @@ impl Folder {
         let found = files_below(&self.outputs())?;
         let mut outputs = Outputs::new();
         for wanted in &call.outputs {
-            let is_wanted = |name: &str| if wanted.ends_with('/') { name.starts_with(wanted) } else { name == wanted };
+            let is_wanted = |name: &str| {
+                if wanted.ends_with('/') {
+                    name.starts_with(wanted)
+                } else {
+                    name == wanted
+                }
+            };
             let before = outputs.len();
             for (name, kind) in found.iter().filter(|(name, _)| is_wanted(name)) {
                 if !kind.is_file() {
                     return Err(not_a_file(call, name, *kind));
                 }
-                outputs.insert(PartName::new(name.as_str())?, take(&self.outputs().join(name), job)?);
+                outputs.insert(
+                    PartName::new(name.as_str())?,
+                    take(&self.outputs().join(name), job)?,
+                );
             }
             if outputs.len() == before && !outputs.keys().any(|name| is_wanted(name.as_str())) {
                 return Err(missing(call, wanted, &found));
@@ -90,18 +107,29 @@ fn take(path: &Path, job: &Job) -> Result<Part> {
     let failed = || format!("take the output {}", path.display());
     let file = open_file(path).context("kiln::io", failed)?;
     let mut sink: Box<dyn BlobSink> = job.create()?;
-    io::copy(&mut BufReader::with_capacity(CHUNK_BYTES, file), &mut sink).context("kiln::io", failed)?;
-    Ok(Part { content: sink.finish()?, facts: CanonJson::default() })
+    io::copy(&mut BufReader::with_capacity(CHUNK_BYTES, file), &mut sink)
+        .context("kiln::io", failed)?;
+    Ok(Part {
+        content: sink.finish()?,
+        facts: CanonJson::default(),
+    })
 }
 
-/// All that lies below `folder` but folders, by the path from there. No link is followed, so nothing lies elsewhere.
+/// All that lies below `folder` but folders, by the path from there. No link is followed, so
+/// nothing lies elsewhere.
 fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
     let failed = || format!("list {}", folder.display());
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     // The program may have put a link where its folder was.
-    if !fs::symlink_metadata(folder).context("kiln::io", failed)?.is_dir() {
-        let problem = Problem::new("kiln::command::output", "the program put something else where outputs/ was");
+    if !fs::symlink_metadata(folder)
+        .context("kiln::io", failed)?
+        .is_dir()
+    {
+        let problem = Problem::new(
+            "kiln::command::output",
+            "the program put something else where outputs/ was",
+        );
         return Err(problem.help("let it write into outputs/, and leave the folder itself alone"));
     }
     while let Some(next) = folders.pop() {
@@ -121,15 +149,38 @@ fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
 }
 
 fn not_a_file(call: &Call, name: &str, kind: FileType) -> Problem {
-    let what = if kind.is_symlink() { "a symbolic link" } else { "neither a file nor a folder" };
-    Problem::new("kiln::command::output", format!("`{}` left {what} as outputs/{name}", call.program))
-        .help("a link may lead anywhere: only files are taken, so let it write a copy")
+    let what = if kind.is_symlink() {
+        "a symbolic link"
+    } else {
+        "neither a file nor a folder"
+    };
+    Problem::new(
+        "kiln::command::output",
+        format!("`{}` left {what} as outputs/{name}", call.program),
+    )
+    .help("a link may lead anywhere: only files are taken, so let it write a copy")
 }
 
 fn missing(call: &Call, wanted: &str, found: &BTreeMap<String, FileType>) -> Problem {
     let names: Vec<&str> = found.keys().take(SHOWN).map(String::as_str).collect();
-    let more = if found.len() > SHOWN { format!(" and {} more", found.len() - SHOWN) } else { String::new() };
-    let there = if names.is_empty() { "nothing".into() } else { names.join(", ") + &more };
-    Problem::new("kiln::command::output", format!("`{}` ended well, but left no outputs/{wanted}", call.program))
-        .help(format!("outputs/ holds {there}; write what it really leaves into `outputs`, or let it write there"))
+    let more = if found.len() > SHOWN {
+        format!(" and {} more", found.len() - SHOWN)
+    } else {
+        String::new()
+    };
+    let there = if names.is_empty() {
+        "nothing".into()
+    } else {
+        names.join(", ") + &more
+    };
+    Problem::new(
+        "kiln::command::output",
+        format!(
+            "`{}` ended well, but left no outputs/{wanted}",
+            call.program
+        ),
+    )
+    .help(format!(
+        "outputs/ holds {there}; write what it really leaves into `outputs`, or let it write there"
+    ))
 }

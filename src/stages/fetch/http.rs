@@ -1,7 +1,7 @@
 //! Downloads that survive: a broken connection goes on where it broke, also in another process.
 //!
-//! The folder of a download holds `download` (the bytes so far), `etag` (which version of the file they are
-//! of) and, in the end, only `whole`.
+//! The folder of a download holds `download` (the bytes so far), `etag` (which version of the file
+//! they are of) and, in the end, only `whole`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
@@ -35,14 +35,15 @@ const MAX_SAID_BYTES: usize = 500;
 const MAX_PEM_BYTES: u64 = 16 << 20;
 /// Cap on a file: far above any model, and below what fills a disk unseen.
 const MAX_FILE_BYTES: u64 = 1 << 40;
-/// A connection that brings less than this in [`RATE_WINDOW`] counts as stalled, though it never pauses for long.
+/// A connection that brings less than this in [`RATE_WINDOW`] counts as stalled, though it never
+/// pauses for long.
 const LEAST_BYTES: u64 = 64 << 10;
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// The longest that a server may have us wait, all its answers together.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
-/// The complete file of `url`, in `folder`. `token` is shown to the host of `url` and to no other; `pin` is
-/// the sha256 that is hoped for, or empty.
+/// The complete file of `url`, in `folder`. `token` is shown to the host of `url` and to no other;
+/// `pin` is the sha256 that is hoped for, or empty.
 pub(super) fn download(
     machine: &Machine,
     url: &Address,
@@ -55,7 +56,15 @@ pub(super) fn download(
     if done.exists() {
         return Ok(done);
     }
-    let download = Download { agent: agent(machine)?, proxies: &machine.proxies, url, token, pin, folder, job };
+    let download = Download {
+        agent: agent(machine)?,
+        proxies: &machine.proxies,
+        url,
+        token,
+        pin,
+        folder,
+        job,
+    };
     let (mut most, mut failures) = (0, 0);
     let mut waited = Duration::ZERO;
     loop {
@@ -72,7 +81,12 @@ pub(super) fn download(
                 .help("run the same command again then: it goes on where it was"));
         }
         // Each answer counts as a second at least, so that they come to an end.
-        let told = failure.wait.map(|wait| (wait, waited.saturating_add(wait.max(Duration::from_secs(1)))));
+        let told = failure.wait.map(|wait| {
+            (
+                wait,
+                waited.saturating_add(wait.max(Duration::from_secs(1))),
+            )
+        });
         if let Some((wait, sum)) = told.filter(|(_, sum)| *sum <= MAX_WAIT) {
             waited = sum;
             wait_as_told(wait.max(machine.first_pause), job)?;
@@ -84,9 +98,16 @@ pub(super) fn download(
         if !failure.may_pass || failures == ATTEMPTS {
             return Err(*failure.problem);
         }
-        pause(machine.first_pause.saturating_mul(1 << (failures - 1)).min(LONGEST_PAUSE), job)?;
+        pause(
+            machine
+                .first_pause
+                .saturating_mul(1 << (failures - 1))
+                .min(LONGEST_PAUSE),
+            job,
+        )?;
     }
-    fs::rename(download.part(), &done).context("kiln::io", || format!("name {}", done.display()))?;
+    fs::rename(download.part(), &done)
+        .context("kiln::io", || format!("name {}", done.display()))?;
     Ok(done)
 }
 
@@ -110,12 +131,20 @@ struct Failure {
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Failure { problem: problem.into(), may_pass: false, wait: None }
+        Failure {
+            problem: problem.into(),
+            may_pass: false,
+            wait: None,
+        }
     }
 }
 
 fn passing(problem: Problem) -> Failure {
-    Failure { problem: problem.into(), may_pass: true, wait: None }
+    Failure {
+        problem: problem.into(),
+        may_pass: true,
+        wait: None,
+    }
 }
 
 /// A response that is not a redirect, and what the first host said about the file.
@@ -142,27 +171,45 @@ impl Download<'_> {
     /// Asks for what is missing and appends it.
     fn attempt(&self) -> Result<(), Failure> {
         let etag = read_file(&self.etag(), MAX_ETAG_BYTES).ok();
-        let etag = etag.and_then(|etag| String::from_utf8(etag).ok()).filter(|etag| is_strong_etag(etag));
+        let etag = etag
+            .and_then(|etag| String::from_utf8(etag).ok())
+            .filter(|etag| is_strong_etag(etag));
         let have = self.have();
         let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
-        let Answer { response, hub_sha256, saw_token } = self.ask(resume.as_ref())?;
+        let Answer {
+            response,
+            hub_sha256,
+            saw_token,
+        } = self.ask(resume.as_ref())?;
         self.check_hub(hub_sha256.as_deref(), self.pin)?;
         let range = header(response.headers(), "content-range").unwrap_or_default();
         match (response.status(), resume) {
             (StatusCode::OK, _) => {
-                let total = header(response.headers(), "content-length").and_then(|length| length.parse().ok());
+                let total = header(response.headers(), "content-length")
+                    .and_then(|length| length.parse().ok());
                 self.append(response, 0, total)?;
             }
             (StatusCode::PARTIAL_CONTENT, Some((have, etag))) => match content_range(range) {
                 _ if header(response.headers(), "etag").is_some_and(|now| now != etag) => {
-                    return Err(self.start_over("the server sent a part of another version than the one asked for"));
+                    return Err(self.start_over(
+                        "the server sent a part of another version than the one asked for",
+                    ));
                 }
-                Some((start, total)) if start == have => self.append(response, have, Some(total))?,
-                _ => return Err(self.start_over("the server sent another range than the one asked for")),
+                Some((start, total)) if start == have => {
+                    self.append(response, have, Some(total))?
+                }
+                _ => {
+                    return Err(
+                        self.start_over("the server sent another range than the one asked for")
+                    );
+                }
             },
             // The last build ended between the last byte and its name.
-            (StatusCode::RANGE_NOT_SATISFIABLE, Some((have, _))) if range == format!("bytes */{have}") => {}
-            (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => return Err(self.start_over("the file has become shorter")),
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some((have, _)))
+                if range == format!("bytes */{have}") => {}
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => {
+                return Err(self.start_over("the file has become shorter"));
+            }
             _ => return Err(refused(self.url, &response, saw_token)),
         }
         if hub_sha256.is_some() && self.pin.is_empty() {
@@ -171,7 +218,8 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Refuses a file whose digest, pinned or found, is not what the hub says; no opinion if either is missing.
+    /// Refuses a file whose digest, pinned or found, is not what the hub says; no opinion if either
+    /// is missing.
     fn check_hub(&self, said: Option<&str>, digest: &str) -> Result<()> {
         match said {
             Some(said) if !digest.is_empty() && said != digest => {
@@ -184,21 +232,40 @@ impl Download<'_> {
     }
 
     /// Appends the body to the `have` bytes there are; `total` is how many there will be, if known.
-    fn append(&self, response: Response<Body>, mut have: u64, total: Option<u64>) -> Result<(), Failure> {
-        let opened = OpenOptions::new().create(true).append(true).open(self.part());
+    fn append(
+        &self,
+        response: Response<Body>,
+        mut have: u64,
+        total: Option<u64>,
+    ) -> Result<(), Failure> {
+        let opened = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.part());
         let mut file = opened.context("kiln::io", || format!("open {}", self.part().display()))?;
         if have == 0 {
-            file.set_len(0).context("kiln::io", || format!("empty {}", self.part().display()))?;
+            file.set_len(0)
+                .context("kiln::io", || format!("empty {}", self.part().display()))?;
             let etag = header(response.headers(), "etag").unwrap_or_default();
-            fs::write(self.etag(), etag).context("kiln::io", || format!("write {}", self.etag().display()))?;
+            fs::write(self.etag(), etag)
+                .context("kiln::io", || format!("write {}", self.etag().display()))?;
         }
         let truncated = |have: u64| {
             let total = total.map_or("an unknown total".into(), bytes);
-            let message = format!("the download of `{}` broke after {} of {total}", self.url, bytes(have));
-            Problem::new("kiln::fetch::truncated", message).help("run the build again: it goes on where it broke")
+            let message = format!(
+                "the download of `{}` broke after {} of {total}",
+                self.url,
+                bytes(have)
+            );
+            Problem::new("kiln::fetch::truncated", message)
+                .help("run the build again: it goes on where it broke")
         };
         let too_large = || {
-            let message = format!("`{}` has more than {}, the most that is fetched", self.url, bytes(MAX_FILE_BYTES));
+            let message = format!(
+                "`{}` has more than {}, the most that is fetched",
+                self.url,
+                bytes(MAX_FILE_BYTES)
+            );
             Failure::from(Problem::new("kiln::fetch::too_large", message))
         };
         if total.is_some_and(|total| total > MAX_FILE_BYTES) {
@@ -210,7 +277,11 @@ impl Download<'_> {
             self.job.check_cancelled()?;
             if since.elapsed() >= RATE_WINDOW {
                 if have - had < LEAST_BYTES {
-                    let rate = format!("it brought {} in {}", bytes(have - had), duration(since.elapsed()));
+                    let rate = format!(
+                        "it brought {} in {}",
+                        bytes(have - had),
+                        duration(since.elapsed())
+                    );
                     return Err(passing(truncated(have).within(rate)));
                 }
                 (since, had) = (Instant::now(), have);
@@ -220,62 +291,96 @@ impl Download<'_> {
                 Some(Ok(bytes)) => bytes,
                 Some(Err(error)) => return Err(passing(truncated(have).because(&error))),
             };
-            file.write_all(&bytes).context("kiln::io", || format!("write to {}", self.folder.display()))?;
+            file.write_all(&bytes)
+                .context("kiln::io", || format!("write to {}", self.folder.display()))?;
             have += bytes.len() as u64;
             if have > MAX_FILE_BYTES {
                 return Err(too_large());
             }
             self.job.progress(have, total.unwrap_or(0), "B");
         }
-        if total.is_some_and(|total| total != have) { Err(passing(truncated(have))) } else { Ok(()) }
+        if total.is_some_and(|total| total != have) {
+            Err(passing(truncated(have)))
+        } else {
+            Ok(())
+        }
     }
 
     /// Forgets the bytes so far; the next attempt asks for all.
     fn start_over(&self, why: &str) -> Failure {
         match clear(self.folder) {
-            Ok(()) => passing(Problem::new("kiln::fetch::range", format!("`{}`: {why}", self.url))),
+            Ok(()) => passing(Problem::new(
+                "kiln::fetch::range",
+                format!("`{}`: {why}", self.url),
+            )),
             Err(problem) => problem.into(),
         }
     }
 
-    /// Sends the request and follows redirects. By hand, because the hub's digest stands on the way, and a
-    /// token must not leave its host.
+    /// Sends the request and follows redirects. By hand, because the hub's digest stands on the
+    /// way, and a token must not leave its host.
     fn ask(&self, resume: Option<&(u64, String)>) -> Result<Answer, Failure> {
         let mut at = self.url.clone();
         let mut hub_sha256 = None;
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.agent.get(at.whole()).header("accept-encoding", "identity");
+            let mut request = self
+                .agent
+                .get(at.whole())
+                .header("accept-encoding", "identity");
             let home = at.is_at_home_with(self.url);
             let token = self.token.filter(|_| home);
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             if let Some((have, etag)) = resume {
-                request = request.header("range", format!("bytes={have}-")).header("if-range", etag);
+                request = request
+                    .header("range", format!("bytes={have}-"))
+                    .header("if-range", etag);
             }
             let proxy = self.proxies.of_address(&at)?;
             let request = request.config().proxy(proxy.clone()).build();
             let (send, receive) = mpsc::channel();
             thread::spawn(move || drop(send.send(request.call())));
-            let silent = || Problem::new("kiln::fetch::connect", "the request ended without an answer");
+            let silent = || {
+                Problem::new(
+                    "kiln::fetch::connect",
+                    "the request ended without an answer",
+                )
+            };
             let answer = next(&receive, self.job)?.ok_or_else(silent)?;
             let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
             if home {
                 // Large files are named by their sha256 there, small ones by the 40 digits of git.
-                let said = header(response.headers(), "x-linked-etag").map(|etag| etag.trim_matches('"'));
-                hub_sha256 = said.filter(|said| is_sha256(said)).map(str::to_ascii_lowercase).or(hub_sha256);
+                let said =
+                    header(response.headers(), "x-linked-etag").map(|etag| etag.trim_matches('"'));
+                hub_sha256 = said
+                    .filter(|said| is_sha256(said))
+                    .map(str::to_ascii_lowercase)
+                    .or(hub_sha256);
             }
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer { response, hub_sha256, saw_token: token.is_some() });
+                return Ok(Answer {
+                    response,
+                    hub_sha256,
+                    saw_token: token.is_some(),
+                });
             }
             let next = match response.headers().get("location") {
                 Some(location) => at.follow(location.as_bytes()),
-                None => Err(Problem::new("kiln::fetch::redirect", "it does not say where to")),
+                None => Err(Problem::new(
+                    "kiln::fetch::redirect",
+                    "it does not say where to",
+                )),
             };
-            at = next.map_err(|problem| problem.within(format!("`{}` redirects to a bad place", self.url)))?;
+            at = next.map_err(|problem| {
+                problem.within(format!("`{}` redirects to a bad place", self.url))
+            })?;
         }
-        Err(Problem::new("kiln::fetch::redirect", format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url))
-            .into())
+        Err(Problem::new(
+            "kiln::fetch::redirect",
+            format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url),
+        )
+        .into())
     }
 }
 
@@ -283,8 +388,9 @@ fn agent(machine: &Machine) -> Result<Agent> {
     let roots = match &machine.certificates {
         None => RootCerts::WebPki,
         Some(path) => {
-            let pem =
-                pem(path).context("kiln::fetch::tls", || format!("read the certificates in {}", path.display()))?;
+            let pem = pem(path).context("kiln::fetch::tls", || {
+                format!("read the certificates in {}", path.display())
+            })?;
             let certificates = parse_pem(&pem).filter_map(|item| match item {
                 Ok(PemItem::Certificate(certificate)) => Some(certificate),
                 _ => None,
@@ -307,7 +413,9 @@ fn agent(machine: &Machine) -> Result<Agent> {
 fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut pem = vec![];
     let mut read = |path: &Path| -> std::io::Result<()> {
-        open_file(path)?.take(MAX_PEM_BYTES.saturating_sub(pem.len() as u64)).read_to_end(&mut pem)?;
+        open_file(path)?
+            .take(MAX_PEM_BYTES.saturating_sub(pem.len() as u64))
+            .read_to_end(&mut pem)?;
         pem.push(b'\n');
         Ok(())
     };
@@ -315,7 +423,9 @@ fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
         read(path)?;
         return Ok(pem);
     }
-    let mut files = fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    let mut files = fs::read_dir(path)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<std::io::Result<Vec<PathBuf>>>()?;
     files.sort();
     // What else lies there is no certificate.
     files.iter().for_each(|file| drop(read(file)));
@@ -325,55 +435,101 @@ fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
 /// The connection did not come about, or not as far as an answer.
 fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Failure {
     let text = error.to_string();
-    let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_)) || text.contains("certificate");
+    let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_))
+        || text.contains("certificate");
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked")).because(&error);
-        return problem.help("the request never left this machine: check the address, HF_TOKEN and the proxies").into();
+        let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked"))
+            .because(&error);
+        return problem
+            .help(
+                "the request never left this machine: check the address, HF_TOKEN and the proxies",
+            )
+            .into();
     }
-    if matches!(error, ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)) {
-        let problem = Problem::new("kiln::fetch::answer", format!("`{host}` answered something that is not HTTP"));
-        return problem.because(&error).help("check the address, its port and the proxies").into();
+    if matches!(
+        error,
+        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)
+    ) {
+        let problem = Problem::new(
+            "kiln::fetch::answer",
+            format!("`{host}` answered something that is not HTTP"),
+        );
+        return problem
+            .because(&error)
+            .help("check the address, its port and the proxies")
+            .into();
     }
     let problem = if tls {
-        Problem::new("kiln::fetch::tls", format!("no trust in `{host}`"))
-            .help("if this network signs its own certificates, name the file that holds them: SSL_CERT_FILE=...")
+        Problem::new("kiln::fetch::tls", format!("no trust in `{host}`")).help(
+            "if this network signs its own certificates, name the file that holds them: \
+             SSL_CERT_FILE=...",
+        )
     } else {
         match proxy {
             None => Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
                 .help("check the network, and HTTPS_PROXY if it needs one"),
             Some(proxy) => {
-                let way = format!("no answer from `{host}` by the proxy `{}:{}`", proxy.host(), proxy.port());
+                let way = format!(
+                    "no answer from `{host}` by the proxy `{}:{}`",
+                    proxy.host(),
+                    proxy.port()
+                );
                 Problem::new("kiln::fetch::connect", way)
                     .help("check HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that need none")
             }
         }
     };
-    Failure { problem: problem.because(&error).into(), may_pass: !tls, wait: None }
+    Failure {
+        problem: problem.because(&error).into(),
+        may_pass: !tls,
+        wait: None,
+    }
 }
 
-/// The server answered, with something else than the file. Of the hub's own words, `X-Error-Message` says most.
+/// The server answered, with something else than the file. Of the hub's own words,
+/// `X-Error-Message` says most.
 fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure {
     let status = response.status();
     let mut problem = match status.as_u16() {
-        404 | 410 => Problem::new("kiln::fetch::not_found", format!("there is no `{url}` ({status})"))
-            .help("check the spelling, the revision and the version; a private or gated repository looks like this too, without its token"),
-        401 | 403 => Problem::new("kiln::fetch::forbidden", format!("`{url}` is not for everybody ({status})")).help(
-            match saw_token {
-                true => "HF_TOKEN was shown and not accepted: there is no such repository, or it is private or gated. Check the spelling; accept \
-                         the model's terms with the token's account, or make a token that may read it",
-                false => "there is no such repository, or it is private or gated: check the spelling; for a gated model, accept its terms on \
-                          the hub and set HF_TOKEN. No token was shown to this host",
-            },
+        404 | 410 => Problem::new(
+            "kiln::fetch::not_found",
+            format!("there is no `{url}` ({status})"),
+        )
+        .help(
+            "check the spelling, the revision and the version; a private or gated repository \
+             looks like this too, without its token",
         ),
+        401 | 403 => Problem::new(
+            "kiln::fetch::forbidden",
+            format!("`{url}` is not for everybody ({status})"),
+        )
+        .help(match saw_token {
+            true => {
+                "HF_TOKEN was shown and not accepted: there is no such repository, or it is \
+                 private or gated. Check the spelling; accept the model's terms with the token's \
+                 account, or make a token that may read it"
+            }
+            false => {
+                "there is no such repository, or it is private or gated: check the spelling; for a \
+                 gated model, accept its terms on the hub and set HF_TOKEN. No token was shown to \
+                 this host"
+            }
+        }),
         _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
     };
-    let said =
-        header(response.headers(), "x-error-message").map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
-    problem.causes.extend(said.map(|said| format!("the server said: {said}")));
+    let said = header(response.headers(), "x-error-message")
+        .map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
+    problem
+        .causes
+        .extend(said.map(|said| format!("the server said: {said}")));
     let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
     let wait = header(response.headers(), "retry-after").and_then(retry_after);
-    Failure { problem: problem.into(), may_pass, wait: wait.filter(|_| matches!(status.as_u16(), 429 | 503)) }
+    Failure {
+        problem: problem.into(),
+        may_pass,
+        wait: wait.filter(|_| matches!(status.as_u16(), 429 | 503)),
+    }
 }
 
 /// How long `Retry-After` says to wait: seconds, or until a date (RFC 9110, section 10.2.3).
@@ -390,7 +546,11 @@ fn wait_as_told(time: Duration, job: &Job) -> Result<()> {
     const STEP: Duration = Duration::from_secs(1);
     let mut left = time;
     while !left.is_zero() {
-        job.progress((time - left).as_secs(), time.as_secs().max(1), "s that the server has us wait");
+        job.progress(
+            (time - left).as_secs(),
+            time.as_secs().max(1),
+            "s that the server has us wait",
+        );
         let step = left.min(STEP);
         pause(step, job)?;
         left -= step;
@@ -422,5 +582,8 @@ fn content_range(text: &str) -> Option<(u64, u64)> {
 
 /// Only a strong ETag promises the same bytes (RFC 9110, section 13.1.5).
 fn is_strong_etag(etag: &str) -> bool {
-    etag.len() > 2 && etag.starts_with('"') && etag.ends_with('"') && etag.bytes().all(|byte| byte.is_ascii_graphic())
+    etag.len() > 2
+        && etag.starts_with('"')
+        && etag.ends_with('"')
+        && etag.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -13,8 +13,8 @@ pub struct Machine {
     pub hf_endpoint: String,
     /// What is shown to it, and to nobody else: `HF_TOKEN`.
     pub hf_token: Option<String>,
-    /// The certificates to trust, as PEM: a file, or a folder of them. `CURL_CA_BUNDLE`, `SSL_CERT_FILE`, `SSL_CERT_DIR`,
-    /// `REQUESTS_CA_BUNDLE`, or where this system keeps them.
+    /// The certificates to trust, as PEM: a file, or a folder of them. `CURL_CA_BUNDLE`,
+    /// `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, or where this system keeps them.
     pub certificates: Option<PathBuf>,
     /// The way to the world outside.
     pub proxies: Proxies,
@@ -25,7 +25,12 @@ pub struct Machine {
 }
 
 /// What names certificates, by precedence.
-const CERTIFICATES: [&str; 4] = ["CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"];
+const CERTIFICATES: [&str; 4] = [
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+];
 
 /// Debian, Fedora, SUSE, Alpine.
 const BUNDLES: [&str; 4] = [
@@ -42,11 +47,21 @@ impl Machine {
             let value = env::var(name).ok()?.trim().to_string();
             (!value.is_empty()).then_some(value)
         };
-        let bundle = || BUNDLES.iter().copied().find(|path| Path::new(path).is_file()).map(String::from);
+        let bundle = || {
+            BUNDLES
+                .iter()
+                .copied()
+                .find(|path| Path::new(path).is_file())
+                .map(String::from)
+        };
         Machine {
             hf_endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
             hf_token: set("HF_TOKEN"),
-            certificates: CERTIFICATES.iter().find_map(|name| set(name)).or_else(bundle).map(PathBuf::from),
+            certificates: CERTIFICATES
+                .iter()
+                .find_map(|name| set(name))
+                .or_else(bundle)
+                .map(PathBuf::from),
             proxies: Proxies::of(set),
             python: "python3".into(),
             first_pause: Duration::from_millis(500),

@@ -16,7 +16,8 @@ const MAX_PARTS: usize = 1000;
 pub enum Parts {
     /// Each by its URL.
     Listed(Vec<String>),
-    /// All by one URL, in which `{1..22}` stands for the number of the piece, `{01..22}` for one of two digits.
+    /// All by one URL, in which `{1..22}` stands for the number of the piece, `{01..22}` for one of
+    /// two digits.
     Numbered(String),
 }
 
@@ -55,7 +56,9 @@ impl Origin {
             return Ok(Origin::Whole(text.into()));
         }
         let urls = serde_json::from_str(text);
-        Ok(Origin::Parts(urls.context("kiln::plan::url", || format!("read the parts in `{}`", without_secrets(text)))?))
+        Ok(Origin::Parts(urls.context("kiln::plan::url", || {
+            format!("read the parts in `{}`", without_secrets(text))
+        })?))
     }
 
     /// As an action says it.
@@ -78,28 +81,49 @@ impl Origin {
 /// `pattern` with every `{FROM..TO}` replaced by one number after the other.
 fn numbered(pattern: &str) -> Result<Vec<String>> {
     let bad = |why: &str| {
-        Problem::new("kiln::plan::parameter", format!("`{}`: {why}", without_secrets(pattern)))
-            .help("write the numbers of the parts as in `hf:OWNER/REPO/FILE.part{1..3}of3`, or list the parts")
+        Problem::new(
+            "kiln::plan::parameter",
+            format!("`{}`: {why}", without_secrets(pattern)),
+        )
+        .help(
+            "write the numbers of the parts as in `hf:OWNER/REPO/FILE.part{1..3}of3`, or list the \
+             parts",
+        )
     };
     let mut pieces = pattern.split('{');
     let begin = pieces.next().unwrap_or_default();
     let mut ranges = vec![];
     for piece in pieces {
-        let (range, text) = piece.split_once('}').ok_or_else(|| bad("a `{` without its `}`"))?;
-        let (from, to) = range.split_once("..").ok_or_else(|| bad("a `{...}` that is no `{FROM..TO}`"))?;
-        let number = |text: &str| text.parse::<usize>().map_err(|_| bad("a range that does not go between numbers"));
+        let (range, text) = piece
+            .split_once('}')
+            .ok_or_else(|| bad("a `{` without its `}`"))?;
+        let (from, to) = range
+            .split_once("..")
+            .ok_or_else(|| bad("a `{...}` that is no `{FROM..TO}`"))?;
+        let number = |text: &str| {
+            text.parse::<usize>()
+                .map_err(|_| bad("a range that does not go between numbers"))
+        };
         let width = if from.starts_with('0') { from.len() } else { 0 };
         ranges.push((number(from)?, number(to)?, width, text));
     }
-    let Some(&(first_from, first_to, ..)) = ranges.first() else { return Err(bad("no `{FROM..TO}`")) };
-    let count = |from: usize, to: usize| to.checked_sub(from).and_then(|steps| steps.checked_add(1));
+    let Some(&(first_from, first_to, ..)) = ranges.first() else {
+        return Err(bad("no `{FROM..TO}`"));
+    };
+    let count =
+        |from: usize, to: usize| to.checked_sub(from).and_then(|steps| steps.checked_add(1));
     let parts = count(first_from, first_to).filter(|parts| *parts <= MAX_PARTS);
     let parts = parts.ok_or_else(|| bad("a range that goes down, or too far"))?;
-    if ranges.iter().any(|(from, to, ..)| count(*from, *to) != Some(parts)) {
+    if ranges
+        .iter()
+        .any(|(from, to, ..)| count(*from, *to) != Some(parts))
+    {
         return Err(bad("its ranges have different lengths"));
     }
     let url = |index: usize| {
-        let number = |(from, _, width, text): &(usize, usize, usize, &str)| format!("{:0width$}{text}", from + index);
+        let number = |(from, _, width, text): &(usize, usize, usize, &str)| {
+            format!("{:0width$}{text}", from + index)
+        };
         format!("{begin}{}", ranges.iter().map(number).collect::<String>())
     };
     Ok((0..parts).map(url).collect())
@@ -112,8 +136,14 @@ mod tests {
     #[test]
     fn numbers_stand_for_the_parts() {
         let urls = |pattern: &str| Parts::Numbered(pattern.into()).urls().unwrap().join(" ");
-        assert_eq!(urls("hf:a/b/c.part{1..3}of3"), "hf:a/b/c.part1of3 hf:a/b/c.part2of3 hf:a/b/c.part3of3");
-        assert_eq!(urls("pypi:a{9..10}==1#x/{09..10}.bin"), "pypi:a9==1#x/09.bin pypi:a10==1#x/10.bin");
+        assert_eq!(
+            urls("hf:a/b/c.part{1..3}of3"),
+            "hf:a/b/c.part1of3 hf:a/b/c.part2of3 hf:a/b/c.part3of3"
+        );
+        assert_eq!(
+            urls("pypi:a{9..10}==1#x/{09..10}.bin"),
+            "pypi:a9==1#x/09.bin pypi:a10==1#x/10.bin"
+        );
     }
 
     #[test]
@@ -127,9 +157,21 @@ mod tests {
         check("hf:a/b/c{1}", "a `{...}` that is no `{FROM..TO}`");
         check("hf:a/b/c{a..b}", "a range that does not go between numbers");
         check("hf:a/b/c{3..1}", "a range that goes down, or too far");
-        check("hf:a/b/c{0..18446744073709551615}", "a range that goes down, or too far");
-        check("hf:a/b/c{1..2}of{1..3}", "its ranges have different lengths");
+        check(
+            "hf:a/b/c{0..18446744073709551615}",
+            "a range that goes down, or too far",
+        );
+        check(
+            "hf:a/b/c{1..2}of{1..3}",
+            "its ranges have different lengths",
+        );
         check("ftp:a{1..2}", "no way to fetch from `ftp:`");
-        assert!(Parts::Listed(vec![]).urls().unwrap_err().message.contains("0 parts"));
+        assert!(
+            Parts::Listed(vec![])
+                .urls()
+                .unwrap_err()
+                .message
+                .contains("0 parts")
+        );
     }
 }

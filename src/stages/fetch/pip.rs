@@ -1,4 +1,5 @@
-//! Wheels from a Python package index, through the machine's own pip: its index, mirror, proxy and password hold.
+//! Wheels from a Python package index, through the machine's own pip: its index, mirror, proxy and
+//! password hold.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,21 +11,33 @@ use super::{Machine, clear, whole};
 use crate::action::Job;
 use crate::base::{Context, Problem, Result, tail};
 
-/// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes first: a pip
-/// that outlives a killed build would write into a folder that the next build already uses.
-const RUN_PIP: &str = "import ctypes, os, runpy, signal, sys\n\
-    PR_SET_PDEATHSIG = 1\n\
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\n\
-    if os.getppid() != int(sys.argv.pop(1)): sys.exit('the build is gone')\n\
-    runpy.run_module('pip', run_name='__main__', alter_sys=True)";
+/// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes
+/// first: a pip that outlives a killed build would write into a folder that the next build already
+/// uses.
+const RUN_PIP: &str = "import ctypes, os, runpy, signal, sys\nPR_SET_PDEATHSIG = \
+                       1\nctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\nif \
+                       os.getppid() != int(sys.argv.pop(1)): sys.exit('the build is \
+                       gone')\nrunpy.run_module('pip', run_name='__main__', alter_sys=True)";
 
-/// The wheel must not depend on the Python that happens to run pip: these are the tags that kiln's tools are built for.
-const TAGS: [&str; 10] =
-    ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none"];
+/// The wheel must not depend on the Python that happens to run pip: these are the tags that kiln's
+/// tools are built for.
+const TAGS: [&str; 10] = [
+    "--python-version",
+    "3.11",
+    "--implementation",
+    "cp",
+    "--abi",
+    "cp311",
+    "--abi",
+    "abi3",
+    "--abi",
+    "none",
+];
 /// `manylinux_2_N_x86_64`, all spelled out: pip does not conclude from one to the older ones.
 const GLIBC_MINORS: std::ops::RangeInclusive<u32> = 17..=40;
 
-/// Settings for other work that would keep pip from this. Index, mirror, proxy and certificates are the machine's own.
+/// Settings for other work that would keep pip from this. Index, mirror, proxy and certificates are
+/// the machine's own.
 const OVERRIDDEN: [(&str, &str); 5] = [
     ("PIP_REQUIRE_VIRTUALENV", "0"),
     ("PIP_REQUIRE_HASHES", "0"),
@@ -39,7 +52,12 @@ const LAST_WORDS_BYTES: u64 = 16 << 10;
 const TAIL_LINES: usize = 12;
 
 /// The wheel of `requirement` (`NAME==VERSION`), under its own name in `folder`.
-pub(super) fn download(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result<PathBuf> {
+pub(super) fn download(
+    machine: &Machine,
+    requirement: &str,
+    folder: &Path,
+    job: &Job,
+) -> Result<PathBuf> {
     let done = whole(folder);
     if !done.exists() {
         clear(folder)?;
@@ -57,9 +75,21 @@ pub(super) fn download(machine: &Machine, requirement: &str, folder: &Path, job:
 fn the_wheel(folder: &Path) -> Result<PathBuf> {
     let listed: std::io::Result<Vec<_>> =
         fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
-    match listed.context("kiln::io", || format!("list {}", folder.display()))?.as_slice() {
-        [wheel] if wheel.extension().is_some_and(|extension| extension == "whl") => Ok(wheel.clone()),
-        other => Err(Problem::new("kiln::fetch::pip", format!("pip gave {} files instead of one wheel", other.len()))),
+    match listed
+        .context("kiln::io", || format!("list {}", folder.display()))?
+        .as_slice()
+    {
+        [wheel]
+            if wheel
+                .extension()
+                .is_some_and(|extension| extension == "whl") =>
+        {
+            Ok(wheel.clone())
+        }
+        other => Err(Problem::new(
+            "kiln::fetch::pip",
+            format!("pip gave {} files instead of one wheel", other.len()),
+        )),
     }
 }
 
@@ -67,7 +97,9 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     let log = folder.join("log");
     let output = || File::create(&log).and_then(|file| Ok((file.try_clone()?, file)));
     let (out, err) = output().context("kiln::io", || format!("make {}", log.display()))?;
-    let platforms = GLIBC_MINORS.rev().map(|minor| format!("manylinux_2_{minor}_x86_64"));
+    let platforms = GLIBC_MINORS
+        .rev()
+        .map(|minor| format!("manylinux_2_{minor}_x86_64"));
     let platforms = platforms.chain(["manylinux2014_x86_64".into(), "any".into()]);
     let mut child = Command::new(&machine.python)
         .args([
@@ -95,7 +127,10 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
         .spawn()
         .map_err(|error| lacks_pip(machine).because(&error))?;
     let status = loop {
-        match child.try_wait().context("kiln::io", || "wait for pip".into())? {
+        match child
+            .try_wait()
+            .context("kiln::io", || "wait for pip".into())?
+        {
             Some(status) => break status,
             None if job.check_cancelled().is_err() => {
                 let ended = child.kill().and_then(|()| child.wait());
@@ -104,7 +139,11 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
             }
             None => thread::sleep(Duration::from_millis(50)),
         }
-        job.progress(size_of(&folder.join("tmp")).max(size_of(&folder.join("pip"))), 0, "B");
+        job.progress(
+            size_of(&folder.join("tmp")).max(size_of(&folder.join("pip"))),
+            0,
+            "B",
+        );
     };
     if status.success() {
         return Ok(());
@@ -113,16 +152,28 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if words.contains("No module named pip") || words.contains("No module named 'pip'") {
         return Err(lacks_pip(machine));
     }
-    let lines: Vec<&str> = words.lines().filter(|line| !line.trim().is_empty()).collect();
-    let mut problem = Problem::new("kiln::fetch::pip", format!("pip could not download `{requirement}` ({status})"))
-        .help("try it by hand: python3 -m pip download --no-deps --only-binary=:all: NAME==VERSION");
-    problem.causes = lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| line.to_string()).collect();
+    let lines: Vec<&str> = words
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let mut problem = Problem::new(
+        "kiln::fetch::pip",
+        format!("pip could not download `{requirement}` ({status})"),
+    )
+    .help("try it by hand: python3 -m pip download --no-deps --only-binary=:all: NAME==VERSION");
+    problem.causes = lines[lines.len().saturating_sub(TAIL_LINES)..]
+        .iter()
+        .map(|line| line.to_string())
+        .collect();
     Err(problem)
 }
 
 fn lacks_pip(machine: &Machine) -> Problem {
-    Problem::new("kiln::tool_missing", format!("`{} -m pip` does not run", machine.python.display()))
-        .help("install Python and its pip: apt-get install python3-pip")
+    Problem::new(
+        "kiln::tool_missing",
+        format!("`{} -m pip` does not run", machine.python.display()),
+    )
+    .help("install Python and its pip: apt-get install python3-pip")
 }
 
 /// The bytes in all files below `folder`; those that vanish meanwhile do not count.

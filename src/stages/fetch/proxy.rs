@@ -27,13 +27,18 @@ impl Proxies {
     /// Reads `set`, the variables that are set and not empty.
     pub(super) fn of(set: impl Fn(&str) -> Option<String>) -> Self {
         let proxy = NAMES.iter().find_map(|name| Some((*name, set(name)?)));
-        Proxies { proxy, direct: DIRECT.iter().find_map(|name| set(name)).unwrap_or_default() }
+        Proxies {
+            proxy,
+            direct: DIRECT.iter().find_map(|name| set(name)).unwrap_or_default(),
+        }
     }
 
     /// The proxy by which `address` is asked, if by any.
     pub(super) fn of_address(&self, address: &Address) -> Result<Option<Proxy>> {
         match &self.proxy {
-            Some((name, proxy)) if !address.is_loopback() && !is_listed(&self.direct, address.host()) => {
+            Some((name, proxy))
+                if !address.is_loopback() && !is_listed(&self.direct, address.host()) =>
+            {
                 read(name, proxy).map(Some)
             }
             _ => Ok(None),
@@ -47,7 +52,8 @@ fn read(name: &str, text: &str) -> Result<Proxy> {
     let shown = without_secrets(&address);
     let bad = |why: &str| {
         Problem::new("kiln::fetch::proxy", format!("{name}=`{shown}` {why}")).help(
-            "a proxy is [SCHEME://][USER:PASSWORD@]HOST[:PORT], with http, https, socks4, socks4a, socks5 or socks5h",
+            "a proxy is [SCHEME://][USER:PASSWORD@]HOST[:PORT], with http, https, socks4, \
+             socks4a, socks5 or socks5h",
         )
     };
     let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -62,21 +68,37 @@ fn read(name: &str, text: &str) -> Result<Proxy> {
     if host.split(':').next().is_none_or(str::is_empty) {
         return Err(bad("names no host"));
     }
-    let named = host.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
+    let named = host
+        .rsplit_once(':')
+        .map(|(_, port)| port)
+        .filter(|port| !port.contains(']'));
     if named.is_some_and(|port| port.parse::<u16>().is_err()) {
         return Err(bad("has no number as its port"));
     }
     let has_port = named.is_some();
-    let port = if has_port || scheme == "https" { String::new() } else { format!(":{PORT}") };
-    Proxy::new(&format!("{scheme}://{rest}{port}")).map_err(|error| bad("cannot be understood").because(&error))
+    let port = if has_port || scheme == "https" {
+        String::new()
+    } else {
+        format!(":{PORT}")
+    };
+    Proxy::new(&format!("{scheme}://{rest}{port}"))
+        .map_err(|error| bad("cannot be understood").because(&error))
 }
 
-/// Whether `host` is on the `list` of NO_PROXY: `*`, names with all that end in them, addresses and their networks.
+/// Whether `host` is on the `list` of NO_PROXY: `*`, names with all that end in them, addresses and
+/// their networks.
 fn is_listed(list: &str, host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .trim_end_matches('.')
+        .to_ascii_lowercase();
     let address: Option<IpAddr> = host.parse().ok();
     let is_it = |entry: &str| {
-        let entry = entry.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+        let entry = entry
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_ascii_lowercase();
         match address {
             Some(address) => is_in_network(address, &entry),
             None => {
@@ -86,7 +108,10 @@ fn is_listed(list: &str, host: &str) -> bool {
         }
     };
     list.trim() == "*"
-        || list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty()).any(is_it)
+        || list
+            .split(|c: char| c == ',' || c.is_whitespace())
+            .filter(|entry| !entry.is_empty())
+            .any(is_it)
 }
 
 /// Whether `address` is `network`, or in it where that ends in `/BITS`.
@@ -95,7 +120,9 @@ fn is_in_network(address: IpAddr, network: &str) -> bool {
         Some((network, bits)) => (network, bits.parse().ok()),
         None => (network, Some(128)),
     };
-    let (Ok(network), Some(bits)) = (network.parse::<IpAddr>(), bits) else { return false };
+    let (Ok(network), Some(bits)) = (network.parse::<IpAddr>(), bits) else {
+        return false;
+    };
     let same = |a: u128, b: u128, width: u32| {
         let bits: u32 = std::cmp::min(bits, width);
         bits == 0 || (a ^ b) >> (width - bits) == 0
@@ -114,9 +141,18 @@ mod tests {
     use super::*;
 
     fn proxy(set: &[(&str, &str)], url: &str) -> Result<Option<(ProxyProtocol, String)>> {
-        let value = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.to_string());
+        let value = |name: &str| {
+            set.iter()
+                .find(|(set, _)| *set == name)
+                .map(|(_, value)| value.to_string())
+        };
         let proxy = Proxies::of(value).of_address(&Address::parse(url).unwrap())?;
-        Ok(proxy.map(|proxy| (proxy.protocol(), format!("{}:{}", proxy.host(), proxy.port()))))
+        Ok(proxy.map(|proxy| {
+            (
+                proxy.protocol(),
+                format!("{}:{}", proxy.host(), proxy.port()),
+            )
+        }))
     }
 
     #[test]
@@ -126,16 +162,35 @@ mod tests {
         for (set, expected) in [
             (&[][..], None),
             (&[("HTTP_PROXY", http)], None),
-            (&[("HTTPS_PROXY", http)], Some((ProxyProtocol::Http, "127.0.0.1:8080"))),
-            (&[("ALL_PROXY", socks), ("HTTPS_PROXY", http)], Some((ProxyProtocol::Http, "127.0.0.1:8080"))),
-            (&[("HTTPS_PROXY", socks), ("https_proxy", http)], Some((ProxyProtocol::Http, "127.0.0.1:8080"))),
-            (&[("ALL_PROXY", socks)], Some((ProxyProtocol::Socks5h, "127.0.0.1:9050"))),
-            (&[("all_proxy", "proxy.corp.test")], Some((ProxyProtocol::Http, "proxy.corp.test:1080"))),
+            (
+                &[("HTTPS_PROXY", http)],
+                Some((ProxyProtocol::Http, "127.0.0.1:8080")),
+            ),
+            (
+                &[("ALL_PROXY", socks), ("HTTPS_PROXY", http)],
+                Some((ProxyProtocol::Http, "127.0.0.1:8080")),
+            ),
+            (
+                &[("HTTPS_PROXY", socks), ("https_proxy", http)],
+                Some((ProxyProtocol::Http, "127.0.0.1:8080")),
+            ),
+            (
+                &[("ALL_PROXY", socks)],
+                Some((ProxyProtocol::Socks5h, "127.0.0.1:9050")),
+            ),
+            (
+                &[("all_proxy", "proxy.corp.test")],
+                Some((ProxyProtocol::Http, "proxy.corp.test:1080")),
+            ),
         ] {
-            let expected = expected.map(|(protocol, place): (_, &str)| (protocol, place.to_string()));
+            let expected =
+                expected.map(|(protocol, place): (_, &str)| (protocol, place.to_string()));
             assert_eq!(proxy(set, hub).unwrap(), expected, "{set:?}");
         }
-        assert_eq!(proxy(&[("HTTPS_PROXY", http)], "http://127.0.0.1:1/clay").unwrap(), None);
+        assert_eq!(
+            proxy(&[("HTTPS_PROXY", http)], "http://127.0.0.1:1/clay").unwrap(),
+            None
+        );
     }
 
     #[test]
@@ -162,7 +217,12 @@ mod tests {
 
     #[test]
     fn a_proxy_that_cannot_be_used_is_named() {
-        for text in ["ftp://me:secret@a.test", "http://", "socks5://me:secret@:1", "me:secret@a.test:80a"] {
+        for text in [
+            "ftp://me:secret@a.test",
+            "http://",
+            "socks5://me:secret@:1",
+            "me:secret@a.test:80a",
+        ] {
             let problem = proxy(&[("HTTPS_PROXY", text)], "https://a.test/b").unwrap_err();
             assert!(problem.message.starts_with("HTTPS_PROXY="), "{problem}");
             assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");

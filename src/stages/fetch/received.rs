@@ -32,8 +32,8 @@ pub(super) fn received(body: Body) -> Receiver<io::Result<Vec<u8>>> {
     receive
 }
 
-/// What comes next of what another thread sends; nothing at its end. A server may be silent for long, and a build that is called off
-/// does not wait for it.
+/// What comes next of what another thread sends; nothing at its end. A server may be silent for
+/// long, and a build that is called off does not wait for it.
 pub(super) fn next<T>(sent: &Receiver<T>, job: &Job) -> Result<Option<T>> {
     const SLICE: Duration = Duration::from_millis(100);
     loop {

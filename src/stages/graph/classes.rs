@@ -15,18 +15,30 @@ pub(super) struct Classes<'a> {
 impl<'a> Classes<'a> {
     /// The classes of `graph`; a value that `begins_anew` does not belong to what it is moved from.
     pub(super) fn new(graph: &'a GraphProto, begins_anew: impl Fn(&str) -> bool) -> Self {
-        let mut classes = Classes { of: BTreeMap::new(), members: vec![] };
+        let mut classes = Classes {
+            of: BTreeMap::new(),
+            members: vec![],
+        };
         let infos = graph.value_info.iter().chain(&graph.output);
-        let is_float: BTreeMap<&str, bool> = infos.map(|info| (info.name.as_str(), is_f32(info))).collect();
+        let is_float: BTreeMap<&str, bool> = infos
+            .map(|info| (info.name.as_str(), is_f32(info)))
+            .collect();
         for input in graph.input.iter().filter(|input| is_f32(input)) {
             classes.add(&input.name, true);
         }
         for node in &graph.node {
-            let from: Vec<usize> = moved(node).iter().filter_map(|name| classes.of(name)).collect();
+            let from: Vec<usize> = moved(node)
+                .iter()
+                .filter_map(|name| classes.of(name))
+                .collect();
             if let [first, others @ ..] = from.as_slice() {
                 others.iter().for_each(|other| classes.join(*other, *first));
             }
-            for name in node.output.iter().filter(|name| is_float.get(name.as_str()).copied().unwrap_or(false)) {
+            for name in node
+                .output
+                .iter()
+                .filter(|name| is_float.get(name.as_str()).copied().unwrap_or(false))
+            {
                 let apart = from.is_empty() || begins_anew(name);
                 let own = classes.add(name, apart);
                 if let (Some(first), false) = (from.first(), apart) {
@@ -54,12 +66,21 @@ impl<'a> Classes<'a> {
 
     /// Its values, in the order of the graph.
     pub(super) fn names(&self, class: usize) -> impl Iterator<Item = &'a str> + '_ {
-        self.members.get(class).into_iter().flatten().map(|(name, _)| *name)
+        self.members
+            .get(class)
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| *name)
     }
 
     /// Those of its values that are made, not moved.
     pub(super) fn sources(&self, class: usize) -> impl Iterator<Item = &'a str> + '_ {
-        self.members.get(class).into_iter().flatten().filter(|(_, is_source)| *is_source).map(|(name, _)| *name)
+        self.members
+            .get(class)
+            .into_iter()
+            .flatten()
+            .filter(|(_, is_source)| *is_source)
+            .map(|(name, _)| *name)
     }
 
     fn add(&mut self, name: &'a str, is_source: bool) -> usize {
@@ -79,6 +100,9 @@ impl<'a> Classes<'a> {
 }
 
 fn is_f32(info: &ValueInfoProto) -> bool {
-    let tensor = info.r#type.as_ref().and_then(|kind| kind.tensor_type.as_ref());
+    let tensor = info
+        .r#type
+        .as_ref()
+        .and_then(|kind| kind.tensor_type.as_ref());
     tensor.is_some_and(|tensor| tensor.elem_type == element::FLOAT)
 }

@@ -1,8 +1,8 @@
 //! The decoder as ONNX: one form for `llama` and `qwen2`, proven op by op on the device.
 //!
-//! The heads that share a key are folded into the rows of one matrix product, so that no key is repeated; q is scaled
-//! before the scores, which could overflow a half otherwise; the caches keep Genie's shapes, with the key heads as
-//! the batch.
+//! The heads that share a key are folded into the rows of one matrix product, so that no key is
+//! repeated; q is scaled before the scores, which could overflow a half otherwise; the caches keep
+//! Genie's shapes, with the key heads as the batch.
 
 use std::collections::BTreeMap;
 
@@ -66,8 +66,8 @@ pub(super) struct Profile {
     pub(super) piece: Piece,
 }
 
-/// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against `model`, `centres` are of its
-/// layers.
+/// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against
+/// `model`, `centres` are of its layers.
 pub(super) fn decoder(
     model: &ModelFacts,
     weights: &Weights,
@@ -80,7 +80,13 @@ pub(super) fn decoder(
         // The CPU gives floats; who takes them rounds them.
         Piece::End(_) => Builder::default(),
     };
-    let mut decoder = Decoder { graph, model, weights, centres, profile };
+    let mut decoder = Decoder {
+        graph,
+        model,
+        weights,
+        centres,
+        profile,
+    };
     match profile.piece {
         Piece::Layers(shard) => decoder.layers(shard),
         Piece::End(end) => decoder.end(end),
@@ -117,9 +123,16 @@ impl Decoder<'_> {
         let mut new_caches = vec![];
         for (layer, past) in layers.zip(&caches) {
             let (attention, new) = self.attention(layer, &residual, past, &shared);
-            residual = self.graph.elementwise("Add", &format!("blk.{layer}.attn_residual"), &residual, &attention);
+            residual = self.graph.elementwise(
+                "Add",
+                &format!("blk.{layer}.attn_residual"),
+                &residual,
+                &attention,
+            );
             let ffn = self.feed_forward(layer, &residual);
-            residual = self.graph.elementwise("Add", &residual_after(layer), &residual, &ffn);
+            residual = self
+                .graph
+                .elementwise("Add", &residual_after(layer), &residual, &ffn);
             new_caches.extend(new);
         }
         let result = self.closing(&shard, residual);
@@ -134,7 +147,9 @@ impl Decoder<'_> {
                 self.embedding(end.value(), &ids)
             }
             End::Head => {
-                let normal = self.graph.input(end.value(), element::FLOAT, &self.stream());
+                let normal = self
+                    .graph
+                    .input(end.value(), element::FLOAT, &self.stream());
                 self.head(&normal)
             }
         };
@@ -147,17 +162,22 @@ impl Decoder<'_> {
     }
 
     fn ids(&mut self) -> Value {
-        self.graph.input("input_ids", element::INT32, &[1, self.profile.tokens])
+        self.graph
+            .input("input_ids", element::INT32, &[1, self.profile.tokens])
     }
 
-    /// What the layers begin with: token ids, their rows if the CPU has looked them up, or what the shard before gives under the
-    /// same name.
+    /// What the layers begin with: token ids, their rows if the CPU has looked them up, or what the
+    /// shard before gives under the same name.
     fn given(&mut self, shard: &Shard) -> Value {
         let stream = self.stream();
         match shard.first.checked_sub(1) {
             None if shard.has_embedding() => self.ids(),
-            None => self.graph.input(End::Embedding.value(), element::FLOAT, &stream[1..]),
-            Some(before) => self.graph.input(&residual_after(before), element::FLOAT, &stream),
+            None => self
+                .graph
+                .input(End::Embedding.value(), element::FLOAT, &stream[1..]),
+            Some(before) => self
+                .graph
+                .input(&residual_after(before), element::FLOAT, &stream),
         }
     }
 
@@ -166,46 +186,75 @@ impl Decoder<'_> {
         if shard.first > 0 {
             return given;
         }
-        let rows = if shard.has_embedding() { self.embedding(ROWS, &given) } else { given };
+        let rows = if shard.has_embedding() {
+            self.embedding(ROWS, &given)
+        } else {
+            given
+        };
         self.graph.reshape("token_embd", &rows, &self.stream())
     }
 
-    /// What is given out after the last layer: logits, what the CPU makes logits of, or the stream as it is.
+    /// What is given out after the last layer: logits, what the CPU makes logits of, or the stream
+    /// as it is.
     fn closing(&mut self, shard: &Shard, residual: Value) -> Value {
         if !shard.is_last() {
             return residual;
         }
         let normal = self.norm(End::Head.value(), "output_norm.weight", &residual);
-        if shard.has_head() { self.head(&normal) } else { normal }
+        if shard.has_head() {
+            self.head(&normal)
+        } else {
+            normal
+        }
     }
 
     fn head(&mut self, normal: &Value) -> Value {
-        let head = if self.model.tied_embeddings { "token_embd" } else { "output" };
+        let head = if self.model.tied_embeddings {
+            "token_embd"
+        } else {
+            "output"
+        };
         self.linear("logits", head, normal, 0)
     }
 
     fn cache(&mut self, layer: u32) -> [Value; 2] {
         let [heads, width] = [self.model.kv_heads, self.model.head_dim].map(u64::from);
         let past = self.profile.context - self.profile.tokens;
-        let mut input =
-            |what: &str, dims: [u64; 4]| self.graph.input(&format!("past_{what}_{layer}_in"), element::FLOAT, &dims);
-        [input("key", [heads, 1, width, past]), input("value", [heads, 1, past, width])]
+        let mut input = |what: &str, dims: [u64; 4]| {
+            self.graph
+                .input(&format!("past_{what}_{layer}_in"), element::FLOAT, &dims)
+        };
+        [
+            input("key", [heads, 1, width, past]),
+            input("value", [heads, 1, past, width]),
+        ]
     }
 
     fn shared(&mut self) -> Shared {
-        let Profile { tokens, context, .. } = *self.profile;
+        let Profile {
+            tokens, context, ..
+        } = *self.profile;
         let width = u64::from(self.model.head_dim);
         let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
         let mask = input("attention_mask", [1, 1, tokens, context]);
         let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
         let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
-        let query_scale = self.graph.scalar("query_scale", 1.0 / (width as f32).sqrt());
+        let query_scale = self
+            .graph
+            .scalar("query_scale", 1.0 / (width as f32).sqrt());
         let turn = (!self.centres.is_empty()).then(|| self.turn(&cos, &sin));
-        Shared { mask, cos, sin, query_scale, turn }
+        Shared {
+            mask,
+            cos,
+            sin,
+            query_scale,
+            turn,
+        }
     }
 
-    /// `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for small angles. Angles of a quarter turn or more multiply zeros
-    /// only: there the negative cosine is left out, so that nothing is divided by zero.
+    /// `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for small angles. Angles of a quarter
+    /// turn or more multiply zeros only: there the negative cosine is left out, so that nothing
+    /// is divided by zero.
     fn turn(&mut self, cos: &Value, sin: &Value) -> Value {
         let g = &mut self.graph;
         let one = g.scalar("one", 1.0);
@@ -217,10 +266,17 @@ impl Decoder<'_> {
     }
 
     /// What attention adds to the residual stream, and the new key and value.
-    fn attention(&mut self, layer: u32, x: &Value, past: &[Value; 2], shared: &Shared) -> (Value, [Value; 2]) {
+    fn attention(
+        &mut self,
+        layer: u32,
+        x: &Value,
+        past: &[Value; 2],
+        shared: &Shared,
+    ) -> (Value, [Value; 2]) {
         let tokens = self.profile.tokens;
         let context = self.profile.context;
-        let [heads, kv_heads, width] = [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
+        let [heads, kv_heads, width] =
+            [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
         let folded = heads / kv_heads * tokens;
         let name = |what: &str| format!("blk.{layer}.{what}");
 
@@ -255,83 +311,145 @@ impl Decoder<'_> {
         let scores = g.reshape(&name("scores.heads"), &scores, &[1, heads, tokens, context]);
         let scores = g.elementwise("Add", &name("scores.masked"), &scores, &shared.mask);
         let attention = g.softmax(&name("attention"), &scores);
-        let attention = g.reshape(&name("attention.folded"), &attention, &[kv_heads, 1, folded, context]);
+        let attention = g.reshape(
+            &name("attention.folded"),
+            &attention,
+            &[kv_heads, 1, folded, context],
+        );
         let mix = g.matmul(&name("mix"), &attention, &values);
         let mix = g.reshape(&name("mix.heads"), &mix, &[1, heads, tokens, width]);
         let mix = g.transpose(&name("mix.tokens"), &mix, [0, 2, 1, 3]);
         let mix = g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, heads * width]);
-        let output = self.linear(&name("attn_output"), &name("attn_output"), &mix, -self.profile.residual_exponent);
+        let output = self.linear(
+            &name("attn_output"),
+            &name("attn_output"),
+            &mix,
+            -self.profile.residual_exponent,
+        );
         (output, [k, v])
     }
 
     /// The keys before they are rotated; without the part of their bias that is added afterwards.
     fn key(&mut self, layer: u32, x: &Value) -> Value {
         let name = format!("blk.{layer}.attn_k");
-        let rest = self.centres.get(&layer).and_then(|centre| centre.rest.as_ref());
-        let bias = rest.map(|rest| self.graph.constant(&format!("{name}.bias/rest"), &[rest.len() as u64], rest));
+        let rest = self
+            .centres
+            .get(&layer)
+            .and_then(|centre| centre.rest.as_ref());
+        let bias = rest.map(|rest| {
+            self.graph
+                .constant(&format!("{name}.bias/rest"), &[rest.len() as u64], rest)
+        });
         let bias = bias.map_or_else(|| self.weight(&format!("{name}.bias")), |bias| vec![bias]);
         self.linear_with(&name, &name, x, 0, &bias)
     }
 
     /// What the feed-forward layer adds to the residual stream: `down(silu(gate(x)) * up(x))`.
     fn feed_forward(&mut self, layer: u32, x: &Value) -> Value {
-        let Profile { residual_exponent: k, ffn_exponent: j, .. } = *self.profile;
+        let Profile {
+            residual_exponent: k,
+            ffn_exponent: j,
+            ..
+        } = *self.profile;
         let name = |what: &str| format!("blk.{layer}.{what}");
         let x = self.norm(&name("ffn_norm"), &name("ffn_norm.weight"), x);
         let gate = self.linear(&name("ffn_gate"), &name("ffn_gate"), &x, 0);
         let up = self.linear(&name("ffn_up"), &name("ffn_up"), &x, -j);
         let sigmoid = self.graph.sigmoid(&name("gate.sigmoid"), &gate);
-        let silu = self.graph.elementwise("Mul", &name("gate.silu"), &gate, &sigmoid);
+        let silu = self
+            .graph
+            .elementwise("Mul", &name("gate.silu"), &gate, &sigmoid);
         let gate_up = self.graph.elementwise("Mul", &name("gate_up"), &silu, &up);
         self.linear(&name("down"), &name("ffn_down"), &gate_up, j - k)
     }
 
-    /// RMSNorm of the residual stream: the `2^-k` of the stream leaves through an epsilon times `2^-2k`.
+    /// RMSNorm of the residual stream: the `2^-k` of the stream leaves through an epsilon times
+    /// `2^-2k`.
     fn norm(&mut self, name: &str, weight: &str, x: &Value) -> Value {
         let gamma = self.weight(weight);
         let epsilon = self.model.rms_epsilon * 2f32.powi(-2 * self.profile.residual_exponent);
         let inputs: Vec<&Value> = [x].into_iter().chain(&gamma).collect();
-        self.graph.call(Function::RmsNorm, name, &inputs, vec![float("epsilon", epsilon)], x.dims.clone())
+        self.graph.call(
+            Function::RmsNorm,
+            name,
+            &inputs,
+            vec![float("epsilon", epsilon)],
+            x.dims.clone(),
+        )
     }
 
-    /// `(x W^T + bias) * 2^exponent` with the weights `TENSOR.weight` and, if there is one, `TENSOR.bias`.
+    /// `(x W^T + bias) * 2^exponent` with the weights `TENSOR.weight` and, if there is one,
+    /// `TENSOR.bias`.
     fn linear(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32) -> Value {
         let bias = self.weight(&format!("{tensor}.bias"));
         self.linear_with(name, tensor, x, exponent, &bias)
     }
 
     /// The same with this bias, if there is one.
-    fn linear_with(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32, bias: &[Value]) -> Value {
+    fn linear_with(
+        &mut self,
+        name: &str,
+        tensor: &str,
+        x: &Value,
+        exponent: i32,
+        bias: &[Value],
+    ) -> Value {
         let matrix = self.weight(&format!("{tensor}.weight"));
         let (weight, attributes) = self.spelling(&format!("{tensor}.weight"), exponent);
         let mut dims = x.dims.clone();
         dims.pop();
         dims.extend(matrix.first().and_then(|w| w.dims.first()));
-        let function = Function::Linear { weight, bias: !bias.is_empty() };
+        let function = Function::Linear {
+            weight,
+            bias: !bias.is_empty(),
+        };
         let inputs: Vec<&Value> = [x].into_iter().chain(&matrix).chain(bias).collect();
         self.graph.call(function, name, &inputs, attributes, dims)
     }
 
     fn embedding(&mut self, name: &str, ids: &Value) -> Value {
         let table = self.weight("token_embd.weight");
-        let (weight, attributes) = self.spelling("token_embd.weight", -self.profile.residual_exponent);
-        let dims = ids.dims.iter().copied().chain([u64::from(self.model.hidden)]).collect();
+        let (weight, attributes) =
+            self.spelling("token_embd.weight", -self.profile.residual_exponent);
+        let dims = ids
+            .dims
+            .iter()
+            .copied()
+            .chain([u64::from(self.model.hidden)])
+            .collect();
         let inputs: Vec<&Value> = [ids].into_iter().chain(&table).collect();
-        self.graph.call(Function::Embedding { weight }, name, &inputs, attributes, dims)
+        self.graph.call(
+            Function::Embedding { weight },
+            name,
+            &inputs,
+            attributes,
+            dims,
+        )
     }
 
     /// How the weight `name` is spelled, and the attributes that go with it.
     fn spelling(&self, name: &str, exponent: i32) -> (Spelling, Vec<AttributeProto>) {
         let weight = self.weights.by_name.get(name);
-        let block = weight.and_then(Weight::block).map(|block| int("block", block as i64));
+        let block = weight
+            .and_then(Weight::block)
+            .map(|block| int("block", block as i64));
         let spelling = weight.map_or(Spelling::Values, Weight::spelling);
-        (spelling, block.into_iter().chain([gain(exponent)]).collect())
+        (
+            spelling,
+            block.into_iter().chain([gain(exponent)]).collect(),
+        )
     }
 
     /// The blobs of weight `name` in the order of its spelling; none if there is no such weight.
     fn weight(&mut self, name: &str) -> Vec<Value> {
-        let Some(weight) = self.weights.by_name.get(name) else { return vec![] };
-        let blobs = weight.spelling().inputs().iter().filter_map(|blob| Some((*blob, weight.blobs.get(*blob)?)));
+        let Some(weight) = self.weights.by_name.get(name) else {
+            return vec![];
+        };
+        let blobs = weight
+            .spelling()
+            .inputs()
+            .iter()
+            .filter_map(|blob| Some((*blob, weight.blobs.get(*blob)?)));
         blobs
             .map(|(blob, stored)| {
                 let full = format!("{name}/{blob}");
@@ -368,18 +486,29 @@ fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
 /// What a rotated key is called that is centred afterwards; the centred one is the layer's `key`.
 const ROTATED: &str = "key.rotated";
 
-/// The rotated keys `k` less their centre (`centre.rs`); `turn` is `[1 - cos, sin]` of each position.
+/// The rotated keys `k` less their centre (`centre.rs`); `turn` is `[1 - cos, sin]` of each
+/// position.
 ///
-/// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant that is added to one token with
-/// what is in memory, so that the same graph would not give the same bytes (seen in QAIRT 2.51).
+/// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant
+/// that is added to one token with what is in memory, so that the same graph would not give the
+/// same bytes (seen in QAIRT 2.51).
 fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Value) -> Value {
     let part = |what: &str| format!("{name}.{what}");
     let (heads, tokens, width) = (k.dims[1], k.dims[2], k.dims[3]);
     let matrix = g.constant(&part(KEY_TURN), &[heads * width, width], &centre.turn);
     let shift = g.constant(&part(KEY_SHIFT), &[heads * width], &centre.shift);
-    let linear = Function::Linear { weight: Spelling::Values, bias: true };
+    let linear = Function::Linear {
+        weight: Spelling::Values,
+        bias: true,
+    };
     let inputs = [turn, &matrix, &shift];
-    let turned = g.call(linear, &part("bias_turned"), &inputs, vec![gain(0)], vec![1, 1, tokens, heads * width]);
+    let turned = g.call(
+        linear,
+        &part("bias_turned"),
+        &inputs,
+        vec![gain(0)],
+        vec![1, 1, tokens, heads * width],
+    );
     let turned = g.reshape(&part("bias_split"), &turned, &[1, tokens, heads, width]);
     let turned = g.transpose(&part("bias_centred"), &turned, [0, 2, 1, 3]);
     g.elementwise("Add", name, k, &turned)

@@ -27,19 +27,32 @@ pub(super) struct Weights {
 
 impl Weights {
     /// Sorts parts called `NAME/codes` ... by weight.
-    pub(super) fn new<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
+    pub(super) fn new<'a>(
+        parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>,
+    ) -> Result<Self> {
         let mut weights = Weights::default();
         for (part, facts, digest) in parts {
             let (name, blob) = part.rsplit_once('/').ok_or_else(|| {
                 Problem::new(
                     "kiln::graph::weights",
-                    format!("`{part}` is no part of a weight: expected `NAME/values`, `NAME/codes` ..."),
+                    format!(
+                        "`{part}` is no part of a weight: expected `NAME/values`, `NAME/codes` ..."
+                    ),
                 )
             })?;
-            let facts =
-                facts.read().map_err(|problem| problem.within(format!("failed to read the facts of `{part}`")))?;
-            let blob_of_weight = WeightBlob { facts, size_bytes: digest.size_bytes };
-            weights.by_name.entry(name.into()).or_default().blobs.insert(blob.into(), blob_of_weight);
+            let facts = facts.read().map_err(|problem| {
+                problem.within(format!("failed to read the facts of `{part}`"))
+            })?;
+            let blob_of_weight = WeightBlob {
+                facts,
+                size_bytes: digest.size_bytes,
+            };
+            weights
+                .by_name
+                .entry(name.into())
+                .or_default()
+                .blobs
+                .insert(blob.into(), blob_of_weight);
         }
         Ok(weights)
     }
@@ -51,44 +64,77 @@ impl Weights {
         for (name, shape) in &needed {
             match self.by_name.get(name) {
                 None => wrong.push(format!("`{name}` {shape:?} is missing")),
-                Some(weight) => wrong.extend(weight.check(shape).err().map(|why| format!("`{name}`: {why}"))),
+                Some(weight) => wrong.extend(
+                    weight
+                        .check(shape)
+                        .err()
+                        .map(|why| format!("`{name}`: {why}")),
+                ),
             }
         }
-        let unused = self.by_name.keys().filter(|name| !needed.contains_key(*name));
-        wrong.extend(unused.map(|name| format!("`{name}` has no place in a `{}` decoder", model.architecture)));
+        let unused = self
+            .by_name
+            .keys()
+            .filter(|name| !needed.contains_key(*name));
+        wrong.extend(unused.map(|name| {
+            format!(
+                "`{name}` has no place in a `{}` decoder",
+                model.architecture
+            )
+        }));
         if wrong.is_empty() {
             return Ok(());
         }
         let count = wrong.len();
         Err(Problem::new(
             "kiln::graph::weights",
-            format!("{count} of the weights do not fit the model: {}", wrong.join("; ")),
+            format!(
+                "{count} of the weights do not fit the model: {}",
+                wrong.join("; ")
+            ),
         )
-        .help("`model` and `weights` must come from the same file; `kiln inspect` shows what it holds"))
+        .help(
+            "`model` and `weights` must come from the same file; `kiln inspect` shows what it \
+             holds",
+        ))
     }
 }
 
 impl Weight {
     fn check(&self, shape: &[u64]) -> std::result::Result<(), String> {
         let names: BTreeSet<&str> = self.blobs.keys().map(String::as_str).collect();
-        let spells = |spelling: Spelling| spelling.inputs().iter().copied().collect::<BTreeSet<&str>>() == names;
+        let spells = |spelling: Spelling| {
+            spelling
+                .inputs()
+                .iter()
+                .copied()
+                .collect::<BTreeSet<&str>>()
+                == names
+        };
         if !Spelling::ALL.into_iter().any(spells) {
             return Err(format!("{names:?} spell no weight"));
         }
         for (name, blob) in &self.blobs {
             let expected = self.blob_shape(name, shape)?;
             if blob.facts.shape != expected {
-                return Err(format!("{name} have shape {:?}, expected {expected:?}", blob.facts.shape));
+                return Err(format!(
+                    "{name} have shape {:?}, expected {expected:?}",
+                    blob.facts.shape
+                ));
             }
             let fits = match blob.facts.element {
                 Element::Int4 | Element::Uint4 | Element::Int8 => name == "codes",
                 Element::Uint8 => name == "block_scales",
-                Element::F32 | Element::F16 | Element::Bf16 => name != "codes" && name != "block_scales",
+                Element::F32 | Element::F16 | Element::Bf16 => {
+                    name != "codes" && name != "block_scales"
+                }
             };
             if !fits {
                 return Err(format!("{name} cannot be {:?}", blob.facts.element));
             }
-            let bits = expected.iter().try_fold(blob.facts.element.bits(), |bits, &n| bits.checked_mul(n));
+            let bits = expected
+                .iter()
+                .try_fold(blob.facts.element.bits(), |bits, &n| bits.checked_mul(n));
             if bits.map(|bits| bits.div_ceil(8)) != Some(blob.size_bytes) {
                 return Err(format!(
                     "{name} have {} bytes, which {expected:?} {:?} have not",
@@ -103,7 +149,9 @@ impl Weight {
         if blob == "values" {
             return Ok(shape.to_vec());
         }
-        let &[rows, columns] = shape else { return Err("a vector cannot be in blocks".into()) };
+        let &[rows, columns] = shape else {
+            return Err("a vector cannot be in blocks".into());
+        };
         let block = self.block().ok_or("the codes do not say their block")?;
         if block == 0 || columns % block != 0 {
             return Err(format!("{columns} columns are not whole blocks of {block}"));
@@ -131,11 +179,15 @@ impl Weight {
 
     /// Columns that share a scale.
     pub(super) fn block(&self) -> Option<u64> {
-        self.blobs.get("codes").and_then(|codes| codes.facts.block).map(u64::from)
+        self.blobs
+            .get("codes")
+            .and_then(|codes| codes.facts.block)
+            .map(u64::from)
     }
 }
 
-/// The tensors of a llama or qwen2 decoder under GGUF's names, and their shapes `[rows, columns]` or `[n]`.
+/// The tensors of a llama or qwen2 decoder under GGUF's names, and their shapes `[rows, columns]`
+/// or `[n]`.
 fn needed(model: &ModelFacts) -> BTreeMap<String, Vec<u64>> {
     let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(u64::from);
     let queries = u64::from(model.heads) * u64::from(model.head_dim);
@@ -166,7 +218,11 @@ fn needed(model: &ModelFacts) -> BTreeMap<String, Vec<u64>> {
                 ("attn_v.bias", vec![keys]),
             ]);
         }
-        needed.extend(layer_needs.into_iter().map(|(name, shape)| (format!("blk.{layer}.{name}"), shape)));
+        needed.extend(
+            layer_needs
+                .into_iter()
+                .map(|(name, shape)| (format!("blk.{layer}.{name}"), shape)),
+        );
     }
     needed
 }

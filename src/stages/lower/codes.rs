@@ -1,7 +1,9 @@
-//! Quantized activations: a QuantizeLinear/DequantizeLinear pair is the encoding of one tensor of the device.
+//! Quantized activations: a QuantizeLinear/DequantizeLinear pair is the encoding of one tensor of
+//! the device.
 //!
-//! An operator computes on codes if all that it reads and gives is in codes; otherwise on halves, with Dequantize before
-//! it and Quantize after it. A linear layer with native or half weights is of the second kind, whatever is around it.
+//! An operator computes on codes if all that it reads and gives is in codes; otherwise on halves,
+//! with Dequantize before it and Quantize after it. A linear layer with native or half weights is
+//! of the second kind, whatever is around it.
 
 use super::Lowering;
 use crate::base::Result;
@@ -32,13 +34,20 @@ impl<'a> Lowering<'a> {
         };
         node.domain.is_empty()
             && ON_CODES.contains(&node.op_type.as_str())
-            && node.input.iter().all(|name| grid(name).is_some() || is_number(name))
+            && node
+                .input
+                .iter()
+                .all(|name| grid(name).is_some() || is_number(name))
             && node.output.iter().all(is_rounded)
     }
 
-    /// The tensor of the value `name` that the current node, which computes on codes, is about to make.
+    /// The tensor of the value `name` that the current node, which computes on codes, is about to
+    /// make.
     pub(super) fn coded_result(&mut self, name: &'a str) -> Result<TensorId> {
-        let (held, grid) = match (self.encodings.grids.get(name), self.encodings.pairs.get(name)) {
+        let (held, grid) = match (
+            self.encodings.grids.get(name),
+            self.encodings.pairs.get(name),
+        ) {
             (Some(grid), _) => (name, *grid),
             (None, Some(pair)) => {
                 let (held, codes, grid) = (pair.held, pair.codes, pair.grid);
@@ -55,7 +64,12 @@ impl<'a> Lowering<'a> {
 
     /// A tensor of codes called `name`, with the shape of the ONNX value `like`.
     pub(super) fn coded(&mut self, name: &str, like: &str, grid: Grid) -> Result<TensorId> {
-        let is_input = self.checked.graph.input.iter().any(|input| input.name == name);
+        let is_input = self
+            .checked
+            .graph
+            .input
+            .iter()
+            .any(|input| input.name == name);
         let kind = match (is_input, self.outputs.contains(name)) {
             (true, _) => TensorKind::Input,
             (_, true) => TensorKind::Output,
@@ -76,7 +90,11 @@ impl<'a> Lowering<'a> {
         }
         let source = self.raw_operand(node, 0)?;
         let codes = self.coded(pair.held, pair.held, pair.grid)?;
-        let op = if self.device.tensor(source).encoding == Encoding::None { "Quantize" } else { "Convert" };
+        let op = if self.device.tensor(source).encoding == Encoding::None {
+            "Quantize"
+        } else {
+            "Convert"
+        };
         self.push(op, vec![], vec![source], codes);
         self.values.insert(pair.codes, codes);
         Ok(())
@@ -100,8 +118,10 @@ impl<'a> Lowering<'a> {
         if let Some(&halves) = self.halves.get(&tensor) {
             return Ok(halves);
         }
-        let (name, dims) =
-            (format!("{}.halves", coded.name), coded.dims.iter().map(|&n| n.into()).collect::<Vec<u64>>());
+        let (name, dims) = (
+            format!("{}.halves", coded.name),
+            coded.dims.iter().map(|&n| n.into()).collect::<Vec<u64>>(),
+        );
         let halves = self.between(&name, DataType::Float16, &dims, Encoding::None)?;
         self.push("Dequantize", vec![], vec![tensor], halves);
         self.halves.insert(tensor, halves);
@@ -116,19 +136,42 @@ impl<'a> Lowering<'a> {
         }
         let number = constant.all_numbers().next().unwrap_or(0.0);
         let last = u16::MAX;
-        let (scale, offset) = if number < 0.0 { (-number, -i32::from(last)) } else { (number, 0) };
-        let encoding = Encoding::ScaleOffset { scale: if scale > 0.0 { scale / f32::from(last) } else { 1.0 }, offset };
+        let (scale, offset) = if number < 0.0 {
+            (-number, -i32::from(last))
+        } else {
+            (number, 0)
+        };
+        let encoding = Encoding::ScaleOffset {
+            scale: if scale > 0.0 {
+                scale / f32::from(last)
+            } else {
+                1.0
+            },
+            offset,
+        };
         let code = if number > 0.0 { last } else { 0 };
         let name = format!("{}.code", constant.name);
-        let data = move || Ok(StaticData { bytes: code.to_le_bytes().into(), encoding: encoding.clone() });
+        let data = move || {
+            Ok(StaticData {
+                bytes: code.to_le_bytes().into(),
+                encoding: encoding.clone(),
+            })
+        };
         self.fixed(&name, DataType::UFixed16, &[1], "q16", data)
     }
 }
 
 fn data_type(grid: Grid) -> DataType {
-    if grid.bits == 8 { DataType::UFixed8 } else { DataType::UFixed16 }
+    if grid.bits == 8 {
+        DataType::UFixed8
+    } else {
+        DataType::UFixed16
+    }
 }
 
 fn encoding(grid: Grid) -> Encoding {
-    Encoding::ScaleOffset { scale: grid.scale, offset: -(grid.zero_point as i32) }
+    Encoding::ScaleOffset {
+        scale: grid.scale,
+        offset: -(grid.zero_point as i32),
+    }
 }

@@ -1,4 +1,5 @@
-//! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and multiplied as halves.
+//! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and
+//! multiplied as halves.
 
 use super::Lowering;
 use super::grid::Grid;
@@ -11,21 +12,31 @@ use crate::model::onnx::proto::NodeProto;
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
 
 /// Codes are stored as code + 128 in a byte.
-const CODES: Encoding = Encoding::ScaleOffset { scale: 1.0, offset: -128 };
+const CODES: Encoding = Encoding::ScaleOffset {
+    scale: 1.0,
+    offset: -128,
+};
 
 impl<'a> Lowering<'a> {
     pub(super) fn embedding(&mut self, node: &'a NodeProto, spelling: Spelling) -> Result<()> {
         let ids = self.operand(node, 0)?;
         let gain = self.float(node, "gain")?;
         let table = self.stored(node, 1)?;
-        let [rows, columns] = table.matrix().ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
+        let [rows, columns] = table
+            .matrix()
+            .ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
             return Err(self.refuse(node, "shape", "wants ids [1, T]"));
         };
         let shape = [rows as u64, columns as u64];
         if spelling == Spelling::Values {
             let name = format!("{}.table", blob_owner(&table.name));
-            let data = move || Ok(StaticData { bytes: table.halves(gain)?, encoding: Encoding::None });
+            let data = move || {
+                Ok(StaticData {
+                    bytes: table.halves(gain)?,
+                    encoding: Encoding::None,
+                })
+            };
             let table = self.fixed(&name, DataType::Float16, &shape, "f16", data)?;
             return self.emit(node, "Gather", gather(), vec![table, ids]);
         }
@@ -35,20 +46,45 @@ impl<'a> Lowering<'a> {
         let blocks = (columns / weight.block) as u64;
         let of_blocks = [1, tokens, blocks, weight.block as u64];
         let codes = self.codes_table(&weight.codes, shape, weight.bits())?;
-        let gathered = self.between(&name("codes"), DataType::UFixed8, &[1, tokens, shape[1]], CODES)?;
+        let gathered = self.between(
+            &name("codes"),
+            DataType::UFixed8,
+            &[1, tokens, shape[1]],
+            CODES,
+        )?;
         self.push("Gather", gather(), vec![codes, ids], gathered);
-        let plain = self.between(&name("plain_codes"), DataType::Float16, &[1, tokens, shape[1]], Encoding::None)?;
+        let plain = self.between(
+            &name("plain_codes"),
+            DataType::Float16,
+            &[1, tokens, shape[1]],
+            Encoding::None,
+        )?;
         self.push("Dequantize", vec![], vec![gathered], plain);
-        let mut value = self.between(&name("blocks"), DataType::Float16, &of_blocks, Encoding::None)?;
+        let mut value = self.between(
+            &name("blocks"),
+            DataType::Float16,
+            &of_blocks,
+            Encoding::None,
+        )?;
         self.push("Reshape", vec![], vec![plain], value);
 
         let scales = self.gathered_grid(node, "scales", &weight.scales, gain, ids, tokens)?;
-        let scaled = self.between(&name("scaled"), DataType::Float16, &of_blocks, Encoding::None)?;
+        let scaled = self.between(
+            &name("scaled"),
+            DataType::Float16,
+            &of_blocks,
+            Encoding::None,
+        )?;
         self.push("ElementWiseMultiply", vec![], vec![value, scales], scaled);
         value = scaled;
         if let Some(offsets) = &weight.offsets {
             let offsets = self.gathered_grid(node, "offsets", offsets, gain, ids, tokens)?;
-            let shifted = self.between(&name("shifted"), DataType::Float16, &of_blocks, Encoding::None)?;
+            let shifted = self.between(
+                &name("shifted"),
+                DataType::Float16,
+                &of_blocks,
+                Encoding::None,
+            )?;
             self.push("ElementWiseAdd", vec![], vec![value, offsets], shifted);
             value = shifted;
         }
@@ -60,10 +96,21 @@ impl<'a> Lowering<'a> {
         let codes = codes.clone();
         let count = (shape[0] * shape[1]) as usize;
         let data = move || {
-            let bytes = (0..count).map(|index| (codes.code(index) + 128) as u8).collect();
-            Ok(StaticData { bytes, encoding: CODES })
+            let bytes = (0..count)
+                .map(|index| (codes.code(index) + 128) as u8)
+                .collect();
+            Ok(StaticData {
+                bytes,
+                encoding: CODES,
+            })
         };
-        self.fixed(&name, DataType::UFixed8, &shape, &format!("{bits} bit codes"), data)
+        self.fixed(
+            &name,
+            DataType::UFixed8,
+            &shape,
+            &format!("{bits} bit codes"),
+            data,
+        )
     }
 
     /// The numbers of each token's blocks, `[1, T, blocks, 1]`.
@@ -82,16 +129,24 @@ impl<'a> Lowering<'a> {
         let name = format!("{}.{what}", blob_owner(&owner));
         let data = move || {
             let mut halves = Halves::default();
-            let mut bytes = Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
+            let mut bytes =
+                Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
             for number in grid.all_numbers() {
                 bytes.extend(halves.round(scale_times_gain(number, gain, &owner)?));
             }
             halves.finish(&owner)?;
-            Ok(StaticData { bytes, encoding: Encoding::None })
+            Ok(StaticData {
+                bytes,
+                encoding: Encoding::None,
+            })
         };
         let table = self.fixed(&name, DataType::Float16, &dims, "f16", data)?;
-        let of_token =
-            self.between(&format!("{}.{what}", node.name), DataType::Float16, &[1, tokens, blocks], Encoding::None)?;
+        let of_token = self.between(
+            &format!("{}.{what}", node.name),
+            DataType::Float16,
+            &[1, tokens, blocks],
+            Encoding::None,
+        )?;
         self.push("Gather", gather(), vec![table, ids], of_token);
         let of_block = self.between(
             &format!("{}.{what}_of_block", node.name),

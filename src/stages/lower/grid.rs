@@ -32,7 +32,8 @@ impl Grid {
             Grid::Products { integers, channels } => {
                 let blocks = integers.dims.last().copied().unwrap_or(1) as usize;
                 let of_row = move |(row, channel): (usize, f32)| {
-                    (row * blocks..(row + 1) * blocks).map(move |block| channel * integers.code(block) as f32)
+                    (row * blocks..(row + 1) * blocks)
+                        .map(move |block| channel * integers.code(block) as f32)
                 };
                 Box::new(channels.all_numbers().enumerate().flat_map(of_row))
             }

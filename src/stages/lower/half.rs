@@ -4,8 +4,8 @@ use half::f16;
 
 use crate::base::{Problem, Result};
 
-/// Where a tensor of halves is no longer as good as f16's own rounding (at most 2^-11 of each value): too many of
-/// its values are so small that they lose bits.
+/// Where a tensor of halves is no longer as good as f16's own rounding (at most 2^-11 of each
+/// value): too many of its values are so small that they lose bits.
 const MAX_RELATIVE_RMS: f64 = 1.0 / 1024.0;
 
 /// Rounds a tensor to halves and sums up the error.
@@ -34,7 +34,10 @@ impl Halves {
             "kiln::lower::half",
             format!("`{tensor}` does not fit into f16: relative error {relative:.1e}"),
         )
-        .help("a smaller `residual_exponent` or `ffn_exponent` keeps small values; values over 65504 fit in no half"))
+        .help(
+            "a smaller `residual_exponent` or `ffn_exponent` keeps small values; values over \
+             65504 fit in no half",
+        ))
     }
 }
 
@@ -61,9 +64,17 @@ mod tests {
     #[test]
     fn a_gain_may_not_cost_a_scale_its_bits() {
         assert_eq!(scale_times_gain(0.5, 0.25, "w").unwrap(), 0.125);
-        assert_eq!(scale_times_gain(3e-5, 1.0, "w").unwrap(), 3e-5, "a small scale of the file is the file's own");
+        assert_eq!(
+            scale_times_gain(3e-5, 1.0, "w").unwrap(),
+            3e-5,
+            "a small scale of the file is the file's own"
+        );
         assert!(scale_times_gain(f16::from_f32(7e-5).to_f32(), 1.0 / 16.0, "w").is_err());
-        assert_eq!(scale_times_gain(2f32.powi(-14), 2f32.powi(-10), "w").unwrap(), 2f32.powi(-24), "exact");
+        assert_eq!(
+            scale_times_gain(2f32.powi(-14), 2f32.powi(-10), "w").unwrap(),
+            2f32.powi(-24),
+            "exact"
+        );
         assert!(scale_times_gain(60000.0, 2.0, "w").is_err());
         assert!(scale_times_gain(f32::NAN, 1.0, "w").is_err());
     }

@@ -1,4 +1,5 @@
-//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the GGUF.
+//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the
+//! GGUF.
 
 use super::Lowering;
 use super::grid::Grid;
@@ -11,18 +12,36 @@ use crate::model::onnx::proto::{NodeProto, element};
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
 
 impl<'a> Lowering<'a> {
-    pub(super) fn linear(&mut self, node: &'a NodeProto, spelling: Spelling, bias: bool) -> Result<()> {
+    pub(super) fn linear(
+        &mut self,
+        node: &'a NodeProto,
+        spelling: Spelling,
+        bias: bool,
+    ) -> Result<()> {
         let x = self.operand(node, 0)?;
         let dims = self.dims(node, 0)?;
         let gain = self.float(node, "gain")?;
-        let [rows, columns] =
-            self.stored(node, 1)?.matrix().ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
+        let [rows, columns] = self
+            .stored(node, 1)?
+            .matrix()
+            .ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
         if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns as u64) {
-            return Err(self.refuse(node, "shape", &format!("wants an input [1, 1, T, {columns}]")));
+            return Err(self.refuse(
+                node,
+                "shape",
+                &format!("wants an input [1, 1, T, {columns}]"),
+            ));
         }
-        let bias = if bias { Some(self.bias(node, spelling, rows)?) } else { None };
+        let bias = if bias {
+            Some(self.bias(node, spelling, rows)?)
+        } else {
+            None
+        };
         let mut inputs = vec![x];
-        match (self.device.tensor(x).data_type, &self.device.tensor(x).encoding) {
+        match (
+            self.device.tensor(x).data_type,
+            &self.device.tensor(x).encoding,
+        ) {
             (DataType::UFixed16, &Encoding::ScaleOffset { scale, .. }) => {
                 let weight = self.coded_weight(node, spelling, gain)?;
                 inputs.push(weight.tensor);
@@ -34,8 +53,19 @@ impl<'a> Lowering<'a> {
                 inputs.push(self.half_weight(node, spelling, [rows, columns], gain)?);
                 if let Some(bias) = bias {
                     let name = blob_owner(&bias.name).to_string();
-                    let data = move || Ok(StaticData { bytes: bias.halves(gain)?, encoding: Encoding::None });
-                    inputs.push(self.fixed(&name, DataType::Float16, &[rows as u64], "f16", data)?);
+                    let data = move || {
+                        Ok(StaticData {
+                            bytes: bias.halves(gain)?,
+                            encoding: Encoding::None,
+                        })
+                    };
+                    inputs.push(self.fixed(
+                        &name,
+                        DataType::Float16,
+                        &[rows as u64],
+                        "f16",
+                        data,
+                    )?);
                 }
             }
         }
@@ -74,7 +104,12 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn plain_weight(&mut self, node: &'a NodeProto, shape: [usize; 2], gain: f32) -> Result<TensorId> {
+    fn plain_weight(
+        &mut self,
+        node: &'a NodeProto,
+        shape: [usize; 2],
+        gain: f32,
+    ) -> Result<TensorId> {
         let values = self.stored(node, 1)?;
         if !values.is_float() {
             return Err(self.refuse(node, "type", "wants floating-point values"));
@@ -82,7 +117,10 @@ impl<'a> Lowering<'a> {
         let name = blob_owner(&values.name).to_string();
         let data = move || {
             let bytes = values.halves_transposed(shape, gain)?;
-            Ok(StaticData { bytes, encoding: Encoding::None })
+            Ok(StaticData {
+                bytes,
+                encoding: Encoding::None,
+            })
         };
         self.fixed(&name, DataType::Float16, &conv_dims(shape), "f16", data)
     }
@@ -93,22 +131,40 @@ impl<'a> Lowering<'a> {
             "float-block {} bit {}{}",
             weight.bits(),
             weight.block,
-            if weight.offsets.is_some() { " offset" } else { "" }
+            if weight.offsets.is_some() {
+                " offset"
+            } else {
+                ""
+            }
         );
         let data = move || weight.data(shape);
         self.fixed(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
     }
 
     /// The blockwise weight that is input 1 and following of `node`.
-    pub(super) fn block_weight(&self, node: &'a NodeProto, spelling: Spelling, gain: f32) -> Result<BlockWeight> {
+    pub(super) fn block_weight(
+        &self,
+        node: &'a NodeProto,
+        spelling: Spelling,
+        gain: f32,
+    ) -> Result<BlockWeight> {
         let codes = self.stored(node, 1)?;
         let second = self.stored(node, 2)?;
-        let third = if spelling == Spelling::Blocks { None } else { Some(self.stored(node, 3)?) };
+        let third = if spelling == Spelling::Blocks {
+            None
+        } else {
+            Some(self.stored(node, 3)?)
+        };
         let block = self.int(node, "block")?;
         let refuse = |why: &str| self.refuse(node, "block", why);
-        let [rows, columns] = codes.matrix().ok_or_else(|| refuse("wants a matrix of codes"))?;
-        let block = usize::try_from(block).ok().filter(|&block| block > 0 && columns % block == 0);
-        let block = block.ok_or_else(|| refuse(&format!("does not have whole blocks in {columns} columns")))?;
+        let [rows, columns] = codes
+            .matrix()
+            .ok_or_else(|| refuse("wants a matrix of codes"))?;
+        let block = usize::try_from(block)
+            .ok()
+            .filter(|&block| block > 0 && columns % block == 0);
+        let block = block
+            .ok_or_else(|| refuse(&format!("does not have whole blocks in {columns} columns")))?;
         let grid = [rows as u64, (columns / block) as u64];
         let fits = |numbers: &Stored| numbers.dims == grid && numbers.is_float();
         if let (Spelling::Lpbq, Some(channels)) = (spelling, &third) {
@@ -119,13 +175,30 @@ impl<'a> Lowering<'a> {
                     "wants codes of 4 bits, {grid:?} unsigned bytes and {rows} channel scales"
                 )));
             }
-            let scales = Grid::Products { integers: second, channels: channels.clone() };
-            return Ok(BlockWeight { codes, scales, offsets: None, block, gain });
+            let scales = Grid::Products {
+                integers: second,
+                channels: channels.clone(),
+            };
+            return Ok(BlockWeight {
+                codes,
+                scales,
+                offsets: None,
+                block,
+                gain,
+            });
         }
         if codes.is_float() || !fits(&second) || !third.as_ref().is_none_or(fits) {
-            return Err(refuse(&format!("wants integer codes and {grid:?} numbers as scales and offsets")));
+            return Err(refuse(&format!(
+                "wants integer codes and {grid:?} numbers as scales and offsets"
+            )));
         }
-        Ok(BlockWeight { codes, scales: Grid::Numbers(second), offsets: third.map(Grid::Numbers), block, gain })
+        Ok(BlockWeight {
+            codes,
+            scales: Grid::Numbers(second),
+            offsets: third.map(Grid::Numbers),
+            block,
+            gain,
+        })
     }
 }
 
@@ -138,7 +211,8 @@ pub(super) struct BlockWeight {
     pub(super) gain: f32,
 }
 
-/// What the device holds of a block: `(code + shift + offset) * scale`, of which `code + shift` is its code.
+/// What the device holds of a block: `(code + shift + offset) * scale`, of which `code + shift` is
+/// its code.
 #[derive(Debug, PartialEq)]
 struct DeviceBlock {
     scale: f32,
@@ -153,7 +227,11 @@ const MAX_OFFSET_STEPS: f32 = 32768.0;
 impl BlockWeight {
     /// Bits of a code.
     pub(super) fn bits(&self) -> u32 {
-        if self.codes.element == element::INT8 { 8 } else { 4 }
+        if self.codes.element == element::INT8 {
+            8
+        } else {
+            4
+        }
     }
 
     fn data(&self, [rows, columns]: [usize; 2]) -> Result<StaticData> {
@@ -171,44 +249,79 @@ impl BlockWeight {
             offsets.push(block.offset);
             shifts.push(block.shift);
         }
-        // The device keeps scales as halves, which hold neither every power of two nor every product of a half.
+        // The device keeps scales as halves, which hold neither every power of two nor every
+        // product of a half.
         halves.finish(&self.scales.blob().name)?;
         let bytes = transposed(rows, columns, |row, out| {
-            let blocks = out.chunks_exact_mut(self.block).zip(row * columns / self.block..);
+            let blocks = out
+                .chunks_exact_mut(self.block)
+                .zip(row * columns / self.block..);
             for (out, block) in blocks {
                 let Some(shift) = shifts[block] else {
                     out.fill([0]);
                     continue;
                 };
-                let codes = (block * self.block..).map(|index| [(self.codes.code(index) + shift) as u8]);
-                out.iter_mut().zip(codes).for_each(|(out, code)| *out = code);
+                let codes =
+                    (block * self.block..).map(|index| [(self.codes.code(index) + shift) as u8]);
+                out.iter_mut()
+                    .zip(codes)
+                    .for_each(|(out, code)| *out = code);
             }
         });
         let block = vec![1, 1, self.block as u32, 1];
-        Ok(StaticData { bytes, encoding: Encoding::FloatBlock { bits: self.bits(), block, scales, offsets } })
+        Ok(StaticData {
+            bytes,
+            encoding: Encoding::FloatBlock {
+                bits: self.bits(),
+                block,
+                scales,
+                offsets,
+            },
+        })
     }
 
     fn device_block(&self, index: usize, scale: f32, minimum: Option<f32>) -> Result<DeviceBlock> {
         let scaled = |scale| scale_times_gain(scale, self.gain, &self.codes.name);
         // The codes of the device are signed.
-        let signed = if self.codes.element == element::UINT4 { -8 } else { 0 };
+        let signed = if self.codes.element == element::UINT4 {
+            -8
+        } else {
+            0
+        };
         let Some(minimum) = minimum else {
-            return Ok(DeviceBlock { scale: scaled(scale)?, offset: -signed as f32, shift: Some(signed) });
+            return Ok(DeviceBlock {
+                scale: scaled(scale)?,
+                offset: -signed as f32,
+                shift: Some(signed),
+            });
         };
         let steps = minimum / scale;
         if steps.abs() <= MAX_OFFSET_STEPS {
             let shift = self.shift(index, steps);
-            return Ok(DeviceBlock { scale: scaled(scale)?, offset: steps - shift as f32, shift: Some(shift) });
+            return Ok(DeviceBlock {
+                scale: scaled(scale)?,
+                offset: steps - shift as f32,
+                shift: Some(shift),
+            });
         }
-        // All of the block is its middle: exact where the scale is 0, else nearer than a half can tell.
+        // All of the block is its middle: exact where the scale is 0, else nearer than a half can
+        // tell.
         let middle = if signed == 0 { 0.0 } else { 7.5 };
-        Ok(DeviceBlock { scale: scaled(minimum + middle * scale)?, offset: 1.0, shift: None })
+        Ok(DeviceBlock {
+            scale: scaled(minimum + middle * scale)?,
+            offset: 1.0,
+            shift: None,
+        })
     }
 
-    /// The whole steps of an offset that the codes of a block can take up: what remains of the offset, the device rounds.
+    /// The whole steps of an offset that the codes of a block can take up: what remains of the
+    /// offset, the device rounds.
     fn shift(&self, index: usize, steps: f32) -> i32 {
-        let codes = (index * self.block..(index + 1) * self.block).map(|index| self.codes.code(index));
-        let (low, high) = codes.fold((i32::MAX, i32::MIN), |(low, high), code| (low.min(code), high.max(code)));
+        let codes =
+            (index * self.block..(index + 1) * self.block).map(|index| self.codes.code(index));
+        let (low, high) = codes.fold((i32::MAX, i32::MIN), |(low, high), code| {
+            (low.min(code), high.max(code))
+        });
         let span = 1 << (self.bits() - 1);
         (steps.round() as i32).max(-span - low).min(span - 1 - high)
     }

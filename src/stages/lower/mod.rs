@@ -1,5 +1,6 @@
-//! ONNX to device ops, one function an operator. Activations become f16, every linear layer a 1x1 Conv2d with the
-//! weights in the blocks of the GGUF, every function of the dialect the op that was proven to compute it.
+//! ONNX to device ops, one function an operator. Activations become f16, every linear layer a 1x1
+//! Conv2d with the weights in the blocks of the GGUF, every function of the dialect the op that was
+//! proven to compute it.
 
 mod attributes;
 mod channel;
@@ -18,20 +19,31 @@ use crate::action::Blob;
 use crate::base::{Problem, Result};
 use crate::model::onnx::proto::{ModelProto, NodeProto, element};
 use crate::model::onnx::{Checked, DOMAIN, Encodings, Function, ValueType, lint};
-use crate::qnn::{DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind};
+use crate::qnn::{
+    DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
+};
 use stored::Stored;
 
 /// Gives the bytes of a file of external data, by its location.
 pub type Open<'a> = &'a dyn Fn(&str) -> Result<Blob>;
 
-/// The device graph that computes `model`. The data of weights is made when the backend asks for it.
+/// The device graph that computes `model`. The data of weights is made when the backend asks for
+/// it.
 pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
     check_functions(model)?;
     lint(&[model])?;
     let checked = Checked::new(model)?;
     let encodings = Encodings::of(&checked)?;
-    let device = DeviceGraph { name: checked.graph.name.clone(), ..DeviceGraph::default() };
-    let outputs = checked.graph.output.iter().map(|output| output.name.as_str()).collect();
+    let device = DeviceGraph {
+        name: checked.graph.name.clone(),
+        ..DeviceGraph::default()
+    };
+    let outputs = checked
+        .graph
+        .output
+        .iter()
+        .map(|output| output.name.as_str())
+        .collect();
     let mut lowering = Lowering {
         checked,
         encodings,
@@ -68,11 +80,18 @@ struct Lowering<'a> {
 
 /// A function is lowered by its name, so that its body must be the one that the name stands for.
 fn check_functions(model: &ModelProto) -> Result<()> {
-    for theirs in model.functions.iter().filter(|function| function.domain == DOMAIN) {
+    for theirs in model
+        .functions
+        .iter()
+        .filter(|function| function.domain == DOMAIN)
+    {
         if Function::called(&theirs.name).is_none_or(|ours| ours.definition() != *theirs) {
             return Err(Problem::new(
                 "kiln::lower::function",
-                format!("the body of function `{}` is not the one that kiln writes", theirs.name),
+                format!(
+                    "the body of function `{}` is not the one that kiln writes",
+                    theirs.name
+                ),
             )
             .help("write the graph again with this version of kiln"));
         }
@@ -89,7 +108,11 @@ impl<'a> Lowering<'a> {
         let graph = self.checked.graph;
         for input in &graph.input {
             let name = input.name.as_str();
-            let rounded = self.encodings.pairs.get(name).filter(|_| self.encodings.readers.get(name) == Some(&1));
+            let rounded = self
+                .encodings
+                .pairs
+                .get(name)
+                .filter(|_| self.encodings.readers.get(name) == Some(&1));
             let tensor = match rounded.copied() {
                 // Whoever gives it, gives codes.
                 Some(pair) => {
@@ -135,10 +158,12 @@ impl<'a> Lowering<'a> {
     }
 
     fn unknown(&self, node: &NodeProto) -> Problem {
-        self.refuse(node, "op", "is not known to the lowering").help(
-            "known are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, Reshape, Transpose, QuantizeLinear, \
-             DequantizeLinear, and the functions of `docs/artifacts.md`",
-        )
+        self.refuse(node, "op", "is not known to the lowering")
+            .help(
+                "known are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
+                 Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
+                 `docs/artifacts.md`",
+            )
     }
 
     /// A problem of `node`, with the shapes of what it reads.
@@ -148,8 +173,17 @@ impl<'a> Lowering<'a> {
             None => name.clone(),
         };
         let inputs: Vec<String> = node.input.iter().map(shape).collect();
-        let domain = if node.domain.is_empty() { String::new() } else { format!("{}.", node.domain) };
-        let message = format!("node `{}`, {domain}{}({}), {why}", node.name, node.op_type, inputs.join(", "));
+        let domain = if node.domain.is_empty() {
+            String::new()
+        } else {
+            format!("{}.", node.domain)
+        };
+        let message = format!(
+            "node `{}`, {domain}{}({}), {why}",
+            node.name,
+            node.op_type,
+            inputs.join(", ")
+        );
         Problem::new(&format!("kiln::lower::{code}"), message)
     }
 
@@ -161,7 +195,10 @@ impl<'a> Lowering<'a> {
     /// The name of input `index` of `node`.
     fn input_name(&self, node: &'a NodeProto, index: usize) -> Result<&'a str> {
         let missing = || self.refuse(node, "input", &format!("has no input {index}"));
-        node.input.get(index).map(String::as_str).ok_or_else(missing)
+        node.input
+            .get(index)
+            .map(String::as_str)
+            .ok_or_else(missing)
     }
 
     /// The shape of input `index` of `node`.
@@ -169,15 +206,19 @@ impl<'a> Lowering<'a> {
         Ok(self.value_type(self.input_name(node, index)?)?.dims.clone())
     }
 
-    /// The tensor of input `index` of `node`, in codes or halves as the node wants them: an activation, or a small constant
-    /// written into the graph.
+    /// The tensor of input `index` of `node`, in codes or halves as the node wants them: an
+    /// activation, or a small constant written into the graph.
     fn operand(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         if !self.on_codes {
             let tensor = self.raw_operand(node, index)?;
             return self.in_halves(tensor);
         }
         let is_activation = self.values.contains_key(self.input_name(node, index)?);
-        if is_activation { self.raw_operand(node, index) } else { self.coded_number(node, index) }
+        if is_activation {
+            self.raw_operand(node, index)
+        } else {
+            self.coded_number(node, index)
+        }
     }
 
     /// The tensor of input `index` of `node` as it is.
@@ -187,8 +228,17 @@ impl<'a> Lowering<'a> {
             return Ok(tensor);
         }
         let constant = self.stored(node, index)?;
-        let dims = if constant.dims.is_empty() { vec![1] } else { constant.dims.clone() };
-        let data = move || Ok(StaticData { bytes: constant.halves(1.0)?, encoding: Encoding::None });
+        let dims = if constant.dims.is_empty() {
+            vec![1]
+        } else {
+            constant.dims.clone()
+        };
+        let data = move || {
+            Ok(StaticData {
+                bytes: constant.halves(1.0)?,
+                encoding: Encoding::None,
+            })
+        };
         let tensor = self.fixed(name, DataType::Float16, &dims, "f16", data)?;
         self.values.insert(name, tensor);
         Ok(tensor)
@@ -199,7 +249,11 @@ impl<'a> Lowering<'a> {
         let name = self.input_name(node, index)?;
         match self.checked.initializers.get(name) {
             Some(tensor) => Stored::open(tensor, &self.value_type(name)?.dims, self.open),
-            None => Err(self.refuse(node, "constant", &format!("reads `{name}`, which must be a constant"))),
+            None => Err(self.refuse(
+                node,
+                "constant",
+                &format!("reads `{name}`, which must be a constant"),
+            )),
         }
     }
 
@@ -212,7 +266,11 @@ impl<'a> Lowering<'a> {
         inputs: Vec<TensorId>,
     ) -> Result<()> {
         let [output] = node.output.as_slice() else {
-            return Err(self.refuse(node, "output", &format!("has {} outputs, expected 1", node.output.len())));
+            return Err(self.refuse(
+                node,
+                "output",
+                &format!("has {} outputs, expected 1", node.output.len()),
+            ));
         };
         let output = self.result(output)?;
         self.push(op, params, inputs, output);
@@ -224,7 +282,11 @@ impl<'a> Lowering<'a> {
         if self.on_codes {
             return self.coded_result(name);
         }
-        let kind = if self.outputs.contains(name) { TensorKind::Output } else { TensorKind::Native };
+        let kind = if self.outputs.contains(name) {
+            TensorKind::Output
+        } else {
+            TensorKind::Native
+        };
         let value_type = self.value_type(name)?.clone();
         let tensor = self.activation(name, &value_type, kind)?;
         self.values.insert(name, tensor);
@@ -232,9 +294,21 @@ impl<'a> Lowering<'a> {
     }
 
     /// Adds an op, named after its result.
-    fn push(&mut self, op: &'static str, params: Vec<(&'static str, Param)>, inputs: Vec<TensorId>, output: TensorId) {
+    fn push(
+        &mut self,
+        op: &'static str,
+        params: Vec<(&'static str, Param)>,
+        inputs: Vec<TensorId>,
+        output: TensorId,
+    ) {
         let name = self.device.tensor(output).name.clone();
-        self.device.nodes.push(Node { name, op, params, inputs, outputs: vec![output] });
+        self.device.nodes.push(Node {
+            name,
+            op,
+            params,
+            inputs,
+            outputs: vec![output],
+        });
     }
 
     fn activation(&mut self, name: &str, value: &ValueType, kind: TensorKind) -> Result<TensorId> {
@@ -242,7 +316,8 @@ impl<'a> Lowering<'a> {
             element::FLOAT => DataType::Float16,
             element::INT32 => DataType::Int32,
             other => {
-                let message = format!("`{name}` has ONNX type {other}; activations are f32, token ids i32");
+                let message =
+                    format!("`{name}` has ONNX type {other}; activations are f32, token ids i32");
                 return Err(Problem::new("kiln::lower::type", message));
             }
         };
@@ -250,7 +325,13 @@ impl<'a> Lowering<'a> {
     }
 
     /// A tensor between ops that has no ONNX value of its own.
-    fn between(&mut self, name: &str, data_type: DataType, dims: &[u64], encoding: Encoding) -> Result<TensorId> {
+    fn between(
+        &mut self,
+        name: &str,
+        data_type: DataType,
+        dims: &[u64],
+        encoding: Encoding,
+    ) -> Result<TensorId> {
         self.tensor(name, TensorKind::Native, data_type, dims, encoding, "")
     }
 
@@ -263,7 +344,14 @@ impl<'a> Lowering<'a> {
         note: &str,
         data: impl Fn() -> Result<StaticData> + Send + Sync + 'static,
     ) -> Result<TensorId> {
-        self.tensor(name, TensorKind::Static(Arc::new(data)), data_type, dims, Encoding::None, note)
+        self.tensor(
+            name,
+            TensorKind::Static(Arc::new(data)),
+            data_type,
+            dims,
+            Encoding::None,
+            note,
+        )
     }
 
     fn tensor(
@@ -277,13 +365,36 @@ impl<'a> Lowering<'a> {
     ) -> Result<TensorId> {
         // Slices are given in i32.
         let narrow = |&n: &u64| u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
-        let dims = dims.iter().map(narrow).collect::<Option<Vec<u32>>>().ok_or_else(|| {
-            Problem::new("kiln::lower::shape", format!("`{name}` {dims:?} is too large for the device"))
-        })?;
+        let dims = dims
+            .iter()
+            .map(narrow)
+            .collect::<Option<Vec<u32>>>()
+            .ok_or_else(|| {
+                Problem::new(
+                    "kiln::lower::shape",
+                    format!("`{name}` {dims:?} is too large for the device"),
+                )
+            })?;
         // A table that is both embedding and head gives two constants; the API wants other names.
-        let unique = (1..).map(|n| if n == 1 { name.to_string() } else { format!("{name}.{n}") });
-        let name = unique.into_iter().find(|name| !self.names.contains(name)).unwrap_or_default();
+        let unique = (1..).map(|n| {
+            if n == 1 {
+                name.to_string()
+            } else {
+                format!("{name}.{n}")
+            }
+        });
+        let name = unique
+            .into_iter()
+            .find(|name| !self.names.contains(name))
+            .unwrap_or_default();
         self.names.insert(name.clone());
-        Ok(self.device.add(Tensor { name, kind, data_type, dims, encoding, note: note.into() }))
+        Ok(self.device.add(Tensor {
+            name,
+            kind,
+            data_type,
+            dims,
+            encoding,
+            note: note.into(),
+        }))
     }
 }

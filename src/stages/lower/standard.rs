@@ -9,13 +9,18 @@ use crate::qnn::{DataType, Encoding, Param, StaticData};
 impl<'a> Lowering<'a> {
     /// An operator that the device has under the name `op`, without parameters.
     pub(super) fn plain(&mut self, node: &'a NodeProto, op: &'static str) -> Result<()> {
-        let inputs: Result<Vec<_>> = (0..node.input.len()).map(|index| self.operand(node, index)).collect();
+        let inputs: Result<Vec<_>> = (0..node.input.len())
+            .map(|index| self.operand(node, index))
+            .collect();
         self.emit(node, op, vec![], inputs?)
     }
 
     pub(super) fn matmul(&mut self, node: &'a NodeProto) -> Result<()> {
         let inputs = vec![self.operand(node, 0)?, self.operand(node, 1)?];
-        let params = vec![("transpose_in0", Param::Bool(false)), ("transpose_in1", Param::Bool(false))];
+        let params = vec![
+            ("transpose_in0", Param::Bool(false)),
+            ("transpose_in1", Param::Bool(false)),
+        ];
         self.emit(node, "MatMul", params, inputs)
     }
 
@@ -28,8 +33,15 @@ impl<'a> Lowering<'a> {
 
     pub(super) fn concat(&mut self, node: &'a NodeProto) -> Result<()> {
         let axis = self.axis(node, self.dims(node, 0)?.len())?;
-        let inputs: Result<Vec<_>> = (0..node.input.len()).map(|index| self.operand(node, index)).collect();
-        self.emit(node, "Concat", vec![("axis", Param::U32(axis as u32))], inputs?)
+        let inputs: Result<Vec<_>> = (0..node.input.len())
+            .map(|index| self.operand(node, index))
+            .collect();
+        self.emit(
+            node,
+            "Concat",
+            vec![("axis", Param::U32(axis as u32))],
+            inputs?,
+        )
     }
 
     /// Each output is a slice of the input.
@@ -41,15 +53,35 @@ impl<'a> Lowering<'a> {
         for name in &node.output {
             let part = self.value_type(name)?.dims.get(axis).copied().unwrap_or(0);
             let end = begin + part;
-            let along = |i: usize, n: u64| if i == axis { [begin, end, 1] } else { [0, n, 1] };
-            let ranges = dims.iter().enumerate().flat_map(|(i, &n)| along(i, n)).map(|n| n as i32).collect();
+            let along = |i: usize, n: u64| {
+                if i == axis {
+                    [begin, end, 1]
+                } else {
+                    [0, n, 1]
+                }
+            };
+            let ranges = dims
+                .iter()
+                .enumerate()
+                .flat_map(|(i, &n)| along(i, n))
+                .map(|n| n as i32)
+                .collect();
             let output = self.result(name)?;
             let ranges = Param::Int32s(vec![dims.len() as u32, 3], ranges);
-            self.push("StridedSlice", vec![("ranges", ranges)], vec![input], output);
+            self.push(
+                "StridedSlice",
+                vec![("ranges", ranges)],
+                vec![input],
+                output,
+            );
             begin = end;
         }
         if dims.get(axis) != Some(&begin) {
-            return Err(self.refuse(node, "shape", &format!("gives {begin} of its input along axis {axis}")));
+            return Err(self.refuse(
+                node,
+                "shape",
+                &format!("gives {begin} of its input along axis {axis}"),
+            ));
         }
         Ok(())
     }
@@ -62,15 +94,24 @@ impl<'a> Lowering<'a> {
             None => 0,
         };
         if before != after {
-            return Err(self.refuse(node, "shape", &format!("makes {after} elements of {before}")));
+            return Err(self.refuse(
+                node,
+                "shape",
+                &format!("makes {after} elements of {before}"),
+            ));
         }
         let input = self.operand(node, 0)?;
         self.emit(node, "Reshape", vec![], vec![input])
     }
 
     pub(super) fn transpose(&mut self, node: &'a NodeProto) -> Result<()> {
-        let perm: Option<Vec<u32>> = self.ints(node, "perm")?.iter().map(|&axis| u32::try_from(axis).ok()).collect();
-        let perm = perm.ok_or_else(|| self.refuse(node, "attribute", "has a negative axis in `perm`"))?;
+        let perm: Option<Vec<u32>> = self
+            .ints(node, "perm")?
+            .iter()
+            .map(|&axis| u32::try_from(axis).ok())
+            .collect();
+        let perm =
+            perm.ok_or_else(|| self.refuse(node, "attribute", "has a negative axis in `perm`"))?;
         let input = self.operand(node, 0)?;
         let perm = Param::Uint32s(vec![perm.len() as u32], perm);
         self.emit(node, "Transpose", vec![("perm", perm)], vec![input])
@@ -84,7 +125,12 @@ impl<'a> Lowering<'a> {
             return Err(self.refuse(node, "shape", "wants a gamma for each channel"));
         }
         let (name, width) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
-        let data = move || Ok(StaticData { bytes: gamma.halves(1.0)?, encoding: Encoding::None });
+        let data = move || {
+            Ok(StaticData {
+                bytes: gamma.halves(1.0)?,
+                encoding: Encoding::None,
+            })
+        };
         let gamma = self.fixed(&name, DataType::Float16, &width, "f16", data)?;
         let params = vec![
             ("epsilon", Param::F32(self.float(node, "epsilon")?)),

@@ -22,28 +22,51 @@ impl Stored {
     /// The bytes of `tensor`, written into the graph or in a file of their own.
     pub(super) fn open(tensor: &TensorProto, dims: &[u64], open: Open) -> Result<Stored> {
         let name = tensor.name.clone();
-        let problem =
-            |what: String| Problem::new("kiln::lower::constant", format!("constant `{}` {what}", tensor.name));
+        let problem = |what: String| {
+            Problem::new(
+                "kiln::lower::constant",
+                format!("constant `{}` {what}", tensor.name),
+            )
+        };
         let bits = match tensor.data_type {
             element::FLOAT => 32,
             element::FLOAT16 | element::BFLOAT16 => 16,
             element::INT8 | element::UINT8 => 8,
             element::INT4 | element::UINT4 => 4,
-            other => return Err(problem(format!("has type {}, which no weight has", element_name(other)))),
+            other => {
+                return Err(problem(format!(
+                    "has type {}, which no weight has",
+                    element_name(other)
+                )));
+            }
         };
         let bytes = if tensor.data_location == EXTERNAL {
             external(tensor, open)?
         } else if tensor.raw_data.is_empty() {
-            Blob::new(tensor.float_data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+            Blob::new(
+                tensor
+                    .float_data
+                    .iter()
+                    .flat_map(|x| x.to_le_bytes())
+                    .collect::<Vec<u8>>(),
+            )
         } else {
             Blob::new(tensor.raw_data.clone())
         };
         let count: u64 = dims.iter().product();
         let expected = (count * bits).div_ceil(8);
         if bytes.len() as u64 != expected {
-            return Err(problem(format!("{dims:?} has {} bytes, expected {expected}", bytes.len())));
+            return Err(problem(format!(
+                "{dims:?} has {} bytes, expected {expected}",
+                bytes.len()
+            )));
         }
-        Ok(Stored { name, element: tensor.data_type, dims: dims.into(), bytes })
+        Ok(Stored {
+            name,
+            element: tensor.data_type,
+            dims: dims.into(),
+            bytes,
+        })
     }
 
     /// Rows and columns of a matrix.
@@ -56,19 +79,27 @@ impl Stored {
 
     /// Whether its elements are floating-point numbers.
     pub(super) fn is_float(&self) -> bool {
-        matches!(self.element, element::FLOAT | element::FLOAT16 | element::BFLOAT16)
+        matches!(
+            self.element,
+            element::FLOAT | element::FLOAT16 | element::BFLOAT16
+        )
     }
 
     /// Elements `from .. from + count` of floating-point numbers.
     pub(super) fn numbers(&self, from: usize, count: usize) -> impl Iterator<Item = f32> + '_ {
         let width = if self.element == element::FLOAT { 4 } else { 2 };
-        let bytes = self.bytes.get(from * width..(from + count) * width).unwrap_or_default();
-        bytes.chunks_exact(width).map(|bytes| match (self.element, bytes) {
-            (element::FLOAT, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (element::BFLOAT16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (_, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            _ => 0.0,
-        })
+        let bytes = self
+            .bytes
+            .get(from * width..(from + count) * width)
+            .unwrap_or_default();
+        bytes
+            .chunks_exact(width)
+            .map(|bytes| match (self.element, bytes) {
+                (element::FLOAT, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+                (element::BFLOAT16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+                (_, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+                _ => 0.0,
+            })
     }
 
     /// All elements of floating-point numbers.
@@ -91,16 +122,25 @@ impl Stored {
     /// All numbers times `gain`, as halves.
     pub(super) fn halves(&self, gain: f32) -> Result<Vec<u8>> {
         let mut halves = Halves::default();
-        let bytes = self.all_numbers().flat_map(|value| halves.round(value * gain)).collect();
+        let bytes = self
+            .all_numbers()
+            .flat_map(|value| halves.round(value * gain))
+            .collect();
         halves.finish(&self.name)?;
         Ok(bytes)
     }
 
     /// A matrix `[rows, columns]` times `gain`, as halves `[columns, rows]`.
-    pub(super) fn halves_transposed(&self, [rows, columns]: [usize; 2], gain: f32) -> Result<Vec<u8>> {
+    pub(super) fn halves_transposed(
+        &self,
+        [rows, columns]: [usize; 2],
+        gain: f32,
+    ) -> Result<Vec<u8>> {
         let mut halves = Halves::default();
         let bytes = transposed(rows, columns, |row, out: &mut [[u8; 2]]| {
-            out.iter_mut().zip(self.numbers(row * columns, columns)).for_each(|(out, x)| *out = halves.round(x * gain));
+            out.iter_mut()
+                .zip(self.numbers(row * columns, columns))
+                .for_each(|(out, x)| *out = halves.round(x * gain));
         });
         halves.finish(&self.name)?;
         Ok(bytes)
@@ -108,20 +148,36 @@ impl Stored {
 }
 
 fn external(tensor: &TensorProto, open: Open) -> Result<Blob> {
-    let problem =
-        |what: String| Problem::new("kiln::lower::external", format!("the external data of `{}` {what}", tensor.name));
+    let problem = |what: String| {
+        Problem::new(
+            "kiln::lower::external",
+            format!("the external data of `{}` {what}", tensor.name),
+        )
+    };
     let number = |key: &str, default: u64| match tensor.external(key) {
-        Some(text) => text.parse::<u64>().map_err(|_| problem(format!("has {key} `{text}`, no number"))),
+        Some(text) => text
+            .parse::<u64>()
+            .map_err(|_| problem(format!("has {key} `{text}`, no number"))),
         None => Ok(default),
     };
-    let location = tensor.external("location").ok_or_else(|| problem("has no location".into()))?;
-    let file = open(location)
-        .map_err(|why| why.within(format!("failed to open `{location}`, the data of `{}`", tensor.name)))?;
+    let location = tensor
+        .external("location")
+        .ok_or_else(|| problem("has no location".into()))?;
+    let file = open(location).map_err(|why| {
+        why.within(format!(
+            "failed to open `{location}`, the data of `{}`",
+            tensor.name
+        ))
+    })?;
     let offset = number("offset", 0)?;
     let length = number("length", (file.len() as u64).saturating_sub(offset))?;
     let end = offset.checked_add(length);
-    end.and_then(|end| file.slice(offset..end))
-        .ok_or_else(|| problem(format!("is {length} bytes at {offset} of `{location}`, which has {}", file.len())))
+    end.and_then(|end| file.slice(offset..end)).ok_or_else(|| {
+        problem(format!(
+            "is {length} bytes at {offset} of `{location}`, which has {}",
+            file.len()
+        ))
+    })
 }
 
 /// A matrix of S-byte elements `[rows, columns]`, given row by row, as `[columns, rows]`.
@@ -156,16 +212,25 @@ mod tests {
     fn transposing_keeps_every_element() {
         let (rows, columns) = (70, 3);
         let bytes = transposed(rows, columns, |row, out| {
-            out.iter_mut().enumerate().for_each(|(column, out)| *out = [row as u8, column as u8]);
+            out.iter_mut()
+                .enumerate()
+                .for_each(|(column, out)| *out = [row as u8, column as u8]);
         });
-        let expected: Vec<u8> = (0..columns).flat_map(|c| (0..rows).flat_map(move |r| [r as u8, c as u8])).collect();
+        let expected: Vec<u8> = (0..columns)
+            .flat_map(|c| (0..rows).flat_map(move |r| [r as u8, c as u8]))
+            .collect();
         assert_eq!(bytes, expected);
     }
 
     #[test]
     fn codes_of_every_type() {
         let codes = |element, bytes: &[u8]| {
-            let stored = Stored { name: "w".into(), element, dims: vec![2], bytes: Blob::new(bytes.to_vec()) };
+            let stored = Stored {
+                name: "w".into(),
+                element,
+                dims: vec![2],
+                bytes: Blob::new(bytes.to_vec()),
+            };
             [stored.code(0), stored.code(1)]
         };
         assert_eq!(codes(element::UINT4, &[0x8f]), [15, 8]);

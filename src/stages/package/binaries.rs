@@ -1,5 +1,5 @@
-//! The context binaries of a bundle: one, or several that follow one another. They must fit each other, the model, and the
-//! form that Genie asks of graphs.
+//! The context binaries of a bundle: one, or several that follow one another. They must fit each
+//! other, the model, and the form that Genie asks of graphs.
 
 use std::collections::BTreeSet;
 
@@ -48,18 +48,29 @@ struct Tensor {
     shape: Vec<u32>,
 }
 
-/// The binaries of `context` in order, by their part names, and what is known of them without opening them.
+/// The binaries of `context` in order, by their part names, and what is known of them without
+/// opening them.
 pub fn known(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
-    device::binaries(context)?.into_iter().map(|(name, part)| Ok((name, part.facts.read()?))).collect()
+    device::binaries(context)?
+        .into_iter()
+        .map(|(name, part)| Ok((name, part.facts.read()?)))
+        .collect()
 }
 
-/// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries alike.
+/// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries
+/// alike.
 pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
-    let Some((first, facts)) = binaries.first() else { return Err(wrong("there is no context binary")) };
-    let (Some(prefill), Some(decode)) = (facts.graphs.get("prefill"), facts.graphs.get("decode")) else {
+    let Some((first, facts)) = binaries.first() else {
+        return Err(wrong("there is no context binary"));
+    };
+    let (Some(prefill), Some(decode)) = (facts.graphs.get("prefill"), facts.graphs.get("decode"))
+    else {
         let held: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
-        return Err(wrong(format!("`{first}` holds {}, and Genie needs prefill and decode", held.join(", ")))
-            .help("`graphs = [\"prefill\", \"decode\"]` in the `context-bin` stage"));
+        return Err(wrong(format!(
+            "`{first}` holds {}, and Genie needs prefill and decode",
+            held.join(", ")
+        ))
+        .help("`graphs = [\"prefill\", \"decode\"]` in the `context-bin` stage"));
     };
     if decode.tokens != 1 || prefill.context != decode.context {
         return Err(wrong(format!(
@@ -67,24 +78,32 @@ pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
             decode.tokens, decode.context, prefill.context
         )));
     }
-    // libGenie 2.51 takes the caches over as they are where prefill has as much past as it is long, though decode's are longer.
+    // libGenie 2.51 takes the caches over as they are where prefill has as much past as it is long,
+    // though decode's are longer.
     if prefill.context == prefill.tokens.saturating_mul(2) {
         let (context, tokens) = (prefill.context, prefill.tokens);
         return Err(wrong(format!(
-            "the context of {context} is twice the prefill of {tokens}: there libGenie muddles its caches"
+            "the context of {context} is twice the prefill of {tokens}: there libGenie muddles \
+             its caches"
         ))
         .help("choose another `prefill` or `context` in the `graph` stage"));
     }
     let sizes = |facts: &ContextFacts| -> Vec<(String, u32, u32)> {
-        facts.graphs.iter().map(|(role, graph)| (role.clone(), graph.tokens, graph.context)).collect()
+        facts
+            .graphs
+            .iter()
+            .map(|(role, graph)| (role.clone(), graph.tokens, graph.context))
+            .collect()
     };
     let alike = |other: &ContextFacts| {
-        other.soc == facts.soc && other.weight_sharing == facts.weight_sharing && sizes(other) == sizes(facts)
+        other.soc == facts.soc
+            && other.weight_sharing == facts.weight_sharing
+            && sizes(other) == sizes(facts)
     };
     match binaries.iter().find(|(_, other)| !alike(other)) {
-        Some((name, _)) => {
-            Err(wrong(format!("`{name}` has another chip, other graphs or another context than `{first}`")))
-        }
+        Some((name, _)) => Err(wrong(format!(
+            "`{name}` has another chip, other graphs or another context than `{first}`"
+        ))),
         None => Ok(()),
     }
 }
@@ -92,16 +111,28 @@ pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
 impl Binary {
     /// All that are inputs of `job` below `context/`, in order.
     pub fn read_all(job: &Job) -> Result<Vec<Binary>> {
-        binary_inputs(job).into_iter().map(|input| Binary::read(job, input)).collect()
+        binary_inputs(job)
+            .into_iter()
+            .map(|input| Binary::read(job, input))
+            .collect()
     }
 
     fn read(job: &Job, input: &str) -> Result<Binary> {
-        let name = format!("{}info.json", input.strip_suffix(BINARY).unwrap_or_default());
-        let value: Value =
-            serde_json::from_slice(&job.read(&name)?).context("kiln::package::info", || format!("read `{name}`"))?;
+        let name = format!(
+            "{}info.json",
+            input.strip_suffix(BINARY).unwrap_or_default()
+        );
+        let value: Value = serde_json::from_slice(&job.read(&name)?)
+            .context("kiln::package::info", || format!("read `{name}`"))?;
         let graphs = value.get("graphs").cloned().unwrap_or_default();
-        let info = Info::deserialize(value).context("kiln::package::info", || format!("read `{name}`"))?;
-        Ok(Binary { input: input.into(), facts: job.input(input)?.facts.read()?, info, graphs })
+        let info =
+            Info::deserialize(value).context("kiln::package::info", || format!("read `{name}`"))?;
+        Ok(Binary {
+            input: input.into(),
+            facts: job.input(input)?.facts.read()?,
+            info,
+            graphs,
+        })
     }
 
     /// The chip that it is for.
@@ -111,7 +142,11 @@ impl Binary {
 
     /// Tokens that attention sees.
     pub fn context(&self) -> Result<u32> {
-        let graph = self.facts.graphs.get("decode").ok_or_else(|| wrong("there is no decode graph"))?;
+        let graph = self
+            .facts
+            .graphs
+            .get("decode")
+            .ok_or_else(|| wrong("there is no decode graph"))?;
         Ok(graph.context)
     }
 }
@@ -126,7 +161,10 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
         let soc = binary.soc()?;
         if binary.info.soc_model != soc.model {
             let found = binary.info.soc_model;
-            return Err(wrong(format!("`{}` is for SoC model {found}, not for {}", binary.input, soc.name)));
+            return Err(wrong(format!(
+                "`{}` is for SoC model {found}, not for {}",
+                binary.input, soc.name
+            )));
         }
     }
     for role in first.facts.graphs.keys() {
@@ -134,22 +172,34 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
         for binary in binaries {
             let graph = binary.graph(role)?;
             graph.check_sizes(model, binary.context()?)?;
-            let caches = graph.inputs.iter().filter_map(|tensor| layer(&tensor.name, "past_key_"));
+            let caches = graph
+                .inputs
+                .iter()
+                .filter_map(|tensor| layer(&tensor.name, "past_key_"));
             if let Some(layer) = caches.into_iter().find(|layer| !layers.insert(*layer)) {
-                return Err(wrong(format!("two binaries hold layer {layer} of the {role} graph")));
+                return Err(wrong(format!(
+                    "two binaries hold layer {layer} of the {role} graph"
+                )));
             }
         }
         if layers.len() != model.block_count as usize {
             let found = layers.len();
-            return Err(wrong(format!("the {role} graph has {found} layers, the model {}", model.block_count)));
+            return Err(wrong(format!(
+                "the {role} graph has {found} layers, the model {}",
+                model.block_count
+            )));
         }
         match place.embedding {
             Processor::Npu => drop(first.graph(role)?.tensor("input_ids")?),
-            Processor::Cpu => first.graph(role)?.check_width(End::Embedding.value(), model.hidden)?,
+            Processor::Cpu => first
+                .graph(role)?
+                .check_width(End::Embedding.value(), model.hidden)?,
         }
         match place.head {
             Processor::Npu => last.graph(role)?.check_width("logits", model.vocab)?,
-            Processor::Cpu => last.graph(role)?.check_width(End::Head.value(), model.hidden)?,
+            Processor::Cpu => last
+                .graph(role)?
+                .check_width(End::Head.value(), model.hidden)?,
         }
     }
     Ok(first)
@@ -158,15 +208,26 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
 impl Binary {
     fn graph(&self, role: &str) -> Result<&Graph> {
         let name = self.facts.graphs.get(role).map(|graph| graph.name.as_str());
-        let graph = self.info.graphs.iter().find(|graph| Some(graph.name.as_str()) == name);
-        graph.ok_or_else(|| wrong(format!("`{}` has no {role} graph `{}`", self.input, name.unwrap_or_default())))
+        let graph = self
+            .info
+            .graphs
+            .iter()
+            .find(|graph| Some(graph.name.as_str()) == name);
+        graph.ok_or_else(|| {
+            wrong(format!(
+                "`{}` has no {role} graph `{}`",
+                self.input,
+                name.unwrap_or_default()
+            ))
+        })
     }
 }
 
 impl Graph {
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         let mut all = self.inputs.iter().chain(&self.outputs);
-        all.find(|tensor| tensor.name == name).ok_or_else(|| wrong(format!("`{}` has no `{name}`", self.name)))
+        all.find(|tensor| tensor.name == name)
+            .ok_or_else(|| wrong(format!("`{}` has no `{name}`", self.name)))
     }
 
     /// Whether the last dimension of the tensor `name` is `width`.
@@ -178,10 +239,14 @@ impl Graph {
     }
 
     fn other_shape(&self, name: &str, shape: &[u32], expected: u32) -> Problem {
-        wrong(format!("`{name}` of `{}` is {shape:?}; {expected} was expected", self.name))
+        wrong(format!(
+            "`{name}` of `{}` is {shape:?}; {expected} was expected",
+            self.name
+        ))
     }
 
-    /// Genie reads head and context from these shapes and from its configuration: they must say the same.
+    /// Genie reads head and context from these shapes and from its configuration: they must say the
+    /// same.
     fn check_sizes(&self, model: &ModelFacts, context: u32) -> Result<()> {
         for Tensor { name, shape } in &self.inputs {
             let (expected, at) = match name.as_str() {
@@ -212,20 +277,32 @@ pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
     bundle.parts.iter().filter(is_binary)
 }
 
-/// Refuses a bundle that Genie does not run: it looks rows up in a table only, and draws tokens from nothing but logits of a binary.
+/// Refuses a bundle that Genie does not run: it looks rows up in a table only, and draws tokens
+/// from nothing but logits of a binary.
 pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
-    let facts = bundled(bundle).map(|(_, part)| part.facts.read()).collect::<Result<Vec<ContextFacts>>>()?;
+    let facts = bundled(bundle)
+        .map(|(_, part)| part.facts.read())
+        .collect::<Result<Vec<ContextFacts>>>()?;
     let place = ContextFacts::place(&facts);
-    let refuse = |what: &str, help: &str| Err(Problem::new("kiln::package::place", what).help(help));
+    let refuse =
+        |what: &str, help: &str| Err(Problem::new("kiln::package::place", what).help(help));
     if place.head == Processor::Cpu {
         return refuse(
-            "the bundle leaves the head to the CPU, and Genie draws from what the last binary gives",
-            "leave `head` out of `place` in the `graph` stage, or hear what the model says by `score` with the `context-bin`",
+            "the bundle leaves the head to the CPU, and Genie draws from what the last binary \
+             gives",
+            "leave `head` out of `place` in the `graph` stage, or hear what the model says by \
+             `score` with the `context-bin`",
         );
     }
-    if place.embedding == Processor::Cpu && !bundle.parts.keys().any(|name| name.as_str().ends_with(TABLE)) {
+    if place.embedding == Processor::Cpu
+        && !bundle
+            .parts
+            .keys()
+            .any(|name| name.as_str().ends_with(TABLE))
+    {
         return refuse(
-            "the bundle leaves the embedding to the CPU, and has no table for Genie to look up rows in",
+            "the bundle leaves the embedding to the CPU, and has no table for Genie to look up \
+             rows in",
             "give the `package` stage `embedding_table = true`",
         );
     }

@@ -31,18 +31,27 @@ pub struct Bundle<'a> {
 }
 
 impl Bundle<'_> {
-    /// Whether Genie can run it: it draws tokens from what the last binary gives, and runs nothing behind it.
+    /// Whether Genie can run it: it draws tokens from what the last binary gives, and runs nothing
+    /// behind it.
     pub fn is_for_genie(&self) -> bool {
         self.place.head == Processor::Npu
     }
 
     /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
     pub fn config(&self) -> Result<Value> {
-        let Bundle { params, model, tokenizer, .. } = self;
+        let Bundle {
+            params,
+            model,
+            tokenizer,
+            ..
+        } = self;
         let ends = match tokenizer.ends() {
             [] => {
-                return Err(Problem::new("kiln::package::eos", "the model names no token that ends a text")
-                    .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
+                return Err(Problem::new(
+                    "kiln::package::eos",
+                    "the model names no token that ends a text",
+                )
+                .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
             }
             [end] => json!(end),
             ends => json!(ends),
@@ -50,7 +59,11 @@ impl Bundle<'_> {
         // Genie puts this token before a text that does not begin with it; -1 for none.
         let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
         let theta = f64::from(model.rope_freq_base);
-        let theta = if theta.fract() == 0.0 && theta < 1e15 { json!(theta as u64) } else { json!(theta) };
+        let theta = if theta.fract() == 0.0 && theta < 1e15 {
+            json!(theta as u64)
+        } else {
+            json!(theta)
+        };
         let mut config = json!({
             "dialog": {
                 "version": 1,
@@ -89,9 +102,9 @@ impl Bundle<'_> {
             },
         });
         if self.place.embedding == Processor::Cpu {
-            // Of libGenie's types it is this one that a graph of halves was seen to take out of a table.
-            let mut embedding =
-                json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
+            // Of libGenie's types it is this one that a graph of halves was seen to take out of a
+            // table.
+            let mut embedding = json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
             if let Some(table) = &self.table {
                 embedding["type"] = json!("lut");
                 embedding["lut-path"] = json!(table);
@@ -115,8 +128,8 @@ impl Bundle<'_> {
         })
     }
 
-    /// `tokenizer_config.json`, by which Hugging Face's libraries know the special tokens and the chat template. Genie does
-    /// not read it.
+    /// `tokenizer_config.json`, by which Hugging Face's libraries know the special tokens and the
+    /// chat template. Genie does not read it.
     pub fn tokenizer_config(&self) -> Result<Value> {
         let Bundle { tokenizer, .. } = self;
         let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id])).transpose();

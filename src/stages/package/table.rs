@@ -1,4 +1,5 @@
-//! The rows of all tokens as one table in f32, which Genie looks up on the CPU and turns into what the graph takes.
+//! The rows of all tokens as one table in f32, which Genie looks up on the CPU and turns into what
+//! the graph takes.
 
 use std::io::Write;
 
@@ -25,7 +26,9 @@ pub struct Table {
 pub fn write(job: &Job) -> Result<Table> {
     let gain = gain(job)?;
     let folder = format!("{CPU}/weights/token_embd.weight");
-    let main = job.input(&format!("{folder}/codes")).or(job.input(&format!("{folder}/values")))?;
+    let main = job
+        .input(&format!("{folder}/codes"))
+        .or(job.input(&format!("{folder}/values")))?;
     let facts: WeightFacts = main.facts.read()?;
     let weight = Weight::read(job, &folder, &facts)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
@@ -36,22 +39,45 @@ pub fn write(job: &Job) -> Result<Table> {
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;
             job.progress(row as u64 + 1, weight.rows as u64, "rows");
-            sink.write_all(&bytes).context("kiln::io", || "write a blob".into())?;
+            sink.write_all(&bytes)
+                .context("kiln::io", || "write a blob".into())?;
             hasher.update(&bytes);
             bytes.clear();
             weight.leave();
         }
     }
-    let facts = WeightFacts { shape: facts.shape, element: Element::F32, block: None, error: None };
-    let part = Part { content: sink.finish()?, facts: CanonJson::of(&facts)? };
-    Ok(Table { part, sha256: hasher.finalize().into() })
+    let facts = WeightFacts {
+        shape: facts.shape,
+        element: Element::F32,
+        block: None,
+        error: None,
+    };
+    let part = Part {
+        content: sink.finish()?,
+        facts: CanonJson::of(&facts)?,
+    };
+    Ok(Table {
+        part,
+        sha256: hasher.finalize().into(),
+    })
 }
 
 /// The power of two that the graph of the embedding multiplies its rows by.
 fn gain(job: &Job) -> Result<f32> {
     let file = format!("{CPU}/{}.onnx", End::Embedding.graph_stem("prefill"));
     let model = onnx::decode(&job.read(&file)?)?;
-    let mut nodes = model.graph.iter().flat_map(|graph| &graph.node).flat_map(|node| &node.attribute);
-    let gain = nodes.find(|attribute| attribute.name == "gain").and_then(|attribute| attribute.f);
-    gain.ok_or_else(|| Problem::new("kiln::package::table", format!("`{file}` does not say its gain")))
+    let mut nodes = model
+        .graph
+        .iter()
+        .flat_map(|graph| &graph.node)
+        .flat_map(|node| &node.attribute);
+    let gain = nodes
+        .find(|attribute| attribute.name == "gain")
+        .and_then(|attribute| attribute.f);
+    gain.ok_or_else(|| {
+        Problem::new(
+            "kiln::package::table",
+            format!("`{file}` does not say its gain"),
+        )
+    })
 }

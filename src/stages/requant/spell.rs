@@ -5,8 +5,8 @@ use crate::action::{Blob, Job, Outputs, Part, PartName};
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, ErrorFacts, WeightFacts};
 use crate::model::quant::{
-    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowLayout, RowPieces, RowRounding,
-    RowSum, Spelling, Split, decode, recombine, round_rows, split,
+    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowLayout,
+    RowPieces, RowRounding, RowSum, Spelling, Split, decode, recombine, round_rows, split,
 };
 use crate::stages::bands::{self, Blobs};
 
@@ -23,7 +23,13 @@ enum Form {
 }
 
 /// The tensor under `scheme`, of shape `shape`.
-pub(super) fn spell(job: &Job, source: &Blob, tensor: &BlockTensor, scheme: Scheme, shape: &[u64]) -> Result<Outputs> {
+pub(super) fn spell(
+    job: &Job,
+    source: &Blob,
+    tensor: &BlockTensor,
+    scheme: Scheme,
+    shape: &[u64],
+) -> Result<Outputs> {
     let values = |element| {
         let (blobs, sum) = bands::write_values(job, source, tensor, element)?;
         Ok((Form::Values(element), blobs, facts(tensor, scheme, sum)))
@@ -34,13 +40,22 @@ pub(super) fn spell(job: &Job, source: &Blob, tensor: &BlockTensor, scheme: Sche
         (Scheme::Native | Scheme::NativeSafe, Spelling::Wide(_)) => values(Element::F32)?,
         (Scheme::Native, Spelling::Blocks(grid)) => {
             let blobs = bands::write_split(job, source, tensor, grid)?;
-            (Form::Blocks(grid.layout()), blobs, facts(tensor, scheme, ErrorSum::default()))
+            (
+                Form::Blocks(grid.layout()),
+                blobs,
+                facts(tensor, scheme, ErrorSum::default()),
+            )
         }
         (Scheme::NativeSafe, Spelling::Blocks(grid)) => positive(job, source, tensor, grid)?,
         (Scheme::F16, _) => values(Element::F16)?,
         (Scheme::Int8Block, _) => {
-            let (blobs, sum) = bands::write_rounded(job, source, tensor, &Int8Blocks, "8-bit codes under a half")?;
-            (Form::Blocks(Int8Blocks::LAYOUT), blobs, facts(tensor, scheme, sum))
+            let (blobs, sum) =
+                bands::write_rounded(job, source, tensor, &Int8Blocks, "8-bit codes under a half")?;
+            (
+                Form::Blocks(Int8Blocks::LAYOUT),
+                blobs,
+                facts(tensor, scheme, sum),
+            )
         }
         _ => rows(job, source, tensor, scheme, shape)?,
     };
@@ -52,14 +67,23 @@ fn facts(tensor: &BlockTensor, scheme: Scheme, sum: ErrorSum) -> ErrorFacts {
 }
 
 /// The tensor's own grid with positive scales.
-fn positive(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid) -> Result<(Form, Blobs, ErrorFacts)> {
+fn positive(
+    job: &Job,
+    source: &Blob,
+    tensor: &BlockTensor,
+    grid: &dyn BlockGrid,
+) -> Result<(Form, Blobs, ErrorFacts)> {
     let lifts = {
         let mut found = false;
         let mut buffers = [const { Vec::new() }; 3];
         for band in tensor.bands() {
             job.check_cancelled()?;
             let [codes, scales, offsets] = sized(&mut buffers, grid.layout().bytes(band.values));
-            let mut pieces = Split { codes, scales, offsets };
+            let mut pieces = Split {
+                codes,
+                scales,
+                offsets,
+            };
             split(tensor, &band, grid, pieces.reborrow());
             found |= Positive::must_lift(grid, &pieces);
         }
@@ -74,7 +98,11 @@ fn positive(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid
         tensor,
         |values| layout.bytes(values),
         |band, [codes, scales, offsets]| {
-            let mut pieces = Split { codes, scales, offsets };
+            let mut pieces = Split {
+                codes,
+                scales,
+                offsets,
+            };
             split(tensor, band, &grid, pieces.reborrow());
             bands::refuse_non_finite(tensor, band, &layout, &pieces)?;
             let mut restored = vec![0.0; band.values];
@@ -86,12 +114,18 @@ fn positive(job: &Job, source: &Blob, tensor: &BlockTensor, grid: &dyn BlockGrid
         },
     )?;
     // A mirrored zero may have lost its sign.
-    let error = ErrorFacts { exact: sum.max_error() == 0.0, ..facts(tensor, Scheme::NativeSafe, sum) };
+    let error = ErrorFacts {
+        exact: sum.max_error() == 0.0,
+        ..facts(tensor, Scheme::NativeSafe, sum)
+    };
     Ok((Form::Blocks(layout), blobs, error))
 }
 
 fn sized(buffers: &mut [Vec<u8>; 3], sizes: [usize; 3]) -> [&mut [u8]; 3] {
-    buffers.iter_mut().zip(sizes).for_each(|(buffer, size)| buffer.resize(size, 0));
+    buffers
+        .iter_mut()
+        .zip(sizes)
+        .for_each(|(buffer, size)| buffer.resize(size, 0));
     buffers.each_mut().map(Vec::as_mut_slice)
 }
 
@@ -104,26 +138,57 @@ fn rows(
     shape: &[u64],
 ) -> Result<(Form, Blobs, ErrorFacts)> {
     let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
-        return Err(Problem::new("kiln::weights::scheme", format!("`{}` holds matrices only", scheme.name())));
+        return Err(Problem::new(
+            "kiln::weights::scheme",
+            format!("`{}` holds matrices only", scheme.name()),
+        ));
     };
     let rounding = RowRounding::new(layout, metric(job, columns as usize, layout.block)?)?;
     let mut sum = RowSum::default();
     let of_rows = |values: usize| rounding.bytes(values / columns as usize);
-    let blobs = bands::write(job, source, tensor, of_rows, |band, [codes, integers, scales]| {
-        let rounded = round_rows(tensor, band, &rounding, RowPieces { codes, integers, scales });
-        sum = sum.and(rounded.map_err(|misfit| bands::refuse(tensor, band, misfit, scheme.name()))?);
-        Ok(())
-    })?;
+    let blobs = bands::write(
+        job,
+        source,
+        tensor,
+        of_rows,
+        |band, [codes, integers, scales]| {
+            let rounded = round_rows(
+                tensor,
+                band,
+                &rounding,
+                RowPieces {
+                    codes,
+                    integers,
+                    scales,
+                },
+            );
+            sum = sum
+                .and(rounded.map_err(|misfit| bands::refuse(tensor, band, misfit, scheme.name()))?);
+            Ok(())
+        },
+    )?;
     let share = sum.clipped as f64 / tensor.len() as f64;
     let clipped = Some((1e6 * share).round() / 1e6);
-    Ok((Form::Rows(layout), blobs, ErrorFacts { clipped, ..facts(tensor, scheme, sum.error) }))
+    Ok((
+        Form::Rows(layout),
+        blobs,
+        ErrorFacts {
+            clipped,
+            ..facts(tensor, scheme, sum.error)
+        },
+    ))
 }
 
 /// What errors cost, by the moments of the inputs, their mean squares, or nothing.
 fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
     let numbers = |input: &str| -> Result<Vec<f32>> {
         let bytes = job.read(input)?;
-        Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        Ok(bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect())
     };
     if job.input(MOMENTS).is_ok() {
         return Metric::full(&numbers(MOMENTS)?, columns, block);
@@ -131,8 +196,13 @@ fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
     if job.input(DIAGONAL).is_ok() {
         let squares = numbers(DIAGONAL)?;
         if squares.len() != columns {
-            let what = format!("the calibration has {} mean squares of {columns} inputs", squares.len());
-            return Err(Problem::new("kiln::weights::moments", what).help("calibrate the same model"));
+            let what = format!(
+                "the calibration has {} mean squares of {columns} inputs",
+                squares.len()
+            );
+            return Err(
+                Problem::new("kiln::weights::moments", what).help("calibrate the same model")
+            );
         }
         return Metric::diagonal(&squares, block);
     }
@@ -140,12 +210,26 @@ fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
 }
 
 fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result<Outputs> {
-    let facts = |element| WeightFacts { shape: shape.into(), element, block: None, error: None };
-    let main = |element, block| WeightFacts { block, error: Some(error), ..facts(element) };
+    let facts = |element| WeightFacts {
+        shape: shape.into(),
+        element,
+        block: None,
+        error: None,
+    };
+    let main = |element, block| WeightFacts {
+        block,
+        error: Some(error),
+        ..facts(element)
+    };
     let per_block = |block: u32| {
         let mut grid = shape.to_vec();
-        grid.iter_mut().skip(1).for_each(|columns| *columns /= u64::from(block));
-        move |element| WeightFacts { shape: grid.clone(), ..facts(element) }
+        grid.iter_mut()
+            .skip(1)
+            .for_each(|columns| *columns /= u64::from(block));
+        move |element| WeightFacts {
+            shape: grid.clone(),
+            ..facts(element)
+        }
     };
     let columns = shape.last().copied().unwrap_or(0) as u32;
     let named: [Option<(&str, WeightFacts)>; 3] = match form {
@@ -160,10 +244,20 @@ fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result
         }
         Form::Rows(RowLayout { codes, block: None }) => {
             let scales = per_block(columns)(Element::F32);
-            [Some(("codes", main(codes, Some(columns)))), None, Some(("scales", scales))]
+            [
+                Some(("codes", main(codes, Some(columns)))),
+                None,
+                Some(("scales", scales)),
+            ]
         }
-        Form::Rows(RowLayout { codes, block: Some(block) }) => {
-            let channels = WeightFacts { shape: shape[..1].into(), ..facts(Element::F32) };
+        Form::Rows(RowLayout {
+            codes,
+            block: Some(block),
+        }) => {
+            let channels = WeightFacts {
+                shape: shape[..1].into(),
+                ..facts(Element::F32)
+            };
             [
                 Some(("codes", main(codes, Some(block)))),
                 Some(("block_scales", per_block(block)(Element::Uint8))),

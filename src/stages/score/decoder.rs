@@ -1,5 +1,5 @@
-//! A candidate as a decoder: token ids in, logits out, with the KV cache, mask and rotary tables that Genie's graphs
-//! want from their host (`docs/artifacts.md`).
+//! A candidate as a decoder: token ids in, logits out, with the KV cache, mask and rotary tables
+//! that Genie's graphs want from their host (`docs/artifacts.md`).
 
 use std::collections::BTreeMap;
 
@@ -71,21 +71,30 @@ impl Cache {
         self.keys.first().map_or(0, Vec::len)
     }
 
-    /// Forgets all but the first `count` tokens: attention is causal, so those do not know the others.
+    /// Forgets all but the first `count` tokens: attention is causal, so those do not know the
+    /// others.
     pub fn truncate(&mut self, count: usize) {
-        self.keys.iter_mut().chain(&mut self.values).for_each(|layer| layer.truncate(count));
+        self.keys
+            .iter_mut()
+            .chain(&mut self.values)
+            .for_each(|layer| layer.truncate(count));
     }
 }
 
 impl Decoder {
-    /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues; nothing comes
-    /// before them.
+    /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues;
+    /// nothing comes before them.
     pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
         let layers = self.model.block_count as usize;
-        let mut cache = Cache { keys: vec![vec![]; layers], values: vec![vec![]; layers] };
+        let mut cache = Cache {
+            keys: vec![vec![]; layers],
+            values: vec![vec![]; layers],
+        };
         let graph = self.engine.facts(Graph::Prefill)?;
         let inputs = inputs(&self.model, &graph, tokens, &cache)?;
-        let mut outputs = self.engine.run(Graph::Prefill, &inputs, &self.all_outputs())?;
+        let mut outputs = self
+            .engine
+            .run(Graph::Prefill, &inputs, &self.all_outputs())?;
         let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
         let mut logits = taken(&mut outputs, "logits", width * vocab)?;
         logits.truncate(tokens.len() * vocab);
@@ -95,8 +104,15 @@ impl Decoder {
 
     /// The logits after `token`, which follows what `cache` holds and joins it.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let inputs = inputs(&self.model, &self.engine.facts(Graph::Decode)?, &[token], cache)?;
-        let mut outputs = self.engine.run(Graph::Decode, &inputs, &self.all_outputs())?;
+        let inputs = inputs(
+            &self.model,
+            &self.engine.facts(Graph::Decode)?,
+            &[token],
+            cache,
+        )?;
+        let mut outputs = self
+            .engine
+            .run(Graph::Decode, &inputs, &self.all_outputs())?;
         let logits = taken(&mut outputs, "logits", self.model.vocab as usize)?;
         self.append(cache, &mut outputs, 1, 1)?;
         Ok(logits)
@@ -104,7 +120,12 @@ impl Decoder {
 
     fn all_outputs(&self) -> Vec<String> {
         let layers = 0..self.model.block_count;
-        let caches = layers.flat_map(|layer| [format!("past_key_{layer}_out"), format!("past_value_{layer}_out")]);
+        let caches = layers.flat_map(|layer| {
+            [
+                format!("past_key_{layer}_out"),
+                format!("past_value_{layer}_out"),
+            ]
+        });
         caches.chain(["logits".into()]).collect()
     }
 
@@ -123,7 +144,9 @@ impl Decoder {
             let value = taken(outputs, &format!("past_value_{layer}_out"), size)?;
             for token in 0..count {
                 keys.push(key.iter().skip(token).step_by(width).copied().collect());
-                let rows = value.chunks_exact(width * dim).flat_map(|head| head.iter().skip(token * dim).take(dim));
+                let rows = value
+                    .chunks_exact(width * dim)
+                    .flat_map(|head| head.iter().skip(token * dim).take(dim));
                 values.push(rows.copied().collect());
             }
         }
@@ -132,19 +155,39 @@ impl Decoder {
 }
 
 /// The inputs of a call of `graph` on `tokens`, padded at the end; nothing comes before them.
-pub fn opening(model: &ModelFacts, graph: &GraphFacts, tokens: &[u32]) -> Result<BTreeMap<String, Tensor>> {
-    inputs(model, graph, tokens, &Cache { keys: vec![], values: vec![] })
+pub fn opening(
+    model: &ModelFacts,
+    graph: &GraphFacts,
+    tokens: &[u32],
+) -> Result<BTreeMap<String, Tensor>> {
+    inputs(
+        model,
+        graph,
+        tokens,
+        &Cache {
+            keys: vec![],
+            values: vec![],
+        },
+    )
 }
 
 /// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
-fn inputs(model: &ModelFacts, graph: &GraphFacts, tokens: &[u32], cache: &Cache) -> Result<BTreeMap<String, Tensor>> {
+fn inputs(
+    model: &ModelFacts,
+    graph: &GraphFacts,
+    tokens: &[u32],
+    cache: &Cache,
+) -> Result<BTreeMap<String, Tensor>> {
     let (width, context) = (graph.tokens as usize, graph.context as usize);
-    let past = context.checked_sub(width).filter(|past| tokens.len() <= width && cache.tokens() <= *past);
+    let past = context
+        .checked_sub(width)
+        .filter(|past| tokens.len() <= width && cache.tokens() <= *past);
     let past = past.ok_or_else(|| {
         Problem::new(
             "kiln::score::graph_too_small",
             format!(
-                "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context of {context}",
+                "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
+                 of {context}",
                 tokens.len(),
                 cache.tokens(),
                 graph.name
@@ -158,45 +201,80 @@ fn inputs(model: &ModelFacts, graph: &GraphFacts, tokens: &[u32], cache: &Cache)
     let (cos, sin) = rotary(model, cache.tokens(), width);
     let mut inputs = BTreeMap::from([
         ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
-        ("attention_mask".into(), Tensor::F32(vec![1, 1, width, context], mask(width, past, cache.tokens()))),
-        ("position_ids_cos".into(), Tensor::F32(vec![1, 1, width, half], cos)),
-        ("position_ids_sin".into(), Tensor::F32(vec![1, 1, width, half], sin)),
+        (
+            "attention_mask".into(),
+            Tensor::F32(
+                vec![1, 1, width, context],
+                mask(width, past, cache.tokens()),
+            ),
+        ),
+        (
+            "position_ids_cos".into(),
+            Tensor::F32(vec![1, 1, width, half], cos),
+        ),
+        (
+            "position_ids_sin".into(),
+            Tensor::F32(vec![1, 1, width, half], sin),
+        ),
     ]);
     if past > 0 {
         let (heads, dim) = (model.kv_heads as usize, model.head_dim as usize);
         for layer in 0..model.block_count as usize {
-            let (mut keys, mut values) = (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
+            let (mut keys, mut values) =
+                (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
             let held = |held: &[Vec<Vec<f32>>]| held.get(layer).cloned().unwrap_or_default();
             for (column, token) in held(&cache.keys).iter().enumerate() {
-                keys.iter_mut().skip(column).step_by(past).zip(token).for_each(|(to, from)| *to = *from);
+                keys.iter_mut()
+                    .skip(column)
+                    .step_by(past)
+                    .zip(token)
+                    .for_each(|(to, from)| *to = *from);
             }
             for (row, token) in held(&cache.values).iter().enumerate() {
-                for (head, from) in values.chunks_exact_mut(past * dim).zip(token.chunks_exact(dim)) {
-                    head.iter_mut().skip(row * dim).zip(from).for_each(|(to, from)| *to = *from);
+                for (head, from) in values
+                    .chunks_exact_mut(past * dim)
+                    .zip(token.chunks_exact(dim))
+                {
+                    head.iter_mut()
+                        .skip(row * dim)
+                        .zip(from)
+                        .for_each(|(to, from)| *to = *from);
                 }
             }
-            inputs.insert(format!("past_key_{layer}_in"), Tensor::F32(vec![heads, 1, dim, past], keys));
-            inputs.insert(format!("past_value_{layer}_in"), Tensor::F32(vec![heads, 1, past, dim], values));
+            inputs.insert(
+                format!("past_key_{layer}_in"),
+                Tensor::F32(vec![heads, 1, dim, past], keys),
+            );
+            inputs.insert(
+                format!("past_value_{layer}_in"),
+                Tensor::F32(vec![heads, 1, past, dim], values),
+            );
         }
     }
     Ok(inputs)
 }
 
-/// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and itself.
+/// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and
+/// itself.
 fn mask(width: usize, past: usize, held: usize) -> Vec<f32> {
     let sees = |row: usize, column: usize| column < held || (past..=past + row).contains(&column);
     (0..width)
-        .flat_map(|row| (0..past + width).map(move |column| if sees(row, column) { 0.0 } else { MASKED }))
+        .flat_map(|row| {
+            (0..past + width).map(move |column| if sees(row, column) { 0.0 } else { MASKED })
+        })
         .collect()
 }
 
-/// Cosines and sines of `position * base^(-2i / head_dim)`, `[width, head_dim / 2]`, from position `first` on.
+/// Cosines and sines of `position * base^(-2i / head_dim)`, `[width, head_dim / 2]`, from position
+/// `first` on.
 fn rotary(model: &ModelFacts, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
     let (dim, base) = (f64::from(model.head_dim), f64::from(model.rope_freq_base));
     let angles = (first..first + width).flat_map(|position| {
         (0..model.head_dim / 2).map(move |i| position as f64 * base.powf(-2.0 * f64::from(i) / dim))
     });
-    angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
+    angles
+        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+        .unzip()
 }
 
 fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> Result<Vec<f32>> {
@@ -204,7 +282,10 @@ fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> R
     if values.len() != size {
         return Err(Problem::new(
             "kiln::score::output",
-            format!("the candidate's output `{name}` has {} values, expected {size}", values.len()),
+            format!(
+                "the candidate's output `{name}` has {} values, expected {size}",
+                values.len()
+            ),
         ));
     }
     Ok(values)
@@ -215,8 +296,9 @@ mod tests {
     use super::*;
     use crate::model::facts::RopeRows;
 
-    /// A model of one layer, two heads of two: a token's key and value are its id, and the "logit" of token v is the
-    /// number of seen tokens with id v. Whatever is fed wrongly shows in the counts.
+    /// A model of one layer, two heads of two: a token's key and value are its id, and the "logit"
+    /// of token v is the number of seen tokens with id v. Whatever is fed wrongly shows in the
+    /// counts.
     struct Counting;
 
     const VOCAB: usize = 10;
@@ -231,7 +313,12 @@ mod tests {
     impl Engine for Counting {
         fn facts(&self, graph: Graph) -> Result<GraphFacts> {
             let tokens = if graph == Graph::Prefill { 4 } else { 1 };
-            Ok(GraphFacts { name: format!("ar{tokens}"), tokens, context: 8, shard: None })
+            Ok(GraphFacts {
+                name: format!("ar{tokens}"),
+                tokens,
+                context: 8,
+                shard: None,
+            })
         }
 
         fn run(
@@ -240,16 +327,25 @@ mod tests {
             inputs: &BTreeMap<String, Tensor>,
             _: &[String],
         ) -> Result<BTreeMap<String, Vec<f32>>> {
-            let Tensor::I32(_, ids) = &inputs["input_ids"] else { panic!() };
+            let Tensor::I32(_, ids) = &inputs["input_ids"] else {
+                panic!()
+            };
             let width = ids.len();
-            let (mask, keys, values) =
-                (floats(inputs, "attention_mask"), floats(inputs, "past_key_0_in"), floats(inputs, "past_value_0_in"));
+            let (mask, keys, values) = (
+                floats(inputs, "attention_mask"),
+                floats(inputs, "past_key_0_in"),
+                floats(inputs, "past_value_0_in"),
+            );
             let (past, context) = (keys.len() / 4, mask.len() / width);
             let mut logits = vec![0.0; width * VOCAB];
             for row in 0..width {
                 for column in (0..context).filter(|column| mask[row * context + column] == 0.0) {
                     // Head 1, second value of the head: key [2, 1, 2, past], value [2, 1, past, 2].
-                    let id = if column < past { keys[3 * past + column] } else { ids[column - past] as f32 };
+                    let id = if column < past {
+                        keys[3 * past + column]
+                    } else {
+                        ids[column - past] as f32
+                    };
                     if column < past {
                         assert_eq!(id, values[2 * past + 2 * column + 1]);
                     }
@@ -260,9 +356,13 @@ mod tests {
                 let once = ids.iter().flat_map(|id| vec![*id as f32; inner]);
                 once.collect::<Vec<_>>().repeat(outer)
             };
-            Ok([("logits", logits), ("past_key_0_out", repeat(1, 4)), ("past_value_0_out", repeat(2, 2))]
-                .map(|(name, values)| (name.to_string(), values))
-                .into())
+            Ok([
+                ("logits", logits),
+                ("past_key_0_out", repeat(1, 4)),
+                ("past_value_0_out", repeat(2, 2)),
+            ]
+            .map(|(name, values)| (name.to_string(), values))
+            .into())
         }
     }
 
@@ -283,7 +383,10 @@ mod tests {
             qkv_bias: false,
             tied_embeddings: true,
         };
-        Decoder { engine: Box::new(Counting), model }
+        Decoder {
+            engine: Box::new(Counting),
+            model,
+        }
     }
 
     #[test]
@@ -291,7 +394,10 @@ mod tests {
         let (logits, _) = decoder().start(&[3, 5, 3]).unwrap();
         assert_eq!(logits.len(), 3 * VOCAB);
         assert_eq!(&logits[..VOCAB], [0., 0., 0., 1., 0., 0., 0., 0., 0., 0.]);
-        assert_eq!(&logits[2 * VOCAB..], [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]);
+        assert_eq!(
+            &logits[2 * VOCAB..],
+            [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]
+        );
     }
 
     #[test]
@@ -299,15 +405,26 @@ mod tests {
         let mut decoder = decoder();
         let (_, mut cache) = decoder.start(&[3, 5, 9]).unwrap();
         cache.truncate(2);
-        assert_eq!(decoder.step(3, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]);
-        assert_eq!(decoder.step(7, &mut cache).unwrap(), [0., 0., 0., 2., 0., 1., 0., 1., 0., 0.]);
+        assert_eq!(
+            decoder.step(3, &mut cache).unwrap(),
+            [0., 0., 0., 2., 0., 1., 0., 0., 0., 0.]
+        );
+        assert_eq!(
+            decoder.step(7, &mut cache).unwrap(),
+            [0., 0., 0., 2., 0., 1., 0., 1., 0., 0.]
+        );
         assert_eq!(cache.tokens(), 4);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
         let problem = decoder().start(&[1; 5]).err().unwrap();
-        assert!(problem.message.contains("5 tokens after 0 do not fit the graph `ar4`"), "{problem}");
+        assert!(
+            problem
+                .message
+                .contains("5 tokens after 0 do not fit the graph `ar4`"),
+            "{problem}"
+        );
     }
 
     #[test]

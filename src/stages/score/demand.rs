@@ -1,11 +1,14 @@
-//! What ONNX Runtime takes to run a graph layer by layer; `tests/memory_of_models.rs` holds it against what it takes.
+//! What ONNX Runtime takes to run a graph layer by layer; `tests/memory_of_models.rs` holds it
+//! against what it takes.
 
 use std::collections::BTreeMap;
 
 use super::observe::SLICE_ELEMENTS;
 use crate::action::{Demand, Isolation, Manifest, Part};
 use crate::base::Result;
-use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer};
+use crate::model::facts::{
+    ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer,
+};
 use crate::stages::device::{CPU, binaries};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
@@ -20,22 +23,36 @@ struct Layer {
     largest: u64,
 }
 
-/// What an order over `graph` needs, if a matrix of more than `most` elements runs by so many at a time: its largest layer as
-/// stored and in f32, the largest matrix of that twice more while codes become values and these are transposed; the values of a
-/// layer, the caches and the logits of one window; and for each weight of that layer what the caller holds. Of the embedding it
-/// needs some rows.
-pub fn of_layers(graph: &Manifest, most: u64, held: impl Fn(&str, &WeightFacts) -> u64) -> Result<Demand> {
+/// What an order over `graph` needs, if a matrix of more than `most` elements runs by so many at a
+/// time: its largest layer as stored and in f32, the largest matrix of that twice more while codes
+/// become values and these are transposed; the values of a layer, the caches and the logits of one
+/// window; and for each weight of that layer what the caller holds. Of the embedding it needs some
+/// rows.
+pub fn of_layers(
+    graph: &Manifest,
+    most: u64,
+    held: impl Fn(&str, &WeightFacts) -> u64,
+) -> Result<Demand> {
     let model: ModelFacts = graph.part("model.json")?.facts.read()?;
     let weights = largest(&model, graph.under("weights"), most, held)?;
     let values = of_values(&model, &graph.part("prefill.onnx")?.facts.read()?);
     let memory_bytes = weights.saturating_add(values).saturating_add(OWN_BYTES);
-    Ok(Demand { memory_bytes, threads: 1, isolation: Isolation::Process })
+    Ok(Demand {
+        memory_bytes,
+        threads: 1,
+        isolation: Isolation::Process,
+    })
 }
 
 /// The same of what `context` leaves to the CPU.
 pub fn of_ends(context: &Manifest) -> Result<u64> {
     let model: ModelFacts = context.part("model.json")?.facts.read()?;
-    let weights = largest(&model, context.under(&format!("{CPU}/weights")), SLICE_ELEMENTS, |_, _| 0)?;
+    let weights = largest(
+        &model,
+        context.under(&format!("{CPU}/weights")),
+        SLICE_ELEMENTS,
+        |_, _| 0,
+    )?;
     let mut values = 0;
     for (_, binary) in binaries(context)? {
         for graph in binary.facts.read::<ContextFacts>()?.graphs.values() {
@@ -58,12 +75,20 @@ fn largest<'a>(
         if tensor == "token_embd.weight" && !model.tied_embeddings {
             continue;
         }
-        let layer = layers.entry(in_layer(tensor).map_or(tensor, |(number, _)| number)).or_default();
+        let layer = layers
+            .entry(in_layer(tensor).map_or(tensor, |(number, _)| number))
+            .or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
         if name.ends_with("/values") || name.ends_with("/codes") {
             let facts: WeightFacts = part.facts.read()?;
-            let elements = facts.shape.iter().fold(1u64, |product, extent| product.saturating_mul(*extent)).min(most);
-            let bytes = elements.saturating_mul(4).saturating_add(held(tensor, &facts));
+            let elements = facts
+                .shape
+                .iter()
+                .fold(1u64, |product, extent| product.saturating_mul(*extent))
+                .min(most);
+            let bytes = elements
+                .saturating_mul(4)
+                .saturating_add(held(tensor, &facts));
             layer.bytes = layer.bytes.saturating_add(bytes);
             layer.largest = layer.largest.max(elements);
         }
@@ -72,14 +97,27 @@ fn largest<'a>(
     Ok(layers.values().map(bytes).max().unwrap_or(0))
 }
 
-/// The values of one window: logits three times, the scores of a layer in four forms, eight values as wide as its feed-forward
-/// layer, and the caches of all layers.
+/// The values of one window: logits three times, the scores of a layer in four forms, eight values
+/// as wide as its feed-forward layer, and the caches of all layers.
 fn of_values(model: &ModelFacts, graph: &GraphFacts) -> u64 {
-    let GraphFacts { tokens, context, .. } = *graph;
-    let [vocab, heads, ffn, blocks] = [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
-    let [kv_heads, head_dim, tokens, context] = [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
-    let product = |factors: &[u64]| factors.iter().fold(4u64, |product, factor| product.saturating_mul(*factor));
-    let of_window = [&[tokens, 3, vocab][..], &[tokens, 4, heads, context], &[tokens, 8, ffn]].map(product);
+    let GraphFacts {
+        tokens, context, ..
+    } = *graph;
+    let [vocab, heads, ffn, blocks] =
+        [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
+    let [kv_heads, head_dim, tokens, context] =
+        [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
+    let product = |factors: &[u64]| {
+        factors
+            .iter()
+            .fold(4u64, |product, factor| product.saturating_mul(*factor))
+    };
+    let of_window = [
+        &[tokens, 3, vocab][..],
+        &[tokens, 4, heads, context],
+        &[tokens, 8, ffn],
+    ]
+    .map(product);
     let caches = product(&[2, blocks, kv_heads, head_dim, context]);
     of_window.into_iter().fold(caches, u64::saturating_add)
 }

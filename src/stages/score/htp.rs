@@ -1,4 +1,5 @@
-//! A candidate's context binary on the HTP simulator of libQnnHtp, or those of its shards, one after the other.
+//! A candidate's context binary on the HTP simulator of libQnnHtp, or those of its shards, one
+//! after the other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,10 +39,17 @@ impl Htp {
     pub fn of(job: &Job, binaries: &[&str]) -> Result<Self> {
         let binary = |name: &&str| {
             let ContextFacts { graphs, .. } = job.input(name)?.facts.read()?;
-            Ok(Binary { bytes: job.read(name)?, graphs })
+            Ok(Binary {
+                bytes: job.read(name)?,
+                graphs,
+            })
         };
         let binaries = binaries.iter().map(binary).collect::<Result<_>>()?;
-        Ok(Htp { folder: job.tool_folder(QNN)?, binaries, loaded: None })
+        Ok(Htp {
+            folder: job.tool_folder(QNN)?,
+            binaries,
+            loaded: None,
+        })
     }
 
     /// Binary `index`, and the simulator that holds it.
@@ -63,8 +71,11 @@ impl Binary {
     fn graph(&self, graph: Graph) -> Result<&GraphFacts> {
         let role = graph.role();
         self.graphs.get(role).ok_or_else(|| {
-            Problem::new("kiln::score::graphs", format!("the context binary holds no {role} graph"))
-                .help("build it with both graphs: leave `graphs` out of the `context-bin` stage")
+            Problem::new(
+                "kiln::score::graphs",
+                format!("the context binary holds no {role} graph"),
+            )
+            .help("build it with both graphs: leave `graphs` out of the `context-bin` stage")
         })
     }
 }
@@ -72,7 +83,11 @@ impl Binary {
 impl Engine for Htp {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
         let none = || Problem::new("kiln::score::graphs", "there is no context binary");
-        self.binaries.first().ok_or_else(none)?.graph(graph).cloned()
+        self.binaries
+            .first()
+            .ok_or_else(none)?
+            .graph(graph)
+            .cloned()
     }
 
     fn run(
@@ -108,7 +123,10 @@ impl Engine for Htp {
             }
         }
         match wanted.iter().find(|wanted| !given.contains_key(*wanted)) {
-            Some(lacking) => Err(Problem::new("kiln::score::graphs", format!("the candidate gives no `{lacking}`"))),
+            Some(lacking) => Err(Problem::new(
+                "kiln::score::graphs",
+                format!("the candidate gives no `{lacking}`"),
+            )),
             None => Ok(given),
         }
     }
@@ -117,20 +135,28 @@ impl Engine for Htp {
 /// `value` in the type that the graph declares.
 fn spell(tensor: &TensorInfo, value: &Tensor) -> Result<Vec<u8>> {
     Ok(match value {
-        Tensor::I32(_, values) if tensor.data_type == DataType::Int32 as u32 => {
-            values.iter().flat_map(|value| value.to_le_bytes()).collect()
-        }
-        Tensor::F32(_, values) if tensor.data_type == DataType::Float16 as u32 => {
-            values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
-        }
-        Tensor::F32(_, values) if tensor.data_type == DataType::Float32 as u32 => {
-            values.iter().flat_map(|value| value.to_le_bytes()).collect()
-        }
+        Tensor::I32(_, values) if tensor.data_type == DataType::Int32 as u32 => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+        Tensor::F32(_, values) if tensor.data_type == DataType::Float16 as u32 => values
+            .iter()
+            .flat_map(|value| f16::from_f32(*value).to_le_bytes())
+            .collect(),
+        Tensor::F32(_, values) if tensor.data_type == DataType::Float32 as u32 => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
         Tensor::F32(_, values) => match (codes(tensor), tensor.scale_offset) {
             (Some(last), Some((scale, offset))) => {
-                let code = |value: &f32| (f64::from(*value / scale).round() as i64 - i64::from(offset)).clamp(0, last);
+                let code = |value: &f32| {
+                    (f64::from(*value / scale).round() as i64 - i64::from(offset)).clamp(0, last)
+                };
                 let width = if last > 255 { 2 } else { 1 };
-                values.iter().flat_map(|value| code(value).to_le_bytes().into_iter().take(width)).collect()
+                values
+                    .iter()
+                    .flat_map(|value| code(value).to_le_bytes().into_iter().take(width))
+                    .collect()
             }
             _ => return Err(other_type(tensor)),
         },
@@ -151,13 +177,28 @@ fn codes(tensor: &TensorInfo) -> Option<i64> {
 
 fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
     if tensor.data_type == DataType::Float16 as u32 {
-        Ok(bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect())
+        Ok(bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+            .collect())
     } else if tensor.data_type == DataType::Float32 as u32 {
-        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        Ok(bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect())
     } else if let (Some(last), Some((scale, offset))) = (codes(tensor), tensor.scale_offset) {
         let value = |code: i32| (code + offset) as f32 * scale;
         Ok(if last > 255 {
-            bytes.as_chunks::<2>().0.iter().map(|bytes| value(u16::from_le_bytes(*bytes).into())).collect()
+            bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|bytes| value(u16::from_le_bytes(*bytes).into()))
+                .collect()
         } else {
             bytes.iter().map(|byte| value((*byte).into())).collect()
         })
@@ -167,6 +208,12 @@ fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
 }
 
 fn other_type(tensor: &TensorInfo) -> Problem {
-    Problem::new("kiln::score::type", format!("`{}` is {}, which `score` does not feed", tensor.name, tensor.type_name))
-        .help("build the context binary with f16, u16 or u8 activations and i32 token ids")
+    Problem::new(
+        "kiln::score::type",
+        format!(
+            "`{}` is {}, which `score` does not feed",
+            tensor.name, tensor.type_name
+        ),
+    )
+    .help("build the context binary with f16, u16 or u8 activations and i32 token ids")
 }

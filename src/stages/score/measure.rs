@@ -22,7 +22,8 @@ pub struct WindowScore {
     pub tokens: Vec<TokenScore>,
 }
 
-/// `greedy/score.json`: the candidate's choices where the reference made its own, the text before them the same.
+/// `greedy/score.json`: the candidate's choices where the reference made its own, the text before
+/// them the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GreedyScore {
     /// The reference's tokens, as text.
@@ -50,9 +51,14 @@ impl GreedyScore {
     /// How many of the reference's tokens the candidate chose every time it was asked.
     pub fn equal(&self) -> usize {
         let first_decoded = self.expected.len().saturating_sub(self.decoded.len());
-        let decoded = |index: usize| index.checked_sub(first_decoded).and_then(|index| self.decoded.get(index));
+        let decoded = |index: usize| {
+            index
+                .checked_sub(first_decoded)
+                .and_then(|index| self.decoded.get(index))
+        };
         let agrees = |(index, expected): &(usize, &u32)| {
-            self.prefilled.get(*index) == Some(expected) && decoded(*index).is_none_or(|token| token == *expected)
+            self.prefilled.get(*index) == Some(expected)
+                && decoded(*index).is_none_or(|token| token == *expected)
         };
         self.expected.iter().enumerate().filter(agrees).count()
     }
@@ -82,17 +88,38 @@ pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> R
     let mut rows = logits.chunks_exact(vocab).zip(tokens.iter().skip(1));
     let mut scores = vec![];
     reference.stream(4 * vocab, |row| {
-        let Some((candidate, next)) = rows.next() else { return Ok(()) };
-        let reference: Vec<f32> = row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let unknown = || Problem::new("kiln::score::token", format!("the token {next} is not in the vocabulary"));
+        let Some((candidate, next)) = rows.next() else {
+            return Ok(());
+        };
+        let reference: Vec<f32> = row
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        let unknown = || {
+            Problem::new(
+                "kiln::score::token",
+                format!("the token {next} is not in the vocabulary"),
+            )
+        };
         scores.push(TokenScore::of(&reference, candidate, *next).ok_or_else(unknown)?);
         Ok(())
     })?;
-    Ok(WindowScore { non_finite, tokens: scores })
+    Ok(WindowScore {
+        non_finite,
+        tokens: scores,
+    })
 }
 
 pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
-    let Greedy { prompt, tokens: expected, ended, gaps, text } = read_json(job, "greedy")?;
+    let Greedy {
+        prompt,
+        tokens: expected,
+        ended,
+        gaps,
+        text,
+    } = read_json(job, "greedy")?;
     let steps = decode_steps.min(expected.len());
     let said: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
     // The last token is only predicted, never fed.
@@ -100,7 +127,9 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
     job.progress(0, 1 + steps as u64, "calls");
     let (mut logits, mut cache) = decoder.start(fed)?;
     let mut non_finite = fidelity::tame(&mut logits);
-    let rows = logits.chunks_exact(decoder.model.vocab as usize).skip(prompt.len().saturating_sub(1));
+    let rows = logits
+        .chunks_exact(decoder.model.vocab as usize)
+        .skip(prompt.len().saturating_sub(1));
     let prefilled = rows.filter_map(fidelity::top).collect();
     cache.truncate(fed.len().saturating_sub(steps));
     let mut decoded = vec![];
@@ -112,17 +141,28 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
         decoded.extend(fidelity::top(&logits));
     }
     let smallest_gap = gaps.into_iter().fold(f32::MAX, f32::min);
-    Ok(GreedyScore { text, expected, ended, prefilled, decoded, smallest_gap, non_finite })
+    Ok(GreedyScore {
+        text,
+        expected,
+        ended,
+        prefilled,
+        decoded,
+        smallest_gap,
+        non_finite,
+    })
 }
 
-/// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax swallow an infinity, and
-/// the logits look sane. And how well the mask hides.
+/// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax
+/// swallow an infinity, and the logits look sane. And how well the mask hides.
 pub(super) fn ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
     let model = super::model(job)?;
     let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
     let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, model.head_dim as usize);
-    let mut inner = Inner { largest: Ranges::new(), mask };
+    let mut inner = Inner {
+        largest: Ranges::new(),
+        mask,
+    };
     observe(job, &model, &[tokens], &mut inner)?;
     Ok((inner.largest, inner.mask.margins()?))
 }
@@ -141,7 +181,13 @@ impl Observer for Inner {
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if measured(value).is_some() {
             // A NaN counts as the largest number: JSON has neither it nor infinity.
-            let magnitude = |value: &f32| if value.is_finite() { value.abs() } else { f32::MAX };
+            let magnitude = |value: &f32| {
+                if value.is_finite() {
+                    value.abs()
+                } else {
+                    f32::MAX
+                }
+            };
             let largest = elements.iter().map(magnitude).fold(0.0, f32::max);
             self.largest.insert(value.into(), largest);
         }
@@ -157,5 +203,6 @@ pub fn measured(name: &str) -> Option<&str> {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
-    serde_json::from_slice(&job.read(input)?).context("kiln::score::reference", || format!("read `{input}`"))
+    serde_json::from_slice(&job.read(input)?)
+        .context("kiln::score::reference", || format!("read `{input}`"))
 }

@@ -8,8 +8,8 @@
 //! | `windows` | all | how many of the reference's windows to score |
 //! | `decode_steps` | 2 | how many of the greedy tokens to check by true decode steps; the others by one prefill |
 //!
-//! One order a window, one for the greedy continuation where the reference has one, and one for the ranges of the
-//! graph's inner tensors.
+//! One order a window, one for the greedy continuation where the reference has one, and one for the
+//! ranges of the graph's inner tensors.
 
 pub mod decoder;
 pub(super) mod demand;
@@ -25,8 +25,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    ToolFile, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, ToolFile, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
@@ -77,7 +77,8 @@ pub enum Measure {
         /// Tokens checked by true decode steps.
         decode_steps: usize,
     },
-    /// The largest values of inner tensors over one window, and how far masked scores lie below visible ones.
+    /// The largest values of inner tensors over one window, and how far masked scores lie below
+    /// visible ones.
     Ranges,
 }
 
@@ -93,9 +94,24 @@ impl TypedStage for Score {
         summary: "how close a candidate comes to the reference, token by token",
         gives: "score",
         inputs: &[
-            InputSpec { name: "reference", accepts: &["reference"], required: true, many: false },
-            InputSpec { name: "graph", accepts: &["onnx"], required: false, many: false },
-            InputSpec { name: "context", accepts: &["context-bin"], required: false, many: false },
+            InputSpec {
+                name: "reference",
+                accepts: &["reference"],
+                required: true,
+                many: false,
+            },
+            InputSpec {
+                name: "graph",
+                accepts: &["onnx"],
+                required: false,
+                many: false,
+            },
+            InputSpec {
+                name: "context",
+                accepts: &["context-bin"],
+                required: false,
+                many: false,
+            },
         ],
         params: &["windows", "decode_steps"],
         keyed: &[],
@@ -106,19 +122,32 @@ impl TypedStage for Score {
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         if slots.contains(&"graph") == slots.contains(&"context") {
-            let problem = Problem::new("kiln::plan::parameter", "a score is of either a `graph` or a `context`")
-                .help("give one of them; score the other in a stage of its own");
-            problems.push(ParamProblem { path: String::new(), problem });
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                "a score is of either a `graph` or a `context`",
+            )
+            .help("give one of them; score the other in a stage of its own");
+            problems.push(ParamProblem {
+                path: String::new(),
+                problem,
+            });
         }
         if params.windows == Some(0) {
             let problem = Problem::new("kiln::plan::parameter", "no window would be scored");
-            problems.push(ParamProblem { path: "windows".into(), problem });
+            problems.push(ParamProblem {
+                path: "windows".into(),
+                problem,
+            });
         }
         problems
     }
 
     fn tools(_: &Params, slots: &[&str]) -> Vec<&'static str> {
-        if slots.contains(&"graph") { vec!["ort"] } else { vec![QNN, "ort?"] }
+        if slots.contains(&"graph") {
+            vec!["ort"]
+        } else {
+            vec![QNN, "ort?"]
+        }
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Measure>>> {
@@ -128,14 +157,24 @@ impl TypedStage for Score {
 
         let mut orders = vec![];
         for (folder, (tokens, logits)) in windows(reference, params.windows)? {
-            orders.push(order(folder, Measure::Window).input("tokens", tokens).input("logits", logits));
+            orders.push(
+                order(folder, Measure::Window)
+                    .input("tokens", tokens)
+                    .input("logits", logits),
+            );
             if orders.len() == 1 && candidate.has_ranges {
                 orders.push(order("ranges", Measure::Ranges).input("tokens", tokens));
             }
         }
         if let Some(greedy) = reference.get("greedy.json") {
-            let measure = Measure::Greedy { decode_steps: params.decode_steps };
-            orders.push(candidate.reading("greedy", measure, |_| true).input("greedy", greedy));
+            let measure = Measure::Greedy {
+                decode_steps: params.decode_steps,
+            };
+            orders.push(
+                candidate
+                    .reading("greedy", measure, |_| true)
+                    .input("greedy", greedy),
+            );
         }
         Ok(orders)
     }
@@ -147,7 +186,12 @@ impl TypedStage for Score {
             Ok(outputs.insert(PartName::new(name)?, part))
         };
         let score = match measure {
-            Measure::Window => CanonJson::of(&measure::window(job, &mut decoder(job)?, "tokens", "logits")?)?,
+            Measure::Window => CanonJson::of(&measure::window(
+                job,
+                &mut decoder(job)?,
+                "tokens",
+                "logits",
+            )?)?,
             Measure::Greedy { decode_steps } => {
                 CanonJson::of(&measure::greedy(job, &mut decoder(job)?, decode_steps)?)?
             }
@@ -185,18 +229,29 @@ pub fn model(job: &Job) -> Result<ModelFacts> {
 }
 
 /// The tokens and logits of the first `wanted` windows of a reference, or of all, by their names.
-pub fn windows<'a>(reference: &'a Manifest, wanted: Option<usize>) -> Result<Vec<(&'a str, (&'a Part, &'a Part))>> {
+pub fn windows<'a>(
+    reference: &'a Manifest,
+    wanted: Option<usize>,
+) -> Result<Vec<(&'a str, (&'a Part, &'a Part))>> {
     let names: Vec<&str> = folders(reference, "window-").collect();
     let wanted = wanted.unwrap_or(names.len());
     if wanted > names.len() {
         return Err(Problem::new(
             "kiln::score::windows",
-            format!("{wanted} windows are wanted, but the reference has {}", names.len()),
+            format!(
+                "{wanted} windows are wanted, but the reference has {}",
+                names.len()
+            ),
         )
         .help("raise `windows` of the `reference` stage, or lower it here"));
     }
     let part = |folder: &str, name: &str| reference.part(&format!("{folder}/{name}"));
-    let window = |folder: &&'a str| Ok((*folder, (part(folder, "tokens.json")?, part(folder, "logits")?)));
+    let window = |folder: &&'a str| {
+        Ok((
+            *folder,
+            (part(folder, "tokens.json")?, part(folder, "logits")?),
+        ))
+    };
     names.iter().take(wanted).map(window).collect()
 }
 
@@ -228,13 +283,24 @@ impl Candidate {
             let mut demand = of_simulator(binaries.iter().map(|(_, part)| *part));
             let mut tools = libraries(inputs, &SIMULATOR)?;
             if place(binaries.iter().map(|(_, part)| part.facts.read()))? != Place::default() {
-                demand.memory_bytes = demand.memory_bytes.saturating_add(demand::of_ends(context)?);
+                demand.memory_bytes = demand
+                    .memory_bytes
+                    .saturating_add(demand::of_ends(context)?);
                 tools.extend(runtime(inputs)?);
             }
-            let on_cpu = context.under(CPU).map(|(name, part)| (format!("{CPU}/{name}"), part));
+            let on_cpu = context
+                .under(CPU)
+                .map(|(name, part)| (format!("{CPU}/{name}"), part));
             let parts = binaries.into_iter().chain([model]).chain(on_cpu);
-            let parts = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
-            return Ok(Candidate { demand, parts, tools, has_ranges: false });
+            let parts = parts
+                .map(|(name, part)| (format!("candidate/{name}"), part.clone()))
+                .collect();
+            return Ok(Candidate {
+                demand,
+                parts,
+                tools,
+                has_ranges: false,
+            });
         }
         Candidate::of_graph(inputs)
     }
@@ -246,19 +312,32 @@ impl Candidate {
         let whole = ROLES.map(|role| format!("{role}.onnx"));
         let read = |name: &str| !name.ends_with(".onnx") || whole.iter().any(|file| file == name);
         let parts = graph.parts.iter().filter(|(name, _)| read(name.as_str()));
-        let parts = parts.map(|(name, part)| (format!("candidate/{name}"), part.clone())).collect();
-        Ok(Candidate { demand, parts, tools: runtime(inputs)?, has_ranges: true })
+        let parts = parts
+            .map(|(name, part)| (format!("candidate/{name}"), part.clone()))
+            .collect();
+        Ok(Candidate {
+            demand,
+            parts,
+            tools: runtime(inputs)?,
+            has_ranges: true,
+        })
     }
 
     /// An order that runs the prefill graph.
     pub fn order<T>(&self, name: &str, params: T) -> Order<T> {
-        let is_decode = |name: &str| name.rsplit('/').next().is_some_and(|file| file.starts_with("decode"));
+        let is_decode = |name: &str| {
+            name.rsplit('/')
+                .next()
+                .is_some_and(|file| file.starts_with("decode"))
+        };
         self.reading(name, params, |name| !is_decode(name))
     }
 
     fn reading<T>(&self, name: &str, params: T, reads: impl Fn(&str) -> bool) -> Order<T> {
         let read = self.parts.iter().filter(|(name, _)| reads(name));
-        let order = Order::new(name, params).tools(self.tools.clone()).demand(self.demand);
+        let order = Order::new(name, params)
+            .tools(self.tools.clone())
+            .demand(self.demand);
         read.fold(order, |order, (name, part)| order.input(name, part))
     }
 }
@@ -268,19 +347,30 @@ fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     let tool = inputs.tools.get("ort").ok_or_else(|| {
         Problem::new(
             "kiln::tool_missing",
-            "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is not given",
+            "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is \
+             not given",
         )
         .help("add it to [tools]: `ort = { pypi = \"onnxruntime==1.32.0\", sha256 = \"\" }`")
     })?;
     let files = tool.parts.keys();
     let base = files.filter_map(|path| path.as_str().rsplit('/').next());
-    let name = base.into_iter().find(|base| base.starts_with(RUNTIME)).unwrap_or(RUNTIME);
+    let name = base
+        .into_iter()
+        .find(|base| base.starts_with(RUNTIME))
+        .unwrap_or(RUNTIME);
     inputs.tool_files("ort", &[name])
 }
 
-/// What it takes to simulate `binaries` one after the other. Measured: twelve times the bytes of one, and what the simulator needs
-/// for itself.
+/// What it takes to simulate `binaries` one after the other. Measured: twelve times the bytes of
+/// one, and what the simulator needs for itself.
 pub(super) fn of_simulator<'a>(binaries: impl Iterator<Item = &'a Part>) -> Demand {
-    let bytes: u64 = binaries.map(|part| part.content.digest.size_bytes).max().unwrap_or(0);
-    Demand { memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30), threads: 1, isolation: Isolation::Process }
+    let bytes: u64 = binaries
+        .map(|part| part.content.digest.size_bytes)
+        .max()
+        .unwrap_or(0);
+    Demand {
+        memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30),
+        threads: 1,
+        isolation: Isolation::Process,
+    }
 }

@@ -18,8 +18,8 @@ use crate::base::{Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 
-/// The graphs of an `onnx` manifest, or those that a context binary leaves to the CPU; of the one that runs, a layer at a time is
-/// loaded.
+/// The graphs of an `onnx` manifest, or those that a context binary leaves to the CPU; of the one
+/// that runs, a layer at a time is loaded.
 pub struct OnnxRuntime {
     environment: Environment,
     /// Where the candidate's files are among the inputs: `candidate/`.
@@ -29,8 +29,8 @@ pub struct OnnxRuntime {
 }
 
 impl OnnxRuntime {
-    /// Loads the runtime of tool `ort` and lays the candidate's files (the inputs `candidate/...`) out in the job's
-    /// scratch folder.
+    /// Loads the runtime of tool `ort` and lays the candidate's files (the inputs `candidate/...`)
+    /// out in the job's scratch folder.
     pub fn open(job: &Job) -> Result<Self> {
         Self::of(job, "candidate/")
     }
@@ -39,7 +39,9 @@ impl OnnxRuntime {
     pub fn of(job: &Job, inputs: &str) -> Result<Self> {
         let library = library(&job.tool_folder("ort")?)?;
         let environment = ort::init_from(&library)
-            .context("kiln::score::runtime", || format!("load {}", library.display()))?
+            .context("kiln::score::runtime", || {
+                format!("load {}", library.display())
+            })?
             .build()
             .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
         Self::within(environment, job, inputs)
@@ -63,7 +65,12 @@ impl OnnxRuntime {
                 facts.push((graph, input.facts.read()?));
             }
         }
-        Ok(OnnxRuntime { environment, inputs: inputs.into(), folder, facts })
+        Ok(OnnxRuntime {
+            environment,
+            inputs: inputs.into(),
+            folder,
+            facts,
+        })
     }
 
     /// Where the candidate's files are.
@@ -88,15 +95,21 @@ impl OnnxRuntime {
     pub fn load_model(&self, model: &[u8]) -> Result<Session> {
         let path = self.folder.join("piece.onnx");
         fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
-        // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into MatMulNBits, which by
-        // default rounds activations to 8 bits. One thread: the same sums in the same order on every machine. No pattern of
-        // memory learned from the first run: the second would take the room for all values anew, and keep that of the first.
+        // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into
+        // MatMulNBits, which by default rounds activations to 8 bits. One thread: the same
+        // sums in the same order on every machine. No pattern of memory learned from the
+        // first run: the second would take the room for all values anew, and keep that of the
+        // first.
         Session::builder(&self.environment)
-            .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Level1)?))
+            .and_then(
+                |builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::Level1)?),
+            )
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
             .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
             .and_then(|mut builder| builder.commit_from_file(&path))
-            .context("kiln::score::graph", || "load a layer into ONNX Runtime".into())
+            .context("kiln::score::graph", || {
+                "load a layer into ONNX Runtime".into()
+            })
     }
 }
 
@@ -104,33 +117,60 @@ fn file_name(graph: Graph) -> String {
     format!("{}.onnx", graph.role())
 }
 
-/// ONNX Runtime refuses external data that a symbolic link puts outside the model's folder, so: a hard link, or a copy
-/// where the folder lies on another file system.
+/// ONNX Runtime refuses external data that a symbolic link puts outside the model's folder, so: a
+/// hard link, or a copy where the folder lies on another file system.
 fn lay_out(from: &Path, to: &Path) -> Result<()> {
     let link = || {
         let from = fs::canonicalize(from)?;
         to.parent().map_or(Ok(()), fs::create_dir_all)?;
-        // A file that stands there may be a link to the very blob: copying onto it would empty both.
-        fs::remove_file(to).or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
+        // A file that stands there may be a link to the very blob: copying onto it would empty
+        // both.
+        fs::remove_file(to).or_else(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })?;
         fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop))
     };
-    link().context("kiln::io", || format!("link {} to {}", to.display(), from.display()))
+    link().context("kiln::io", || {
+        format!("link {} to {}", to.display(), from.display())
+    })
 }
 
 /// The runtime's file carries its version in its name.
 fn library(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
-    let is_runtime =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(super::RUNTIME));
-    entries.filter_map(|entry| Some(entry.ok()?.path())).find(is_runtime).ok_or_else(|| {
-        Problem::new("kiln::score::runtime", format!("there is no {}* in {}", super::RUNTIME, folder.display()))
-    })
+    let entries =
+        fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
+    let is_runtime = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(super::RUNTIME))
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(is_runtime)
+        .ok_or_else(|| {
+            Problem::new(
+                "kiln::score::runtime",
+                format!("there is no {}* in {}", super::RUNTIME, folder.display()),
+            )
+        })
 }
 
 impl Engine for OnnxRuntime {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
-        let given = self.facts.iter().find(|(given, _)| *given == graph).map(|(_, facts)| facts.clone());
-        given.ok_or_else(|| Problem::new("kiln::score::graph", format!("there is no {}", file_name(graph))))
+        let given = self
+            .facts
+            .iter()
+            .find(|(given, _)| *given == graph)
+            .map(|(_, facts)| facts.clone());
+        given.ok_or_else(|| {
+            Problem::new(
+                "kiln::score::graph",
+                format!("there is no {}", file_name(graph)),
+            )
+        })
     }
 
     fn run(
@@ -153,11 +193,25 @@ impl OnnxRuntime {
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let path = self.folder.join(file);
         let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
-        let mut taken = Taken { wanted, values: BTreeMap::new() };
-        let ids = inputs.iter().filter(|(_, tensor)| matches!(tensor, Tensor::I32(..)));
-        let held = ids.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-        run_layers(self, onnx::decode(&bytes)?, inputs, vec![held], &mut taken, |_, _| Ok(()))
-            .map_err(|problem| problem.within(format!("failed to run {file}")))?;
+        let mut taken = Taken {
+            wanted,
+            values: BTreeMap::new(),
+        };
+        let ids = inputs
+            .iter()
+            .filter(|(_, tensor)| matches!(tensor, Tensor::I32(..)));
+        let held = ids
+            .map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect();
+        run_layers(
+            self,
+            onnx::decode(&bytes)?,
+            inputs,
+            vec![held],
+            &mut taken,
+            |_, _| Ok(()),
+        )
+        .map_err(|problem| problem.within(format!("failed to run {file}")))?;
         Ok(taken.values)
     }
 }
@@ -191,11 +245,21 @@ pub fn run<'a>(
         .map(|(name, tensor)| Ok((name, value(tensor)?)))
         .collect::<ort::Result<Vec<_>>>()
         .context("kiln::score::run", context("feed ONNX Runtime"))?;
-    let selector = wanted.iter().fold(OutputSelector::no_default(), |selector, name| selector.with(name));
-    let options = RunOptions::new().context("kiln::score::run", context("ask ONNX Runtime"))?.with_outputs(selector);
-    let outputs = session.run_with_options(feeds, &options).context("kiln::score::run", context("run ONNX Runtime"))?;
+    let selector = wanted
+        .iter()
+        .fold(OutputSelector::no_default(), |selector, name| {
+            selector.with(name)
+        });
+    let options = RunOptions::new()
+        .context("kiln::score::run", context("ask ONNX Runtime"))?
+        .with_outputs(selector);
+    let outputs = session
+        .run_with_options(feeds, &options)
+        .context("kiln::score::run", context("run ONNX Runtime"))?;
     for (name, value) in outputs.iter() {
-        let (_, values) = value.try_extract_tensor::<f32>().context("kiln::score::run", || format!("read `{name}`"))?;
+        let (_, values) = value
+            .try_extract_tensor::<f32>()
+            .context("kiln::score::run", || format!("read `{name}`"))?;
         show(name, values)?;
     }
     Ok(())
@@ -203,7 +267,11 @@ pub fn run<'a>(
 
 fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     Ok(match tensor {
-        Tensor::I32(shape, values) => TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into(),
-        Tensor::F32(shape, values) => TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into(),
+        Tensor::I32(shape, values) => {
+            TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into()
+        }
+        Tensor::F32(shape, values) => {
+            TensorRef::from_array_view((shape.as_slice(), values.as_slice()))?.into()
+        }
     })
 }

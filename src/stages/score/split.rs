@@ -24,14 +24,30 @@ pub struct Split {
 impl Split {
     /// Of the candidate's binaries and of the inputs `candidate/cpu/...`.
     pub fn open(job: &Job, place: Place, model: &ModelFacts) -> Result<Self> {
-        Ok(Split { npu: Htp::open(job)?, cpu: OnnxRuntime::of(job, ON_CPU)?, place, hidden: model.hidden as usize })
+        Ok(Split {
+            npu: Htp::open(job)?,
+            cpu: OnnxRuntime::of(job, ON_CPU)?,
+            place,
+            hidden: model.hidden as usize,
+        })
     }
 
     /// What the graph of `end` makes of `inputs`.
-    fn run_end(&mut self, end: End, graph: Graph, inputs: &BTreeMap<String, Tensor>, wanted: &str) -> Result<Vec<f32>> {
+    fn run_end(
+        &mut self,
+        end: End,
+        graph: Graph,
+        inputs: &BTreeMap<String, Tensor>,
+        wanted: &str,
+    ) -> Result<Vec<f32>> {
         let file = format!("{}.onnx", end.graph_stem(graph.role()));
-        let found = self.cpu.run_file(&file, inputs, &[wanted.into()])?.remove(wanted);
-        found.ok_or_else(|| Problem::new("kiln::score::graph", format!("{file} gives no `{wanted}`")))
+        let found = self
+            .cpu
+            .run_file(&file, inputs, &[wanted.into()])?
+            .remove(wanted);
+        found.ok_or_else(|| {
+            Problem::new("kiln::score::graph", format!("{file} gives no `{wanted}`"))
+        })
     }
 }
 
@@ -57,11 +73,23 @@ impl Engine for Split {
             return self.npu.run(graph, &given, wanted);
         }
         let (name, logits) = (End::Head.value(), "logits");
-        let of_npu: Vec<String> =
-            wanted.iter().filter(|wanted| *wanted != logits).cloned().chain([name.into()]).collect();
+        let of_npu: Vec<String> = wanted
+            .iter()
+            .filter(|wanted| *wanted != logits)
+            .cloned()
+            .chain([name.into()])
+            .collect();
         let mut found = self.npu.run(graph, &given, &of_npu)?;
-        let normal = Tensor::F32(vec![1, 1, tokens, self.hidden], found.remove(name).unwrap_or_default());
-        let head = self.run_end(End::Head, graph, &[(name.to_string(), normal)].into(), logits)?;
+        let normal = Tensor::F32(
+            vec![1, 1, tokens, self.hidden],
+            found.remove(name).unwrap_or_default(),
+        );
+        let head = self.run_end(
+            End::Head,
+            graph,
+            &[(name.to_string(), normal)].into(),
+            logits,
+        )?;
         found.insert(logits.into(), head);
         Ok(found)
     }

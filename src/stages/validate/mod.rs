@@ -30,9 +30,11 @@
 //! | `same_top` | share of equal most probable tokens, at least |
 //! | `greedy` | equal tokens of the greedy continuation, at least |
 //!
-//! What is not measured misses nothing. With a device the stage is volatile: it measures anew in every build.
+//! What is not measured misses nothing. With a device the stage is volatile: it measures anew in
+//! every build.
 //!
-//! Where a missed limit fails the stage, the report stands in the problem, which leaves it as files too.
+//! Where a missed limit fails the stage, the report stands in the problem, which leaves it as files
+//! too.
 
 mod on_device;
 mod report;
@@ -43,7 +45,9 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::action::{InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage};
+use crate::action::{
+    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::Ledger;
@@ -62,7 +66,8 @@ pub struct Params {
     /// What the candidate of each score may miss by.
     #[serde(default)]
     limits: BTreeMap<String, Limits>,
-    /// The reference's own perplexity, at most: a model that is broken in its file agrees with itself.
+    /// The reference's own perplexity, at most: a model that is broken in its file agrees with
+    /// itself.
     #[schemars(range(min = 0.0))]
     perplexity: Option<f64>,
     /// The largest magnitude of a measured inner tensor, at most; fp16 ends at 65504.
@@ -73,7 +78,8 @@ pub struct Params {
     #[serde(default = "default_scores_range")]
     #[schemars(range(min = 0.0))]
     scores_range: f64,
-    /// How far masked attention scores lie below the largest visible one, at least: `e^-mask` of the attention goes to them.
+    /// How far masked attention scores lie below the largest visible one, at least: `e^-mask` of
+    /// the attention goes to them.
     #[serde(default = "default_mask")]
     #[schemars(range(min = 0.0))]
     mask: f64,
@@ -83,10 +89,12 @@ pub struct Params {
     /// What the weights of each stage of `weights` must keep of the file.
     #[serde(default)]
     storage: BTreeMap<String, StorageLimits>,
-    /// Tokens of the answer of each stage of `generations` that are the reference's, from the first on, at least.
+    /// Tokens of the answer of each stage of `generations` that are the reference's, from the
+    /// first on, at least.
     #[serde(default)]
     generated: BTreeMap<String, usize>,
-    /// Signal to noise in dB of the worst value that the layers of each stage of `layers` give, at least.
+    /// Signal to noise in dB of the worst value that the layers of each stage of `layers` give, at
+    /// least.
     #[serde(default)]
     layers_sqnr_db: BTreeMap<String, f64>,
     /// A missed limit fails the stage; else the report only says so.
@@ -163,7 +171,8 @@ pub struct StorageLimits {
     sqnr_db: Option<f64>,
 }
 
-/// All limits of all candidates, and the sizes and ledgers, which manifests tell without opening anything.
+/// All limits of all candidates, and the sizes and ledgers, which manifests tell without opening
+/// anything.
 #[derive(Serialize, Deserialize)]
 pub struct Limited {
     candidates: BTreeMap<String, Limits>,
@@ -205,12 +214,42 @@ impl TypedStage for Validate {
         summary: "all scores together, held against the plan's limits",
         gives: "report",
         inputs: &[
-            InputSpec { name: "scores", accepts: &["score"], required: false, many: true },
-            InputSpec { name: "size", accepts: &["context-bin", "dlc", "bundle"], required: false, many: true },
-            InputSpec { name: "weights", accepts: &["weights"], required: false, many: true },
-            InputSpec { name: "generations", accepts: &["generation"], required: false, many: true },
-            InputSpec { name: "layers", accepts: &["layers"], required: false, many: true },
-            InputSpec { name: "bundles", accepts: &["bundle"], required: false, many: true },
+            InputSpec {
+                name: "scores",
+                accepts: &["score"],
+                required: false,
+                many: true,
+            },
+            InputSpec {
+                name: "size",
+                accepts: &["context-bin", "dlc", "bundle"],
+                required: false,
+                many: true,
+            },
+            InputSpec {
+                name: "weights",
+                accepts: &["weights"],
+                required: false,
+                many: true,
+            },
+            InputSpec {
+                name: "generations",
+                accepts: &["generation"],
+                required: false,
+                many: true,
+            },
+            InputSpec {
+                name: "layers",
+                accepts: &["layers"],
+                required: false,
+                many: true,
+            },
+            InputSpec {
+                name: "bundles",
+                accepts: &["bundle"],
+                required: false,
+                many: true,
+            },
         ],
         params: &[
             "limits",
@@ -240,9 +279,18 @@ impl TypedStage for Validate {
     };
 
     fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
-        let targets = params.targets.named().map(|(target, value)| (format!("targets/{target}"), value));
-        let own = [("perplexity".to_string(), params.perplexity), ("range".into(), Some(params.range))];
-        let inner = [("scores_range".to_string(), Some(params.scores_range)), ("mask".into(), Some(params.mask))];
+        let targets = params
+            .targets
+            .named()
+            .map(|(target, value)| (format!("targets/{target}"), value));
+        let own = [
+            ("perplexity".to_string(), params.perplexity),
+            ("range".into(), Some(params.range)),
+        ];
+        let inner = [
+            ("scores_range".to_string(), Some(params.scores_range)),
+            ("mask".into(), Some(params.mask)),
+        ];
         let limits = params.limits.iter().flat_map(|(name, limits)| {
             [
                 ("ppl_ratio", limits.ppl_ratio),
@@ -252,8 +300,14 @@ impl TypedStage for Validate {
             ]
             .map(|(limit, value)| (format!("limits/{name}/{limit}"), value))
         });
-        let storage = params.storage.iter().map(|(name, limits)| (format!("storage/{name}/sqnr_db"), limits.sqnr_db));
-        let layers = params.layers_sqnr_db.iter().map(|(name, db)| (format!("layers_sqnr_db/{name}"), Some(*db)));
+        let storage = params
+            .storage
+            .iter()
+            .map(|(name, limits)| (format!("storage/{name}/sqnr_db"), limits.sqnr_db));
+        let layers = params
+            .layers_sqnr_db
+            .iter()
+            .map(|(name, db)| (format!("layers_sqnr_db/{name}"), Some(*db)));
         let is_bad = |value: &f64| !value.is_finite() || *value < 0.0;
         let bad = own
             .into_iter()
@@ -264,11 +318,18 @@ impl TypedStage for Validate {
             .chain(targets)
             .filter_map(|(path, value)| Some((path, value.filter(is_bad)?)));
         bad.map(|(path, value)| {
-            let problem =
-                Problem::new("kiln::plan::parameter", format!("{value} is no limit: it is not zero or above"));
+            let problem = Problem::new(
+                "kiln::plan::parameter",
+                format!("{value} is no limit: it is not zero or above"),
+            );
             ParamProblem { path, problem }
         })
-        .chain(on_device::check(&params.device, &params.runner, params.answer_tokens, slots.contains(&"bundles")))
+        .chain(on_device::check(
+            &params.device,
+            &params.runner,
+            params.answer_tokens,
+            slots.contains(&"bundles"),
+        ))
         .chain(SLOTS.iter().all(|slot| !slots.contains(slot)).then(nothing))
         .collect()
     }
@@ -279,35 +340,89 @@ impl TypedStage for Validate {
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Limited>>> {
-        let of = |slot, param| Stages { slot, param, given: inputs.many(slot) };
-        let candidates = of("scores", "limits").each(params.limits, |_, limits| Ok(limits.unwrap_or_default()))?;
-        let sizes = of("size", "size_bytes")
-            .each(params.size_bytes, |manifest, limit| Ok(Size { bytes: artifact_bytes(manifest), limit }))?;
+        let of = |slot, param| Stages {
+            slot,
+            param,
+            given: inputs.many(slot),
+        };
+        let candidates = of("scores", "limits")
+            .each(params.limits, |_, limits| Ok(limits.unwrap_or_default()))?;
+        let sizes = of("size", "size_bytes").each(params.size_bytes, |manifest, limit| {
+            Ok(Size {
+                bytes: artifact_bytes(manifest),
+                limit,
+            })
+        })?;
         let storage = of("weights", "storage").each(params.storage, |manifest, limits| {
             let parts = manifest.parts.iter();
-            let ledger = Ledger::of(parts.map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)))?;
-            Ok(Storage { ledger, limits: limits.unwrap_or_default() })
+            let ledger = Ledger::of(
+                parts.map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
+            )?;
+            Ok(Storage {
+                ledger,
+                limits: limits.unwrap_or_default(),
+            })
         })?;
-        let generated = of("generations", "generated").each(params.generated, |_, limit| Ok(limit))?;
-        let layers = of("layers", "layers_sqnr_db").each(params.layers_sqnr_db, |_, limit| Ok(limit))?;
+        let generated =
+            of("generations", "generated").each(params.generated, |_, limit| Ok(limit))?;
+        let layers =
+            of("layers", "layers_sqnr_db").each(params.layers_sqnr_db, |_, limit| Ok(limit))?;
         let bundles = inputs.many("bundles");
-        let Params { perplexity, range, scores_range, mask, strict, targets, device, runner, answer_tokens, .. } =
-            params;
-        let device = (!device.is_empty()).then_some(Device { device, runner, answer_tokens });
+        let Params {
+            perplexity,
+            range,
+            scores_range,
+            mask,
+            strict,
+            targets,
+            device,
+            runner,
+            answer_tokens,
+            ..
+        } = params;
+        let device = (!device.is_empty()).then_some(Device {
+            device,
+            runner,
+            answer_tokens,
+        });
         let is_measured = device.is_some();
         let names = || bundles.iter().map(|(name, _)| name.clone()).collect();
-        let on_device = (!bundles.is_empty()).then(|| Measuring { bundles: names(), targets, device });
-        let inner = InnerLimits { range, scores_range, mask };
-        let limited = Limited { candidates, perplexity, inner, sizes, storage, generated, layers, strict, on_device };
+        let on_device = (!bundles.is_empty()).then(|| Measuring {
+            bundles: names(),
+            targets,
+            device,
+        });
+        let inner = InnerLimits {
+            range,
+            scores_range,
+            mask,
+        };
+        let limited = Limited {
+            candidates,
+            perplexity,
+            inner,
+            sizes,
+            storage,
+            generated,
+            layers,
+            strict,
+            on_device,
+        };
         let mut order = Order::new("", limited);
         for (name, manifest) in bundles.iter().filter(|_| is_measured) {
             package::check_for_genie(manifest)?;
             let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
-            for (part, content) in manifest.parts.iter().filter(|(part, _)| is_taken(part.as_str())) {
+            for (part, content) in manifest
+                .parts
+                .iter()
+                .filter(|(part, _)| is_taken(part.as_str()))
+            {
                 order = order.input(format!("{name}/{part}"), content);
             }
         }
-        let read = ["scores", "generations", "layers"].into_iter().flat_map(|slot| inputs.many(slot));
+        let read = ["scores", "generations", "layers"]
+            .into_iter()
+            .flat_map(|slot| inputs.many(slot));
         for (name, manifest) in read {
             for (part, content) in &manifest.parts {
                 order = order.input(format!("{name}/{part}"), content);
@@ -317,26 +432,61 @@ impl TypedStage for Validate {
     }
 
     fn run(limited: Limited, job: &Job) -> Result<Outputs> {
-        let Limited { candidates, perplexity, inner, sizes, storage, generated, layers, strict, on_device } = limited;
+        let Limited {
+            candidates,
+            perplexity,
+            inner,
+            sizes,
+            storage,
+            generated,
+            layers,
+            strict,
+            on_device,
+        } = limited;
         let candidates = candidates
             .into_iter()
             .map(|(name, limits)| Ok((name.clone(), read_candidate(job, &name, limits)?)))
             .collect::<Result<_>>()?;
-        let (generated, layers) = (read_held(job, GENERATION, generated)?, read_held(job, LAYERS, layers)?);
-        let on_device = on_device.map(|measuring| measured(measuring, job)).transpose()?;
-        let found = Found { candidates, sizes, storage, generated, layers, on_device };
+        let (generated, layers) = (
+            read_held(job, GENERATION, generated)?,
+            read_held(job, LAYERS, layers)?,
+        );
+        let on_device = on_device
+            .map(|measuring| measured(measuring, job))
+            .transpose()?;
+        let found = Found {
+            candidates,
+            sizes,
+            storage,
+            generated,
+            layers,
+            on_device,
+        };
         let report = Report::new(found, perplexity, inner);
-        let files = [("report.json", report.json()?), ("report.txt", report.to_string())];
+        let files = [
+            ("report.json", report.json()?),
+            ("report.txt", report.to_string()),
+        ];
         let part = |(name, text): (&str, String)| {
-            Ok((PartName::new(name)?, job.write(text.as_bytes(), CanonJson::default())?))
+            Ok((
+                PartName::new(name)?,
+                job.write(text.as_bytes(), CanonJson::default())?,
+            ))
         };
         let outputs = files.into_iter().map(part).collect::<Result<Outputs>>()?;
         if report.passed() || !strict {
             return Ok(outputs);
         }
-        let mut problem = Problem::new("kiln::validate::missed", format!("a limit of the plan is missed\n\n{report}"))
-            .help("better the candidate, or change the limit in the plan");
-        problem.left.extend(outputs.into_iter().map(|(name, part)| (name.to_string(), part.content.digest)));
+        let mut problem = Problem::new(
+            "kiln::validate::missed",
+            format!("a limit of the plan is missed\n\n{report}"),
+        )
+        .help("better the candidate, or change the limit in the plan");
+        problem.left.extend(
+            outputs
+                .into_iter()
+                .map(|(name, part)| (name.to_string(), part.content.digest)),
+        );
         Err(problem)
     }
 }
@@ -344,17 +494,33 @@ impl TypedStage for Validate {
 /// What is written to a device: all of a bundle; other parts of another artifact describe it.
 fn artifact_bytes(manifest: &Manifest) -> u64 {
     let is_bundle = manifest.get(package::CONFIG).is_some();
-    let goes = |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
-    let shipped = manifest.parts.iter().filter(|(name, _)| goes(name.as_str()));
-    shipped.map(|(_, part)| part.content.digest.size_bytes).sum()
+    let goes =
+        |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
+    let shipped = manifest
+        .parts
+        .iter()
+        .filter(|(name, _)| goes(name.as_str()));
+    shipped
+        .map(|(_, part)| part.content.digest.size_bytes)
+        .sum()
 }
 
 /// Those that give a report its content.
-const SLOTS: [&str; 6] = ["scores", "generations", "layers", "bundles", "weights", "size"];
+const SLOTS: [&str; 6] = [
+    "scores",
+    "generations",
+    "layers",
+    "bundles",
+    "weights",
+    "size",
+];
 
 fn nothing() -> ParamProblem {
     let problem = Problem::new("kiln::plan::parameter", "there is nothing to report on");
-    ParamProblem { path: String::new(), problem: problem.help("name a `score` stage: `scores = [\"...\"]`") }
+    ParamProblem {
+        path: String::new(),
+        problem: problem.help("name a `score` stage: `scores = [\"...\"]`"),
+    }
 }
 
 /// The stages of a slot, and the parameter with what each of them must keep.
@@ -365,19 +531,27 @@ struct Stages<'a> {
 }
 
 impl Stages<'_> {
-    /// What `make` makes of each stage and its limit, if there is one; each limit must be for a stage of the slot.
+    /// What `make` makes of each stage and its limit, if there is one; each limit must be for a
+    /// stage of the slot.
     fn each<L, T>(
         &self,
         mut limits: BTreeMap<String, L>,
         make: impl Fn(&Manifest, Option<L>) -> Result<T>,
     ) -> Result<BTreeMap<String, T>> {
         let Stages { slot, param, given } = self;
-        let made = given.iter().map(|(name, manifest)| Ok((name.clone(), make(manifest, limits.remove(name))?)));
+        let made = given
+            .iter()
+            .map(|(name, manifest)| Ok((name.clone(), make(manifest, limits.remove(name))?)));
         let made = made.collect::<Result<_>>()?;
-        let Some(name) = limits.keys().next() else { return Ok(made) };
+        let Some(name) = limits.keys().next() else {
+            return Ok(made);
+        };
         let known: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
-        Err(Problem::new("kiln::validate::limits", format!("`{param}.{name}` is for a stage that is not in `{slot}`"))
-            .help(format!("`{slot}` has: {}", known.join(", "))))
+        Err(Problem::new(
+            "kiln::validate::limits",
+            format!("`{param}.{name}` is for a stage that is not in `{slot}`"),
+        )
+        .help(format!("`{slot}` has: {}", known.join(", "))))
     }
 }
 
@@ -395,7 +569,9 @@ fn read_held<T: DeserializeOwned, L>(
 }
 
 fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
-    let parts = job.inputs().filter_map(|(input, _)| Some((input, input.strip_prefix(name)?.strip_prefix('/')?)));
+    let parts = job
+        .inputs()
+        .filter_map(|(input, _)| Some((input, input.strip_prefix(name)?.strip_prefix('/')?)));
     let (mut tokens, mut non_finite, mut windows) = (vec![], 0, 0);
     let (mut greedy, mut ranges, mut masks) = (None, None, None);
     for (input, part) in parts {
@@ -415,7 +591,10 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
         }
     }
     let fidelity = Fidelity::of(&tokens).ok_or_else(|| {
-        Problem::new("kiln::validate::scores", format!("`{name}` scored {} tokens, too few", tokens.len()))
+        Problem::new(
+            "kiln::validate::scores",
+            format!("`{name}` scored {} tokens, too few", tokens.len()),
+        )
     })?;
     Ok(Candidate {
         limits,
@@ -430,15 +609,26 @@ fn read_candidate(job: &Job, name: &str, limits: Limits) -> Result<Candidate> {
 
 /// Runs the bundles on the device, one after the other; without one, nothing is known of them.
 fn measured(measuring: Measuring, job: &Job) -> Result<OnDevice> {
-    let Measuring { bundles, targets, device } = measuring;
+    let Measuring {
+        bundles,
+        targets,
+        device,
+    } = measuring;
     let figures = |name: String| {
-        let figures = device.as_ref().map_or(Ok(Figures::default()), |device| device.measure(&name, job));
+        let figures = device
+            .as_ref()
+            .map_or(Ok(Figures::default()), |device| device.measure(&name, job));
         Ok((name, figures?))
     };
     let bundles = bundles.into_iter().map(figures).collect::<Result<_>>()?;
-    Ok(OnDevice { device: device.map(|device| device.device), bundles, targets })
+    Ok(OnDevice {
+        device: device.map(|device| device.device),
+        bundles,
+        targets,
+    })
 }
 
 fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
-    serde_json::from_slice(&job.read(input)?).context("kiln::validate::scores", || format!("read `{input}`"))
+    serde_json::from_slice(&job.read(input)?)
+        .context("kiln::validate::scores", || format!("read `{input}`"))
 }

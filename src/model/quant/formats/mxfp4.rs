@@ -1,5 +1,5 @@
-//! MXFP4: 32 values of a floating point of four bits under a power of two. `block_mxfp4` of ggml-common.h; the format is
-//! of the OCP Microscaling specification.
+//! MXFP4: 32 values of a floating point of four bits under a power of two. `block_mxfp4` of
+//! ggml-common.h; the format is of the OCP Microscaling specification.
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
@@ -10,10 +10,15 @@ const BYTES: usize = 17;
 const _: () = assert!(BYTES == 1 + LEN / 2);
 
 /// The format MXFP4.
-pub(super) static MXFP4: Blockwise<BYTES, LEN, 1> =
-    Blockwise { codes: Element::Int8, numbers: Element::F32, offsets: false, parts };
+pub(super) static MXFP4: Blockwise<BYTES, LEN, 1> = Blockwise {
+    codes: Element::Int8,
+    numbers: Element::F32,
+    offsets: false,
+    parts,
+};
 
-/// The values of E2M1 (two bits of exponent, one of mantissa) times two: `kvalues_mxfp4` of ggml-common.h.
+/// The values of E2M1 (two bits of exponent, one of mantissa) times two: `kvalues_mxfp4` of
+/// ggml-common.h.
 pub(super) const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 fn parts([exponent, codes @ ..]: &[u8; BYTES]) -> Parts<LEN, 1> {

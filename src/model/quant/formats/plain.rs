@@ -50,11 +50,18 @@ pub fn first_non_finite(element: Element, bytes: &[u8]) -> Option<usize> {
     fn find<const N: usize>(bytes: &[u8], is_bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
         const RUN: usize = 1024;
         let all = bytes.as_chunks::<N>().0;
-        let run = all.chunks(RUN).position(|run| run.iter().fold(false, |bad, value| bad | is_bad(value)))?;
-        all[run * RUN..].iter().position(is_bad).map(|index| run * RUN + index)
+        let run = all
+            .chunks(RUN)
+            .position(|run| run.iter().fold(false, |bad, value| bad | is_bad(value)))?;
+        all[run * RUN..]
+            .iter()
+            .position(is_bad)
+            .map(|index| run * RUN + index)
     }
     match element {
-        Element::F32 => find(bytes, |value| u32::from_le_bytes(*value) & 0x7f80_0000 == 0x7f80_0000),
+        Element::F32 => find(bytes, |value| {
+            u32::from_le_bytes(*value) & 0x7f80_0000 == 0x7f80_0000
+        }),
         Element::F16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7c00 == 0x7c00),
         Element::Bf16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7f80 == 0x7f80),
         Element::Int8 | Element::Uint8 | Element::Int4 | Element::Uint4 => None,

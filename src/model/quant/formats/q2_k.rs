@@ -1,5 +1,5 @@
-//! Q2_K: 256 values `d * sc * q - dmin * m`, d and dmin halves, sc and m four bits each for every 16 values.
-//! `block_q2_K` of ggml-common.h.
+//! Q2_K: 256 values `d * sc * q - dmin * m`, d and dmin halves, sc and m four bits each for every
+//! 16 values. `block_q2_K` of ggml-common.h.
 
 use super::bits::pairs_of_bits;
 use super::blockwise::{Blockwise, Parts};
@@ -12,8 +12,12 @@ const BYTES: usize = 84;
 const _: () = assert!(BYTES == RUNS + LEN / 4 + 2 + 2);
 
 /// The format Q2_K.
-pub(super) static Q2_K: Blockwise<BYTES, LEN, RUNS> =
-    Blockwise { codes: Element::Uint4, numbers: Element::F32, offsets: true, parts };
+pub(super) static Q2_K: Blockwise<BYTES, LEN, RUNS> = Blockwise {
+    codes: Element::Uint4,
+    numbers: Element::F32,
+    offsets: true,
+    parts,
+};
 
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let [rest @ .., d0, d1, m0, m1] = block;

@@ -1,5 +1,5 @@
-//! Q3_K: 256 values `d * (sc - 32) * q`, d a half, sc six bits for every 16 values, q from -4 to 3. `block_q3_K` of
-//! ggml-common.h.
+//! Q3_K: 256 values `d * (sc - 32) * q`, d a half, sc six bits for every 16 values, q from -4 to 3.
+//! `block_q3_K` of ggml-common.h.
 
 use super::bits::{bit_planes, pairs_of_bits};
 use super::blockwise::{Blockwise, Parts};
@@ -12,8 +12,12 @@ const BYTES: usize = 110;
 const _: () = assert!(BYTES == LEN / 8 + LEN / 4 + 12 + 2);
 
 /// The format Q3_K.
-pub(super) static Q3_K: Blockwise<BYTES, LEN, RUNS> =
-    Blockwise { codes: Element::Int4, numbers: Element::F32, offsets: false, parts };
+pub(super) static Q3_K: Blockwise<BYTES, LEN, RUNS> = Blockwise {
+    codes: Element::Int4,
+    numbers: Element::F32,
+    offsets: false,
+    parts,
+};
 
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let [rest @ .., d0, d1] = block;

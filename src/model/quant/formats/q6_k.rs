@@ -1,4 +1,5 @@
-//! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values. `block_q6_K` of ggml-common.h.
+//! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values.
+//! `block_q6_K` of ggml-common.h.
 
 use crate::model::facts::Element;
 use crate::model::quant::halves::half;
@@ -21,7 +22,8 @@ pub(in crate::model::quant) fn pieces(block: &[u8; BYTES]) -> (&[u8], &[u8], &[u
     (low, high, sub_scales, half([d[0], d[1]]))
 }
 
-/// The codes q - 32, in order. Each half of the block holds four runs of 32 side by side in its bits.
+/// The codes q - 32, in order. Each half of the block holds four runs of 32 side by side in its
+/// bits.
 #[inline(always)]
 pub(in crate::model::quant) fn codes(low: &[u8], high: &[u8]) -> [i8; LEN] {
     let mut codes = [0; LEN];
@@ -37,17 +39,27 @@ pub(in crate::model::quant) fn codes(low: &[u8], high: &[u8]) -> [i8; LEN] {
     codes
 }
 
-/// The scale of a sub-block: 11 significant bits times 8, exact in f32, so that `(d * sc) * q` is ggml's `d * sc * q`.
+/// The scale of a sub-block: 11 significant bits times 8, exact in f32, so that `(d * sc) * q` is
+/// ggml's `d * sc * q`.
 pub(in crate::model::quant) fn scale(d: f32, sub_scale: u8) -> f32 {
     d * sub_scale as i8 as f32
 }
 
 /// Decodes one value after the other.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for (block, out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0) {
+    for (block, out) in blocks
+        .as_chunks::<BYTES>()
+        .0
+        .iter()
+        .zip(out.as_chunks_mut::<LEN>().0)
+    {
         let (low, high, sub_scales, d) = pieces(block);
         let codes = codes(low, high);
-        let runs = out.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().zip(codes.as_chunks::<SUB_BLOCK>().0);
+        let runs = out
+            .as_chunks_mut::<SUB_BLOCK>()
+            .0
+            .iter_mut()
+            .zip(codes.as_chunks::<SUB_BLOCK>().0);
         for ((out, codes), sub_scale) in runs.zip(sub_scales) {
             let scale = scale(d, *sub_scale);
             *out = codes.map(|code| scale * code as f32);
@@ -71,11 +83,21 @@ impl QuantFormat for Q6K {
 
 impl BlockGrid for Q6K {
     fn layout(&self) -> GridLayout {
-        GridLayout { block: SUB_BLOCK as u32, codes: Element::Int8, scales: Element::F32, offsets: None }
+        GridLayout {
+            block: SUB_BLOCK as u32,
+            codes: Element::Int8,
+            scales: Element::F32,
+            offsets: None,
+        }
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let pairs = out.codes.as_chunks_mut::<LEN>().0.iter_mut().zip(out.scales.as_chunks_mut::<64>().0);
+        let pairs = out
+            .codes
+            .as_chunks_mut::<LEN>()
+            .0
+            .iter_mut()
+            .zip(out.scales.as_chunks_mut::<64>().0);
         for (block, (out, scales)) in blocks.as_chunks::<BYTES>().0.iter().zip(pairs) {
             let (low, high, sub_scales, d) = pieces(block);
             *out = codes(low, high).map(|code| code as u8);

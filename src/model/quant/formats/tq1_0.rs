@@ -1,4 +1,5 @@
-//! TQ1_0: 256 values `d * (q - 1)`, d a half, q a trit, five in a byte. `block_tq1_0` of ggml-common.h.
+//! TQ1_0: 256 values `d * (q - 1)`, d a half, q a trit, five in a byte. `block_tq1_0` of
+//! ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
 use crate::model::facts::Element;
@@ -9,8 +10,12 @@ const BYTES: usize = 54;
 const _: () = assert!(BYTES == 32 + 16 + 4 + 2);
 
 /// The format TQ1_0.
-pub(super) static TQ1_0: Blockwise<BYTES, LEN, 1> =
-    Blockwise { codes: Element::Int4, numbers: Element::F16, offsets: false, parts };
+pub(super) static TQ1_0: Blockwise<BYTES, LEN, 1> = Blockwise {
+    codes: Element::Int4,
+    numbers: Element::F16,
+    offsets: false,
+    parts,
+};
 
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, 1> {
     let [rest @ .., d0, d1] = block;
@@ -25,11 +30,13 @@ fn parts(block: &[u8; BYTES]) -> Parts<LEN, 1> {
     Parts::scaled(codes, [half([*d0, *d1])])
 }
 
-/// Run r of `out` is digit r of each byte, which is a fraction of 256 in base 3: multiplied by 3^r its first digit is its
-/// carry out of a multiplication by 3.
+/// Run r of `out` is digit r of each byte, which is a fraction of 256 in base 3: multiplied by 3^r
+/// its first digit is its carry out of a multiplication by 3.
 fn trits(bytes: &[u8], out: &mut [i8]) {
     for (out, power) in out.chunks_exact_mut(bytes.len()).zip([1u8, 3, 9, 27, 81]) {
         let digit = |byte: &u8| (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
-        out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = digit(byte) as i8 - 1);
+        out.iter_mut()
+            .zip(bytes)
+            .for_each(|(out, byte)| *out = digit(byte) as i8 - 1);
     }
 }

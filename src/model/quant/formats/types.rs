@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{Q4_0, Q4_1, Q6K, Q8_0, plain, wide};
 use super::{
-    iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, iq4_xs, mxfp4, nvfp4, q1_0, q2_0, q2_k, q3_k, q4_k,
-    q5_0, q5_1, q5_k, q8_k, tq1_0, tq2_0,
+    iq1_m, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, iq4_nl, iq4_xs, mxfp4, nvfp4, q1_0, q2_0,
+    q2_k, q3_k, q4_k, q5_0, q5_1, q5_k, q8_k, tq1_0, tq2_0,
 };
 use crate::base::{Problem, Result};
 use crate::model::quant::QuantFormat;
@@ -31,11 +31,17 @@ const fn ggml(
     block_bytes: u64,
     format: &'static dyn QuantFormat,
 ) -> GgmlType {
-    GgmlType { id, name, block_len, block_bytes, format }
+    GgmlType {
+        id,
+        name,
+        block_len,
+        block_bytes,
+        format,
+    }
 }
 
-/// Every type a GGUF may hold, after `enum ggml_type` of ggml.h (llama.cpp 0.5.0) and `GGML_QUANT_SIZES` of gguf-py's
-/// `constants.py`.
+/// Every type a GGUF may hold, after `enum ggml_type` of ggml.h (llama.cpp 0.5.0) and
+/// `GGML_QUANT_SIZES` of gguf-py's `constants.py`.
 static TYPES: [GgmlType; 34] = [
     ggml(0, "F32", 1, 4, &plain::F32),
     ggml(1, "F16", 1, 2, &plain::F16),
@@ -85,7 +91,8 @@ const REMOVED: [(u32, &str); 8] = [
     (38, "IQ4_NL_8_8"),
 ];
 
-/// The id of Q8_1, which ggml makes on the fly and never stores, and of whose size the sources disagree.
+/// The id of Q8_1, which ggml makes on the fly and never stores, and of whose size the sources
+/// disagree.
 const Q8_1: u32 = 9;
 
 impl GgmlType {
@@ -104,9 +111,10 @@ impl GgmlType {
                 format!("type Q8_1 (id {id}) is never stored in a file"),
                 "the file is damaged, or made by a fork of llama.cpp",
             ),
-            None => {
-                (format!("unknown type id {id}"), "kiln knows ggml's own types (ids 0 to 42), not those of its forks")
-            }
+            None => (
+                format!("unknown type id {id}"),
+                "kiln knows ggml's own types (ids 0 to 42), not those of its forks",
+            ),
         };
         Err(Problem::new("kiln::model::ggml_type", what).help(help))
     }
@@ -114,7 +122,10 @@ impl GgmlType {
     /// The type called `name`.
     pub fn by_name(name: &str) -> Result<&'static GgmlType> {
         TYPES.iter().find(|ggml| ggml.name == name).ok_or_else(|| {
-            Problem::new("kiln::model::ggml_type", format!("ggml has no type `{}`", name.escape_debug()))
+            Problem::new(
+                "kiln::model::ggml_type",
+                format!("ggml has no type `{}`", name.escape_debug()),
+            )
         })
     }
 
@@ -123,7 +134,8 @@ impl GgmlType {
         TYPES.iter()
     }
 
-    /// The bytes of `values` values, a whole number of blocks; `None` if it is not, or beyond 64 bits.
+    /// The bytes of `values` values, a whole number of blocks; `None` if it is not, or beyond 64
+    /// bits.
     pub fn bytes(&self, values: u64) -> Option<u64> {
         if !values.is_multiple_of(self.block_len) {
             return None;

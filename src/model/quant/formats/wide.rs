@@ -1,4 +1,5 @@
-//! F64 and the integers: each value stands for itself, but a single, which is what kiln decodes to, may have to round it.
+//! F64 and the integers: each value stands for itself, but a single, which is what kiln decodes to,
+//! may have to round it.
 
 use crate::model::quant::{ErrorSum, QuantFormat, Spelling};
 
@@ -40,18 +41,24 @@ impl Number {
     fn shortfall(&self, single: f32) -> (f64, f64) {
         match self {
             Number::Double(number) => (*number, number - f64::from(single)),
-            // A single beyond 2^24 is an integer; below, both are doubles, and so is their difference.
+            // A single beyond 2^24 is an integer; below, both are doubles, and so is their
+            // difference.
             Number::Integer(number) if single.abs() < 16_777_216.0 => {
                 (*number as f64, *number as f64 - f64::from(single))
             }
-            Number::Integer(number) => (*number as f64, (i128::from(*number) - single as i128) as f64),
+            Number::Integer(number) => (
+                *number as f64,
+                (i128::from(*number) - single as i128) as f64,
+            ),
         }
     }
 }
 
 impl<const BYTES: usize> QuantFormat for Wide<BYTES> {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        out.iter_mut().zip(blocks.as_chunks().0).for_each(|(out, bytes)| *out = (self.0)(*bytes).to_single());
+        out.iter_mut()
+            .zip(blocks.as_chunks().0)
+            .for_each(|(out, bytes)| *out = (self.0)(*bytes).to_single());
     }
 
     fn spelling(&'static self) -> Spelling {
@@ -62,6 +69,10 @@ impl<const BYTES: usize> QuantFormat for Wide<BYTES> {
 impl<const BYTES: usize> WideNumbers for Wide<BYTES> {
     fn error(&self, bytes: &[u8], result: &[f32]) -> ErrorSum {
         let numbers = bytes.as_chunks().0.iter().map(|bytes| (self.0)(*bytes));
-        ErrorSum::of_shortfalls(numbers.zip(result).map(|(number, single)| number.shortfall(*single)))
+        ErrorSum::of_shortfalls(
+            numbers
+                .zip(result)
+                .map(|(number, single)| number.shortfall(*single)),
+        )
     }
 }

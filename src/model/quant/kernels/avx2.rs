@@ -113,7 +113,8 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is eight singles and `out` 16 bytes, neither of which needs alignment.
         unsafe {
-            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(run.as_ptr()));
+            let halves =
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(run.as_ptr()));
             _mm_storeu_si128(out.as_mut_ptr().cast(), halves);
         }
     }
@@ -127,12 +128,14 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     let mut differs = false;
     for half in 0..2 {
         // SAFETY: four of the eight numbers of each lane, which need no alignment.
-        let load = |numbers: &[f64; LANES]| unsafe { _mm256_loadu_pd(numbers.as_ptr().add(4 * half)) };
+        let load =
+            |numbers: &[f64; LANES]| unsafe { _mm256_loadu_pd(numbers.as_ptr().add(4 * half)) };
         let [mut signal, mut noise, mut max] = [&lanes.signal, &lanes.noise, &lanes.max].map(load);
         let mut different = _mm_setzero_ps();
         for (source, result) in sources.iter().zip(results) {
             // SAFETY: four of eight singles, which need no alignment.
-            let [source, result] = [source, result].map(|run| unsafe { _mm_loadu_ps(run.as_ptr().add(4 * half)) });
+            let [source, result] =
+                [source, result].map(|run| unsafe { _mm_loadu_ps(run.as_ptr().add(4 * half)) });
             different = _mm_or_ps(different, _mm_xor_ps(source, result));
             let (source, result) = (_mm256_cvtps_pd(source), _mm256_cvtps_pd(result));
             let error = _mm256_sub_pd(source, result);
@@ -141,7 +144,11 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
             // Of two, the second where they are not ordered.
             max = _mm256_max_pd(_mm256_andnot_pd(_mm256_set1_pd(-0.0), error), max);
         }
-        for (out, numbers) in [(&mut lanes.signal, signal), (&mut lanes.noise, noise), (&mut lanes.max, max)] {
+        for (out, numbers) in [
+            (&mut lanes.signal, signal),
+            (&mut lanes.noise, noise),
+            (&mut lanes.max, max),
+        ] {
             // SAFETY: four of its eight numbers, which need no alignment.
             unsafe { _mm256_storeu_pd(out.as_mut_ptr().add(4 * half), numbers) };
         }
@@ -152,8 +159,9 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     crate::model::quant::error::measure(lanes, source_rest, result_rest);
 }
 
-/// Where values go, eight at a time: to where they are read again at once, or past the caches. The latter takes aligned
-/// lines only, so that a line is put together from what is held back and what comes.
+/// Where values go, eight at a time: to where they are read again at once, or past the caches. The
+/// latter takes aligned lines only, so that a line is put together from what is held back and what
+/// comes.
 struct Sink<'a, const FAR: bool> {
     near: std::slice::IterMut<'a, [f32; 8]>,
     head: &'a mut [f32],
@@ -166,25 +174,40 @@ struct Sink<'a, const FAR: bool> {
 impl<'a, const FAR: bool> Sink<'a, FAR> {
     #[target_feature(enable = "avx2,f16c")]
     fn new(out: &'a mut [f32]) -> Self {
-        let (near, far): (&mut [f32], &mut [f32]) = if FAR { (&mut [], out) } else { (out, &mut []) };
+        let (near, far): (&mut [f32], &mut [f32]) =
+            if FAR { (&mut [], out) } else { (out, &mut []) };
         // SAFETY: any eight singles that lie on 32 bytes are one such vector.
         let (head, lines, tail) = unsafe { far.align_to_mut::<__m256>() };
         let places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         let shift = _mm256_add_epi32(places, _mm256_set1_epi32(head.len() as i32));
-        Sink { near: near.as_chunks_mut().0.iter_mut(), head, lines: lines.iter_mut(), tail, held: None, shift }
+        Sink {
+            near: near.as_chunks_mut().0.iter_mut(),
+            head,
+            lines: lines.iter_mut(),
+            tail,
+            held: None,
+            shift,
+        }
     }
 
     #[target_feature(enable = "avx2,f16c")]
     fn push(&mut self, values: __m256) {
         if !FAR {
-            self.near.next().into_iter().for_each(|out| store(values, out));
+            self.near
+                .next()
+                .into_iter()
+                .for_each(|out| store(values, out));
             return;
         }
         match self.held {
-            None => self.head.copy_from_slice(&singles_of(values)[..self.head.len()]),
+            None => self
+                .head
+                .copy_from_slice(&singles_of(values)[..self.head.len()]),
             Some(held) => {
-                // Of a place, only the low three bits count; those beyond seven are taken from what comes.
-                let [held, come] = [held, values].map(|from| _mm256_permutevar8x32_ps(from, self.shift));
+                // Of a place, only the low three bits count; those beyond seven are taken from what
+                // comes.
+                let [held, come] =
+                    [held, values].map(|from| _mm256_permutevar8x32_ps(from, self.shift));
                 let beyond = _mm256_cmpgt_epi32(self.shift, _mm256_set1_epi32(7));
                 self.line(_mm256_blendv_ps(held, come, _mm256_castsi256_ps(beyond)));
             }
@@ -206,7 +229,11 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
         let rest = singles_of(held);
         match self.head.len() {
             0 => self.line(held),
-            start => self.tail.iter_mut().zip(&rest[start..]).for_each(|(out, value)| *out = *value),
+            start => self
+                .tail
+                .iter_mut()
+                .zip(&rest[start..])
+                .for_each(|(out, value)| *out = *value),
         }
         // Such stores are weakly ordered: all are done before anything after.
         _mm_sfence();
@@ -223,14 +250,20 @@ fn half(low: u8, high: u8) -> __m256 {
 #[target_feature(enable = "avx2,f16c")]
 fn nibbles(pairs: &[u8; 16]) -> [__m128i; 2] {
     let (pairs, mask) = (load(pairs), _mm_set1_epi8(0x0f));
-    [_mm_and_si128(pairs, mask), _mm_and_si128(_mm_srli_epi16(pairs, 4), mask)]
+    [
+        _mm_and_si128(pairs, mask),
+        _mm_and_si128(_mm_srli_epi16(pairs, 4), mask),
+    ]
 }
 
 /// Signed bytes as singles.
 #[target_feature(enable = "avx2,f16c")]
 fn singles(codes: __m128i) -> [__m256; 2] {
     let upper = _mm_srli_si128(codes, 8);
-    [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(upper))]
+    [
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(upper)),
+    ]
 }
 
 #[target_feature(enable = "avx2,f16c")]

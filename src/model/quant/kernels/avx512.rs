@@ -41,7 +41,9 @@ const fn decoders<const FAR: bool>() -> Decoders {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 fn q4_0<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
-    let codes = _mm512_setr_ps(-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
+    let codes = _mm512_setr_ps(
+        -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+    );
     let mut sink = Sink::<FAR>::new(out);
     for [d0, d1, pairs @ ..] in blocks.as_chunks::<18>().0 {
         sink.push_pairs(pairs, _mm512_mul_ps(codes, half(*d0, *d1)));
@@ -51,10 +53,15 @@ fn q4_0<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 fn q4_1<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
-    let codes = _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
+    let codes = _mm512_setr_ps(
+        0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+    );
     let mut sink = Sink::<FAR>::new(out);
     for [d0, d1, m0, m1, pairs @ ..] in blocks.as_chunks::<20>().0 {
-        sink.push_pairs(pairs, _mm512_add_ps(_mm512_mul_ps(codes, half(*d0, *d1)), half(*m0, *m1)));
+        sink.push_pairs(
+            pairs,
+            _mm512_add_ps(_mm512_mul_ps(codes, half(*d0, *d1)), half(*m0, *m1)),
+        );
     }
     sink.finish();
 }
@@ -78,7 +85,10 @@ fn q6_k<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
         let (low, high, sub_scales, d) = q6_k::pieces(block);
         let codes = q6_k::codes(low, high).map(|code| code as u8);
         for (codes, sub_scale) in codes.as_chunks().0.iter().zip(sub_scales) {
-            sink.push(_mm512_mul_ps(_mm512_set1_ps(q6_k::scale(d, *sub_scale)), singles(codes)));
+            sink.push(_mm512_mul_ps(
+                _mm512_set1_ps(q6_k::scale(d, *sub_scale)),
+                singles(codes),
+            ));
         }
     }
     sink.finish();
@@ -103,7 +113,8 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is 16 singles and `out` 32 bytes, neither of which needs alignment.
         unsafe {
-            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(run.as_ptr()));
+            let halves =
+                _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(run.as_ptr()));
             _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
         }
     }
@@ -120,7 +131,12 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     let mut differs = _mm256_setzero_ps();
     for (source, result) in sources.iter().zip(results) {
         // SAFETY: each is eight singles, which need no alignment.
-        let (source, result) = unsafe { (_mm256_loadu_ps(source.as_ptr()), _mm256_loadu_ps(result.as_ptr())) };
+        let (source, result) = unsafe {
+            (
+                _mm256_loadu_ps(source.as_ptr()),
+                _mm256_loadu_ps(result.as_ptr()),
+            )
+        };
         differs = _mm256_or_ps(differs, _mm256_xor_ps(source, result));
         let (source, result) = (_mm512_cvtps_pd(source), _mm512_cvtps_pd(result));
         let error = _mm512_sub_pd(source, result);
@@ -129,7 +145,11 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
         // Of two, the second where they are not ordered.
         max = _mm512_max_pd(_mm512_abs_pd(error), max);
     }
-    for (out, numbers) in [(&mut lanes.signal, signal), (&mut lanes.noise, noise), (&mut lanes.max, max)] {
+    for (out, numbers) in [
+        (&mut lanes.signal, signal),
+        (&mut lanes.noise, noise),
+        (&mut lanes.max, max),
+    ] {
         // SAFETY: `out` is eight numbers, which need no alignment.
         unsafe { _mm512_storeu_pd(out.as_mut_ptr(), numbers) };
     }
@@ -138,8 +158,9 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     crate::model::quant::error::measure(lanes, source_rest, result_rest);
 }
 
-/// Where values go, sixteen at a time: to where they are read again at once, or past the caches. The latter takes aligned
-/// lines only, so that a line is put together from what is held back and what comes.
+/// Where values go, sixteen at a time: to where they are read again at once, or past the caches.
+/// The latter takes aligned lines only, so that a line is put together from what is held back and
+/// what comes.
 struct Sink<'a, const FAR: bool> {
     near: std::slice::IterMut<'a, [f32; 16]>,
     head: &'a mut [f32],
@@ -152,22 +173,35 @@ struct Sink<'a, const FAR: bool> {
 impl<'a, const FAR: bool> Sink<'a, FAR> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     fn new(out: &'a mut [f32]) -> Self {
-        let (near, far): (&mut [f32], &mut [f32]) = if FAR { (&mut [], out) } else { (out, &mut []) };
+        let (near, far): (&mut [f32], &mut [f32]) =
+            if FAR { (&mut [], out) } else { (out, &mut []) };
         // SAFETY: any sixteen singles that lie on 64 bytes are one such vector.
         let (head, lines, tail) = unsafe { far.align_to_mut::<__m512>() };
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let shift = _mm512_add_epi32(places, _mm512_set1_epi32(head.len() as i32));
-        Sink { near: near.as_chunks_mut().0.iter_mut(), head, lines: lines.iter_mut(), tail, held: None, shift }
+        Sink {
+            near: near.as_chunks_mut().0.iter_mut(),
+            head,
+            lines: lines.iter_mut(),
+            tail,
+            held: None,
+            shift,
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     fn push(&mut self, values: __m512) {
         if !FAR {
-            self.near.next().into_iter().for_each(|out| store(values, out));
+            self.near
+                .next()
+                .into_iter()
+                .for_each(|out| store(values, out));
             return;
         }
         match self.held {
-            None => self.head.copy_from_slice(&singles_of(values)[..self.head.len()]),
+            None => self
+                .head
+                .copy_from_slice(&singles_of(values)[..self.head.len()]),
             Some(held) => self.line(_mm512_permutex2var_ps(held, self.shift, values)),
         }
         self.held = Some(values);
@@ -181,7 +215,8 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
         }
     }
 
-    /// Sixteen bytes of two codes each, by the table of what a code stands for: of an index, only the low four bits count.
+    /// Sixteen bytes of two codes each, by the table of what a code stands for: of an index, only
+    /// the low four bits count.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     fn push_pairs(&mut self, pairs: &[u8; 16], table: __m512) {
         let pairs = _mm512_cvtepu8_epi32(load(pairs));
@@ -195,7 +230,11 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
         let rest = singles_of(held);
         match self.head.len() {
             0 => self.line(held),
-            start => self.tail.iter_mut().zip(&rest[start..]).for_each(|(out, value)| *out = *value),
+            start => self
+                .tail
+                .iter_mut()
+                .zip(&rest[start..])
+                .for_each(|(out, value)| *out = *value),
         }
         // Such stores are weakly ordered: all are done before anything after.
         _mm_sfence();

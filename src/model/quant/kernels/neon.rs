@@ -1,5 +1,6 @@
-//! NEON: sixteen values at a time, in four registers. Past the caches it has only a hint, which a machine need not take, so
-//! that far values are written as near ones are. They were proved under qemu; how fast they are was not measured.
+//! NEON: sixteen values at a time, in four registers. Past the caches it has only a hint, which a
+//! machine need not take, so that far values are written as near ones are. They were proved under
+//! qemu; how fast they are was not measured.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
@@ -10,7 +11,8 @@ use super::{Decoders, Kernels, scalar};
 use crate::model::quant::error::{ErrorLanes, LANES};
 use crate::model::quant::formats::q6_k;
 
-/// The kernels, if this machine can run them. They take the bytes of halves as they lie: the least first.
+/// The kernels, if this machine can run them. They take the bytes of halves as they lie: the least
+/// first.
 pub(super) fn kernels() -> Option<&'static Kernels> {
     (cfg!(target_endian = "little") && is_aarch64_feature_detected!("neon")).then_some(&KERNELS)
 }
@@ -56,7 +58,10 @@ fn q4_1(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, m0, m1, pairs @ ..] in blocks.as_chunks::<20>().0 {
         let (d, m) = (half(*d0, *d1), half(*m0, *m1));
         for (codes, out) in nibbles(pairs).into_iter().zip(&mut runs) {
-            store(singles(codes).map(|values| vaddq_f32(vmulq_f32(values, d), m)), out);
+            store(
+                singles(codes).map(|values| vaddq_f32(vmulq_f32(values, d), m)),
+                out,
+            );
         }
     }
 }
@@ -93,7 +98,9 @@ fn from_halves(halves: &[u8], out: &mut [f32]) {
     let (outs, out_rest) = out.as_chunks_mut::<16>();
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: eight bytes of 32, which need no alignment.
-        let values = from_fn(|four| unsafe { widen(vreinterpret_u16_u8(vld1_u8(run.as_ptr().add(8 * four)))) });
+        let values = from_fn(|four| unsafe {
+            widen(vreinterpret_u16_u8(vld1_u8(run.as_ptr().add(8 * four))))
+        });
         store(values, out);
     }
     scalar::from_halves(rest, out_rest);
@@ -105,7 +112,12 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
     let (outs, out_rest) = out.as_chunks_mut::<8>();
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is four singles and `out` eight bytes, neither of which needs alignment.
-        unsafe { vst1_u8(out.as_mut_ptr(), vreinterpret_u8_u16(narrow(vld1q_f32(run.as_ptr())))) };
+        unsafe {
+            vst1_u8(
+                out.as_mut_ptr(),
+                vreinterpret_u8_u16(narrow(vld1q_f32(run.as_ptr()))),
+            )
+        };
     }
     scalar::to_halves(rest, out_rest);
 }
@@ -115,16 +127,21 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     let (sources, source_rest) = source.as_chunks::<LANES>();
     let (results, result_rest) = result.as_chunks::<LANES>();
     // SAFETY: two of eight numbers, which need no alignment.
-    let load = |numbers: &[f64; LANES]| from_fn(|two| unsafe { vld1q_f64(numbers.as_ptr().add(2 * two)) });
-    let [mut signal, mut noise, mut max]: [[_; 4]; 3] = [&lanes.signal, &lanes.noise, &lanes.max].map(load);
+    let load =
+        |numbers: &[f64; LANES]| from_fn(|two| unsafe { vld1q_f64(numbers.as_ptr().add(2 * two)) });
+    let [mut signal, mut noise, mut max]: [[_; 4]; 3] =
+        [&lanes.signal, &lanes.noise, &lanes.max].map(load);
     let mut differs = vdupq_n_u32(0);
     for (source, result) in sources.iter().zip(results) {
         for four in 0..2 {
             // SAFETY: four of eight singles, which need no alignment.
-            let [source, result] = [source, result].map(|run| unsafe { vld1q_f32(run.as_ptr().add(4 * four)) });
+            let [source, result] =
+                [source, result].map(|run| unsafe { vld1q_f32(run.as_ptr().add(4 * four)) });
             let different = veorq_u32(vreinterpretq_u32_f32(source), vreinterpretq_u32_f32(result));
             differs = vorrq_u32(differs, different);
-            for (two, (source, result)) in doubles(source).into_iter().zip(doubles(result)).enumerate() {
+            for (two, (source, result)) in
+                doubles(source).into_iter().zip(doubles(result)).enumerate()
+            {
                 let (lane, error) = (2 * four + two, vsubq_f64(source, result));
                 signal[lane] = vaddq_f64(signal[lane], vmulq_f64(source, source));
                 noise[lane] = vaddq_f64(noise[lane], vmulq_f64(error, error));
@@ -133,7 +150,11 @@ fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
             }
         }
     }
-    for (out, numbers) in [(&mut lanes.signal, signal), (&mut lanes.noise, noise), (&mut lanes.max, max)] {
+    for (out, numbers) in [
+        (&mut lanes.signal, signal),
+        (&mut lanes.noise, noise),
+        (&mut lanes.max, max),
+    ] {
         for (out, two) in out.as_chunks_mut::<2>().0.iter_mut().zip(numbers) {
             // SAFETY: `out` is two numbers, which need no alignment.
             unsafe { vst1q_f64(out.as_mut_ptr(), two) };
@@ -154,7 +175,9 @@ fn half(low: u8, high: u8) -> float32x4_t {
 fn widen(halves: uint16x4_t) -> float32x4_t {
     let singles;
     // SAFETY: it reads a register and writes another.
-    unsafe { asm!("fcvtl {:v}.4s, {:v}.4h", lateout(vreg) singles, in(vreg) halves, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("fcvtl {:v}.4s, {:v}.4h", lateout(vreg) singles, in(vreg) halves, options(pure, nomem, nostack))
+    };
     singles
 }
 
@@ -163,7 +186,9 @@ fn widen(halves: uint16x4_t) -> float32x4_t {
 fn narrow(singles: float32x4_t) -> uint16x4_t {
     let halves;
     // SAFETY: it reads a register and writes another.
-    unsafe { asm!("fcvtn {:v}.4h, {:v}.4s", lateout(vreg) halves, in(vreg) singles, options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("fcvtn {:v}.4h, {:v}.4s", lateout(vreg) halves, in(vreg) singles, options(pure, nomem, nostack))
+    };
     halves
 }
 
@@ -171,21 +196,29 @@ fn narrow(singles: float32x4_t) -> uint16x4_t {
 #[target_feature(enable = "neon")]
 fn nibbles(pairs: &[u8; 16]) -> [int8x16_t; 2] {
     let pairs = load(pairs);
-    [vandq_u8(pairs, vdupq_n_u8(0x0f)), vshrq_n_u8::<4>(pairs)].map(|codes| vreinterpretq_s8_u8(codes))
+    [vandq_u8(pairs, vdupq_n_u8(0x0f)), vshrq_n_u8::<4>(pairs)]
+        .map(|codes| vreinterpretq_s8_u8(codes))
 }
 
 /// Signed bytes as singles.
 #[target_feature(enable = "neon")]
 fn singles(codes: int8x16_t) -> [float32x4_t; 4] {
     let (low, high) = (vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes));
-    let fours =
-        [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)];
+    let fours = [
+        vmovl_s16(vget_low_s16(low)),
+        vmovl_high_s16(low),
+        vmovl_s16(vget_low_s16(high)),
+        vmovl_high_s16(high),
+    ];
     fours.map(|four| vcvtq_f32_s32(four))
 }
 
 #[target_feature(enable = "neon")]
 fn doubles(singles: float32x4_t) -> [float64x2_t; 2] {
-    [vcvt_f64_f32(vget_low_f32(singles)), vcvt_high_f64_f32(singles)]
+    [
+        vcvt_f64_f32(vget_low_f32(singles)),
+        vcvt_high_f64_f32(singles),
+    ]
 }
 
 #[target_feature(enable = "neon")]

@@ -5,15 +5,35 @@ use crate::model::quant::error;
 use crate::model::quant::formats::{q4_0, q4_1, q6_k, q8_0};
 use crate::model::quant::halves::{from_single, to_single};
 
-pub(super) static KERNELS: Kernels =
-    Kernels { name: "scalar", near: DECODERS, far: DECODERS, from_halves, to_halves, measure: error::measure };
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    near: DECODERS,
+    far: DECODERS,
+    from_halves,
+    to_halves,
+    measure: error::measure,
+};
 
-const DECODERS: Decoders = Decoders { q4_0: q4_0::decode, q4_1: q4_1::decode, q8_0: q8_0::decode, q6_k: q6_k::decode };
+const DECODERS: Decoders = Decoders {
+    q4_0: q4_0::decode,
+    q4_1: q4_1::decode,
+    q8_0: q8_0::decode,
+    q6_k: q6_k::decode,
+};
 
 pub(super) fn from_halves(halves: &[u8], out: &mut [f32]) {
-    halves.as_chunks().0.iter().zip(out).for_each(|(half, out)| *out = to_single(u16::from_le_bytes(*half)));
+    halves
+        .as_chunks()
+        .0
+        .iter()
+        .zip(out)
+        .for_each(|(half, out)| *out = to_single(u16::from_le_bytes(*half)));
 }
 
 pub(super) fn to_halves(values: &[f32], out: &mut [u8]) {
-    out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(out, value)| *out = from_single(*value).to_le_bytes());
+    out.as_chunks_mut()
+        .0
+        .iter_mut()
+        .zip(values)
+        .for_each(|(out, value)| *out = from_single(*value).to_le_bytes());
 }

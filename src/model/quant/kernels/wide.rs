@@ -1,5 +1,5 @@
-//! One loop of plain Rust, compiled for several sets of instructions. It rounds every operation by itself, and so gives
-//! the same bits whichever of them runs it: the compiler fuses nothing.
+//! One loop of plain Rust, compiled for several sets of instructions. It rounds every operation by
+//! itself, and so gives the same bits whichever of them runs it: the compiler fuses nothing.
 #![allow(unsafe_code)]
 
 /// A loop that is worth wider registers.
@@ -7,7 +7,8 @@ pub trait Loop {
     /// What comes of it.
     type Output;
 
-    /// Runs it. To be marked `#[inline(always)]`, with all that it calls: only then is it compiled anew for each set.
+    /// Runs it. To be marked `#[inline(always)]`, with all that it calls: only then is it compiled
+    /// anew for each set.
     fn run(self) -> Self::Output;
 }
 

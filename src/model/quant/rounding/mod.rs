@@ -1,4 +1,5 @@
-//! Ways to spell weights other than in the grid of their file: with fewer bits, or without negative scales.
+//! Ways to spell weights other than in the grid of their file: with fewer bits, or without negative
+//! scales.
 
 mod metric;
 mod positive;

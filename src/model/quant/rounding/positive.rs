@@ -4,9 +4,10 @@ use crate::model::facts::Element;
 use crate::model::quant::elements::{code_at, number_at, set_code, set_number};
 use crate::model::quant::{BlockGrid, GridLayout, Split};
 
-/// The grid `of` with scales above zero. Signed codes are negated where all of a block can be; where one cannot (-8 of four
-/// bits), `-1 - code` takes the place of each, and the block is lifted by a step: `|d| * (-1 - q) + |d| = d * q`. Unsigned
-/// codes are counted from the other end. A scale of zero becomes one, its codes zero.
+/// The grid `of` with scales above zero. Signed codes are negated where all of a block can be;
+/// where one cannot (-8 of four bits), `-1 - code` takes the place of each, and the block is lifted
+/// by a step: `|d| * (-1 - q) + |d| = d * q`. Unsigned codes are counted from the other end. A
+/// scale of zero becomes one, its codes zero.
 pub struct Positive<'a> {
     of: &'a dyn BlockGrid,
     lifts: bool,
@@ -18,15 +19,20 @@ impl<'a> Positive<'a> {
         Positive { of, lifts }
     }
 
-    /// Whether blocks that were split into `split` by `of` cannot all be mirrored without an offset.
+    /// Whether blocks that were split into `split` by `of` cannot all be mirrored without an
+    /// offset.
     pub fn must_lift(of: &dyn BlockGrid, split: &Split) -> bool {
         let layout = of.layout();
-        let Some(lowest) = lowest(layout.codes) else { return false };
+        let Some(lowest) = lowest(layout.codes) else {
+            return false;
+        };
         layout.offsets.is_none()
             && (0..scales(&layout, split)).any(|block| {
                 let codes = block * layout.block as usize..(block + 1) * layout.block as usize;
                 number_at(layout.scales, split.scales, block) < 0.0
-                    && codes.into_iter().any(|index| code_at(layout.codes, split.codes, index) == lowest)
+                    && codes
+                        .into_iter()
+                        .any(|index| code_at(layout.codes, split.codes, index) == lowest)
             })
     }
 }
@@ -40,9 +46,24 @@ impl BlockGrid for Positive<'_> {
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
         let given = self.of.layout();
-        let Split { codes, scales, offsets } = out;
-        let inner = if given.offsets.is_some() { &mut *offsets } else { &mut [][..] };
-        self.of.split(blocks, Split { codes: &mut *codes, scales: &mut *scales, offsets: inner });
+        let Split {
+            codes,
+            scales,
+            offsets,
+        } = out;
+        let inner = if given.offsets.is_some() {
+            &mut *offsets
+        } else {
+            &mut [][..]
+        };
+        self.of.split(
+            blocks,
+            Split {
+                codes: &mut *codes,
+                scales: &mut *scales,
+                offsets: inner,
+            },
+        );
         if given.offsets.is_none() {
             offsets.fill(0);
         }
@@ -51,7 +72,14 @@ impl BlockGrid for Positive<'_> {
             let scale = number_at(given.scales, scales, block);
             let all = block * width..(block + 1) * width;
             let mut each = |change: &dyn Fn(i32) -> i32| {
-                all.clone().for_each(|at| set_code(given.codes, codes, at, change(code_at(given.codes, codes, at))));
+                all.clone().for_each(|at| {
+                    set_code(
+                        given.codes,
+                        codes,
+                        at,
+                        change(code_at(given.codes, codes, at)),
+                    )
+                });
             };
             if scale == 0.0 {
                 each(&|_| 0);
@@ -101,7 +129,10 @@ fn scales(layout: &GridLayout, split: &Split) -> usize {
 pub fn recombine(layout: &GridLayout, split: &Split, values: &mut [f32]) {
     for (index, value) in values.iter_mut().enumerate() {
         let block = index / layout.block as usize;
-        let product = code_at(layout.codes, split.codes, index) as f32 * number_at(layout.scales, split.scales, block);
-        *value = layout.offsets.map_or(product, |element| product + number_at(element, split.offsets, block));
+        let product = code_at(layout.codes, split.codes, index) as f32
+            * number_at(layout.scales, split.scales, block);
+        *value = layout.offsets.map_or(product, |element| {
+            product + number_at(element, split.offsets, block)
+        });
     }
 }

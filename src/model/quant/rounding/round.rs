@@ -12,12 +12,14 @@ use crate::model::quant::{
     Band, BlockTensor, ErrorLanes, ErrorSum, GridLayout, QuantFormat, first_non_finite, kernels,
 };
 
-/// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has them.
+/// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has
+/// them.
 pub trait Rounding: Sync {
     /// Bytes of codes and scales of `values` values.
     fn bytes(&self, values: usize) -> [usize; 2];
 
-    /// Spells `values`. `Err` is the index of one that is not finite, or too large for this spelling.
+    /// Spells `values`. `Err` is the index of one that is not finite, or too large for this
+    /// spelling.
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize>;
 
     /// The values that were spelled.
@@ -58,14 +60,19 @@ impl Rounding for Plain {
     }
 }
 
-/// Signed bytes, and a half as scale for each 32 values, by the rule of `quantize_row_q8_0_ref` in ggml-quants.c:
-/// d = max|x| / 127, code = x * (1 / d) rounded half away from zero, all in f32; d is rounded to a half last.
+/// Signed bytes, and a half as scale for each 32 values, by the rule of `quantize_row_q8_0_ref` in
+/// ggml-quants.c: d = max|x| / 127, code = x * (1 / d) rounded half away from zero, all in f32; d
+/// is rounded to a half last.
 pub struct Int8Blocks;
 
 impl Int8Blocks {
     /// How codes and scales are spelled.
-    pub const LAYOUT: GridLayout =
-        GridLayout { block: Self::BLOCK as u32, codes: Element::Int8, scales: Element::F16, offsets: None };
+    pub const LAYOUT: GridLayout = GridLayout {
+        block: Self::BLOCK as u32,
+        codes: Element::Int8,
+        scales: Element::F16,
+        offsets: None,
+    };
 
     const BLOCK: usize = 32;
 }
@@ -76,7 +83,11 @@ impl Rounding for Int8Blocks {
     }
 
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize> {
-        let out = codes.as_chunks_mut().0.iter_mut().zip(scales.as_chunks_mut::<2>().0);
+        let out = codes
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip(scales.as_chunks_mut::<2>().0);
         for (values, (codes, scale)) in values.as_chunks::<{ Self::BLOCK }>().0.iter().zip(out) {
             // Without its sign, a float's bits are in the order of its magnitude, NaN above all.
             let largest = values.iter().map(magnitude).fold(0, u32::max);
@@ -85,14 +96,23 @@ impl Rounding for Int8Blocks {
             *codes = values.map(|value| round_away(value * inverse) as u8);
             *scale = f16::from_f32(d).to_le_bytes();
         }
-        let Some(block) = first_non_finite(Element::F16, scales) else { return Ok(()) };
+        let Some(block) = first_non_finite(Element::F16, scales) else {
+            return Ok(());
+        };
         let block = block * Self::BLOCK..(block + 1) * Self::BLOCK;
         // Backwards, because of equals the last one wins: the first is named.
-        Err(block.rev().max_by_key(|index| magnitude(&values[*index])).unwrap_or(0))
+        Err(block
+            .rev()
+            .max_by_key(|index| magnitude(&values[*index]))
+            .unwrap_or(0))
     }
 
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
-        let blocks = codes.as_chunks::<{ Self::BLOCK }>().0.iter().zip(scales.as_chunks::<2>().0);
+        let blocks = codes
+            .as_chunks::<{ Self::BLOCK }>()
+            .0
+            .iter()
+            .zip(scales.as_chunks::<2>().0);
         for (out, (codes, scale)) in values.as_chunks_mut().0.iter_mut().zip(blocks) {
             let scale = half(*scale);
             *out = codes.map(|code| code as i8 as f32 * scale);
@@ -104,8 +124,9 @@ fn magnitude(value: &f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// `value.round()` for values that fit a byte. Adding the float below a half and cutting is the same, ties and all, and needs
-/// no call into the C library, which would keep the compiler from taking many at once.
+/// `value.round()` for values that fit a byte. Adding the float below a half and cutting is the
+/// same, ties and all, and needs no call into the C library, which would keep the compiler from
+/// taking many at once.
 fn round_away(value: f32) -> i8 {
     const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
     (value + BELOW_HALF.copysign(value)) as i32 as i8
@@ -120,7 +141,8 @@ pub struct Misfit {
     pub value: f32,
 }
 
-/// Decodes a band and rounds it, on all threads of the rayon pool; `codes` and `scales` are as long as `rounding` says.
+/// Decodes a band and rounds it, on all threads of the rayon pool; `codes` and `scales` are as long
+/// as `rounding` says.
 pub fn round(
     tensor: &BlockTensor,
     band: &Band,
@@ -137,10 +159,12 @@ pub fn round(
         .zip(out)
         .map(|(run, (codes, scales))| round_run(tensor, run, rounding, codes, scales))
         .collect();
-    sums.into_iter().try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
+    sums.into_iter()
+        .try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
 }
 
-/// One run, a tile at a time: decoded, spelled, restored and measured while it lies in the nearest cache.
+/// One run, a tile at a time: decoded, spelled, restored and measured while it lies in the nearest
+/// cache.
 fn round_run(
     tensor: &BlockTensor,
     run: &Run,
@@ -153,12 +177,21 @@ fn round_run(
     // Of numbers that no single holds the error is that of the number itself.
     let (wide, mut beyond) = (tensor.format().spelling().wide(), ErrorSum::default());
     let [codes_size, scales_size] = rounding.bytes(TILE_VALUES);
-    let (mut codes, mut scales) = (codes.chunks_mut(codes_size), scales.chunks_mut(scales_size.max(1)));
+    let (mut codes, mut scales) = (
+        codes.chunks_mut(codes_size),
+        scales.chunks_mut(scales_size.max(1)),
+    );
     for tile in run.tiles(tensor.ggml()) {
-        let (codes, scales) = (codes.next().unwrap_or_default(), scales.next().unwrap_or_default());
+        let (codes, scales) = (
+            codes.next().unwrap_or_default(),
+            scales.next().unwrap_or_default(),
+        );
         let (values, restored) = (&mut values[..tile.values], &mut restored[..tile.values]);
         tensor.format().decode(tile.blocks, values);
-        let misfit = |index: usize| Misfit { index: tile.first + index, value: values[index] };
+        let misfit = |index: usize| Misfit {
+            index: tile.first + index,
+            value: values[index],
+        };
         rounding.encode(values, codes, scales).map_err(misfit)?;
         if !rounding.is_lossless() || wide.is_some() {
             rounding.restore(codes, scales, restored);
@@ -179,11 +212,15 @@ mod tests {
     #[test]
     fn rounding_by_hand_is_rounding() {
         for ulps in 0..200_000 {
-            // Around every tie and every whole number from -125 to 124.5, and a walk over smaller magnitudes.
+            // Around every tie and every whole number from -125 to 124.5, and a walk over smaller
+            // magnitudes.
             let near = (ulps / 400) as f32 / 2.0 - 125.0;
             let value = f32::from_bits(near.to_bits().wrapping_add(ulps % 400).wrapping_sub(200));
             let small = f32::from_bits(ulps * 5000);
-            for value in [value, small, -small].into_iter().filter(|value| value.abs() < 127.5) {
+            for value in [value, small, -small]
+                .into_iter()
+                .filter(|value| value.abs() < 127.5)
+            {
                 assert_eq!(round_away(value), value.round() as i8, "{value:e}");
             }
         }

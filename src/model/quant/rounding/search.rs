@@ -1,11 +1,13 @@
-//! The search for codes and scales: some rows at a time, one a lane, so that each step is the same for all of them.
-//! Every lane is computed by the same operations in the same order whatever its neighbours are.
+//! The search for codes and scales: some rows at a time, one a lane, so that each step is the same
+//! for all of them. Every lane is computed by the same operations in the same order whatever its
+//! neighbours are.
 //!
-//! 1. Scales are tried without feedback, where each costs one pass over the row. Without second moments that is all, but
-//!    that the best is fitted to its codes.
-//! 2. The row is rounded column by column under the best of them, each column answering for those before it.
-//! 3. Blocks are chosen again, one after the other, given all the others, as long as that costs less; the scale is fitted
-//!    to the codes in between.
+//! 1. Scales are tried without feedback, where each costs one pass over the row. Without second
+//!    moments that is all, but that the best is fitted to its codes.
+//! 2. The row is rounded column by column under the best of them, each column answering for those
+//!    before it.
+//! 3. Blocks are chosen again, one after the other, given all the others, as long as that costs
+//!    less; the scale is fitted to the codes in between.
 
 use super::metric::{Metric, Triangle};
 use crate::model::quant::kernels::Loop;
@@ -19,11 +21,13 @@ pub(super) type Lanes = [f32; LANES];
 /// Integers that are tried for a block, upwards.
 const TRIED: usize = 12;
 
-/// The first of them, as a share of the smallest under which nothing of the block is clipped. Those above that one are tried
-/// too: a source that is on a grid itself, which the block uses only in part, is met best by an integer that meets its step.
+/// The first of them, as a share of the smallest under which nothing of the block is clipped. Those
+/// above that one are tried too: a source that is on a grid itself, which the block uses only in
+/// part, is met best by an integer that meets its step.
 const SMALLEST_TRIED: f32 = 0.6;
 
-/// Scales are tried in steps of this ratio, down and up from the one that just holds the largest value.
+/// Scales are tried in steps of this ratio, down and up from the one that just holds the largest
+/// value.
 pub(super) const STEP: f32 = 1.04;
 
 /// How often all blocks are chosen again.
@@ -121,17 +125,29 @@ impl<'a> Tile<'a> {
             errors: zeros,
             cost: [f32::INFINITY; LANES],
         };
-        Tile { range, metric, values, rounded }
+        Tile {
+            range,
+            metric,
+            values,
+            rounded,
+        }
     }
 
     /// Finds scales, integers and codes. `spell` makes of a scale one that can be written.
     #[inline(always)]
     fn search(mut self, ratios: &Ratios, spell: impl Fn(f32) -> f32) -> Rounded {
         let mut largest = [0.0f32; LANES];
-        self.values.iter().for_each(|values| each(&mut largest, |lane, largest| largest.max(values[lane].abs())));
+        self.values.iter().for_each(|values| {
+            each(&mut largest, |lane, largest| {
+                largest.max(values[lane].abs())
+            })
+        });
         let reach = self.range.codes[1] * f32::from(self.range.integers);
         for ratio in ratios.all.clone() {
-            self.try_scales(largest.map(|largest| spell(largest / reach * STEP.powi(ratio))), false);
+            self.try_scales(
+                largest.map(|largest| spell(largest / reach * STEP.powi(ratio))),
+                false,
+            );
         }
         if self.metric.answers.is_none() {
             for _ in 0..FITS {
@@ -145,7 +161,10 @@ impl<'a> Tile<'a> {
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
         let best = self.rounded.scales;
         for &ratio in ratios.near {
-            self.try_scales(best.map(|scale| spell(scale * ratios.step.powi(ratio))), true);
+            self.try_scales(
+                best.map(|scale| spell(scale * ratios.step.powi(ratio))),
+                true,
+            );
         }
         for sweep in 0..SWEEPS {
             if sweep > 0 {
@@ -159,18 +178,31 @@ impl<'a> Tile<'a> {
     /// Rounds every row under these scales, and keeps what costs less than what was kept before.
     #[inline(always)]
     fn try_scales(&mut self, scales: Lanes, answering: bool) {
-        let mut new = Rounded { scales, cost: [0.0; LANES], ..self.rounded.clone() };
-        for (index, first) in (0..self.values.len()).step_by(self.metric.block).enumerate() {
+        let mut new = Rounded {
+            scales,
+            cost: [0.0; LANES],
+            ..self.rounded.clone()
+        };
+        for (index, first) in (0..self.values.len())
+            .step_by(self.metric.block)
+            .enumerate()
+        {
             let end = (first + self.metric.block).min(self.values.len());
             let values = &self.values[first..end];
             let block = match &self.metric.answers {
                 Some(triangle) if answering => {
-                    let answer =
-                        |(k, value): (usize, &Lanes)| sum(*value, &new.errors[..first], &triangle.shares(k)[..first]);
+                    let answer = |(k, value): (usize, &Lanes)| {
+                        sum(*value, &new.errors[..first], &triangle.shares(k)[..first])
+                    };
                     let targets: Vec<Lanes> = (first..).zip(values).map(answer).collect();
                     self.block(values, &targets, &scales, Rule::Answering(triangle, first))
                 }
-                _ => self.block(values, values, &scales, Rule::Alone(&self.metric.alone[first..end])),
+                _ => self.block(
+                    values,
+                    values,
+                    &scales,
+                    Rule::Alone(&self.metric.alone[first..end]),
+                ),
             };
             each(&mut new.cost, |lane, cost| cost + block.cost[lane]);
             new.integers[index] = block.integers;
@@ -189,9 +221,15 @@ impl<'a> Tile<'a> {
         // A value may lie half a step beyond the last code.
         let reach = self.range.codes[1] + 0.5;
         let mut first = [0.0f32; LANES];
-        targets.iter().for_each(|target| each(&mut first, |lane, first| first.max(target[lane].abs())));
+        targets
+            .iter()
+            .for_each(|target| each(&mut first, |lane, first| first.max(target[lane].abs())));
         let top = f32::from(self.range.integers);
-        each(&mut first, |lane, first| (first / (scales[lane] * reach) * SMALLEST_TRIED).ceil().clamp(1.0, top));
+        each(&mut first, |lane, first| {
+            (first / (scales[lane] * reach) * SMALLEST_TRIED)
+                .ceil()
+                .clamp(1.0, top)
+        });
         let mut best = self.under(values, targets, first, scales, rule);
         for more in 1..TRIED {
             let integers = first.map(|first| (first + more as f32).min(top));
@@ -199,15 +237,28 @@ impl<'a> Tile<'a> {
             let better = lanes(|lane| new.cost[lane] < best.cost[lane]);
             take(better, &mut best.cost, &new.cost);
             take(better, &mut best.integers, &new.integers);
-            best.codes.iter_mut().zip(&new.codes).for_each(|(old, new)| take(better, old, new));
-            best.errors.iter_mut().zip(&new.errors).for_each(|(old, new)| take(better, old, new));
+            best.codes
+                .iter_mut()
+                .zip(&new.codes)
+                .for_each(|(old, new)| take(better, old, new));
+            best.errors
+                .iter_mut()
+                .zip(&new.errors)
+                .for_each(|(old, new)| take(better, old, new));
         }
         best
     }
 
     /// A block under these integers: its positions one after the other.
     #[inline(always)]
-    fn under(&self, values: &[Lanes], targets: &[Lanes], integers: Lanes, scales: &Lanes, rule: Rule) -> Block {
+    fn under(
+        &self,
+        values: &[Lanes],
+        targets: &[Lanes],
+        integers: Lanes,
+        scales: &Lanes,
+        rule: Rule,
+    ) -> Block {
         let [low, high] = self.range.codes;
         let steps: Lanes = std::array::from_fn(|lane| scales[lane] * integers[lane]);
         let inverse = steps.map(|step| 1.0 / step);
@@ -233,25 +284,48 @@ impl<'a> Tile<'a> {
             codes.push(code);
             errors.push(error);
         }
-        Block { cost, integers, codes, errors }
+        Block {
+            cost,
+            integers,
+            codes,
+            errors,
+        }
     }
 
     /// Chooses each block again, given all the others.
     #[inline(always)]
     fn choose_again(&mut self) {
         let mut slopes = self.metric.slopes(&self.rounded.errors);
-        for (index, first) in (0..self.values.len()).step_by(self.metric.block).enumerate() {
+        for (index, first) in (0..self.values.len())
+            .step_by(self.metric.block)
+            .enumerate()
+        {
             let end = (first + self.metric.block).min(self.values.len());
-            let Some(local) = self.metric.local.get(index) else { return };
+            let Some(local) = self.metric.local.get(index) else {
+                return;
+            };
             let errors = &self.rounded.errors[first..end];
-            // The others' part of the slope says where the block were best, if it had no codes to keep to.
-            let mut shift: Vec<Lanes> =
-                (first..end).map(|k| less(slopes[k], errors, &self.metric.moments_of(k)[first..end])).collect();
+            // The others' part of the slope says where the block were best, if it had no codes to
+            // keep to.
+            let mut shift: Vec<Lanes> = (first..end)
+                .map(|k| less(slopes[k], errors, &self.metric.moments_of(k)[first..end]))
+                .collect();
             local.solve(&mut shift);
-            let shifted = |(a, b): (&Lanes, &Lanes)| -> Lanes { std::array::from_fn(|lane| a[lane] + b[lane]) };
-            let targets: Vec<Lanes> = self.values[first..end].iter().zip(&shift).map(shifted).collect();
+            let shifted = |(a, b): (&Lanes, &Lanes)| -> Lanes {
+                std::array::from_fn(|lane| a[lane] + b[lane])
+            };
+            let targets: Vec<Lanes> = self.values[first..end]
+                .iter()
+                .zip(&shift)
+                .map(shifted)
+                .collect();
             let cost = local.cost(&errors.iter().zip(&shift).map(shifted).collect::<Vec<_>>());
-            let new = self.block(&targets, &targets, &self.rounded.scales, Rule::Answering(local, 0));
+            let new = self.block(
+                &targets,
+                &targets,
+                &self.rounded.scales,
+                Rule::Answering(local, 0),
+            );
             let better = lanes(|lane| new.cost[lane] < cost[lane] * (1.0 - GAIN));
             if !better.contains(&true) {
                 continue;
@@ -274,7 +348,9 @@ impl<'a> Tile<'a> {
             for (k, slope) in slopes.iter_mut().enumerate() {
                 let moments = self.metric.moments_of(k);
                 for (changed, change) in &changes {
-                    each(slope, |lane, slope| slope + change[lane] * moments[*changed]);
+                    each(slope, |lane, slope| {
+                        slope + change[lane] * moments[*changed]
+                    });
                 }
             }
         }
@@ -287,7 +363,10 @@ impl<'a> Tile<'a> {
         for (k, codes) in self.rounded.codes.iter_mut().enumerate() {
             let integers = self.rounded.integers[k / self.metric.block];
             each(codes, |lane, _| {
-                nearest((self.values[k][lane] / (self.rounded.scales[lane] * integers[lane])).clamp(low, high))
+                nearest(
+                    (self.values[k][lane] / (self.rounded.scales[lane] * integers[lane]))
+                        .clamp(low, high),
+                )
             });
         }
     }
@@ -297,22 +376,34 @@ impl<'a> Tile<'a> {
     fn fit_scales(&mut self, spell: &impl Fn(f32) -> f32) {
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
         let units = |k: usize| -> Lanes {
-            std::array::from_fn(|lane| self.rounded.codes[k][lane] * self.rounded.integers[k / self.metric.block][lane])
+            std::array::from_fn(|lane| {
+                self.rounded.codes[k][lane] * self.rounded.integers[k / self.metric.block][lane]
+            })
         };
         let units: Vec<Lanes> = (0..self.values.len()).map(units).collect();
         let slopes = self.metric.slopes(&units);
         let (mut along, mut square) = ([0.0; LANES], [0.0; LANES]);
         for (k, slope) in slopes.iter().enumerate() {
-            each(&mut along, |lane, along| along + slope[lane] * self.values[k][lane]);
-            each(&mut square, |lane, square| square + slope[lane] * units[k][lane]);
+            each(&mut along, |lane, along| {
+                along + slope[lane] * self.values[k][lane]
+            });
+            each(&mut square, |lane, square| {
+                square + slope[lane] * units[k][lane]
+            });
         }
         let mut new = self.rounded.clone();
         each(&mut new.scales, |lane, scale| {
             let fitted = along[lane] / square[lane];
-            if fitted.is_finite() && fitted > 0.0 { spell(fitted) } else { scale }
+            if fitted.is_finite() && fitted > 0.0 {
+                spell(fitted)
+            } else {
+                scale
+            }
         });
         for (k, error) in new.errors.iter_mut().enumerate() {
-            each(error, |lane, _| self.values[k][lane] - units[k][lane] * new.scales[lane]);
+            each(error, |lane, _| {
+                self.values[k][lane] - units[k][lane] * new.scales[lane]
+            });
         }
         new.cost = self.metric.cost(&new.errors);
         self.rounded.keep(&new);
@@ -326,9 +417,18 @@ impl Rounded {
         let better = lanes(|lane| new.cost[lane] < self.cost[lane]);
         take(better, &mut self.cost, &new.cost);
         take(better, &mut self.scales, &new.scales);
-        self.integers.iter_mut().zip(&new.integers).for_each(|(old, new)| take(better, old, new));
-        self.codes.iter_mut().zip(&new.codes).for_each(|(old, new)| take(better, old, new));
-        self.errors.iter_mut().zip(&new.errors).for_each(|(old, new)| take(better, old, new));
+        self.integers
+            .iter_mut()
+            .zip(&new.integers)
+            .for_each(|(old, new)| take(better, old, new));
+        self.codes
+            .iter_mut()
+            .zip(&new.codes)
+            .for_each(|(old, new)| take(better, old, new));
+        self.errors
+            .iter_mut()
+            .zip(&new.errors)
+            .for_each(|(old, new)| take(better, old, new));
     }
 }
 
@@ -368,7 +468,8 @@ pub(super) fn less(mut start: Lanes, errors: &[Lanes], shares: &[f32]) -> Lanes 
     start
 }
 
-/// To the nearest whole number, ties to even, for magnitudes below 2^22: a sum with 1.5 * 2^23 has no bits for a fraction.
+/// To the nearest whole number, ties to even, for magnitudes below 2^22: a sum with 1.5 * 2^23 has
+/// no bits for a fraction.
 #[inline(always)]
 fn nearest(value: f32) -> f32 {
     const WHOLE: f32 = 12_582_912.0;
@@ -390,15 +491,30 @@ mod tests {
         let columns = 64;
         let inputs: Vec<f32> = (0..columns * 80).map(|_| number()).collect();
         let moment = |a: usize, b: usize| inputs.chunks(columns).map(|x| x[a] * x[b]).sum::<f32>();
-        let moments: Vec<f32> = (0..columns * columns).map(|i| moment(i / columns, i % columns)).collect();
-        let values: Vec<Lanes> = (0..columns).map(|_| [0.0; LANES].map(|_| number())).collect();
+        let moments: Vec<f32> = (0..columns * columns)
+            .map(|i| moment(i / columns, i % columns))
+            .collect();
+        let values: Vec<Lanes> = (0..columns)
+            .map(|_| [0.0; LANES].map(|_| number()))
+            .collect();
         for block in [Some(16), None] {
             let metric = Metric::full(&moments, columns, block).unwrap();
-            let range = Range { codes: [-8.0, 7.0], integers: if block.is_some() { 16 } else { 1 } };
+            let range = Range {
+                codes: [-8.0, 7.0],
+                integers: if block.is_some() { 16 } else { 1 },
+            };
             let tile = || Tile::new(range, &metric, values.clone());
-            let ratios = Ratios { all: -6..=1, near: &[0, 1], step: 1.02 };
+            let ratios = Ratios {
+                all: -6..=1,
+                near: &[0, 1],
+                step: 1.02,
+            };
             let spell = |scale| scale;
-            let search = Search { tile: tile(), ratios: &ratios, spell };
+            let search = Search {
+                tile: tile(),
+                ratios: &ratios,
+                spell,
+            };
             assert!(tile().search(&ratios, spell) == run_wide(search));
         }
     }

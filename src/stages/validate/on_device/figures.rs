@@ -38,7 +38,8 @@ pub struct Figures {
     pub answer_tokens: Figure,
 }
 
-/// Below, a current is not in the unit that the kernel promises (some give mA for µA); above, nothing is held in a hand.
+/// Below, a current is not in the unit that the kernel promises (some give mA for µA); above,
+/// nothing is held in a hand.
 const PLAUSIBLE_W: std::ops::Range<f64> = 0.1..100.0;
 
 /// What stands before each sample of the battery, and before the program's exit code.
@@ -46,15 +47,22 @@ pub(super) const BATTERY: &str = "kiln battery";
 pub(super) const EXIT: &str = "kiln exit";
 
 impl Figures {
-    /// Reads what the script printed: samples, the program's exit code, and its profile, or what it said last.
+    /// Reads what the script printed: samples, the program's exit code, and its profile, or what it
+    /// said last.
     pub(super) fn read(said: &str) -> Result<Figures, String> {
-        let (samples, rest) = said.split_once(EXIT).ok_or("the program's exit code is missing")?;
+        let (samples, rest) = said
+            .split_once(EXIT)
+            .ok_or("the program's exit code is missing")?;
         let (code, rest) = rest.split_once('\n').unwrap_or((rest, ""));
         if code.trim() != "0" {
-            return Err(format!("genie-t2t-run failed with exit code {}: {}", last_words(code), last_words(rest)));
+            return Err(format!(
+                "genie-t2t-run failed with exit code {}: {}",
+                last_words(code),
+                last_words(rest)
+            ));
         }
-        let profile: Profile =
-            serde_json::from_str(rest).map_err(|error| format!("its profile is not one: {error}"))?;
+        let profile: Profile = serde_json::from_str(rest)
+            .map_err(|error| format!("its profile is not one: {error}"))?;
         let mut figures = profile.figures().ok_or("its profile tells of no query")?;
         figures.peak_memory_bytes = Figure(peak_memory_bytes(samples));
         figures.power_w = Figure(power_w(samples));
@@ -75,7 +83,11 @@ struct Component {
 
 impl Profile {
     fn figures(&self) -> Option<Figures> {
-        let events = || self.components.iter().flat_map(|component| &component.events);
+        let events = || {
+            self.components
+                .iter()
+                .flat_map(|component| &component.events)
+        };
         let last = |kind: &str| events().rfind(|event| event["type"] == kind);
         let query = last("GenieDialog_query")?;
         let generated = metric(query, "num-generated-tokens", "");
@@ -86,7 +98,9 @@ impl Profile {
             time_to_first_token_ms: ms(metric(query, "time-to-first-token", "us")),
             ms_per_token: Figure(generating_us.zip(generated).and_then(per_token)),
             tokens_per_second: Figure(metric(query, "token-generation-rate", "toks/sec")),
-            load_ms: ms(last("GenieDialog_create").and_then(|create| metric(create, "init-time", "us"))),
+            load_ms: ms(
+                last("GenieDialog_create").and_then(|create| metric(create, "init-time", "us"))
+            ),
             prompt_tokens: Figure(metric(query, "num-prompt-tokens", "")),
             answer_tokens: Figure(generated),
             ..Figures::default()
@@ -103,7 +117,14 @@ fn metric(event: &Value, name: &str, unit: &str) -> Option<f64> {
 
 /// The first sample may be of the shell that is about to become the program.
 fn peak_memory_bytes(samples: &str) -> Option<f64> {
-    let kilobytes = |line: &str| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u32>().ok();
+    let kilobytes = |line: &str| {
+        line.strip_prefix("VmHWM:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
     let peak = samples.lines().filter_map(kilobytes).skip(1).max()?;
     Some(f64::from(peak) * 1024.0)
 }
@@ -111,13 +132,19 @@ fn peak_memory_bytes(samples: &str) -> Option<f64> {
 /// A battery that is being charged says what the charger gives, not what the device takes.
 fn power_w(samples: &str) -> Option<f64> {
     let mut watts = vec![];
-    for line in samples.lines().filter_map(|line| line.strip_prefix(BATTERY)) {
+    for line in samples
+        .lines()
+        .filter_map(|line| line.strip_prefix(BATTERY))
+    {
         let mut words = line.split_whitespace();
         let (microamperes, microvolts, state) = (words.next()?, words.next()?, words.next()?);
         if state != "Discharging" {
             return None;
         }
-        let (amperes, volts) = (microamperes.parse::<i32>().ok()?, microvolts.parse::<u32>().ok()?);
+        let (amperes, volts) = (
+            microamperes.parse::<i32>().ok()?,
+            microvolts.parse::<u32>().ok()?,
+        );
         watts.push(f64::from(amperes.unsigned_abs()) * 1e-6 * f64::from(volts) * 1e-6);
     }
     let mean = watts.iter().sum::<f64>() / watts.len() as f64;
@@ -130,16 +157,24 @@ mod tests {
 
     #[test]
     fn memory_is_the_largest_sample_but_the_first() {
-        assert_eq!(peak_memory_bytes("VmHWM:\t  900 kB\nVmHWM:\t 700 kB\nx\nVmHWM: 800 kB"), Some(800.0 * 1024.0));
-        for nothing in ["", "VmHWM: 900 kB", "VmHWM: 1 kB\nVmHWM: -2 kB", "VmHWM: 1 kB\nVmHWM: 99999999999999999999 kB"]
-        {
+        assert_eq!(
+            peak_memory_bytes("VmHWM:\t  900 kB\nVmHWM:\t 700 kB\nx\nVmHWM: 800 kB"),
+            Some(800.0 * 1024.0)
+        );
+        for nothing in [
+            "",
+            "VmHWM: 900 kB",
+            "VmHWM: 1 kB\nVmHWM: -2 kB",
+            "VmHWM: 1 kB\nVmHWM: 99999999999999999999 kB",
+        ] {
             assert_eq!(peak_memory_bytes(nothing), None, "{nothing}");
         }
     }
 
     #[test]
     fn power_is_a_mean_of_what_the_battery_gives() {
-        let samples = "kiln battery -1000000 4000000 Discharging\nVmHWM: 1 kB\nkiln battery 500000 4000000 Discharging";
+        let samples = "kiln battery -1000000 4000000 Discharging\nVmHWM: 1 kB\nkiln battery \
+                       500000 4000000 Discharging";
         assert_eq!(power_w(samples), Some(3.0));
         for nothing in [
             "",
@@ -156,14 +191,30 @@ mod tests {
     #[test]
     fn a_profile_that_is_none_gives_no_figures() {
         let figures = |profile: &str| Figures::read(&format!("kiln exit 0\n{profile}\n"));
-        for bad in ["", "{}", "[]", r#"{"components":[]}"#, r#"{"components":[{"events":[1]}]}"#, &"[".repeat(100_000)]
-        {
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"components":[]}"#,
+            r#"{"components":[{"events":[1]}]}"#,
+            &"[".repeat(100_000),
+        ] {
             assert!(figures(bad).is_err(), "{}", &bad[..bad.len().min(40)]);
         }
         let empty = r#"{"components":[{"events":[{"type":"GenieDialog_query","time-to-first-token":{"value":1,"unit":"ms"},
             "num-generated-tokens":{"value":0,"unit":""},"token-generation-time":{"value":9,"unit":"us"},
             "token-generation-rate":{"value":-1,"unit":"toks/sec"}}]}]}"#;
-        assert_eq!(figures(empty), Ok(Figures { answer_tokens: Figure(Some(0.0)), ..Figures::default() }));
-        assert!(Figures::read("kiln exit 139\nSegmentation fault").unwrap_err().contains("139: Segmentation fault"));
+        assert_eq!(
+            figures(empty),
+            Ok(Figures {
+                answer_tokens: Figure(Some(0.0)),
+                ..Figures::default()
+            })
+        );
+        assert!(
+            Figures::read("kiln exit 139\nSegmentation fault")
+                .unwrap_err()
+                .contains("139: Segmentation fault")
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! A bundle on a device: what it lacks is sent there, the vendor's runner runs it, and the device says how that was.
+//! A bundle on a device: what it lacks is sent there, the vendor's runner runs it, and the device
+//! says how that was.
 //!
-//! All of it lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which the user has put there, and
-//! `bundles/NAME/` for each bundle. A file is known by its sha256, on the device itself, and takes its name only once it is whole.
+//! All of it lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which
+//! the user has put there, and `bundles/NAME/` for each bundle. A file is known by its sha256, on
+//! the device itself, and takes its name only once it is whole.
 
 mod figures;
 mod link;
@@ -95,17 +97,31 @@ pub fn is_needed(name: &str) -> bool {
 }
 
 /// A device is a plain name, and so is the folder on it: both go into commands.
-pub fn check(device: &str, runner: &str, answer_tokens: u32, has_bundles: bool) -> Vec<ParamProblem> {
+pub fn check(
+    device: &str,
+    runner: &str,
+    answer_tokens: u32,
+    has_bundles: bool,
+) -> Vec<ParamProblem> {
     let mut problems = vec![];
     let mut wrong = |path: &str, what: String, help: &str| {
         let problem = Problem::new("kiln::plan::parameter", what).help(help);
-        problems.push(ParamProblem { path: path.into(), problem });
+        problems.push(ParamProblem {
+            path: path.into(),
+            problem,
+        });
     };
     match Link::parse(device) {
-        Err(expected) if !device.is_empty() => wrong("device", format!("`device` is {device:?}"), expected),
+        Err(expected) if !device.is_empty() => {
+            wrong("device", format!("`device` is {device:?}"), expected)
+        }
         Ok(_) if !has_bundles => {
             let help = "name the `package` stages to be measured: `bundles = [\"...\"]`";
-            wrong("device", "there is nothing to be measured on the device".into(), help);
+            wrong(
+                "device",
+                "there is nothing to be measured on the device".into(),
+                help,
+            );
         }
         _ => {}
     }
@@ -115,7 +131,11 @@ pub fn check(device: &str, runner: &str, answer_tokens: u32, has_bundles: bool) 
         wrong("runner", format!("`runner` is {runner:?}"), help);
     }
     if answer_tokens == 0 {
-        wrong("answer_tokens", "no token would be timed".into(), "128 is usual");
+        wrong(
+            "answer_tokens",
+            "no token would be timed".into(),
+            "128 is usual",
+        );
     }
     problems
 }
@@ -130,21 +150,29 @@ struct Wanted {
 impl Device {
     /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
     pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
-        let link = Link::parse(&self.device)
-            .map_err(|help| Problem::new(CODE, format!("{:?} is no device", self.device)).help(help))?;
+        let link = Link::parse(&self.device).map_err(|help| {
+            Problem::new(CODE, format!("{:?} is no device", self.device)).help(help)
+        })?;
         // One at a time on a device, whoever asks: two would measure each other.
         job.partial(&format!("device {link}"))?;
         let wanted = self.wanted(bundle, job)?;
         let folder = format!("{}/bundles/{bundle}", self.runner);
         let there = self.look(&link, &folder, &wanted, job)?;
         self.send(&link, &folder, &wanted, &there, job)?;
-        let said = link.run(&self.run_script(&folder, wanted.contains_key(PROMPT)), LONG, job)?;
+        let said = link.run(
+            &self.run_script(&folder, wanted.contains_key(PROMPT)),
+            LONG,
+            job,
+        )?;
         Figures::read(&said).map_err(|what| {
-            Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(format!(
-                "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} said; \
-                 the bundle must be for this chip, and the libraries in {} as new as its README says",
-                self.runner
-            ))
+            Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(
+                format!(
+                    "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
+                     said; the bundle must be for this chip, and the libraries in {} as new as \
+                     its README says",
+                    self.runner
+                ),
+            )
         })
     }
 
@@ -153,45 +181,80 @@ impl Device {
         let read = |name: &str| job.read(&format!("{bundle}/{name}"));
         let sums = read(SUMS)?;
         let sums = String::from_utf8_lossy(&sums);
-        let sums: BTreeMap<&str, &str> = sums.lines().filter_map(|line| line.split_once("  ")).map(swap).collect();
+        let sums: BTreeMap<&str, &str> = sums
+            .lines()
+            .filter_map(|line| line.split_once("  "))
+            .map(swap)
+            .collect();
         let mut wanted = BTreeMap::new();
         for (input, ingredient) in job.inputs() {
-            let Some(name) = input.strip_prefix(bundle).and_then(|name| name.strip_prefix('/')) else { continue };
+            let Some(name) = input
+                .strip_prefix(bundle)
+                .and_then(|name| name.strip_prefix('/'))
+            else {
+                continue;
+            };
             if !is_needed(name) {
                 continue;
             }
             let sha256 = sums.get(name).ok_or_else(|| {
-                Problem::new("kiln::validate::bundle", format!("{SUMS} of `{bundle}` does not tell of `{name}`"))
+                Problem::new(
+                    "kiln::validate::bundle",
+                    format!("{SUMS} of `{bundle}` does not tell of `{name}`"),
+                )
             })?;
             let (local, bytes) = (job.path(input)?, ingredient.digest.size_bytes);
-            wanted.insert(name.to_string(), Wanted { local, bytes, sha256: sha256.to_string() });
+            wanted.insert(
+                name.to_string(),
+                Wanted {
+                    local,
+                    bytes,
+                    sha256: sha256.to_string(),
+                },
+            );
         }
         let config = self.config(&read(CONFIG)?)?;
         let local = job.scratch()?.join(format!("{bundle}.{OWN_CONFIG}"));
         fs::write(&local, &config).context("kiln::io", || format!("write {}", local.display()))?;
-        let sha256 = Sha256::digest(&config).iter().map(|byte| format!("{byte:02x}")).collect();
-        wanted.insert(OWN_CONFIG.into(), Wanted { local, bytes: config.len() as u64, sha256 });
+        let sha256 = Sha256::digest(&config)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        wanted.insert(
+            OWN_CONFIG.into(),
+            Wanted {
+                local,
+                bytes: config.len() as u64,
+                sha256,
+            },
+        );
         Ok(wanted)
     }
 
     /// The bundle's configuration with an end to the answer.
     fn config(&self, text: &[u8]) -> Result<Vec<u8>> {
-        let mut config: Value =
-            serde_json::from_slice(text).context("kiln::validate::bundle", || format!("read {CONFIG}"))?;
+        let mut config: Value = serde_json::from_slice(text)
+            .context("kiln::validate::bundle", || format!("read {CONFIG}"))?;
         let dialog = config.get_mut("dialog").and_then(Value::as_object_mut);
-        let dialog = dialog.ok_or_else(|| Problem::new("kiln::validate::bundle", format!("{CONFIG} has no dialog")))?;
+        let dialog = dialog.ok_or_else(|| {
+            Problem::new("kiln::validate::bundle", format!("{CONFIG} has no dialog"))
+        })?;
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
         serde_json::to_vec(&config).context("kiln::validate::bundle", || format!("spell {CONFIG}"))
     }
 
     /// The names of the files that are there already, whole.
-    fn look(&self, link: &Link, folder: &str, wanted: &BTreeMap<String, Wanted>, job: &Job) -> Result<Vec<String>> {
+    fn look(
+        &self,
+        link: &Link,
+        folder: &str,
+        wanted: &BTreeMap<String, Wanted>,
+        job: &Job,
+    ) -> Result<Vec<String>> {
         let names: Vec<String> = wanted.keys().map(|name| quoted(name)).collect();
         let script = format!(
-            "if [ ! -x {runner}/{RUNNER} ]; then echo 'kiln nothing'; else\n\
-             mkdir -p {folder} && cd {folder} || exit 1\n\
-             rm -f ./*{PART}\n\
-             sha256sum -- {names} 2>/dev/null\nfi",
+            "if [ ! -x {runner}/{RUNNER} ]; then echo 'kiln nothing'; else\nmkdir -p {folder} && \
+             cd {folder} || exit 1\nrm -f ./*{PART}\nsha256sum -- {names} 2>/dev/null\nfi",
             runner = quoted(&self.runner),
             folder = quoted(folder),
             names = names.join(" "),
@@ -200,9 +263,19 @@ impl Device {
         if said.lines().any(|line| line == "kiln nothing") {
             return Err(self.no_runner(link));
         }
-        let sums: BTreeMap<&str, &str> = said.lines().filter_map(|line| line.split_once("  ")).map(swap).collect();
-        let is_there = |(name, file): &(&String, &Wanted)| sums.get(name.as_str()) == Some(&file.sha256.as_str());
-        Ok(wanted.iter().filter(is_there).map(|(name, _)| name.clone()).collect())
+        let sums: BTreeMap<&str, &str> = said
+            .lines()
+            .filter_map(|line| line.split_once("  "))
+            .map(swap)
+            .collect();
+        let is_there = |(name, file): &(&String, &Wanted)| {
+            sums.get(name.as_str()) == Some(&file.sha256.as_str())
+        };
+        Ok(wanted
+            .iter()
+            .filter(is_there)
+            .map(|(name, _)| name.clone())
+            .collect())
     }
 
     fn send(
@@ -221,42 +294,50 @@ impl Device {
             let part = format!("{name}{PART}");
             link.send(&file.local, file.bytes, &format!("{folder}/{part}"), job)?;
             let script = format!(
-                "cd {folder} || exit 1\n\
-                 case \"$(sha256sum {part})\" in {sum}*) mv -f {part} {name} && echo 'kiln whole';; esac",
+                "cd {folder} || exit 1\ncase \"$(sha256sum {part})\" in {sum}*) mv -f {part} \
+                 {name} && echo 'kiln whole';; esac",
                 folder = quoted(folder),
                 part = quoted(&part),
                 name = quoted(name),
                 sum = quoted(&file.sha256),
             );
-            if !link.run(&script, QUICK, job)?.lines().any(|line| line == "kiln whole") {
-                return Err(Problem::new(CODE, format!("{link}: {folder}/{name} did not arrive as it was sent"))
-                    .help("run the same command again; the device may have no room: `df` in its shell says so"));
+            if !link
+                .run(&script, QUICK, job)?
+                .lines()
+                .any(|line| line == "kiln whole")
+            {
+                return Err(Problem::new(
+                    CODE,
+                    format!("{link}: {folder}/{name} did not arrive as it was sent"),
+                )
+                .help(
+                    "run the same command again; the device may have no room: `df` in its shell \
+                     says so",
+                ));
             }
             done += file.bytes;
         }
         Ok(())
     }
 
-    /// Runs the bundle, and looks at the process and the battery meanwhile. A process that has ended has no `VmHWM`.
+    /// Runs the bundle, and looks at the process and the battery meanwhile. A process that has
+    /// ended has no `VmHWM`.
     fn run_script(&self, folder: &str, has_prompt: bool) -> String {
-        let ask = if has_prompt { format!("--prompt_file {PROMPT}") } else { format!("-p {}", quoted(QUESTION)) };
+        let ask = if has_prompt {
+            format!("--prompt_file {PROMPT}")
+        } else {
+            format!("-p {}", quoted(QUESTION))
+        };
         format!(
-            "cd {folder} || exit 1\n\
-             rm -f kiln-profile.json kiln-answer.txt\n\
-             battery() {{ for of in current_now voltage_now status; do\n\
-             v=; {{ read -r v < /sys/class/power_supply/battery/$of; }} 2>/dev/null; printf ' %s' \"${{v:-?}}\"\n\
-             done; echo; }}\n\
-             LD_LIBRARY_PATH={runner} ADSP_LIBRARY_PATH={runner} {runner}/{RUNNER} -c {OWN_CONFIG} {ask} \
-             --profile kiln-profile.json > kiln-answer.txt 2>&1 < /dev/null &\n\
-             pid=$!\n\
-             while grep VmHWM /proc/$pid/status 2>/dev/null; do\n\
-             printf '{battery}'; battery\n\
-             sleep 0.5 2>/dev/null || sleep 1\n\
-             done\n\
-             wait $pid; code=$?\n\
-             echo \"{exit} $code\"\n\
-             if [ $code = 0 ]; then cat kiln-profile.json; else tail -c 2000 kiln-answer.txt; fi\n\
-             echo",
+            "cd {folder} || exit 1\nrm -f kiln-profile.json kiln-answer.txt\nbattery() {{ for of \
+             in current_now voltage_now status; do\nv=; {{ read -r v < \
+             /sys/class/power_supply/battery/$of; }} 2>/dev/null; printf ' %s' \
+             \"${{v:-?}}\"\ndone; echo; }}\nLD_LIBRARY_PATH={runner} ADSP_LIBRARY_PATH={runner} \
+             {runner}/{RUNNER} -c {OWN_CONFIG} {ask} --profile kiln-profile.json > \
+             kiln-answer.txt 2>&1 < /dev/null &\npid=$!\nwhile grep VmHWM /proc/$pid/status \
+             2>/dev/null; do\nprintf '{battery}'; battery\nsleep 0.5 2>/dev/null || sleep \
+             1\ndone\nwait $pid; code=$?\necho \"{exit} $code\"\nif [ $code = 0 ]; then cat \
+             kiln-profile.json; else tail -c 2000 kiln-answer.txt; fi\necho",
             folder = quoted(folder),
             runner = quoted(&self.runner),
             battery = figures::BATTERY,
@@ -266,13 +347,15 @@ impl Device {
 
     fn no_runner(&self, link: &Link) -> Problem {
         let Device { runner, .. } = self;
-        Problem::new("kiln::tool_missing", format!("{link} has no program {runner}/{RUNNER} that may be run")).help(
-            format!(
-                "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on the device, and \
-             `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which kiln may not hand on. \
-             If they lie elsewhere, say so by `runner = \"/...\"`"
-            ),
+        Problem::new(
+            "kiln::tool_missing",
+            format!("{link} has no program {runner}/{RUNNER} that may be run"),
         )
+        .help(format!(
+            "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on \
+             the device, and `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which \
+             kiln may not hand on. If they lie elsewhere, say so by `runner = \"/...\"`"
+        ))
     }
 }
 
