@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use kiln::action::{Blob, Manifest};
 use kiln::base::Result;
+use kiln::lower::lower;
 use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{Builder, Grid};
 use kiln::qnn::{DeviceGraph, Encoding};
-use kiln::stages::lower::lower;
 use serde_json::{Value, json};
 use support::score_road::Road;
 use support::tiny_gguf::TinyGguf;

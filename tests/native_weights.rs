@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use half::f16;
 use kiln::action::{Inputs, Manifest, Part};
+use kiln::lower::lower;
 use kiln::model::facts::{Element, WeightFacts};
 use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{Builder, External, Function, Spelling, gain, int};
@@ -15,7 +16,6 @@ use kiln::model::quant::{self, GgmlType, GridLayout};
 use kiln::qnn::{
     Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc, relative_rms_error,
 };
-use kiln::stages::lower::lower;
 use prost::Message;
 use serde_json::json;
 use support::peers::{python, said};

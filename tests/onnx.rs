@@ -178,7 +178,7 @@ proptest! {
         if let Ok(model) = decode(&bytes) {
             let _ = Checked::new(&model);
             let _ = Summary::of(&model).to_string();
-            let _ = kiln::stages::lower::lower(&model, &|_| Ok(kiln::action::Blob::new(vec![0u8; 16])));
+            let _ = kiln::lower::lower(&model, &|_| Ok(kiln::action::Blob::new(vec![0u8; 16])));
         }
     }
 }

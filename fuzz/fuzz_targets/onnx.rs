@@ -2,8 +2,8 @@
 #![no_main]
 
 use kiln::action::Blob;
+use kiln::lower::lower;
 use kiln::model::onnx::{Summary, decode};
-use kiln::stages::lower::lower;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(model) = decode(bytes) else { return };

@@ -25,18 +25,15 @@ use crate::action::{
     Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
     StageSpec, TypedStage,
 };
+use crate::artifact::tensors;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
 use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
+use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows, within};
 
-use super::score::Candidate;
-use super::score::demand::of_layers;
-use super::score::observe::{Observer, PREFILL, observe};
-use super::tensors;
-use super::windows::{MAX_WINDOWS, windows, within};
 use keys::Keys;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;

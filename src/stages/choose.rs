@@ -17,13 +17,11 @@ use std::fmt::Write;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::sensitivity::{Cost, TensorCosts};
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage};
+use crate::artifact::choice::{ChoiceFacts, ChosenScheme, OVERRIDES};
+use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::base::{self, CanonJson, Problem, Result, bytes};
 use knapsack::Choice;
-
-/// The part that `requant` reads.
-pub const OVERRIDES: &str = "overrides.toml";
 
 /// See the module's table.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -31,27 +29,6 @@ pub const OVERRIDES: &str = "overrides.toml";
 pub struct Params {
     /// What the measured tensors may take in all, codes and scales together.
     bytes: u64,
-}
-
-/// The choice: the facts of `overrides.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ChoiceFacts {
-    /// In the order in which `requant` applies them: the last that matches wins.
-    pub overrides: Vec<ChosenScheme>,
-    /// What the tensors take.
-    pub bytes: u64,
-    /// What the model is expected to lose: the sum of the measured costs, in nats.
-    pub kld: f64,
-}
-
-/// An override of a `requant` stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ChosenScheme {
-    /// Pattern of tensor names.
-    #[serde(rename = "match")]
-    pub pattern: String,
-    /// Name of the scheme.
-    pub scheme: String,
 }
 
 /// The stage.

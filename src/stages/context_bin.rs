@@ -25,19 +25,18 @@ use crate::action::{
     Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, Smaller, StageSpec, TypedStage,
 };
+use crate::artifact::context::{
+    BINARY, CONTAINER, ROLES, accompanied, on_cpu, pass_company, shards,
+};
+use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Problem, Result};
+use crate::compile::{Compilations, check_signatures, compile_bytes, encodings, lowered};
 use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove,
     without_time,
 };
-
-use super::device::{
-    BINARY, Compilations, QNN, ROLES, accompanied, check_signatures, compile_bytes, encodings,
-    libraries, lowered, on_cpu, pass_company, shards,
-};
-use super::dlc::CONTAINER;
 
 /// See the module's table.
 #[derive(Deserialize, JsonSchema)]

@@ -4,10 +4,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{bands, tensors};
 use crate::action::{
     InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::{bands, tensors};
 use crate::base::{CanonJson, Result};
 use crate::model::facts::{Element, TensorFacts, WeightFacts};
 use crate::model::quant::{BlockTensor, RowOrder};

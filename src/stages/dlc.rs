@@ -20,18 +20,13 @@ use crate::action::{
     Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, StageSpec, TypedStage,
 };
+use crate::artifact::context::{CONTAINER, ROLES, accompanied, pass_company, shards};
+use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Context as _, Problem, Result};
+use crate::compile::{check_signatures, lowered, weight_elements};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
-
-use super::device::{
-    QNN, ROLES, accompanied, check_signatures, libraries, lowered, pass_company, shards,
-    weight_elements,
-};
-
-/// The part of a `context-bin` that is a DLC around it.
-pub(super) const CONTAINER: &str = "container";
 
 /// It has none.
 #[derive(Deserialize, JsonSchema)]

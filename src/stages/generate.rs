@@ -19,20 +19,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::device::{QNN, libraries};
-use super::package::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
-use super::reference::Greedy;
 use crate::action::{
     Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName,
     StageSpec, TypedStage,
 };
+use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
+use crate::artifact::generation::{GENERATION, Generation};
+use crate::artifact::reference::Greedy;
+use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
-
-/// The stage's only part.
-pub(super) const GENERATION: &str = "generation.json";
 
 /// What libGenie loads.
 const LIBRARIES: [&str; 4] = [
@@ -50,42 +48,6 @@ pub struct Params {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     tokens: Option<u32>,
-}
-
-/// `generation.json`: what Genie says where the reference said what it did.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Generation {
-    /// The prompt's tokens: the reference's, and what Genie's own tokenizer makes of their text.
-    pub prompt: Vec<u32>,
-    /// The tokens that Genie answered.
-    pub tokens: Vec<u32>,
-    /// Those as text, by Genie's own tokenizer; nothing if they end inside a character.
-    pub text: String,
-    /// What the reference says up to as many tokens, or to the one that ends a text.
-    pub expected: Vec<u32>,
-    /// Whether that is its whole answer, after which a token comes that ends it.
-    pub ended: bool,
-    /// That as text.
-    pub expected_text: String,
-}
-
-impl Generation {
-    /// How many tokens from the first on are the reference's. To end where the reference does
-    /// counts as one.
-    pub fn equal(&self) -> usize {
-        let same = self
-            .tokens
-            .iter()
-            .zip(&self.expected)
-            .take_while(|(own, expected)| own == expected)
-            .count();
-        same + usize::from(self.ended && self.tokens == self.expected)
-    }
-
-    /// How many tokens there are to be equal.
-    pub fn all(&self) -> usize {
-        self.expected.len() + usize::from(self.ended)
-    }
 }
 
 /// The stage.

@@ -11,12 +11,12 @@ use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::requant::rope_heads;
-use super::weight::Weight;
 use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
     TypedStage,
 };
+use crate::artifact::tensors::rope_heads;
+use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};

@@ -14,11 +14,12 @@ use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::device::{Compilations, ROLES};
 use crate::action::{
     InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::context::ROLES;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
+use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::facts::{GraphFacts, ModelFacts};
 use crate::model::ledger::Ledger;

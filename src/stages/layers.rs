@@ -11,111 +11,27 @@
 //! is given is held against those it should give.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::device::{QNN, libraries};
-use super::score::decoder::{Engine, Graph, Tensor, opening};
-use super::score::observe::{Observer, PREFILL, observe};
-use super::score::{Candidate, Htp, SIMULATOR, model, of_simulator};
 use crate::action::{
     InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::context::is_binary;
+use crate::artifact::layers::{Computed, LAYERS, ShardScore, ValueScore};
+use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
-use crate::model::quant::ErrorSum;
 use crate::model::shards::{End, ROWS, Shard};
-
-/// The stage's only part.
-pub(super) const LAYERS: &str = "layers.json";
+use crate::run::decoder::{Engine, Graph, Tensor, opening};
+use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, of_simulator};
 
 /// Nothing to say.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {}
-
-/// `layers.json`: what each shard made of what it was given, in the order of the layers.
-#[derive(Serialize, Deserialize)]
-pub struct Computed {
-    /// Those that were run.
-    pub shards: Vec<ShardScore>,
-}
-
-/// How close a shard comes to the graph.
-#[derive(Serialize, Deserialize)]
-pub struct ShardScore {
-    /// Its first layer.
-    pub first: u32,
-    /// The layer after its last.
-    pub end: u32,
-    /// Its outputs.
-    pub values: BTreeMap<String, ValueScore>,
-}
-
-/// How close a value comes to the graph's.
-#[derive(Serialize, Deserialize)]
-pub struct ValueScore {
-    /// Signal to noise in dB; none if all is equal, or if something is no number.
-    pub sqnr_db: Option<f64>,
-    /// The largest absolute error.
-    pub max_error: f64,
-    /// The largest magnitude in the graph.
-    pub largest: f32,
-    /// How many of its elements are no numbers.
-    pub non_finite: u64,
-}
-
-impl ShardScore {
-    /// The signal to noise of its worst value in dB; minus infinity where something is no number.
-    pub fn worst_db(&self) -> f64 {
-        let db = |value: &ValueScore| match value.non_finite {
-            0 => value.sqnr_db.unwrap_or(f64::INFINITY),
-            _ => f64::NEG_INFINITY,
-        };
-        self.values.values().map(db).fold(f64::INFINITY, f64::min)
-    }
-}
-
-impl fmt::Display for Computed {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for ShardScore { first, end, values } in &self.shards {
-            let of = if end - first == 1 {
-                format!("layer {first}")
-            } else {
-                format!("layers {first} to {}", end - 1)
-            };
-            for (
-                name,
-                ValueScore {
-                    sqnr_db,
-                    max_error,
-                    largest,
-                    non_finite,
-                },
-            ) in values
-            {
-                let db = sqnr_db.map_or("exact".into(), |db| format!("{db:.1} dB"));
-                write!(
-                    f,
-                    "{of:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}"
-                )?;
-                writeln!(
-                    f,
-                    "{}",
-                    if *non_finite == 0 {
-                        String::new()
-                    } else {
-                        format!(", {non_finite} not finite")
-                    }
-                )?;
-            }
-        }
-        Ok(())
-    }
-}
 
 /// The stage.
 pub struct Layers;
@@ -245,7 +161,7 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
     for (_, part) in context
         .parts
         .iter()
-        .filter(|(name, _)| super::device::is_binary(name.as_str()))
+        .filter(|(name, _)| is_binary(name.as_str()))
     {
         let mut facts: ContextFacts = part.facts.read()?;
         let of = facts.graphs.remove("prefill").ok_or_else(|| {
@@ -344,22 +260,5 @@ impl Observer for Seen {
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         self.values.insert(value.into(), elements.to_vec());
         Ok(())
-    }
-}
-
-impl ValueScore {
-    fn of(expected: &[f32], found: &[f32]) -> Self {
-        let error = ErrorSum::of(expected, found);
-        let non_finite = found.iter().filter(|value| !value.is_finite()).count() as u64;
-        ValueScore {
-            sqnr_db: error.sqnr_db().filter(|db| db.is_finite()),
-            max_error: Some(error.max_error())
-                .filter(|error| error.is_finite())
-                .unwrap_or(f64::MAX),
-            largest: expected
-                .iter()
-                .fold(0.0, |largest, value| largest.max(value.abs())),
-            non_finite,
-        }
     }
 }

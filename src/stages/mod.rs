@@ -1,12 +1,10 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
-mod bands;
 pub mod calibrate;
 pub mod choose;
 pub mod command;
 pub mod context_bin;
 pub mod dequant;
-pub mod device;
 pub mod dlc;
 pub mod fetch;
 pub mod generate;
@@ -14,16 +12,12 @@ pub mod gguf;
 pub mod graph;
 pub mod inspect;
 pub mod layers;
-pub mod lower;
 pub mod package;
 pub mod reference;
 pub mod requant;
 pub mod score;
 pub mod sensitivity;
-mod tensors;
 pub mod validate;
-mod weight;
-mod windows;
 
 use crate::action::{Erased, Registry};
 

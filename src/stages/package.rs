@@ -28,23 +28,17 @@ use sha2::{Digest as _, Sha256};
 use crate::action::{
     Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
+use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
 use crate::model::ledger::Ledger;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
-use super::device::{CPU, ROLES, is_on_cpu};
 use binaries::{Binary, check_facts, check_graphs, known};
-pub(super) use binaries::{bundled, check_for_genie};
-pub(super) use genie::{CONFIG, EXTENSIONS};
 
 const MODEL: &str = "model.json";
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-pub(super) const PROMPT: &str = "prompt.txt";
-pub(super) const SUMS: &str = "SHA256SUMS";
-/// What the name of the table of rows ends with; `.bin`, as all that Genie maps on a phone.
-const TABLE: &str = "_embedding.bin";
 
 /// More than any sampler needs.
 const MAX_TOP_K: u32 = 1 << 20;

@@ -23,12 +23,13 @@ use crate::action::{
     Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, StageSpec, TypedStage,
 };
+use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
-use crate::stages::windows::{MAX_WINDOWS, windows, within};
+use crate::run::{MAX_WINDOWS, windows, within};
 
 /// Longest sequence: attention takes memory by its square.
 const MAX_TOKENS: u32 = 4096;
@@ -71,21 +72,6 @@ fn default_tokens() -> u32 {
 
 fn default_greedy() -> u32 {
     16
-}
-
-/// `greedy.json`: what the reference says after the prompt.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Greedy {
-    /// The prompt's tokens.
-    pub prompt: Vec<u32>,
-    /// The most probable tokens after it, one after the other, up to the one that ends the answer.
-    pub tokens: Vec<u32>,
-    /// Whether the last one ends it.
-    pub ended: bool,
-    /// How far the logit of each stands above the second's.
-    pub gaps: Vec<f32>,
-    /// Those tokens as text.
-    pub text: String,
 }
 
 /// The stage.

@@ -8,15 +8,15 @@ use schemars::JsonSchema;
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 
-use super::bands;
-use super::choose::{ChoiceFacts, ChosenScheme, OVERRIDES};
-use super::tensors::{self, Tensor};
 use crate::action::{
     Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
     TypedStage,
 };
+use crate::artifact::bands;
+use crate::artifact::choice::{ChoiceFacts, ChosenScheme, OVERRIDES};
+use crate::artifact::tensors::{self, Tensor, rope_heads};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
+use crate::model::facts::{ModelFacts, TensorFacts};
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
 use scheme::Scheme;
 use spell::{DIAGONAL, MOMENTS, spell};
@@ -221,19 +221,6 @@ fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
         })
     };
     facts.overrides.into_iter().map(rule).collect()
-}
-
-/// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their
-/// biases.
-pub(super) fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
-    if model.rope_rows == RopeRows::HalfSplit {
-        return None;
-    }
-    match name.rsplit('.').nth(1)? {
-        "attn_q" => Some(model.heads),
-        "attn_k" => Some(model.kv_heads),
-        _ => None,
-    }
 }
 
 fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {

@@ -21,15 +21,17 @@ use prost::Message;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::score::{self, Decoder, OnnxRuntime};
-use super::tensors;
 use crate::action::{
     InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
     TypedStage,
 };
+use crate::artifact::reference::windows;
+use crate::artifact::sensitivity::{Cost, TensorCosts};
+use crate::artifact::tensors;
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{WeightFacts, blob_owner};
 use crate::model::onnx::decode;
+use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
 use swap::swap;
 
 /// The graph that is run.
@@ -68,27 +70,6 @@ pub struct Tensor {
 pub struct Held {
     scheme: String,
     bytes: u64,
-}
-
-/// What a scheme costs a tensor.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cost {
-    /// Name of the scheme.
-    pub scheme: String,
-    /// Bytes of codes, scales and offsets, or values.
-    pub bytes: u64,
-    /// Mean KL divergence of the model with this one tensor so held from the reference, in nats;
-    /// none for the graph's own.
-    pub kld: f64,
-}
-
-/// What each scheme costs one tensor: the facts of `TENSOR/costs.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TensorCosts {
-    /// Its name.
-    pub tensor: String,
-    /// The graph's own scheme first.
-    pub costs: Vec<Cost>,
 }
 
 /// The stage.
@@ -151,8 +132,8 @@ impl TypedStage for Sensitivity {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Tensor>>> {
         let graph = inputs.one("graph")?;
         let candidates = inputs.many("candidates");
-        let windows = score::windows(inputs.one("reference")?, Some(params.windows))?;
-        let runtime = score::Candidate::of_graph(inputs)?;
+        let windows = windows(inputs.one("reference")?, Some(params.windows))?;
+        let runtime = Candidate::of_graph(inputs)?;
         let patterns = params
             .patterns
             .iter()
@@ -212,7 +193,7 @@ impl TypedStage for Sensitivity {
 
     fn run(order: Tensor, job: &Job) -> Result<Outputs> {
         let base = decode(&job.read(&format!("candidate/{PREFILL}"))?)?;
-        let (runtime, model) = (OnnxRuntime::open(job)?, score::model(job)?);
+        let (runtime, model) = (OnnxRuntime::open(job)?, model(job)?);
         let mut costs = vec![Cost {
             scheme: order.own.scheme,
             bytes: order.own.bytes,
@@ -243,7 +224,7 @@ impl TypedStage for Sensitivity {
                 job.progress((index * order.windows + window) as u64, calls, "runs");
                 let (tokens, logits) = (format!("tokens/{window}"), format!("logits/{window}"));
                 klds.extend(
-                    score::window(job, &mut decoder, &tokens, &logits)?
+                    score_window(job, &mut decoder, &tokens, &logits)?
                         .tokens
                         .into_iter()
                         .map(|token| token.kld),

@@ -6,13 +6,12 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::TABLE;
-use crate::action::{Job, Manifest, Part, PartName};
+use crate::action::{Job, Manifest};
+use crate::artifact::context::{BINARY, binaries, binary_inputs};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ContextFacts, ModelFacts};
 use crate::model::shards::{End, Processor};
 use crate::qnn::Soc;
-use crate::stages::device::{self, BINARY, binary_inputs};
 
 /// One context binary.
 pub struct Binary {
@@ -51,7 +50,7 @@ struct Tensor {
 /// The binaries of `context` in order, by their part names, and what is known of them without
 /// opening them.
 pub fn known(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
-    device::binaries(context)?
+    binaries(context)?
         .into_iter()
         .map(|(name, part)| Ok((name, part.facts.read()?)))
         .collect()
@@ -267,46 +266,6 @@ impl Graph {
 /// 3 of `past_key_3_in`.
 fn layer(name: &str, prefix: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.strip_suffix("_in")?.parse().ok()
-}
-
-/// The context binaries of a bundle: they say which graphs they hold.
-pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
-    let is_binary = |(name, part): &(&PartName, &Part)| {
-        name.as_str().ends_with(".bin") && part.facts.value().get("graphs").is_some()
-    };
-    bundle.parts.iter().filter(is_binary)
-}
-
-/// Refuses a bundle that Genie does not run: it looks rows up in a table only, and draws tokens
-/// from nothing but logits of a binary.
-pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
-    let facts = bundled(bundle)
-        .map(|(_, part)| part.facts.read())
-        .collect::<Result<Vec<ContextFacts>>>()?;
-    let place = ContextFacts::place(&facts);
-    let refuse =
-        |what: &str, help: &str| Err(Problem::new("kiln::package::place", what).help(help));
-    if place.head == Processor::Cpu {
-        return refuse(
-            "the bundle leaves the head to the CPU, and Genie draws from what the last binary \
-             gives",
-            "leave `head` out of `place` in the `graph` stage, or hear what the model says by \
-             `score` with the `context-bin`",
-        );
-    }
-    if place.embedding == Processor::Cpu
-        && !bundle
-            .parts
-            .keys()
-            .any(|name| name.as_str().ends_with(TABLE))
-    {
-        return refuse(
-            "the bundle leaves the embedding to the CPU, and has no table for Genie to look up \
-             rows in",
-            "give the `package` stage `embedding_table = true`",
-        );
-    }
-    Ok(())
 }
 
 fn wrong(message: impl Into<String>) -> Problem {

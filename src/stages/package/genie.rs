@@ -2,17 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::{Params, TOKENIZER};
+use super::Params;
+use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
 use crate::base::{Problem, Result};
 use crate::model::facts::ModelFacts;
 use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
-
-/// The configuration of a dialog.
-pub const CONFIG: &str = "genie_config.json";
-/// The settings of the backend.
-pub const EXTENSIONS: &str = "htp_backend_ext_config.json";
 
 /// What a bundle is made of.
 pub struct Bundle<'a> {

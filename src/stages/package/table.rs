@@ -6,12 +6,12 @@ use std::io::Write;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Job, Part};
+use crate::artifact::context::CPU;
+use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx;
 use crate::model::shards::End;
-use crate::stages::device::CPU;
-use crate::stages::weight::Weight;
 
 /// Bytes that are written at a time.
 const CHUNK_BYTES: usize = 1 << 20;

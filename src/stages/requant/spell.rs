@@ -2,13 +2,13 @@
 
 use super::scheme::Scheme;
 use crate::action::{Blob, Job, Outputs, Part, PartName};
+use crate::artifact::bands::{self, Blobs};
 use crate::base::{CanonJson, Problem, Result};
 use crate::model::facts::{Element, ErrorFacts, WeightFacts};
 use crate::model::quant::{
     BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowLayout,
     RowPieces, RowRounding, RowSum, Spelling, Split, decode, recombine, round_rows, split,
 };
-use crate::stages::bands::{self, Blobs};
 
 /// What the orders call the moments of a tensor's inputs.
 pub(super) const MOMENTS: &str = "moments";

@@ -48,13 +48,13 @@ use serde::{Deserialize, Serialize};
 use crate::action::{
     InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::bundle;
+use crate::artifact::generation::GENERATION;
+use crate::artifact::layers::LAYERS;
+use crate::artifact::score::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::Ledger;
-use crate::stages::generate::GENERATION;
-use crate::stages::layers::LAYERS;
-use crate::stages::package;
-use crate::stages::score::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 
 use on_device::{Device, Figures, Targets};
 use report::{Candidate, Found, Held, InnerLimits, Mask, OnDevice, Report, Size, Storage};
@@ -410,8 +410,8 @@ impl TypedStage for Validate {
         };
         let mut order = Order::new("", limited);
         for (name, manifest) in bundles.iter().filter(|_| is_measured) {
-            package::check_for_genie(manifest)?;
-            let is_taken = |part: &str| on_device::is_needed(part) || part == package::SUMS;
+            bundle::check_for_genie(manifest)?;
+            let is_taken = |part: &str| on_device::is_needed(part) || part == bundle::SUMS;
             for (part, content) in manifest
                 .parts
                 .iter()
@@ -493,7 +493,7 @@ impl TypedStage for Validate {
 
 /// What is written to a device: all of a bundle; other parts of another artifact describe it.
 fn artifact_bytes(manifest: &Manifest) -> u64 {
-    let is_bundle = manifest.get(package::CONFIG).is_some();
+    let is_bundle = manifest.get(bundle::CONFIG).is_some();
     let goes =
         |name: &str| is_bundle || [".bin", ".dlc"].iter().any(|ending| name.ends_with(ending));
     let shipped = manifest

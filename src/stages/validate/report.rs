@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::on_device::{Figure, Figures, NOT_MEASURED, Targets};
 use super::{Limits, StorageLimits};
+use crate::artifact::generation::Generation;
+use crate::artifact::layers::{Computed, ShardScore};
+use crate::artifact::score::{GreedyScore, Masks, Ranges, measured};
 use crate::base::{CanonJson, Result, bytes};
 use crate::model::fidelity::Fidelity;
 use crate::model::ledger::{Entry, Ledger};
-use crate::stages::generate::Generation;
-use crate::stages::layers::{Computed, ShardScore};
-use crate::stages::score::{GreedyScore, Masks, Ranges, measured};
 
 /// What inner tensors of every candidate must keep.
 #[derive(Clone, Copy, Serialize, Deserialize)]

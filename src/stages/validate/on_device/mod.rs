@@ -19,8 +19,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{Job, ParamProblem};
+use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
 use crate::base::{Context, Problem, Result, quoted};
-use crate::stages::package::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
 
 pub use figures::{Figure, Figures, NOT_MEASURED};
 use link::CODE;

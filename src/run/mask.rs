@@ -3,26 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
+use crate::artifact::score::{MaskMargin, Masks};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::in_layer;
-
-/// `ranges/mask.json`: for each layer how far masked columns lie below visible ones.
-pub type Masks = BTreeMap<u32, MaskMargin>;
-
-/// How far the masked columns of a layer lie below the visible ones, in scores: a share of
-/// `e^-margin` goes to them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MaskMargin {
-    /// Over all rows of attention: the least distance of the largest visible score from the
-    /// largest masked one.
-    pub least: f32,
-    /// What it cannot fall below while queries and keys are no longer than those seen: the depth
-    /// of the mask less `2 |q| |k|`, with |q| the largest Euclidean length of a query, |k|
-    /// that of a key. Negative where this says nothing.
-    pub bound: f32,
-}
 
 /// Watches the attention of a graph over one window.
 pub(super) struct MaskWatch {

@@ -14,6 +14,7 @@ use ort::value::TensorRef;
 use super::decoder::{Engine, Graph, Tensor};
 use super::observe::{Observer, run_layers};
 use crate::action::Job;
+use crate::artifact::tools::RUNTIME;
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
@@ -145,7 +146,7 @@ fn library(folder: &Path) -> Result<PathBuf> {
         fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
     let is_runtime = |path: &PathBuf| {
         path.file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with(super::RUNTIME))
+            .is_some_and(|name| name.to_string_lossy().starts_with(RUNTIME))
     };
     entries
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -153,7 +154,7 @@ fn library(folder: &Path) -> Result<PathBuf> {
         .ok_or_else(|| {
             Problem::new(
                 "kiln::score::runtime",
-                format!("there is no {}* in {}", super::RUNTIME, folder.display()),
+                format!("there is no {}* in {}", RUNTIME, folder.display()),
             )
         })
 }

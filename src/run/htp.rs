@@ -8,10 +8,11 @@ use half::f16;
 
 use super::decoder::{Engine, Graph, Tensor};
 use crate::action::{Blob, Job};
+use crate::artifact::context::binary_inputs;
+use crate::artifact::tools::QNN;
 use crate::base::{Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{DataType, Simulator, TensorInfo};
-use crate::stages::device::{QNN, binary_inputs};
 
 /// The context binaries of a model, of which one is in the simulator at a time.
 pub struct Htp {

@@ -1,74 +1,23 @@
 //! The three measurements of a candidate, whatever runs it.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-
+use super::candidate::model;
 use super::decoder::Decoder;
-use super::mask::{MaskWatch, Masks};
+use super::mask::MaskWatch;
 use super::observe::{Observer, PREFILL, observe};
 use crate::action::Job;
+use crate::artifact::reference::Greedy;
+use crate::artifact::score::{GreedyScore, Masks, Ranges, WindowScore, measured};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{GraphFacts, in_layer};
+use crate::model::facts::GraphFacts;
 use crate::model::fidelity::{self, TokenScore};
-use crate::stages::reference::Greedy;
-
-/// `window-NNN/score.json`: every prediction of a window.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WindowScore {
-    /// Logits of the candidate that are infinite or no number.
-    pub non_finite: u64,
-    /// One a token but the last.
-    pub tokens: Vec<TokenScore>,
-}
-
-/// `greedy/score.json`: the candidate's choices where the reference made its own, the text before
-/// them the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GreedyScore {
-    /// The reference's tokens, as text.
-    pub text: String,
-    /// The reference's tokens.
-    pub expected: Vec<u32>,
-    /// Whether the last of them ends the answer.
-    pub ended: bool,
-    /// The candidate's, all from one prefill.
-    pub prefilled: Vec<u32>,
-    /// The candidate's last ones, each from a decode step over the cache.
-    pub decoded: Vec<u32>,
-    /// The smallest distance between the reference's two best logits.
-    pub smallest_gap: f32,
-    /// Logits of the candidate that are infinite or no number.
-    pub non_finite: u64,
-}
-
-impl GreedyScore {
-    /// How many tokens the whole answer has, where the reference came to its end.
-    pub fn all(&self) -> Option<usize> {
-        self.ended.then_some(self.expected.len())
-    }
-
-    /// How many of the reference's tokens the candidate chose every time it was asked.
-    pub fn equal(&self) -> usize {
-        let first_decoded = self.expected.len().saturating_sub(self.decoded.len());
-        let decoded = |index: usize| {
-            index
-                .checked_sub(first_decoded)
-                .and_then(|index| self.decoded.get(index))
-        };
-        let agrees = |(index, expected): &(usize, &u32)| {
-            self.prefilled.get(*index) == Some(expected)
-                && decoded(*index).is_none_or(|token| token == *expected)
-        };
-        self.expected.iter().enumerate().filter(agrees).count()
-    }
-}
-
-/// `ranges/score.json`: the largest magnitude of each measured tensor.
-pub type Ranges = BTreeMap<String, f32>;
 
 /// Every prediction over the inputs `tokens` and `logits` of the reference.
-pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> Result<WindowScore> {
+pub fn score_window(
+    job: &Job,
+    decoder: &mut Decoder,
+    tokens: &str,
+    logits: &str,
+) -> Result<WindowScore> {
     let tokens: Vec<u32> = read_json(job, tokens)?;
     let reference = job.read(logits)?;
     let vocab = decoder.model.vocab as usize;
@@ -112,7 +61,8 @@ pub fn window(job: &Job, decoder: &mut Decoder, tokens: &str, logits: &str) -> R
     })
 }
 
-pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
+/// The greedy continuation of the input `greedy` of the reference.
+pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
     let Greedy {
         prompt,
         tokens: expected,
@@ -154,9 +104,9 @@ pub(super) fn greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> R
 
 /// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax
 /// swallow an infinity, and the logits look sane. And how well the mask hides.
-pub(super) fn ranges(job: &Job) -> Result<(Ranges, Masks)> {
+pub fn score_ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
-    let model = super::model(job)?;
+    let model = model(job)?;
     let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
     let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, model.head_dim as usize);
     let mut inner = Inner {
@@ -193,13 +143,6 @@ impl Observer for Inner {
         }
         self.mask.see(value, elements)
     }
-}
-
-/// What an inner tensor is, if its range matters: `key` of `blk.3.key`.
-pub fn measured(name: &str) -> Option<&str> {
-    const MEASURED: [&str; 5] = ["residual", "key", "scores", "gate_up", "down"];
-    let (_, what) = in_layer(name)?;
-    MEASURED.contains(&what).then_some(what)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(job: &Job, input: &str) -> Result<T> {

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use super::observe::SLICE_ELEMENTS;
 use crate::action::{Demand, Isolation, Manifest, Part};
+use crate::artifact::context::{CPU, binaries};
 use crate::base::Result;
 use crate::model::facts::{
     ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer,
 };
-use crate::stages::device::{CPU, binaries};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;

@@ -1,0 +1,23 @@
+//! Running a candidate: its graphs in ONNX Runtime, its context binaries on the HTP simulator, and
+//! what is measured of either.
+
+mod candidate;
+pub mod decoder;
+mod demand;
+mod htp;
+mod lookup;
+mod mask;
+mod measure;
+mod observe;
+mod onnx_runtime;
+mod split;
+mod windows;
+
+pub use candidate::{Candidate, SIMULATOR, decoder, model, of_simulator};
+pub use decoder::Decoder;
+pub use demand::of_layers;
+pub use htp::Htp;
+pub use measure::{score_greedy, score_ranges, score_window};
+pub use observe::{Observer, PREFILL, SLICE_ELEMENTS, observe};
+pub use onnx_runtime::OnnxRuntime;
+pub use windows::{MAX_WINDOWS, windows, within};
