@@ -183,7 +183,7 @@ graph = "graph"
 soc = "${soc}"
 weight_sharing = false
 [stage.htp]
-kind = "score"
+kind = "evaluate"
 reference = "reference"
 context = "npu"
 [stage.report]

@@ -98,7 +98,7 @@ fn a_layer_that_computes_something_else_is_missed() {
             ("graph", &graph),
             ("context", context),
         ];
-        let layers = road.run("layers", json!({}), &slots).unwrap();
+        let layers = road.run("evaluate-layers", json!({}), &slots).unwrap();
         let params = json!({"layers_sqnr_db": {"layers": 50}});
         road.run(
             "validate",
@@ -151,7 +151,9 @@ fn a_layer_that_computes_something_else_is_missed() {
         ("context", &own),
     ];
     assert_eq!(
-        road.run("layers", json!({}), &slots).unwrap_err().code,
-        "kiln::layers::other"
+        road.run("evaluate-layers", json!({}), &slots)
+            .unwrap_err()
+            .code,
+        "kiln::evaluate_layers::other"
     );
 }

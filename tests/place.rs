@@ -537,7 +537,7 @@ fn what_is_the_cpus_wants_onnx_runtime() {
     let model = road.inspect(&TinyGguf::llama().write());
     let context = context(&road, &model, &json!({"head": "cpu"}));
     let slots = [("reference", &Manifest::default()), ("context", &context)];
-    let problem = road.run("score", json!({}), &slots).unwrap_err();
+    let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
     assert_eq!(problem.code, "kiln::tool_missing");
     assert!(problem.help.unwrap().contains("ort ="));
 }

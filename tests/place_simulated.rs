@@ -122,7 +122,7 @@ fn chip_and_cpu_compute_the_whole_together() {
             ("graph", &graph),
             ("context", &context),
         ];
-        let layers = road.run("layers", json!({}), &slots).unwrap();
+        let layers = road.run("evaluate-layers", json!({}), &slots).unwrap();
         let layers: Value = serde_json::from_slice(&road.bytes(&layers, "layers.json")).unwrap();
         println!("{layers}");
         for value in layers["shards"]

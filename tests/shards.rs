@@ -246,7 +246,7 @@ fn a_binary_that_is_missing_is_named() {
         model,
     ] {
         let slots = [("reference", &Manifest::default()), ("context", &context)];
-        let problem = road.run("score", json!({}), &slots).unwrap_err();
+        let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
         assert_eq!(problem.code, "kiln::part_missing", "{problem}");
     }
 }

@@ -18,7 +18,7 @@ pub use io::{BlobSink, Job, Workspace};
 pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window};
 pub use registry::Registry;
 pub use stage::{
-    ANY, Demand, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage, StageSpec,
-    ToolFile, WorkOrder,
+    ANY, Demand, Given, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage,
+    StageSpec, ToolFile, WorkOrder,
 };
 pub use typed::{Erased, Order, TypedStage};

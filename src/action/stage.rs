@@ -62,6 +62,24 @@ impl InputSpec {
     }
 }
 
+/// A stage that feeds another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The input slot that it fills.
+    pub slot: String,
+    /// Its id.
+    pub stage: String,
+    /// The artifact that it gives.
+    pub artifact: ArtifactKind,
+}
+
+impl Given {
+    /// Whether one of `given` fills `slot`.
+    pub fn fills(given: &[Given], slot: &str) -> bool {
+        given.iter().any(|given| given.slot == slot)
+    }
+}
+
 /// A mistake in the parameters: which one, what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct ParamProblem {
@@ -198,12 +216,12 @@ pub trait Stage: Send + Sync {
     }
 
     /// All that is wrong with `params` (the stage's table without input slots and what every stage
-    /// may have), and the names of the tools that a stage with these parameters and these
-    /// filled slots needs, or [may](MAY_BE) need.
+    /// may have), and the names of the tools that a stage with these parameters and these inputs
+    /// needs, or [may](MAY_BE) need.
     fn check(
         &self,
         params: &Value,
-        slots: &[&str],
+        given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
     /// The files and folders of this machine that a stage with these parameters reads as they are.
@@ -214,7 +232,7 @@ pub trait Stage: Send + Sync {
     }
 
     /// Whether what a stage with these parameters gives holds only for the moment, as a measurement
-    /// does: then no earlier build has done it.
+    /// on a device does: then it runs in every build.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
     }

@@ -11,8 +11,8 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use super::{
-    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec,
-    ToolFile, WorkOrder,
+    Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
+    StageSpec, ToolFile, WorkOrder,
 };
 use crate::base::{Context, Problem, Result};
 
@@ -27,12 +27,12 @@ pub trait TypedStage: Send + Sync + 'static {
     const SPEC: StageSpec;
 
     /// What serde cannot see: ranges, patterns, URLs, slots that exclude each other.
-    fn check(_params: &Self::Params, _slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and slots loads, or [may](super::MAY_BE) load.
-    fn tools(_params: &Self::Params, _slots: &[&str]) -> Vec<&'static str> {
+    /// The tools that a stage with these parameters and inputs loads, or [may](super::MAY_BE) load.
+    fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
         vec![]
     }
 
@@ -141,7 +141,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn check(
         &self,
         params: &Value,
-        slots: &[&str],
+        given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
             let path: Vec<String> = error.path().iter().map(step).collect();
@@ -151,9 +151,9 @@ impl<S: TypedStage> Stage for Erased<S> {
                 problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
             }]
         })?;
-        let problems = S::check(&params, slots);
+        let problems = S::check(&params, given);
         if problems.is_empty() {
-            Ok(S::tools(&params, slots)
+            Ok(S::tools(&params, given)
                 .into_iter()
                 .map(String::from)
                 .collect())

@@ -230,6 +230,13 @@ impl Drive<'_> {
             inputs.files = files
                 .map(|(path, file)| (path.clone(), file.digest))
                 .collect();
+            for id in planned.slots.values().flatten() {
+                let giver = self.build.plan.stages.iter().find(|stage| stage.id == *id);
+                if let Some(giver) = giver {
+                    let artifact = self.kind(&giver.kind)?.spec().gives;
+                    inputs.artifacts.insert(id.0.clone(), artifact);
+                }
+            }
             let is_volatile = self.is_volatile(planned)?;
             let task = |order: WorkOrder| {
                 let (name, demand, smaller) = (

@@ -12,7 +12,7 @@ use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{Given, InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
 use crate::base::Problem;
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -75,8 +75,7 @@ impl<'a> Checker<'a> {
         self.check_retries(spec);
         let (slots, edges) = self.slots(spec);
         let params = self.params(spec, &slots);
-        let filled: Vec<&str> = slots.keys().map(String::as_str).collect();
-        let needs = self.ask_stage(kind, params.clone(), &filled);
+        let needs = self.ask_stage(kind, params.clone(), &self.given(&slots));
         let tools = self.tools(spec, needs);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
@@ -204,6 +203,23 @@ impl<'a> Checker<'a> {
             edges.extend(givers);
         }
         (slots, edges)
+    }
+
+    /// The stages in `slots`, and what they give.
+    fn given(&self, slots: &Slots) -> Vec<Given> {
+        let mut given = vec![];
+        for (slot, stages) in slots {
+            for id in stages {
+                let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
+                let spec = stage.and_then(|stage| spec_of(&stage.table, self.registry));
+                given.push(Given {
+                    slot: slot.clone(),
+                    stage: id.0.clone(),
+                    artifact: spec.map_or("", |spec| spec.gives),
+                });
+            }
+        }
+        given
     }
 
     /// The stages that the value of a slot names, and where.
@@ -394,11 +410,11 @@ impl<'a> Checker<'a> {
         &mut self,
         kind: &dyn Stage,
         mut params: Map<String, Value>,
-        slots: &[&str],
+        given: &[Given],
     ) -> Vec<String> {
         let mut aside: Vec<String> = vec![];
         loop {
-            let mistakes = match kind.check(&Value::Object(params.clone()), slots) {
+            let mistakes = match kind.check(&Value::Object(params.clone()), given) {
                 Ok(tools) => return tools,
                 Err(mistakes) => mistakes,
             };

@@ -184,7 +184,7 @@ fn inputs(
         .filter(|past| tokens.len() <= width && cache.tokens() <= *past);
     let past = past.ok_or_else(|| {
         Problem::new(
-            "kiln::score::graph_too_small",
+            "kiln::evaluate::graph_too_small",
             format!(
                 "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
                  of {context}",
@@ -281,7 +281,7 @@ fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> R
     let values = outputs.remove(name).unwrap_or_default();
     if values.len() != size {
         return Err(Problem::new(
-            "kiln::score::output",
+            "kiln::evaluate::output",
             format!(
                 "the candidate's output `{name}` has {} values, expected {size}",
                 values.len()

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::artifact::score::{MaskMargin, Masks};
+use crate::artifact::evaluation::{MaskMargin, Masks};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::in_layer;
 
@@ -57,7 +57,7 @@ impl MaskWatch {
         let Some((layer, what)) = in_layer(value).filter(|_| Self::wants(value)) else {
             return Ok(());
         };
-        let layer = layer.parse().context("kiln::score::mask", || {
+        let layer = layer.parse().context("kiln::evaluate::mask", || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
@@ -118,7 +118,7 @@ impl MaskWatch {
     pub(super) fn margins(self) -> Result<Masks> {
         if self.layers.is_empty() || self.visible.is_empty() {
             return Err(Problem::new(
-                "kiln::score::mask",
+                "kiln::evaluate::mask",
                 "the graph shows no attention",
             ));
         }

@@ -147,7 +147,7 @@ fn feeds<'a>(
         let tensor = held.get(name).or_else(|| shared.get(name));
         let missing = || {
             Problem::new(
-                "kiln::score::graph",
+                "kiln::evaluate::graph",
                 format!("nobody knows what to feed the input `{name}`"),
             )
         };

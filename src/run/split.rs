@@ -46,7 +46,10 @@ impl Split {
             .run_file(&file, inputs, &[wanted.into()])?
             .remove(wanted);
         found.ok_or_else(|| {
-            Problem::new("kiln::score::graph", format!("{file} gives no `{wanted}`"))
+            Problem::new(
+                "kiln::evaluate::graph",
+                format!("{file} gives no `{wanted}`"),
+            )
         })
     }
 }

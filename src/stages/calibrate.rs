@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
     StageSpec, TypedStage,
 };
 use crate::artifact::tensors;
@@ -100,7 +100,7 @@ impl TypedStage for Calibrate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
         let patterns =
             patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
@@ -110,7 +110,7 @@ impl TypedStage for Calibrate {
             .collect()
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec!["ort"]
     }
 

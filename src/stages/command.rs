@@ -27,8 +27,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
-    ANY, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName,
-    StageSpec, TypedStage,
+    ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
@@ -113,13 +113,13 @@ impl TypedStage for Command {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
             problem: Problem::new("kiln::plan::parameter", message).help(help),
         };
         let mut problems = vec![];
-        if let Some((why, help)) = bad_program(&params.program, slots) {
+        if let Some((why, help)) = bad_program(&params.program, Given::fills(given, "inputs")) {
             problems.push(problem(
                 "program".into(),
                 format!("`{}` {why}", params.program),
@@ -258,12 +258,12 @@ impl Params {
 }
 
 /// What is wrong with `program`, and what to write instead.
-fn bad_program(program: &str, slots: &[&str]) -> Option<(&'static str, &'static str)> {
+fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'static str)> {
     if Path::new(program).is_absolute() {
         return None;
     }
     match program.strip_prefix(INPUTS) {
-        Some(_) if !slots.contains(&"inputs") => Some((
+        Some(_) if !has_inputs => Some((
             "is an input, but there are none",
             "name the stage that gives it in `inputs`",
         )),

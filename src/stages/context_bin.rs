@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, Smaller, StageSpec, TypedStage,
 };
 use crate::artifact::context::{
@@ -201,7 +201,7 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, problem| {
             problems.push(ParamProblem {
@@ -209,7 +209,7 @@ impl TypedStage for ContextBin {
                 problem,
             })
         };
-        if slots.contains(&"graph") == slots.contains(&"dlc") {
+        if Given::fills(given, "graph") == Given::fills(given, "dlc") {
             let problem = Problem::new(
                 "kiln::plan::parameter",
                 "a context binary is made of either a `graph` or a `dlc`",
@@ -257,7 +257,7 @@ impl TypedStage for ContextBin {
         problems
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 

@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::{bands, tensors};
 use crate::base::{CanonJson, Result};
@@ -65,7 +66,7 @@ impl TypedStage for Dequant {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let path = |index| format!("match/{index}");
         params
             .patterns

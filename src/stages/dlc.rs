@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, StageSpec, TypedStage,
 };
 use crate::artifact::context::{CONTAINER, ROLES, accompanied, pass_company, shards};
@@ -76,8 +76,8 @@ impl TypedStage for Dlc {
         measures: false,
     };
 
-    fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {
-        if slots.contains(&"graph") != slots.contains(&"context") {
+    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
+        if Given::fills(given, "graph") != Given::fills(given, "context") {
             return vec![];
         }
         let problem = Problem::new(
@@ -91,7 +91,7 @@ impl TypedStage for Dlc {
         }]
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
+    BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
     TypedStage,
 };
 use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, without_secrets};
@@ -104,7 +104,7 @@ impl TypedStage for Fetch {
         measures: false,
     };
 
-    fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         match (&params.url, &params.parts) {
             (Some(url), None) => problems.extend(params.check_url(url)),

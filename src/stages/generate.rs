@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName,
-    StageSpec, TypedStage,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
+    PartName, StageSpec, TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use crate::artifact::generation::{GENERATION, Generation};
@@ -81,7 +81,7 @@ impl TypedStage for Generate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
         let none = params.tokens == Some(0);
         none.then(|| ParamProblem {
@@ -92,7 +92,7 @@ impl TypedStage for Generate {
         .collect()
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 

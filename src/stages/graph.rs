@@ -15,7 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::ROLES;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
@@ -225,7 +226,7 @@ impl TypedStage for Graph {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
             problem: Problem::new("kiln::graph::parameter", message),
@@ -259,7 +260,7 @@ impl TypedStage for Graph {
             }
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
-        match (params.rounds(), centres, slots.contains(&"calibration")) {
+        match (params.rounds(), centres, Given::fills(given, "calibration")) {
             (true, _, false) => problems.push(problem(
                 "",
                 "codes want their ranges: give a `calibration`".into(),

@@ -20,8 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
-    PartName, StageSpec, TypedStage,
+    Blob, Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
+    Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
@@ -105,7 +105,7 @@ impl TypedStage for ReferenceStage {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         [
             within("windows", params.windows, 1, MAX_WINDOWS),
             within("tokens", params.tokens, 2, MAX_TOKENS),

@@ -9,11 +9,11 @@ use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
+    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
     TypedStage,
 };
+use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
-use crate::artifact::choice::{ChoiceFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::tensors::{self, Tensor, rope_heads};
 use crate::base::{Context, Problem, Result};
 use crate::model::facts::{ModelFacts, TensorFacts};
@@ -80,8 +80,8 @@ impl TypedStage for Requant {
                 many: false,
             },
             InputSpec {
-                name: "choice",
-                accepts: &["choice"],
+                name: "assignment",
+                accepts: &["assignment"],
                 required: false,
                 many: false,
             },
@@ -92,17 +92,18 @@ impl TypedStage for Requant {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", message).help(help);
             problems.push(ParamProblem { path, problem });
         };
-        if (params.scheme == Scheme::Auto) != slots.contains(&"choice") {
-            let help = "give both, or neither: a stage of kind `choose` makes a choice";
+        if (params.scheme == Scheme::Auto) != Given::fills(given, "assignment") {
+            let help =
+                "give both, or neither: a stage of kind `mixed-precision` makes an assignment";
             wrong(
                 "scheme".into(),
-                "`scheme = \"auto\"` and `choice` belong together",
+                "`scheme = \"auto\"` and `assignment` belong together",
                 help,
             );
         }
@@ -138,7 +139,7 @@ impl TypedStage for Requant {
         };
         let mut schemes = vec![own; tensors.len()];
         let chosen = inputs
-            .optional("choice")
+            .optional("assignment")
             .map(chosen)
             .transpose()?
             .unwrap_or_default();
@@ -202,7 +203,7 @@ impl TypedStage for Requant {
 
 /// The overrides of a choice.
 fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
-    let facts: ChoiceFacts = choice.part(OVERRIDES)?.facts.read()?;
+    let facts: AssignmentFacts = choice.part(OVERRIDES)?.facts.read()?;
     let scheme = |name: &str| -> Result<Scheme> {
         let known = Scheme::deserialize(
             IntoDeserializer::<serde::de::value::Error>::into_deserializer(name),

@@ -10,7 +10,7 @@
 //! | `match` | all | patterns of the tensors to measure |
 //! | `windows` | 1 | how many of the reference's windows are run |
 //!
-//! One order a tensor, which runs the graph once for each candidate and window. `choose` makes a
+//! One order a tensor, which runs the graph once for each candidate and window. `mixed-precision` makes a
 //! choice of it.
 
 mod swap;
@@ -22,8 +22,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
@@ -110,7 +110,7 @@ impl TypedStage for Sensitivity {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
         let mut problems: Vec<ParamProblem> = patterns
             .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
@@ -125,7 +125,7 @@ impl TypedStage for Sensitivity {
         problems
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec!["ort"]
     }
 

@@ -38,7 +38,7 @@ pub(super) enum Scheme {
     /// The same, an integer for each 128 values.
     #[serde(rename = "lpbq-128")]
     Lpbq128,
-    /// What the stage in slot `choice` says; `native` where it says nothing.
+    /// What the stage in slot `assignment` says; `native` where it says nothing.
     Auto,
 }
 

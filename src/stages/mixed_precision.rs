@@ -1,4 +1,4 @@
-//! `choose`: a scheme for each tensor, so that the model loses least within a budget of bytes.
+//! `mixed-precision`: a scheme for each tensor, so that the model loses least within a budget of bytes.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage};
-use crate::artifact::choice::{ChoiceFacts, ChosenScheme, OVERRIDES};
+use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::base::{self, CanonJson, Problem, Result, bytes};
 use knapsack::Choice;
@@ -32,17 +32,17 @@ pub struct Params {
 }
 
 /// The stage.
-pub struct Choose;
+pub struct MixedPrecision;
 
-impl TypedStage for Choose {
+impl TypedStage for MixedPrecision {
     type Params = Params;
     type Order = Params;
 
     const SPEC: StageSpec = StageSpec {
-        kind: "choose",
+        kind: "mixed-precision",
         version: 1,
         summary: "a scheme for each tensor, so that the model loses least within a budget",
-        gives: "choice",
+        gives: "assignment",
         inputs: &[InputSpec {
             name: "sensitivity",
             accepts: &["sensitivity"],
@@ -77,7 +77,7 @@ impl TypedStage for Choose {
     }
 }
 
-fn choose(tensors: &[TensorCosts], budget: u64) -> Result<ChoiceFacts> {
+fn choose(tensors: &[TensorCosts], budget: u64) -> Result<AssignmentFacts> {
     let option = |cost: &Cost| Choice {
         bytes: cost.bytes,
         error: cost.kld,
@@ -94,7 +94,7 @@ fn choose(tensors: &[TensorCosts], budget: u64) -> Result<ChoiceFacts> {
             items.len(),
             budget
         );
-        Problem::new("kiln::choose::budget", message)
+        Problem::new("kiln::mixed_precision::budget", message)
             .help("raise `bytes`, or give `sensitivity` a candidate of a smaller scheme")
     })?;
     let picked: Vec<(&str, &Cost)> = tensors
@@ -102,7 +102,7 @@ fn choose(tensors: &[TensorCosts], budget: u64) -> Result<ChoiceFacts> {
         .zip(&chosen)
         .map(|(tensor, option)| (tensor.tensor.as_str(), &tensor.costs[*option]))
         .collect();
-    Ok(ChoiceFacts {
+    Ok(AssignmentFacts {
         overrides: overrides(&picked),
         bytes: picked.iter().map(|(_, cost)| cost.bytes).sum(),
         kld: picked.iter().map(|(_, cost)| cost.kld).sum(),
@@ -159,7 +159,7 @@ fn kind(tensor: &str) -> String {
 }
 
 /// As a piece of a plan.
-fn spell(choice: &ChoiceFacts, budget: u64) -> String {
+fn spell(choice: &AssignmentFacts, budget: u64) -> String {
     let mut text = format!(
         "# {} of {}; expected KL divergence {:.2e} nats, the sum of what each tensor was measured \
          to cost.\n# These lines can stand under a `requant` stage, pinned and edited; the last \

@@ -1,4 +1,4 @@
-//! What `score` hands over.
+//! What `evaluate` hands over.
 
 use std::collections::BTreeMap;
 

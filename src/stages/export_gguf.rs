@@ -1,4 +1,4 @@
-//! `gguf`: a requantized model as a GGUF, so that llama.cpp can try it.
+//! `export-gguf`: a requantized model as a GGUF, so that llama.cpp can try it.
 //!
 //! A tensor that `requant` took over as it is (`native`) has its own blocks again, bit for bit; a
 //! file of nothing else has the data of its source. Of any other scheme a GGUF has no blocks: the
@@ -23,7 +23,7 @@ use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, write_numbers};
 
 /// The stage.
-pub struct GgufStage;
+pub struct ExportGguf;
 
 /// The stage's table.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -50,12 +50,12 @@ const MODEL: &str = "model.json";
 /// Bytes that are written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-impl TypedStage for GgufStage {
+impl TypedStage for ExportGguf {
     type Params = Params;
     type Order = Params;
 
     const SPEC: StageSpec = StageSpec {
-        kind: "gguf",
+        kind: "export-gguf",
         version: 1,
         summary: "a requantized model as a GGUF, for llama.cpp",
         gives: "file",

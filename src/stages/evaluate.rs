@@ -1,4 +1,4 @@
-//! `score`: how close a candidate comes to the reference, token by token.
+//! `evaluate`: how close a candidate comes to the reference, token by token.
 //!
 //! | parameter | default | meaning |
 //! |---|---|---|
@@ -15,10 +15,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
+use crate::artifact::evaluation::MASK;
 use crate::artifact::reference::windows;
-use crate::artifact::score::MASK;
 use crate::artifact::tools::QNN;
 use crate::base::{CanonJson, Problem, Result};
 use crate::run::{Candidate, decoder, score_greedy, score_ranges, score_window};
@@ -56,16 +56,16 @@ pub enum Measure {
 }
 
 /// The stage.
-pub struct Score;
+pub struct Evaluate;
 
-impl TypedStage for Score {
+impl TypedStage for Evaluate {
     type Params = Params;
     type Order = Measure;
     const SPEC: StageSpec = StageSpec {
-        kind: "score",
+        kind: "evaluate",
         version: 2,
         summary: "how close a candidate comes to the reference, token by token",
-        gives: "score",
+        gives: "evaluation",
         inputs: &[
             InputSpec {
                 name: "reference",
@@ -92,14 +92,14 @@ impl TypedStage for Score {
         measures: true,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
-        if slots.contains(&"graph") == slots.contains(&"context") {
+        if Given::fills(given, "graph") == Given::fills(given, "context") {
             let problem = Problem::new(
                 "kiln::plan::parameter",
-                "a score is of either a `graph` or a `context`",
+                "an evaluation is of either a `graph` or a `context`",
             )
-            .help("give one of them; score the other in a stage of its own");
+            .help("give one of them; evaluate the other in a stage of its own");
             problems.push(ParamProblem {
                 path: String::new(),
                 problem,
@@ -115,8 +115,8 @@ impl TypedStage for Score {
         problems
     }
 
-    fn tools(_: &Params, slots: &[&str]) -> Vec<&'static str> {
-        if slots.contains(&"graph") {
+    fn tools(_: &Params, given: &[Given]) -> Vec<&'static str> {
+        if Given::fills(given, "graph") {
             vec!["ort"]
         } else {
             vec![QNN, "ort?"]

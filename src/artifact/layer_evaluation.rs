@@ -1,4 +1,4 @@
-//! What `layers` hands over.
+//! What `evaluate-layers` hands over.
 
 use std::collections::BTreeMap;
 use std::fmt;

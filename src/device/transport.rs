@@ -34,19 +34,19 @@ const NAME: &str =
     "letters, digits, `.`, `_`, `:`, `@` and `-`, the first a letter or a digit, 200 at most";
 
 /// A device, and how it is reached.
-pub enum Link {
+pub enum Transport {
     /// An Android device by its serial number, or its address and port.
     Adb(String),
     /// A host, or `USER@HOST`, as ssh's own configuration knows it.
     Ssh(String),
 }
 
-impl Link {
+impl Transport {
     /// Reads `adb:SERIAL` or `ssh:HOST`; otherwise, what is expected.
-    pub fn parse(device: &str) -> std::result::Result<Link, &'static str> {
-        let (how, name): (fn(String) -> Link, &str) = match device.split_once(':') {
-            Some(("adb", serial)) => (Link::Adb, serial),
-            Some(("ssh", host)) => (Link::Ssh, host),
+    pub fn parse(device: &str) -> std::result::Result<Transport, &'static str> {
+        let (how, name): (fn(String) -> Transport, &str) = match device.split_once(':') {
+            Some(("adb", serial)) => (Transport::Adb, serial),
+            Some(("ssh", host)) => (Transport::Ssh, host),
             _ => return Err("`adb:SERIAL` (`adb devices` lists serial numbers) or `ssh:HOST`"),
         };
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
@@ -73,12 +73,12 @@ impl Link {
     pub fn send(&self, local: &Path, bytes: u64, remote: &str, job: &Job) -> Result<()> {
         let limit = SEND_AT_LEAST + Duration::from_secs(bytes / SEND_BYTES_PER_SECOND);
         let said = match self {
-            Link::Adb(serial) => {
+            Transport::Adb(serial) => {
                 let mut command = Command::new("adb");
                 command.args(["-s", serial, "push"]).arg(local).arg(remote);
                 self.call(command, Stdio::null(), limit, job)?
             }
-            Link::Ssh(_) => {
+            Transport::Ssh(_) => {
                 let file = File::open(local)
                     .context("kiln::io", || format!("open {}", local.display()))?;
                 self.call(
@@ -98,12 +98,12 @@ impl Link {
 
     fn shell(&self, script: &str) -> Command {
         match self {
-            Link::Adb(serial) => {
+            Transport::Adb(serial) => {
                 let mut command = Command::new("adb");
                 command.args(["-s", serial, "shell", script]);
                 command
             }
-            Link::Ssh(host) => {
+            Transport::Ssh(host) => {
                 let mut command = Command::new("ssh");
                 // Nobody is there to type a password; a connection that died is noticed.
                 command.args([
@@ -202,8 +202,8 @@ impl Link {
 
     fn advice(&self) -> String {
         let try_it = match self {
-            Link::Adb(serial) => format!("adb -s {serial} shell echo there"),
-            Link::Ssh(host) => format!("ssh -o BatchMode=yes {host} echo there"),
+            Transport::Adb(serial) => format!("adb -s {serial} shell echo there"),
+            Transport::Ssh(host) => format!("ssh -o BatchMode=yes {host} echo there"),
         };
         format!(
             "try `{try_it}`, then run the same command again: files that arrived whole are not \
@@ -213,11 +213,11 @@ impl Link {
 
     fn no_program(&self, error: &io::Error) -> Problem {
         let (program, help) = match self {
-            Link::Adb(_) => (
+            Transport::Adb(_) => (
                 "adb",
                 "install Android's platform tools: apt-get install adb",
             ),
-            Link::Ssh(_) => (
+            Transport::Ssh(_) => (
                 "ssh",
                 "install OpenSSH's client: apt-get install openssh-client",
             ),
@@ -233,16 +233,16 @@ impl Link {
     }
 }
 
-impl std::fmt::Display for Link {
+impl std::fmt::Display for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Link::Adb(serial) => write!(f, "adb:{serial}"),
-            Link::Ssh(host) => write!(f, "ssh:{host}"),
+            Transport::Adb(serial) => write!(f, "adb:{serial}"),
+            Transport::Ssh(host) => write!(f, "ssh:{host}"),
         }
     }
 }
 
-pub(super) const CODE: &str = "kiln::validate::device";
+pub(super) const CODE: &str = "kiln::measure::device";
 
 /// What came of a call.
 struct Said {
@@ -277,7 +277,7 @@ mod tests {
             "ssh:me@board-7.lan",
         ] {
             assert_eq!(
-                Link::parse(good).map(|link| link.to_string()),
+                Transport::parse(good).map(|link| link.to_string()),
                 Ok(good.into())
             );
         }
@@ -291,9 +291,9 @@ mod tests {
             "ssh:a;b",
             "ssh:$(x)",
         ] {
-            assert!(Link::parse(bad).is_err(), "{bad}");
+            assert!(Transport::parse(bad).is_err(), "{bad}");
         }
-        assert!(Link::parse(&format!("adb:{}", "x".repeat(201))).is_err());
+        assert!(Transport::parse(&format!("adb:{}", "x".repeat(201))).is_err());
     }
 
     #[test]

@@ -1,30 +1,29 @@
-//! A bundle on a device: what it lacks is sent there, the vendor's runner runs it, and the device
-//! says how that was.
+//! Runs a bundle on a device: sends the files that the device lacks, runs them with the vendor's
+//! runner, and reads the figures.
 //!
-//! All of it lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which
+//! Everything lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which
 //! the user has put there, and `bundles/NAME/` for each bundle. A file is known by its sha256, on
 //! the device itself, and takes its name only once it is whole.
 
-mod figures;
-mod link;
+mod profile;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::action::{Job, ParamProblem};
+use crate::action::Job;
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
+use crate::artifact::device::Figures;
 use crate::base::{Context, Problem, Result, quoted};
 
-pub use figures::{Figure, Figures, NOT_MEASURED};
-use link::CODE;
-pub use link::Link;
+use transport::CODE;
+pub use transport::Transport;
 
 /// The program that runs a bundle.
 const RUNNER: &str = "genie-t2t-run";
@@ -39,47 +38,6 @@ const LONG: Duration = Duration::from_secs(1800);
 /// Said where the bundle has no prompt, as in its README.
 const QUESTION: &str = "What is gravity?";
 
-/// What each bundle must keep on the device, where that is measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Targets {
-    /// Milliseconds to the first token of the answer, at most.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub time_to_first_token_ms: Option<f64>,
-    /// Milliseconds per token of the answer, at most.
-    pub ms_per_token: f64,
-    /// Tokens of the answer per second, at least.
-    pub tokens_per_second: f64,
-    /// The largest resident memory of Genie's process, at most.
-    pub peak_memory_bytes: u64,
-    /// What the whole device takes on average, at most.
-    pub power_w: f64,
-}
-
-impl Default for Targets {
-    fn default() -> Self {
-        Targets {
-            time_to_first_token_ms: None,
-            ms_per_token: 50.0,
-            tokens_per_second: 20.0,
-            peak_memory_bytes: 2_000_000_000,
-            power_w: 5.0,
-        }
-    }
-}
-
-impl Targets {
-    /// Those that may be no number.
-    pub fn named(&self) -> [(&'static str, Option<f64>); 4] {
-        [
-            ("time_to_first_token_ms", self.time_to_first_token_ms),
-            ("ms_per_token", Some(self.ms_per_token)),
-            ("tokens_per_second", Some(self.tokens_per_second)),
-            ("power_w", Some(self.power_w)),
-        ]
-    }
-}
-
 /// A device, and how bundles are run there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Device {
@@ -92,52 +50,13 @@ pub struct Device {
 }
 
 /// Whether a bundle's file is needed to run it.
-pub fn is_needed(name: &str) -> bool {
+fn is_needed(name: &str) -> bool {
     [CONFIG, EXTENSIONS, TOKENIZER, PROMPT].contains(&name) || name.ends_with(".bin")
 }
 
-/// A device is a plain name, and so is the folder on it: both go into commands.
-pub fn check(
-    device: &str,
-    runner: &str,
-    answer_tokens: u32,
-    has_bundles: bool,
-) -> Vec<ParamProblem> {
-    let mut problems = vec![];
-    let mut wrong = |path: &str, what: String, help: &str| {
-        let problem = Problem::new("kiln::plan::parameter", what).help(help);
-        problems.push(ParamProblem {
-            path: path.into(),
-            problem,
-        });
-    };
-    match Link::parse(device) {
-        Err(expected) if !device.is_empty() => {
-            wrong("device", format!("`device` is {device:?}"), expected)
-        }
-        Ok(_) if !has_bundles => {
-            let help = "name the `package` stages to be measured: `bundles = [\"...\"]`";
-            wrong(
-                "device",
-                "there is nothing to be measured on the device".into(),
-                help,
-            );
-        }
-        _ => {}
-    }
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
-    if !runner.starts_with('/') || !runner.chars().all(is_plain) || runner.len() > 1000 {
-        let help = "an absolute path on the device, of letters, digits, `.`, `_`, `+`, `-` and `/`";
-        wrong("runner", format!("`runner` is {runner:?}"), help);
-    }
-    if answer_tokens == 0 {
-        wrong(
-            "answer_tokens",
-            "no token would be timed".into(),
-            "128 is usual",
-        );
-    }
-    problems
+/// Whether [`Device::measure`] reads a bundle's file.
+pub fn is_read(name: &str) -> bool {
+    is_needed(name) || name == SUMS
 }
 
 /// A file that must be on the device.
@@ -150,7 +69,7 @@ struct Wanted {
 impl Device {
     /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
     pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
-        let link = Link::parse(&self.device).map_err(|help| {
+        let link = Transport::parse(&self.device).map_err(|help| {
             Problem::new(CODE, format!("{:?} is no device", self.device)).help(help)
         })?;
         // One at a time on a device, whoever asks: two would measure each other.
@@ -164,7 +83,7 @@ impl Device {
             LONG,
             job,
         )?;
-        Figures::read(&said).map_err(|what| {
+        profile::read(&said).map_err(|what| {
             Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(
                 format!(
                     "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
@@ -199,7 +118,7 @@ impl Device {
             }
             let sha256 = sums.get(name).ok_or_else(|| {
                 Problem::new(
-                    "kiln::validate::bundle",
+                    "kiln::measure::bundle",
                     format!("{SUMS} of `{bundle}` does not tell of `{name}`"),
                 )
             })?;
@@ -234,19 +153,19 @@ impl Device {
     /// The bundle's configuration with an end to the answer.
     fn config(&self, text: &[u8]) -> Result<Vec<u8>> {
         let mut config: Value = serde_json::from_slice(text)
-            .context("kiln::validate::bundle", || format!("read {CONFIG}"))?;
+            .context("kiln::measure::bundle", || format!("read {CONFIG}"))?;
         let dialog = config.get_mut("dialog").and_then(Value::as_object_mut);
         let dialog = dialog.ok_or_else(|| {
-            Problem::new("kiln::validate::bundle", format!("{CONFIG} has no dialog"))
+            Problem::new("kiln::measure::bundle", format!("{CONFIG} has no dialog"))
         })?;
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
-        serde_json::to_vec(&config).context("kiln::validate::bundle", || format!("spell {CONFIG}"))
+        serde_json::to_vec(&config).context("kiln::measure::bundle", || format!("spell {CONFIG}"))
     }
 
     /// The names of the files that are there already, whole.
     fn look(
         &self,
-        link: &Link,
+        link: &Transport,
         folder: &str,
         wanted: &BTreeMap<String, Wanted>,
         job: &Job,
@@ -280,7 +199,7 @@ impl Device {
 
     fn send(
         &self,
-        link: &Link,
+        link: &Transport,
         folder: &str,
         wanted: &BTreeMap<String, Wanted>,
         there: &[String],
@@ -340,12 +259,12 @@ impl Device {
              kiln-profile.json; else tail -c 2000 kiln-answer.txt; fi\necho",
             folder = quoted(folder),
             runner = quoted(&self.runner),
-            battery = figures::BATTERY,
-            exit = figures::EXIT,
+            battery = profile::BATTERY,
+            exit = profile::EXIT,
         )
     }
 
-    fn no_runner(&self, link: &Link) -> Problem {
+    fn no_runner(&self, link: &Transport) -> Problem {
         let Device { runner, .. } = self;
         Problem::new(
             "kiln::tool_missing",

@@ -1,4 +1,4 @@
-//! `layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX
+//! `evaluate-layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX
 //! Runtime hands them in the middle of a model: for models that the simulator would need hours for.
 //!
 //! | parameter | default | meaning |
@@ -16,10 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::context::is_binary;
-use crate::artifact::layers::{Computed, LAYERS, ShardScore, ValueScore};
+use crate::artifact::layer_evaluation::{Computed, LAYERS, ShardScore, ValueScore};
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
@@ -34,16 +34,16 @@ use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, o
 pub struct Params {}
 
 /// The stage.
-pub struct Layers;
+pub struct EvaluateLayers;
 
-impl TypedStage for Layers {
+impl TypedStage for EvaluateLayers {
     type Params = Params;
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
-        kind: "layers",
+        kind: "evaluate-layers",
         version: 1,
         summary: "what some layers compute on the simulator, given what the graph hands them",
-        gives: "layers",
+        gives: "layer-evaluation",
         inputs: &[
             InputSpec {
                 name: "reference",
@@ -70,7 +70,7 @@ impl TypedStage for Layers {
         measures: true,
     };
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec!["ort", QNN]
     }
 
@@ -99,7 +99,7 @@ impl TypedStage for Layers {
 
     fn run(_: Params, job: &Job) -> Result<Outputs> {
         let tokens: Vec<u32> = serde_json::from_slice(&job.read("tokens")?)
-            .context("kiln::layers::tokens", || {
+            .context("kiln::evaluate_layers::tokens", || {
                 "read the tokens of a window".into()
             })?;
         let model = model(job)?;
@@ -130,8 +130,12 @@ impl TypedStage for Layers {
             let mut chip = Htp::of(job, &[&binary_input(index)])?;
             let mut found = chip.run(Graph::Prefill, &given, &piece.gives)?;
             let value = |name: &String| {
-                let missing =
-                    || Problem::new("kiln::layers::value", format!("nobody gives `{name}`"));
+                let missing = || {
+                    Problem::new(
+                        "kiln::evaluate_layers::value",
+                        format!("nobody gives `{name}`"),
+                    )
+                };
                 let expected = seen.values.get(name).ok_or_else(missing)?;
                 let found = found
                     .remove(name)
@@ -166,7 +170,7 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
         let mut facts: ContextFacts = part.facts.read()?;
         let of = facts.graphs.remove("prefill").ok_or_else(|| {
             Problem::new(
-                "kiln::layers::graphs",
+                "kiln::evaluate_layers::graphs",
                 "a context binary holds no prefill graph",
             )
             .help("leave `prefill` in the `graphs` of the `context-bin` stage")
@@ -187,7 +191,7 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
                 "the context binary holds `{}`, which is not of this `graph`",
                 of.name
             );
-            return Err(Problem::new("kiln::layers::other", what)
+            return Err(Problem::new("kiln::evaluate_layers::other", what)
                 .help("give the `graph` stage that the `context-bin` stage was made from"));
         }
         found.insert(of.shard.map_or(1, |shard| shard.part), (file, part));

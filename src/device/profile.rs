@@ -1,42 +1,10 @@
-//! What a run on a device was: read from what the device said, which may be anything.
+//! Reads the figures of a run from the output of the device, which may be anything.
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::link::last_words;
-
-/// One figure; `None` is "not measured".
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Figure(pub Option<f64>);
-
-impl Serialize for Figure {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            Some(figure) => serializer.serialize_f64(figure),
-            None => serializer.serialize_str(NOT_MEASURED),
-        }
-    }
-}
-
-pub const NOT_MEASURED: &str = "not measured";
-
-/// What a bundle did on a device.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Figures {
-    /// From the prompt to the first token of the answer.
-    pub time_to_first_token_ms: Figure,
-    /// Of the answer, the first one aside as Genie counts.
-    pub ms_per_token: Figure,
-    pub tokens_per_second: Figure,
-    /// The largest resident memory of Genie's process.
-    pub peak_memory_bytes: Figure,
-    /// What the whole device drew from its battery on average, while it drew from nothing else.
-    pub power_w: Figure,
-    /// Until the bundle was loaded.
-    pub load_ms: Figure,
-    pub prompt_tokens: Figure,
-    pub answer_tokens: Figure,
-}
+use super::transport::last_words;
+use crate::artifact::device::{Figure, Figures};
 
 /// Below, a current is not in the unit that the kernel promises (some give mA for µA); above,
 /// nothing is held in a hand.
@@ -46,28 +14,26 @@ const PLAUSIBLE_W: std::ops::Range<f64> = 0.1..100.0;
 pub(super) const BATTERY: &str = "kiln battery";
 pub(super) const EXIT: &str = "kiln exit";
 
-impl Figures {
-    /// Reads what the script printed: samples, the program's exit code, and its profile, or what it
-    /// said last.
-    pub(super) fn read(said: &str) -> Result<Figures, String> {
-        let (samples, rest) = said
-            .split_once(EXIT)
-            .ok_or("the program's exit code is missing")?;
-        let (code, rest) = rest.split_once('\n').unwrap_or((rest, ""));
-        if code.trim() != "0" {
-            return Err(format!(
-                "genie-t2t-run failed with exit code {}: {}",
-                last_words(code),
-                last_words(rest)
-            ));
-        }
-        let profile: Profile = serde_json::from_str(rest)
-            .map_err(|error| format!("its profile is not one: {error}"))?;
-        let mut figures = profile.figures().ok_or("its profile tells of no query")?;
-        figures.peak_memory_bytes = Figure(peak_memory_bytes(samples));
-        figures.power_w = Figure(power_w(samples));
-        Ok(figures)
+/// Reads what the script printed: samples, the program's exit code, and its profile, or the last lines
+/// of its output.
+pub(super) fn read(said: &str) -> Result<Figures, String> {
+    let (samples, rest) = said
+        .split_once(EXIT)
+        .ok_or("the program's exit code is missing")?;
+    let (code, rest) = rest.split_once('\n').unwrap_or((rest, ""));
+    if code.trim() != "0" {
+        return Err(format!(
+            "genie-t2t-run failed with exit code {}: {}",
+            last_words(code),
+            last_words(rest)
+        ));
     }
+    let profile: Profile =
+        serde_json::from_str(rest).map_err(|error| format!("its profile is not one: {error}"))?;
+    let mut figures = profile.figures().ok_or("its profile tells of no query")?;
+    figures.peak_memory_bytes = Figure(peak_memory_bytes(samples));
+    figures.power_w = Figure(power_w(samples));
+    Ok(figures)
 }
 
 /// What `genie-t2t-run --profile` writes, as far as it is read.
@@ -190,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_profile_that_is_none_gives_no_figures() {
-        let figures = |profile: &str| Figures::read(&format!("kiln exit 0\n{profile}\n"));
+        let figures = |profile: &str| read(&format!("kiln exit 0\n{profile}\n"));
         for bad in [
             "",
             "{}",
@@ -212,7 +178,7 @@ mod tests {
             })
         );
         assert!(
-            Figures::read("kiln exit 139\nSegmentation fault")
+            read("kiln exit 139\nSegmentation fault")
                 .unwrap_err()
                 .contains("139: Segmentation fault")
         );

@@ -1,4 +1,4 @@
-//! What `choose` hands over.
+//! What `mixed-precision` hands over.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ pub const OVERRIDES: &str = "overrides.toml";
 
 /// The choice: the facts of `overrides.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ChoiceFacts {
+pub struct AssignmentFacts {
     /// In the order in which `requant` applies them: the last that matches wins.
     pub overrides: Vec<ChosenScheme>,
     /// What the tensors take.
