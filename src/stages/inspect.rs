@@ -43,6 +43,7 @@ impl TypedStage for Inspect {
         gives: "model",
         inputs: &[InputSpec {
             name: "gguf",
+            meaning: "A GGUF; of a split model the list of all its files, in order.",
             accepts: &["file"],
             required: true,
             many: true,
