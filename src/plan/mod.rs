@@ -28,7 +28,7 @@ use crate::base::Problem;
 pub use schema::schema;
 pub use source::Source;
 pub use source_map::{MAX_TEXT_BYTES, SourceMap};
-pub use tables::{EVERY_STAGE, Tables, tables};
+pub use tables::{Tables, tables};
 
 /// So many mistakes are told: nobody mends more at once.
 const MAX_TOLD: usize = 100;

@@ -139,7 +139,7 @@ pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> 
         OPTIONAL.into(),
         described(
             optional,
-            "Whether it is built only if the command line names it, or a stage that needs it.",
+            "Whether it is built only if the command line names it, or if a stage that is built needs it.",
         ),
     );
     keys.insert(TIMEOUT.into(), timeout());

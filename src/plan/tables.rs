@@ -8,9 +8,9 @@ use crate::action::{ANY, InputSpec, Registry, Stage, StageSpec};
 /// Most values of a parameter that are listed in its own row; more have a table only.
 const MAX_LISTED: usize = 4;
 
-/// The tables of one kind, or of what every stage may say.
+/// The tables of one kind, or of all kinds together.
 pub struct Tables {
-    /// The kind, or [`EVERY_STAGE`].
+    /// The kind, [`KINDS`] or [`EVERY_STAGE`].
     pub name: &'static str,
     /// One line about it.
     pub summary: &'static str,
@@ -18,16 +18,26 @@ pub struct Tables {
     pub markdown: String,
 }
 
-/// The name of the tables of what every stage may say.
+/// The name of the list of all kinds.
+pub const KINDS: &str = "kinds";
+/// The name of the table of what every stage may say.
 pub const EVERY_STAGE: &str = "every stage";
 
-/// The tables of what every stage may say, then those of each kind in `registry`.
+/// The list of all kinds in `registry`, the table of what every stage may say, and the tables of
+/// each kind.
 pub fn tables(registry: &Registry) -> Vec<Tables> {
-    let mut all = vec![Tables {
-        name: EVERY_STAGE,
-        summary: "what a stage of any kind may have",
-        markdown: every_stage(),
-    }];
+    let mut all = vec![
+        Tables {
+            name: KINDS,
+            summary: "what a stage can do",
+            markdown: kinds(registry),
+        },
+        Tables {
+            name: EVERY_STAGE,
+            summary: "what a stage of any kind may have",
+            markdown: every_stage(),
+        },
+    ];
     for kind in registry.kinds() {
         if let Some(stage) = registry.get(kind) {
             let spec = stage.spec();
@@ -39,6 +49,17 @@ pub fn tables(registry: &Registry) -> Vec<Tables> {
         }
     }
     all
+}
+
+fn kinds(registry: &Registry) -> String {
+    let mut markdown = "| kind | output | purpose |\n|---|---|---|\n".to_string();
+    for kind in registry.kinds() {
+        if let Some(stage) = registry.get(kind) {
+            let StageSpec { gives, summary, .. } = stage.spec();
+            markdown += &format!("| [`{kind}`](#{kind}) | `{gives}` | {} |\n", cell(summary));
+        }
+    }
+    markdown
 }
 
 fn every_stage() -> String {
@@ -278,6 +299,10 @@ fn toml(value: &Value) -> String {
             Some(float) if !number.is_u64() => float.to_string(),
             _ => number.to_string(),
         },
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(toml).collect();
+            format!("[{}]", items.join(", "))
+        }
         Value::Object(map) => inline_table(map),
         other => other.to_string(),
     }
@@ -297,4 +322,91 @@ fn inline_table(map: &Map<String, Value>) -> String {
 /// A text as one cell.
 fn cell(text: &str) -> String {
     text.replace('\n', " ").replace('|', "\\|")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The value cell of a parameter with this schema.
+    #[track_caller]
+    fn check(schema: Value, expected: &str) {
+        assert_eq!(value(&schema), expected);
+    }
+
+    #[test]
+    fn a_value_is_described_as_a_plan_writes_it() {
+        check(json!({ "type": ["string", "null"] }), "string");
+        check(json!({ "type": "integer", "minimum": 0 }), "integer");
+        check(
+            json!({ "type": "integer", "minimum": 1 }),
+            "integer, at least 1",
+        );
+        check(
+            json!({ "type": "integer", "minimum": 0, "maximum": 12 }),
+            "integer from 0 to 12",
+        );
+        check(
+            json!({ "type": "number", "exclusiveMinimum": 0.0, "maximum": 1.0 }),
+            "number above 0, at most 1",
+        );
+        check(json!({ "enum": ["f32", "f16"] }), "`\"f32\"`, `\"f16\"`");
+        let few = json!({ "oneOf": [{ "const": "auto" }, { "const": "layers" }] });
+        check(
+            json!({ "anyOf": [{ "type": "integer" }, few, { "type": "null" }] }),
+            "integer or `\"auto\"`, `\"layers\"`",
+        );
+        let strings = json!({ "type": "array", "items": { "type": "string" } });
+        check(
+            json!({ "anyOf": [strings, { "$ref": "#/$defs/variable" }] }),
+            "list of strings",
+        );
+        let tables = json!({ "type": "object", "additionalProperties": { "type": "object" } });
+        check(tables, "table of tables");
+    }
+
+    #[test]
+    fn a_default_is_written_as_in_a_plan() {
+        assert_eq!(toml(&json!(60.0)), "60");
+        assert_eq!(toml(&json!(0.25)), "0.25");
+        assert_eq!(toml(&json!(["a", "b"])), "[\"a\", \"b\"]");
+        assert_eq!(toml(&json!({ "head": "cpu" })), "{ head = \"cpu\" }");
+    }
+
+    #[test]
+    fn keys_and_values_of_a_parameter_have_tables_of_their_own() {
+        let processor = json!({ "oneOf": [
+            { "const": "npu", "description": "The chip." },
+            { "const": "cpu", "description": "The\nhost." }
+        ] });
+        let place = json!({
+            "type": "object",
+            "properties": { "embedding": processor, "head": processor },
+            "required": ["head"]
+        });
+        let spec = StageSpec {
+            kind: "graph",
+            version: 1,
+            summary: "",
+            gives: "onnx",
+            inputs: &[],
+            params: &["place"],
+            keyed: &[],
+            reaches_outside: false,
+            measures: false,
+        };
+        let mut nested = Nested::default();
+        nested.find("place", &place, &spec);
+        assert_eq!(
+            nested.markdown(),
+            "\n| key of `place` | value | default | meaning |\n|---|---|---|---|\n\
+             | `embedding` | `\"npu\"`, `\"cpu\"` | none |  |\n\
+             | `head` | `\"npu\"`, `\"cpu\"` | required |  |\n\
+             \n| `place.embedding`, `place.head` | meaning |\n|---|---|\n\
+             | `\"npu\"` | The chip. |\n\
+             | `\"cpu\"` | The host. |\n"
+        );
+    }
 }

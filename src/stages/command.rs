@@ -98,7 +98,7 @@ impl TypedStage for Command {
     const SPEC: StageSpec = StageSpec {
         kind: "command",
         version: 1,
-        summary: "runs any program of this machine",
+        summary: "any program of this machine, its files as output",
         gives: "file",
         inputs: &[InputSpec {
             name: "inputs",

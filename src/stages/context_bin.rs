@@ -162,7 +162,7 @@ impl TypedStage for ContextBin {
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
         version: 2,
-        summary: "compiles the graphs for a chip: a context binary for its HTP",
+        summary: "the graphs compiled for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
             InputSpec {

@@ -54,7 +54,7 @@ impl TypedStage for Dlc {
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
         version: 2,
-        summary: "writes the graphs, or a finished context binary, as DLC",
+        summary: "the graphs, or a finished context binary, as DLC",
         gives: "dlc",
         inputs: &[
             InputSpec {

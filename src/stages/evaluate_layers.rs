@@ -37,7 +37,7 @@ impl TypedStage for EvaluateLayers {
     const SPEC: StageSpec = StageSpec {
         kind: "evaluate-layers",
         version: 1,
-        summary: "what some layers compute on the simulator, given what the graph hands them",
+        summary: "what some layers compute on the simulator from the graph's own values",
         gives: "layer-evaluation",
         inputs: &[
             InputSpec {

@@ -87,7 +87,7 @@ impl TypedStage for Fetch {
     const SPEC: StageSpec = StageSpec {
         kind: "fetch",
         version: 1,
-        summary: "bring a file from outside, pinned by its sha256",
+        summary: "one file from outside, pinned by its SHA-256",
         gives: "file",
         inputs: &[],
         params: &["url", "parts", "name", "sha256", "unpack", "tracked"],

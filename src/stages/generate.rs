@@ -53,7 +53,7 @@ impl TypedStage for Generate {
     const SPEC: StageSpec = StageSpec {
         kind: "generate",
         version: 1,
-        summary: "what a bundle says in libGenie, on the simulator",
+        summary: "the answer of a bundle in libGenie, on the simulator",
         gives: "generation",
         inputs: &[
             InputSpec {

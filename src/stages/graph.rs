@@ -191,7 +191,7 @@ impl TypedStage for Graph {
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
         version: 4,
-        summary: "write the decoder as ONNX, prefill and decode over one set of weights",
+        summary: "the decoder as ONNX: prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
             InputSpec {

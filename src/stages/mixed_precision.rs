@@ -37,7 +37,7 @@ impl TypedStage for MixedPrecision {
     const SPEC: StageSpec = StageSpec {
         kind: "mixed-precision",
         version: 1,
-        summary: "a scheme for each tensor, so that the model loses least within a budget",
+        summary: "a scheme for each tensor, so that the model loses least within a budget of bytes",
         gives: "assignment",
         inputs: &[InputSpec {
             name: "sensitivity",

@@ -75,7 +75,7 @@ impl TypedStage for ReferenceStage {
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
         version: 3,
-        summary: "what the model itself says of a text, in f32",
+        summary: "the predictions of the model itself on a text, in f32",
         gives: "reference",
         inputs: &[
             InputSpec {

@@ -63,8 +63,7 @@ impl TypedStage for Requant {
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
         version: 3,
-        summary: "weights as graph and device hold them: native, or rounded anew by one of many \
-                  schemes",
+        summary: "weights as graph and device store them: native, or rounded by a scheme",
         gives: "weights",
         inputs: &[
             InputSpec {

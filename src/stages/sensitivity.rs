@@ -75,7 +75,7 @@ impl TypedStage for Sensitivity {
     const SPEC: StageSpec = StageSpec {
         kind: "sensitivity",
         version: 1,
-        summary: "what each scheme costs each tensor, measured on the whole model",
+        summary: "the cost of each scheme for each tensor, measured on the whole model",
         gives: "sensitivity",
         inputs: &[
             InputSpec {
