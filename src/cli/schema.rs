@@ -1,5 +1,5 @@
-//! `kiln schema`: prints the JSON Schema of a plan, by which an editor completes and checks it; or the
-//! same parameters as tables for people.
+//! `kiln schema`: prints the JSON Schema of a plan, by which an editor completes and checks it; or
+//! the same parameters as tables for people.
 
 use super::{Common, Exit, Failed};
 use crate::action::Registry;

@@ -22,7 +22,8 @@ pub fn schema(registry: &Registry) -> Value {
         "additionalProperties": false,
         "properties": {
             "include": {
-                "description": "Files whose variables, axes, tools and stages are part of this plan; paths start from the folder of this file.",
+                "description": "Files whose variables, axes, tools and stages are part of this \
+                    plan; paths start from the folder of this file.",
                 "type": "array",
                 "items": { "type": "string" }
             },
@@ -36,12 +37,14 @@ pub fn schema(registry: &Registry) -> Value {
                 "required": ["name"]
             },
             "vars": {
-                "description": "Values that the plan uses as ${name}; --set NAME=VALUE replaces one.",
+                "description": "Values that the plan uses as ${name}; --set NAME=VALUE replaces \
+                    one.",
                 "type": "object",
                 "additionalProperties": { "$ref": "#/$defs/scalar" }
             },
             "matrix": {
-                "description": "Axes: a stage that uses ${axis}, or depends on a stage that does, exists once per value.",
+                "description": "Axes: a stage that uses ${axis}, or depends on a stage that does, \
+                    exists once per value.",
                 "type": "object",
                 "additionalProperties": { "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/scalar" } }
             },
@@ -116,7 +119,8 @@ fn stage(stage: &dyn Stage) -> Value {
     })
 }
 
-/// What every stage may say besides its kind; `retries` and `across` only where they have a meaning.
+/// What every stage may say besides its kind; `retries` and `across` only where they have a
+/// meaning.
 pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> {
     let mut keys = Map::new();
     let keep = json!({ "anyOf": [
@@ -128,7 +132,9 @@ pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> 
         KEEP.into(),
         described(
             keep,
-            "What is written to `out/PLAN/STAGE/`: everything, nothing, or these parts and folders. By default everything if no other stage takes the output, otherwise nothing.",
+            "What is written to `out/PLAN/STAGE/`: everything, nothing, or these parts and \
+                folders. By default everything if no other stage takes the output, otherwise \
+                nothing.",
         ),
     );
     let optional = json!({
@@ -139,7 +145,8 @@ pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> 
         OPTIONAL.into(),
         described(
             optional,
-            "Whether it is built only if the command line names it, or if a stage that is built needs it.",
+            "Whether it is built only if the command line names it, or if a stage that is built \
+                needs it.",
         ),
     );
     keys.insert(TIMEOUT.into(), timeout());
@@ -152,7 +159,8 @@ pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> 
             ACROSS.into(),
             described(
                 across,
-                "Axes of `[matrix]` along which it takes all instances at once. Only for kinds with an input that takes a list.",
+                "Axes of `[matrix]` along which it takes all instances at once. Only for kinds \
+                    with an input that takes a list.",
             ),
         );
     }
@@ -163,7 +171,8 @@ fn timeout() -> Value {
     let time = json!({ "type": "string", "anyOf": [{ "pattern": TIMEOUT_PATTERN }, { "$ref": "#/$defs/variable" }] });
     described(
         time,
-        "How long one of its actions may take: `\"90s\"`, `\"20min\"`, `\"2h\"`, at most `\"1000h\"`.",
+        "How long one of its actions may take: `\"90s\"`, `\"20min\"`, `\"2h\"`, at most \
+            `\"1000h\"`.",
     )
 }
 
@@ -171,7 +180,8 @@ fn retries() -> Value {
     let count = json!({ "type": "integer", "minimum": 0, "maximum": MAX_RETRIES, "default": 0 });
     variable_too(&described(
         count,
-        "How often a failed action is run again. Only for kinds that reach outside of this machine.",
+        "How often a failed action is run again. Only for kinds that reach outside of this \
+            machine.",
     ))
 }
 

@@ -24,7 +24,8 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub kld_99: Option<f64>,
-    /// Of an evaluation: share of tokens whose most probable successor is the reference's, at least.
+    /// Of an evaluation: share of tokens whose most probable successor is the reference's, at
+    /// least.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub same_top: Option<f64>,
@@ -56,8 +57,8 @@ pub struct Limits {
     /// Of weights: whether every value of every tensor must equal the file's in f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
-    /// Of weights: signal-to-noise ratio of the worst tensor in dB, at least. Of a layer evaluation:
-    /// the same of the worst value that a shard computes.
+    /// Of weights: signal-to-noise ratio of the worst tensor in dB, at least. Of a layer
+    /// evaluation: the same of the worst value that a shard computes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub sqnr_db: Option<f64>,

@@ -44,8 +44,8 @@ pub struct Params {
     env: BTreeMap<String, String>,
     /// The files that it must leave in `outputs/`; `NAME/` stands for all files below a folder.
     outputs: Vec<String>,
-    /// Absolute paths of the files and folders that it reads besides itself. Their bytes are part of
-    /// the cache key.
+    /// Absolute paths of the files and folders that it reads besides itself. Their bytes are part
+    /// of the cache key.
     #[serde(default)]
     tools: Vec<String>,
     /// Memory that it needs, until its measured peak is known. Not part of the cache key.

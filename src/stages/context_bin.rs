@@ -52,8 +52,8 @@ pub struct Params {
     #[serde(default = "hardest")]
     #[schemars(range(min = 1, max = 3))]
     optimization: u32,
-    /// Tightly coupled memory (VTCM) that the graphs may use, in MiB; 0 stands for all that the chip
-    /// has.
+    /// Tightly coupled memory (VTCM) that the graphs may use, in MiB; 0 stands for all that the
+    /// chip has.
     #[serde(default)]
     #[schemars(range(max = MAX_VTCM_MB))]
     vtcm_mb: u32,

@@ -1,6 +1,6 @@
-//! `evaluate-layers`: what some layers compute on the HTP simulator, each by itself, from the values
-//! that ONNX Runtime computes in the middle of a model: for models that would take hours on the
-//! simulator.
+//! `evaluate-layers`: what some layers compute on the HTP simulator, each by itself, from the
+//! values that ONNX Runtime computes in the middle of a model: for models that would take hours on
+//! the simulator.
 //!
 //! The inputs of a shard and the expected outputs are the graph's own values in f32; what the
 //! simulator computes from the inputs is compared with the expected outputs.

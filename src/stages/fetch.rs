@@ -1,4 +1,5 @@
-//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may touch the network.
+//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may touch the
+//! network.
 //!
 //! Without a pin the file is fetched and its digest shown, and the stage fails; the bytes wait for
 //! the pin.

@@ -51,7 +51,8 @@ pub struct Params {
     #[serde(default = "default_name")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
     name: String,
-    /// A prompt for the commands in `README.md` (`prompt.txt`), with its special tokens written out.
+    /// A prompt for the commands in `README.md` (`prompt.txt`), with its special tokens written
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
     /// Whether the embedding is also written as one table in f32 (`NAME_embedding.bin`), for Genie

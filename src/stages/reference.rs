@@ -1,4 +1,5 @@
-//! `reference`: the predictions of the model itself, its weights dequantized exactly and run in f32.
+//! `reference`: the predictions of the model itself, its weights dequantized exactly and run in
+//! f32.
 //!
 //! One order runs all windows, so that a weight is dequantized once for many of them. Each window
 //! is a part of its own: a candidate's score of a window depends on that window only.
