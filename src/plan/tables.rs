@@ -137,7 +137,7 @@ impl Rows {
     fn add(&mut self, name: &str, schema: &Value, required: bool) {
         let default = match &schema["default"] {
             Value::Null if required => "required".into(),
-            Value::Null => "none".into(),
+            Value::Null => "-".into(),
             default => format!("`{}`", toml(default)),
         };
         let meaning = cell(schema["description"].as_str().unwrap_or_default());
@@ -402,7 +402,7 @@ mod tests {
         assert_eq!(
             nested.markdown(),
             "\n| key of `place` | value | default | meaning |\n|---|---|---|---|\n\
-             | `embedding` | `\"npu\"`, `\"cpu\"` | none |  |\n\
+             | `embedding` | `\"npu\"`, `\"cpu\"` | - |  |\n\
              | `head` | `\"npu\"`, `\"cpu\"` | required |  |\n\
              \n| `place.embedding`, `place.head` | meaning |\n|---|---|\n\
              | `\"npu\"` | The chip. |\n\

@@ -50,7 +50,7 @@ pub struct Limits {
     #[schemars(range(min = 0.0), extend("default" = SCORES_RANGE))]
     pub scores_range: Option<f64>,
     /// Of an evaluation: distance of masked attention scores below the largest visible one of their
-    /// row, at least. With 30, a masked column gets at most `e^-30` of the attention.
+    /// row, at least. With 30, a masked column gets at most `e^-30` of the attention of that one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("default" = MASK))]
     pub mask: Option<f64>,

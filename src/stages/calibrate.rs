@@ -70,8 +70,7 @@ impl TypedStage for Calibrate {
         inputs: &[
             InputSpec {
                 name: "graph",
-                meaning: "The float graph: its weights `native` or `f16`, its activations not in \
-                          16 bits.",
+                meaning: "The float graph: weights `native` or `f16`, no activations in codes.",
                 accepts: &["onnx"],
                 required: true,
                 many: false,

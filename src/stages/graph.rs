@@ -56,7 +56,7 @@ pub struct Params {
     pub prefill: u32,
     /// Tokens that attention covers in both graphs, past and new ones together; more than
     /// `prefill`.
-    #[schemars(range(max = MAX_CONTEXT))]
+    #[schemars(range(min = 2, max = MAX_CONTEXT))]
     pub context: u32,
     /// The residual stream is stored times `2^-residual_exponent`, for models whose values would
     /// overflow fp16.
@@ -79,6 +79,7 @@ pub struct Params {
     pub key_centre: Option<KeyCentring>,
     /// The processors that compute embedding and head. On the CPU each is a graph of its own.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Place::default()))]
     pub place: Place,
     /// Number of shards that the layers are cut into, each compiled by itself; at most the number
     /// of layers.

@@ -1,9 +1,9 @@
 //! `mixed-precision`: a scheme for each tensor, so that the model loses least within a budget of
 //! bytes.
 //!
-//! The assignment is optimal, not a heuristic: a knapsack over the measured costs, which are
-//! assumed to add up. It is written as the overrides of a `requant` stage, to be read, pinned and
-//! edited; `requant` with `scheme = "auto"` takes them as they are.
+//! The assignment solves a knapsack over the measured costs, which are assumed to add up. It is
+//! written as the overrides of a `requant` stage, to be read, pinned and edited; `requant` with
+//! `scheme = "auto"` takes them as they are.
 
 mod knapsack;
 
