@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Room -> the rooms it may use; the floors of `docs/architecture.md`, without neighbours that do
 /// not know each other.
-const FLOORS: [(&str, &[&str]); 15] = [
+const FLOORS: [(&str, &[&str]); 18] = [
     ("base", &[]),
     ("model", &["base"]),
     ("qnn", &["base"]),
@@ -21,10 +21,12 @@ const FLOORS: [(&str, &[&str]); 15] = [
         &["lower", "artifact", "action", "model", "qnn", "base"],
     ),
     ("run", &["artifact", "action", "model", "qnn", "base"]),
+    ("device", &["artifact", "action", "base"]),
+    ("report", &["artifact", "action", "model", "base"]),
     (
         "stages",
         &[
-            "compile", "run", "artifact", "action", "model", "qnn", "base",
+            "device", "report", "compile", "run", "artifact", "action", "model", "qnn", "base",
         ],
     ),
     (
@@ -32,10 +34,14 @@ const FLOORS: [(&str, &[&str]); 15] = [
         &["plan", "events", "execute", "store", "action", "base"],
     ),
     (
+        "records",
+        &["engine", "plan", "events", "store", "action", "base"],
+    ),
+    (
         "cli",
         &[
-            "stages", "engine", "plan", "events", "execute", "store", "action", "model", "qnn",
-            "base",
+            "records", "stages", "engine", "plan", "events", "execute", "store", "action", "model",
+            "qnn", "base",
         ],
     ),
 ];

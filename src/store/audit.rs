@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::disk::{Disk, MAX_TEXT_BYTES, hash_file, read_entry};
 use super::gc::remove;
 use super::layout::{self, Room};
-use super::{ActionResult, BlobStore, ran_here};
+use super::{ActionResult, BlobStore, LocalStore, ran_here};
 use crate::base::{Context, Digest, Result, read_file};
 
 const CODE: &str = "kiln::store::io";

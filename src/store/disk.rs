@@ -16,7 +16,9 @@ use super::folder::{LockedFolder, Turn};
 use super::layout::{self, OWN, Room};
 use super::stamp::Stamp;
 use super::usage::Usage;
-use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
+use super::{
+    ActionCache, ActionResult, BlobList, BlobStore, LocalStore, Note, Notes, map, shelves, window,
+};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{
     Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
@@ -75,11 +77,6 @@ impl Disk {
         })
     }
 
-    /// The cache folder, absolute.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Makes everything durable that was put so far.
     pub fn settle(&self) -> Result<()> {
         let sync = || -> io::Result<()> { Ok(syncfs(File::open(&self.root)?)?) };
@@ -113,17 +110,6 @@ impl Disk {
             }
         }
         Ok(self.own.get().map_or(&self.root, LockedFolder::path))
-    }
-
-    /// A new folder that is removed when dropped, or by the next process if this one dies.
-    pub fn scratch(&self) -> Result<TempDir> {
-        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
-    }
-
-    /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else
-    /// has it.
-    pub fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
-        LockedFolder::take(&self.root.join("partial").join(subject.hex()))
     }
 
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -261,6 +247,20 @@ fn persist(file: NamedTempFile, path: &Path) -> io::Result<File> {
 /// A lock that outlives a panic of another thread: each change of what it guards is a single step.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalStore for Disk {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn scratch(&self) -> Result<TempDir> {
+        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
+    }
+
+    fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
+        LockedFolder::take(&self.root.join("partial").join(subject.hex()))
+    }
 }
 
 impl BlobStore for Disk {

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::common::understood;
 use super::places::Places;
-use super::whole::{folder, write_new};
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
+use crate::base::atomic::{folder, write_new};
 use crate::base::{Context, Problem, Result, is_file_of, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;

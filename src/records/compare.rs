@@ -6,9 +6,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::super::outline::{Asked, Kept, Outline};
-use super::account::{Account, Artifact, Made};
+use super::build_record::{Artifact, BuildRecord, StageRecord};
 use super::name::Name;
+use super::outline::{Asked, Kept, Outline};
 use crate::action::{ActionKey, PartName};
 use crate::base::Digest;
 
@@ -17,20 +17,22 @@ const FEW: usize = 8;
 
 /// A stage that is not as it was locked.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Difference {
-    pub(super) stage: String,
-    pub(super) cause: Cause,
+pub struct Difference {
+    /// The stage, or `[plan]`.
+    pub stage: String,
+    /// Why it differs.
+    pub cause: Cause,
     /// What exactly, a line each.
-    pub(super) what: Vec<String>,
+    pub what: Vec<String>,
     /// The written files that are others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) artifacts: Vec<Changed>,
+    pub artifacts: Vec<Changed>,
 }
 
 /// Why a stage differs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Cause {
+pub enum Cause {
     /// The plan says something else of it.
     Plan,
     /// The code of its kind is another one.
@@ -49,14 +51,17 @@ pub(super) enum Cause {
 
 /// A written file, as locked and as found.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Changed {
-    pub(super) name: String,
-    pub(super) locked: Option<Digest>,
-    pub(super) found: Option<Digest>,
+pub struct Changed {
+    /// Its path in the folder of artifacts.
+    pub name: String,
+    /// Its digest in the lock.
+    pub locked: Option<Digest>,
+    /// Its digest now.
+    pub found: Option<Digest>,
 }
 
 /// What can be said before anything runs: what the plan and this kiln say of each stage.
-pub(super) fn asked(locked: &Account, outline: &Outline) -> Vec<Difference> {
+pub fn asked(locked: &BuildRecord, outline: &Outline) -> Vec<Difference> {
     let mut differs = vec![];
     for (id, asked) in &outline.stages {
         let (cause, what) = match locked.stage.get(id.as_str()) {
@@ -106,7 +111,7 @@ pub(super) fn asked(locked: &Account, outline: &Outline) -> Vec<Difference> {
 }
 
 /// What the plan says of a stage that it did not say.
-fn said(made: &Made, asked: &Asked) -> Vec<String> {
+fn said(made: &StageRecord, asked: &Asked) -> Vec<String> {
     let mut what = vec![];
     let mut compare = |name: &str, old: String, new: String| {
         if old != new {
@@ -138,7 +143,7 @@ fn said(made: &Made, asked: &Asked) -> Vec<String> {
 /// What only a build can say. Stages that `built` has not are left out: it may be of a part of the
 /// plan. So are those whose figures alone are others, and what was made from such figures if it
 /// came out the same.
-pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<Difference> {
+pub fn made(locked: &BuildRecord, built: &BuildRecord, outline: &Outline) -> Vec<Difference> {
     let of_stage = |(id, _): &(String, Asked)| {
         let (old, new) = (
             locked.stage.get(id.as_str())?,
@@ -188,8 +193,8 @@ pub(super) fn made(locked: &Account, built: &Account, outline: &Outline) -> Vec<
 }
 
 /// The stages whose figures are others than locked.
-pub(super) fn figures<'a>(locked: &Account, built: &'a Account) -> Vec<&'a str> {
-    let is_other = |(id, made): &(&Name, &Made)| {
+pub fn figures<'a>(locked: &BuildRecord, built: &'a BuildRecord) -> Vec<&'a str> {
+    let is_other = |(id, made): &(&Name, &StageRecord)| {
         made.measured
             && locked
                 .stage
@@ -206,7 +211,12 @@ pub(super) fn figures<'a>(locked: &Account, built: &'a Account) -> Vec<&'a str> 
 
 /// The files of its tools that are others, came or went. A build of a part of the plan uses fewer
 /// files of a tool.
-fn tools(locked: &Account, built: &Account, old: &Made, new: &Made) -> Vec<String> {
+fn tools(
+    locked: &BuildRecord,
+    built: &BuildRecord,
+    old: &StageRecord,
+    new: &StageRecord,
+) -> Vec<String> {
     let mut changes = vec![];
     if old.actions == new.actions {
         return changes;
@@ -234,8 +244,8 @@ fn tools(locked: &Account, built: &Account, old: &Made, new: &Made) -> Vec<Strin
 }
 
 /// The stages it takes from that give something else.
-fn follows<'a>(locked: &Account, built: &Account, new: &'a Made) -> Vec<&'a str> {
-    let gives = |account: &Account, id: &str| account.stage.get(id).map(|made| made.gives);
+fn follows<'a>(locked: &BuildRecord, built: &BuildRecord, new: &'a StageRecord) -> Vec<&'a str> {
+    let gives = |record: &BuildRecord, id: &str| record.stage.get(id).map(|made| made.gives);
     let differs = |id: &&str| gives(locked, id) != gives(built, id);
     let givers: BTreeSet<&str> = new.inputs.values().flatten().map(String::as_str).collect();
     givers.into_iter().filter(differs).collect()
@@ -243,7 +253,7 @@ fn follows<'a>(locked: &Account, built: &Account, new: &'a Made) -> Vec<&'a str>
 
 /// Those of the written files that are others. What is written now may be less or more, if the
 /// build is of a part.
-fn artifacts(old: &Made, new: &Made) -> Vec<Changed> {
+fn artifacts(old: &StageRecord, new: &StageRecord) -> Vec<Changed> {
     let both = old
         .artifacts
         .iter()
@@ -258,8 +268,8 @@ fn artifacts(old: &Made, new: &Made) -> Vec<Changed> {
 }
 
 /// Parts whose action is another one: name, locked and today's.
-pub(super) fn other_parts(
-    old: &Made,
+pub fn other_parts(
+    old: &StageRecord,
     new: impl Fn(&str) -> Option<ActionKey>,
 ) -> impl Iterator<Item = (&str, ActionKey, ActionKey)> {
     old.actions.iter().filter_map(move |(part, was)| {
@@ -269,7 +279,7 @@ pub(super) fn other_parts(
 }
 
 /// The first few lines, and how many more there are.
-pub(super) fn few(mut lines: Vec<String>) -> Vec<String> {
+pub fn few(mut lines: Vec<String>) -> Vec<String> {
     if lines.len() > FEW {
         let more = lines.len() - FEW;
         lines.truncate(FEW);
@@ -293,7 +303,7 @@ impl Difference {
     }
 
     /// What is said of it, a line each.
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let artifact =
             |Changed {
                  name,

@@ -1,14 +1,9 @@
-//! The papers of a build: what lies beside artifacts and beside the plan. All are made from one
-//! account of the build.
+//! The options of `build` that write records of it, beside the artifacts and beside the plan, or
+//! compare the build with them.
 
-mod account;
-mod again;
 mod columns;
-mod compare;
-pub(super) mod lock;
 mod locked;
-mod name;
-mod provenance;
+mod rebuild_check;
 mod verify;
 
 use std::cell::OnceCell;
@@ -21,24 +16,25 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use serde_json::json;
 
-pub(super) use account::Account;
 pub(super) use locked::Locked;
 pub(super) use verify::{Args as VerifyArgs, run as verify};
 
-use super::whole::write_whole;
 use super::workbench::Workbench;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Manifest;
+use crate::base::atomic::write_whole;
 use crate::base::{Context, Digest, Problem, Result, hash_bytes, is_file_of};
 use crate::engine::{Built, Limits};
+use crate::records::provenance::{self, Sources, Terms};
+use crate::records::{BuildRecord, lock};
 use crate::store::{Notes, Stamp};
 
 const CODE: &str = "kiln::publish::receipt";
 
-/// The papers in the folder of artifacts; the last only on request.
+/// The records in the folder of artifacts; the last only on request.
 pub(super) const NAMES: [&str; 3] = ["receipt.json", "SHA256SUMS", "provenance.json"];
 
-/// Takes away the papers in `out`, which no longer tell what lies beside them.
+/// Takes away the records in `out`, which no longer tell what lies beside them.
 pub(super) fn withdraw(out: &Path) -> Result<()> {
     for path in NAMES.map(|name| out.join(name)) {
         let removed = fs::remove_file(&path);
@@ -55,7 +51,7 @@ pub(super) fn withdraw(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Which papers, and whether a build is held to them.
+/// Which records, and whether a build is held to them.
 #[derive(clap::Args)]
 pub struct Args {
     /// Write what the build comes to beside the plan, as NAME.lock
@@ -104,17 +100,17 @@ impl Args {
 }
 
 /// What a build came to, for whoever asks on paper.
-pub(super) struct Papers<'a> {
+pub(super) struct Records<'a> {
     args: &'a Args,
     plan: &'a PlanArgs,
     bench: &'a Workbench<'a>,
     built: &'a Built,
     kept: &'a [(String, Manifest)],
-    /// Made once someone asks.
-    account: OnceCell<Account>,
+    /// StageRecord once someone asks.
+    record: OnceCell<BuildRecord>,
 }
 
-impl<'a> Papers<'a> {
+impl<'a> Records<'a> {
     /// Of a whole build, of which `kept` is written out.
     pub(super) fn of(
         args: &'a Args,
@@ -123,38 +119,56 @@ impl<'a> Papers<'a> {
         built: &'a Built,
         kept: &'a [(String, Manifest)],
     ) -> Self {
-        Papers {
+        Records {
             args,
             plan,
             bench,
             built,
             kept,
-            account: OnceCell::new(),
+            record: OnceCell::new(),
         }
     }
 
-    fn account(&self) -> Result<&Account> {
-        if let Some(account) = self.account.get() {
-            return Ok(account);
+    fn terms(&self) -> Result<Terms> {
+        let set = self.plan.set.iter().cloned();
+        Terms::of(
+            &self.plan.folder()?,
+            set,
+            std::env::var_os("SOURCE_DATE_EPOCH"),
+        )
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            plan: &self.bench.plan,
+            kinds: self.bench.stages,
+            built: self.built,
+            store: &self.bench.store,
         }
-        let account = Account::of(
+    }
+
+    fn record(&self) -> Result<&BuildRecord> {
+        if let Some(record) = self.record.get() {
+            return Ok(record);
+        }
+        let record = BuildRecord::of(
             &self.bench.outline,
             self.built,
             self.kept,
             &self.bench.store,
         )?;
-        Ok(self.account.get_or_init(|| account))
+        Ok(self.record.get_or_init(|| record))
     }
 
     /// Holds the build to a lock.
     pub(super) fn hold(&self, locked: &Locked) -> Result<(), Failed> {
-        locked.hold(self.account()?, self.bench)
+        locked.hold(self.record()?, self.bench)
     }
 
     /// Holds what was written into `out` to a lock.
     pub(super) fn hold_written(&self, locked: &Locked, out: &Path) -> Result<(), Failed> {
         locked.hold_written(
-            self.account()?,
+            self.record()?,
             out,
             &self
                 .kept
@@ -168,11 +182,7 @@ impl<'a> Papers<'a> {
     /// none was there. If nothing changed since it was last done, which a note knows, nothing
     /// is spelled.
     pub(super) fn write(&self, out: &Path) -> Result<bool> {
-        let statement = self
-            .args
-            .provenance
-            .then(|| provenance::Terms::of(self.plan))
-            .transpose()?;
+        let statement = self.args.provenance.then(|| self.terms()).transpose()?;
         let names = if statement.is_some() {
             &NAMES[..]
         } else {
@@ -188,10 +198,14 @@ impl<'a> Papers<'a> {
         if noted.is_some() && noted == stamps() {
             return Ok(false);
         }
-        let account = self.account()?;
-        let mut texts = vec![pretty(account)?, account.sums().into_bytes()];
+        let record = self.record()?;
+        let mut texts = vec![pretty(record)?, record.sums().into_bytes()];
         if let Some(terms) = &statement {
-            texts.push(pretty(&provenance::statement(account, terms, self)?)?);
+            texts.push(pretty(&provenance::statement(
+                record,
+                terms,
+                &self.sources(),
+            )?)?);
         }
         let mut wrote = false;
         for (path, text) in paths.iter().zip(texts) {
@@ -203,8 +217,8 @@ impl<'a> Papers<'a> {
         Ok(wrote)
     }
 
-    /// All that the papers say hangs on this.
-    fn question(&self, out: &Path, statement: Option<&provenance::Terms>) -> Result<Digest> {
+    /// All that the records say hangs on this.
+    fn question(&self, out: &Path, statement: Option<&Terms>) -> Result<Digest> {
         let sealed: BTreeMap<&str, Digest> = self
             .built
             .sealed
@@ -220,7 +234,7 @@ impl<'a> Papers<'a> {
         let keep: BTreeMap<_, _> = keep.map(|(id, keep)| (id.0.as_str(), keep)).collect();
         let out = std::path::absolute(out).context(CODE, || format!("find {}", out.display()))?;
         let question = json!({
-            "papers": self.bench.program, "plan": self.bench.outline.digest, "sealed": sealed, "keep": keep, "out": out,
+            "records": self.bench.program, "plan": self.bench.outline.digest, "sealed": sealed, "keep": keep, "out": out,
             "statement": statement,
         });
         Ok(hash_bytes(question.to_string().as_bytes()))
@@ -236,7 +250,7 @@ impl<'a> Papers<'a> {
         common: &Common,
     ) -> Result<(), Failed> {
         match self.args.check {
-            true => again::check(self, wanted, limits, cancel, out, common),
+            true => rebuild_check::check(self, wanted, limits, cancel, out, common),
             false => Ok(()),
         }
     }
@@ -247,7 +261,7 @@ impl<'a> Papers<'a> {
             return Ok(());
         }
         let path = lock::beside(&self.plan.path);
-        let wrote = self.account()?.write_lock(&path)?;
+        let wrote = self.record()?.write_lock(&path)?;
         common.print(&match common.json {
             true => format!("{}\n", json!({"lock": path, "wrote": wrote})),
             false => format!(

@@ -11,10 +11,11 @@ use crate::base::{Problem, Result};
 /// One component of a path, as a lock may spell it: never `..`, and no `/` in it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub(super) struct Name(String);
+pub struct Name(String);
 
 impl Name {
-    pub(super) fn new(text: &str) -> Result<Name> {
+    /// Checks `text`.
+    pub fn new(text: &str) -> Result<Name> {
         if PartName::new(text).is_ok() && !text.contains('/') {
             return Ok(Name(text.into()));
         }
@@ -24,7 +25,8 @@ impl Name {
         ))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    /// Its text.
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }

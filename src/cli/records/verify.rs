@@ -12,11 +12,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::super::{Common, Exit, Failed};
-use super::account::{Account, Artifact};
 use super::columns::columns;
-use super::lock;
 use crate::action::Registry;
 use crate::base::{Problem, bytes, count, open_file};
+use crate::records::{Artifact, BuildRecord, lock};
 use crate::store::hash_ahead;
 
 /// What to verify.
@@ -42,7 +41,7 @@ struct Fault {
 impl Fault {
     /// Whether the file has other figures than those that were locked: they depend on the
     /// processor. What gives figures is not for the lock alone to say.
-    fn is_of_figures(&self, locked: &Account, stages: &Registry) -> bool {
+    fn is_of_figures(&self, locked: &BuildRecord, stages: &Registry) -> bool {
         let made = self
             .path
             .split('/')
@@ -70,7 +69,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Re
     if !path.exists() {
         return Err(lock::none_at(&path).into());
     }
-    let locked = Account::read_lock(&path)?;
+    let locked = BuildRecord::read_lock(&path)?;
     let out = args
         .out
         .clone()
@@ -114,7 +113,7 @@ pub(in crate::cli) fn run(args: &Args, common: &Common, stages: &Registry) -> Re
 /// Refuses what a build left in `out` of `stages`, if it is not what `files` say: those of the lock
 /// `locked` at `path`, and the figures that the build measured.
 pub(super) fn hold(
-    locked: &Account,
+    locked: &BuildRecord,
     files: &BTreeMap<String, Artifact>,
     path: &Path,
     out: &Path,
@@ -135,7 +134,7 @@ pub(super) fn hold(
 /// What is not as `locked` says in `out`, of the stages that are `wanted`; `files` are those of
 /// all.
 fn faults(
-    locked: &Account,
+    locked: &BuildRecord,
     files: &BTreeMap<String, Artifact>,
     out: &Path,
     wanted: impl Fn(&str) -> bool,

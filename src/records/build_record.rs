@@ -1,84 +1,91 @@
-//! The account of a build: which actions made which bytes, with which tools. No times and no paths,
-//! so that equal builds have equal accounts.
+//! The record of a build: which actions made which bytes, with which tools. No times and no paths,
+//! so that equal builds have equal records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::super::outline::{Kept, Outline};
 use super::name::Name;
+use super::outline::{Kept, Outline};
 use crate::action::{ActionKey, Manifest, PartName};
 use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
 use crate::engine::{Built, Sealed};
 use crate::plan::StageId;
 use crate::store::{Disk, Sha256};
 
-/// The form of the account that this kiln reads and writes.
-pub(in crate::cli) const VERSION: u32 = 1;
+/// The form of the record that this kiln reads and writes.
+pub const VERSION: u32 = 1;
 
 /// What a build came to. As JSON it is the receipt, as TOML the lock.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::cli) struct Account {
-    pub(super) version: u32,
-    pub(super) plan: Name,
+pub struct BuildRecord {
+    /// The form of the record: [`VERSION`].
+    pub version: u32,
+    /// The name of the plan.
+    pub plan: Name,
     /// Of what the plan says.
-    pub(super) digest: Digest,
+    pub digest: Digest,
     /// Tool -> file -> digest, of the files that some action really used.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) tools: BTreeMap<String, BTreeMap<String, Digest>>,
+    pub tools: BTreeMap<String, BTreeMap<String, Digest>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) stage: BTreeMap<Name, Made>,
+    /// What was made, by stage.
+    pub stage: BTreeMap<Name, StageRecord>,
 }
 
 /// What is accounted for of a stage.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Made {
-    pub(super) kind: String,
+pub struct StageRecord {
+    /// The kind of the stage.
+    pub kind: String,
     /// Of the kind's code.
-    pub(super) version: u32,
+    pub version: u32,
     /// Of its parameters as the plan has them.
-    pub(super) params: Digest,
-    pub(super) keep: Kept,
+    pub params: Digest,
+    /// What the plan wants written out.
+    pub keep: Kept,
     /// Whether it gives figures, whose last digits depend on the processor: a lock does not hold
     /// them.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub(super) measured: bool,
+    pub measured: bool,
     /// Of all that it gives: names, bytes and facts.
-    pub(super) gives: Digest,
+    pub gives: Digest,
     /// The tools that its actions declare.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub(super) tools: BTreeSet<String>,
+    pub tools: BTreeSet<String>,
     /// Input -> the stages that feed it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) inputs: BTreeMap<String, Vec<String>>,
+    pub inputs: BTreeMap<String, Vec<String>>,
     /// Part -> its action; the part of a stage with a single one has no name.
-    pub(super) actions: BTreeMap<String, ActionKey>,
+    pub actions: BTreeMap<String, ActionKey>,
     /// What was written out.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) artifacts: BTreeMap<PartName, Artifact>,
+    pub artifacts: BTreeMap<PartName, Artifact>,
 }
 
 /// A file that was written out.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Artifact {
-    pub(super) blake3: Digest,
-    pub(super) sha256: Sha256,
+pub struct Artifact {
+    /// Its digest and length.
+    pub blake3: Digest,
+    /// Its SHA-256.
+    pub sha256: Sha256,
 }
 
-impl Account {
-    /// The account of a build of what `outline` says, of which `kept` is written out.
-    pub(super) fn of(
+impl BuildRecord {
+    /// The record of a build of what `outline` says, of which `kept` is written out.
+    pub fn of(
         outline: &Outline,
         built: &Built,
         kept: &[(String, Manifest)],
         store: &Disk,
     ) -> Result<Self> {
         let name = Name::new(&outline.plan)?;
-        let mut account = Account {
+        let mut record = BuildRecord {
             version: VERSION,
             plan: name,
             digest: outline.digest,
@@ -91,13 +98,13 @@ impl Account {
             };
             let whole = sealed.whole()?;
             for (tool, files) in &whole.tools {
-                account
+                record
                     .tools
                     .entry(tool.clone())
                     .or_default()
                     .extend(files.clone());
             }
-            let made = Made {
+            let made = StageRecord {
                 kind: asked.kind.clone(),
                 version: asked.version,
                 params: asked.params,
@@ -109,31 +116,31 @@ impl Account {
                 actions: whole.parts.iter().cloned().collect(),
                 artifacts: BTreeMap::new(),
             };
-            account.stage.insert(Name::new(id)?, made);
+            record.stage.insert(Name::new(id)?, made);
         }
         for (stage, manifest) in kept {
-            if let Some(made) = account.stage.get_mut(stage.as_str()) {
+            if let Some(made) = record.stage.get_mut(stage.as_str()) {
                 made.artifacts = artifacts(manifest, store)?;
             }
         }
-        Ok(account)
+        Ok(record)
     }
 
     /// Every action that it names.
-    pub(in crate::cli) fn actions(&self) -> impl Iterator<Item = ActionKey> {
+    pub fn actions(&self) -> impl Iterator<Item = ActionKey> {
         self.stage
             .values()
             .flat_map(|made| made.actions.values().copied())
     }
 
     /// Every file that was written out, by its path from the folder of artifacts, sorted by it.
-    pub(super) fn files(&self) -> BTreeMap<String, Artifact> {
+    pub fn files(&self) -> BTreeMap<String, Artifact> {
         self.files_of(|_| true)
     }
 
     /// The files of the stages that are `wanted`.
-    pub(super) fn files_of(&self, wanted: impl Fn(&Made) -> bool) -> BTreeMap<String, Artifact> {
-        let of_stage = |(stage, made): (&Name, &Made)| -> Vec<(String, Artifact)> {
+    pub fn files_of(&self, wanted: impl Fn(&StageRecord) -> bool) -> BTreeMap<String, Artifact> {
+        let of_stage = |(stage, made): (&Name, &StageRecord)| -> Vec<(String, Artifact)> {
             made.artifacts
                 .iter()
                 .map(|(name, artifact)| (format!("{stage}/{name}"), *artifact))
@@ -148,7 +155,7 @@ impl Account {
 
     /// The sums as `sha256sum -c` reads them. No name of a part holds what would have to be
     /// escaped.
-    pub(super) fn sums(&self) -> String {
+    pub fn sums(&self) -> String {
         self.files()
             .iter()
             .map(|(path, artifact)| format!("{}  {path}\n", artifact.sha256))
@@ -167,8 +174,8 @@ fn gives(sealed: &Sealed) -> Result<Digest> {
         .iter()
         .map(|(name, part)| (name, (part.content.digest, &part.facts)))
         .collect();
-    let text = serde_json::to_vec(&parts)
-        .context("kiln::account", || "spell what a stage gives".into())?;
+    let text =
+        serde_json::to_vec(&parts).context("kiln::record", || "spell what a stage gives".into())?;
     Ok(hash_bytes(&text))
 }
 

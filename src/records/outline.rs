@@ -11,40 +11,46 @@ use crate::base::{Digest, hash_bytes};
 use crate::plan::{Keep, Plan, PlannedStage};
 
 /// A plan in outline.
-pub(super) struct Outline {
-    pub(super) plan: String,
+pub struct Outline {
+    /// The name of the plan.
+    pub plan: String,
     /// Of all that it says, but for what must not change bytes: `timeout` and `retries`.
-    pub(super) digest: Digest,
+    pub digest: Digest,
     /// In the order of the plan.
-    pub(super) stages: Vec<(String, Asked)>,
+    pub stages: Vec<(String, Asked)>,
 }
 
 /// What it says of a stage.
-pub(super) struct Asked {
-    pub(super) kind: String,
+pub struct Asked {
+    /// The kind of the stage.
+    pub kind: String,
     /// Of the code that this kiln has for the kind.
-    pub(super) version: u32,
+    pub version: u32,
     /// See [`StageSpec::measures`](crate::action::StageSpec::measures).
-    pub(super) measured: bool,
+    pub measured: bool,
     /// It is built only where it is asked for, and so may be missing in a lock.
-    pub(super) optional: bool,
-    pub(super) params: Digest,
+    pub optional: bool,
+    /// Of its parameters, files beside the plan by their paths from there.
+    pub params: Digest,
     /// Input -> the stages that feed it.
-    pub(super) inputs: BTreeMap<String, Vec<String>>,
-    pub(super) keep: Kept,
+    pub inputs: BTreeMap<String, Vec<String>>,
+    /// What is written out.
+    pub keep: Kept,
 }
 
 /// What is written out, spelled as in a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Kept {
+pub enum Kept {
+    /// Everything, or nothing.
     All(bool),
+    /// The parts of these names.
     Parts(Vec<String>),
 }
 
 impl Outline {
     /// Of `plan`, which lies in `folder`.
-    pub(super) fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
+    pub fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
         let inside = Inside::of(folder);
         let stages: Vec<(String, Asked)> = plan
             .stages
@@ -109,14 +115,14 @@ fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
 }
 
 /// Knows the files beside a plan by their paths from there.
-pub(super) struct Inside {
+pub struct Inside {
     /// How a URL begins that was relative in the plan.
     prefix: String,
 }
 
 impl Inside {
     /// Of the plan's absolute folder.
-    pub(super) fn of(folder: &Path) -> Inside {
+    pub fn of(folder: &Path) -> Inside {
         Inside {
             prefix: format!("file:{}", folder.join("").display()),
         }
@@ -124,7 +130,7 @@ impl Inside {
 
     /// A URL as it would be written beside the plan. Of a file elsewhere only the name: where it
     /// lies is not what it is.
-    pub(super) fn url(&self, url: &str) -> String {
+    pub fn url(&self, url: &str) -> String {
         match (url.strip_prefix(&self.prefix), url.strip_prefix("file:/")) {
             (Some(path), _) => format!("file:{path}"),
             (None, Some(path)) => format!("file:{}", path.rsplit('/').next().unwrap_or(path)),

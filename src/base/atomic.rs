@@ -6,11 +6,11 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-use crate::base::new_file_in;
+use super::new_file_in;
 
 /// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its
 /// folder is made.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     check_replaceable(path)?;
     let path = &path.canonicalize().unwrap_or_else(|_| path.into());
     beside(path, bytes)?.persist(path)?;
@@ -18,14 +18,14 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Puts `bytes` at `path`, where nothing may be. Its folder is made.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     beside(path, bytes)?.persist_noclobber(path)?;
     Ok(())
 }
 
 /// Refuses a path that something else than a file has, or a link to something else, as
 /// `/dev/stdout` is: a rename would put a file in its place, for everybody.
-pub(super) fn check_replaceable(path: &Path) -> Result<()> {
+pub fn check_replaceable(path: &Path) -> Result<()> {
     let (found, own) = (fs::metadata(path), fs::symlink_metadata(path));
     if found
         .as_ref()
@@ -50,7 +50,7 @@ fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
 }
 
 /// The folder that a file lies in.
-pub(super) fn folder(path: &Path) -> &Path {
+pub fn folder(path: &Path) -> &Path {
     // The parent of a bare name is empty.
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())

@@ -1,26 +1,27 @@
-//! Provenance: the account as an in-toto statement in the terms of SLSA, which other tools read and
+//! Provenance: the record as an in-toto statement in the terms of SLSA, which other tools read and
 //! sign. <https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md>, <https://slsa.dev/spec/v1.0/provenance>
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::super::PlanArgs;
-use super::super::outline::Inside;
-use super::Papers;
-use super::account::Account;
-use crate::action::{Content, Manifest};
+use super::build_record::BuildRecord;
+use super::outline::Inside;
+use crate::action::{Content, Manifest, Registry};
 use crate::base::{Digest, Problem, Result, without_secrets};
-use crate::plan::{PlannedStage, StageId};
-use crate::store::Sha256;
+use crate::engine::Built;
+use crate::plan::{Plan, PlannedStage, StageId};
+use crate::store::{Disk, Sha256};
 
 /// What a reader must know to read `externalParameters`; the number changes with their meaning.
 const BUILD_TYPE: &str = "urn:kiln:build-plan:1";
 
 /// What the call says besides the plan.
 #[derive(Serialize)]
-pub(super) struct Terms {
+pub struct Terms {
     set: BTreeMap<String, String>,
     date: Option<String>,
     #[serde(skip)]
@@ -28,18 +29,18 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// Of a call. There is no time but the one that the environment gives, so that the same build
-    /// says the same.
-    pub(super) fn of(plan: &PlanArgs) -> Result<Terms> {
-        let inside = Inside::of(&plan.folder()?);
+    /// Of a plan in `folder` with the variables `set`. The only time is `epoch`, the value of
+    /// SOURCE_DATE_EPOCH, so that the same build says the same.
+    pub fn of(
+        folder: &Path,
+        set: impl Iterator<Item = (String, String)>,
+        epoch: Option<OsString>,
+    ) -> Result<Terms> {
+        let inside = Inside::of(folder);
         let told = |value: &str| without_secrets(&inside.url(value)).into_owned();
-        let set = plan
-            .set
-            .iter()
-            .map(|(name, value)| (name.clone(), told(value)))
-            .collect();
+        let set = set.map(|(name, value)| (name, told(&value))).collect();
         // <https://reproducible-builds.org/specs/source-date-epoch/>
-        let date = std::env::var_os("SOURCE_DATE_EPOCH").map(|epoch| {
+        let date = epoch.map(|epoch| {
             let seconds = epoch.to_str().and_then(|seconds| seconds.parse().ok());
             seconds.and_then(utc).ok_or_else(|| {
                 let message =
@@ -56,10 +57,22 @@ impl Terms {
     }
 }
 
-/// The statement that a build gave what `account` says.
-pub(super) fn statement(account: &Account, terms: &Terms, papers: &Papers) -> Result<Value> {
-    let subject = |(path, artifact): (String, super::account::Artifact)| json!({"name": path, "digest": digests(&artifact.blake3, &artifact.sha256)});
-    let subjects: Vec<Value> = account.files().into_iter().map(subject).collect();
+/// What dependencies are found in.
+pub struct Sources<'a> {
+    /// The plan that was built.
+    pub plan: &'a Plan,
+    /// Every stage kind.
+    pub kinds: &'a Registry,
+    /// The build.
+    pub built: &'a Built,
+    /// Where its bytes are.
+    pub store: &'a Disk,
+}
+
+/// The statement that a build gave what `record` says.
+pub fn statement(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Result<Value> {
+    let subject = |(path, artifact): (String, super::build_record::Artifact)| json!({"name": path, "digest": digests(&artifact.blake3, &artifact.sha256)});
+    let subjects: Vec<Value> = record.files().into_iter().map(subject).collect();
     let mut run = json!({
         "builder": {
             "id": concat!("pkg:generic/kiln@", env!("CARGO_PKG_VERSION")),
@@ -76,8 +89,8 @@ pub(super) fn statement(account: &Account, terms: &Terms, papers: &Papers) -> Re
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"plan": account.plan, "digest": account.digest, "set": terms.set},
-                "resolvedDependencies": dependencies(account, terms, papers)?,
+                "externalParameters": {"plan": record.plan, "digest": record.digest, "set": terms.set},
+                "resolvedDependencies": dependencies(record, terms, sources)?,
             },
             "runDetails": run,
         },
@@ -89,15 +102,14 @@ fn digests(blake3: &Digest, sha256: &Sha256) -> Value {
 }
 
 /// What came from outside, then the files of tools that were used.
-fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec<Value>> {
+fn dependencies(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Result<Vec<Value>> {
     let mut found = vec![];
-    let sha256 = |content: &Content| Sha256::of(content, &papers.bench.store, &papers.bench.store);
-    for stage in papers
-        .bench
+    let sha256 = |content: &Content| Sha256::of(content, sources.store, sources.store);
+    for stage in sources
         .plan
         .stages
         .iter()
-        .filter(|stage| reaches_outside(stage, papers))
+        .filter(|stage| reaches_outside(stage, sources))
     {
         let Some(url) = ["url", "parts"]
             .iter()
@@ -127,20 +139,19 @@ fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec
                 .to_ascii_lowercase();
             dependency["digest"] = json!({"sha256": pin});
         } else if let Some((_, part)) =
-            manifest(&stage.id, papers)?.and_then(|manifest| manifest.only().ok())
+            manifest(&stage.id, sources)?.and_then(|manifest| manifest.only().ok())
         {
             dependency["digest"] = digests(&part.content.digest, &sha256(&part.content)?);
         }
         found.push(dependency);
     }
-    for (tool, files) in &account.tools {
-        let giver = papers
-            .bench
+    for (tool, files) in &record.tools {
+        let giver = sources
             .plan
             .stages
             .iter()
             .find_map(|stage| stage.tools.get(tool));
-        let Some(manifest) = giver.map_or(Ok(None), |giver| manifest(giver, papers))? else {
+        let Some(manifest) = giver.map_or(Ok(None), |giver| manifest(giver, sources))? else {
             continue;
         };
         for (file, digest) in files {
@@ -157,16 +168,15 @@ fn dependencies(account: &Account, terms: &Terms, papers: &Papers) -> Result<Vec
     Ok(found)
 }
 
-fn reaches_outside(stage: &PlannedStage, papers: &Papers) -> bool {
-    papers
-        .bench
-        .stages
+fn reaches_outside(stage: &PlannedStage, sources: &Sources) -> bool {
+    sources
+        .kinds
         .get(&stage.kind)
         .is_some_and(|kind| kind.spec().reaches_outside)
 }
 
-fn manifest<'a>(id: &StageId, papers: &'a Papers) -> Result<Option<&'a Manifest>> {
-    papers
+fn manifest<'a>(id: &StageId, sources: &Sources<'a>) -> Result<Option<&'a Manifest>> {
+    sources
         .built
         .sealed
         .get(id)

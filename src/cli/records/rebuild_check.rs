@@ -17,7 +17,7 @@ use super::super::places::Places;
 use super::super::screen::{Screen, Views};
 use super::super::workbench::Problems;
 use super::super::{Common, Failed};
-use super::Papers;
+use super::Records;
 use super::columns::columns;
 use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName, Stage};
 use crate::base::{Digest, Problem, Result, count};
@@ -118,15 +118,15 @@ fn unlike(outputs: &Outputs, others: &Outputs) -> Outputs {
 
 /// Runs the parts of the stages `wanted`, or of all that do not reach outside, once more.
 pub(super) fn check(
-    papers: &Papers,
+    records: &Records,
     wanted: &[String],
     limits: Limits,
     cancel: &AtomicBool,
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
-    let bench = papers.bench;
-    let checked = checked(papers, wanted)?;
+    let bench = records.bench;
+    let checked = checked(records, wanted)?;
     let local = bench.local();
     let again = Again {
         inner: &local,
@@ -159,12 +159,12 @@ pub(super) fn check(
         .others
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    judge(&checked, others, ran, papers, out, common)
+    judge(&checked, others, ran, records, out, common)
 }
 
 /// The actions of the stages to be checked.
-fn checked(papers: &Papers, wanted: &[String]) -> Result<Checked> {
-    let bench = papers.bench;
+fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
+    let bench = records.bench;
     let is_wanted = |stage: &&PlannedStage| match wanted {
         [] => bench
             .stages
@@ -176,7 +176,7 @@ fn checked(papers: &Papers, wanted: &[String]) -> Result<Checked> {
     };
     let mut checked = Checked::new();
     for stage in bench.plan.stages.iter().filter(is_wanted) {
-        let Some(sealed) = papers.built.sealed.get(&stage.id) else {
+        let Some(sealed) = records.built.sealed.get(&stage.id) else {
             continue;
         };
         for (part, key) in &sealed.whole()?.parts {
@@ -247,7 +247,7 @@ fn judge(
     checked: &Checked,
     mut others: Vec<Other>,
     ran: usize,
-    papers: &Papers,
+    records: &Records,
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
@@ -264,7 +264,7 @@ fn judge(
                 parts: outputs.clone(),
             };
             publish(
-                &papers.bench.store,
+                &records.bench.store,
                 &manifest,
                 &folder.join(name),
                 Links::default(),

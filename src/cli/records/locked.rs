@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 use super::super::workbench::Workbench;
 use super::super::{Common, Failed};
-use super::account::{Account, Made};
 use super::columns::columns;
-use super::compare::{self, Cause, Difference, few};
-use super::{lock, verify};
+use super::verify;
 use crate::action::ActionKey;
 use crate::base::{Problem, Result, count};
 use crate::engine::differences;
 use crate::events::Why;
 use crate::plan::{PlannedStage, StageId};
+use crate::records::compare::{self, Cause, Difference, few};
+use crate::records::{BuildRecord, StageRecord, lock};
 use crate::store::ActionCache;
 
 /// A lock that a build is held against.
 pub(in crate::cli) struct Locked<'a> {
     path: PathBuf,
-    account: Account,
+    record: BuildRecord,
     common: &'a Common,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Locked<'a> {
             return Err(lock::none_at(&path));
         }
         Ok(Locked {
-            account: Account::read_lock(&path)?,
+            record: BuildRecord::read_lock(&path)?,
             path,
             common,
         })
@@ -43,7 +43,7 @@ impl<'a> Locked<'a> {
 
     /// Holds what the plan and this kiln say against it, before anything runs.
     pub(super) fn hold_outline(&self, bench: &Workbench) -> Result<(), Failed> {
-        let mut differs = compare::asked(&self.account, &bench.outline);
+        let mut differs = compare::asked(&self.record, &bench.outline);
         if differs
             .iter()
             .any(|difference| self.made(difference).is_some())
@@ -86,11 +86,11 @@ impl<'a> Locked<'a> {
     }
 
     /// Holds what was built against it.
-    pub(super) fn hold(&self, built: &Account, bench: &Workbench) -> Result<(), Failed> {
-        let mut differs = compare::made(&self.account, built, &bench.outline);
+    pub(super) fn hold(&self, built: &BuildRecord, bench: &Workbench) -> Result<(), Failed> {
+        let mut differs = compare::made(&self.record, built, &bench.outline);
         for difference in &mut differs {
             let id = difference.stage.as_str();
-            let (Some(old), Some(new)) = (self.account.stage.get(id), built.stage.get(id)) else {
+            let (Some(old), Some(new)) = (self.record.stage.get(id), built.stage.get(id)) else {
                 continue;
             };
             if difference.cause != Cause::Kiln {
@@ -108,26 +108,26 @@ impl<'a> Locked<'a> {
             difference.what.extend(fields.lines(|_| true));
             difference.what.extend(other_names(old, new));
         }
-        self.judge(&differs, &compare::figures(&self.account, built))
+        self.judge(&differs, &compare::figures(&self.record, built))
     }
 
     /// Holds what lies in `out` of `stages` against it, byte by byte; figures against what was
     /// `built`.
     pub(super) fn hold_written(
         &self,
-        built: &Account,
+        built: &BuildRecord,
         out: &Path,
         stages: &[&str],
     ) -> Result<(), Failed> {
-        let mut files = self.account.files();
+        let mut files = self.record.files();
         // What is a figure is for the plan to say, not for a lock.
         files.extend(built.files_of(|made| made.measured));
-        verify::hold(&self.account, &files, &self.path, out, stages, self.common)
+        verify::hold(&self.record, &files, &self.path, out, stages, self.common)
     }
 
     /// What is locked of a stage of which the plan says something else.
-    fn made(&self, difference: &Difference) -> Option<&Made> {
-        self.account
+    fn made(&self, difference: &Difference) -> Option<&StageRecord> {
+        self.record
             .stage
             .get(difference.stage.as_str())
             .filter(|_| difference.cause == Cause::Plan)
@@ -171,7 +171,7 @@ impl<'a> Locked<'a> {
 /// cache still has.
 fn fields(
     bench: &Workbench,
-    old: &Made,
+    old: &StageRecord,
     new: impl Fn(&str) -> Option<ActionKey>,
     texts: Texts,
 ) -> Result<Fields> {
@@ -249,7 +249,7 @@ fn stages_are(number: usize) -> String {
 }
 
 /// Parts that came or went.
-fn other_names(old: &Made, new: &Made) -> Option<String> {
+fn other_names(old: &StageRecord, new: &StageRecord) -> Option<String> {
     let came = new
         .actions
         .keys()

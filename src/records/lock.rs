@@ -1,4 +1,4 @@
-//! The lock: the account of a build as TOML beside the plan, made to be reviewed as a diff. It is
+//! The lock: the record of a build as TOML beside the plan, made to be reviewed as a diff. It is
 //! read as if an enemy had written it.
 
 use std::io::Read;
@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::super::outline::Kept;
-use super::super::whole::write_whole;
-use super::account::{Account, VERSION};
+use super::build_record::{BuildRecord, VERSION};
+use super::outline::Kept;
+use crate::base::atomic::write_whole;
 use crate::base::{Context, Problem, Result, bytes, is_file_of, open_file};
 
 const CODE: &str = "kiln::call::lock";
@@ -20,12 +20,12 @@ const HEAD: &str = "# What this plan comes to, byte for byte. Written by `kiln b
                     `--locked` and `kiln verify` hold to it.\n\n";
 
 /// Where the lock of a plan is.
-pub(in crate::cli) fn beside(plan: &Path) -> PathBuf {
+pub fn beside(plan: &Path) -> PathBuf {
     plan.with_extension("lock")
 }
 
 /// What to say where there is none.
-pub(super) fn none_at(path: &Path) -> Problem {
+pub fn none_at(path: &Path) -> Problem {
     Problem::new(
         "kiln::call::no_lock",
         format!("there is no lock at {}", path.display()),
@@ -39,9 +39,9 @@ struct Form {
     version: u32,
 }
 
-impl Account {
+impl BuildRecord {
     /// Reads the lock at `path`.
-    pub(in crate::cli) fn read_lock(path: &Path) -> Result<Account> {
+    pub fn read_lock(path: &Path) -> Result<BuildRecord> {
         let failed = || format!("read the lock {}", path.display());
         let mut text = String::new();
         let file = open_file(path).context(CODE, failed)?;
@@ -71,15 +71,15 @@ impl Account {
                 Problem::new(CODE, message).help("write it anew: kiln build PLAN.toml --lock")
             );
         }
-        let account: Account = toml::from_str(&text)
+        let record: BuildRecord = toml::from_str(&text)
             .context(CODE, failed)
             .map_err(mended)?;
-        match account
+        match record
             .stage
             .iter()
             .find(|(_, made)| made.keep != Kept::All(false) && made.artifacts.is_empty())
         {
-            None => Ok(account),
+            None => Ok(record),
             Some((stage, _)) => {
                 let message = format!(
                     "{} names no artifact of `{stage}`, which is kept: it is cut",
@@ -92,7 +92,7 @@ impl Account {
 
     /// Puts the lock at `path`, whole or not at all; yields whether another one, or none, was
     /// there.
-    pub(super) fn write_lock(&self, path: &Path) -> Result<bool> {
+    pub fn write_lock(&self, path: &Path) -> Result<bool> {
         let failed = || format!("write the lock {}", path.display());
         let text = HEAD.to_string() + &toml::to_string(self).context(CODE, failed)?;
         if is_file_of(path, text.as_bytes()) {
