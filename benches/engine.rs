@@ -7,6 +7,7 @@
 //! kind. Of 100,000 edges ninja has no build log to read, which spares it work. `big` is a plan of
 //! eight real stages over a file of a gigabyte.
 
+#[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use kiln::model::gguf::{Array, Gguf, Value, ValueType};
 
+#[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 

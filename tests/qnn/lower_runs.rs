@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::support::interpreter::Interpreter;
+use crate::interpreter::Interpreter;
 use crate::support::quantize::Quant;
 use crate::support::restore;
 use crate::support::tiny_gguf::TinyGguf;
@@ -13,7 +13,7 @@ use crate::support::workspace::Folder;
 use half::f16;
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::base::Result;
-use kiln::model::facts::{GraphFacts, ModelFacts};
+use kiln::model::facts::{GraphFacts, ModelFacts, WeightFacts};
 use kiln::model::onnx::decode;
 use kiln::model::reference::{Reference, Weights};
 use kiln::qnn::{Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc};
@@ -69,12 +69,7 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     let onnx = run("graph", graph, &[("model", &model), ("weights", &weights)]);
     // A scheme that rounds is held against the values it rounded to.
     let of = if rounded { &weights } else { &plain };
-    let weight = |name: &String| {
-        (
-            restore::columns(of, name),
-            restore::weight(&folder, of, name),
-        )
-    };
+    let weight = |name: &String| (columns(of, name), restore::weight(&folder, of, name));
     let plain = restore::names(of)
         .into_iter()
         .map(|name| (name.clone(), weight(&name)));
@@ -89,6 +84,14 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
             lower(&model, &|location| Ok(folder.bytes(onnx.part(location)?))).unwrap()
         }),
     }
+}
+
+/// How long a row of a weight is; a vector is one row.
+fn columns(weights: &Manifest, name: &str) -> usize {
+    let blob = |what: &str| weights.get(&format!("{name}/{what}"));
+    let part = blob("codes").or(blob("values")).unwrap();
+    let facts: WeightFacts = part.facts.read().unwrap();
+    *facts.shape.last().unwrap() as usize
 }
 
 /// The largest difference to the reference's logits, as a share of the largest of them: of a

@@ -4,7 +4,6 @@
 #[derive(Clone, Debug)]
 pub enum Value {
     U8(u8),
-    I8(i8),
     U16(u16),
     U32(u32),
     I32(i32),
@@ -42,7 +41,6 @@ impl Value {
     fn write(&self, out: &mut Vec<u8>) {
         let (id, bytes) = match self {
             Value::U8(v) => (0, vec![*v]),
-            Value::I8(v) => (1, v.to_le_bytes().into()),
             Value::U16(v) => (2, v.to_le_bytes().into()),
             Value::U32(v) => (4, v.to_le_bytes().into()),
             Value::I32(v) => (5, v.to_le_bytes().into()),

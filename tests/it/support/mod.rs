@@ -1,5 +1,5 @@
 //! What tests share.
-#![allow(dead_code, missing_docs, non_camel_case_types)]
+#![allow(missing_docs, non_camel_case_types)]
 
 pub mod alive;
 pub mod contexts;
@@ -9,7 +9,6 @@ pub mod faulty;
 pub mod fetching;
 pub mod gguf_file;
 pub mod hub;
-pub mod interpreter;
 pub mod peers;
 pub mod phone;
 pub mod place;

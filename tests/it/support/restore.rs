@@ -55,15 +55,6 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
         .collect()
 }
 
-/// Values of a row of it; a vector is one row.
-pub fn columns(weights: &Manifest, name: &str) -> usize {
-    let blob = |what: &str| weights.get(&format!("{name}/{what}"));
-    *facts(blob("codes").or(blob("values")).unwrap())
-        .shape
-        .last()
-        .unwrap() as usize
-}
-
 /// The names of all weights.
 pub fn names(weights: &Manifest) -> Vec<String> {
     let mut names: Vec<String> = weights
