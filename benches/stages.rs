@@ -4,7 +4,8 @@
 //! `@node-llama-cpp/linux-x64` has them), also beside its quantizer. Stages that run in a process
 //! of their own have theirs in `kiln cache stats`.
 
-#[path = "../tests/support/mod.rs"]
+#[allow(dead_code)]
+#[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;

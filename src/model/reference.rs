@@ -1,5 +1,5 @@
 //! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs.
-//! `tests/reference.rs` holds it against candle's own models.
+//! `tests/it/reference.rs` holds it against candle's own models.
 //!
 //! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at
 //! a time, so that a model may be far larger than the memory.

@@ -1,4 +1,4 @@
-//! What ONNX Runtime takes to run a graph layer by layer; `tests/memory_of_models.rs` holds it
+//! What ONNX Runtime takes to run a graph layer by layer; `tests/it/memory_of_models.rs` holds it
 //! against what it takes.
 
 use std::collections::BTreeMap;

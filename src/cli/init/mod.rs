@@ -64,7 +64,7 @@ impl TypedValueParser for Chip {
     }
 }
 
-/// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against
+/// The plan, with `@WORDS@` for what depends on the model. `tests/it/init.rs` holds it against
 /// `plans/deepseek-qwen-1.5b.toml`.
 const TEMPLATE: &str = include_str!("template.toml");
 

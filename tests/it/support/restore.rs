@@ -1,0 +1,67 @@
+//! What the blobs of a weight stand for, by the table in `docs/artifacts.md`.
+
+use half::f16;
+use kiln::action::{Manifest, Part};
+use kiln::model::facts::{Element, WeightFacts};
+
+use super::workspace::Folder;
+
+fn facts(part: &Part) -> WeightFacts {
+    part.facts.read().unwrap()
+}
+
+fn numbers(folder: &Folder, part: &Part) -> Vec<f32> {
+    let bytes = folder.bytes(part);
+    let facts = facts(part);
+    let count = facts.shape.iter().product::<u64>() as usize;
+    let nibble = |i: usize| (bytes[i / 2] >> (i % 2 * 4)) & 15;
+    let number = |i: usize| match facts.element {
+        Element::F32 => f32::from_le_bytes(bytes.as_chunks().0[i]),
+        Element::F16 => f16::from_le_bytes(bytes.as_chunks().0[i]).to_f32(),
+        Element::Bf16 => {
+            f32::from_bits(u32::from(u16::from_le_bytes(bytes.as_chunks().0[i])) << 16)
+        }
+        Element::Int8 => bytes[i] as i8 as f32,
+        Element::Uint8 => bytes[i] as f32,
+        Element::Int4 => ((nibble(i) << 4) as i8 >> 4) as f32,
+        Element::Uint4 => nibble(i) as f32,
+    };
+    (0..count).map(number).collect()
+}
+
+/// The numbers of a blob, if there is one: `blk.0.attn_q.weight/codes`.
+pub fn blob(folder: &Folder, weights: &Manifest, name: &str) -> Option<Vec<f32>> {
+    weights.get(name).map(|part| numbers(folder, part))
+}
+
+/// The values of a weight: `blk.0.attn_q.weight`.
+pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
+    let blob = |what: &str| blob(folder, weights, &format!("{name}/{what}"));
+    let Some(codes) = blob("codes") else {
+        return blob("values").unwrap();
+    };
+    let facts = facts(weights.part(&format!("{name}/codes")).unwrap());
+    let (block, columns) = (facts.block.unwrap() as usize, facts.shape[1] as usize);
+    if let Some(integers) = blob("block_scales") {
+        let channels = blob("channel_scales").unwrap();
+        return (0..codes.len())
+            .map(|i| codes[i] * (channels[i / columns] * integers[i / block]))
+            .collect();
+    }
+    let (scales, offsets) = (blob("scales").unwrap(), blob("offsets"));
+    let offset = |i: usize| offsets.as_ref().map_or(0.0, |offsets| offsets[i / block]);
+    (0..codes.len())
+        .map(|i| codes[i] * scales[i / block] + offset(i))
+        .collect()
+}
+
+/// The names of all weights.
+pub fn names(weights: &Manifest) -> Vec<String> {
+    let mut names: Vec<String> = weights
+        .parts
+        .keys()
+        .filter_map(|part| Some(part.as_str().rsplit_once('/')?.0.to_string()))
+        .collect();
+    names.dedup();
+    names
+}
