@@ -181,20 +181,20 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let kld = |slot: &str, candidate: &Manifest| {
         let score = road
             .run(
-                "score",
+                "evaluate",
                 json!({}),
                 &[("reference", &reference), (slot, candidate)],
             )
             .unwrap();
         let report = road
-            .run("validate", json!({}), &[("scores", &score)])
+            .run("validate", json!({}), &[("evaluation", &score)])
             .unwrap();
         println!(
             "{slot}\n{}",
             String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
         );
         let report: Value = serde_json::from_slice(&road.bytes(&report, "report.json")).unwrap();
-        let candidate = &report["candidates"]["scores"];
+        let candidate = &report["candidates"]["evaluation"];
         assert_eq!(candidate["non_finite"], 0);
         candidate["fidelity"]["kld"].as_f64().unwrap()
     };

@@ -82,7 +82,7 @@ fn what_is_measured_is_what_a_build_scores() {
                 .unwrap();
             let score = road
                 .run(
-                    "score",
+                    "evaluate",
                     json!({}),
                     &[("reference", &reference), ("graph", &graph)],
                 )
@@ -97,7 +97,7 @@ fn what_is_measured_is_what_a_build_scores() {
 
     let choice = road
         .run(
-            "choose",
+            "mixed-precision",
             json!({"bytes": 1 << 30}),
             &[("sensitivity", &sensitivity)],
         )
@@ -122,7 +122,7 @@ fn what_is_measured_is_what_a_build_scores() {
 
     let problem = road
         .run(
-            "choose",
+            "mixed-precision",
             json!({"bytes": least - 1}),
             &[("sensitivity", &sensitivity)],
         )

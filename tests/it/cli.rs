@@ -186,7 +186,7 @@ reference = "reference"
 context = "npu"
 [stage.report]
 kind = "validate"
-scores = ["htp"]
+inputs = ["htp"]
 across = ["scheme"]
 limits = { htp = { kld = 1e-3 }, "htp.sm8650.int8-block" = { kld = 2e-2 } }
 "#;
@@ -217,10 +217,10 @@ fn a_plan_of_two_files_over_a_matrix() {
   graph.int8-block       graph        model = model; weights = weights.int8-block
   npu.sm8850.native      context-bin  graph = graph.native; tools.qnn
   npu.sm8850.int8-block  context-bin  graph = graph.int8-block; tools.qnn
-  htp.sm8850.native      score        context = npu.sm8850.native; reference = reference; tools.qnn
-  htp.sm8850.int8-block  score        context = npu.sm8850.int8-block; reference = reference; \
+  htp.sm8850.native      evaluate     context = npu.sm8850.native; reference = reference; tools.qnn
+  htp.sm8850.int8-block  evaluate     context = npu.sm8850.int8-block; reference = reference; \
                     tools.qnn
-* report.sm8850          validate     scores = htp.sm8850.native, htp.sm8850.int8-block
+* report.sm8850          validate     inputs = htp.sm8850.native, htp.sm8850.int8-block
 ";
     assert_eq!(
         (code, out.as_str()),
@@ -384,20 +384,20 @@ fn the_way_of_deepseek() {
 * bundle            package      context = npu; model = model
   text              fetch
   reference         reference    model = model; text = text
-  onnx              score        graph = graph; reference = reference; tools.ort
+  onnx              evaluate     graph = graph; reference = reference; tools.ort
   graph-by-layer    graph        model = model; weights = weights
   npu-layers        context-bin  graph = graph-by-layer; tools.qnn
   layers            layers       context = npu-layers; graph = graph-by-layer; reference = \
                     reference; tools.ort; tools.qnn
-* report            validate     layers = layers; scores = onnx; size = bundle
-* phone             validate     bundles = bundle
+* report            validate     inputs = onnx, layers, bundle, phone
+  phone             measure      bundle = bundle
 ? npu-simulated     context-bin  graph = graph; tools.qnn
-? htp               score        context = npu-simulated; reference = reference; tools.ort; \
+? htp               evaluate     context = npu-simulated; reference = reference; tools.ort; \
                     tools.qnn
-? simulated         validate     scores = htp
+? simulated         validate     inputs = htp
 ? bundle-simulated  package      context = npu-simulated; model = model
 ? answer            generate     bundle = bundle-simulated; reference = reference; tools.qnn
-? genie             validate     generations = answer
+? genie             validate     inputs = answer
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
     let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);
@@ -412,7 +412,7 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
     let plan = std::fs::read_to_string(tiny.plan()).unwrap();
     let build = |limits: &str| {
         let report = format!(
-            r#"report = {{ kind = "validate", weights = ["rounded"], storage = {{ rounded = {limits} }} }}"#
+            r#"report = {{ kind = "validate", inputs = ["rounded"], limits = {{ rounded = {limits} }} }}"#
         );
         std::fs::write(tiny.plan(), format!("{plan}\n{report}\n")).unwrap();
         kiln(&folder, &["build", "tiny.toml", "--cache", "cache"])

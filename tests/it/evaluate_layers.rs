@@ -79,7 +79,7 @@ fn a_layer_that_computes_something_else_is_missed() {
     let graph = road.graph(&model, "native", by_layer());
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("graph", &graph)],
         )
@@ -97,11 +97,11 @@ fn a_layer_that_computes_something_else_is_missed() {
             ("context", context),
         ];
         let layers = road.run("evaluate-layers", json!({}), &slots).unwrap();
-        let params = json!({"layers_sqnr_db": {"layers": 50}});
+        let params = json!({"limits": {"layer-evaluation": {"sqnr_db": 50}}});
         road.run(
             "validate",
             params,
-            &[("scores", &score), ("layers", &layers)],
+            &[("evaluation", &score), ("layer-evaluation", &layers)],
         )
     };
     let own = context(&graph);
@@ -125,14 +125,14 @@ fn a_layer_that_computes_something_else_is_missed() {
     assert!(
         problem
             .message
-            .contains("MISSED layers           SQNR of the worst value in dB"),
+            .contains("MISSED layer-evaluation SQNR of the worst value in dB"),
         "{problem}"
     );
 
     // A sample is no model, and the layers of another graph are not these.
     let problem = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("context", &own)],
         )

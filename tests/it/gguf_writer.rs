@@ -65,7 +65,7 @@ impl Bench {
         let model = self.inspect(files)?;
         let weights = self.run("requant", requant, &[("tensors", &[&model])])?;
         let file = self.run(
-            "gguf",
+            "export-gguf",
             gguf,
             &[("model", &[&model]), ("weights", &[&weights])],
         )?;
@@ -280,7 +280,7 @@ fn weights_of_another_model_are_refused() {
         .unwrap();
     let problem = bench
         .run(
-            "gguf",
+            "export-gguf",
             json!({}),
             &[("model", &[&one]), ("weights", &[&weights])],
         )

@@ -25,7 +25,7 @@ requant 3 {"scheme":"int8-channel"} b3:bba5543bdc60
 graph 4 {"context":24,"prefill":8} b3:ad235f1660b2
 requant 3 {"scheme":"int4-channel"} b3:79376bc01bfa
 graph 4 {"context":24,"prefill":8} b3:c96038270739
-gguf 1 {} b3:e262a0d20d72
+export-gguf 1 {} b3:e262a0d20d72
 requant 3 {"scheme":"lpbq-32"} b3:dc6647c0cba7
 graph 4 {"context":24,"prefill":8} b3:788bf5357694
 "#;
@@ -97,7 +97,7 @@ fn bytes_change_with_the_version_only() {
         );
         if scheme == "int4-channel" {
             run(
-                "gguf",
+                "export-gguf",
                 json!({}),
                 &[("model", &model), ("weights", &weights)],
             );

@@ -70,12 +70,12 @@ fn a_model_larger_than_the_budget_passes() {
     );
     // Blocks as they lie in the file, and values written anew.
     road.run(
-        "gguf",
+        "export-gguf",
         json!({}),
         &[("model", &model), ("weights", &weights)],
     );
     road.run(
-        "gguf",
+        "export-gguf",
         json!({ "type": "f16" }),
         &[("model", &model), ("weights", &rounded)],
     );

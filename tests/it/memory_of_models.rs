@@ -155,8 +155,8 @@ fn scores_hold_one_layer() {
             .unwrap();
         println!("{matrices:?} {scheme}");
         let slots = [("reference", &reference), ("graph", &graph)];
-        let score = held(&road, "score", json!({}), &slots, runtime(&graph, more));
-        little(&road, "validate", json!({}), &[("scores", &score)]);
+        let score = held(&road, "evaluate", json!({}), &slots, runtime(&graph, more));
+        little(&road, "validate", json!({}), &[("evaluation", &score)]);
 
         let rounded = road.graph(&model, "int8-block", json!({"prefill": 12, "context": 20}));
         let slots = [
@@ -168,7 +168,7 @@ fn scores_hold_one_layer() {
         let sensitivity = held(&road, "sensitivity", one, &slots, runtime(&graph, more));
         little(
             &road,
-            "choose",
+            "mixed-precision",
             json!({"bytes": 1u64 << 40}),
             &[("sensitivity", &sensitivity)],
         );
@@ -193,10 +193,20 @@ fn scores_hold_some_rows_of_a_large_matrix() {
         .run("reference", params, &[("model", &model), ("text", &text)])
         .unwrap();
     let slots = [("reference", &reference), ("graph", &graph)];
-    let score = held(&road, "score", json!({}), &slots, 3 * 64 * MIB + 80 * MIB);
-    let limits = json!({"scores": {"ppl_ratio": 1e-5, "kld": 1e-9}});
-    road.run("validate", json!({"limits": limits}), &[("scores", &score)])
-        .unwrap();
+    let score = held(
+        &road,
+        "evaluate",
+        json!({}),
+        &slots,
+        3 * 64 * MIB + 80 * MIB,
+    );
+    let limits = json!({"evaluation": {"ppl_ratio": 1e-5, "kld": 1e-9}});
+    road.run(
+        "validate",
+        json!({"limits": limits}),
+        &[("evaluation", &score)],
+    )
+    .unwrap();
 }
 
 /// Stages that never see a weight.

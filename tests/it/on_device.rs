@@ -41,7 +41,7 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
 
     let (text, json) = phone.report();
     for row in [
-        "bundle: on adb:R5CT1, a prompt of 823 tokens, an answer of 200\n",
+        "phone: on adb:R5CT1, a prompt of 823 tokens, an answer of 200\n",
         "    time to first token in ms       531.66500\n",
         "    ms per token                     25.95789  (limit 50)\n",
         "    tokens/s                         38.52500  (limit 20)\n",
@@ -50,7 +50,7 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
     ] {
         assert!(text.contains(row), "{row:?} in\n{text}");
     }
-    let figures = &json["on_device"]["bundles"]["bundle"];
+    let figures = &json["devices"]["phone"];
     assert!(
         figures["peak_memory_bytes"].as_f64().unwrap() > 100_000.0,
         "{figures}"
@@ -59,20 +59,14 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
 
     // Nothing is served from the cache but what comes before, and nothing is sent again.
     phone.put("profile", &PROFILE.replace("38.525", "21.5"));
-    let (why, _) = phone.kiln(&[
-        "explain",
-        "plan.toml",
-        "report",
-        "--set",
-        "device=adb:R5CT1",
-    ]);
+    let (why, _) = phone.kiln(&["explain", "plan.toml", "phone", "--set", "device=adb:R5CT1"]);
     assert!(
-        why.contains("report: would run\n  measured anew in every build\n"),
+        why.contains("phone: would run\n  measured anew in every build\n"),
         "{why}"
     );
     assert_eq!(phone.calls(), "");
     let (said, code) = phone.build("adb:R5CT1", &[]);
-    assert!(said.contains("1 part ran") && code == 0, "{said}");
+    assert!(said.contains("2 parts ran") && code == 0, "{said}");
     assert!(!phone.calls().contains("[push]"));
     assert!(
         phone
@@ -88,16 +82,16 @@ fn without_a_device_nothing_is_measured_and_nothing_called() {
     let (said, code) = phone.build("", &[]);
     assert_eq!(code, 0, "{said}");
     let (text, json) = phone.report();
-    assert!(text.contains("\nbundle: no device was given\n"), "{text}");
+    assert!(text.contains("\nphone: no device was given\n"), "{text}");
     assert_eq!(text.matches("not measured").count(), 5, "{text}");
     assert!(
         text.contains("    power in W                   not measured  (limit 5)\n"),
         "{text}"
     );
     assert!(text.ends_with("passed: 0 of 0 limits missed\n"), "{text}");
-    assert_eq!(json["on_device"]["device"], json!(null));
+    assert_eq!(json["devices"]["phone"]["device"], json!(null));
     assert_eq!(
-        json["on_device"]["bundles"]["bundle"]["tokens_per_second"],
+        json["devices"]["phone"]["tokens_per_second"],
         "not measured"
     );
     assert_eq!(phone.calls(), "");
@@ -137,7 +131,7 @@ fn a_missed_target_fails_the_stage() {
     );
     assert!(
         said.contains(
-            "MISSED bundle           tokens/s                                 19.50000 (limit 20)"
+            "MISSED phone            tokens/s                                 19.50000 (limit 20)"
         ),
         "{said}"
     );
@@ -180,7 +174,7 @@ fn a_broken_connection_is_told_and_loses_nothing() {
             .join(" ")
             .replace("│ ", "");
         assert!(
-            code == 1 && told.contains("kiln::validate::device") && told.contains(said),
+            code == 1 && told.contains("kiln::measure::device") && told.contains(said),
             "{fault}: {told}"
         );
         let there = phone.path("genie/bundles/bundle/genie_config.json");
@@ -261,7 +255,7 @@ fn what_the_runner_says_is_not_believed() {
         phone.put("profile", hostile);
         let (said, code) = phone.build("adb:R5CT1", &[]);
         assert!(
-            code == 1 && said.contains("kiln::validate::device"),
+            code == 1 && said.contains("kiln::measure::device"),
             "{hostile:?}: {said}"
         );
     }
@@ -309,13 +303,11 @@ fn a_device_can_be_no_option_and_no_command() {
     assert!(code == 2 && said.contains("`runner` is"), "{said}");
     phone.edit("runner = \"/x;reboot\"", "answer_tokens = 0");
     assert!(phone.build("", &[]).0.contains("no token would be timed"));
-    phone.edit("bundles = [\"bundle\"]", "");
+    phone.edit("bundle = \"bundle\"", "");
     phone.edit("answer_tokens = 0", "");
     let (said, code) = phone.build("adb:R5CT1", &[]);
     assert!(
-        code == 2
-            && said.contains("nothing to be measured")
-            && said.contains("nothing to report on"),
+        code == 2 && said.contains("`phone` needs the input `bundle`"),
         "{said}"
     );
     assert_eq!(phone.calls(), "");

@@ -103,13 +103,16 @@ fn chip_and_cpu_compute_the_whole_together() {
         assert!(shards > 1 || binary_bytes(&context) < binary_bytes(&whole));
         let score = road
             .run(
-                "score",
+                "evaluate",
                 json!({}),
                 &[("reference", &reference), ("context", &context)],
             )
             .unwrap();
-        let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
-        let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
+        let limits =
+            json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
+        let report = road
+            .run("validate", limits, &[("evaluation", &score)])
+            .unwrap();
         println!(
             "{}",
             String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
@@ -155,12 +158,12 @@ fn chip_and_cpu_compute_the_whole_together() {
             "kiln::package::place"
         );
         // Nothing is sent to a device that could not run it.
-        let validate = |device: Value| road.run("validate", device, &[("bundles", &bundle)]);
+        let measure = |device: Value| road.run("measure", device, &[("bundle", &bundle)]);
         assert_eq!(
-            validate(json!({"device": "adb:R5CT1"})).unwrap_err().code,
+            measure(json!({"device": "adb:R5CT1"})).unwrap_err().code,
             "kiln::package::place"
         );
-        assert!(validate(json!({})).is_ok());
+        assert!(measure(json!({})).is_ok());
     }
 }
 
@@ -219,23 +222,27 @@ fn a_wrong_row_on_the_cpu_is_missed() {
     let mut context = compiled(&road, &road.graph(&model, "native", placed(both(), 1)));
     let score = |context: &Manifest| {
         road.run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("context", context)],
         )
     };
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-2, "kld": 1e-4}}});
+    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-4}}});
     road.run(
         "validate",
         limits.clone(),
-        &[("scores", &score(&context).unwrap())],
+        &[("evaluation", &score(&context).unwrap())],
     )
     .unwrap();
     road.spoil(&mut context, "cpu/weights/output.weight/scales", |bytes| {
         bytes[1] ^= 0x80
     });
     let problem = road
-        .run("validate", limits, &[("scores", &score(&context).unwrap())])
+        .run(
+            "validate",
+            limits,
+            &[("evaluation", &score(&context).unwrap())],
+        )
         .unwrap_err();
     assert!(
         problem
@@ -299,13 +306,15 @@ fn codes_pass_between_chip_and_cpu() {
     );
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("context", &context)],
         )
         .unwrap();
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 2e-2, "kld": 1e-2}}});
-    let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
+    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 2e-2, "kld": 1e-2}}});
+    let report = road
+        .run("validate", limits, &[("evaluation", &score)])
+        .unwrap();
     println!(
         "{}",
         String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
@@ -348,13 +357,15 @@ fn big_smollm2_between_chip_and_cpu() {
     );
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("context", &between)],
         )
         .unwrap();
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-2, "kld": 1e-3, "same_top": 0.98, "greedy": 8}}});
-    let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
+    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-3, "same_top": 0.98, "greedy": 8}}});
+    let report = road
+        .run("validate", limits, &[("evaluation", &score)])
+        .unwrap();
     println!(
         "{}",
         String::from_utf8_lossy(&road.bytes(&report, "report.txt"))

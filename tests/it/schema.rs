@@ -76,11 +76,9 @@ text = "text"
 windows = "${windows}"
 [stage.report]
 kind = "validate"
-scores = ["htp"]
+inputs = ["htp", "npu"]
 across = ["soc"]
-perplexity = 16
-limits = { htp = { kld = 1e-3 } }
-size_bytes = { npu = "${size}" }
+limits = { htp = { kld = 1e-3, perplexity = 16 }, npu = { size_bytes = "${size}" } }
 keep = ["report.txt"]
 "#;
 

@@ -29,14 +29,14 @@ fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Valu
     spoil(&road, &mut graph);
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("graph", &graph)],
         )
         .unwrap();
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
+    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
     let report = road
-        .run("validate", limits, &[("scores", &score)])
+        .run("validate", limits, &[("evaluation", &score)])
         .map_err(|problem| problem.message)?;
     println!(
         "{}",
@@ -49,7 +49,7 @@ fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Valu
 #[ignore = "needs ONNX Runtime"]
 fn a_true_graph_keeps_every_limit() {
     let report = tiny(|_, _| ()).unwrap();
-    let candidate = &report["candidates"]["scores"];
+    let candidate = &report["candidates"]["evaluation"];
     assert_eq!(candidate["fidelity"]["tokens"], 33);
     assert_eq!(candidate["greedy"]["decoded"].as_array().unwrap().len(), 2);
     let kinds: Vec<&String> = candidate["ranges"].as_object().unwrap().keys().collect();
@@ -95,17 +95,17 @@ fn a_real_model_and_one_flipped_scale_sign() {
         .unwrap();
     // Both are f32 over the same weights: the mean KL divergence is 2e-11. Of 24 flips at random
     // places the least shows as 1e-6, most as more than 1e-4.
-    let scores = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16});
-    let limits = json!({"perplexity": PERPLEXITY, "limits": {"scores": scores}});
+    let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16, "perplexity": PERPLEXITY});
+    let limits = json!({"limits": {"evaluation": limits}});
     let validate = |graph: &Manifest, params| {
         let score = road
             .run(
-                "score",
+                "evaluate",
                 params,
                 &[("reference", &reference), ("graph", graph)],
             )
             .unwrap();
-        road.run("validate", limits.clone(), &[("scores", &score)])
+        road.run("validate", limits.clone(), &[("evaluation", &score)])
     };
     let report = validate(&graph, json!({})).unwrap();
     println!(
@@ -151,16 +151,15 @@ fn the_wrong_rope_is_caught() {
         .unwrap();
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("graph", &graph)],
         )
         .unwrap();
     // Reference and candidate agree: only the model's own perplexity tells.
-    let limits =
-        json!({"perplexity": PERPLEXITY, "limits": {"scores": {"ppl_ratio": 1e-5, "kld": 1e-7}}});
+    let limits = json!({"limits": {"evaluation": {"perplexity": PERPLEXITY, "ppl_ratio": 1e-5, "kld": 1e-7}}});
     let problem = road
-        .run("validate", limits, &[("scores", &score)])
+        .run("validate", limits, &[("evaluation", &score)])
         .unwrap_err();
     println!("{}", problem.message);
     assert!(
@@ -189,13 +188,13 @@ fn judged(
         .unwrap();
     let score = road
         .run(
-            "score",
+            "evaluate",
             json!({}),
             &[("reference", &reference), ("graph", graph)],
         )
         .unwrap();
-    let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
-    road.run("validate", limits, &[("scores", &score)])
+    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
+    road.run("validate", limits, &[("evaluation", &score)])
         .map(drop)
         .map_err(|problem| problem.message)
 }

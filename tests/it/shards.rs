@@ -272,13 +272,16 @@ fn the_chip_computes_the_same_in_shards() {
             .unwrap();
         let score = road
             .run(
-                "score",
+                "evaluate",
                 json!({}),
                 &[("reference", &reference), ("context", &context)],
             )
             .unwrap();
-        let limits = json!({"limits": {"scores": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
-        let report = road.run("validate", limits, &[("scores", &score)]).unwrap();
+        let limits =
+            json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
+        let report = road
+            .run("validate", limits, &[("evaluation", &score)])
+            .unwrap();
         println!(
             "{}",
             String::from_utf8_lossy(&road.bytes(&report, "report.txt"))

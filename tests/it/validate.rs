@@ -1,7 +1,7 @@
 //! `validate`: scores in, a report or a missed limit out.
 
 use crate::support::workspace::Folder;
-use kiln::action::{Content, Inputs, Manifest, Part, PartName, Registry};
+use kiln::action::{Content, Given, Inputs, Manifest, Part, PartName, Registry};
 use kiln::base::{CanonJson, Problem, Result};
 use serde_json::{Value, json};
 
@@ -65,57 +65,39 @@ fn weights(folder: &Folder) -> Manifest {
     }
 }
 
-fn validate(folder: &Folder, scores: Vec<(&str, Manifest)>, params: Value) -> Result<Manifest> {
-    let scores = scores
-        .into_iter()
-        .map(|(name, manifest)| (name.to_string(), manifest))
-        .collect();
-    let npu = Manifest {
-        parts: [(
-            PartName::new("model.bin").unwrap(),
-            folder.part(&[0; 500], Value::Null),
-        )]
-        .into(),
-    };
+fn validate(
+    folder: &Folder,
+    (name, evaluation): (&str, Manifest),
+    params: Value,
+) -> Result<Manifest> {
+    let npu = folder.part(&[0; 500], Value::Null);
     let generation = json!({"prompt": [1], "tokens": [5, 6, 8], "text": " Paris!", "expected": [5, 6, 7],
         "ended": false, "expected_text": " Paris."});
     let generation = folder.part(generation.to_string().as_bytes(), Value::Null);
-    let genie = Manifest {
-        parts: [(PartName::new("generation.json").unwrap(), generation)].into(),
+    let only = |name: &str, part: Part| Manifest {
+        parts: [(PartName::new(name).unwrap(), part)].into(),
     };
-    let slots = [
-        ("scores".to_string(), scores),
-        (
-            "generations".to_string(),
-            vec![("genie".to_string(), genie)],
-        ),
-        ("size".to_string(), vec![("npu".to_string(), npu)]),
-        (
-            "weights".to_string(),
-            vec![("weights".to_string(), weights(folder))],
-        ),
-    ]
-    .into();
-    let stages: Registry = kiln::stages::all();
-    folder.run_stage(
-        stages.get("validate").unwrap(),
-        params,
-        &Inputs {
-            slots,
-            ..Inputs::default()
-        },
-    )
+    let stages = [
+        (name, "evaluation", evaluation),
+        ("genie", "generation", only("generation.json", generation)),
+        ("npu", "context-bin", only("model.bin", npu)),
+        ("weights", "weights", weights(folder)),
+    ];
+    let mut inputs = Inputs::default();
+    for (stage, artifact, manifest) in stages {
+        inputs.artifacts.insert(stage.into(), artifact);
+        let slot = inputs.slots.entry("inputs".into()).or_default();
+        slot.push((stage.into(), manifest));
+    }
+    let kinds: Registry = kiln::stages::all();
+    folder.run_stage(kinds.get("validate").unwrap(), params, &inputs)
 }
 
 fn check(params: Value) -> std::result::Result<String, Problem> {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.scores": 500.0, "blk.1.other": 1e9});
-    let manifest = validate(
-        &folder,
-        vec![("onnx", score(&folder, 100, 0.02, ranges))],
-        params,
-    )?;
+    let manifest = validate(&folder, ("onnx", score(&folder, 100, 0.02, ranges)), params)?;
     let text = |name: &str| {
         String::from_utf8(folder.bytes(manifest.part(name).unwrap()).to_vec()).unwrap()
     };
@@ -130,11 +112,9 @@ fn check(params: Value) -> std::result::Result<String, Problem> {
 
 #[test]
 fn kept_limits_give_a_report() {
-    let limits =
-        json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2});
+    let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2, "perplexity": 10.0});
     let report = check(
-        json!({"limits": {"onnx": limits}, "perplexity": 10.0, "size_bytes": {"npu": 500},
-        "generated": {"genie": 2}}),
+        json!({"limits": {"onnx": limits, "npu": {"size_bytes": 500}, "genie": {"greedy": 2}}}),
     )
     .unwrap();
     assert!(report.contains("1.01005 +- 0.00102"), "{report}");
@@ -159,21 +139,36 @@ fn each_limit_can_be_missed() {
         (json!({"limits": {"onnx": {"kld_99": 1e-3}}}), "99 % KL"),
         (json!({"limits": {"onnx": {"same_top": 0.995}}}), "same top"),
         (json!({"limits": {"onnx": {"greedy": 3}}}), "greedy"),
-        (json!({"perplexity": 7.0}), "perplexity of the reference"),
-        (json!({"range": 15000}), "range of down"),
-        (json!({"scores_range": 100}), "range of scores"),
-        (json!({"mask": 40}), "masked scores below visible ones"),
-        (json!({"size_bytes": {"npu": 499}}), "size in bytes"),
         (
-            json!({"storage": {"weights": {"exact": true}}}),
+            json!({"limits": {"onnx": {"perplexity": 7.0}}}),
+            "perplexity of the reference",
+        ),
+        (
+            json!({"limits": {"onnx": {"range": 15000}}}),
+            "range of down",
+        ),
+        (
+            json!({"limits": {"onnx": {"scores_range": 100}}}),
+            "range of scores",
+        ),
+        (
+            json!({"limits": {"onnx": {"mask": 40}}}),
+            "masked scores below visible ones",
+        ),
+        (
+            json!({"limits": {"npu": {"size_bytes": 499}}}),
+            "size in bytes",
+        ),
+        (
+            json!({"limits": {"weights": {"exact": true}}}),
             "tensors that are not exact",
         ),
         (
-            json!({"generated": {"genie": 3}}),
+            json!({"limits": {"genie": {"greedy": 3}}}),
             "tokens in Genie as the reference's",
         ),
         (
-            json!({"storage": {"weights": {"sqnr_db": 26.5}}}),
+            json!({"limits": {"weights": {"sqnr_db": 26.5}}}),
             "SQNR of the worst tensor",
         ),
     ] {
@@ -206,7 +201,7 @@ fn no_more_is_asked_than_an_answer_that_ends() {
             .insert(PartName::new("greedy/score.json").unwrap(), part);
         validate(
             &folder,
-            vec![("onnx", manifest)],
+            ("onnx", manifest),
             json!({"limits": {"onnx": {"greedy": 16}}}),
         )
         .is_ok()
@@ -219,7 +214,7 @@ fn no_more_is_asked_than_an_answer_that_ends() {
 fn the_report_outlives_the_failure() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let scores = vec![("onnx", score(&folder, 100, 0.02, json!({})))];
+    let scores = ("onnx", score(&folder, 100, 0.02, json!({})));
     let problem = validate(&folder, scores, json!({"limits": {"onnx": {"kld": 0.0}}})).unwrap_err();
     let report = problem.left["report.txt"];
     let part = Part {
@@ -235,13 +230,36 @@ fn the_report_outlives_the_failure() {
 }
 
 #[test]
-fn a_limit_for_nobody_is_refused() {
-    let problem = check(json!({"limits": {"onxn": {}}})).unwrap_err();
+fn a_limit_that_the_artifact_has_not_is_refused() {
+    let kinds = kiln::stages::all();
+    let given = [("onnx", "evaluation"), ("npu", "context-bin")].map(|(stage, artifact)| Given {
+        slot: "inputs".into(),
+        stage: stage.into(),
+        artifact,
+    });
+    let params = json!({"limits": {"onnx": {"kld": -1.0}, "npu": {"kld": 1e-3, "size_bytes": 5}}});
+    let problems = kinds.get("validate").unwrap().check(&params, &given);
+    let problems: Vec<(String, String, Option<String>)> = problems
+        .unwrap_err()
+        .into_iter()
+        .map(|found| (found.path, found.problem.message, found.problem.help))
+        .collect();
+    let help = Some("it has: size_bytes".to_string());
     assert_eq!(
-        problem.message,
-        "`limits.onxn` is for a stage that is not in `scores`"
+        problems,
+        [
+            (
+                "limits/npu/kld".into(),
+                "`context-bin` has no limit `kld`".into(),
+                help
+            ),
+            (
+                "limits/onnx/kld".into(),
+                "-1 is no limit: it is not zero or above".into(),
+                None
+            ),
+        ]
     );
-    assert_eq!(problem.help.unwrap(), "`scores` has: onnx");
 }
 
 #[test]
@@ -257,7 +275,7 @@ fn what_is_not_finite_is_never_kept() {
     manifest
         .parts
         .insert(PartName::new("window-000/score.json").unwrap(), part);
-    let problem = validate(&folder, vec![("npu-score", manifest)], json!({})).unwrap_err();
+    let problem = validate(&folder, ("npu-score", manifest), json!({})).unwrap_err();
     assert!(
         problem
             .message

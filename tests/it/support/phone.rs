@@ -52,10 +52,13 @@ model = "model"
 context = "npu"
 name = "tiny"
 prompt = "the dog"
+[stage.phone]
+kind = "measure"
+bundle = "bundle"
+device = "${device}"
 [stage.report]
 kind = "validate"
-bundles = ["bundle"]
-device = "${device}"
+inputs = ["phone"]
 "#;
 
 /// Begins every stand-in: `$phone` is the phone, `$@` the call; `run` is its shell.

@@ -1,6 +1,5 @@
 //! Runs stages one after the other, from a GGUF to a validated candidate, with kiln's own executor.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry};
@@ -81,19 +80,24 @@ impl StageRunner {
         slots: &[(&str, &Manifest)],
         demanded: fn(Demand) -> Demand,
     ) -> Result<(Manifest, u64)> {
-        let mut by_slot: BTreeMap<String, Vec<(String, Manifest)>> = BTreeMap::new();
-        for (slot, given) in slots {
-            by_slot
-                .entry(slot.to_string())
-                .or_default()
-                .push((slot.to_string(), (*given).clone()));
-        }
-        let inputs = Inputs {
-            slots: by_slot,
+        let stage = self.stages.get(kind).unwrap();
+        let mut inputs = Inputs {
             tools: self.tools.iter().cloned().collect(),
             ..Inputs::default()
         };
-        let stage = self.stages.get(kind).unwrap();
+        for (name, given) in slots {
+            // `validate` has one slot for whatever can be checked; its stages are named by what they
+            // give.
+            let mut slot = *name;
+            if kind == "validate" {
+                let [all] = stage.spec().inputs else { panic!() };
+                let artifact = all.accepts.iter().find(|kind| *kind == name).unwrap();
+                inputs.artifacts.insert(name.to_string(), artifact);
+                slot = all.name;
+            }
+            let stages = inputs.slots.entry(slot.to_string()).or_default();
+            stages.push((name.to_string(), (*given).clone()));
+        }
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local {
             store: &self.store,
