@@ -88,6 +88,11 @@ impl<'a> Gguf<'a> {
         Gguf::parse_files(&[Prefix::whole(file)])
     }
 
+    /// The version of a file that begins with `head`, if it is a GGUF of one that can be read.
+    pub fn version(head: &[u8]) -> Result<u32> {
+        read_version(&mut Reader::new(head, ByteOrder::Little))
+    }
+
     /// Reads the headers of all files of a model, in their order. [`Gguf::data`] is empty for what
     /// is not at hand.
     pub fn parse_files(files: &[Prefix<'a>]) -> Result<Self> {
