@@ -126,9 +126,11 @@ impl fmt::Display for Address {
         // An address with a host takes both.
         let _ = (shown.set_username(""), shown.set_password(None));
         shown.set_query(self.0.query().map(|_| "***"));
+        // What else is secret in it stands in its path.
+        let path = without_secrets(shown.as_str());
         match self.0.username().is_empty() && self.0.password().is_none() {
-            true => f.write_str(shown.as_str()),
-            false => f.write_str(&shown.as_str().replacen("://", "://***@", 1)),
+            true => f.write_str(&path),
+            false => f.write_str(&path.replacen("://", "://***@", 1)),
         }
     }
 }
@@ -198,6 +200,8 @@ mod tests {
         let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
         assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
         assert_eq!(address.to_string(), "https://***@a.example/b?***");
+        let address = Address::parse("https://a.example/b;token=secret").unwrap();
+        assert_eq!(address.to_string(), "https://a.example/b;***");
         for text in [
             "https:me:secret@a.example/b?sig=secret",
             "https:/me:secret@a.example",
