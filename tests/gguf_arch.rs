@@ -2,7 +2,7 @@
 
 mod support;
 
-use kiln::model::arch::model_facts;
+use kiln::model::arch::{model_facts, model_warnings};
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::{Gguf, Summary};
 use support::gguf_file::{GgufFile, Value};
@@ -261,7 +261,18 @@ fn the_tokenizer_must_fit_the_embedding() {
         let mut file = TinyGguf::qwen2().file();
         file.set(&format!("tokenizer.ggml.{key}_token_id"), id);
         assert!(facts(&file).is_ok(), "nobody reads the id of {key}");
+        let bytes = file.write();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let warnings = model_warnings(&gguf, &model_facts(&gguf).unwrap());
+        let expected = format!(
+            "`tokenizer.ggml.{key}_token_id` is {id}, beyond a vocabulary of 288: kiln does not \
+             use it"
+        );
+        assert_eq!(warnings, [expected]);
     }
+    let bytes = TinyGguf::qwen2().write();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(model_warnings(&gguf, &model_facts(&gguf).unwrap()), [""; 0]);
 
     let mut file = TinyGguf::llama().file();
     file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));

@@ -103,17 +103,28 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     write_new(&path, text.as_bytes()).context("kiln::call::write", || {
         format!("write the plan {}", path.display())
     })?;
+    let warnings = model
+        .local
+        .as_ref()
+        .map_or(&[][..], |local| &local.warnings);
+    let is_pinned = model.local.is_some();
     common.print(&match common.json {
         true => format!(
             "{}\n",
-            json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})
+            json!({"plan": path, "name": model.name, "is_pinned": is_pinned, "warnings": warnings})
         ),
-        false => format!(
-            "{}\nwritten: {}\n{}",
-            model.about,
-            path.display(),
-            next(&path, &model)
-        ),
+        false => {
+            let warnings: String = warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}\n"))
+                .collect();
+            format!(
+                "{}\n{warnings}written: {}\n{}",
+                model.about,
+                path.display(),
+                next(&path, &model)
+            )
+        }
     });
     Ok(Exit::Done)
 }

@@ -13,7 +13,7 @@ use super::pieces::{Pieces, whole_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, head, shown_line};
 use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
-use crate::model::arch::model_facts;
+use crate::model::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
 /// The model.
@@ -36,6 +36,8 @@ pub struct Local {
     pub sha256: Vec<String>,
     /// Tokens that the model was trained to see.
     pub context: u32,
+    /// What is odd about it and changes nothing.
+    pub warnings: Vec<String>,
 }
 
 /// What the file at `url` is called. Asks the stage `fetch`, which refuses what it cannot fetch.
@@ -141,7 +143,7 @@ fn read(path: &Path) -> Result<(String, Local)> {
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
     }
-    let (about, context) = with_headers(&mut files, |gguf| {
+    let (about, context, warnings) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;
         let name = name.map_or_else(
@@ -154,13 +156,15 @@ fn read(path: &Path) -> Result<(String, Local)> {
         });
         let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
         // It becomes a comment of the plan: a line end in it would begin something else.
-        Ok((shown_line(&about), facts.context_length))
+        let warnings = model_warnings(gguf, &facts);
+        Ok((shown_line(&about), facts.context_length, warnings))
     })?;
     Ok((
         about,
         Local {
             sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?,
             context,
+            warnings,
         },
     ))
 }
