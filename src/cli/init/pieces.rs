@@ -86,7 +86,10 @@ fn ending(file: &str) -> &str {
 /// `url` with `new` in place of the `end` of its file's name. Not in the query of an address, which
 /// may repeat it.
 fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
-    let is_address = url.starts_with("https:") || url.starts_with("http:");
+    let scheme = url.split(':').next().unwrap_or_default();
+    let is_address = ["https", "http"]
+        .iter()
+        .any(|web| scheme.eq_ignore_ascii_case(web));
     let path = if is_address {
         url.find(['?', '#']).map_or(url, |at| &url[..at])
     } else {
@@ -169,6 +172,12 @@ mod tests {
                     "https://h/größe-00002-of-00002.gguf?name=x-00001-of-00002.gguf",
                 ]),
                 "gr%C3%B6%C3%9Fe",
+            ),
+            (
+                "HTTPS://h/c.gguf.part1of2?name=c.gguf.part1of2",
+                "c.gguf.part1of2",
+                Pieces::Cut("HTTPS://h/c.gguf.part{1..2}of2?name=c.gguf.part1of2".into()),
+                "c.gguf",
             ),
             // Not pieces by these names.
             (

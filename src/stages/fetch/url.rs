@@ -23,9 +23,7 @@ impl Address {
             )
         };
         // Other spellings are read by browsers alone, and hide what is secret in them.
-        let rest = text
-            .strip_prefix("https://")
-            .or_else(|| text.strip_prefix("http://"));
+        let rest = without_prefix(text, "https://").or_else(|| without_prefix(text, "http://"));
         match rest {
             Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => {
                 return Err(bad("has no host"));
@@ -62,6 +60,11 @@ impl Address {
     /// The path, percent-encoded.
     pub(super) fn path(&self) -> &str {
         self.0.path()
+    }
+
+    /// Whether its path is the end of it: a query or a fragment follows none.
+    pub(super) fn ends_with_path(&self) -> bool {
+        self.0.query().is_none() && self.0.fragment().is_none()
     }
 
     /// Whether the host is this machine.
@@ -157,6 +160,30 @@ pub(super) fn escaped(text: &str, keep: &str) -> String {
         .collect()
 }
 
+/// `text` with each `%XX` turned into its byte; `None` if that is no text.
+pub(super) fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = vec![];
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).filter(|_| *first == b'%');
+        let byte = digits.and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16)
+                .ok()
+                .filter(|_| !digits.starts_with('+'))
+        });
+        bytes.push(byte.unwrap_or(*first));
+        rest = &after[if byte.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// What follows `prefix`, in whatever case that is written.
+pub(super) fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +220,18 @@ mod tests {
         }
         let here = Address::parse("http://127.0.0.1:8080/x").unwrap();
         assert!(here.follow(b"http://localhost:9090/y").is_ok());
+    }
+
+    #[test]
+    fn what_is_escaped_is_read_once() {
+        for (text, expected) in [
+            ("a%2Fb", Some("a/b")),
+            ("%C3%BC%252f", Some("ü%2f")),
+            ("100%.gguf %+1 %zz%", Some("100%.gguf %+1 %zz%")),
+            ("%ff", None),
+        ] {
+            assert_eq!(unescaped(text).as_deref(), expected, "{text}");
+        }
     }
 
     #[test]
