@@ -158,13 +158,17 @@ impl<'a> Gguf<'a> {
 
     /// Why its tokenizer cannot be used, if it has one that cannot.
     pub fn tokenizer_problem(&self) -> Option<Problem> {
-        let word = |key: &str| self.metadata.get::<&str>(key).ok().flatten();
+        let word = |key: &str| self.metadata.get::<&str>(key);
         let has_tokens = self
             .metadata
             .get::<Array>("tokenizer.ggml.tokens")
             .is_ok_and(|tokens| tokens.is_some());
-        match word("tokenizer.ggml.model").filter(|_| has_tokens) {
-            Some(model) => unsupported(model, word("tokenizer.ggml.pre").unwrap_or_default()),
+        let model = word("tokenizer.ggml.model").ok().flatten();
+        match model.filter(|_| has_tokens) {
+            Some(model) => match word("tokenizer.ggml.pre") {
+                Ok(pre) => unsupported(model, pre),
+                Err(problem) => Some(problem),
+            },
             None => Some(
                 Problem::new("kiln::tokenizer::none", "the file has no tokenizer").help(
                     "leave out the stages `reference` and `package`, or take a GGUF of the whole \
