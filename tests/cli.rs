@@ -335,6 +335,17 @@ fn a_plan_is_drawn_three_ways() {
          \"source\\nfetch\"];\n  \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \
          \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
     );
+    let (_, line, _) = kiln(folder.path(), &["show", "plan.toml", "--json"]);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let expected = serde_json::json!({"plan": "small", "stages": [
+        {"stage": "source", "kind": "fetch", "inputs": {}, "tools": {}, "keep": false, "optional": false},
+        {"stage": "model", "kind": "inspect", "inputs": {"gguf": ["source"]}, "tools": {}, "keep": true,
+         "optional": false},
+    ]});
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&line).unwrap(),
+        expected
+    );
 }
 
 #[test]
