@@ -73,6 +73,22 @@ fn every_mistake_is_shown_at_its_place() {
 }
 
 #[test]
+fn a_bad_name_is_told_once() {
+    let (folder, _) = with_plan(
+        "[plan]\nname = 't'\n[stage.a]\nkind = 'fetch'\nparts = ['file:a', 'file:b']\nname = \
+         '../b'\n[stage.b]\nkind = 'fetch'\nparts = ['ftp:a']\nname = 'b'\n[stage.c]\nkind = \
+         'command'\nprogram = '/bin/true'\noutputs = ['../x', '', 'y']\n",
+    );
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    let told: Vec<&str> = err.lines().filter(|line| line.contains("×")).collect();
+    let expected = ["a.name", "b.parts", "c.outputs.0", "c.outputs.1"];
+    assert_eq!((code, told.len()), (2, expected.len()), "{err}");
+    for (line, name) in told.iter().zip(expected) {
+        assert!(line.contains(&format!("`{name}`")), "{name}: {line}");
+    }
+}
+
+#[test]
 fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
     let (folder, path) = with_plan(
         "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output \
