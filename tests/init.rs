@@ -334,6 +334,19 @@ fn a_model_in_pieces_is_fetched_whole() {
         2,
         &["`parts` of a `fetch` stage"],
     );
+    // What makes a plan too long is told of the file.
+    let long = format!(
+        "https://a.example/{}/pot-00001-of-00900.gguf",
+        "x".repeat(2000)
+    );
+    let (code, _, err) = kiln(folder, &["init", &long, "--out", "long.toml"]);
+    assert!(
+        code == 2
+            && err.contains("failed to make a plan for pot-00001-of-00900.gguf")
+            && err.contains("at most 1048576")
+            && !err.contains("long.toml"),
+        "{err}"
+    );
 }
 
 #[test]

@@ -40,6 +40,7 @@ use crate::action::{
 use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
 
 pub use machine::Machine;
+pub use parts::MAX_PARTS;
 use parts::{Origin, Parts};
 pub use proxy::Proxies;
 pub use sniff::what_else;

@@ -98,7 +98,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         text: text.clone(),
         folder: folder(&path).into(),
     };
-    understood(source, &[], stages)?;
+    understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
     write_text(&folder(&path).join(TEXT.0))?;
     write_new(&path, text.as_bytes()).context("kiln::call::write", || {
         format!("write the plan {}", path.display())
@@ -127,6 +127,21 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         }
     });
     Ok(Exit::Done)
+}
+
+/// Nobody has seen the plan that is wrong: what is wrong with it is told of the file `file`.
+fn of_file(failed: Failed, file: &str) -> Failed {
+    let problems = failed.problems.into_iter().take(1).map(|problem| {
+        let problem = problem.within(format!("failed to make a plan for {file}"));
+        Problem {
+            labels: Box::default(),
+            ..problem
+        }
+    });
+    Failed {
+        problems: problems.collect(),
+        source: None,
+    }
 }
 
 fn spell(model: &Model, soc: &str) -> String {

@@ -94,29 +94,28 @@ impl Model {
             Some(path) => seen_from(folder, path)?,
             None => url.into(),
         };
-        let pieces = Pieces::of(&seen, file);
+        let pieces = Pieces::of(&seen, file)?;
         let name = plan_name(file);
-        match (url.strip_prefix("file:"), pieces) {
-            // A file of this machine may be called anything; of one that was cut the header is not
-            // all there.
-            (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
+        match (url.strip_prefix("file:"), &pieces) {
+            // Of a file that was cut the header is not all there.
+            (Some(path), Pieces::Whole | Pieces::Split(_)) => {
                 let (about, local) = read(Path::new(path)).map_err(|problem| {
                     problem.within(format!("failed to make a plan for {path}"))
                 })?;
                 Ok(Model {
                     name,
                     url: seen,
-                    pieces: pieces.unwrap_or(Pieces::Whole),
+                    pieces,
                     about,
                     local: Some(local),
                 })
             }
-            (_, pieces) => {
+            _ => {
                 let about = format!("{}, of which only the name was read.", shown_line(file));
                 Ok(Model {
                     name,
                     url: seen,
-                    pieces: pieces?,
+                    pieces,
                     about,
                     local: None,
                 })
