@@ -396,8 +396,8 @@ fn deliver(
         target
             .accept(&sha256_of(wheel, job)?, job)
             .map_err(|problem| {
-                let head = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
-                sniff::told(problem, &target.file, &head)
+                let start = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
+                sniff::told(problem, &target.file, &start)
             })?;
         return unpacked(wheel, job);
     }
@@ -429,18 +429,18 @@ fn deliver(
     }
 }
 
-/// `problem` of the file `name`, which begins with `head` and is made of `files`; told as what came
+/// `problem` of the file `name`, which begins with `start` and is made of `files`; told as what came
 /// instead, if something did.
-fn instead(problem: Problem, name: &str, head: &[u8], files: &[(Source, PathBuf)]) -> Problem {
+fn instead(problem: Problem, name: &str, start: &[u8], files: &[(Source, PathBuf)]) -> Problem {
     if files.len() > 1 {
         for (index, (_, file)) in files.iter().enumerate() {
-            let head = self::head(file, sniff::HEAD_BYTES as u64).unwrap_or_default();
-            if let Some(told) = sniff::told_of_piece(&problem, name, index + 1, &head) {
+            let start = head(file, sniff::HEAD_BYTES as u64).unwrap_or_default();
+            if let Some(told) = sniff::told_of_piece(&problem, name, index + 1, &start) {
                 return told;
             }
         }
     }
-    sniff::told(problem, name, head)
+    sniff::told(problem, name, start)
 }
 
 /// Every shared library in the wheel at `path`.

@@ -106,7 +106,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let warnings = model
         .local
         .as_ref()
-        .map_or(&[][..], |local| &local.warnings);
+        .map_or(&[][..], |local| local.warnings.as_slice());
     let is_pinned = model.local.is_some();
     common.print(&match common.json {
         true => format!(
@@ -129,7 +129,8 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     Ok(Exit::Done)
 }
 
-/// Nobody has seen the plan that is wrong: what is wrong with it is told of the file `file`.
+/// Nobody has seen the plan that is wrong: what is wrong with it first, of which the rest may
+/// follow, is told of the file `file`.
 fn of_file(failed: Failed, file: &str) -> Failed {
     let problems = failed.problems.into_iter().take(1).map(|problem| {
         let problem = problem.within(format!("failed to make a plan for {file}"));

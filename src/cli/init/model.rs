@@ -154,8 +154,8 @@ fn read(path: &Path) -> Result<(String, Local)> {
             format!(" No stage can read or write its text: {}.", problem.message)
         });
         let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
-        // It becomes a comment of the plan: a line end in it would begin something else.
         let warnings = model_warnings(gguf, &facts);
+        // It becomes a comment of the plan: a line end in it would begin something else.
         Ok((shown_line(&about), facts.context_length, warnings))
     })?;
     Ok((

@@ -246,7 +246,8 @@ mod tests {
             "https:/me:secret@a.example",
             "https://me:sec\tret@a.example",
         ] {
-            assert!(Address::parse(text).is_err(), "{text}");
+            let problem = Address::parse(text).unwrap_err();
+            assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
         }
         let problem = Address::parse("http://me:secret@a.example/b").unwrap_err();
         assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
