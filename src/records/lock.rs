@@ -102,3 +102,23 @@ impl BuildRecord {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_before_a_lock_says_nothing() {
+        let text = include_str!("../../../plans/smollm2-135m.lock");
+        let folder = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            let path = folder.path().join("plan.lock");
+            std::fs::write(&path, text).unwrap();
+            Account::read_lock(&path)
+        };
+        let marked = read(&format!("\u{feff}{text}"));
+        assert_eq!(marked.unwrap(), read(text).unwrap());
+        let twice = read(&format!("\u{feff}\u{feff}{text}"));
+        assert!(twice.is_err(), "a mark stands at the beginning alone");
+    }
+}

@@ -48,6 +48,17 @@ pub enum Kept {
     Parts(Vec<String>),
 }
 
+impl Kept {
+    /// What `keep` says.
+    pub(super) fn of(keep: &Keep) -> Kept {
+        match keep {
+            Keep::Nothing => Kept::All(false),
+            Keep::All => Kept::All(true),
+            Keep::Parts(parts) => Kept::Parts(parts.clone()),
+        }
+    }
+}
+
 impl Outline {
     /// Of `plan`, which lies in `folder`.
     pub fn of(plan: &Plan, folder: &Path, registry: &Registry) -> Outline {
@@ -106,11 +117,7 @@ fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
         optional: stage.optional,
         params: hash_bytes(inside.spelled(&stage.params).to_string().as_bytes()),
         inputs: stage.slots.iter().map(names).collect(),
-        keep: match &stage.keep {
-            Keep::Nothing => Kept::All(false),
-            Keep::All => Kept::All(true),
-            Keep::Parts(parts) => Kept::Parts(parts.clone()),
-        },
+        keep: Kept::of(&stage.keep),
     }
 }
 

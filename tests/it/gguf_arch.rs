@@ -3,7 +3,7 @@
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
-use kiln::model::arch::model_facts;
+use kiln::model::arch::{model_facts, model_warnings};
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::{Gguf, Summary};
 
@@ -259,7 +259,18 @@ fn the_tokenizer_must_fit_the_embedding() {
         let mut file = TinyGguf::qwen2().file();
         file.set(&format!("tokenizer.ggml.{key}_token_id"), id);
         assert!(facts(&file).is_ok(), "nobody reads the id of {key}");
+        let bytes = file.write();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let warnings = model_warnings(&gguf, &model_facts(&gguf).unwrap());
+        let expected = format!(
+            "`tokenizer.ggml.{key}_token_id` is {id}, beyond a vocabulary of 288: kiln does not \
+             use it"
+        );
+        assert_eq!(warnings, [expected]);
     }
+    let bytes = TinyGguf::qwen2().write();
+    let gguf = Gguf::parse(&bytes).unwrap();
+    assert_eq!(model_warnings(&gguf, &model_facts(&gguf).unwrap()), [""; 0]);
 
     let mut file = TinyGguf::llama().file();
     file.keys.retain(|(key, _)| !key.starts_with("tokenizer."));

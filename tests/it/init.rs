@@ -223,6 +223,24 @@ fn what_a_file_is_instead_is_said() {
 }
 
 #[test]
+fn what_is_odd_and_changes_nothing_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let mut file = TinyGguf::llama().file();
+    file.set("tokenizer.ggml.padding_token_id", 288_u32);
+    fs::write(folder.join("pot.gguf"), file.write()).unwrap();
+    let warning = "warning: `tokenizer.ggml.padding_token_id` is 288, beyond a vocabulary of 288";
+    for call in [
+        &["init", "file:pot.gguf"][..],
+        &["inspect", "pot.gguf"],
+        &["check", "plans/pot.toml"],
+    ] {
+        let out = said(folder, call);
+        assert!(out.contains(warning), "{call:?}: {out}");
+    }
+}
+
+#[test]
 fn a_model_writes_no_stages_into_its_plan() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -313,6 +331,19 @@ fn a_model_in_pieces_is_fetched_whole() {
         &["init", "hf:a/b/pot.gguf-split-a"],
         2,
         &["`parts` of a `fetch` stage"],
+    );
+    // What makes a plan too long is told of the file.
+    let long = format!(
+        "https://a.example/{}/pot-00001-of-00900.gguf",
+        "x".repeat(2000)
+    );
+    let (code, _, err) = kiln(folder, &["init", &long, "--out", "long.toml"]);
+    assert!(
+        code == 2
+            && err.contains("failed to make a plan for pot-00001-of-00900.gguf")
+            && err.contains("at most 1048576")
+            && !err.contains("long.toml"),
+        "{err}"
     );
 }
 

@@ -3,12 +3,16 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
 use kiln::action::{Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and
 /// `glaze`.
@@ -126,11 +130,36 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
         0,
         &format!("{faults}, removed\n"),
     );
+    // The other result named the damaged blob.
     check(
         cache.path(),
         "verify",
         0,
-        "1 blobs and 1 results: all whole\n",
+        "1 blobs and 0 results: all whole\n",
+    );
+}
+
+#[test]
+fn an_interruption_ends_verify_within_a_large_blob() {
+    let cache = cache();
+    let blob = file(cache.path(), "blobs", b"large", "");
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    // Sparse: it takes no space, but minutes to read.
+    fs::File::create(&blob).unwrap().set_len(1 << 40).unwrap();
+    let mut kiln = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
+        .args(["cache", "verify", "--cache"])
+        .arg(cache.path())
+        .spawn()
+        .unwrap();
+    sleep(Duration::from_millis(500));
+    assert!(kiln.try_wait().unwrap().is_none());
+    let begun = Instant::now();
+    kill_process(Pid::from_child(&kiln), Signal::INT).unwrap();
+    let status = kiln.wait().unwrap();
+    assert!(
+        status.signal() == Some(Signal::INT.as_raw()) && begun.elapsed() < Duration::from_secs(5),
+        "{status} after {:?}",
+        begun.elapsed()
     );
 }
 

@@ -98,24 +98,51 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         text: text.clone(),
         folder: folder(&path).into(),
     };
-    understood(source, &[], stages)?;
+    understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
     write_text(&folder(&path).join(TEXT.0))?;
     write_new(&path, text.as_bytes()).context("kiln::call::write", || {
         format!("write the plan {}", path.display())
     })?;
+    let warnings = model
+        .local
+        .as_ref()
+        .map_or(&[][..], |local| local.warnings.as_slice());
+    let is_pinned = model.local.is_some();
     common.print(&match common.json {
         true => format!(
             "{}\n",
-            json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})
+            json!({"plan": path, "name": model.name, "is_pinned": is_pinned, "warnings": warnings})
         ),
-        false => format!(
-            "{}\nwritten: {}\n{}",
-            model.about,
-            path.display(),
-            next(&path, &model)
-        ),
+        false => {
+            let warnings: String = warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}\n"))
+                .collect();
+            format!(
+                "{}\n{warnings}written: {}\n{}",
+                model.about,
+                path.display(),
+                next(&path, &model)
+            )
+        }
     });
     Ok(Exit::Done)
+}
+
+/// Nobody has seen the plan that is wrong: what is wrong with it first, of which the rest may
+/// follow, is told of the file `file`.
+fn of_file(failed: Failed, file: &str) -> Failed {
+    let problems = failed.problems.into_iter().take(1).map(|problem| {
+        let problem = problem.within(format!("failed to make a plan for {file}"));
+        Problem {
+            labels: Box::default(),
+            ..problem
+        }
+    });
+    Failed {
+        problems: problems.collect(),
+        source: None,
+    }
 }
 
 fn spell(model: &Model, soc: &str) -> String {

@@ -51,21 +51,32 @@ pub fn model_facts(gguf: &Gguf) -> Result<ModelFacts> {
     Ok(facts)
 }
 
+/// What is odd about the model of `gguf`, which `facts` describe, and changes nothing that is made
+/// of it.
+pub fn model_warnings(gguf: &Gguf, facts: &ModelFacts) -> Vec<String> {
+    vocabulary::unused_ids(&gguf.metadata, facts.vocab)
+}
+
 /// Most lines of a list in a message.
 const SHOWN: usize = 20;
 
 /// One problem that lists `lines`; none if there are none.
-fn refuse_all(code: &str, what: &str, mut lines: Vec<String>) -> Result<()> {
+fn refuse_all(code: &str, what: &str, lines: Vec<String>) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }
+    Err(Problem {
+        causes: shortened(lines),
+        ..Problem::new(code, what)
+    })
+}
+
+/// As many of `lines` as a person reads.
+fn shortened(mut lines: Vec<String>) -> Vec<String> {
     let count = lines.len();
     if count > SHOWN {
         lines.truncate(SHOWN);
         lines.push(format!("and {} more", count - SHOWN));
     }
-    Err(Problem {
-        causes: lines,
-        ..Problem::new(code, what)
-    })
+    lines
 }

@@ -1,9 +1,9 @@
 //! The tokenizer's tables against the rows of the embedding: a token id must never reach beyond
 //! them.
 
-use super::refuse_all;
+use super::{refuse_all, shortened};
 use crate::base::Result;
-use crate::model::gguf::{Array, Metadata, ValueType};
+use crate::model::gguf::{Array, Metadata, ValueType, quoted};
 
 /// Arrays with one element a token, and its types: files have integers of every width.
 const PER_TOKEN: [(&str, &[ValueType]); 3] = [
@@ -30,6 +30,28 @@ const IDS: [&str; 4] = [
     "tokenizer.ggml.eot_token_id",
     "tokenizer.ggml.eom_token_id",
 ];
+
+/// How the keys of all ids begin and end.
+const ID_KEYS: (&str, &str) = ("tokenizer.ggml.", "_token_id");
+
+/// The ids that nothing reads and that the vocabulary has no token for, a line each.
+pub fn unused_ids(metadata: &Metadata, vocab: u32) -> Vec<String> {
+    let mut lines = vec![];
+    for (key, value) in metadata.iter() {
+        let is_unused =
+            key.starts_with(ID_KEYS.0) && key.ends_with(ID_KEYS.1) && !IDS.contains(&key);
+        let Some(id) = value.integer().filter(|_| is_unused) else {
+            continue;
+        };
+        if !(0..i128::from(vocab)).contains(&id) {
+            let key = quoted(key);
+            lines.push(format!(
+                "{key} is {id}, beyond a vocabulary of {vocab}: kiln does not use it"
+            ));
+        }
+    }
+    shortened(lines)
+}
 
 /// Checks whatever tokenizer metadata there are. A file may have none; what wants text then refuses
 /// it.
