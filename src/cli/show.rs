@@ -5,10 +5,10 @@ use std::fmt::Write;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::outline::Kept;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::plan::{Keep, Plan, PlannedStage};
+use crate::records::Kept;
 
 /// Which plan, and how.
 #[derive(clap::Args)]

@@ -24,7 +24,7 @@ pub fn doubt(
 }
 
 /// Whether `result` is known to be its action's own, by `proof`.
-fn holds(
+pub fn holds(
     proof: &Proof,
     result: &ActionResult,
     blobs: &dyn BlobStore,

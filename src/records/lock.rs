@@ -109,12 +109,12 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_before_a_lock_says_nothing() {
-        let text = include_str!("../../../plans/smollm2-135m.lock");
+        let text = include_str!("../../plans/smollm2-135m.lock");
         let folder = tempfile::tempdir().unwrap();
         let read = |text: &str| {
             let path = folder.path().join("plan.lock");
             std::fs::write(&path, text).unwrap();
-            Account::read_lock(&path)
+            BuildRecord::read_lock(&path)
         };
         let marked = read(&format!("\u{feff}{text}"));
         assert_eq!(marked.unwrap(), read(text).unwrap());

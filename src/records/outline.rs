@@ -50,7 +50,7 @@ pub enum Kept {
 
 impl Kept {
     /// What `keep` says.
-    pub(super) fn of(keep: &Keep) -> Kept {
+    pub fn of(keep: &Keep) -> Kept {
         match keep {
             Keep::Nothing => Kept::All(false),
             Keep::All => Kept::All(true),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kiln::action::{Action, Demand, Ingredient, Isolation, Registry, Window};
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use kiln::execute::{Executor, Local, Ran, Watch};
-use kiln::store::{BlobStore, Disk};
+use kiln::store::{BlobStore, Disk, LocalStore};
 use serde_json::json;
 
 use crate::support::alive::{is_alive, wait_until};

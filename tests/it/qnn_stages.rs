@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::{Inputs, Manifest, Part, Stage};
+use kiln::action::{Given, Inputs, Manifest, Part, Stage};
 use kiln::base::Result;
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
@@ -165,10 +165,16 @@ fn digests(manifest: &Manifest) -> Vec<String> {
 
 #[track_caller]
 fn wrong(kind: &str, params: Value, slots: &[&str], expected: &str) {
+    let given = |slot: &&str| Given {
+        slot: slot.to_string(),
+        stage: slot.to_string(),
+        artifact: "",
+    };
+    let given: Vec<Given> = slots.iter().map(given).collect();
     let problems = stages::all()
         .get(kind)
         .unwrap()
-        .check(&params, slots)
+        .check(&params, &given)
         .unwrap_err();
     let text: Vec<String> = problems
         .iter()

@@ -12,7 +12,8 @@ use crate::support::faulty::{Faulty, Store};
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
 use kiln::store::{
-    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LockedFolder, Memory, Note, Notes,
+    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LocalStore, LockedFolder, Memory,
+    Note, Notes,
 };
 use serde_json::json;
 

@@ -115,7 +115,7 @@ impl Stage for Fake {
     fn check(
         &self,
         _: &Value,
-        _: &[&str],
+        _: &[kiln::action::Given],
     ) -> std::result::Result<Vec<String>, Vec<kiln::action::ParamProblem>> {
         Ok(vec![])
     }

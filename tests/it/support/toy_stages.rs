@@ -84,7 +84,7 @@ impl TypedStage for Fetch {
     };
     never_runs!();
 
-    fn check(params: &FetchParams, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &FetchParams, _: &[kiln::action::Given]) -> Vec<ParamProblem> {
         if params.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
             return vec![];
         }
@@ -159,7 +159,7 @@ impl TypedStage for Fire {
     );
     never_runs!();
 
-    fn tools(_: &FireParams, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &FireParams, _: &[kiln::action::Given]) -> Vec<&'static str> {
         vec!["oven"]
     }
 }

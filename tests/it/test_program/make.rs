@@ -90,7 +90,11 @@ impl Stage for Fetch {
         &FETCH
     }
 
-    fn check(&self, _: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+    fn check(
+        &self,
+        _: &Value,
+        _: &[kiln::action::Given],
+    ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(vec![])
     }
 
@@ -127,7 +131,7 @@ impl Stage for Make {
     fn check(
         &self,
         params: &Value,
-        _: &[&str],
+        _: &[kiln::action::Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(if params["oven"] == true {
             vec!["oven".into()]

@@ -31,7 +31,11 @@ impl Stage for Scripted {
         }
     }
 
-    fn check(&self, _: &Value, _: &[&str]) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
+    fn check(
+        &self,
+        _: &Value,
+        _: &[kiln::action::Given],
+    ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(vec![])
     }
 
