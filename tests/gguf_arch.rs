@@ -2,7 +2,7 @@
 
 mod support;
 
-use kiln::model::arch::model_facts;
+use kiln::model::decoder::arch::model_facts;
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::{Gguf, Summary};
 use support::gguf_file::{GgufFile, Value};
@@ -49,6 +49,7 @@ fn a_llama_is_read() {
         rope_rows: RopeRows::Interleaved,
         qkv_bias: false,
         tied_embeddings: true,
+        structure: None,
     };
     assert_eq!(facts, expected);
 }

@@ -2,7 +2,9 @@
 
 use crate::action::{Inputs, Job, Manifest, Order, Outputs, Part, PartName, ToolFile};
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{Element, GraphFacts, ModelFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
+use crate::model::facts::{Element, GraphFacts, WeightFacts};
 use crate::model::onnx;
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
@@ -59,17 +61,17 @@ pub fn on_cpu<'a>(
     graph: &'a Manifest,
     roles: &[String],
     place: Place,
-    model: &ModelFacts,
+    model: &DecoderSpec,
 ) -> Result<Vec<(String, &'a Part)>> {
-    let mut parts = vec![];
+    let (tensors, mut parts) = (by_name(model), vec![]);
     for end in place.on_cpu() {
         for role in roles {
             let file = format!("{}.onnx", end.graph_stem(role));
             parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
         }
-        let weights = graph
-            .under("weights")
-            .filter(|(name, _)| end.reads(name, model));
+        let weights = graph.under("weights").filter(|(name, _)| {
+            role_of_blob(&tensors, name).is_some_and(|role| end.reads(role, model))
+        });
         parts.extend(weights.map(|(name, part)| (format!("{CPU}/weights/{name}"), part)));
     }
     Ok(parts)
@@ -201,9 +203,9 @@ pub fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
 
 /// What compiling a model takes, whole or in shards.
 pub struct Compilations<'a> {
-    model: &'a ModelFacts,
-    /// By blob: codes and floating-point values in it.
-    weights: Vec<(&'a str, (u64, u64))>,
+    model: &'a DecoderSpec,
+    /// Of each blob: what its weight is, codes and floating-point values in it.
+    weights: Vec<(Role, (u64, u64))>,
     graphs: u64,
     place: Place,
 }
@@ -212,15 +214,17 @@ impl<'a> Compilations<'a> {
     /// Of so many graphs of `model` over the blobs `weights`, by their names, without what `place`
     /// leaves to the CPU.
     pub fn new(
-        model: &'a ModelFacts,
+        model: &'a DecoderSpec,
         weights: impl Iterator<Item = (&'a str, &'a Part)>,
         graphs: usize,
         place: Place,
     ) -> Self {
-        let weights = weights.map(|blob| (blob.0, elements(blob))).collect();
+        let tensors = by_name(model);
+        let weights =
+            weights.filter_map(|blob| Some((role_of_blob(&tensors, blob.0)?, elements(blob))));
         Compilations {
             model,
-            weights,
+            weights: weights.collect(),
             graphs: graphs as u64,
             place,
         }
@@ -231,7 +235,7 @@ impl<'a> Compilations<'a> {
         let read = self
             .weights
             .iter()
-            .filter(|(name, _)| shard.reads(name, self.model));
+            .filter(|(role, _)| shard.reads(*role, self.model));
         compile_bytes(sum(read.map(|(_, elements)| *elements)), self.graphs)
     }
 

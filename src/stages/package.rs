@@ -29,7 +29,8 @@ use crate::action::{
     Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::ContextFacts;
 use crate::model::ledger::Ledger;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
@@ -247,7 +248,7 @@ impl TypedStage for Package {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let model: DecoderSpec = job.input(MODEL)?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let binaries = Binary::read_all(job)?;
         let first = check_graphs(&binaries, &model)?;

@@ -16,7 +16,8 @@ use crate::action::{
     TypedStage,
 };
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
+use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
 use scheme::Scheme;
 use spell::{DIAGONAL, MOMENTS, spell};
@@ -129,7 +130,8 @@ impl TypedStage for Requant {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<RequantOrder>>> {
         let model = inputs.one("tensors")?;
-        let facts: ModelFacts = model.part("model.json")?.facts.read()?;
+        let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+        let of_decoder = by_name(&spec);
         let tensors = tensors::all(model)?;
         let own = if params.scheme == Scheme::Auto {
             Scheme::Native
@@ -169,7 +171,9 @@ impl TypedStage for Requant {
             refuse_uneven(tensor, scheme)?;
             let order = RequantOrder {
                 scheme,
-                rope_heads: rope_heads(&facts, tensor.name),
+                rope_heads: of_decoder
+                    .get(tensor.name)
+                    .and_then(|tensor| tensor.interleaved_heads),
             };
             let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
             order = order.demand(demand(tensor, scheme));
@@ -221,19 +225,6 @@ fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
         })
     };
     facts.overrides.into_iter().map(rule).collect()
-}
-
-/// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their
-/// biases.
-pub(super) fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
-    if model.rope_rows == RopeRows::HalfSplit {
-        return None;
-    }
-    match name.rsplit('.').nth(1)? {
-        "attn_q" => Some(model.heads),
-        "attn_k" => Some(model.kv_heads),
-        _ => None,
-    }
 }
 
 fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {

@@ -29,7 +29,8 @@ use crate::action::{
     PartName, StageSpec, ToolFile, TypedStage,
 };
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::ContextFacts;
 use crate::model::shards::Place;
 
 use super::device::{CPU, QNN, ROLES, binaries, binary_inputs, libraries};
@@ -224,7 +225,7 @@ fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> 
 }
 
 /// What the candidate was made of.
-pub fn model(job: &Job) -> Result<ModelFacts> {
+pub fn model(job: &Job) -> Result<DecoderSpec> {
     job.input("candidate/model.json")?.facts.read()
 }
 
