@@ -10,7 +10,7 @@ use super::inspect::with_headers;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{Problem, Result, open_file};
-use crate::model::arch::{model_facts, model_warnings};
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::Gguf;
 use crate::plan::{Plan, PlannedStage};
 

@@ -3,7 +3,9 @@
 use crate::action::{Job, Manifest, Part};
 use crate::base::{CanonJson, Problem, Result};
 use crate::lower::lower;
-use crate::model::facts::{Element, ModelFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
+use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx;
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
@@ -119,9 +121,9 @@ pub fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
 
 /// What compiling a model takes, whole or in shards.
 pub struct Compilations<'a> {
-    model: &'a ModelFacts,
-    /// By blob: codes and floating-point values in it.
-    weights: Vec<(&'a str, (u64, u64))>,
+    model: &'a DecoderSpec,
+    /// Of each blob: what its weight is, codes and floating-point values in it.
+    weights: Vec<(Role, (u64, u64))>,
     graphs: u64,
     place: Place,
 }
@@ -130,15 +132,17 @@ impl<'a> Compilations<'a> {
     /// Of so many graphs of `model` over the blobs `weights`, by their names, without what `place`
     /// leaves to the CPU.
     pub fn new(
-        model: &'a ModelFacts,
+        model: &'a DecoderSpec,
         weights: impl Iterator<Item = (&'a str, &'a Part)>,
         graphs: usize,
         place: Place,
     ) -> Self {
-        let weights = weights.map(|blob| (blob.0, elements(blob))).collect();
+        let tensors = by_name(model);
+        let weights =
+            weights.filter_map(|blob| Some((role_of_blob(&tensors, blob.0)?, elements(blob))));
         Compilations {
             model,
-            weights,
+            weights: weights.collect(),
             graphs: graphs as u64,
             place,
         }
@@ -149,7 +153,7 @@ impl<'a> Compilations<'a> {
         let read = self
             .weights
             .iter()
-            .filter(|(name, _)| shard.reads(name, self.model));
+            .filter(|(role, _)| shard.reads(*role, self.model));
         compile_bytes(sum(read.map(|(_, elements)| *elements)), self.graphs)
     }
 

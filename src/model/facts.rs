@@ -3,12 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::decoder::Structure;
 use super::shards::{Place, Shard};
 
-/// What a decoder-only transformer is, read from the metadata of its file.
+/// What a decoder-only transformer is, as facts hold it. Programs read it as a
+/// [`DecoderSpec`](super::decoder::DecoderSpec).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// `llama` or `qwen2`.
+    /// What its file calls the architecture: `llama`.
     pub architecture: String,
     /// Number of decoder layers.
     pub block_count: u32,
@@ -36,6 +38,9 @@ pub struct ModelFacts {
     pub qkv_bias: bool,
     /// Whether the head is the embedding.
     pub tied_embeddings: bool,
+    /// What the fields above cannot say: of a decoder that is no plain one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<Structure>,
 }
 
 /// Which rows of a head rotate together.

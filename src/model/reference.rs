@@ -10,7 +10,12 @@ use candle_core::{D, Device, Error, Tensor};
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
-use super::facts::{ModelFacts, RopeRows};
+use super::decoder::tensors::{LayerTensor, Role};
+use super::decoder::{
+    Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
+    not_supported, refuse_any,
+};
+use super::facts::RopeRows;
 use super::fidelity;
 use crate::base::{Context, Problem, Result};
 
@@ -28,8 +33,97 @@ pub trait Weights {
 
 /// A model that reads its weights as it goes.
 pub struct Reference<'a> {
-    facts: &'a ModelFacts,
+    spec: &'a DecoderSpec,
+    layers: Vec<LayerForm>,
     weights: &'a dyn Weights,
+}
+
+/// What this file calls itself in problems.
+const REFERENCE: &str = "the reference";
+
+/// How a layer is computed.
+struct LayerForm {
+    qkv_bias: bool,
+    /// Turns `[1, heads, tokens, dims]` by cosines and sines.
+    rotate: fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, Error>,
+    /// By how much the columns of a head turn from one position to the next.
+    frequencies: Vec<f64>,
+    /// What the gate goes through.
+    activate: fn(&Tensor) -> Result<Tensor, Error>,
+}
+
+impl LayerForm {
+    /// The form of `layer`. Refused: parts that are not computed here.
+    fn of(layer: &Layer, spec: &DecoderSpec) -> Result<Self> {
+        let Layer {
+            norms,
+            attention,
+            activation,
+            residual_scale,
+        } = layer;
+        let Attention {
+            qkv_bias,
+            qk_norm,
+            rotary,
+            window,
+            score_scale,
+            score_cap,
+        } = attention;
+        match norms {
+            Norms::Before => {}
+            Norms::After | Norms::Around => return Err(not_supported(REFERENCE, norms)),
+        }
+        match qk_norm {
+            QkNorm::None => {}
+            QkNorm::PerHead | QkNorm::WholeRow => return Err(not_supported(REFERENCE, qk_norm)),
+        }
+        match window {
+            Window::Full => {}
+            Window::Sliding(_) => return Err(not_supported(REFERENCE, window)),
+        }
+        refuse_any(REFERENCE, "a score scale", *score_scale)?;
+        refuse_any(REFERENCE, "a soft cap of the scores", *score_cap)?;
+        refuse_any(REFERENCE, "a residual scale", *residual_scale)?;
+        let Some(Rotary { layout, dims, base }) = rotary else {
+            return Err(not_supported(REFERENCE, "layers without RoPE"));
+        };
+        if *dims != spec.head_dim {
+            let part = format!("RoPE of {dims} of {} columns", spec.head_dim);
+            return Err(not_supported(REFERENCE, part));
+        }
+        let (base, columns) = (f64::from(*base), f64::from(*dims));
+        Ok(LayerForm {
+            qkv_bias: *qkv_bias,
+            rotate: match layout {
+                RopeRows::Interleaved => rope_i,
+                RopeRows::HalfSplit => rope,
+            },
+            frequencies: (0..dims / 2)
+                .map(|i| base.powf(-2.0 * f64::from(i) / columns))
+                .collect(),
+            activate: match activation {
+                Activation::Silu => silu,
+                Activation::GeluTanh => return Err(not_supported(REFERENCE, activation)),
+            },
+        })
+    }
+
+    /// Cosines and sines of the angles at the positions of `span`, `[tokens, dims / 2]`.
+    fn turns(&self, span: &Span) -> Result<[Tensor; 2], Error> {
+        let positions = span.before..span.before + span.tokens;
+        let angles = positions.flat_map(|position| {
+            let turned = self.frequencies.iter();
+            turned.map(move |frequency| position as f64 * frequency)
+        });
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
+            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+            .unzip();
+        let shape = (span.tokens, self.frequencies.len());
+        Ok([
+            Tensor::from_vec(cos, shape, &Device::Cpu)?,
+            Tensor::from_vec(sin, shape, &Device::Cpu)?,
+        ])
+    }
 }
 
 /// The residual stream after the last layer, `[tokens, hidden]`.
@@ -51,8 +145,6 @@ struct Span {
     before: usize,
     /// `[tokens, before + tokens]`: a token sees itself and those before it.
     mask: Tensor,
-    /// Cosines and sines of the rotary embedding, `[tokens, head_dim / 2]`.
-    turn: [Tensor; 2],
 }
 
 /// What a layer knows of a text: its keys and values, `[kv_heads, tokens, head_dim]`.
@@ -62,9 +154,23 @@ struct Attended {
 }
 
 impl<'a> Reference<'a> {
-    /// The model that `facts` describe.
-    pub fn new(facts: &'a ModelFacts, weights: &'a dyn Weights) -> Self {
-        Reference { facts, weights }
+    /// The model that `spec` describes. Refused: parts that are not computed here.
+    pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights) -> Result<Self> {
+        let Embedding { scale } = spec.embedding;
+        refuse_any(REFERENCE, "an embedding scale", scale)?;
+        let Head {
+            tied: _,
+            scale,
+            soft_cap,
+        } = spec.head;
+        refuse_any(REFERENCE, "a logit scale", scale)?;
+        refuse_any(REFERENCE, "a soft cap of the logits", soft_cap)?;
+        let forms = spec.layers.iter().map(|layer| LayerForm::of(layer, spec));
+        Ok(Reference {
+            spec,
+            layers: forms.collect::<Result<_>>()?,
+            weights,
+        })
     }
 
     /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each
@@ -79,9 +185,9 @@ impl<'a> Reference<'a> {
             .map(|text| self.span(0, text.len()))
             .collect::<Result<Vec<_>>>()?;
         let mut stream = self.embedding(&texts.concat())?;
-        for layer in 0..self.facts.block_count {
+        for (layer, form) in (0..).zip(&self.layers) {
             begun(layer)?;
-            (stream, _) = self.layer(layer, &stream, &spans, None)?;
+            (stream, _) = self.layer(layer, form, &stream, &spans, None)?;
         }
         ran(split(&stream, &spans))?
             .into_iter()
@@ -92,21 +198,17 @@ impl<'a> Reference<'a> {
     /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a
     /// time.
     pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let rows = (LOGITS / self.facts.vocab.max(1) as usize).max(1);
+        let rows = (LOGITS / self.spec.vocab.max(1) as usize).max(1);
         let tokens = ran(state.0.dim(0))?;
         for first in (0..tokens).step_by(rows) {
             let some = ran(state.0.narrow(0, first, rows.min(tokens - first)))?;
-            let head = if self.facts.tied_embeddings {
-                "token_embd"
+            let head = if self.spec.head.tied {
+                Role::Embedding
             } else {
-                "output"
+                Role::Head
             };
-            let logits = self.linear(
-                head,
-                self.facts.vocab as usize,
-                false,
-                &self.norm("output_norm", &some)?,
-            )?;
+            let normal = self.norm(Role::FinalNorm, &some)?;
+            let logits = self.linear(head, self.spec.vocab as usize, false, &normal)?;
             show(&ran(logits
                 .flatten_all()
                 .and_then(|logits| logits.to_vec1()))?)?;
@@ -123,7 +225,7 @@ impl<'a> Reference<'a> {
         ends: &[u32],
         mut begun: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Choice>> {
-        let mut past: Vec<Option<Attended>> = (0..self.facts.block_count).map(|_| None).collect();
+        let mut past: Vec<Option<Attended>> = self.layers.iter().map(|_| None).collect();
         let mut next = prompt.to_vec();
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
         while choices.len() < count
@@ -139,8 +241,9 @@ impl<'a> Reference<'a> {
             };
             let spans = [self.span(before, next.len())?];
             let mut stream = self.embedding(&next)?;
-            for (layer, past) in (0..).zip(&mut past) {
-                let (after, mut attended) = self.layer(layer, &stream, &spans, past.as_ref())?;
+            for ((layer, form), past) in (0..).zip(&self.layers).zip(&mut past) {
+                let (after, mut attended) =
+                    self.layer(layer, form, &stream, &spans, past.as_ref())?;
                 (stream, *past) = (after, attended.pop());
             }
             let last = ran(stream.narrow(0, next.len() - 1, 1))?;
@@ -169,31 +272,20 @@ impl<'a> Reference<'a> {
                 "there is no text to begin with",
             ));
         }
-        let mut rows = vec![];
+        let (mut rows, table) = (vec![], Role::Embedding.weight());
         for token in tokens {
             let row = *token as usize;
-            rows.extend(self.weights.rows("token_embd.weight", row..row + 1)?);
+            rows.extend(self.weights.rows(&table, row..row + 1)?);
         }
-        tensor(rows, tokens.len(), self.facts.hidden as usize)
+        tensor(rows, tokens.len(), self.spec.hidden as usize)
     }
 
     /// `tokens` that come after `before` others.
     fn span(&self, before: usize, tokens: usize) -> Result<Span> {
-        let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
-        let angle = |position: usize, i: u32| {
-            position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim))
-        };
-        let angles = (before..before + tokens)
-            .flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip();
-        let turns = |values| tensor(values, tokens, dim as usize / 2);
         Ok(Span {
             tokens,
             before,
             mask: ran(mask(before, tokens))?,
-            turn: [turns(cos)?, turns(sin)?],
         })
     }
 
@@ -202,48 +294,50 @@ impl<'a> Reference<'a> {
     fn layer(
         &self,
         layer: u32,
+        form: &LayerForm,
         stream: &Tensor,
         spans: &[Span],
         past: Option<&Attended>,
     ) -> Result<(Tensor, Vec<Attended>)> {
-        let ModelFacts {
+        let DecoderSpec {
             heads,
             kv_heads,
             head_dim,
             hidden,
             ffn,
-            qkv_bias,
             ..
-        } = *self.facts;
+        } = *self.spec;
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
-        let name = |what: &str| format!("blk.{layer}.{what}");
-        let x = self.norm(&name("attn_norm"), stream)?;
-        let q = self.linear(&name("attn_q"), heads * head_dim, qkv_bias, &x)?;
-        let k = self.linear(&name("attn_k"), kv_heads * head_dim, qkv_bias, &x)?;
-        let v = self.linear(&name("attn_v"), kv_heads * head_dim, qkv_bias, &x)?;
-        let (mixed, attended) = ran(self.attention([&q, &k, &v], spans, past))?;
-        let stream = ran(stream + self.linear(&name("attn_output"), hidden, false, &mixed)?)?;
+        let role = |tensor| Role::Layer(layer, tensor);
+        let bias = form.qkv_bias;
+        let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
+        let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
+        let k = self.linear(role(LayerTensor::Key), kv_heads * head_dim, bias, &x)?;
+        let v = self.linear(role(LayerTensor::Value), kv_heads * head_dim, bias, &x)?;
+        let (mixed, attended) = ran(self.attention(form, [&q, &k, &v], spans, past))?;
+        let output = self.linear(role(LayerTensor::AttentionOutput), hidden, false, &mixed)?;
+        let stream = ran(stream + output)?;
 
-        let x = self.norm(&name("ffn_norm"), &stream)?;
-        let gate = ran(silu(&self.linear(&name("ffn_gate"), ffn, false, &x)?))?;
-        let up = ran(gate * self.linear(&name("ffn_up"), ffn, false, &x)?)?;
-        Ok((
-            ran(stream + self.linear(&name("ffn_down"), hidden, false, &up)?)?,
-            attended,
-        ))
+        let x = self.norm(role(LayerTensor::FeedForwardNorm), &stream)?;
+        let gate = self.linear(role(LayerTensor::Gate), ffn, false, &x)?;
+        let gate = ran((form.activate)(&gate))?;
+        let up = ran(gate * self.linear(role(LayerTensor::Up), ffn, false, &x)?)?;
+        let down = self.linear(role(LayerTensor::Down), hidden, false, &up)?;
+        Ok((ran(stream + down)?, attended))
     }
 
     /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
     /// each text.
     fn attention(
         &self,
+        form: &LayerForm,
         [q, k, v]: [&Tensor; 3],
         spans: &[Span],
         past: Option<&Attended>,
     ) -> Result<(Tensor, Vec<Attended>), Error> {
         let [heads, kv_heads, dim] =
-            [self.facts.heads, self.facts.kv_heads, self.facts.head_dim].map(|size| size as usize);
+            [self.spec.heads, self.spec.kv_heads, self.spec.head_dim].map(|size| size as usize);
         let (mut mixes, mut all) = (vec![], vec![]);
         let texts = split(q, spans)?
             .into_iter()
@@ -254,7 +348,6 @@ impl<'a> Reference<'a> {
                 tokens,
                 before,
                 mask,
-                ..
             } = span;
             let (tokens, all_tokens) = (*tokens, before + tokens);
             let by_head = |x: &Tensor, heads| {
@@ -262,9 +355,11 @@ impl<'a> Reference<'a> {
                     .transpose(0, 1)?
                     .contiguous()
             };
-            let q = self.turned(&by_head(&q, heads)?, span)?;
+            let [cos, sin] = form.turns(span)?;
+            let turned = |x: Tensor| (form.rotate)(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
+            let q = turned(by_head(&q, heads)?)?;
             let attended = Attended {
-                keys: self.turned(&by_head(&k, kv_heads)?, span)?,
+                keys: turned(by_head(&k, kv_heads)?)?,
                 values: by_head(&v, kv_heads)?,
             };
             let attended = match past {
@@ -291,29 +386,20 @@ impl<'a> Reference<'a> {
         Ok((Tensor::cat(&mixes, 0)?, all))
     }
 
-    /// Rotary embedding of `x`, `[heads, tokens, head_dim]`.
-    fn turned(&self, x: &Tensor, span: &Span) -> Result<Tensor, Error> {
-        let [cos, sin] = &span.turn;
-        let turn = match self.facts.rope_rows {
-            RopeRows::Interleaved => rope_i,
-            RopeRows::HalfSplit => rope,
-        };
-        turn(&x.unsqueeze(0)?, cos, sin)?.squeeze(0)
-    }
-
-    fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let gamma = self.vector(&format!("{name}.weight"))?;
-        ran(rms_norm(x, &gamma, self.facts.rms_epsilon))
+    fn norm(&self, role: Role, x: &Tensor) -> Result<Tensor> {
+        let gamma = self.vector(&role.weight())?;
+        ran(rms_norm(x, &gamma, self.spec.rms_epsilon))
     }
 
     /// `x W^T`, and the bias added if there is one. Some rows of the matrix at a time.
-    fn linear(&self, name: &str, rows: usize, has_bias: bool, x: &Tensor) -> Result<Tensor> {
+    fn linear(&self, role: Role, rows: usize, has_bias: bool, x: &Tensor) -> Result<Tensor> {
         let columns = ran(x.dim(D::Minus1))?;
         let piece = (PIECE_VALUES / columns.max(1)).max(1);
+        let matrix = role.weight();
         let mut columns_of_y = vec![];
         for first in (0..rows).step_by(piece) {
             let some = first..rows.min(first + piece);
-            let weights = self.weights.rows(&format!("{name}.weight"), some.clone())?;
+            let weights = self.weights.rows(&matrix, some.clone())?;
             let weights = tensor(weights, some.len(), columns)?;
             columns_of_y.push(ran(weights.t().and_then(|weights| x.matmul(&weights)))?);
         }
@@ -321,7 +407,7 @@ impl<'a> Reference<'a> {
         if !has_bias {
             return Ok(y);
         }
-        ran(y.broadcast_add(&self.vector(&format!("{name}.bias"))?))
+        ran(y.broadcast_add(&self.vector(&role.bias())?))
     }
 
     fn vector(&self, name: &str) -> Result<Tensor> {
@@ -368,4 +454,29 @@ fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
 /// What candle made, or its error as ours.
 fn ran<T>(made: Result<T, Error>) -> Result<T> {
     made.context("kiln::reference::run", || "run the model in f32".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoWeights;
+
+    impl Weights for NoWeights {
+        fn rows(&self, name: &str, _: Range<usize>) -> Result<Vec<f32>> {
+            panic!("`{name}` is read");
+        }
+    }
+
+    #[test]
+    fn parts_that_are_not_computed_here_are_refused_by_name() {
+        assert!(Reference::new(&DecoderSpec::tiny(), &NoWeights).is_ok());
+        for (part, spec) in DecoderSpec::variants() {
+            let problem = Reference::new(&spec, &NoWeights).err().unwrap();
+            assert_eq!(
+                problem.message,
+                format!("the reference does not support {part}")
+            );
+        }
+    }
 }

@@ -28,7 +28,8 @@ use crate::action::{
 use crate::artifact::tensors;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::{GraphFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
@@ -145,7 +146,7 @@ impl TypedStage for Calibrate {
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let model: ModelFacts = job.input("candidate/model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
         let whole = onnx::decode(&job.read(PREFILL)?)?;

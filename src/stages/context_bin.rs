@@ -31,7 +31,9 @@ use crate::artifact::context::{
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Problem, Result};
 use crate::compile::{Compilations, check_signatures, compile_bytes, encodings, lowered};
-use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{by_name, role_of_blob};
+use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{
     Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove,
@@ -119,11 +121,11 @@ fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
 fn more_shards(
     compilations: &Compilations,
     count: u32,
-    model: &ModelFacts,
+    model: &DecoderSpec,
 ) -> Result<Vec<Smaller>> {
     let (mut count, mut smaller) = (count.max(1), vec![]);
-    while count < model.block_count {
-        count = count.saturating_mul(2).min(model.block_count);
+    while count < model.block_count() {
+        count = count.saturating_mul(2).min(model.block_count());
         let advice = format!("give the `graph` stage `shards = {count}`");
         smaller.push(Smaller {
             memory_bytes: compilations.largest(count)?,
@@ -276,11 +278,15 @@ impl TypedStage for ContextBin {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
-        let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let model: DecoderSpec = given.part("model.json")?.facts.read()?;
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
         let place = Place::of(&cut);
-        let is_read = |name: &str| is_whole || cut.iter().any(|shard| shard.reads(name, &model));
+        let tensors = by_name(&model);
+        let reads = |shard: &Shard, name: &str| {
+            role_of_blob(&tensors, name).is_some_and(|role| shard.reads(role, &model))
+        };
+        let is_read = |name: &str| is_whole || cut.iter().any(|shard| reads(shard, name));
         // A DLC holds halves only; `dlc` refuses all else.
         let encodings = if extension == "onnx" {
             encodings(given, is_read)?
@@ -330,7 +336,7 @@ impl TypedStage for ContextBin {
         } {
             let weights = given
                 .under("weights")
-                .filter(|(name, _)| shard.reads(name, &model));
+                .filter(|(name, _)| reads(&shard, name));
             let memory_bytes = match of_graphs {
                 true => compilations.bytes(&shard),
                 false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),

@@ -146,7 +146,7 @@ impl TypedStage for EvaluateLayers {
             let values = piece.gives.iter().map(value).collect::<Result<_>>()?;
             let (first, end) = piece
                 .shard
-                .map_or((0, model.block_count), |shard| (shard.first, shard.end));
+                .map_or((0, model.block_count()), |shard| (shard.first, shard.end));
             shards.push(ShardScore { first, end, values });
         }
         let text = CanonJson::of(&Computed { shards })?.to_string();

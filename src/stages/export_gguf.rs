@@ -15,10 +15,10 @@ use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
     TypedStage,
 };
-use crate::artifact::tensors::rope_heads;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
+use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::facts::{Element, MetadataFacts, TensorFacts, WeightFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, write_numbers};
 
@@ -123,7 +123,8 @@ impl TypedStage for ExportGguf {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let metadata = job.read(METADATA)?;
         let gguf = Gguf::parse(&metadata)?;
-        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let spec: DecoderSpec = job.input(MODEL)?.facts.read()?;
+        let of_decoder = by_name(&spec);
         let names: MetadataFacts = job.input(METADATA)?.facts.read()?;
         let sources = names
             .tensors
@@ -161,7 +162,8 @@ impl TypedStage for ExportGguf {
                     .stream(CHUNK_BYTES, |piece| out.write(piece))?,
                 Some((facts, element)) => {
                     let weight = Weight::read(job, &format!("weights/{}", entry.name), facts)?;
-                    let heads = rope_heads(&model, entry.name);
+                    let tensor = of_decoder.get(entry.name);
+                    let heads = tensor.and_then(|tensor| tensor.interleaved_heads);
                     write_values(&mut out, entry.name, &weight, *element, heads)?;
                 }
             }

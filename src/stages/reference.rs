@@ -25,7 +25,8 @@ use crate::action::{
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::{Element, TensorFacts, WeightFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
@@ -131,7 +132,7 @@ impl TypedStage for ReferenceStage {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let facts: ModelFacts = job.input("model.json")?.facts.read()?;
+        let spec: DecoderSpec = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
         let windows = windows(
             &job.read("text")?,
@@ -146,8 +147,8 @@ impl TypedStage for ReferenceStage {
             .transpose()?;
 
         let weights = FileWeights::new(job)?;
-        let model = Reference::new(&facts, &weights);
-        let vocab = u64::from(facts.vocab);
+        let model = Reference::new(&spec, &weights)?;
+        let vocab = u64::from(spec.vocab);
         let together = (TOGETHER / params.tokens as usize).max(1);
         let steps = windows.len() as u64;
         let mut outputs = Outputs::new();
@@ -217,15 +218,9 @@ impl TypedStage for ReferenceStage {
 /// is run the stream and what becomes of it, of one text its scores, their mask added and their
 /// softmax.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
-    let facts: ModelFacts = model.part("model.json")?.facts.read()?;
-    let [tokens, vocab, heads, ffn, hidden] = [
-        params.tokens,
-        facts.vocab,
-        facts.heads,
-        facts.ffn,
-        facts.hidden,
-    ]
-    .map(u64::from);
+    let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+    let [tokens, vocab, heads, ffn, hidden] =
+        [params.tokens, spec.vocab, spec.heads, spec.ffn, spec.hidden].map(u64::from);
     let run = (params.windows as u64 * tokens)
         .min(TOGETHER as u64)
         .max(tokens);

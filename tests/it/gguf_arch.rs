@@ -3,7 +3,7 @@
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
-use kiln::model::arch::{model_facts, model_warnings};
+use kiln::model::decoder::arch::{model_facts, model_warnings};
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::{Gguf, Summary};
 
@@ -47,6 +47,7 @@ fn a_llama_is_read() {
         rope_rows: RopeRows::Interleaved,
         qkv_bias: false,
         tied_embeddings: true,
+        structure: None,
     };
     assert_eq!(facts, expected);
 }

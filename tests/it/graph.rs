@@ -7,6 +7,7 @@ use crate::support::peers::{python, said};
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Stage};
+use kiln::model::decoder::{Activation, DecoderSpec};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
@@ -152,10 +153,31 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
          `blk.1.ffn_up.weight`: {\"codes\", \"offsets\"} spell no weight; `rope_freqs.weight` has \
          no place in a `llama` decoder",
     );
+}
+
+#[test]
+fn parts_that_no_graph_is_known_for_are_refused_before_anything_runs() {
     refuses(
-        |model, _| model.facts.architecture = "gpt2".into(),
-        "no graph is known for architecture `gpt2`; `llama` and `qwen2` are",
+        |model, _| {
+            let mut spec = DecoderSpec::try_from(model.facts.clone()).unwrap();
+            spec.layers[1].activation = Activation::GeluTanh;
+            model.facts = spec.into();
+        },
+        "the graph does not support the activation GELU (tanh)",
     );
+}
+
+#[test]
+fn the_graph_depends_on_the_parts_of_a_decoder_and_not_on_its_name() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    let llama = TinyWeights::llama();
+    let mut other = llama.clone();
+    other.facts.architecture = "of-known-parts".into();
+    let [llama, other] = [llama, other].map(|model| build(&folder, &model, small()));
+    for file in ["prefill.onnx", "decode.onnx"] {
+        assert_eq!(llama.get(file), other.get(file));
+    }
 }
 
 #[test]

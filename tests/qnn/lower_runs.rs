@@ -14,7 +14,8 @@ use half::f16;
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::base::Result;
 use kiln::lower::lower;
-use kiln::model::facts::{GraphFacts, ModelFacts, WeightFacts};
+use kiln::model::decoder::DecoderSpec;
+use kiln::model::facts::{GraphFacts, WeightFacts};
 use kiln::model::onnx::decode;
 use kiln::model::reference::{Reference, Weights};
 use kiln::qnn::{Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc};
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 
 /// What the stages make of a tiny model.
 struct Made {
-    facts: ModelFacts,
+    facts: DecoderSpec,
     plain: Plain,
     profiles: [GraphFacts; 2],
     graphs: [DeviceGraph; 2],
@@ -74,7 +75,7 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
         .into_iter()
         .map(|name| (name.clone(), weight(&name)));
     let files = ["prefill.onnx", "decode.onnx"].map(|file| onnx.part(file).unwrap());
-    let facts: ModelFacts = model.part("model.json").unwrap().facts.read().unwrap();
+    let facts: DecoderSpec = model.part("model.json").unwrap().facts.read().unwrap();
     Made {
         facts,
         plain: Plain(plain.collect()),
@@ -100,7 +101,7 @@ fn error(made: Made, engine: impl Engine + 'static) -> f32 {
     let tokens: Vec<u32> = (0..made.profiles[0].tokens)
         .map(|i| (i * 37 + 11) % made.facts.vocab)
         .collect();
-    let reference = Reference::new(&made.facts, &made.plain);
+    let reference = Reference::new(&made.facts, &made.plain).unwrap();
     let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else {
         panic!()
     };

@@ -13,7 +13,7 @@ use super::pieces::{Pieces, whole_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, head, shown_line};
 use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
-use crate::model::arch::{model_facts, model_warnings};
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
 /// The model.

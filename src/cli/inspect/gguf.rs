@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::base::{self, Context, Problem, Result, open_file};
-use crate::model::arch::{model_facts, model_warnings};
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
 

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::{CanonJson, Digest, Problem, Result};
-use crate::model::facts::{Element, ModelFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::by_name;
+use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx::Spelling;
 
 /// One blob of a weight.
@@ -58,10 +60,11 @@ impl Weights {
     }
 
     /// All that is missing, misshapen or not understood, in one problem.
-    pub(super) fn check(&self, model: &ModelFacts) -> Result<()> {
-        let needed = needed(model);
+    pub(super) fn check(&self, model: &DecoderSpec) -> Result<()> {
+        let needed = by_name(model);
         let mut wrong: Vec<String> = vec![];
-        for (name, shape) in &needed {
+        for (name, tensor) in &needed {
+            let shape = &tensor.shape;
             match self.by_name.get(name) {
                 None => wrong.push(format!("`{name}` {shape:?} is missing")),
                 Some(weight) => wrong.extend(
@@ -184,45 +187,4 @@ impl Weight {
             .and_then(|codes| codes.facts.block)
             .map(u64::from)
     }
-}
-
-/// The tensors of a llama or qwen2 decoder under GGUF's names, and their shapes `[rows, columns]`
-/// or `[n]`.
-fn needed(model: &ModelFacts) -> BTreeMap<String, Vec<u64>> {
-    let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(u64::from);
-    let queries = u64::from(model.heads) * u64::from(model.head_dim);
-    let keys = u64::from(model.kv_heads) * u64::from(model.head_dim);
-    let mut needed = BTreeMap::from([
-        ("token_embd.weight".to_string(), vec![vocab, hidden]),
-        ("output_norm.weight".to_string(), vec![hidden]),
-    ]);
-    if !model.tied_embeddings {
-        needed.insert("output.weight".into(), vec![vocab, hidden]);
-    }
-    for layer in 0..model.block_count {
-        let mut layer_needs = vec![
-            ("attn_norm.weight", vec![hidden]),
-            ("attn_q.weight", vec![queries, hidden]),
-            ("attn_k.weight", vec![keys, hidden]),
-            ("attn_v.weight", vec![keys, hidden]),
-            ("attn_output.weight", vec![hidden, queries]),
-            ("ffn_norm.weight", vec![hidden]),
-            ("ffn_gate.weight", vec![ffn, hidden]),
-            ("ffn_up.weight", vec![ffn, hidden]),
-            ("ffn_down.weight", vec![hidden, ffn]),
-        ];
-        if model.qkv_bias {
-            layer_needs.extend([
-                ("attn_q.bias", vec![queries]),
-                ("attn_k.bias", vec![keys]),
-                ("attn_v.bias", vec![keys]),
-            ]);
-        }
-        needed.extend(
-            layer_needs
-                .into_iter()
-                .map(|(name, shape)| (format!("blk.{layer}.{name}"), shape)),
-        );
-    }
-    needed
 }

@@ -9,6 +9,7 @@ use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::decoder::tensors::Role;
 use crate::model::facts::{Element, WeightFacts};
 use crate::model::onnx;
 use crate::model::shards::End;
@@ -25,7 +26,7 @@ pub struct Table {
 /// The table, of the graph and the weights that `job` was given below `cpu/`.
 pub fn write(job: &Job) -> Result<Table> {
     let gain = gain(job)?;
-    let folder = format!("{CPU}/weights/token_embd.weight");
+    let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let main = job
         .input(&format!("{folder}/codes"))
         .or(job.input(&format!("{folder}/values")))?;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln::model::arch::model_facts;
+use kiln::model::decoder::arch::model_facts;
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::Gguf;
 

@@ -44,6 +44,7 @@ impl TinyWeights {
             rope_rows: RopeRows::Interleaved,
             qkv_bias: false,
             tied_embeddings: true,
+            structure: None,
         };
         TinyWeights {
             facts,
