@@ -342,6 +342,7 @@ impl TypedStage for Trivial {
         gives: "thing",
         inputs: &[InputSpec {
             name: "from",
+            meaning: "",
             accepts: &["thing"],
             required: false,
             many: false,

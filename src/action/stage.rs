@@ -45,6 +45,8 @@ pub const MAY_BE: char = '?';
 pub struct InputSpec {
     /// The parameter's name.
     pub name: &'static str,
+    /// One line for people.
+    pub meaning: &'static str,
     /// The artifacts it accepts.
     pub accepts: &'static [ArtifactKind],
     /// Whether it must be given.

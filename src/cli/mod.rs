@@ -69,8 +69,8 @@ enum Command {
     Replay(replay::Args),
     /// Draw the stages of a plan
     Show(show::Args),
-    /// Print the JSON Schema of a plan, for editors
-    Schema,
+    /// Print the JSON Schema of a plan, for editors, or its parameters as tables
+    Schema(schema::Args),
     /// Describe a GGUF, ONNX, DLC or context binary
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
@@ -134,7 +134,7 @@ impl Call {
             Command::Explain(args) => explain::run(args, common, stages),
             Command::Replay(args) => replay::run(args, common),
             Command::Show(args) => show::run(args, common, stages),
-            Command::Schema => schema::run(common, stages),
+            Command::Schema(args) => schema::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
             Command::Verify(args) => records::verify(args, common, stages),

@@ -14,10 +14,10 @@ use crate::base::{Problem, Result};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Processor {
-    /// The chip that context binaries are for.
+    /// The NPU of the chip.
     #[default]
     Npu,
-    /// The host's own.
+    /// The CPU of the host.
     Cpu,
 }
 
@@ -29,11 +29,13 @@ pub enum Processor {
     expecting = "a table with `embedding`, `head` or both"
 )]
 pub struct Place {
-    /// The rows of the tokens.
+    /// The processor of the embedding, which maps token ids to the first hidden states.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Processor::default()))]
     pub embedding: Processor,
-    /// The logits, of the normalized residual stream.
+    /// The processor of the head, which maps the normalized residual stream to logits.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Processor::default()))]
     pub head: Processor,
 }
 

@@ -9,16 +9,16 @@ use crate::artifact::layer_evaluation::{Computed, ShardScore};
 
 /// The largest magnitude of a measured inner tensor where the plan gives no limit: below half of
 /// what fp16 holds.
-const RANGE: f64 = 30000.0;
+pub(super) const RANGE: f64 = 30000.0;
 /// The same of attention scores: above it, fp16 has steps of 2.
-const SCORES_RANGE: f64 = 2048.0;
+pub(super) const SCORES_RANGE: f64 = 2048.0;
 /// How far masked scores lie below visible ones, at least: `e^-30` of the attention goes to them.
-const MASK: f64 = 30.0;
+pub(super) const MASK: f64 = 30.0;
 /// The targets of the project on a device.
-const MS_PER_TOKEN: f64 = 50.0;
-const TOKENS_PER_SECOND: f64 = 20.0;
-const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
-const POWER_W: f64 = 5.0;
+pub(super) const MS_PER_TOKEN: f64 = 50.0;
+pub(super) const TOKENS_PER_SECOND: f64 = 20.0;
+pub(super) const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
+pub(super) const POWER_W: f64 = 5.0;
 
 /// One limit and what was found.
 #[derive(Clone, Debug, PartialEq, Serialize)]

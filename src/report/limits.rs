@@ -3,81 +3,88 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::checks::{
+    MASK, MS_PER_TOKEN, PEAK_MEMORY_BYTES, POWER_W, RANGE, SCORES_RANGE, TOKENS_PER_SECOND,
+};
 use crate::action::ArtifactKind;
 
 /// What one stage must keep. A limit that is not given is reported only, unless it has a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Distance of the ratio of perplexities from 1, at most.
+    /// Of an evaluation: distance of the perplexity ratio from 1, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub ppl_ratio: Option<f64>,
-    /// Mean KL divergence in nats, at most.
+    /// Of an evaluation: mean KL divergence in nats, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub kld: Option<f64>,
-    /// 99 % KL divergence in nats, at most.
+    /// Of an evaluation: 99th percentile of the KL divergence in nats, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub kld_99: Option<f64>,
-    /// Share of equal most probable tokens, at least.
+    /// Of an evaluation: share of tokens whose most probable successor is the reference's, at
+    /// least.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub same_top: Option<f64>,
-    /// Equal tokens of the greedy continuation, at least; no more are asked for than the
-    /// reference's whole answer.
+    /// Of an evaluation: greedy tokens that equal the reference's, each after the reference's own
+    /// tokens, at least. Of a generation: tokens of the answer that equal the reference's, from the
+    /// first to the first other one, at least. All of them, if the reference's answer is shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub greedy: Option<usize>,
-    /// The reference's own perplexity, at most: a model that is broken in its file agrees with
-    /// itself.
+    /// Of an evaluation: perplexity of the reference itself, at most. A model whose file is broken
+    /// agrees with itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub perplexity: Option<f64>,
-    /// The largest magnitude of a measured inner tensor, at most; 30000 by default, fp16 ends at
+    /// Of an evaluation: the largest magnitude of a measured inner tensor, at most. fp16 ends at
     /// 65504.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = RANGE))]
     pub range: Option<f64>,
-    /// The largest magnitude of attention scores, at most; 2048 by default: above it, fp16 has
+    /// Of an evaluation: the largest magnitude of attention scores, at most. Above 2048, fp16 has
     /// steps of 2.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = SCORES_RANGE))]
     pub scores_range: Option<f64>,
-    /// How far masked attention scores lie below the largest visible one, at least; 30 by default:
-    /// `e^-30` of the attention goes to them.
+    /// Of an evaluation: distance of masked attention scores below the largest visible one of their
+    /// row, at least. With 30, a masked column gets at most `e^-30` of the attention.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = MASK))]
     pub mask: Option<f64>,
-    /// Whether every value of every tensor must be the file's, bit for bit in f32.
+    /// Of weights: whether every value of every tensor must equal the file's in f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact: Option<bool>,
-    /// Signal to noise ratio in dB, at least: of the worst tensor of stored weights, or of the worst
-    /// value that layers compute.
+    /// Of weights: signal-to-noise ratio of the worst tensor in dB, at least. Of a layer
+    /// evaluation: the same of the worst value that a shard computes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub sqnr_db: Option<f64>,
-    /// Bytes at most: of a binary's or a DLC's files, of all files of a bundle.
+    /// Of a context binary or a DLC: bytes of its `.bin` and `.dlc` files, at most. Of a bundle:
+    /// bytes of all its files, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
-    /// Milliseconds to the first token of the answer, at most.
+    /// Of device figures: milliseconds from the prompt to the first token of the answer, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
     pub time_to_first_token_ms: Option<f64>,
-    /// Milliseconds per token of the answer, at most; 50 by default.
+    /// Of device figures: milliseconds per token of the answer, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = MS_PER_TOKEN))]
     pub ms_per_token: Option<f64>,
-    /// Tokens of the answer per second, at least; 20 by default.
+    /// Of device figures: tokens of the answer per second, at least.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = TOKENS_PER_SECOND))]
     pub tokens_per_second: Option<f64>,
-    /// The largest resident memory of Genie's process, at most; 2 GB by default.
+    /// Of device figures: peak resident memory of Genie's process, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = PEAK_MEMORY_BYTES))]
     pub peak_memory_bytes: Option<u64>,
-    /// What the whole device draws on average, at most; 5 W by default.
+    /// Of device figures: average power of the whole device in watts, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(range(min = 0.0), extend("default" = POWER_W))]
     pub power_w: Option<f64>,
 }
 
@@ -166,6 +173,37 @@ mod tests {
         }
         for limit in KINDS.iter().flat_map(|(_, limits)| limits.iter()) {
             assert!(known.iter().any(|known| known == limit), "{limit}");
+        }
+    }
+
+    /// Plan authors see the descriptions only, not `KINDS`.
+    #[test]
+    fn descriptions_name_the_artifacts_that_have_the_limit() {
+        let phrases = [
+            ("evaluation", "of an evaluation"),
+            ("layer-evaluation", "of a layer evaluation"),
+            ("generation", "of a generation"),
+            ("weights", "of weights"),
+            ("context-bin", "of a context binary"),
+            ("dlc", "or a dlc"),
+            ("bundle", "of a bundle"),
+            ("device-figures", "of device figures"),
+        ];
+        let schema = serde_json::to_value(schemars::schema_for!(Limits)).unwrap();
+        for (kind, limits) in KINDS {
+            let (_, phrase) = phrases.iter().find(|(known, _)| *known == kind).unwrap();
+            for (limit, property) in schema["properties"].as_object().unwrap() {
+                let description = property["description"].as_str().unwrap();
+                let described = description
+                    .to_lowercase()
+                    .replace('\n', " ")
+                    .contains(phrase);
+                assert_eq!(
+                    described,
+                    limits.contains(&limit.as_str()),
+                    "{kind}: {description}"
+                );
+            }
         }
     }
 }

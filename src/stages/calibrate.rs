@@ -1,13 +1,5 @@
-//! `calibrate`: what every value of a float graph holds over a text, for those who choose scales
-//! and round weights.
-//!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `graph` | | the float graph: weights native or `f16`, no 16-bit activations |
-//! | `model` | | the stage that inspected the GGUF: its tokenizer |
-//! | `text` | | the stage that gives a UTF-8 text to run |
-//! | `windows` | 32 | how many pieces of the text are run, each as long as a prefill |
-//! | `moments` | none | patterns of the weights for whose inputs all second moments are kept, not the diagonal alone |
+//! `calibrate`: statistics of every value of a float graph over a text, for the stages that choose
+//! scales and round weights.
 //!
 //! One order: the graph is run once, layer by layer over all windows.
 
@@ -39,15 +31,16 @@ use keys::Keys;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many pieces of the text are run, each as long as a prefill.
+    /// Number of windows of the text that are run, each as long as a prefill.
     #[serde(default = "default_windows")]
     #[schemars(range(min = 1, max = MAX_WINDOWS))]
     windows: u32,
-    /// Patterns of the weights for whose inputs all second moments are kept: `blk.*`.
+    /// Glob patterns of matrix names, for example `blk.*`: for their inputs all second moments are
+    /// kept, for those of other matrices the diagonal only.
     #[serde(default)]
     moments: Vec<String>,
 }
@@ -78,18 +71,22 @@ impl TypedStage for Calibrate {
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The float graph: its weights `native` or `f16`, its activations not in \
+                          16 bits.",
                 accepts: &["onnx"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "model",
+                meaning: "The model, for its tokenizer.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "text",
+                meaning: "A UTF-8 text; not the one that the result is evaluated on.",
                 accepts: &["file"],
                 required: true,
                 many: false,

@@ -1,19 +1,7 @@
 //! `context-bin`: the graphs compiled for a chip, by libQnnHtp.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `graph` | | the ONNX graphs to lower and compile; or |
-//! | `dlc` | | the DLCs to compose and compile |
-//! | `soc` | | the chip: `sm8450`, `sm8550`, `sm8650`, `sm8750`, `sm8850` |
-//! | `sample` | all | so many of the graph's shards only: the first, the last, and some between |
-//! | `graphs` | `["prefill", "decode"]` | which graphs |
-//! | `weight_sharing` | `true` | whether graphs share weights; the simulator cannot load it then |
-//! | `container` | `false` | also make the part `container`: a DLC around the binary, which a stage `dlc` hands on |
-//! | `optimization` | 3 | effort of the compiler, 1 to 3 |
-//! | `vtcm_mb` | 0 | tightly coupled memory in MiB; 0 is all that the chip has |
-//!
-//! One order a weight encoding, which proves that the simulated chip computes it right, and one
-//! that compiles.
+//! One order per weight encoding, which proves that the simulated chip computes it correctly, and
+//! one that compiles, or one per shard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,31 +28,34 @@ use crate::qnn::{
     without_time,
 };
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The chip.
+    /// The chip that is compiled for.
     #[schemars(extend("enum" = Soc::names()))]
     soc: String,
-    /// So many of the graph's shards only: the first, the last, and some between.
+    /// Compile only this many of the graph's shards: the first, the last and some between. By
+    /// default all.
     #[schemars(range(min = 1))]
     sample: Option<u32>,
-    /// Which graphs it holds.
+    /// The graphs in the binary.
     #[serde(default = "both")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
-    /// The graphs share one copy of the weights; the simulator cannot load such a binary.
+    /// Whether the graphs share one copy of the weights. The simulator cannot load such a binary.
     #[serde(default = "yes")]
     weight_sharing: bool,
-    /// Also make a DLC around the binary, for a stage `dlc` to hand on.
+    /// Whether a DLC around the binary is made too, for a `dlc` stage to output: the library can do
+    /// it only while the binary is being made.
     #[serde(default)]
     container: bool,
-    /// Effort of the compiler.
+    /// Optimization level of the compiler.
     #[serde(default = "hardest")]
     #[schemars(range(min = 1, max = 3))]
     optimization: u32,
-    /// Tightly coupled memory that the graphs may use, in MiB; 0 is all that the chip has.
+    /// Tightly coupled memory (VTCM) that the graphs may use, in MiB; 0 stands for all that the
+    /// chip has.
     #[serde(default)]
     #[schemars(range(max = MAX_VTCM_MB))]
     vtcm_mb: u32,
@@ -173,17 +164,19 @@ impl TypedStage for ContextBin {
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
         version: 2,
-        summary: "compiles the graphs for a chip: a context binary for its HTP",
+        summary: "the graphs compiled for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The graphs to compile. Either `graph` or `dlc` is given.",
                 accepts: &["onnx"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "dlc",
+                meaning: "DLCs made from graphs, to be compiled.",
                 accepts: &["dlc"],
                 required: false,
                 many: false,

@@ -1,5 +1,4 @@
-//! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml
-//! before any rounding.
+//! `dequant`: tensors as plain numbers. Bit-equal to ggml before any rounding.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,10 +19,10 @@ pub struct Dequant;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the values become.
+    /// Number type of the values.
     #[serde(rename = "type", default)]
     to: Number,
-    /// Patterns of tensor names; all tensors by default.
+    /// Glob patterns of tensor names. By default all tensors.
     #[serde(rename = "match", default)]
     patterns: Vec<String>,
 }
@@ -56,6 +55,7 @@ impl TypedStage for Dequant {
         gives: "plain",
         inputs: &[InputSpec {
             name: "model",
+            meaning: "The model whose tensors are dequantized.",
             accepts: &["model"],
             required: true,
             many: false,

@@ -1,13 +1,13 @@
 //! `dlc`: the graphs as Qualcomm's own exchange format, by libQnnIr; or a DLC around a finished
 //! context binary.
 //!
-//! | slot | gives |
-//! |---|---|
-//! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
-//! | `context` | `model.dlc`, one a shard: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
+//! From a `graph`: `prefill.dlc` and `decode.dlc` with `f16` weights, for Netron, for other tools
+//! and for `context-bin`. From a `context`: `model.dlc`, one per shard, a container of the binary
+//! with any weights. `context-bin` makes it (`container = true`), because the library wraps a
+//! context only while it is being made.
 //!
 //! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so
-//! such graphs are refused here. It has no parameters.
+//! such graphs are refused here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -54,17 +54,20 @@ impl TypedStage for Dlc {
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
         version: 2,
-        summary: "writes the graphs, or a finished context binary, as DLC",
+        summary: "the graphs, or a finished context binary, as DLC",
         gives: "dlc",
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The graphs, each written as a DLC of its own; their weights must be \
+                          plain numbers (`f16`). Either `graph` or `context` is given.",
                 accepts: &["onnx"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "context",
+                meaning: "A binary made with `container = true`, to be output in its DLC.",
                 accepts: &["context-bin"],
                 required: false,
                 many: false,

@@ -1,15 +1,10 @@
 //! `evaluate`: how close a candidate comes to the reference, token by token.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `reference` | | the `reference` stage to compare with; that of another file, to judge the file itself |
-//! | `graph` | | the ONNX graphs, run in ONNX Runtime; or |
-//! | `context` | | the context binary, run on the HTP simulator (built without weight sharing); what it leaves to the CPU, in ONNX Runtime |
-//! | `windows` | all | how many of the reference's windows to score |
-//! | `decode_steps` | 2 | how many of the greedy tokens to check by true decode steps; the others by one prefill |
+//! A graph runs in ONNX Runtime. A context binary runs on the HTP simulator, and what it leaves to
+//! the CPU in ONNX Runtime.
 //!
-//! One order a window, one for the greedy continuation where the reference has one, and one for the
-//! ranges of the graph's inner tensors.
+//! One order per window, one for the greedy continuation where the reference has one, and one for
+//! the ranges of the graph's inner tensors.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,14 +18,15 @@ use crate::artifact::tools::QNN;
 use crate::base::{CanonJson, Problem, Result};
 use crate::run::{Candidate, decoder, score_greedy, score_ranges, score_window};
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many of the reference's windows are scored; all of them by default.
+    /// Number of the reference's windows that are run. By default all.
     #[schemars(range(min = 1))]
     windows: Option<usize>,
-    /// How many of the greedy tokens are checked by true decode steps; the others by one prefill.
+    /// Number of the greedy tokens that are checked by decode steps. The others are checked by one
+    /// prefill.
     #[serde(default = "default_decode_steps")]
     decode_steps: usize,
 }
@@ -69,18 +65,24 @@ impl TypedStage for Evaluate {
         inputs: &[
             InputSpec {
                 name: "reference",
+                meaning: "The reference to compare with; that of another file evaluates the file \
+                          itself.",
                 accepts: &["reference"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "graph",
+                meaning: "The candidate as graphs, run in ONNX Runtime. Either `graph` or \
+                          `context` is given.",
                 accepts: &["onnx"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "context",
+                meaning: "The candidate as a binary built with `weight_sharing = false`, run on \
+                          the HTP simulator.",
                 accepts: &["context-bin"],
                 required: false,
                 many: false,

@@ -1,14 +1,9 @@
-//! `evaluate-layers`: what some layers compute on the HTP's simulator, each by itself, from what ONNX
-//! Runtime hands them in the middle of a model: for models that the simulator would need hours for.
+//! `evaluate-layers`: what some layers compute on the HTP simulator, each by itself, from the
+//! values that ONNX Runtime computes in the middle of a model: for models that would take hours on
+//! the simulator.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `reference` | | a `reference`: the tokens of its first window are run |
-//! | `graph` | | the ONNX graphs, cut into shards; the whole prefill graph runs in ONNX Runtime |
-//! | `context` | | the context binaries of some of those shards, or of all |
-//!
-//! The values at both ends of a shard are the graph's own in f32; what the chip makes of those it
-//! is given is held against those it should give.
+//! The inputs of a shard and the expected outputs are the graph's own values in f32; what the
+//! simulator computes from the inputs is compared with the expected outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +23,7 @@ use crate::model::shards::{End, ROWS, Shard};
 use crate::run::decoder::{Engine, Graph, Tensor, opening};
 use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, of_simulator};
 
-/// Nothing to say.
+/// It has no parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {}
@@ -42,23 +37,28 @@ impl TypedStage for EvaluateLayers {
     const SPEC: StageSpec = StageSpec {
         kind: "evaluate-layers",
         version: 1,
-        summary: "what some layers compute on the simulator, given what the graph hands them",
+        summary: "what some layers compute on the simulator from the graph's own values",
         gives: "layer-evaluation",
         inputs: &[
             InputSpec {
                 name: "reference",
+                meaning: "The reference whose first window is run.",
                 accepts: &["reference"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "graph",
+                meaning: "A graph that is cut into shards. The whole prefill graph runs in ONNX \
+                          Runtime.",
                 accepts: &["onnx"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "context",
+                meaning: "Binaries of some or all of these shards, best with `graphs = \
+                          [\"prefill\"]` and a `sample`.",
                 accepts: &["context-bin"],
                 required: true,
                 many: false,

@@ -25,12 +25,12 @@ use crate::model::quant::{GgmlType, write_numbers};
 /// The stage.
 pub struct ExportGguf;
 
-/// The stage's table.
+/// The parameters.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the values of blocks become that are not the source's own. f32 holds them all; f16
-    /// rounds.
+    /// Number type of weights that are stored as codes but not in the source's own blocks. `f32`
+    /// holds every value, `f16` rounds.
     #[serde(rename = "type", default)]
     to: Number,
 }
@@ -62,12 +62,14 @@ impl TypedStage for ExportGguf {
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model that the weights were made from.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "weights",
+                meaning: "The weights to write.",
                 accepts: &["weights"],
                 required: true,
                 many: false,

@@ -1,17 +1,8 @@
-//! `fetch`: brings one file from outside, pinned by its sha256. The only stage that may touch the
+//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may touch the
 //! network.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `url` | | `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH`, `pypi:NAME==VERSION[#MEMBER]` |
-//! | `parts` | | instead: the pieces of one file in their order, each as a `url`; or one URL with `{1..22}` for their numbers |
-//! | `name` | | what the file is called that is joined of `parts` |
-//! | `sha256` | `""` | 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the archive |
-//! | `unpack` | `false` | give every shared library inside a wheel instead of the wheel |
-//! | `tracked` | `false` | a `file:` without a pin, taken as it is: whenever it changes, it is fetched anew |
-//!
-//! Without a pin the file is fetched, its digest shown, and nothing given; the bytes wait for the
-//! pin.
+//! Without a pin the file is fetched and its digest shown, and the stage fails; the bytes wait for
+//! the pin.
 
 mod http;
 mod machine;
@@ -54,24 +45,26 @@ pub struct Fetch;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Where from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or `pypi:NAME==VERSION[#MEMBER]`.
+    /// Where the file comes from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or
+    /// `pypi:NAME==VERSION[#MEMBER]`. Not part of the cache key.
     #[serde(default)]
     url: Option<String>,
-    /// Instead of `url`: the pieces of one file in their order, each as a `url`; or one URL with
-    /// `{1..22}` for their numbers.
+    /// Instead of `url`: the URLs of the pieces of one file, in order; or one URL with `{1..22}` in
+    /// place of the number of the piece.
     #[serde(default)]
     parts: Option<Parts>,
-    /// What the file is called that is joined of `parts`.
+    /// Name of the file that the `parts` are joined into; required with `parts`, not allowed with
+    /// `url`.
     #[serde(default)]
     name: Option<String>,
-    /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the
-    /// wheel.
+    /// The SHA-256 in 64 hexadecimal digits: of the file, with `parts` of the joined file, with
+    /// `#MEMBER` of the member, with `unpack` of the wheel.
     #[serde(default)]
     sha256: String,
-    /// Give every shared library inside a wheel instead of the wheel.
+    /// Output every shared library inside a wheel instead of the wheel.
     #[serde(default)]
     unpack: bool,
-    /// A `file:` without a pin, taken as it is: whenever it changes, it is fetched anew.
+    /// For a `file:` without `sha256`: take the file as it is, and read it again when it changes.
     #[serde(default)]
     tracked: bool,
 }
@@ -96,7 +89,7 @@ impl TypedStage for Fetch {
     const SPEC: StageSpec = StageSpec {
         kind: "fetch",
         version: 1,
-        summary: "bring a file from outside, pinned by its sha256",
+        summary: "one file from outside, pinned by its SHA-256",
         gives: "file",
         inputs: &[],
         params: &["url", "parts", "name", "sha256", "unpack", "tracked"],

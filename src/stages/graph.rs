@@ -48,76 +48,82 @@ const CALIBRATION: &str = "activations.json";
 /// The stage `graph`.
 pub struct Graph;
 
-/// What a plan may say.
+/// The parameters.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Tokens of one prefill call.
     #[schemars(range(min = 1))]
     pub prefill: u32,
-    /// Tokens that attention sees, past and new, in both graphs.
+    /// Tokens that attention covers in both graphs, past and new ones together; more than
+    /// `prefill`.
     #[schemars(range(max = MAX_CONTEXT))]
     pub context: u32,
-    /// The residual stream is held times `2^-residual_exponent`, for models that would overflow a
-    /// half.
+    /// The residual stream is stored times `2^-residual_exponent`, for models whose values would
+    /// overflow fp16.
     #[schemars(range(max = MAX_EXPONENT))]
     pub residual_exponent: u32,
-    /// gate*up is held times `2^-ffn_exponent`, likewise.
+    /// `gate * up` is stored times `2^-ffn_exponent`, for the same reason.
     #[schemars(range(max = MAX_EXPONENT))]
     pub ffn_exponent: u32,
-    /// How activations are held; `u16` wants a `calibration`.
+    /// How activations are stored; `u16` needs a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Activations::default()))]
     pub activations: Activations,
-    /// How keys and values are handed out and in; all but `f16` want a `calibration`.
+    /// How the graphs take and return the KV cache; `u16` and `u8` need a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Cache::default()))]
     pub kv: Cache,
     /// What is subtracted from every rotated key, which changes no attention and keeps keys and
-    /// scores small; by default the mean of the rotated key bias, where the model has one.
+    /// scores small. By default `bias` where the model has key biases, otherwise `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_centre: Option<KeyCentring>,
-    /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their
-    /// own.
+    /// The processors that compute embedding and head. On the CPU each is a graph of its own.
     #[serde(skip_serializing_if = "is_default")]
     pub place: Place,
-    /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as
-    /// few as let each be compiled in `shard_memory`; `layers`: one for each.
+    /// Number of shards that the layers are cut into, each compiled by itself; at most the number
+    /// of layers.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Shards::default()))]
     pub shards: Shards,
-    /// What compiling one shard may take, for `shards = "auto"`: `"3GB"`.
+    /// Memory that compiling one shard may take, for `shards = "auto"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = SHARD_MEMORY))]
     pub shard_memory: Option<String>,
-    /// An activation is held in 16 bits if its signal stands so far above the rounding noise,
-    /// outliers apart.
+    /// An activation is stored in 16 bits only if its signal, outliers excluded, is at least this
+    /// many dB above the rounding noise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 120.0))]
+    #[schemars(range(min = 0.0, max = 120.0), extend("default" = SQNR_DB))]
     pub sqnr_db: Option<f64>,
-    /// How much wider a grid is than what the calibration saw, on both sides, as a share of it.
+    /// How far the range of an activation is extended on both sides, as a fraction of the range in
+    /// the calibration.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 4.0))]
+    #[schemars(range(min = 0.0, max = 4.0), extend("default" = MARGIN))]
     pub margin: Option<f64>,
 }
 
-/// How activations are held.
+/// How activations are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
-    /// All as halves.
+    /// All in fp16.
     #[default]
     F16,
-    /// In 16 bits with a scale and an offset, where that costs little; else as halves.
+    /// In 16-bit codes with a scale and an offset where that loses little (`sqnr_db`), otherwise in
+    /// fp16.
     U16,
 }
 
-/// How keys and values are handed out and in.
+/// How the graphs take and return the KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cache {
-    /// As halves.
+    /// In fp16.
     #[default]
     F16,
-    /// In 16 bits, 0 in the middle.
+    /// In 16-bit codes; the middle code stands for 0.
     U16,
-    /// In 8 bits, 0 in the middle.
+    /// In 8-bit codes; the middle code stands for 0.
     U8,
 }
 
@@ -125,9 +131,9 @@ pub enum Cache {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Shards {
-    /// So many.
+    /// This many.
     Count(#[schemars(range(min = 1, max = MAX_SHARDS))] u32),
-    /// As the model wants it.
+    /// As many as follow from the model.
     Fitting(Fitting),
 }
 
@@ -135,9 +141,9 @@ pub enum Shards {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fitting {
-    /// As few as the memory allows.
+    /// As few as can each be compiled within `shard_memory`.
     Auto,
-    /// One for each layer.
+    /// One per layer.
     Layers,
 }
 
@@ -158,7 +164,7 @@ const SQNR_DB: f64 = 60.0;
 const MARGIN: f64 = 0.25;
 
 /// Two compilations side by side then fit a machine of 8 GB.
-const SHARD_MEMORY_BYTES: u64 = 3_000_000_000;
+const SHARD_MEMORY: &str = "3GB";
 
 impl Default for Params {
     fn default() -> Self {
@@ -186,23 +192,28 @@ impl TypedStage for Graph {
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
         version: 4,
-        summary: "write the decoder as ONNX, prefill and decode over one set of weights",
+        summary: "the decoder as ONNX: prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "weights",
+                meaning: "The weights of that model.",
                 accepts: &["weights"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "calibration",
+                meaning: "Statistics of the float graph with the same exponents: needed by \
+                          `activations = \"u16\"`, `kv = \"u16\"` or `\"u8\"`, and `key_centre = \
+                          \"calibration\"`.",
                 accepts: &["calibration"],
                 required: false,
                 many: false,
@@ -460,10 +471,8 @@ impl Params {
             Shards::Fitting(Fitting::Layers) => return Ok(model.block_count()),
             Shards::Fitting(Fitting::Auto) => {}
         }
-        let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
-        let allowed = given
-            .map_err(|why| Problem::new("kiln::graph::parameter", why))?
-            .unwrap_or(SHARD_MEMORY_BYTES);
+        let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
+            .map_err(|why| Problem::new("kiln::graph::parameter", why))?;
         let parts = weights
             .parts
             .iter()

@@ -39,10 +39,11 @@ impl TypedStage for Inspect {
     const SPEC: StageSpec = StageSpec {
         kind: "inspect",
         version: 2,
-        summary: "reads a GGUF: what the model is, and where its tensors lie",
+        summary: "a GGUF as named tensors, and what its metadata say of the model",
         gives: "model",
         inputs: &[InputSpec {
             name: "gguf",
+            meaning: "A GGUF; of a split model the list of all its files, in order.",
             accepts: &["file"],
             required: true,
             many: true,

@@ -15,14 +15,14 @@ use crate::device::{Device, Transport, is_read};
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// `adb:SERIAL` or `ssh:HOST`: where the bundle is measured. Empty: nothing is measured.
+    /// The device: `adb:SERIAL` or `ssh:HOST`. If empty, nothing is measured.
     #[serde(default)]
     device: String,
-    /// The device's folder with `genie-t2t-run` and its libraries.
+    /// Absolute path of the folder on the device with `genie-t2t-run` and its libraries.
     #[serde(default = "default_runner")]
     #[schemars(regex(pattern = r"^/[A-Za-z0-9/._+-]*$"))]
     runner: String,
-    /// Tokens of the answer that is timed, at most.
+    /// Maximum number of tokens of the answer that is timed.
     #[serde(default = "default_answer_tokens")]
     #[schemars(range(min = 1))]
     answer_tokens: u32,
@@ -58,6 +58,7 @@ impl TypedStage for Measure {
         gives: "device-figures",
         inputs: &[InputSpec {
             name: "bundle",
+            meaning: "The bundle that is run.",
             accepts: &["bundle"],
             required: true,
             many: false,

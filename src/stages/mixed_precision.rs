@@ -1,12 +1,8 @@
-//! `mixed-precision`: a scheme for each tensor, so that the model loses least within a budget of bytes.
+//! `mixed-precision`: a scheme for each tensor, so that the model loses least within a budget of
+//! bytes.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `sensitivity` | | the stage that measured what each scheme costs each tensor |
-//! | `bytes` | | what those tensors may take in all |
-//!
-//! The choice is the best there is, not a rule of thumb: a knapsack over the measured costs, which
-//! are taken to add up. It is written as the overrides of a `requant` stage, to be read, pinned and
+//! The assignment is optimal, not a heuristic: a knapsack over the measured costs, which are
+//! assumed to add up. It is written as the overrides of a `requant` stage, to be read, pinned and
 //! edited; `requant` with `scheme = "auto"` takes them as they are.
 
 mod knapsack;
@@ -23,11 +19,11 @@ use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::base::{self, CanonJson, Problem, Result, bytes};
 use knapsack::Choice;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the measured tensors may take in all, codes and scales together.
+    /// Bytes that the measured tensors may take together: codes, scales and offsets.
     bytes: u64,
 }
 
@@ -41,10 +37,11 @@ impl TypedStage for MixedPrecision {
     const SPEC: StageSpec = StageSpec {
         kind: "mixed-precision",
         version: 1,
-        summary: "a scheme for each tensor, so that the model loses least within a budget",
+        summary: "a scheme for each tensor, so that the model loses least within a budget of bytes",
         gives: "assignment",
         inputs: &[InputSpec {
             name: "sensitivity",
+            meaning: "The measured cost of each scheme for each tensor.",
             accepts: &["sensitivity"],
             required: true,
             many: false,

@@ -1,13 +1,5 @@
-//! `reference`: what the model itself says, its weights dequantized exactly and run in f32.
-//!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `model` | | the stage that inspected the GGUF |
-//! | `text` | | the stage that gives a UTF-8 text to score on |
-//! | `windows` | 8 | how many pieces of the text are run, each with nothing before it |
-//! | `tokens` | 128 | tokens of each piece |
-//! | `prompt` | none | a text to continue, special tokens spelled out |
-//! | `greedy` | 16 | tokens of that continuation, which ends earlier with a token that ends a text or a turn |
+//! `reference`: the predictions of the model itself, its weights dequantized exactly and run in
+//! f32.
 //!
 //! One order runs all windows, so that a weight is dequantized once for many of them. Each window
 //! is a part of its own: a candidate's score of a window depends on that window only.
@@ -42,22 +34,23 @@ const OWN_BYTES: u64 = 128 << 20;
 /// beside multiplying by them.
 const TOGETHER: usize = 1024;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many pieces of the text are run, each with nothing before it.
+    /// Number of windows of the text that are run, each from an empty context.
     #[serde(default = "default_windows")]
     #[schemars(range(min = 1, max = MAX_WINDOWS))]
     windows: u32,
-    /// Tokens of each piece.
+    /// Tokens of each window.
     #[serde(default = "default_tokens")]
     #[schemars(range(min = 2, max = MAX_TOKENS))]
     tokens: u32,
-    /// A text to continue, special tokens spelled out.
+    /// A text to continue greedily, with its special tokens written out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    /// Tokens of that continuation, unless the answer ends earlier.
+    /// Maximum number of tokens of that continuation. A token that ends a text or a turn ends it
+    /// earlier.
     #[serde(default = "default_greedy")]
     #[schemars(range(min = 1, max = MAX_TOKENS))]
     greedy: u32,
@@ -84,17 +77,19 @@ impl TypedStage for ReferenceStage {
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
         version: 3,
-        summary: "what the model itself says of a text, in f32",
+        summary: "the predictions of the model itself on a text, in f32",
         gives: "reference",
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "text",
+                meaning: "A UTF-8 text to evaluate on.",
                 accepts: &["file"],
                 required: true,
                 many: false,

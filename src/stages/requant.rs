@@ -25,14 +25,14 @@ use spell::{DIAGONAL, MOMENTS, spell};
 /// The stage.
 pub struct Requant;
 
-/// The stage's table.
+/// The parameters.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// For the matrices that no override matches.
+    /// Scheme of the matrices that no override matches.
     #[serde(default)]
     scheme: Scheme,
-    /// Exceptions; the last that matches a tensor wins.
+    /// Exceptions from `scheme`. The last one that matches a tensor wins.
     #[serde(rename = "override", default)]
     overrides: Vec<Override>,
 }
@@ -41,10 +41,10 @@ pub struct Params {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Override {
-    /// Pattern of tensor names: `blk.*.ffn_down.weight`.
+    /// Glob pattern of tensor names, for example `blk.*.ffn_down.weight`.
     #[serde(rename = "match")]
     pattern: String,
-    /// For the matrices that it matches.
+    /// Scheme of the matrices that it matches; not `auto`.
     scheme: Scheme,
 }
 
@@ -64,24 +64,27 @@ impl TypedStage for Requant {
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
         version: 3,
-        summary: "weights as graph and device hold them: native, or rounded anew by one of many \
-                  schemes",
+        summary: "weights as graph and device store them: native, or rounded by a scheme",
         gives: "weights",
         inputs: &[
             InputSpec {
                 name: "tensors",
+                meaning: "The model whose tensors are converted.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "calibration",
+                meaning: "Statistics of the inputs of each matrix, for the schemes that round \
+                          with a calibration.",
                 accepts: &["calibration"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "assignment",
+                meaning: "A scheme for each tensor; given if and only if `scheme` is `auto`.",
                 accepts: &["assignment"],
                 required: false,
                 many: false,

@@ -27,10 +27,10 @@ use crate::report::{Candidate, Found, KINDS, Limited, Limits, Mask, Range, Repor
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What each stage of `inputs` must keep.
+    /// The limits of each stage of `inputs`, by its name.
     #[serde(default)]
     limits: BTreeMap<String, Limits>,
-    /// Whether a missed limit fails the stage; otherwise the report only says so.
+    /// Whether a missed limit fails the stage. If `false`, the report only says so.
     #[serde(default = "yes")]
     strict: bool,
 }
@@ -79,6 +79,7 @@ impl TypedStage for Validate {
         gives: "report",
         inputs: &[InputSpec {
             name: "inputs",
+            meaning: "The stages that are reported on and compared with limits.",
             accepts: &const { accepted() },
             required: true,
             many: true,

@@ -50,6 +50,7 @@ mod onnx;
 mod place;
 mod place_simulated;
 mod places;
+mod plan_format_doc;
 mod plan_matrix;
 mod plans;
 mod qnn_stages;

@@ -271,11 +271,11 @@ fn described(ggml: &GgmlType, layout: &GridLayout) -> String {
         ""
     };
     let exact = match (layout.offsets, layout.scales) {
-        (Some(_), Element::F16) => "but for the offset",
-        (Some(_), _) => "but for scale and offset",
+        (Some(_), Element::F16) => "except the offset",
+        (Some(_), _) => "except scale and offset",
         (None, Element::F16) => "yes",
-        (None, _) if ggml.name == "MXFP4" => "yes, in the range of a half",
-        (None, _) => "but for the scale",
+        (None, _) if ggml.name == "MXFP4" => "yes, in the range of fp16",
+        (None, _) => "except the scale",
     };
     let bits = ggml.block_bytes as f64 * 8.0 / ggml.block_len as f64;
     format!(

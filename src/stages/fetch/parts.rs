@@ -14,10 +14,10 @@ pub const MAX_PARTS: usize = 1000;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Parts {
-    /// Each by its URL.
+    /// The URL of each.
     Listed(Vec<String>),
-    /// All by one URL, in which `{1..22}` stands for the number of the piece, `{01..22}` for one of
-    /// two digits.
+    /// One URL for all, in which `{1..22}` stands for the number of the piece, `{01..22}` for a
+    /// number of two digits.
     Numbered(String),
 }
 

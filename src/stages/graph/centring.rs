@@ -18,7 +18,7 @@ use crate::model::quant::number_at;
 pub enum KeyCentring {
     /// The mean of the rotated key bias over the positions of the context.
     Bias,
-    /// The mean of the rotated keys of a `calibration`.
+    /// The mean of the rotated keys in the `calibration`.
     Calibration,
     /// Nothing.
     None,

@@ -42,6 +42,7 @@ const fn spec(
 const fn slot(name: &'static str, accepts: &'static [&'static str], many: bool) -> InputSpec {
     InputSpec {
         name,
+        meaning: "",
         accepts,
         required: true,
         many,
@@ -176,6 +177,7 @@ pub struct JudgeParams {
 
 const BEST: InputSpec = InputSpec {
     name: "best",
+    meaning: "",
     accepts: &["ware"],
     required: false,
     many: false,

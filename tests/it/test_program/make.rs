@@ -51,6 +51,7 @@ const MAKE: StageSpec = StageSpec {
     gives: "thing",
     inputs: &[InputSpec {
         name: "from",
+        meaning: "",
         accepts: &["thing"],
         required: false,
         many: true,
