@@ -1,18 +1,19 @@
-//! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs.
-//! `tests/reference.rs` holds it against candle's own models.
+//! The reference: a decoder in f32 on plain loops and matrix products, which shares no line with
+//! our graphs. `tests/reference.rs` compares it with a textbook in f64 and with llama.cpp.
 //!
 //! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at
 //! a time, so that a model may be far larger than the memory.
 
+mod matrix;
+mod operators;
+
 use std::ops::Range;
 
-use candle_core::{D, Device, Error, Tensor};
-use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
-use candle_nn::rotary_emb::{rope, rope_i};
-
+use self::matrix::Matrix;
+use self::operators::{rms_norm, rotate_half_split, rotate_interleaved, silu, softmax};
 use super::facts::{ModelFacts, RopeRows};
 use super::fidelity;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Problem, Result};
 
 /// Weights that are in memory at a time: 16 MB, which is more than a cache holds and little else.
 const PIECE_VALUES: usize = 1 << 22;
@@ -33,7 +34,7 @@ pub struct Reference<'a> {
 }
 
 /// The residual stream after the last layer, `[tokens, hidden]`.
-pub struct State(Tensor);
+pub struct State(Matrix);
 
 /// One token of a greedy continuation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,16 +50,14 @@ struct Span {
     tokens: usize,
     /// Tokens before them.
     before: usize,
-    /// `[tokens, before + tokens]`: a token sees itself and those before it.
-    mask: Tensor,
     /// Cosines and sines of the rotary embedding, `[tokens, head_dim / 2]`.
-    turn: [Tensor; 2],
+    turn: [Matrix; 2],
 }
 
-/// What a layer knows of a text: its keys and values, `[kv_heads, tokens, head_dim]`.
+/// What a layer knows of a text: its keys and values, `[tokens, head_dim]` of each key head.
 struct Attended {
-    keys: Tensor,
-    values: Tensor,
+    keys: Vec<Matrix>,
+    values: Vec<Matrix>,
 }
 
 impl<'a> Reference<'a> {
@@ -74,28 +73,28 @@ impl<'a> Reference<'a> {
         texts: &[&[u32]],
         mut begun: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<State>> {
-        let spans = texts
-            .iter()
-            .map(|text| self.span(0, text.len()))
-            .collect::<Result<Vec<_>>>()?;
+        let spans: Vec<Span> = texts.iter().map(|text| self.span(0, text.len())).collect();
         let mut stream = self.embedding(&texts.concat())?;
         for layer in 0..self.facts.block_count {
             begun(layer)?;
             (stream, _) = self.layer(layer, &stream, &spans, None)?;
         }
-        ran(split(&stream, &spans))?
-            .into_iter()
-            .map(|state| Ok(State(state)))
-            .collect()
+        let mut states = vec![];
+        let mut first = 0;
+        for span in &spans {
+            states.push(State(stream.some_rows(first..first + span.tokens)));
+            first += span.tokens;
+        }
+        Ok(states)
     }
 
     /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a
     /// time.
     pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let rows = (LOGITS / self.facts.vocab.max(1) as usize).max(1);
-        let tokens = ran(state.0.dim(0))?;
+        let tokens = state.0.rows();
         for first in (0..tokens).step_by(rows) {
-            let some = ran(state.0.narrow(0, first, rows.min(tokens - first)))?;
+            let some = state.0.some_rows(first..tokens.min(first + rows));
             let head = if self.facts.tied_embeddings {
                 "token_embd"
             } else {
@@ -107,9 +106,7 @@ impl<'a> Reference<'a> {
                 false,
                 &self.norm("output_norm", &some)?,
             )?;
-            show(&ran(logits
-                .flatten_all()
-                .and_then(|logits| logits.to_vec1()))?)?;
+            show(logits.values())?;
         }
         Ok(())
     }
@@ -137,13 +134,13 @@ impl<'a> Reference<'a> {
             } else {
                 prompt.len() + choices.len() - 1
             };
-            let spans = [self.span(before, next.len())?];
+            let spans = [self.span(before, next.len())];
             let mut stream = self.embedding(&next)?;
             for (layer, past) in (0..).zip(&mut past) {
                 let (after, mut attended) = self.layer(layer, &stream, &spans, past.as_ref())?;
                 (stream, *past) = (after, attended.pop());
             }
-            let last = ran(stream.narrow(0, next.len() - 1, 1))?;
+            let last = stream.some_rows(next.len() - 1..next.len());
             self.logits(&State(last), |row| {
                 let none = || Problem::new("kiln::reference::logits", "no logit is a number");
                 choices.push(Choice {
@@ -162,7 +159,7 @@ impl<'a> Reference<'a> {
     }
 
     /// `[tokens, hidden]`.
-    fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
+    fn embedding(&self, tokens: &[u32]) -> Result<Matrix> {
         if tokens.is_empty() {
             return Err(Problem::new(
                 "kiln::reference::prompt",
@@ -174,27 +171,32 @@ impl<'a> Reference<'a> {
             let row = *token as usize;
             rows.extend(self.weights.rows("token_embd.weight", row..row + 1)?);
         }
-        tensor(rows, tokens.len(), self.facts.hidden as usize)
+        matrix(
+            "token_embd.weight",
+            tokens.len(),
+            self.facts.hidden as usize,
+            rows,
+        )
     }
 
     /// `tokens` that come after `before` others.
-    fn span(&self, before: usize, tokens: usize) -> Result<Span> {
+    fn span(&self, before: usize, tokens: usize) -> Span {
         let (dim, base) = (self.facts.head_dim, f64::from(self.facts.rope_freq_base));
-        let angle = |position: usize, i: u32| {
-            position as f64 * base.powf(-2.0 * f64::from(i) / f64::from(dim))
-        };
-        let angles = (before..before + tokens)
-            .flat_map(|position| (0..dim / 2).map(move |i| angle(position, i)));
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip();
-        let turns = |values| tensor(values, tokens, dim as usize / 2);
-        Ok(Span {
+        let mut cos = Matrix::zeros(tokens, dim as usize / 2);
+        let mut sin = cos.clone();
+        for token in 0..tokens {
+            let position = (before + token) as f64;
+            for i in 0..dim / 2 {
+                let angle = position * base.powf(-2.0 * f64::from(i) / f64::from(dim));
+                cos.row_mut(token)[i as usize] = angle.cos() as f32;
+                sin.row_mut(token)[i as usize] = angle.sin() as f32;
+            }
+        }
+        Span {
             tokens,
             before,
-            mask: ran(mask(before, tokens))?,
-            turn: [turns(cos)?, turns(sin)?],
-        })
+            turn: [cos, sin],
+        }
     }
 
     /// The residual stream after a layer, and what it then knows of each text. These `spans` stand
@@ -202,10 +204,10 @@ impl<'a> Reference<'a> {
     fn layer(
         &self,
         layer: u32,
-        stream: &Tensor,
+        stream: &Matrix,
         spans: &[Span],
         past: Option<&Attended>,
-    ) -> Result<(Tensor, Vec<Attended>)> {
+    ) -> Result<(Matrix, Vec<Attended>)> {
         let ModelFacts {
             heads,
             kv_heads,
@@ -218,154 +220,142 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let name = |what: &str| format!("blk.{layer}.{what}");
-        let x = self.norm(&name("attn_norm"), stream)?;
-        let q = self.linear(&name("attn_q"), heads * head_dim, qkv_bias, &x)?;
-        let k = self.linear(&name("attn_k"), kv_heads * head_dim, qkv_bias, &x)?;
-        let v = self.linear(&name("attn_v"), kv_heads * head_dim, qkv_bias, &x)?;
-        let (mixed, attended) = ran(self.attention([&q, &k, &v], spans, past))?;
-        let stream = ran(stream + self.linear(&name("attn_output"), hidden, false, &mixed)?)?;
+        let (mixed, attended) = {
+            let x = self.norm(&name("attn_norm"), stream)?;
+            let q = self.linear(&name("attn_q"), heads * head_dim, qkv_bias, &x)?;
+            let k = self.linear(&name("attn_k"), kv_heads * head_dim, qkv_bias, &x)?;
+            let v = self.linear(&name("attn_v"), kv_heads * head_dim, qkv_bias, &x)?;
+            self.attention([&q, &k, &v], spans, past)
+        };
+        let mut stream = stream.clone();
+        stream.add(&self.linear(&name("attn_output"), hidden, false, &mixed)?);
+        drop(mixed);
 
         let x = self.norm(&name("ffn_norm"), &stream)?;
-        let gate = ran(silu(&self.linear(&name("ffn_gate"), ffn, false, &x)?))?;
-        let up = ran(gate * self.linear(&name("ffn_up"), ffn, false, &x)?)?;
-        Ok((
-            ran(stream + self.linear(&name("ffn_down"), hidden, false, &up)?)?,
-            attended,
-        ))
+        let mut gate = self.linear(&name("ffn_gate"), ffn, false, &x)?;
+        let up = self.linear(&name("ffn_up"), ffn, false, &x)?;
+        gate.for_each_row(|row, gate| {
+            for (gate, up) in gate.iter_mut().zip(up.row(row)) {
+                *gate = silu(*gate) * up;
+            }
+        });
+        stream.add(&self.linear(&name("ffn_down"), hidden, false, &gate)?);
+        Ok((stream, attended))
     }
 
     /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
     /// each text.
     fn attention(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        [q, k, v]: [&Matrix; 3],
         spans: &[Span],
         past: Option<&Attended>,
-    ) -> Result<(Tensor, Vec<Attended>), Error> {
+    ) -> (Matrix, Vec<Attended>) {
         let [heads, kv_heads, dim] =
             [self.facts.heads, self.facts.kv_heads, self.facts.head_dim].map(|size| size as usize);
-        let (mut mixes, mut all) = (vec![], vec![]);
-        let texts = split(q, spans)?
-            .into_iter()
-            .zip(split(k, spans)?)
-            .zip(split(v, spans)?);
-        for (span, ((q, k), v)) in spans.iter().zip(texts) {
-            let Span {
-                tokens,
-                before,
-                mask,
-                ..
-            } = span;
-            let (tokens, all_tokens) = (*tokens, before + tokens);
-            let by_head = |x: &Tensor, heads| {
-                x.reshape((tokens, heads, dim))?
-                    .transpose(0, 1)?
-                    .contiguous()
+        // The heads that share a key stand one after the other.
+        let group = heads.checked_div(kv_heads).unwrap_or(0);
+        let columns = |head: usize| head * dim..(head + 1) * dim;
+        let mut mixed = Matrix::zeros(q.rows(), heads * dim);
+        let mut all = vec![];
+        let mut first = 0;
+        for span in spans {
+            let rows = first..first + span.tokens;
+            let mut attended = Attended {
+                keys: vec![],
+                values: vec![],
             };
-            let q = self.turned(&by_head(&q, heads)?, span)?;
-            let attended = Attended {
-                keys: self.turned(&by_head(&k, kv_heads)?, span)?,
-                values: by_head(&v, kv_heads)?,
-            };
-            let attended = match past {
-                Some(past) => Attended {
-                    keys: Tensor::cat(&[&past.keys, &attended.keys], 1)?,
-                    values: Tensor::cat(&[&past.values, &attended.values], 1)?,
-                },
-                None => attended,
-            };
-            // The heads that share a key stand one after the other.
-            let rows = heads.checked_div(kv_heads).unwrap_or(0) * tokens;
-            let folded = q.reshape((kv_heads, rows, dim))?;
-            let scores = (folded.matmul(&attended.keys.t()?)? * (dim as f64).sqrt().recip())?;
-            let scores = scores
-                .reshape((heads, tokens, all_tokens))?
-                .broadcast_add(mask)?;
-            let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, all_tokens))?;
-            let mix = shares
-                .matmul(&attended.values)?
-                .reshape((heads, tokens, dim))?;
-            mixes.push(mix.transpose(0, 1)?.reshape((tokens, heads * dim))?);
+            for key_head in 0..kv_heads {
+                let (mut keys, mut values) = match past {
+                    Some(past) => (past.keys[key_head].clone(), past.values[key_head].clone()),
+                    None => (Matrix::zeros(0, dim), Matrix::zeros(0, dim)),
+                };
+                keys.append(&self.turned(k.block(rows.clone(), columns(key_head)), span));
+                values.append(&v.block(rows.clone(), columns(key_head)));
+                let query_heads = key_head * group..(key_head + 1) * group;
+                let mut queries = Matrix::zeros(0, dim);
+                for head in query_heads.clone() {
+                    queries.append(&self.turned(q.block(rows.clone(), columns(head)), span));
+                }
+                let mut shares = queries.times_transposed(&keys);
+                shares.for_each_row(|row, scores| {
+                    // A token sees itself and those before it.
+                    let seen = span.before + row % span.tokens + 1;
+                    let (seen, unseen) = scores.split_at_mut(seen);
+                    for score in &mut *seen {
+                        *score *= (dim as f64).sqrt().recip() as f32;
+                    }
+                    softmax(seen);
+                    unseen.fill(0.0);
+                });
+                let mix = shares.times(&values);
+                for (index, head) in query_heads.enumerate() {
+                    for token in 0..span.tokens {
+                        mixed.row_mut(first + token)[columns(head)]
+                            .copy_from_slice(mix.row(index * span.tokens + token));
+                    }
+                }
+                attended.keys.push(keys);
+                attended.values.push(values);
+            }
             all.push(attended);
+            first += span.tokens;
         }
-        Ok((Tensor::cat(&mixes, 0)?, all))
+        (mixed, all)
     }
 
-    /// Rotary embedding of `x`, `[heads, tokens, head_dim]`.
-    fn turned(&self, x: &Tensor, span: &Span) -> Result<Tensor, Error> {
+    /// Rotary embedding of `x`, `[tokens, head_dim]`.
+    fn turned(&self, mut x: Matrix, span: &Span) -> Matrix {
         let [cos, sin] = &span.turn;
         let turn = match self.facts.rope_rows {
-            RopeRows::Interleaved => rope_i,
-            RopeRows::HalfSplit => rope,
+            RopeRows::Interleaved => rotate_interleaved,
+            RopeRows::HalfSplit => rotate_half_split,
         };
-        turn(&x.unsqueeze(0)?, cos, sin)?.squeeze(0)
+        for token in 0..span.tokens {
+            turn(x.row_mut(token), cos.row(token), sin.row(token));
+        }
+        x
     }
 
-    fn norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        let gamma = self.vector(&format!("{name}.weight"))?;
-        ran(rms_norm(x, &gamma, self.facts.rms_epsilon))
+    fn norm(&self, name: &str, x: &Matrix) -> Result<Matrix> {
+        let gamma = self.vector(&format!("{name}.weight"), x.columns())?;
+        Ok(rms_norm(x, &gamma, self.facts.rms_epsilon))
     }
 
     /// `x W^T`, and the bias added if there is one. Some rows of the matrix at a time.
-    fn linear(&self, name: &str, rows: usize, has_bias: bool, x: &Tensor) -> Result<Tensor> {
-        let columns = ran(x.dim(D::Minus1))?;
+    fn linear(&self, name: &str, rows: usize, has_bias: bool, x: &Matrix) -> Result<Matrix> {
+        let columns = x.columns();
         let piece = (PIECE_VALUES / columns.max(1)).max(1);
-        let mut columns_of_y = vec![];
+        let weight = format!("{name}.weight");
+        let mut y = Matrix::zeros(x.rows(), rows);
         for first in (0..rows).step_by(piece) {
             let some = first..rows.min(first + piece);
-            let weights = self.weights.rows(&format!("{name}.weight"), some.clone())?;
-            let weights = tensor(weights, some.len(), columns)?;
-            columns_of_y.push(ran(weights.t().and_then(|weights| x.matmul(&weights)))?);
+            let values = self.weights.rows(&weight, some.clone())?;
+            let weights = matrix(&weight, some.len(), columns, values)?;
+            x.times_transposed_into(&weights, &mut y, first);
         }
-        let y = ran(Tensor::cat(&columns_of_y, 1))?;
-        if !has_bias {
-            return Ok(y);
+        if has_bias {
+            let bias = self.vector(&format!("{name}.bias"), rows)?;
+            y.for_each_row(|_, row| {
+                for (y, bias) in row.iter_mut().zip(&bias) {
+                    *y += bias;
+                }
+            });
         }
-        ran(y.broadcast_add(&self.vector(&format!("{name}.bias"))?))
+        Ok(y)
     }
 
-    fn vector(&self, name: &str) -> Result<Tensor> {
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let values = self.weights.rows(name, 0..1)?;
-        let count = values.len();
-        ran(Tensor::from_vec(values, count, &Device::Cpu))
+        Ok(matrix(name, 1, length, values)?.into_values())
     }
 }
 
-/// 0 where a token sees another, minus infinity elsewhere.
-fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
-    let all = before + tokens;
-    let sees = |row: usize| {
-        (0..all).map(move |column| {
-            if column <= before + row {
-                0.0
-            } else {
-                f32::NEG_INFINITY
-            }
-        })
-    };
-    Tensor::from_vec(
-        (0..tokens).flat_map(sees).collect(),
-        (tokens, all),
-        &Device::Cpu,
-    )
-}
-
-/// The rows of each text.
-fn split(x: &Tensor, spans: &[Span]) -> Result<Vec<Tensor>, Error> {
-    let mut first = 0;
-    let mut rows = |span: &Span| {
-        let rows = x.narrow(0, first, span.tokens);
-        first += span.tokens;
-        rows
-    };
-    spans.iter().map(&mut rows).collect()
-}
-
-fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
-    ran(Tensor::from_vec(values, (rows, columns), &Device::Cpu))
-}
-
-/// What candle made, or its error as ours.
-fn ran<T>(made: Result<T, Error>) -> Result<T> {
-    made.context("kiln::reference::run", || "run the model in f32".into())
+/// The values of `name` as a matrix.
+fn matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<Matrix> {
+    let found = values.len();
+    Matrix::new(rows, columns, values).ok_or_else(|| {
+        let message = format!("`{name}`: expected {rows} rows of {columns} values, found {found}");
+        Problem::new("kiln::reference::tensor", message)
+    })
 }
