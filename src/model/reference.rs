@@ -1,15 +1,16 @@
-//! The yardstick: a decoder in f32 on candle's operators, which shares no line with our graphs.
-//! `tests/it/reference.rs` holds it against candle's own models.
+//! The reference: a decoder in f32 on plain loops and matrix products, which shares no line with
+//! our graphs. `tests/it/reference.rs` compares it with a textbook in f64 and with llama.cpp.
 //!
 //! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at
 //! a time, so that a model may be far larger than the memory.
 
+mod matrix;
+mod operators;
+
 use std::ops::Range;
 
-use candle_core::{D, Device, Error, Tensor};
-use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
-use candle_nn::rotary_emb::{rope, rope_i};
-
+use self::matrix::Matrix;
+use self::operators::{rms_norm, rotate_half_split, rotate_interleaved, silu, softmax};
 use super::decoder::tensors::{LayerTensor, Role};
 use super::decoder::{
     Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
@@ -17,7 +18,7 @@ use super::decoder::{
 };
 use super::facts::RopeRows;
 use super::fidelity;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Problem, Result};
 
 /// Weights that are in memory at a time: 16 MB, which is more than a cache holds and little else.
 const PIECE_VALUES: usize = 1 << 22;
@@ -44,12 +45,12 @@ const REFERENCE: &str = "the reference";
 /// How a layer is computed.
 struct LayerForm {
     qkv_bias: bool,
-    /// Turns `[1, heads, tokens, dims]` by cosines and sines.
-    rotate: fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor, Error>,
+    /// Turns one head at one position by cosines and sines.
+    rotate: fn(&mut [f32], &[f32], &[f32]),
     /// By how much the columns of a head turn from one position to the next.
     frequencies: Vec<f64>,
     /// What the gate goes through.
-    activate: fn(&Tensor) -> Result<Tensor, Error>,
+    activate: fn(f32) -> f32,
 }
 
 impl LayerForm {
@@ -95,8 +96,8 @@ impl LayerForm {
         Ok(LayerForm {
             qkv_bias: *qkv_bias,
             rotate: match layout {
-                RopeRows::Interleaved => rope_i,
-                RopeRows::HalfSplit => rope,
+                RopeRows::Interleaved => rotate_interleaved,
+                RopeRows::HalfSplit => rotate_half_split,
             },
             frequencies: (0..dims / 2)
                 .map(|i| base.powf(-2.0 * f64::from(i) / columns))
@@ -109,25 +110,31 @@ impl LayerForm {
     }
 
     /// Cosines and sines of the angles at the positions of `span`, `[tokens, dims / 2]`.
-    fn turns(&self, span: &Span) -> Result<[Tensor; 2], Error> {
-        let positions = span.before..span.before + span.tokens;
-        let angles = positions.flat_map(|position| {
-            let turned = self.frequencies.iter();
-            turned.map(move |frequency| position as f64 * frequency)
-        });
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip();
-        let shape = (span.tokens, self.frequencies.len());
-        Ok([
-            Tensor::from_vec(cos, shape, &Device::Cpu)?,
-            Tensor::from_vec(sin, shape, &Device::Cpu)?,
-        ])
+    fn turns(&self, span: &Span) -> [Matrix; 2] {
+        let mut cos = Matrix::zeros(span.tokens, self.frequencies.len());
+        let mut sin = cos.clone();
+        for token in 0..span.tokens {
+            let position = (span.before + token) as f64;
+            for (i, frequency) in self.frequencies.iter().enumerate() {
+                let angle = position * frequency;
+                cos.row_mut(token)[i] = angle.cos() as f32;
+                sin.row_mut(token)[i] = angle.sin() as f32;
+            }
+        }
+        [cos, sin]
+    }
+
+    /// Rotary embedding of `x`, `[tokens, head_dim]`.
+    fn rotated(&self, mut x: Matrix, [cos, sin]: &[Matrix; 2]) -> Matrix {
+        for token in 0..x.rows() {
+            (self.rotate)(x.row_mut(token), cos.row(token), sin.row(token));
+        }
+        x
     }
 }
 
 /// The residual stream after the last layer, `[tokens, hidden]`.
-pub struct State(Tensor);
+pub struct State(Matrix);
 
 /// One token of a greedy continuation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -143,14 +150,12 @@ struct Span {
     tokens: usize,
     /// Tokens before them.
     before: usize,
-    /// `[tokens, before + tokens]`: a token sees itself and those before it.
-    mask: Tensor,
 }
 
-/// What a layer knows of a text: its keys and values, `[kv_heads, tokens, head_dim]`.
+/// What a layer knows of a text: its keys and values, `[tokens, head_dim]` of each key head.
 struct Attended {
-    keys: Tensor,
-    values: Tensor,
+    keys: Vec<Matrix>,
+    values: Vec<Matrix>,
 }
 
 impl<'a> Reference<'a> {
@@ -180,28 +185,28 @@ impl<'a> Reference<'a> {
         texts: &[&[u32]],
         mut begun: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<State>> {
-        let spans = texts
-            .iter()
-            .map(|text| self.span(0, text.len()))
-            .collect::<Result<Vec<_>>>()?;
+        let spans: Vec<Span> = texts.iter().map(|text| self.span(0, text.len())).collect();
         let mut stream = self.embedding(&texts.concat())?;
         for (layer, form) in (0..).zip(&self.layers) {
             begun(layer)?;
             (stream, _) = self.layer(layer, form, &stream, &spans, None)?;
         }
-        ran(split(&stream, &spans))?
-            .into_iter()
-            .map(|state| Ok(State(state)))
-            .collect()
+        let mut states = vec![];
+        let mut first = 0;
+        for span in &spans {
+            states.push(State(stream.some_rows(first..first + span.tokens)));
+            first += span.tokens;
+        }
+        Ok(states)
     }
 
     /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a
     /// time.
     pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let rows = (LOGITS / self.spec.vocab.max(1) as usize).max(1);
-        let tokens = ran(state.0.dim(0))?;
+        let tokens = state.0.rows();
         for first in (0..tokens).step_by(rows) {
-            let some = ran(state.0.narrow(0, first, rows.min(tokens - first)))?;
+            let some = state.0.some_rows(first..tokens.min(first + rows));
             let head = if self.spec.head.tied {
                 Role::Embedding
             } else {
@@ -209,9 +214,7 @@ impl<'a> Reference<'a> {
             };
             let normal = self.norm(Role::FinalNorm, &some)?;
             let logits = self.linear(head, self.spec.vocab as usize, false, &normal)?;
-            show(&ran(logits
-                .flatten_all()
-                .and_then(|logits| logits.to_vec1()))?)?;
+            show(logits.values())?;
         }
         Ok(())
     }
@@ -239,14 +242,14 @@ impl<'a> Reference<'a> {
             } else {
                 prompt.len() + choices.len() - 1
             };
-            let spans = [self.span(before, next.len())?];
+            let spans = [self.span(before, next.len())];
             let mut stream = self.embedding(&next)?;
             for ((layer, form), past) in (0..).zip(&self.layers).zip(&mut past) {
                 let (after, mut attended) =
                     self.layer(layer, form, &stream, &spans, past.as_ref())?;
                 (stream, *past) = (after, attended.pop());
             }
-            let last = ran(stream.narrow(0, next.len() - 1, 1))?;
+            let last = stream.some_rows(next.len() - 1..next.len());
             self.logits(&State(last), |row| {
                 let none = || Problem::new("kiln::reference::logits", "no logit is a number");
                 choices.push(Choice {
@@ -265,7 +268,7 @@ impl<'a> Reference<'a> {
     }
 
     /// `[tokens, hidden]`.
-    fn embedding(&self, tokens: &[u32]) -> Result<Tensor> {
+    fn embedding(&self, tokens: &[u32]) -> Result<Matrix> {
         if tokens.is_empty() {
             return Err(Problem::new(
                 "kiln::reference::prompt",
@@ -277,16 +280,12 @@ impl<'a> Reference<'a> {
             let row = *token as usize;
             rows.extend(self.weights.rows(&table, row..row + 1)?);
         }
-        tensor(rows, tokens.len(), self.spec.hidden as usize)
+        matrix(&table, tokens.len(), self.spec.hidden as usize, rows)
     }
 
     /// `tokens` that come after `before` others.
-    fn span(&self, before: usize, tokens: usize) -> Result<Span> {
-        Ok(Span {
-            tokens,
-            before,
-            mask: ran(mask(before, tokens))?,
-        })
+    fn span(&self, before: usize, tokens: usize) -> Span {
+        Span { tokens, before }
     }
 
     /// The residual stream after a layer, and what it then knows of each text. These `spans` stand
@@ -295,10 +294,10 @@ impl<'a> Reference<'a> {
         &self,
         layer: u32,
         form: &LayerForm,
-        stream: &Tensor,
+        stream: &Matrix,
         spans: &[Span],
         past: Option<&Attended>,
-    ) -> Result<(Tensor, Vec<Attended>)> {
+    ) -> Result<(Matrix, Vec<Attended>)> {
         let DecoderSpec {
             heads,
             kv_heads,
@@ -310,21 +309,28 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let role = |tensor| Role::Layer(layer, tensor);
-        let bias = form.qkv_bias;
-        let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
-        let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
-        let k = self.linear(role(LayerTensor::Key), kv_heads * head_dim, bias, &x)?;
-        let v = self.linear(role(LayerTensor::Value), kv_heads * head_dim, bias, &x)?;
-        let (mixed, attended) = ran(self.attention(form, [&q, &k, &v], spans, past))?;
-        let output = self.linear(role(LayerTensor::AttentionOutput), hidden, false, &mixed)?;
-        let stream = ran(stream + output)?;
+        let (mixed, attended) = {
+            let bias = form.qkv_bias;
+            let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
+            let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
+            let k = self.linear(role(LayerTensor::Key), kv_heads * head_dim, bias, &x)?;
+            let v = self.linear(role(LayerTensor::Value), kv_heads * head_dim, bias, &x)?;
+            self.attention(form, [&q, &k, &v], spans, past)
+        };
+        let mut stream = stream.clone();
+        stream.add(&self.linear(role(LayerTensor::AttentionOutput), hidden, false, &mixed)?);
+        drop(mixed);
 
         let x = self.norm(role(LayerTensor::FeedForwardNorm), &stream)?;
-        let gate = self.linear(role(LayerTensor::Gate), ffn, false, &x)?;
-        let gate = ran((form.activate)(&gate))?;
-        let up = ran(gate * self.linear(role(LayerTensor::Up), ffn, false, &x)?)?;
-        let down = self.linear(role(LayerTensor::Down), hidden, false, &up)?;
-        Ok((ran(stream + down)?, attended))
+        let mut gate = self.linear(role(LayerTensor::Gate), ffn, false, &x)?;
+        let up = self.linear(role(LayerTensor::Up), ffn, false, &x)?;
+        gate.for_each_row(|row, gate| {
+            for (gate, up) in gate.iter_mut().zip(up.row(row)) {
+                *gate = (form.activate)(*gate) * up;
+            }
+        });
+        stream.add(&self.linear(role(LayerTensor::Down), hidden, false, &gate)?);
+        Ok((stream, attended))
     }
 
     /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
@@ -332,128 +338,105 @@ impl<'a> Reference<'a> {
     fn attention(
         &self,
         form: &LayerForm,
-        [q, k, v]: [&Tensor; 3],
+        [q, k, v]: [&Matrix; 3],
         spans: &[Span],
         past: Option<&Attended>,
-    ) -> Result<(Tensor, Vec<Attended>), Error> {
+    ) -> (Matrix, Vec<Attended>) {
         let [heads, kv_heads, dim] =
             [self.spec.heads, self.spec.kv_heads, self.spec.head_dim].map(|size| size as usize);
-        let (mut mixes, mut all) = (vec![], vec![]);
-        let texts = split(q, spans)?
-            .into_iter()
-            .zip(split(k, spans)?)
-            .zip(split(v, spans)?);
-        for (span, ((q, k), v)) in spans.iter().zip(texts) {
-            let Span {
-                tokens,
-                before,
-                mask,
-            } = span;
-            let (tokens, all_tokens) = (*tokens, before + tokens);
-            let by_head = |x: &Tensor, heads| {
-                x.reshape((tokens, heads, dim))?
-                    .transpose(0, 1)?
-                    .contiguous()
+        // The heads that share a key stand one after the other.
+        let group = heads.checked_div(kv_heads).unwrap_or(0);
+        let columns = |head: usize| head * dim..(head + 1) * dim;
+        let mut mixed = Matrix::zeros(q.rows(), heads * dim);
+        let mut all = vec![];
+        let mut first = 0;
+        for span in spans {
+            let rows = first..first + span.tokens;
+            let turns = form.turns(span);
+            let mut attended = Attended {
+                keys: vec![],
+                values: vec![],
             };
-            let [cos, sin] = form.turns(span)?;
-            let turned = |x: Tensor| (form.rotate)(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
-            let q = turned(by_head(&q, heads)?)?;
-            let attended = Attended {
-                keys: turned(by_head(&k, kv_heads)?)?,
-                values: by_head(&v, kv_heads)?,
-            };
-            let attended = match past {
-                Some(past) => Attended {
-                    keys: Tensor::cat(&[&past.keys, &attended.keys], 1)?,
-                    values: Tensor::cat(&[&past.values, &attended.values], 1)?,
-                },
-                None => attended,
-            };
-            // The heads that share a key stand one after the other.
-            let rows = heads.checked_div(kv_heads).unwrap_or(0) * tokens;
-            let folded = q.reshape((kv_heads, rows, dim))?;
-            let scores = (folded.matmul(&attended.keys.t()?)? * (dim as f64).sqrt().recip())?;
-            let scores = scores
-                .reshape((heads, tokens, all_tokens))?
-                .broadcast_add(mask)?;
-            let shares = softmax_last_dim(&scores)?.reshape((kv_heads, rows, all_tokens))?;
-            let mix = shares
-                .matmul(&attended.values)?
-                .reshape((heads, tokens, dim))?;
-            mixes.push(mix.transpose(0, 1)?.reshape((tokens, heads * dim))?);
+            for key_head in 0..kv_heads {
+                let (mut keys, mut values) = match past {
+                    Some(past) => (past.keys[key_head].clone(), past.values[key_head].clone()),
+                    None => (Matrix::zeros(0, dim), Matrix::zeros(0, dim)),
+                };
+                keys.append(&form.rotated(k.block(rows.clone(), columns(key_head)), &turns));
+                values.append(&v.block(rows.clone(), columns(key_head)));
+                let query_heads = key_head * group..(key_head + 1) * group;
+                let mut queries = Matrix::zeros(0, dim);
+                for head in query_heads.clone() {
+                    queries.append(&form.rotated(q.block(rows.clone(), columns(head)), &turns));
+                }
+                let mut shares = queries.times_transposed(&keys);
+                shares.for_each_row(|row, scores| {
+                    // A token sees itself and those before it.
+                    let seen = span.before + row % span.tokens + 1;
+                    let (seen, unseen) = scores.split_at_mut(seen);
+                    for score in &mut *seen {
+                        *score *= (dim as f64).sqrt().recip() as f32;
+                    }
+                    softmax(seen);
+                    unseen.fill(0.0);
+                });
+                let mix = shares.times(&values);
+                for (index, head) in query_heads.enumerate() {
+                    for token in 0..span.tokens {
+                        mixed.row_mut(first + token)[columns(head)]
+                            .copy_from_slice(mix.row(index * span.tokens + token));
+                    }
+                }
+                attended.keys.push(keys);
+                attended.values.push(values);
+            }
             all.push(attended);
+            first += span.tokens;
         }
-        Ok((Tensor::cat(&mixes, 0)?, all))
+        (mixed, all)
     }
 
-    fn norm(&self, role: Role, x: &Tensor) -> Result<Tensor> {
-        let gamma = self.vector(&role.weight())?;
-        ran(rms_norm(x, &gamma, self.spec.rms_epsilon))
+    fn norm(&self, role: Role, x: &Matrix) -> Result<Matrix> {
+        let gamma = self.vector(&role.weight(), x.columns())?;
+        Ok(rms_norm(x, &gamma, self.spec.rms_epsilon))
     }
 
     /// `x W^T`, and the bias added if there is one. Some rows of the matrix at a time.
-    fn linear(&self, role: Role, rows: usize, has_bias: bool, x: &Tensor) -> Result<Tensor> {
-        let columns = ran(x.dim(D::Minus1))?;
+    fn linear(&self, role: Role, rows: usize, has_bias: bool, x: &Matrix) -> Result<Matrix> {
+        let columns = x.columns();
         let piece = (PIECE_VALUES / columns.max(1)).max(1);
-        let matrix = role.weight();
-        let mut columns_of_y = vec![];
+        let weight = role.weight();
+        let mut y = Matrix::zeros(x.rows(), rows);
         for first in (0..rows).step_by(piece) {
             let some = first..rows.min(first + piece);
-            let weights = self.weights.rows(&matrix, some.clone())?;
-            let weights = tensor(weights, some.len(), columns)?;
-            columns_of_y.push(ran(weights.t().and_then(|weights| x.matmul(&weights)))?);
+            let values = self.weights.rows(&weight, some.clone())?;
+            let weights = matrix(&weight, some.len(), columns, values)?;
+            x.times_transposed_into(&weights, &mut y, first);
         }
-        let y = ran(Tensor::cat(&columns_of_y, 1))?;
-        if !has_bias {
-            return Ok(y);
+        if has_bias {
+            let bias = self.vector(&role.bias(), rows)?;
+            y.for_each_row(|_, row| {
+                for (y, bias) in row.iter_mut().zip(&bias) {
+                    *y += bias;
+                }
+            });
         }
-        ran(y.broadcast_add(&self.vector(&role.bias())?))
+        Ok(y)
     }
 
-    fn vector(&self, name: &str) -> Result<Tensor> {
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let values = self.weights.rows(name, 0..1)?;
-        let count = values.len();
-        ran(Tensor::from_vec(values, count, &Device::Cpu))
+        Ok(matrix(name, 1, length, values)?.into_values())
     }
 }
 
-/// 0 where a token sees another, minus infinity elsewhere.
-fn mask(before: usize, tokens: usize) -> Result<Tensor, Error> {
-    let all = before + tokens;
-    let sees = |row: usize| {
-        (0..all).map(move |column| {
-            if column <= before + row {
-                0.0
-            } else {
-                f32::NEG_INFINITY
-            }
-        })
-    };
-    Tensor::from_vec(
-        (0..tokens).flat_map(sees).collect(),
-        (tokens, all),
-        &Device::Cpu,
-    )
-}
-
-/// The rows of each text.
-fn split(x: &Tensor, spans: &[Span]) -> Result<Vec<Tensor>, Error> {
-    let mut first = 0;
-    let mut rows = |span: &Span| {
-        let rows = x.narrow(0, first, span.tokens);
-        first += span.tokens;
-        rows
-    };
-    spans.iter().map(&mut rows).collect()
-}
-
-fn tensor(values: Vec<f32>, rows: usize, columns: usize) -> Result<Tensor> {
-    ran(Tensor::from_vec(values, (rows, columns), &Device::Cpu))
-}
-
-/// What candle made, or its error as ours.
-fn ran<T>(made: Result<T, Error>) -> Result<T> {
-    made.context("kiln::reference::run", || "run the model in f32".into())
+/// The values of `name` as a matrix.
+fn matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<Matrix> {
+    let found = values.len();
+    Matrix::new(rows, columns, values).ok_or_else(|| {
+        let message = format!("`{name}`: expected {rows} rows of {columns} values, found {found}");
+        Problem::new("kiln::reference::tensor", message)
+    })
 }
 
 #[cfg(test)]

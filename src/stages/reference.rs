@@ -210,17 +210,17 @@ impl TypedStage for ReferenceStage {
 }
 
 /// Some logits twice, which are all of a small model's; or what a layer holds: of each token that
-/// is run the stream and what becomes of it, of one text its scores, their mask added and their
-/// softmax.
+/// is run the stream and what becomes of it, of one text the scores of the heads that share a key.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
     let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
-    let [tokens, vocab, heads, ffn, hidden] =
-        [params.tokens, spec.vocab, spec.heads, spec.ffn, spec.hidden].map(u64::from);
+    let [tokens, vocab, ffn, hidden] =
+        [params.tokens, spec.vocab, spec.ffn, spec.hidden].map(u64::from);
+    let group = u64::from(spec.heads.div_ceil(spec.kv_heads.max(1)));
     let run = (params.windows as u64 * tokens)
         .min(TOGETHER as u64)
         .max(tokens);
     let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
-    let layer = run * (5 * ffn + 8 * hidden) + 3 * tokens * tokens * heads;
+    let layer = run * (2 * ffn + 8 * hidden) + tokens * tokens * group;
     let memory_bytes = logits
         .max(layer)
         .saturating_mul(4)

@@ -1,4 +1,4 @@
-//! The integration tests: one crate, so that candle, ONNX Runtime's interface and tokenizers are linked
+//! The integration tests: one crate, so that ONNX Runtime's interface and tokenizers are linked
 //! once. One file a subject: `cargo test --test it -- SUBJECT::`.
 //!
 //! The tests run on threads of one process: none may change its environment, its working directory or

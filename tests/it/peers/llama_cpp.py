@@ -1,4 +1,7 @@
-"""How far llama.cpp's logits of two GGUFs are apart: `llama_cpp.py A B` prints the largest difference over the largest logit.
+"""llama.cpp's logits of GGUFs.
+
+`llama_cpp.py A B` prints how far those of two files are apart: the largest difference over the largest logit.
+`llama_cpp.py --logits A TOKEN...` prints those after each of the tokens.
 
 The wheel `xllamacpp` exports llama.cpp's C interface. Its parameter structs go by value and grow with versions: they are
 taken and handed back as they are, in more room than they need, but for the size of the context, which stands first.
@@ -36,22 +39,26 @@ for name, result, arguments in [
     getattr(llama, name).restype, getattr(llama, name).argtypes = result, arguments
 
 
-def logits(path):
+def logits(path, tokens):
     model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
     assert model, f"llama.cpp does not load {path}"
     params = llama.llama_context_default_params()
     params.words[0] = 256
     context = llama.llama_init_from_model(model, params)
     assert context, path
-    batch = llama.llama_batch_init(len(TOKENS), 0, 1)
-    batch.count = len(TOKENS)
-    for index, token in enumerate(TOKENS):
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
+    batch.count = len(tokens)
+    for index, token in enumerate(tokens):
         batch.token[index], batch.pos[index], batch.logits[index] = token, index, 1
         batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
     assert llama.llama_decode(context, batch) == 0, path
     vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(TOKENS), vocab)).astype(np.float64)
+    return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens), vocab)).astype(np.float64)
 
 
-a, b = logits(sys.argv[1]), logits(sys.argv[2])
-print(np.abs(a - b).max() / np.abs(a).max())
+if sys.argv[1] == "--logits":
+    path, tokens = sys.argv[2], [int(token) for token in sys.argv[3:]]
+    print(*logits(path, tokens).ravel())
+else:
+    a, b = (logits(path, TOKENS) for path in sys.argv[1:])
+    print(np.abs(a - b).max() / np.abs(a).max())

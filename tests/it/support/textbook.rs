@@ -1,5 +1,5 @@
 //! A decoder-only transformer by the textbook: f64, one token at a time, one sum after the other.
-//! Slow, and independent of candle and of our graphs.
+//! Slow, and independent of the reference and of our graphs.
 
 use std::collections::BTreeMap;
 
