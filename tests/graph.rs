@@ -9,6 +9,7 @@ use kiln::action::{Inputs, Manifest, Stage};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
+use kiln::model::weight::{Activations, Element, WeightEncoding, WeightUse};
 use serde_json::{Value, json};
 use support::peers::{python, said};
 use support::tiny_weights::TinyWeights;
@@ -35,13 +36,26 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
     let model = TinyWeights::llama();
     let onnx = build(&folder, &model, small());
     let facts = |file: &str| onnx.get(file).unwrap().facts.read::<GraphFacts>().unwrap();
+    let [block, offset] = [Element::Int8, Element::Uint4].map(|codes| {
+        let offsets = (codes == Element::Uint4).then_some(Element::F16);
+        WeightEncoding::blocks(codes, 32, Element::F16, offsets, 64)
+    });
+    let activations = Activations::F16;
+    let linear = |weight| WeightUse::Linear {
+        weight,
+        activations,
+    };
+    // The table of the embedding is the head too.
+    let lookup = WeightUse::Lookup { weight: block };
+    let uses = vec![linear(block), linear(offset), lookup];
     assert_eq!(
         facts("prefill.onnx"),
         GraphFacts {
             name: "prompt_ar8_cl24_1_of_1".into(),
             tokens: 8,
             context: 24,
-            shard: None
+            shard: None,
+            weights: uses.clone()
         }
     );
     assert_eq!(
@@ -50,7 +64,8 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
             name: "token_ar1_cl24_1_of_1".into(),
             tokens: 1,
             context: 24,
-            shard: None
+            shard: None,
+            weights: uses.clone()
         }
     );
 
@@ -149,10 +164,10 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
             weights.insert("blk.1.ffn_gate.weight/codes".parse().unwrap(), part);
         },
         "5 of the weights do not fit the model: `blk.0.attn_norm.weight` [64] is missing; \
-         `blk.1.ffn_down.weight`: {\"offsets\", \"scales\"} spell no weight; \
-         `blk.1.ffn_gate.weight`: codes have shape [64, 96], expected [96, 64]; \
-         `blk.1.ffn_up.weight`: {\"codes\", \"offsets\"} spell no weight; `rope_freqs.weight` has \
-         no place in a `llama` decoder",
+         `blk.1.ffn_down.weight`: it has no codes; `blk.1.ffn_gate.weight`: its parts are of \
+         different weights: uint4 x32 f16 + f16 [64, 96] and uint4 x32 f16 + f16 [96, 64]; \
+         `blk.1.ffn_up.weight`: it has no scales; `rope_freqs.weight` has no place in a `llama` \
+         decoder",
     );
     refuses(
         |model, _| model.facts.architecture = "gpt2".into(),

@@ -9,7 +9,8 @@ use kiln::action::Blob;
 use kiln::base::{Problem, Result};
 use kiln::lower::lower;
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, External, Function, Spelling, decode, float, gain, int};
+use kiln::model::onnx::{Builder, External, Function, decode, float, gain, int};
+use kiln::model::weight::WeightForm;
 use kiln::qnn::{DeviceGraph, Encoding, StaticData, TensorKind};
 use serde_json::json;
 use support::tiny_weights::TinyWeights;
@@ -126,7 +127,7 @@ fn q4_0_keeps_codes_and_signed_scales() {
         ),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 3, 4], &blobs, 4, -1);
@@ -165,7 +166,7 @@ fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
         ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
     ];
     let linear = Function::Linear {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 2], &blobs, 2, 0);
@@ -197,7 +198,7 @@ fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
         ),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
@@ -220,7 +221,7 @@ fn scales_that_no_half_holds_are_refused() {
             ),
         ];
         let linear = Function::Linear {
-            weight: Spelling::Blocks,
+            weight: WeightForm::Block,
             bias: false,
         };
         let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
@@ -264,7 +265,7 @@ fn codes_take_up_the_whole_steps_of_an_offset() {
         ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
     ];
     let linear = Function::Linear {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 2], &blobs, 2, 0);
@@ -300,7 +301,7 @@ fn an_embedding_is_gathered_and_multiplied() {
     ];
     let (model, files) = one_call(
         Function::Embedding {
-            weight: Spelling::OffsetBlocks,
+            weight: WeightForm::BlockOffset,
         },
         &[1, 3],
         &blobs,
@@ -375,7 +376,7 @@ fn refuses(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
         ("scales", element::FLOAT16, &[2, 2][..], halves(&[1.0; 4])),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (mut model, mut files) = one_call(linear, &[1, 1, 3, 4], &blobs, 2, 0);
@@ -402,8 +403,8 @@ fn what_cannot_be_lowered_is_named() {
             call.attribute[0].i = Some(3);
             model.graph.as_mut().unwrap().node.push(call);
         },
-        "node `y`, kiln.BlockLinear(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), does not \
-         have whole blocks in 4 columns",
+        "node `y`, kiln.BlockLinear(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), has a \
+         weight that does not exist: 4 columns are not whole blocks of 3",
     );
     refuses(
         |model, _| model.functions[0].node[1].attribute[0].i = Some(0),

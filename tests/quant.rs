@@ -3,9 +3,10 @@
 mod support;
 
 use half::f16;
-use kiln::model::facts::{Element, TensorFacts};
+use kiln::model::facts::TensorFacts;
 use kiln::model::gguf::Gguf;
 use kiln::model::quant::*;
+use kiln::model::weight::Element;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use support::peers::{python, said};

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use kiln::action::{Inputs, Manifest, Part};
-use kiln::model::facts::{Element, WeightFacts};
 use kiln::model::quant::*;
+use kiln::model::weight::{Element, WeightFacts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::peers::{python, said};

@@ -318,6 +318,7 @@ mod tests {
                 tokens,
                 context: 8,
                 shard: None,
+                weights: vec![],
             })
         }
 

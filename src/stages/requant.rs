@@ -62,7 +62,7 @@ impl TypedStage for Requant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
-        version: 3,
+        version: 4,
         summary: "weights as graph and device hold them: native, or rounded anew by one of many \
                   schemes",
         gives: "weights",

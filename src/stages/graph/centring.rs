@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::centre::{KeyCentre, KeyCentres};
 use crate::action::Job;
+use crate::artifact::weight::Weight;
 use crate::base::{Context, Problem, Result};
 use crate::model::calibration::{KEY_MEANS, KeyMeans};
-use crate::model::facts::{ModelFacts, WeightFacts};
-use crate::model::quant::number_at;
+use crate::model::facts::ModelFacts;
 
 /// What is subtracted from every rotated key of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -81,11 +81,8 @@ impl KeyCentring {
 
 /// The key bias of `layer`, in the order of the rows of its matrix.
 fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
-    let name = format!("weights/blk.{layer}.attn_k.bias/values");
-    let facts: WeightFacts = job.input(&name)?.facts.read()?;
-    let count: u64 = facts.shape.iter().product();
-    let bytes = job.read(&name)?;
-    Ok((0..count as usize)
-        .map(|index| number_at(facts.element, &bytes, index))
-        .collect())
+    let bias = Weight::read(job, &format!("weights/blk.{layer}.attn_k.bias"))?;
+    let mut values = vec![0.0; bias.columns];
+    bias.row(0, &mut values);
+    Ok(values)
 }
