@@ -3,13 +3,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use kiln::action::{Inputs, Manifest, Stage};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
-use kiln::model::weight::{Activations, Element, WeightEncoding, WeightUse};
+use kiln::model::weight::{Activations, Element, WeightEncoding, WeightFacts, WeightUse};
 use serde_json::{Value, json};
 use support::peers::{python, said};
 use support::tiny_weights::TinyWeights;
@@ -119,6 +120,39 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
             }
         }
     }
+}
+
+/// `requant` states encodings in facts, a graph by the functions that it calls: they are the same.
+#[test]
+fn a_graph_states_the_encodings_of_its_weights() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    let model = TinyWeights::qwen2();
+    let onnx = build(&folder, &model, small());
+    let facts: GraphFacts = onnx.part("decode.onnx").unwrap().facts.read().unwrap();
+    let mut linears = BTreeSet::new();
+    let mut lookups = BTreeSet::new();
+    for (name, part) in onnx.under("weights") {
+        let weight: WeightFacts = part.facts.read().unwrap();
+        match name {
+            _ if weight.shape.len() == 1 => false,
+            _ if name.starts_with("token_embd.") => lookups.insert(weight.encoding),
+            _ => linears.insert(weight.encoding),
+        };
+    }
+    let mut stated = (BTreeSet::new(), BTreeSet::new());
+    for weight_use in facts.weights {
+        match weight_use {
+            WeightUse::Linear {
+                weight,
+                activations: Activations::F16,
+            } => stated.0.insert(weight),
+            WeightUse::Lookup { weight } => stated.1.insert(weight),
+            other => panic!("{other:?}"),
+        };
+    }
+    assert_eq!(linears.len(), 6, "every way to store a weight");
+    assert_eq!(stated, (linears, lookups));
 }
 
 #[test]

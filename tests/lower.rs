@@ -7,11 +7,15 @@ use std::collections::BTreeMap;
 use half::f16;
 use kiln::action::Blob;
 use kiln::base::{Problem, Result};
-use kiln::lower::lower;
+use kiln::lower::{device_use, lower};
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, External, Function, decode, float, gain, int};
-use kiln::model::weight::WeightForm;
-use kiln::qnn::{DeviceGraph, Encoding, StaticData, TensorKind};
+use kiln::model::onnx::{
+    Builder, External, Function, Grid, decode, element_type, float, gain, int, weight_uses,
+};
+use kiln::model::weight::{Element, PartSpec, WeightEncoding, WeightForm, WeightPart};
+use kiln::qnn::{
+    DeviceEncoding, DeviceGraph, DeviceUse, Encoding, LinearIo, StaticData, TensorKind,
+};
 use serde_json::json;
 use support::tiny_weights::TinyWeights;
 use support::workspace::Folder;
@@ -33,7 +37,17 @@ fn one_call(
     block: i64,
     exponent: i32,
 ) -> (ModelProto, Files) {
-    let mut graph = Builder::default();
+    call_in(Builder::default(), function, x, blobs, block, exponent)
+}
+
+fn call_in(
+    mut graph: Builder,
+    function: Function,
+    x: &[u64],
+    blobs: &[(&str, i32, &[u64], Vec<u8>)],
+    block: i64,
+    exponent: i32,
+) -> (ModelProto, Files) {
     let mut files = Files::new();
     let ids = matches!(function, Function::Embedding { .. });
     let mut inputs = vec![graph.input("x", if ids { element::INT32 } else { element::FLOAT }, x)];
@@ -339,6 +353,147 @@ y: f16 [1, 3, 4] = Reshape(y.shifted)
     assert_eq!(
         constant(&graph, "w.scales").bytes,
         halves(&[0.25, 0.5, 0.75, 1.0])
+    );
+}
+
+/// What the device graph of one call does with its weight, as its operators and constants say.
+fn written(graph: &DeviceGraph) -> DeviceUse {
+    let find = |op: &str| graph.nodes.iter().find(|node| node.op == op);
+    if let Some(conv) = find("Conv2d") {
+        let weight = constant(graph, &graph.tensor(conv.inputs[1]).name);
+        let weight = match weight.encoding {
+            Encoding::None => DeviceEncoding::F16,
+            Encoding::Axis { bits, .. } => DeviceEncoding::Channel {
+                bits: bits.unwrap_or(8),
+            },
+            Encoding::FloatBlock {
+                bits,
+                block,
+                offsets,
+                ..
+            } => DeviceEncoding::FloatBlock {
+                bits,
+                block: block[2],
+                offsets: offsets.iter().any(|offset| *offset != 0.0),
+            },
+            other => panic!("{other:?}"),
+        };
+        let io = match find("Dequantize") {
+            Some(before) if before.outputs[0] == conv.inputs[0] => LinearIo::F16FromU16,
+            _ => LinearIo::F16,
+        };
+        return DeviceUse::Linear { weight, io };
+    }
+    let Some(blocks) = find("ElementWiseMultiply") else {
+        assert_eq!(graph.nodes.len(), 1, "a Gather");
+        let weight = DeviceEncoding::F16;
+        return DeviceUse::Lookup { weight };
+    };
+    let note = &graph.tensor(find("Gather").unwrap().inputs[0]).note;
+    let bits = note.split(' ').next().unwrap().parse().unwrap();
+    let [_, _, count, block] = graph.tensor(blocks.outputs[0]).dims[..] else {
+        panic!()
+    };
+    let weight = match count {
+        1 => DeviceEncoding::Channel { bits },
+        _ => DeviceEncoding::FloatBlock {
+            bits,
+            block,
+            offsets: find("ElementWiseAdd").is_some(),
+        },
+    };
+    DeviceUse::Lookup { weight }
+}
+
+/// `context-bin` proves what graphs state of their weights, so this must be what is compiled.
+#[test]
+fn what_a_graph_states_is_what_the_lowering_writes() {
+    use Element::{Bf16, F16, F32, Int4, Int8, Uint4};
+    let blocks =
+        |codes, block, scales, offsets| WeightEncoding::blocks(codes, block, scales, offsets, 64);
+    let encodings = [
+        WeightEncoding::Plain { element: Bf16 },
+        blocks(Int4, 16, F16, None),
+        blocks(Int8, 32, F32, None),
+        blocks(Uint4, 32, F16, Some(F16)),
+        blocks(Int8, 64, F32, None),
+        blocks(Int4, 64, F32, None),
+        WeightEncoding::Lpbq { block: 32 },
+    ];
+    let mut proofs = vec![];
+    for encoding in encodings {
+        let specs = encoding.parts(&[2, 64]).unwrap();
+        let bytes = |spec: &PartSpec| {
+            let count = spec.shape.iter().product::<u64>() as usize;
+            match (spec.part, spec.element) {
+                (WeightPart::Offsets, _) => halves(&[0.5]).repeat(count),
+                (WeightPart::Scales | WeightPart::ChannelScales, F16) => {
+                    halves(&[0.75]).repeat(count)
+                }
+                (WeightPart::Scales | WeightPart::ChannelScales, _) => {
+                    0.75f32.to_le_bytes().repeat(count)
+                }
+                _ => vec![1; spec.size_bytes().unwrap() as usize],
+            }
+        };
+        let blobs: Vec<_> = specs
+            .iter()
+            .map(|spec| {
+                let element = element_type(spec.element);
+                (
+                    spec.part.name(),
+                    element,
+                    spec.shape.as_slice(),
+                    bytes(spec),
+                )
+            })
+            .collect();
+        let block = encoding.block(64).unwrap_or(0) as i64;
+        let (weight, bias) = (encoding.form(), false);
+        let linear = Function::Linear { weight, bias };
+        let lookup = Function::Embedding { weight };
+        for (function, x, bits) in [
+            (linear, &[1, 1, 3, 64][..], None),
+            (linear, &[1, 1, 3, 64], Some(16)),
+            (lookup, &[1, 3], None),
+        ] {
+            let grids = bits.map(|bits| ("x".to_string(), Grid::unit(bits)));
+            let builder = Builder::rounding(grids.into_iter().collect());
+            let (model, files) = call_in(builder, function, x, &blobs, block, 0);
+            let uses = weight_uses(&model).unwrap();
+            let [stated] = uses[..] else {
+                panic!("{uses:?}")
+            };
+            let graph = lower_with(&model, &files).unwrap();
+            assert_eq!(device_use(stated), written(&graph), "{stated:?}");
+            proofs.push(device_use(stated).to_string());
+        }
+    }
+    assert_eq!(
+        proofs,
+        [
+            "f16",
+            "f16-from-u16",
+            "lookup-f16",
+            "float-block-4x16",
+            "float-block-4x16-from-u16",
+            "lookup-float-block-4x16",
+            "float-block-8x32",
+            "float-block-8x32-from-u16",
+            "lookup-float-block-8x32",
+            "float-block-4x32-offset",
+            "float-block-4x32-offset-from-u16",
+            "lookup-float-block-4x32-offset",
+            "channel-8",
+            "channel-8-from-u16",
+            "lookup-channel-8",
+            "channel-4",
+            "channel-4-from-u16",
+            "lookup-channel-4",
+            "float-block-4x32",
+            "float-block-4x32-from-u16",
+            "lookup-float-block-4x32",
+        ]
     );
 }
 
