@@ -1,14 +1,17 @@
-//! What compiling a graph takes: its lowering, the encodings to prove, the memory.
+//! What compiling a graph takes: its lowering, the uses of weights to prove, the memory.
 
-use crate::action::{Job, Manifest, Part};
+use std::collections::BTreeSet;
+
+use crate::action::{Job, Part};
 use crate::base::{CanonJson, Problem, Result};
-use crate::lower::lower;
+use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
-use crate::model::facts::{Element, WeightFacts};
+use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 use crate::model::shards::{Place, Shard};
-use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
+use crate::model::weight::WeightFacts;
+use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
 
 /// Lowers the ONNX graphs of `roles`, whose encodings must hold together: they share their caches.
 /// A graph reads the weights it needs when the backend asks for them.
@@ -29,56 +32,26 @@ pub fn lowered(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>>
     files.iter().zip(&models).map(lower).collect()
 }
 
-/// The encodings of those weights in an `onnx` manifest that the chip `reads`, as the lowering
-/// spells them, each once.
-pub fn encodings(graph: &Manifest, reads: impl Fn(&str) -> bool) -> Result<Vec<WeightEncoding>> {
-    let mut found = vec![];
-    for (name, part) in graph.under("weights").filter(|(name, _)| reads(name)) {
-        let Some((tensor, what)) = name.rsplit_once('/') else {
-            continue;
-        };
-        let encoding = match what {
-            "values" if part.facts.read::<WeightFacts>()?.shape.len() == 2 => WeightEncoding::F16,
-            "codes" => {
-                let facts: WeightFacts = part.facts.read()?;
-                let bits = match facts.element {
-                    Element::Int4 | Element::Uint4 => 4,
-                    _ => 8,
-                };
-                let block = facts.block.ok_or_else(|| {
-                    Problem::new(
-                        "kiln::device::block",
-                        format!("the codes of `{tensor}` do not say how long a block is"),
-                    )
-                })?;
-                let blob = |what: &str| graph.get(&format!("weights/{tensor}/{what}"));
-                let scales = blob("scales")
-                    .map(|scales| scales.facts.read::<WeightFacts>())
-                    .transpose()?;
-                let by_channel = facts.shape.last() == Some(&block.into())
-                    && facts.element != Element::Uint4
-                    && scales.is_some_and(|scales| scales.element == Element::F32)
-                    && blob("offsets").is_none();
-                if by_channel {
-                    WeightEncoding::Channel {
-                        bits,
-                        activations: Activations::F16,
-                    }
-                } else {
-                    WeightEncoding::FloatBlock {
-                        bits,
-                        block,
-                        offsets: blob("offsets").is_some(),
-                    }
-                }
-            }
-            _ => continue,
-        };
-        found.push(encoding);
+/// What the device does with weights in these graphs, each once: what is to be proved.
+pub fn device_uses<'a>(graphs: impl Iterator<Item = &'a GraphFacts>) -> Result<Vec<DeviceUse>> {
+    let mut uses = BTreeSet::new();
+    for graph in graphs {
+        if graph.weights.is_empty() {
+            let what = format!(
+                "graph `{}` does not say how its weights are stored",
+                graph.name
+            );
+            return Err(Problem::new("kiln::device::weights", what)
+                .help("write the graph again with this version of kiln"));
+        }
+        uses.extend(
+            graph
+                .weights
+                .iter()
+                .map(|weight_use| device_use(*weight_use)),
+        );
     }
-    found.sort();
-    found.dedup();
-    Ok(found)
+    Ok(uses.into_iter().collect())
 }
 
 /// How many elements the weights have whose blobs are `parts`: codes of a byte or less, and
@@ -88,20 +61,12 @@ pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> 
 }
 
 /// Those of one blob.
-fn elements((name, part): (&str, &Part)) -> (u64, u64) {
-    let elements = || {
-        let Ok(facts) = part.facts.read::<WeightFacts>() else {
-            return 0;
-        };
-        facts
-            .shape
-            .iter()
-            .fold(1, |count: u64, &dim| count.saturating_mul(dim))
-    };
-    match name.rsplit('/').next() {
-        Some("codes") => (elements(), 0),
-        Some("values") => (0, elements()),
-        _ => (0, 0),
+fn elements((_, part): (&str, &Part)) -> (u64, u64) {
+    match part.facts.read::<WeightFacts>() {
+        Ok(facts) if !facts.is_main() => (0, 0),
+        Ok(facts) if facts.encoding.is_plain() => (0, facts.values()),
+        Ok(facts) => (facts.values(), 0),
+        Err(_) => (0, 0),
     }
 }
 

@@ -11,3 +11,4 @@ pub mod quant;
 pub mod reference;
 pub mod shards;
 pub mod tokenizer;
+pub mod weight;

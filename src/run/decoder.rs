@@ -323,6 +323,7 @@ mod tests {
                 tokens,
                 context: 8,
                 shard: None,
+                weights: vec![],
             })
         }
 

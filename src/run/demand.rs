@@ -9,8 +9,9 @@ use crate::artifact::context::{CPU, binaries};
 use crate::base::Result;
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
-use crate::model::facts::{ContextFacts, GraphFacts, WeightFacts, blob_owner, in_layer};
+use crate::model::facts::{ContextFacts, GraphFacts, in_layer};
 use crate::model::shards::End;
+use crate::model::weight::{WeightFacts, blob_owner};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
@@ -82,13 +83,9 @@ fn largest<'a>(
             .entry(in_layer(tensor).map_or(tensor, |(number, _)| number))
             .or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
-        if name.ends_with("/values") || name.ends_with("/codes") {
-            let facts: WeightFacts = part.facts.read()?;
-            let elements = facts
-                .shape
-                .iter()
-                .fold(1u64, |product, extent| product.saturating_mul(*extent))
-                .min(most);
+        let facts: WeightFacts = part.facts.read()?;
+        if facts.is_main() {
+            let elements = facts.values().min(most);
             let bytes = elements
                 .saturating_mul(4)
                 .saturating_add(held(tensor, &facts));

@@ -25,7 +25,7 @@ use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
 use crate::model::ledger::Ledger;
-use crate::model::onnx::{Grid, lint};
+use crate::model::onnx::{Grid, lint, weight_uses};
 use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
 use centre::KeyCentres;
@@ -191,7 +191,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 4,
+        version: 5,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
@@ -374,13 +374,14 @@ impl TypedStage for Graph {
             .into_iter()
             .flat_map(|piece| params.profiles(piece))
         {
+            let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
                 shard: profile.piece.shard(),
+                weights: weight_uses(&graph)?,
             };
-            let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
             outputs.insert(
                 PartName::new(file)?,
                 job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?,

@@ -18,10 +18,11 @@ use crate::action::{
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
-use crate::model::facts::{Element, TensorFacts, WeightFacts};
+use crate::model::facts::{ArrayFacts, TensorFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::weight::Element;
 use crate::run::{MAX_WINDOWS, windows, within};
 
 /// Longest sequence: attention takes memory by its square.
@@ -159,11 +160,9 @@ impl TypedStage for ReferenceStage {
                 let mut sink = job.create()?;
                 model.logits(state, |logits| write_f32(&mut sink, logits))?;
                 let shape = vec![tokens.len() as u64, vocab];
-                let shape = WeightFacts {
+                let shape = ArrayFacts {
                     shape,
                     element: Element::F32,
-                    block: None,
-                    error: None,
                 };
                 let logits = Part {
                     content: sink.finish()?,

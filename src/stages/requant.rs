@@ -63,7 +63,7 @@ impl TypedStage for Requant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
-        version: 3,
+        version: 4,
         summary: "weights as graph and device store them: native, or rounded by a scheme",
         gives: "weights",
         inputs: &[

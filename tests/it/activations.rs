@@ -164,6 +164,7 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let calibration = road
         .run("calibrate", json!({"windows": 4}), &slots)
         .unwrap();
+    let is_u16 = graph.get("activations").is_some();
     graph
         .as_object_mut()
         .unwrap()
@@ -201,12 +202,20 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let in_onnx_runtime = kld("graph", &graph);
     let on_simulator = simulate.then(|| {
         let params = json!({"soc": "sm8650", "weight_sharing": false});
-        kld(
-            "context",
-            &road
-                .run("context-bin", params, &[("graph", &graph)])
-                .unwrap(),
-        )
+        let context = road
+            .run("context-bin", params, &[("graph", &graph)])
+            .unwrap();
+        for (name, _) in context.under("proof") {
+            let figures = road.bytes(&context, &format!("proof/{name}"));
+            println!("{}", String::from_utf8_lossy(&figures));
+        }
+        if is_u16 {
+            let of_codes = context
+                .under("proof")
+                .filter(|(name, _)| name.contains("-from-u16/"));
+            assert!(of_codes.count() > 0, "layers that read codes are proved");
+        }
+        kld("context", &context)
     });
     let report: BTreeMap<String, Value> =
         serde_json::from_slice(&road.bytes(&graph, "encodings.json")).unwrap();

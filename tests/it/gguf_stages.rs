@@ -2,12 +2,13 @@
 
 use crate::support::gguf_file::GgufFile;
 use crate::support::quantize::Quant;
+use crate::support::restore;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
-use half::f16;
 use kiln::action::{Inputs, Manifest, Part};
 use kiln::base::Result;
-use kiln::model::facts::{Element, ErrorFacts, ModelFacts, TensorFacts, WeightFacts};
+use kiln::model::facts::{ModelFacts, TensorFacts};
+use kiln::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 use kiln::stages;
 use serde_json::{Value, json};
 
@@ -73,55 +74,12 @@ impl Bench {
     }
 
     fn floats(&self, manifest: &Manifest, name: &str) -> Vec<f32> {
-        let part = manifest.part(name).unwrap();
-        let bytes = self.folder.bytes(part);
-        match weight(part).element {
-            Element::F16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect(),
-            Element::Bf16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
-                .collect(),
-            _ => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect(),
-        }
+        restore::blob(&self.folder, manifest, name).unwrap()
     }
 
     /// The weight that `NAME/codes` and its companions, or `NAME/values`, stand for.
     fn weight(&self, manifest: &Manifest, name: &str) -> Vec<f32> {
-        let Some(part) = manifest.get(&format!("{name}/codes")) else {
-            return self.floats(manifest, &format!("{name}/values"));
-        };
-        let (bytes, facts) = (self.folder.bytes(part), weight(part));
-        let nibble = |i: usize| (bytes[i / 2] >> (i % 2 * 4)) & 15;
-        let code = |i: usize| match facts.element {
-            Element::Int8 => bytes[i] as i8 as f32,
-            Element::Int4 => ((nibble(i) << 4) as i8 >> 4) as f32,
-            _ => nibble(i) as f32,
-        };
-        let scales = self.floats(manifest, &format!("{name}/scales"));
-        let offsets = manifest
-            .get(&format!("{name}/offsets"))
-            .map(|_| self.floats(manifest, &format!("{name}/offsets")));
-        let count: u64 = facts.shape.iter().product();
-        let value = |i: usize| {
-            let block = i / facts.block.unwrap() as usize;
-            let product = code(i) * scales[block];
-            offsets
-                .as_ref()
-                .map_or(product, |offsets| product + offsets[block])
-        };
-        (0..count as usize).map(value).collect()
+        restore::weight(&self.folder, manifest, name)
     }
 }
 
@@ -249,46 +207,65 @@ fn native_weights_are_the_files_own_bit_for_bit() {
 
 #[test]
 fn blobs_are_as_the_documents_say() {
-    let check = |quant, codes, block: u32, scales, offsets: Option<Element>| {
+    let check = |quant, encoding: WeightEncoding, parts: &[(&str, Element, [u64; 2])]| {
         let bench = Bench::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
         let weights = bench.run("requant", json!({}));
-        let part = |name: &str| {
-            weights
-                .get(&format!("blk.0.ffn_up.weight/{name}"))
-                .map(weight)
-        };
-        let small = |element| WeightFacts {
-            shape: vec![256, 256 / block as u64],
-            element,
-            block: None,
-            error: None,
-        };
-        let found = part("codes").unwrap();
-        assert_eq!(
-            (found.shape, found.element, found.block),
-            (vec![256, 256], codes, Some(block))
-        );
-        assert_eq!(part("scales"), Some(small(scales)));
-        assert_eq!(part("offsets"), offsets.map(small));
-        assert_eq!(part("values"), None);
-        for (_, part) in weights.under("blk.0.ffn_up.weight") {
+        let mut found = vec![];
+        for (name, part) in weights.under("blk.0.ffn_up.weight") {
             let facts = weight(part);
-            assert_eq!(
-                part.content.digest.size_bytes * 8,
-                facts.shape.iter().product::<u64>() * facts.element.bits()
-            );
+            assert_eq!(facts.encoding, encoding);
+            assert_eq!((facts.shape, facts.part.name()), (vec![256, 256], name));
+            assert_eq!(facts.error.is_some(), ["codes", "values"].contains(&name));
+            found.push((name, part.content.digest.size_bytes));
         }
+        let size =
+            |[rows, columns]: [u64; 2], element: Element| rows * columns * element.bits() / 8;
+        let expected = parts
+            .iter()
+            .map(|(name, element, shape)| (*name, size(*shape, *element)));
+        assert_eq!(found, expected.collect::<Vec<_>>());
     };
-    check(Quant::Q4_0, Element::Int4, 32, Element::F16, None);
+    let block =
+        |codes, block, scales, offsets| WeightEncoding::blocks(codes, block, scales, offsets, 256);
+    check(
+        Quant::Q4_0,
+        block(Element::Int4, 32, Element::F16, None),
+        &[
+            ("codes", Element::Int4, [256, 256]),
+            ("scales", Element::F16, [256, 8]),
+        ],
+    );
     check(
         Quant::Q4_1,
-        Element::Uint4,
-        32,
-        Element::F16,
-        Some(Element::F16),
+        block(Element::Uint4, 32, Element::F16, Some(Element::F16)),
+        &[
+            ("codes", Element::Uint4, [256, 256]),
+            ("offsets", Element::F16, [256, 8]),
+            ("scales", Element::F16, [256, 8]),
+        ],
     );
-    check(Quant::Q8_0, Element::Int8, 32, Element::F16, None);
-    check(Quant::Q6_K, Element::Int8, 16, Element::F32, None);
+    check(
+        Quant::Q8_0,
+        block(Element::Int8, 32, Element::F16, None),
+        &[
+            ("codes", Element::Int8, [256, 256]),
+            ("scales", Element::F16, [256, 8]),
+        ],
+    );
+    check(
+        Quant::Q6_K,
+        block(Element::Int8, 16, Element::F32, None),
+        &[
+            ("codes", Element::Int8, [256, 256]),
+            ("scales", Element::F32, [256, 16]),
+        ],
+    );
+    let element = Element::Bf16;
+    check(
+        Quant::Bf16,
+        WeightEncoding::Plain { element },
+        &[("values", Element::Bf16, [256, 256])],
+    );
 }
 
 #[test]
@@ -365,9 +342,10 @@ fn f16_and_int8_blocks_are_rounded_and_measured() {
         assert!(found.sqnr_db.unwrap() > at_least_db, "{name}: {found:?}");
     }
     let norm = weights.part("blk.0.ffn_norm.weight/values").unwrap();
+    let plain = |element| WeightEncoding::Plain { element };
     assert_eq!(
-        (weight(norm).element, weight(norm).error.unwrap().exact),
-        (Element::F32, true)
+        (weight(norm).encoding, weight(norm).error.unwrap().exact),
+        (plain(Element::F32), true)
     );
 }
 
@@ -438,7 +416,9 @@ fn dequant_gives_the_type_and_tensors_asked_for() {
     expected.push("output_norm.weight/values".into());
     assert_eq!(names, expected);
     let facts = weight(values.part("blk.0.attn_q.weight/values").unwrap());
-    assert_eq!((facts.shape, facts.element), (vec![64, 64], Element::Bf16));
+    let element = Element::Bf16;
+    assert_eq!(facts.shape, [64, 64]);
+    assert_eq!(facts.encoding, WeightEncoding::Plain { element });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The stage `graph`: what it writes, what it refuses, and that ONNX Runtime computes the model
 //! with it.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use crate::support::peers::{python, said};
@@ -11,6 +12,7 @@ use kiln::model::decoder::{Activation, DecoderSpec};
 use kiln::model::facts::GraphFacts;
 use kiln::model::onnx::{Checked, Summary, decode};
 use kiln::model::tokenizer::Tokenizer;
+use kiln::model::weight::{Activations, Element, WeightEncoding, WeightFacts, WeightUse};
 use serde_json::{Value, json};
 
 fn stage(registry: &kiln::action::Registry) -> &dyn Stage {
@@ -34,13 +36,26 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
     let model = TinyWeights::llama();
     let onnx = build(&folder, &model, small());
     let facts = |file: &str| onnx.get(file).unwrap().facts.read::<GraphFacts>().unwrap();
+    let [block, offset] = [Element::Int8, Element::Uint4].map(|codes| {
+        let offsets = (codes == Element::Uint4).then_some(Element::F16);
+        WeightEncoding::blocks(codes, 32, Element::F16, offsets, 64)
+    });
+    let activations = Activations::F16;
+    let linear = |weight| WeightUse::Linear {
+        weight,
+        activations,
+    };
+    // The table of the embedding is the head too.
+    let lookup = WeightUse::Lookup { weight: block };
+    let uses = vec![linear(block), linear(offset), lookup];
     assert_eq!(
         facts("prefill.onnx"),
         GraphFacts {
             name: "prompt_ar8_cl24_1_of_1".into(),
             tokens: 8,
             context: 24,
-            shard: None
+            shard: None,
+            weights: uses.clone()
         }
     );
     assert_eq!(
@@ -49,7 +64,8 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
             name: "token_ar1_cl24_1_of_1".into(),
             tokens: 1,
             context: 24,
-            shard: None
+            shard: None,
+            weights: uses.clone()
         }
     );
 
@@ -105,6 +121,39 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
     }
 }
 
+/// `requant` states encodings in facts, a graph by the functions that it calls: they are the same.
+#[test]
+fn a_graph_states_the_encodings_of_its_weights() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    let model = TinyWeights::qwen2();
+    let onnx = build(&folder, &model, small());
+    let facts: GraphFacts = onnx.part("decode.onnx").unwrap().facts.read().unwrap();
+    let mut linears = BTreeSet::new();
+    let mut lookups = BTreeSet::new();
+    for (name, part) in onnx.under("weights") {
+        let weight: WeightFacts = part.facts.read().unwrap();
+        match name {
+            _ if weight.shape.len() == 1 => false,
+            _ if name.starts_with("token_embd.") => lookups.insert(weight.encoding),
+            _ => linears.insert(weight.encoding),
+        };
+    }
+    let mut stated = (BTreeSet::new(), BTreeSet::new());
+    for weight_use in facts.weights {
+        match weight_use {
+            WeightUse::Linear {
+                weight,
+                activations: Activations::F16,
+            } => stated.0.insert(weight),
+            WeightUse::Lookup { weight } => stated.1.insert(weight),
+            other => panic!("{other:?}"),
+        };
+    }
+    assert_eq!(linears.len(), 6, "every way to store a weight");
+    assert_eq!(stated, (linears, lookups));
+}
+
 #[test]
 fn the_same_model_gives_the_same_bytes() {
     let root = tempfile::tempdir().unwrap();
@@ -148,10 +197,10 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
             weights.insert("blk.1.ffn_gate.weight/codes".parse().unwrap(), part);
         },
         "5 of the weights do not fit the model: `blk.0.attn_norm.weight` [64] is missing; \
-         `blk.1.ffn_down.weight`: {\"offsets\", \"scales\"} spell no weight; \
-         `blk.1.ffn_gate.weight`: codes have shape [64, 96], expected [96, 64]; \
-         `blk.1.ffn_up.weight`: {\"codes\", \"offsets\"} spell no weight; `rope_freqs.weight` has \
-         no place in a `llama` decoder",
+         `blk.1.ffn_down.weight`: it has no codes; `blk.1.ffn_gate.weight`: its parts are of \
+         different weights: uint4 x32 f16 + f16 [64, 96] and uint4 x32 f16 + f16 [96, 64]; \
+         `blk.1.ffn_up.weight`: it has no scales; `rope_freqs.weight` has no place in a `llama` \
+         decoder",
     );
 }
 

@@ -7,10 +7,15 @@ use crate::support::workspace::Folder;
 use half::f16;
 use kiln::action::Blob;
 use kiln::base::{Problem, Result};
-use kiln::lower::lower;
+use kiln::lower::{device_use, lower};
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, External, Function, Spelling, decode, float, gain, int};
-use kiln::qnn::{DeviceGraph, Encoding, StaticData, TensorKind};
+use kiln::model::onnx::{
+    Builder, External, Function, Grid, decode, element_type, float, gain, int, weight_uses,
+};
+use kiln::model::weight::{Element, PartSpec, WeightEncoding, WeightForm, WeightPart};
+use kiln::qnn::{
+    DeviceEncoding, DeviceGraph, DeviceUse, Encoding, LinearIo, StaticData, TensorKind,
+};
 use serde_json::json;
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -30,7 +35,17 @@ fn one_call(
     block: i64,
     exponent: i32,
 ) -> (ModelProto, Files) {
-    let mut graph = Builder::default();
+    call_in(Builder::default(), function, x, blobs, block, exponent)
+}
+
+fn call_in(
+    mut graph: Builder,
+    function: Function,
+    x: &[u64],
+    blobs: &[(&str, i32, &[u64], Vec<u8>)],
+    block: i64,
+    exponent: i32,
+) -> (ModelProto, Files) {
     let mut files = Files::new();
     let ids = matches!(function, Function::Embedding { .. });
     let mut inputs = vec![graph.input("x", if ids { element::INT32 } else { element::FLOAT }, x)];
@@ -124,7 +139,7 @@ fn q4_0_keeps_codes_and_signed_scales() {
         ),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 3, 4], &blobs, 4, -1);
@@ -163,7 +178,7 @@ fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
         ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
     ];
     let linear = Function::Linear {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 2], &blobs, 2, 0);
@@ -195,7 +210,7 @@ fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
         ),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
@@ -218,7 +233,7 @@ fn scales_that_no_half_holds_are_refused() {
             ),
         ];
         let linear = Function::Linear {
-            weight: Spelling::Blocks,
+            weight: WeightForm::Block,
             bias: false,
         };
         let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
@@ -262,7 +277,7 @@ fn codes_take_up_the_whole_steps_of_an_offset() {
         ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
     ];
     let linear = Function::Linear {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
         bias: false,
     };
     let (model, files) = one_call(linear, &[1, 1, 1, 2], &blobs, 2, 0);
@@ -298,7 +313,7 @@ fn an_embedding_is_gathered_and_multiplied() {
     ];
     let (model, files) = one_call(
         Function::Embedding {
-            weight: Spelling::OffsetBlocks,
+            weight: WeightForm::BlockOffset,
         },
         &[1, 3],
         &blobs,
@@ -339,6 +354,147 @@ y: f16 [1, 3, 4] = Reshape(y.shifted)
     );
 }
 
+/// What the device graph of one call does with its weight, as its operators and constants say.
+fn written(graph: &DeviceGraph) -> DeviceUse {
+    let find = |op: &str| graph.nodes.iter().find(|node| node.op == op);
+    if let Some(conv) = find("Conv2d") {
+        let weight = constant(graph, &graph.tensor(conv.inputs[1]).name);
+        let weight = match weight.encoding {
+            Encoding::None => DeviceEncoding::F16,
+            Encoding::Axis { bits, .. } => DeviceEncoding::Channel {
+                bits: bits.unwrap_or(8),
+            },
+            Encoding::FloatBlock {
+                bits,
+                block,
+                offsets,
+                ..
+            } => DeviceEncoding::FloatBlock {
+                bits,
+                block: block[2],
+                offsets: offsets.iter().any(|offset| *offset != 0.0),
+            },
+            other => panic!("{other:?}"),
+        };
+        let io = match find("Dequantize") {
+            Some(before) if before.outputs[0] == conv.inputs[0] => LinearIo::F16FromU16,
+            _ => LinearIo::F16,
+        };
+        return DeviceUse::Linear { weight, io };
+    }
+    let Some(blocks) = find("ElementWiseMultiply") else {
+        assert_eq!(graph.nodes.len(), 1, "a Gather");
+        let weight = DeviceEncoding::F16;
+        return DeviceUse::Lookup { weight };
+    };
+    let note = &graph.tensor(find("Gather").unwrap().inputs[0]).note;
+    let bits = note.split(' ').next().unwrap().parse().unwrap();
+    let [_, _, count, block] = graph.tensor(blocks.outputs[0]).dims[..] else {
+        panic!()
+    };
+    let weight = match count {
+        1 => DeviceEncoding::Channel { bits },
+        _ => DeviceEncoding::FloatBlock {
+            bits,
+            block,
+            offsets: find("ElementWiseAdd").is_some(),
+        },
+    };
+    DeviceUse::Lookup { weight }
+}
+
+/// `context-bin` proves what graphs state of their weights, so this must be what is compiled.
+#[test]
+fn what_a_graph_states_is_what_the_lowering_writes() {
+    use Element::{Bf16, F16, F32, Int4, Int8, Uint4};
+    let blocks =
+        |codes, block, scales, offsets| WeightEncoding::blocks(codes, block, scales, offsets, 64);
+    let encodings = [
+        WeightEncoding::Plain { element: Bf16 },
+        blocks(Int4, 16, F16, None),
+        blocks(Int8, 32, F32, None),
+        blocks(Uint4, 32, F16, Some(F16)),
+        blocks(Int8, 64, F32, None),
+        blocks(Int4, 64, F32, None),
+        WeightEncoding::Lpbq { block: 32 },
+    ];
+    let mut proofs = vec![];
+    for encoding in encodings {
+        let specs = encoding.parts(&[2, 64]).unwrap();
+        let bytes = |spec: &PartSpec| {
+            let count = spec.shape.iter().product::<u64>() as usize;
+            match (spec.part, spec.element) {
+                (WeightPart::Offsets, _) => halves(&[0.5]).repeat(count),
+                (WeightPart::Scales | WeightPart::ChannelScales, F16) => {
+                    halves(&[0.75]).repeat(count)
+                }
+                (WeightPart::Scales | WeightPart::ChannelScales, _) => {
+                    0.75f32.to_le_bytes().repeat(count)
+                }
+                _ => vec![1; spec.size_bytes().unwrap() as usize],
+            }
+        };
+        let blobs: Vec<_> = specs
+            .iter()
+            .map(|spec| {
+                let element = element_type(spec.element);
+                (
+                    spec.part.name(),
+                    element,
+                    spec.shape.as_slice(),
+                    bytes(spec),
+                )
+            })
+            .collect();
+        let block = encoding.block(64).unwrap_or(0) as i64;
+        let (weight, bias) = (encoding.form(), false);
+        let linear = Function::Linear { weight, bias };
+        let lookup = Function::Embedding { weight };
+        for (function, x, bits) in [
+            (linear, &[1, 1, 3, 64][..], None),
+            (linear, &[1, 1, 3, 64], Some(16)),
+            (lookup, &[1, 3], None),
+        ] {
+            let grids = bits.map(|bits| ("x".to_string(), Grid::unit(bits)));
+            let builder = Builder::rounding(grids.into_iter().collect());
+            let (model, files) = call_in(builder, function, x, &blobs, block, 0);
+            let uses = weight_uses(&model).unwrap();
+            let [stated] = uses[..] else {
+                panic!("{uses:?}")
+            };
+            let graph = lower_with(&model, &files).unwrap();
+            assert_eq!(device_use(stated), written(&graph), "{stated:?}");
+            proofs.push(device_use(stated).to_string());
+        }
+    }
+    assert_eq!(
+        proofs,
+        [
+            "f16",
+            "f16-from-u16",
+            "lookup-f16",
+            "float-block-4x16",
+            "float-block-4x16-from-u16",
+            "lookup-float-block-4x16",
+            "float-block-8x32",
+            "float-block-8x32-from-u16",
+            "lookup-float-block-8x32",
+            "float-block-4x32-offset",
+            "float-block-4x32-offset-from-u16",
+            "lookup-float-block-4x32-offset",
+            "channel-8",
+            "channel-8-from-u16",
+            "lookup-channel-8",
+            "channel-4",
+            "channel-4-from-u16",
+            "lookup-channel-4",
+            "float-block-4x32",
+            "float-block-4x32-from-u16",
+            "lookup-float-block-4x32",
+        ]
+    );
+}
+
 /// A layer of a tiny model.
 #[test]
 fn a_layer() {
@@ -373,7 +529,7 @@ fn refuses(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
         ("scales", element::FLOAT16, &[2, 2][..], halves(&[1.0; 4])),
     ];
     let linear = Function::Linear {
-        weight: Spelling::Blocks,
+        weight: WeightForm::Block,
         bias: false,
     };
     let (mut model, mut files) = one_call(linear, &[1, 1, 3, 4], &blobs, 2, 0);
@@ -400,8 +556,8 @@ fn what_cannot_be_lowered_is_named() {
             call.attribute[0].i = Some(3);
             model.graph.as_mut().unwrap().node.push(call);
         },
-        "node `y`, kiln.BlockLinear(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), does not \
-         have whole blocks in 4 columns",
+        "node `y`, kiln.BlockLinear(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), has a \
+         weight that does not exist: 4 columns are not whole blocks of 3",
     );
     refuses(
         |model, _| model.functions[0].node[1].attribute[0].i = Some(0),

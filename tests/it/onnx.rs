@@ -3,9 +3,8 @@
 
 use crate::support::peers::{python, said};
 use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
-use kiln::model::onnx::{
-    Builder, Checked, External, Function, Spelling, Summary, Value, decode, gain, int,
-};
+use kiln::model::onnx::{Builder, Checked, External, Function, Summary, Value, decode, gain, int};
+use kiln::model::weight::WeightForm;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -25,7 +24,7 @@ fn model() -> ModelProto {
         .map(|name| g.external(&external(name, element::FLOAT16, &[4, 2], 16)));
     let block = || vec![int("block", 2), gain(-1)];
     let embedding = Function::Embedding {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
     };
     let x = g.call(
         embedding,
@@ -36,7 +35,7 @@ fn model() -> ModelProto {
     );
     let x = g.reshape("x", &x, &[1, 1, 3, 4]);
     let linear = Function::Linear {
-        weight: Spelling::OffsetBlocks,
+        weight: WeightForm::BlockOffset,
         bias: false,
     };
     let y = g.call(

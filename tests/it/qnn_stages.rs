@@ -272,8 +272,12 @@ fn native_blocks_become_a_context_binary_and_its_container() {
     let context = bench
         .run("context-bin", params.clone(), &[("graph", &onnx)])
         .unwrap();
-    let proofs = ["float-block-4x32-offset", "float-block-8x32"]
-        .map(|name| format!("proof/{name}/figures.json"));
+    let proofs = [
+        "float-block-4x32-offset",
+        "float-block-8x32",
+        "lookup-float-block-8x32",
+    ]
+    .map(|name| format!("proof/{name}/figures.json"));
     assert_eq!(
         names(&context),
         [
@@ -328,7 +332,9 @@ fn halves_go_through_a_dlc() {
     let context = bench
         .run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)])
         .unwrap();
-    assert!(names(&context).contains(&"proof/f16/figures.json"));
+    for proof in ["proof/f16/figures.json", "proof/lookup-f16/figures.json"] {
+        assert!(names(&context).contains(&proof), "{proof}");
+    }
     let again = bench
         .run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)])
         .unwrap();

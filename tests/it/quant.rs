@@ -3,9 +3,10 @@
 use crate::support::peers::{python, said};
 use crate::support::quantize::{Quant, encode};
 use half::f16;
-use kiln::model::facts::{Element, TensorFacts};
+use kiln::model::facts::TensorFacts;
 use kiln::model::gguf::Gguf;
 use kiln::model::quant::*;
+use kiln::model::weight::Element;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 

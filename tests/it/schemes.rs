@@ -10,8 +10,8 @@ use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Part};
-use kiln::model::facts::{Element, WeightFacts};
 use kiln::model::quant::*;
+use kiln::model::weight::{Element, WeightFacts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -36,8 +36,10 @@ fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest 
 
 /// Two tensors as `requant` gives them: one exact, one at 26.25 dB.
 fn weights(folder: &Folder) -> Manifest {
+    let encoding = json!({"kind": "block", "codes": "int4", "block": 32, "scales": "f16"});
     let facts = |scheme: &str, error: Value| {
-        let mut facts = json!({"shape": [4, 32], "element": "int4", "block": 32, "error": error});
+        let mut facts =
+            json!({"shape": [4, 32], "encoding": encoding, "part": "codes", "error": error});
         facts["error"]["source"] = json!("Q4_0");
         facts["error"]["scheme"] = json!(scheme);
         facts
@@ -47,7 +49,7 @@ fn weights(folder: &Folder) -> Manifest {
         "lpbq-32",
         json!({"exact": false, "max_error": 0.01, "sqnr_db": 26.25, "clipped": 0.001}),
     );
-    let scales = json!({"shape": [4, 1], "element": "f16"});
+    let scales = json!({"shape": [4, 32], "encoding": encoding, "part": "scales"});
     let part = |name: &str, size: usize, facts: Value| {
         (
             PartName::new(name).unwrap(),

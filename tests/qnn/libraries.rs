@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln::qnn::{
-    Activations, Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Node,
-    Param, Simulator, Soc, StaticData, System, Tensor, TensorId, TensorKind, WeightEncoding, prove,
-    relative_rms_error,
+    Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
+    HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
+    TensorKind, prove, relative_rms_error,
 };
 
 fn libraries() -> PathBuf {
@@ -31,7 +31,11 @@ fn a_missing_library_is_a_missing_tool() {
     );
     let soc = Soc::named("sm8650").unwrap();
     assert_eq!(
-        code(prove(folder.path(), soc, WeightEncoding::F16)),
+        code(prove(
+            folder.path(),
+            soc,
+            layer(DeviceEncoding::F16, LinearIo::F16)
+        )),
         "kiln::tool_file_missing"
     );
 }
@@ -71,17 +75,22 @@ fn a_library_of_something_else_is_refused() {
     );
 }
 
+fn layer(weight: DeviceEncoding, io: LinearIo) -> DeviceUse {
+    DeviceUse::Linear { weight, io }
+}
+
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn every_encoding_of_weights_computes_right() {
+fn every_use_of_weights_computes_right() {
     let soc = Soc::named("sm8650").unwrap();
-    let block = |bits, block, offsets| WeightEncoding::FloatBlock {
+    let block = |bits, block, offsets| DeviceEncoding::FloatBlock {
         bits,
         block,
         offsets,
     };
-    let channel = |bits, activations| WeightEncoding::Channel { bits, activations };
-    let even = [
+    let mut in_f16 = vec![DeviceEncoding::F16];
+    in_f16.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
+    for (bits, len) in [
         (4, 16),
         (4, 32),
         (4, 64),
@@ -89,15 +98,29 @@ fn every_encoding_of_weights_computes_right() {
         (4, 256),
         (8, 16),
         (8, 32),
-    ]
-    .map(|(bits, len)| block(bits, len, false));
-    let offset = [(4, 16), (4, 32), (8, 32)].map(|(bits, len)| block(bits, len, true));
-    let by_channel =
-        [Activations::F16, Activations::U16].map(|kind| [channel(8, kind), channel(4, kind)]);
-    let lpbq = [16, 32, 64, 128].map(|block| WeightEncoding::Lpbq { block });
-    let all = [WeightEncoding::F16].into_iter().chain(even).chain(offset);
-    for encoding in all.chain(by_channel.into_iter().flatten()).chain(lpbq) {
-        let proof = prove(&libraries(), soc, encoding).unwrap();
+    ] {
+        in_f16.push(block(bits, len, false));
+    }
+    for (bits, len) in [(4, 16), (4, 32), (8, 16), (8, 32)] {
+        in_f16.push(block(bits, len, true));
+    }
+    let mut uses = vec![];
+    for weight in in_f16 {
+        uses.push(layer(weight, LinearIo::F16));
+        uses.push(layer(weight, LinearIo::F16FromU16));
+        uses.push(DeviceUse::Lookup { weight });
+    }
+    // No graph of kiln multiplies codes yet.
+    let mut in_codes = vec![];
+    in_codes.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
+    in_codes.extend([16, 32, 64, 128].map(|block| DeviceEncoding::Lpbq { block }));
+    uses.extend(
+        in_codes
+            .into_iter()
+            .map(|weight| layer(weight, LinearIo::U16)),
+    );
+    for case in uses {
+        let proof = prove(&libraries(), soc, case).unwrap();
         println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
     }
 }

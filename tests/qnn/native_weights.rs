@@ -10,10 +10,10 @@ use crate::support::workspace::Folder;
 use half::f16;
 use kiln::action::{Inputs, Manifest, Part};
 use kiln::lower::lower;
-use kiln::model::facts::{Element, WeightFacts};
 use kiln::model::onnx::proto::{ModelProto, element};
-use kiln::model::onnx::{Builder, External, Function, Spelling, gain, int};
+use kiln::model::onnx::{Builder, External, Function, element_type, gain, int};
 use kiln::model::quant::{self, GgmlType, GridLayout};
+use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
 use kiln::qnn::{
     Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph, Soc, relative_rms_error,
 };
@@ -99,7 +99,8 @@ fn blocks(ggml: &GgmlType, rows: usize) -> Vec<u8> {
 }
 
 struct Weight {
-    parts: BTreeMap<String, (WeightFacts, Vec<u8>)>,
+    encoding: WeightEncoding,
+    parts: BTreeMap<String, Vec<u8>>,
     values: Vec<f64>,
 }
 
@@ -132,17 +133,15 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
     let weight = |ggml: &&'static GgmlType| {
         let mut values = vec![0.0; rows * K];
         ggml.format.decode(&blocks(ggml, rows), &mut values);
-        let part = |(name, part): (_, &Part)| {
-            let facts: WeightFacts = part.facts.read().unwrap();
-            (str::to_string(name), (facts, folder.bytes(part).to_vec()))
-        };
-        let parts = made
-            .under(&format!("{}.weight", ggml.name))
-            .map(part)
-            .collect();
+        let name = format!("{}.weight", ggml.name);
+        let part = |(name, part): (_, &Part)| (str::to_string(name), folder.bytes(part).to_vec());
+        let parts = made.under(&name).map(part).collect();
+        let codes = made.part(&format!("{name}/codes")).unwrap();
+        let facts: WeightFacts = codes.facts.read().unwrap();
         (
             ggml.name,
             Weight {
+                encoding: facts.encoding,
                 parts,
                 values: values.into_iter().map(f64::from).collect(),
             },
@@ -155,35 +154,21 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
 fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
     let mut graph = Builder::default();
     let mut inputs = vec![graph.input("x", element::FLOAT, &[1, 1, T as u64, K as u64])];
-    let block = i64::from(weight.parts["codes"].0.block.unwrap());
-    let spelling = if weight.parts.contains_key("offsets") {
-        Spelling::OffsetBlocks
-    } else {
-        Spelling::Blocks
-    };
-    for blob in spelling.inputs() {
-        let (facts, bytes) = &weight.parts[*blob];
-        let element = match facts.element {
-            Element::F32 => element::FLOAT,
-            Element::F16 => element::FLOAT16,
-            Element::Bf16 => element::BFLOAT16,
-            Element::Int8 => element::INT8,
-            Element::Int4 => element::INT4,
-            Element::Uint4 => element::UINT4,
-            Element::Uint8 => element::UINT8,
-        };
-        let (name, location) = (format!("w/{blob}"), blob.to_string());
+    let shape = [rows as u64, K as u64];
+    for spec in weight.encoding.parts(&shape).unwrap() {
+        let location = spec.part.name().to_string();
         let external = External {
-            name: &name,
+            name: &format!("w/{location}"),
+            size_bytes: weight.parts[&location].len() as u64,
             location,
-            element,
-            dims: &facts.shape,
-            size_bytes: bytes.len() as u64,
+            element: element_type(spec.element),
+            dims: &spec.shape,
         };
         inputs.push(graph.external(&external));
     }
+    let block = weight.encoding.block(K as u64).unwrap() as i64;
     let linear = Function::Linear {
-        weight: spelling,
+        weight: weight.encoding.form(),
         bias: false,
     };
     let dims = vec![1, 1, T as u64, rows as u64];
@@ -199,7 +184,7 @@ fn onnx(name: &str, weight: &Weight, rows: usize) -> ModelProto {
 }
 
 fn lowered(name: &str, weight: &Weight, rows: usize) -> DeviceGraph {
-    let open = |location: &str| Ok(kiln::action::Blob::new(weight.parts[location].1.clone()));
+    let open = |location: &str| Ok(kiln::action::Blob::new(weight.parts[location].clone()));
     lower(&onnx(name, weight, rows), &open).unwrap()
 }
 
@@ -409,7 +394,7 @@ fn onnx_runtime_reads_every_type_as_it_was_decoded() {
         weight
             .parts
             .iter()
-            .for_each(|(blob, (_, bytes))| std::fs::write(folder.join(blob), bytes).unwrap());
+            .for_each(|(blob, bytes)| std::fs::write(folder.join(blob), bytes).unwrap());
     }
     said(python().args(["-c", READ_BACK]).arg(root.path()));
     for (name, weight) in &all {

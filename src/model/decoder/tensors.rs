@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::spec::{DecoderSpec, Layer, Norms, QkNorm};
-use crate::model::facts::{RopeRows, blob_owner};
+use crate::model::facts::RopeRows;
+use crate::model::weight::blob_owner;
 
 /// What a tensor is to its decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

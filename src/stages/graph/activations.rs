@@ -310,7 +310,8 @@ impl Chooser<'_> {
 mod tests {
     use super::*;
     use crate::model::onnx::proto::element;
-    use crate::model::onnx::{Builder, Spelling, Value, float, gain};
+    use crate::model::onnx::{Builder, Value, float, gain};
+    use crate::model::weight::WeightForm;
 
     /// A feed-forward layer over `x`, and an attention without heads.
     fn graph() -> GraphProto {
@@ -324,7 +325,7 @@ mod tests {
             dims: vec![2, 2],
         };
         let linear = Function::Linear {
-            weight: Spelling::Values,
+            weight: WeightForm::Plain,
             bias: false,
         };
         let norm = g.call(

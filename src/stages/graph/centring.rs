@@ -5,12 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::centre::{CENTRING, KeyCentre, KeyCentres, Keys};
 use crate::action::Job;
+use crate::artifact::weight::Weight;
 use crate::base::{Context, Problem, Result};
 use crate::model::calibration::{KEY_MEANS, KeyMeans};
 use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{DecoderSpec, not_supported};
-use crate::model::facts::WeightFacts;
-use crate::model::quant::number_at;
 
 /// What is subtracted from every rotated key of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -88,11 +87,8 @@ impl KeyCentring {
 /// The key bias of `layer`, in the order of the rows of its matrix.
 fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
     let bias = Role::Layer(layer, LayerTensor::Key).bias();
-    let name = format!("weights/{bias}/values");
-    let facts: WeightFacts = job.input(&name)?.facts.read()?;
-    let count: u64 = facts.shape.iter().product();
-    let bytes = job.read(&name)?;
-    Ok((0..count as usize)
-        .map(|index| number_at(facts.element, &bytes, index))
-        .collect())
+    let bias = Weight::read(job, &format!("weights/{bias}"))?;
+    let mut values = vec![0.0; bias.columns];
+    bias.row(0, &mut values);
+    Ok(values)
 }

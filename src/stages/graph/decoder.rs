@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::centre::{KeyCentre, KeyCentres};
-use super::weights::{Weight, Weights};
+use super::weights::Weights;
 use crate::base::{Problem, Result};
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
@@ -16,10 +16,12 @@ use crate::model::decoder::{
     Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
     not_supported, refuse_any,
 };
-use crate::model::facts::Element;
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
-use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
+use crate::model::onnx::{
+    Builder, External, Function, Grid, Value, element_type, float, gain, int,
+};
 use crate::model::shards::{End, ROWS, Shard};
+use crate::model::weight::WeightForm;
 
 /// What a graph computes of a model.
 #[derive(Clone, Copy, Debug)]
@@ -488,7 +490,7 @@ impl Decoder<'_> {
         bias: &[Value],
     ) -> Value {
         let matrix = self.weight(&role.weight());
-        let (weight, attributes) = self.spelling(&role.weight(), exponent);
+        let (weight, attributes) = self.form(&role.weight(), exponent);
         let mut dims = x.dims.clone();
         dims.pop();
         dims.extend(matrix.first().and_then(|w| w.dims.first()));
@@ -505,7 +507,7 @@ impl Decoder<'_> {
         refuse_any(GRAPH, "an embedding scale", scale)?;
         let table = self.weight(&Role::Embedding.weight());
         let (weight, attributes) =
-            self.spelling(&Role::Embedding.weight(), -self.profile.residual_exponent);
+            self.form(&Role::Embedding.weight(), -self.profile.residual_exponent);
         let dims = ids
             .dims
             .iter()
@@ -522,41 +524,38 @@ impl Decoder<'_> {
         ))
     }
 
-    /// How the weight `name` is spelled, and the attributes that go with it.
-    fn spelling(&self, name: &str, exponent: i32) -> (Spelling, Vec<AttributeProto>) {
-        let weight = self.weights.by_name.get(name);
-        let block = weight
-            .and_then(Weight::block)
-            .map(|block| int("block", block as i64));
-        let spelling = weight.map_or(Spelling::Values, Weight::spelling);
+    /// Which parts the matrix `name` has, and the attributes that go with them.
+    fn form(&self, name: &str, exponent: i32) -> (WeightForm, Vec<AttributeProto>) {
+        let Some(weight) = self.weights.get(name) else {
+            return (WeightForm::Plain, vec![gain(exponent)]);
+        };
+        let columns = weight.shape.last().copied().unwrap_or(0);
+        let block = weight.encoding.block(columns);
+        let block = block.map(|block| int("block", block as i64));
         (
-            spelling,
+            weight.encoding.form(),
             block.into_iter().chain([gain(exponent)]).collect(),
         )
     }
 
-    /// The blobs of weight `name` in the order of its spelling; none if there is no such weight.
+    /// The parts of weight `name` in their order; none if there is no such weight.
     fn weight(&mut self, name: &str) -> Vec<Value> {
-        let Some(weight) = self.weights.by_name.get(name) else {
+        let Some(weight) = self.weights.get(name) else {
             return vec![];
         };
-        let blobs = weight
-            .spelling()
-            .inputs()
-            .iter()
-            .filter_map(|blob| Some((*blob, weight.blobs.get(*blob)?)));
-        blobs
-            .map(|(blob, stored)| {
-                let full = format!("{name}/{blob}");
-                self.graph.external(&External {
-                    name: &full,
-                    location: format!("weights/{full}"),
-                    element: onnx_element(stored.facts.element),
-                    dims: &stored.facts.shape,
-                    size_bytes: stored.size_bytes,
-                })
-            })
-            .collect()
+        let mut values = vec![];
+        // A weight that was put together has these parts.
+        for spec in weight.encoding.parts(&weight.shape).unwrap_or_default() {
+            let full = format!("{name}/{}", spec.part.name());
+            values.push(self.graph.external(&External {
+                name: &full,
+                location: format!("weights/{full}"),
+                element: element_type(spec.element),
+                dims: &spec.shape,
+                size_bytes: spec.size_bytes().unwrap_or(0),
+            }));
+        }
+        values
     }
 }
 
@@ -593,7 +592,7 @@ fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Va
     let matrix = g.constant(&part(KEY_TURN), &[heads * width, width], &centre.turn);
     let shift = g.constant(&part(KEY_SHIFT), &[heads * width], &centre.shift);
     let linear = Function::Linear {
-        weight: Spelling::Values,
+        weight: WeightForm::Plain,
         bias: true,
     };
     let inputs = [turn, &matrix, &shift];
@@ -608,19 +607,6 @@ fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Va
     let turned = g.transpose(&part("bias_centred"), &turned, [0, 2, 1, 3]);
     g.elementwise("Add", name, k, &turned)
 }
-
-fn onnx_element(element: Element) -> i32 {
-    match element {
-        Element::F32 => element::FLOAT,
-        Element::F16 => element::FLOAT16,
-        Element::Bf16 => element::BFLOAT16,
-        Element::Int8 => element::INT8,
-        Element::Uint8 => element::UINT8,
-        Element::Int4 => element::INT4,
-        Element::Uint4 => element::UINT4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,11 +22,26 @@ model, parts = facts["model"], facts["weights"]
 heads, kv_heads, width, layers = model["heads"], model["kv_heads"], model["head_dim"], model["block_count"]
 
 
+def kept(fact):
+    """Shape and element type of a part, by the table in docs/artifacts.md."""
+    shape, encoding = fact["shape"], fact["encoding"]
+    kind, block = encoding["kind"], encoding.get("block", shape[-1])
+    of_blocks = lambda: [shape[0], shape[1] // block]
+    codes = lambda: "int4" if kind == "lpbq" else encoding["codes"]
+    return {
+        "values": lambda: (shape, encoding["element"]),
+        "codes": lambda: (shape, codes()),
+        "scales": lambda: (of_blocks(), "f32" if kind == "channel" else encoding["scales"]),
+        "offsets": lambda: (of_blocks(), encoding["offsets"]),
+        "block_scales": lambda: (of_blocks(), "uint8"),
+        "channel_scales": lambda: (shape[:1], "f32"),
+    }[fact["part"]]()
+
+
 def read(part):
-    fact = parts[part]
+    shape, element = kept(parts[part])
     raw = np.fromfile(folder / "weights" / part, np.uint8)
-    count = int(np.prod(fact["shape"]))
-    element = fact["element"]
+    count = int(np.prod(shape))
     if element in ("int4", "uint4"):
         codes = np.stack([raw & 15, raw >> 4], 1).reshape(-1)[:count].astype(np.int64)
         values = np.where(codes > 7, codes - 16, codes) if element == "int4" else codes
@@ -34,13 +49,14 @@ def read(part):
         values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
         values = raw.view({"f32": np.float32, "f16": np.float16, "int8": np.int8, "uint8": np.uint8}[element])
-    return values.reshape(fact["shape"]).astype(np.float64)
+    return values.reshape(shape).astype(np.float64)
 
 
 def weight(name):
     if name + "/values" in parts:
         return read(name + "/values")
-    block = parts[name + "/codes"]["block"]
+    codes = parts[name + "/codes"]
+    block = codes["encoding"].get("block", codes["shape"][1])
     spread = lambda part: np.repeat(read(part), block, axis=1)
     if name + "/block_scales" in parts:
         return read(name + "/codes") * spread(name + "/block_scales") * read(name + "/channel_scales")[:, None]

@@ -3,7 +3,8 @@
 use half::f16;
 use kiln::action::{Inputs, Manifest, Part, PartName};
 use kiln::model::facts::{ModelFacts, RopeRows};
-use serde_json::{Value, json};
+use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
+use serde_json::json;
 
 use super::tiny_gguf::Random;
 use super::workspace::Folder;
@@ -134,8 +135,8 @@ impl TinyWeights {
     fn weight(&self, folder: &Folder, tensor: &str, shape: &[u64]) -> Vec<(&'static str, Part)> {
         let mut random = Random::of(tensor, 1);
         let count = shape.iter().product::<u64>() as usize;
-        let [rows, columns] = match *shape {
-            [rows, columns] => [rows, columns],
+        let columns = match *shape {
+            [_, columns] => columns,
             _ => {
                 let centre = if tensor.ends_with("norm.weight") {
                     1.0
@@ -143,93 +144,85 @@ impl TinyWeights {
                     0.0
                 };
                 let values: Vec<f32> = (0..count).map(|_| centre + 0.2 * random.normal()).collect();
-                return vec![(
-                    "values",
-                    folder.part(&f32s(&values), main_facts(shape, "f32", None)),
-                )];
+                return parts(folder, shape, plain(Element::F32), vec![f32s(&values)]);
             }
         };
         let spread = 1.0 / (columns as f32).sqrt();
-        let stored = (self.stored)(tensor);
-        let block = if stored == Stored::Q6_K { 16 } else { 32 };
-        let grid = [rows, columns / block];
-        let blocks = count / block as usize;
         let mut numbers = |n: usize, spread: f32| {
             (0..n)
                 .map(|_| spread * random.normal())
                 .collect::<Vec<f32>>()
         };
-        let (codes, bits) = match stored {
+        let stored = (self.stored)(tensor);
+        let blocks = |codes, block, scales, offsets| {
+            WeightEncoding::blocks(codes, block, scales, offsets, columns)
+        };
+        let encoding = match stored {
+            Stored::F32 => plain(Element::F32),
+            Stored::F16 => plain(Element::F16),
+            Stored::Q4_0 => blocks(Element::Int4, 32, Element::F16, None),
+            Stored::Q4_1 => blocks(Element::Uint4, 32, Element::F16, Some(Element::F16)),
+            Stored::Q8_0 => blocks(Element::Int8, 32, Element::F16, None),
+            Stored::Q6_K => blocks(Element::Int8, 16, Element::F32, None),
+        };
+        let codes = match stored {
             Stored::F32 => {
-                return vec![(
-                    "values",
-                    folder.part(
-                        &f32s(&numbers(count, spread)),
-                        main_facts(shape, "f32", None),
-                    ),
-                )];
+                return parts(folder, shape, encoding, vec![f32s(&numbers(count, spread))]);
             }
             Stored::F16 => {
-                return vec![(
-                    "values",
-                    folder.part(
-                        &f16s(&numbers(count, spread)),
-                        main_facts(shape, "f16", None),
-                    ),
-                )];
+                return parts(folder, shape, encoding, vec![f16s(&numbers(count, spread))]);
             }
-            Stored::Q4_0 | Stored::Q4_1 => (nibbles(&numbers(count, 100.0)), 4),
-            Stored::Q8_0 | Stored::Q6_K => (
-                numbers(count, 60.0)
-                    .iter()
-                    .map(|x| *x as i8 as u8)
-                    .collect(),
-                8,
-            ),
+            Stored::Q4_0 | Stored::Q4_1 => nibbles(&numbers(count, 100.0)),
+            Stored::Q8_0 | Stored::Q6_K => numbers(count, 60.0)
+                .iter()
+                .map(|x| *x as i8 as u8)
+                .collect(),
         };
-        let element = match stored {
-            Stored::Q4_0 => "int4",
-            Stored::Q4_1 => "uint4",
-            _ => "int8",
+        let steps = if encoding.main_element().bits() == 4 {
+            5.0
+        } else {
+            60.0
         };
-        let scales = numbers(blocks, spread / if bits == 4 { 5.0 } else { 60.0 });
-        let mut parts = vec![(
-            "codes",
-            folder.part(&codes, main_facts(shape, element, Some(block))),
-        )];
-        parts.push(match stored {
-            Stored::Q6_K => (
-                "scales",
-                folder.part(&f32s(&scales), facts(&grid, "f32", None)),
-            ),
-            _ => (
-                "scales",
-                folder.part(&f16s(&scales), facts(&grid, "f16", None)),
-            ),
+        let block = encoding.block(columns).unwrap() as usize;
+        let scales = numbers(count / block, spread / steps);
+        let mut blobs = vec![codes];
+        blobs.push(match stored {
+            Stored::Q6_K => f32s(&scales),
+            _ => f16s(&scales),
         });
         if stored == Stored::Q4_1 {
             let offsets: Vec<f32> = scales.iter().map(|d| -7.5 * d).collect();
-            parts.push((
-                "offsets",
-                folder.part(&f16s(&offsets), facts(&grid, "f16", None)),
-            ));
+            blobs.push(f16s(&offsets));
         }
-        parts
+        parts(folder, shape, encoding, blobs)
     }
 }
 
-fn facts(shape: &[u64], element: &str, block: Option<u64>) -> Value {
-    match block {
-        Some(block) => json!({"shape": shape, "element": element, "block": block}),
-        None => json!({"shape": shape, "element": element}),
-    }
+fn plain(element: Element) -> WeightEncoding {
+    WeightEncoding::Plain { element }
 }
 
-/// The facts of the blob that stands for the whole tensor: they say how far it is from its source.
-fn main_facts(shape: &[u64], element: &str, block: Option<u64>) -> Value {
-    let mut facts = facts(shape, element, block);
-    facts["error"] = json!({"source": "F32", "scheme": "made up", "exact": true, "max_error": 0.0});
-    facts
+/// The parts of a weight whose blobs are these.
+fn parts(
+    folder: &Folder,
+    shape: &[u64],
+    encoding: WeightEncoding,
+    blobs: Vec<Vec<u8>>,
+) -> Vec<(&'static str, Part)> {
+    let error = json!({"source": "F32", "scheme": "made up", "exact": true, "max_error": 0.0});
+    let mut parts = vec![];
+    for (spec, blob) in encoding.parts(shape).unwrap().into_iter().zip(blobs) {
+        let facts = WeightFacts {
+            encoding,
+            part: spec.part,
+            shape: shape.into(),
+            error: (spec.part == encoding.main_part())
+                .then(|| serde_json::from_value(error.clone()).unwrap()),
+        };
+        let facts = serde_json::to_value(&facts).unwrap();
+        parts.push((spec.part.name(), folder.part(&blob, facts)));
+    }
+    parts
 }
 
 fn name(text: &str) -> PartName {
