@@ -46,7 +46,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ),
 ];
 
-const MAX_LINES: usize = 650;
+const MAX_LINES: usize = 670;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
