@@ -22,7 +22,7 @@ use kiln::action::{Inputs, Manifest, Outputs, Part, PartName};
 use kiln::base::{Hasher, bytes};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::stages;
-use kiln::store::{BlobStore, Disk};
+use kiln::store::{BlobStore, Disk, LocalStore};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
 
