@@ -403,28 +403,28 @@ fn the_way_of_deepseek() {
   tools.qnn         fetch
   tools.ort         fetch
   source            fetch
-* model             inspect      gguf = source
-  weights           requant      tensors = model
-* graph             graph        model = model; weights = weights
-* npu               context-bin  graph = graph; tools.qnn
-* container         dlc          context = npu; tools.qnn
-* bundle            package      context = npu; model = model
+* model             inspect          gguf = source
+  weights           requant          tensors = model
+* graph             graph            model = model; weights = weights
+* npu               context-bin      graph = graph; tools.qnn
+* container         dlc              context = npu; tools.qnn
+* bundle            package          context = npu; model = model
   text              fetch
-  reference         reference    model = model; text = text
-  onnx              evaluate     graph = graph; reference = reference; tools.ort
-  graph-by-layer    graph        model = model; weights = weights
-  npu-layers        context-bin  graph = graph-by-layer; tools.qnn
-  layers            layers       context = npu-layers; graph = graph-by-layer; reference = \
+  reference         reference        model = model; text = text
+  onnx              evaluate         graph = graph; reference = reference; tools.ort
+  graph-by-layer    graph            model = model; weights = weights
+  npu-layers        context-bin      graph = graph-by-layer; tools.qnn
+  layers            evaluate-layers  context = npu-layers; graph = graph-by-layer; reference = \
                     reference; tools.ort; tools.qnn
-* report            validate     inputs = onnx, layers, bundle, phone
-  phone             measure      bundle = bundle
-? npu-simulated     context-bin  graph = graph; tools.qnn
-? htp               evaluate     context = npu-simulated; reference = reference; tools.ort; \
+* report            validate         inputs = onnx, layers, bundle, phone
+  phone             measure          bundle = bundle
+? npu-simulated     context-bin      graph = graph; tools.qnn
+? htp               evaluate         context = npu-simulated; reference = reference; tools.ort; \
                     tools.qnn
-? simulated         validate     inputs = htp
-? bundle-simulated  package      context = npu-simulated; model = model
-? answer            generate     bundle = bundle-simulated; reference = reference; tools.qnn
-? genie             validate     inputs = answer
+? simulated         validate         inputs = htp
+? bundle-simulated  package          context = npu-simulated; model = model
+? answer            generate         bundle = bundle-simulated; reference = reference; tools.qnn
+? genie             validate         inputs = answer
 ";
     assert_eq!(out, expected.trim_start_matches('\n'));
     let (code, _, err) = kiln(Path::new("."), &["show", plan, "--set", "context=64"]);

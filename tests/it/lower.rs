@@ -424,6 +424,7 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
         let bytes = |spec: &PartSpec| {
             let count = spec.shape.iter().product::<u64>() as usize;
             match (spec.part, spec.element) {
+                (WeightPart::Values, Bf16) => [0x80, 0x3f].repeat(count),
                 (WeightPart::Offsets, _) => halves(&[0.5]).repeat(count),
                 (WeightPart::Scales | WeightPart::ChannelScales, F16) => {
                     halves(&[0.75]).repeat(count)

@@ -137,13 +137,13 @@ fn a_missed_target_fails_the_stage() {
     );
     assert!(
         said.contains(
-            "MISSED bundle           power in W                               6 (limit 5)"
+            "MISSED phone            power in W                               6 (limit 5)"
         ),
         "{said}"
     );
     phone.edit(
-        "device = \"${device}\"",
-        "device = \"${device}\"\ntargets = { tokens_per_second = 19, power_w = 6 }",
+        "inputs = [\"phone\"]",
+        "inputs = [\"phone\"]\nlimits = { phone = { tokens_per_second = 19, power_w = 6 } }",
     );
     assert_eq!(phone.build("adb:R5CT1", &[]).1, 0);
 }

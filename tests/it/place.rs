@@ -135,7 +135,7 @@ fn plan(tools: &str, place: &str) -> std::result::Result<Plan, String> {
          'requant', tensors = 'model' }}\ngraph = {{ kind = 'graph', model = 'model', weights = \
          'weights', place = {place} }}\nnpu = {{ kind = 'context-bin', graph = 'graph', soc = \
          'sm8650' }}\nreference = {{ kind = 'reference', model = 'model', text = 'source' }}\nhtp \
-         = {{ kind = 'score', reference = 'reference', context = 'npu' }}\n"
+         = {{ kind = 'evaluate', reference = 'reference', context = 'npu' }}\n"
     ))
 }
 

@@ -163,7 +163,7 @@ fn defaults_and_enumerations_reach_the_editor() {
     assert_eq!(of("context-bin")["soc"]["anyOf"][0]["enum"][2], "sm8650");
     assert_eq!(of("fetch")["kind"]["const"], "fetch");
     assert_eq!(
-        of("validate")["perplexity"]["anyOf"][0]["type"],
-        json!("number")
+        of("sensitivity")["windows"]["anyOf"][0]["minimum"],
+        json!(1)
     );
 }

@@ -69,9 +69,14 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
             .collect();
     }
     let (scales, offsets) = (blob("scales").unwrap(), blob("offsets"));
-    let offset = |i: usize| offsets.as_ref().map_or(0.0, |offsets| offsets[i / block]);
     (0..codes.len())
-        .map(|i| codes[i] * scales[i / block] + offset(i))
+        .map(|i| {
+            let value = codes[i] * scales[i / block];
+            // A zero keeps its sign where there are no offsets.
+            offsets
+                .as_ref()
+                .map_or(value, |offsets| value + offsets[i / block])
+        })
         .collect()
 }
 
