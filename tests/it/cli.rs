@@ -416,8 +416,8 @@ fn the_way_of_deepseek() {
   npu-layers        context-bin      graph = graph-by-layer; tools.qnn
   layers            evaluate-layers  context = npu-layers; graph = graph-by-layer; reference = \
                     reference; tools.ort; tools.qnn
-* report            validate         inputs = onnx, layers, bundle, phone
   phone             measure          bundle = bundle
+* report            validate         inputs = onnx, layers, bundle, phone
 ? npu-simulated     context-bin      graph = graph; tools.qnn
 ? htp               evaluate         context = npu-simulated; reference = reference; tools.ort; \
                     tools.qnn

@@ -247,7 +247,7 @@ fn a_wrong_row_on_the_cpu_is_missed() {
     assert!(
         problem
             .message
-            .contains("MISSED scores           mean KL divergence"),
+            .contains("MISSED evaluation       mean KL divergence"),
         "{problem}"
     );
 }

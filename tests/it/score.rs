@@ -64,7 +64,7 @@ fn one_flipped_scale_sign_is_caught() {
         tiny(|road, graph| road.spoil(graph, "weights/blk.1.ffn_down.weight/scales", flip))
             .unwrap_err();
     assert!(
-        message.contains("MISSED scores           mean KL divergence"),
+        message.contains("MISSED evaluation       mean KL divergence"),
         "{message}"
     );
 }
@@ -123,7 +123,7 @@ fn a_real_model_and_one_flipped_scale_sign() {
     assert!(
         problem
             .message
-            .contains("MISSED scores           mean KL divergence"),
+            .contains("MISSED evaluation       mean KL divergence"),
         "{problem}"
     );
 }
@@ -165,7 +165,7 @@ fn the_wrong_rope_is_caught() {
     assert!(
         problem
             .message
-            .contains("MISSED scores           perplexity of the reference"),
+            .contains("MISSED evaluation       perplexity of the reference"),
         "{problem}"
     );
     assert!(problem.message.contains("1 of"), "{problem}");
@@ -217,7 +217,7 @@ fn large_key_biases_are_hidden_by_no_mask_unless_keys_are_centred() {
         "masked scores below visible ones",
     ] {
         assert!(
-            message.contains(&format!("MISSED scores           {missed}")),
+            message.contains(&format!("MISSED evaluation       {missed}")),
             "{missed}: {message}"
         );
     }
