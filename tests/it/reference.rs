@@ -259,7 +259,8 @@ fn a_continuation_is_the_textbook_s() {
 #[test]
 #[ignore = "needs Python packages"]
 fn llama_cpp_computes_what_the_reference_computes() {
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
+    let script =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
     for model in [
         TinyGguf::llama(),
         TinyGguf::llama().tied(false),

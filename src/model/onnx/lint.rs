@@ -31,9 +31,12 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
         .help("a stage `graph` with a `calibration` writes encodings that hold together"))
 }
 
+/// A cache at an end of a graph: which end, and its grid.
+type Held = (String, Option<Grid>);
+
 fn findings(graphs: &[&ModelProto]) -> Result<Vec<String>> {
     let mut findings = vec![];
-    let mut caches: BTreeMap<(Cache, u32), Vec<(String, Option<Grid>)>> = BTreeMap::new();
+    let mut caches: BTreeMap<(Cache, u32), Vec<Held>> = BTreeMap::new();
     for model in graphs {
         let checked = Checked::new(model)?;
         let encodings = Encodings::of(&checked)?;

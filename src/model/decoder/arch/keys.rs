@@ -80,7 +80,7 @@ impl<'a> Keys<'a> {
         });
         let is_known = heads > 0 && hidden > 0;
         self.check(
-            !is_known || key_length.is_some() || hidden % heads == 0,
+            !is_known || key_length.is_some() || hidden.is_multiple_of(heads),
             || format!("hidden {hidden} is no multiple of {heads} heads"),
         );
         let rotary = Rotary {
