@@ -27,6 +27,7 @@ pub mod lower;
 pub mod model;
 pub mod plan;
 pub mod qnn;
+pub mod records;
 pub mod report;
 pub mod run;
 pub mod stages;

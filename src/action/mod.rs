@@ -15,7 +15,7 @@ pub use action::{Action, ActionKey, Ingredient};
 pub use blob::{Blob, Memory};
 pub use inputs::Inputs;
 pub use io::{BlobSink, Job, Workspace};
-pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window};
+pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window, stands_for};
 pub use registry::Registry;
 pub use stage::{
     ANY, Demand, Given, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage,

@@ -203,6 +203,8 @@ pub enum Proof {
     Sha256(String),
     /// Its only output has this digest.
     Digest(Digest),
+    /// It has outputs of these names and no others; `NAME/` stands for at least one in that folder.
+    Outputs(Vec<String>),
     /// By a note that it ran for this very cache: its bytes do not tell.
     Own,
 }

@@ -14,17 +14,15 @@ mod init;
 mod inspect;
 mod machine;
 mod man;
-mod outline;
 mod output;
-mod papers;
 mod places;
 mod plan;
+mod records;
 mod replay;
 mod reports;
 mod schema;
 mod screen;
 mod show;
-mod whole;
 mod work;
 mod workbench;
 
@@ -78,7 +76,7 @@ enum Command {
     /// Say what this machine has and lacks, and the command that mends it
     Doctor(doctor::Args),
     /// Check that the files of a build are those of the lock beside the plan; exit code 3 if not
-    Verify(papers::VerifyArgs),
+    Verify(records::VerifyArgs),
     /// Look into the local cache
     Cache(cache::Args),
     /// Print a script that completes calls of kiln: source <(kiln completions bash)
@@ -139,7 +137,7 @@ impl Call {
             Command::Schema(args) => schema::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
-            Command::Verify(args) => papers::verify(args, common, stages),
+            Command::Verify(args) => records::verify(args, common, stages),
             Command::Cache(args) => cache::run(args, common, stages),
             Command::Completions(args) => Ok(completions::run(args, common)),
             Command::Man(args) => man::run(args, common),

@@ -420,12 +420,15 @@ impl<'a> Checker<'a> {
             };
             let before = aside.len();
             for mistake in &mistakes {
-                let follows = mistake.path.is_empty()
-                    && aside.iter().any(|key| mentions(&mistake.problem, key));
+                let key = mistake.path.split('/').next().unwrap_or_default();
+                // What was put aside is missed now, which is no news.
+                let follows = match key {
+                    "" => aside.iter().any(|key| mentions(&mistake.problem, key)),
+                    key => aside[..before].iter().any(|aside| aside == key),
+                };
                 if !follows {
                     self.param_problem(mistake);
                 }
-                let key = mistake.path.split('/').next().unwrap_or_default();
                 if params.remove(key).is_some() {
                     aside.push(key.into());
                 }

@@ -25,6 +25,7 @@ use serde_json::Value;
 use crate::action::Registry;
 use crate::base::Problem;
 
+pub use matrix::MAX_STAGES;
 pub use schema::schema;
 pub use source::Source;
 pub use source_map::{MAX_TEXT_BYTES, SourceMap};

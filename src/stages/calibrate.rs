@@ -17,13 +17,15 @@ use crate::action::{
     Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
     StageSpec, TypedStage,
 };
-use crate::artifact::tensors;
+use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::GraphFacts;
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows, within};
 
 use keys::Keys;
@@ -141,7 +143,7 @@ impl TypedStage for Calibrate {
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let model: ModelFacts = job.input("candidate/model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
         let whole = onnx::decode(&job.read(PREFILL)?)?;
@@ -284,29 +286,20 @@ impl Observer for Witness<'_, '_> {
 impl Witness<'_, '_> {
     /// The width of the linear layers' input `value`: the columns of their weights.
     fn columns(&self, value: &str) -> Result<usize> {
-        let weight = self
+        let name = self
             .linears
             .get(value)
             .and_then(BTreeSet::first)
             .map_or("", String::as_str);
-        let facts = ["values", "codes"]
-            .into_iter()
-            .find_map(|blob| {
-                self.job
-                    .input(&format!("candidate/weights/{weight}/{blob}"))
-                    .ok()
-            })
-            .map(|input| input.facts.read::<WeightFacts>());
-        let columns = facts
-            .transpose()?
-            .and_then(|facts| facts.shape.last().copied());
+        let facts = weight::facts(self.job, &format!("candidate/weights/{name}"))?;
+        let columns = facts.shape.last();
         let columns = columns
-            .and_then(|columns| usize::try_from(columns).ok())
+            .and_then(|columns| usize::try_from(*columns).ok())
             .filter(|columns| *columns > 0);
         columns.ok_or_else(|| {
             Problem::new(
                 "kiln::calibrate::weight",
-                format!("`{weight}` is no matrix of the graph"),
+                format!("`{name}` is no matrix of the graph"),
             )
         })
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
     ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
-    PartName, StageSpec, TypedStage,
+    PartName, Proof, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
@@ -240,6 +240,10 @@ impl TypedStage for Command {
             )));
         }
         Ok(vec![order])
+    }
+
+    fn proof(call: &Call) -> Proof {
+        Proof::Outputs(call.outputs.clone())
     }
 
     fn run(call: Call, job: &Job) -> Result<Outputs> {

@@ -1,7 +1,7 @@
 //! `context-bin`: the graphs compiled for a chip, by libQnnHtp.
 //!
-//! One order per weight encoding, which proves that the simulated chip computes it correctly, and
-//! one that compiles, or one per shard.
+//! One order for each use of a weight that the graphs state in their facts, which proves that the
+//! simulated chip computes it right, and one that compiles, or one per shard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,11 +18,13 @@ use crate::artifact::context::{
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Problem, Result};
-use crate::compile::{Compilations, check_signatures, compile_bytes, encodings, lowered};
-use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
+use crate::compile::{Compilations, check_signatures, compile_bytes, device_uses, lowered};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{by_name, role_of_blob};
+use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{
-    Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove,
+    Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,
     without_time,
 };
 
@@ -110,11 +112,11 @@ fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
 fn more_shards(
     compilations: &Compilations,
     count: u32,
-    model: &ModelFacts,
+    model: &DecoderSpec,
 ) -> Result<Vec<Smaller>> {
     let (mut count, mut smaller) = (count.max(1), vec![]);
-    while count < model.block_count {
-        count = count.saturating_mul(2).min(model.block_count);
+    while count < model.block_count() {
+        count = count.saturating_mul(2).min(model.block_count());
         let advice = format!("give the `graph` stage `shards = {count}`");
         smaller.push(Smaller {
             memory_bytes: compilations.largest(count)?,
@@ -128,12 +130,12 @@ fn more_shards(
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "kebab-case")]
 pub enum Work {
-    /// Multiply a known matrix in one encoding.
+    /// Compute with a known matrix in one of the ways that the graphs use theirs.
     Prove {
         /// The chip.
         soc: String,
-        /// How the matrix is held.
-        encoding: WeightEncoding,
+        /// The way.
+        case: DeviceUse,
     },
     /// Compile the graphs.
     Compile(Compile),
@@ -161,7 +163,7 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 2,
+        version: 3,
         summary: "the graphs compiled for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
@@ -269,36 +271,37 @@ impl TypedStage for ContextBin {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
-        let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let model: DecoderSpec = given.part("model.json")?.facts.read()?;
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
         let place = Place::of(&cut);
-        let is_read = |name: &str| is_whole || cut.iter().any(|shard| shard.reads(name, &model));
-        // A DLC holds halves only; `dlc` refuses all else.
-        let encodings = if extension == "onnx" {
-            encodings(given, is_read)?
-        } else {
-            vec![WeightEncoding::F16]
+        let tensors = by_name(&model);
+        let reads = |shard: &Shard, name: &str| {
+            role_of_blob(&tensors, name).is_some_and(|role| shard.reads(role, &model))
         };
         let process = |memory_bytes| Demand {
             memory_bytes,
             threads: 1,
             isolation: Isolation::Process,
         };
-        let mut orders: Vec<_> = encodings
-            .into_iter()
-            .map(|encoding| {
-                Order::new(
-                    format!("proof/{encoding}"),
-                    Work::Prove {
-                        soc: soc.clone(),
-                        encoding,
-                    },
-                )
-                .tools(tools.clone())
-                .demand(process(PROOF_BYTES))
-            })
-            .collect();
+        let compiled_shards = if is_whole {
+            vec![Shard::whole(&model)]
+        } else {
+            sampled(cut.clone(), sample)
+        };
+        let mut compiled_graphs: Vec<GraphFacts> = vec![];
+        for shard in &compiled_shards {
+            for role in &graphs {
+                let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
+                compiled_graphs.push(part.facts.read()?);
+            }
+        }
+        let mut orders = vec![];
+        for case in device_uses(compiled_graphs.iter())? {
+            let soc = soc.clone();
+            let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case });
+            orders.push(order.tools(tools.clone()).demand(process(PROOF_BYTES)));
+        }
 
         let compile = Compile {
             soc,
@@ -316,14 +319,10 @@ impl TypedStage for ContextBin {
         } else {
             vec![]
         };
-        for shard in if is_whole {
-            vec![Shard::whole(&model)]
-        } else {
-            sampled(cut, sample)
-        } {
+        for shard in compiled_shards {
             let weights = given
                 .under("weights")
-                .filter(|(name, _)| shard.reads(name, &model));
+                .filter(|(name, _)| reads(&shard, name));
             let memory_bytes = match of_graphs {
                 true => compilations.bytes(&shard),
                 false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),
@@ -359,8 +358,8 @@ impl TypedStage for ContextBin {
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
         match work {
-            Work::Prove { soc, encoding } => {
-                let proof = prove(&job.tool_folder(QNN)?, Soc::named(&soc)?, encoding)?;
+            Work::Prove { soc, case } => {
+                let proof = prove(&job.tool_folder(QNN)?, Soc::named(&soc)?, case)?;
                 let text = CanonJson::of(&proof)?.to_string();
                 Ok(BTreeMap::from([(
                     PartName::new("figures.json")?,

@@ -4,13 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
 };
 use crate::artifact::{bands, tensors};
-use crate::base::{CanonJson, Result};
-use crate::model::facts::{Element, TensorFacts, WeightFacts};
+use crate::base::Result;
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{BlockTensor, RowOrder};
+use crate::model::weight::{Element, WeightEncoding};
 
 /// The stage.
 pub struct Dequant;
@@ -50,7 +50,7 @@ impl TypedStage for Dequant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "dequant",
-        version: 1,
+        version: 2,
         summary: "tensors as plain numbers: f32, f16 or bf16",
         gives: "plain",
         inputs: &[InputSpec {
@@ -110,25 +110,13 @@ impl TypedStage for Dequant {
         let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
         let bytes = job.read(bands::INPUT)?;
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored)?;
-        let ([values, ..], error) = bands::write_values(job, &bytes, &tensor, element)?;
-        let error = Some(bands::error_facts(&tensor, name, error));
-        let facts = CanonJson::of(&WeightFacts {
-            shape: facts.shape,
-            element,
-            block: None,
+        let (blobs, error) = bands::write_values(job, &bytes, &tensor, element)?;
+        let error = bands::error_facts(&tensor, name, error);
+        bands::outputs(
+            &facts.shape,
+            WeightEncoding::Plain { element },
+            blobs,
             error,
-        })?;
-        values
-            .map(|content| {
-                Ok((
-                    PartName::new("values")?,
-                    Part {
-                        content,
-                        facts: facts.clone(),
-                    },
-                ))
-            })
-            .into_iter()
-            .collect()
+        )
     }
 }

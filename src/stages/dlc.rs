@@ -26,6 +26,7 @@ use crate::base::{Context as _, Problem, Result};
 use crate::compile::{check_signatures, lowered, weight_elements};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
 /// It has none.
@@ -190,10 +191,13 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
 }
 
 fn refuse_blocks(graph: &Manifest) -> Result<()> {
-    let blocks: Vec<&str> = graph
-        .under("weights")
-        .filter_map(|(name, _)| name.strip_suffix("/codes"))
-        .collect();
+    let mut blocks = vec![];
+    for (name, part) in graph.under("weights") {
+        let facts: WeightFacts = part.facts.read()?;
+        if facts.is_main() && !facts.encoding.is_plain() {
+            blocks.push(blob_owner(name));
+        }
+    }
     let Some(first) = blocks.first() else {
         return Ok(());
     };

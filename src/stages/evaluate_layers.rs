@@ -146,7 +146,7 @@ impl TypedStage for EvaluateLayers {
             let values = piece.gives.iter().map(value).collect::<Result<_>>()?;
             let (first, end) = piece
                 .shard
-                .map_or((0, model.block_count), |shard| (shard.first, shard.end));
+                .map_or((0, model.block_count()), |shard| (shard.first, shard.end));
             shards.push(ShardScore { first, end, values });
         }
         let text = CanonJson::of(&Computed { shards })?.to_string();
@@ -180,13 +180,16 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
             of.shard
                 .map_or("prefill".into(), |shard| shard.graph_stem("prefill"))
         );
-        if graph
-            .get(&file)
-            .map(|part| part.facts.read::<GraphFacts>())
-            .transpose()?
-            .as_ref()
-            != Some(&of)
-        {
+        // Its weights may be stored otherwise: what that costs is measured.
+        let same = |facts: GraphFacts| {
+            facts
+                == GraphFacts {
+                    weights: facts.weights.clone(),
+                    ..of.clone()
+                }
+        };
+        let compiled = graph.get(&file).map(|part| part.facts.read());
+        if !compiled.transpose()?.is_some_and(same) {
             let what = format!(
                 "the context binary holds `{}`, which is not of this `graph`",
                 of.name

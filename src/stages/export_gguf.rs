@@ -12,15 +12,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    BlobSink, Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
-    TypedStage,
+    BlobSink, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
-use crate::artifact::tensors::rope_heads;
-use crate::artifact::weight::Weight;
+use crate::artifact::weight::{self, Weight};
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, MetadataFacts, ModelFacts, TensorFacts, WeightFacts};
+use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::facts::{MetadataFacts, TensorFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, write_numbers};
+use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 
 /// The stage.
 pub struct ExportGguf;
@@ -92,7 +92,7 @@ impl TypedStage for ExportGguf {
         for name in &facts.tensors {
             let source = model.part(&format!("tensors/{name}"))?;
             let tensor: TensorFacts = source.facts.read()?;
-            let (parts, weight) = parts_of(weights, name)?;
+            let (_, weight) = weight::main_part(weights, name)?;
             if weight.shape != tensor.shape {
                 let what = format!(
                     "tensor `{name}` is {:?} in the model, {:?} in the weights",
@@ -106,7 +106,7 @@ impl TypedStage for ExportGguf {
                 continue;
             }
             widest = widest.max(tensor.shape.last().copied().unwrap_or(0));
-            for (blob, part) in parts {
+            for (blob, part) in weights.under(name) {
                 order = order.input(format!("weights/{name}/{blob}"), part);
             }
         }
@@ -125,7 +125,8 @@ impl TypedStage for ExportGguf {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let metadata = job.read(METADATA)?;
         let gguf = Gguf::parse(&metadata)?;
-        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let spec: DecoderSpec = job.input(MODEL)?.facts.read()?;
+        let of_decoder = by_name(&spec);
         let names: MetadataFacts = job.input(METADATA)?.facts.read()?;
         let sources = names
             .tensors
@@ -161,9 +162,10 @@ impl TypedStage for ExportGguf {
                 None => job
                     .read(&format!("source/{}", entry.name))?
                     .stream(CHUNK_BYTES, |piece| out.write(piece))?,
-                Some((facts, element)) => {
-                    let weight = Weight::read(job, &format!("weights/{}", entry.name), facts)?;
-                    let heads = rope_heads(&model, entry.name);
+                Some(element) => {
+                    let weight = Weight::read(job, &format!("weights/{}", entry.name))?;
+                    let tensor = of_decoder.get(entry.name);
+                    let heads = tensor.and_then(|tensor| tensor.interleaved_heads);
                     write_values(&mut out, entry.name, &weight, *element, heads)?;
                 }
             }
@@ -182,29 +184,9 @@ impl TypedStage for ExportGguf {
     }
 }
 
-/// The blobs of a weight, and the facts of the first.
-fn parts_of<'a>(
-    weights: &'a Manifest,
-    name: &'a str,
-) -> Result<(Vec<(&'a str, &'a Part)>, WeightFacts)> {
-    let parts: Vec<_> = weights.under(name).collect();
-    let main = parts
-        .iter()
-        .find(|(blob, _)| matches!(*blob, "codes" | "values"));
-    let (_, part) = main.ok_or_else(|| {
-        Problem::new(
-            "kiln::weights::missing",
-            format!("the weights have no tensor `{name}`"),
-        )
-        .help("give the weights of this very model")
-    })?;
-    let facts = part.facts.read()?;
-    Ok((parts, facts))
-}
-
 /// Whether a weight is the source's own, which then still has it in the blocks it came in.
 fn is_native(weight: &WeightFacts, tensor: &TensorFacts) -> bool {
-    let native = |error: &crate::model::facts::ErrorFacts| {
+    let native = |error: &ErrorFacts| {
         error.exact && error.scheme == "native" && error.source == tensor.ggml_type
     };
     weight.error.as_ref().is_some_and(native)
@@ -214,8 +196,8 @@ fn is_native(weight: &WeightFacts, tensor: &TensorFacts) -> bool {
 struct Source {
     shape: Vec<u64>,
     ggml: &'static GgmlType,
-    /// Its facts, and what its values are written as.
-    weight: Option<(WeightFacts, Element)>,
+    /// What the values of a weight are written as.
+    weight: Option<Element>,
 }
 
 impl Source {
@@ -228,19 +210,21 @@ impl Source {
                 weight: None,
             });
         }
-        let main = job
-            .input(&format!("weights/{name}/codes"))
-            .or(job.input(&format!("weights/{name}/values")))?;
-        let facts: WeightFacts = main.facts.read()?;
-        let (element, ggml) = match (facts.block, facts.element, to) {
-            (None, Element::F16, _) | (Some(_), _, Number::F16) => (Element::F16, "F16"),
-            (None, Element::Bf16, _) => (Element::Bf16, "BF16"),
-            _ => (Element::F32, "F32"),
+        let facts = weight::facts(job, &format!("weights/{name}"))?;
+        let element = match (facts.encoding, to) {
+            (WeightEncoding::Plain { element }, _) => element,
+            (_, Number::F16) => Element::F16,
+            (_, Number::F32) => Element::F32,
+        };
+        let ggml = match element {
+            Element::F16 => "F16",
+            Element::Bf16 => "BF16",
+            _ => "F32",
         };
         Ok(Source {
-            shape: facts.shape.clone(),
+            shape: facts.shape,
             ggml: GgmlType::by_name(ggml)?,
-            weight: Some((facts, element)),
+            weight: Some(element),
         })
     }
 

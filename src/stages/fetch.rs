@@ -28,9 +28,10 @@ use crate::action::{
     BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
     TypedStage,
 };
-use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, without_secrets};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
 
 pub use machine::Machine;
+pub use parts::MAX_PARTS;
 use parts::{Origin, Parts};
 pub use proxy::Proxies;
 pub use sniff::what_else;
@@ -328,6 +329,8 @@ struct Joined<'a, 'j> {
     job: &'a Job<'j>,
     sink: Box<dyn BlobSink>,
     hasher: Sha256,
+    /// How it begins.
+    head: Vec<u8>,
 }
 
 impl<'a, 'j> Joined<'a, 'j> {
@@ -336,6 +339,7 @@ impl<'a, 'j> Joined<'a, 'j> {
             job,
             sink: job.create()?,
             hasher: Sha256::new(),
+            head: vec![],
         })
     }
 
@@ -357,6 +361,8 @@ impl<'a, 'j> Joined<'a, 'j> {
     fn pour(&mut self, from: impl Read) -> Result<()> {
         each_chunk(from, self.job, |chunk| {
             self.hasher.update(chunk);
+            let missing = sniff::HEAD_BYTES.saturating_sub(self.head.len());
+            self.head.extend(chunk.iter().take(missing));
             self.sink
                 .write_all(chunk)
                 .context("kiln::io", || "write a blob".into())
@@ -367,6 +373,7 @@ impl<'a, 'j> Joined<'a, 'j> {
         Poured {
             sink: self.sink,
             sha256: hexadecimal(self.hasher),
+            head: self.head,
         }
     }
 }
@@ -379,7 +386,12 @@ fn deliver(
     job: &Job,
 ) -> Result<Outputs> {
     if let (true, [(_, wheel)]) = (target.unpack, files) {
-        target.accept(&sha256_of(wheel, job)?, job)?;
+        target
+            .accept(&sha256_of(wheel, job)?, job)
+            .map_err(|problem| {
+                let start = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
+                sniff::told(problem, &target.file, &start)
+            })?;
         return unpacked(wheel, job);
     }
     let name = match (origin, files) {
@@ -397,12 +409,7 @@ fn deliver(
     if target.tracked.is_none() {
         target
             .accept(&poured.sha256, job)
-            .map_err(|problem| match files {
-                [(source, file)] if !matches!(source, Source::Pypi { .. }) => {
-                    sniff::told(problem, &name, file)
-                }
-                _ => problem,
-            })?;
+            .map_err(|problem| instead(problem, &name, &poured.head, files))?;
     }
     let part = poured.part()?;
     match (target.tracked, files) {
@@ -413,6 +420,20 @@ fn deliver(
         }
         _ => Ok([(PartName::new(name)?, part)].into()),
     }
+}
+
+/// `problem` of the file `name`, which begins with `start` and is made of `files`; told as what came
+/// instead, if something did.
+fn instead(problem: Problem, name: &str, start: &[u8], files: &[(Source, PathBuf)]) -> Problem {
+    if files.len() > 1 {
+        for (index, (_, file)) in files.iter().enumerate() {
+            let start = head(file, sniff::HEAD_BYTES as u64).unwrap_or_default();
+            if let Some(told) = sniff::told_of_piece(&problem, name, index + 1, &start) {
+                return told;
+            }
+        }
+    }
+    sniff::told(problem, name, start)
 }
 
 /// Every shared library in the wheel at `path`.
@@ -467,6 +488,7 @@ fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
 struct Poured {
     sink: Box<dyn BlobSink>,
     sha256: String,
+    head: Vec<u8>,
 }
 
 impl Poured {

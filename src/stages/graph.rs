@@ -22,9 +22,10 @@ use crate::artifact::context::ROLES;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::GraphFacts;
 use crate::model::ledger::Ledger;
-use crate::model::onnx::{Grid, lint};
+use crate::model::onnx::{Grid, lint, weight_uses};
 use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
 use centre::KeyCentres;
@@ -38,8 +39,8 @@ const MAX_CONTEXT: u32 = 1 << 16;
 /// Largest k and j: 2^-12 leaves a half of 1 with its full precision, and nothing seen needs more
 /// than 2^-4.
 const MAX_EXPONENT: u32 = 12;
-/// Several times the deepest decoder there is (126 layers).
-const MAX_LAYERS: u32 = 1024;
+/// More shards than any decoder has layers.
+const MAX_SHARDS: u32 = 1024;
 
 /// Of a calibration, what grids are chosen by.
 const CALIBRATION: &str = "activations.json";
@@ -132,7 +133,7 @@ pub enum Cache {
 #[serde(untagged)]
 pub enum Shards {
     /// This many.
-    Count(#[schemars(range(min = 1, max = MAX_LAYERS))] u32),
+    Count(#[schemars(range(min = 1, max = MAX_SHARDS))] u32),
     /// As many as follow from the model.
     Fitting(Fitting),
 }
@@ -191,7 +192,7 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 4,
+        version: 5,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
@@ -289,7 +290,7 @@ impl TypedStage for Graph {
             }
             _ => {}
         }
-        if matches!(params.shards, Shards::Count(count) if !(1..=MAX_LAYERS).contains(&count)) {
+        if matches!(params.shards, Shards::Count(count) if !(1..=MAX_SHARDS).contains(&count)) {
             problems.push(problem(
                 "shards",
                 "`shards` goes from 1 to the number of layers, or is \"auto\" or \"layers\"".into(),
@@ -326,14 +327,14 @@ impl TypedStage for Graph {
                 .iter()
                 .map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
         )?;
-        let facts: ModelFacts = model.facts.read()?;
-        check_model(&facts)?;
-        weights.check(&facts)?;
-        params.key_centre = KeyCentring::of(params.key_centre, &facts)?;
+        let spec: DecoderSpec = model.facts.read()?;
+        params.check_model(&spec)?;
+        weights.check(&spec)?;
+        params.key_centre = KeyCentring::of(params.key_centre, &spec)?;
         // What chooses grids is in the key, and only if grids are chosen.
         let chooses = params.rounds();
         // So is the number of shards, not what it was chosen by.
-        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &facts)?);
+        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &spec)?);
         params.shard_memory = None;
         params.sqnr_db = chooses.then_some(params.sqnr_db.unwrap_or(SQNR_DB));
         params.margin = chooses.then_some(params.margin.unwrap_or(MARGIN));
@@ -352,9 +353,8 @@ impl TypedStage for Graph {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: ModelFacts = job.input("model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input("model.json")?.facts.read()?;
         let weights = Weights::new(weight_parts(job))?;
-        check_model(&model)?;
         weights.check(&model)?;
 
         let centres = KeyCentring::centres(params.key_centre, params.context, &model, job)?;
@@ -375,13 +375,14 @@ impl TypedStage for Graph {
             .into_iter()
             .flat_map(|piece| params.profiles(piece))
         {
+            let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
                 shard: profile.piece.shard(),
+                weights: weight_uses(&graph)?,
             };
-            let graph = decoder(&model, &weights, &centres, &profile, &grids);
             outputs.insert(
                 PartName::new(file)?,
                 job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?,
@@ -417,11 +418,18 @@ impl Params {
         self.activations != Activations::F16 || self.kv != Cache::F16
     }
 
+    /// Refuses a decoder with parts that no graph is known for, by building one without weights.
+    fn check_model(&self, model: &DecoderSpec) -> Result<()> {
+        let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
+        let (weights, centres, grids) = Default::default();
+        decoder(model, &weights, &centres, &prefill, &grids).map(drop)
+    }
+
     /// The grids of values, by those of the float graph.
     fn choose(
         &self,
         job: &Job,
-        model: &ModelFacts,
+        model: &DecoderSpec,
         weights: &Weights,
         centres: &KeyCentres,
     ) -> Result<Choice> {
@@ -436,7 +444,7 @@ impl Params {
         let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
         choose(
-            &decoder(model, weights, centres, &prefill, &float)
+            &decoder(model, weights, centres, &prefill, &float)?
                 .graph
                 .unwrap_or_default(),
             &calibration,
@@ -445,7 +453,7 @@ impl Params {
     }
 
     /// The whole, and what it is cut into.
-    fn pieces(&self, model: &ModelFacts) -> Result<Vec<Piece>> {
+    fn pieces(&self, model: &DecoderSpec) -> Result<Vec<Piece>> {
         let cut = match self.shards {
             Shards::Count(count) => Shard::cut(model, count, self.place)?,
             Shards::Fitting(_) => vec![],
@@ -459,10 +467,10 @@ impl Params {
     }
 
     /// Into how many shards `model` is cut.
-    fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
+    fn count_shards(&self, weights: &Manifest, model: &DecoderSpec) -> Result<u32> {
         match self.shards {
             Shards::Count(count) => return Shard::cut(model, count, self.place).map(|_| count),
-            Shards::Fitting(Fitting::Layers) => return Ok(model.block_count),
+            Shards::Fitting(Fitting::Layers) => return Ok(model.block_count()),
             Shards::Fitting(Fitting::Auto) => {}
         }
         let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
@@ -472,7 +480,7 @@ impl Params {
             .iter()
             .map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
-        for count in 1..=model.block_count {
+        for count in 1..=model.block_count() {
             if compilations.largest(count)? <= allowed {
                 return Ok(count);
             }
@@ -482,7 +490,7 @@ impl Params {
             format!(
                 "no number of shards can be compiled in {}: one layer a shard takes {}",
                 bytes(allowed),
-                bytes(compilations.largest(model.block_count)?)
+                bytes(compilations.largest(model.block_count())?)
             ),
         )
         .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
@@ -504,40 +512,4 @@ impl Params {
             (decode, profile("token", 1)),
         ]
     }
-}
-
-/// Whether the one form of decoder fits `model`.
-fn check_model(model: &ModelFacts) -> Result<()> {
-    let numbers = [
-        model.block_count,
-        model.hidden,
-        model.ffn,
-        model.heads,
-        model.kv_heads,
-        model.head_dim,
-        model.vocab,
-    ];
-    let problem = |message: String| Err(Problem::new("kiln::graph::model", message));
-    if !["llama", "qwen2"].contains(&model.architecture.as_str()) {
-        return problem(format!(
-            "no graph is known for architecture `{}`; `llama` and `qwen2` are",
-            model.architecture
-        ));
-    }
-    if model.block_count > MAX_LAYERS {
-        return problem(format!(
-            "{} layers are too many: at most {MAX_LAYERS}",
-            model.block_count
-        ));
-    }
-    if numbers.contains(&0)
-        || !model.heads.is_multiple_of(model.kv_heads)
-        || !model.head_dim.is_multiple_of(2)
-    {
-        return problem(format!(
-            "layers, widths and heads must be at least 1, heads a multiple of key heads, head \
-             width even: {model:?}"
-        ));
-    }
-    Ok(())
 }

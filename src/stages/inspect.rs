@@ -14,7 +14,7 @@ use crate::action::{
     StageSpec, TypedStage, Window,
 };
 use crate::base::{CanonJson, Context, Hasher, Problem, Result};
-use crate::model::arch::model_facts;
+use crate::model::decoder::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
     ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under,

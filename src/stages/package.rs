@@ -23,7 +23,8 @@ use crate::action::{
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::ContextFacts;
 use crate::model::ledger::Ledger;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
@@ -238,7 +239,7 @@ impl TypedStage for Package {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let model: DecoderSpec = job.input(MODEL)?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let binaries = Binary::read_all(job)?;
         let first = check_graphs(&binaries, &model)?;

@@ -17,10 +17,12 @@ use crate::action::{
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::{ArrayFacts, TensorFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::weight::Element;
 use crate::run::{MAX_WINDOWS, windows, within};
 
 /// Longest sequence: attention takes memory by its square.
@@ -126,7 +128,7 @@ impl TypedStage for ReferenceStage {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let facts: ModelFacts = job.input("model.json")?.facts.read()?;
+        let spec: DecoderSpec = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
         let windows = windows(
             &job.read("text")?,
@@ -141,8 +143,8 @@ impl TypedStage for ReferenceStage {
             .transpose()?;
 
         let weights = FileWeights::new(job)?;
-        let model = Reference::new(&facts, &weights);
-        let vocab = u64::from(facts.vocab);
+        let model = Reference::new(&spec, &weights)?;
+        let vocab = u64::from(spec.vocab);
         let together = (TOGETHER / params.tokens as usize).max(1);
         let steps = windows.len() as u64;
         let mut outputs = Outputs::new();
@@ -158,11 +160,9 @@ impl TypedStage for ReferenceStage {
                 let mut sink = job.create()?;
                 model.logits(state, |logits| write_f32(&mut sink, logits))?;
                 let shape = vec![tokens.len() as u64, vocab];
-                let shape = WeightFacts {
+                let shape = ArrayFacts {
                     shape,
                     element: Element::F32,
-                    block: None,
-                    error: None,
                 };
                 let logits = Part {
                     content: sink.finish()?,
@@ -209,23 +209,17 @@ impl TypedStage for ReferenceStage {
 }
 
 /// Some logits twice, which are all of a small model's; or what a layer holds: of each token that
-/// is run the stream and what becomes of it, of one text its scores, their mask added and their
-/// softmax.
+/// is run the stream and what becomes of it, of one text the scores of the heads that share a key.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
-    let facts: ModelFacts = model.part("model.json")?.facts.read()?;
-    let [tokens, vocab, heads, ffn, hidden] = [
-        params.tokens,
-        facts.vocab,
-        facts.heads,
-        facts.ffn,
-        facts.hidden,
-    ]
-    .map(u64::from);
+    let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+    let [tokens, vocab, ffn, hidden] =
+        [params.tokens, spec.vocab, spec.ffn, spec.hidden].map(u64::from);
+    let group = u64::from(spec.heads.div_ceil(spec.kv_heads.max(1)));
     let run = (params.windows as u64 * tokens)
         .min(TOGETHER as u64)
         .max(tokens);
     let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
-    let layer = run * (5 * ffn + 8 * hidden) + 3 * tokens * tokens * heads;
+    let layer = run * (2 * ffn + 8 * hidden) + tokens * tokens * group;
     let memory_bytes = logits
         .max(layer)
         .saturating_mul(4)

@@ -14,9 +14,10 @@ use crate::action::{
 };
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
-use crate::artifact::tensors::{self, Tensor, rope_heads};
+use crate::artifact::tensors::{self, Tensor};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ModelFacts, TensorFacts};
+use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
 use scheme::Scheme;
 use spell::{DIAGONAL, MOMENTS, spell};
@@ -33,6 +34,7 @@ pub struct Params {
     scheme: Scheme,
     /// Exceptions from `scheme`. The last one that matches a tensor wins.
     #[serde(rename = "override", default)]
+    #[schemars(extend("default" = []))]
     overrides: Vec<Override>,
 }
 
@@ -62,7 +64,7 @@ impl TypedStage for Requant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
-        version: 3,
+        version: 4,
         summary: "weights as graph and device store them: native, or rounded by a scheme",
         gives: "weights",
         inputs: &[
@@ -133,7 +135,8 @@ impl TypedStage for Requant {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<RequantOrder>>> {
         let model = inputs.one("tensors")?;
-        let facts: ModelFacts = model.part("model.json")?.facts.read()?;
+        let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+        let of_decoder = by_name(&spec);
         let tensors = tensors::all(model)?;
         let own = if params.scheme == Scheme::Auto {
             Scheme::Native
@@ -173,7 +176,9 @@ impl TypedStage for Requant {
             refuse_uneven(tensor, scheme)?;
             let order = RequantOrder {
                 scheme,
-                rope_heads: rope_heads(&facts, tensor.name),
+                rope_heads: of_decoder
+                    .get(tensor.name)
+                    .and_then(|tensor| tensor.interleaved_heads),
             };
             let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
             order = order.demand(demand(tensor, scheme));

@@ -21,8 +21,8 @@ use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::artifact::tensors;
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{WeightFacts, blob_owner};
 use crate::model::onnx::decode;
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
 use swap::swap;
 

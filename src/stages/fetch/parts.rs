@@ -8,7 +8,7 @@ use crate::action::Job;
 use crate::base::{CanonJson, Context, Problem, Result, without_secrets};
 
 /// Most pieces of a file.
-const MAX_PARTS: usize = 1000;
+pub const MAX_PARTS: usize = 1000;
 
 /// The pieces of one file, in their order.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

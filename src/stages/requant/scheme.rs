@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::facts::Element;
 use crate::model::quant::{Int8Blocks, RowLayout};
+use crate::model::weight::Element;
 
 /// How a matrix is stored. Vectors (norms, biases) are f32 values under every scheme.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
