@@ -13,7 +13,7 @@ mod why;
 
 pub use board::Board;
 pub use event::{Event, Listener, PartId, SCHEMA, TimedListener};
-pub use json::{Heard, JsonLines};
+pub use json::{JsonLines, LoggedEvent};
 pub use junit::Junit;
 pub use log::LogReader;
 pub use plain::Plain;

@@ -63,10 +63,14 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
         .iter()
         .map(|checked| (&checked.stage.id, graph.add_node(())))
         .collect();
-    for taker in checked {
-        let tools = taker.stage.tools.values().map(|tool| (tool, &taker.at));
-        for (giver, at) in taker.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
-            if let (Some(&from), Some(&to)) = (nodes.get(giver), nodes.get(&taker.stage.id)) {
+    for consumer in checked {
+        let tools = consumer
+            .stage
+            .tools
+            .values()
+            .map(|tool| (tool, &consumer.at));
+        for (producer, at) in consumer.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
+            if let (Some(&from), Some(&to)) = (nodes.get(producer), nodes.get(&consumer.stage.id)) {
                 graph.add_edge(from, to, at.clone());
             }
         }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::super::places::Places;
 use super::super::screen::{Screen, Views};
-use super::super::workbench::Problems;
+use super::super::session::Problems;
 use super::super::{Common, Failed};
 use super::Records;
 use super::columns::columns;
@@ -125,22 +125,22 @@ pub(super) fn check(
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
-    let bench = records.bench;
+    let session = records.session;
     let checked = checked(records, wanted)?;
-    let local = bench.local();
+    let local = session.local();
     let again = Again {
         inner: &local,
-        known: &bench.store,
+        known: &session.store,
         checked: &checked,
         ran: AtomicUsize::new(0),
         others: Mutex::default(),
     };
     let forgetful = Forgetful {
-        inner: &bench.store,
+        inner: &session.store,
         checked: &checked,
     };
     let problems = listened(common, |listener| {
-        bench
+        session
             .prepared(&forgetful, &again, limits, cancel)
             .run(listener);
     })?;
@@ -164,9 +164,9 @@ pub(super) fn check(
 
 /// The actions of the stages to be checked.
 fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
-    let bench = records.bench;
+    let session = records.session;
     let is_wanted = |stage: &&PlannedStage| match wanted {
-        [] => bench
+        [] => session
             .stages
             .get(&stage.kind)
             .is_some_and(|kind| is_to_be_repeated(kind, stage)),
@@ -175,11 +175,11 @@ fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
             .any(|name| stage.id.0 == *name || stage.name == *name),
     };
     let mut checked = Checked::new();
-    for stage in bench.plan.stages.iter().filter(is_wanted) {
-        let Some(sealed) = records.built.sealed.get(&stage.id) else {
+    for stage in session.plan.stages.iter().filter(is_wanted) {
+        let Some(completed) = records.built.completed.get(&stage.id) else {
             continue;
         };
-        for (part, key) in &sealed.whole()?.parts {
+        for (part, key) in &completed.details()?.parts {
             checked.entry(*key).or_insert_with(|| PartId {
                 stage: stage.id.0.clone(),
                 part: part.clone(),
@@ -222,13 +222,13 @@ fn listened(common: &Common, run: impl FnOnce(&mut dyn Listener)) -> Result<Vec<
 struct Reasoned(Screen);
 
 impl Listener for Reasoned {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Started { part, .. } => self.0.hear(&Event::Started {
+            Event::Started { part, .. } => self.0.on_event(&Event::Started {
                 part: part.clone(),
                 why: vec![Why::Again],
             }),
-            event => self.0.hear(event),
+            event => self.0.on_event(event),
         }
     }
 }
@@ -264,7 +264,7 @@ fn judge(
                 parts: outputs.clone(),
             };
             publish(
-                &records.bench.store,
+                &records.session.store,
                 &manifest,
                 &folder.join(name),
                 Links::default(),

@@ -47,7 +47,7 @@ const OVERRIDDEN: [(&str, &str); 5] = [
 ];
 
 /// As much of pip's own words is read.
-const LAST_WORDS_BYTES: u64 = 16 << 10;
+const STDERR_TAIL_BYTES: u64 = 16 << 10;
 /// How many lines of them go into a problem.
 const TAIL_LINES: usize = 12;
 
@@ -148,7 +148,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.success() {
         return Ok(());
     }
-    let words = tail(&log, LAST_WORDS_BYTES).unwrap_or_default();
+    let words = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
     if words.contains("No module named pip") || words.contains("No module named 'pip'") {
         return Err(lacks_pip(machine));
     }
