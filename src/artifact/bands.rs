@@ -1,4 +1,5 @@
-//! How `dequant` and `requant` convert a tensor: read in bands of rows, written to up to three blobs.
+//! How `dequant` and `requant` convert a tensor: they read bands of rows and write up to three
+//! blobs.
 
 use std::io::Write;
 
@@ -260,5 +261,5 @@ fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
         "kiln::weights::not_finite",
         format!("infinite, or no number: {}", tensor.place(index)),
     )
-    .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")
+    .help("the file is damaged, or was made of a model that is; fetch it again, or make it again")
 }

@@ -31,8 +31,8 @@ pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
     bundle.parts.iter().filter(is_binary)
 }
 
-/// Refuses a bundle that Genie cannot run. Genie reads embedding rows from a table only, and samples
-/// tokens from the logits of a context binary only.
+/// Refuses a bundle that Genie cannot run. Genie reads embedding rows from a table only, and
+/// samples tokens from the logits of a context binary only.
 pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
     let mut binaries: Vec<ContextFacts> = vec![];
     for (_, part) in bundled(bundle) {
@@ -42,12 +42,12 @@ pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
     if place.head == Processor::Cpu {
         return Err(Problem::new(
             "kiln::package::place",
-            "the bundle leaves the head to the CPU, and Genie draws from what the last binary \
-             gives",
+            "the bundle leaves the head to the CPU, and Genie samples from the output of the last \
+             binary",
         )
         .help(
-            "leave `head` out of `place` in the `graph` stage, or hear what the model says by \
-             `evaluate` with the `context-bin`",
+            "leave `head` out of `place` in the `graph` stage, or evaluate the `context-bin` with \
+             the `evaluate` stage",
         ));
     }
     let mut names = bundle.parts.keys();

@@ -53,7 +53,7 @@ fn missing(name: &str) -> Problem {
         "kiln::weights::missing",
         format!("the weights have no tensor `{name}`"),
     )
-    .help("give the weights of this very model")
+    .help("give the weights of this model")
 }
 
 impl Weight {

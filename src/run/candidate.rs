@@ -59,11 +59,11 @@ impl Candidate {
         let Some(context) = inputs.optional("context") else {
             return Candidate::of_graph(inputs);
         };
-        let binaries = binaries(context)?;
-        let mut demand = simulator_demand(binaries.iter().map(|(_, part)| *part));
+        let context_binaries = binaries(context)?;
+        let mut demand = simulator_demand(context_binaries.iter().map(|(_, part)| *part));
         let mut tools = libraries(inputs, &SIMULATOR)?;
         let mut facts = vec![];
-        for (_, part) in &binaries {
+        for (_, part) in &context_binaries {
             facts.push(part.facts.read::<ContextFacts>()?);
         }
         if ContextFacts::place(&facts) != Place::default() {
@@ -72,7 +72,7 @@ impl Candidate {
             tools.extend(runtime(inputs)?);
         }
         let mut parts = vec![];
-        for (name, part) in binaries {
+        for (name, part) in context_binaries {
             parts.push((format!("candidate/{name}"), part.clone()));
         }
         let model = context.part("model.json")?.clone();

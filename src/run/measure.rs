@@ -112,14 +112,14 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
 /// infinity into ordinary numbers.
 pub fn score_ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
-    let model = model(job)?;
+    let spec = model(job)?;
     let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
-    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, model.head_dim as usize);
+    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, spec.head_dim as usize);
     let mut recorder = RangeRecorder {
         largest: Ranges::new(),
         mask,
     };
-    observe(job, &model, &[tokens], &mut recorder)?;
+    observe(job, &spec, &[tokens], &mut recorder)?;
     Ok((recorder.largest, recorder.mask.margins()?))
 }
 

@@ -93,12 +93,12 @@ pub fn run_layers(
     if per_window.len() == 1 {
         model = sliced(model, SLICE_ELEMENTS);
     }
-    let segments = segments(&model, |value| {
+    let graph_segments = segments(&model, |value| {
         is_float(value) && observer.wants(&value.name)
     })?;
     let windows = per_window.len();
-    let total = (segments.len() * windows) as u64;
-    for (at, segment) in segments.iter().enumerate() {
+    let total = (graph_segments.len() * windows) as u64;
+    for (at, segment) in graph_segments.iter().enumerate() {
         let Some(graph) = &segment.model.graph else {
             continue;
         };
@@ -110,7 +110,7 @@ pub fn run_layers(
             outputs.push(output.name.clone());
         }
         let mut read_later: HashSet<&str> = HashSet::new();
-        for later in &segments[at + 1..] {
+        for later in &graph_segments[at + 1..] {
             read_later.extend(later.reads.iter().map(String::as_str));
         }
         let mut session = runtime.load_model(&segment.model.encode_to_vec())?;

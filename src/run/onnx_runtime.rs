@@ -93,7 +93,7 @@ impl OnnxRuntime {
 
     /// Loads `model`, whose external data are the candidate's.
     pub fn load_model(&self, model: &[u8]) -> Result<Session> {
-        let path = self.folder.join("piece.onnx");
+        let path = self.folder.join("segment.onnx");
         fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
         self.load_file(&path).context("kiln::evaluate::graph", || {
             "load a layer into ONNX Runtime".into()

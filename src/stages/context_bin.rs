@@ -409,7 +409,7 @@ impl Compile {
             return Err(Problem::new(
                 "kiln::device::read_back",
                 format!(
-                    "the context binary says it is for SoC model {}, not {}",
+                    "the context binary is for SoC model {}, not {}",
                     info.soc_model, soc.model
                 ),
             ));

@@ -100,7 +100,7 @@ impl TypedStage for EvaluateLayers {
             .context("kiln::evaluate_layers::tokens", || {
                 "read the tokens of a window".into()
             })?;
-        let model = model(job)?;
+        let spec = model(job)?;
         let shard_graphs = ShardGraph::read_all(job)?;
         let mut recorder = Recorder::default();
         for graph in &shard_graphs {
@@ -108,11 +108,11 @@ impl TypedStage for EvaluateLayers {
                 recorder.names.insert(name_in_full_graph(name).into());
             }
         }
-        observe(job, &model, slice::from_ref(&tokens), &mut recorder)?;
+        observe(job, &spec, slice::from_ref(&tokens), &mut recorder)?;
         let values = recorder.values;
 
         let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
-        let mut inputs = first_inputs(&model, &facts, &tokens)?;
+        let mut inputs = first_inputs(&spec, &facts, &tokens)?;
         for name in shard_graphs.iter().flat_map(|graph| &graph.inputs) {
             if let Some(elements) = values.get(name_in_full_graph(name)) {
                 inputs.insert(name.clone(), Tensor::F32(vec![], elements.clone()));
@@ -130,7 +130,7 @@ impl TypedStage for EvaluateLayers {
             }
             let (first, end) = match graph.shard {
                 Some(shard) => (shard.first, shard.end),
-                None => (0, model.block_count()),
+                None => (0, spec.block_count()),
             };
             shards.push(ShardScore {
                 first,

@@ -487,12 +487,12 @@ impl Params {
         Err(Problem::new(
             "kiln::graph::shards",
             format!(
-                "no number of shards can be compiled in {}: one layer a shard takes {}",
+                "no number of shards can be compiled in {}: one layer per shard needs {}",
                 bytes(allowed),
                 bytes(compilations.largest(model.block_count())?)
             ),
         )
-        .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
+        .help("raise `shard_memory`, or store embedding and head in fewer bytes"))
     }
 
     /// The files and graphs of `subgraph`. Genie expects these names of graphs.

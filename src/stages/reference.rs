@@ -115,8 +115,8 @@ impl TypedStage for ReferenceStage {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
         let (_, text) = inputs.one("text")?.only()?;
-        let demand = demand(&params, model)?;
-        let mut order = Order::new("", params).input("text", text).demand(demand);
+        let peak = demand(&params, model)?;
+        let mut order = Order::new("", params).input("text", text).demand(peak);
         for name in ["model.json", "tokenizer.json"] {
             order = order.input(name, model.part(name)?);
         }

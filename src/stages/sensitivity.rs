@@ -130,7 +130,8 @@ impl TypedStage for Sensitivity {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Tensor>>> {
         let graph = inputs.one("graph")?;
         let candidates = inputs.many("candidates");
-        let windows = windows(inputs.one("reference")?, Some(params.windows))?;
+        let reference = inputs.one("reference")?;
+        let chosen_windows = windows(reference, Some(params.windows))?;
         let runtime = Candidate::of_graph(inputs)?;
         let mut patterns = vec![];
         for text in &params.patterns {
@@ -156,7 +157,7 @@ impl TypedStage for Sensitivity {
             }
             let tensor = Tensor {
                 tensor: name.into(),
-                windows: windows.len(),
+                windows: chosen_windows.len(),
                 own: stored_size(name, &own)?,
                 candidates: sizes,
             };
@@ -168,7 +169,7 @@ impl TypedStage for Sensitivity {
                     order = order.input(format!("{folder}/{blob}"), part);
                 }
             }
-            for (index, (_, (tokens, logits))) in windows.iter().enumerate() {
+            for (index, (_, (tokens, logits))) in chosen_windows.iter().enumerate() {
                 order = order
                     .input(format!("tokens/{index}"), tokens)
                     .input(format!("logits/{index}"), logits);
@@ -178,7 +179,7 @@ impl TypedStage for Sensitivity {
         if orders.is_empty() {
             return Err(Problem::new(
                 "kiln::sensitivity::nothing",
-                "no candidate holds a tensor otherwise than the graph",
+                "no candidate stores a tensor differently from the graph",
             )
             .help(
                 "give `candidates` that are graphs over weights of another scheme, and `match` \
@@ -267,7 +268,7 @@ fn stored_size(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<StoredSize
         bytes += part.content.digest.size_bytes;
     }
     let Some(scheme) = scheme else {
-        let message = format!("the weights of `{name}` do not say their scheme");
+        let message = format!("the weights of `{name}` do not name their scheme");
         return Err(Problem::new("kiln::sensitivity::scheme", message));
     };
     Ok(StoredSize { scheme, bytes })

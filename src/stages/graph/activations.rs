@@ -389,15 +389,16 @@ mod tests {
         }
     }
 
-    /// Checks the report if the values in `wide` have a range of -1 to 30,000, all others of -1 to 3.
+    /// Checks the report if the values in `wide` have a range of -1 to 30,000, all others of -1 to
+    /// 3.
     #[track_caller]
     fn check(wide: &[&str], activations: Storage, cache: Cache, expected: &[&str]) {
-        let graph = graph();
+        let float = graph();
         let mut calibration = Activations::new();
-        for input in &graph.input {
+        for input in &float.input {
             calibration.insert(input.name.clone(), statistics(3.0));
         }
-        for output in graph.node.iter().flat_map(|node| &node.output) {
+        for output in float.node.iter().flat_map(|node| &node.output) {
             calibration.insert(output.clone(), statistics(3.0));
         }
         for name in wide {
@@ -409,7 +410,7 @@ mod tests {
             sqnr_db: 60.0,
             margin: 0.0,
         };
-        let choice = choose(&graph, &calibration, policy).unwrap();
+        let choice = choose(&float, &calibration, policy).unwrap();
         let mut report = vec![];
         for (name, chosen) in choice.report {
             report.push(match chosen.grid {

@@ -161,9 +161,9 @@ impl Decoder<'_> {
     }
 }
 
-/// `[1 - cos, sin]` of each position, with `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for
-/// small angles. Angles of a quarter turn or more are multiplied by zeros only: there a negative
-/// cosine is replaced by 0, so that nothing is divided by zero.
+/// `[1 - cos, sin]` of each position, with `1 - cos = sin^2 / (1 + cos)`, which keeps its digits
+/// for small angles. Angles of a quarter turn or more are multiplied by zeros only: there a
+/// negative cosine is replaced by 0, so that nothing is divided by zero.
 fn versines_and_sines(g: &mut Builder, cos: &Value, sin: &Value) -> Value {
     let one = g.scalar("one", 1.0);
     let square = g.elementwise("Mul", "key_turn.sin_square", sin, sin);
@@ -186,8 +186,8 @@ fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
     g.concat(name, &new_low, &new_high, 3)
 }
 
-/// Subtracts their centre from the rotated keys `k` (`centre.rs`). `rotation` is `[1 - cos, sin]` of
-/// each position.
+/// Subtracts their centre from the rotated keys `k` (`centre.rs`). `rotation` is `[1 - cos, sin]`
+/// of each position.
 ///
 /// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant
 /// that is added to one token with what is in memory, so that the same graph would not compile to

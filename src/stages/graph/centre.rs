@@ -1,22 +1,23 @@
 //! Key centring: a fixed vector c is subtracted from every rotated key of a KV head.
 //!
 //! Softmax does not change when a constant is added to a row of scores, and
-//! `q (k - c) = q k - q c`, so this only changes the range of keys and scores. Qwen2 models have key
-//! biases of several hundred: without centring, real scores are below those of masked columns, and
-//! the step of an fp16 score is 8.
+//! `q (k - c) = q k - q c`, so this only changes the range of keys and scores. Qwen2 models have
+//! key biases of several hundred: without centring, real scores are below those of masked columns,
+//! and the step of an fp16 score is 8.
 //!
 //! The subtraction must come before a large key is rounded to fp16, so the bias b is split:
-//! `b = (b - u) + u` with u = b where columns rotate slowly, and u = 0 elsewhere. R_j is the rotation
-//! at position j. It rotates columns i and i + n/2 by the angle `a = j * frequency_i`:
+//! `b = (b - u) + u` with u = b where columns rotate slowly, and u = 0 elsewhere. R_j is the
+//! rotation at position j. It rotates columns i and i + n/2 by the angle `a = j * frequency_i`:
 //!
 //! ```text
 //! R_j (W x + b) - c = R_j (W x + (b - u)) + (R_j - 1) u + (u - c)
 //! ((R_j - 1) u)_low  = (1 - cos a) (-u_low)  + sin a (-u_high)
-//! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low          1 - cos a = sin^2 a / (1 + cos a)
+//! ((R_j - 1) u)_high = (1 - cos a) (-u_high) + sin a u_low
+//! 1 - cos a = sin^2 a / (1 + cos a)
 //! ```
 //!
-//! `1 - cos a` is computed as on the right, which keeps its digits in fp16 where cos a is nearly 1:
-//! the large biases of these models are in the slowest columns. So `(R_j - 1) u + (u - c)` is a linear layer of `[1 - cos, sin]` of
+//! The last form keeps its digits in fp16 where cos a is nearly 1: the large biases of these models
+//! are in the slowest columns. So `(R_j - 1) u + (u - c)` is a linear layer of `[1 - cos, sin]` of
 //! a position, whose bias is `u - c`.
 
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use std::collections::BTreeMap;
 use crate::base::{Problem, Result};
 use crate::model::decoder::{DecoderSpec, Rotary, not_supported};
 
-/// Columns that rotate further than this within the context, in radians, are not split: their values
-/// are far from their mean, so that no constant makes them small.
+/// Columns that rotate further than this within the context, in radians, are not split: their
+/// values are far from their mean, so that no constant makes them small.
 const SLOW: f64 = 1.0;
 
 /// The subject of the problems of unsupported parts.
@@ -226,7 +227,7 @@ mod tests {
                 split[row] += f64::from(rest[row]);
             }
             let expected = rotated(&keys, position, &biased);
-            let rotated = rotated(&keys, position, &split);
+            let split = rotated(&keys, position, &split);
             let mut versines_and_sines = [0.0; 8];
             for i in 0..4 {
                 let (sin, cos) = (f64::from(position) * keys.frequency(i)).sin_cos();
@@ -234,7 +235,7 @@ mod tests {
                 versines_and_sines[i + 4] = sin;
             }
             for row in 0..8 {
-                let mut found = rotated[row] + f64::from(centre.shift[row]);
+                let mut found = split[row] + f64::from(centre.shift[row]);
                 for column in 0..8 {
                     let weight = f64::from(centre.rotation[row * 8 + column]);
                     found += versines_and_sines[column] * weight;

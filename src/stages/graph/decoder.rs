@@ -131,7 +131,10 @@ impl Decoder<'_> {
         let mut residual = None;
         if let Some(before) = shard.first.checked_sub(1) {
             let name = residual_after(before);
-            residual = Some(self.graph.input(&name, element::FLOAT, &self.stream()));
+            residual = Some(
+                self.graph
+                    .input(&name, element::FLOAT, &self.stream_shape()),
+            );
         }
         // What all layers share comes before the caches.
         let mut host = HostValues::default();
@@ -182,8 +185,8 @@ impl Decoder<'_> {
                 self.embedding(end.value(), &ids)?
             }
             End::Head => {
-                let stream = self.stream();
-                let normal = self.graph.input(end.value(), element::FLOAT, &stream);
+                let shape = self.stream_shape();
+                let normal = self.graph.input(end.value(), element::FLOAT, &shape);
                 self.head(&normal)?
             }
         };
@@ -192,7 +195,7 @@ impl Decoder<'_> {
     }
 
     /// The shape of the residual stream.
-    fn stream(&self) -> [u64; 4] {
+    fn stream_shape(&self) -> [u64; 4] {
         [1, 1, self.profile.tokens, self.model.hidden.into()]
     }
 
@@ -215,7 +218,7 @@ impl Decoder<'_> {
             host.get(HostInput::Embeddings)?.clone()
         };
         let name = Role::Embedding.stem();
-        Ok(self.graph.reshape(&name, &rows, &self.stream()))
+        Ok(self.graph.reshape(&name, &rows, &self.stream_shape()))
     }
 
     /// The output after the last layer of `shard`: logits, the input of a head on the CPU, or the

@@ -1,5 +1,5 @@
-//! The multiple-choice knapsack problem, by dynamic programming over bytes: one choice for each item
-//! with the least sum of errors within a budget of bytes.
+//! The multiple-choice knapsack problem, by dynamic programming over bytes: one choice for each
+//! item with the least sum of errors within a budget of bytes.
 
 /// One way to store an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,8 +10,8 @@ pub struct Choice {
     pub error: f64,
 }
 
-/// The budget is divided into this many steps at most. The table of choices has a byte for each item
-/// and step.
+/// The budget is divided into this many steps at most. The table of choices has a byte for each
+/// item and step.
 const MAX_STEPS: u64 = 1 << 16;
 
 /// The index of the choice of each item with the least sum of errors whose bytes sum to at most
@@ -82,6 +82,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection;
     use proptest::prelude::*;
 
     fn cost(items: &[Vec<Choice>], chosen: &[usize]) -> (u64, f64) {
@@ -113,7 +114,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_choice_is_optimal(
-            items in prop::collection::vec(prop::collection::vec((1..40u64, 0..100u32), 1..4), 1..7),
+            items in collection::vec(collection::vec((1..40u64, 0..100u32), 1..4), 1..7),
             budget in 0..250u64,
         ) {
             let mut choices = vec![];
