@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::action::{Job, Part};
+use crate::action::{Demand, Isolation, Job, Part};
 use crate::base::{CanonJson, Problem, Result};
 use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
@@ -96,6 +96,15 @@ pub fn compile_bytes(elements: Elements, graphs: u64) -> u64 {
     let codes = elements.codes.saturating_mul(9) / 2;
     let per_graph = codes.saturating_add(elements.values.saturating_mul(11));
     per_graph.saturating_mul(graphs).saturating_add(512 << 20)
+}
+
+/// The demand of an order that runs a vendor library: one thread of a child process.
+pub fn process_demand(memory_bytes: u64) -> Demand {
+    Demand {
+        memory_bytes,
+        threads: 1,
+        isolation: Isolation::Process,
+    }
 }
 
 /// Estimates the memory for compiling a model, in one piece or in shards.

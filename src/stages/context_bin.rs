@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
-    PartName, Smaller, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
+    StageSpec, TypedStage,
 };
 use crate::artifact::context::{
     BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
@@ -20,6 +20,7 @@ use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Problem, Result};
 use crate::compile::{
     Compilations, Elements, check_signatures, compile_bytes, device_uses, lower_graphs,
+    process_demand,
 };
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{by_name, role_of_blob};
@@ -360,14 +361,6 @@ impl TypedStage for ContextBin {
             Work::Compile(compile) => compile.run(job, &job.tool_folder(QNN)?),
             Work::Describe => pass_shared_parts(job),
         }
-    }
-}
-
-fn process_demand(memory_bytes: u64) -> Demand {
-    Demand {
-        memory_bytes,
-        threads: 1,
-        isolation: Isolation::Process,
     }
 }
 

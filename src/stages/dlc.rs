@@ -17,13 +17,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
-    PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::{CONTAINER, ROLES, add_shared_parts, pass_shared_parts, shards};
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Context as _, Problem, Result};
-use crate::compile::{Elements, check_signatures, lower_graphs};
+use crate::compile::{Elements, check_signatures, lower_graphs, process_demand};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
 use crate::model::weight::{WeightFacts, blob_owner};
@@ -161,14 +161,6 @@ impl TypedStage for Dlc {
         };
         outputs.extend(pass_shared_parts(job)?);
         Ok(outputs)
-    }
-}
-
-fn process_demand(memory_bytes: u64) -> Demand {
-    Demand {
-        memory_bytes,
-        threads: 1,
-        isolation: Isolation::Process,
     }
 }
 

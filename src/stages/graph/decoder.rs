@@ -10,7 +10,7 @@ use super::centre::KeyCentres;
 use super::weights::Weights;
 use crate::base::{Problem, Result};
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
-use crate::model::decoder::tensors::{LayerTensor, Role};
+use crate::model::decoder::tensors::{LayerTensor, Role, TensorSpec, by_name};
 use crate::model::decoder::{
     Activation, DecoderSpec, Head, Layer, Norms, not_supported, refuse_any,
 };
@@ -90,6 +90,7 @@ pub(super) fn decoder(
     let mut decoder = Decoder {
         graph,
         shapes: Shapes::new(model, profile.tokens, profile.context)?,
+        tensors: by_name(model),
         model,
         weights,
         centres,
@@ -106,6 +107,7 @@ pub(super) fn decoder(
 pub(super) struct Decoder<'a> {
     pub(super) graph: Builder,
     shapes: Shapes,
+    pub(super) tensors: BTreeMap<String, TensorSpec>,
     pub(super) model: &'a DecoderSpec,
     pub(super) weights: &'a Weights,
     pub(super) centres: &'a KeyCentres,

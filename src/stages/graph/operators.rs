@@ -46,8 +46,8 @@ impl Decoder<'_> {
         let (weight, attributes) = self.form(&role.weight(), exponent);
         let mut dims = x.dims.clone();
         dims.pop();
-        if let Some(matrix) = matrix.first() {
-            dims.extend(matrix.dims.first());
+        if let Some(tensor) = self.tensors.get(&role.weight()) {
+            dims.extend(tensor.shape.first());
         }
         let function = Function::Linear {
             weight,
