@@ -72,7 +72,7 @@ pub fn write(
         let place = |value: usize| {
             value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize
         };
-        source.leave(match tensor.in_stored_order() {
+        source.evict(match tensor.in_stored_order() {
             true => place(band.first)..place(band.first + band.values),
             false => 0..source.len(),
         });

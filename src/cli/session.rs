@@ -74,7 +74,7 @@ impl<'a> Session<'a> {
         listener: &mut dyn Listener,
     ) -> Built {
         // What cannot be removed is no reason not to build.
-        let _ = self.store.sweep();
+        let _ = self.store.remove_abandoned();
         let local = self.local();
         let memory = Some(Memory {
             notes: &self.store,
@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
     pub(super) fn remember(&mut self, built: &Built) -> Result<()> {
         if self.last.merge(built)? && !self.store.is_read_only() {
             // What is said to be there survives a power cut.
-            self.store.settle()?;
+            self.store.sync()?;
             self.last.write()?;
         }
         Ok(())

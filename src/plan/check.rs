@@ -12,7 +12,7 @@ use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{Given, InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{Given, InputSpec, OPTIONAL_TOOL, ParamProblem, Registry, Stage, StageSpec};
 use crate::base::Problem;
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -269,7 +269,7 @@ impl<'a> Checker<'a> {
             self.problem("matrix", message, span, "one for each value", help);
         }
         let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
-        if let Some(output) = output.filter(|output| !slot.takes(output)) {
+        if let Some(output) = output.filter(|output| !slot.is_compatible(output)) {
             let takes = slot.accepts.join("` or `");
             let message = format!(
                 "`{}.{}` takes `{takes}`, `{name}` gives `{output}`",
@@ -288,7 +288,8 @@ impl<'a> Checker<'a> {
 
     /// Who could fill a slot.
     fn producers(&self, slot: &InputSpec) -> String {
-        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.output));
+        let accepted =
+            |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.is_compatible(spec.output));
         let fits = |stage: &&DraftStage| {
             !stage.is_tool() && accepted(spec_of(&stage.table, self.registry))
         };
@@ -502,7 +503,7 @@ impl<'a> Checker<'a> {
         let mut tools = BTreeMap::new();
         for tool in needs {
             let (tool, is_needed) = tool
-                .strip_suffix(MAY_BE)
+                .strip_suffix(OPTIONAL_TOOL)
                 .map_or((tool.as_str(), true), |tool| (tool, false));
             let id = StageId(format!("{TOOLS}{tool}"));
             if !self.draft.stages.iter().any(|stage| stage.id == id.0) {

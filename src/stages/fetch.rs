@@ -172,7 +172,7 @@ impl TypedStage for Fetch {
         match target.tracked {
             Some(digest) => Proof::Digest(digest),
             // The pin is of the wheel, of which only the libraries are there.
-            None if target.unpack => Proof::Own,
+            None if target.unpack => Proof::LocalRun,
             None => Proof::Sha256(target.sha256.clone()),
         }
     }

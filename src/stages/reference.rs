@@ -308,7 +308,7 @@ impl Weights for FileWeights<'_> {
         let blocks = blob.slice(start..end).ok_or_else(missing)?;
         let mut out = vec![0.0; values(rows.len())? as usize];
         decode_far(ggml, ggml.format, &blocks, &mut out);
-        blocks.leave(0..blocks.len());
+        blocks.evict(0..blocks.len());
         Ok(out)
     }
 }
