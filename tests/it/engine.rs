@@ -3,7 +3,9 @@
 use crate::support::fake;
 use crate::support::simulation::{Simulation, Trace, expected, told};
 use kiln::base::hash_bytes;
-use kiln::engine::{StageHistory, CompletedStage, History, Limits, PastRun, StageDetails, Task, StageTimes};
+use kiln::engine::{
+    CompletedStage, History, Limits, PastRun, StageDetails, StageHistory, StageTimes, Task,
+};
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use proptest::prelude::*;

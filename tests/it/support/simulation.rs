@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::{Digest, Problem};
 use kiln::engine::{
-    ProbeResult, Built, CompletedStage, Effect, History, Input, JobState, Limits, PastRun, Scheduler,
-    StageDetails, Task,
+    Built, CompletedStage, Effect, History, Input, JobState, Limits, PastRun, ProbeResult,
+    Scheduler, StageDetails, Task,
 };
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
