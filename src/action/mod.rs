@@ -1,5 +1,5 @@
-//! The contract between stages and the engine. An action is everything that can influence an output,
-//! and nothing else.
+//! The contract between stages and the engine. An action is everything that can influence an
+//! output, and nothing else.
 
 #[allow(clippy::module_inception)]
 mod action;

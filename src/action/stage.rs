@@ -28,7 +28,8 @@ pub struct StageSpec {
     pub keyed: &'static [(&'static str, &'static str)],
     /// Whether it uses something that may fail temporarily: the network.
     pub reaches_outside: bool,
-    /// Whether its output has floating-point measurements, whose last digits depend on the processor.
+    /// Whether its output has floating-point measurements, whose last digits depend on the
+    /// processor.
     pub measures: bool,
 }
 
@@ -81,7 +82,8 @@ impl Given {
 /// A mistake in the parameters: which one, what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct ParamProblem {
-    /// Path of keys and indices in the stage's table, like `override/0/scheme`; empty for the table.
+    /// Path of keys and indices in the stage's table, like `override/0/scheme`; empty for the
+    /// table.
     pub path: String,
     /// What is wrong and how to fix it; `plan` adds the labels.
     pub problem: Problem,
@@ -206,21 +208,22 @@ pub trait Stage: Send + Sync {
     }
 
     /// Checks `params`: the stage's table without input slots and common parameters. Returns all
-    /// problems, or the names of the tools that a stage with these parameters and inputs needs, or [may](OPTIONAL_TOOL) need.
+    /// problems, or the names of the tools that a stage with these parameters and inputs needs, or
+    /// [may](OPTIONAL_TOOL) need.
     fn check(
         &self,
         params: &Value,
         given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
-    /// The local files and folders that a stage with these parameters reads. The engine passes their
-    /// digests to `expand`, and checks that they do not change while its parts run.
+    /// The local files and folders that a stage with these parameters reads. The engine passes
+    /// their digests to `expand`, and checks that they do not change while its parts run.
     fn files(&self, _params: &Value) -> Result<Vec<PathBuf>> {
         Ok(vec![])
     }
 
-    /// Whether the output of a stage with these parameters may differ in each run, like a measurement
-    /// on a device. Then it runs in every build.
+    /// Whether the output of a stage with these parameters may differ in each run, like a
+    /// measurement on a device. Then it runs in every build.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
     }

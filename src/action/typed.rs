@@ -31,7 +31,8 @@ pub trait TypedStage: Send + Sync + 'static {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and inputs loads, or [may](super::OPTIONAL_TOOL) load.
+    /// The tools that a stage with these parameters and inputs loads, or
+    /// [may](super::OPTIONAL_TOOL) load.
     fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
         vec![]
     }

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 const QUOTES: [char; 3] = ['"', '\'', '`'];
 
-/// How many characters before an address are searched for its opening quote: a scheme, or a mistyped
-/// scheme and a host.
+/// How many characters before an address are searched for its opening quote: a scheme, or a
+/// mistyped scheme and a host.
 const MAX_LOOK_BACK: usize = 256;
 
 /// The maximum length of a scheme.
@@ -146,8 +146,8 @@ fn push(found: &mut Vec<Range<usize>>, secret: Range<usize>) {
     }
 }
 
-/// Where the user or host begins, if the slashes at `at` belong to an address: `https://`, a mistyped
-/// `https:/`, `https:\\` or `https//`, or `//` without a scheme.
+/// Where the user or host begins, if the slashes at `at` belong to an address: `https://`, a
+/// mistyped `https:/`, `https:\\` or `https//`, or `//` without a scheme.
 fn begin_of_address(text: &str, at: usize) -> Option<usize> {
     let is_slash = |c: char| c == '/' || c == '\\';
     let before = text[..at].chars().next_back();
@@ -213,8 +213,8 @@ fn begin_of_params(address: &str) -> Option<usize> {
     None
 }
 
-/// Where a query begins, if the question mark at `at` belongs to an address, possibly a mistyped one:
-/// `?name=`.
+/// Where a query begins, if the question mark at `at` belongs to an address, possibly a mistyped
+/// one: `?name=`.
 fn begin_of_query(text: &str, at: usize) -> Option<usize> {
     let query = &text[at + 1..];
     let value = query.trim_start_matches(is_path_char);
@@ -294,8 +294,8 @@ fn ends_word(next: Option<char>) -> bool {
     }
 }
 
-/// The length of the user and password of an address. A password should be percent-encoded. One that
-/// is not may contain `/`, `?` or `#`, so that there is no valid port; then everything before
+/// The length of the user and password of an address. A password should be percent-encoded. One
+/// that is not may contain `/`, `?` or `#`, so that there is no valid port; then everything before
 /// `last_at` counts as the password.
 fn user_length(address: &str, last_at: Option<usize>) -> Option<usize> {
     let authority = authority(address);

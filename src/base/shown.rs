@@ -1,6 +1,6 @@
 //! Text from outside, made safe to print. Names, logs, plans and the output of programs may contain
-//! characters that move the cursor or change the direction of text, and lines that a CI runner takes
-//! for commands. All text that is printed goes through here.
+//! characters that move the cursor or change the direction of text, and lines that a CI runner
+//! takes for commands. All text that is printed goes through here.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -18,8 +18,8 @@ fn is_active(c: char) -> bool {
         || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// `text` with active characters escaped, like `\u{1b}`, and without the secrets of addresses. Keeps
-/// its lines.
+/// `text` with active characters escaped, like `\u{1b}`, and without the secrets of addresses.
+/// Keeps its lines.
 pub fn shown(text: &str) -> String {
     let text = without_secrets(text);
     let mut out = String::with_capacity(text.len());

@@ -42,8 +42,8 @@ pub(super) struct CompletedOrder<'a> {
 }
 
 impl StageDetails {
-    /// The details of a stage with the parts `orders`. Outputs are named `ORDER/OUTPUT`, or `OUTPUT`
-    /// if the order has no name.
+    /// The details of a stage with the parts `orders`. Outputs are named `ORDER/OUTPUT`, or
+    /// `OUTPUT` if the order has no name.
     pub(super) fn new(orders: &[CompletedOrder]) -> Result<StageDetails> {
         let mut details = StageDetails {
             manifest: Manifest::default(),

@@ -1,8 +1,8 @@
 //! The driver: performs the effects of the scheduler and sends their results to it.
 //!
-//! One loop calls the scheduler; all answers arrive over one channel. Jobs run on a pool of workers,
-//! which grows to the number of jobs that the scheduler runs at once. Everything else that may take
-//! long runs on a thread of its own.
+//! One loop calls the scheduler; all answers arrive over one channel. Jobs run on a pool of
+//! workers, which grows to the number of jobs that the scheduler runs at once. Everything else that
+//! may take long runs on a thread of its own.
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -255,8 +255,8 @@ impl Driver<'_> {
     fn tasks(&self, stage: StageIndex, mut inputs: Inputs) -> Result<Vec<Task>> {
         let planned = self.planned(stage);
         let kind = self.kind(&planned.kind)?;
-        if let Some(known) = self.inputs[stage.index()].get() {
-            for (path, file) in &known.files {
+        if let Some(local) = self.inputs[stage.index()].get() {
+            for (path, file) in &local.files {
                 inputs.files.insert(path.clone(), file.digest);
             }
         }

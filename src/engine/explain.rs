@@ -1,5 +1,5 @@
-//! Explains why an action differs from the one of the last build: compares their canonical texts field
-//! by field.
+//! Explains why an action differs from the one of the last build: compares their canonical texts
+//! field by field.
 
 use std::collections::BTreeSet;
 
@@ -10,8 +10,8 @@ use crate::action::ActionKey;
 use crate::events::Why;
 use crate::store::{ActionResult, Lookup};
 
-/// Why a part must run, if its lookup in the cache had the outcome `lookup`; never empty. In the last
-/// build the part had the key `last_key` and the result `last_result`.
+/// Why a part must run, if its lookup in the cache had the outcome `lookup`; never empty. In the
+/// last build the part had the key `last_key` and the result `last_result`.
 pub fn reasons(
     task: &Task,
     lookup: &Lookup,
@@ -184,10 +184,16 @@ mod tests {
     fn check(old: Value, new: Value, expect: &[&str]) {
         let mut details = [old, new].map(|change| {
             let mut action = json!({
-                "stage": "requant", "version": 1, "params": {"scheme": "native", "limits": [1, 2]},
-                "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}}, "tools": {"qnn": {"a.so": "b3:01/2"}},
+                "stage": "requant",
+                "version": 1,
+                "params": {"scheme": "native", "limits": [1, 2]},
+                "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}},
+                "tools": {"qnn": {"a.so": "b3:01/2"}},
             });
-            action.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            action
+                .as_object_mut()
+                .unwrap()
+                .extend(change.as_object().unwrap().clone());
             action
         });
         let [old, new] = &mut details;
@@ -219,7 +225,10 @@ mod tests {
         );
         check(
             json!({}),
-            json!({"inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q8_0"}}, "b": {"digest": "b3:02/3"}}}),
+            json!({"inputs": {
+                "tensor": {"digest": "b3:00/1", "facts": {"type": "Q8_0"}},
+                "b": {"digest": "b3:02/3"},
+            }}),
             &[
                 "input b: nothing -> b3:02/3",
                 "input tensor: type: Q4_0 -> Q8_0",

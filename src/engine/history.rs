@@ -1,5 +1,5 @@
-//! Times and outputs of stages in earlier builds. They give the critical paths: starting the job with
-//! the longest critical path first ends a build soonest.
+//! Times and outputs of stages in earlier builds. They give the critical paths: starting the job
+//! with the longest critical path first ends a build soonest.
 
 use std::collections::BTreeMap;
 

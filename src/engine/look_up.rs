@@ -1,5 +1,5 @@
-//! The cache of completed stages: one note has all parts of a stage that an earlier build completed,
-//! so that it need not be expanded and its parts need not be looked for.
+//! The cache of completed stages: one note has all parts of a stage that an earlier build
+//! completed, so that it need not be expanded and its parts need not be looked for.
 //!
 //! The key of a stage covers everything that its expansion depends on: this program, its kind and
 //! parameters, and the digests of its inputs, stages and files. An expansion is pure, so equal keys

@@ -26,7 +26,7 @@ pub struct Limits {
 }
 
 /// A message from the driver.
-#[allow(missing_docs)] // a variant says what its fields are
+#[allow(missing_docs)] // the docs of a variant describe its fields
 pub enum Input {
     /// The build begins.
     Begin,
@@ -70,7 +70,7 @@ pub enum ProbeResult {
 }
 
 /// A message to the driver: what it should do.
-#[allow(missing_docs)] // a variant says what its fields are
+#[allow(missing_docs)] // the docs of a variant describe its fields
 pub enum Effect {
     /// Find out whether an earlier build completed the stage, with inputs of these digests.
     LookUp {

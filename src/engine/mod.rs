@@ -1,7 +1,7 @@
 //! Decides which actions run, and when. Knows no stage kind.
 //!
-//! The [`Scheduler`] decides and is pure. A [`Build`] performs its effects and returns their results
-//! to it.
+//! The [`Scheduler`] decides and is pure. A [`Build`] performs its effects and returns their
+//! results to it.
 
 mod completed;
 mod drive;

@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use super::{JobId, Limits};
 use crate::action::Demand;
 
-/// The priority of a waiting job: the longest critical path first, then stage and order in the plan.
+/// The priority of a waiting job: the longest critical path first, then stage and order in the
+/// plan.
 type Rank = (Reverse<u64>, usize, usize, JobId);
 
 /// The resources in use, and the jobs that wait for them.

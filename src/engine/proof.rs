@@ -1,8 +1,8 @@
 //! Checks whether a result in the cache really is the result of its action.
 //!
-//! A cache may contain results from other machines. The results of computations are trusted: the key
-//! covers the inputs. A pinned digest fixes the output, so the output is compared with it, once per
-//! result. Output names are compared if the action declares them.
+//! A cache may contain results from other machines. The results of computations are trusted: the
+//! key covers the inputs. A pinned digest fixes the output, so the output is compared with it, once
+//! per result. Output names are compared if the action declares them.
 
 use crate::action::{Content, Outputs, Proof, matches_output};
 use crate::base::{Context, Digest, Result, hash_bytes};

@@ -1,5 +1,5 @@
-//! The record of a plan's last builds: the actions that the next build is compared with, and the times
-//! of stages.
+//! The record of a plan's last builds: the actions that the next build is compared with, and the
+//! times of stages.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -65,8 +65,8 @@ impl Record {
         })
     }
 
-    /// The keys in the records of all plans. Fails for an invalid record, because the caller is about
-    /// to remove what no record names.
+    /// The keys in the records of all plans. Fails for an invalid record, because the caller is
+    /// about to remove what no record names.
     pub fn all(cache: &Path) -> Result<Vec<ActionKey>> {
         let folder = cache.join("last");
         let failed = || format!("list {}", folder.display());

@@ -45,7 +45,7 @@ pub struct Task {
 pub struct JobId(pub(super) usize);
 
 /// The state of a stage.
-#[allow(missing_docs)] // a variant says what its fields are
+#[allow(missing_docs)] // the docs of a variant describe its fields
 #[derive(Clone, Debug)]
 pub enum StageState {
     /// Its dependencies are not complete.
@@ -68,7 +68,7 @@ pub enum StageState {
 }
 
 /// The state of a job.
-#[allow(missing_docs)] // a variant says what its fields are
+#[allow(missing_docs)] // the docs of a variant describe its fields
 #[derive(Clone, Debug)]
 pub enum JobState {
     /// It is being looked up in the action cache.

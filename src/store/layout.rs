@@ -1,5 +1,5 @@
-//! The layout of a cache folder: how it is recognized, and the names of all files that kiln keeps in
-//! it. Files with other names are not kiln's and are never read or removed.
+//! The layout of a cache folder: how it is recognized, and the names of all files that kiln keeps
+//! in it. Files with other names are not kiln's and are never read or removed.
 
 use std::fs::{self, File, FileType};
 use std::io::{self, ErrorKind, Write};

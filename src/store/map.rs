@@ -20,9 +20,9 @@ pub(super) fn map(mut file: &File) -> io::Result<Blob> {
         file.read_to_end(&mut bytes)?;
         return Ok(Blob::new(bytes));
     }
-    // SAFETY: a mapping is sound while the file is neither changed nor truncated. The store writes a
-    // blob under another name, makes it read-only and renames it into place; after that it is only
-    // unlinked or replaced by a rename, which does not change the mapped inode.
+    // SAFETY: a mapping is sound while the file is neither changed nor truncated. The store writes
+    // a blob under another name, makes it read-only and renames it into place; after that it is
+    // only unlinked or replaced by a rename, which does not change the mapped inode.
     let mapped = unsafe { Mmap::map(file)? };
     Ok(Blob::from_memory(Mapped(mapped)))
 }
@@ -38,8 +38,8 @@ impl BlobMemory for Mapped {
         if range.is_empty() {
             return;
         }
-        // SAFETY: the mapping is shared, read-only and of a file: an evicted page is read again from
-        // the file, with the same bytes, since the file does not change (see `map`).
+        // SAFETY: the mapping is shared, read-only and of a file: an evicted page is read again
+        // from the file, with the same bytes, since the file does not change (see `map`).
         let advised = unsafe {
             self.0
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())

@@ -111,8 +111,8 @@ fn resolve_parent(folder: &Path) -> PathBuf {
     folder.into()
 }
 
-/// Whether `folder` has exactly the parts of `manifest`, untouched since they were written. Compares
-/// digests in the record and stamps; reads no part.
+/// Whether `folder` has exactly the parts of `manifest`, untouched since they were written.
+/// Compares digests in the record and stamps; reads no part.
 fn is_up_to_date(folder: &Path, manifest: &Manifest) -> bool {
     let Some(record) = read_record(folder) else {
         return false;
@@ -221,8 +221,8 @@ fn finish(record: &Record, folder: &Path) -> io::Result<()> {
     Ok(syncfs(File::open(folder)?)?)
 }
 
-/// Writes the file `path` with the bytes of the file `blob`. Returns its stamp, and whether it shares
-/// its bytes with `blob`.
+/// Writes the file `path` with the bytes of the file `blob`. Returns its stamp, and whether it
+/// shares its bytes with `blob`.
 fn link_or_copy(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     let mut from = File::open(blob)?;
     let mut to = create(path)?;

@@ -1,4 +1,5 @@
-//! The lock on the cache: shared by all processes that use it, exclusive for one that removes files.
+//! The lock on the cache: shared by all processes that use it, exclusive for one that removes
+//! files.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;

@@ -15,8 +15,8 @@ impl Scheduler<'_> {
         let job = &mut self.jobs[id.0];
         if let Some(past) = past {
             job.critical_path_ms += past.took_ms;
-            // The measured peak is a better estimate than the demand of the stage. A tenth is added,
-            // since runs differ, but not beyond the limit: what fitted once may run again.
+            // The measured peak is a better estimate than the demand of the stage. A tenth is
+            // added, since runs differ, but not beyond the limit: what fitted once may run again.
             if job.task.demand.isolation == Isolation::Process
                 && let Some(peak) = past.peak_memory_bytes
             {
