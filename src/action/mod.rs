@@ -20,7 +20,7 @@ pub use manifest::{
 };
 pub use registry::Registry;
 pub use stage::{
-    ANY, Demand, Given, InputSpec, Isolation, OPTIONAL_TOOL, ParamProblem, Proof, Smaller, Stage,
-    StageSpec, WorkOrder,
+    ANY, Demand, InputSpec, InputStage, Isolation, OPTIONAL_TOOL, ParamProblem, Proof, Smaller,
+    Stage, StageSpec, WorkOrder,
 };
 pub use typed::{Erased, Order, TypedStage};

@@ -63,7 +63,7 @@ impl InputSpec {
 
 /// A stage in an input slot of another stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
+pub struct InputStage {
     /// The slot.
     pub slot: String,
     /// Its id.
@@ -72,10 +72,10 @@ pub struct Given {
     pub artifact: ArtifactKind,
 }
 
-impl Given {
-    /// Whether one of `given` fills `slot`.
-    pub fn fills(given: &[Given], slot: &str) -> bool {
-        given.iter().any(|given| given.slot == slot)
+impl InputStage {
+    /// Whether one of `inputs` is in `slot`.
+    pub fn fills(inputs: &[InputStage], slot: &str) -> bool {
+        inputs.iter().any(|input| input.slot == slot)
     }
 }
 
@@ -213,7 +213,7 @@ pub trait Stage: Send + Sync {
     fn check(
         &self,
         params: &Value,
-        given: &[Given],
+        inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
     /// The local files and folders that a stage with these parameters reads. The engine passes

@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use super::{
-    Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
+    Action, Demand, InputStage, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
 };
 use crate::base::{Context, Problem, Result};
@@ -27,13 +27,13 @@ pub trait TypedStage: Send + Sync + 'static {
     const SPEC: StageSpec;
 
     /// Checks what serde cannot: ranges, patterns, URLs, slots that exclude each other.
-    fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
+    fn check(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<ParamProblem> {
         vec![]
     }
 
     /// The tools that a stage with these parameters and inputs loads, or
     /// [may](super::OPTIONAL_TOOL) load.
-    fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
+    fn tools(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<&'static str> {
         vec![]
     }
 
@@ -142,7 +142,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn check(
         &self,
         params: &Value,
-        given: &[Given],
+        inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let params: S::Params = match serde_path_to_error::deserialize(params) {
             Ok(params) => params,
@@ -154,11 +154,11 @@ impl<S: TypedStage> Stage for Erased<S> {
                 }]);
             }
         };
-        let problems = S::check(&params, given);
+        let problems = S::check(&params, inputs);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let tools = S::tools(&params, given);
+        let tools = S::tools(&params, inputs);
         Ok(tools.into_iter().map(String::from).collect())
     }
 

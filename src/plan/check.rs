@@ -12,7 +12,9 @@ use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{Given, InputSpec, OPTIONAL_TOOL, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{
+    InputSpec, InputStage, OPTIONAL_TOOL, ParamProblem, Registry, Stage, StageSpec,
+};
 use crate::base::Problem;
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -206,13 +208,13 @@ impl<'a> Checker<'a> {
     }
 
     /// The stages in `slots`, and what they give.
-    fn given(&self, slots: &Slots) -> Vec<Given> {
+    fn given(&self, slots: &Slots) -> Vec<InputStage> {
         let mut given = vec![];
         for (slot, stages) in slots {
             for id in stages {
                 let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
                 let spec = stage.and_then(|stage| spec_of(&stage.table, self.registry));
-                given.push(Given {
+                given.push(InputStage {
                     slot: slot.clone(),
                     stage: id.0.clone(),
                     artifact: spec.map_or("", |spec| spec.output),
@@ -411,7 +413,7 @@ impl<'a> Checker<'a> {
         &mut self,
         kind: &dyn Stage,
         mut params: Map<String, Value>,
-        given: &[Given],
+        given: &[InputStage],
     ) -> Vec<String> {
         let mut aside: Vec<String> = vec![];
         loop {

@@ -12,8 +12,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
-    Part, PartName, StageSpec, TypedStage,
+    Blob, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs,
+    ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
@@ -102,7 +102,7 @@ impl TypedStage for ReferenceStage {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         [
             within("windows", params.windows, 1, MAX_WINDOWS),
             within("tokens", params.tokens, 2, MAX_TOKENS),
