@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Problem;
-
 /// BLAKE3 hash and length of some bytes; prints as `b3:<hex>/<size>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest {
@@ -84,9 +82,9 @@ impl fmt::Debug for Digest {
 }
 
 impl FromStr for Digest {
-    type Err = Problem;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Problem> {
+    fn from_str(text: &str) -> Result<Self, String> {
         if let Some(rest) = text.strip_prefix("b3:")
             && let Some((hex, size)) = rest.split_once('/')
             && let Ok(hash) = blake3::Hash::from_hex(hex)
@@ -97,10 +95,9 @@ impl FromStr for Digest {
                 size_bytes,
             });
         }
-        Err(
-            Problem::new("kiln::digest", format!("`{text}` is not a digest"))
-                .help("a digest reads b3:<64 hexadecimal digits>/<size in bytes>"),
-        )
+        Err(format!(
+            "`{text}` is not a digest: b3:<64 hexadecimal digits>/<size in bytes>"
+        ))
     }
 }
 

@@ -32,8 +32,15 @@ impl<'a> BlobList<'a> {
     }
 
     /// The digests.
-    pub fn digests(&self) -> Result<Vec<Digest>, Problem> {
-        self.0.split_ascii_whitespace().map(str::parse).collect()
+    pub fn digests(&self) -> Result<Vec<Digest>> {
+        let mut digests = vec![];
+        for word in self.0.split_ascii_whitespace() {
+            match word.parse() {
+                Ok(digest) => digests.push(digest),
+                Err(error) => return Err(Problem::new("kiln::digest", error)),
+            }
+        }
+        Ok(digests)
     }
 }
 
