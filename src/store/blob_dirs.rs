@@ -47,7 +47,7 @@ impl<'a> BlobList<'a> {
 /// For lists with a shorter text, looking for each blob is faster than reading a note.
 pub(super) const MIN_NOTE_BYTES: usize = 64 * 70;
 
-/// The key of the note with the [digest](digest) of all folders when all blobs of `list` existed.
+/// The key of the note with the [`digest`] of all folders when all blobs of `list` existed.
 pub(super) fn note_key(list: &BlobList) -> Digest {
     let list = hash_bytes(list.text().as_bytes());
     hash_bytes(format!("when were they there: {list}").as_bytes())
