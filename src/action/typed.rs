@@ -1,4 +1,4 @@
-//! The way authors write a stage: with serde types for its parameters and orders.
+//! Stages with serde types for their parameters and orders.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,28 +11,29 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 use super::{
-    Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
+    Action, Demand, InputStage, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
 };
 use crate::base::{Context, Problem, Result};
 
-/// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
+/// A stage with typed parameters. `Erased(MyStage)` is a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without input slots and what every stage may have;
+    /// The stage's table in the plan, without input slots and common parameters; must
     /// `deny_unknown_fields`.
     type Params: DeserializeOwned + JsonSchema;
-    /// The parameters of one part: what goes into the key.
+    /// The parameters of one part, which are part of the key.
     type Order: Serialize + DeserializeOwned;
-    /// What the stage is.
+    /// The specification.
     const SPEC: StageSpec;
 
-    /// What serde cannot see: ranges, patterns, URLs, slots that exclude each other.
-    fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
+    /// Checks what serde cannot: ranges, patterns, URLs, slots that exclude each other.
+    fn check(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and inputs loads, or [may](super::MAY_BE) load.
-    fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
+    /// The tools that a stage with these parameters and inputs loads, or
+    /// [may](super::OPTIONAL_TOOL) load.
+    fn tools(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<&'static str> {
         vec![]
     }
 
@@ -64,7 +65,7 @@ pub struct Order<T> {
     pub name: String,
     /// Parameters resolved for this part.
     pub params: T,
-    /// What it reads.
+    /// Its inputs.
     pub inputs: BTreeMap<String, Part>,
     /// The tool files it loads.
     pub tools: Vec<ToolFile>,
@@ -77,7 +78,7 @@ pub struct Order<T> {
 }
 
 impl<T> Order<T> {
-    /// An order that reads nothing yet.
+    /// An order without inputs and tools.
     pub fn new(name: impl Into<String>, params: T) -> Self {
         Order {
             name: name.into(),
@@ -102,26 +103,26 @@ impl<T> Order<T> {
         self
     }
 
-    /// Sets where what it asks for comes from.
+    /// See [`Action::origin`].
     pub fn origin(mut self, origin: impl Into<String>) -> Self {
         self.origin = Some(origin.into());
         self
     }
 
-    /// Sets what it needs.
+    /// Sets what it needs while it runs.
     pub fn demand(mut self, demand: Demand) -> Self {
         self.demand = demand;
         self
     }
 
-    /// Sets what to do where that is too much.
+    /// See [`WorkOrder::smaller`].
     pub fn smaller(mut self, smaller: Vec<Smaller>) -> Self {
         self.smaller = smaller;
         self
     }
 }
 
-/// A typed stage without its types.
+/// The adapter from a [`TypedStage`] to a [`Stage`].
 pub struct Erased<S>(pub S);
 
 impl<S: TypedStage> Stage for Erased<S> {
@@ -130,7 +131,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 
     fn schema(&self) -> Schema {
-        // Inline, so that the definitions of two stages never bear one name.
+        // Inline, so that the definitions of two stages never have the same name.
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         settings
@@ -141,25 +142,24 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn check(
         &self,
         params: &Value,
-        given: &[Given],
+        inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
-            let path: Vec<String> = error.path().iter().map(step).collect();
-            let path = path.join("/");
-            vec![ParamProblem {
-                path,
-                problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
-            }]
-        })?;
-        let problems = S::check(&params, given);
-        if problems.is_empty() {
-            Ok(S::tools(&params, given)
-                .into_iter()
-                .map(String::from)
-                .collect())
-        } else {
-            Err(problems)
+        let params: S::Params = match serde_path_to_error::deserialize(params) {
+            Ok(params) => params,
+            Err(error) => {
+                let path: Vec<String> = error.path().iter().map(path_component).collect();
+                return Err(vec![ParamProblem {
+                    path: path.join("/"),
+                    problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
+                }]);
+            }
+        };
+        let problems = S::check(&params, inputs);
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let tools = S::tools(&params, inputs);
+        Ok(tools.into_iter().map(String::from).collect())
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
@@ -176,29 +176,21 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
-        let order = |order: Order<S::Order>| {
-            let Order {
-                name,
-                params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            } = order;
-            let params = serde_json::to_value(params)
+        let mut orders = vec![];
+        for order in S::expand(params, inputs)? {
+            let params = serde_json::to_value(order.params)
                 .context("kiln::order", || "serialize an order".into())?;
-            Ok(WorkOrder {
-                name,
+            orders.push(WorkOrder {
+                name: order.name,
                 params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            })
-        };
-        S::expand(params, inputs)?.into_iter().map(order).collect()
+                inputs: order.inputs,
+                tools: order.tools,
+                origin: order.origin,
+                demand: order.demand,
+                smaller: order.smaller,
+            });
+        }
+        Ok(orders)
     }
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
@@ -206,8 +198,9 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 }
 
-/// Keys as they are: they may hold dots.
-fn step(segment: &Segment) -> String {
+/// A component of the path of a parameter. The path is not formatted with dots, since keys may
+/// contain dots.
+fn path_component(segment: &Segment) -> String {
     match segment {
         Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),
         Segment::Seq { index } => index.to_string(),

@@ -14,8 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
-    StageSpec, TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, TypedStage,
 };
 use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Context, Problem, Result};
@@ -98,7 +98,7 @@ impl TypedStage for Calibrate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
         let patterns =
             patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
@@ -108,7 +108,7 @@ impl TypedStage for Calibrate {
             .collect()
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec!["ort"]
     }
 

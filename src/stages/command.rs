@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
-    ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
+    ANY, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
     PartName, Proof, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
@@ -115,13 +115,14 @@ impl TypedStage for Command {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
             problem: Problem::new("kiln::plan::parameter", message).help(help),
         };
         let mut problems = vec![];
-        if let Some((why, help)) = bad_program(&params.program, Given::fills(given, "inputs")) {
+        if let Some((why, help)) = bad_program(&params.program, InputStage::fills(given, "inputs"))
+        {
             problems.push(problem(
                 "program".into(),
                 format!("`{}` {why}", params.program),

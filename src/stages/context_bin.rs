@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
-    StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    Smaller, StageSpec, TypedStage,
 };
 use crate::artifact::context::{
     BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
@@ -191,7 +191,7 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, problem| {
             problems.push(ParamProblem {
@@ -199,7 +199,7 @@ impl TypedStage for ContextBin {
                 problem,
             })
         };
-        if Given::fills(given, "graph") == Given::fills(given, "dlc") {
+        if InputStage::fills(given, "graph") == InputStage::fills(given, "dlc") {
             let problem = Problem::new(
                 "kiln::plan::parameter",
                 "a context binary is made of either a `graph` or a `dlc`",
@@ -247,7 +247,7 @@ impl TypedStage for ContextBin {
         problems
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
 

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
 };
 use crate::artifact::{bands, tensors};
 use crate::base::Result;
@@ -66,7 +66,7 @@ impl TypedStage for Dequant {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let path = |index| format!("match/{index}");
         params
             .patterns

@@ -296,7 +296,7 @@ fn write_values(
         if bytes.len() >= CHUNK_BYTES {
             out.write(&bytes)?;
             bytes.clear();
-            weight.leave();
+            weight.evict();
         }
     }
     out.write(&bytes)

@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
-    TypedStage,
+    BlobSink, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof,
+    StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
 
@@ -98,7 +98,7 @@ impl TypedStage for Fetch {
         measures: false,
     };
 
-    fn check(params: &Params, _given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         match (&params.url, &params.parts) {
             (Some(url), None) => problems.extend(params.check_url(url)),
@@ -172,7 +172,7 @@ impl TypedStage for Fetch {
         match target.tracked {
             Some(digest) => Proof::Digest(digest),
             // The pin is of the wheel, of which only the libraries are there.
-            None if target.unpack => Proof::Own,
+            None if target.unpack => Proof::LocalRun,
             None => Proof::Sha256(target.sha256.clone()),
         }
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
+    Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
     PartName, StageSpec, TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
@@ -77,7 +77,7 @@ impl TypedStage for Generate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
         let none = params.tokens == Some(0);
         none.then(|| ParamProblem {
@@ -88,7 +88,7 @@ impl TypedStage for Generate {
         .collect()
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
 

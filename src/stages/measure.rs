@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::bundle::check_for_genie;
 use crate::artifact::device::{DeviceFigures, FIGURES, Figures};
@@ -70,7 +71,7 @@ impl TypedStage for Measure {
     };
 
     /// A device and its folder are plain names: both go into commands.
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", what).help(help);

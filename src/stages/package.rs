@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    Demand, InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
     TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
@@ -143,7 +143,7 @@ impl TypedStage for Package {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", what).help(help);

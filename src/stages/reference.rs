@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem,
-    Part, PartName, StageSpec, TypedStage,
+    Blob, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs,
+    ParamProblem, Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
@@ -101,7 +101,7 @@ impl TypedStage for ReferenceStage {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         [
             within("windows", params.windows, 1, MAX_WINDOWS),
             within("tokens", params.tokens, 2, MAX_TOKENS),
@@ -318,7 +318,7 @@ impl StoredTensor {
         let blocks = self.blocks(rows)?;
         let mut values = vec![0.0; rows.len() * self.columns as usize];
         decode_far(self.ggml, self.ggml.format, &blocks, &mut values);
-        blocks.leave(0..blocks.len());
+        blocks.evict(0..blocks.len());
         Some(values)
     }
 }

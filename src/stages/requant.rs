@@ -9,8 +9,8 @@ use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
-    TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    StageSpec, TypedStage,
 };
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
@@ -97,13 +97,13 @@ impl TypedStage for Requant {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", message).help(help);
             problems.push(ParamProblem { path, problem });
         };
-        if (params.scheme == Scheme::Auto) != Given::fills(given, "assignment") {
+        if (params.scheme == Scheme::Auto) != InputStage::fills(given, "assignment") {
             let help =
                 "give both, or neither: a stage of kind `mixed-precision` makes an assignment";
             wrong(

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    ArtifactKind, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName,
-    StageSpec, TypedStage,
+    ArtifactKind, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem,
+    PartName, StageSpec, TypedStage,
 };
 use crate::artifact::bundle::CONFIG;
 use crate::artifact::device::FIGURES;
@@ -90,7 +90,7 @@ impl TypedStage for Validate {
         measures: true,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         for (stage, limits) in &params.limits {
             for (limit, value) in limits.numbers() {

@@ -15,7 +15,7 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result, end_descendants, open_file, quoted, tail};
+use crate::base::{Context, Problem, Result, kill_descendants, open_file, quoted, tail};
 
 /// How much of what the program said last is shown.
 const STDERR_TAIL_BYTES: u64 = 4096;
@@ -55,7 +55,7 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         format!("wait for `{}`", call.program)
     })?;
     // What it left running could go on writing.
-    end_descendants();
+    kill_descendants();
     if status.success() {
         Ok(())
     } else {
@@ -106,7 +106,7 @@ fn attend(child: &mut Child) -> io::Result<ExitStatus> {
             break status;
         }
         if leash.is_some() && getppid() != engine {
-            end_descendants();
+            kill_descendants();
             kill_current_process_group(Signal::KILL)?;
         }
         sleep(GLANCE);

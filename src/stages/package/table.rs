@@ -41,7 +41,7 @@ pub fn write(job: &Job) -> Result<Table> {
                 .context("kiln::io", || "write a blob".into())?;
             hasher.update(&bytes);
             bytes.clear();
-            weight.leave();
+            weight.evict();
         }
     }
     let facts = ArrayFacts {
