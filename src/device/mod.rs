@@ -86,9 +86,9 @@ impl Device {
         profile::read(&output).map_err(|what| {
             Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(
                 format!(
-                    "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
-                     said; the bundle must be for this chip, and the libraries in {} as new as \
-                     its README says",
+                    "on the device, {folder} has the bundle, and kiln-answer.txt the output of \
+                     {RUNNER}; the bundle must be for this chip, and the libraries in {} as new as \
+                     its README requires",
                     self.runner
                 ),
             )
@@ -215,7 +215,7 @@ impl Device {
         .help(format!(
             "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on \
              the device, and `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which \
-             kiln may not hand on. If they lie elsewhere, say so by `runner = \"/...\"`"
+             kiln may not redistribute. If they are elsewhere, set `runner = \"/...\"`"
         ))
     }
 }
@@ -247,10 +247,7 @@ fn send_files(
                 CODE,
                 format!("{link}: {folder}/{name} did not arrive as it was sent"),
             )
-            .help(
-                "run the same command again; the device may have no room: `df` in its shell says \
-                 so",
-            ));
+            .help("run the same command again; its disk may be full (`df` in its shell)"));
         }
         done += file.bytes;
     }

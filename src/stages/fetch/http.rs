@@ -79,7 +79,7 @@ pub(super) fn download(
                 return Err(failure
                     .problem
                     .within(message)
-                    .help("run the same command again then: it goes on where it was"));
+                    .help("run the same command again then: it resumes the download"));
             }
             // Each response counts as a second at least, so that the loop ends.
             let sum = waited.saturating_add(wait.max(Duration::from_secs(1)));
@@ -391,7 +391,7 @@ impl Download<'_> {
                 Some(location) => address.follow(location.as_bytes()),
                 None => Err(Problem::new(
                     "kiln::fetch::redirect",
-                    "it does not say where to",
+                    "it has no `Location` header",
                 )),
             };
             address = target.map_err(|problem| {
@@ -467,8 +467,11 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
         || text.contains("certificate");
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked"))
-            .because(&error);
+        let problem = Problem::new(
+            "kiln::fetch::request",
+            format!("`{url}` cannot be requested"),
+        )
+        .because(&error);
         return problem
             .help(
                 "the request never left this machine: check the address, HF_TOKEN and the proxies",

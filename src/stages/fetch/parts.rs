@@ -16,7 +16,7 @@ pub const MAX_PARTS: usize = 1000;
 pub enum Parts {
     /// The URL of each.
     Listed(Vec<String>),
-    /// One URL for all, in which `{1..22}` stands for the number of the piece, `{01..22}` for a
+    /// One URL for all, in which `{1..22}` is replaced by the number of the part, `{01..22}` by a
     /// number of two digits.
     Numbered(String),
 }

@@ -20,12 +20,12 @@ const SHOWN_BYTES: usize = 8;
 
 const PAGE: &str = "the address is of a page about the file: write hf:OWNER/REPO/FILE, or take the \
                     address of its download";
-const ANSWER: &str = "it may say why the file itself did not come; write hf:OWNER/REPO/FILE, or \
+const ANSWER: &str = "it may be an error message of the server; write hf:OWNER/REPO/FILE, or \
                       the address of its download";
 const MODEL: &str =
     "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";
-const PACKED: &str = "kiln does not unpack it: name the .gguf file that is inside, where it lies by \
-                      itself";
+const PACKED: &str = "kiln does not unpack it: name the .gguf file that is inside, where it can be \
+                      downloaded unpacked";
 const WHEEL: &str = "a wheel is a ZIP archive: take the address of its download";
 
 /// Formats by their first bytes: prefix, description and help.
@@ -102,13 +102,13 @@ fn recognize(name: &str, head: &[u8]) -> Option<Other> {
 /// Recognizes what may be served instead of a file `name` of any format.
 fn recognize_placeholder(name: &str, head: &[u8]) -> Option<Other> {
     if head.is_empty() {
-        let help = "see whether the upload of it ever ended";
+        let help = "check that its upload was completed";
         return Some(("an empty file".into(), help.into()));
     }
     let text = decode_text(head).to_ascii_lowercase();
     if text.starts_with("version https://git-lfs.github.com/spec/") {
-        let help = "it stands for the file in Git: write hf:OWNER/REPO/FILE, or run `git lfs \
-                    pull` where it lies";
+        let help = "it is a placeholder for the file in Git: write hf:OWNER/REPO/FILE, or run `git \
+                    lfs pull` in its repository";
         return Some(("a Git LFS pointer".into(), help.into()));
     }
     let is_page = text.starts_with("<!doctype html") || text.starts_with("<html");

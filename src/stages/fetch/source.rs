@@ -109,9 +109,7 @@ impl Source {
         else {
             return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
         };
-        let wrong = |problem: Problem| {
-            problem.within("the hub's address is wrong, which HF_ENDPOINT gives")
-        };
+        let wrong = |problem: Problem| problem.within("the hub's address in HF_ENDPOINT is wrong");
         let hub = Address::parse(endpoint).map_err(wrong)?;
         if !hub.ends_with_path() {
             let message = format!("HF_ENDPOINT=`{hub}` has a query or a fragment");

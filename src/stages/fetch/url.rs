@@ -120,7 +120,7 @@ impl Address {
         }
         let next = Address::parse(next.as_str())?;
         if next.is_loopback() && !self.is_loopback() {
-            return Err(bad("is an address of this very machine"));
+            return Err(bad("is an address of this machine"));
         }
         Ok(next)
     }

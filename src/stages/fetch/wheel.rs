@@ -156,7 +156,7 @@ impl<R: Read> Read for ExactReader<R> {
                 Ok(count)
             }
             _ => Err(std::io::Error::other(
-                "a member of the wheel is not as long as it says",
+                "a member of the wheel does not have its declared size",
             )),
         }
     }

@@ -69,7 +69,7 @@ pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
     else {
         let roles: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
         return Err(wrong(format!(
-            "`{first}` holds {}, and Genie needs prefill and decode",
+            "`{first}` has {}, and Genie needs prefill and decode",
             roles.join(", ")
         ))
         .help("`graphs = [\"prefill\", \"decode\"]` in the `context-bin` stage"));
@@ -85,7 +85,7 @@ pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
     if prefill.context == prefill.tokens.saturating_mul(2) {
         let (context, tokens) = (prefill.context, prefill.tokens);
         return Err(wrong(format!(
-            "the context of {context} is twice the prefill of {tokens}: there libGenie muddles \
+            "the context of {context} is twice the prefill of {tokens}: there libGenie corrupts \
              its caches"
         ))
         .help("choose another `prefill` or `context` in the `graph` stage"));
@@ -181,7 +181,7 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&
                     && !layers.insert(layer)
                 {
                     return Err(wrong(format!(
-                        "two binaries hold layer {layer} of the {role} graph"
+                        "two binaries have layer {layer} of the {role} graph"
                     )));
                 }
             }

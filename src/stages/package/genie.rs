@@ -45,9 +45,9 @@ impl Bundle<'_> {
             [] => {
                 return Err(Problem::new(
                     "kiln::package::eos",
-                    "the model names no token that ends a text",
+                    "the model has no end-of-sequence token",
                 )
-                .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
+                .help("a GGUF has it in `tokenizer.ggml.eos_token_id`"));
             }
             [token] => json!(token),
             tokens => json!(tokens),

@@ -74,6 +74,6 @@ fn gain(job: &Job) -> Result<f32> {
     }
     Err(Problem::new(
         "kiln::package::table",
-        format!("`{file}` does not say its gain"),
+        format!("`{file}` has no attribute `gain`"),
     ))
 }

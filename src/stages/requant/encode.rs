@@ -148,7 +148,7 @@ fn encode_rows(
     let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
         return Err(Problem::new(
             "kiln::weights::scheme",
-            format!("`{}` holds matrices only", scheme.name()),
+            format!("`{}` is for matrices only", scheme.name()),
         ));
     };
     let rounding = RowRounding::new(layout, read_metric(job, columns as usize, layout.block)?)?;
