@@ -17,22 +17,22 @@ use crate::model::shards::{End, Processor};
 use crate::qnn::Soc;
 
 /// One context binary.
-pub struct Binary {
+pub(super) struct Binary {
     /// The name of the input.
-    pub input: String,
+    pub(super) input: String,
     /// The facts that its stage has written.
-    pub facts: ContextFacts,
+    pub(super) facts: ContextFacts,
     /// Its `info.json`.
-    pub info: Info,
+    pub(super) info: Info,
     /// The graphs in `info.json`, unparsed.
-    pub graphs: Value,
+    pub(super) graphs: Value,
 }
 
 /// The fields of `info.json` that are needed here.
 #[derive(Deserialize)]
-pub struct Info {
+pub(super) struct Info {
     /// Version of the libraries that compiled it.
-    pub build_id: String,
+    pub(super) build_id: String,
     soc_model: u32,
     graphs: Vec<Graph>,
 }
@@ -51,7 +51,7 @@ struct Tensor {
 }
 
 /// The part names and facts of the binaries of `context`, in order.
-pub fn read_facts(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
+pub(super) fn read_facts(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
     let mut facts = vec![];
     for (name, part) in binaries(context)? {
         facts.push((name, part.facts.read()?));
@@ -61,7 +61,7 @@ pub fn read_facts(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
 
 /// Checks the facts of the binaries: Genie runs a prompt with a prefill graph and then decodes
 /// token by token, and needs both graphs in every binary.
-pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
+pub(super) fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
     let Some((first, facts)) = binaries.first() else {
         return Err(wrong("there is no context binary"));
     };
@@ -114,7 +114,7 @@ fn graph_sizes(facts: &ContextFacts) -> Vec<(&str, u32, u32)> {
 
 impl Binary {
     /// Reads all binaries below `context/` in the inputs of `job`, in order.
-    pub fn read_all(job: &Job) -> Result<Vec<Binary>> {
+    pub(super) fn read_all(job: &Job) -> Result<Vec<Binary>> {
         let mut binaries = vec![];
         for input in binary_inputs(job) {
             binaries.push(Binary::read(job, input)?);
@@ -141,12 +141,12 @@ impl Binary {
     }
 
     /// The chip that it is for.
-    pub fn soc(&self) -> Result<Soc> {
+    pub(super) fn soc(&self) -> Result<Soc> {
         Soc::named(&self.facts.soc)
     }
 
     /// The context length in tokens.
-    pub fn context(&self) -> Result<u32> {
+    pub(super) fn context(&self) -> Result<u32> {
         match self.facts.graphs.get("decode") {
             Some(graph) => Ok(graph.context),
             None => Err(wrong("there is no decode graph")),
@@ -156,7 +156,7 @@ impl Binary {
 
 /// Compares the graphs of the binaries with the model and the form that Genie requires. Returns the
 /// first binary.
-pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&'a Binary> {
+pub(super) fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&'a Binary> {
     let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };

@@ -11,30 +11,30 @@ use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 
 /// The contents of a bundle.
-pub struct Bundle<'a> {
-    pub params: &'a Params,
-    pub model: &'a DecoderSpec,
-    pub tokenizer: &'a Tokenizer,
-    pub soc: Soc,
+pub(super) struct Bundle<'a> {
+    pub(super) params: &'a Params,
+    pub(super) model: &'a DecoderSpec,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) soc: Soc,
     /// The context length in tokens.
-    pub context: u32,
+    pub(super) context: u32,
     /// The file names of the context binaries, in order.
-    pub binaries: &'a [String],
+    pub(super) binaries: &'a [String],
     /// The processors that compute embedding and head.
-    pub place: Place,
+    pub(super) place: Place,
     /// The file name of the embedding table, if there is one.
-    pub table: Option<String>,
+    pub(super) table: Option<String>,
 }
 
 impl Bundle<'_> {
     /// Whether Genie can run it: Genie samples tokens from the output of the last binary, so that
     /// the head must be in it.
-    pub fn is_for_genie(&self) -> bool {
+    pub(super) fn is_for_genie(&self) -> bool {
         self.place.head == Processor::Npu
     }
 
     /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
-    pub fn config(&self) -> Result<Value> {
+    pub(super) fn config(&self) -> Result<Value> {
         let Bundle {
             params,
             model,
@@ -133,7 +133,7 @@ impl Bundle<'_> {
     }
 
     /// `htp_backend_ext_config.json`.
-    pub fn extensions(&self) -> Value {
+    pub(super) fn extensions(&self) -> Value {
         let Soc { model, arch, .. } = self.soc;
         json!({
             "devices": [{
@@ -148,7 +148,7 @@ impl Bundle<'_> {
 
     /// `tokenizer_config.json`: special tokens and chat template for Hugging Face's libraries.
     /// Genie does not read it.
-    pub fn tokenizer_config(&self) -> Result<Value> {
+    pub(super) fn tokenizer_config(&self) -> Result<Value> {
         let Bundle { tokenizer, .. } = self;
         let text = |id: Option<u32>| match id {
             Some(id) => Ok::<_, Problem>(Some(tokenizer.decode(&[id])?)),

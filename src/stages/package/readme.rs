@@ -7,7 +7,7 @@ use crate::model::shards::{End, Processor};
 
 /// The text of `README.md`. `build` is the version of the libraries that compiled the binaries, like
 /// `v2.51.0.260929181845`.
-pub fn text(bundle: &Bundle, build: &str) -> String {
+pub(super) fn text(bundle: &Bundle, build: &str) -> String {
     let Bundle {
         params,
         model,

@@ -18,13 +18,13 @@ use crate::model::weight::Element;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// The stored table.
-pub struct Table {
-    pub part: Part,
-    pub sha256: [u8; 32],
+pub(super) struct Table {
+    pub(super) part: Part,
+    pub(super) sha256: [u8; 32],
 }
 
 /// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`.
-pub fn write(job: &Job) -> Result<Table> {
+pub(super) fn write(job: &Job) -> Result<Table> {
     let gain = gain(job)?;
     let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let weight = Weight::read(job, &folder)?;
