@@ -2,8 +2,8 @@
 //! Qualcomm's `genie-t2t-run`, and reads the figures.
 //!
 //! All files are in the folder `runner` of the device: `genie-t2t-run` and its libraries, which the
-//! user copies there, and `bundles/NAME/` for each bundle. The device computes the sha256 of a file,
-//! before it gets its final name and again in each later run.
+//! user copies there, and `bundles/NAME/` for each bundle. The device computes the sha256 of a
+//! file, before it gets its final name and again in each later run.
 
 mod profile;
 mod transport;

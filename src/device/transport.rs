@@ -268,8 +268,9 @@ fn read_tail(path: &Path) -> Result<String> {
 /// The end of a text, without control characters except line breaks.
 pub(super) fn sanitized_tail(text: &str) -> String {
     let start = text.floor_char_boundary(text.len().saturating_sub(TAIL_BYTES));
-    let is_unsafe = |c: char| c.is_control() && c != '\n';
-    text[start..].trim().replace(is_unsafe, "\u{fffd}")
+    text[start..]
+        .trim()
+        .replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
 #[cfg(test)]

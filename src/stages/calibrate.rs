@@ -1,5 +1,5 @@
-//! `calibrate`: measures statistics of every value of a float graph over a text, for the stages that
-//! choose scales and round weights.
+//! `calibrate`: measures statistics of every value of a float graph over a text, for the stages
+//! that choose scales and round weights.
 //!
 //! There is one order: it runs the graph once, layer by layer over all windows.
 
@@ -128,15 +128,15 @@ impl TypedStage for Calibrate {
                 return Err(tensors::unmatched(pattern, "further matrix", &all));
             }
         }
-        let demand = demand(inputs.one("graph")?, &chosen)?;
         let (_, text) = inputs.one("text")?.only()?;
+        let memory_and_threads = demand(inputs.one("graph")?, &chosen)?;
         let calibration = Calibration {
             windows: params.windows,
             moments: chosen,
         };
         let order = Candidate::of_graph(inputs)?
             .order("", calibration)
-            .demand(demand)
+            .demand(memory_and_threads)
             .input("text", text)
             .input("tokenizer.json", model.part("tokenizer.json")?);
         Ok(vec![order])
@@ -146,7 +146,8 @@ impl TypedStage for Calibrate {
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
         let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
-        let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
+        let text = job.read("text")?;
+        let token_windows = windows(&text, &tokenizer, order.windows, graph.tokens)?;
         let prefill = onnx::decode(&job.read(PREFILL)?)?;
         let prefill = prefill.graph.unwrap_or_default();
         let mut observer = MomentObserver {
@@ -159,9 +160,9 @@ impl TypedStage for Calibrate {
             activations: Activations::new(),
             outputs: Outputs::new(),
         };
-        observe(job, &model, &windows, &mut observer)?;
+        observe(job, &model, &token_windows, &mut observer)?;
         let activations = CanonJson::of(&observer.activations)?.to_string();
-        let key_means = CanonJson::of(&observer.keys.means(windows.len()))?.to_string();
+        let key_means = CanonJson::of(&observer.keys.means(token_windows.len()))?.to_string();
         let mut outputs = observer.outputs;
         outputs.insert(
             PartName::new(KEY_MEANS)?,
@@ -175,8 +176,8 @@ impl TypedStage for Calibrate {
     }
 }
 
-/// The names of the weights of the linear layers, by the name of their input. Constants of the graph
-/// are not weights.
+/// The names of the weights of the linear layers, by the name of their input. Constants of the
+/// graph are not weights.
 fn weights_by_input(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
     let mut weights: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for node in &graph.node {
@@ -255,7 +256,7 @@ impl Observer for MomentObserver<'_, '_> {
                     tally.non_finite()
                 );
                 return Err(Problem::new("kiln::calibrate::non_finite", message).help(
-                    "nothing can be learned from a model that overflows in f32; is the file damaged?",
+                    "a model that overflows in f32 cannot be calibrated; is the file damaged?",
                 ));
             }
             if let Some(activation) = tally.activation() {

@@ -77,23 +77,23 @@ impl TypedStage for Dequant {
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<DequantOrder>>> {
-        let all = tensors::all(inputs.one("model")?)?;
-        let mut is_chosen = vec![params.patterns.is_empty(); all.len()];
+        let model_tensors = tensors::all(inputs.one("model")?)?;
+        let mut is_chosen = vec![params.patterns.is_empty(); model_tensors.len()];
         for text in &params.patterns {
-            let pattern = tensors::pattern(text)?;
+            let matcher = tensors::pattern(text)?;
             let mut matches = 0;
-            for (tensor, is_chosen) in all.iter().zip(&mut is_chosen) {
-                if pattern.is_match(tensor.name) {
+            for (tensor, is_chosen) in model_tensors.iter().zip(&mut is_chosen) {
+                if matcher.is_match(tensor.name) {
                     *is_chosen = true;
                     matches += 1;
                 }
             }
             if matches == 0 {
-                return Err(tensors::unmatched(text, "tensor", &all));
+                return Err(tensors::unmatched(text, "tensor", &model_tensors));
             }
         }
         let mut orders = vec![];
-        for (tensor, is_chosen) in all.iter().zip(is_chosen) {
+        for (tensor, is_chosen) in model_tensors.iter().zip(is_chosen) {
             if is_chosen {
                 let order = Order::new(tensor.name, DequantOrder { to: params.to })
                     .input(bands::INPUT, tensor.part)

@@ -325,8 +325,8 @@ fn append_values(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Resul
     Ok(())
 }
 
-/// Sets `general.file_type` to the plain type that more than half of all values have. It stays as it
-/// is if there is none, or if all data are the source's blocks.
+/// Sets `general.file_type` to the plain type that more than half of all values have. It stays as
+/// it is if there is none, or if all data are the source's blocks.
 fn set_file_type(header: &mut Header, sources: &[Source]) {
     if sources.iter().all(|source| source.weight.is_none()) {
         return;

@@ -1,7 +1,7 @@
 //! `inspect`: reads a GGUF as a model of named tensors.
 //!
-//! Tensors are not copied: each is a window into its file. Only the tensors of a big-endian file are
-//! copied, since all later stages expect little-endian data.
+//! Tensors are not copied: each is a window into its file. Only the tensors of a big-endian file
+//! are copied, since all later stages expect little-endian data.
 
 use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -228,7 +228,7 @@ fn choose_schemes(
     Ok(schemes)
 }
 
-/// Adds the moments of the tensor's inputs to `order`, or their diagonal, if `calibration` has them.
+/// Adds the moments of the tensor's inputs to `order`, or their diagonal, if `calibration` has any.
 fn with_calibration(mut order: Order<RequantOrder>, calibration: &Manifest) -> Order<RequantOrder> {
     if let Some(moments) = calibration.get(&format!("{MOMENTS}/{}", order.name)) {
         order.demand = with_moments(order.demand, moments);

@@ -128,7 +128,7 @@ impl Moments {
         let blocks = self.columns.div_ceil(EDGE);
         let (low, high) = (row.min(column), row.max(column));
         let (a, b) = (low / EDGE, high / EDGE);
-        // The number of tiles in the rows before `a`: each row has one tile less than the one above.
+        // The number of tiles in the rows above `a`: each row has one tile less than the last one.
         let before = a * blocks - a * a.saturating_sub(1) / 2;
         let Some(tile) = self.tiles.get(before + b - a) else {
             return 0.0;
@@ -197,7 +197,7 @@ impl Loop for Products<'_> {
 mod tests {
     use super::*;
 
-    fn values(tokens: usize, columns: usize) -> Vec<f32> {
+    fn sample_values(tokens: usize, columns: usize) -> Vec<f32> {
         (0..tokens * columns)
             .map(|i| ((i * i) as f32 * 0.1).sin())
             .collect()
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn moments_are_the_means_of_products() {
         let (tokens, columns) = (37, 131);
-        let values = values(2 * tokens, columns);
+        let values = sample_values(2 * tokens, columns);
         let (mut moments, mut diagonal) = (Moments::new(columns), Diagonal::new(columns));
         for window in values.chunks(tokens * columns) {
             moments.add(window);
@@ -233,7 +233,10 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
-        let (left, right) = (values(50, EDGE), values(51, EDGE).split_off(EDGE));
+        let (left, right) = (
+            sample_values(50, EDGE),
+            sample_values(51, EDGE).split_off(EDGE),
+        );
         let (mut here, mut anywhere) = (vec![1.0; EDGE * EDGE], vec![1.0; EDGE * EDGE]);
         run_wide(Products {
             left: &left,
@@ -251,7 +254,7 @@ mod tests {
 
     #[test]
     fn every_number_of_threads_gives_the_same_bits() {
-        let values = values(16, 200);
+        let values = sample_values(16, 200);
         let rows = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)

@@ -182,7 +182,8 @@ fn describe_start(head: &[u8]) -> String {
     )
 }
 
-/// Decodes `head` as UTF-16 if it has a byte-order mark, else as UTF-8, without leading white space.
+/// Decodes `head` as UTF-16 if it has a byte-order mark of it, else as UTF-8. Leading white space is
+/// removed.
 fn decode_text(head: &[u8]) -> String {
     let unit: fn([u8; 2]) -> u16 = match head {
         [0xff, 0xfe, ..] => u16::from_le_bytes,

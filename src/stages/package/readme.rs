@@ -5,7 +5,7 @@ use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
 use crate::model::shards::{End, Processor};
 
-/// The text of `README.md`. `build` is the version of the libraries that compiled the binaries, like
+/// The text of `README.md`. `build` is the version of the libraries that compiled the binaries:
 /// `v2.51.0.260929181845`.
 pub(super) fn text(bundle: &Bundle, build: &str) -> String {
     let Bundle {

@@ -25,7 +25,7 @@ pub(super) struct Table {
 
 /// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`.
 pub(super) fn write(job: &Job) -> Result<Table> {
-    let gain = gain(job)?;
+    let gain = read_gain(job)?;
     let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let weight = Weight::read(job, &folder)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
@@ -60,7 +60,7 @@ pub(super) fn write(job: &Job) -> Result<Table> {
 }
 
 /// The power of two by which the graph of the embedding multiplies its rows.
-fn gain(job: &Job) -> Result<f32> {
+fn read_gain(job: &Job) -> Result<f32> {
     let file = format!("{CPU}/{}.onnx", End::Embedding.graph_stem("prefill"));
     let model = onnx::decode(&job.read(&file)?)?;
     for node in &model.graph.unwrap_or_default().node {
