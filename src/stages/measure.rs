@@ -1,4 +1,4 @@
-//! `measure`: how fast a bundle runs on a device, and what it takes there.
+//! `measure`: measures speed, memory and power of a bundle on a device.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ fn default_answer_tokens() -> u32 {
     128
 }
 
-/// One bundle on a device, if there is one.
+/// One bundle, and the device that runs it, if there is one.
 #[derive(Serialize, Deserialize)]
 pub struct Measurement {
     /// The stage that packaged the bundle, which names its folder on the device.
@@ -138,7 +138,7 @@ impl TypedStage for Measure {
     }
 
     fn run(order: Measurement, job: &Job) -> Result<Outputs> {
-        let found = match order.device {
+        let figures = match order.device {
             Some(device) => DeviceFigures {
                 figures: device.measure(&order.bundle, job)?,
                 device: Some(device.device),
@@ -148,7 +148,7 @@ impl TypedStage for Measure {
                 figures: Figures::default(),
             },
         };
-        let text = CanonJson::of(&found)?.to_string();
+        let text = CanonJson::of(&figures)?.to_string();
         let part = job.write(text.as_bytes(), CanonJson::default())?;
         Ok([(PartName::new(FIGURES)?, part)].into())
     }
