@@ -50,7 +50,7 @@ impl<'a> Lowering<'a> {
         ) {
             (Some(grid), _) => (name, *grid),
             (None, Some(pair)) => {
-                let (held, codes, grid) = (pair.held, pair.codes, pair.grid);
+                let (held, codes, grid) = (pair.dequantized, pair.codes, pair.grid);
                 let tensor = self.coded(held, held, grid)?;
                 self.values.insert(codes, tensor);
                 return Ok(tensor);
@@ -89,7 +89,7 @@ impl<'a> Lowering<'a> {
             return Ok(());
         }
         let source = self.raw_operand(node, 0)?;
-        let codes = self.coded(pair.held, pair.held, pair.grid)?;
+        let codes = self.coded(pair.dequantized, pair.dequantized, pair.grid)?;
         let op = if self.device.tensor(source).encoding == Encoding::None {
             "Quantize"
         } else {

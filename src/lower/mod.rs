@@ -87,7 +87,7 @@ fn check_functions(model: &ModelProto) -> Result<()> {
         .iter()
         .filter(|function| function.domain == DOMAIN)
     {
-        if Function::called(&theirs.name).is_none_or(|ours| ours.definition() != *theirs) {
+        if Function::by_name(&theirs.name).is_none_or(|ours| ours.definition() != *theirs) {
             return Err(Problem::new(
                 "kiln::lower::function",
                 format!(
@@ -149,7 +149,7 @@ impl<'a> Lowering<'a> {
             ("", "Transpose") => self.transpose(node),
             ("", "QuantizeLinear") => self.quantize(node),
             ("", "DequantizeLinear") => self.dequantize(node),
-            (DOMAIN, name) => match Function::called(name) {
+            (DOMAIN, name) => match Function::by_name(name) {
                 Some(Function::RmsNorm) => self.rms_norm(node),
                 Some(Function::Linear { .. }) => self.linear(node),
                 Some(Function::Embedding { .. }) => self.embedding(node),

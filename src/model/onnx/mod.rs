@@ -1,4 +1,4 @@
-//! ONNX: the messages, the dialect that `graph` writes, and a check for files from anywhere.
+//! ONNX: the protobuf messages, the dialect that `graph` writes, and checks of untrusted files.
 
 mod build;
 mod check;
