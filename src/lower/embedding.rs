@@ -1,5 +1,5 @@
-//! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and
-//! multiplied as halves.
+//! Lowers the embedding without loss: codes, scales and offsets are gathered separately and
+//! multiplied in f16.
 
 use super::Lowering;
 use super::grid::Grid;
@@ -22,18 +22,12 @@ impl<'a> Lowering<'a> {
         let call = self.weight_call(node)?;
         let (shape, gain) = ([call.rows, call.columns], call.gain);
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
-            return Err(self.refuse(node, "shape", "wants ids [1, T]"));
+            return Err(self.refuse(node, "shape", "expects ids [1, T]"));
         };
         if call.encoding.is_plain() {
             let table = self.constant(call.main())?;
             let name = format!("{}.table", blob_owner(&table.name));
-            let data = move || {
-                Ok(StaticData {
-                    bytes: table.f16s(gain)?,
-                    encoding: Encoding::None,
-                })
-            };
-            let table = self.fixed(&name, DataType::Float16, &shape, "f16", data)?;
+            let table = self.f16_constant(&name, &shape, table, gain)?;
             return self.emit(node, "Gather", gather(), vec![table, ids]);
         }
 
@@ -42,21 +36,21 @@ impl<'a> Lowering<'a> {
         let blocks = shape[1] / weight.block as u64;
         let of_blocks = [1, tokens, blocks, weight.block as u64];
         let codes = self.codes_table(&weight.codes, shape, weight.bits())?;
-        let gathered = self.between(
+        let gathered = self.intermediate(
             &name("codes"),
             DataType::UFixed8,
             &[1, tokens, shape[1]],
             CODES,
         )?;
         self.push("Gather", gather(), vec![codes, ids], gathered);
-        let plain = self.between(
+        let plain = self.intermediate(
             &name("plain_codes"),
             DataType::Float16,
             &[1, tokens, shape[1]],
             Encoding::None,
         )?;
         self.push("Dequantize", vec![], vec![gathered], plain);
-        let mut value = self.between(
+        let mut value = self.intermediate(
             &name("blocks"),
             DataType::Float16,
             &of_blocks,
@@ -65,7 +59,7 @@ impl<'a> Lowering<'a> {
         self.push("Reshape", vec![], vec![plain], value);
 
         let scales = self.gathered_grid(node, "scales", &weight.scales, gain, ids, tokens)?;
-        let scaled = self.between(
+        let scaled = self.intermediate(
             &name("scaled"),
             DataType::Float16,
             &of_blocks,
@@ -75,7 +69,7 @@ impl<'a> Lowering<'a> {
         value = scaled;
         if let Some(offsets) = &weight.offsets {
             let offsets = self.gathered_grid(node, "offsets", offsets, gain, ids, tokens)?;
-            let shifted = self.between(
+            let shifted = self.intermediate(
                 &name("shifted"),
                 DataType::Float16,
                 &of_blocks,
@@ -92,24 +86,20 @@ impl<'a> Lowering<'a> {
         let codes = codes.clone();
         let count = (shape[0] * shape[1]) as usize;
         let data = move || {
-            let bytes = (0..count)
-                .map(|index| (codes.code(index) + 128) as u8)
-                .collect();
+            let mut bytes = Vec::with_capacity(count);
+            for index in 0..count {
+                bytes.push((codes.code(index) + 128) as u8);
+            }
             Ok(StaticData {
                 bytes,
                 encoding: CODES,
             })
         };
-        self.fixed(
-            &name,
-            DataType::UFixed8,
-            &shape,
-            &format!("{bits} bit codes"),
-            data,
-        )
+        let note = format!("{bits} bit codes");
+        self.static_tensor(&name, DataType::UFixed8, &shape, &note, data)
     }
 
-    /// The numbers of each token's blocks, `[1, T, blocks, 1]`.
+    /// The scales or offsets of the blocks of each token, `[1, T, blocks, 1]`.
     fn gathered_grid(
         &mut self,
         node: &NodeProto,
@@ -136,15 +126,15 @@ impl<'a> Lowering<'a> {
                 encoding: Encoding::None,
             })
         };
-        let table = self.fixed(&name, DataType::Float16, &dims, "f16", data)?;
-        let of_token = self.between(
+        let table = self.static_tensor(&name, DataType::Float16, &dims, "f16", data)?;
+        let of_token = self.intermediate(
             &format!("{}.{what}", node.name),
             DataType::Float16,
             &[1, tokens, blocks],
             Encoding::None,
         )?;
         self.push("Gather", gather(), vec![table, ids], of_token);
-        let of_block = self.between(
+        let of_block = self.intermediate(
             &format!("{}.{what}_of_block", node.name),
             DataType::Float16,
             &[1, tokens, blocks, 1],
