@@ -1,4 +1,5 @@
-//! Floor 1: the device. The QNN C API behind safe faces; the only room with raw pointers.
+//! Safe wrappers of Qualcomm's libraries: the QNN C API and libGenie. Raw pointers stay in this
+//! module.
 
 mod canonical;
 mod context;
