@@ -59,7 +59,12 @@ impl Lowering<'_> {
     ) -> Result<TensorId> {
         let note = format!("channel {} bit", weight.codes.element.bits());
         let name = blob_owner(&weight.codes.name).to_string();
-        let data = move || weight.data(shape);
-        self.static_tensor(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
+        self.static_tensor(
+            &name,
+            DataType::SFixed8,
+            &conv_dims(shape),
+            &note,
+            move || weight.data(shape),
+        )
     }
 }

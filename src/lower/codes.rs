@@ -149,13 +149,12 @@ impl<'a> Lowering<'a> {
         };
         let code = if number > 0.0 { largest_code } else { 0 };
         let name = format!("{}.code", constant.name);
-        let data = move || {
+        self.static_tensor(&name, DataType::UFixed16, &[1], "q16", move || {
             Ok(StaticData {
                 bytes: code.to_le_bytes().into(),
                 encoding: encoding.clone(),
             })
-        };
-        self.static_tensor(&name, DataType::UFixed16, &[1], "q16", data)
+        })
     }
 }
 

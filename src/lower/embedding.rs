@@ -85,7 +85,8 @@ impl<'a> Lowering<'a> {
         let name = format!("{}.codes", blob_owner(&codes.name));
         let codes = codes.clone();
         let count = (shape[0] * shape[1]) as usize;
-        let data = move || {
+        let note = format!("{bits} bit codes");
+        self.static_tensor(&name, DataType::UFixed8, &shape, &note, move || {
             let mut bytes = Vec::with_capacity(count);
             for index in 0..count {
                 bytes.push((codes.code(index) + 128) as u8);
@@ -94,9 +95,7 @@ impl<'a> Lowering<'a> {
                 bytes,
                 encoding: CODES,
             })
-        };
-        let note = format!("{bits} bit codes");
-        self.static_tensor(&name, DataType::UFixed8, &shape, &note, data)
+        })
     }
 
     /// The scales or offsets of the blocks of each token, `[1, T, blocks, 1]`.
@@ -111,22 +110,10 @@ impl<'a> Lowering<'a> {
     ) -> Result<TensorId> {
         let (dims, grid) = (grid.blob().dims.clone(), grid.clone());
         let blocks = dims.last().copied().unwrap_or_default();
-        let owner = grid.blob().name.clone();
-        let name = format!("{}.{what}", blob_owner(&owner));
-        let data = move || {
-            let mut f16s = Fp16Weights::default();
-            let mut bytes =
-                Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
-            for number in grid.all_numbers() {
-                bytes.extend(f16s.round(scale_times_gain(number, gain, &owner)?));
-            }
-            f16s.finish(&owner)?;
-            Ok(StaticData {
-                bytes,
-                encoding: Encoding::None,
-            })
-        };
-        let table = self.static_tensor(&name, DataType::Float16, &dims, "f16", data)?;
+        let name = format!("{}.{what}", blob_owner(&grid.blob().name));
+        let table = self.static_tensor(&name, DataType::Float16, &dims, "f16", move || {
+            grid_data(&grid, gain)
+        })?;
         let of_token = self.intermediate(
             &format!("{}.{what}", node.name),
             DataType::Float16,
@@ -143,6 +130,21 @@ impl<'a> Lowering<'a> {
         self.push("Reshape", vec![], vec![of_token], of_block);
         Ok(of_block)
     }
+}
+
+/// The numbers of `grid` times `gain`, in f16.
+fn grid_data(grid: &Grid, gain: f32) -> Result<StaticData> {
+    let Stored { name, dims, .. } = grid.blob();
+    let mut f16s = Fp16Weights::default();
+    let mut bytes = Vec::with_capacity(dims.iter().product::<u64>() as usize * 2);
+    for number in grid.all_numbers() {
+        bytes.extend(f16s.round(scale_times_gain(number, gain, name)?));
+    }
+    f16s.finish(name)?;
+    Ok(StaticData {
+        bytes,
+        encoding: Encoding::None,
+    })
 }
 
 fn gather() -> Vec<(&'static str, Param)> {

@@ -41,8 +41,8 @@ impl Fp16Weights {
     }
 }
 
-/// `scale * gain`. The device stores scales in f16: it is a problem if a scale loses bits because of
-/// the gain.
+/// `scale * gain`. The device stores scales in f16: it is a problem if a scale loses bits because
+/// of the gain.
 pub(super) fn scale_times_gain(scale: f32, gain: f32, tensor: &str) -> Result<f32> {
     let scaled = scale * gain;
     let half = f16::from_f32(scaled);

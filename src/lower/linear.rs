@@ -1,5 +1,5 @@
-//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]` with a weight `[1, 1, K, N]` in the blocks of the
-//! GGUF. The layer computes in f16, so an input in codes is dequantized first.
+//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]` with a weight `[1, 1, K, N]` in the blocks of
+//! the GGUF. The layer computes in f16, so an input in codes is dequantized first.
 
 use super::Lowering;
 use super::channel::ChannelWeight;
@@ -74,14 +74,18 @@ impl<'a> Lowering<'a> {
 
     fn plain_weight(&mut self, values: Stored, shape: [usize; 2], gain: f32) -> Result<TensorId> {
         let name = blob_owner(&values.name).to_string();
-        let data = move || {
-            let bytes = values.f16s_transposed(shape, gain)?;
-            Ok(StaticData {
-                bytes,
-                encoding: Encoding::None,
-            })
-        };
-        self.static_tensor(&name, DataType::Float16, &conv_dims(shape), "f16", data)
+        self.static_tensor(
+            &name,
+            DataType::Float16,
+            &conv_dims(shape),
+            "f16",
+            move || {
+                Ok(StaticData {
+                    bytes: values.f16s_transposed(shape, gain)?,
+                    encoding: Encoding::None,
+                })
+            },
+        )
     }
 
     fn blockwise_weight(&mut self, weight: BlockWeight, shape: [usize; 2]) -> Result<TensorId> {
@@ -90,8 +94,13 @@ impl<'a> Lowering<'a> {
         if weight.offsets.is_some() {
             note.push_str(" offset");
         }
-        let data = move || weight.data(shape);
-        self.static_tensor(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
+        self.static_tensor(
+            &name,
+            DataType::SFixed8,
+            &conv_dims(shape),
+            &note,
+            move || weight.data(shape),
+        )
     }
 
     /// The weight of `call`, which is stored in codes, as blocks with one scale each.
@@ -141,8 +150,8 @@ pub(super) struct BlockWeight {
     pub(super) gain: f32,
 }
 
-/// A block on the device: `(code + shift + offset) * scale`, where `code + shift` is the code on the
-/// device.
+/// A block on the device: `(code + shift + offset) * scale`, where `code + shift` is the code on
+/// the device.
 #[derive(Debug, PartialEq)]
 struct DeviceBlock {
     scale: f32,

@@ -351,13 +351,12 @@ impl<'a> Lowering<'a> {
         stored: Stored,
         gain: f32,
     ) -> Result<TensorId> {
-        let data = move || {
+        self.static_tensor(name, DataType::Float16, dims, "f16", move || {
             Ok(StaticData {
                 bytes: stored.f16s(gain)?,
                 encoding: Encoding::None,
             })
-        };
-        self.static_tensor(name, DataType::Float16, dims, "f16", data)
+        })
     }
 
     /// A constant whose data is computed when the backend reads it.

@@ -79,10 +79,8 @@ impl Backend {
         let build_id = slot(self.interface.table.backend_build_id, "backendGetBuildId")?;
         let mut text = std::ptr::null();
         // SAFETY: the call writes a pointer to a constant string.
-        check(unsafe { build_id(&mut text) }, || {
-            "ask for the build id".into()
-        })?;
-        // SAFETY: null or a C string, as the call says.
+        check(unsafe { build_id(&mut text) }, || "get the build id".into())?;
+        // SAFETY: null or a C string.
         Ok(unsafe { owned(text) })
     }
 }
@@ -300,7 +298,7 @@ pub(super) fn read_out(
 ) -> Result<Vec<u8>> {
     let (mut size, mut written) = (0, 0);
     check(get_size(&mut size), || {
-        format!("ask for the size of the {what}")
+        format!("get the size of the {what}")
     })?;
     if size == 0 || size > MAX_BINARY_BYTES {
         return Err(Problem::new(

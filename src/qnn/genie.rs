@@ -340,7 +340,7 @@ unsafe extern "C" fn allocate(size: usize, allocated: *mut *mut c_char) {
     }
 }
 
-/// Turns a status into a problem that quotes the library. `what` completes "failed to ...".
+/// Converts a status to a problem that quotes the library. `what` completes "failed to ...".
 fn check(status: Status, what: &str) -> Result<()> {
     if status == 0 {
         return Ok(());

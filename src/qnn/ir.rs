@@ -1,5 +1,5 @@
-//! A device graph as plain data. The lowering writes it; a backend compiles it (libQnnHtp) or writes
-//! it as a DLC (libQnnIr).
+//! A device graph as plain data. The lowering creates it; a backend compiles it (libQnnHtp) or
+//! writes it as a DLC (libQnnIr).
 
 use std::sync::Arc;
 

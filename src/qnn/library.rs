@@ -49,11 +49,11 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
             format!("there is no {}", path.display()),
         )
         .help(format!(
-            "unpack {SUPPORTED_WHEEL} there; every shared library of the wheel must lie in that folder"
+            "unpack {SUPPORTED_WHEEL} there; that folder needs every shared library of the wheel"
         )));
     }
     // SAFETY: loading runs the initializers of a vendor library, which is why this happens in a
-    // child process. The path holds a slash, so that exactly this file is opened; its $ORIGIN
+    // child process. The path contains a slash, so that exactly this file is opened; its $ORIGIN
     // finds libc++ beside it.
     let library =
         unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
@@ -91,7 +91,7 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
             code & 0xFFFF
         )));
     }
-    // SAFETY: the list holds `count > 0` pointers, each null or to a table that lives as long as
+    // SAFETY: the list has `count > 0` pointers, each null or to a table that lives as long as
     // the library.
     let provider = unsafe { (*list).as_ref() };
     let Some(provider) = provider else {
@@ -122,7 +122,7 @@ pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
     }
 }
 
-/// Turns an error code into a problem that quotes the library. `what` completes "failed to ...".
+/// Converts an error code to a problem that quotes the library. `what` completes "failed to ...".
 pub(super) fn check(code: ffi::Error, what: impl FnOnce() -> String) -> Result<()> {
     if code == 0 {
         return Ok(());

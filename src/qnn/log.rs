@@ -31,7 +31,8 @@ pub unsafe extern "C" fn collect(
     if format.is_null() {
         return;
     }
-    // SAFETY: the library passes a format and its matching `va_list`, which on x86-64 is a pointer; vsnprintf ends within `buffer.len()` bytes, NUL included.
+    // SAFETY: the library passes a format and its matching `va_list`, which on x86-64 is a pointer;
+    // vsnprintf ends within `buffer.len()` bytes, NUL included.
     unsafe { vsnprintf(buffer.as_mut_ptr().cast(), buffer.len(), format, arguments) };
     let Ok(text) = CStr::from_bytes_until_nul(&buffer) else {
         return;

@@ -2,7 +2,7 @@
 
 use crate::base::{Problem, Result};
 
-/// A system on chip, as the HTP backend knows it.
+/// A system on chip, with its numbers in the HTP backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Soc {
     /// Its name in plans.

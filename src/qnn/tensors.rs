@@ -7,7 +7,7 @@ use super::ffi;
 use super::library::owned;
 use crate::base::{Problem, Result};
 
-/// Limits on the counts that a library reports: far above any real graph, and low enough for memory.
+/// Limits on the counts that a library reports: far above any real graph, low enough for memory.
 const MAX_GRAPHS: u32 = 4096;
 const MAX_TENSORS: u32 = 65536;
 const MAX_RANK: u32 = 16;
@@ -148,7 +148,7 @@ unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<Te
     if count == 0 {
         return Ok(vec![]);
     }
-    // SAFETY: the library gives the array with its length.
+    // SAFETY: the array and its length are the library's.
     let tensors = unsafe { std::slice::from_raw_parts(tensors, count as usize) };
     let mut all = vec![];
     for tensor in tensors {

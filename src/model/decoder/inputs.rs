@@ -5,8 +5,9 @@
 //! |---|---|---|---|
 //! | `input_ids` | i32 | `[1, T]` | the tokens |
 //! | `inputs_embeds` | f32 | `[1, T, hidden]` | their embeddings, if the CPU looks them up |
-//! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 if a token attends to another, else a large negative number |
-//! | `position_ids_cos`, `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | of the rotary angles of each position |
+//! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 for attention, else a large negative number |
+//! | `position_ids_cos` | f32 | `[1, 1, T, dims / 2]` | cosines of the angles of each position |
+//! | `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | sines of them |
 //! | `past_key_N_in` | f32 | `[kv_heads, 1, head_dim, C - T]` | the cached keys of layer N |
 //! | `past_value_N_in` | f32 | `[kv_heads, 1, C - T, head_dim]` | its cached values |
 //!

@@ -38,8 +38,9 @@ use reader::Reader;
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
 /// The help of a problem with a file that ends too early.
-const TRUNCATED_HELP: &str = "the file is truncated or damaged; fetch it again. One that was cut into \
-                   pieces, as NAME.gguf.part1of2, is joined by `parts` of a `fetch` stage";
+const TRUNCATED_HELP: &str = "the file is truncated or damaged; fetch it again. One that was cut \
+                              into pieces, as NAME.gguf.part1of2, is joined by `parts` of a \
+                              `fetch` stage";
 
 const DEFAULT_ALIGNMENT: u32 = 32;
 

@@ -14,8 +14,8 @@ type Field = (usize, usize, usize);
 ///
 /// That of IQ2_XXS is not: ggml's quantizer shifts its bytes into 32-bit numbers that its decoder
 /// takes apart in memory, so on such machines it does not read what it writes.
-/// `gguf_convert_endian.py` of gguf-py swaps the same bytes of the types that it supports: F32, F16,
-/// BF16, Q4_0, Q8_0, Q4_K, Q6_K, MXFP4, NVFP4.
+/// `gguf_convert_endian.py` of gguf-py swaps the same bytes of the types that it supports: F32,
+/// F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K, MXFP4, NVFP4.
 fn fields(name: &str) -> Option<&'static [Field]> {
     Some(match name {
         "I8" | "MXFP4" | "NVFP4" => &[],

@@ -7,7 +7,7 @@ use super::encodings::Grid;
 use super::functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
 use super::proto::*;
 
-/// IR version 10 goes with opset 21.
+/// The IR version for opset 21.
 pub const IR_VERSION: i64 = 10;
 
 /// A value of the graph: its name, and its shape with the outermost dimension first.

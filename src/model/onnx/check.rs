@@ -21,7 +21,7 @@ pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
             "kiln::onnx::size",
             format!("{} bytes are too many for an ONNX file", bytes.len()),
         )
-        .help("weights of more than 2 GB lie in files of their own (external data)"));
+        .help("store weights of more than 2 GB in external files (external data)"));
     }
     let model = ModelProto::decode(bytes)
         .context("kiln::onnx::malformed", || "read an ONNX file".into())?;
@@ -29,7 +29,7 @@ pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
         Some(_) => Ok(model),
         None => Err(Problem::new(
             "kiln::onnx::malformed",
-            "this ONNX file holds no graph",
+            "this ONNX file has no graph",
         )),
     }
 }
@@ -58,7 +58,7 @@ impl<'a> Checked<'a> {
     /// Checks the graph of `model`.
     pub fn new(model: &'a ModelProto) -> Result<Self> {
         let Some(graph) = &model.graph else {
-            return Err(malformed("this ONNX file holds no graph".into()));
+            return Err(malformed("this ONNX file has no graph".into()));
         };
         let mut types = HashMap::new();
         for values in [&graph.input, &graph.output, &graph.value_info] {

@@ -18,7 +18,7 @@ use crate::model::decoder::inputs::Cache;
 
 /// Checks `graphs`, which share their caches. The problem lists everything that is wrong.
 pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
-    let findings = findings(graphs)?;
+    let findings = find_errors(graphs)?;
     if findings.is_empty() {
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
 /// A cache as an input or output: a description of the value, and its grid.
 type CacheUse = (String, Option<Grid>);
 
-fn findings(graphs: &[&ModelProto]) -> Result<Vec<String>> {
+fn find_errors(graphs: &[&ModelProto]) -> Result<Vec<String>> {
     let mut findings = vec![];
     let mut caches: BTreeMap<(Cache, u32), Vec<CacheUse>> = BTreeMap::new();
     for model in graphs {
@@ -277,7 +277,7 @@ mod tests {
             models.push(graph(name, lines));
         }
         let models: Vec<&ModelProto> = models.iter().collect();
-        assert_eq!(findings(&models).unwrap(), expected);
+        assert_eq!(find_errors(&models).unwrap(), expected);
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
                 tensor.data_type = element::FLOAT16;
             }
         }
-        let problem = findings(&[&model]).unwrap_err();
+        let problem = find_errors(&[&model]).unwrap_err();
         assert!(
             problem.message.contains("must have one f32 as its scale"),
             "{problem}"

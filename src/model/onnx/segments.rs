@@ -25,7 +25,7 @@ pub fn segments(
     is_observed: impl Fn(&ValueInfoProto) -> bool,
 ) -> Result<Vec<Segment>> {
     let Some(graph) = &model.graph else {
-        return Err(malformed("this ONNX file holds no graph".into()));
+        return Err(malformed("this ONNX file has no graph".into()));
     };
     let mut types: HashMap<&str, &ValueInfoProto> = HashMap::new();
     for values in [&graph.input, &graph.output, &graph.value_info] {

@@ -204,7 +204,7 @@ mod tests {
     use crate::model::weight::WeightForm;
 
     /// A linear layer with a 4-bit weight of 5 rows and 4 columns, and a bias.
-    fn model() -> ModelProto {
+    fn example() -> ModelProto {
         let mut builder = Builder::default();
         let x = builder.input("x", element::FLOAT, &[1, 4]);
         let mut tensor = |name: &str, element, dims: &[u64], size_bytes| {
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn slices_are_offsets_into_the_same_files() {
-        let split = sliced(model(), 8);
+        let split = sliced(example(), 8);
         assert_eq!(
             lines(&split),
             [
@@ -292,12 +292,12 @@ mod tests {
 
     #[test]
     fn small_matrices_are_not_split() {
-        assert_eq!(sliced(model(), 20), model());
+        assert_eq!(sliced(example(), 20), example());
     }
 
     #[test]
     fn rows_that_are_not_whole_bytes_are_not_split() {
-        let mut model = model();
+        let mut model = example();
         for tensor in &mut model.graph.as_mut().unwrap().initializer {
             tensor.external_data[2].value = "9".into();
         }

@@ -69,7 +69,10 @@ fn assemble(parts: &Parts) -> Stored {
     let (encoding, shape) = (first.encoding, &first.shape);
     for (name, (facts, _)) in parts {
         if facts.part.name() != *name {
-            return Err(format!("`{name}` says that it is {}", facts.part.name()));
+            return Err(format!(
+                "the facts of `{name}` are those of {}",
+                facts.part.name()
+            ));
         }
         if facts.encoding != encoding || facts.shape != *shape {
             return Err(format!(
@@ -160,7 +163,7 @@ mod tests {
         );
         check(
             &[codes, ("scales", Offsets, [4, 64], 16)],
-            Err("`scales` says that it is offsets"),
+            Err("the facts of `scales` are those of offsets"),
         );
         check(
             &[codes, scales, ("offsets", Offsets, [4, 64], 16)],

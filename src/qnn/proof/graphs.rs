@@ -1,4 +1,4 @@
-//! The graphs of the tests: a linear layer and a lookup, with the operators that the lowering writes.
+//! The graphs of the tests: a linear layer and a lookup, with the operators of the lowering.
 
 use std::sync::Arc;
 

@@ -178,7 +178,8 @@ struct Trial {
     y: Activation,
 }
 
-/// Tests `case` with a fixed matrix on the simulated `soc`. Only one in a process, like any context.
+/// Tests `case` with a fixed matrix on the simulated `soc`. Only one test can run in a process, as
+/// for any context.
 ///
 /// # Errors
 /// The backend rejects the encoding, or computes wrong numbers with it.

@@ -94,15 +94,20 @@ impl Weight {
 
     /// A scale for each output, above zero as the device requires.
     fn scales(numbers: &mut Numbers) -> Vec<f32> {
-        let numbers = numbers.take(N);
-        let scale = |number: &f64| (0.01 + number.abs() / 100.0) as f32;
-        numbers.iter().map(scale).collect()
+        let mut scales = vec![];
+        for number in numbers.take(N) {
+            scales.push((0.01 + number.abs() / 100.0) as f32);
+        }
+        scales
     }
 
     pub(super) fn codes(bits: u32, numbers: &mut Numbers) -> Vec<i8> {
         let span = f64::from(1u32 << (bits - 1));
-        let numbers = numbers.take(N * K);
-        numbers.iter().map(|n| (n * span).floor() as i8).collect()
+        let mut codes = vec![];
+        for number in numbers.take(N * K) {
+            codes.push((number * span).floor() as i8);
+        }
+        codes
     }
 
     fn float_block(bits: u32, block: u32, has_offsets: bool, numbers: &mut Numbers) -> Self {
