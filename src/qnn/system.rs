@@ -211,8 +211,8 @@ impl Dlc<'_> {
             })?;
             // SAFETY: null or valid until the DLC is freed.
             match unsafe { info.as_ref() } {
-                // SAFETY: as above.
                 Some(info) if info.version == ffi::V1 => {
+                    // SAFETY: as above.
                     graphs.push(unsafe { GraphInfo::read(info) }?)
                 }
                 _ => {

@@ -59,12 +59,8 @@ impl Function {
 
     /// The function with this name in domain `kiln`.
     pub fn by_name(name: &str) -> Option<Function> {
-        for function in Function::all() {
-            if function.name() == name {
-                return Some(function);
-            }
-        }
-        None
+        let mut all = Function::all().into_iter();
+        all.find(|function| function.name() == name)
     }
 
     /// The function that `node` calls; `None` if it calls none of the dialect.
