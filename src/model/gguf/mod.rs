@@ -23,7 +23,7 @@ mod writer;
 
 pub use metadata::{FromValue, Metadata, Uniform, quoted};
 pub use reader::ByteOrder;
-pub use split::{MAX_FILES, files_of, is_split_key};
+pub use split::{MAX_FILES, files_of};
 pub use summary::{Scalars, Summary, Under};
 pub use swap::{can_swap, swap};
 pub use tensor::TensorInfo;
@@ -128,7 +128,7 @@ impl<'a> Gguf<'a> {
         }
         let mut metadata = heads.swap_remove(0).metadata;
         if is_split {
-            metadata = metadata.retain(|key| !is_split_key(key));
+            metadata = metadata.retain(|key| !split::is_split_key(key));
         }
         Ok(Gguf {
             version,

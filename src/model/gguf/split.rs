@@ -38,7 +38,7 @@ fn parse_name(name: &str) -> Option<(&str, u32)> {
 }
 
 /// Whether a key only describes how a model is split.
-pub fn is_split_key(key: &str) -> bool {
+pub(super) fn is_split_key(key: &str) -> bool {
     key.starts_with("split.")
 }
 

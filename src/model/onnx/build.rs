@@ -8,7 +8,7 @@ use super::functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints
 use super::proto::*;
 
 /// The IR version for opset 21.
-pub const IR_VERSION: i64 = 10;
+const IR_VERSION: i64 = 10;
 
 /// A value of the graph: its name, and its shape with the outermost dimension first.
 #[derive(Clone, Debug)]

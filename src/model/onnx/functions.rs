@@ -10,9 +10,9 @@ use crate::model::weight::WeightForm;
 /// The domain of the functions.
 pub const DOMAIN: &str = "kiln";
 /// The version of that domain.
-pub const DOMAIN_VERSION: i64 = 1;
+pub(super) const DOMAIN_VERSION: i64 = 1;
 /// The version of the standard operators: the first with int4 and blocked DequantizeLinear.
-pub const OPSET: i64 = 21;
+pub(super) const OPSET: i64 = 21;
 
 /// A function of the dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,7 +19,7 @@ use crate::base::{Problem, Result};
 
 /// Largest relative rms error of a correct encoding. fp16 arithmetic causes about 3e-4, offsets up
 /// to 1.9e-3; the error of a wrong encoding is 2e-1 or more.
-pub const MAX_ERROR: f64 = 2e-3;
+const MAX_ERROR: f64 = 2e-3;
 
 /// Tokens, inputs and outputs of the matmul: several blocks along the inputs, several vectors along
 /// the outputs.
