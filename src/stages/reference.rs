@@ -19,7 +19,7 @@ use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::{ArrayFacts, TensorFacts};
-use crate::model::quant::{GgmlType, decode_far};
+use crate::model::quant::{GgmlType, decode_streaming};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::Element;
@@ -307,7 +307,7 @@ impl Weights for FileWeights<'_> {
         let (start, end) = (at(rows.start)?, at(rows.end)?);
         let blocks = blob.slice(start..end).ok_or_else(missing)?;
         let mut out = vec![0.0; values(rows.len())? as usize];
-        decode_far(ggml, ggml.format, &blocks, &mut out);
+        decode_streaming(ggml, ggml.format, &blocks, &mut out);
         blocks.leave(0..blocks.len());
         Ok(out)
     }

@@ -97,7 +97,7 @@ fn positive(
                 offsets,
             };
             split(tensor, &band, grid, pieces.reborrow());
-            found |= Positive::must_lift(grid, &pieces);
+            found |= Positive::needs_offsets(grid, &pieces);
         }
         found
     };
