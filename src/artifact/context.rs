@@ -58,13 +58,13 @@ pub fn on_cpu<'a>(
     model: &DecoderSpec,
 ) -> Result<Vec<(String, &'a Part)>> {
     let (tensors, mut parts) = (by_name(model), vec![]);
-    for end in place.on_cpu() {
+    for module in place.on_cpu() {
         for role in roles {
-            let file = format!("{}.onnx", end.graph_stem(role));
+            let file = format!("{}.onnx", module.graph_stem(role));
             parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
         }
         let weights = graph.under("weights").filter(|(name, _)| {
-            role_of_blob(&tensors, name).is_some_and(|role| end.reads(role, model))
+            role_of_blob(&tensors, name).is_some_and(|role| module.reads(role, model))
         });
         parts.extend(weights.map(|(name, part)| (format!("{CPU}/weights/{name}"), part)));
     }

@@ -30,7 +30,7 @@ pub fn decoder(job: &Job) -> Result<Decoder> {
     Ok(Decoder { engine, model })
 }
 
-/// What computes the ends of a model that is compiled in these binaries.
+/// What computes the embedding and the head of a model that is compiled in these binaries.
 fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> {
     Ok(ContextFacts::place(&binaries.collect::<Result<Vec<_>>>()?))
 }

@@ -1,4 +1,4 @@
-//! A candidate of which the CPU computes an end: ONNX Runtime before the simulator, or after it.
+//! A candidate whose embedding or head the CPU computes: ONNX Runtime before or after the simulator.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use crate::base::{Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::LOGITS;
 use crate::model::facts::GraphFacts;
-use crate::model::shards::{End, Place, Processor};
+use crate::model::shards::{OuterModule, Place, Processor};
 
 /// The inputs that the CPU computes with.
 pub const ON_CPU: &str = "candidate/cpu/";
 
-/// The context binaries, and the graphs at their ends.
+/// The context binaries, and the graphs of the embedding and the head.
 pub struct Split {
     npu: Htp,
     cpu: OnnxRuntime,
@@ -34,15 +34,15 @@ impl Split {
         })
     }
 
-    /// What the graph of `end` makes of `inputs`.
-    fn run_end(
+    /// Runs the graph of `module` and returns its output `wanted`.
+    fn run_module(
         &mut self,
-        end: End,
+        module: OuterModule,
         graph: Graph,
         inputs: &BTreeMap<String, Tensor>,
         wanted: &str,
     ) -> Result<Vec<f32>> {
-        let file = format!("{}.onnx", end.graph_stem(graph.role()));
+        let file = format!("{}.onnx", module.graph_stem(graph.role()));
         let found = self
             .cpu
             .run_file(&file, inputs, &[wanted.into()])?
@@ -70,14 +70,14 @@ impl Engine for Split {
         let tokens = self.facts(graph)?.tokens as usize;
         let mut given = inputs.clone();
         if self.place.embedding == Processor::Cpu {
-            let name = End::Embedding.value();
-            let rows = self.run_end(End::Embedding, graph, inputs, name)?;
+            let name = OuterModule::Embedding.value();
+            let rows = self.run_module(OuterModule::Embedding, graph, inputs, name)?;
             given.insert(name.into(), Tensor::F32(vec![1, tokens, self.hidden], rows));
         }
         if self.place.head == Processor::Npu {
             return self.npu.run(graph, &given, wanted);
         }
-        let (name, logits) = (End::Head.value(), LOGITS);
+        let (name, logits) = (OuterModule::Head.value(), LOGITS);
         let of_npu: Vec<String> = wanted
             .iter()
             .filter(|wanted| *wanted != logits)
@@ -89,8 +89,8 @@ impl Engine for Split {
             vec![1, 1, tokens, self.hidden],
             found.remove(name).unwrap_or_default(),
         );
-        let head = self.run_end(
-            End::Head,
+        let head = self.run_module(
+            OuterModule::Head,
             graph,
             &[(name.to_string(), normal)].into(),
             logits,

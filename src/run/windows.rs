@@ -33,7 +33,7 @@ pub fn windows(
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
     let length = (length as usize)
-        .saturating_sub(tokenizer.first().iter().count())
+        .saturating_sub(tokenizer.bos_token().iter().count())
         .max(1);
     let windows: Vec<Vec<u32>> = tokens
         .chunks_exact(length)

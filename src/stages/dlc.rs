@@ -25,7 +25,7 @@ use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Context as _, Problem, Result};
 use crate::compile::{check_signatures, lowered, weight_elements};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{End, Place};
+use crate::model::shards::{OuterModule, Place};
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
@@ -175,14 +175,15 @@ fn graph_bytes((_, values): (u64, u64)) -> u64 {
 
 /// A DLC is of the whole graph.
 fn refuse_pieces(graph: &Manifest) -> Result<()> {
-    let ends: Vec<&str> = Place::of(&shards(graph)?).on_cpu().map(End::name).collect();
-    if ends.is_empty() {
+    let place = Place::of(&shards(graph)?);
+    let modules: Vec<&str> = place.on_cpu().map(OuterModule::name).collect();
+    if modules.is_empty() {
         return Ok(());
     }
-    let ends = ends.join(" and ");
+    let modules = modules.join(" and ");
     Err(Problem::new(
         "kiln::dlc::place",
-        format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
+        format!("a DLC holds the whole model, and this graph leaves {modules} to the CPU"),
     )
     .help(
         "leave `place` out of the `graph` stage, or wrap the finished context binary: slot \

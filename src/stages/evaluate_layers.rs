@@ -19,7 +19,7 @@ use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
-use crate::model::shards::{End, ROWS, Shard};
+use crate::model::shards::{OuterModule, ROWS, Shard};
 use crate::run::decoder::{Engine, Graph, Tensor, opening};
 use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, of_simulator};
 
@@ -122,7 +122,7 @@ impl TypedStage for EvaluateLayers {
             .values
             .get(ROWS)
             .map(|rows| Tensor::F32(vec![], rows.clone()));
-        given.extend(rows.map(|rows| (End::Embedding.value().to_string(), rows)));
+        given.extend(rows.map(|rows| (OuterModule::Embedding.value().to_string(), rows)));
         let mut shards = vec![];
         for (index, piece) in pieces.iter().enumerate() {
             job.check_cancelled()?;
@@ -243,7 +243,7 @@ impl Piece {
     /// What it takes and gives, by the names in the whole graph.
     fn ends(&self) -> impl Iterator<Item = String> {
         let of_whole = |name: &String| {
-            if name == End::Embedding.value() {
+            if name == OuterModule::Embedding.value() {
                 ROWS.into()
             } else {
                 name.clone()

@@ -463,7 +463,9 @@ impl Params {
             .into_iter()
             .chain(cut)
             .map(Piece::Layers);
-        Ok(layers.chain(self.place.on_cpu().map(Piece::End)).collect())
+        Ok(layers
+            .chain(self.place.on_cpu().map(Piece::Outer))
+            .collect())
     }
 
     /// Into how many shards `model` is cut.

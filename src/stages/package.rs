@@ -362,9 +362,10 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
         "device": { "time_to_first_token_ms": not_measured, "tokens_per_second": not_measured,
             "peak_memory_bytes": not_measured, "power_w": not_measured },
     });
-    for end in bundle.place.on_cpu() {
+    for module in bundle.place.on_cpu() {
         for role in ROLES {
-            metadata[CPU][end.name()][role] = json!(format!("{CPU}/{}.onnx", end.graph_stem(role)));
+            let file = format!("{CPU}/{}.onnx", module.graph_stem(role));
+            metadata[CPU][module.name()][role] = json!(file);
         }
     }
     Ok(metadata)

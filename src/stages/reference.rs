@@ -180,14 +180,14 @@ impl TypedStage for ReferenceStage {
         }
         if let Some(prompt) = prompt {
             let count = params.greedy as usize;
-            let choices = model.greedy(&prompt, count, tokenizer.ends(), |done| {
+            let choices = model.greedy(&prompt, count, tokenizer.stop_tokens(), |done| {
                 job.progress(done as u64, count as u64, "tokens");
                 job.check_cancelled()
             })?;
             let tokens: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
             let ended = tokens
                 .last()
-                .is_some_and(|token| tokenizer.ends().contains(token));
+                .is_some_and(|token| tokenizer.stop_tokens().contains(token));
             let text = tokenizer.decode(&tokens)?;
             let gaps = choices.iter().map(|choice| choice.gap).collect();
             let greedy = CanonJson::of(&Greedy {

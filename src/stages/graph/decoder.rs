@@ -20,16 +20,16 @@ use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
 use crate::model::onnx::{
     Builder, External, Function, Grid, Value, element_type, float, gain, int,
 };
-use crate::model::shards::{End, ROWS, Shard};
+use crate::model::shards::{OuterModule, ROWS, Shard};
 use crate::model::weight::WeightForm;
 
 /// What a graph computes of a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Piece {
-    /// Layers, with the ends that are not the CPU's.
+    /// Layers, with the embedding and the head unless the CPU computes them.
     Layers(Shard),
-    /// An end that is the CPU's.
-    End(End),
+    /// An embedding or a head that the CPU computes.
+    Outer(OuterModule),
 }
 
 impl Piece {
@@ -37,7 +37,7 @@ impl Piece {
     pub(super) fn graph_stem(&self, role: &str) -> String {
         match self {
             Piece::Layers(shard) => shard.graph_stem(role),
-            Piece::End(end) => end.graph_stem(role),
+            Piece::Outer(module) => module.graph_stem(role),
         }
     }
 
@@ -45,11 +45,11 @@ impl Piece {
     pub(super) fn suffix(&self) -> String {
         match self {
             Piece::Layers(Shard { part, of, .. }) => format!("{part}_of_{of}"),
-            Piece::End(end) => end.name().into(),
+            Piece::Outer(module) => module.name().into(),
         }
     }
 
-    /// What it computes of the model, if it is neither all nor an end.
+    /// What it computes of the model, if it is one of several shards.
     pub(super) fn shard(&self) -> Option<Shard> {
         match self {
             Piece::Layers(shard) if !shard.is_whole() => Some(*shard),
@@ -90,7 +90,7 @@ pub(super) fn decoder(
     let graph = match profile.piece {
         Piece::Layers(_) => Builder::rounding(grids.clone()),
         // The CPU gives floats; who takes them rounds them.
-        Piece::End(_) => Builder::default(),
+        Piece::Outer(_) => Builder::default(),
     };
     let mut decoder = Decoder {
         graph,
@@ -102,7 +102,7 @@ pub(super) fn decoder(
     };
     match profile.piece {
         Piece::Layers(shard) => decoder.layers(shard)?,
-        Piece::End(end) => decoder.end(end)?,
+        Piece::Outer(module) => decoder.outer_module(module)?,
     }
     Ok(decoder.graph.finish(&profile.name))
 }
@@ -184,16 +184,16 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn end(&mut self, end: End) -> Result<()> {
-        let result = match end {
-            End::Embedding => {
+    fn outer_module(&mut self, module: OuterModule) -> Result<()> {
+        let result = match module {
+            OuterModule::Embedding => {
                 let ids = self.host_input(HostInput::TokenIds);
-                self.embedding(end.value(), &ids)?
+                self.embedding(module.value(), &ids)?
             }
-            End::Head => {
+            OuterModule::Head => {
                 let normal = self
                     .graph
-                    .input(end.value(), element::FLOAT, &self.stream());
+                    .input(module.value(), element::FLOAT, &self.stream());
                 self.head(&normal)?
             }
         };
@@ -240,7 +240,7 @@ impl Decoder<'_> {
         if !shard.is_last() {
             return Ok(residual);
         }
-        let normal = self.norm(End::Head.value(), Role::FinalNorm, &residual);
+        let normal = self.norm(OuterModule::Head.value(), Role::FinalNorm, &residual);
         if shard.has_head() {
             self.head(&normal)
         } else {

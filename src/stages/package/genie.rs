@@ -20,7 +20,7 @@ pub struct Bundle<'a> {
     pub context: u32,
     /// The names of the context binaries, in order.
     pub binaries: &'a [String],
-    /// What computes the ends of the model.
+    /// What computes the embedding and the head.
     pub place: Place,
     /// The name of the table of rows, if there is one.
     pub table: Option<String>,
@@ -41,7 +41,7 @@ impl Bundle<'_> {
             tokenizer,
             ..
         } = self;
-        let ends = match tokenizer.ends() {
+        let stop_tokens = match tokenizer.stop_tokens() {
             [] => {
                 return Err(Problem::new(
                     "kiln::package::eos",
@@ -50,10 +50,12 @@ impl Bundle<'_> {
                 .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
             }
             [end] => json!(end),
-            ends => json!(ends),
+            ids => json!(ids),
         };
         // Genie puts this token before a text that does not begin with it; -1 for none.
-        let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
+        let first = tokenizer
+            .bos_token()
+            .map_or(json!(-1), |first| json!(first));
         let Rotary {
             layout: _,
             dims,
@@ -70,7 +72,7 @@ impl Bundle<'_> {
                 "version": 1,
                 "type": "basic",
                 "context": {
-                    "version": 1, "size": self.context, "n-vocab": model.vocab, "bos-token": first, "eos-token": ends,
+                    "version": 1, "size": self.context, "n-vocab": model.vocab, "bos-token": first, "eos-token": stop_tokens,
                 },
                 "sampler": {
                     "version": 1, "seed": params.seed, "temp": params.temp, "top-k": params.top_k, "top-p": params.top_p,
@@ -138,10 +140,10 @@ impl Bundle<'_> {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context,
             "clean_up_tokenization_spaces": false,
-            "add_bos_token": tokenizer.first().is_some(),
-            "eos_token": text(tokenizer.ends().first().copied())?,
+            "add_bos_token": tokenizer.bos_token().is_some(),
+            "eos_token": text(tokenizer.stop_tokens().first().copied())?,
         });
-        config["bos_token"] = json!(text(tokenizer.first())?);
+        config["bos_token"] = json!(text(tokenizer.bos_token())?);
         if let Some(template) = tokenizer.chat_template() {
             config["chat_template"] = json!(template);
         }

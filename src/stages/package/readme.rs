@@ -3,7 +3,7 @@
 
 use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
-use crate::model::shards::{End, Processor};
+use crate::model::shards::{OuterModule, Processor};
 
 /// The text. `build` is the version of the libraries that compiled the binaries:
 /// `v2.51.0.260929181845`.
@@ -41,12 +41,12 @@ fn files(bundle: &Bundle) -> String {
         .binaries
         .iter()
         .map(|file| (file.as_str(), "context binary for the HTP"));
-    let ends = bundle.place.on_cpu().map(|end| match end {
-        End::Embedding => (
+    let modules = bundle.place.on_cpu().map(|module| match module {
+        OuterModule::Embedding => (
             "cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx",
             "the embedding, for the CPU",
         ),
-        End::Head => (
+        OuterModule::Head => (
             "cpu/prefill-head.onnx`, `cpu/decode-head.onnx",
             "the head, for the CPU",
         ),
@@ -90,7 +90,7 @@ fn files(bundle: &Bundle) -> String {
     ];
     binaries
         .chain(table)
-        .chain(ends)
+        .chain(modules)
         .chain(weights)
         .chain(others)
         .chain(prompt)
@@ -102,30 +102,30 @@ fn files(bundle: &Bundle) -> String {
 /// What is the host's work, and what Genie makes of that.
 fn on_cpu(bundle: &Bundle) -> String {
     let place = bundle.place;
-    let ends: Vec<&str> = place.on_cpu().map(End::name).collect();
-    if ends.is_empty() {
+    let modules: Vec<&str> = place.on_cpu().map(OuterModule::name).collect();
+    if modules.is_empty() {
         return String::new();
     }
     let [hidden, vocab] = [bundle.model.hidden, bundle.model.vocab];
     let binaries = bundle.binaries.iter().map(|file| format!("`{file}`"));
-    let graph = |end: End| {
+    let graph = |module: OuterModule| {
         place
             .on_cpu()
-            .any(|other| other == end)
-            .then(|| format!("`cpu/ROLE-{}.onnx`", end.name()))
+            .any(|other| other == module)
+            .then(|| format!("`cpu/ROLE-{}.onnx`", module.name()))
     };
-    let way: Vec<String> = graph(End::Embedding)
+    let way: Vec<String> = graph(OuterModule::Embedding)
         .into_iter()
         .chain(binaries)
-        .chain(graph(End::Head))
+        .chain(graph(OuterModule::Head))
         .collect();
-    let row = |end: End| {
-        let (value, ids) = (end.value(), HostInput::TokenIds.name());
-        match end {
-            End::Embedding => {
+    let row = |module: OuterModule| {
+        let (value, ids) = (module.value(), HostInput::TokenIds.name());
+        match module {
+            OuterModule::Embedding => {
                 format!("| embedding | `{ids}` i32 [1, T] | `{value}` f32 [1, T, {hidden}] |\n")
             }
-            End::Head => format!(
+            OuterModule::Head => format!(
                 "| head | `{value}` f32 [1, 1, T, {hidden}] | `{LOGITS}` f32 [1, 1, T, {vocab}] \
                  |\n"
             ),
@@ -153,7 +153,7 @@ fn on_cpu(bundle: &Bundle) -> String {
          (opset 21) with their weights beside them. A call of T tokens,\nROLE being `prefill` or \
          `decode`, runs\n\n{}\n\nand what one gives, the next takes under the same name, in the \
          type that `metadata.json` says.\n\n| | takes | gives |\n|---|---|---|\n{}\n{genie}\n\n",
-        ends.join(" and the "),
+        modules.join(" and the "),
         way.join(" -> "),
         place.on_cpu().map(row).collect::<String>(),
     )

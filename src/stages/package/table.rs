@@ -12,7 +12,7 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
-use crate::model::shards::End;
+use crate::model::shards::OuterModule;
 use crate::model::weight::Element;
 
 /// Bytes that are written at a time.
@@ -60,7 +60,10 @@ pub fn write(job: &Job) -> Result<Table> {
 
 /// The power of two that the graph of the embedding multiplies its rows by.
 fn gain(job: &Job) -> Result<f32> {
-    let file = format!("{CPU}/{}.onnx", End::Embedding.graph_stem("prefill"));
+    let file = format!(
+        "{CPU}/{}.onnx",
+        OuterModule::Embedding.graph_stem("prefill")
+    );
     let model = onnx::decode(&job.read(&file)?)?;
     let mut nodes = model
         .graph

@@ -1,4 +1,13 @@
-//! How ggml packs codes into bytes: adjacent values are in adjacent bytes, not in adjacent bits.
+//! Helpers of the formats. ggml packs adjacent values into adjacent bytes, not into adjacent bits.
+
+/// Each block of `BYTES` bytes with its `LEN` values in `out`.
+pub(super) fn with_values<'a, const BYTES: usize, const LEN: usize>(
+    blocks: &'a [u8],
+    out: &'a mut [f32],
+) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [f32; LEN])> {
+    let values = out.as_chunks_mut().0;
+    blocks.as_chunks().0.iter().zip(values)
+}
 
 /// `LEN` 4-bit codes, in groups of `2 * half`: the first half of a group is in the low nibbles of
 /// `half` bytes, the second in the high ones.

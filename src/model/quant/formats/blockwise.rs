@@ -1,6 +1,7 @@
 //! A format that is defined by one function, which unpacks a block. Decoding and splitting both use
 //! it, so they cannot disagree.
 
+use super::bits::with_values;
 use crate::model::quant::elements::{write_codes, write_numbers};
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split};
 use crate::model::weight::Element;
@@ -43,13 +44,10 @@ impl<const BYTES: usize, const LEN: usize, const RUNS: usize> QuantFormat
     for Blockwise<BYTES, LEN, RUNS>
 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        let blocks = blocks.as_chunks::<BYTES>().0;
-        let outs = out.as_chunks_mut::<LEN>().0;
-        for (block, out) in blocks.iter().zip(outs) {
+        for (block, out) in with_values::<BYTES, LEN>(blocks, out) {
             let parts = (self.parts)(block);
-            let runs = out.chunks_exact_mut(LEN / RUNS);
-            let codes = parts.codes.chunks_exact(LEN / RUNS);
-            for (run, (out, codes)) in runs.zip(codes).enumerate() {
+            for (run, out) in out.chunks_exact_mut(LEN / RUNS).enumerate() {
+                let codes = &parts.codes[run * (LEN / RUNS)..][..LEN / RUNS];
                 let (scale, offset) = (parts.scales[run], parts.offsets[run]);
                 for (out, code) in out.iter_mut().zip(codes) {
                     let product = f32::from(*code) * scale;

@@ -1,6 +1,6 @@
 //! Q4_0: 32 values `d * (q - 8)`, d f16 of either sign. `block_q4_0` of ggml-common.h.
 
-use super::bits::pair_nibbles;
+use super::bits::{pair_nibbles, with_values};
 use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
@@ -14,8 +14,7 @@ const _: () = assert!(BYTES == 2 + LEN / 2);
 
 /// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    let outs = out.as_chunks_mut::<LEN>().0;
-    for ([d0, d1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(outs) {
+    for ([d0, d1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
         let d = read_f16([*d0, *d1]);
         for (j, code) in codes.iter().enumerate() {
             out[j] = ((code & 0x0f) as i32 - 8) as f32 * d;
@@ -49,12 +48,12 @@ impl BlockGrid for Q4_0 {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let blocks = blocks.as_chunks::<BYTES>().0.iter();
-        let pairs = out.codes.as_chunks_mut::<16>().0;
-        let scales = out.scales.as_chunks_mut::<2>().0;
-        for (([d0, d1, codes @ ..], pairs), scale) in blocks.zip(pairs).zip(scales) {
-            *pairs = pair_nibbles(codes);
-            *scale = [*d0, *d1];
+        let blocks = blocks.as_chunks::<BYTES>().0;
+        let pairs = &mut out.codes.as_chunks_mut().0[..blocks.len()];
+        let scales = &mut out.scales.as_chunks_mut().0[..blocks.len()];
+        for (i, [d0, d1, codes @ ..]) in blocks.iter().enumerate() {
+            pairs[i] = pair_nibbles(codes);
+            scales[i] = [*d0, *d1];
         }
         // In 4-bit two's complement, q - 8 is q with its top bit flipped. Inside of the loop above,
         // this would be three times slower.

@@ -1,6 +1,6 @@
 //! Q4_1: 32 values `d * q + m`, d and m f16. `block_q4_1` of ggml-common.h.
 
-use super::bits::pair_nibbles;
+use super::bits::{pair_nibbles, with_values};
 use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
@@ -14,8 +14,7 @@ const _: () = assert!(BYTES == 2 + 2 + LEN / 2);
 
 /// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    let outs = out.as_chunks_mut::<LEN>().0;
-    for ([d0, d1, m0, m1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(outs) {
+    for ([d0, d1, m0, m1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
         let (d, m) = (read_f16([*d0, *d1]), read_f16([*m0, *m1]));
         for (j, code) in codes.iter().enumerate() {
             // The product has 11 + 4 significant bits. So it is exact and only the sum rounds, with
@@ -51,15 +50,14 @@ impl BlockGrid for Q4_1 {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let blocks = blocks.as_chunks::<BYTES>().0.iter();
-        let pairs = out.codes.as_chunks_mut::<16>().0;
-        let scales = out.scales.as_chunks_mut::<2>().0;
-        let offsets = out.offsets.as_chunks_mut::<2>().0;
-        for (((block, pairs), scale), offset) in blocks.zip(pairs).zip(scales).zip(offsets) {
-            let [d0, d1, m0, m1, codes @ ..] = block;
-            *pairs = pair_nibbles(codes);
-            *scale = [*d0, *d1];
-            *offset = [*m0, *m1];
+        let blocks = blocks.as_chunks::<BYTES>().0;
+        let pairs = &mut out.codes.as_chunks_mut().0[..blocks.len()];
+        let scales = &mut out.scales.as_chunks_mut().0[..blocks.len()];
+        let offsets = &mut out.offsets.as_chunks_mut().0[..blocks.len()];
+        for (i, [d0, d1, m0, m1, codes @ ..]) in blocks.iter().enumerate() {
+            pairs[i] = pair_nibbles(codes);
+            scales[i] = [*d0, *d1];
+            offsets[i] = [*m0, *m1];
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Q6_K: 256 values `d * sc * (q - 32)`, d f16, sc a signed byte for each 16 values.
 //! `block_q6_K` of ggml-common.h.
 
+use super::bits::with_values;
 use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
@@ -47,15 +48,13 @@ pub(in crate::model::quant) fn scale_of(d: f32, sub_scale: u8) -> f32 {
 
 /// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    let outs = out.as_chunks_mut::<LEN>().0;
-    for (block, out) in blocks.as_chunks::<BYTES>().0.iter().zip(outs) {
+    for (block, out) in with_values::<BYTES, LEN>(blocks, out) {
         let (low, high, sub_scales, d) = fields(block);
         let codes = unpack_codes(low, high);
-        let outs = out.as_chunks_mut::<SUB_BLOCK>().0.iter_mut();
         let codes = codes.as_chunks::<SUB_BLOCK>().0;
-        for ((out, codes), sub_scale) in outs.zip(codes).zip(sub_scales) {
-            let scale = scale_of(d, *sub_scale);
-            *out = codes.map(|code| scale * code as f32);
+        for (i, out) in out.as_chunks_mut::<SUB_BLOCK>().0.iter_mut().enumerate() {
+            let scale = scale_of(d, sub_scales[i]);
+            *out = codes[i].map(|code| scale * code as f32);
         }
     }
 }
@@ -85,14 +84,13 @@ impl BlockGrid for Q6K {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let blocks = blocks.as_chunks::<BYTES>().0.iter();
-        let outs = out.codes.as_chunks_mut::<LEN>().0;
-        let scales = out.scales.as_chunks_mut::<64>().0;
-        for ((block, out), scales) in blocks.zip(outs).zip(scales) {
+        let codes = out.codes.as_chunks_mut::<LEN>().0;
+        let scales = out.scales.as_chunks_mut::<{ 4 * LEN / SUB_BLOCK }>().0;
+        for (i, block) in blocks.as_chunks::<BYTES>().0.iter().enumerate() {
             let (low, high, sub_scales, d) = fields(block);
-            *out = unpack_codes(low, high).map(|code| code as u8);
-            for (bytes, sub_scale) in scales.as_chunks_mut::<4>().0.iter_mut().zip(sub_scales) {
-                *bytes = scale_of(d, *sub_scale).to_le_bytes();
+            codes[i] = unpack_codes(low, high).map(|code| code as u8);
+            for (scale, sub_scale) in scales[i].as_chunks_mut().0.iter_mut().zip(sub_scales) {
+                *scale = scale_of(d, *sub_scale).to_le_bytes();
             }
         }
     }

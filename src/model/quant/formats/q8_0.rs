@@ -1,5 +1,6 @@
 //! Q8_0: 32 values `d * q`, d f16, q a signed byte. `block_q8_0` of ggml-common.h.
 
+use super::bits::with_values;
 use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
@@ -13,8 +14,7 @@ const _: () = assert!(BYTES == 2 + LEN);
 
 /// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    let outs = out.as_chunks_mut::<LEN>().0;
-    for ([d0, d1, codes @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(outs) {
+    for ([d0, d1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
         let d = read_f16([*d0, *d1]);
         *out = codes.map(|code| code as i8 as f32 * d);
     }
@@ -45,12 +45,12 @@ impl BlockGrid for Q8_0 {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let blocks = blocks.as_chunks::<BYTES>().0.iter();
-        let outs = out.codes.as_chunks_mut::<LEN>().0;
-        let scales = out.scales.as_chunks_mut::<2>().0;
-        for (([d0, d1, codes @ ..], out), scale) in blocks.zip(outs).zip(scales) {
-            *out = *codes;
-            *scale = [*d0, *d1];
+        let blocks = blocks.as_chunks::<BYTES>().0;
+        let out_codes = &mut out.codes.as_chunks_mut().0[..blocks.len()];
+        let scales = &mut out.scales.as_chunks_mut().0[..blocks.len()];
+        for (i, [d0, d1, codes @ ..]) in blocks.iter().enumerate() {
+            out_codes[i] = *codes;
+            scales[i] = [*d0, *d1];
         }
     }
 }

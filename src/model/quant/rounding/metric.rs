@@ -251,7 +251,7 @@ fn bad(what: &str) -> Problem {
 
 /// What is added to a diagonal of H that consists of `squares`.
 fn damping_for(squares: &[f32]) -> f64 {
-    let sum: f64 = squares.iter().copied().map(f64::from).sum();
+    let sum: f64 = squares.iter().map(|square| f64::from(*square)).sum();
     DAMPING * (sum / squares.len().max(1) as f64)
 }
 

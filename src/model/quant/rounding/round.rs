@@ -85,18 +85,18 @@ impl Rounding for Int8Blocks {
     }
 
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize> {
-        let blocks = values.as_chunks::<{ Self::BLOCK }>().0.iter();
         let codes = codes.as_chunks_mut().0;
         let scale_bytes = scales.as_chunks_mut().0;
-        for ((values, codes), scale) in blocks.zip(codes).zip(scale_bytes) {
+        let blocks = values.as_chunks::<{ Self::BLOCK }>().0;
+        for (block, values) in blocks.iter().enumerate() {
             let mut largest = 0;
             for value in values {
                 largest = largest.max(magnitude(*value));
             }
             let d = f32::from_bits(largest) / 127.0;
             let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            *codes = values.map(|value| round_away(value * inverse) as u8);
-            *scale = f16::from_f32(d).to_le_bytes();
+            codes[block] = values.map(|value| round_away(value * inverse) as u8);
+            scale_bytes[block] = f16::from_f32(d).to_le_bytes();
         }
         let Some(block) = first_non_finite(Element::F16, scales) else {
             return Ok(());
@@ -112,12 +112,12 @@ impl Rounding for Int8Blocks {
     }
 
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
-        let blocks = codes.as_chunks::<{ Self::BLOCK }>().0.iter();
         let scales = scales.as_chunks().0;
-        let out = values.as_chunks_mut().0;
-        for ((codes, scale), out) in blocks.zip(scales).zip(out) {
-            let scale = read_f16(*scale);
-            *out = codes.map(|code| code as i8 as f32 * scale);
+        let values = values.as_chunks_mut().0;
+        let blocks = codes.as_chunks::<{ Self::BLOCK }>().0;
+        for (block, codes) in blocks.iter().enumerate() {
+            let scale = read_f16(scales[block]);
+            values[block] = codes.map(|code| code as i8 as f32 * scale);
         }
     }
 }
