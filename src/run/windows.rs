@@ -40,7 +40,7 @@ pub fn windows(
         .take(count as usize)
         .map(|piece| {
             tokenizer
-                .first()
+                .bos_token()
                 .into_iter()
                 .chain(piece.iter().copied())
                 .collect()
