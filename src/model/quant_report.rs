@@ -1,5 +1,5 @@
-//! The quantization report of a model: encoding, size and error of each tensor. This is the error of
-//! the stored weights; `fidelity.rs` measures the predictions that a model computes with them.
+//! The quantization report of a model: encoding, size and error of each tensor. This is the error
+//! of the stored weights; `fidelity.rs` measures the predictions that a model computes with them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -49,8 +49,8 @@ impl QuantReport {
     /// The first bytes of the canonical text.
     pub const MAGIC: &'static [u8] = b"{\"quantization_report\":";
 
-    /// The report of parts named `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts and
-    /// sizes.
+    /// The report of parts named `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
+    /// and sizes.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, weight) in stored(parts)? {
@@ -59,7 +59,7 @@ impl QuantReport {
             let Some(error) = weight.error else {
                 return Err(bad_tensor(
                     &name,
-                    "no part says how far it is from its source",
+                    "no part has its error against the source",
                 ));
             };
             let entry = Entry {
@@ -252,7 +252,8 @@ mod tests {
         assert_eq!(
             report().to_string(),
             "scheme       source   tensors   exact      bytes bits/weight  worst SQNR\n\
-             lpbq-32      Q4_0           1       0     1.2 kB        4.50  26.25 dB, blk.2.ffn_up.weight; at most 0.125 % clipped\n\
+             lpbq-32      Q4_0           1       0     1.2 kB        4.50  26.25 dB, \
+             blk.2.ffn_up.weight; at most 0.125 % clipped\n\
              native       Q4_0           2       2     2.3 kB        4.50  -\n"
         );
         let table = report().table();

@@ -1,6 +1,6 @@
-//! The reference implementation: a decoder in f32 with plain loops and matrix products, which shares
-//! no code with the graphs. `tests/it/reference.rs` compares it with an f64 implementation and with
-//! llama.cpp.
+//! The reference implementation: a decoder in f32 with plain loops and matrix products, which
+//! shares no code with the graphs. `tests/it/reference.rs` compares it with an f64 implementation
+//! and with llama.cpp.
 //!
 //! It processes all texts layer by layer. Only some rows of one matrix are in memory at a time, so
 //! a model may be much larger than the memory.
@@ -348,7 +348,8 @@ impl<'a> Reference<'a> {
         Ok((stream, kv_caches))
     }
 
-    /// The weighted values of all heads, `[tokens, heads * head_dim]`, and the KV cache of each text.
+    /// The weighted values of all heads, `[tokens, heads * head_dim]`, and the KV cache of each
+    /// text.
     fn attention(
         &self,
         form: &LayerForm,

@@ -14,7 +14,10 @@ use crate::base::{Context, Problem, Result};
 /// The regex of GPT-2: words, contractions, numbers and runs of symbols.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// The regex of Qwen2: contractions in any case, single digits, separate line breaks.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 
 /// How text is split before merging, by `tokenizer.ggml.pre`: each regex splits the results of the
 /// previous one. From llama.cpp, `src/llama-vocab.cpp`.
@@ -30,8 +33,8 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
 /// The texts of tokens that end a text, a turn or a message. A file rarely names all of them;
-/// llama.cpp finds the others by their text too (`src/llama-vocab.cpp`). They must be special tokens:
-/// the ordinary token `</s>` of Gemma is HTML.
+/// llama.cpp finds the others by their text too (`src/llama-vocab.cpp`). They must be special
+/// tokens: the ordinary token `</s>` of Gemma is HTML.
 const STOP_TOKENS: [&str; 23] = [
     "<|eot_id|>",
     "<|eom_id|>",
@@ -135,7 +138,7 @@ impl Tokenizer {
     }
 
     /// The tokens that end a text, a turn or a message: first those that the file names, beginning
-    /// with the end of a text, then those that are known by their text.
+    /// with the end of a text, then those that are recognised by their text.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }

@@ -96,8 +96,9 @@ impl<'a> Chunk<'a> {
 }
 
 impl<'a> BlockTensor<'a> {
-    /// A tensor with these `facts` and `bytes`. An error if it is neither a vector nor a matrix or is
-    /// empty, if the number of bytes is wrong, or if the heads do not divide the rows into pairs.
+    /// A tensor with these `facts` and `bytes`. An error if it is neither a vector nor a matrix or
+    /// is empty, if the number of bytes is wrong, or if the heads do not divide the rows into
+    /// pairs.
     pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
         let problem = |message: String| Problem::new("kiln::model::tensor", message);
         let shape = &facts.shape;

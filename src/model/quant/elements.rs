@@ -1,5 +1,5 @@
-//! Reads and writes the elements of blobs. They are little-endian; two 4-bit codes share a byte, the
-//! even element in the low nibble.
+//! Reads and writes the elements of blobs. They are little-endian; two 4-bit codes share a byte,
+//! the even element in the low nibble.
 
 use half::{bf16, f16};
 

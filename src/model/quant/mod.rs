@@ -21,8 +21,8 @@ use crate::model::weight::Element;
 
 /// A storage format of ggml that kiln decodes.
 pub trait QuantFormat: Sync {
-    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` has their
-    /// number of values.
+    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` has
+    /// their number of values.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
     /// The same with non-temporal stores where the processor has them. For outputs much larger than
@@ -61,8 +61,8 @@ pub trait BlockGrid: Sync {
     /// The layout of its three blobs.
     fn layout(&self) -> GridLayout;
 
-    /// Splits whole blocks without rounding: `code * scale + offset` in f32 is the decoded value, bit
-    /// for bit. Each slice of `out` has the length of [`GridLayout::bytes`].
+    /// Splits whole blocks without rounding: `code * scale + offset` in f32 is the decoded value,
+    /// bit for bit. Each slice of `out` has the length of [`GridLayout::bytes`].
     fn split(&self, blocks: &[u8], out: Split<'_>);
 }
 

@@ -137,8 +137,8 @@ impl Matrix {
     }
 }
 
-/// Writes the product of `a` and a matrix of `n` columns into `product`, from column `first` on. The
-/// element `[i, j]` of that matrix is the value `i * b_rows + j * b_columns` of `b`.
+/// Writes the product of `a` and a matrix of `n` columns into `product`, from column `first` on.
+/// The element `[i, j]` of that matrix is the value `i * b_rows + j * b_columns` of `b`.
 fn multiply(
     a: &Matrix,
     b: &Matrix,

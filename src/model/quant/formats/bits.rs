@@ -54,8 +54,8 @@ pub(super) fn u16_at(bytes: &[u8], index: usize) -> u16 {
     u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])
 }
 
-/// Repacks 32 nibbles. ggml has element j in the low nibble of byte j and element j + 16 in the high
-/// one; the result has each even element in a low nibble and its successor in the high one.
+/// Repacks 32 nibbles. ggml has element j in the low nibble of byte j and element j + 16 in the
+/// high one; the result has each even element in a low nibble and its successor in the high one.
 pub(super) fn pair_nibbles(ggml: &[u8; 16]) -> [u8; 16] {
     std::array::from_fn(|k| match k {
         0..8 => (ggml[2 * k] & 0x0f) | (ggml[2 * k + 1] << 4),

@@ -1,8 +1,8 @@
 //! Codebooks: a code of the IQ formats encodes four or eight magnitudes at once. Their signs are
 //! stored separately.
 
-/// Unpacks numbers that hold `N` digits of `bits` bits each, the first in the lowest bits. The value
-/// of digit d is `digits[d]`.
+/// Unpacks numbers that hold `N` digits of `bits` bits each, the first in the lowest bits. The
+/// value of digit d is `digits[d]`.
 pub(super) const fn unpack<const N: usize, const ENTRIES: usize>(
     packed: &[u16; ENTRIES],
     digits: &[i8],

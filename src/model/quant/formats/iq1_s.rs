@@ -1,5 +1,5 @@
-//! IQ1_S: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, in groups of eight, d f16, sc three bits and
-//! a sign for every 32 values. `block_iq1_s` of ggml-common.h.
+//! IQ1_S: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, in groups of eight, d f16, sc three bits
+//! and a sign for every 32 values. `block_iq1_s` of ggml-common.h.
 
 use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};

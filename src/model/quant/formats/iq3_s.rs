@@ -1,5 +1,5 @@
-//! IQ3_S: 256 values `d * (2 sc + 1) * ±book[q]`, in groups of four, d f16, sc four bits for every 32
-//! values. `block_iq3_s` of ggml-common.h.
+//! IQ3_S: 256 values `d * (2 sc + 1) * ±book[q]`, in groups of four, d f16, sc four bits for every
+//! 32 values. `block_iq3_s` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
 use super::codebook::{apply_signs, unpack};

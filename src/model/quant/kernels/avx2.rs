@@ -116,9 +116,8 @@ fn to_f16(values: &[f32], out: &mut [u8]) {
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is eight f32 and `out` 16 bytes; neither needs alignment.
         unsafe {
-            let halves =
-                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(run.as_ptr()));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), halves);
+            let f16s = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(run.as_ptr()));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), f16s);
         }
     }
     scalar::to_f16(rest, out_rest);

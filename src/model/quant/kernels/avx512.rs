@@ -109,9 +109,8 @@ fn to_f16(values: &[f32], out: &mut [u8]) {
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is 16 f32 and `out` 32 bytes; neither needs alignment.
         unsafe {
-            let halves =
-                _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(run.as_ptr()));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+            let f16s = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm512_loadu_ps(run.as_ptr()));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), f16s);
         }
     }
     scalar::to_f16(rest, out_rest);
@@ -221,8 +220,8 @@ impl<'a, const STREAMING: bool> Sink<'a, STREAMING> {
         }
     }
 
-    /// Writes sixteen bytes of two codes each, as the values of `table` at the codes. The permutation
-    /// uses the low four bits of an index.
+    /// Writes sixteen bytes of two codes each, as the values of `table` at the codes. The
+    /// permutation uses the low four bits of an index.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     fn push_pairs(&mut self, pairs: &[u8; 16], table: __m512) {
         let pairs = _mm512_cvtepu8_epi32(load(pairs));

@@ -1,8 +1,8 @@
 //! SIMD kernels of the inner loops, one set per instruction set. The scalar kernels are the
 //! reference: `tests/it/kernels.rs` checks that all others yield the same bits.
 //!
-//! The compiler vectorizes all other loops, with SSE2 on x86-64 and NEON on AArch64, which every such
-//! processor has.
+//! The compiler vectorizes all other loops, with SSE2 on x86-64 and NEON on AArch64, which every
+//! such processor has.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

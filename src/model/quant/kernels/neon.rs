@@ -1,5 +1,5 @@
-//! NEON: sixteen values at a time, in four registers. Its non-temporal stores are only a hint, so the
-//! streaming decoders are the ordinary ones. Tested under qemu; the speed was not measured.
+//! NEON: sixteen values at a time, in four registers. Its non-temporal stores are only a hint, so
+//! the streaming decoders are the ordinary ones. Tested under qemu; the speed was not measured.
 #![allow(unsafe_code)]
 
 use std::arch::aarch64::*;
@@ -125,8 +125,8 @@ fn to_f16(values: &[f32], out: &mut [u8]) {
     for (run, out) in runs.iter().zip(outs) {
         // SAFETY: `run` is four f32 and `out` eight bytes; neither needs alignment.
         unsafe {
-            let halves = narrow(vld1q_f32(run.as_ptr()));
-            vst1_u8(out.as_mut_ptr(), vreinterpret_u8_u16(halves));
+            let f16s = narrow(vld1q_f32(run.as_ptr()));
+            vst1_u8(out.as_mut_ptr(), vreinterpret_u8_u16(f16s));
         }
     }
     scalar::to_f16(rest, out_rest);
@@ -197,11 +197,16 @@ fn splat_f16(low: u8, high: u8) -> float32x4_t {
 
 /// Converts f16 to f32. The intrinsic is newer than the oldest Rust that `Cargo.toml` allows.
 #[target_feature(enable = "neon")]
-fn widen(halves: uint16x4_t) -> float32x4_t {
+fn widen(f16s: uint16x4_t) -> float32x4_t {
     let f32s;
     // SAFETY: it reads a register and writes another.
     unsafe {
-        asm!("fcvtl {:v}.4s, {:v}.4h", lateout(vreg) f32s, in(vreg) halves, options(pure, nomem, nostack))
+        asm!(
+            "fcvtl {:v}.4s, {:v}.4h",
+            lateout(vreg) f32s,
+            in(vreg) f16s,
+            options(pure, nomem, nostack)
+        )
     };
     f32s
 }
@@ -209,12 +214,17 @@ fn widen(halves: uint16x4_t) -> float32x4_t {
 /// Converts f32 to the nearest f16, ties to even. The intrinsic is as new.
 #[target_feature(enable = "neon")]
 fn narrow(f32s: float32x4_t) -> uint16x4_t {
-    let halves;
+    let f16s;
     // SAFETY: it reads a register and writes another.
     unsafe {
-        asm!("fcvtn {:v}.4h, {:v}.4s", lateout(vreg) halves, in(vreg) f32s, options(pure, nomem, nostack))
+        asm!(
+            "fcvtn {:v}.4h, {:v}.4s",
+            lateout(vreg) f16s,
+            in(vreg) f32s,
+            options(pure, nomem, nostack)
+        )
     };
-    halves
+    f16s
 }
 
 /// The low and the high nibbles.

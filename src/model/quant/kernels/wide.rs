@@ -1,5 +1,5 @@
-//! Runs a loop of plain Rust that is compiled for several instruction sets. Every operation is rounded
-//! separately, as the compiler fuses nothing, so the result is the same for all of them.
+//! Runs a loop of plain Rust that is compiled for several instruction sets. Every operation is
+//! rounded separately, as the compiler fuses nothing, so the result is the same for all of them.
 #![allow(unsafe_code)]
 
 /// A loop that gains from wider registers.

@@ -86,29 +86,29 @@ impl Metric {
 
     /// From all second moments of the inputs, row-major. The columns of a `block` stay together;
     /// those with larger moments come first, while later columns can still compensate their errors.
-    /// An error if `given` has the wrong size, is not finite or is not positive definite.
-    pub fn full(given: &[f32], columns: usize, block: Option<u32>) -> Result<Self> {
-        if Some(given.len()) != columns.checked_mul(columns) || columns == 0 {
+    /// An error if `matrix` has the wrong size, is not finite or is not positive definite.
+    pub fn full(matrix: &[f32], columns: usize, block: Option<u32>) -> Result<Self> {
+        if Some(matrix.len()) != columns.checked_mul(columns) || columns == 0 {
             return Err(bad(&format!(
                 "{} numbers are no moments of {columns} inputs",
-                given.len()
+                matrix.len()
             )));
         }
-        for moment in given {
+        for moment in matrix {
             if !moment.is_finite() {
                 return Err(bad("a moment is no number"));
             }
         }
-        let squares: Vec<f32> = given.iter().step_by(columns + 1).copied().collect();
+        let squares: Vec<f32> = matrix.iter().step_by(columns + 1).copied().collect();
         let damping = damping_for(&squares);
         if damping <= 0.0 {
             return Ok(Metric::plain(columns, block));
         }
         let order = column_order(&squares, block_len(block, columns));
-        let mut moments = vec![0.0; given.len()];
+        let mut moments = vec![0.0; matrix.len()];
         let rows = moments.par_chunks_mut(columns).enumerate();
         rows.for_each(|(position, out)| {
-            let row = &given[order[position] * columns..][..columns];
+            let row = &matrix[order[position] * columns..][..columns];
             for (out, column) in out.iter_mut().zip(&order) {
                 *out = row[*column];
             }
@@ -260,8 +260,8 @@ fn add_damping(square: f32, damping: f64) -> f32 {
     (f64::from(square) + damping) as f32
 }
 
-/// All columns, by descending `squares`: blocks by their sum, and columns within a block. Equal ones
-/// keep their order.
+/// All columns, by descending `squares`: blocks by their sum, and columns within a block. Equal
+/// ones keep their order.
 fn column_order(squares: &[f32], block: usize) -> Vec<usize> {
     let mut blocks: Vec<(f64, Vec<usize>)> = vec![];
     for first in (0..squares.len()).step_by(block) {
@@ -279,7 +279,8 @@ fn column_order(squares: &[f32], block: usize) -> Vec<usize> {
 }
 
 /// Replaces the lower triangle of `matrix` by its Cholesky factor: a panel of columns at a time,
-/// then all rows below the panel in parallel. Each element is summed by one thread in a fixed order.
+/// then all rows below the panel in parallel. Each element is summed by one thread in a fixed
+/// order.
 fn cholesky(matrix: &mut [f64], size: usize) -> Result<()> {
     for first in (0..size).step_by(PANEL) {
         let end = (first + PANEL).min(size);

@@ -167,8 +167,8 @@ pub fn round(
     Ok(total)
 }
 
-/// Decodes, rounds, restores and measures a chunk, one tile at a time, so that the tile stays in the
-/// L1 cache.
+/// Decodes, rounds, restores and measures a chunk, one tile at a time, so that the tile stays in
+/// the L1 cache.
 fn round_chunk(
     tensor: &BlockTensor,
     chunk: &Chunk,

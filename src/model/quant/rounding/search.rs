@@ -471,8 +471,8 @@ pub(super) fn subtract_products(mut start: Lanes, errors: &[Lanes], factors: &[f
     start
 }
 
-/// The nearest integer, ties to even, for magnitudes below 2^22: the sum with 1.5 * 2^23 has no bits
-/// for a fraction.
+/// The nearest integer, ties to even, for magnitudes below 2^22: the sum with 1.5 * 2^23 has no
+/// bits for a fraction.
 #[inline(always)]
 fn nearest(value: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0;
