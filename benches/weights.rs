@@ -135,7 +135,8 @@ fn far() {
         let ggml_type = GgmlType::by_name(name).expect("a known type");
         let blocks = blocks(ggml_type);
         let format = ggml_type.format;
-        let ours = best(|| decode_far(ggml_type, format, black_box(&blocks), black_box(&mut out)));
+        let ours =
+            best(|| decode_streaming(ggml_type, format, black_box(&blocks), black_box(&mut out)));
         let report = |who: &str, seconds: f64, theirs: Option<f64>| {
             let ratio = theirs.map_or("not measured".into(), |theirs| {
                 format!("{:.2}", theirs / seconds)

@@ -63,14 +63,14 @@ pub fn on_cpu<'a>(
     model: &DecoderSpec,
 ) -> Result<Vec<(String, &'a Part)>> {
     let (tensors, mut parts) = (by_name(model), vec![]);
-    for end in place.on_cpu() {
+    for module in place.on_cpu() {
         for role in roles {
-            let file = format!("{}.onnx", end.graph_stem(role));
+            let file = format!("{}.onnx", module.graph_stem(role));
             parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
         }
         for (name, part) in graph.under("weights") {
             if let Some(role) = role_of_blob(&tensors, name)
-                && end.reads(role, model)
+                && module.reads(role, model)
             {
                 parts.push((format!("{CPU}/weights/{name}"), part));
             }

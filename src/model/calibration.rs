@@ -1,55 +1,55 @@
-//! What a calibration tells of the values of a graph: the words of `activations.json`.
+//! The results of a calibration: statistics of the values of a graph (`activations.json`).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Every float value of a graph, by name.
+/// The statistics of every float value of a graph, by name.
 pub type Activations = BTreeMap<String, Activation>;
 
-/// What one value held over all windows.
+/// Statistics of one value over all windows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Activation {
-    /// Elements that were seen.
+    /// Number of elements.
     pub count: u64,
-    /// Those that were zero: an empty cache, for one.
+    /// Number of zeros, for example in an empty cache.
     pub zeros: u64,
-    /// The least element.
+    /// Smallest element.
     pub min: f32,
-    /// The greatest element.
+    /// Largest element.
     pub max: f32,
     /// Mean of the squares.
     pub mean_square: f64,
-    /// Mean of the squares of what is neither zero nor above `p99`: a few outliers do not hide in
-    /// it.
+    /// Mean of the squares of the elements that are not zero and not above `p99`, so without
+    /// outliers.
     pub bulk_square: f64,
-    /// 99 % of the magnitudes are at most this, to a sixteenth of an octave.
+    /// 99th percentile of the magnitudes, to a sixteenth of an octave.
     pub p99: f32,
-    /// 99.9 %, likewise.
+    /// 99.9th percentile, to the same accuracy.
     pub p99_9: f32,
-    /// 99.99 %, likewise.
+    /// 99.99th percentile, to the same accuracy.
     pub p99_99: f32,
 }
 
-/// The part that has the means of the keys.
+/// Name of the part with the means of the keys.
 pub const KEY_MEANS: &str = "key_means.json";
 
-/// Of each layer the mean of its rotated keys, before any is centred: `[kv_heads * head_dim]`.
+/// The mean of the rotated keys of each layer, before centring: `[kv_heads * head_dim]`.
 pub type KeyMeans = BTreeMap<u32, Vec<f64>>;
 
-/// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys: what
-/// was taken out of their bias, less their centre. `[kv_heads * head_dim]`.
+/// In a graph that centres keys, the constant `KEY.shift` is added to a layer's rotated keys. It is
+/// the vector u that was subtracted from their bias, minus their centre. `[kv_heads * head_dim]`.
 pub const KEY_SHIFT: &str = "shift";
-/// The constant `KEY.turn` tells what was taken out of the bias, u: in row r, in the column of 1 -
-/// cos of the angle by which r turns, `r % (head_dim / 2)`, it has `-u_r`. `[kv_heads * head_dim,
+/// The constant `KEY.turn` holds u for the rotation: row r has `-u_r` in column
+/// `r % (head_dim / 2)`, which is multiplied by 1 - cos of the angle of r. `[kv_heads * head_dim,
 /// head_dim]`.
 pub const KEY_TURN: &str = "turn";
 
 /// Facts of `diagonal/TENSOR` and `moments/TENSOR`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MomentFacts {
-    /// Columns of the weight: the width of its input.
+    /// Columns of the weight, which is the width of its input.
     pub columns: u64,
-    /// Inputs over which the mean was taken.
+    /// Number of inputs in the mean.
     pub tokens: u64,
 }

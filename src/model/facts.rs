@@ -1,5 +1,5 @@
-//! What the parts of an artifact say of themselves: the words that stages hand over besides bytes.
-//! Facts take part in keys, so every field is deterministic. `docs/artifacts.md` shows them in use.
+//! Facts: the metadata that stages attach to the parts of an artifact. Facts are part of keys, so
+//! every field is deterministic. `docs/artifacts.md` shows them in use.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +7,11 @@ use super::decoder::Structure;
 use super::shards::{Place, Shard};
 use super::weight::{Element, WeightUse};
 
-/// What a decoder-only transformer is, as facts hold it. Programs read it as a
+/// A decoder-only transformer as facts. Code uses it as a
 /// [`DecoderSpec`](super::decoder::DecoderSpec).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// What its file calls the architecture: `llama`.
+    /// Name of the architecture in the model file: `llama`.
     pub architecture: String,
     /// Number of decoder layers.
     pub block_count: u32,
@@ -33,13 +33,13 @@ pub struct ModelFacts {
     pub rms_epsilon: f32,
     /// The base of RoPE's frequencies.
     pub rope_freq_base: f32,
-    /// How the rows of `attn_q` and `attn_k` are laid out for RoPE in this file.
+    /// RoPE layout of the rows of `attn_q` and `attn_k` in this file.
     pub rope_rows: RopeRows,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
-    /// Whether the head is the embedding.
+    /// Whether the head uses the matrix of the embedding.
     pub tied_embeddings: bool,
-    /// What the fields above cannot say: of a decoder that is no plain one.
+    /// Features that the other fields cannot express; `None` if the decoder has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub structure: Option<Structure>,
 }
@@ -54,7 +54,7 @@ pub enum RopeRows {
     HalfSplit,
 }
 
-/// A tensor as a GGUF holds it.
+/// A tensor of a GGUF.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorFacts {
     /// Outermost dimension first: `[rows, columns]`, `[n]`.
@@ -64,7 +64,7 @@ pub struct TensorFacts {
     pub ggml_type: String,
 }
 
-/// What `metadata.gguf` leaves out of the file that it was made of.
+/// What `metadata.gguf` omits of the file that it was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MetadataFacts {
     /// The names of the tensors, in the order of the file.
@@ -80,25 +80,25 @@ pub struct ArrayFacts {
     pub element: Element,
 }
 
-/// The layer and the rest of a name of GGUF's form: `3` and `ffn_down.weight` of
+/// The layer and the rest of a tensor name of GGUF: `3` and `ffn_down.weight` of
 /// `blk.3.ffn_down.weight`.
 pub fn in_layer(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("blk.")?.split_once('.')
 }
 
-/// The two graphs that the `graph` stage writes.
+/// A graph that the `graph` stage writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GraphFacts {
-    /// Name of the graph, as Genie reads it: `prompt_ar128_cl512_1_of_1`.
+    /// Name of the graph in the form that Genie expects: `prompt_ar128_cl512_1_of_1`.
     pub name: String,
-    /// Tokens of one call.
+    /// Tokens per call.
     pub tokens: u32,
-    /// Tokens that attention sees: past and new.
+    /// Tokens that attention covers, past and new.
     pub context: u32,
-    /// What it computes of the model, if not all.
+    /// The part of the model that it computes; `None` for the whole model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<Shard>,
-    /// What it does with weight matrices, each once. `context-bin` proves these.
+    /// Each kind of use of weight matrices, once. `context-bin` verifies these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<WeightUse>,
 }
@@ -106,27 +106,31 @@ pub struct GraphFacts {
 /// A context binary: the facts of `model.bin`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContextFacts {
-    /// The chip it is for: `sm8650`.
+    /// The target chip: `sm8650`.
     pub soc: String,
-    /// Whether its graphs share weights; the simulator loads it only if not.
+    /// Whether its graphs share weights; if so, the simulator cannot load it.
     pub weight_sharing: bool,
-    /// Its graphs by role: `prefill`, `decode`.
+    /// The graphs by role: `prefill`, `decode`.
     pub graphs: std::collections::BTreeMap<String, GraphFacts>,
 }
 
 impl ContextFacts {
-    /// What it computes of the model, if not all.
+    /// The part of the model that it computes; `None` for the whole model.
     pub fn shard(&self) -> Option<Shard> {
-        self.graphs.values().find_map(|graph| graph.shard)
+        for graph in self.graphs.values() {
+            if graph.shard.is_some() {
+                return graph.shard;
+            }
+        }
+        None
     }
 
-    /// What computes the ends of the model that is compiled in `binaries`.
+    /// What computes the embedding and the head of the model that is compiled in `binaries`.
     pub fn place<'a>(binaries: impl IntoIterator<Item = &'a ContextFacts>) -> Place {
-        Place::of(
-            &binaries
-                .into_iter()
-                .filter_map(ContextFacts::shard)
-                .collect::<Vec<_>>(),
-        )
+        let mut shards = vec![];
+        for binary in binaries {
+            shards.extend(binary.shard());
+        }
+        Place::of(&shards)
     }
 }

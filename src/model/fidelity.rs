@@ -1,140 +1,137 @@
-//! How close one model's predictions are to another's, as `llama-perplexity --kl-divergence`
-//! measures it.
+//! Compares the predictions of two models, with the metrics of `llama-perplexity --kl-divergence`.
 
 use serde::{Deserialize, Serialize};
 
-/// Two next-token distributions at one position: the reference's and a candidate's.
+/// Compares the next-token distributions of the reference and a candidate at one position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenScore {
-    /// `-ln p` of the token that follows, by the reference.
+    /// `-ln p` of the next token in the reference's distribution.
     pub reference_nll: f64,
-    /// The same by the candidate.
+    /// `-ln p` of the next token in the candidate's distribution.
     pub nll: f64,
     /// Kullback-Leibler divergence of the candidate from the reference, in nats.
     pub kld: f64,
-    /// How much more probable the candidate finds the token that follows.
+    /// Probability of the next token, candidate minus reference.
     pub delta_p: f64,
-    /// Whether both find the same token most probable.
+    /// Whether the most probable token is the same.
     pub same_top: bool,
 }
 
 impl TokenScore {
-    /// Scores the logits of one position against the token that really follows. `None` if the
-    /// slices differ in length or `next` lies outside.
+    /// Scores the logits of one position against the `next` token of the text. `None` if the slices
+    /// differ in length or `next` is out of range.
     pub fn of(reference: &[f32], candidate: &[f32], next: u32) -> Option<Self> {
-        let next = usize::try_from(next)
-            .ok()
-            .filter(|next| *next < reference.len())?;
-        if reference.len() != candidate.len() {
+        let next = usize::try_from(next).ok()?;
+        if next >= reference.len() || reference.len() != candidate.len() {
             return None;
         }
-        let (to_log, to_log_candidate) = (log_normalizer(reference), log_normalizer(candidate));
-        let log_p = |logit: f32| f64::from(logit) - to_log;
-        let log_q = |logit: f32| f64::from(logit) - to_log_candidate;
-        let kld = reference
-            .iter()
-            .zip(candidate)
-            .map(|(&r, &c)| log_p(r).exp() * (log_p(r) - log_q(c)))
-            .sum();
-        let (at_next, at_next_candidate) =
-            (log_p(*reference.get(next)?), log_q(*candidate.get(next)?));
+        let (reference_norm, norm) = (log_normalizer(reference), log_normalizer(candidate));
+        let mut kld = 0.0;
+        for (reference, candidate) in reference.iter().zip(candidate) {
+            let log_p = f64::from(*reference) - reference_norm;
+            let log_q = f64::from(*candidate) - norm;
+            kld += log_p.exp() * (log_p - log_q);
+        }
+        let log_p = f64::from(reference[next]) - reference_norm;
+        let log_q = f64::from(candidate[next]) - norm;
         Some(TokenScore {
-            reference_nll: -at_next,
-            nll: -at_next_candidate,
+            reference_nll: -log_p,
+            nll: -log_q,
             kld,
-            delta_p: at_next_candidate.exp() - at_next.exp(),
+            delta_p: log_q.exp() - log_p.exp(),
             same_top: top(reference) == top(candidate),
         })
     }
 }
 
-/// `ln sum exp`, in f64 and about the largest logit, so that it neither overflows nor loses small
-/// terms.
+/// `ln sum exp` in f64. The largest logit is subtracted first, so that it neither overflows nor
+/// loses small terms.
 fn log_normalizer(logits: &[f32]) -> f64 {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    largest
-        + logits
-            .iter()
-            .map(|&logit| (f64::from(logit) - largest).exp())
-            .sum::<f64>()
-            .ln()
+    let mut max = f32::NEG_INFINITY;
+    for logit in logits {
+        max = max.max(*logit);
+    }
+    let max = f64::from(max);
+    let mut sum = 0.0;
+    for logit in logits {
+        sum += (f64::from(*logit) - max).exp();
+    }
+    max + sum.ln()
 }
 
 /// The most probable token; the first of equals.
 pub fn top(logits: &[f32]) -> Option<u32> {
-    let best =
-        logits
-            .iter()
-            .enumerate()
-            .fold(
-                None,
-                |best: Option<(usize, f32)>, (token, &logit)| match best {
-                    Some((_, largest)) if logit <= largest => best,
-                    _ => Some((token, logit)),
-                },
-            );
-    best.and_then(|(token, _)| u32::try_from(token).ok())
+    let mut best: Option<(usize, f32)> = None;
+    for (token, &logit) in logits.iter().enumerate() {
+        match best {
+            Some((_, largest)) if logit <= largest => {}
+            _ => best = Some((token, logit)),
+        }
+    }
+    let (token, _) = best?;
+    u32::try_from(token).ok()
 }
 
-/// How far the most probable token's logit stands above the second's.
+/// The logit of the most probable token minus that of the second.
 pub fn top_gap(logits: &[f32]) -> f32 {
-    let (first, second) = logits.iter().fold(
-        (f32::NEG_INFINITY, f32::NEG_INFINITY),
-        |(first, second), &logit| {
-            if logit > first {
-                (logit, first)
-            } else {
-                (first, second.max(logit))
-            }
-        },
-    );
+    let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for &logit in logits {
+        if logit > first {
+            (first, second) = (logit, first);
+        } else {
+            second = second.max(logit);
+        }
+    }
     first - second
 }
 
-/// Replaces what is no number by the nearest of fp16 (a NaN by the lowest) and counts it: figures
-/// stay finite and bad, and the count tells why.
+/// Replaces infinities by the largest f16 of their sign and NaN by the lowest, and returns their
+/// number. Metrics stay finite but bad, and the number shows the reason.
 pub fn sanitize(logits: &mut [f32]) -> u64 {
-    const LARGEST_HALF: f32 = 65504.0;
+    const MAX_F16: f32 = 65504.0;
     let mut count = 0;
-    for logit in logits.iter_mut().filter(|logit| !logit.is_finite()) {
+    for logit in logits {
+        if logit.is_finite() {
+            continue;
+        }
         *logit = if *logit == f32::INFINITY {
-            LARGEST_HALF
+            MAX_F16
         } else {
-            -LARGEST_HALF
+            -MAX_F16
         };
         count += 1;
     }
     count
 }
 
-/// All positions together.
+/// The metrics over all positions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
-    /// Positions scored.
+    /// Number of positions.
     pub tokens: usize,
-    /// The reference's perplexity.
+    /// Perplexity of the reference.
     pub reference_perplexity: f64,
-    /// The candidate's perplexity.
+    /// Perplexity of the candidate.
     pub perplexity: f64,
-    /// The candidate's perplexity over the reference's.
+    /// Perplexity of the candidate divided by that of the reference.
     pub ratio: f64,
-    /// Standard error of `ratio`; both models read the same tokens, so it is that of the mean
-    /// difference.
+    /// Standard error of `ratio`. Both models read the same tokens, so it follows from the error of
+    /// the mean difference.
     pub ratio_error: f64,
     /// Mean KL divergence, in nats.
     pub kld: f64,
-    /// 99 % of the positions have at most this KL divergence.
+    /// 99th percentile of the KL divergence.
     pub kld_99: f64,
-    /// Largest KL divergence.
+    /// Maximum KL divergence.
     pub kld_max: f64,
     /// Share of positions with the same most probable token.
     pub same_top: f64,
-    /// Root of the mean square of `delta_p`.
+    /// Root mean square of `delta_p`.
     pub rms_delta_p: f64,
 }
 
 impl Fidelity {
-    /// Aggregates `scores`; `None` for fewer than two, which have no standard error.
+    /// Aggregates `scores`. `None` for fewer than two, which have no standard error.
     pub fn of(scores: &[TokenScore]) -> Option<Self> {
         let tokens = scores.len();
         if tokens < 2 {
@@ -166,12 +163,12 @@ impl Fidelity {
     }
 }
 
-/// The value below which `share` of `sorted` lies, between neighbours by proportion.
+/// The quantile `share` of `sorted`, interpolated linearly between neighbours.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * sorted.len().saturating_sub(1) as f64;
+    let position = share * sorted.len().saturating_sub(1) as f64;
     let at = |index: f64| sorted.get(index as usize).copied().unwrap_or(f64::NAN);
-    let (below, above) = (at(place.floor()), at(place.ceil()));
-    below + (above - below) * place.fract()
+    let (below, above) = (at(position.floor()), at(position.ceil()));
+    below + (above - below) * position.fract()
 }
 
 #[cfg(test)]
@@ -186,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_by_hand() {
+    fn the_score_of_a_position() {
         // p = [1/2, 1/4, 1/4], q = [1/4, 1/2, 1/4]: KLD = 1/2 ln 2 - 1/4 ln 2.
         let ln = |p: f32| p.ln() + 3.0;
         let score = TokenScore::of(
@@ -209,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_that_do_not_fit_are_not_scored() {
+    fn invalid_positions_are_not_scored() {
         assert!(TokenScore::of(&[0.0], &[0.0, 1.0], 0).is_none());
         assert!(TokenScore::of(&[0.0], &[0.0], 1).is_none());
     }
@@ -222,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_counted() {
+    fn non_finite_logits_are_replaced_and_counted() {
         let mut logits = [1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
         assert_eq!(sanitize(&mut logits), 3);
         assert_eq!(logits, [1.0, -65504.0, 65504.0, -65504.0]);
     }
 
     #[test]
-    fn all_positions_by_hand() {
+    fn the_metrics_of_two_positions() {
         let score = |reference_nll, nll, kld, delta_p, same_top| TokenScore {
             reference_nll,
             nll,

@@ -1,4 +1,4 @@
-//! Floor 1: formats of models. Knows no engine and no cache.
+//! Formats of models and weights. Does not depend on the engine or the stores.
 
 pub mod calibration;
 pub mod decoder;

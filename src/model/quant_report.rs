@@ -1,6 +1,5 @@
-//! The quantization report of a model: how each tensor is held, what that takes, and how far it is from the file
-//! it came from. That is the fidelity of storage. What a model computes with it is measured
-//! elsewhere (`fidelity.rs`).
+//! The quantization report of a model: encoding, size and error of each tensor. This is the error
+//! of the stored weights; `fidelity.rs` measures the predictions that a model computes with them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,55 +9,59 @@ use serde::{Deserialize, Serialize};
 use super::weight::{ErrorFacts, stored};
 use crate::base::{self, CanonJson, Digest, Problem, Result};
 
-/// One line of the quantization report.
+/// A tensor of the quantization report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// `[rows, columns]` or `[n]`.
     pub shape: Vec<u64>,
-    /// Bytes of all its blobs.
+    /// Total bytes of its blobs.
     pub bytes: u64,
-    /// Where it comes from, by which scheme, and how far from there it is.
+    /// Source type, scheme and error.
     #[serde(flatten)]
     pub error: ErrorFacts,
 }
 
 impl Entry {
+    /// Number of values.
     fn values(&self) -> u64 {
-        self.shape
-            .iter()
-            .fold(1, |product, &n| product.saturating_mul(n))
+        let mut values: u64 = 1;
+        for extent in &self.shape {
+            values = values.saturating_mul(*extent);
+        }
+        values
     }
 }
 
 /// All tensors of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuantReport {
-    /// Version of this format; its name comes first in the canonical text, so that a file can be
-    /// told by it.
+    /// Version of this format. This field is the first of the canonical text, so it identifies a
+    /// file.
     quantization_report: u32,
-    /// By the names of the GGUF.
+    /// By GGUF name.
     pub tensors: BTreeMap<String, Entry>,
 }
 
 impl QuantReport {
-    /// The present version.
+    /// The current version.
     const VERSION: u32 = 1;
 
-    /// How the canonical text begins.
+    /// The first bytes of the canonical text.
     pub const MAGIC: &'static [u8] = b"{\"quantization_report\":";
 
-    /// The quantization report of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
+    /// The report of parts named `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
     /// and sizes.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, weight) in stored(parts)? {
-            let wrong =
-                |why: &str| Problem::new("kiln::weights::report", format!("`{name}`: {why}"));
-            let weight = weight.map_err(|why| wrong(&why))?;
+            let weight = weight.map_err(|message| bad_tensor(&name, &message))?;
             let bytes = weight.size_bytes();
-            let error = weight
-                .error
-                .ok_or_else(|| wrong("no part says how far it is from its source"))?;
+            let Some(error) = weight.error else {
+                return Err(bad_tensor(
+                    &name,
+                    "no part has its error against the source",
+                ));
+            };
             let entry = Entry {
                 shape: weight.shape,
                 bytes,
@@ -74,12 +77,13 @@ impl QuantReport {
 
     /// Reads the canonical text.
     pub fn read(text: &[u8]) -> Result<Self> {
-        let report: QuantReport = serde_json::from_slice(text).map_err(|error| {
-            Problem::new(
-                "kiln::weights::report",
-                format!("this is not a quantization report: {error}"),
-            )
-        })?;
+        let report: QuantReport = match serde_json::from_slice(text) {
+            Ok(report) => report,
+            Err(error) => {
+                let message = format!("this is not a quantization report: {error}");
+                return Err(Problem::new("kiln::weights::report", message));
+            }
+        };
         if report.quantization_report != Self::VERSION {
             let message = format!(
                 "a quantization report of version {}; this kiln reads version {}",
@@ -91,7 +95,7 @@ impl QuantReport {
         Ok(report)
     }
 
-    /// Every tensor on a line, layers in the order of their numbers.
+    /// A table with one line per tensor, layers in numeric order.
     pub fn table(&self) -> String {
         let mut tensors: Vec<_> = self.tensors.iter().collect();
         tensors.sort_by_key(|(name, _)| base::natural_order(name));
@@ -107,26 +111,20 @@ impl QuantReport {
             "max error",
             "clipped"
         );
-        for (
-            name,
-            Entry {
-                shape: _,
-                bytes,
-                error,
-            },
-        ) in &tensors
-        {
-            let bits = *bytes as f64 * 8.0 / self.tensors[*name].values().max(1) as f64;
+        for (name, entry) in tensors {
+            let error = &entry.error;
+            let bits = bits_per_weight(entry.bytes, entry.values());
+            let max_error = match error.exact {
+                true => "-".to_string(),
+                false => format!("{:.2e}", error.max_error),
+            };
             text += &format!(
-                "{name:<28} {:<8} {:<12} {:>10} {bits:>11.2}  {:<5} {:>9} {:>10} {:>8}\n",
+                "{name:<28} {:<8} {:<12} {:>10} {bits:>11.2}  {:<5} {:>9} {max_error:>10} {:>8}\n",
                 error.source,
                 error.scheme,
-                base::bytes(*bytes),
+                base::bytes(entry.bytes),
                 if error.exact { "yes" } else { "no" },
                 figure(error.sqnr_db, |db| format!("{db:.2}")),
-                figure((!error.exact).then_some(error.max_error), |max| format!(
-                    "{max:.2e}"
-                )),
                 figure(error.clipped, |share| format!("{:.3} %", 100.0 * share)),
             );
         }
@@ -134,42 +132,61 @@ impl QuantReport {
     }
 }
 
-/// What is not there is a dash.
-fn figure(value: Option<f64>, format_number: impl Fn(f64) -> String) -> String {
-    value.map_or("-".into(), format_number)
+fn bad_tensor(name: &str, message: &str) -> Problem {
+    Problem::new("kiln::weights::report", format!("`{name}`: {message}"))
 }
 
-/// What the tensors of one source under one scheme come to.
+fn bits_per_weight(bytes: u64, values: u64) -> f64 {
+    bytes as f64 * 8.0 / values.max(1) as f64
+}
+
+/// A formatted number, or a dash if there is none.
+fn figure(value: Option<f64>, format_number: impl Fn(f64) -> String) -> String {
+    match value {
+        Some(value) => format_number(value),
+        None => "-".into(),
+    }
+}
+
+/// Totals of the tensors with the same source type and scheme.
 #[derive(Default)]
 struct Group {
     tensors: usize,
     exact: usize,
     values: u64,
     bytes: u64,
+    /// The lowest SQNR in dB and its tensor.
     worst: Option<(f64, String)>,
+    /// The largest share of clipped values.
     clipped: Option<f64>,
 }
 
+impl Group {
+    fn add(&mut self, name: &str, entry: &Entry) {
+        let error = &entry.error;
+        self.tensors += 1;
+        self.exact += usize::from(error.exact);
+        self.values = self.values.saturating_add(entry.values());
+        self.bytes = self.bytes.saturating_add(entry.bytes);
+        if let Some(db) = error.sqnr_db {
+            match &self.worst {
+                Some((worst, _)) if *worst <= db => {}
+                _ => self.worst = Some((db, name.to_string())),
+            }
+        }
+        if let Some(share) = error.clipped {
+            self.clipped = Some(share.max(self.clipped.unwrap_or(share)));
+        }
+    }
+}
+
 impl fmt::Display for QuantReport {
-    /// A line for each source type and scheme.
+    /// A table with one line per source type and scheme.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups: BTreeMap<(&str, &str), Group> = BTreeMap::new();
         for (name, entry) in &self.tensors {
-            let error = &entry.error;
-            let group = groups.entry((&error.scheme, &error.source)).or_default();
-            group.tensors += 1;
-            group.exact += usize::from(error.exact);
-            group.values = group.values.saturating_add(entry.values());
-            group.bytes = group.bytes.saturating_add(entry.bytes);
-            let below = |db: &f64| group.worst.as_ref().is_none_or(|(worst, _)| db < worst);
-            if let Some(db) = error.sqnr_db.filter(below) {
-                group.worst = Some((db, name.clone()));
-            }
-            group.clipped = error
-                .clipped
-                .into_iter()
-                .chain(group.clipped)
-                .reduce(f64::max);
+            let key = (entry.error.scheme.as_str(), entry.error.source.as_str());
+            groups.entry(key).or_default().add(name, entry);
         }
         writeln!(
             f,
@@ -177,14 +194,15 @@ impl fmt::Display for QuantReport {
             "scheme", "source", "tensors", "exact", "bytes", "bits/weight"
         )?;
         for ((scheme, source), group) in &groups {
-            let bits = group.bytes as f64 * 8.0 / group.values.max(1) as f64;
-            let worst = group
-                .worst
-                .as_ref()
-                .map_or("-".into(), |(db, name)| format!("{db:.2} dB, {name}"));
-            let clipped = group.clipped.map_or(String::new(), |share| {
-                format!("; at most {:.3} % clipped", 100.0 * share)
-            });
+            let bits = bits_per_weight(group.bytes, group.values);
+            let worst = match &group.worst {
+                Some((db, name)) => format!("{db:.2} dB, {name}"),
+                None => "-".into(),
+            };
+            let clipped = match group.clipped {
+                Some(share) => format!("; at most {:.3} % clipped", 100.0 * share),
+                None => String::new(),
+            };
             writeln!(
                 f,
                 "{scheme:<12} {source:<8} {:>7} {:>7} {:>10} {bits:>11.2}  {worst}{clipped}",
@@ -208,21 +226,21 @@ mod tests {
             exact,
             sqnr_db,
             max_error: if exact { 0.0 } else { 0.0125 },
-            clipped: (!exact).then_some(0.00125),
+            clipped: if exact { None } else { Some(0.00125) },
         };
-        let entry = |error| Entry {
-            shape: vec![64, 32],
-            bytes: 1152,
-            error,
-        };
-        let tensors = [
+        let mut tensors = BTreeMap::new();
+        for (name, error) in [
             ("blk.10.attn_q.weight", error("native", true, None)),
             ("blk.2.attn_q.weight", error("native", true, None)),
             ("blk.2.ffn_up.weight", error("lpbq-32", false, Some(26.25))),
-        ];
-        let tensors = tensors
-            .map(|(name, error)| (name.to_string(), entry(error)))
-            .into();
+        ] {
+            let entry = Entry {
+                shape: vec![64, 32],
+                bytes: 1152,
+                error,
+            };
+            tensors.insert(name.to_string(), entry);
+        }
         QuantReport {
             quantization_report: QuantReport::VERSION,
             tensors,
@@ -230,27 +248,20 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_each_kind_and_a_line_for_each_tensor() {
+    fn the_summary_and_the_table() {
         assert_eq!(
             report().to_string(),
             "scheme       source   tensors   exact      bytes bits/weight  worst SQNR\n\
-             lpbq-32      Q4_0           1       0     1.2 kB        4.50  26.25 dB, blk.2.ffn_up.weight; at most 0.125 % clipped\n\
+             lpbq-32      Q4_0           1       0     1.2 kB        4.50  26.25 dB, \
+             blk.2.ffn_up.weight; at most 0.125 % clipped\n\
              native       Q4_0           2       2     2.3 kB        4.50  -\n"
         );
         let table = report().table();
-        let names: Vec<&str> = table
-            .lines()
-            .skip(1)
-            .filter_map(|line| line.split(' ').next())
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "blk.2.attn_q.weight",
-                "blk.2.ffn_up.weight",
-                "blk.10.attn_q.weight"
-            ]
-        );
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(lines[1].starts_with("blk.2.attn_q.weight "), "{table}");
+        assert!(lines[2].starts_with("blk.2.ffn_up.weight "), "{table}");
+        assert!(lines[3].starts_with("blk.10.attn_q.weight "), "{table}");
         assert!(
             table.contains("1.2 kB        4.50  no        26.25    1.25e-2  0.125 %"),
             "{table}"
@@ -258,16 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_known_by_its_first_bytes_and_reads_back() {
+    fn the_text_begins_with_the_magic_and_reads_back() {
         let text = CanonJson::of(&report()).unwrap().to_string();
         assert!(text.as_bytes().starts_with(QuantReport::MAGIC), "{text}");
         assert_eq!(QuantReport::read(text.as_bytes()).unwrap(), report());
-        assert!(
-            QuantReport::read(b"{\"quantization_report\":2,\"tensors\":{}}")
-                .unwrap_err()
-                .message
-                .contains("version 2")
-        );
+        let newer = b"{\"quantization_report\":2,\"tensors\":{}}";
+        let message = QuantReport::read(newer).unwrap_err().message;
+        assert!(message.contains("version 2"), "{message}");
         assert!(QuantReport::read(b"{\"quantization_report\":1}").is_err());
     }
 }

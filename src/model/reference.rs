@@ -1,8 +1,9 @@
-//! The reference: a decoder in f32 on plain loops and matrix products, which shares no line with
-//! our graphs. `tests/it/reference.rs` compares it with a textbook in f64 and with llama.cpp.
+//! The reference implementation: a decoder in f32 with plain loops and matrix products, which
+//! shares no code with the graphs. `tests/it/reference.rs` compares it with an f64 implementation
+//! and with llama.cpp.
 //!
-//! It goes over all texts layer by layer. Of the weights a few rows of one matrix are in memory at
-//! a time, so that a model may be far larger than the memory.
+//! It processes all texts layer by layer. Only some rows of one matrix are in memory at a time, so
+//! a model may be much larger than the memory.
 
 mod matrix;
 mod operators;
@@ -20,41 +21,41 @@ use super::facts::RopeRows;
 use super::fidelity;
 use crate::base::{Problem, Result};
 
-/// Weights that are in memory at a time: 16 MB, which is more than a cache holds and little else.
-const PIECE_VALUES: usize = 1 << 22;
+/// Weights that are in memory at a time: 16 MB, more than fits into the caches.
+const WEIGHTS_IN_MEMORY: usize = 1 << 22;
 
 /// Logits that are in memory at a time.
 pub const LOGITS: usize = 20 << 20;
 
-/// Gives the tensors of a file by their GGUF names, exactly dequantized.
+/// Reads the tensors of a file by their GGUF names, exactly dequantized.
 pub trait Weights {
-    /// The values of some rows of `name`, row-major. A vector is one row.
+    /// The values of `rows` of tensor `name`, row-major. A vector is one row.
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>>;
 }
 
-/// A model that reads its weights as it goes.
+/// A model that reads its weights when it needs them.
 pub struct Reference<'a> {
     spec: &'a DecoderSpec,
     layers: Vec<LayerForm>,
     weights: &'a dyn Weights,
 }
 
-/// What this file calls itself in problems.
+/// The name of this implementation in messages.
 const REFERENCE: &str = "the reference";
 
 /// How a layer is computed.
 struct LayerForm {
     qkv_bias: bool,
-    /// Turns one head at one position by cosines and sines.
+    /// Rotates one head at one position by angles with these cosines and sines.
     rotate: fn(&mut [f32], &[f32], &[f32]),
-    /// By how much the columns of a head turn from one position to the next.
+    /// The angle of each pair of columns of a head at position 1.
     frequencies: Vec<f64>,
-    /// What the gate goes through.
+    /// The activation of the gate.
     activate: fn(f32) -> f32,
 }
 
 impl LayerForm {
-    /// The form of `layer`. Refused: parts that are not computed here.
+    /// The form of `layer`. An error if a part is not supported here.
     fn of(layer: &Layer, spec: &DecoderSpec) -> Result<Self> {
         let Layer {
             norms,
@@ -93,15 +94,17 @@ impl LayerForm {
             return Err(not_supported(REFERENCE, part));
         }
         let (base, columns) = (f64::from(*base), f64::from(*dims));
+        let mut frequencies = vec![];
+        for i in 0..dims / 2 {
+            frequencies.push(base.powf(-2.0 * f64::from(i) / columns));
+        }
         Ok(LayerForm {
             qkv_bias: *qkv_bias,
             rotate: match layout {
                 RopeRows::Interleaved => rotate_interleaved,
                 RopeRows::HalfSplit => rotate_half_split,
             },
-            frequencies: (0..dims / 2)
-                .map(|i| base.powf(-2.0 * f64::from(i) / columns))
-                .collect(),
+            frequencies,
             activate: match activation {
                 Activation::Silu => silu,
                 Activation::GeluTanh => return Err(not_supported(REFERENCE, activation)),
@@ -110,7 +113,7 @@ impl LayerForm {
     }
 
     /// Cosines and sines of the angles at the positions of `span`, `[tokens, dims / 2]`.
-    fn turns(&self, span: &Span) -> [Matrix; 2] {
+    fn cos_sin(&self, span: &Span) -> [Matrix; 2] {
         let mut cos = Matrix::zeros(span.tokens, self.frequencies.len());
         let mut sin = cos.clone();
         for token in 0..span.tokens {
@@ -133,7 +136,7 @@ impl LayerForm {
     }
 }
 
-/// The residual stream after the last layer, `[tokens, hidden]`.
+/// The residual stream of a text after the last layer, `[tokens, hidden]`.
 pub struct State(Matrix);
 
 /// One token of a greedy continuation.
@@ -141,25 +144,25 @@ pub struct State(Matrix);
 pub struct Choice {
     /// The most probable token.
     pub token: u32,
-    /// How far its logit stands above the second's: a small gap is a coin toss.
+    /// Its logit minus that of the second most probable token.
     pub gap: f32,
 }
 
-/// Some tokens of a text, and where they stand: the same for all layers.
+/// Consecutive tokens of a text.
 struct Span {
     tokens: usize,
-    /// Tokens before them.
+    /// Number of tokens before them.
     before: usize,
 }
 
-/// What a layer knows of a text: its keys and values, `[tokens, head_dim]` of each key head.
+/// The keys and values of a text in a layer, `[tokens, head_dim]` for each key head.
 struct KvCache {
     keys: Vec<Matrix>,
     values: Vec<Matrix>,
 }
 
 impl<'a> Reference<'a> {
-    /// The model that `spec` describes. Refused: parts that are not computed here.
+    /// The model that `spec` describes. An error if a part is not supported here.
     pub fn new(spec: &'a DecoderSpec, weights: &'a dyn Weights) -> Result<Self> {
         let Embedding { scale } = spec.embedding;
         refuse_any(REFERENCE, "an embedding scale", scale)?;
@@ -170,25 +173,34 @@ impl<'a> Reference<'a> {
         } = spec.head;
         refuse_any(REFERENCE, "a logit scale", scale)?;
         refuse_any(REFERENCE, "a soft cap of the logits", soft_cap)?;
-        let forms = spec.layers.iter().map(|layer| LayerForm::of(layer, spec));
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for layer in &spec.layers {
+            layers.push(LayerForm::of(layer, spec)?);
+        }
         Ok(Reference {
             spec,
-            layers: forms.collect::<Result<_>>()?,
+            layers,
             weights,
         })
     }
 
-    /// What the layers make of each of `texts`, before which nothing comes; `begun` hears of each
-    /// layer.
+    /// The states after the last layer for each of `texts`, which are independent and complete.
+    /// `on_layer` is called before each layer.
     pub fn states(
         &self,
         texts: &[&[u32]],
-        mut begun: impl FnMut(u32) -> Result<()>,
+        mut on_layer: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<State>> {
-        let spans: Vec<Span> = texts.iter().map(|text| self.span(0, text.len())).collect();
+        let mut spans = Vec::with_capacity(texts.len());
+        for text in texts {
+            spans.push(Span {
+                tokens: text.len(),
+                before: 0,
+            });
+        }
         let mut stream = self.embedding(&texts.concat())?;
         for (layer, form) in (0..).zip(&self.layers) {
-            begun(layer)?;
+            on_layer(layer)?;
             (stream, _) = self.layer(layer, form, &stream, &spans, None)?;
         }
         let mut states = vec![];
@@ -200,9 +212,13 @@ impl<'a> Reference<'a> {
         Ok(states)
     }
 
-    /// Shows the logits after each token of `state`, `[tokens, vocab]` row-major, some rows at a
-    /// time.
-    pub fn logits(&self, state: &State, mut show: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// Calls `on_logits` with the logits after each token of `state`, `[tokens, vocab]` row-major,
+    /// some rows at a time.
+    pub fn logits(
+        &self,
+        state: &State,
+        mut on_logits: impl FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
         let rows = (LOGITS / self.spec.vocab.max(1) as usize).max(1);
         let tokens = state.0.rows();
         for first in (0..tokens).step_by(rows) {
@@ -214,60 +230,64 @@ impl<'a> Reference<'a> {
             };
             let normal = self.norm(Role::FinalNorm, &some)?;
             let logits = self.linear(head, self.spec.vocab as usize, false, &normal)?;
-            show(logits.values())?;
+            on_logits(logits.values())?;
         }
         Ok(())
     }
 
-    /// The most probable tokens after `prompt`, one after the other: `count` of them, or up to the
-    /// first of `ends`. `begun` hears of each.
+    /// The greedy continuation of `prompt`: `count` tokens, or up to the first of `stop_tokens`.
+    /// `on_token` is called before each.
     pub fn greedy(
         &self,
         prompt: &[u32],
         count: usize,
-        ends: &[u32],
-        mut begun: impl FnMut(usize) -> Result<()>,
+        stop_tokens: &[u32],
+        mut on_token: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Choice>> {
-        let mut past: Vec<Option<KvCache>> = self.layers.iter().map(|_| None).collect();
+        let mut past: Vec<Option<KvCache>> = vec![];
+        past.resize_with(self.layers.len(), || None);
         let mut next = prompt.to_vec();
+        let mut before = 0;
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
-        while choices.len() < count
-            && choices
-                .last()
-                .is_none_or(|choice| !ends.contains(&choice.token))
-        {
-            begun(choices.len())?;
-            let before = if choices.is_empty() {
-                0
-            } else {
-                prompt.len() + choices.len() - 1
+        while choices.len() < count {
+            on_token(choices.len())?;
+            let span = Span {
+                tokens: next.len(),
+                before,
             };
-            let spans = [self.span(before, next.len())];
+            let spans = [span];
             let mut stream = self.embedding(&next)?;
-            for ((layer, form), past) in (0..).zip(&self.layers).zip(&mut past) {
-                let (after, mut kv_cache) =
-                    self.layer(layer, form, &stream, &spans, past.as_ref())?;
-                (stream, *past) = (after, kv_cache.pop());
+            for (layer, form) in self.layers.iter().enumerate() {
+                let past = &mut past[layer];
+                let (after, mut kv_caches) =
+                    self.layer(layer as u32, form, &stream, &spans, past.as_ref())?;
+                stream = after;
+                *past = kv_caches.pop();
             }
-            let last = stream.some_rows(next.len() - 1..next.len());
-            self.logits(&State(last), |row| {
-                let none = || Problem::new("kiln::reference::logits", "no logit is a number");
-                choices.push(Choice {
-                    token: fidelity::top(row).ok_or_else(none)?,
-                    gap: fidelity::top_gap(row),
+            let last = State(stream.some_rows(next.len() - 1..next.len()));
+            let mut choice = None;
+            self.logits(&last, |logits| {
+                choice = fidelity::top(logits).map(|token| Choice {
+                    token,
+                    gap: fidelity::top_gap(logits),
                 });
                 Ok(())
             })?;
-            next = choices
-                .last()
-                .map(|choice| choice.token)
-                .into_iter()
-                .collect();
+            let Some(choice) = choice else {
+                let message = "no logit is a number";
+                return Err(Problem::new("kiln::reference::logits", message));
+            };
+            choices.push(choice);
+            if stop_tokens.contains(&choice.token) {
+                break;
+            }
+            before += next.len();
+            next = vec![choice.token];
         }
         Ok(choices)
     }
 
-    /// `[tokens, hidden]`.
+    /// The embedding rows of `tokens`, `[tokens, hidden]`.
     fn embedding(&self, tokens: &[u32]) -> Result<Matrix> {
         if tokens.is_empty() {
             return Err(Problem::new(
@@ -280,16 +300,11 @@ impl<'a> Reference<'a> {
             let row = *token as usize;
             rows.extend(self.weights.rows(&table, row..row + 1)?);
         }
-        matrix(&table, tokens.len(), self.spec.hidden as usize, rows)
+        to_matrix(&table, tokens.len(), self.spec.hidden as usize, rows)
     }
 
-    /// `tokens` that come after `before` others.
-    fn span(&self, before: usize, tokens: usize) -> Span {
-        Span { tokens, before }
-    }
-
-    /// The residual stream after a layer, and what it then knows of each text. These `spans` stand
-    /// one after the other in `stream`; `past` is what comes before the only one.
+    /// The residual stream after a layer, and the KV cache of each text. The rows of `stream` are
+    /// those of all `spans` in order. `past` is the KV cache before the span, if there is only one.
     fn layer(
         &self,
         layer: u32,
@@ -309,7 +324,7 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let role = |tensor| Role::Layer(layer, tensor);
-        let (mixed, kv_cache) = {
+        let (mixed, kv_caches) = {
             let bias = form.qkv_bias;
             let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
             let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
@@ -330,11 +345,11 @@ impl<'a> Reference<'a> {
             }
         });
         stream.add(&self.linear(role(LayerTensor::Down), hidden, false, &gate)?);
-        Ok((stream, kv_cache))
+        Ok((stream, kv_caches))
     }
 
-    /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
-    /// each text.
+    /// The weighted values of all heads, `[tokens, heads * head_dim]`, and the KV cache of each
+    /// text.
     fn attention(
         &self,
         form: &LayerForm,
@@ -344,15 +359,15 @@ impl<'a> Reference<'a> {
     ) -> (Matrix, Vec<KvCache>) {
         let [heads, kv_heads, dim] =
             [self.spec.heads, self.spec.kv_heads, self.spec.head_dim].map(|size| size as usize);
-        // The heads that share a key stand one after the other.
+        // Query heads that share a key head are adjacent.
         let group = heads.checked_div(kv_heads).unwrap_or(0);
         let columns = |head: usize| head * dim..(head + 1) * dim;
         let mut mixed = Matrix::zeros(q.rows(), heads * dim);
-        let mut all = vec![];
+        let mut kv_caches = vec![];
         let mut first = 0;
         for span in spans {
             let rows = first..first + span.tokens;
-            let turns = form.turns(span);
+            let cos_sin = form.cos_sin(span);
             let mut kv_cache = KvCache {
                 keys: vec![],
                 values: vec![],
@@ -362,23 +377,23 @@ impl<'a> Reference<'a> {
                     Some(past) => (past.keys[key_head].clone(), past.values[key_head].clone()),
                     None => (Matrix::zeros(0, dim), Matrix::zeros(0, dim)),
                 };
-                keys.append(&form.rotated(k.block(rows.clone(), columns(key_head)), &turns));
+                keys.append(&form.rotated(k.block(rows.clone(), columns(key_head)), &cos_sin));
                 values.append(&v.block(rows.clone(), columns(key_head)));
                 let query_heads = key_head * group..(key_head + 1) * group;
                 let mut queries = Matrix::zeros(0, dim);
                 for head in query_heads.clone() {
-                    queries.append(&form.rotated(q.block(rows.clone(), columns(head)), &turns));
+                    queries.append(&form.rotated(q.block(rows.clone(), columns(head)), &cos_sin));
                 }
                 let mut shares = queries.times_transposed(&keys);
                 shares.for_each_row(|row, scores| {
-                    // A token sees itself and those before it.
-                    let seen = span.before + row % span.tokens + 1;
-                    let (seen, unseen) = scores.split_at_mut(seen);
-                    for score in &mut *seen {
+                    // A token attends to itself and to those before it.
+                    let count = span.before + row % span.tokens + 1;
+                    let (attended, masked) = scores.split_at_mut(count);
+                    for score in &mut *attended {
                         *score *= (dim as f64).sqrt().recip() as f32;
                     }
-                    softmax(seen);
-                    unseen.fill(0.0);
+                    softmax(attended);
+                    masked.fill(0.0);
                 });
                 let mix = shares.times(&values);
                 for (index, head) in query_heads.enumerate() {
@@ -390,10 +405,10 @@ impl<'a> Reference<'a> {
                 kv_cache.keys.push(keys);
                 kv_cache.values.push(values);
             }
-            all.push(kv_cache);
+            kv_caches.push(kv_cache);
             first += span.tokens;
         }
-        (mixed, all)
+        (mixed, kv_caches)
     }
 
     fn norm(&self, role: Role, x: &Matrix) -> Result<Matrix> {
@@ -401,16 +416,16 @@ impl<'a> Reference<'a> {
         Ok(rms_norm(x, &gamma, self.spec.rms_epsilon))
     }
 
-    /// `x W^T`, and the bias added if there is one. Some rows of the matrix at a time.
+    /// `x W^T`, plus the bias if there is one. Reads some rows of the matrix at a time.
     fn linear(&self, role: Role, rows: usize, has_bias: bool, x: &Matrix) -> Result<Matrix> {
         let columns = x.columns();
-        let piece = (PIECE_VALUES / columns.max(1)).max(1);
+        let step = (WEIGHTS_IN_MEMORY / columns.max(1)).max(1);
         let weight = role.weight();
         let mut y = Matrix::zeros(x.rows(), rows);
-        for first in (0..rows).step_by(piece) {
-            let some = first..rows.min(first + piece);
+        for first in (0..rows).step_by(step) {
+            let some = first..rows.min(first + step);
             let values = self.weights.rows(&weight, some.clone())?;
-            let weights = matrix(&weight, some.len(), columns, values)?;
+            let weights = to_matrix(&weight, some.len(), columns, values)?;
             x.times_transposed_into(&weights, &mut y, first);
         }
         if has_bias {
@@ -424,19 +439,21 @@ impl<'a> Reference<'a> {
         Ok(y)
     }
 
+    /// The values of a vector.
     fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         let values = self.weights.rows(name, 0..1)?;
-        Ok(matrix(name, 1, length, values)?.into_values())
+        Ok(to_matrix(name, 1, length, values)?.into_values())
     }
 }
 
-/// The values of `name` as a matrix.
-fn matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<Matrix> {
+/// The values of tensor `name` as a matrix. An error if their number is wrong.
+fn to_matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<Matrix> {
     let found = values.len();
-    Matrix::new(rows, columns, values).ok_or_else(|| {
+    let Some(matrix) = Matrix::new(rows, columns, values) else {
         let message = format!("`{name}`: expected {rows} rows of {columns} values, found {found}");
-        Problem::new("kiln::reference::tensor", message)
-    })
+        return Err(Problem::new("kiln::reference::tensor", message));
+    };
+    Ok(matrix)
 }
 
 #[cfg(test)]
@@ -452,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_are_not_computed_here_are_refused_by_name() {
+    fn unsupported_parts_are_refused_by_name() {
         assert!(Reference::new(&DecoderSpec::tiny(), &NoWeights).is_ok());
         for (part, spec) in DecoderSpec::variants() {
             let problem = Reference::new(&spec, &NoWeights).err().unwrap();

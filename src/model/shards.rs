@@ -1,5 +1,5 @@
-//! Where a decoder is cut: into shards of whole layers, each a graph of its own, and ends that may
-//! run on the CPU.
+//! How a decoder is partitioned: into shards of whole layers, each a graph of its own, and into the
+//! embedding and the head, which may run on the CPU.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use super::decoder::tensors::{Role, TensorSpec, tensors};
 use super::decoder::{DecoderSpec, inputs};
 use crate::base::{Problem, Result};
 
-/// What computes a piece of a model.
+/// What computes a part of a model.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -21,7 +21,7 @@ pub enum Processor {
     Cpu,
 }
 
-/// What computes the ends of a decoder.
+/// What computes the embedding and the head of a decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     deny_unknown_fields,
@@ -39,16 +39,16 @@ pub struct Place {
     pub head: Processor,
 }
 
-/// An end of a decoder.
+/// A module before or after the layers of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Token ids in, their rows out.
+pub enum OuterModule {
+    /// Maps token ids to rows of the embedding.
     Embedding,
-    /// The normalized residual stream in, logits out.
+    /// Maps the normalized residual stream to logits.
     Head,
 }
 
-/// The rows of the tokens, as the whole graph calls them.
+/// Name of the embedding rows of the tokens in the graph of the whole model.
 pub const ROWS: &str = "token_embd.rows";
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -56,88 +56,151 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Place {
-    /// The ends that are the CPU's.
-    pub fn on_cpu(self) -> impl Iterator<Item = End> {
-        let ends = [(self.embedding, End::Embedding), (self.head, End::Head)];
-        ends.into_iter()
-            .filter_map(|(processor, end)| (processor == Processor::Cpu).then_some(end))
+    /// The modules that the CPU computes.
+    pub fn on_cpu(self) -> impl Iterator<Item = OuterModule> {
+        let mut modules = vec![];
+        if self.embedding == Processor::Cpu {
+            modules.push(OuterModule::Embedding);
+        }
+        if self.head == Processor::Cpu {
+            modules.push(OuterModule::Head);
+        }
+        modules.into_iter()
     }
 
-    /// That of the model that `shards` make up.
+    /// The placement of a model that consists of `shards`.
     pub fn of<'a>(shards: impl IntoIterator<Item = &'a Shard>) -> Self {
-        shards
-            .into_iter()
-            .fold(Place::default(), |all, shard| Place {
-                embedding: all.embedding.max(shard.place.embedding),
-                head: all.head.max(shard.place.head),
-            })
+        let mut place = Place::default();
+        for shard in shards {
+            place.embedding = place.embedding.max(shard.place.embedding);
+            place.head = place.head.max(shard.place.head);
+        }
+        place
     }
 }
 
-impl End {
-    /// As a plan calls it.
+impl OuterModule {
+    /// Name in plans.
     pub fn name(self) -> &'static str {
         match self {
-            End::Embedding => "embedding",
-            End::Head => "head",
+            OuterModule::Embedding => "embedding",
+            OuterModule::Head => "head",
         }
     }
 
-    /// What passes between it and the layers, if it is not in one graph with them. Genie asks for
-    /// the first of these names.
+    /// Name of the value between it and the layers if they are separate graphs. Genie requires the
+    /// first of these names.
     pub fn value(self) -> &'static str {
         match self {
-            End::Embedding => inputs::EMBEDDINGS,
-            End::Head => "output_norm",
+            OuterModule::Embedding => inputs::EMBEDDINGS,
+            OuterModule::Head => "output_norm",
         }
     }
 
-    /// Whether it computes with the tensors of `spec` that are `role`.
+    /// Whether it uses the tensors of `spec` with this `role`.
     pub fn reads(self, role: Role, spec: &DecoderSpec) -> bool {
         match (self, role) {
-            (End::Embedding, Role::Embedding) | (End::Head, Role::Head) => true,
-            (End::Head, Role::Embedding) => spec.head.tied,
-            (End::Embedding, Role::Head) | (_, Role::FinalNorm | Role::Layer(..)) => false,
+            (OuterModule::Embedding, Role::Embedding) => true,
+            (OuterModule::Embedding, Role::Head) => false,
+            (OuterModule::Head, Role::Head) => true,
+            (OuterModule::Head, Role::Embedding) => spec.head.tied,
+            (_, Role::FinalNorm | Role::Layer(..)) => false,
         }
     }
 
-    /// What the file of its graph `role` is called, but for the ending: `prefill-head`.
+    /// File name of its graph `role` without the extension: `prefill-head`.
     pub fn graph_stem(self, role: &str) -> String {
         format!("{role}-{}", self.name())
     }
 }
 
-/// Some layers of a decoder, in a row. The first shard has the embedding too, the last the head,
-/// unless these are the CPU's.
+/// Consecutive layers of a decoder. The first shard also has the embedding and the last the head,
+/// unless the CPU computes these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
-    /// Which of the shards it is, from 1.
+    /// Number of the shard, from 1.
     pub part: u32,
-    /// How many there are.
+    /// Number of shards.
     pub of: u32,
-    /// Its first layer.
+    /// The first layer.
     pub first: u32,
-    /// The layer after its last.
+    /// The layer after the last.
     pub end: u32,
-    /// What computes the ends of the model that are beside its layers.
+    /// What computes the embedding, if this is the first shard, and the head, if it is the last.
     #[serde(default, skip_serializing_if = "is_default")]
     pub place: Place,
 }
 
-/// How long an embedding and a head take to compile, beside as many weights of a layer: a table is
-/// only copied, 8-bit blocks take a little longer than 4-bit ones. Measured at 1.5 B weights: 15 s,
-/// 56 s and 47 s.
-const EMBEDDING: f64 = 0.3;
-const HEAD: f64 = 1.2;
+/// Compile time of a weight of the embedding and of the head, relative to a weight of a layer: a
+/// table is only copied, and 8-bit blocks take a little longer than 4-bit blocks. Measured at 1.5 B
+/// weights: 15 s, 56 s, and 47 s for a layer's.
+const EMBEDDING_COST: f64 = 0.3;
+const HEAD_COST: f64 = 1.2;
 
-/// What a matrix takes to compile, if a weight takes `share`.
-fn cost(share: f64, matrix: &TensorSpec) -> f64 {
-    let columns_first = matrix.shape.iter().rev();
-    columns_first.fold(share, |product, extent| product * *extent as f64)
+/// The relative compile time of the matrices that the NPU computes.
+struct CompileCosts {
+    layers: u32,
+    /// One layer; all layers have the same matrices.
+    layer: f64,
+    embedding: f64,
+    head: f64,
+}
+
+impl CompileCosts {
+    fn of(spec: &DecoderSpec, place: Place) -> Self {
+        let all_tensors = tensors(spec);
+        let layers = spec.block_count();
+        let mut all_layers = 0.0;
+        for tensor in &all_tensors {
+            if tensor.is_matrix() && matches!(tensor.role, Role::Layer(..)) {
+                all_layers += compile_cost(1.0, tensor);
+            }
+        }
+        let table_cost = |module: OuterModule, cost| {
+            for tensor in &all_tensors {
+                if tensor.is_matrix() && module.reads(tensor.role, spec) {
+                    return compile_cost(cost, tensor);
+                }
+            }
+            0.0
+        };
+        CompileCosts {
+            layers,
+            layer: all_layers / f64::from(layers),
+            embedding: match place.embedding {
+                Processor::Npu => table_cost(OuterModule::Embedding, EMBEDDING_COST),
+                Processor::Cpu => 0.0,
+            },
+            head: match place.head {
+                Processor::Npu => table_cost(OuterModule::Head, HEAD_COST),
+                Processor::Cpu => 0.0,
+            },
+        }
+    }
+
+    /// The number of layers in the first `part` of `count` shards.
+    fn layers_before(&self, part: u32, count: u32) -> u32 {
+        if part == count {
+            return self.layers;
+        }
+        let total = f64::from(self.layers) * self.layer + self.embedding + self.head;
+        let cost = total * f64::from(part) / f64::from(count) - self.embedding;
+        let layers = (cost / self.layer).round() as u32;
+        layers.clamp(part, self.layers - (count - part))
+    }
+}
+
+/// The compile time of a matrix, of which a weight costs `weight_cost`.
+fn compile_cost(weight_cost: f64, matrix: &TensorSpec) -> f64 {
+    let mut cost = weight_cost;
+    for extent in matrix.shape.iter().rev() {
+        cost *= *extent as f64;
+    }
+    cost
 }
 
 impl Shard {
-    /// All of `spec`.
+    /// The whole model as one shard.
     pub fn whole(spec: &DecoderSpec) -> Self {
         Shard {
             part: 1,
@@ -148,9 +211,9 @@ impl Shard {
         }
     }
 
-    /// `spec` in so many shards that take about as long to compile, without what is the CPU's.
-    /// Where they are cut depends on the shapes of the weights alone: a layer that is held in
-    /// another way stays in its shard. Refused: more shards than layers.
+    /// `count` shards of `spec` that take about the same time to compile, without what the CPU
+    /// computes. The boundaries depend on the shapes of the weights only, so another encoding of a
+    /// layer does not move it to another shard. An error if there are more shards than layers.
     pub fn cut(spec: &DecoderSpec, count: u32, place: Place) -> Result<Vec<Self>> {
         let layers = spec.block_count();
         if !(1..=layers).contains(&count) {
@@ -159,79 +222,65 @@ impl Shard {
                 format!("{layers} layers make no {count} shards"),
             )
             .help(format!(
-                "each shard takes a layer at least: `shards` goes from 1 to {layers}"
+                "each shard has at least one layer: `shards` must be from 1 to {layers}"
             )));
         }
-        let all = tensors(spec);
-        let matrices = || all.iter().filter(|tensor| tensor.is_matrix());
-        let of_layers = matrices().filter(|tensor| matches!(tensor.role, Role::Layer(..)));
-        // All layers have the same matrices.
-        let layer = of_layers.map(|matrix| cost(1.0, matrix)).sum::<f64>() / f64::from(layers);
-        let at_end = |end: End, processor, share| {
-            let table = matrices().find(|tensor| end.reads(tensor.role, spec));
-            match processor {
-                Processor::Npu => table.map_or(0.0, |table| cost(share, table)),
-                Processor::Cpu => 0.0,
+        let costs = CompileCosts::of(spec, place);
+        let mut shards = Vec::with_capacity(count as usize);
+        let mut first = 0;
+        for part in 1..=count {
+            let mut shard = Shard {
+                part,
+                of: count,
+                first,
+                end: costs.layers_before(part, count),
+                place: Place::default(),
+            };
+            if part == 1 {
+                shard.place.embedding = place.embedding;
             }
-        };
-        let embedding = at_end(End::Embedding, place.embedding, EMBEDDING);
-        let head = at_end(End::Head, place.head, HEAD);
-        let total = f64::from(layers) * layer + embedding + head;
-        let before = |part: u32| match part {
-            0 => 0,
-            part if part == count => layers,
-            part => {
-                let here = (total * f64::from(part) / f64::from(count) - embedding) / layer;
-                (here.round() as u32).clamp(part, layers - (count - part))
+            if part == count {
+                shard.place.head = place.head;
             }
-        };
-        let beside = |is_there, processor| if is_there { processor } else { Processor::Npu };
-        let shard = |part: u32| Shard {
-            part: part + 1,
-            of: count,
-            first: before(part),
-            end: before(part + 1),
-            place: Place {
-                embedding: beside(part == 0, place.embedding),
-                head: beside(part + 1 == count, place.head),
-            },
-        };
-        Ok((0..count).map(shard).collect())
+            first = shard.end;
+            shards.push(shard);
+        }
+        Ok(shards)
     }
 
-    /// Whether it is all of the model.
+    /// Whether it is the whole model, computed by the NPU.
     pub fn is_whole(&self) -> bool {
         self.of == 1 && self.place == Place::default()
     }
 
-    /// Whether the model ends with it.
+    /// Whether it is the last shard.
     pub fn is_last(&self) -> bool {
         self.part == self.of
     }
 
-    /// Whether it begins with the embedding.
+    /// Whether it includes the embedding.
     pub fn has_embedding(&self) -> bool {
         self.part == 1 && self.place.embedding == Processor::Npu
     }
 
-    /// Whether it ends with the head.
+    /// Whether it includes the head.
     pub fn has_head(&self) -> bool {
         self.is_last() && self.place.head == Processor::Npu
     }
 
-    /// Whether it computes with the tensors of `spec` that are `role`.
+    /// Whether it uses the tensors of `spec` with this `role`.
     pub fn reads(&self, role: Role, spec: &DecoderSpec) -> bool {
         match role {
             Role::Layer(layer, _) => (self.first..self.end).contains(&layer),
             Role::FinalNorm => self.is_last(),
             Role::Embedding | Role::Head => {
-                self.has_embedding() && End::Embedding.reads(role, spec)
-                    || self.has_head() && End::Head.reads(role, spec)
+                self.has_embedding() && OuterModule::Embedding.reads(role, spec)
+                    || self.has_head() && OuterModule::Head.reads(role, spec)
             }
         }
     }
 
-    /// The folder of what is made of it: `1-of-4`; none if it is the whole.
+    /// The folder of its artifacts: `1-of-4`; empty for the whole model.
     pub fn folder(&self) -> String {
         if self.is_whole() {
             String::new()
@@ -240,8 +289,8 @@ impl Shard {
         }
     }
 
-    /// What the file of its graph `role` is called, but for the ending: `prefill-1-of-4`, or
-    /// `prefill` if it is the whole.
+    /// File name of its graph `role` without the extension: `prefill-1-of-4`, or `prefill` for the
+    /// whole model.
     pub fn graph_stem(&self, role: &str) -> String {
         if self.is_whole() {
             role.into()
@@ -273,36 +322,30 @@ mod tests {
     }
 
     #[test]
-    fn shards_take_about_as_long() {
-        let cut = |count, place| -> Vec<_> {
-            Shard::cut(&model(), count, place)
-                .unwrap()
-                .iter()
-                .map(|shard| shard.end - shard.first)
-                .collect()
-        };
+    fn shards_take_about_the_same_time_to_compile() {
+        fn check(count: u32, place: Place, expected: &[u32]) {
+            let shards = Shard::cut(&model(), count, place).unwrap();
+            let layers: Vec<u32> = shards.iter().map(|shard| shard.end - shard.first).collect();
+            assert_eq!(layers, expected);
+        }
         let npu = Place::default();
+        let cpu = Place {
+            embedding: Processor::Cpu,
+            head: Processor::Cpu,
+        };
         // The embedding takes as long as one and a half layers, the head as six.
-        assert_eq!(cut(1, npu), [28]);
-        assert_eq!(cut(2, npu), [16, 12]);
-        assert_eq!(cut(4, npu), [7, 9, 9, 3]);
-        assert_eq!(cut(28, npu), [1; 28]);
-        assert_eq!(
-            cut(
-                4,
-                Place {
-                    embedding: Processor::Cpu,
-                    head: Processor::Cpu
-                }
-            ),
-            [7, 7, 7, 7]
-        );
+        check(1, npu, &[28]);
+        check(2, npu, &[16, 12]);
+        check(4, npu, &[7, 9, 9, 3]);
+        check(28, npu, &[1; 28]);
+        check(4, cpu, &[7, 7, 7, 7]);
         assert!(Shard::cut(&model(), 29, npu).is_err() && Shard::cut(&model(), 0, npu).is_err());
     }
 
     #[test]
-    fn a_tensor_is_read_where_its_layer_is() {
-        let check = |name: &str, tied: bool, on_npu: &[u32], on_cpu: &[u32]| {
+    fn a_shard_reads_the_tensors_of_its_layers() {
+        // The shards that read `name`, with embedding and head on the NPU and on the CPU.
+        fn check(name: &str, tied: bool, on_npu: &[u32], on_cpu: &[u32]) {
             let mut spec = model();
             spec.head.tied = tied;
             let role = by_name(&spec)[name].role;
@@ -313,14 +356,15 @@ mod tests {
                 };
                 let shards = Shard::cut(&spec, 4, place).unwrap();
                 assert_eq!(Place::of(&shards), place);
-                let readers: Vec<u32> = shards
-                    .iter()
-                    .filter(|shard| shard.reads(role, &spec))
-                    .map(|shard| shard.part)
-                    .collect();
+                let mut readers = vec![];
+                for shard in shards {
+                    if shard.reads(role, &spec) {
+                        readers.push(shard.part);
+                    }
+                }
                 assert_eq!(readers, expected, "{name}");
             }
-        };
+        }
         check("blk.6.ffn_down.weight", false, &[1], &[1]);
         check("blk.7.attn_q.bias", false, &[2], &[2]);
         check("token_embd.weight", false, &[1], &[]);
@@ -330,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_shard_beside_an_end_of_the_cpu_differs() {
+    fn only_the_last_shard_records_a_head_on_the_cpu() {
         let model = model();
         let place = Place {
             head: Processor::Cpu,
@@ -343,13 +387,8 @@ mod tests {
             text(&shards[1]),
             r#"{"part":2,"of":2,"first":13,"end":28,"place":{"head":"cpu"}}"#
         );
-        let whole = Shard::cut(&model, 1, place).unwrap()[0];
-        assert_eq!(
-            (
-                whole.folder().as_str(),
-                Shard::whole(&model).folder().as_str()
-            ),
-            ("1-of-1", "")
-        );
+        let without_head = Shard::cut(&model, 1, place).unwrap()[0];
+        assert_eq!(without_head.folder(), "1-of-1");
+        assert_eq!(Shard::whole(&model).folder(), "");
     }
 }

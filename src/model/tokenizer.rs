@@ -1,4 +1,5 @@
-//! Text to tokens and back: byte-level BPE, as the `tokenizer.*` metadata of a GGUF describes it.
+//! Encodes text to tokens and decodes tokens: byte-level BPE, from the `tokenizer.*` metadata of a
+//! GGUF.
 
 use serde::Deserialize;
 use tokenizers::models::bpe::BPE;
@@ -10,13 +11,16 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::base::{Context, Problem, Result};
 
-/// Words, contractions, numbers and runs of symbols; GPT-2's own regex.
+/// The regex of GPT-2: words, contractions, numbers and runs of symbols.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// Qwen2's: contractions in any case, digits one by one, line ends of their own.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The regex of Qwen2: contractions in any case, single digits, separate line breaks.
+const QWEN2: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 
-/// How text is cut before merging, by `tokenizer.ggml.pre`: each regex cuts the pieces of the one
-/// before. As in llama.cpp, `src/llama-vocab.cpp`.
+/// How text is split before merging, by `tokenizer.ggml.pre`: each regex splits the results of the
+/// previous one. From llama.cpp, `src/llama-vocab.cpp`.
 const PRE_TOKENIZERS: [(&str, &[&str]); 4] = [
     ("gpt-2", &[GPT2]),
     ("smollm", &[r"\p{N}", GPT2]),
@@ -28,10 +32,10 @@ const PRE_TOKENIZERS: [(&str, &[&str]); 4] = [
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// How tokens that end a text, a turn or a message are spelled. A file names one of them, rarely
-/// all: llama.cpp finds the others by these spellings too (`src/llama-vocab.cpp`). Ordinary tokens
-/// spelled so are text (Gemma's `</s>` is HTML).
-const ENDS: [&str; 23] = [
+/// The texts of tokens that end a text, a turn or a message. A file rarely names all of them;
+/// llama.cpp finds the others by their text too (`src/llama-vocab.cpp`). They must be special
+/// tokens: the ordinary token `</s>` of Gemma is HTML.
+const STOP_TOKENS: [&str; 23] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -87,15 +91,14 @@ struct Metadata {
 /// A byte-level BPE tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    first: Option<u32>,
-    ends: Vec<u32>,
+    bos_token: Option<u32>,
+    stop_tokens: Vec<u32>,
     chat_template: Option<String>,
 }
 
 impl Tokenizer {
-    /// Reads `json`: an object of a GGUF's `tokenizer.*` metadata by full key. Refuses models other
-    /// than `gpt2` and pre-tokenizers it does not know: they would give other tokens without a
-    /// word.
+    /// Reads `json`: an object of a GGUF's `tokenizer.*` metadata by full key. An error for models
+    /// other than `gpt2` and for unknown pre-tokenizers, which would silently yield other tokens.
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
             .context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
@@ -103,53 +106,53 @@ impl Tokenizer {
             return Err(problem);
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
-        let first = metadata.bos_token_id.filter(|_| metadata.add_bos_token);
+        let bos_token = match metadata.add_bos_token {
+            true => metadata.bos_token_id,
+            false => None,
+        };
         Ok(Tokenizer {
             inner,
-            first,
-            ends: ends(&metadata),
+            bos_token,
+            stop_tokens: stop_tokens(&metadata),
             chat_template: metadata.chat_template,
         })
     }
 
-    /// The tokens of `text`; special tokens spelled in it are recognised, none is added.
+    /// The tokens of `text`. Special tokens in it are recognised, none is added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| unusable(&*error))?;
-        Ok(encoding.get_ids().to_vec())
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(unusable(&*error)),
+        }
     }
 
-    /// The text of `tokens`, special ones spelled out.
+    /// The text of `tokens`, including special ones.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner
-            .decode(tokens, false)
-            .map_err(|error| unusable(&*error))
+        let text = self.inner.decode(tokens, false);
+        text.map_err(|error| unusable(&*error))
     }
 
-    /// The token that this model wants before any text.
-    pub fn first(&self) -> Option<u32> {
-        self.first
+    /// The token that the model requires before any text.
+    pub fn bos_token(&self) -> Option<u32> {
+        self.bos_token
     }
 
-    /// The tokens that end a text, a turn or a message: those that the file names, the text's
-    /// first, then those that are spelled so.
-    pub fn ends(&self) -> &[u32] {
-        &self.ends
+    /// The tokens that end a text, a turn or a message: first those that the file names, beginning
+    /// with the end of a text, then those that are recognised by their text.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
     }
 
-    /// How messages are put into a text, in Jinja.
+    /// The Jinja template that formats messages.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
 
     /// This tokenizer as the `tokenizer.json` of Hugging Face's libraries, which Genie reads too.
-    /// It adds no token: Genie itself puts the first one before a text.
+    /// It adds no BOS token, because Genie does.
     pub fn to_json(&self) -> Result<String> {
-        self.inner
-            .to_string(false)
-            .map_err(|error| unusable(&*error))
+        let json = self.inner.to_string(false);
+        json.map_err(|error| unusable(&*error))
     }
 
     /// Reads what [`Tokenizer::to_json`] wrote, or any `tokenizer.json`.
@@ -157,20 +160,20 @@ impl Tokenizer {
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| unusable(&*error))?;
         Ok(Tokenizer {
             inner,
-            first: None,
-            ends: vec![],
+            bos_token: None,
+            stop_tokens: vec![],
             chat_template: None,
         })
     }
 }
 
-/// As much of a name as a person reads.
+/// The first 100 bytes of a name, for messages.
 fn shortened(name: &str) -> &str {
     &name[..name.floor_char_boundary(100)]
 }
 
-/// Why a tokenizer of the `model` and pre-tokenizer `pre` that a GGUF names cannot be used, if so:
-/// it would give other tokens without a word. Both are known from the header alone.
+/// The problem of a tokenizer with this `model` and pre-tokenizer `pre` of a GGUF header; `None` if
+/// it is supported.
 pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
     if model != "gpt2" {
         let message = format!(
@@ -182,10 +185,13 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
              `package` stages",
         ));
     }
-    if PRE_TOKENIZERS.iter().any(|(known, _)| Some(*known) == pre) {
-        return None;
+    let mut known = vec![];
+    for (name, _) in PRE_TOKENIZERS {
+        if pre == Some(name) {
+            return None;
+        }
+        known.push(name);
     }
-    let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
     let known = known.join(", ");
     let without = "leave out the stages `reference` and `package`: nothing else needs text";
     let (message, help) = match pre.unwrap_or_default() {
@@ -211,73 +217,89 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
 }
 
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
-    let vocab: tokenizers::models::bpe::Vocab = metadata.tokens.iter().cloned().zip(0..).collect();
-    // A merge whose parts or product are no tokens can give none; the crate would index past its
-    // buffer on it.
-    let merges = metadata.merges.iter().filter_map(|merge| {
-        let (left, right) = merge.split_once(' ')?;
-        let known = [left, right, &format!("{left}{right}")]
-            .iter()
-            .all(|token| vocab.contains_key(*token));
-        known.then(|| (left.to_string(), right.to_string()))
-    });
-    let merges: Vec<_> = merges.collect();
-    let mut tokenizer =
-        tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
+    let mut vocab = tokenizers::models::bpe::Vocab::default();
+    for (id, token) in (0..).zip(&metadata.tokens) {
+        vocab.insert(token.clone(), id);
+    }
+    let mut merges = vec![];
+    for merge in &metadata.merges {
+        let Some((left, right)) = merge.split_once(' ') else {
+            continue;
+        };
+        // A merge of strings that are not tokens never applies. The crate would index past its
+        // buffer on it.
+        let is_token = |text: &str| vocab.contains_key(text);
+        if is_token(left) && is_token(right) && is_token(&format!("{left}{right}")) {
+            merges.push((left.to_string(), right.to_string()));
+        }
+    }
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build()?;
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     let pre = metadata.pre.as_deref().unwrap_or_default();
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let added = special(metadata)
-        .map(|(_, token, kind)| AddedToken::from(token, kind == CONTROL).normalized(false));
+    let mut added = vec![];
+    for token in special_tokens(metadata) {
+        let is_control = token.kind == CONTROL;
+        added.push(AddedToken::from(token.text, is_control).normalized(false));
+    }
     tokenizer.add_special_tokens(added)?;
     Ok(tokenizer)
 }
 
-/// The tokens that are never made by merging: id, spelling and type.
-fn special(metadata: &Metadata) -> impl Iterator<Item = (u32, &String, i64)> {
-    let tokens = (0..)
-        .zip(&metadata.tokens)
-        .zip(&metadata.token_type)
-        .map(|((id, token), kind)| (id, token, *kind));
-    tokens.filter(|(_, _, kind)| [CONTROL, USER_DEFINED].contains(kind))
+/// A token that is never made by merging.
+struct SpecialToken<'a> {
+    id: u32,
+    text: &'a str,
+    kind: i64,
 }
 
-/// See [`Tokenizer::ends`].
-fn ends(metadata: &Metadata) -> Vec<u32> {
-    let named = [
-        metadata.eos_token_id,
-        metadata.eot_token_id,
-        metadata.eom_token_id,
-    ]
-    .into_iter()
-    .flatten();
-    let spelled = special(metadata)
-        .filter(|(_, token, _)| ENDS.contains(&token.as_str()))
-        .map(|(id, _, _)| id);
-    let mut ends = vec![];
-    for id in named.chain(spelled) {
-        if !ends.contains(&id) {
-            ends.push(id);
+fn special_tokens(metadata: &Metadata) -> Vec<SpecialToken<'_>> {
+    let mut special = vec![];
+    for (id, (text, kind)) in (0..).zip(metadata.tokens.iter().zip(&metadata.token_type)) {
+        let kind = *kind;
+        if kind == CONTROL || kind == USER_DEFINED {
+            special.push(SpecialToken { id, text, kind });
         }
     }
-    ends
+    special
+}
+
+/// See [`Tokenizer::stop_tokens`].
+fn stop_tokens(metadata: &Metadata) -> Vec<u32> {
+    let mut candidates = vec![];
+    candidates.extend(metadata.eos_token_id);
+    candidates.extend(metadata.eot_token_id);
+    candidates.extend(metadata.eom_token_id);
+    for token in special_tokens(metadata) {
+        if STOP_TOKENS.contains(&token.text) {
+            candidates.push(token.id);
+        }
+    }
+    let mut ids = vec![];
+    for id in candidates {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
-    let (_, regexes) = PRE_TOKENIZERS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .ok_or("the pre-tokenizer is not known")?;
-    let isolated = SplitDelimiterBehavior::Isolated;
-    let split = |regex: &&str| {
-        Split::new(SplitPattern::Regex((*regex).into()), isolated, false).map(Into::into)
-    };
-    let mut steps = regexes
-        .iter()
-        .map(split)
-        .collect::<tokenizers::Result<Vec<PreTokenizerWrapper>>>()?;
-    steps.push(ByteLevel::new(false, false, false).into());
-    Ok(Sequence::new(steps).into())
+    for (known, regexes) in PRE_TOKENIZERS {
+        if known != name {
+            continue;
+        }
+        let mut steps: Vec<PreTokenizerWrapper> = vec![];
+        for regex in regexes {
+            let pattern = SplitPattern::Regex(regex.to_string());
+            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+            steps.push(split.into());
+        }
+        steps.push(ByteLevel::new(false, false, false).into());
+        return Ok(Sequence::new(steps).into());
+    }
+    Err("the pre-tokenizer is not known".into())
 }
 
 fn unusable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
@@ -295,65 +317,69 @@ mod tests {
 
     fn metadata(pre: &str) -> Vec<u8> {
         let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
-        tokens.extend(["Ġ", "Ċ", "Ġa", "ab", "Ġab", "11", "<|end|>"].map(String::from));
+        for token in ["Ġ", "Ċ", "Ġa", "ab", "Ġab", "11", "<|end|>"] {
+            tokens.push(token.to_string());
+        }
         let mut kinds = vec![1; tokens.len()];
         kinds[tokens.len() - 1] = 3;
         let merges = ["Ġ a", "a b", "Ġa b", "1 1", "Ċ zz", "zz Ġ"];
         serde_json::to_vec(&json!({
-            "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": kinds, "tokenizer.ggml.merges": merges,
-            "tokenizer.ggml.bos_token_id": 7, "tokenizer.ggml.add_bos_token": true,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.bos_token_id": 7,
+            "tokenizer.ggml.add_bos_token": true,
         }))
         .unwrap()
     }
 
-    /// The pieces of `text`, parted by `|`.
+    /// `expected`: the tokens of `text`, separated by `|`.
     fn check(pre: &str, text: &str, expected: &str) {
         let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
         let tokens = tokenizer.encode(text).unwrap();
-        let pieces: Vec<String> = tokens
-            .iter()
-            .map(|token| tokenizer.decode(&[*token]).unwrap())
-            .collect();
-        assert_eq!(pieces.join("|"), expected);
+        let mut texts = vec![];
+        for token in &tokens {
+            texts.push(tokenizer.decode(&[*token]).unwrap());
+        }
+        assert_eq!(texts.join("|"), expected);
         assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
     }
 
     #[test]
-    fn merges_follow_the_cuts() {
+    fn merges_do_not_cross_splits() {
         check("gpt-2", "ab ab 11", "ab| ab| |11");
         check("smollm", "ab ab 11", "ab| ab| |1|1");
         check("qwen2", "ab ab 11", "ab| ab| |1|1");
     }
 
     #[test]
-    fn special_tokens_are_one() {
+    fn special_tokens_are_not_split() {
         check("gpt-2", "ab<|end|>\nab", "ab|<|end|>|\n|ab");
     }
 
     #[test]
-    fn the_json_says_the_same() {
+    fn the_json_form_encodes_the_same() {
         for (pre, _) in PRE_TOKENIZERS {
             let tokenizer = Tokenizer::from_metadata(&metadata(pre)).unwrap();
             let json = tokenizer.to_json().unwrap();
-            let again = Tokenizer::from_json(json.as_bytes()).unwrap();
-            assert_eq!(again.to_json().unwrap(), json);
+            let copy = Tokenizer::from_json(json.as_bytes()).unwrap();
+            assert_eq!(copy.to_json().unwrap(), json);
             let text = "ab ab 11<|end|>\n  ab";
-            assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
+            assert_eq!(copy.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         }
-        assert_eq!(
-            Tokenizer::from_json(b"{}").err().unwrap().code,
-            "kiln::tokenizer::unusable"
-        );
+        let problem = Tokenizer::from_json(b"{}").err().unwrap();
+        assert_eq!(problem.code, "kiln::tokenizer::unusable");
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
-        let problem = Tokenizer::from_metadata(&metadata("tekken")).err().unwrap();
-        assert!(
-            problem.to_string().contains("`tekken` is not known"),
-            "{problem}"
-        );
+    fn unsupported_tokenizers_are_refused() {
+        fn problem(json: &[u8]) -> Problem {
+            Tokenizer::from_metadata(json).err().unwrap()
+        }
+        let unknown = problem(&metadata("tekken")).to_string();
+        assert!(unknown.contains("`tekken` is not known"), "{unknown}");
         for (key, expected) in [
             ("", "`tokenizer.ggml.pre` is missing"),
             (
@@ -363,34 +389,31 @@ mod tests {
         ] {
             let json =
                 format!(r#"{{"tokenizer.ggml.model": "gpt2", {key}"tokenizer.ggml.tokens": []}}"#);
-            let problem = Tokenizer::from_metadata(json.as_bytes()).err().unwrap();
-            assert!(
-                problem.message.contains(expected) && problem.message.contains("qwen2"),
-                "{problem}"
-            );
+            let message = problem(json.as_bytes()).message;
+            assert!(message.contains(expected), "{message}");
+            assert!(message.contains("qwen2"), "{message}");
         }
         let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
-        assert_eq!(
-            Tokenizer::from_metadata(llama).err().unwrap().code,
-            "kiln::tokenizer::model"
-        );
+        assert_eq!(problem(llama).code, "kiln::tokenizer::model");
     }
 
     #[test]
-    fn all_tokens_that_end_an_answer_are_found() {
-        let check = |spelled: &[(&str, i64)], named: &[(&str, u32)], expected: &[u32]| {
-            let (tokens, kinds): (Vec<_>, Vec<_>) = spelled.iter().copied().unzip();
+    fn all_stop_tokens_are_found() {
+        fn check(vocab: &[(&str, i64)], named: &[(&str, u32)], expected: &[u32]) {
+            let (tokens, kinds): (Vec<_>, Vec<_>) = vocab.iter().copied().unzip();
             let mut metadata = json!({
-                "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2", "tokenizer.ggml.tokens": tokens,
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": "qwen2",
+                "tokenizer.ggml.tokens": tokens,
                 "tokenizer.ggml.token_type": kinds,
             });
             for (key, id) in named {
                 metadata[format!("tokenizer.ggml.{key}_token_id")] = json!(id);
             }
-            let tokenizer =
-                Tokenizer::from_metadata(&serde_json::to_vec(&metadata).unwrap()).unwrap();
-            assert_eq!(tokenizer.ends(), expected, "{spelled:?} {named:?}");
-        };
+            let json = serde_json::to_vec(&metadata).unwrap();
+            let tokenizer = Tokenizer::from_metadata(&json).unwrap();
+            assert_eq!(tokenizer.stop_tokens(), expected, "{vocab:?} {named:?}");
+        }
         let qwen = [
             ("a", 1),
             ("<|endoftext|>", 3),
@@ -407,26 +430,19 @@ mod tests {
             ("b", 1),
         ];
         check(&llama, &[("eos", 2), ("eot", 2), ("eom", 1)], &[2, 1, 0]);
-        // What a page of HTML is made of ends nothing, unless the file says so; what a user defined
-        // does.
-        check(&[("</s>", 1), ("<|end|>", 4), ("c", -1)], &[], &[1]);
-        check(
-            &[("</s>", 1), ("<|end|>", 4), ("c", -1)],
-            &[("eos", 0)],
-            &[0, 1],
-        );
+        // An ordinary token is a stop token only if the file names it; a user-defined one is.
+        let html = [("</s>", 1), ("<|end|>", 4), ("c", -1)];
+        check(&html, &[], &[1]);
+        check(&html, &[("eos", 0)], &[0, 1]);
     }
 
     #[test]
-    fn the_first_token_is_only_given_where_the_file_wants_it() {
-        assert_eq!(
-            Tokenizer::from_metadata(&metadata("gpt-2"))
-                .unwrap()
-                .first(),
-            Some(7)
-        );
+    fn the_bos_token_depends_on_add_bos_token() {
+        let tokenizer = Tokenizer::from_metadata(&metadata("gpt-2")).unwrap();
+        assert_eq!(tokenizer.bos_token(), Some(7));
         let without = br#"{"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
             "tokenizer.ggml.tokens": ["a"], "tokenizer.ggml.bos_token_id": 0}"#;
-        assert_eq!(Tokenizer::from_metadata(without).unwrap().first(), None);
+        let tokenizer = Tokenizer::from_metadata(without).unwrap();
+        assert_eq!(tokenizer.bos_token(), None);
     }
 }

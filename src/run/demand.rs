@@ -10,7 +10,7 @@ use crate::base::Result;
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
 use crate::model::facts::{ContextFacts, GraphFacts, in_layer};
-use crate::model::shards::End;
+use crate::model::shards::OuterModule;
 use crate::model::weight::{WeightFacts, blob_owner};
 
 /// The program itself, the runtime's own memory, buffers, and what an allocator keeps.
@@ -79,7 +79,7 @@ fn largest_layer_bytes<'a>(
     for (name, part) in weights {
         let tensor = blob_owner(name);
         let role = role_of_blob(&tensors, name);
-        if role == Some(Role::Embedding) && !End::Head.reads(Role::Embedding, model) {
+        if role == Some(Role::Embedding) && !OuterModule::Head.reads(Role::Embedding, model) {
             continue;
         }
         let key = match in_layer(tensor) {

@@ -10,7 +10,7 @@ use crate::base::{Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::LOGITS;
 use crate::model::facts::GraphFacts;
-use crate::model::shards::{End, Place, Processor};
+use crate::model::shards::{OuterModule, Place, Processor};
 
 /// The inputs that the CPU computes with.
 const ON_CPU: &str = "candidate/cpu/";
@@ -35,14 +35,14 @@ impl Split {
     }
 
     /// The value `output` that the graph of `end` computes from `inputs`.
-    fn run_end(
+    fn run_module(
         &mut self,
-        end: End,
+        module: OuterModule,
         graph: Graph,
         inputs: &BTreeMap<String, Tensor>,
         output: &str,
     ) -> Result<Vec<f32>> {
-        let file = format!("{}.onnx", end.graph_stem(graph.role()));
+        let file = format!("{}.onnx", module.graph_stem(graph.role()));
         let mut values = self.cpu.run_file(&file, inputs, &[output.into()])?;
         let Some(values) = values.remove(output) else {
             let message = format!("{file} has no output `{output}`");
@@ -66,15 +66,15 @@ impl Engine for Split {
         let tokens = self.facts(graph)?.tokens as usize;
         let mut npu_inputs = inputs.clone();
         if self.place.embedding == Processor::Cpu {
-            let name = End::Embedding.value();
-            let rows = self.run_end(End::Embedding, graph, inputs, name)?;
+            let name = OuterModule::Embedding.value();
+            let rows = self.run_module(OuterModule::Embedding, graph, inputs, name)?;
             let rows = Tensor::F32(vec![1, tokens, self.hidden], rows);
             npu_inputs.insert(name.into(), rows);
         }
         if self.place.head == Processor::Npu {
             return self.npu.run(graph, &npu_inputs, outputs);
         }
-        let head_input = End::Head.value();
+        let head_input = OuterModule::Head.value();
         let mut npu_outputs = outputs.to_vec();
         npu_outputs.retain(|output| output != LOGITS);
         npu_outputs.push(head_input.into());
@@ -82,7 +82,7 @@ impl Engine for Split {
         let normal = values.remove(head_input).unwrap_or_default();
         let normal = Tensor::F32(vec![1, 1, tokens, self.hidden], normal);
         let head_inputs = [(head_input.to_string(), normal)].into();
-        let logits = self.run_end(End::Head, graph, &head_inputs, LOGITS)?;
+        let logits = self.run_module(OuterModule::Head, graph, &head_inputs, LOGITS)?;
         values.insert(LOGITS.into(), logits);
         Ok(values)
     }

@@ -34,13 +34,13 @@ pub fn windows(
         .context("kiln::windows::text", || "read the text as UTF-8".into())?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
-    let first = tokenizer.first();
-    let first_tokens = usize::from(first.is_some());
+    let bos = tokenizer.bos_token();
+    let first_tokens = usize::from(bos.is_some());
     let length = (length as usize).saturating_sub(first_tokens).max(1);
     let mut windows: Vec<Vec<u32>> = vec![];
     for text_tokens in tokens.chunks_exact(length).take(count as usize) {
         let mut window = Vec::with_capacity(first_tokens + length);
-        window.extend(first);
+        window.extend(bos);
         window.extend_from_slice(text_tokens);
         windows.push(window);
     }

@@ -25,7 +25,7 @@ use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Context as _, Problem, Result};
 use crate::compile::{Elements, check_signatures, lower_graphs, process_demand};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{End, Place};
+use crate::model::shards::{OuterModule, Place};
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
@@ -101,7 +101,7 @@ impl TypedStage for Dlc {
 
     fn expand(_: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
         if let Some(graph) = inputs.optional("graph") {
-            refuse_ends_on_cpu(graph)?;
+            refuse_modules_on_cpu(graph)?;
             refuse_blocks(graph)?;
             let elements = Elements::of_weights(graph.under("weights"));
             let mut order = Order::new("", Work::Graphs)
@@ -171,15 +171,18 @@ fn graph_bytes(elements: Elements) -> u64 {
 }
 
 /// Refuses a graph that leaves the embedding or the head to the CPU.
-fn refuse_ends_on_cpu(graph: &Manifest) -> Result<()> {
-    let ends: Vec<&str> = Place::of(&shards(graph)?).on_cpu().map(End::name).collect();
-    if ends.is_empty() {
+fn refuse_modules_on_cpu(graph: &Manifest) -> Result<()> {
+    let modules: Vec<&str> = Place::of(&shards(graph)?)
+        .on_cpu()
+        .map(OuterModule::name)
+        .collect();
+    if modules.is_empty() {
         return Ok(());
     }
-    let ends = ends.join(" and ");
+    let modules = modules.join(" and ");
     Err(Problem::new(
         "kiln::dlc::place",
-        format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
+        format!("a DLC holds the whole model, and this graph leaves {modules} to the CPU"),
     )
     .help(
         "leave `place` out of the `graph` stage, or wrap the finished context binary: slot \

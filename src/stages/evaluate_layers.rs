@@ -20,7 +20,7 @@ use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
-use crate::model::shards::{End, ROWS, Shard};
+use crate::model::shards::{OuterModule, ROWS, Shard};
 use crate::run::decoder::{Engine, Graph, Tensor, first_inputs};
 use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, simulator_demand};
 
@@ -249,7 +249,7 @@ impl ShardGraph {
 
 /// The name in the full graph of a value of a shard. Only the embedding rows have two names.
 fn name_in_full_graph(name: &str) -> &str {
-    if name == End::Embedding.value() {
+    if name == OuterModule::Embedding.value() {
         ROWS
     } else {
         name

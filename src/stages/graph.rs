@@ -464,7 +464,7 @@ impl Params {
                 }
             }
         }
-        subgraphs.extend(self.place.on_cpu().map(Subgraph::End));
+        subgraphs.extend(self.place.on_cpu().map(Subgraph::Outer));
         Ok(subgraphs)
     }
 

@@ -368,9 +368,10 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
             "power_w": not_measured,
         },
     });
-    for end in bundle.place.on_cpu() {
+    for module in bundle.place.on_cpu() {
         for role in ROLES {
-            metadata[CPU][end.name()][role] = json!(format!("{CPU}/{}.onnx", end.graph_stem(role)));
+            let file = format!("{CPU}/{}.onnx", module.graph_stem(role));
+            metadata[CPU][module.name()][role] = json!(file);
         }
     }
     Ok(metadata)

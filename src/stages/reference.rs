@@ -18,7 +18,7 @@ use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::{ArrayFacts, TensorFacts};
-use crate::model::quant::{GgmlType, decode_far};
+use crate::model::quant::{GgmlType, decode_streaming};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::Element;
@@ -191,17 +191,22 @@ fn continue_greedily(
     most_tokens: u32,
     job: &Job,
 ) -> Result<Greedy> {
-    let choices = model.greedy(&prompt, most_tokens as usize, tokenizer.ends(), |done| {
-        job.progress(done as u64, most_tokens.into(), "tokens");
-        job.check_cancelled()
-    })?;
+    let choices = model.greedy(
+        &prompt,
+        most_tokens as usize,
+        tokenizer.stop_tokens(),
+        |done| {
+            job.progress(done as u64, most_tokens.into(), "tokens");
+            job.check_cancelled()
+        },
+    )?;
     let (mut tokens, mut gaps) = (vec![], vec![]);
     for choice in choices {
         tokens.push(choice.token);
         gaps.push(choice.gap);
     }
     let ended = match tokens.last() {
-        Some(last) => tokenizer.ends().contains(last),
+        Some(last) => tokenizer.stop_tokens().contains(last),
         None => false,
     };
     let text = tokenizer.decode(&tokens)?;
@@ -317,7 +322,7 @@ impl StoredTensor {
     fn decode(&self, rows: &Range<usize>) -> Option<Vec<f32>> {
         let blocks = self.blocks(rows)?;
         let mut values = vec![0.0; rows.len() * self.columns as usize];
-        decode_far(self.ggml, self.ggml.format, &blocks, &mut values);
+        decode_streaming(self.ggml, self.ggml.format, &blocks, &mut values);
         blocks.evict(0..blocks.len());
         Some(values)
     }

@@ -1,7 +1,7 @@
 //! Every kernel that this machine can run gives what the scalar one gives, bit for bit.
 
 use kiln::model::quant::ErrorLanes;
-use kiln::model::quant::kernels::{Decode, Decoders, Kernels, here};
+use kiln::model::quant::kernels::{Decode, Decoders, Kernels, available};
 use proptest::prelude::*;
 
 /// Halves at every edge: zeros, subnormals, the largest and least normal ones, infinities, quiet
@@ -12,11 +12,16 @@ const EDGES: [u16; 16] = [
 ];
 
 fn scalar() -> &'static Kernels {
-    here().find(|kernels| kernels.name == "scalar").unwrap()
+    available()
+        .into_iter()
+        .find(|kernels| kernels.name == "scalar")
+        .unwrap()
 }
 
 fn wider() -> impl Iterator<Item = &'static Kernels> {
-    here().filter(|kernels| kernels.name != "scalar")
+    available()
+        .into_iter()
+        .filter(|kernels| kernels.name != "scalar")
 }
 
 /// Bits of what was calculated; a NaN is a NaN, since which of two a product hands on is not said.
@@ -115,7 +120,7 @@ const FORMATS: [Format; 4] = [
 
 #[test]
 fn a_server_of_today_has_wider_ones() {
-    let names: Vec<&str> = here().map(|kernels| kernels.name).collect();
+    let names: Vec<&str> = available().iter().map(|kernels| kernels.name).collect();
     println!("{names:?}");
     assert_eq!(names.last(), Some(&"scalar"));
     #[cfg(target_arch = "x86_64")]
@@ -133,11 +138,11 @@ proptest! {
         for (name, of, len, size, _) in FORMATS {
             let blocks = &random[..random.len() / size * size];
             let values = blocks.len() / size * len;
-            let expected = decoded(of(&scalar().near), blocks, values);
+            let expected = decoded(of(&scalar().cached), blocks, values);
             for kernels in wider() {
-                prop_assert_eq!(decoded(of(&kernels.near), blocks, values), expected.clone(), "{} {}", kernels.name, name);
-                let far = decoded_at(start, of(&kernels.far), blocks, values);
-                prop_assert_eq!(bits(&far), expected.clone(), "{} {} far {}", kernels.name, name, start);
+                prop_assert_eq!(decoded(of(&kernels.cached), blocks, values), expected.clone(), "{} {}", kernels.name, name);
+                let streamed = decoded_at(start, of(&kernels.streaming), blocks, values);
+                prop_assert_eq!(bits(&streamed), expected.clone(), "{} {} streaming {}", kernels.name, name, start);
             }
         }
     }
@@ -151,9 +156,9 @@ proptest! {
                     block[*at..at + 2].copy_from_slice(&EDGES[(i + shift) % 16].to_le_bytes());
                 }
             }
-            let expected = decoded(of(&scalar().near), &blocks, 16 * len);
+            let expected = decoded(of(&scalar().cached), &blocks, 16 * len);
             for kernels in wider() {
-                prop_assert_eq!(decoded(of(&kernels.near), &blocks, 16 * len), expected.clone(), "{} {}", kernels.name, name);
+                prop_assert_eq!(decoded(of(&kernels.cached), &blocks, 16 * len), expected.clone(), "{} {}", kernels.name, name);
             }
         }
     }
@@ -208,8 +213,8 @@ fn every_scale() {
                     block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
                 }
             }
-            let expected = decoded(of(&scalar().near), &blocks, AT_ONCE * len);
-            for decoders in wider().flat_map(|kernels| [&kernels.near, &kernels.far]) {
+            let expected = decoded(of(&scalar().cached), &blocks, AT_ONCE * len);
+            for decoders in wider().flat_map(|kernels| [&kernels.cached, &kernels.streaming]) {
                 assert!(
                     decoded(of(decoders), &blocks, AT_ONCE * len) == expected,
                     "{name} from scale {first:04x} on"
@@ -290,7 +295,7 @@ fn a_difference_in_one_bit_is_seen_in_every_lane() {
         source[at] = if bit == 0 { 1.0 } else { 0.0 };
         let mut result = source;
         result[at] = f32::from_bits(source[at].to_bits() ^ 1 << bit);
-        for kernels in here() {
+        for kernels in available() {
             let mut lanes = ErrorLanes::default();
             (kernels.measure)(&mut lanes, &source, &result);
             assert!(!lanes.sum().is_exact(), "{} {at} {bit}", kernels.name);

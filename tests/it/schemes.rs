@@ -437,7 +437,7 @@ fn blocks_are_mirrored_by_hand() {
             offsets: &mut [],
         },
     );
-    assert!(Positive::must_lift(
+    assert!(Positive::needs_offsets(
         grid,
         &Split {
             codes: &mut codes,

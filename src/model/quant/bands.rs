@@ -1,5 +1,5 @@
-//! A tensor a band at a time: whole rows, about a million values, so that memory does not grow with
-//! the tensor.
+//! Reads a tensor in bands of whole rows, about a million values each, so that memory does not grow
+//! with the tensor.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,30 +10,30 @@ use super::{BlockGrid, GgmlType, QuantFormat, Split};
 use crate::base::{Problem, Result};
 use crate::model::facts::TensorFacts;
 
-/// Values of a band; one row where a row is longer.
+/// Values of a band. A longer row is a band of its own.
 pub const BAND_VALUES: usize = 1 << 20;
 
-/// Values that one thread takes at a time: whole blocks of every format.
-pub(super) const RUN_VALUES: usize = 1 << 16;
+/// Values that a thread processes at a time: whole blocks of every format.
+pub(super) const CHUNK_VALUES: usize = 1 << 16;
 
-/// Values that fit the nearest cache several times over: whole blocks of every format.
+/// Values that fit into the L1 cache several times: whole blocks of every format.
 pub(super) const TILE_VALUES: usize = 1 << 10;
 
 /// The order in which rows are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOrder {
-    /// As stored.
+    /// The order of the file.
     Stored,
-    /// From interleaved RoPE (rows 2i and 2i+1 of a head rotate together) to half-split (rows i and
-    /// i + head_dim/2).
+    /// Converts interleaved RoPE (rows 2i and 2i+1 of a head are a pair) to half-split RoPE (rows i
+    /// and i + head_dim/2 are a pair).
     HalfSplit {
-        /// Heads of this tensor; a head is the same number of rows in each.
+        /// Heads of this tensor. All have the same number of rows.
         heads: u32,
     },
 }
 
-/// A vector or matrix of a GGUF, with its bytes at hand. A vector is one row, or with
-/// [`RowOrder::HalfSplit`] one column.
+/// A vector or matrix of a GGUF with its bytes. A vector is one row, or one column with
+/// [`RowOrder::HalfSplit`].
 pub struct BlockTensor<'a> {
     ggml: &'static GgmlType,
     format: &'static dyn QuantFormat,
@@ -43,9 +43,9 @@ pub struct BlockTensor<'a> {
     bytes: &'a [u8],
 }
 
-/// Some rows of a tensor, in the order asked for.
+/// Some rows of a tensor, in its [`RowOrder`].
 pub struct Band<'a> {
-    /// Index of the first value in the tensor as it is read.
+    /// Index of the first value in the tensor, in this order.
     pub first: usize,
     /// Number of values.
     pub values: usize,
@@ -53,8 +53,8 @@ pub struct Band<'a> {
     pub blocks: Cow<'a, [u8]>,
 }
 
-/// What one thread takes of a band.
-pub(super) struct Run<'a> {
+/// The part of a band that a thread processes at a time.
+pub(super) struct Chunk<'a> {
     /// Index of its first value in the band.
     pub(super) first: usize,
     /// Number of values.
@@ -64,80 +64,67 @@ pub(super) struct Run<'a> {
 }
 
 impl Band<'_> {
-    pub(super) fn runs(&self, ggml: &GgmlType) -> Vec<Run<'_>> {
-        Run {
+    /// The band in chunks of [`CHUNK_VALUES`].
+    pub(super) fn chunks(&self, ggml: &GgmlType) -> Vec<Chunk<'_>> {
+        let band = Chunk {
             first: 0,
             values: self.values,
             blocks: &self.blocks,
-        }
-        .pieces(ggml, RUN_VALUES)
-        .collect()
+        };
+        band.split(ggml, CHUNK_VALUES)
     }
 }
 
-impl<'a> Run<'a> {
-    /// What fits the nearest cache, one after the other.
-    pub(super) fn tiles(&self, ggml: &GgmlType) -> impl Iterator<Item = Run<'a>> {
-        self.pieces(ggml, TILE_VALUES)
+impl<'a> Chunk<'a> {
+    /// The chunk in tiles of [`TILE_VALUES`].
+    pub(super) fn tiles(&self, ggml: &GgmlType) -> Vec<Chunk<'a>> {
+        self.split(ggml, TILE_VALUES)
     }
 
-    fn pieces(&self, ggml: &GgmlType, values: usize) -> impl Iterator<Item = Run<'a>> {
-        let bytes = values / ggml.block_len as usize * ggml.block_bytes as usize;
-        let (start, all) = (self.first, self.values);
-        let piece = move |(i, blocks)| {
+    fn split(&self, ggml: &GgmlType, values: usize) -> Vec<Chunk<'a>> {
+        let mut parts = vec![];
+        for (i, blocks) in self.blocks.chunks(ggml.block_bytes_of(values)).enumerate() {
             let done = i * values;
-            Run {
-                first: start + done,
-                values: values.min(all - done),
+            parts.push(Chunk {
+                first: self.first + done,
+                values: values.min(self.values - done),
                 blocks,
-            }
-        };
-        self.blocks.chunks(bytes).enumerate().map(piece)
+            });
+        }
+        parts
     }
 }
 
 impl<'a> BlockTensor<'a> {
-    /// A tensor of `facts` that is held in `bytes`. Refused: more than two dimensions, none
-    /// or an empty one, a wrong number of bytes, and heads that do not divide the rows into pairs.
+    /// A tensor with these `facts` and `bytes`. An error if it is neither a vector nor a matrix or
+    /// is empty, if the number of bytes is wrong, or if the heads do not divide the rows into
+    /// pairs.
     pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
-        let problem = |what: String| Problem::new("kiln::model::tensor", what);
-        let shape = facts
-            .shape
-            .iter()
-            .map(|n| usize::try_from(*n).ok())
-            .collect::<Option<Vec<usize>>>();
-        let (rows, columns) = match (shape.as_deref(), order) {
-            (Some(&[n]), RowOrder::Stored) if n > 0 => (1, n),
-            (Some(&[n]), RowOrder::HalfSplit { .. }) if n > 0 => (n, 1),
-            (Some(&[rows, columns]), _) if rows > 0 && columns > 0 => (rows, columns),
-            _ => {
-                return Err(problem(format!(
-                    "shape {:?} is neither a vector nor a matrix",
-                    facts.shape
-                )));
-            }
+        let problem = |message: String| Problem::new("kiln::model::tensor", message);
+        let shape = &facts.shape;
+        let Some((rows, columns)) = rows_columns(shape, order) else {
+            let message = format!("shape {shape:?} is neither a vector nor a matrix");
+            return Err(problem(message));
         };
         let ggml = GgmlType::by_name(&facts.ggml_type)?;
-        let expected = ggml
-            .bytes(columns as u64)
-            .and_then(|row| row.checked_mul(rows as u64));
-        if expected != Some(bytes.len() as u64) {
-            let expected = expected.map_or("no whole number of blocks".to_string(), |n| {
-                format!("{n} bytes")
-            });
-            return Err(problem(format!(
-                "shape {:?} of {} is {expected}, found {} bytes",
-                facts.shape,
-                ggml.name,
-                bytes.len()
-            )));
+        let (name, found) = (ggml.name, bytes.len());
+        let expected = match ggml.bytes(columns as u64) {
+            Some(row_bytes) => row_bytes.checked_mul(rows as u64),
+            None => None,
+        };
+        if expected != Some(found as u64) {
+            let expected = match expected {
+                Some(bytes) => format!("{bytes} bytes"),
+                None => "no whole number of blocks".to_string(),
+            };
+            let message = format!("shape {shape:?} of {name} is {expected}, found {found} bytes");
+            return Err(problem(message));
         }
         if let RowOrder::HalfSplit { heads } = order
             && !rows.is_multiple_of(heads as usize * 2)
         {
-            return Err(problem(format!(
-                "{rows} rows are not {heads} heads of row pairs"
-            )));
+            let message = format!("{rows} rows are not {heads} heads of row pairs");
+            return Err(problem(message));
         }
         Ok(BlockTensor {
             ggml,
@@ -154,7 +141,7 @@ impl<'a> BlockTensor<'a> {
         self.ggml
     }
 
-    /// How it is decoded.
+    /// The decoder.
     pub fn format(&self) -> &'static dyn QuantFormat {
         self.format
     }
@@ -164,7 +151,7 @@ impl<'a> BlockTensor<'a> {
         self.rows * self.columns
     }
 
-    /// Never: an empty tensor is refused.
+    /// Always false: [`BlockTensor::new`] refuses empty tensors.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -187,21 +174,21 @@ impl<'a> BlockTensor<'a> {
         })
     }
 
+    /// The blocks of `rows`, in the order of this tensor.
     fn blocks(&self, rows: Range<usize>) -> Cow<'a, [u8]> {
         let row_bytes = self.bytes.len() / self.rows;
-        let stored = |rows: Range<usize>| &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        match self.order {
-            RowOrder::Stored => Cow::Borrowed(stored(rows)),
-            RowOrder::HalfSplit { .. } => {
-                let mut blocks = Vec::with_capacity(rows.len() * row_bytes);
-                rows.map(|row| self.stored_row(row))
-                    .for_each(|row| blocks.extend_from_slice(stored(row..row + 1)));
-                Cow::Owned(blocks)
-            }
+        if self.order == RowOrder::Stored {
+            return Cow::Borrowed(&self.bytes[rows.start * row_bytes..rows.end * row_bytes]);
         }
+        let mut blocks = Vec::with_capacity(rows.len() * row_bytes);
+        for row in rows {
+            let start = self.stored_row(row) * row_bytes;
+            blocks.extend_from_slice(&self.bytes[start..start + row_bytes]);
+        }
+        Cow::Owned(blocks)
     }
 
-    /// Where the row lies that is read as `row`.
+    /// The index of `row` in the file.
     fn stored_row(&self, row: usize) -> usize {
         let RowOrder::HalfSplit { heads } = self.order else {
             return row;
@@ -211,7 +198,7 @@ impl<'a> BlockTensor<'a> {
         head * head_dim + 2 * (row % (head_dim / 2)) + row / (head_dim / 2)
     }
 
-    /// Where value `index` of those read stands in the file, for people.
+    /// The place of value `index` in the file, for messages.
     pub fn place(&self, index: usize) -> String {
         let (row, column) = (self.stored_row(index / self.columns), index % self.columns);
         let block = (row * self.columns + column) / self.ggml.block_len as usize;
@@ -222,52 +209,50 @@ impl<'a> BlockTensor<'a> {
     }
 }
 
-/// Decodes a band on all threads of the rayon pool; `out` holds its values.
-pub fn decode(tensor: &BlockTensor, band: &Band, out: &mut [f32]) {
-    let runs = band.runs(tensor.ggml);
-    runs.par_iter()
-        .zip(out.par_chunks_mut(RUN_VALUES))
-        .for_each(|(run, out)| tensor.format.decode(run.blocks, out));
-}
-
-/// Decodes whole blocks on all threads of the rayon pool into memory far larger than the caches.
-pub fn decode_far(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
-    let band_bytes = BAND_VALUES / ggml.block_len as usize * ggml.block_bytes as usize;
-    let bands = blocks
-        .par_chunks(band_bytes)
-        .zip(out.par_chunks_mut(BAND_VALUES));
-    bands.for_each(|(blocks, out)| format.decode_far(blocks, out));
-}
-
-/// Takes a band apart on all threads of the rayon pool; each slice of `out` is as long as the
-/// layout says.
-pub fn split(tensor: &BlockTensor, band: &Band, grid: &dyn BlockGrid, out: Split<'_>) {
-    let runs = band.runs(tensor.ggml);
-    let [codes, scales, offsets] = grid.layout().bytes(RUN_VALUES);
-    let mut offsets = slices(out.offsets, offsets, runs.len());
-    let codes_scales = out
-        .codes
-        .par_chunks_mut(codes)
-        .zip(out.scales.par_chunks_mut(scales));
-    runs.par_iter()
-        .zip(codes_scales.zip(offsets.par_iter_mut()))
-        .for_each(|(run, ((codes, scales), offsets))| {
-            grid.split(
-                run.blocks,
-                Split {
-                    codes,
-                    scales,
-                    offsets,
-                },
-            );
-        });
-}
-
-/// `bytes` in slices of `size`; `count` empty ones where there are none, since a chunk of none
-/// would be no chunk.
-pub(super) fn slices(bytes: &mut [u8], size: usize, count: usize) -> Vec<&mut [u8]> {
-    match size {
-        0 => (0..count).map(|_| &mut [][..]).collect(),
-        size => bytes.chunks_mut(size).collect(),
+/// The rows and columns of a tensor; `None` if it is neither a vector nor a matrix, or empty.
+fn rows_columns(shape: &[u64], order: RowOrder) -> Option<(usize, usize)> {
+    let (rows, columns) = match (shape, order) {
+        (&[n], RowOrder::Stored) => (1, n),
+        (&[n], RowOrder::HalfSplit { .. }) => (n, 1),
+        (&[rows, columns], _) => (rows, columns),
+        _ => return None,
+    };
+    if rows == 0 || columns == 0 {
+        return None;
     }
+    Some((usize::try_from(rows).ok()?, usize::try_from(columns).ok()?))
+}
+
+/// Decodes a band on all threads of the rayon pool. `out` has its number of values.
+pub fn decode(tensor: &BlockTensor, band: &Band, out: &mut [f32]) {
+    let chunks = band.chunks(tensor.ggml);
+    let outs = out.par_chunks_mut(CHUNK_VALUES);
+    let chunks = chunks.par_iter().zip(outs);
+    chunks.for_each(|(chunk, out)| tensor.format.decode(chunk.blocks, out));
+}
+
+/// Decodes whole blocks on all threads of the rayon pool into memory much larger than the caches.
+pub fn decode_streaming(ggml: &GgmlType, format: &dyn QuantFormat, blocks: &[u8], out: &mut [f32]) {
+    let bands = blocks.par_chunks(ggml.block_bytes_of(BAND_VALUES));
+    let bands = bands.zip(out.par_chunks_mut(BAND_VALUES));
+    bands.for_each(|(blocks, out)| format.decode_streaming(blocks, out));
+}
+
+/// Splits a band on all threads of the rayon pool. Each slice of `out` has the length that the
+/// layout of `grid` requires.
+pub fn split(tensor: &BlockTensor, band: &Band, grid: &dyn BlockGrid, out: Split<'_>) {
+    let chunks = band.chunks(tensor.ggml);
+    let sizes = grid.layout().bytes(CHUNK_VALUES);
+    let chunks = chunks.par_iter().zip(out.split(sizes, chunks.len()));
+    chunks.for_each(|(chunk, out)| grid.split(chunk.blocks, out));
+}
+
+/// `bytes` in slices of `size`; `count` empty slices if `size` is zero.
+pub(super) fn slices(bytes: &mut [u8], size: usize, count: usize) -> Vec<&mut [u8]> {
+    if size > 0 {
+        return bytes.chunks_mut(size).collect();
+    }
+    let mut empty = Vec::with_capacity(count);
+    empty.resize_with(count, Default::default);
+    empty
 }

@@ -1,46 +1,45 @@
-//! Elements as blobs hold them: little-endian; codes of 4 bits two a byte, the even element in the
-//! low nibble.
+//! Reads and writes the elements of blobs. They are little-endian; two 4-bit codes share a byte,
+//! the even element in the low nibble.
 
 use half::{bf16, f16};
 
 use crate::model::weight::Element;
 
-/// Element `index`, a code, as it is.
+/// The code at `index`.
 #[inline]
 pub(super) fn code_at(element: Element, codes: &[u8], index: usize) -> i32 {
-    let nibble = || codes[index / 2] >> (4 * (index % 2)) & 15;
     match element {
-        Element::Int4 => i32::from((nibble() << 4) as i8 >> 4),
-        Element::Uint4 => i32::from(nibble()),
+        Element::Int4 => i32::from((nibble_at(codes, index) << 4) as i8 >> 4),
+        Element::Uint4 => i32::from(nibble_at(codes, index)),
         Element::Uint8 => i32::from(codes[index]),
         _ => i32::from(codes[index] as i8),
     }
 }
 
-/// Element `index`, a code or not, as a number.
+#[inline]
+fn nibble_at(codes: &[u8], index: usize) -> u8 {
+    codes[index / 2] >> (4 * (index % 2)) & 15
+}
+
+/// The element at `index`, of any type, as a number; 0 for floats beyond the end.
 #[inline]
 pub fn number_at(element: Element, bytes: &[u8], index: usize) -> f32 {
     match element {
-        Element::F32 => bytes
-            .as_chunks()
-            .0
-            .get(index)
-            .map_or(0.0, |bytes| f32::from_le_bytes(*bytes)),
-        Element::F16 => bytes
-            .as_chunks()
-            .0
-            .get(index)
-            .map_or(0.0, |bytes| f16::from_le_bytes(*bytes).to_f32()),
-        Element::Bf16 => bytes
-            .as_chunks()
-            .0
-            .get(index)
-            .map_or(0.0, |bytes| bf16::from_le_bytes(*bytes).to_f32()),
+        Element::F32 => f32::from_le_bytes(bytes_at(bytes, index)),
+        Element::F16 => f16::from_le_bytes(bytes_at(bytes, index)).to_f32(),
+        Element::Bf16 => bf16::from_le_bytes(bytes_at(bytes, index)).to_f32(),
         _ => code_at(element, bytes, index) as f32,
     }
 }
 
-/// Makes element `index` this code.
+/// The element of `N` bytes at `index`; zeros beyond the end.
+#[inline]
+fn bytes_at<const N: usize>(bytes: &[u8], index: usize) -> [u8; N] {
+    let elements = bytes.as_chunks().0;
+    elements.get(index).copied().unwrap_or([0; N])
+}
+
+/// Sets the code at `index`.
 #[inline]
 pub(super) fn set_code(element: Element, codes: &mut [u8], index: usize, code: i32) {
     match element {
@@ -53,32 +52,31 @@ pub(super) fn set_code(element: Element, codes: &mut [u8], index: usize, code: i
     }
 }
 
-/// Makes element `index` this number, to nearest, ties to even.
+/// Sets the float at `index`, rounded to nearest, ties to even.
 #[inline]
 pub(super) fn set_number(element: Element, numbers: &mut [u8], index: usize, number: f32) {
-    write_numbers(
-        element,
-        &[number],
-        &mut numbers[index * element.bits() as usize / 8..],
-    );
+    let start = index * element.bits() as usize / 8;
+    write_numbers(element, &[number], &mut numbers[start..]);
 }
 
-/// Writes codes, an even number of them where they have 4 bits.
+/// Writes codes. There must be an even number of 4-bit codes.
 #[inline]
 pub(super) fn write_codes(element: Element, codes: &[i8], out: &mut [u8]) {
     match element {
         Element::Int4 | Element::Uint4 => {
-            let pairs = out.iter_mut().zip(codes.as_chunks::<2>().0);
-            pairs.for_each(|(out, [even, odd])| *out = (*even as u8 & 0x0f) | (*odd as u8) << 4);
+            for (out, [even, odd]) in out.iter_mut().zip(codes.as_chunks::<2>().0) {
+                *out = (*even as u8 & 0x0f) | (*odd as u8) << 4;
+            }
         }
-        _ => out
-            .iter_mut()
-            .zip(codes)
-            .for_each(|(out, code)| *out = *code as u8),
+        _ => {
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = *code as u8;
+            }
+        }
     }
 }
 
-/// Writes numbers, to nearest, ties to even.
+/// Writes floats, rounded to nearest, ties to even.
 #[inline]
 pub fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
     match element {
@@ -90,9 +88,7 @@ pub fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
 
 #[inline]
 fn write_each<const N: usize>(numbers: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
-    out.as_chunks_mut()
-        .0
-        .iter_mut()
-        .zip(numbers)
-        .for_each(|(out, number)| *out = encode(*number));
+    for (out, number) in out.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *out = encode(*number);
+    }
 }

@@ -1,9 +1,9 @@
-//! How far rounded values are from their source.
+//! The error of rounded values against their source.
 
 use super::kernels;
 
-/// Signal, noise and largest error, summed in f64 in a fixed order: the same figure whatever the
-/// thread count.
+/// Signal, noise and largest error, summed in f64 in a fixed order, so that the number of threads
+/// changes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorSum {
     signal: f64,
@@ -12,10 +12,10 @@ pub struct ErrorSum {
     differs: bool,
 }
 
-/// How many sums run side by side, so that an addition need not wait for the one before.
+/// Number of independent sums, so that an addition need not wait for the previous one.
 pub(super) const LANES: usize = 8;
 
-/// The sums while they grow: value `i` goes into lane `i % 8`.
+/// Partial sums: value `i` is added to lane `i % 8`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ErrorLanes {
     pub(super) signal: [f64; LANES],
@@ -25,28 +25,26 @@ pub struct ErrorLanes {
 }
 
 impl ErrorLanes {
-    /// All lanes in one.
+    /// The sum of all lanes.
     pub fn sum(&self) -> ErrorSum {
-        let add = |all: ErrorSum, lane: usize| {
-            all.and(ErrorSum {
+        let mut sum = ErrorSum {
+            differs: self.differs,
+            ..ErrorSum::default()
+        };
+        for lane in 0..LANES {
+            sum = sum.and(ErrorSum {
                 signal: self.signal[lane],
                 noise: self.noise[lane],
                 max: self.max[lane],
                 differs: false,
-            })
-        };
-        (0..LANES).fold(
-            ErrorSum {
-                differs: self.differs,
-                ..ErrorSum::default()
-            },
-            add,
-        )
+            });
+        }
+        sum
     }
 }
 
-/// Measures `result` against `source`: any number of values the last time, multiples of eight
-/// before.
+/// Adds the errors of `result` against `source`. Each call but the last must have a multiple of
+/// eight values.
 pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
     for (source, result) in source.chunks(LANES).zip(result.chunks(LANES)) {
         for (lane, (source, result)) in source.iter().zip(result).enumerate() {
@@ -55,34 +53,31 @@ pub(super) fn measure(lanes: &mut ErrorLanes, source: &[f32], result: &[f32]) {
             let error = source - result;
             lanes.signal[lane] += source * source;
             lanes.noise[lane] += error * error;
-            lanes.max[lane] = if error.abs() > lanes.max[lane] {
-                error.abs()
-            } else {
-                lanes.max[lane]
-            };
+            // A NaN is not larger.
+            if error.abs() > lanes.max[lane] {
+                lanes.max[lane] = error.abs();
+            }
         }
     }
 }
 
 impl ErrorSum {
-    /// Measures `result` against `source`.
+    /// The error of `result` against `source`.
     pub fn of(source: &[f32], result: &[f32]) -> Self {
         let mut lanes = ErrorLanes::default();
         (kernels::widest().measure)(&mut lanes, source, result);
         lanes.sum()
     }
 
-    /// The sums over numbers that are no singles, each with how much its result falls short of it.
-    pub(super) fn of_shortfalls(pairs: impl Iterator<Item = (f64, f64)>) -> Self {
-        pairs.fold(ErrorSum::default(), |sum, (source, error)| ErrorSum {
-            signal: sum.signal + source * source,
-            noise: sum.noise + error * error,
-            max: sum.max.max(error.abs()),
-            differs: sum.differs | (error != 0.0),
-        })
+    /// Adds one value of the source and its error.
+    pub(super) fn add(&mut self, source: f64, error: f64) {
+        self.signal += source * source;
+        self.noise += error * error;
+        self.max = self.max.max(error.abs());
+        self.differs |= error != 0.0;
     }
 
-    /// The sums of this part and the next.
+    /// The sums of these values and the `next` ones.
     pub fn and(self, next: Self) -> Self {
         ErrorSum {
             signal: self.signal + next.signal,
@@ -92,15 +87,19 @@ impl ErrorSum {
         }
     }
 
-    /// Whether every value is the source's, bit for bit.
+    /// Whether every value equals the source, bit for bit.
     pub fn is_exact(&self) -> bool {
         !self.differs
     }
 
-    /// Signal to noise in dB, to a hundredth: a libm's last bit must not reach a key. `None` where
-    /// there is no noise.
+    /// Signal to noise ratio in dB, rounded to 0.01, because the last bits of `log10` depend on the
+    /// libm and the figure is part of keys. `None` if there is no noise.
     pub fn sqnr_db(&self) -> Option<f64> {
-        (self.noise > 0.0).then(|| (1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
+        let has_noise = self.noise > 0.0;
+        if !has_noise {
+            return None;
+        }
+        Some((1000.0 * (self.signal / self.noise).log10()).round() / 100.0)
     }
 
     /// The largest absolute error.

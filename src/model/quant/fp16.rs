@@ -1,17 +1,18 @@
-//! IEEE halves to singles and back, without branches, so that the compiler can take many at once.
+//! Converts f16 to f32 and back without branches, so that the compiler can vectorize.
 
 const SIGN: u16 = 0x8000;
 const INFINITY: u16 = 0x7c00;
 
-/// The single of a half as blocks hold it.
-pub(super) fn half(bytes: [u8; 2]) -> f32 {
+/// The f16 in `bytes`, little-endian, as f32.
+pub(super) fn read_f16(bytes: [u8; 2]) -> f32 {
     to_f32(u16::from_le_bytes(bytes))
 }
 
-/// The single of a half. Exact; a NaN comes out quiet, as the machine's own instruction has it.
-pub(super) fn to_f32(half: u16) -> f32 {
-    let magnitude = half & !SIGN;
-    // A half's bits in a single's place are a number 2^112 too small, subnormal ones too.
+/// The f16 with these bits as f32. Exact; a NaN becomes quiet, as with the processor's instruction.
+pub(super) fn to_f32(bits: u16) -> f32 {
+    let magnitude = bits & !SIGN;
+    // The bits of an f16, shifted to those of an f32, are a number 2^112 too small, subnormal ones
+    // too.
     let value = f32::from_bits(u32::from(magnitude) << 13) * f32::from_bits((127 + 112) << 23);
     let infinite = if magnitude >= INFINITY {
         0x7f80_0000
@@ -19,17 +20,17 @@ pub(super) fn to_f32(half: u16) -> f32 {
         0
     };
     let quiet = if magnitude > INFINITY { 0x0040_0000 } else { 0 };
-    f32::from_bits(value.to_bits() | infinite | quiet | u32::from(half & SIGN) << 16)
+    f32::from_bits(value.to_bits() | infinite | quiet | u32::from(bits & SIGN) << 16)
 }
 
-/// The half nearest to a single, ties to even; beyond the largest half infinity; a NaN comes out
-/// quiet, with its upper bits.
+/// The bits of the nearest f16, ties to even; infinity beyond the largest f16; a NaN becomes quiet
+/// and keeps its upper bits.
 pub(super) fn from_f32(value: f32) -> u16 {
-    /// 2^-14, the least normal half.
-    const LEAST_NORMAL: u32 = (127 - 14) << 23;
-    /// 2^16, beyond every half.
-    const BEYOND: u32 = (127 + 16) << 23;
-    /// The unit in the last place of 0.5 is that of subnormal halves: adding 0.5 rounds to it.
+    /// 2^-14, the smallest normal f16.
+    const MIN_NORMAL: u32 = (127 - 14) << 23;
+    /// 2^16, larger than every f16.
+    const OVERFLOW: u32 = (127 + 16) << 23;
+    /// The unit in the last place of 0.5 is that of subnormal f16: adding 0.5 rounds to it.
     const HALF: f32 = 0.5;
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
@@ -39,12 +40,12 @@ pub(super) fn from_f32(value: f32) -> u16 {
     let odd = magnitude >> 13 & 1;
     let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0x0fff + odd) >> 13;
     let nan = 0x7e00 | magnitude >> 13 & 0x03ff;
-    let half = if magnitude < LEAST_NORMAL {
+    let half = if magnitude < MIN_NORMAL {
         subnormal
     } else {
         normal
     };
-    let half = if magnitude >= BEYOND {
+    let half = if magnitude >= OVERFLOW {
         u32::from(INFINITY)
     } else {
         half
@@ -60,47 +61,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_half_becomes_its_single_and_back() {
-        for half in 0..=u16::MAX {
-            let single = to_f32(half);
-            assert_eq!(
-                single.to_bits(),
-                f16::from_bits(half).to_f32_const().to_bits(),
-                "{half:04x}"
-            );
-            let quiet = if half & !SIGN > INFINITY {
-                half | 0x0200
-            } else {
-                half
-            };
-            assert_eq!(from_f32(single), quiet, "{half:04x}");
+    fn every_f16_survives_a_round_trip() {
+        for bits in 0..=u16::MAX {
+            let value = to_f32(bits);
+            let expected = f16::from_bits(bits).to_f32_const();
+            assert_eq!(value.to_bits(), expected.to_bits(), "{bits:04x}");
+            let is_nan = bits & !SIGN > INFINITY;
+            let quiet = if is_nan { bits | 0x0200 } else { bits };
+            assert_eq!(from_f32(value), quiet, "{bits:04x}");
         }
     }
 
     #[test]
-    fn singles_become_the_nearest_half() {
-        // Every half, the tie above it, and the singles on both sides of each.
+    fn f32_becomes_the_nearest_f16() {
+        fn check(value: f32) {
+            let expected = f16::from_f32_const(value).to_bits();
+            assert_eq!(
+                from_f32(value),
+                expected,
+                "{value:e}, {:08x}",
+                value.to_bits()
+            );
+        }
+        // Every f16, the tie above it, and the f32 on both sides of each.
         for half in 0..=u16::MAX {
-            let single = to_f32(half).to_bits();
-            for near in [single, single + 0x1000]
-                .into_iter()
-                .flat_map(|bits| [bits.wrapping_sub(1), bits, bits + 1])
-            {
-                let value = f32::from_bits(near);
-                assert_eq!(
-                    from_f32(value),
-                    f16::from_f32_const(value).to_bits(),
-                    "{near:08x}"
-                );
+            let bits = to_f32(half).to_bits();
+            for center in [bits, bits + 0x1000] {
+                for near in [center.wrapping_sub(1), center, center + 1] {
+                    check(f32::from_bits(near));
+                }
             }
         }
         for step in 0..1_000_000u32 {
-            let value = f32::from_bits(step.wrapping_mul(4297));
-            assert_eq!(
-                from_f32(value),
-                f16::from_f32_const(value).to_bits(),
-                "{value:e}"
-            );
+            check(f32::from_bits(step.wrapping_mul(4297)));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Quantized weights: how ggml stores them, what kiln rounds them to, and the inner loops of both.
+//! Quantized weights: ggml's formats, kiln's encodings, and the inner loops of both.
 
 mod bands;
 mod elements;
@@ -8,7 +8,7 @@ mod fp16;
 pub mod kernels;
 mod rounding;
 
-pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_far, split};
+pub use bands::{BAND_VALUES, Band, BlockTensor, RowOrder, decode, decode_streaming, split};
 pub use elements::{number_at, write_numbers};
 pub use error::{ErrorLanes, ErrorSum};
 pub use formats::{GgmlType, Q4_0, Q4_1, Q6K, Q8_0, WideNumbers, first_non_finite};
@@ -21,33 +21,33 @@ use crate::model::weight::Element;
 
 /// A storage format of ggml that kiln decodes.
 pub trait QuantFormat: Sync {
-    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` holds
-    /// as many values.
+    /// Decodes whole blocks, bit-equal to ggml's `dequantize_row_*` of ggml-quants.c. `out` has
+    /// their number of values.
     fn decode(&self, blocks: &[u8], out: &mut [f32]);
 
-    /// The same into memory far larger than the caches, and past them where the machine can: what
-    /// would be out of them again when it is read need not push out what is in them.
-    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
+    /// The same with non-temporal stores where the processor has them. For outputs much larger than
+    /// the caches: values that would be evicted before they are read do not evict others.
+    fn decode_streaming(&self, blocks: &[u8], out: &mut [f32]) {
         self.decode(blocks, out);
     }
 
-    /// What its values are made of.
+    /// The encoding of its values.
     fn native_encoding(&'static self) -> NativeEncoding;
 }
 
-/// What the values of a format are made of.
+/// The encoding of the values of a format.
 #[derive(Clone, Copy)]
 pub enum NativeEncoding {
-    /// Each value stands for itself.
+    /// Values without blocks.
     Values(Element),
-    /// Each value stands for itself, and a single may not hold it.
+    /// Values without blocks that f32 may not hold exactly.
     Wide(&'static dyn WideNumbers),
     /// Blocks share a scale.
     Blocks(&'static dyn BlockGrid),
 }
 
 impl NativeEncoding {
-    /// The numbers, where singles may not hold them.
+    /// The numbers, if f32 may not hold them exactly.
     fn wide(self) -> Option<&'static dyn WideNumbers> {
         match self {
             NativeEncoding::Wide(numbers) => Some(numbers),
@@ -58,52 +58,71 @@ impl NativeEncoding {
 
 /// A format whose values are `code * scale + offset`, with one scale and offset a block.
 pub trait BlockGrid: Sync {
-    /// How its three blobs are spelled.
+    /// The layout of its three blobs.
     fn layout(&self) -> GridLayout;
 
-    /// Takes whole blocks apart without rounding anything: decoding is `code * scale + offset` in
-    /// f32, bit for bit. Each slice of `out` is just as long as the layout says.
+    /// Splits whole blocks without rounding: `code * scale + offset` in f32 is the decoded value,
+    /// bit for bit. Each slice of `out` has the length of [`GridLayout::bytes`].
     fn split(&self, blocks: &[u8], out: Split<'_>);
 }
 
-/// How codes, scales and offsets are spelled.
+/// The types of codes, scales and offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GridLayout {
     /// Values that share a scale.
     pub block: u32,
-    /// One a value.
+    /// Type of the codes, one per value.
     pub codes: Element,
-    /// One a block.
+    /// Type of the scales, one per block.
     pub scales: Element,
-    /// One a block, where the format has them.
+    /// Type of the offsets, one per block; `None` if the format has none.
     pub offsets: Option<Element>,
 }
 
 impl GridLayout {
-    /// Bytes of codes, scales and offsets of `values` values, a whole number of blocks.
+    /// Bytes of codes, scales and offsets of whole blocks with `values` values.
     pub fn bytes(&self, values: usize) -> [usize; 3] {
-        let per_block =
-            |element: Element| values / self.block as usize * (element.bits() as usize / 8);
+        let blocks = values / self.block as usize;
+        let offset_bytes = match self.offsets {
+            Some(offsets) => offsets.bits() as usize / 8,
+            None => 0,
+        };
         [
             values * self.codes.bits() as usize / 8,
-            per_block(self.scales),
-            self.offsets.map_or(0, per_block),
+            blocks * (self.scales.bits() as usize / 8),
+            blocks * offset_bytes,
         ]
     }
 }
 
-/// Where the pieces of some blocks go.
+/// Output buffers of the codes, scales and offsets of some blocks.
 pub struct Split<'a> {
-    /// Codes; 4-bit ones two a byte, the even element in the low nibble.
+    /// Codes; two 4-bit codes per byte, the even element in the low nibble.
     pub codes: &'a mut [u8],
     /// Scales, little-endian.
     pub scales: &'a mut [u8],
-    /// Offsets, little-endian; empty where the format has none.
+    /// Offsets, little-endian; empty if the format has none.
     pub offsets: &'a mut [u8],
 }
 
-impl Split<'_> {
-    /// The same pieces, to hand on.
+impl<'a> Split<'a> {
+    /// Splits the buffers into `count` groups of `codes`, `scales` and `offsets` bytes each.
+    fn split(self, [codes, scales, offsets]: [usize; 3], count: usize) -> Vec<Split<'a>> {
+        let codes = self.codes.chunks_mut(codes);
+        let scales = self.scales.chunks_mut(scales);
+        let offsets = bands::slices(self.offsets, offsets, count);
+        let mut groups = Vec::with_capacity(count);
+        for ((codes, scales), offsets) in codes.zip(scales).zip(offsets) {
+            groups.push(Split {
+                codes,
+                scales,
+                offsets,
+            });
+        }
+        groups
+    }
+
+    /// Reborrows the buffers.
     pub fn reborrow(&mut self) -> Split<'_> {
         Split {
             codes: self.codes,

@@ -1,7 +1,7 @@
 //! A matrix of f32 and its products.
 //!
-//! The products are those of `gemm`, which candle and faer multiply with too. A value of a product
-//! is summed in an order that depends on the shapes only, not on the number of threads.
+//! The products use the crate `gemm`, as candle and faer do. The order of summation depends on the
+//! shapes only, not on the number of threads.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -19,9 +19,12 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix of these values. `None` if there are not `rows * columns` of them.
+    /// A matrix of these values. `None` if their number is not `rows * columns`.
     pub fn new(rows: usize, columns: usize, values: Vec<f32>) -> Option<Self> {
-        (rows.checked_mul(columns) == Some(values.len())).then_some(Matrix {
+        if rows.checked_mul(columns) != Some(values.len()) {
+            return None;
+        }
+        Some(Matrix {
             rows,
             columns,
             values,
@@ -69,10 +72,9 @@ impl Matrix {
 
     /// Calls `change` with the number and the values of each row, on several threads.
     pub fn for_each_row(&mut self, change: impl Fn(usize, &mut [f32]) + Sync) {
-        // Without columns there is nothing to change, and no chunk has a length of zero.
-        self.values
-            .par_chunks_mut(self.columns.max(1))
-            .enumerate()
+        // A chunk must not be empty. Without columns there are no values and so no chunks.
+        let rows = self.values.par_chunks_mut(self.columns.max(1));
+        rows.enumerate()
             .for_each(|(row, values)| change(row, values));
     }
 
@@ -98,14 +100,14 @@ impl Matrix {
         }
     }
 
-    /// Puts the rows of `below` below these.
+    /// Appends the rows of `below`.
     pub fn append(&mut self, below: &Matrix) {
         assert_eq!(self.columns, below.columns);
         self.rows += below.rows;
         self.values.extend_from_slice(&below.values);
     }
 
-    /// Adds `other`, value by value.
+    /// Adds `other` element by element.
     pub fn add(&mut self, other: &Matrix) {
         assert_eq!((self.rows, self.columns), (other.rows, other.columns));
         for (value, other) in self.values.iter_mut().zip(&other.values) {
@@ -128,15 +130,15 @@ impl Matrix {
         product
     }
 
-    /// Puts `self b^T` into `product`, from column `first` on.
+    /// Writes `self b^T` into `product`, from column `first` on.
     pub fn times_transposed_into(&self, b: &Matrix, product: &mut Matrix, first: usize) {
         assert_eq!(self.columns, b.columns);
         multiply(self, b, [1, b.columns], b.rows, product, first);
     }
 }
 
-/// Puts the product of `a` and a matrix of `n` columns into `product`, from column `first` on. The
-/// value of that matrix at `[i, j]` is the value `i * b_rows + j * b_columns` of `b`.
+/// Writes the product of `a` and a matrix of `n` columns into `product`, from column `first` on.
+/// The element `[i, j]` of that matrix is the value `i * b_rows + j * b_columns` of `b`.
 fn multiply(
     a: &Matrix,
     b: &Matrix,
@@ -154,10 +156,10 @@ fn multiply(
     assert!(product.values.len() == m * product.columns);
     assert!(k == 0 || (k - 1) * b_rows + (n - 1) * b_columns < b.values.len());
     let to = product.values[first..].as_mut_ptr();
-    // The kernels want a destination whose columns are contiguous. Ours has contiguous rows, so
-    // they are asked for the transposed product, and each matrix is handed over as its transpose.
-    // SAFETY: the asserts above hold every value that the strides reach inside of its matrix, and
-    // `product` is borrowed alone.
+    // The kernels require contiguous columns of the destination. Ours has contiguous rows, so they
+    // compute the transposed product of the transposed matrices.
+    // SAFETY: by the asserts above, all values that the strides reach are inside of their matrices,
+    // and `product` is borrowed exclusively.
     unsafe {
         get_gemm_fn()(
             n,
@@ -187,48 +189,47 @@ fn multiply(
 mod tests {
     use super::*;
 
-    /// Small whole numbers, so that every order of summation gives the same.
+    /// Small integers, so that every order of summation yields the same.
     fn matrix(rows: usize, columns: usize) -> Matrix {
-        let values = (0..rows * columns).map(|i| (i * 7 % 11) as f32 - 5.0);
-        Matrix::new(rows, columns, values.collect()).unwrap()
+        let mut matrix = Matrix::zeros(rows, columns);
+        for (i, value) in matrix.values.iter_mut().enumerate() {
+            *value = (i * 7 % 11) as f32 - 5.0;
+        }
+        matrix
     }
 
     fn expected(a: &Matrix, b: impl Fn(usize, usize) -> f32, n: usize) -> Vec<f32> {
         let mut values = vec![];
         for i in 0..a.rows {
             for j in 0..n {
-                values.push((0..a.columns).map(|k| a.row(i)[k] * b(k, j)).sum());
+                let mut sum = 0.0;
+                for k in 0..a.columns {
+                    sum += a.row(i)[k] * b(k, j);
+                }
+                values.push(sum);
             }
         }
         values
     }
 
-    /// From one row to more than a kernel takes at a time, from one column to several blocks.
+    /// From one row to more than a kernel processes at a time, from one column to several blocks.
     #[test]
     fn products_are_sums_of_products() {
         for m in [1, 2, 17, 130] {
             for n in [1, 3, 40, 300] {
                 for k in [0, 1, 5, 64, 1100] {
                     let (a, b, t) = (matrix(m, k), matrix(k, n), matrix(n, k));
-                    let product = a.times(&b);
-                    assert_eq!(
-                        product.values,
-                        expected(&a, |k, j| b.row(k)[j], n),
-                        "{m} {n} {k}"
-                    );
-                    let product = a.times_transposed(&t);
-                    assert_eq!(
-                        product.values,
-                        expected(&a, |k, j| t.row(j)[k], n),
-                        "{m} {n} {k}"
-                    );
+                    let sums = expected(&a, |k, j| b.row(k)[j], n);
+                    assert_eq!(a.times(&b).values, sums, "{m} {n} {k}");
+                    let sums = expected(&a, |k, j| t.row(j)[k], n);
+                    assert_eq!(a.times_transposed(&t).values, sums, "{m} {n} {k}");
                 }
             }
         }
     }
 
     #[test]
-    fn a_product_goes_between_other_columns() {
+    fn a_product_changes_only_its_columns() {
         let (a, b) = (matrix(4, 9), matrix(3, 9));
         let mut product = Matrix::zeros(4, 6);
         product.values.fill(0.5);
@@ -243,25 +244,18 @@ mod tests {
 
     #[test]
     fn the_number_of_threads_changes_no_bit() {
-        let fraction = |mut matrix: Matrix| {
-            for value in &mut matrix.values {
-                *value = (*value + 0.1).sin();
-            }
-            matrix
-        };
-        let (a, b) = (fraction(matrix(150, 1100)), fraction(matrix(700, 1100)));
-        let on = |threads| {
+        let (mut a, mut b) = (matrix(150, 1100), matrix(700, 1100));
+        for value in a.values.iter_mut().chain(&mut b.values) {
+            *value = (*value + 0.1).sin();
+        }
+        let product_bits = |threads| -> Vec<u32> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             let product = pool.build().unwrap().install(|| a.times_transposed(&b));
-            product
-                .values
-                .into_iter()
-                .map(f32::to_bits)
-                .collect::<Vec<_>>()
+            product.values.into_iter().map(f32::to_bits).collect()
         };
-        let alone = on(1);
+        let expected = product_bits(1);
         for threads in [2, 3, 7] {
-            assert_eq!(on(threads), alone, "{threads}");
+            assert_eq!(product_bits(threads), expected, "{threads}");
         }
     }
 }

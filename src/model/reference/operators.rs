@@ -1,15 +1,18 @@
-//! The operators of a decoder that are no matrix products, each as its paper defines it.
+//! The operators of a decoder other than matrix products, as their papers define them.
 
 use super::matrix::Matrix;
 
 /// RMSNorm of each row: `x_i / sqrt(mean(x^2) + epsilon) * gamma_i`.
 ///
-/// Zhang and Sennrich, *Root Mean Square Layer Normalization* (2019), equation 4. Epsilon stands
-/// inside of the root, as in the models' own code.
+/// Zhang and Sennrich, *Root Mean Square Layer Normalization* (2019), equation 4. Epsilon is inside
+/// of the root, as in the code of the models.
 pub fn rms_norm(x: &Matrix, gamma: &[f32], epsilon: f32) -> Matrix {
     let mut normal = x.clone();
     normal.for_each_row(|_, row| {
-        let squares: f32 = row.iter().map(|x| x * x).sum();
+        let mut squares: f32 = 0.0;
+        for x in &*row {
+            squares += x * x;
+        }
         let root = (squares / row.len() as f32 + epsilon).sqrt();
         for (x, gamma) in row.iter_mut().zip(gamma) {
             *x = *x / root * gamma;
@@ -27,7 +30,10 @@ pub fn silu(x: f32) -> f32 {
 
 /// Softmax: `e^(x_i - max) / sum_j e^(x_j - max)`. The maximum keeps every power at most 1.
 pub fn softmax(x: &mut [f32]) {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut max = f32::NEG_INFINITY;
+    for x in &*x {
+        max = max.max(*x);
+    }
     let mut sum = 0.0;
     for x in &mut *x {
         *x = (*x - max).exp();
@@ -38,21 +44,22 @@ pub fn softmax(x: &mut [f32]) {
     }
 }
 
-/// Rotary embedding of one head at one position, whose values `2i` and `2i + 1` are a pair: each
-/// pair turns by its angle, of which `cos` and `sin` hold the cosine and the sine.
+/// Rotary embedding of one head at one position. The values `2i` and `2i + 1` are a pair, which is
+/// rotated by the angle with cosine `cos[i]` and sine `sin[i]`.
 ///
 /// Su et al., *RoFormer: Enhanced Transformer with Rotary Position Embedding* (2021), equation 34.
 pub fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (pairs, _) = head.as_chunks_mut::<2>();
-    for ([a, b], (cos, sin)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
-        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    for (i, [a, b]) in pairs.iter_mut().enumerate() {
+        (*a, *b) = (*a * cos[i] - *b * sin[i], *a * sin[i] + *b * cos[i]);
     }
 }
 
 /// The same, but the values `i` and `i + half` are a pair: the layout of GPT-NeoX.
 pub fn rotate_half_split(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(head.len() / 2);
-    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
-        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    for (i, a) in first.iter_mut().enumerate() {
+        let b = &mut second[i];
+        (*a, *b) = (*a * cos[i] - *b * sin[i], *a * sin[i] + *b * cos[i]);
     }
 }

@@ -16,7 +16,7 @@ use crate::model::decoder::{
 };
 use crate::model::onnx::proto::{ModelProto, element};
 use crate::model::onnx::{Builder, Grid, Value};
-use crate::model::shards::{End, ROWS, Shard};
+use crate::model::shards::{OuterModule, ROWS, Shard};
 
 /// The section of a model that one graph computes.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub(super) enum Subgraph {
     /// Layers, with embedding and head unless these run on the CPU.
     Layers(Shard),
     /// An embedding or head that runs on the CPU.
-    End(End),
+    Outer(OuterModule),
 }
 
 impl Subgraph {
@@ -32,7 +32,7 @@ impl Subgraph {
     pub(super) fn graph_stem(&self, role: &str) -> String {
         match self {
             Subgraph::Layers(shard) => shard.graph_stem(role),
-            Subgraph::End(end) => end.graph_stem(role),
+            Subgraph::Outer(module) => module.graph_stem(role),
         }
     }
 
@@ -40,7 +40,7 @@ impl Subgraph {
     pub(super) fn suffix(&self) -> String {
         match self {
             Subgraph::Layers(Shard { part, of, .. }) => format!("{part}_of_{of}"),
-            Subgraph::End(end) => end.name().into(),
+            Subgraph::Outer(module) => module.name().into(),
         }
     }
 
@@ -85,7 +85,7 @@ pub(super) fn decoder(
     let graph = match profile.subgraph {
         Subgraph::Layers(_) => Builder::rounding(grids.clone()),
         // The CPU computes floats. The graph that reads them rounds them.
-        Subgraph::End(_) => Builder::default(),
+        Subgraph::Outer(_) => Builder::default(),
     };
     let mut decoder = Decoder {
         graph,
@@ -98,7 +98,7 @@ pub(super) fn decoder(
     };
     match profile.subgraph {
         Subgraph::Layers(shard) => decoder.layers(shard)?,
-        Subgraph::End(end) => decoder.end(end)?,
+        Subgraph::Outer(module) => decoder.outer_module(module)?,
     }
     Ok(decoder.graph.finish(&profile.name))
 }
@@ -180,15 +180,15 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    fn end(&mut self, end: End) -> Result<()> {
-        let result = match end {
-            End::Embedding => {
+    fn outer_module(&mut self, module: OuterModule) -> Result<()> {
+        let result = match module {
+            OuterModule::Embedding => {
                 let ids = self.host_input(HostInput::TokenIds);
-                self.embedding(end.value(), &ids)?
+                self.embedding(module.value(), &ids)?
             }
-            End::Head => {
+            OuterModule::Head => {
                 let shape = self.stream_shape();
-                let normal = self.graph.input(end.value(), element::FLOAT, &shape);
+                let normal = self.graph.input(module.value(), element::FLOAT, &shape);
                 self.head(&normal)?
             }
         };
@@ -229,7 +229,7 @@ impl Decoder<'_> {
         if !shard.is_last() {
             return Ok(residual);
         }
-        let normal = self.norm(End::Head.value(), Role::FinalNorm, &residual);
+        let normal = self.norm(OuterModule::Head.value(), Role::FinalNorm, &residual);
         if shard.has_head() {
             self.head(&normal)
         } else {

@@ -13,7 +13,7 @@ use crate::base::{Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes};
 use crate::model::facts::ContextFacts;
-use crate::model::shards::{End, Processor};
+use crate::model::shards::{OuterModule, Processor};
 use crate::qnn::Soc;
 
 /// One context binary.
@@ -197,13 +197,13 @@ pub(super) fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> R
             Processor::Npu => drop(first.graph(role)?.tensor(&HostInput::TokenIds.name())?),
             Processor::Cpu => first
                 .graph(role)?
-                .check_width(End::Embedding.value(), model.hidden)?,
+                .check_width(OuterModule::Embedding.value(), model.hidden)?,
         }
         match place.head {
             Processor::Npu => last.graph(role)?.check_width(LOGITS, model.vocab)?,
             Processor::Cpu => last
                 .graph(role)?
-                .check_width(End::Head.value(), model.hidden)?,
+                .check_width(OuterModule::Head.value(), model.hidden)?,
         }
     }
     Ok(first)

@@ -41,7 +41,7 @@ impl Bundle<'_> {
             tokenizer,
             ..
         } = self;
-        let eos = match tokenizer.ends() {
+        let eos = match tokenizer.stop_tokens() {
             [] => {
                 return Err(Problem::new(
                     "kiln::package::eos",
@@ -53,7 +53,7 @@ impl Bundle<'_> {
             tokens => json!(tokens),
         };
         // Genie puts this token before a text that does not begin with it; -1 for none.
-        let bos = match tokenizer.first() {
+        let bos = match tokenizer.bos_token() {
             Some(token) => json!(token),
             None => json!(-1),
         };
@@ -158,10 +158,10 @@ impl Bundle<'_> {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context,
             "clean_up_tokenization_spaces": false,
-            "add_bos_token": tokenizer.first().is_some(),
-            "eos_token": text(tokenizer.ends().first().copied())?,
+            "add_bos_token": tokenizer.bos_token().is_some(),
+            "eos_token": text(tokenizer.stop_tokens().first().copied())?,
         });
-        config["bos_token"] = json!(text(tokenizer.first())?);
+        config["bos_token"] = json!(text(tokenizer.bos_token())?);
         if let Some(template) = tokenizer.chat_template() {
             config["chat_template"] = json!(template);
         }

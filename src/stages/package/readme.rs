@@ -3,7 +3,7 @@
 
 use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
-use crate::model::shards::{End, Processor};
+use crate::model::shards::{OuterModule, Processor};
 
 /// The text of `README.md`. `build` is the version of the libraries that compiled the binaries:
 /// `v2.51.0.260929181845`.
@@ -41,7 +41,7 @@ pub(super) fn text(bundle: &Bundle, build: &str) -> String {
 
 /// The rows of the table of files.
 fn file_rows(bundle: &Bundle) -> String {
-    let on_cpu: Vec<End> = bundle.place.on_cpu().collect();
+    let on_cpu: Vec<OuterModule> = bundle.place.on_cpu().collect();
     let mut files = vec![];
     for file in bundle.binaries {
         files.push((file.as_str(), "context binary for the HTP"));
@@ -51,11 +51,11 @@ fn file_rows(bundle: &Bundle) -> String {
     }
     for end in &on_cpu {
         files.push(match end {
-            End::Embedding => (
+            OuterModule::Embedding => (
                 "cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx",
                 "the embedding, for the CPU",
             ),
-            End::Head => (
+            OuterModule::Head => (
                 "cpu/prefill-head.onnx`, `cpu/decode-head.onnx",
                 "the head, for the CPU",
             ),
@@ -100,26 +100,29 @@ fn file_rows(bundle: &Bundle) -> String {
 /// The section about embedding and head, if the CPU computes them.
 fn cpu_section(bundle: &Bundle) -> String {
     let place = bundle.place;
-    let names: Vec<&str> = place.on_cpu().map(End::name).collect();
+    let names: Vec<&str> = place.on_cpu().map(OuterModule::name).collect();
     if names.is_empty() {
         return String::new();
     }
     let [hidden, vocab] = [bundle.model.hidden, bundle.model.vocab];
     let mut files: Vec<String> = bundle.binaries.to_vec();
     if place.embedding == Processor::Cpu {
-        files.insert(0, format!("cpu/ROLE-{}.onnx", End::Embedding.name()));
+        files.insert(
+            0,
+            format!("cpu/ROLE-{}.onnx", OuterModule::Embedding.name()),
+        );
     }
     if place.head == Processor::Cpu {
-        files.push(format!("cpu/ROLE-{}.onnx", End::Head.name()));
+        files.push(format!("cpu/ROLE-{}.onnx", OuterModule::Head.name()));
     }
     let mut rows = String::new();
     for end in place.on_cpu() {
         let (value, ids) = (end.value(), HostInput::TokenIds.name());
         rows += &match end {
-            End::Embedding => {
+            OuterModule::Embedding => {
                 format!("| embedding | `{ids}` i32 [1, T] | `{value}` f32 [1, T, {hidden}] |\n")
             }
-            End::Head => format!(
+            OuterModule::Head => format!(
                 "| head | `{value}` f32 [1, 1, T, {hidden}] | `{LOGITS}` f32 [1, 1, T, {vocab}] \
                  |\n"
             ),

@@ -11,7 +11,7 @@ use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
-use crate::model::shards::End;
+use crate::model::shards::OuterModule;
 use crate::model::weight::Element;
 
 /// Bytes that are written at a time.
@@ -61,7 +61,10 @@ pub(super) fn write(job: &Job) -> Result<Table> {
 
 /// The power of two by which the graph of the embedding multiplies its rows.
 fn read_gain(job: &Job) -> Result<f32> {
-    let file = format!("{CPU}/{}.onnx", End::Embedding.graph_stem("prefill"));
+    let file = format!(
+        "{CPU}/{}.onnx",
+        OuterModule::Embedding.graph_stem("prefill")
+    );
     let model = onnx::decode(&job.read(&file)?)?;
     for node in &model.graph.unwrap_or_default().node {
         for attribute in &node.attribute {

@@ -85,7 +85,7 @@ fn encode_positive(
     grid: &dyn BlockGrid,
     columns: u64,
 ) -> Result<(WeightEncoding, Blobs, ErrorFacts)> {
-    let mut must_lift = false;
+    let mut needs_offsets = false;
     let mut buffers = [const { Vec::new() }; 3];
     for band in tensor.bands() {
         job.check_cancelled()?;
@@ -96,9 +96,9 @@ fn encode_positive(
             offsets,
         };
         split(tensor, &band, grid, parts.reborrow());
-        must_lift |= Positive::must_lift(grid, &parts);
+        needs_offsets |= Positive::needs_offsets(grid, &parts);
     }
-    let grid = Positive::new(grid, must_lift);
+    let grid = Positive::new(grid, needs_offsets);
     let layout = grid.layout();
     let mut sum = ErrorSum::default();
     let blobs = bands::write(

@@ -1,9 +1,9 @@
-//! Codebooks: a code of the IQ formats stands for four or eight values at once, and their signs are
-//! kept apart.
+//! Codebooks: a code of the IQ formats encodes four or eight magnitudes at once. Their signs are
+//! stored separately.
 
-/// `entries` numbers, each of which packs `N` digits of `bits` bits, the first in the lowest; a
-/// digit d stands for `digits[d]`.
-pub(super) const fn unpacked<const N: usize, const ENTRIES: usize>(
+/// Unpacks numbers that hold `N` digits of `bits` bits each, the first in the lowest bits. The
+/// value of digit d is `digits[d]`.
+pub(super) const fn unpack<const N: usize, const ENTRIES: usize>(
     packed: &[u16; ENTRIES],
     digits: &[i8],
     bits: u32,
@@ -22,8 +22,8 @@ pub(super) const fn unpacked<const N: usize, const ENTRIES: usize>(
     book
 }
 
-/// `values` with a minus before each whose bit is set, the first in the lowest.
-pub(super) fn signed<const N: usize>(values: &[i8; N], signs: u8) -> [i8; N] {
+/// `values`, each negated if its bit of `signs` is set. The first value has the lowest bit.
+pub(super) fn apply_signs<const N: usize>(values: &[i8; N], signs: u8) -> [i8; N] {
     std::array::from_fn(|j| {
         if signs >> j & 1 == 1 {
             -values[j]
@@ -33,7 +33,7 @@ pub(super) fn signed<const N: usize>(values: &[i8; N], signs: u8) -> [i8; N] {
     })
 }
 
-/// Eight signs of which seven are stored: their number of minuses is even. `ksigns_iq2xs` of
+/// Eight signs, of which seven are stored; the number of minuses is even. `ksigns_iq2xs` of
 /// ggml-common.h.
 pub(super) fn even_signs(seven: u32) -> u8 {
     let seven = (seven & 0x7f) as u8;

@@ -1,10 +1,10 @@
-//! IQ1_M: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, eight at once, each eight with a sign, d a
-//! half, sc three bits for every 16 values. `block_iq1_m` of ggml-common.h.
+//! IQ1_M: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, in groups of eight with a sign each,
+//! d f16, sc three bits for every 16 values. `block_iq1_m` of ggml-common.h.
 
 use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
 use super::iq1_s::{eighth, eighths};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -20,14 +20,17 @@ pub(super) static IQ1_M: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     parts,
 };
 
-/// The low eight bits of the indices; nibbles of their high three and the sign; four words of four
-/// sub-scales, which have a nibble of d on top.
+/// The block is: the low eight bits of the indices; nibbles of their high three bits and the sign;
+/// four words of four sub-scales, with a nibble of d in the highest bits.
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let (low, rest) = block.split_at(LEN / 8);
     let (high, words) = rest.split_at(LEN / 16);
     let words: [u16; 4] = std::array::from_fn(|word| u16_at(words, word));
-    let d = words.iter().rev().fold(0, |d, word| d << 4 | word >> 12);
-    let d = half(u16::to_le_bytes(d));
+    let mut d_bits = 0u16;
+    for word in words.iter().rev() {
+        d_bits = d_bits << 4 | word >> 12;
+    }
+    let d = read_f16(d_bits.to_le_bytes());
     let mut codes = [0; LEN];
     for (group, out) in codes.as_chunks_mut().0.iter_mut().enumerate() {
         let high = high[group / 2] >> (group % 2 * 4);

@@ -1,11 +1,11 @@
-//! IQ1_S: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, eight at once, d a half, sc three bits and
-//! a sign for every 32 values. `block_iq1_s` of ggml-common.h.
+//! IQ1_S: 256 values `d * (2 sc + 1) * (book[q] ± 1/8)`, in groups of eight, d f16, sc three bits
+//! and a sign for every 32 values. `block_iq1_s` of ggml-common.h.
 
 use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
-use super::codebook::unpacked;
+use super::codebook::unpack;
 use super::grids;
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -21,14 +21,14 @@ pub(super) static IQ1_S: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     parts,
 };
 
-/// The book of the IQ1 formats.
-static BOOK: [[i8; 8]; 2048] = unpacked(&grids::IQ1_S, &[-1, 0, 1], 2);
+/// The codebook of the IQ1 formats.
+static BOOK: [[i8; 8]; 2048] = unpack(&grids::IQ1_S, &[-1, 0, 1], 2);
 
-/// The low eight bits of the indices; then for each run the high three bits of its four, the
-/// sub-scale, and the sign.
+/// The block is: d; the low eight bits of the indices; for each run the high three bits of its four
+/// indices, the sub-scale and the sign.
 fn parts([d0, d1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let (low, high) = rest.split_at(LEN / 8);
-    let d = half([*d0, *d1]);
+    let d = read_f16([*d0, *d1]);
     let mut codes = [0; LEN];
     for (group, out) in codes.as_chunks_mut().0.iter_mut().enumerate() {
         let high = u16_at(high, group / 4);
@@ -40,13 +40,14 @@ fn parts([d0, d1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     )
 }
 
-/// Entry `low` and three bits of `high`, an eighth more, or less where `minus`; in eighths.
+/// The codebook entry of `low` and three bits of `high`, plus 1/8, or minus 1/8 if `minus`; in
+/// eighths.
 pub(super) fn eighths(low: u8, high: u16, minus: bool) -> [i8; 8] {
     let entry = &BOOK[usize::from(low) | usize::from(high & 7) << 8];
     entry.map(|value| 8 * value + if minus { -1 } else { 1 })
 }
 
-/// The scale of an eighth, under three bits of `sub_scale`.
+/// The scale of values in eighths, with the low three bits of `sub_scale`.
 pub(super) fn eighth(d: f32, sub_scale: u16) -> f32 {
     d * f32::from(2 * (sub_scale & 7) + 1) / 8.0
 }

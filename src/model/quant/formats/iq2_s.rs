@@ -1,11 +1,11 @@
-//! IQ2_S: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, eight at once, d a half, sc four bits for
+//! IQ2_S: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, in groups of eight, d f16, sc four bits for
 //! every 16 values. `block_iq2_s` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use super::codebook::{signed, unpacked};
+use super::codebook::{apply_signs, unpack};
 use super::grids;
 use super::iq2_xxs::{MAGNITUDES, sub_scale};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -21,22 +21,20 @@ pub(super) static IQ2_S: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     parts,
 };
 
-static BOOK: [[i8; 8]; 1024] = unpacked(&grids::IQ2_S, &MAGNITUDES, 2);
+static BOOK: [[i8; 8]; 1024] = unpack(&grids::IQ2_S, &MAGNITUDES, 2);
 
-/// The low eight bits of the indices, all signs, the high two bits of four indices in a byte, the
-/// sub-scales.
+/// The block is: d, the low eight bits of the indices, all signs, the high two bits of four indices
+/// per byte, the sub-scales.
 fn parts([d0, d1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let (low, rest) = rest.split_at(LEN / 8);
     let (signs, rest) = rest.split_at(LEN / 8);
     let (high, sub_scales) = rest.split_at(LEN / 32);
-    let d = half([*d0, *d1]);
+    let d = read_f16([*d0, *d1]);
     let mut codes = [0; LEN];
     for (group, out) in codes.as_chunks_mut().0.iter_mut().enumerate() {
         let high = high[group / 4] >> (group % 4 * 2) & 3;
-        *out = signed(
-            &BOOK[usize::from(low[group]) | usize::from(high) << 8],
-            signs[group],
-        );
+        let index = usize::from(low[group]) | usize::from(high) << 8;
+        *out = apply_signs(&BOOK[index], signs[group]);
     }
     Parts::scaled(
         codes,

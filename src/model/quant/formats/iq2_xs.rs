@@ -1,12 +1,12 @@
-//! IQ2_XS: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, eight at once, d a half, sc four bits for
+//! IQ2_XS: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, in groups of eight, d f16, sc four bits for
 //! every 16 values. `block_iq2_xs` of ggml-common.h.
 
 use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
-use super::codebook::{even_signs, signed, unpacked};
+use super::codebook::{apply_signs, even_signs, unpack};
 use super::grids;
 use super::iq2_xxs::{MAGNITUDES, sub_scale};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -22,19 +22,18 @@ pub(super) static IQ2_XS: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     parts,
 };
 
-static BOOK: [[i8; 8]; 512] = unpacked(&grids::IQ2_XS, &MAGNITUDES, 2);
+static BOOK: [[i8; 8]; 512] = unpack(&grids::IQ2_XS, &MAGNITUDES, 2);
 
-/// Nine bits of index and seven signs for eight values, then the sub-scales, two in a byte.
+/// The block is: d; nine bits of index and seven signs for each eight values; the sub-scales, two
+/// per byte.
 fn parts([d0, d1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let (groups, sub_scales) = rest.split_at(LEN / 8 * 2);
-    let d = half([*d0, *d1]);
+    let d = read_f16([*d0, *d1]);
     let mut codes = [0; LEN];
     for (group, out) in codes.as_chunks_mut().0.iter_mut().enumerate() {
         let bits = u16_at(groups, group);
-        *out = signed(
-            &BOOK[usize::from(bits & 0x1ff)],
-            even_signs(u32::from(bits >> 9)),
-        );
+        let index = usize::from(bits & 0x1ff);
+        *out = apply_signs(&BOOK[index], even_signs(u32::from(bits >> 9)));
     }
     Parts::scaled(
         codes,

@@ -1,10 +1,10 @@
-//! IQ2_XXS: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, eight at once, d a half, sc four bits for
+//! IQ2_XXS: 256 values `d * (sc + 1/2) / 4 * ±book[q]`, in groups of eight, d f16, sc four bits for
 //! every 32 values. `block_iq2_xxs` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use super::codebook::{even_signs, signed, unpacked};
+use super::codebook::{apply_signs, even_signs, unpack};
 use super::grids;
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -20,36 +20,28 @@ pub(super) static IQ2_XXS: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     parts,
 };
 
-static BOOK: [[i8; 8]; 256] = unpacked(&grids::IQ2_XXS, &MAGNITUDES, 2);
+static BOOK: [[i8; 8]; 256] = unpack(&grids::IQ2_XXS, &MAGNITUDES, 2);
 
-/// What the books of the IQ2 formats are made of.
+/// The magnitudes in the codebooks of the IQ2 formats.
 pub(super) const MAGNITUDES: [i8; 3] = [8, 25, 43];
 
-/// Of a run: four indices, then four times seven signs and the sub-scale in 32 bits.
+/// The block is: d; for each run four indices, then four times seven signs and the sub-scale in 32
+/// bits.
 fn parts([d0, d1, runs @ ..]: &[u8; BYTES]) -> Parts<LEN, RUNS> {
-    let mut parts = Parts::scaled([0; LEN], [0.0; RUNS]);
-    let out = parts
-        .codes
-        .as_chunks_mut::<32>()
-        .0
-        .iter_mut()
-        .zip(&mut parts.scales);
-    for ([i0, i1, i2, i3, s0, s1, s2, s3], (codes, scale)) in
-        runs.as_chunks::<8>().0.iter().zip(out)
-    {
+    let d = read_f16([*d0, *d1]);
+    let mut codes = [0; LEN];
+    let mut scales = [0.0; RUNS];
+    let groups = codes.as_chunks_mut().0;
+    for (run, bytes) in runs.as_chunks().0.iter().enumerate() {
+        let [indices @ .., s0, s1, s2, s3]: &[u8; 8] = bytes;
         let signs = u32::from_le_bytes([*s0, *s1, *s2, *s3]);
-        *scale = sub_scale(half([*d0, *d1]), (signs >> 28) as u8);
-        for (l, (out, index)) in codes
-            .as_chunks_mut()
-            .0
-            .iter_mut()
-            .zip([i0, i1, i2, i3])
-            .enumerate()
-        {
-            *out = signed(&BOOK[usize::from(*index)], even_signs(signs >> (7 * l)));
+        scales[run] = sub_scale(d, (signs >> 28) as u8);
+        for (i, index) in indices.iter().enumerate() {
+            let entry = &BOOK[usize::from(*index)];
+            groups[4 * run + i] = apply_signs(entry, even_signs(signs >> (7 * i)));
         }
     }
-    parts
+    Parts::scaled(codes, scales)
 }
 
 /// The scale of a run in the IQ2 formats.

@@ -1,8 +1,8 @@
-//! IQ4_NL: 32 values `d * table[q]`, d a half. `block_iq4_nl` of ggml-common.h.
+//! IQ4_NL: 32 values `d * table[q]`, d f16. `block_iq4_nl` of ggml-common.h.
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 32;
@@ -25,6 +25,6 @@ pub(super) const TABLE: [i8; 16] = [
 fn parts([d0, d1, codes @ ..]: &[u8; BYTES]) -> Parts<LEN, 1> {
     Parts::scaled(
         nibbles::<LEN>(codes, 16).map(|code| TABLE[usize::from(code)]),
-        [half([*d0, *d1])],
+        [read_f16([*d0, *d1])],
     )
 }

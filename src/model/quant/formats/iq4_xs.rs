@@ -1,10 +1,10 @@
-//! IQ4_XS: 256 values `d * (sc - 32) * table[q]`, d a half, sc six bits for every 32 values.
+//! IQ4_XS: 256 values `d * (sc - 32) * table[q]`, d f16, sc six bits for every 32 values.
 //! `block_iq4_xs` of ggml-common.h.
 
 use super::bits::{nibbles, u16_at};
 use super::blockwise::{Blockwise, Parts};
 use super::iq4_nl::TABLE;
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -22,7 +22,7 @@ pub(super) static IQ4_XS: Blockwise<BYTES, LEN, RUNS> = Blockwise {
 
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let (head, codes) = block.split_at(8);
-    let (d, high, low) = (half([head[0], head[1]]), u16_at(head, 1), &head[4..]);
+    let (d, high, low) = (read_f16([head[0], head[1]]), u16_at(head, 1), &head[4..]);
     let sub_scale = |run: usize| {
         (low[run / 2] >> (run % 2 * 4) & 0x0f) as i8 | ((high >> (2 * run) & 3) as i8) << 4
     };

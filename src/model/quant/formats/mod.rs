@@ -1,5 +1,5 @@
 //! ggml's storage types: decoded bit for bit as ggml does, and split into codes, scales and
-//! offsets. One file a format; `types.rs` lists them.
+//! offsets. One file per format; `types.rs` lists them.
 
 mod bits;
 mod blockwise;

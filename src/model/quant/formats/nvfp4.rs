@@ -1,6 +1,6 @@
-//! NVFP4: 64 values of a floating point of four bits, with a scale in eight bits for every 16.
-//! `block_nvfp4` of ggml-common.h. The scale of the whole tensor, where there is one, is a tensor
-//! of its own.
+//! NVFP4: 64 values of a floating point of four bits, with an 8-bit scale for every 16.
+//! `block_nvfp4` of ggml-common.h. A scale of the whole tensor, if there is one, is a separate
+//! tensor.
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
@@ -12,7 +12,7 @@ const RUNS: usize = 4;
 const BYTES: usize = 36;
 const _: () = assert!(BYTES == RUNS + LEN / 2);
 
-/// The format NVFP4. Every scale is a half: four significant bits, from 2^-10 to 224.
+/// The format NVFP4. f16 holds every scale: four significant bits, from 2^-10 to 224.
 pub(super) static NVFP4: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     codes: Element::Int8,
     numbers: Element::F16,
@@ -26,8 +26,8 @@ fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     Parts::scaled(codes, std::array::from_fn(|run| half_of_ue4m3(scales[run])))
 }
 
-/// Half the value, because the codes are doubled; the sign bit is not looked at, and 0x7f, the NaN,
-/// is 0 as in ggml.
+/// Half the value, because the codes are doubled. The sign bit is ignored, and 0x7f, the NaN, is 0
+/// as in ggml.
 fn half_of_ue4m3(bits: u8) -> f32 {
     let (exponent, mantissa) = (bits >> 3 & 0x0f, f32::from(bits & 7));
     match (bits, exponent) {

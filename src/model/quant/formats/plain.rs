@@ -1,13 +1,13 @@
-//! F32, F16 and BF16: each value stands for itself.
+//! F32, F16 and BF16: values without blocks.
 
 use crate::model::quant::{NativeEncoding, QuantFormat, kernels};
 use crate::model::weight::Element;
 
-/// IEEE single.
+/// IEEE binary32.
 pub struct F32;
-/// IEEE half.
+/// IEEE binary16.
 pub struct F16;
-/// bfloat16: the upper half of a single.
+/// bfloat16: the upper 16 bits of an f32.
 pub struct Bf16;
 
 impl QuantFormat for F32 {
@@ -46,24 +46,35 @@ impl QuantFormat for Bf16 {
 
 /// The index of the first infinity or NaN among little-endian `element`s. Integers have none.
 pub fn first_non_finite(element: Element, bytes: &[u8]) -> Option<usize> {
-    // All bits of the exponent set. A fold over a run first, which the compiler can make wide.
-    fn find<const N: usize>(bytes: &[u8], is_bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
-        const RUN: usize = 1024;
-        let all = bytes.as_chunks::<N>().0;
-        let run = all
-            .chunks(RUN)
-            .position(|run| run.iter().fold(false, |bad, value| bad | is_bad(value)))?;
-        all[run * RUN..]
-            .iter()
-            .position(is_bad)
-            .map(|index| run * RUN + index)
-    }
+    // All bits of the exponent are set.
     match element {
-        Element::F32 => find(bytes, |value| {
+        Element::F32 => find_first(bytes, |value| {
             u32::from_le_bytes(*value) & 0x7f80_0000 == 0x7f80_0000
         }),
-        Element::F16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7c00 == 0x7c00),
-        Element::Bf16 => find(bytes, |value| u16::from_le_bytes(*value) & 0x7f80 == 0x7f80),
+        Element::F16 => find_first(bytes, |value| u16::from_le_bytes(*value) & 0x7c00 == 0x7c00),
+        Element::Bf16 => find_first(bytes, |value| u16::from_le_bytes(*value) & 0x7f80 == 0x7f80),
         Element::Int8 | Element::Uint8 | Element::Int4 | Element::Uint4 => None,
     }
+}
+
+/// The index of the first element of `N` bytes for which `is_bad`.
+fn find_first<const N: usize>(bytes: &[u8], is_bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
+    const CHUNK: usize = 1024;
+    let elements = bytes.as_chunks::<N>().0;
+    for (number, chunk) in elements.chunks(CHUNK).enumerate() {
+        // Without an early exit, so that the compiler can vectorize the loop.
+        let mut any_bad = false;
+        for element in chunk {
+            any_bad |= is_bad(element);
+        }
+        if !any_bad {
+            continue;
+        }
+        for (index, element) in chunk.iter().enumerate() {
+            if is_bad(element) {
+                return Some(number * CHUNK + index);
+            }
+        }
+    }
+    None
 }

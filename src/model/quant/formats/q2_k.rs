@@ -1,9 +1,9 @@
-//! Q2_K: 256 values `d * sc * q - dmin * m`, d and dmin halves, sc and m four bits each for every
+//! Q2_K: 256 values `d * sc * q - dmin * m`, d and dmin f16, sc and m four bits each for every
 //! 16 values. `block_q2_K` of ggml-common.h.
 
 use super::bits::pairs_of_bits;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -22,7 +22,7 @@ pub(super) static Q2_K: Blockwise<BYTES, LEN, RUNS> = Blockwise {
 fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
     let [rest @ .., d0, d1, m0, m1] = block;
     let (sub_scales, codes) = rest.split_at(RUNS);
-    let (d, dmin) = (half([*d0, *d1]), half([*m0, *m1]));
+    let (d, dmin) = (read_f16([*d0, *d1]), read_f16([*m0, *m1]));
     Parts {
         codes: pairs_of_bits(codes).map(|code| code as i8),
         scales: std::array::from_fn(|run| d * f32::from(sub_scales[run] & 0x0f)),

@@ -1,7 +1,7 @@
-//! Q4_0: 32 values `d * (q - 8)`, d a half of either sign. `block_q4_0` of ggml-common.h.
+//! Q4_0: 32 values `d * (q - 8)`, d f16 of either sign. `block_q4_0` of ggml-common.h.
 
-use super::bits::pair_nibbles;
-use crate::model::quant::fp16::half;
+use super::bits::{pair_nibbles, with_values};
+use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
@@ -12,15 +12,10 @@ const LEN: usize = 32;
 const BYTES: usize = 18;
 const _: () = assert!(BYTES == 2 + LEN / 2);
 
-/// Decodes one value after the other.
+/// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, codes @ ..], out) in blocks
-        .as_chunks::<BYTES>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<LEN>().0)
-    {
-        let d = half([*d0, *d1]);
+    for ([d0, d1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
+        let d = read_f16([*d0, *d1]);
         for (j, code) in codes.iter().enumerate() {
             out[j] = ((code & 0x0f) as i32 - 8) as f32 * d;
             out[j + 16] = ((code >> 4) as i32 - 8) as f32 * d;
@@ -30,11 +25,11 @@ pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
 
 impl QuantFormat for Q4_0 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        (kernels::widest().near.q4_0)(blocks, out);
+        (kernels::widest().cached.q4_0)(blocks, out);
     }
 
-    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
-        (kernels::widest().far.q4_0)(blocks, out);
+    fn decode_streaming(&self, blocks: &[u8], out: &mut [f32]) {
+        (kernels::widest().streaming.q4_0)(blocks, out);
     }
 
     fn native_encoding(&self) -> NativeEncoding {
@@ -53,19 +48,17 @@ impl BlockGrid for Q4_0 {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let pieces = out
-            .codes
-            .as_chunks_mut::<16>()
-            .0
-            .iter_mut()
-            .zip(out.scales.as_chunks_mut::<2>().0);
-        for ([d0, d1, codes @ ..], (out, scale)) in blocks.as_chunks::<BYTES>().0.iter().zip(pieces)
-        {
-            *out = pair_nibbles(codes);
-            *scale = [*d0, *d1];
+        let blocks = blocks.as_chunks::<BYTES>().0;
+        let pairs = &mut out.codes.as_chunks_mut().0[..blocks.len()];
+        let scales = &mut out.scales.as_chunks_mut().0[..blocks.len()];
+        for (i, [d0, d1, codes @ ..]) in blocks.iter().enumerate() {
+            pairs[i] = pair_nibbles(codes);
+            scales[i] = [*d0, *d1];
         }
-        // In two's complement of four bits, q - 8 is q with its top bit flipped. In the loop above,
-        // it would be three times slower.
-        out.codes.iter_mut().for_each(|pair| *pair ^= 0x88);
+        // In 4-bit two's complement, q - 8 is q with its top bit flipped. Inside of the loop above,
+        // this would be three times slower.
+        for pair in out.codes {
+            *pair ^= 0x88;
+        }
     }
 }

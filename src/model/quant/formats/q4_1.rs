@@ -1,7 +1,7 @@
-//! Q4_1: 32 values `d * q + m`, d and m halves. `block_q4_1` of ggml-common.h.
+//! Q4_1: 32 values `d * q + m`, d and m f16. `block_q4_1` of ggml-common.h.
 
-use super::bits::pair_nibbles;
-use crate::model::quant::fp16::half;
+use super::bits::{pair_nibbles, with_values};
+use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
@@ -12,17 +12,12 @@ const LEN: usize = 32;
 const BYTES: usize = 20;
 const _: () = assert!(BYTES == 2 + 2 + LEN / 2);
 
-/// Decodes one value after the other.
+/// Decodes whole blocks without SIMD instructions.
 pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
-    for ([d0, d1, m0, m1, codes @ ..], out) in blocks
-        .as_chunks::<BYTES>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<LEN>().0)
-    {
-        let (d, m) = (half([*d0, *d1]), half([*m0, *m1]));
+    for ([d0, d1, m0, m1, codes @ ..], out) in with_values::<BYTES, LEN>(blocks, out) {
+        let (d, m) = (read_f16([*d0, *d1]), read_f16([*m0, *m1]));
         for (j, code) in codes.iter().enumerate() {
-            // The product has 11 + 4 significant bits, so it is exact and only the sum rounds: with
+            // The product has 11 + 4 significant bits. So it is exact and only the sum rounds, with
             // or without FMA.
             out[j] = (code & 0x0f) as f32 * d + m;
             out[j + 16] = (code >> 4) as f32 * d + m;
@@ -32,11 +27,11 @@ pub(in crate::model::quant) fn decode(blocks: &[u8], out: &mut [f32]) {
 
 impl QuantFormat for Q4_1 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        (kernels::widest().near.q4_1)(blocks, out);
+        (kernels::widest().cached.q4_1)(blocks, out);
     }
 
-    fn decode_far(&self, blocks: &[u8], out: &mut [f32]) {
-        (kernels::widest().far.q4_1)(blocks, out);
+    fn decode_streaming(&self, blocks: &[u8], out: &mut [f32]) {
+        (kernels::widest().streaming.q4_1)(blocks, out);
     }
 
     fn native_encoding(&self) -> NativeEncoding {
@@ -55,24 +50,14 @@ impl BlockGrid for Q4_1 {
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let scales_offsets = out
-            .scales
-            .as_chunks_mut::<2>()
-            .0
-            .iter_mut()
-            .zip(out.offsets.as_chunks_mut::<2>().0);
-        let pieces = out
-            .codes
-            .as_chunks_mut::<16>()
-            .0
-            .iter_mut()
-            .zip(scales_offsets);
-        for ([d0, d1, m0, m1, codes @ ..], (out, (scale, offset))) in
-            blocks.as_chunks::<BYTES>().0.iter().zip(pieces)
-        {
-            *out = pair_nibbles(codes);
-            *scale = [*d0, *d1];
-            *offset = [*m0, *m1];
+        let blocks = blocks.as_chunks::<BYTES>().0;
+        let pairs = &mut out.codes.as_chunks_mut().0[..blocks.len()];
+        let scales = &mut out.scales.as_chunks_mut().0[..blocks.len()];
+        let offsets = &mut out.offsets.as_chunks_mut().0[..blocks.len()];
+        for (i, [d0, d1, m0, m1, codes @ ..]) in blocks.iter().enumerate() {
+            pairs[i] = pair_nibbles(codes);
+            scales[i] = [*d0, *d1];
+            offsets[i] = [*m0, *m1];
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Q4_K: 256 values `d * sc * q - dmin * m`, d and dmin halves, sc and m six bits each for every 32
+//! Q4_K: 256 values `d * sc * q - dmin * m`, d and dmin f16, sc and m six bits each for every 32
 //! values. `block_q4_K` of ggml-common.h.
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -12,7 +12,7 @@ const _: () = assert!(BYTES == HEAD + LEN / 2);
 
 /// Runs of a block of Q4_K and of Q5_K.
 pub(super) const RUNS: usize = 8;
-/// Bytes of what both begin with: d, dmin, and the sub-scales.
+/// Bytes at the start of a block of both: d, dmin and the sub-scales.
 pub(super) const HEAD: usize = 2 + 2 + 12;
 
 /// The format Q4_K.
@@ -35,7 +35,7 @@ fn parts(block: &[u8; BYTES]) -> Parts<LEN, RUNS> {
 
 /// `d * sc` and `-dmin * m` of each run.
 pub(super) fn scales_offsets(head: &[u8]) -> ([f32; RUNS], [f32; RUNS]) {
-    let (d, dmin) = (half([head[0], head[1]]), half([head[2], head[3]]));
+    let (d, dmin) = (read_f16([head[0], head[1]]), read_f16([head[2], head[3]]));
     let bytes = &head[4..];
     let sub_scale = |run| f32::from(six_bits(bytes, run, 0, 0));
     let minimum = |run| f32::from(six_bits(bytes, run, 4, 4));
@@ -45,8 +45,8 @@ pub(super) fn scales_offsets(head: &[u8]) -> ([f32; RUNS], [f32; RUNS]) {
     )
 }
 
-/// Of runs 0 to 3 the low six bits of a byte of its own; of runs 4 to 7 a nibble of the last four
-/// bytes, under the two bits that run - 4 leaves over. `get_scale_min_k4` of ggml-quants.c.
+/// Runs 0 to 3 have the low six bits of a byte each. Runs 4 to 7 have a nibble of the last four
+/// bytes, and above it the two bits that run - 4 does not use. `get_scale_min_k4` of ggml-quants.c.
 fn six_bits(bytes: &[u8], run: usize, first: usize, shift: u32) -> u8 {
     match run {
         0..4 => bytes[first + run] & 0x3f,

@@ -1,8 +1,8 @@
-//! Q5_0: 32 values `d * (q - 16)`, d a half. `block_q5_0` of ggml-common.h.
+//! Q5_0: 32 values `d * (q - 16)`, d f16. `block_q5_0` of ggml-common.h.
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 32;
@@ -18,16 +18,18 @@ pub(super) static Q5_0: Blockwise<BYTES, LEN, 1> = Blockwise {
 };
 
 fn parts([d0, d1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, 1> {
-    Parts::scaled(codes(rest).map(|code| code as i8 - 16), [half([*d0, *d1])])
+    Parts::scaled(
+        unpack_codes(rest).map(|code| code as i8 - 16),
+        [read_f16([*d0, *d1])],
+    )
 }
 
-/// Codes of five bits: the fifth ones as 32 bits, then nibbles.
-pub(super) fn codes([h0, h1, h2, h3, low @ ..]: &[u8; 20]) -> [u8; LEN] {
+/// Unpacks codes of five bits: the highest bits as 32 bits, then nibbles of the lower four.
+pub(super) fn unpack_codes([h0, h1, h2, h3, low @ ..]: &[u8; 20]) -> [u8; LEN] {
     let high = u32::from_le_bytes([*h0, *h1, *h2, *h3]);
     let mut codes = nibbles::<LEN>(low, 16);
-    codes
-        .iter_mut()
-        .enumerate()
-        .for_each(|(j, code)| *code |= ((high >> j & 1) as u8) << 4);
+    for (j, code) in codes.iter_mut().enumerate() {
+        *code |= ((high >> j & 1) as u8) << 4;
+    }
     codes
 }

@@ -1,8 +1,8 @@
-//! Q5_1: 32 values `d * q + m`, d and m halves. `block_q5_1` of ggml-common.h.
+//! Q5_1: 32 values `d * q + m`, d and m f16. `block_q5_1` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
 use super::q5_0;
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 32;
@@ -18,10 +18,10 @@ pub(super) static Q5_1: Blockwise<BYTES, LEN, 1> = Blockwise {
 };
 
 fn parts([d0, d1, m0, m1, rest @ ..]: &[u8; BYTES]) -> Parts<LEN, 1> {
-    let codes = q5_0::codes(rest).map(|code| code as i8);
+    let codes = q5_0::unpack_codes(rest).map(|code| code as i8);
     Parts {
         codes,
-        scales: [half([*d0, *d1])],
-        offsets: [half([*m0, *m1])],
+        scales: [read_f16([*d0, *d1])],
+        offsets: [read_f16([*m0, *m1])],
     }
 }

@@ -1,5 +1,5 @@
-//! Q8_K: 256 values `d * q`, d a single, q a signed byte. ggml makes it of activations, and hardly
-//! anyone stores it. `block_q8_K` of ggml-common.h.
+//! Q8_K: 256 values `d * q`, d f32, q a signed byte. ggml makes it of activations and rarely
+//! stores it. `block_q8_K` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
 use crate::model::weight::Element;
@@ -9,7 +9,7 @@ const RUNS: usize = 8;
 const BYTES: usize = 292;
 const _: () = assert!(BYTES == 4 + LEN + LEN / 16 * 2);
 
-/// The format Q8_K; the sums that end a block serve dot products only.
+/// The format Q8_K. The sums at the end of a block are for dot products only.
 pub(super) static Q8_K: Blockwise<BYTES, LEN, RUNS> = Blockwise {
     codes: Element::Int8,
     numbers: Element::F32,

@@ -1,8 +1,8 @@
-//! TQ2_0: 256 values `d * (q - 1)`, d a half, q two bits. `block_tq2_0` of ggml-common.h.
+//! TQ2_0: 256 values `d * (q - 1)`, d f16, q two bits. `block_tq2_0` of ggml-common.h.
 
 use super::bits::pairs_of_bits;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;
@@ -21,6 +21,6 @@ fn parts(block: &[u8; BYTES]) -> Parts<LEN, 1> {
     let [codes @ .., d0, d1] = block;
     Parts::scaled(
         pairs_of_bits(codes).map(|code| code as i8 - 1),
-        [half([*d0, *d1])],
+        [read_f16([*d0, *d1])],
     )
 }

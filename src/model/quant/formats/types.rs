@@ -1,4 +1,4 @@
-//! ggml's storage types: id, name, the size of a block, and how it is decoded.
+//! The list of ggml's storage types: id, name, block size and decoder.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use super::{
 use crate::base::{Problem, Result};
 use crate::model::quant::QuantFormat;
 
-/// One of ggml's storage types. A row is a whole number of blocks.
+/// One of ggml's storage types. A row consists of whole blocks.
 pub struct GgmlType {
-    /// The number in a GGUF.
+    /// The number that GGUF files use.
     pub id: u32,
     /// ggml's name: `Q4_0`.
     pub name: &'static str,
@@ -20,7 +20,7 @@ pub struct GgmlType {
     pub block_len: u64,
     /// Bytes of one block.
     pub block_bytes: u64,
-    /// How it is decoded.
+    /// Decoder.
     pub format: &'static dyn QuantFormat,
 }
 
@@ -79,7 +79,7 @@ static TYPES: [GgmlType; 34] = [
     ggml(42, "Q2_0", 64, 18, &q2_0::Q2_0),
 ];
 
-/// What ggml gave up.
+/// Types that ggml removed.
 const REMOVED: [(u32, &str); 8] = [
     (4, "Q4_2"),
     (5, "Q4_3"),
@@ -91,8 +91,7 @@ const REMOVED: [(u32, &str); 8] = [
     (38, "IQ4_NL_8_8"),
 ];
 
-/// The id of Q8_1, which ggml makes on the fly and never stores, and of whose size the sources
-/// disagree.
+/// The id of Q8_1. ggml uses it for activations only, and its sources disagree on the block size.
 const Q8_1: u32 = 9;
 
 impl GgmlType {
@@ -121,26 +120,31 @@ impl GgmlType {
 
     /// The type called `name`.
     pub fn by_name(name: &str) -> Result<&'static GgmlType> {
-        TYPES.iter().find(|ggml| ggml.name == name).ok_or_else(|| {
-            Problem::new(
-                "kiln::model::ggml_type",
-                format!("ggml has no type `{}`", name.escape_debug()),
-            )
-        })
+        for ggml in &TYPES {
+            if ggml.name == name {
+                return Ok(ggml);
+            }
+        }
+        let message = format!("ggml has no type `{}`", name.escape_debug());
+        Err(Problem::new("kiln::model::ggml_type", message))
     }
 
-    /// All of them, by id.
+    /// All types, by id.
     pub fn all() -> impl Iterator<Item = &'static GgmlType> {
         TYPES.iter()
     }
 
-    /// The bytes of `values` values, a whole number of blocks; `None` if it is not, or beyond 64
-    /// bits.
+    /// The bytes of `values` values; `None` if they are not whole blocks, or on overflow.
     pub fn bytes(&self, values: u64) -> Option<u64> {
         if !values.is_multiple_of(self.block_len) {
             return None;
         }
         (values / self.block_len).checked_mul(self.block_bytes)
+    }
+
+    /// The bytes of `values` values in memory, whole blocks.
+    pub(in crate::model::quant) fn block_bytes_of(&self, values: usize) -> usize {
+        values / self.block_len as usize * self.block_bytes as usize
     }
 }
 

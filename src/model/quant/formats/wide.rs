@@ -1,12 +1,11 @@
-//! F64 and the integers: each value stands for itself, but a single, which is what kiln decodes to,
-//! may have to round it.
+//! F64 and the integers: values without blocks that are rounded when they are decoded to f32.
 
 use crate::model::quant::{ErrorSum, NativeEncoding, QuantFormat};
 
-/// Numbers of `BYTES` bytes.
+/// A format of numbers of `BYTES` bytes.
 pub(super) struct Wide<const BYTES: usize>(fn([u8; BYTES]) -> Number);
 
-/// IEEE double.
+/// IEEE binary64.
 pub(super) static F64: Wide<8> = Wide(|bytes| Number::Double(f64::from_le_bytes(bytes)));
 /// Signed byte.
 pub(super) static I8: Wide<1> = Wide(|bytes| Number::Integer(i8::from_le_bytes(bytes).into()));
@@ -17,9 +16,9 @@ pub(super) static I32: Wide<4> = Wide(|bytes| Number::Integer(i32::from_le_bytes
 /// Signed, 64 bits.
 pub(super) static I64: Wide<8> = Wide(|bytes| Number::Integer(i64::from_le_bytes(bytes)));
 
-/// Numbers that a single may not hold.
+/// Numbers that f32 may not hold exactly.
 pub trait WideNumbers: Sync {
-    /// How far `result` is from the numbers themselves, not from what they are decoded to.
+    /// The error of `result` against the numbers themselves, not against their f32.
     fn error(&self, bytes: &[u8], result: &[f32]) -> ErrorSum;
 }
 
@@ -37,28 +36,27 @@ impl Number {
         }
     }
 
-    /// The number, and by how much `single` falls short of it.
-    fn shortfall(&self, single: f32) -> (f64, f64) {
+    /// The number, and the number minus `result`.
+    fn error(&self, result: f32) -> (f64, f64) {
         match self {
-            Number::Double(number) => (*number, number - f64::from(single)),
-            // A single beyond 2^24 is an integer; below, both are doubles, and so is their
-            // difference.
-            Number::Integer(number) if single.abs() < 16_777_216.0 => {
-                (*number as f64, *number as f64 - f64::from(single))
+            Number::Double(number) => (*number, number - f64::from(result)),
+            // An f32 beyond 2^24 is an integer. Below, f64 holds both numbers and their difference.
+            Number::Integer(number) if result.abs() < 16_777_216.0 => {
+                (*number as f64, *number as f64 - f64::from(result))
             }
-            Number::Integer(number) => (
-                *number as f64,
-                (i128::from(*number) - single as i128) as f64,
-            ),
+            Number::Integer(number) => {
+                let error = i128::from(*number) - result as i128;
+                (*number as f64, error as f64)
+            }
         }
     }
 }
 
 impl<const BYTES: usize> QuantFormat for Wide<BYTES> {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        out.iter_mut()
-            .zip(blocks.as_chunks().0)
-            .for_each(|(out, bytes)| *out = (self.0)(*bytes).to_f32());
+        for (out, bytes) in out.iter_mut().zip(blocks.as_chunks().0) {
+            *out = (self.0)(*bytes).to_f32();
+        }
     }
 
     fn native_encoding(&'static self) -> NativeEncoding {
@@ -68,11 +66,11 @@ impl<const BYTES: usize> QuantFormat for Wide<BYTES> {
 
 impl<const BYTES: usize> WideNumbers for Wide<BYTES> {
     fn error(&self, bytes: &[u8], result: &[f32]) -> ErrorSum {
-        let numbers = bytes.as_chunks().0.iter().map(|bytes| (self.0)(*bytes));
-        ErrorSum::of_shortfalls(
-            numbers
-                .zip(result)
-                .map(|(number, single)| number.shortfall(*single)),
-        )
+        let mut sum = ErrorSum::default();
+        for (bytes, result) in bytes.as_chunks().0.iter().zip(result) {
+            let (number, error) = (self.0)(*bytes).error(*result);
+            sum.add(number, error);
+        }
+        sum
     }
 }

@@ -1,8 +1,8 @@
-//! The inner loops, once for each set of instructions that is worth it. The scalar ones are the
-//! definition: `tests/it/kernels.rs` proves that every other gives the same bits.
+//! SIMD kernels of the inner loops, one set per instruction set. The scalar kernels are the
+//! reference: `tests/it/kernels.rs` checks that all others yield the same bits.
 //!
-//! What has no wider twin here is left to the compiler: on x86-64 it has SSE2 to work with, on
-//! AArch64 NEON, which every such machine has.
+//! The compiler vectorizes all other loops, with SSE2 on x86-64 and NEON on AArch64, which every
+//! such processor has.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,26 +19,26 @@ pub use wide::{Loop, run_wide};
 
 use super::ErrorLanes;
 
-/// Whole blocks to as many values.
+/// Decodes whole blocks to their values.
 pub type Decode = fn(&[u8], &mut [f32]);
 
-/// The loops of one set of instructions.
+/// The kernels of one instruction set.
 pub struct Kernels {
-    /// What the set is called.
+    /// Name of the instruction set.
     pub name: &'static str,
-    /// Decoders whose values are read again at once.
-    pub near: Decoders,
-    /// Decoders that write past the caches, where the machine can.
-    pub far: Decoders,
-    /// Little-endian halves to singles.
+    /// Decoders with ordinary stores, for values that are read soon.
+    pub cached: Decoders,
+    /// Decoders with non-temporal stores, which bypass the caches, where the processor has them.
+    pub streaming: Decoders,
+    /// Converts little-endian f16 to f32.
     pub from_f16: Decode,
-    /// Singles to little-endian halves, to nearest, ties to even.
+    /// Converts f32 to little-endian f16, rounded to nearest, ties to even.
     pub to_f16: fn(&[f32], &mut [u8]),
-    /// Adds up signal, noise and largest error of results against their source.
+    /// Adds signal, noise and largest error of results against their source.
     pub measure: fn(&mut ErrorLanes, &[f32], &[f32]),
 }
 
-/// One for each format that has kernels.
+/// The decoders of all formats that have kernels.
 pub struct Decoders {
     /// Decodes Q4_0.
     pub q4_0: Decode,
@@ -50,19 +50,21 @@ pub struct Decoders {
     pub q6_k: Decode,
 }
 
-/// The widest that this machine can run, chosen once.
+/// The widest kernels that this processor can run, chosen once.
 pub fn widest() -> &'static Kernels {
-    static WIDEST: LazyLock<&Kernels> = LazyLock::new(|| here().next().unwrap_or(&scalar::KERNELS));
+    static WIDEST: LazyLock<&Kernels> = LazyLock::new(|| available()[0]);
     *WIDEST
 }
 
-/// All that this machine can run, the widest first and the scalar ones last.
-pub fn here() -> impl Iterator<Item = &'static Kernels> {
+/// All kernels that this processor can run, the widest first and the scalar ones last.
+pub fn available() -> Vec<&'static Kernels> {
     #[cfg(target_arch = "x86_64")]
     let wide = [avx512::kernels(), avx2::kernels()];
     #[cfg(target_arch = "aarch64")]
     let wide = [neon::kernels()];
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let wide = [None];
-    wide.into_iter().flatten().chain([&scalar::KERNELS])
+    let mut all: Vec<&Kernels> = wide.into_iter().flatten().collect();
+    all.push(&scalar::KERNELS);
+    all
 }

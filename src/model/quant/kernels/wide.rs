@@ -1,23 +1,23 @@
-//! One loop of plain Rust, compiled for several sets of instructions. It rounds every operation by
-//! itself, and so gives the same bits whichever of them runs it: the compiler fuses nothing.
+//! Runs a loop of plain Rust that is compiled for several instruction sets. Every operation is
+//! rounded separately, as the compiler fuses nothing, so the result is the same for all of them.
 #![allow(unsafe_code)]
 
-/// A loop that is worth wider registers.
+/// A loop that gains from wider registers.
 pub trait Loop {
-    /// What comes of it.
+    /// The result.
     type Output;
 
-    /// Runs it. To be marked `#[inline(always)]`, with all that it calls: only then is it compiled
-    /// anew for each set.
+    /// Runs the loop. This function and all that it calls must be `#[inline(always)]`, so that they
+    /// are compiled for each instruction set.
     fn run(self) -> Self::Output;
 }
 
-/// Runs `body` with the widest registers that this machine has.
+/// Runs `body` with the widest registers of this processor.
 pub fn run_wide<L: Loop>(body: L) -> L::Output {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine was just asked for the feature; the body is safe code.
+            // SAFETY: the processor has the feature, as was just checked; the body is safe code.
             return unsafe { with_avx512(body) };
         }
         if is_x86_feature_detected!("avx2") {

@@ -1,50 +1,52 @@
-//! What an error of a weight costs: the mean square error of the layer's output, as second moments
-//! of its input tell it.
+//! The cost of rounding errors: the mean square error of a layer's output, computed from the second
+//! moments of the layer's input.
 //!
-//! With `e = w - q` for a row and `H` the second moments, the cost is `e H e^T`. The factorization
+//! For a row of errors `e = w - q` and second moments `H` the cost is `e H e^T`. The factorization
 //! `H = (I + M) D (I + M)^T`, with M strictly upper triangular, makes it a sum over columns:
-//! `D_k (e_k + sum_{i<k} e_i M_ik)^2`. Column k is best rounded from `w_k + sum_{i<k} e_i M_ik`.
-//! That is the error feedback of GPTQ (arXiv 2210.17323), in the form of LDLQ (arXiv 2307.13304),
-//! which needs no inverse and gives the cost of each choice when it is made.
+//! `D_k (e_k + sum_{i<k} e_i M_ik)^2`. So column k is best rounded from `w_k + sum_{i<k} e_i M_ik`.
+//! This is the error feedback of GPTQ (arXiv 2210.17323) in the form of LDLQ (arXiv 2307.13304),
+//! which needs no inverse and yields the cost of each choice as it is made.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::search::{LANES, Lanes, less, sum};
+use super::search::{LANES, Lanes, add_products, subtract_products};
 use crate::base::{Problem, Result};
 
-/// Share of the mean of H's diagonal that is added to the diagonal: moments of a few thousand
-/// tokens are not trusted blindly.
+/// Share of the mean of H's diagonal that is added to the diagonal, because moments of a few
+/// thousand tokens are an estimate.
 const DAMPING: f64 = 0.05;
 
-/// Columns that are factored at a time.
+/// Columns that are factored together.
 const PANEL: usize = 64;
 
-/// Positions that are chosen together where no block of a format asks for another number.
-const CHUNK: usize = 32;
+/// Positions that are rounded together if the format has no blocks.
+const DEFAULT_BLOCK: usize = 32;
 
-/// What an error of a row costs. Columns are taken in an order of their own: position p is column
-/// `order[p]`.
+/// The cost of errors in a row. Columns are processed in an order of their own: position p is
+/// column `order[p]`.
 pub struct Metric {
-    /// Columns by position, in whole blocks.
+    /// The column of each position. The columns of a block are adjacent.
     pub(super) order: Vec<usize>,
-    /// Positions that are chosen together.
+    /// Positions that are rounded together.
     pub(super) block: usize,
-    /// By position: what an error costs that no other column answers for.
-    pub(super) alone: Vec<f32>,
-    /// How columns answer for errors of those before them, if they do.
-    pub(super) answers: Option<Triangle>,
-    /// The same within each block, when all others stand.
-    pub(super) local: Vec<Triangle>,
-    /// H by position, damped.
+    /// The diagonal of H by position: the cost of an error without feedback.
+    pub(super) weights: Vec<f32>,
+    /// Factors of H; `None` if H is diagonal.
+    pub(super) factors: Option<Factors>,
+    /// Factors of H restricted to each block; empty if H is diagonal.
+    pub(super) block_factors: Vec<Factors>,
+    /// H by position, damped; empty if H is diagonal.
     moments: Vec<f32>,
 }
 
 /// D and M of some columns.
-pub(super) struct Triangle {
-    /// D: what an error costs that the columns after it answer for.
-    pub(super) weights: Vec<f32>,
-    /// M by columns.
-    shares: Vec<f32>,
+pub(super) struct Factors {
+    /// The diagonal of D: the cost of an error after feedback.
+    pub(super) d: Vec<f32>,
+    /// M above its diagonal, column by column.
+    m: Vec<f32>,
 }
 
 impl Metric {
@@ -53,99 +55,77 @@ impl Metric {
         Metric::weighted(vec![1.0; columns], block)
     }
 
-    /// From the mean squares of the inputs alone. Refused: what is no mean square.
+    /// A diagonal H from the mean squares of the inputs. An error if one of them is negative or not
+    /// finite.
     pub fn diagonal(mean_squares: &[f32], block: Option<u32>) -> Result<Self> {
-        if mean_squares
-            .iter()
-            .any(|square| !square.is_finite() || *square < 0.0)
-        {
-            return Err(bad("a mean square of an input is negative, or no number"));
+        for square in mean_squares {
+            if !square.is_finite() || *square < 0.0 {
+                return Err(bad("a mean square of an input is negative, or no number"));
+            }
         }
-        let damping = DAMPING
-            * mean(
-                mean_squares.iter().map(|square| f64::from(*square)),
-                mean_squares.len(),
-            );
+        let damping = damping_for(mean_squares);
         if damping == 0.0 {
             return Ok(Metric::plain(mean_squares.len(), block));
         }
         let damped = mean_squares
             .iter()
-            .map(|square| (f64::from(*square) + damping) as f32)
-            .collect();
-        Ok(Metric::weighted(damped, block))
+            .map(|square| add_damping(*square, damping));
+        Ok(Metric::weighted(damped.collect(), block))
     }
 
-    fn weighted(alone: Vec<f32>, block: Option<u32>) -> Self {
-        let order = (0..alone.len()).collect();
+    fn weighted(weights: Vec<f32>, block: Option<u32>) -> Self {
         Metric {
-            order,
-            block: positions(block),
-            alone,
-            answers: None,
-            local: vec![],
+            order: (0..weights.len()).collect(),
+            block: block_len(block, DEFAULT_BLOCK),
+            weights,
+            factors: None,
+            block_factors: vec![],
             moments: vec![],
         }
     }
 
-    /// From all second moments of the inputs, row-major. Columns of a `block` stay together; those
-    /// with the larger moments go first, while others can still answer for them. Refused: what
-    /// are no second moments.
-    pub fn full(given: &[f32], columns: usize, block: Option<u32>) -> Result<Self> {
-        if Some(given.len()) != columns.checked_mul(columns) || columns == 0 {
+    /// From all second moments of the inputs, row-major. The columns of a `block` stay together;
+    /// those with larger moments come first, while later columns can still compensate their errors.
+    /// An error if `matrix` has the wrong size, is not finite or is not positive definite.
+    pub fn full(matrix: &[f32], columns: usize, block: Option<u32>) -> Result<Self> {
+        if Some(matrix.len()) != columns.checked_mul(columns) || columns == 0 {
             return Err(bad(&format!(
                 "{} numbers are no moments of {columns} inputs",
-                given.len()
+                matrix.len()
             )));
         }
-        if given.iter().any(|moment| !moment.is_finite()) {
-            return Err(bad("a moment is no number"));
+        for moment in matrix {
+            if !moment.is_finite() {
+                return Err(bad("a moment is no number"));
+            }
         }
-        let square = |column: usize| given[column * (columns + 1)];
-        let damping = DAMPING
-            * mean(
-                (0..columns).map(|column| f64::from(square(column))),
-                columns,
-            );
+        let squares: Vec<f32> = matrix.iter().step_by(columns + 1).copied().collect();
+        let damping = damping_for(&squares);
         if damping <= 0.0 {
             return Ok(Metric::plain(columns, block));
         }
-        let order = order(
-            columns,
-            block.map_or(columns, |block| block.max(1) as usize),
-            square,
-        );
-        let mut moments = vec![0.0; given.len()];
-        moments
-            .par_chunks_mut(columns)
-            .zip(&order)
-            .enumerate()
-            .for_each(|(position, (out, row))| {
-                let row = &given[row * columns..][..columns];
-                out.iter_mut()
-                    .zip(&order)
-                    .for_each(|(out, column)| *out = row[*column]);
-                out[position] = (f64::from(out[position]) + damping) as f32;
-            });
-        let block = positions(block);
-        let of = |first: usize, count: usize| {
-            Triangle::of(count, |row, column| {
-                moments[(first + row) * columns + first + column]
-            })
-        };
-        let blocks = (0..columns).step_by(block);
-        let local = blocks
-            .map(|first| of(first, block.min(columns - first)))
-            .collect::<Result<_>>()?;
-        let alone = (0..columns)
-            .map(|position| moments[position * (columns + 1)])
-            .collect();
+        let order = column_order(&squares, block_len(block, columns));
+        let mut moments = vec![0.0; matrix.len()];
+        let rows = moments.par_chunks_mut(columns).enumerate();
+        rows.for_each(|(position, out)| {
+            let row = &matrix[order[position] * columns..][..columns];
+            for (out, column) in out.iter_mut().zip(&order) {
+                *out = row[*column];
+            }
+            out[position] = add_damping(out[position], damping);
+        });
+        let block = block_len(block, DEFAULT_BLOCK);
+        let mut block_factors = vec![];
+        for first in (0..columns).step_by(block) {
+            let range = first..columns.min(first + block);
+            block_factors.push(Factors::of(&moments, columns, range)?);
+        }
         Ok(Metric {
-            answers: Some(of(0, columns)?),
+            factors: Some(Factors::of(&moments, columns, 0..columns)?),
             order,
             block,
-            alone,
-            local,
+            weights: moments.iter().step_by(columns + 1).copied().collect(),
+            block_factors,
             moments,
         })
     }
@@ -155,7 +135,7 @@ impl Metric {
         self.order.len()
     }
 
-    /// H of position `k` with each position.
+    /// The row of H at position `k`.
     #[inline(always)]
     pub(super) fn moments_of(&self, k: usize) -> &[f32] {
         &self.moments[k * self.columns()..][..self.columns()]
@@ -163,94 +143,103 @@ impl Metric {
 
     /// H times `errors`.
     #[inline(always)]
-    pub(super) fn slopes(&self, errors: &[Lanes]) -> Vec<Lanes> {
-        if self.answers.is_none() {
-            return errors
-                .iter()
-                .zip(&self.alone)
-                .map(|(error, weight)| error.map(|error| error * weight))
-                .collect();
-        }
-        (0..errors.len())
-            .map(|k| sum([0.0; LANES], errors, self.moments_of(k)))
-            .collect()
-    }
-
-    /// What `errors` cost.
-    #[inline(always)]
-    pub(super) fn cost(&self, errors: &[Lanes]) -> Lanes {
-        if let Some(triangle) = &self.answers {
-            return triangle.cost(errors);
-        }
-        let mut cost = [0.0; LANES];
-        for (error, weight) in errors.iter().zip(&self.alone) {
-            (0..LANES).for_each(|lane| cost[lane] += weight * error[lane] * error[lane]);
-        }
-        cost
-    }
-}
-
-fn positions(block: Option<u32>) -> usize {
-    block.map_or(CHUNK, |block| block.max(1) as usize)
-}
-
-impl Triangle {
-    /// Of a symmetric matrix, which must be positive definite.
-    fn of(size: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> Result<Self> {
-        // Backwards, so that factoring goes from the last position to the first.
-        let mut factor = vec![0.0f64; size * size];
-        factor
-            .par_chunks_mut(size)
-            .enumerate()
-            .for_each(|(row, out)| {
-                let lower = out.iter_mut().enumerate().take(row + 1);
-                lower.for_each(|(column, out)| {
-                    *out = f64::from(at(size - 1 - row, size - 1 - column))
-                });
+    pub(super) fn multiply(&self, errors: &[Lanes]) -> Vec<Lanes> {
+        let mut products = Vec::with_capacity(errors.len());
+        for (k, error) in errors.iter().enumerate() {
+            products.push(match self.factors {
+                None => error.map(|error| error * self.weights[k]),
+                Some(_) => add_products([0.0; LANES], errors, self.moments_of(k)),
             });
-        cholesky(&mut factor, size)?;
-        let pivot = |k: usize| factor[(size - 1 - k) * (size + 1)];
-        let mut shares = Vec::with_capacity(size * (size - 1) / 2);
-        for k in 0..size {
-            shares.extend(
-                (0..k).map(|i| (factor[(size - 1 - i) * size + size - 1 - k] / pivot(k)) as f32),
-            );
         }
-        Ok(Triangle {
-            weights: (0..size).map(|k| pivot(k).powi(2) as f32).collect(),
-            shares,
-        })
+        products
     }
 
-    /// How much column `k` answers for the error of each column before it: `M_ik`.
+    /// The cost of `errors`.
     #[inline(always)]
-    pub(super) fn shares(&self, k: usize) -> &[f32] {
-        &self.shares[k * (k.max(1) - 1) / 2..][..k]
+    pub(super) fn cost(&self, errors: &[Lanes]) -> Lanes {
+        if let Some(factors) = &self.factors {
+            return factors.cost(errors);
+        }
+        let mut cost = [0.0; LANES];
+        for (error, weight) in errors.iter().zip(&self.weights) {
+            for lane in 0..LANES {
+                cost[lane] += weight * error[lane] * error[lane];
+            }
+        }
+        cost
+    }
+}
+
+/// The length of a `block`, at least 1; `default` if the format has no blocks.
+fn block_len(block: Option<u32>, default: usize) -> usize {
+    match block {
+        Some(block) => block.max(1) as usize,
+        None => default,
+    }
+}
+
+impl Factors {
+    /// Factors the rows and columns `range` of a symmetric matrix with `columns` columns. An error
+    /// if they are not positive definite.
+    fn of(moments: &[f32], columns: usize, range: Range<usize>) -> Result<Self> {
+        let size = range.len();
+        // Positions are reversed, so that factoring starts at the last one.
+        let mut factor = vec![0.0f64; size * size];
+        let rows = factor.par_chunks_mut(size).enumerate();
+        rows.for_each(|(row, out)| {
+            let moments = &moments[(range.end - 1 - row) * columns..][range.clone()];
+            for column in 0..=row {
+                out[column] = f64::from(moments[size - 1 - column]);
+            }
+        });
+        cholesky(&mut factor, size)?;
+        let mut d = Vec::with_capacity(size);
+        let mut m = Vec::with_capacity(size * (size - 1) / 2);
+        for k in 0..size {
+            let column = size - 1 - k;
+            let pivot = factor[column * size + column];
+            d.push(pivot.powi(2) as f32);
+            for i in 0..k {
+                let row = size - 1 - i;
+                m.push((factor[row * size + column] / pivot) as f32);
+            }
+        }
+        Ok(Factors { d, m })
     }
 
-    /// What `errors` cost.
+    /// Column `k` of M above the diagonal: `M_ik` for each i < k.
+    #[inline(always)]
+    pub(super) fn m_column(&self, k: usize) -> &[f32] {
+        &self.m[k * (k.max(1) - 1) / 2..][..k]
+    }
+
+    /// The cost of `errors`.
     #[inline(always)]
     pub(super) fn cost(&self, errors: &[Lanes]) -> Lanes {
         let mut cost = [0.0; LANES];
-        for (k, (error, weight)) in errors.iter().zip(&self.weights).enumerate() {
-            let left = sum(*error, &errors[..k], self.shares(k));
-            (0..LANES).for_each(|lane| cost[lane] += weight * left[lane] * left[lane]);
+        for (k, (error, d)) in errors.iter().zip(&self.d).enumerate() {
+            let rest = add_products(*error, &errors[..k], self.m_column(k));
+            for lane in 0..LANES {
+                cost[lane] += d * rest[lane] * rest[lane];
+            }
         }
         cost
     }
 
-    /// The matrix's inverse times `right`, in its place.
+    /// Replaces `right` by the inverse of the matrix times `right`.
     #[inline(always)]
     pub(super) fn solve(&self, right: &mut [Lanes]) {
         for k in (0..right.len()).rev() {
             let (before, from) = right.split_at_mut(k);
-            for (right, share) in before.iter_mut().zip(self.shares(k)) {
-                (0..LANES).for_each(|lane| right[lane] -= from[0][lane] * share);
+            for (right, m) in before.iter_mut().zip(self.m_column(k)) {
+                for lane in 0..LANES {
+                    right[lane] -= from[0][lane] * m;
+                }
             }
         }
         for k in 0..right.len() {
-            let scaled = right[k].map(|right| right / self.weights[k]);
-            right[k] = less(scaled, &right[..k], self.shares(k));
+            let scaled = right[k].map(|right| right / self.d[k]);
+            right[k] = subtract_products(scaled, &right[..k], self.m_column(k));
         }
     }
 }
@@ -260,30 +249,38 @@ fn bad(what: &str) -> Problem {
         .help("run the `calibrate` stage again, over another text")
 }
 
-fn mean(values: impl Iterator<Item = f64>, count: usize) -> f64 {
-    values.sum::<f64>() / count.max(1) as f64
+/// What is added to a diagonal of H that consists of `squares`.
+fn damping_for(squares: &[f32]) -> f64 {
+    let sum: f64 = squares.iter().map(|square| f64::from(*square)).sum();
+    DAMPING * (sum / squares.len().max(1) as f64)
 }
 
-/// Blocks with the largest moments first, and so the columns within; of equals the first.
-fn order(columns: usize, block: usize, square: impl Fn(usize) -> f32) -> Vec<usize> {
-    let descending = |a: f64, b: f64| b.total_cmp(&a);
-    let mut blocks: Vec<(f64, Vec<usize>)> = (0..columns)
-        .step_by(block)
-        .map(|first| {
-            let mut inside: Vec<usize> = (first..(first + block).min(columns)).collect();
-            inside.sort_by(|a, b| descending(square(*a).into(), square(*b).into()));
-            (
-                inside.iter().map(|column| f64::from(square(*column))).sum(),
-                inside,
-            )
-        })
-        .collect();
-    blocks.sort_by(|(a, _), (b, _)| descending(*a, *b));
-    blocks.into_iter().flat_map(|(_, inside)| inside).collect()
+/// `square + damping`, added in f64.
+fn add_damping(square: f32, damping: f64) -> f32 {
+    (f64::from(square) + damping) as f32
 }
 
-/// The lower triangle of `matrix` becomes its Cholesky factor: a panel of columns at a time, then
-/// all rows below it on all threads. Each element is summed by one thread in one order.
+/// All columns, by descending `squares`: blocks by their sum, and columns within a block. Equal
+/// ones keep their order.
+fn column_order(squares: &[f32], block: usize) -> Vec<usize> {
+    let mut blocks: Vec<(f64, Vec<usize>)> = vec![];
+    for first in (0..squares.len()).step_by(block) {
+        let mut columns: Vec<usize> = (first..squares.len().min(first + block)).collect();
+        columns.sort_by(|a, b| squares[*b].total_cmp(&squares[*a]));
+        let sum = columns.iter().map(|column| f64::from(squares[*column]));
+        blocks.push((sum.sum(), columns));
+    }
+    blocks.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let mut order = Vec::with_capacity(squares.len());
+    for (_, columns) in blocks {
+        order.extend(columns);
+    }
+    order
+}
+
+/// Replaces the lower triangle of `matrix` by its Cholesky factor: a panel of columns at a time,
+/// then all rows below the panel in parallel. Each element is summed by one thread in a fixed
+/// order.
 fn cholesky(matrix: &mut [f64], size: usize) -> Result<()> {
     for first in (0..size).step_by(PANEL) {
         let end = (first + PANEL).min(size);
@@ -312,14 +309,12 @@ fn cholesky(matrix: &mut [f64], size: usize) -> Result<()> {
     Ok(())
 }
 
-/// The sum of products, of as many as the shorter has.
+/// The dot product, up to the end of the shorter slice.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     const LANES: usize = 8;
     let length = a.len().min(b.len());
-    let ((a, a_rest), (b, b_rest)) = (
-        a[..length].as_chunks::<LANES>(),
-        b[..length].as_chunks::<LANES>(),
-    );
+    let (a, a_rest) = a[..length].as_chunks::<LANES>();
+    let (b, b_rest) = b[..length].as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {
         for lane in 0..LANES {
@@ -344,21 +339,23 @@ mod tests {
             "large moments first, blocks together"
         );
         let damping = DAMPING as f32 * 10.0 / 3.0;
-        let triangle = metric.answers.as_ref().unwrap();
-        let m = |i: usize, k: usize| {
-            if i == k {
-                1.0
-            } else {
-                triangle.shares(k).get(i).copied().unwrap_or(0.0)
-            }
+        let factors = metric.factors.as_ref().unwrap();
+        // The element of I + M at (i, k).
+        let m = |i: usize, k: usize| match factors.m_column(k).get(i) {
+            _ if i == k => 1.0,
+            Some(m) => *m,
+            None => 0.0,
         };
         for a in 0..3 {
             for b in 0..3 {
-                let product: f32 = (0..3)
-                    .map(|k| m(a, k) * m(b, k) * triangle.weights[k])
-                    .sum();
-                let expected = moments[metric.order[a] * 3 + metric.order[b]]
-                    + if a == b { damping } else { 0.0 };
+                let mut product = 0.0;
+                for k in 0..3 {
+                    product += m(a, k) * m(b, k) * factors.d[k];
+                }
+                let mut expected = moments[metric.order[a] * 3 + metric.order[b]];
+                if a == b {
+                    expected += damping;
+                }
                 assert!(
                     (product - expected).abs() < 1e-5,
                     "{a} {b}: {product} {expected}"
@@ -368,20 +365,22 @@ mod tests {
     }
 
     #[test]
-    fn what_are_no_moments_is_refused() {
-        let code = |moments: &[f32], columns| {
-            Metric::full(moments, columns, None)
-                .map(drop)
-                .unwrap_err()
-                .message
-        };
-        assert_eq!(code(&[1.0; 3], 2), "3 numbers are no moments of 2 inputs");
-        assert_eq!(code(&[1.0, f32::NAN, 0.0, 1.0], 2), "a moment is no number");
-        assert!(code(&[1.0, 9.0, 9.0, 1.0], 2).contains("not positive definite"));
-        assert!(
-            Metric::full(&[0.0; 4], 2, None).is_ok_and(|metric| metric.answers.is_none()),
-            "an input that is always 0"
+    fn invalid_moments_are_refused() {
+        fn message(moments: &[f32], columns: usize) -> String {
+            let result = Metric::full(moments, columns, None);
+            result.err().unwrap().message
+        }
+        assert_eq!(
+            message(&[1.0; 3], 2),
+            "3 numbers are no moments of 2 inputs"
         );
+        assert_eq!(
+            message(&[1.0, f32::NAN, 0.0, 1.0], 2),
+            "a moment is no number"
+        );
+        assert!(message(&[1.0, 9.0, 9.0, 1.0], 2).contains("not positive definite"));
+        // Inputs that are always 0.
+        assert!(Metric::full(&[0.0; 4], 2, None).unwrap().factors.is_none());
         assert!(Metric::diagonal(&[1.0, -1.0], None).is_err());
     }
 }

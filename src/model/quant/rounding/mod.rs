@@ -1,5 +1,4 @@
-//! Ways to spell weights other than in the grid of their file: with fewer bits, or without negative
-//! scales.
+//! Encodings of weights other than that of their file: with fewer bits, or without negative scales.
 
 mod metric;
 mod positive;

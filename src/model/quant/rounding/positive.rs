@@ -1,119 +1,119 @@
-//! A grid without negative scales: a block under a negative scale becomes its mirror.
+//! A grid without negative scales: the codes of a block with a negative scale are mirrored.
+
+use std::ops::Range;
 
 use crate::model::quant::elements::{code_at, number_at, set_code, set_number};
 use crate::model::quant::{BlockGrid, GridLayout, Split};
 use crate::model::weight::Element;
 
-/// The grid `of` with scales above zero. Signed codes are negated where all of a block can be;
-/// where one cannot (-8 of four bits), `-1 - code` takes the place of each, and the block is lifted
-/// by a step: `|d| * (-1 - q) + |d| = d * q`. Unsigned codes are counted from the other end. A
-/// scale of zero becomes one, its codes zero.
+/// The grid `of` with positive scales. Signed codes are negated if all codes of the block can be.
+/// If one cannot (-8 in four bits), `-1 - code` replaces each, and the block gets an offset of one
+/// step: `|d| * (-1 - q) + |d| = d * q`. Unsigned codes are counted from the highest. A scale of
+/// zero becomes one, with codes of zero.
 pub struct Positive<'a> {
     of: &'a dyn BlockGrid,
-    lifts: bool,
+    adds_offsets: bool,
 }
 
 impl<'a> Positive<'a> {
-    /// `lifts` says whether some block must be lifted; [`Positive::must_lift`] tells.
-    pub fn new(of: &'a dyn BlockGrid, lifts: bool) -> Self {
-        Positive { of, lifts }
+    /// `adds_offsets`: whether [`Positive::needs_offsets`] for some block.
+    pub fn new(of: &'a dyn BlockGrid, adds_offsets: bool) -> Self {
+        Positive { of, adds_offsets }
     }
 
-    /// Whether blocks that were split into `split` by `of` cannot all be mirrored without an
+    /// Whether some of the blocks in `split`, as encoded by `of`, cannot be mirrored without an
     /// offset.
-    pub fn must_lift(of: &dyn BlockGrid, split: &Split) -> bool {
+    pub fn needs_offsets(of: &dyn BlockGrid, split: &Split) -> bool {
         let layout = of.layout();
-        let Some(lowest) = lowest(layout.codes) else {
+        let Some(lowest) = lowest_code(layout.codes) else {
             return false;
         };
-        layout.offsets.is_none()
-            && (0..scales(&layout, split)).any(|block| {
-                let codes = block * layout.block as usize..(block + 1) * layout.block as usize;
-                number_at(layout.scales, split.scales, block) < 0.0
-                    && codes
-                        .into_iter()
-                        .any(|index| code_at(layout.codes, split.codes, index) == lowest)
-            })
+        if layout.offsets.is_some() {
+            return false;
+        }
+        for block in 0..scale_count(&layout, split.scales) {
+            let is_negative = number_at(layout.scales, split.scales, block) < 0.0;
+            if !is_negative {
+                continue;
+            }
+            for index in values_of(&layout, block) {
+                if code_at(layout.codes, split.codes, index) == lowest {
+                    return true;
+                }
+            }
+        }
+        false
     }
 }
 
 impl BlockGrid for Positive<'_> {
     fn layout(&self) -> GridLayout {
-        let layout = self.of.layout();
-        let offsets = layout.offsets.or(self.lifts.then_some(layout.scales));
-        GridLayout { offsets, ..layout }
+        let mut layout = self.of.layout();
+        if self.adds_offsets && layout.offsets.is_none() {
+            layout.offsets = Some(layout.scales);
+        }
+        layout
     }
 
     fn split(&self, blocks: &[u8], out: Split<'_>) {
-        let given = self.of.layout();
+        let layout = self.of.layout();
         let Split {
             codes,
             scales,
             offsets,
         } = out;
-        let inner = if given.offsets.is_some() {
-            &mut *offsets
-        } else {
-            &mut [][..]
+        let own_offsets = match layout.offsets {
+            Some(_) => &mut *offsets,
+            None => &mut [][..],
         };
         self.of.split(
             blocks,
             Split {
                 codes: &mut *codes,
                 scales: &mut *scales,
-                offsets: inner,
+                offsets: own_offsets,
             },
         );
-        if given.offsets.is_none() {
+        if layout.offsets.is_none() {
             offsets.fill(0);
         }
-        let width = given.block as usize;
-        for block in 0..scales.len() * 8 / given.scales.bits() as usize {
-            let scale = number_at(given.scales, scales, block);
-            let all = block * width..(block + 1) * width;
-            let mut each = |change: &dyn Fn(i32) -> i32| {
-                all.clone().for_each(|at| {
-                    set_code(
-                        given.codes,
-                        codes,
-                        at,
-                        change(code_at(given.codes, codes, at)),
-                    )
-                });
-            };
+        let element = layout.codes;
+        for block in 0..scale_count(&layout, scales) {
+            let scale = number_at(layout.scales, scales, block);
+            let values = values_of(&layout, block);
             if scale == 0.0 {
-                each(&|_| 0);
-                set_number(given.scales, scales, block, 1.0);
+                change_codes(element, codes, values, |_| 0);
+                set_number(layout.scales, scales, block, 1.0);
                 continue;
             }
             if scale > 0.0 {
                 continue;
             }
-            set_number(given.scales, scales, block, -scale);
-            match (lowest(given.codes), given.offsets) {
-                (None, Some(element)) => {
-                    let highest = (1 << given.codes.bits()) - 1;
-                    each(&|code| highest - code);
-                    let offset = number_at(element, offsets, block) + scale * highest as f32;
-                    set_number(element, offsets, block, offset);
+            set_number(layout.scales, scales, block, -scale);
+            match (lowest_code(element), layout.offsets) {
+                (None, Some(of_offsets)) => {
+                    let highest = (1 << element.bits()) - 1;
+                    change_codes(element, codes, values, |code| highest - code);
+                    let offset = number_at(of_offsets, offsets, block) + scale * highest as f32;
+                    set_number(of_offsets, offsets, block, offset);
                 }
-                (_, Some(element)) => {
-                    each(&|code| -1 - code);
-                    let offset = number_at(element, offsets, block) - scale;
-                    set_number(element, offsets, block, offset);
+                (_, Some(of_offsets)) => {
+                    change_codes(element, codes, values, |code| -1 - code);
+                    let offset = number_at(of_offsets, offsets, block) - scale;
+                    set_number(of_offsets, offsets, block, offset);
                 }
-                _ if self.lifts => {
-                    each(&|code| -1 - code);
-                    set_number(given.scales, offsets, block, -scale);
+                _ if self.adds_offsets => {
+                    change_codes(element, codes, values, |code| -1 - code);
+                    set_number(layout.scales, offsets, block, -scale);
                 }
-                _ => each(&|code| -code),
+                _ => change_codes(element, codes, values, |code| -code),
             }
         }
     }
 }
 
-/// The code whose negative is none; unsigned ones have no negatives at all.
-fn lowest(element: Element) -> Option<i32> {
+/// The lowest signed code, which has no negative; `None` for unsigned codes.
+fn lowest_code(element: Element) -> Option<i32> {
     match element {
         Element::Int4 => Some(-8),
         Element::Int8 => Some(-128),
@@ -121,18 +121,37 @@ fn lowest(element: Element) -> Option<i32> {
     }
 }
 
-fn scales(layout: &GridLayout, split: &Split) -> usize {
-    split.scales.len() * 8 / layout.scales.bits() as usize
+/// The number of blocks with these `scales`.
+fn scale_count(layout: &GridLayout, scales: &[u8]) -> usize {
+    scales.len() * 8 / layout.scales.bits() as usize
 }
 
-/// The values that the pieces stand for.
+/// The indices of the values in a block.
+fn values_of(layout: &GridLayout, block: usize) -> Range<usize> {
+    let len = layout.block as usize;
+    block * len..(block + 1) * len
+}
+
+fn change_codes(
+    element: Element,
+    codes: &mut [u8],
+    indices: Range<usize>,
+    change: impl Fn(i32) -> i32,
+) {
+    for index in indices {
+        let code = code_at(element, codes, index);
+        set_code(element, codes, index, change(code));
+    }
+}
+
+/// The values that are encoded in `split`.
 pub fn recombine(layout: &GridLayout, split: &Split, values: &mut [f32]) {
     for (index, value) in values.iter_mut().enumerate() {
         let block = index / layout.block as usize;
-        let product = code_at(layout.codes, split.codes, index) as f32
-            * number_at(layout.scales, split.scales, block);
-        *value = layout.offsets.map_or(product, |element| {
-            product + number_at(element, split.offsets, block)
-        });
+        let code = code_at(layout.codes, split.codes, index);
+        *value = code as f32 * number_at(layout.scales, split.scales, block);
+        if let Some(element) = layout.offsets {
+            *value += number_at(element, split.offsets, block);
+        }
     }
 }

@@ -1,31 +1,30 @@
-//! Ways to round values to fewer bits, and how far each takes them from their source.
+//! Encodings of values with fewer bits, and the error of each.
 
 use half::f16;
 use rayon::prelude::*;
 
-use crate::model::quant::bands::{RUN_VALUES, Run, TILE_VALUES, slices};
+use crate::model::quant::bands::{CHUNK_VALUES, Chunk, TILE_VALUES, slices};
 use crate::model::quant::elements::write_numbers;
 use crate::model::quant::formats::plain;
-use crate::model::quant::fp16::half;
+use crate::model::quant::fp16::read_f16;
 use crate::model::quant::{
     Band, BlockTensor, ErrorLanes, ErrorSum, GridLayout, QuantFormat, first_non_finite, kernels,
 };
 use crate::model::weight::Element;
 
-/// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has
-/// them.
+/// An encoding with fewer bits: codes, or the values themselves, and scales if it has them.
 pub trait Rounding: Sync {
     /// Bytes of codes and scales of `values` values.
     fn bytes(&self, values: usize) -> [usize; 2];
 
-    /// Spells `values`. `Err` is the index of one that is not finite, or too large for this
-    /// spelling.
+    /// Encodes `values`. `Err` is the index of one that is not finite, or too large for this
+    /// encoding.
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize>;
 
-    /// The values that were spelled.
+    /// Decodes to `values`.
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]);
 
-    /// Whether every f32 survives.
+    /// Whether every finite f32 is restored bit for bit.
     fn is_lossless(&self) -> bool {
         false
     }
@@ -44,7 +43,10 @@ impl Rounding for Plain {
             Element::F16 => (kernels::widest().to_f16)(values, codes),
             element => write_numbers(element, values, codes),
         }
-        first_non_finite(self.0, codes).map_or(Ok(()), Err)
+        match first_non_finite(self.0, codes) {
+            None => Ok(()),
+            Some(index) => Err(index),
+        }
     }
 
     fn restore(&self, codes: &[u8], _: &[u8], values: &mut [f32]) {
@@ -60,13 +62,13 @@ impl Rounding for Plain {
     }
 }
 
-/// Signed bytes, and a half as scale for each 32 values, by the rule of `quantize_row_q8_0_ref` in
-/// ggml-quants.c: d = max|x| / 127, code = x * (1 / d) rounded half away from zero, all in f32; d
-/// is rounded to a half last.
+/// Signed bytes, and an f16 scale for each 32 values, as `quantize_row_q8_0_ref` in ggml-quants.c
+/// does it: d = max|x| / 127, code = x * (1 / d) rounded half away from zero, all in f32; d is
+/// rounded to f16 last.
 pub struct Int8Blocks;
 
 impl Int8Blocks {
-    /// How codes and scales are spelled.
+    /// Types of codes and scales.
     pub const LAYOUT: GridLayout = GridLayout {
         block: Self::BLOCK as u32,
         codes: Element::Int8,
@@ -83,59 +85,59 @@ impl Rounding for Int8Blocks {
     }
 
     fn encode(&self, values: &[f32], codes: &mut [u8], scales: &mut [u8]) -> Result<(), usize> {
-        let out = codes
-            .as_chunks_mut()
-            .0
-            .iter_mut()
-            .zip(scales.as_chunks_mut::<2>().0);
-        for (values, (codes, scale)) in values.as_chunks::<{ Self::BLOCK }>().0.iter().zip(out) {
-            // Without its sign, a float's bits are in the order of its magnitude, NaN above all.
-            let largest = values.iter().map(magnitude).fold(0, u32::max);
+        let codes = codes.as_chunks_mut().0;
+        let scale_bytes = scales.as_chunks_mut().0;
+        let blocks = values.as_chunks::<{ Self::BLOCK }>().0;
+        for (block, values) in blocks.iter().enumerate() {
+            let mut largest = 0;
+            for value in values {
+                largest = largest.max(magnitude(*value));
+            }
             let d = f32::from_bits(largest) / 127.0;
             let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-            *codes = values.map(|value| round_away(value * inverse) as u8);
-            *scale = f16::from_f32(d).to_le_bytes();
+            codes[block] = values.map(|value| round_away(value * inverse) as u8);
+            scale_bytes[block] = f16::from_f32(d).to_le_bytes();
         }
         let Some(block) = first_non_finite(Element::F16, scales) else {
             return Ok(());
         };
-        let block = block * Self::BLOCK..(block + 1) * Self::BLOCK;
-        // Backwards, because of equals the last one wins: the first is named.
-        Err(block
-            .rev()
-            .max_by_key(|index| magnitude(&values[*index]))
-            .unwrap_or(0))
+        let first = block * Self::BLOCK;
+        let mut worst = first;
+        for index in first..first + Self::BLOCK {
+            if magnitude(values[index]) > magnitude(values[worst]) {
+                worst = index;
+            }
+        }
+        Err(worst)
     }
 
     fn restore(&self, codes: &[u8], scales: &[u8], values: &mut [f32]) {
-        let blocks = codes
-            .as_chunks::<{ Self::BLOCK }>()
-            .0
-            .iter()
-            .zip(scales.as_chunks::<2>().0);
-        for (out, (codes, scale)) in values.as_chunks_mut().0.iter_mut().zip(blocks) {
-            let scale = half(*scale);
-            *out = codes.map(|code| code as i8 as f32 * scale);
+        let scales = scales.as_chunks().0;
+        let values = values.as_chunks_mut().0;
+        let blocks = codes.as_chunks::<{ Self::BLOCK }>().0;
+        for (block, codes) in blocks.iter().enumerate() {
+            let scale = read_f16(scales[block]);
+            values[block] = codes.map(|code| code as i8 as f32 * scale);
         }
     }
 }
 
-fn magnitude(value: &f32) -> u32 {
+/// The bits without the sign. They are ordered as the magnitudes, NaN above all.
+fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// `value.round()` for values that fit a byte. Adding the float below a half and cutting is the
-/// same, ties and all, and needs no call into the C library, which would keep the compiler from
-/// taking many at once.
+/// `value.round()` for values that fit a byte. Adding the float below 0.5 and truncating gives the
+/// same result, ties included. It needs no call into the C library, so the compiler can vectorize.
 fn round_away(value: f32) -> i8 {
     const BELOW_HALF: f32 = 0.5 - f32::EPSILON / 4.0;
     (value + BELOW_HALF.copysign(value)) as i32 as i8
 }
 
-/// A value that cannot be spelled, and where it stands among those of its band.
+/// A value that cannot be encoded, with its index in its band.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Misfit {
-    /// Its index.
+    /// Index in the band.
     pub index: usize,
     /// The value.
     pub value: f32,
@@ -150,62 +152,59 @@ pub fn round(
     codes: &mut [u8],
     scales: &mut [u8],
 ) -> Result<ErrorSum, Misfit> {
-    let [codes_size, scales_size] = rounding.bytes(RUN_VALUES);
-    let runs = band.runs(tensor.ggml());
-    let mut scales = slices(scales, scales_size, runs.len());
+    let [codes_size, scales_size] = rounding.bytes(CHUNK_VALUES);
+    let chunks = band.chunks(tensor.ggml());
+    let mut scales = slices(scales, scales_size, chunks.len());
     let out = codes.par_chunks_mut(codes_size).zip(scales.par_iter_mut());
-    let sums: Vec<Result<ErrorSum, Misfit>> = runs
-        .par_iter()
-        .zip(out)
-        .map(|(run, (codes, scales))| round_run(tensor, run, rounding, codes, scales))
+    let chunks = chunks.par_iter().zip(out);
+    let sums: Vec<Result<ErrorSum, Misfit>> = chunks
+        .map(|(chunk, (codes, scales))| round_chunk(tensor, chunk, rounding, codes, scales))
         .collect();
-    sums.into_iter()
-        .try_fold(ErrorSum::default(), |all, sum| Ok(all.and(sum?)))
+    let mut total = ErrorSum::default();
+    for sum in sums {
+        total = total.and(sum?);
+    }
+    Ok(total)
 }
 
-/// One run, a tile at a time: decoded, spelled, restored and measured while it lies in the nearest
-/// cache.
-fn round_run(
+/// Decodes, rounds, restores and measures a chunk, one tile at a time, so that the tile stays in
+/// the L1 cache.
+fn round_chunk(
     tensor: &BlockTensor,
-    run: &Run,
+    chunk: &Chunk,
     rounding: &dyn Rounding,
     codes: &mut [u8],
     scales: &mut [u8],
 ) -> Result<ErrorSum, Misfit> {
     let (mut values, mut restored) = ([0.0; TILE_VALUES], [0.0; TILE_VALUES]);
     let mut lanes = ErrorLanes::default();
-    // Of numbers that no single holds the error is that of the number itself.
-    let (wide, mut beyond) = (
-        tensor.format().native_encoding().wide(),
-        ErrorSum::default(),
-    );
+    // The error of numbers that f32 cannot hold is relative to the number itself, not to its f32.
+    let wide = tensor.format().native_encoding().wide();
+    let mut wide_sum = ErrorSum::default();
     let [codes_size, scales_size] = rounding.bytes(TILE_VALUES);
-    let (mut codes, mut scales) = (
-        codes.chunks_mut(codes_size),
-        scales.chunks_mut(scales_size.max(1)),
-    );
-    for tile in run.tiles(tensor.ggml()) {
-        let (codes, scales) = (
-            codes.next().unwrap_or_default(),
-            scales.next().unwrap_or_default(),
-        );
+    let mut codes = codes.chunks_mut(codes_size);
+    let mut scales = scales.chunks_mut(scales_size.max(1));
+    for tile in chunk.tiles(tensor.ggml()) {
+        let codes = codes.next().unwrap_or_default();
+        let scales = scales.next().unwrap_or_default();
         let (values, restored) = (&mut values[..tile.values], &mut restored[..tile.values]);
         tensor.format().decode(tile.blocks, values);
-        let misfit = |index: usize| Misfit {
-            index: tile.first + index,
-            value: values[index],
-        };
-        rounding.encode(values, codes, scales).map_err(misfit)?;
+        if let Err(index) = rounding.encode(values, codes, scales) {
+            return Err(Misfit {
+                index: tile.first + index,
+                value: values[index],
+            });
+        }
         if !rounding.is_lossless() || wide.is_some() {
             rounding.restore(codes, scales, restored);
         }
         match wide {
-            Some(wide) => beyond = beyond.and(wide.error(tile.blocks, restored)),
+            Some(wide) => wide_sum = wide_sum.and(wide.error(tile.blocks, restored)),
             None if rounding.is_lossless() => {}
             None => (kernels::widest().measure)(&mut lanes, values, restored),
         }
     }
-    Ok(lanes.sum().and(beyond))
+    Ok(lanes.sum().and(wide_sum))
 }
 
 #[cfg(test)]
@@ -213,18 +212,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounding_by_hand_is_rounding() {
+    fn round_away_equals_round() {
         for ulps in 0..200_000 {
-            // Around every tie and every whole number from -125 to 124.5, and a walk over smaller
-            // magnitudes.
+            // Around every tie and every integer from -125 to 124.5, and over smaller magnitudes.
             let near = (ulps / 400) as f32 / 2.0 - 125.0;
             let value = f32::from_bits(near.to_bits().wrapping_add(ulps % 400).wrapping_sub(200));
             let small = f32::from_bits(ulps * 5000);
-            for value in [value, small, -small]
-                .into_iter()
-                .filter(|value| value.abs() < 127.5)
-            {
-                assert_eq!(round_away(value), value.round() as i8, "{value:e}");
+            for value in [value, small, -small] {
+                if value.abs() < 127.5 {
+                    assert_eq!(round_away(value), value.round() as i8, "{value:e}");
+                }
             }
         }
     }

@@ -1,10 +1,10 @@
-//! Whole rows under one scale: signed codes, perhaps with an integer for each block (LPBQ).
+//! Rounds rows that have one scale each: signed codes, and with LPBQ an integer for each block.
 
 use rayon::prelude::*;
 
 use super::Misfit;
 use super::metric::Metric;
-use super::search::{LANES, Lanes, Range, Ratios, STEP, Search, Tile};
+use super::search::{CodeRange, LANES, Lanes, Ratios, STEP, Search, Tile};
 use crate::base::{Problem, Result};
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
@@ -12,55 +12,73 @@ use crate::model::quant::kernels::run_wide;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
 use crate::model::weight::Element;
 
-/// How rows are spelled.
+/// The encoding of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowLayout {
-    /// One a value: [`Element::Int8`] or [`Element::Int4`].
+    /// Type of the codes: [`Element::Int8`] or [`Element::Int4`].
     pub codes: Element,
-    /// Values that share an integer from 1 to 16, a byte each; none where a row has only its
-    /// scale, an f32.
+    /// Values that share an integer from 1 to 16, stored as a byte; `None` if a row has only its
+    /// f32 scale.
     pub block: Option<u32>,
 }
 
-/// Significant bits of a scale. A half holds those of `scale * integer`, so that a graph of halves
-/// computes the very values that were written.
+/// Significant bits of a scale. f16 holds `scale * integer` exactly, so that an f16 graph computes
+/// with the values that were written.
 const SCALE_BITS: u32 = 11;
 const LPBQ_SCALE_BITS: u32 = 7;
 
 /// Largest integer of a block.
 const INTEGERS: u8 = 16;
 
-/// Smallest scale that is written; a row that is smaller still becomes zero.
-const SMALLEST: f32 = 1e-30;
+/// Smallest scale that is written; the values of a row with a smaller scale become zero.
+const MIN_SCALE: f32 = 1e-30;
 
-/// Rounds rows so that their errors cost least.
+/// Rounds rows so that the cost of their errors is small.
 pub struct RowRounding {
     layout: RowLayout,
     columns: usize,
     metric: Metric,
 }
 
-/// Where the codes, the integers of blocks (if there are any) and the scales of rows go.
+/// Output buffers of the codes, the integers of blocks (if there are any) and the scales of rows.
 pub struct RowPieces<'a> {
-    /// Codes; 4-bit ones two a byte, the even element in the low nibble.
+    /// Codes; two 4-bit codes per byte, the even element in the low nibble.
     pub codes: &'a mut [u8],
-    /// A byte a block.
+    /// One byte per block.
     pub integers: &'a mut [u8],
-    /// A little-endian f32 a row.
+    /// One little-endian f32 per row.
     pub scales: &'a mut [u8],
 }
 
-/// What rounding some rows did.
+impl<'a> RowPieces<'a> {
+    /// Splits the buffers into `count` groups of `codes`, `integers` and `scales` bytes each.
+    fn split(self, [codes, integers, scales]: [usize; 3], count: usize) -> Vec<RowPieces<'a>> {
+        let codes = self.codes.chunks_mut(codes);
+        let integers = slices(self.integers, integers, count);
+        let scales = self.scales.chunks_mut(scales);
+        let mut groups = Vec::with_capacity(count);
+        for ((codes, integers), scales) in codes.zip(integers).zip(scales) {
+            groups.push(RowPieces {
+                codes,
+                integers,
+                scales,
+            });
+        }
+        groups
+    }
+}
+
+/// The errors of some rounded rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowSum {
-    /// How far the values are from their source.
+    /// Error against the source.
     pub error: ErrorSum,
-    /// Values that lie beyond the last code.
+    /// Values beyond the last code.
     pub clipped: u64,
 }
 
 impl RowSum {
-    /// The sums of these rows and the next.
+    /// The sums over these rows and the `next` ones.
     pub fn and(self, next: Self) -> Self {
         RowSum {
             error: self.error.and(next.error),
@@ -70,13 +88,15 @@ impl RowSum {
 }
 
 impl RowRounding {
-    /// Of rows with as many columns as `metric`. Refused: columns that are no whole number of
-    /// blocks or bytes.
+    /// For rows with as many columns as `metric`. An error if they are not a multiple of the block
+    /// or do not fill whole bytes.
     pub fn new(layout: RowLayout, metric: Metric) -> Result<Self> {
         let columns = metric.columns();
-        let unit = layout
-            .block
-            .unwrap_or(if layout.codes == Element::Int4 { 2 } else { 1 });
+        let unit = match layout.block {
+            Some(block) => block,
+            None if layout.codes == Element::Int4 => 2,
+            None => 1,
+        };
         if unit == 0 || !columns.is_multiple_of(unit as usize) {
             return Err(Problem::new(
                 "kiln::weights::columns",
@@ -90,55 +110,51 @@ impl RowRounding {
         })
     }
 
-    /// Bytes of the pieces of `rows` rows.
+    /// Bytes of codes, integers and scales of `rows` rows.
     pub fn bytes(&self, rows: usize) -> [usize; 3] {
-        let codes = self.columns * self.layout.codes.bits() as usize / 8;
-        let integers = self
-            .layout
-            .block
-            .map_or(0, |block| self.columns / block as usize);
-        [codes * rows, integers * rows, 4 * rows]
+        let integers = match self.layout.block {
+            Some(block) => self.columns / block as usize,
+            None => 0,
+        };
+        [self.code_bytes() * rows, integers * rows, 4 * rows]
     }
 
-    /// Rounds `values`, whole rows; on all threads of the rayon pool. `Err` is the index of a value
-    /// that is not finite.
+    /// Bytes of the codes of a row.
+    fn code_bytes(&self) -> usize {
+        self.columns * self.layout.codes.bits() as usize / 8
+    }
+
+    /// Rounds whole rows of `values` on all threads of the rayon pool. `Err` is the index of a
+    /// value that is not finite.
     pub fn encode(&self, values: &[f32], pieces: RowPieces) -> std::result::Result<RowSum, usize> {
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            return Err(index);
+        for (index, value) in values.iter().enumerate() {
+            if !value.is_finite() {
+                return Err(index);
+            }
         }
         let tiles = values.par_chunks(self.columns * LANES);
-        let [codes, integers, scales] = self.bytes(LANES);
-        let mut integers = slices(pieces.integers, integers, tiles.len());
-        let out = pieces
-            .codes
-            .par_chunks_mut(codes)
-            .zip(integers.par_iter_mut());
-        let out = out.zip(pieces.scales.par_chunks_mut(scales));
+        let pieces = pieces.split(self.bytes(LANES), tiles.len());
         let sums: Vec<RowSum> = tiles
-            .zip(out)
-            .map(|(values, ((codes, integers), scales))| {
-                self.tile(
-                    values,
-                    RowPieces {
-                        codes,
-                        integers,
-                        scales,
-                    },
-                )
-            })
+            .zip(pieces)
+            .map(|(values, pieces)| self.encode_tile(values, pieces))
             .collect();
-        Ok(sums.into_iter().fold(RowSum::default(), RowSum::and))
+        let mut total = RowSum::default();
+        for sum in sums {
+            total = total.and(sum);
+        }
+        Ok(total)
     }
 
-    fn range(&self) -> Range {
-        let codes = if self.layout.codes == Element::Int4 {
-            [-8.0, 7.0]
-        } else {
-            [-127.0, 127.0]
-        };
-        Range {
-            codes,
-            integers: self.layout.block.map_or(1, |_| INTEGERS),
+    fn code_range(&self) -> CodeRange {
+        CodeRange {
+            codes: match self.layout.codes {
+                Element::Int4 => [-8.0, 7.0],
+                _ => [-127.0, 127.0],
+            },
+            integers: match self.layout.block {
+                Some(_) => INTEGERS,
+                None => 1,
+            },
         }
     }
 
@@ -162,62 +178,61 @@ impl RowRounding {
         }
     }
 
-    fn tile(&self, values: &[f32], pieces: RowPieces) -> RowSum {
-        let rows = values.len() / self.columns;
-        let by_position = |column: &usize| -> Lanes {
-            std::array::from_fn(|lane| {
-                values
-                    .get(lane * self.columns + column)
-                    .copied()
-                    .unwrap_or(0.0)
-            })
-        };
-        let range = self.range();
-        let tile = Tile::new(
-            range,
-            &self.metric,
-            self.metric.order.iter().map(by_position).collect(),
-        );
-        let bits = if self.layout.block.is_some() {
-            LPBQ_SCALE_BITS
-        } else {
-            SCALE_BITS
-        };
-        let store_scale = |scale| {
-            if scale < SMALLEST {
-                1.0
-            } else {
-                rounded(scale, bits)
+    /// The values of up to [`LANES`] rows by position, one row per lane.
+    fn lanes(&self, values: &[f32]) -> Vec<Lanes> {
+        let mut all = Vec::with_capacity(self.columns);
+        for column in &self.metric.order {
+            let mut lanes = [0.0; LANES];
+            for (row, values) in values.chunks_exact(self.columns).enumerate() {
+                lanes[row] = values[*column];
             }
+            all.push(lanes);
+        }
+        all
+    }
+
+    /// Rounds up to [`LANES`] rows.
+    fn encode_tile(&self, values: &[f32], pieces: RowPieces) -> RowSum {
+        let rows = values.len() / self.columns;
+        let range = self.code_range();
+        let (bits, block) = match self.layout.block {
+            Some(block) => (LPBQ_SCALE_BITS, block as usize),
+            None => (SCALE_BITS, self.columns),
         };
         let found = run_wide(Search {
-            tile,
+            tile: Tile::new(range, &self.metric, self.lanes(values)),
             ratios: &self.ratios(),
-            store_scale,
+            store_scale: |scale| {
+                if scale < MIN_SCALE {
+                    1.0
+                } else {
+                    round_bits(scale, bits)
+                }
+            },
         });
         let mut restored = vec![0.0; values.len()];
         let mut sum = RowSum::default();
-        let block = self
-            .layout
-            .block
-            .map_or(self.columns, |block| block as usize);
         let blocks = self.columns / block;
         for row in 0..rows {
+            let scale = found.scales[row];
             let mut codes = vec![0i8; self.columns];
             for (position, column) in self.metric.order.iter().enumerate() {
                 let integer = found.integers[position / self.metric.block][row];
                 if let Some(out) = pieces.integers.get_mut(row * blocks + column / block) {
                     *out = integer as u8;
                 }
-                let (step, code) = (found.scales[row] * integer, found.codes[position][row]);
-                codes[*column] = code as i8;
-                restored[row * self.columns + column] = f32::from(code as i8) * step;
-                let beyond = values[row * self.columns + column] / step;
-                sum.clipped +=
-                    u64::from(beyond > range.codes[1] + 0.5 || beyond < range.codes[0] - 0.5);
+                let step = scale * integer;
+                let code = found.codes[position][row] as i8;
+                codes[*column] = code;
+                let index = row * self.columns + column;
+                restored[index] = f32::from(code) * step;
+                let exact_code = values[index] / step;
+                if exact_code > range.codes[1] + 0.5 || exact_code < range.codes[0] - 0.5 {
+                    sum.clipped += 1;
+                }
             }
-            pieces.scales[row * 4..][..4].copy_from_slice(&found.scales[row].to_le_bytes());
-            let out = &mut pieces.codes[row * pieces_of(self.layout.codes, self.columns)..];
+            pieces.scales[row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+            let out = &mut pieces.codes[row * self.code_bytes()..];
             write_codes(self.layout.codes, &codes, out);
         }
         sum.error = ErrorSum::of(values, &restored);
@@ -225,12 +240,8 @@ impl RowRounding {
     }
 }
 
-fn pieces_of(codes: Element, columns: usize) -> usize {
-    columns * codes.bits() as usize / 8
-}
-
-/// `value` with so many significant bits, above the smallest normal number.
-fn rounded(value: f32, bits: u32) -> f32 {
+/// Rounds `value`, a normal number, to `bits` significant bits.
+fn round_bits(value: f32, bits: u32) -> f32 {
     let cut = f32::MANTISSA_DIGITS - bits;
     let half = 1 << (cut - 1);
     f32::from_bits(value.to_bits().saturating_add(half) & !((1 << cut) - 1))
@@ -245,10 +256,13 @@ pub fn round_rows(
 ) -> std::result::Result<RowSum, Misfit> {
     let mut values = vec![0.0; band.values];
     decode(tensor, band, &mut values);
-    rounding.encode(&values, pieces).map_err(|index| Misfit {
-        index,
-        value: values[index],
-    })
+    match rounding.encode(&values, pieces) {
+        Ok(sum) => Ok(sum),
+        Err(index) => Err(Misfit {
+            index,
+            value: values[index],
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -258,9 +272,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scales_and_their_multiples_are_halves() {
+    fn scales_and_their_multiples_are_exact_in_f16() {
         for value in [0.01f32, 0.123456, 3.9999, 1.0] {
-            let scale = rounded(value, LPBQ_SCALE_BITS);
+            let scale = round_bits(value, LPBQ_SCALE_BITS);
             assert!(
                 (scale / value - 1.0).abs() <= 1.0 / 128.0,
                 "{value} {scale}"
@@ -269,7 +283,7 @@ mod tests {
                 let step = scale * f32::from(integer);
                 assert_eq!(f16::from_f32(step).to_f32(), step);
             }
-            let scale = rounded(value, SCALE_BITS);
+            let scale = round_bits(value, SCALE_BITS);
             assert_eq!(f16::from_f32(scale), f16::from_f32(value), "{value}");
         }
     }

@@ -1,50 +1,50 @@
-//! The search for codes and scales: some rows at a time, one a lane, so that each step is the same
-//! for all of them. Every lane is computed by the same operations in the same order whatever its
-//! neighbours are.
+//! The search for codes and scales. It rounds several rows at a time, one per lane. Each lane is
+//! computed by the same operations in the same order, whatever is in the other lanes.
 //!
-//! 1. Scales are tried without feedback, where each costs one pass over the row. Without second
-//!    moments that is all, but that the best is fitted to its codes.
-//! 2. The row is rounded column by column under the best of them, each column answering for those
-//!    before it.
-//! 3. Blocks are chosen again, one after the other, given all the others, as long as that costs
-//!    less; the scale is fitted to the codes in between.
+//! 1. Scales are tried without feedback, which costs one pass over the row each. With a diagonal
+//!    metric the best of them is then fitted to its codes, and the search is done.
+//! 2. The row is rounded column by column under the best scale with feedback: each column
+//!    compensates the errors of the columns before it.
+//! 3. Blocks are chosen again, one after the other, with all other blocks fixed, where that costs
+//!    less. The scale is fitted to the codes between these sweeps.
 
-use super::metric::{Metric, Triangle};
+use std::ops::Range;
+
+use super::metric::{Factors, Metric};
 use crate::model::quant::kernels::Loop;
 
 /// Rows that are rounded side by side.
 pub(super) const LANES: usize = 16;
 
-/// A number of each row.
+/// One number per row.
 pub(super) type Lanes = [f32; LANES];
 
-/// Integers that are tried for a block, upwards.
-const TRIED: usize = 12;
+/// Number of consecutive integers that are tried for a block.
+const INTEGERS_TRIED: usize = 12;
 
-/// The first of them, as a share of the smallest under which nothing of the block is clipped. Those
-/// above that one are tried too: a source that is on a grid itself, which the block uses only in
-/// part, is met best by an integer that meets its step.
+/// The smallest of them, as a share of the smallest integer that clips no value of the block.
+/// Integers above the latter are tried too: if the source is on a grid itself, of which the block
+/// uses only a part, the best integer is the one whose step is that of the grid.
 const SMALLEST_TRIED: f32 = 0.6;
 
-/// Scales are tried in steps of this ratio, down and up from the one that just holds the largest
-/// value.
+/// Ratio of the scales that are tried, down and up from the smallest that clips nothing.
 pub(super) const STEP: f32 = 1.04;
 
 /// How often all blocks are chosen again.
 const SWEEPS: usize = 2;
 
-/// How often a scale is fitted and everything rounded again, where no column answers for others.
+/// How often a scale is fitted and everything rounded again without feedback.
 const FITS: usize = 2;
 
-/// A new choice must cost so much less: what is below it is the rounding of f32.
-const GAIN: f32 = 1e-4;
+/// Minimum relative gain of a new choice; smaller gains are rounding errors of f32.
+const MIN_GAIN: f32 = 1e-4;
 
-/// Codes, and the integers that widen them.
+/// The range of codes, and of the integers that scale them.
 #[derive(Clone, Copy)]
-pub(super) struct Range {
+pub(super) struct CodeRange {
     /// Smallest and largest code.
     pub(super) codes: [f32; 2],
-    /// Largest integer of a block; 1 where blocks have none.
+    /// Largest integer of a block; 1 if blocks have none.
     pub(super) integers: u8,
 }
 
@@ -52,13 +52,13 @@ pub(super) struct Range {
 pub(super) struct Ratios {
     /// Without feedback, as powers of [`STEP`].
     pub(super) all: std::ops::RangeInclusive<i32>,
-    /// With feedback, around the best of those, as powers of `step`.
+    /// With feedback, relative to the best of those, as powers of `step`.
     pub(super) near: &'static [i32],
     /// May be finer than [`STEP`].
     pub(super) step: f32,
 }
 
-/// A search to be run: `spell` makes of a scale one that can be written.
+/// A search to be run. `store_scale` rounds a scale to one that can be stored.
 pub(super) struct Search<'a, F> {
     pub(super) tile: Tile<'a>,
     pub(super) ratios: &'a Ratios,
@@ -74,31 +74,31 @@ impl<F: Fn(f32) -> f32> Loop for Search<'_, F> {
     }
 }
 
-/// Rows by position, and what they are rounded to.
+/// Some rows, and what they are rounded to.
 pub(super) struct Tile<'a> {
-    range: Range,
+    range: CodeRange,
     metric: &'a Metric,
     /// By position.
     values: Vec<Lanes>,
     rounded: Rounded,
 }
 
-/// What rows are rounded to under some scales.
+/// Rounded rows.
 #[derive(Clone, PartialEq)]
 pub(super) struct Rounded {
-    /// One a row.
+    /// One per row.
     pub(super) scales: Lanes,
     /// By position.
     pub(super) codes: Vec<Lanes>,
     /// By block of positions.
     pub(super) integers: Vec<Lanes>,
-    /// By position: value less what it was rounded to.
+    /// By position: the value minus the rounded value.
     errors: Vec<Lanes>,
-    /// Of each row.
+    /// One per row.
     cost: Lanes,
 }
 
-/// A block under one choice.
+/// A rounded block of positions.
 struct Block {
     cost: Lanes,
     integers: Lanes,
@@ -106,17 +106,17 @@ struct Block {
     errors: Vec<Lanes>,
 }
 
-/// Who answers for an error in a block.
+/// How errors in a block are weighted.
 #[derive(Clone, Copy)]
-enum Rule<'a> {
-    /// Nobody: what errors cost.
-    Alone(&'a [f32]),
-    /// The columns after it. The block begins at this position of the triangle.
-    Answering(&'a Triangle, usize),
+enum Feedback<'a> {
+    /// No column compensates the error of another. The weights of the block's positions.
+    None(&'a [f32]),
+    /// Later columns compensate errors. The block begins at this position of the factors.
+    From(&'a Factors, usize),
 }
 
 impl<'a> Tile<'a> {
-    pub(super) fn new(range: Range, metric: &'a Metric, values: Vec<Lanes>) -> Self {
+    pub(super) fn new(range: CodeRange, metric: &'a Metric, values: Vec<Lanes>) -> Self {
         let zeros = vec![[0.0; LANES]; values.len()];
         let rounded = Rounded {
             scales: [1.0; LANES],
@@ -133,131 +133,124 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// Finds scales, integers and codes. `spell` makes of a scale one that can be written.
+    /// Finds scales, integers and codes.
     #[inline(always)]
     fn search(mut self, ratios: &Ratios, store_scale: impl Fn(f32) -> f32) -> Rounded {
-        let mut largest = [0.0f32; LANES];
-        self.values.iter().for_each(|values| {
-            each(&mut largest, |lane, largest| {
-                largest.max(values[lane].abs())
-            })
-        });
+        let largest = largest_magnitudes(&self.values);
         let reach = self.range.codes[1] * f32::from(self.range.integers);
         for ratio in ratios.all.clone() {
-            self.try_scales(
-                largest.map(|largest| store_scale(largest / reach * STEP.powi(ratio))),
-                false,
-            );
+            let factor = STEP.powi(ratio);
+            let scales = largest.map(|largest| store_scale(largest / reach * factor));
+            self.try_scales(scales, false);
         }
-        if self.metric.answers.is_none() {
+        if self.metric.factors.is_none() {
             for _ in 0..FITS {
                 self.fit_scales(&store_scale);
                 self.try_scales(self.rounded.scales, false);
             }
-            self.settle();
+            self.round_to_nearest();
             return self.rounded;
         }
-        // In the measure of what follows.
+        // From here on, costs include feedback.
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
         let best = self.rounded.scales;
         for &ratio in ratios.near {
-            self.try_scales(
-                best.map(|scale| store_scale(scale * ratios.step.powi(ratio))),
-                true,
-            );
+            let factor = ratios.step.powi(ratio);
+            let scales = best.map(|scale| store_scale(scale * factor));
+            self.try_scales(scales, true);
         }
         for sweep in 0..SWEEPS {
             if sweep > 0 {
                 self.fit_scales(&store_scale);
             }
-            self.choose_again();
+            self.refine_blocks();
         }
         self.rounded
     }
 
-    /// Rounds every row under these scales, and keeps what costs less than what was kept before.
+    /// The positions of the block that begins at `first`.
     #[inline(always)]
-    fn try_scales(&mut self, scales: Lanes, answering: bool) {
+    fn block_at(&self, first: usize) -> Range<usize> {
+        first..(first + self.metric.block).min(self.values.len())
+    }
+
+    /// Rounds every row under `scales`, and keeps the result of those that now cost less.
+    #[inline(always)]
+    fn try_scales(&mut self, scales: Lanes, with_feedback: bool) {
         let mut new = Rounded {
             scales,
             cost: [0.0; LANES],
             ..self.rounded.clone()
         };
-        for (index, first) in (0..self.values.len())
-            .step_by(self.metric.block)
-            .enumerate()
-        {
-            let end = (first + self.metric.block).min(self.values.len());
-            let values = &self.values[first..end];
-            let block = match &self.metric.answers {
-                Some(triangle) if answering => {
-                    let answer = |(k, value): (usize, &Lanes)| {
-                        sum(*value, &new.errors[..first], &triangle.shares(k)[..first])
-                    };
-                    let targets: Vec<Lanes> = (first..).zip(values).map(answer).collect();
-                    self.block(values, &targets, &scales, Rule::Answering(triangle, first))
+        let starts = (0..self.values.len()).step_by(self.metric.block);
+        for (index, first) in starts.enumerate() {
+            let range = self.block_at(first);
+            let values = &self.values[range.clone()];
+            let block = match &self.metric.factors {
+                Some(factors) if with_feedback => {
+                    let before = &new.errors[..first];
+                    let mut targets = Vec::with_capacity(values.len());
+                    for (k, value) in (first..).zip(values) {
+                        let m = &factors.m_column(k)[..first];
+                        targets.push(add_products(*value, before, m));
+                    }
+                    self.round_block(values, &targets, &scales, Feedback::From(factors, first))
                 }
-                _ => self.block(
-                    values,
-                    values,
-                    &scales,
-                    Rule::Alone(&self.metric.alone[first..end]),
-                ),
+                _ => {
+                    let weights = Feedback::None(&self.metric.weights[range.clone()]);
+                    self.round_block(values, values, &scales, weights)
+                }
             };
-            each(&mut new.cost, |lane, cost| cost + block.cost[lane]);
+            update(&mut new.cost, |lane, cost| cost + block.cost[lane]);
             new.integers[index] = block.integers;
-            new.codes[first..end].copy_from_slice(&block.codes);
-            new.errors[first..end].copy_from_slice(&block.errors);
+            new.codes[range.clone()].copy_from_slice(&block.codes);
+            new.errors[range].copy_from_slice(&block.errors);
         }
-        self.rounded.keep(&new);
+        self.rounded.keep_better(&new);
     }
 
-    /// The best choice for one block, of which `values` are rounded from `targets`.
+    /// Rounds `targets`, one block, under the best integers. Errors are relative to `values`.
     #[inline(always)]
-    fn block(&self, values: &[Lanes], targets: &[Lanes], scales: &Lanes, rule: Rule) -> Block {
+    fn round_block(
+        &self,
+        values: &[Lanes],
+        targets: &[Lanes],
+        scales: &Lanes,
+        feedback: Feedback,
+    ) -> Block {
         if self.range.integers == 1 {
-            return self.under(values, targets, [1.0; LANES], scales, rule);
+            return self.round_under([1.0; LANES], values, targets, scales, feedback);
         }
-        // A value may lie half a step beyond the last code.
+        // A value may be half a step beyond the last code.
         let reach = self.range.codes[1] + 0.5;
-        let mut first = [0.0f32; LANES];
-        targets
-            .iter()
-            .for_each(|target| each(&mut first, |lane, first| first.max(target[lane].abs())));
         let top = f32::from(self.range.integers);
-        each(&mut first, |lane, first| {
-            (first / (scales[lane] * reach) * SMALLEST_TRIED)
-                .ceil()
-                .clamp(1.0, top)
+        let mut first = largest_magnitudes(targets);
+        update(&mut first, |lane, first| {
+            let smallest = first / (scales[lane] * reach);
+            (smallest * SMALLEST_TRIED).ceil().clamp(1.0, top)
         });
-        let mut best = self.under(values, targets, first, scales, rule);
-        for more in 1..TRIED {
+        let mut best = self.round_under(first, values, targets, scales, feedback);
+        for more in 1..INTEGERS_TRIED {
             let integers = first.map(|first| (first + more as f32).min(top));
-            let new = self.under(values, targets, integers, scales, rule);
-            let better = lanes(|lane| new.cost[lane] < best.cost[lane]);
-            take(better, &mut best.cost, &new.cost);
-            take(better, &mut best.integers, &new.integers);
-            best.codes
-                .iter_mut()
-                .zip(&new.codes)
-                .for_each(|(old, new)| take(better, old, new));
-            best.errors
-                .iter_mut()
-                .zip(&new.errors)
-                .for_each(|(old, new)| take(better, old, new));
+            let new = self.round_under(integers, values, targets, scales, feedback);
+            let better = compare(|lane| new.cost[lane] < best.cost[lane]);
+            select(better, &mut best.cost, &new.cost);
+            select(better, &mut best.integers, &new.integers);
+            select_all(better, &mut best.codes, &new.codes);
+            select_all(better, &mut best.errors, &new.errors);
         }
         best
     }
 
-    /// A block under these integers: its positions one after the other.
+    /// Rounds `targets`, one block, under `integers`: its positions one after the other.
     #[inline(always)]
-    fn under(
+    fn round_under(
         &self,
+        integers: Lanes,
         values: &[Lanes],
         targets: &[Lanes],
-        integers: Lanes,
         scales: &Lanes,
-        rule: Rule,
+        feedback: Feedback,
     ) -> Block {
         let [low, high] = self.range.codes;
         let steps: Lanes = std::array::from_fn(|lane| scales[lane] * integers[lane]);
@@ -266,19 +259,19 @@ impl<'a> Tile<'a> {
         let mut codes = Vec::with_capacity(targets.len());
         let mut errors: Vec<Lanes> = Vec::with_capacity(targets.len());
         for (at, (value, target)) in values.iter().zip(targets).enumerate() {
-            let (target, weight) = match rule {
-                Rule::Alone(weights) => (*target, weights[at]),
-                Rule::Answering(triangle, first) => {
-                    let shares = &triangle.shares(first + at)[first..];
-                    (sum(*target, &errors, shares), triangle.weights[first + at])
+            let (target, weight) = match feedback {
+                Feedback::None(weights) => (*target, weights[at]),
+                Feedback::From(factors, first) => {
+                    let m = &factors.m_column(first + at)[first..];
+                    (add_products(*target, &errors, m), factors.d[first + at])
                 }
             };
             let (mut code, mut error) = ([0.0; LANES], [0.0; LANES]);
             for lane in 0..LANES {
                 code[lane] = nearest((target[lane] * inverse[lane]).clamp(low, high));
                 let rounded = code[lane] * steps[lane];
-                let left = target[lane] - rounded;
-                cost[lane] += weight * left * left;
+                let rest = target[lane] - rounded;
+                cost[lane] += weight * rest * rest;
                 error[lane] = value[lane] - rounded;
             }
             codes.push(code);
@@ -292,50 +285,42 @@ impl<'a> Tile<'a> {
         }
     }
 
-    /// Chooses each block again, given all the others.
+    /// Chooses each block again, with all other blocks fixed.
     #[inline(always)]
-    fn choose_again(&mut self) {
-        let mut slopes = self.metric.slopes(&self.rounded.errors);
-        for (index, first) in (0..self.values.len())
-            .step_by(self.metric.block)
-            .enumerate()
-        {
-            let end = (first + self.metric.block).min(self.values.len());
-            let Some(local) = self.metric.local.get(index) else {
+    fn refine_blocks(&mut self) {
+        let mut gradient = self.metric.multiply(&self.rounded.errors);
+        let starts = (0..self.values.len()).step_by(self.metric.block);
+        for (index, first) in starts.enumerate() {
+            let Some(factors) = self.metric.block_factors.get(index) else {
                 return;
             };
-            let errors = &self.rounded.errors[first..end];
-            // The others' part of the slope says where the block were best, if it had no codes to
-            // keep to.
-            let mut shift: Vec<Lanes> = (first..end)
-                .map(|k| less(slopes[k], errors, &self.metric.moments_of(k)[first..end]))
-                .collect();
-            local.solve(&mut shift);
-            let shifted = |(a, b): (&Lanes, &Lanes)| -> Lanes {
-                std::array::from_fn(|lane| a[lane] + b[lane])
-            };
-            let targets: Vec<Lanes> = self.values[first..end]
-                .iter()
-                .zip(&shift)
-                .map(shifted)
-                .collect();
-            let cost = local.cost(&errors.iter().zip(&shift).map(shifted).collect::<Vec<_>>());
-            let new = self.block(
-                &targets,
-                &targets,
-                &self.rounded.scales,
-                Rule::Answering(local, 0),
-            );
-            let better = lanes(|lane| new.cost[lane] < cost[lane] * (1.0 - GAIN));
+            let range = self.block_at(first);
+            let errors = &self.rounded.errors[range.clone()];
+            // The other blocks' part of the gradient yields the optimum of this block without
+            // rounding.
+            let mut shift: Vec<Lanes> = Vec::with_capacity(errors.len());
+            for k in range.clone() {
+                let moments = &self.metric.moments_of(k)[range.clone()];
+                shift.push(subtract_products(gradient[k], errors, moments));
+            }
+            factors.solve(&mut shift);
+            let targets = sums(&self.values[range.clone()], &shift);
+            let cost = factors.cost(&sums(errors, &shift));
+            let scales = self.rounded.scales;
+            let new = self.round_block(&targets, &targets, &scales, Feedback::From(factors, 0));
+            let better = compare(|lane| new.cost[lane] < cost[lane] * (1.0 - MIN_GAIN));
             if !better.contains(&true) {
                 continue;
             }
-            take(better, &mut self.rounded.integers[index], &new.integers);
+            select(better, &mut self.rounded.integers[index], &new.integers);
             let mut changes = vec![];
             for (k, code) in (first..).zip(&new.codes) {
                 let mut change = [0.0; LANES];
-                for lane in (0..LANES).filter(|lane| better[*lane]) {
-                    let rounded = code[lane] * (self.rounded.scales[lane] * new.integers[lane]);
+                for lane in 0..LANES {
+                    if !better[lane] {
+                        continue;
+                    }
+                    let rounded = code[lane] * (scales[lane] * new.integers[lane]);
                     let error = self.values[k][lane] - rounded;
                     change[lane] = error - self.rounded.errors[k][lane];
                     self.rounded.errors[k][lane] = error;
@@ -345,28 +330,25 @@ impl<'a> Tile<'a> {
                     changes.push((k, change));
                 }
             }
-            for (k, slope) in slopes.iter_mut().enumerate() {
+            for (k, gradient) in gradient.iter_mut().enumerate() {
                 let moments = self.metric.moments_of(k);
                 for (changed, change) in &changes {
-                    each(slope, |lane, slope| {
-                        slope + change[lane] * moments[*changed]
-                    });
+                    let moment = moments[*changed];
+                    update(gradient, |lane, gradient| gradient + change[lane] * moment);
                 }
             }
         }
     }
 
-    /// Takes the nearest code of every value, under the scales and integers that were found.
+    /// Replaces every code by the nearest one, under the scales and integers that were found.
     #[inline(always)]
-    fn settle(&mut self) {
+    fn round_to_nearest(&mut self) {
         let [low, high] = self.range.codes;
         for (k, codes) in self.rounded.codes.iter_mut().enumerate() {
             let integers = self.rounded.integers[k / self.metric.block];
-            each(codes, |lane, _| {
-                nearest(
-                    (self.values[k][lane] / (self.rounded.scales[lane] * integers[lane]))
-                        .clamp(low, high),
-                )
+            update(codes, |lane, _| {
+                let step = self.rounded.scales[lane] * integers[lane];
+                nearest((self.values[k][lane] / step).clamp(low, high))
             });
         }
     }
@@ -375,24 +357,21 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     fn fit_scales(&mut self, store_scale: &impl Fn(f32) -> f32) {
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
-        let units = |k: usize| -> Lanes {
-            std::array::from_fn(|lane| {
-                self.rounded.codes[k][lane] * self.rounded.integers[k / self.metric.block][lane]
-            })
-        };
-        let units: Vec<Lanes> = (0..self.values.len()).map(units).collect();
-        let slopes = self.metric.slopes(&units);
+        // The rounded values under scales of 1.
+        let mut units: Vec<Lanes> = Vec::with_capacity(self.values.len());
+        for (k, codes) in self.rounded.codes.iter().enumerate() {
+            let integers = &self.rounded.integers[k / self.metric.block];
+            units.push(std::array::from_fn(|lane| codes[lane] * integers[lane]));
+        }
+        let products = self.metric.multiply(&units);
         let (mut along, mut square) = ([0.0; LANES], [0.0; LANES]);
-        for (k, slope) in slopes.iter().enumerate() {
-            each(&mut along, |lane, along| {
-                along + slope[lane] * self.values[k][lane]
-            });
-            each(&mut square, |lane, square| {
-                square + slope[lane] * units[k][lane]
-            });
+        for (k, product) in products.iter().enumerate() {
+            let (values, units) = (&self.values[k], &units[k]);
+            update(&mut along, |lane, sum| sum + product[lane] * values[lane]);
+            update(&mut square, |lane, sum| sum + product[lane] * units[lane]);
         }
         let mut new = self.rounded.clone();
-        each(&mut new.scales, |lane, scale| {
+        update(&mut new.scales, |lane, scale| {
             let fitted = along[lane] / square[lane];
             if fitted.is_finite() && fitted > 0.0 {
                 store_scale(fitted)
@@ -401,79 +380,103 @@ impl<'a> Tile<'a> {
             }
         });
         for (k, error) in new.errors.iter_mut().enumerate() {
-            each(error, |lane, _| {
-                self.values[k][lane] - units[k][lane] * new.scales[lane]
+            let (values, units) = (&self.values[k], &units[k]);
+            update(error, |lane, _| {
+                values[lane] - units[lane] * new.scales[lane]
             });
         }
         new.cost = self.metric.cost(&new.errors);
-        self.rounded.keep(&new);
+        self.rounded.keep_better(&new);
     }
 }
 
 impl Rounded {
-    /// Of each row, keeps what costs less.
+    /// Replaces the rows that cost less in `new`.
     #[inline(always)]
-    fn keep(&mut self, new: &Rounded) {
-        let better = lanes(|lane| new.cost[lane] < self.cost[lane]);
-        take(better, &mut self.cost, &new.cost);
-        take(better, &mut self.scales, &new.scales);
-        self.integers
-            .iter_mut()
-            .zip(&new.integers)
-            .for_each(|(old, new)| take(better, old, new));
-        self.codes
-            .iter_mut()
-            .zip(&new.codes)
-            .for_each(|(old, new)| take(better, old, new));
-        self.errors
-            .iter_mut()
-            .zip(&new.errors)
-            .for_each(|(old, new)| take(better, old, new));
+    fn keep_better(&mut self, new: &Rounded) {
+        let better = compare(|lane| new.cost[lane] < self.cost[lane]);
+        select(better, &mut self.cost, &new.cost);
+        select(better, &mut self.scales, &new.scales);
+        select_all(better, &mut self.integers, &new.integers);
+        select_all(better, &mut self.codes, &new.codes);
+        select_all(better, &mut self.errors, &new.errors);
     }
 }
 
-/// `of` each lane.
+/// The largest magnitude of each lane.
 #[inline(always)]
-fn lanes(of: impl Fn(usize) -> bool) -> [bool; LANES] {
-    std::array::from_fn(of)
+fn largest_magnitudes(values: &[Lanes]) -> Lanes {
+    let mut largest = [0.0f32; LANES];
+    for values in values {
+        update(&mut largest, |lane, largest| {
+            largest.max(values[lane].abs())
+        });
+    }
+    largest
 }
 
-/// Changes each lane.
+/// A condition for each lane.
 #[inline(always)]
-fn each(all: &mut Lanes, change: impl Fn(usize, f32) -> f32) {
-    (0..LANES).for_each(|lane| all[lane] = change(lane, all[lane]));
+fn compare(condition: impl Fn(usize) -> bool) -> [bool; LANES] {
+    std::array::from_fn(condition)
 }
 
-/// Takes the lanes that are better.
+/// Replaces each lane by `change` of its index and value.
 #[inline(always)]
-fn take(better: [bool; LANES], old: &mut Lanes, new: &Lanes) {
-    each(old, |lane, old| if better[lane] { new[lane] } else { old });
+fn update(all: &mut Lanes, change: impl Fn(usize, f32) -> f32) {
+    for lane in 0..LANES {
+        all[lane] = change(lane, all[lane]);
+    }
 }
 
-/// `start + errors * shares`.
+/// Replaces the lanes that are better in `new`.
 #[inline(always)]
-pub(super) fn sum(mut start: Lanes, errors: &[Lanes], shares: &[f32]) -> Lanes {
-    for (error, share) in errors.iter().zip(shares) {
-        each(&mut start, |lane, start| start + error[lane] * share);
+fn select(better: [bool; LANES], old: &mut Lanes, new: &Lanes) {
+    update(old, |lane, old| if better[lane] { new[lane] } else { old });
+}
+
+/// The same for all positions.
+#[inline(always)]
+fn select_all(better: [bool; LANES], old: &mut [Lanes], new: &[Lanes]) {
+    for (old, new) in old.iter_mut().zip(new) {
+        select(better, old, new);
+    }
+}
+
+/// `a + b`, element by element.
+#[inline(always)]
+fn sums(a: &[Lanes], b: &[Lanes]) -> Vec<Lanes> {
+    let mut sums = a.to_vec();
+    for (sum, b) in sums.iter_mut().zip(b) {
+        update(sum, |lane, a| a + b[lane]);
+    }
+    sums
+}
+
+/// `start` plus the sum of `errors[i] * factors[i]`.
+#[inline(always)]
+pub(super) fn add_products(mut start: Lanes, errors: &[Lanes], factors: &[f32]) -> Lanes {
+    for (error, factor) in errors.iter().zip(factors) {
+        update(&mut start, |lane, sum| sum + error[lane] * factor);
     }
     start
 }
 
-/// `start - errors * shares`.
+/// `start` minus the sum of `errors[i] * factors[i]`.
 #[inline(always)]
-pub(super) fn less(mut start: Lanes, errors: &[Lanes], shares: &[f32]) -> Lanes {
-    for (error, share) in errors.iter().zip(shares) {
-        each(&mut start, |lane, start| start - error[lane] * share);
+pub(super) fn subtract_products(mut start: Lanes, errors: &[Lanes], factors: &[f32]) -> Lanes {
+    for (error, factor) in errors.iter().zip(factors) {
+        update(&mut start, |lane, sum| sum - error[lane] * factor);
     }
     start
 }
 
-/// To the nearest whole number, ties to even, for magnitudes below 2^22: a sum with 1.5 * 2^23 has
-/// no bits for a fraction.
+/// The nearest integer, ties to even, for magnitudes below 2^22: the sum with 1.5 * 2^23 has no
+/// bits for a fraction.
 #[inline(always)]
 fn nearest(value: f32) -> f32 {
-    const WHOLE: f32 = 12_582_912.0;
-    value + WHOLE - WHOLE
+    const SHIFT: f32 = 12_582_912.0;
+    value + SHIFT - SHIFT
 }
 
 #[cfg(test)]
@@ -490,32 +493,33 @@ mod tests {
         };
         let columns = 64;
         let inputs: Vec<f32> = (0..columns * 80).map(|_| number()).collect();
-        let moment = |a: usize, b: usize| inputs.chunks(columns).map(|x| x[a] * x[b]).sum::<f32>();
-        let moments: Vec<f32> = (0..columns * columns)
-            .map(|i| moment(i / columns, i % columns))
-            .collect();
-        let values: Vec<Lanes> = (0..columns)
-            .map(|_| [0.0; LANES].map(|_| number()))
-            .collect();
+        let mut moments = vec![0.0; columns * columns];
+        for input in inputs.chunks(columns) {
+            for (i, moment) in moments.iter_mut().enumerate() {
+                *moment += input[i / columns] * input[i % columns];
+            }
+        }
+        let mut values = vec![[0.0; LANES]; columns];
+        values.as_flattened_mut().fill_with(&mut number);
         for block in [Some(16), None] {
             let metric = Metric::full(&moments, columns, block).unwrap();
-            let range = Range {
+            let range = CodeRange {
                 codes: [-8.0, 7.0],
                 integers: if block.is_some() { 16 } else { 1 },
             };
-            let tile = || Tile::new(range, &metric, values.clone());
             let ratios = Ratios {
                 all: -6..=1,
                 near: &[0, 1],
                 step: 1.02,
             };
-            let store_scale = |scale| scale;
             let search = Search {
-                tile: tile(),
+                tile: Tile::new(range, &metric, values.clone()),
                 ratios: &ratios,
-                store_scale,
+                store_scale: std::convert::identity,
             };
-            assert!(tile().search(&ratios, store_scale) == run_wide(search));
+            let tile = Tile::new(range, &metric, values.clone());
+            let narrow = tile.search(&ratios, std::convert::identity);
+            assert!(narrow == run_wide(search));
         }
     }
 }
