@@ -339,7 +339,7 @@ impl TypedStage for Trivial {
         kind: "trivial",
         version: 1,
         summary: "",
-        gives: "thing",
+        output: "thing",
         inputs: &[InputSpec {
             name: "from",
             meaning: "",

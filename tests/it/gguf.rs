@@ -62,7 +62,7 @@ fn versions_2_and_3_are_read() {
 }
 
 #[test]
-fn other_versions_are_refused() {
+fn other_versions_are_rejected() {
     check_refused(
         &GgufFile {
             version: 1,
@@ -102,7 +102,7 @@ fn other_versions_are_refused() {
 }
 
 #[test]
-fn every_truncation_is_refused() {
+fn every_truncation_is_rejected() {
     let mut file = small();
     file.set("list", Value::Strings(vec!["x".into(), "yz".into()]));
     let bytes = file.write();
@@ -119,7 +119,7 @@ fn every_truncation_is_refused() {
 
 /// CVE-2024-23605, CVE-2024-21836.
 #[test]
-fn counts_beyond_the_file_are_refused() {
+fn counts_beyond_the_file_are_rejected() {
     check_refused(
         &GgufFile {
             claimed_keys: Some(1 << 61),
@@ -145,7 +145,7 @@ fn counts_beyond_the_file_are_refused() {
 
 /// CVE-2024-21825, CVE-2024-23496.
 #[test]
-fn lengths_beyond_the_file_are_refused() {
+fn lengths_beyond_the_file_are_rejected() {
     check_value_refused(
         8,
         u64::MAX.to_le_bytes().into(),
@@ -170,7 +170,7 @@ fn lengths_beyond_the_file_are_refused() {
 }
 
 #[test]
-fn values_of_no_type_are_refused() {
+fn invalid_values_are_rejected() {
     check_value_refused(
         13,
         vec![],
@@ -189,7 +189,7 @@ fn values_of_no_type_are_refused() {
 }
 
 #[test]
-fn keys_are_named_once() {
+fn duplicate_and_invalid_keys_are_rejected() {
     let mut file = small();
     file.keys.push(("general.name".into(), Value::U8(1)));
     check_refused(&file, "metadata key `general.name` twice");
@@ -202,7 +202,7 @@ fn keys_are_named_once() {
 }
 
 #[test]
-fn alignment_is_a_power_of_two() {
+fn alignment_must_be_a_power_of_two() {
     for (alignment, expected) in [(0, "u32 0;"), (3, "u32 3;"), (1 << 31, "u32 2147483648;")] {
         let mut file = small();
         file.set("general.alignment", alignment);
@@ -232,7 +232,7 @@ fn check_tensor_refused(change: impl FnOnce(&mut Tensor), expected: &str) {
 
 /// CVE-2024-21802, CVE-2026-33298, CVE-2026-7482.
 #[test]
-fn shapes_that_overflow_or_outgrow_the_file_are_refused() {
+fn oversized_shapes_are_rejected() {
     check_tensor_refused(|t| t.dims = vec![1 << 32, 1 << 32], "2^63 values or more");
     check_tensor_refused(|t| t.dims = vec![u64::MAX], "2^63 values or more");
     check_tensor_refused(
@@ -253,7 +253,7 @@ fn shapes_that_overflow_or_outgrow_the_file_are_refused() {
 
 /// CVE-2025-53630, CVE-2026-27940: sums and their padding.
 #[test]
-fn sums_of_sizes_that_overflow_are_refused() {
+fn overflowing_offsets_are_rejected() {
     let mut file = small();
     let huge = |name: &str, values: u64, offset| Tensor {
         name: name.into(),
@@ -283,7 +283,7 @@ fn sums_of_sizes_that_overflow_are_refused() {
 }
 
 #[test]
-fn types_are_ggmls_own() {
+fn unknown_tensor_types_are_rejected() {
     check_tensor_refused(
         |t| t.type_id = 31,
         "failed to read tensor `a`: type Q4_0_4_4 (id 31) was removed from ggml",
@@ -294,7 +294,7 @@ fn types_are_ggmls_own() {
 }
 
 #[test]
-fn data_lie_side_by_side() {
+fn tensor_data_must_be_contiguous() {
     for offset in [32, 1, u64::MAX] {
         check_tensor_refused(
             |t| t.offset = Some(offset),
@@ -311,7 +311,7 @@ fn data_lie_side_by_side() {
 }
 
 #[test]
-fn tensors_are_named_once() {
+fn duplicate_and_invalid_tensor_names_are_rejected() {
     let mut file = small();
     file.tensor("a", &[4], 0, vec![0; 16]);
     check_refused(&file, "tensor `a` twice");
@@ -327,7 +327,7 @@ fn tensors_are_named_once() {
 }
 
 #[test]
-fn metadata_are_asked_for_by_type() {
+fn metadata_is_read_by_type() {
     let mut file = small();
     file.set("small", Value::U8(9));
     file.set("negative", Value::I32(-1));
@@ -379,7 +379,7 @@ fn metadata_are_asked_for_by_type() {
 }
 
 #[test]
-fn three_hundred_thousand_strings_take_no_memory_of_their_own() {
+fn strings_are_borrowed_from_the_file() {
     let token = |i: usize| string(&format!("token {i}"));
     let mut file = small();
     file.set(

@@ -30,7 +30,7 @@ fn check_key_refused(key: &str, value: impl Into<Value>, expected: &str) {
 }
 
 #[test]
-fn a_llama_is_read() {
+fn llama_metadata_is_read() {
     let facts = facts(&TinyGguf::llama().file()).unwrap();
     let expected = ModelFacts {
         architecture: "llama".into(),
@@ -53,7 +53,7 @@ fn a_llama_is_read() {
 }
 
 #[test]
-fn variants_are_read() {
+fn optional_metadata_is_read() {
     let qwen = facts(&TinyGguf::qwen2().file()).unwrap();
     assert!(qwen.qkv_bias && !qwen.tied_embeddings && qwen.rope_rows == RopeRows::HalfSplit);
     let biased = facts(&TinyGguf::llama().bias(true).tied(false).file()).unwrap();
@@ -77,7 +77,7 @@ fn variants_are_read() {
 }
 
 #[test]
-fn other_architectures_are_refused_by_name() {
+fn unknown_architectures_are_rejected() {
     let mut file = TinyGguf::llama().file();
     file.set("general.architecture", "mamba\u{7}");
     let problem = facts(&file).unwrap_err();
@@ -91,7 +91,7 @@ fn other_architectures_are_refused_by_name() {
 }
 
 #[test]
-fn numbers_that_do_not_fit_each_other_are_refused() {
+fn inconsistent_numbers_are_rejected() {
     check_key_refused(
         "llama.block_count",
         513,
@@ -149,7 +149,7 @@ fn numbers_that_do_not_fit_each_other_are_refused() {
 }
 
 #[test]
-fn what_would_compute_something_else_is_refused() {
+fn unsupported_features_are_rejected() {
     check_key_refused(
         "llama.rope.scaling.type",
         "yarn",
@@ -171,7 +171,7 @@ fn what_would_compute_something_else_is_refused() {
 }
 
 #[test]
-fn every_wrong_number_is_told_at_once() {
+fn all_metadata_problems_are_reported_at_once() {
     let mut file = TinyGguf::llama().file();
     file.keys
         .retain(|(key, _)| key != "llama.feed_forward_length");
@@ -188,7 +188,7 @@ fn every_wrong_number_is_told_at_once() {
 }
 
 #[test]
-fn every_wrong_tensor_is_told_at_once() {
+fn all_tensor_problems_are_reported_at_once() {
     let mut file = TinyGguf::qwen2().file();
     file.tensors
         .retain(|tensor| tensor.name != "blk.1.attn_k.bias");
@@ -212,14 +212,14 @@ fn every_wrong_tensor_is_told_at_once() {
 }
 
 #[test]
-fn long_lists_are_cut() {
+fn long_problem_lists_are_truncated() {
     let mut file = TinyGguf::llama().layers(4).file();
     file.tensors.clear();
     check_refused(&file, &["`token_embd.weight`", "and 18 more"]);
 }
 
 #[test]
-fn the_tokenizer_must_fit_the_embedding() {
+fn tokenizer_metadata_is_checked() {
     let types = |len| Value::I32s(vec![1; len]);
     check_key_refused(
         "tokenizer.ggml.token_type",
@@ -279,7 +279,7 @@ fn the_tokenizer_must_fit_the_embedding() {
 }
 
 #[test]
-fn the_summary_reads_well() {
+fn the_summary_has_the_expected_format() {
     let bytes = TinyGguf::llama()
         .layers(1)
         .tensor_type("blk.0.ffn_down.weight", Quant::Q8_0)

@@ -30,7 +30,7 @@ fn inspect(file: &[u8], flags: &[&str], code: i32) -> (String, String) {
 }
 
 #[test]
-fn people_read_a_summary() {
+fn inspect_prints_a_summary() {
     let (text, _) = inspect(&TinyGguf::llama().write(), &[], 0);
     assert!(
         text.contains("  attention     4 heads of 16 over 2 of keys and values\n"),
@@ -40,7 +40,7 @@ fn people_read_a_summary() {
 }
 
 #[test]
-fn tensors_are_listed_when_asked_for() {
+fn tensors_are_listed_with_the_flag() {
     let (text, _) = inspect(&TinyGguf::llama().write(), &["--tensors"], 0);
     assert!(
         text.contains("  blk.0.attn_k.weight             Q4_1    [32, 64]            1.3 kB\n"),
@@ -49,7 +49,7 @@ fn tensors_are_listed_when_asked_for() {
 }
 
 #[test]
-fn programs_read_json() {
+fn inspect_prints_json() {
     let (text, _) = inspect(&TinyGguf::qwen2().write(), &["--json"], 0);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["model"]["architecture"], "qwen2");
@@ -57,7 +57,7 @@ fn programs_read_json() {
 }
 
 #[test]
-fn what_kiln_cannot_build_is_still_described() {
+fn unsupported_architectures_are_described() {
     let mut file: GgufFile = TinyGguf::llama().file();
     file.set("general.architecture", "mamba");
     let (text, _) = inspect(&file.write(), &[], 0);
@@ -70,7 +70,7 @@ fn what_kiln_cannot_build_is_still_described() {
 }
 
 #[test]
-fn what_its_tokenizer_is_good_for_is_known_beforehand() {
+fn unsupported_tokenizers_are_reported() {
     let mut file: GgufFile = TinyGguf::llama().file();
     file.set("tokenizer.ggml.pre", "llama-bpe");
     let (text, _) = inspect(&file.write(), &[], 0);
@@ -89,7 +89,7 @@ fn what_its_tokenizer_is_good_for_is_known_beforehand() {
 }
 
 #[test]
-fn a_header_that_is_wrong_is_not_read_on() {
+fn an_invalid_header_stops_reading() {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(b"GGUF\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
         .unwrap();
@@ -107,7 +107,7 @@ fn a_header_that_is_wrong_is_not_read_on() {
 
 /// Any one file of a split model is named; the others are found beside it.
 #[test]
-fn the_other_parts_are_found() {
+fn other_parts_of_a_split_model_are_found() {
     let home = tempfile::tempdir().unwrap();
     let whole = TinyGguf::llama().file();
     let path = |number: usize| home.path().join(format!("tiny-{number:05}-of-00002.gguf"));
@@ -155,7 +155,7 @@ fn the_other_parts_are_found() {
 }
 
 #[test]
-fn what_is_no_gguf_is_refused() {
+fn files_that_are_not_gguf_are_rejected() {
     let (_, text) = inspect(b"MZ\x01", &[], 2);
     assert!(
         text.contains(r#"unknown format: it begins with "MZ\x01""#),

@@ -37,7 +37,7 @@ fn check_refused(files: &[GgufFile], expected: &str) {
 }
 
 #[test]
-fn all_parts_make_one_model() {
+fn all_parts_form_one_model() {
     let files = [part(1, 3), part(2, 3), part(3, 3)].map(|file| file.write());
     let gguf = parse(&files).unwrap();
     let found: Vec<_> = gguf
@@ -66,7 +66,7 @@ fn all_parts_make_one_model() {
 }
 
 #[test]
-fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
+fn inconsistent_parts_are_rejected() {
     check_refused(&[part(1, 3)], "part 2 of 3 is missing; given: 1");
     check_refused(
         &[part(1, 3), part(3, 3)],
@@ -119,7 +119,7 @@ fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
 /// A later part that does not say its alignment has the default, as llama-gguf-split writes it, or
 /// that of the first, as gguf-py does.
 #[test]
-fn a_later_part_may_have_the_alignment_of_the_first() {
+fn later_parts_may_use_either_alignment() {
     for alignment in [32, 64, 4096] {
         let mut first = GgufFile {
             alignment: 4096,
@@ -160,7 +160,7 @@ fn check_swap(name: &str, expected: &[(usize, &[u8])]) {
 }
 
 #[test]
-fn numbers_of_blocks_are_turned_round_and_their_bytes_stay() {
+fn swapping_reverses_only_multi_byte_fields() {
     check_swap("F32", &[(0, &[3, 2, 1, 0])]);
     check_swap("I64", &[(0, &[7, 6, 5, 4, 3, 2, 1, 0])]);
     check_swap("I8", &[]);

@@ -103,7 +103,7 @@ fn half_split(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
 }
 
 #[test]
-fn inspect_gives_windows_into_the_file() {
+fn inspect_returns_windows_into_the_file() {
     let gguf = TinyGguf::qwen2().write();
     let bench = Bench::new(TinyGguf::qwen2());
     let facts: ModelFacts = bench
@@ -155,7 +155,7 @@ fn inspect_gives_windows_into_the_file() {
 }
 
 #[test]
-fn tensor_names_that_leave_their_folder_are_refused() {
+fn tensor_names_that_escape_their_folder_are_rejected() {
     let root = tempfile::tempdir().unwrap();
     let mut file: GgufFile = TinyGguf::llama().file();
     file.tensor("../../evil", &[1], 0, vec![0; 4]);
@@ -166,7 +166,7 @@ fn tensor_names_that_leave_their_folder_are_refused() {
 }
 
 #[test]
-fn native_weights_are_the_files_own_bit_for_bit() {
+fn native_weights_equal_the_source_bit_for_bit() {
     for quant in [
         Quant::Q4_0,
         Quant::Q4_1,
@@ -206,7 +206,7 @@ fn native_weights_are_the_files_own_bit_for_bit() {
 }
 
 #[test]
-fn blobs_are_as_the_documents_say() {
+fn native_blobs_have_the_documented_layout() {
     let check = |quant, encoding: WeightEncoding, parts: &[(&str, Element, [u64; 2])]| {
         let bench = Bench::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
         let weights = bench.run("requant", json!({}));
@@ -269,7 +269,7 @@ fn blobs_are_as_the_documents_say() {
 }
 
 #[test]
-fn rope_rows_of_llama_are_put_into_half_split_order() {
+fn llama_rope_rows_are_reordered_to_half_split() {
     for quant in [Quant::Q4_1, Quant::F16, Quant::F32] {
         let bench = Bench::new(TinyGguf::llama().bias(true).matrices(quant));
         let weights = bench.run("requant", json!({}));
@@ -299,7 +299,7 @@ fn rope_rows_of_llama_are_put_into_half_split_order() {
 }
 
 #[test]
-fn what_is_plain_already_is_not_copied() {
+fn plain_tensors_are_not_copied() {
     let bench = Bench::new(TinyGguf::llama().matrices(Quant::F16));
     let weights = bench.run("requant", json!({}));
     for name in ["blk.0.ffn_up.weight", "blk.0.ffn_norm.weight"] {
@@ -316,7 +316,7 @@ fn what_is_plain_already_is_not_copied() {
 }
 
 #[test]
-fn f16_and_int8_blocks_are_rounded_and_measured() {
+fn f16_and_int8_block_rounding_errors_are_reported() {
     let bench = Bench::new(TinyGguf::qwen2());
     let params =
         json!({"scheme": "int8-block", "override": [{"match": "*.ffn_*.weight", "scheme": "f16"}]});
@@ -366,7 +366,7 @@ fn the_last_override_wins() {
 }
 
 #[test]
-fn an_override_changes_only_the_orders_it_matches() {
+fn an_override_changes_only_the_keys_of_matching_tensors() {
     let bench = Bench::new(TinyGguf::llama());
     let stages = stages::all();
     let requant = stages.get("requant").unwrap();
@@ -396,7 +396,7 @@ fn an_override_changes_only_the_orders_it_matches() {
 }
 
 #[test]
-fn dequant_gives_the_type_and_tensors_asked_for() {
+fn dequant_writes_the_selected_tensors_and_type() {
     let bench = Bench::new(TinyGguf::qwen2());
     let values = bench.run(
         "dequant",
@@ -422,7 +422,7 @@ fn dequant_gives_the_type_and_tensors_asked_for() {
 }
 
 #[test]
-fn mistakes_in_the_plan_are_told() {
+fn invalid_parameters_are_reported() {
     let bench = Bench::new(TinyGguf::llama());
     let nothing = json!({"override": [{"match": "blk.*.ffn_dwn.weight", "scheme": "f16"}]});
     assert!(
@@ -460,7 +460,7 @@ fn mistakes_in_the_plan_are_told() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_refused() {
+fn non_finite_weights_are_rejected() {
     let spoilt = |quant: Quant, spoil: fn(&mut Vec<u8>)| {
         let mut file = TinyGguf::qwen2().matrices(quant).file();
         let tensor = file
@@ -511,7 +511,7 @@ fn weights_that_are_no_numbers_are_refused() {
 
 /// Doubles are decoded to singles: `native` says exact only where those hold them.
 #[test]
-fn doubles_are_exact_where_singles_hold_them() {
+fn f64_is_exact_if_f32_can_represent_it() {
     for (odd, exact) in [(0.25, true), (0.1, false)] {
         let mut file = TinyGguf::llama().file();
         let tensor = file
@@ -545,7 +545,7 @@ fn doubles_are_exact_where_singles_hold_them() {
 
 /// The same bytes, whatever the number of threads.
 #[test]
-fn one_thread_gives_the_bytes_of_many() {
+fn output_does_not_depend_on_the_number_of_threads() {
     let bench = Bench::new(TinyGguf::qwen2().widths(256, 512).matrices(Quant::Q6_K));
     let params =
         json!({"scheme": "int8-block", "override": [{"match": "*.ffn_*", "scheme": "f16"}]});

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Stage};
@@ -30,7 +30,7 @@ fn small() -> Value {
 }
 
 #[test]
-fn two_graphs_under_genies_names_over_the_same_weights() {
+fn prefill_and_decode_graphs_share_weights() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::llama();
@@ -123,7 +123,7 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
 
 /// `requant` states encodings in facts, a graph by the functions that it calls: they are the same.
 #[test]
-fn a_graph_states_the_encodings_of_its_weights() {
+fn graph_facts_list_the_weight_encodings() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::qwen2();
@@ -155,7 +155,7 @@ fn a_graph_states_the_encodings_of_its_weights() {
 }
 
 #[test]
-fn the_same_model_gives_the_same_bytes() {
+fn output_is_deterministic() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::qwen2();
@@ -186,7 +186,7 @@ fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
 }
 
 #[test]
-fn weights_that_do_not_fit_are_named_all_at_once() {
+fn all_weight_mismatches_are_reported_at_once() {
     refuses(
         |_, inputs| {
             let weights = &mut inputs.slots.get_mut("weights").unwrap()[0].1.parts;
@@ -205,7 +205,7 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
 }
 
 #[test]
-fn parts_that_no_graph_is_known_for_are_refused_before_anything_runs() {
+fn unsupported_decoder_parts_are_rejected_before_running() {
     refuses(
         |model, _| {
             let mut spec = DecoderSpec::try_from(model.facts.clone()).unwrap();
@@ -217,7 +217,7 @@ fn parts_that_no_graph_is_known_for_are_refused_before_anything_runs() {
 }
 
 #[test]
-fn the_graph_depends_on_the_parts_of_a_decoder_and_not_on_its_name() {
+fn the_graph_does_not_depend_on_the_architecture_name() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let llama = TinyWeights::llama();
@@ -230,7 +230,7 @@ fn the_graph_depends_on_the_parts_of_a_decoder_and_not_on_its_name() {
 }
 
 #[test]
-fn parameters_are_checked_together() {
+fn all_parameter_problems_are_reported_at_once() {
     let registry = kiln::stages::all();
     let params = json!({"prefill": 0, "context": 0, "residual_exponent": 13});
     let problems = stage(&registry).check(&params, &[]).unwrap_err();
@@ -266,7 +266,7 @@ fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], toleran
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
     println!(
         "{}",
-        said(
+        stdout_of(
             python()
                 .arg(script)
                 .arg(out.path())
@@ -283,26 +283,26 @@ fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_a_llama() {
+fn onnx_runtime_matches_numpy_for_llama() {
     tiny_in_onnx_runtime(&TinyWeights::llama(), small());
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_a_qwen2_in_every_spelling() {
+fn onnx_runtime_matches_numpy_for_qwen2_in_every_encoding() {
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), small());
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn powers_of_two_leave_the_logits_alone() {
+fn exponents_do_not_change_the_logits() {
     let params = json!({"prefill": 8, "context": 24, "residual_exponent": 4, "ffn_exponent": 3});
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), params);
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_smollm2() {
+fn onnx_runtime_matches_numpy_for_smollm2() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let registry = kiln::stages::all();

@@ -114,7 +114,7 @@ const FORMATS: [Format; 4] = [
 ];
 
 #[test]
-fn a_server_of_today_has_wider_ones() {
+fn available_kernels_match_the_cpu_features() {
     let names: Vec<&str> = here().map(|kernels| kernels.name).collect();
     println!("{names:?}");
     assert_eq!(names.last(), Some(&"scalar"));
@@ -129,7 +129,7 @@ fn a_server_of_today_has_wider_ones() {
 
 proptest! {
     #[test]
-    fn random_blocks(random in prop::collection::vec(any::<u8>(), 210 * 5), start in 0..16usize) {
+    fn random_blocks_decode_like_scalar(random in prop::collection::vec(any::<u8>(), 210 * 5), start in 0..16usize) {
         for (name, of, len, size, _) in FORMATS {
             let blocks = &random[..random.len() / size * size];
             let values = blocks.len() / size * len;
@@ -143,7 +143,7 @@ proptest! {
     }
 
     #[test]
-    fn blocks_at_the_edges(random in prop::collection::vec(any::<u8>(), 210 * 16), turn in 0..16usize) {
+    fn edge_case_blocks_decode_like_scalar(random in prop::collection::vec(any::<u8>(), 210 * 16), turn in 0..16usize) {
         for (name, of, len, size, halves) in FORMATS {
             let mut blocks = random[..16 * size].to_vec();
             for (i, block) in blocks.chunks_mut(size).enumerate() {
@@ -159,7 +159,7 @@ proptest! {
     }
 
     #[test]
-    fn halves(values in prop::collection::vec(any_single(), 0..70)) {
+    fn f16_rounding_matches_scalar(values in prop::collection::vec(any_single(), 0..70)) {
         // Most random singles are beyond a half; these are not.
         let near: Vec<f32> = values.iter().map(|value| f32::from_bits(value.to_bits() & 0x8fff_ffff | 0x3000_0000)).collect();
         for values in [values, near] {
@@ -171,7 +171,7 @@ proptest! {
     }
 
     #[test]
-    fn sums(pairs in prop::collection::vec((-1e30f32..1e30, -1.0f32..1.0), 0..99), same in any::<bool>()) {
+    fn error_sums_match_scalar(pairs in prop::collection::vec((-1e30f32..1e30, -1.0f32..1.0), 0..99), same in any::<bool>()) {
         let source: Vec<f32> = pairs.iter().map(|(value, _)| *value).collect();
         let result: Vec<f32> = pairs.iter().map(|(value, by)| if same { *value } else { value * (1.0 + by / 64.0) }).collect();
         let expected = measured(scalar(), &source, &result);
@@ -181,7 +181,7 @@ proptest! {
     }
 
     #[test]
-    fn sums_of_anything(pairs in prop::collection::vec((any_single(), any_single()), 0..99)) {
+    fn error_sums_of_any_bits_match_scalar(pairs in prop::collection::vec((any_single(), any_single()), 0..99)) {
         let (source, result): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
         let expected = measured(scalar(), &source, &result);
         for kernels in wider() {
@@ -192,7 +192,7 @@ proptest! {
 
 /// A scale of any bits, and an offset of any: of either sign, subnormal, infinite, not a number.
 #[test]
-fn every_scale() {
+fn every_scale_decodes_like_scalar() {
     const AT_ONCE: usize = 1 << 11;
     for (name, of, len, size, halves) in FORMATS {
         let mut state = 1u32;
@@ -220,7 +220,7 @@ fn every_scale() {
 }
 
 #[test]
-fn every_half() {
+fn every_f16_decodes_like_scalar() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let expected = all_bits(&decoded_at(0, scalar().from_f16, &all, 1 << 16));
     for kernels in wider() {
@@ -251,7 +251,7 @@ fn every_half() {
 /// Every half, the tie behind it, and what is beside both: among them the largest subnormal, what
 /// is just beyond the largest half, and NaNs of which a half would keep nothing.
 #[test]
-fn every_tie() {
+fn every_rounding_tie_matches_scalar() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let halves = decoded_at(0, scalar().from_f16, &all, 1 << 16);
     let near = |half: &f32| {
@@ -284,7 +284,7 @@ fn every_tie() {
 
 /// A sign of zero and a difference in the last bit both count.
 #[test]
-fn a_difference_in_one_bit_is_seen_in_every_lane() {
+fn one_bit_differences_are_detected_in_every_lane() {
     for (at, bit) in (0..19).flat_map(|at| [(at, 0), (at, 31)]) {
         let mut source = [1.0f32; 19];
         source[at] = if bit == 0 { 1.0 } else { 0.0 };

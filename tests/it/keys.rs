@@ -46,7 +46,7 @@ fn digest(manifest: &Manifest) -> String {
 }
 
 #[test]
-fn bytes_change_with_the_version_only() {
+fn output_changes_only_with_the_stage_version() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let registry = stages::all();

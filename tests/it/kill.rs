@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::working_on;
+use crate::support::processes::processes_using;
 use crate::support::tiny_build::TinyBuild;
 use kiln::base::hash_bytes;
 use kiln::store::Disk;
@@ -19,9 +19,9 @@ const PIPE_BYTES: usize = 4096;
 
 /// Begins a build and kills it once it has told `events` events; yields whether that struck it
 /// alive.
-fn kill_after(events: usize, tiny: &TinyBuild, room: &str) -> bool {
+fn kill_after(events: usize, tiny: &TinyBuild, workspace: &str) -> bool {
     let mut kiln = tiny
-        .build(room)
+        .build(workspace)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -57,15 +57,15 @@ fn wait_for_the_end_of(processes: &[PathBuf]) {
 }
 
 #[test]
-fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
+fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
     let tiny = TinyBuild::new();
-    let told = tiny.events("whole").len();
-    let expected = tiny.written("whole");
+    let told = tiny.events("expected").len();
+    let expected = tiny.written("expected");
     assert_eq!(
         expected.keys().collect::<Vec<_>>(),
         ["model", "plain", "reference", "rounded", "weights"]
     );
-    let (parts, ran) = tiny.build_to_end("whole");
+    let (parts, ran) = tiny.build_to_end("expected");
     assert_eq!(ran, 0);
 
     let (mut killed, mut saved) = (0, 0);
@@ -73,7 +73,7 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
         let name = round.to_string();
         killed += usize::from(kill_after(told * round / ROUNDS, &tiny, &name));
 
-        wait_for_the_end_of(&working_on(&tiny.room(&name)));
+        wait_for_the_end_of(&processes_using(&tiny.workspace(&name)));
         for (stage, files) in tiny.written(&name) {
             assert_eq!(
                 files, expected[&stage],
@@ -109,11 +109,11 @@ fn blob(cache: &Path, bytes: &[u8]) -> PathBuf {
 }
 
 #[test]
-fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
+fn a_corrupt_blob_is_reported_and_then_repaired() {
     let tiny = TinyBuild::new();
-    tiny.build_to_end("whole");
-    let expected = tiny.written("whole");
-    let cache = tiny.cache("whole");
+    tiny.build_to_end("expected");
+    let expected = tiny.written("expected");
+    let cache = tiny.cache("expected");
 
     // A tensor must be made again, from a model that is damaged.
     let (_, codes) = expected["weights"]
@@ -127,7 +127,7 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
     fs::remove_file(&source).unwrap();
     fs::write(&source, model).unwrap();
 
-    let output = tiny.build("whole").output().unwrap();
+    let output = tiny.build("expected").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
@@ -135,12 +135,12 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
         "{text}"
     );
     assert_eq!(
-        tiny.written("whole"),
+        tiny.written("expected"),
         expected,
         "what was written out before is not touched"
     );
 
-    let (_, ran) = tiny.build_to_end("whole");
+    let (_, ran) = tiny.build_to_end("expected");
     assert_eq!(ran, 2, "the source, and the tensor");
-    assert_eq!(tiny.written("whole"), expected);
+    assert_eq!(tiny.written("expected"), expected);
 }

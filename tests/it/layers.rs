@@ -116,7 +116,7 @@ fn modules_used(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_reader_of_paths_reads_them() {
+fn modules_used_finds_all_import_forms() {
     let text = "use crate::base::{A, B};\nuse crate::{plan, store::{C, D}, stages};\n// \
                 crate::engine\nlet x = crate::qnn::y();";
     assert_eq!(
@@ -178,7 +178,7 @@ const UNSAFE: [&str; 4] = [
 ];
 
 #[test]
-fn unsafe_code_lives_where_it_is_expected() {
+fn unsafe_code_is_only_in_listed_files() {
     let mut wrong = vec![];
     for (path, text) in rust_files(&root().join("src")) {
         let path = path.display().to_string();
@@ -193,7 +193,7 @@ fn unsafe_code_lives_where_it_is_expected() {
 }
 
 #[test]
-fn files_are_short_and_finished() {
+fn files_are_short_and_complete() {
     let mut wrong = vec![];
     for folder in ["src", "tests", "benches"] {
         for (path, text) in rust_files(&root().join(folder)) {

@@ -1,12 +1,12 @@
 //! What listeners make of one and the same build.
 
-use crate::support::event_fixtures::{begun, build_events, part, started, tell, tell_untimed};
+use crate::support::event_fixtures::{begun, build_events, emit, emit_untimed, part, started};
 use kiln::events::{Board, Event, JsonLines, LogReader, LoggedEvent, Plain, StageTally, Summary};
 
 #[test]
-fn a_log_has_a_few_lines_a_stage() {
+fn the_plain_log_has_a_few_lines_per_stage() {
     let mut text = vec![];
-    tell_untimed(&mut Plain::new(&mut text), &build_events());
+    emit_untimed(&mut Plain::new(&mut text), &build_events());
     let expected = "\
 done   text: 3 parts, from the cache
 done   source: 1 part, from the cache
@@ -23,12 +23,12 @@ skip   dlc: a stage it waits for failed
 
 fn json_lines(events: &[(u64, Event)]) -> String {
     let mut text = vec![];
-    tell(&mut JsonLines::new(&mut text), events);
+    emit(&mut JsonLines::new(&mut text), events);
     String::from_utf8(text).unwrap()
 }
 
 #[test]
-fn json_lines_read_back_as_the_same_events() {
+fn json_lines_round_trip() {
     let text = json_lines(&build_events());
     let hit = r#"{"event":"hit","part":{"stage":"weights","part":"a"},"at_ms":5}"#;
     assert!(text.lines().any(|line| line == hit), "{text}");
@@ -65,10 +65,10 @@ impl std::io::Write for Full {
 }
 
 #[test]
-fn a_log_that_could_not_be_written_says_so() {
+fn write_errors_of_the_json_log_are_reported() {
     let check = |bytes| {
         let mut lines = JsonLines::new(Full(bytes));
-        tell(&mut lines, &build_events());
+        emit(&mut lines, &build_events());
         lines.failed().map(|error| error.kind())
     };
     assert_eq!(check(1 << 20), None);
@@ -76,9 +76,9 @@ fn a_log_that_could_not_be_written_says_so() {
 }
 
 #[test]
-fn the_summary_counts_by_stage_in_the_plans_order() {
+fn the_summary_counts_by_stage_in_plan_order() {
     let mut summary = Summary::default();
-    tell_untimed(&mut summary, &build_events());
+    emit_untimed(&mut summary, &build_events());
     let names: Vec<&str> = summary
         .stages
         .iter()
@@ -111,7 +111,7 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
 /// part.
 fn busy() -> Board {
     let mut board = Board::default();
-    let mut say = |at_ms, event| tell(&mut board, &[(at_ms, event)]);
+    let mut say = |at_ms, event| emit(&mut board, &[(at_ms, event)]);
     say(0, begun(&["source", "weights", "halves", "npu", "report"]));
     say(
         1,
@@ -169,7 +169,7 @@ fn check_board(board: &Board, width: usize, height: usize, expect: &str) {
 }
 
 #[test]
-fn three_hundred_parts_in_flight_are_a_few_lines() {
+fn the_board_summarizes_300_running_parts() {
     check_board(
         &busy(),
         80,
@@ -206,7 +206,7 @@ halves   0/300, waits for room
 }
 
 #[test]
-fn no_terminal_is_too_small() {
+fn the_board_fits_any_terminal_size() {
     let board = busy();
     for (width, height) in (1..100).flat_map(|width| (0..30).map(move |height| (width, height))) {
         let lines = board.lines(3_000, width, height);
@@ -223,7 +223,7 @@ fn no_terminal_is_too_small() {
 }
 
 #[test]
-fn what_failed_and_what_is_over_leaves_the_board() {
+fn finished_and_failed_parts_leave_the_board() {
     let mut board = Board::default();
     let until = |at_ms| {
         build_events()
@@ -231,7 +231,7 @@ fn what_failed_and_what_is_over_leaves_the_board() {
             .take_while(move |(at, _)| *at <= at_ms)
             .collect::<Vec<_>>()
     };
-    tell(&mut board, &until(60));
+    emit(&mut board, &until(60));
     check_board(
         &board,
         40,
@@ -240,7 +240,7 @@ fn what_failed_and_what_is_over_leaves_the_board() {
          0 ran; …",
     );
     let mut board = Board::default();
-    tell(&mut board, &build_events());
+    emit(&mut board, &build_events());
     check_board(
         &board,
         80,

@@ -163,7 +163,7 @@ fn q4_0_keeps_codes_and_signed_scales() {
 }
 
 #[test]
-fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
+fn q4_1_offsets_are_in_code_steps_and_constant_blocks_are_exact() {
     // Scale 0, scale 0 and minimum 0, an ordinary block, and one whose steps are below a half's
     // rounding.
     let (d, m) = ([0.0, 0.0, 0.25, 1e-6], [3.5, 0.0, -1.0, 2.0]);
@@ -198,7 +198,7 @@ fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
 }
 
 #[test]
-fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
+fn int8_blocks_with_f32_scales_are_exact() {
     let scales = [1.0f32 / 3.0, -0.1];
     let blobs = [
         ("codes", element::INT8, &[1, 4][..], vec![127, 128, 255, 1]),
@@ -221,7 +221,7 @@ fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
 
 /// The scale of MXFP4 may be any power of two of a single; the device keeps halves.
 #[test]
-fn scales_that_no_half_holds_are_refused() {
+fn scales_outside_the_f16_range_are_rejected() {
     let check = |scales: [f32; 2], expected: &str| {
         let blobs = [
             ("codes", element::INT8, &[1, 4][..], vec![12, 0, 254, 1]),
@@ -264,7 +264,7 @@ fn scales_that_no_half_holds_are_refused() {
 /// Whole steps of an offset move into the codes, as far as their bits reach: the device rounds what
 /// is left.
 #[test]
-fn codes_take_up_the_whole_steps_of_an_offset() {
+fn integer_steps_of_an_offset_move_into_the_codes() {
     let (d, m) = ([0.5, 0.5, 0.25, 1.0], [-7.75, 1.0, -100.0, 3.0]);
     let blobs = [
         (
@@ -295,7 +295,7 @@ fn codes_take_up_the_whole_steps_of_an_offset() {
 }
 
 #[test]
-fn an_embedding_is_gathered_and_multiplied() {
+fn an_embedding_becomes_gather_and_multiply() {
     let blobs = [
         (
             "codes",
@@ -405,7 +405,7 @@ fn written(graph: &DeviceGraph) -> DeviceUse {
 
 /// `context-bin` proves what graphs state of their weights, so this must be what is compiled.
 #[test]
-fn what_a_graph_states_is_what_the_lowering_writes() {
+fn stated_weight_uses_match_the_lowered_graph() {
     use Element::{Bf16, F16, F32, Int4, Int8, Uint4};
     let blocks =
         |codes, block, scales, offsets| WeightEncoding::blocks(codes, block, scales, offsets, 64);
@@ -498,7 +498,7 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
 
 /// A layer of a tiny model.
 #[test]
-fn a_layer() {
+fn a_layer_lowers_to_the_expected_ops() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let mut model = TinyWeights::qwen2();
@@ -540,7 +540,7 @@ fn refuses(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
 }
 
 #[test]
-fn what_cannot_be_lowered_is_named() {
+fn unsupported_nodes_are_reported() {
     let node = |model: &mut ModelProto| model.graph.as_mut().unwrap().node.pop().unwrap();
     refuses(
         |model, _| {

@@ -51,30 +51,30 @@ impl Frugal {
 }
 
 #[test]
-fn a_model_larger_than_the_budget_passes() {
+fn per_tensor_stages_stay_below_the_budget() {
     let home = tempfile::tempdir().unwrap();
-    let road = Frugal::new(home.path());
-    let file = road.0.file(&large(Quant::Q8_0));
-    let model = road.run("inspect", json!({}), &[("gguf", &file)]);
-    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    let rounded = road.run(
+    let runner = Frugal::new(home.path());
+    let file = runner.0.file(&large(Quant::Q8_0));
+    let model = runner.run("inspect", json!({}), &[("gguf", &file)]);
+    runner.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    let rounded = runner.run(
         "requant",
         json!({ "scheme": "int8-block" }),
         &[("tensors", &model)],
     );
-    let weights = road.run("requant", json!({}), &[("tensors", &model)]);
-    road.run(
+    let weights = runner.run("requant", json!({}), &[("tensors", &model)]);
+    runner.run(
         "graph",
         json!({ "prefill": 8, "context": 24 }),
         &[("model", &model), ("weights", &weights)],
     );
     // Blocks as they lie in the file, and values written anew.
-    road.run(
+    runner.run(
         "export-gguf",
         json!({}),
         &[("model", &model), ("weights", &weights)],
     );
-    road.run(
+    runner.run(
         "export-gguf",
         json!({ "type": "f16" }),
         &[("model", &model), ("weights", &rounded)],
@@ -82,21 +82,21 @@ fn a_model_larger_than_the_budget_passes() {
 }
 
 #[test]
-fn values_that_are_handed_on_as_they_lie_do_not_stay() {
+fn copied_values_do_not_stay_in_memory() {
     let home = tempfile::tempdir().unwrap();
-    let road = Frugal::new(home.path());
-    let model = road.run(
+    let runner = Frugal::new(home.path());
+    let model = runner.run(
         "inspect",
         json!({}),
-        &[("gguf", &road.0.file(&large(Quant::F16)))],
+        &[("gguf", &runner.0.file(&large(Quant::F16)))],
     );
-    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    road.run("requant", json!({}), &[("tensors", &model)]);
+    runner.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    runner.run("requant", json!({}), &[("tensors", &model)]);
 }
 
 /// The build itself: what it fetches, runs on its own threads, writes out and hashes.
 #[test]
-fn a_build_takes_no_more_than_its_stages() {
+fn a_build_needs_no_more_memory_than_its_stages() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("model.gguf"), large(Quant::F16)).unwrap();
     let plan = r#"

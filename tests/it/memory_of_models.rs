@@ -8,16 +8,13 @@
 use std::path::Path;
 
 use crate::support::quantize::Quant;
-use crate::support::stage_runner::StageRunner;
+use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Manifest, PartName};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
 const HIDDEN: u64 = 1024;
 const FFN: u64 = 8192;
 /// Weights of a layer: q and output, k and v of half their width, the three of the feed-forward
@@ -33,13 +30,13 @@ fn wide(layers: u64, matrices: Quant) -> Vec<u8> {
 
 #[track_caller]
 fn held(
-    road: &StageRunner,
+    runner: &StageRunner,
     kind: &str,
     params: Value,
     slots: &[(&str, &Manifest)],
     promised: u64,
 ) -> Manifest {
-    let (manifest, peak) = road.measure(kind, params.clone(), slots);
+    let (manifest, peak) = runner.measure(kind, params.clone(), slots);
     println!(
         "{kind} {params}: {} MiB at most, {} promised",
         peak / MIB,
@@ -58,14 +55,14 @@ fn held(
 }
 
 #[test]
-fn a_reference_holds_some_rows() {
+fn reference_holds_a_few_rows() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&wide(3, Quant::Q8_0));
-    let text = road.file(TEXT.as_bytes());
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&wide(3, Quant::Q8_0));
+    let text = runner.file(TEXT.as_bytes());
     let params = json!({"windows": 2, "tokens": 12, "prompt": "the", "greedy": 3});
     held(
-        &road,
+        &runner,
         "reference",
         params,
         &[("model", &model), ("text", &text)],
@@ -75,16 +72,16 @@ fn a_reference_holds_some_rows() {
 
 /// The moments need not be of a text: any that are positive definite take the same memory.
 #[test]
-fn a_calibrated_requant_holds_moments_four_times() {
+fn calibrated_requant_holds_four_copies_of_the_moments() {
     const COLUMNS: usize = 4096;
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
+    let runner = StageRunner::new(home.path());
     let gguf = TinyGguf::qwen2()
         .layers(1)
         .widths(256, COLUMNS)
         .matrices(Quant::Q8_0)
         .write();
-    let model = road.inspect(&gguf);
+    let model = runner.inspect(&gguf);
     let row = |i: usize| {
         (0..COLUMNS).map(move |j| {
             if i == j {
@@ -98,7 +95,7 @@ fn a_calibrated_requant_holds_moments_four_times() {
         .flat_map(row)
         .flat_map(f32::to_le_bytes)
         .collect();
-    let part = road.part(&moments, json!({"columns": COLUMNS, "tokens": 1000}));
+    let part = runner.part(&moments, json!({"columns": COLUMNS, "tokens": 1000}));
     let calibration = Manifest {
         parts: [(
             PartName::new("moments/blk.0.ffn_down.weight").unwrap(),
@@ -109,7 +106,7 @@ fn a_calibrated_requant_holds_moments_four_times() {
     let promised = 4 * moments.len() as u64 + 32 * MIB;
     for scheme in ["lpbq-32", "int4-channel"] {
         held(
-            &road,
+            &runner,
             "requant",
             json!({"scheme": scheme}),
             &[("tensors", &model), ("calibration", &calibration)],
@@ -120,13 +117,13 @@ fn a_calibrated_requant_holds_moments_four_times() {
 
 /// A model of four layers in ONNX Runtime: its weights, and its graph.
 fn in_runtime(home: &Path, matrices: Quant, scheme: &str) -> (StageRunner, Manifest, Manifest) {
-    let road = StageRunner::new(home).tool("ort", &tools::onnxruntime());
-    let (model, graph) = road.model(
+    let runner = StageRunner::new(home).tool("ort", &tools::onnxruntime());
+    let (model, graph) = runner.model(
         &wide(4, matrices),
         scheme,
         json!({"prefill": 12, "context": 20}),
     );
-    (road, model, graph)
+    (runner, model, graph)
 }
 
 /// One layer as it is stored and in f32, and its largest matrix `more` times more.
@@ -140,34 +137,40 @@ fn runtime(graph: &Manifest, more: u64) -> u64 {
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn scores_hold_one_layer() {
+fn evaluate_and_sensitivity_hold_one_layer() {
     for (matrices, scheme, more) in [
         (Quant::Q8_0, "native", 1),
         (Quant::Q4_1, "native", 2),
         (Quant::Q4_1, "lpbq-32", 1),
     ] {
         let home = tempfile::tempdir().unwrap();
-        let (road, model, graph) = in_runtime(home.path(), matrices, scheme);
-        let text = road.file(TEXT.as_bytes());
+        let (runner, model, graph) = in_runtime(home.path(), matrices, scheme);
+        let text = runner.file(TEXT.as_bytes());
         let params = json!({"windows": 1, "tokens": 12, "prompt": "the", "greedy": 3});
-        let reference = road
+        let reference = runner
             .run("reference", params, &[("model", &model), ("text", &text)])
             .unwrap();
         println!("{matrices:?} {scheme}");
         let slots = [("reference", &reference), ("graph", &graph)];
-        let score = held(&road, "evaluate", json!({}), &slots, runtime(&graph, more));
-        little(&road, "validate", json!({}), &[("evaluation", &score)]);
+        let score = held(
+            &runner,
+            "evaluate",
+            json!({}),
+            &slots,
+            runtime(&graph, more),
+        );
+        little(&runner, "validate", json!({}), &[("evaluation", &score)]);
 
-        let rounded = road.graph(&model, "int8-block", json!({"prefill": 12, "context": 20}));
+        let rounded = runner.graph(&model, "int8-block", json!({"prefill": 12, "context": 20}));
         let slots = [
             ("reference", &reference),
             ("graph", &graph),
             ("candidates", &rounded),
         ];
         let one = json!({"match": ["blk.2.ffn_down.weight"]});
-        let sensitivity = held(&road, "sensitivity", one, &slots, runtime(&graph, more));
+        let sensitivity = held(&runner, "sensitivity", one, &slots, runtime(&graph, more));
         little(
-            &road,
+            &runner,
             "mixed-precision",
             json!({"bytes": 1u64 << 40}),
             &[("sensitivity", &sensitivity)],
@@ -178,53 +181,54 @@ fn scores_hold_one_layer() {
 /// Matrices of 32 Mi elements run by halves.
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn scores_hold_some_rows_of_a_large_matrix() {
+fn evaluate_splits_large_matrices() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
     let gguf = TinyGguf::qwen2()
         .layers(1)
         .widths(1024, 32 << 10)
         .matrices(Quant::Q8_0)
         .write();
-    let (model, graph) = road.model(&gguf, "native", json!({"prefill": 12, "context": 20}));
-    let text = road.file(TEXT.as_bytes());
+    let (model, graph) = runner.model(&gguf, "native", json!({"prefill": 12, "context": 20}));
+    let text = runner.file(TEXT.as_bytes());
     let params = json!({"windows": 1, "tokens": 12});
-    let reference = road
+    let reference = runner
         .run("reference", params, &[("model", &model), ("text", &text)])
         .unwrap();
     let slots = [("reference", &reference), ("graph", &graph)];
     let score = held(
-        &road,
+        &runner,
         "evaluate",
         json!({}),
         &slots,
         3 * 64 * MIB + 80 * MIB,
     );
     let limits = json!({"evaluation": {"ppl_ratio": 1e-5, "kld": 1e-9}});
-    road.run(
-        "validate",
-        json!({"limits": limits}),
-        &[("evaluation", &score)],
-    )
-    .unwrap();
+    runner
+        .run(
+            "validate",
+            json!({"limits": limits}),
+            &[("evaluation", &score)],
+        )
+        .unwrap();
 }
 
 /// Stages that never see a weight.
 #[track_caller]
-fn little(road: &StageRunner, kind: &str, params: Value, slots: &[(&str, &Manifest)]) {
-    let (_, peak) = road.measure(kind, params, slots);
+fn little(runner: &StageRunner, kind: &str, params: Value, slots: &[(&str, &Manifest)]) {
+    let (_, peak) = runner.measure(kind, params, slots);
     assert!(peak < 64 * MIB, "{kind} takes {peak} bytes");
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn a_calibration_holds_one_layer_and_half_of_its_moments() {
+fn calibrate_holds_one_layer_and_half_of_its_moments() {
     let home = tempfile::tempdir().unwrap();
-    let (road, model, graph) = in_runtime(home.path(), Quant::Q8_0, "native");
-    let text = road.file(TEXT.as_bytes());
+    let (runner, model, graph) = in_runtime(home.path(), Quant::Q8_0, "native");
+    let text = runner.file(TEXT.as_bytes());
     let slots = [("graph", &graph), ("model", &model), ("text", &text)];
     held(
-        &road,
+        &runner,
         "calibrate",
         json!({"windows": 2}),
         &slots,
@@ -232,7 +236,7 @@ fn a_calibration_holds_one_layer_and_half_of_its_moments() {
     );
     let moments = json!({"windows": 2, "moments": ["blk.*.ffn_down.weight"]});
     held(
-        &road,
+        &runner,
         "calibrate",
         moments,
         &slots,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::fetching::sha256;
-use crate::support::peers::{self, node, said};
+use crate::support::peers::{self, node, stdout_of};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools::{QNN, QNN_SHA256, cache};
 use serde_json::Value;
@@ -12,7 +12,10 @@ use serde_json::Value;
 /// What Netron sees in the file `model`.
 fn netron(model: &Path) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/netron.mjs");
-    serde_json::from_str(&said(node().arg(script).arg(peers::netron()).arg(model))).unwrap()
+    serde_json::from_str(&stdout_of(
+        node().arg(script).arg(peers::netron()).arg(model),
+    ))
+    .unwrap()
 }
 
 /// The decode graph of a tiny model with weights in f16, as a build writes it.
@@ -35,7 +38,7 @@ fn tiny_dlc(home: &Path) -> PathBuf {
     );
     std::fs::write(home.join("tiny.toml"), plan).unwrap();
     let kiln = env!("CARGO_BIN_EXE_kiln");
-    said(
+    stdout_of(
         Command::new(kiln)
             .args(["build", "tiny.toml", "--out", ".", "--cache"])
             .arg(cache())

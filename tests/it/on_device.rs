@@ -77,7 +77,7 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
 }
 
 #[test]
-fn without_a_device_nothing_is_measured_and_nothing_called() {
+fn without_a_device_nothing_is_called() {
     let phone = Phone::new();
     let (said, code) = phone.build("", &[]);
     assert_eq!(code, 0, "{said}");
@@ -100,7 +100,7 @@ fn without_a_device_nothing_is_measured_and_nothing_called() {
 }
 
 #[test]
-fn ssh_is_as_good() {
+fn measuring_over_ssh_works() {
     let phone = Phone::new();
     phone.battery("-625000", "4000000", "Charging");
     let (said, code) = phone.build("ssh:me@board", &[]);
@@ -120,7 +120,7 @@ fn ssh_is_as_good() {
 }
 
 #[test]
-fn a_missed_target_fails_the_stage() {
+fn a_missed_limit_fails_the_stage() {
     let phone = Phone::new();
     phone.put("profile", &PROFILE.replace("38.525", "19.5"));
     phone.battery("1500000", "4000000", "Discharging");
@@ -149,7 +149,7 @@ fn a_missed_target_fails_the_stage() {
 }
 
 #[test]
-fn a_broken_connection_is_told_and_loses_nothing() {
+fn a_broken_connection_is_reported_and_the_next_build_resumes() {
     let phone = Phone::new();
     for (fault, said) in [
         (
@@ -194,7 +194,7 @@ fn a_broken_connection_is_told_and_loses_nothing() {
 }
 
 #[test]
-fn a_file_that_was_changed_on_the_device_is_sent_again() {
+fn a_file_modified_on_the_device_is_sent_again() {
     let phone = Phone::new();
     assert_eq!(phone.build("adb:R5CT1", &[]).1, 0);
     phone.put("genie/bundles/bundle/tiny.bin", "short");
@@ -208,7 +208,7 @@ fn a_file_that_was_changed_on_the_device_is_sent_again() {
 }
 
 #[test]
-fn what_is_not_there_has_a_way_out() {
+fn a_missing_device_runner_or_adb_is_reported_with_help() {
     let phone = Phone::new();
     let (said, code) = phone.build("adb:OTHER", &[]);
     assert!(
@@ -234,7 +234,7 @@ fn what_is_not_there_has_a_way_out() {
 }
 
 #[test]
-fn what_the_runner_says_is_not_believed() {
+fn runner_output_is_not_trusted() {
     let phone = Phone::new();
     phone.put("says", "\u{1b}[2JSegmentation fault");
     let (said, code) = phone.build("adb:R5CT1", &[]);
@@ -280,7 +280,7 @@ fn what_the_runner_says_is_not_believed() {
 }
 
 #[test]
-fn a_device_can_be_no_option_and_no_command() {
+fn device_names_cannot_inject_options_or_commands() {
     let phone = Phone::new();
     for device in [
         "adb:-s",
@@ -314,7 +314,7 @@ fn a_device_can_be_no_option_and_no_command() {
 }
 
 #[test]
-fn a_check_does_not_ask_a_device_for_the_same_figures_twice() {
+fn check_does_not_measure_twice() {
     let phone = Phone::new();
     let (said, code) = phone.build("adb:R5CT1", &["--check"]);
     // The context binary is not one: what cannot run again is not of interest here.

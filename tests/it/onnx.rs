@@ -1,7 +1,7 @@
 //! ONNX from anywhere: read without panic, refused by name where it does not hold together; and the
 //! messages against those of the `onnx` package.
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
 use kiln::model::onnx::{Builder, Checked, External, Function, Summary, Value, decode, gain, int};
 use kiln::model::weight::WeightForm;
@@ -58,7 +58,7 @@ fn model() -> ModelProto {
 }
 
 #[test]
-fn the_summary_counts() {
+fn the_summary_counts_nodes_and_constants() {
     assert_eq!(
         Summary::of(&model()).to_string(),
         "\
@@ -94,7 +94,7 @@ ONNX graph `everything`: IR version 10, opset ai.onnx 21, kiln 1
 }
 
 #[test]
-fn writing_what_was_read_changes_no_byte() {
+fn decoding_and_encoding_round_trips() {
     let bytes = model().encode_to_vec();
     assert_eq!(decode(&bytes).unwrap().encode_to_vec(), bytes);
 }
@@ -116,7 +116,7 @@ fn first_dim(value: &mut ValueInfoProto, dim: Option<i64>) {
 }
 
 #[test]
-fn graphs_that_do_not_hold_together() {
+fn inconsistent_graphs_are_rejected() {
     refused(
         |graph| graph.node.reverse(),
         "node `out` (Sigmoid) reads `probabilities`, which nothing before it makes",
@@ -167,7 +167,7 @@ fn graphs_that_do_not_hold_together() {
 
 proptest! {
     #[test]
-    fn spoiled_bytes_are_no_panic(at in 0usize..2000, byte: u8, cut in 0usize..4000) {
+    fn corrupt_bytes_never_panic(at in 0usize..2000, byte: u8, cut in 0usize..4000) {
         let mut bytes = model().encode_to_vec();
         let at = at % bytes.len();
         bytes[at] = byte;
@@ -184,7 +184,7 @@ proptest! {
 /// theirs.
 #[test]
 #[ignore = "needs a package index"]
-fn the_onnx_package_writes_the_same_bytes() {
+fn the_onnx_package_reproduces_the_bytes() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("model.onnx");
     std::fs::write(&path, model().encode_to_vec()).unwrap();
@@ -192,7 +192,7 @@ fn the_onnx_package_writes_the_same_bytes() {
                   'rb').read()); m.DiscardUnknownFields(); open(sys.argv[2], \
                   'wb').write(m.SerializeToString(deterministic=True))";
     let again = root.path().join("again.onnx");
-    said(python().args(["-c", script]).args([&path, &again]));
+    stdout_of(python().args(["-c", script]).args([&path, &again]));
     let again = std::fs::read(again).unwrap();
     assert_eq!(again, std::fs::read(path).unwrap());
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::contexts::{facts, info};
 use crate::support::fetching::sha256;
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::place::{both, names, placed};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
@@ -19,9 +19,9 @@ use kiln::stages;
 use serde_json::{Value, json};
 
 /// What each prefill graph takes and gives, but for what all layers take and for their caches.
-fn ends(road: &StageRunner, graph: &Manifest) -> Vec<String> {
+fn ends(runner: &StageRunner, graph: &Manifest) -> Vec<String> {
     let line = |file: &str| {
-        let model = decode(&road.bytes(graph, file)).unwrap();
+        let model = decode(&runner.bytes(graph, file)).unwrap();
         let checked = Checked::new(&model).unwrap();
         let shown = |name: &&str| {
             !["past_", "position_", "attention_mask"]
@@ -60,14 +60,14 @@ fn ends(road: &StageRunner, graph: &Manifest) -> Vec<String> {
 }
 
 #[test]
-fn what_one_piece_gives_the_next_takes() {
+fn outputs_of_each_graph_are_inputs_of_the_next() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&TinyGguf::qwen2().write());
-    let graph = |place, shards| road.graph(&model, "native", placed(place, shards));
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::qwen2().write());
+    let graph = |place, shards| runner.graph(&model, "native", placed(place, shards));
     let whole = "prefill.onnx prompt_ar16_cl40_1_of_1: input_ids [1, 16] -> logits [1, 1, 16, 288]";
     assert_eq!(
-        ends(&road, &graph(both(), 1)),
+        ends(&runner, &graph(both(), 1)),
         [
             "prefill-1-of-1.onnx prompt_ar16_cl40_1_of_1: inputs_embeds [1, 16, 64] -> \
              output_norm [1, 1, 16, 64]",
@@ -79,7 +79,7 @@ fn what_one_piece_gives_the_next_takes() {
         ]
     );
     assert_eq!(
-        ends(&road, &graph(json!({"head": "cpu"}), 2)),
+        ends(&runner, &graph(json!({"head": "cpu"}), 2)),
         [
             "prefill-1-of-2.onnx prompt_ar16_cl40_1_of_2: input_ids [1, 16] -> blk.0.residual [1, \
              1, 16, 64]",
@@ -147,7 +147,7 @@ fn problems(place: &str) -> String {
 }
 
 #[test]
-fn a_place_that_there_is_not_is_refused() {
+fn an_unknown_place_is_rejected() {
     assert_eq!(problems("{ head = 'cpu' }"), "nothing");
     assert_eq!(
         problems("{ head = 'cpus' }"),
@@ -166,8 +166,8 @@ fn a_place_that_there_is_not_is_refused() {
     );
 }
 
-fn library(road: &StageRunner) -> Manifest {
-    let library = road.part(b"a library", Value::Null);
+fn library(runner: &StageRunner) -> Manifest {
+    let library = runner.part(b"a library", Value::Null);
     let files =
         ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
     Manifest {
@@ -201,10 +201,10 @@ fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, (String, Vec<St
 }
 
 #[test]
-fn a_tweak_of_the_cpus_head_compiles_nothing() {
+fn changing_a_cpu_head_recompiles_nothing() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let tool = library(&road);
+    let runner = StageRunner::new(home.path());
+    let tool = library(&runner);
     // A qwen2 graph has f16 layers whatever its weights are: they centre its keys.
     for (gguf, head, proofs) in [
         (TinyGguf::qwen2().write(), "output.weight", &[][..]),
@@ -214,15 +214,17 @@ fn a_tweak_of_the_cpus_head_compiles_nothing() {
             &["proof/f16", "proof/lookup-f16"][..],
         ),
     ] {
-        let model = road.inspect(&gguf);
+        let model = runner.inspect(&gguf);
         let anew = |place: Value| -> Vec<String> {
             let orders = |schemes: Value| {
-                let weights = road
+                let weights = runner
                     .run("requant", schemes, &[("tensors", &model)])
                     .unwrap();
                 let slots = [("model", &model), ("weights", &weights)];
                 orders(
-                    &road.run("graph", placed(place.clone(), 2), &slots).unwrap(),
+                    &runner
+                        .run("graph", placed(place.clone(), 2), &slots)
+                        .unwrap(),
                     &tool,
                 )
             };
@@ -250,15 +252,15 @@ fn a_tweak_of_the_cpus_head_compiles_nothing() {
 }
 
 #[test]
-fn each_weight_goes_where_it_is_read() {
+fn each_graph_gets_only_its_weights() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let graph = road.graph(
-        &road.inspect(&TinyGguf::llama().write()),
+    let runner = StageRunner::new(home.path());
+    let graph = runner.graph(
+        &runner.inspect(&TinyGguf::llama().write()),
         "f16",
         placed(json!({"head": "cpu"}), 1),
     );
-    let orders = orders(&graph, &library(&road));
+    let orders = orders(&graph, &library(&runner));
     let tables = |name: &str| -> Vec<String> {
         orders[name]
             .1
@@ -290,15 +292,15 @@ fn each_weight_goes_where_it_is_read() {
 }
 
 #[test]
-fn a_dlc_of_pieces_is_refused() {
+fn dlc_rejects_a_graph_with_cpu_parts() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let graph = road.graph(
-        &road.inspect(&TinyGguf::llama().write()),
+    let runner = StageRunner::new(home.path());
+    let graph = runner.graph(
+        &runner.inspect(&TinyGguf::llama().write()),
         "f16",
         placed(both(), 1),
     );
-    let problem = road
+    let problem = runner
         .run("dlc", json!({}), &[("graph", &graph)])
         .unwrap_err();
     assert_eq!(problem.code, "kiln::dlc::place");
@@ -311,8 +313,8 @@ fn a_dlc_of_pieces_is_refused() {
 }
 
 /// A `context-bin` of a tiny llama whose binary nobody executes, and what would be true of it.
-fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
-    let graph = road.graph(model, "native", placed(place.clone(), 1));
+fn context(runner: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
+    let graph = runner.graph(model, "native", placed(place.clone(), 1));
     let (mut facts, mut info) = (facts(1, 1), info(0..2, 1, 1));
     for role in ["prefill", "decode"] {
         let of = graph.part(&format!("{role}-1-of-1.onnx")).unwrap();
@@ -331,10 +333,10 @@ fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     }
     let mut parts: BTreeMap<PartName, Part> = BTreeMap::new();
     let mut add = |name: String, part: Part| parts.insert(PartName::new(name).unwrap(), part);
-    add("1-of-1/model.bin".into(), road.part(b"a binary", facts));
+    add("1-of-1/model.bin".into(), runner.part(b"a binary", facts));
     add(
         "1-of-1/info.json".into(),
-        road.part(info.to_string().as_bytes(), json!({})),
+        runner.part(info.to_string().as_bytes(), json!({})),
     );
     add(
         "model.json".into(),
@@ -355,10 +357,10 @@ fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     Manifest { parts }
 }
 
-fn package(road: &StageRunner, place: Value, params: Value) -> Result<Manifest> {
-    let model = road.inspect(&TinyGguf::llama().write());
-    let context = context(road, &model, &place);
-    road.run(
+fn package(runner: &StageRunner, place: Value, params: Value) -> Result<Manifest> {
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let context = context(runner, &model, &place);
+    runner.run(
         "package",
         params,
         &[("model", &model), ("context", &context)],
@@ -366,10 +368,10 @@ fn package(road: &StageRunner, place: Value, params: Value) -> Result<Manifest> 
 }
 
 #[test]
-fn a_bundle_says_what_is_the_cpus() {
+fn a_bundle_lists_the_cpu_graphs() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let bundle = package(&road, both(), json!({"name": "tiny"})).unwrap();
+    let runner = StageRunner::new(home.path());
+    let bundle = package(&runner, both(), json!({"name": "tiny"})).unwrap();
     let own = names(&bundle)
         .into_iter()
         .filter(|name| name.starts_with("cpu/"));
@@ -387,13 +389,13 @@ fn a_bundle_says_what_is_the_cpus() {
         graphs.chain(weights).collect::<Vec<_>>()
     );
 
-    let metadata: Value = serde_json::from_slice(&road.bytes(&bundle, "metadata.json")).unwrap();
+    let metadata: Value = runner.json(&bundle, "metadata.json");
     let of = |end: &str| json!({"prefill": format!("cpu/prefill-{end}.onnx"), "decode": format!("cpu/decode-{end}.onnx")});
     assert_eq!(
         metadata["cpu"],
         json!({"embedding": of("embedding"), "head": of("head")})
     );
-    let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
+    let readme = runner.text(&bundle, "README.md");
     println!("{readme}");
     assert!(
         readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin` -> `cpu/ROLE-head.onnx`"),
@@ -404,17 +406,22 @@ fn a_bundle_says_what_is_the_cpus() {
         "{readme}"
     );
 
-    let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
+    let sums = runner.text(&bundle, "SHA256SUMS");
     for name in names(&bundle)
         .into_iter()
         .filter(|name| *name != "SHA256SUMS")
     {
-        let line = format!("{}  {name}\n", sha256(&road.bytes(&bundle, name)));
+        let line = format!("{}  {name}\n", sha256(&runner.bytes(&bundle, name)));
         assert!(sums.contains(&line), "{name} in {sums}");
     }
 
-    let bundle = package(&road, json!({"embedding": "cpu"}), json!({"name": "tiny"})).unwrap();
-    let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
+    let bundle = package(
+        &runner,
+        json!({"embedding": "cpu"}),
+        json!({"name": "tiny"}),
+    )
+    .unwrap();
+    let readme = runner.text(&bundle, "README.md");
     assert!(
         readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin`\n"),
         "{readme}"
@@ -426,19 +433,19 @@ fn a_bundle_says_what_is_the_cpus() {
 /// weights of what is the CPU's.
 #[test]
 #[ignore = "needs a package index"]
-fn what_is_the_cpus_runs_where_it_lies() {
+fn cpu_graphs_run_from_the_bundle() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let bundle = package(&road, both(), json!({"embedding_table": true})).unwrap();
+    let runner = StageRunner::new(home.path());
+    let bundle = package(&runner, both(), json!({"embedding_table": true})).unwrap();
     let out = tempfile::tempdir().unwrap();
     for name in names(&bundle) {
         let path = out.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, road.bytes(&bundle, name)).unwrap();
+        fs::write(path, runner.bytes(&bundle, name)).unwrap();
     }
     println!(
         "{}",
-        said(
+        stdout_of(
             Command::new("sha256sum")
                 .args(["--check", "SHA256SUMS"])
                 .current_dir(out.path())
@@ -452,39 +459,39 @@ rows = run('prefill-embedding', {'input_ids': numpy.arange(16, dtype=numpy.int32
 assert (rows[0] == table[:16]).all()
 logits = run('decode-head', {'output_norm': table[7][None, None, None]})
 assert numpy.allclose(logits[0, 0, 0], table @ table[7], atol=1e-5)";
-    said(python().args(["-c", script]).current_dir(out.path()));
+    stdout_of(python().args(["-c", script]).current_dir(out.path()));
 }
 
 #[test]
-fn a_table_holds_the_rows_of_all_tokens() {
+fn the_embedding_table_has_all_rows() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
+    let runner = StageRunner::new(home.path());
     let params = json!({"name": "tiny", "embedding_table": true});
-    let bundle = package(&road, json!({"embedding": "cpu"}), params.clone()).unwrap();
-    let model = road.inspect(&TinyGguf::llama().write());
-    let values = road
+    let bundle = package(&runner, json!({"embedding": "cpu"}), params.clone()).unwrap();
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let values = runner
         .run("dequant", json!({"type": "f32"}), &[("model", &model)])
         .unwrap();
-    let table = road.bytes(&bundle, "tiny_embedding.bin");
-    assert!(table == road.bytes(&values, "token_embd.weight/values"));
-    let config: Value = serde_json::from_slice(&road.bytes(&bundle, "genie_config.json")).unwrap();
+    let table = runner.bytes(&bundle, "tiny_embedding.bin");
+    assert!(table == runner.bytes(&values, "token_embd.weight/values"));
+    let config: Value = runner.json(&bundle, "genie_config.json");
     let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
     assert_eq!(config["dialog"]["embedding"], lookup);
-    let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
+    let sums = runner.text(&bundle, "SHA256SUMS");
     assert!(
         sums.contains(&format!("{}  tiny_embedding.bin\n", sha256(&table))),
         "{sums}"
     );
-    let problem = package(&road, json!({"head": "cpu"}), params).unwrap_err();
+    let problem = package(&runner, json!({"head": "cpu"}), params).unwrap_err();
     assert_eq!(problem.code, "kiln::package::table");
 }
 
 #[test]
-fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
+fn a_binary_without_embedding_is_not_a_complete_model() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&TinyGguf::llama().write());
-    let mut context = context(&road, &model, &both());
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let mut context = context(&runner, &model, &both());
     let binary = context.parts.get_mut("1-of-1/model.bin").unwrap();
     let mut facts = binary.facts.value().clone();
     facts["graphs"]["prefill"]
@@ -496,7 +503,7 @@ fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
         .unwrap()
         .remove("shard");
     binary.facts = facts.into();
-    let problem = road
+    let problem = runner
         .run(
             "package",
             json!({}),
@@ -510,7 +517,7 @@ fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
 }
 
 #[test]
-fn onnx_runtime_is_taken_where_the_plan_has_it() {
+fn evaluate_uses_onnx_runtime_if_the_plan_has_it() {
     let tools = |tools: &str| -> Vec<String> {
         let plan = plan(tools, "{ head = 'cpu' }").unwrap();
         let score = plan
@@ -528,13 +535,13 @@ fn onnx_runtime_is_taken_where_the_plan_has_it() {
 }
 
 #[test]
-fn what_is_the_cpus_wants_onnx_runtime() {
+fn cpu_graphs_require_onnx_runtime() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("qnn", &fake_library(&home));
-    let model = road.inspect(&TinyGguf::llama().write());
-    let context = context(&road, &model, &json!({"head": "cpu"}));
+    let runner = StageRunner::new(home.path()).tool("qnn", &fake_library(&home));
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let context = context(&runner, &model, &json!({"head": "cpu"}));
     let slots = [("reference", &Manifest::default()), ("context", &context)];
-    let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
+    let problem = runner.run("evaluate", json!({}), &slots).unwrap_err();
     assert_eq!(problem.code, "kiln::tool_missing");
     assert!(problem.help.unwrap().contains("ort ="));
 }

@@ -49,7 +49,7 @@ fn with_tables(page: &str) -> String {
 }
 
 #[test]
-fn the_tables_are_those_of_the_schema() {
+fn the_tables_match_the_schema() {
     let (found, expected) = (page(), with_tables(&page()));
     if std::env::var_os("KILN_BLESS").is_some() {
         std::fs::write(page_path(), expected).unwrap();
@@ -84,7 +84,7 @@ fn every_kind_has_a_section_with_its_tables() {
 }
 
 #[test]
-fn every_row_has_a_meaning() {
+fn every_row_has_a_description() {
     for Tables { name, markdown, .. } in tables() {
         for row in markdown.lines().filter(|line| line.starts_with('|')) {
             assert!(!row.ends_with("|  |"), "{name}: {row}");
@@ -93,7 +93,7 @@ fn every_row_has_a_meaning() {
 }
 
 #[test]
-fn the_tables_are_printed() {
+fn schema_markdown_prints_the_tables() {
     let call = Command::new(env!("CARGO_BIN_EXE_kiln"))
         .args(["schema", "--markdown"])
         .output()
@@ -170,7 +170,7 @@ fn examples(page: &str) -> Vec<&str> {
 /// A whole plan is checked like one; a piece of a plan is compared with the schema, which knows
 /// nothing of names.
 #[test]
-fn the_examples_are_plans_or_pieces_of_plans() {
+fn documentation_examples_are_valid_plans() {
     let registry = kiln::stages::all();
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
     compiler

@@ -191,7 +191,7 @@ fn wrong(kind: &str, params: Value, slots: &[&str], expected: &str) {
 }
 
 #[test]
-fn mistakes_in_a_plan_are_named() {
+fn invalid_parameters_are_reported() {
     let either = ": a context binary is made of either a `graph` or a `dlc` (give one of them)";
     wrong("context-bin", json!({"soc": "sm8650"}), &[], either);
     wrong(
@@ -217,7 +217,7 @@ fn mistakes_in_a_plan_are_named() {
 }
 
 #[test]
-fn a_dlc_is_refused_what_it_cannot_hold() {
+fn dlc_rejects_encodings_it_cannot_store() {
     let bench = Bench::new();
     let onnx = bench.onnx(&tiny(), "native", small());
     let problem = bench
@@ -244,7 +244,7 @@ fn a_dlc_is_refused_what_it_cannot_hold() {
 }
 
 #[test]
-fn a_missing_library_is_named() {
+fn a_missing_library_is_reported() {
     let bench = Bench::new();
     let onnx = bench.onnx(&tiny(), "f16", small());
     for kind in ["dlc", "context-bin"] {
@@ -265,7 +265,7 @@ fn a_missing_library_is_named() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn native_blocks_become_a_context_binary_and_its_container() {
+fn native_weights_compile_to_a_context_binary_and_container() {
     let bench = Bench::with_libraries();
     let onnx = bench.onnx(&tiny(), "native", small());
     let params = json!({"soc": "sm8650", "container": true});
@@ -316,7 +316,7 @@ fn native_blocks_become_a_context_binary_and_its_container() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn halves_go_through_a_dlc() {
+fn f16_weights_compile_through_a_dlc() {
     let bench = Bench::with_libraries();
     let onnx = bench.onnx(&tiny(), "f16", small());
     let dlc = bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap();
@@ -350,7 +350,7 @@ fn halves_go_through_a_dlc() {
 /// --ignored --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries, SmolLM2 and minutes"]
-fn big_smollm2_takes_both_roads() {
+fn big_smollm2_compiles_with_and_without_a_dlc() {
     let bench = Bench::with_libraries();
     let gguf = std::fs::read(std::env::var_os("KILN_GGUF").map_or_else(tools::smollm2, Into::into))
         .unwrap();

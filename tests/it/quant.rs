@@ -1,6 +1,6 @@
 //! Formats: decoded as gguf-py decodes them, taken apart without rounding, rounded as ggml rounds.
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::{Quant, encode};
 use half::f16;
 use kiln::model::facts::TensorFacts;
@@ -122,7 +122,7 @@ fn sweep(ggml: &GgmlType, blocks: usize) -> Vec<u8> {
 
 /// Few blocks in full, blocks with scales of every kind, and thousands of random ones.
 #[test]
-fn every_type_decodes_as_ggml_decodes_it() {
+fn every_type_decodes_like_ggml() {
     let mut seen = std::collections::BTreeSet::new();
     for line in GOLDEN.lines() {
         let name = match line.split(' ').collect::<Vec<_>>().as_slice() {
@@ -160,7 +160,7 @@ fn every_type_decodes_as_ggml_decodes_it() {
 }
 
 #[test]
-fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
+fn int8_blocks_round_like_gguf_py() {
     let line = GOLDEN
         .lines()
         .find(|line| line.starts_with("encode-Q8_0"))
@@ -179,7 +179,7 @@ fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
 
 proptest! {
     #[test]
-    fn taken_apart_and_put_together_is_decoded(seed: u64, count in 1usize..6) {
+    fn recombined_blocks_equal_decoded_blocks(seed: u64, count in 1usize..6) {
         let mut random = crate::support::tiny_gguf::Random::of("blocks", seed);
         for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_))) {
             let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
@@ -193,7 +193,7 @@ proptest! {
     }
 
     #[test]
-    fn halves_are_rounded_to_the_nearest(value in -65519.0f32..65519.0) {
+    fn f16_rounds_to_nearest(value in -65519.0f32..65519.0) {
         let mut out = [0; 2];
         Plain(Element::F16).encode(&[value], &mut out, &mut []).unwrap();
         prop_assert_eq!(f16::from_le_bytes(out), f16::from_f32_const(value));
@@ -201,7 +201,7 @@ proptest! {
 }
 
 #[test]
-fn every_half_decodes() {
+fn every_f16_decodes() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for (half, value) in (0..=u16::MAX).zip(decoded("F16", &all)) {
         let expected = f16::from_bits(half).to_f32_const();
@@ -218,7 +218,7 @@ fn misfit(rounding: &dyn Rounding, values: &[f32]) -> Option<usize> {
 }
 
 #[test]
-fn what_does_not_fit_is_told_not_turned_into_infinity() {
+fn overflow_is_reported() {
     assert_eq!(
         misfit(&Plain(Element::F16), &[1.0, 65519.0, 65520.0]),
         Some(2)
@@ -240,7 +240,7 @@ fn what_does_not_fit_is_told_not_turned_into_infinity() {
 }
 
 #[test]
-fn rounding_is_measured() {
+fn rounding_errors_are_measured() {
     let facts = TensorFacts {
         shape: vec![3, 32],
         ggml_type: "F32".into(),
@@ -294,7 +294,7 @@ fn infinities_and_nans_are_found() {
 }
 
 #[test]
-fn errors_are_measured() {
+fn error_sums_are_correct() {
     let error = ErrorSum::of(&[3.0, -4.0, 0.0], &[3.0, -3.5, 0.0]);
     assert_eq!(
         (error.is_exact(), error.max_error(), error.sqnr_db()),
@@ -320,7 +320,7 @@ fn f32_matrix(rows: u64, columns: u64) -> (TensorFacts, Vec<u8>) {
 }
 
 #[test]
-fn rope_rows_are_put_into_half_split_order() {
+fn rope_rows_are_reordered_to_half_split() {
     let (facts, bytes) = f32_matrix(8, 1);
     let tensor = BlockTensor::new(&facts, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
     let read: Vec<f32> = tensor
@@ -343,7 +343,7 @@ fn rope_rows_are_put_into_half_split_order() {
 }
 
 #[test]
-fn bands_cover_a_tensor_once() {
+fn bands_cover_a_tensor_exactly_once() {
     for (rows, columns, bands) in [
         (3, 700_000, 3),
         (2, 1 << 21, 2),
@@ -375,7 +375,7 @@ fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32
 }
 
 #[test]
-fn tensors_that_are_none_are_refused() {
+fn invalid_tensors_are_rejected() {
     check_refused(&[], "F32", 4, None, "neither a vector nor a matrix");
     check_refused(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
     check_refused(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
@@ -407,7 +407,7 @@ fn tensors_that_are_none_are_refused() {
 }
 
 #[test]
-fn types_are_known_by_number() {
+fn types_are_found_by_id() {
     assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
     let refused = |id| GgmlType::by_id(id).unwrap_err().message;
     let removed = [
@@ -430,7 +430,7 @@ fn types_are_known_by_number() {
 }
 
 #[test]
-fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
+fn errors_of_wide_types_are_measured_in_full_precision() {
     let check = |name: &str, bytes: Vec<u8>, exact: bool, max_error: f64| {
         let ggml = GgmlType::by_name(name).unwrap();
         let facts = TensorFacts {
@@ -478,13 +478,13 @@ fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
 /// Of another file: `KILN_GGUF=model.gguf cargo test --test it quant:: -- --ignored`.
 #[test]
 #[ignore = "needs a package index"]
-fn a_whole_file_decodes_as_gguf_py_decodes_it() {
+fn a_complete_file_decodes_like_gguf_py() {
     let path =
         std::env::var_os("KILN_GGUF").map_or_else(crate::support::tools::smollm2, Into::into);
     let file = std::fs::read(&path).unwrap();
     let gguf = Gguf::parse(&file).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/golden/quant.py");
-    let expected = said(python().arg(script).arg(&path));
+    let expected = stdout_of(python().arg(script).arg(&path));
     assert_eq!(expected.lines().count(), gguf.tensors.len());
     for line in expected.lines() {
         let (name, digest) = line.split_once(' ').unwrap();

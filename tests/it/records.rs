@@ -7,15 +7,15 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::fetching::sha256;
-use crate::support::test_program::{PLAN, Project, VERSION, plain};
+use crate::support::test_program::{PLAN, Project, VERSION, without_digests};
 use crate::support::tree::files;
 use serde_json::Value;
 
 #[test]
-fn a_lock_reads_well() {
-    let shop = Project::open();
+fn the_lock_file_has_the_expected_format() {
+    let project = Project::open();
     assert_eq!(
-        shop.done("build shop.toml --lock").lines().last(),
+        project.stdout("build shop.toml --lock").lines().last(),
         Some("locked in shop.lock")
     );
     let expected = "\
@@ -72,39 +72,40 @@ blake3 = \"b3:\"
 sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
 
 ";
-    let lock = plain(&shop.read("shop.lock"));
+    let lock = without_digests(&project.read("shop.lock"));
     assert!(lock.starts_with(expected), "{lock}");
-    let inode = fs::metadata(shop.path("shop.lock")).unwrap().ino();
+    let inode = fs::metadata(project.path("shop.lock")).unwrap().ino();
     assert!(
-        shop.done("build shop.toml --lock")
+        project
+            .stdout("build shop.toml --lock")
             .ends_with("as locked in shop.lock\n")
     );
     assert_eq!(
-        fs::metadata(shop.path("shop.lock")).unwrap().ino(),
+        fs::metadata(project.path("shop.lock")).unwrap().ino(),
         inode,
         "an equal lock is left alone"
     );
     // `gc --lock` reads it.
-    let kept = shop.done("cache gc --lock shop.lock --max-size 0");
+    let kept = project.stdout("cache gc --lock shop.lock --max-size 0");
     assert!(kept.contains("stays     6 results"), "{kept}");
 }
 
 #[test]
-fn neither_folder_nor_jobs_nor_spelling_are_in_a_lock() {
+fn a_lock_does_not_depend_on_folder_jobs_or_stage_order() {
     let lock = |text: &str, call: &str| {
-        let shop = Project::open();
-        fs::create_dir_all(shop.path("deep/er")).unwrap();
+        let project = Project::open();
+        fs::create_dir_all(project.path("deep/er")).unwrap();
         for file in ["oven.so", "clay.txt"] {
-            fs::copy(shop.path(file), shop.path("deep/er").join(file)).unwrap();
+            fs::copy(project.path(file), project.path("deep/er").join(file)).unwrap();
         }
-        shop.write("deep/er/shop.toml", text);
-        shop.done(&format!("build deep/er/shop.toml --lock --out here {call}"));
+        project.write("deep/er/shop.toml", text);
+        project.stdout(&format!("build deep/er/shop.toml --lock --out here {call}"));
         let papers = ["deep/er/shop.lock", "here/receipt.json", "here/SHA256SUMS"]
-            .map(|paper| shop.read(paper));
+            .map(|paper| project.read(paper));
         assert!(
             papers
                 .iter()
-                .all(|paper| !paper.contains(shop.path("").to_str().unwrap()))
+                .all(|paper| !paper.contains(project.path("").to_str().unwrap()))
         );
         papers
     };
@@ -118,18 +119,20 @@ fn neither_folder_nor_jobs_nor_spelling_are_in_a_lock() {
     assert_ne!(lock(PLAN, "--set text=jar")[0], first[0]);
 }
 
-/// Locks the shop, changes it, and holds a build to the lock.
+/// Locks the project, changes it, and holds a build to the lock.
 fn check(change: impl Fn(&Project), call: &str, environment: &[(&str, &str)], expected: &str) {
-    let shop = Project::open();
-    shop.done("build shop.toml --lock");
-    let written = files(&shop.path("out"));
+    let project = Project::open();
+    project.stdout("build shop.toml --lock");
+    let written = files(&project.path("out"));
     assert!(
-        shop.done("build shop.toml --locked")
+        project
+            .stdout("build shop.toml --locked")
             .starts_with("nothing to do")
     );
-    change(&shop);
-    let (code, said, errors) = shop.kiln(&format!("build shop.toml --locked {call}"), environment);
-    let said: String = plain(&said)
+    change(&project);
+    let (code, said, errors) =
+        project.kiln(&format!("build shop.toml --locked {call}"), environment);
+    let said: String = without_digests(&said)
         .lines()
         .map(|line| {
             format!(
@@ -140,13 +143,17 @@ fn check(change: impl Fn(&Project), call: &str, environment: &[(&str, &str)], ex
         .collect();
     assert_eq!((code, said.as_str()), (3, expected), "{errors}");
     assert!(errors.contains("kiln::lock::differs"), "{errors}");
-    assert_eq!(files(&shop.path("out")), written, "nothing is written out");
+    assert_eq!(
+        files(&project.path("out")),
+        written,
+        "nothing is written out"
+    );
 }
 
 #[test]
-fn a_change_of_the_plan_is_known_before_anything_runs() {
+fn plan_changes_are_detected_before_anything_runs() {
     let plan = |old: &'static str, new: &'static str| {
-        move |shop: &Project| shop.write("shop.toml", &PLAN.replace(old, new))
+        move |project: &Project| project.write("shop.toml", &PLAN.replace(old, new))
     };
     check(
         |_| {},
@@ -181,7 +188,7 @@ fn a_change_of_the_plan_is_known_before_anything_runs() {
 }
 
 #[test]
-fn a_cause_is_told_apart_from_what_follows_from_it() {
+fn causes_are_distinguished_from_consequences() {
     check(
         |_| {},
         "",
@@ -190,14 +197,14 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
          2\nbill kiln version of make: 1 -> 2\n",
     );
     check(
-        |shop| shop.write("oven.so", "cold"),
+        |project| project.write("oven.so", "cold"),
         "",
         &[],
         "stage cause what\ntools.oven input a file of this machine: HERE/oven.so\ndigest: \"b3:\" \
          -> \"b3:\"\nware tool oven/oven.so: b3: -> b3:\n",
     );
     check(
-        |shop| shop.write("clay.txt", "dry"),
+        |project| project.write("clay.txt", "dry"),
         "",
         &[],
         "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
@@ -206,7 +213,7 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
     );
     // Of a part of the plan.
     check(
-        |shop| shop.write("clay.txt", "dry"),
+        |project| project.write("clay.txt", "dry"),
         "clay",
         &[],
         "stage cause what\nclay input a file of this machine: HERE/clay.txt\ndigest: \"b3:\" -> \
@@ -215,14 +222,14 @@ fn a_cause_is_told_apart_from_what_follows_from_it() {
 }
 
 #[test]
-fn the_same_action_with_other_bytes_is_called_that() {
-    let shop = Project::open();
-    shop.write(
+fn different_bytes_of_the_same_action_are_reported() {
+    let project = Project::open();
+    project.write(
         "shop.toml",
         &PLAN.replace("text = \"ware\"", "random = true"),
     );
-    shop.done("build shop.toml --lock");
-    let (code, said, _) = shop.kiln("build shop.toml --locked --cache elsewhere --json", &[]);
+    project.stdout("build shop.toml --lock");
+    let (code, said, _) = project.kiln("build shop.toml --locked --cache elsewhere --json", &[]);
     assert_eq!(code, 3);
     let line = said
         .lines()
@@ -244,29 +251,29 @@ fn the_same_action_with_other_bytes_is_called_that() {
 }
 
 #[test]
-fn what_cannot_be_held_is_refused() {
-    let shop = Project::open();
+fn invalid_lock_options_are_rejected() {
+    let project = Project::open();
     for (call, code) in [
         ("build shop.toml --locked", "kiln::call::no_lock"),
         ("verify shop.toml", "kiln::call::no_lock"),
         ("build shop.toml ware --lock", "kiln::call::lock_of_part"),
         ("build shop.toml --lock --locked", "cannot be used with"),
     ] {
-        let (exit, _, errors) = shop.kiln(call, &[]);
+        let (exit, _, errors) = project.kiln(call, &[]);
         assert!(exit == 2 && errors.contains(code), "{call}: {errors}");
     }
-    assert!(!shop.path("out").exists());
+    assert!(!project.path("out").exists());
 }
 
 #[test]
-fn the_sums_are_those_of_the_files() {
-    let shop = Project::open();
-    shop.done("build shop.toml");
-    let out = shop.path("out/shop");
+fn sha256sums_match_the_files() {
+    let project = Project::open();
+    project.stdout("build shop.toml");
+    let out = project.path("out/shop");
     let expected: String = ["bill/out", "pots/b/c/out", "ware/out"]
         .map(|path| format!("{}  {path}\n", sha256(&fs::read(out.join(path)).unwrap())))
         .concat();
-    assert_eq!(shop.read("out/shop/SHA256SUMS"), expected);
+    assert_eq!(project.read("out/shop/SHA256SUMS"), expected);
     // Where there is such a program.
     if let Ok(output) = Command::new("sha256sum")
         .args(["--strict", "-c", "SHA256SUMS"])
@@ -282,35 +289,39 @@ fn the_sums_are_those_of_the_files() {
 }
 
 #[test]
-fn papers_are_written_when_they_are_not_there() {
-    let shop = Project::open();
-    shop.done("build shop.toml");
-    let written = files(&shop.path("out"));
+fn missing_records_are_written_again() {
+    let project = Project::open();
+    project.stdout("build shop.toml");
+    let written = files(&project.path("out"));
     let rebuild = |says: &str| {
-        let said = shop.done("build shop.toml");
+        let said = project.stdout("build shop.toml");
         assert!(said.contains(says), "{said}");
-        assert_eq!(files(&shop.path("out")), written);
+        assert_eq!(files(&project.path("out")), written);
     };
     rebuild("nothing to do");
-    shop.write("out/shop/receipt.json", "{}");
+    project.write("out/shop/receipt.json", "{}");
     rebuild("written to");
-    fs::remove_file(shop.path("out/shop/SHA256SUMS")).unwrap();
+    fs::remove_file(project.path("out/shop/SHA256SUMS")).unwrap();
     rebuild("written to");
     // Notes may be lost.
-    fs::remove_dir_all(shop.path("cache/notes")).unwrap();
+    fs::remove_dir_all(project.path("cache/notes")).unwrap();
     rebuild("nothing to do");
     // A build of a part has a receipt of that part; then that of the whole is another again.
-    assert!(shop.done("build shop.toml bill").contains("written to"));
-    assert_eq!(shop.read("out/shop/SHA256SUMS").lines().count(), 1);
+    assert!(
+        project
+            .stdout("build shop.toml bill")
+            .contains("written to")
+    );
+    assert_eq!(project.read("out/shop/SHA256SUMS").lines().count(), 1);
     rebuild("written to");
 }
 
 /// What <https://slsa.dev/spec/v1.0/provenance> asks for.
 #[test]
-fn provenance_is_a_statement_about_the_files() {
-    let shop = Project::open();
-    shop.done("build shop.toml --provenance --set text=jar");
-    let text = shop.read("out/shop/provenance.json");
+fn provenance_describes_the_files() {
+    let project = Project::open();
+    project.stdout("build shop.toml --provenance --set text=jar");
+    let text = project.read("out/shop/provenance.json");
     let statement: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
     assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
@@ -343,7 +354,7 @@ fn provenance_is_a_statement_about_the_files() {
             subject["digest"].clone(),
         );
     }
-    let artifacts = files(&shop.path("out/shop"))
+    let artifacts = files(&project.path("out/shop"))
         .into_iter()
         .filter(|(path, _)| path.components().count() > 1);
     for (path, bytes) in artifacts {
@@ -372,7 +383,7 @@ fn provenance_is_a_statement_about_the_files() {
     );
 
     let other = Project::open();
-    other.done("build shop.toml --provenance --set text=jar");
+    other.stdout("build shop.toml --provenance --set text=jar");
     assert_eq!(other.read("out/shop/provenance.json"), text);
     let (_, said, _) = other.kiln(
         "build shop.toml --provenance --set text=jar",
@@ -395,21 +406,21 @@ fn provenance_is_a_statement_about_the_files() {
 }
 
 #[test]
-fn what_is_made_again_is_the_same_or_kept_beside() {
-    let shop = Project::open();
-    let said = shop.done("build shop.toml --check");
+fn check_reports_and_keeps_differing_outputs() {
+    let project = Project::open();
+    let said = project.stdout("build shop.toml --check");
     assert!(
         said.ends_with("checked: 4 parts again, the same bytes\n"),
         "{said}"
     );
-    assert!(!shop.path("out/shop/differs").exists());
+    assert!(!project.path("out/shop/differs").exists());
 
-    shop.write(
+    project.write(
         "shop.toml",
         &PLAN.replace("text = \"${text}\"", "text = \"${text}\"\nrandom = true"),
     );
-    let (code, said, errors) = shop.kiln("build shop.toml --check", &[]);
-    let table: Vec<String> = plain(&said)
+    let (code, said, errors) = project.kiln("build shop.toml --check", &[]);
+    let table: Vec<String> = without_digests(&said)
         .lines()
         .rev()
         .take(2)
@@ -424,21 +435,22 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
         "{errors}"
     );
     assert!(errors.contains("once more, to compare"), "{errors}");
-    let copy = |which: &str| shop.read(&format!("out/shop/differs/pots/b/c/{which}/out"));
-    assert_eq!(copy("first"), shop.read("out/shop/pots/b/c/out"));
+    let copy = |which: &str| project.read(&format!("out/shop/differs/pots/b/c/{which}/out"));
+    assert_eq!(copy("first"), project.read("out/shop/pots/b/c/out"));
     assert!(copy("again").starts_with("pot b/c\nwet") && copy("again") != copy("first"));
 
     // What follows is checked with the same inputs, and what is not asked for is not checked.
-    let said = shop.done("build shop.toml ware --check");
+    let said = project.stdout("build shop.toml ware --check");
     assert!(
         said.ends_with("checked: 1 part again, the same bytes\n"),
         "{said}"
     );
     assert!(
-        shop.done("build shop.toml --cache cache clay --check")
+        project
+            .stdout("build shop.toml --cache cache clay --check")
             .contains("checked: 1 part again")
     );
-    let (code, said, _) = shop.kiln("build shop.toml --check --json", &[]);
+    let (code, said, _) = project.kiln("build shop.toml --check --json", &[]);
     let line: Value = serde_json::from_str(said.lines().rev().nth(1).unwrap()).unwrap();
     assert_eq!(
         (
@@ -452,28 +464,28 @@ fn what_is_made_again_is_the_same_or_kept_beside() {
 
 /// Changes what was written out, and verifies it.
 fn faults(change: impl Fn(&Path), expected: &[&str]) {
-    let shop = Project::open();
-    shop.done("build shop.toml --lock --out here");
-    fs::remove_dir_all(shop.path("cache")).unwrap();
-    fs::remove_file(shop.path("shop.toml")).unwrap();
+    let project = Project::open();
+    project.stdout("build shop.toml --lock --out here");
+    fs::remove_dir_all(project.path("cache")).unwrap();
+    fs::remove_file(project.path("shop.toml")).unwrap();
     assert_eq!(
-        shop.done("verify shop.toml --out here"),
+        project.stdout("verify shop.toml --out here"),
         "3 files, 120.0 kB: as shop.lock says\n"
     );
-    change(&shop.path("here"));
-    let (code, said, errors) = shop.kiln("verify shop.toml --out here", &[]);
-    let said = plain(&said);
+    change(&project.path("here"));
+    let (code, said, errors) = project.kiln("verify shop.toml --out here", &[]);
+    let said = without_digests(&said);
     assert_eq!(
         (code, said.lines().collect::<Vec<_>>()),
         (3, expected.to_vec()),
         "{errors}"
     );
     assert!(errors.contains("kiln::verify::differs"), "{errors}");
-    assert!(!shop.path("cache").exists() && !shop.path("out").exists());
+    assert!(!project.path("cache").exists() && !project.path("out").exists());
 }
 
 #[test]
-fn each_fault_of_a_file_is_named() {
+fn verify_reports_each_fault() {
     let replace = |path: &Path, text: &str| {
         fs::remove_file(path).unwrap();
         fs::write(path, text).unwrap();
@@ -513,19 +525,19 @@ fn each_fault_of_a_file_is_named() {
 }
 
 #[test]
-fn a_lock_is_read_as_if_an_enemy_had_written_it() {
-    let shop = Project::open();
-    shop.done("build shop.toml --lock");
-    let lock = shop.read("shop.lock");
+fn hostile_locks_are_rejected() {
+    let project = Project::open();
+    project.stdout("build shop.toml --lock");
+    let lock = project.read("shop.lock");
     let refused = |old: &str, new: &str, says: &str| {
         assert!(lock.contains(old), "{old}");
-        shop.write("shop.lock", &lock.replace(old, new));
+        project.write("shop.lock", &lock.replace(old, new));
         for call in [
             "verify shop.toml",
             "build shop.toml --locked",
             "cache gc --lock shop.lock",
         ] {
-            let (code, _, errors) = shop.kiln(call, &[]);
+            let (code, _, errors) = project.kiln(call, &[]);
             assert_eq!(code, 2, "{call}: {errors}");
             assert!(
                 errors.contains("kiln::call::lock") && errors.contains(says),
@@ -559,8 +571,8 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     refused("keep = true", "kept = true", "unknown field `kept`");
     refused("plan = \"shop\"", "plan = shop", "line 4");
     refused("output = \"b3:", "output = \"b3:00", "is not a digest");
-    shop.write("shop.lock", &"#".repeat(64 << 20 | 1));
-    let (code, _, errors) = shop.kiln("verify shop.toml", &[]);
+    project.write("shop.lock", &"#".repeat(64 << 20 | 1));
+    let (code, _, errors) = project.kiln("verify shop.toml", &[]);
     assert!(
         code == 2 && errors.contains("which no lock has"),
         "{errors}"
@@ -571,7 +583,7 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
 /// graph comes to, afterwards. The rest takes minutes.
 #[test]
 #[ignore = "needs a package index"]
-fn every_committed_lock_is_of_its_plan() {
+fn every_committed_lock_matches_its_plan() {
     let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
     let mut held = 0;
     for entry in fs::read_dir(plans).unwrap() {

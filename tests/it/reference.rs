@@ -3,9 +3,9 @@
 use std::process::Stdio;
 
 use crate::support::gguf_file::GgufFile;
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
+use crate::support::plain_decoder::PlainDecoder;
 use crate::support::quantize::Quant;
-use crate::support::textbook::Textbook;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, PartName};
@@ -69,7 +69,7 @@ fn json_part(folder: &Folder, manifest: &Manifest, name: &str) -> Value {
 const TEXT: &str = "the quick brown fox jumps over the lazy dog";
 
 #[test]
-fn windows_and_a_continuation() {
+fn reference_writes_windows_and_a_greedy_continuation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let params = json!({"windows": 2, "tokens": 8, "prompt": "the", "greedy": 3});
@@ -104,7 +104,7 @@ fn windows_and_a_continuation() {
 }
 
 #[test]
-fn an_answer_ends_with_any_token_that_ends_one() {
+fn any_end_token_ends_the_continuation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let params = json!({"windows": 1, "tokens": 8, "prompt": "the", "greedy": 3});
@@ -130,7 +130,7 @@ fn an_answer_ends_with_any_token_that_ends_one() {
 }
 
 #[test]
-fn a_byte_order_mark_is_no_text() {
+fn a_byte_order_mark_is_ignored() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let tokens = |text: &str| {
@@ -147,7 +147,7 @@ fn a_byte_order_mark_is_no_text() {
 }
 
 #[test]
-fn a_short_text_is_refused() {
+fn a_short_text_is_rejected() {
     let home = tempfile::tempdir().unwrap();
     let problem = reference(
         &Folder::new(home.path()),
@@ -185,7 +185,7 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
 /// matrices of several types; each with the rotary layout of its architecture, and with the other,
 /// which must be far away.
 #[test]
-fn the_reference_computes_what_the_textbook_computes() {
+fn logits_match_a_plain_f64_decoder() {
     let (interleaved, half_split) = (RopeRows::Interleaved, RopeRows::HalfSplit);
     for (model, right, wrong) in [
         (TinyGguf::llama(), interleaved, half_split),
@@ -207,11 +207,11 @@ fn the_reference_computes_what_the_textbook_computes() {
         let manifest = reference(&folder, &gguf, TEXT, params).unwrap();
         for name in ["window-000", "window-001"] {
             let (tokens, found) = window(&folder, &manifest, name);
-            let mut textbook = Textbook::new(&gguf);
-            textbook.facts.rope_rows = right;
-            let near = worst(&found, &textbook.logits(&tokens).concat());
-            textbook.facts.rope_rows = wrong;
-            let far = worst(&found, &textbook.logits(&tokens).concat());
+            let mut decoder = PlainDecoder::new(&gguf);
+            decoder.facts.rope_rows = right;
+            let near = worst(&found, &decoder.logits(&tokens).concat());
+            decoder.facts.rope_rows = wrong;
+            let far = worst(&found, &decoder.logits(&tokens).concat());
             assert!(
                 near < 1e-5 && far > 1e-2,
                 "{model:?}, {name}: {near}, with the other RoPE {far}"
@@ -220,9 +220,9 @@ fn the_reference_computes_what_the_textbook_computes() {
     }
 }
 
-/// A continuation keeps keys and values of what came before; the textbook runs the whole text.
+/// A continuation keeps keys and values of what came before; the decoder runs the whole text.
 #[test]
-fn a_continuation_is_the_textbook_s() {
+fn greedy_gaps_match_a_plain_f64_decoder() {
     for model in [TinyGguf::llama(), TinyGguf::qwen2().heads(4, 1)] {
         let gguf = model.write();
         let home = tempfile::tempdir().unwrap();
@@ -236,7 +236,7 @@ fn a_continuation_is_the_textbook_s() {
         let gaps: Vec<f64> = serde_json::from_value(greedy["gaps"].clone()).unwrap();
         assert_eq!(gaps.len(), choices.len());
         let text = [&prompt[..], &choices[..]].concat();
-        let logits = Textbook::new(&gguf).logits(&text);
+        let logits = PlainDecoder::new(&gguf).logits(&text);
         for (index, (choice, gap)) in choices.iter().zip(gaps).enumerate() {
             let row = &logits[prompt.len() - 1 + index];
             let chosen = row[*choice as usize];
@@ -258,7 +258,7 @@ fn a_continuation_is_the_textbook_s() {
 /// model. llama.cpp keeps keys and values in f16, which is all of the tolerance.
 #[test]
 #[ignore = "needs Python packages"]
-fn llama_cpp_computes_what_the_reference_computes() {
+fn logits_match_llama_cpp() {
     let script =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
     for model in [
@@ -275,7 +275,7 @@ fn llama_cpp_computes_what_the_reference_computes() {
         let (tokens, found) = window(&folder, &manifest.unwrap(), "window-000");
         let path = home.path().join("model.gguf");
         std::fs::write(&path, &gguf).unwrap();
-        let logits = said(
+        let logits = stdout_of(
             python()
                 .arg(&script)
                 .args(["--logits", path.to_str().unwrap()])

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 
 use crate::support::event_fixtures::{
-    begun, build_events, interrupted_build_events, part, started, tell,
+    begun, build_events, emit, interrupted_build_events, part, started,
 };
 use kiln::events::{Event, Junit, Report, Trace};
 use proptest::prelude::*;
 use serde_json::Value;
 
 fn file(mut report: impl Report, events: &[(u64, Event)]) -> String {
-    tell(&mut report, events);
+    emit(&mut report, events);
     String::from_utf8(report.file().unwrap()).unwrap()
 }
 
 #[test]
-fn a_stage_is_a_suite_and_a_part_a_case() {
+fn junit_has_a_suite_per_stage_and_a_case_per_part() {
     let expected = r#"<?xml version="1.0" encoding="UTF-8"?>
 <testsuites name="p" tests="6" skipped="1" failures="1" errors="0" time="12.010">
     <testsuite name="text" tests="1" skipped="0" errors="0" failures="0" time="0.000">
@@ -51,7 +51,7 @@ help: another op</failure>
 }
 
 #[test]
-fn what_did_not_come_to_an_end_is_skipped() {
+fn unfinished_parts_are_reported_as_skipped() {
     let xml = file(Junit::default(), &interrupted_build_events());
     let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
     let skipped = |case: &quick_junit::TestCase| match &case.status {
@@ -114,7 +114,7 @@ fn a_trace_has_a_slice_for_each_part_that_ran() {
 }
 
 #[test]
-fn what_still_runs_is_drawn_until_now() {
+fn unfinished_parts_are_drawn_up_to_the_last_event() {
     let slices = phase(&trace(&interrupted_build_events()), "X");
     assert_eq!((slices.len(), &slices[0]["dur"]), (1, &54_000.into()));
     assert_eq!(slices[0]["args"]["unfinished"], true);
@@ -149,7 +149,7 @@ fn check_fields(event: &Value) {
 proptest! {
     // Each step lets time pass, and starts, ends or fails one of a few parts; those that cannot happen are left out.
     #[test]
-    fn lanes_never_overlap(steps in prop::collection::vec((0..9usize, 0..3u64, any::<bool>()), 0..80)) {
+    fn slices_in_a_lane_never_overlap(steps in prop::collection::vec((0..9usize, 0..3u64, any::<bool>()), 0..80)) {
         let mut events = vec![(0, begun(&["s"]))];
         let (mut running, mut most, mut runs, mut now_ms) = (vec![], 0, 0, 0);
         for (index, (name, passed_ms, fails)) in steps.into_iter().enumerate() {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::fetching::sha256;
 use crate::support::hub::Hub;
-use crate::support::peers::said;
-use crate::support::processes::{kill, working_on};
+use crate::support::peers::stdout_of;
+use crate::support::processes::{kill, processes_using};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tree::files;
@@ -85,13 +85,16 @@ impl Room {
                 .nth(1)
                 == Some(b"work")
         };
-        working_on(&self.0).into_iter().filter(is_child).collect()
+        processes_using(&self.0)
+            .into_iter()
+            .filter(is_child)
+            .collect()
     }
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn directory_and_threads_leave_no_trace() {
+fn output_does_not_depend_on_directory_or_threads() {
     // Q4_0, Q4_1 and Q6_K, and large biases of keys, as the model itself has them.
     let model = TinyGguf::qwen2()
         .large_biases()
@@ -103,7 +106,7 @@ fn directory_and_threads_leave_no_trace() {
     let root = tempfile::tempdir().unwrap();
     let build = |folder: &str, jobs: &str| {
         let (room, hub) = (Room::new(&root.path().join(folder)), Hub::of(model.clone()));
-        said(
+        stdout_of(
             room.kiln(&hub, &pin, &["--jobs", jobs])
                 .args(SMALL.iter().flat_map(|set| ["--set", set])),
         );
@@ -153,7 +156,7 @@ fn wait_for(what: &str, build: &mut std::process::Child, mut happened: impl FnMu
 /// then all of it again elsewhere with one thread.
 #[test]
 #[ignore = "needs a package index, the full-size file and minutes"]
-fn big_a_bundle_through_thick_and_thin() {
+fn big_bundle_is_reproducible_despite_interruptions() {
     let model = fs::read(std::env::var_os("KILN_GGUF").expect("KILN_GGUF names the file")).unwrap();
     let (size, pin) = (model.len(), sha256(&model));
     let hub = Hub::of(model);
@@ -193,7 +196,9 @@ fn big_a_bundle_through_thick_and_thin() {
     let mut build = start();
     wait_for("compilations", &mut build, || !room.compilers().is_empty());
     sleep(Duration::from_secs(30));
-    working_on(&room.0).iter().for_each(|process| kill(process));
+    processes_using(&room.0)
+        .iter()
+        .for_each(|process| kill(process));
     assert!(!build.wait().unwrap().success());
 
     let begun = Instant::now();
@@ -221,7 +226,7 @@ fn big_a_bundle_through_thick_and_thin() {
 
     let other = Room::new(&root.path().join("another/and/deeper"));
     let begun = Instant::now();
-    said(&mut other.kiln(&hub, &pin, &["bundle", "--jobs", "1"]));
+    stdout_of(&mut other.kiln(&hub, &pin, &["bundle", "--jobs", "1"]));
     println!(
         "again with one thread in {:.0} s",
         begun.elapsed().as_secs_f64()

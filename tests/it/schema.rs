@@ -21,7 +21,7 @@ fn check_text(text: &str) -> Result<(), String> {
 }
 
 #[test]
-fn every_plan_passes() {
+fn every_committed_plan_matches_the_schema() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
     let mut found = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -83,7 +83,7 @@ keep = ["report.txt"]
 "#;
 
 #[test]
-fn everything_a_plan_may_say_passes_and_mistakes_do_not() {
+fn valid_plans_match_and_mistakes_do_not() {
     assert_eq!(check_text(PLAN), Ok(()));
     for (good, bad) in [
         ("[vars]", "[var]"),
@@ -115,7 +115,7 @@ fn everything_a_plan_may_say_passes_and_mistakes_do_not() {
 /// Each kind with its slots and parameters, and each of these with a line for people; no kind
 /// claims a common key.
 #[test]
-fn the_schema_says_what_the_specs_say() {
+fn the_schema_matches_the_stage_specs() {
     let (registry, schema) = (kiln::stages::all(), schema(&kiln::stages::all()));
     let kinds = schema["$defs"]["stage"]["oneOf"].as_array().unwrap();
     assert_eq!(kinds.len(), registry.kinds().count());
@@ -155,7 +155,7 @@ fn the_schema_says_what_the_specs_say() {
 }
 
 #[test]
-fn defaults_and_enumerations_reach_the_editor() {
+fn the_schema_has_defaults_and_enumerations() {
     let schema = schema(&kiln::stages::all());
     let kinds = schema["$defs"]["stage"]["oneOf"].as_array().unwrap();
     let of = |kind: &str| &kinds.iter().find(|it| it["title"] == kind).unwrap()["properties"];

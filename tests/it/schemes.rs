@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::Quant;
 use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
@@ -147,7 +147,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn codes_and_errors_keep_their_bounds(seed: u64, rows in 1usize..20) {
+    fn codes_and_errors_are_within_bounds(seed: u64, rows in 1usize..20) {
         let values = numbers(seed, rows * 128);
         for layout in [INT8, INT4, lpbq(16), lpbq(32), lpbq(64), lpbq(128)] {
             let rounded = round_plain(layout, 128, &values);
@@ -186,7 +186,7 @@ proptest! {
 
     /// A source in blocks of 32 codes, one of them the last, leaves half a block most of its range unused.
     #[test]
-    fn smaller_blocks_lose_less_of_a_quantized_source(seed: u64) {
+    fn smaller_blocks_have_less_error_on_a_quantized_source(seed: u64) {
         let noise = numbers(seed, 16 * 512);
         let on_grid = |block: &[f32]| -> Vec<f32> {
             let largest = block.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default();
@@ -198,7 +198,7 @@ proptest! {
     }
 
     #[test]
-    fn feedback_is_never_worse_than_rounding(seed: u64) {
+    fn error_feedback_is_never_worse_than_rounding(seed: u64) {
         let (columns, values) = (64, numbers(seed, 17 * 64));
         let h = moments(seed, columns);
         let squares: Vec<f32> = (0..columns).map(|i| h[i * (columns + 1)]).collect();
@@ -213,7 +213,7 @@ proptest! {
 }
 
 #[test]
-fn rows_of_one_value_and_of_none() {
+fn constant_and_zero_rows_are_rounded() {
     for layout in [INT8, INT4, lpbq(16)] {
         let zeros = round_plain(layout, 32, &[0.0; 64]);
         assert_eq!(
@@ -232,7 +232,7 @@ fn rows_of_one_value_and_of_none() {
 }
 
 #[test]
-fn neighbours_and_threads_change_nothing() {
+fn results_do_not_depend_on_other_rows_or_threads() {
     let values = numbers(5, 40 * 64);
     let h = moments(5, 64);
     for layout in [INT4, lpbq(32)] {
@@ -261,7 +261,7 @@ fn neighbours_and_threads_change_nothing() {
 }
 
 #[test]
-fn what_cannot_be_rounded_is_refused() {
+fn invalid_rows_are_rejected() {
     let message = |layout: RowLayout, columns| {
         RowRounding::new(layout, Metric::plain(columns, layout.block))
             .map(drop)
@@ -378,7 +378,7 @@ fn facts(weights: &Manifest, name: &str) -> WeightFacts {
 }
 
 #[test]
-fn safe_weights_are_the_native_ones_without_a_negative_scale() {
+fn native_safe_weights_equal_native_without_negative_scales() {
     let types = [Quant::Q4_0, Quant::Q4_1, Quant::Q8_0];
     for (model, quant) in types.map(|quant| {
         (
@@ -417,7 +417,7 @@ fn safe_weights_are_the_native_ones_without_a_negative_scale() {
 }
 
 #[test]
-fn blocks_are_mirrored_by_hand() {
+fn a_block_with_a_negative_scale_is_mirrored() {
     // d = -0.5, codes 0 to 15 and again: -8 has no negative, so that the block is lifted by |d|.
     let block: Vec<u8> = half::f16::from_f32(-0.5)
         .to_le_bytes()
@@ -459,7 +459,7 @@ fn blocks_are_mirrored_by_hand() {
 }
 
 #[test]
-fn a_scheme_says_what_it_cost() {
+fn reported_errors_match_the_weights() {
     let bench = Bench::new(&TinyGguf::qwen2());
     let name = "blk.0.ffn_down.weight";
     let error = |weights: &Manifest| facts(weights, &format!("{name}/codes")).error.unwrap();
@@ -489,7 +489,7 @@ fn a_scheme_says_what_it_cost() {
 }
 
 #[test]
-fn only_what_a_calibration_changes_has_it_in_its_key() {
+fn only_calibrated_schemes_read_the_calibration() {
     let bench = Bench::new(&TinyGguf::qwen2());
     let calibration = bench.calibration(false);
     let stages = kiln::stages::all();
@@ -533,7 +533,7 @@ fn only_what_a_calibration_changes_has_it_in_its_key() {
 }
 
 #[test]
-fn a_calibration_lowers_the_cost_of_errors() {
+fn calibration_lowers_the_weighted_error() {
     let bench = Bench::new(&TinyGguf::qwen2());
     let name = "blk.1.ffn_gate.weight";
     let source = restore::weight(&bench.folder, &bench.requant("native"), name);
@@ -564,7 +564,7 @@ fn a_calibration_lowers_the_cost_of_errors() {
 }
 
 #[test]
-fn columns_that_make_no_blocks_are_refused() {
+fn indivisible_columns_are_rejected() {
     let bench = Bench::new(&TinyGguf::qwen2());
     let problem = bench
         .run(
@@ -607,12 +607,15 @@ fn run_in_onnx_runtime(scheme: &str) {
     let facts = json!({"model": onnx.part("model.json").unwrap().facts, "weights": parts});
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
-    println!("{scheme}: {}", said(python().arg(script).arg(out.path())));
+    println!(
+        "{scheme}: {}",
+        stdout_of(python().arg(script).arg(out.path()))
+    );
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_every_scheme() {
+fn onnx_runtime_matches_numpy_for_every_scheme() {
     for scheme in [
         "native-safe",
         "int8-channel",

@@ -11,10 +11,7 @@ use kiln::model::onnx::{Checked, decode};
 use kiln::stages;
 use serde_json::{Value, json};
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
-fn road(home: &tempfile::TempDir) -> StageRunner {
+fn runner(home: &tempfile::TempDir) -> StageRunner {
     StageRunner::new(home.path())
 }
 
@@ -23,8 +20,8 @@ fn cut(shards: Value) -> Value {
 }
 
 /// What the graphs called `file` take and give, but for what all of them take.
-fn ends(road: &StageRunner, graph: &Manifest, file: &str) -> String {
-    let model = decode(&road.bytes(graph, file)).unwrap();
+fn ends(runner: &StageRunner, graph: &Manifest, file: &str) -> String {
+    let model = decode(&runner.bytes(graph, file)).unwrap();
     let checked = Checked::new(&model).unwrap();
     let shared = ["attention_mask", "position_ids_cos", "position_ids_sin"];
     let inputs = checked.graph.input.iter().map(|value| value.name.as_str());
@@ -44,10 +41,10 @@ fn ends(road: &StageRunner, graph: &Manifest, file: &str) -> String {
 }
 
 #[test]
-fn a_shard_gives_what_the_next_one_takes() {
+fn outputs_of_each_shard_are_inputs_of_the_next() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let (_, graph) = road.model(
+    let runner = runner(&home);
+    let (_, graph) = runner.model(
         &TinyGguf::qwen2().layers(3).write(),
         "native",
         cut(json!(2)),
@@ -85,7 +82,7 @@ fn a_shard_gives_what_the_next_one_takes() {
             caches(&[0, 1], "out")
         );
         assert_eq!(
-            ends(&road, &graph, &format!("{role}-1-of-2.onnx")),
+            ends(&runner, &graph, &format!("{role}-1-of-2.onnx")),
             expected
         );
         let expected = format!(
@@ -94,34 +91,35 @@ fn a_shard_gives_what_the_next_one_takes() {
             caches(&[2], "out")
         );
         assert_eq!(
-            ends(&road, &graph, &format!("{role}-2-of-2.onnx")),
+            ends(&runner, &graph, &format!("{role}-2-of-2.onnx")),
             expected
         );
     }
 }
 
 #[test]
-fn the_whole_is_not_changed_by_being_cut() {
+fn sharding_does_not_change_the_full_graphs() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
+    let runner = runner(&home);
     let gguf = TinyGguf::qwen2().layers(3).write();
     let [whole, cut] =
-        [json!(1), json!(3)].map(|shards| road.model(&gguf, "native", cut(shards)).1);
+        [json!(1), json!(3)].map(|shards| runner.model(&gguf, "native", cut(shards)).1);
     for (name, part) in &whole.parts {
         assert_eq!(cut.parts.get(name), Some(part), "{name}");
     }
 }
 
 #[test]
-fn shards_that_cannot_be_are_refused() {
+fn invalid_shard_parameters_are_rejected() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().layers(2).write());
-    let weights = road
+    let runner = runner(&home);
+    let model = runner.inspect(&TinyGguf::llama().layers(2).write());
+    let weights = runner
         .run("requant", json!({}), &[("tensors", &model)])
         .unwrap();
     let refused = |params| {
-        road.run("graph", params, &[("model", &model), ("weights", &weights)])
+        runner
+            .run("graph", params, &[("model", &model), ("weights", &weights)])
             .unwrap_err()
     };
     let problem = refused(cut(json!(3)));
@@ -145,15 +143,15 @@ fn shards_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn as_few_shards_as_fit_the_memory() {
+fn auto_uses_the_fewest_shards_that_fit_the_memory() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
+    let runner = runner(&home);
     // 12 million weights in each of four layers.
     let gguf = TinyGguf::llama().layers(4).widths(1024, 4096).write();
     let count = |memory: &str| {
         let params =
             json!({"prefill": 16, "context": 32, "shards": "auto", "shard_memory": memory});
-        let (_, graph) = road.model(&gguf, "f16", params);
+        let (_, graph) = runner.model(&gguf, "f16", params);
         graph
             .parts
             .keys()
@@ -190,22 +188,23 @@ fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn a_tweak_compiles_one_shard_again() {
+fn changing_one_weight_recompiles_one_shard() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().layers(4).write());
+    let runner = runner(&home);
+    let model = runner.inspect(&TinyGguf::llama().layers(4).write());
     let graph = |schemes: Value| {
-        let weights = road
+        let weights = runner
             .run("requant", schemes, &[("tensors", &model)])
             .unwrap();
-        road.run(
-            "graph",
-            cut(json!(4)),
-            &[("model", &model), ("weights", &weights)],
-        )
-        .unwrap()
+        runner
+            .run(
+                "graph",
+                cut(json!(4)),
+                &[("model", &model), ("weights", &weights)],
+            )
+            .unwrap()
     };
-    let library = road.part(b"a library", Value::Null);
+    let library = runner.part(b"a library", Value::Null);
     let files =
         ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
     let tool = Manifest {
@@ -231,12 +230,12 @@ fn a_tweak_compiles_one_shard_again() {
 }
 
 #[test]
-fn a_binary_that_is_missing_is_named() {
+fn a_missing_binary_is_reported() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().write());
+    let runner = runner(&home);
+    let model = runner.inspect(&TinyGguf::llama().write());
     let parts = ["2-of-2/model.bin", "model.json"]
-        .map(|name| (name.parse().unwrap(), road.part(b"", Value::Null)));
+        .map(|name| (name.parse().unwrap(), runner.part(b"", Value::Null)));
     for context in [
         Manifest {
             parts: parts.into(),
@@ -244,7 +243,7 @@ fn a_binary_that_is_missing_is_named() {
         model,
     ] {
         let slots = [("reference", &Manifest::default()), ("context", &context)];
-        let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
+        let problem = runner.run("evaluate", json!({}), &slots).unwrap_err();
         assert_eq!(problem.code, "kiln::part_missing", "{problem}");
     }
 }
@@ -252,41 +251,26 @@ fn a_binary_that_is_missing_is_named() {
 /// Both ways on the simulator, against the reference; and the container of each shard.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_chip_computes_the_same_in_shards() {
+fn shards_match_the_reference_on_the_simulator() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home).tool("qnn", &tools::qnn());
-    let model = road.inspect(&TinyGguf::qwen2().layers(3).write());
+    let runner = runner(&home).tool("qnn", &tools::qnn());
+    let model = runner.inspect(&TinyGguf::qwen2().layers(3).write());
     let params = json!({"windows": 2, "tokens": 12, "prompt": "the dog", "greedy": 5});
-    let reference = road
-        .run(
-            "reference",
-            params,
-            &[("model", &model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
+    let reference = runner.reference(&model, params);
     for shards in [1, 3] {
-        let graph = road.graph(&model, "native", cut(json!(shards)));
+        let graph = runner.graph(&model, "native", cut(json!(shards)));
         let params = json!({"soc": "sm8650", "weight_sharing": false, "container": true});
-        let context = road
+        let context = runner
             .run("context-bin", params, &[("graph", &graph)])
             .unwrap();
-        let score = road
-            .run(
-                "evaluate",
-                json!({}),
-                &[("reference", &reference), ("context", &context)],
-            )
-            .unwrap();
+        let score = runner.evaluate(&reference, "context", &context);
         let limits =
             json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
-        let report = road
+        let report = runner
             .run("validate", limits, &[("evaluation", &score)])
             .unwrap();
-        println!(
-            "{}",
-            String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
-        );
-        let dlc = road
+        println!("{}", runner.text(&report, "report.txt"));
+        let dlc = runner
             .run("dlc", json!({}), &[("context", &context)])
             .unwrap();
         let count = dlc

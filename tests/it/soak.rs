@@ -7,8 +7,8 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::{kill, working_on};
-use crate::support::tiny_build::{TinyBuild, said};
+use crate::support::processes::{kill, processes_using};
+use crate::support::tiny_build::{TinyBuild, printed};
 use crate::support::tiny_gguf::Random;
 
 /// What came of the rounds.
@@ -31,7 +31,7 @@ struct Count {
 /// Strikes each round once or twice, then builds undisturbed.
 fn soak(rounds: usize, seed: u64) -> Count {
     let tiny = TinyBuild::downloading();
-    let expected = tiny.whole();
+    let expected = tiny.expected();
     let begun = Instant::now();
     tiny.build_to_end("timed");
     let length_us = begun.elapsed().as_micros() as u64;
@@ -42,7 +42,7 @@ fn soak(rounds: usize, seed: u64) -> Count {
         ..Count::default()
     };
     for round in 0..rounds {
-        let room = round.to_string();
+        let workspace = round.to_string();
         for _ in 0..=round % 2 {
             let whom = if random.bits().is_multiple_of(2) {
                 Whom::Parent
@@ -51,29 +51,29 @@ fn soak(rounds: usize, seed: u64) -> Count {
             };
             let (is_struck, lives_on) = strike(
                 &tiny,
-                &room,
+                &workspace,
                 Duration::from_micros(random.bits() % length_us),
                 whom,
             );
             count.struck += usize::from(is_struck);
             count.left_behind += usize::from(lives_on);
             let blobs =
-                fs::read_dir(tiny.cache(&room).join("blobs")).map_or(0, |blobs| blobs.count());
+                fs::read_dir(tiny.cache(&workspace).join("blobs")).map_or(0, |blobs| blobs.count());
             count.in_the_middle += usize::from(is_struck && blobs > 0);
         }
         let mut is_wrong = tiny
-            .written(&room)
+            .written(&workspace)
             .iter()
             .any(|(stage, files)| expected[stage] != *files);
-        let output = tiny.build(&room).output().unwrap();
+        let output = tiny.build(&workspace).output().unwrap();
         if !output.status.success() {
-            println!("round {round}, refused: {}", said(&output));
+            println!("round {round}, refused: {}", printed(&output));
             count.refused += 1;
         }
-        is_wrong |= tiny.written(&room) != expected;
+        is_wrong |= tiny.written(&workspace) != expected;
         count.wrong += usize::from(is_wrong);
-        count.verify_faults += usize::from(!tiny.is_whole(&room));
-        fs::remove_dir_all(tiny.room(&room)).unwrap();
+        count.verify_faults += usize::from(!tiny.verifies(&workspace));
+        fs::remove_dir_all(tiny.workspace(&workspace)).unwrap();
         if round % 100 == 99 {
             println!("{count:?} after round {round}");
             std::io::stdout().flush().unwrap();
@@ -92,23 +92,23 @@ enum Whom {
 
 /// Kills a build after a while; yields whether it was alive, and whether any process of it was ten
 /// seconds later.
-fn strike(tiny: &TinyBuild, room: &str, after: Duration, whom: Whom) -> (bool, bool) {
+fn strike(tiny: &TinyBuild, workspace: &str, after: Duration, whom: Whom) -> (bool, bool) {
     let mut kiln = tiny
-        .build(room)
+        .build(workspace)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     sleep(after);
     if let Whom::All = whom {
-        working_on(&tiny.room(room))
+        processes_using(&tiny.workspace(workspace))
             .iter()
             .for_each(|process| kill(process));
     }
     kiln.kill().unwrap();
     let is_struck = !kiln.wait().unwrap().success();
     let begun = Instant::now();
-    while !working_on(&tiny.room(room)).is_empty() {
+    while !processes_using(&tiny.workspace(workspace)).is_empty() {
         if begun.elapsed() > Duration::from_secs(10) {
             return (is_struck, true);
         }
@@ -142,12 +142,12 @@ fn check(rounds: usize, seed: u64) {
 }
 
 #[test]
-fn a_few_kills() {
+fn random_kills() {
     check(8, 1);
 }
 
 #[test]
 #[ignore = "takes about six minutes"]
-fn big_a_thousand_kills() {
+fn big_thousand_random_kills() {
     check(1000, 2);
 }

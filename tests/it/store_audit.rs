@@ -69,7 +69,7 @@ fn check(cache: &Path, call: &str, code: i32, expected: &str) {
 }
 
 #[test]
-fn stats_count_by_stage_and_a_shared_blob_once() {
+fn stats_count_a_shared_blob_once() {
     let cache = cache();
     let expected = "\
 stage           results     output  peak memory
@@ -90,7 +90,7 @@ fn file(cache: &Path, room: &str, what: &[u8], ending: &str) -> PathBuf {
 }
 
 #[test]
-fn verify_names_what_is_damaged_and_repair_removes_it() {
+fn verify_reports_damage_and_repair_removes_it() {
     let cache = cache();
     check(
         cache.path(),
@@ -140,7 +140,7 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
 }
 
 #[test]
-fn an_interruption_ends_verify_within_a_large_blob() {
+fn verify_can_be_interrupted_within_a_large_blob() {
     let cache = cache();
     let blob = file(cache.path(), "blobs", b"large", "");
     fs::create_dir_all(blob.parent().unwrap()).unwrap();
@@ -164,7 +164,7 @@ fn an_interruption_ends_verify_within_a_large_blob() {
 }
 
 #[test]
-fn a_cache_that_is_not_there_is_not_made() {
+fn stats_do_not_create_a_cache() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("cahce");
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));

@@ -90,7 +90,7 @@ fn collect(root: &Path, folder: &Path, words: &mut BTreeMap<String, String>) {
 }
 
 #[test]
-fn a_manifest_becomes_a_folder_once() {
+fn publishing_twice_writes_once() {
     let bench = Bench::new();
     let manifest = bench.manifest("a=1 weights/b/codes=22 weights/b/scales=");
     assert!(bench.publish(&manifest));
@@ -100,7 +100,7 @@ fn a_manifest_becomes_a_folder_once() {
 }
 
 #[test]
-fn another_manifest_replaces_it_as_a_whole() {
+fn a_new_manifest_replaces_the_folder() {
     let bench = Bench::new();
     bench.publish(&bench.manifest("a=1 b=2"));
     for words in ["a=1 b=3", "a=1", "c=1"] {
@@ -111,7 +111,7 @@ fn another_manifest_replaces_it_as_a_whole() {
 }
 
 #[test]
-fn what_was_touched_is_written_again() {
+fn modified_files_are_written_again() {
     let bench = Bench::new();
     let manifest = bench.manifest("a=1 b=2");
     bench.publish(&manifest);
@@ -147,7 +147,7 @@ fn what_was_touched_is_written_again() {
 }
 
 #[test]
-fn a_window_becomes_a_file_of_its_own() {
+fn a_window_becomes_a_file() {
     let bench = Bench::new();
     let whole = bench.manifest("x=0123456789");
     let window = Some(Window {
@@ -169,7 +169,7 @@ fn a_window_becomes_a_file_of_its_own() {
 }
 
 #[test]
-fn a_failure_leaves_what_was_there() {
+fn a_failure_keeps_the_old_folder() {
     let bench = Bench::new();
     bench.publish(&bench.manifest("a=1"));
     let mut next = bench.manifest("a=2 b=3");
@@ -185,7 +185,7 @@ fn a_failure_leaves_what_was_there() {
 }
 
 #[test]
-fn a_folder_that_kiln_did_not_write_is_not_touched() {
+fn a_foreign_folder_is_not_touched() {
     let bench = Bench::new();
     fs::create_dir_all(&bench.folder).unwrap();
     bench.publish(&bench.manifest("a=1"));
@@ -202,7 +202,7 @@ fn a_folder_that_kiln_did_not_write_is_not_touched() {
 }
 
 #[test]
-fn leftovers_of_a_killed_writer_are_swept() {
+fn temporary_folders_of_killed_writers_are_removed() {
     let bench = Bench::new();
     let leftover = bench.root.path().join("out/plan/.kiln-tmp-4711-0/weights");
     fs::create_dir_all(leftover).unwrap();
@@ -211,7 +211,7 @@ fn leftovers_of_a_killed_writer_are_swept() {
 }
 
 #[test]
-fn two_writers_at_once_leave_one_whole_folder() {
+fn concurrent_writers_leave_one_complete_folder() {
     let bench = Bench::new();
     let manifests = [bench.manifest("a=1 b=1 c=1"), bench.manifest("a=2 b=2 c=2")];
     std::thread::scope(|scope| {
@@ -227,7 +227,7 @@ fn two_writers_at_once_leave_one_whole_folder() {
 }
 
 #[test]
-fn a_link_in_place_of_a_folder_is_not_followed() {
+fn a_symlink_in_place_of_the_folder_is_not_followed() {
     let bench = Bench::new();
     let other = bench.folder.with_file_name("other");
     publish(&bench.store, &bench.manifest("a=1"), &other, Links::Reflink).unwrap();
@@ -260,7 +260,7 @@ fn a_link_in_place_of_a_folder_is_not_followed() {
 }
 
 #[test]
-fn hard_links_take_no_space_and_stay_as_they_are() {
+fn hard_links_use_no_space_and_are_kept() {
     let bench = Bench::new();
     let manifest = bench.manifest("a=1 b=1 c=22");
     let publish = |folder: &str| {

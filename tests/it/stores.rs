@@ -112,7 +112,7 @@ fn notes_come_back(notes: &dyn Notes) {
 /// Holds for a store, and for one that is wrapped to go wrong later.
 fn contract<S: BlobStore + ActionCache + Notes>(make: impl Fn() -> S) {
     for checks in [kept_by as fn(&dyn Store), |store| {
-        kept_by(&Faulty::never(store))
+        kept_by(&Faulty::without_fault(store))
     }] {
         checks(&make());
     }
@@ -127,12 +127,12 @@ fn kept_by(store: &dyn Store) {
 }
 
 #[test]
-fn memory_keeps_the_contract() {
+fn memory_store_satisfies_the_contract() {
     contract(Memory::default);
 }
 
 #[test]
-fn disk_keeps_the_contract() {
+fn disk_store_satisfies_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let count = std::cell::Cell::new(0);
     contract(|| {
@@ -142,7 +142,7 @@ fn disk_keeps_the_contract() {
 }
 
 #[test]
-fn what_one_process_puts_another_finds() {
+fn entries_are_visible_through_another_handle() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (
         Disk::open(folder.path()).unwrap(),
@@ -160,7 +160,7 @@ fn what_one_process_puts_another_finds() {
 }
 
 #[test]
-fn a_new_cache_may_be_opened_by_many_at_once() {
+fn a_new_cache_can_be_opened_concurrently() {
     for _ in 0..100 {
         let folder = tempfile::tempdir().unwrap();
         let start = Barrier::new(4);
@@ -177,7 +177,7 @@ fn a_new_cache_may_be_opened_by_many_at_once() {
 }
 
 #[test]
-fn many_writers_of_the_same_blobs_do_not_meet() {
+fn concurrent_writers_of_the_same_blobs_succeed() {
     let folder = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -221,7 +221,7 @@ fn blob_path(root: &Path, digest: &Digest) -> PathBuf {
 }
 
 #[test]
-fn a_flipped_bit_is_never_handed_out() {
+fn a_corrupt_blob_is_never_returned() {
     let folder = tempfile::tempdir().unwrap();
     let writer = Disk::open(folder.path()).unwrap();
     let by_path = |store: &Disk, digest: &Digest| store.path(digest).map(|_| ());
@@ -249,7 +249,7 @@ fn a_flipped_bit_is_never_handed_out() {
 }
 
 #[test]
-fn writing_a_blob_again_mends_it() {
+fn writing_a_blob_again_repairs_it() {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
     let digest = put(&store, b"clay");
@@ -259,7 +259,7 @@ fn writing_a_blob_again_mends_it() {
 }
 
 #[test]
-fn a_shortened_blob_counts_as_missing() {
+fn a_truncated_blob_counts_as_missing() {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
     let digest = put(&store, b"clay");
@@ -274,7 +274,7 @@ fn a_shortened_blob_counts_as_missing() {
 }
 
 #[test]
-fn any_damage_to_an_entry_makes_it_absent() {
+fn any_damage_to_a_result_makes_it_absent() {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
     let hex = key("a").0.hex();
@@ -306,7 +306,7 @@ fn any_damage_to_an_entry_makes_it_absent() {
 }
 
 #[test]
-fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
+fn temporary_files_of_dead_processes_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let living = Disk::open(folder.path()).unwrap();
     let scratch = living.scratch().unwrap();
@@ -326,7 +326,7 @@ fn leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not() {
 }
 
 #[test]
-fn half_finished_work_has_one_owner_and_outlives_it() {
+fn a_partial_folder_is_locked_and_persists() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (
         Disk::open(folder.path()).unwrap(),
@@ -355,7 +355,7 @@ fn half_finished_work_has_one_owner_and_outlives_it() {
 }
 
 #[test]
-fn another_layout_is_refused() {
+fn an_unsupported_layout_version_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     drop(Disk::open(folder.path()).unwrap());
     fs::write(folder.path().join("layout"), "kiln cache 99\n").unwrap();
@@ -365,7 +365,7 @@ fn another_layout_is_refused() {
 }
 
 #[test]
-fn a_layout_that_no_kiln_wrote_is_refused_and_stays() {
+fn an_invalid_layout_file_is_rejected_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     for damaged in [
         "",
@@ -418,7 +418,7 @@ fn only_an_empty_folder_becomes_a_cache() {
 }
 
 #[test]
-fn many_make_one_cache_at_once() {
+fn a_cache_can_be_created_concurrently() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().join("cache");
     std::thread::scope(|scope| {
@@ -429,7 +429,7 @@ fn many_make_one_cache_at_once() {
 }
 
 #[test]
-fn no_link_leads_out_of_a_cache() {
+fn symlinks_inside_a_cache_are_rejected() {
     let root = tempfile::tempdir().unwrap();
     let hex = hash_bytes(b"thesis").hex();
     let shelf = &hex[..2];
@@ -466,7 +466,7 @@ fn no_link_leads_out_of_a_cache() {
 }
 
 #[test]
-fn who_only_reads_leaves_no_trace() {
+fn reading_creates_no_temporary_folder() {
     let folder = tempfile::tempdir().unwrap();
     put(&Disk::open(folder.path()).unwrap(), b"clay");
     let reader = Disk::open(folder.path()).unwrap();

@@ -4,7 +4,7 @@ use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 
 #[test]
-fn the_same_model_gives_the_same_bytes() {
+fn generation_is_deterministic() {
     let file = TinyGguf::llama().matrices(Quant::Q8_0).write();
     assert_eq!(file, TinyGguf::llama().matrices(Quant::Q8_0).write());
     assert_ne!(

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::peers;
 use crate::support::quantize::Quant;
-use crate::support::tiny_gguf::{Random, TinyGguf, letters};
+use crate::support::tiny_gguf::{Random, TinyGguf, byte_characters};
 use crate::support::tools;
 use crate::support::workspace::Folder;
 use kiln::action::Inputs;
@@ -107,7 +107,7 @@ fn odd() -> Vec<String> {
 fn spelled(texts: Vec<String>, metadata: &Json) -> Vec<String> {
     let tokens = metadata["tokenizer.ggml.tokens"].as_array().unwrap();
     let tokens: BTreeSet<&str> = tokens.iter().map(|token| token.as_str().unwrap()).collect();
-    let known: Vec<bool> = letters()
+    let known: Vec<bool> = byte_characters()
         .iter()
         .map(|letter| tokens.contains(letter.to_string().as_str()))
         .collect();
@@ -132,7 +132,7 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
     std::fs::write(&json, tokenizer.to_json().unwrap()).unwrap();
     std::fs::write(&list, serde_json::to_vec(texts).unwrap()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/both_tokenizers.py");
-    let said = peers::said(peers::python().arg(script).args([model, json, list]));
+    let said = peers::stdout_of(peers::python().arg(script).args([model, json, list]));
     let ids: Vec<[Vec<u32>; 2]> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert_eq!(ids.len(), texts.len());
     let mut tokens = 0;
@@ -157,7 +157,7 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
 
 #[test]
 #[ignore = "needs the peers and SmolLM2"]
-fn the_tokenizer_of_a_real_model_is_llama_cpp_s() {
+fn tokens_match_llama_cpp_and_hugging_face() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let gguf = std::fs::read(tools::smollm2()).unwrap();

@@ -27,7 +27,7 @@ fn plan(keys: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn it_is_fetched_anew_whenever_its_bytes_change_and_only_then() {
+fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
     let home = plan("tracked = true\n");
     let (clay, out) = (
         home.path().join("clay.txt"),
@@ -59,7 +59,7 @@ fn it_is_fetched_anew_whenever_its_bytes_change_and_only_then() {
 }
 
 #[test]
-fn only_a_file_without_a_pin_is_tracked() {
+fn a_tracked_file_cannot_be_pinned_or_unpacked() {
     let refused = |keys: &str| kiln(plan(keys).path(), &["check", "plan.toml"]);
     let (said, code) = refused(&format!(
         "tracked = true\nsha256 = \"{}\"\n",

@@ -63,7 +63,7 @@ fn subcommands(path: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn without_a_subcommand_the_first_steps_are_shown() {
+fn no_subcommand_prints_the_first_steps() {
     let (_, err) = kiln(&[], &[], 2);
     for text in [
         "kiln doctor",
@@ -77,7 +77,7 @@ fn without_a_subcommand_the_first_steps_are_shown() {
 }
 
 #[test]
-fn every_shell_gets_a_script_without_what_is_hidden() {
+fn completion_scripts_omit_hidden_commands() {
     for shell in SHELLS {
         let (script, _) = kiln(&["completions", shell], &[], 0);
         for word in ["doctor", "keep-going", "max-size"] {
@@ -139,14 +139,14 @@ fn every_subcommand_has_a_manual_page() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn an_unwritable_folder_is_reported() {
     let (_, err) = kiln(&["man", "/proc/nowhere"], &[], 2);
     assert!(err.contains("/proc/nowhere"), "{err}");
 }
 
 /// Help, and mistakes of the call, are clap's; problems are kiln's. All heed the same words.
 #[test]
-fn colours_are_as_asked_for_everywhere() {
+fn colour_options_apply_to_all_output() {
     let check = |arguments: &[&str], env: &[(&str, &str)], expect: bool| {
         let calls = [
             (&["build", "--help"][..], 0),

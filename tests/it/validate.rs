@@ -113,7 +113,7 @@ fn check(params: Value) -> std::result::Result<String, Problem> {
 }
 
 #[test]
-fn kept_limits_give_a_report() {
+fn met_limits_produce_a_report() {
     let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2, "perplexity": 10.0});
     let report = check(
         json!({"limits": {"onnx": limits, "npu": {"size_bytes": 500}, "genie": {"greedy": 2}}}),
@@ -190,7 +190,7 @@ fn each_limit_can_be_missed() {
 }
 
 #[test]
-fn no_more_is_asked_than_an_answer_that_ends() {
+fn an_answer_that_ends_early_meets_the_greedy_limit() {
     let passes = |ended: bool| {
         let home = tempfile::tempdir().unwrap();
         let folder = Folder::new(home.path());
@@ -213,7 +213,7 @@ fn no_more_is_asked_than_an_answer_that_ends() {
 }
 
 #[test]
-fn the_report_outlives_the_failure() {
+fn the_report_is_kept_on_failure() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let scores = ("onnx", score(&folder, 100, 0.02, json!({})));
@@ -232,7 +232,7 @@ fn the_report_outlives_the_failure() {
 }
 
 #[test]
-fn a_limit_that_the_artifact_has_not_is_refused() {
+fn an_inapplicable_limit_is_rejected() {
     let kinds = kiln::stages::all();
     let given = [("onnx", "evaluation"), ("npu", "context-bin")].map(|(stage, artifact)| Given {
         slot: "inputs".into(),
@@ -265,7 +265,7 @@ fn a_limit_that_the_artifact_has_not_is_refused() {
 }
 
 #[test]
-fn what_is_not_finite_is_never_kept() {
+fn non_finite_logits_fail_validation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let mut manifest = score(&folder, 10, 0.0, json!({}));

@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn without_the_library_the_command_that_mends_it_is_shown() {
+fn a_missing_library_shows_the_install_command() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(
         folder.path().join("model.bin"),

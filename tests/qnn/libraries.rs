@@ -41,7 +41,7 @@ fn a_missing_library_is_a_missing_tool() {
 }
 
 #[test]
-fn a_file_that_is_no_library_is_refused() {
+fn a_file_that_is_not_a_library_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libQnnSystem.so"), b"clay, not code").unwrap();
     let problem = System::open(folder.path()).err().unwrap();
@@ -54,7 +54,7 @@ fn a_file_that_is_no_library_is_refused() {
 }
 
 #[test]
-fn a_library_of_something_else_is_refused() {
+fn a_library_without_qnn_symbols_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let libm = [
         "/lib/x86_64-linux-gnu/libm.so.6",
@@ -81,7 +81,7 @@ fn layer(weight: DeviceEncoding, io: LinearIo) -> DeviceUse {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn every_use_of_weights_computes_right() {
+fn every_weight_use_is_accurate() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| DeviceEncoding::FloatBlock {
         bits,
@@ -228,7 +228,7 @@ fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_context_binary_survives_reading_back_and_runs() {
+fn a_context_binary_can_be_reloaded_and_run() {
     let folder = libraries();
     let soc = Soc::named("sm8650").unwrap();
     let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
@@ -279,7 +279,7 @@ fn a_context_binary_survives_reading_back_and_runs() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_refused_operation_is_described() {
+fn a_rejected_operation_is_described() {
     let folder = libraries();
     let context = Context::new(
         &Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(),
@@ -330,7 +330,7 @@ fn a_refused_operation_is_described() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_hostile_binary_is_refused() {
+fn an_invalid_binary_is_rejected() {
     let folder = libraries();
     for binary in [&b""[..], b"clay", &[0; 8192]] {
         let problem = System::open(&folder)
@@ -346,7 +346,7 @@ fn a_hostile_binary_is_refused() {
 /// `[kv_heads, 1, rows, columns]`.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn key_heads_may_be_the_batch() {
+fn key_heads_can_be_the_batch_dimension() {
     let folder = libraries();
     let (heads, rows, width, past) = (3, 6, 64, 31);
     let mut graph = Small(DeviceGraph {
@@ -420,7 +420,7 @@ fn key_heads_may_be_the_batch() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_dlc_is_written_listed_and_composed() {
+fn a_dlc_can_be_written_listed_and_composed() {
     let folder = libraries();
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("one.dlc");

@@ -180,7 +180,7 @@ fn small() -> Value {
 }
 
 #[test]
-fn llama_in_q4_1_with_its_rows_reordered_and_a_tied_head() {
+fn llama_q4_1_with_reordered_rows_and_a_tied_head() {
     check(
         &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
         json!({}),
@@ -189,22 +189,22 @@ fn llama_in_q4_1_with_its_rows_reordered_and_a_tied_head() {
 }
 
 #[test]
-fn qwen2_in_q4_0_with_biases() {
+fn qwen2_q4_0_with_biases() {
     check(&TinyGguf::qwen2(), json!({}), small());
 }
 
 #[test]
-fn an_embedding_with_offsets() {
+fn embedding_with_offsets() {
     check(&TinyGguf::llama(), json!({}), small());
 }
 
 #[test]
-fn plain_halves() {
+fn f16_weights() {
     check(&TinyGguf::llama(), json!({"scheme": "f16"}), small());
 }
 
 #[test]
-fn qwen2_with_large_key_biases() {
+fn large_key_biases_of_qwen2() {
     check(&TinyGguf::qwen2().large_biases(), json!({}), small());
 }
 
@@ -229,7 +229,7 @@ fn every_scheme() {
 }
 
 #[test]
-fn gains_change_nothing() {
+fn exponents_do_not_change_the_logits() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     check(&TinyGguf::qwen2(), json!({}), scaled.clone());
     check(&TinyGguf::llama(), json!({}), scaled);
@@ -306,7 +306,7 @@ impl Engine for Htp {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_a_llama() {
+fn the_simulator_matches_the_reference_for_llama() {
     let made = make(
         &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
         json!({}),
@@ -320,7 +320,7 @@ fn the_simulator_computes_a_llama() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_a_scaled_qwen2() {
+fn the_simulator_matches_the_reference_for_a_scaled_qwen2() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     let made = make(&TinyGguf::qwen2(), json!({}), scaled);
     let engine = Htp::new(&made.profiles, &made.graphs);
@@ -331,7 +331,7 @@ fn the_simulator_computes_a_scaled_qwen2() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
+fn large_key_biases_need_centred_keys_on_the_simulator() {
     let model = TinyGguf::qwen2().large_biases();
     let error = |centre: &str| {
         let made = make(
@@ -351,7 +351,7 @@ fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_schemes_by_channel() {
+fn the_simulator_matches_the_reference_for_channel_schemes() {
     // Each in the tensors of another kind.
     let schemes = [
         ("attn_q", "int8-channel"),

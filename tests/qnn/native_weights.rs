@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::tiny_gguf::Random;
 use crate::support::workspace::Folder;
 use half::f16;
@@ -290,7 +290,7 @@ fn documented() -> Vec<(String, Vec<f64>)> {
 }
 
 #[test]
-fn the_table_has_every_type_in_the_form_that_requant_gives_it() {
+fn the_table_lists_the_encoding_of_every_type() {
     let rows: Vec<String> = documented()
         .into_iter()
         .map(|(described, _)| described)
@@ -306,7 +306,7 @@ fn the_table_has_every_type_in_the_form_that_requant_gives_it() {
 /// --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_table_is_what_the_simulator_computes() {
+fn the_table_matches_the_simulator() {
     let soc = std::env::var("KILN_SOC").unwrap_or("sm8650".into());
     let backend = Backend::htp(&crate::support::tools::qnn(), Soc::named(&soc).unwrap()).unwrap();
     let types = block_types();
@@ -375,7 +375,7 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_reads_every_type_as_it_was_decoded() {
+fn onnx_runtime_decodes_every_type_exactly() {
     const ROWS: usize = 8;
     let types = block_types()
         .into_iter()
@@ -396,7 +396,7 @@ fn onnx_runtime_reads_every_type_as_it_was_decoded() {
             .iter()
             .for_each(|(blob, bytes)| std::fs::write(folder.join(blob), bytes).unwrap());
     }
-    said(python().args(["-c", READ_BACK]).arg(root.path()));
+    stdout_of(python().args(["-c", READ_BACK]).arg(root.path()));
     for (name, weight) in &all {
         let bytes = std::fs::read(root.path().join(name).join("y")).unwrap();
         let got: Vec<f64> = bytes

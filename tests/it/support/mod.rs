@@ -1,7 +1,9 @@
-//! What tests share.
+//! Helpers that several test modules use.
 #![allow(missing_docs, non_camel_case_types)]
 
 pub mod alive;
+pub mod call;
+pub mod command_project;
 pub mod contexts;
 pub mod event_fixtures;
 pub mod fake;
@@ -12,15 +14,16 @@ pub mod hub;
 pub mod peers;
 pub mod phone;
 pub mod place;
+pub mod plain_decoder;
 pub mod plan_text;
 pub mod processes;
 pub mod quantize;
 pub mod restore;
+pub mod results;
 pub mod scripts;
 pub mod simulation;
 pub mod stage_runner;
 pub mod test_program;
-pub mod textbook;
 pub mod tiny_build;
 pub mod tiny_gguf;
 pub mod tiny_weights;

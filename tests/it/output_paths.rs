@@ -7,10 +7,10 @@ use crate::support::test_program::Project;
 use crate::support::tree::files;
 
 #[test]
-fn nothing_is_written_over_what_is_read_nor_into_the_cache() {
-    let shop = Project::open();
-    shop.done("build shop.toml --lock --log log");
-    let before = files(&shop.path("."));
+fn output_paths_cannot_overwrite_inputs_or_the_cache() {
+    let project = Project::open();
+    project.stdout("build shop.toml --lock --log log");
+    let before = files(&project.path("."));
     for call in [
         "build shop.toml --log shop.toml",
         "build shop.toml --junit shop.lock",
@@ -25,16 +25,16 @@ fn nothing_is_written_over_what_is_read_nor_into_the_cache() {
         "cache export shop.toml shop.toml",
         "cache export shop.toml cache/all.tar",
     ] {
-        let (code, _, errors) = shop.kiln(call, &[]);
+        let (code, _, errors) = project.kiln(call, &[]);
         assert!(
             code == 2 && errors.contains("kiln::call::place"),
             "{call}: {code} {errors}"
         );
-        assert_eq!(files(&shop.path(".")), before, "{call}");
+        assert_eq!(files(&project.path(".")), before, "{call}");
     }
-    shop.done("build shop.toml --log log --junit report.xml --trace trace.json");
+    project.stdout("build shop.toml --log log --junit report.xml --trace trace.json");
     assert_eq!(
-        shop.kiln("cache export shop.toml .", &[]).0,
+        project.kiln("cache export shop.toml .", &[]).0,
         1,
         "a folder is no file"
     );
@@ -64,7 +64,7 @@ fn pipes(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_pipe_in_place_of_a_file_is_no_reason_to_wait() {
+fn a_fifo_in_place_of_a_file_does_not_block() {
     for room in [
         "cache/last",
         "cache/actions",
@@ -72,9 +72,9 @@ fn a_pipe_in_place_of_a_file_is_no_reason_to_wait() {
         "cache/blobs",
         "out/shop",
     ] {
-        let shop = Project::open();
-        shop.done("build shop.toml --lock");
-        assert!(pipes(&shop.path(room)) > 0);
+        let project = Project::open();
+        project.stdout("build shop.toml --lock");
+        assert!(pipes(&project.path(room)) > 0);
         for call in [
             "plan shop.toml",
             "build shop.toml --locked",
@@ -83,20 +83,20 @@ fn a_pipe_in_place_of_a_file_is_no_reason_to_wait() {
             "cache gc",
             "verify shop.toml",
         ] {
-            let (code, _, errors) = shop.kiln(call, &[]);
+            let (code, _, errors) = project.kiln(call, &[]);
             assert!([0, 1, 3].contains(&code), "{room}, {call}: {code} {errors}");
         }
-        shop.kiln("cache verify --repair", &[]);
-        fs::remove_dir_all(shop.path("out")).unwrap();
-        fs::remove_dir_all(shop.path("cache/last")).unwrap();
-        shop.done("build shop.toml --locked");
+        project.kiln("cache verify --repair", &[]);
+        fs::remove_dir_all(project.path("out")).unwrap();
+        fs::remove_dir_all(project.path("cache/last")).unwrap();
+        project.stdout("build shop.toml --locked");
     }
 }
 
 #[test]
-fn a_log_waits_for_nobody() {
-    let shop = Project::open();
-    let pipe = shop.path("pipe");
+fn a_log_on_a_fifo_does_not_block() {
+    let project = Project::open();
+    let pipe = project.path("pipe");
     rustix::fs::mknodat(
         rustix::fs::CWD,
         &pipe,
@@ -105,16 +105,16 @@ fn a_log_waits_for_nobody() {
         0,
     )
     .unwrap();
-    let (code, _, errors) = shop.kiln("build shop.toml --log pipe", &[]);
+    let (code, _, errors) = project.kiln("build shop.toml --log pipe", &[]);
     assert!(code == 2 && errors.contains("kiln::call::log"), "{errors}");
     let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
-    while shop.kiln("build shop.toml --log pipe", &[]).0 != 0 {}
+    while project.kiln("build shop.toml --log pipe", &[]).0 != 0 {}
     assert!(reader.join().unwrap().contains("finished"));
-    shop.done("build shop.toml --log /dev/null");
+    project.stdout("build shop.toml --log /dev/null");
 }
 
 #[test]
-fn a_mistake_in_a_call_is_quoted_as_a_terminal_may_have_it() {
+fn invalid_arguments_are_escaped_in_messages() {
     let kiln = |words: &[&str]| {
         let output = assert_cmd::Command::cargo_bin("kiln")
             .unwrap()

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::support::test_program::{Project, plain};
+use crate::support::test_program::{Project, without_digests};
 use serde_json::{Value, json};
 
 /// A measurement, and one that is made from it.
@@ -25,30 +25,30 @@ text = "heavy"
 "#;
 
 fn locked(plan: &str) -> Project {
-    let shop = Project::open();
-    shop.write("shop.toml", plan);
-    shop.done("build shop.toml --lock");
-    shop
+    let project = Project::open();
+    project.write("shop.toml", plan);
+    project.stdout("build shop.toml --lock");
+    project
 }
 
 /// A build of what is locked on what may be another machine: with nothing in its cache.
-fn elsewhere(shop: &Project, call: &str) -> (i32, String, String) {
-    shop.kiln(
+fn elsewhere(project: &Project, call: &str) -> (i32, String, String) {
+    project.kiln(
         &format!("build shop.toml --locked --cache elsewhere {call}"),
         &[],
     )
 }
 
 #[test]
-fn figures_are_not_held() {
-    let shop = locked(PLAN);
-    let (code, said, errors) = elsewhere(&shop, "");
+fn measured_outputs_are_not_locked() {
+    let project = locked(PLAN);
+    let (code, said, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "{errors}");
     assert!(
         said.contains("measured here, with other figures than locked: report, weight"),
         "{said}"
     );
-    let said = shop.done("verify shop.toml");
+    let said = project.stdout("verify shop.toml");
     let figures = ["report/out", "weight/out"]
         .map(|file| format!("{file}: measured, with other figures than locked\n"));
     assert!(
@@ -57,61 +57,61 @@ fn figures_are_not_held() {
     );
 
     // What was written is held to what was measured here.
-    fs::write(shop.path("out/shop/weight/out"), "light").unwrap();
+    fs::write(project.path("out/shop/weight/out"), "light").unwrap();
     let file = fs::File::options()
         .append(true)
-        .open(shop.path("out/shop/weight/out"))
+        .open(project.path("out/shop/weight/out"))
         .unwrap();
     file.set_modified(std::time::SystemTime::UNIX_EPOCH)
         .unwrap();
-    let (code, _, errors) = elsewhere(&shop, "");
+    let (code, _, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "written again: {errors}");
-    assert!(!shop.read("out/shop/weight/out").contains("light"));
+    assert!(!project.read("out/shop/weight/out").contains("light"));
     // A file that is not there is no figure, and neither is a link.
-    fs::remove_file(shop.path("out/shop/weight/out")).unwrap();
-    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
-    std::os::unix::fs::symlink("/etc/hostname", shop.path("out/shop/weight/out")).unwrap();
-    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
+    fs::remove_file(project.path("out/shop/weight/out")).unwrap();
+    assert_eq!(project.kiln("verify shop.toml", &[]).0, 3);
+    std::os::unix::fs::symlink("/etc/hostname", project.path("out/shop/weight/out")).unwrap();
+    assert_eq!(project.kiln("verify shop.toml", &[]).0, 3);
 }
 
 #[test]
-fn what_is_made_from_figures_is_held() {
+fn outputs_derived_from_measurements_are_locked() {
     let made =
         |text: &str| format!("{PLAN}[stage.ware]\nkind = \"make\"\nfrom = \"weight\"\n{text}");
-    let shop = locked(&made(""));
-    let (code, said, _) = elsewhere(&shop, "");
-    let said = plain(&said);
+    let project = locked(&made(""));
+    let (code, said, _) = elsewhere(&project, "");
+    let said = without_digests(&said);
     assert!(
         code == 3 && said.contains("ware   input  follows from weight"),
         "{said}"
     );
     // Where it comes out the same, nothing is amiss.
-    let shop = locked(&made("blind = true\n"));
-    let (code, _, errors) = elsewhere(&shop, "");
+    let project = locked(&made("blind = true\n"));
+    let (code, _, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "{errors}");
 }
 
 #[test]
-fn a_lock_cannot_make_figures_of_something_else() {
-    let shop = locked(&format!(
+fn an_edited_lock_cannot_mark_a_stage_as_measured() {
+    let project = locked(&format!(
         "{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\n"
     ));
-    let (head, ware) = shop
+    let (head, ware) = project
         .read("shop.lock")
         .split_once("[stage.ware]")
         .map(|(a, b)| (a.to_string(), b.to_string()))
         .unwrap();
-    shop.write(
+    project.write(
         "shop.lock",
         &format!(
             "{head}[stage.ware]{}",
             ware.replacen("keep = true", "keep = true\nmeasured = true", 1)
         ),
     );
-    fs::remove_file(shop.path("out/shop/ware/out")).unwrap();
-    fs::write(shop.path("out/shop/ware/out"), "forged").unwrap();
-    assert_eq!(shop.kiln("verify shop.toml", &[]).0, 3);
-    let (code, said, _) = shop.kiln("build shop.toml --locked", &[]);
+    fs::remove_file(project.path("out/shop/ware/out")).unwrap();
+    fs::write(project.path("out/shop/ware/out"), "forged").unwrap();
+    assert_eq!(project.kiln("verify shop.toml", &[]).0, 3);
+    let (code, said, _) = project.kiln("build shop.toml --locked", &[]);
     assert!(
         code == 3 && said.contains("measured: true -> false"),
         "{said}"
@@ -119,15 +119,15 @@ fn a_lock_cannot_make_figures_of_something_else() {
 }
 
 #[test]
-fn a_lock_that_was_cut_or_edited_is_no_lock() {
-    let shop = locked(&format!(
+fn a_truncated_or_edited_lock_is_rejected() {
+    let project = locked(&format!(
         "{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\n"
     ));
-    let lock = shop.read("shop.lock");
+    let lock = project.read("shop.lock");
     let (head, _) = lock.rsplit_once("[stage.weight.artifacts").unwrap();
-    shop.write("shop.lock", head);
+    project.write("shop.lock", head);
     for call in ["verify shop.toml", "build shop.toml --locked"] {
-        let (code, _, errors) = shop.kiln(call, &[]);
+        let (code, _, errors) = project.kiln(call, &[]);
         assert!(
             code == 2 && errors.contains("names no artifact of `weight`"),
             "{call}: {errors}"
@@ -136,14 +136,14 @@ fn a_lock_that_was_cut_or_edited_is_no_lock() {
     let (head, tail) = lock.split_once("[stage.ware.artifacts").unwrap();
     let (before, digest) = tail.split_once("sha256 = \"").unwrap();
     let other = if digest.starts_with('0') { "1" } else { "0" };
-    shop.write(
+    project.write(
         "shop.lock",
         &format!(
             "{head}[stage.ware.artifacts{before}sha256 = \"{other}{}",
             &digest[1..]
         ),
     );
-    let (code, said, _) = shop.kiln("build shop.toml --locked", &[]);
+    let (code, said, _) = project.kiln("build shop.toml --locked", &[]);
     assert!(
         code == 3 && said.contains("the lock says something else of what is written out"),
         "{said}"
@@ -151,18 +151,18 @@ fn a_lock_that_was_cut_or_edited_is_no_lock() {
 }
 
 #[test]
-fn what_is_optional_may_be_missing_in_a_lock() {
-    let shop = locked(&format!(
+fn optional_stages_may_be_missing_in_a_lock() {
+    let project = locked(&format!(
         "{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\noptional = true\n"
     ));
-    assert!(!shop.read("shop.lock").contains("[stage.ware]"));
-    shop.done("build shop.toml --locked");
-    shop.done("build shop.toml ware --locked");
+    assert!(!project.read("shop.lock").contains("[stage.ware]"));
+    project.stdout("build shop.toml --locked");
+    project.stdout("build shop.toml ware --locked");
 }
 
 #[test]
-fn a_part_of_a_plan_uses_less_of_its_tools() {
-    let shop = locked(
+fn a_partial_locked_build_ignores_unused_tools() {
+    let project = locked(
         &PLAN
             .replace(
                 "[stage.clay]",
@@ -170,15 +170,15 @@ fn a_part_of_a_plan_uses_less_of_its_tools() {
             )
             .replace("random", "oven = true\nrandom"),
     );
-    let (code, _, errors) = elsewhere(&shop, "report");
+    let (code, _, errors) = elsewhere(&project, "report");
     assert_eq!(code, 0, "{errors}");
 }
 
 #[test]
-fn figures_of_something_else_are_no_excuse() {
-    let shop = locked(PLAN);
-    shop.write("clay.txt", "dry");
-    let (code, said, _) = elsewhere(&shop, "--json");
+fn a_changed_input_of_a_measurement_is_reported() {
+    let project = locked(PLAN);
+    project.write("clay.txt", "dry");
+    let (code, said, _) = elsewhere(&project, "--json");
     assert_eq!(code, 3, "{said}");
     let line = said
         .lines()

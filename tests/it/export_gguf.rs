@@ -1,7 +1,7 @@
 //! The stage `gguf`: what comes out of it is what went in, and gguf-py agrees.
 
 use crate::support::gguf_file::{self, GgufFile};
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
@@ -74,7 +74,7 @@ impl Bench {
 }
 
 #[test]
-fn a_native_model_is_the_very_file_again() {
+fn a_native_model_round_trips_bit_for_bit() {
     for quant in [
         Quant::Q4_0,
         Quant::Q4_1,
@@ -123,7 +123,7 @@ fn alignment_is_kept() {
 /// What `requant` made of `name` and what `dequant` reads back out of the file that `gguf` wrote
 /// are the same numbers.
 #[test]
-fn values_of_other_schemes_are_written_in_the_order_of_the_source() {
+fn other_schemes_are_written_in_the_row_order_of_the_source() {
     for (scheme, to, file_type) in [
         ("f16", "f32", 1),
         ("int8-block", "f32", 0),
@@ -268,7 +268,7 @@ fn a_split_model_becomes_one_file() {
 }
 
 #[test]
-fn weights_of_another_model_are_refused() {
+fn weights_of_another_model_are_rejected() {
     let bench = Bench::new();
     let [one, other] = [
         TinyGguf::llama(),
@@ -293,7 +293,7 @@ fn weights_of_another_model_are_refused() {
 }
 
 #[test]
-fn what_no_half_holds_is_refused() {
+fn values_outside_the_f16_range_are_rejected() {
     let mut file = TinyGguf::llama().matrices(Quant::F32).file();
     let tensor = file
         .tensors
@@ -318,11 +318,11 @@ fn what_no_half_holds_is_refused() {
 /// makes of it has the keys and tensors of the source by gguf-py's reading.
 #[test]
 #[ignore = "needs Python packages"]
-fn gguf_py_writes_and_reads_the_same() {
+fn files_from_gguf_py_round_trip() {
     let home = tempfile::tempdir().unwrap();
     let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/gguf_py.py");
     let peer = |verb: &str, a: &std::path::Path, b: &std::path::Path| {
-        said(python().arg(&script).arg(verb).args([a, b]))
+        stdout_of(python().arg(&script).arg(verb).args([a, b]))
     };
     let types = [
         Quant::Q4_0,
@@ -389,7 +389,7 @@ fn gguf_py_writes_and_reads_the_same() {
 /// in another order would give other logits.
 #[test]
 #[ignore = "needs Python packages"]
-fn llama_cpp_runs_what_is_written() {
+fn llama_cpp_runs_exported_models() {
     let home = tempfile::tempdir().unwrap();
     let script =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
@@ -413,7 +413,7 @@ fn llama_cpp_runs_what_is_written() {
                     std::fs::write(&path, bytes).unwrap();
                     path
                 });
-            let apart = said(
+            let apart = stdout_of(
                 python()
                     .arg(&script)
                     .args([a, b])

@@ -1,53 +1,35 @@
 //! `score` and `validate` on ONNX graphs in ONNX Runtime.
 
-use crate::support::stage_runner::StageRunner;
+use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
 /// Reference and score of a tiny model, and the report or the message that a limit is missed.
 fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Value, String> {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let (model, mut graph) = road.model(
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let (model, mut graph) = runner.model(
         &TinyGguf::llama().write(),
         "native",
         json!({"prefill": 16, "context": 32}),
     );
     let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
-    let reference = road
-        .run(
-            "reference",
-            params,
-            &[("model", &model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
-    spoil(&road, &mut graph);
-    let score = road
-        .run(
-            "evaluate",
-            json!({}),
-            &[("reference", &reference), ("graph", &graph)],
-        )
-        .unwrap();
+    let reference = runner.reference(&model, params);
+    spoil(&runner, &mut graph);
+    let score = runner.evaluate(&reference, "graph", &graph);
     let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
-    let report = road
+    let report = runner
         .run("validate", limits, &[("evaluation", &score)])
         .map_err(|problem| problem.message)?;
-    println!(
-        "{}",
-        String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
-    );
-    Ok(serde_json::from_slice(&road.bytes(&report, "report.json")).unwrap())
+    println!("{}", runner.text(&report, "report.txt"));
+    Ok(runner.json(&report, "report.json"))
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn a_true_graph_keeps_every_limit() {
+fn an_unmodified_graph_meets_every_limit() {
     let report = tiny(|_, _| ()).unwrap();
     let candidate = &report["candidates"]["evaluation"];
     assert_eq!(candidate["fidelity"]["tokens"], 33);
@@ -58,11 +40,12 @@ fn a_true_graph_keeps_every_limit() {
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn one_flipped_scale_sign_is_caught() {
+fn one_flipped_scale_sign_is_detected() {
     let flip = |bytes: &mut Vec<u8>| bytes[1] ^= 0x80;
-    let message =
-        tiny(|road, graph| road.spoil(graph, "weights/blk.1.ffn_down.weight/scales", flip))
-            .unwrap_err();
+    let message = tiny(|runner, graph| {
+        runner.change_bytes(graph, "weights/blk.1.ffn_down.weight/scales", flip)
+    })
+    .unwrap_err();
     assert!(
         message.contains("MISSED evaluation       mean KL divergence"),
         "{message}"
@@ -75,18 +58,18 @@ const PERPLEXITY: f64 = 16.0;
 /// SmolLM2-135M-Instruct Q4_1 on 8 windows of 128 tokens; best with `--release`.
 #[test]
 #[ignore = "needs ONNX Runtime and a real model; takes minutes"]
-fn a_real_model_and_one_flipped_scale_sign() {
+fn one_flipped_scale_sign_is_detected_in_a_real_model() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let (model, mut graph) = road.model(
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let (model, mut graph) = runner.model(
         &std::fs::read(tools::smollm2()).unwrap(),
         "native",
         json!({}),
     );
-    let text = road.file(include_bytes!("../../plans/data/eval.txt"));
+    let text = runner.file(include_bytes!("../../plans/data/eval.txt"));
     let prompt =
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
-    let reference = road
+    let reference = runner
         .run(
             "reference",
             json!({"prompt": prompt}),
@@ -98,22 +81,19 @@ fn a_real_model_and_one_flipped_scale_sign() {
     let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16, "perplexity": PERPLEXITY});
     let limits = json!({"limits": {"evaluation": limits}});
     let validate = |graph: &Manifest, params| {
-        let score = road
+        let score = runner
             .run(
                 "evaluate",
                 params,
                 &[("reference", &reference), ("graph", graph)],
             )
             .unwrap();
-        road.run("validate", limits.clone(), &[("evaluation", &score)])
+        runner.run("validate", limits.clone(), &[("evaluation", &score)])
     };
     let report = validate(&graph, json!({})).unwrap();
-    println!(
-        "{}",
-        String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
-    );
+    println!("{}", runner.text(&report, "report.txt"));
 
-    road.spoil(
+    runner.change_bytes(
         &mut graph,
         "weights/blk.15.ffn_down.weight/scales",
         |bytes| bytes[1] ^= 0x80,
@@ -131,34 +111,28 @@ fn a_real_model_and_one_flipped_scale_sign() {
 /// A model whose query and key rows are taken for what they are not: turned in the wrong pairs.
 #[test]
 #[ignore = "needs ONNX Runtime and a real model"]
-fn the_wrong_rope_is_caught() {
+fn the_wrong_rope_order_is_detected() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let mut model = road.inspect(&std::fs::read(tools::smollm2()).unwrap());
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let mut model = runner.inspect(&std::fs::read(tools::smollm2()).unwrap());
     let facts = &mut model.parts.get_mut("model.json").unwrap().facts;
     let mut wrong = facts.value().clone();
     assert_eq!(wrong["rope_rows"].take(), "interleaved");
     wrong["rope_rows"] = json!("half-split");
     *facts = wrong.into();
-    let graph = road.graph(&model, "native", json!({}));
-    let text = road.file(include_bytes!("../../plans/data/eval.txt"));
-    let reference = road
+    let graph = runner.graph(&model, "native", json!({}));
+    let text = runner.file(include_bytes!("../../plans/data/eval.txt"));
+    let reference = runner
         .run(
             "reference",
             json!({"windows": 1}),
             &[("model", &model), ("text", &text)],
         )
         .unwrap();
-    let score = road
-        .run(
-            "evaluate",
-            json!({}),
-            &[("reference", &reference), ("graph", &graph)],
-        )
-        .unwrap();
+    let score = runner.evaluate(&reference, "graph", &graph);
     // Reference and candidate agree: only the model's own perplexity tells.
     let limits = json!({"limits": {"evaluation": {"perplexity": PERPLEXITY, "ppl_ratio": 1e-5, "kld": 1e-7}}});
-    let problem = road
+    let problem = runner
         .run("validate", limits, &[("evaluation", &score)])
         .unwrap_err();
     println!("{}", problem.message);
@@ -174,40 +148,29 @@ fn the_wrong_rope_is_caught() {
 /// What `validate` says of the graph of `params` over `model`, or the message that a limit is
 /// missed.
 fn judged(
-    road: &StageRunner,
+    runner: &StageRunner,
     model: &Manifest,
     graph: &Manifest,
 ) -> std::result::Result<(), String> {
     let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
-    let reference = road
-        .run(
-            "reference",
-            params,
-            &[("model", model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
-    let score = road
-        .run(
-            "evaluate",
-            json!({}),
-            &[("reference", &reference), ("graph", graph)],
-        )
-        .unwrap();
+    let reference = runner.reference(model, params);
+    let score = runner.evaluate(&reference, "graph", graph);
     let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
-    road.run("validate", limits, &[("evaluation", &score)])
+    runner
+        .run("validate", limits, &[("evaluation", &score)])
         .map(drop)
         .map_err(|problem| problem.message)
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn large_key_biases_are_hidden_by_no_mask_unless_keys_are_centred() {
+fn large_key_biases_need_centred_keys() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = road.inspect(&TinyGguf::qwen2().large_biases().write());
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = runner.inspect(&TinyGguf::qwen2().large_biases().write());
     let judged = |centre: &str| {
         let params = json!({"prefill": 16, "context": 32, "key_centre": centre});
-        judged(&road, &model, &road.graph(&model, "native", params))
+        judged(&runner, &model, &runner.graph(&model, "native", params))
     };
     assert_eq!(judged("bias"), Ok(()));
     let message = judged("none").unwrap_err();
@@ -225,27 +188,26 @@ fn large_key_biases_are_hidden_by_no_mask_unless_keys_are_centred() {
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn keys_centred_by_a_calibration_change_nothing() {
+fn keys_centred_by_calibration_keep_the_logits() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
     for gguf in [TinyGguf::llama(), TinyGguf::qwen2().large_biases()] {
-        let (model, graph) = road.model(
+        let (model, graph) = runner.model(
             &gguf.write(),
             "native",
             json!({"prefill": 16, "context": 32}),
         );
-        let text = road.file(TEXT.as_bytes());
+        let text = runner.file(TEXT.as_bytes());
         let calibrate = |graph: &Manifest| {
             let slots = [("graph", graph), ("model", &model), ("text", &text)];
-            let calibration = road
+            let calibration = runner
                 .run("calibrate", json!({"windows": 2}), &slots)
                 .unwrap();
-            let means: Value =
-                serde_json::from_slice(&road.bytes(&calibration, "key_means.json")).unwrap();
+            let means: Value = runner.json(&calibration, "key_means.json");
             (calibration, means)
         };
         let (calibration, means) = calibrate(&graph);
-        let weights = road
+        let weights = runner
             .run("requant", json!({}), &[("tensors", &model)])
             .unwrap();
         let params = json!({"prefill": 16, "context": 32, "key_centre": "calibration"});
@@ -254,8 +216,8 @@ fn keys_centred_by_a_calibration_change_nothing() {
             ("weights", &weights),
             ("calibration", &calibration),
         ];
-        let centred = road.run("graph", params, &slots).unwrap();
-        assert_eq!(judged(&road, &model, &centred), Ok(()));
+        let centred = runner.run("graph", params, &slots).unwrap();
+        assert_eq!(judged(&runner, &model, &centred), Ok(()));
         let (_, again) = calibrate(&centred);
         let first = |means: &Value| means["0"][3].as_f64().unwrap();
         assert!(
