@@ -1,4 +1,4 @@
-//! `score` and `validate` on ONNX graphs in ONNX Runtime.
+//! `evaluate` and `validate` with ONNX graphs in ONNX Runtime.
 
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
@@ -6,8 +6,11 @@ use crate::support::tools;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
 
-/// Reference and score of a tiny model, and the report or the message that a limit is missed.
-fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Value, String> {
+/// Evaluates a tiny model whose graph `change` modifies. Returns the report, or the message if a limit
+/// is missed.
+fn evaluate_tiny(
+    change: impl Fn(&StageRunner, &mut Manifest),
+) -> std::result::Result<Value, String> {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
     let (model, mut graph) = runner.model(
@@ -17,9 +20,10 @@ fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Valu
     );
     let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
     let reference = runner.reference(&model, params);
-    spoil(&runner, &mut graph);
+    change(&runner, &mut graph);
     let score = runner.evaluate(&reference, "graph", &graph);
-    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
+    let limits = json!({"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5});
+    let limits = json!({"limits": {"evaluation": limits}});
     let report = runner
         .run("validate", limits, &[("evaluation", &score)])
         .map_err(|problem| problem.message)?;
@@ -30,7 +34,7 @@ fn tiny(spoil: impl Fn(&StageRunner, &mut Manifest)) -> std::result::Result<Valu
 #[test]
 #[ignore = "needs ONNX Runtime"]
 fn an_unmodified_graph_meets_every_limit() {
-    let report = tiny(|_, _| ()).unwrap();
+    let report = evaluate_tiny(|_, _| ()).unwrap();
     let candidate = &report["candidates"]["evaluation"];
     assert_eq!(candidate["fidelity"]["tokens"], 33);
     assert_eq!(candidate["greedy"]["decoded"].as_array().unwrap().len(), 2);
@@ -42,7 +46,7 @@ fn an_unmodified_graph_meets_every_limit() {
 #[ignore = "needs ONNX Runtime"]
 fn one_flipped_scale_sign_is_detected() {
     let flip = |bytes: &mut Vec<u8>| bytes[1] ^= 0x80;
-    let message = tiny(|runner, graph| {
+    let message = evaluate_tiny(|runner, graph| {
         runner.change_bytes(graph, "weights/blk.1.ffn_down.weight/scales", flip)
     })
     .unwrap_err();
@@ -52,7 +56,7 @@ fn one_flipped_scale_sign_is_detected() {
     );
 }
 
-/// SmolLM2 has 13 on the first windows of the text.
+/// A limit for SmolLM2, whose perplexity on the first windows of the text is 13.
 const PERPLEXITY: f64 = 16.0;
 
 /// SmolLM2-135M-Instruct Q4_1 on 8 windows of 128 tokens; best with `--release`.
@@ -76,11 +80,12 @@ fn one_flipped_scale_sign_is_detected_in_a_real_model() {
             &[("model", &model), ("text", &text)],
         )
         .unwrap();
-    // Both are f32 over the same weights: the mean KL divergence is 2e-11. Of 24 flips at random
-    // places the least shows as 1e-6, most as more than 1e-4.
-    let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16, "perplexity": PERPLEXITY});
+    // Both compute in f32 with the same weights: the mean KL divergence is 2e-11. Of 24 flips at
+    // random places, the smallest causes 1e-6 and most cause more than 1e-4.
+    let limits = json!({"ppl_ratio": 1e-5, "kld": 1e-7, "same_top": 1.0, "greedy": 16,
+        "perplexity": PERPLEXITY});
     let limits = json!({"limits": {"evaluation": limits}});
-    let validate = |graph: &Manifest, params| {
+    let validate_windows = |graph: &Manifest, params| {
         let score = runner
             .run(
                 "evaluate",
@@ -90,7 +95,7 @@ fn one_flipped_scale_sign_is_detected_in_a_real_model() {
             .unwrap();
         runner.run("validate", limits.clone(), &[("evaluation", &score)])
     };
-    let report = validate(&graph, json!({})).unwrap();
+    let report = validate_windows(&graph, json!({})).unwrap();
     println!("{}", runner.text(&report, "report.txt"));
 
     runner.change_bytes(
@@ -98,7 +103,7 @@ fn one_flipped_scale_sign_is_detected_in_a_real_model() {
         "weights/blk.15.ffn_down.weight/scales",
         |bytes| bytes[1] ^= 0x80,
     );
-    let problem = validate(&graph, json!({"windows": 2})).unwrap_err();
+    let problem = validate_windows(&graph, json!({"windows": 2})).unwrap_err();
     println!("one flipped scale sign:\n{}", problem.message);
     assert!(
         problem
@@ -108,7 +113,8 @@ fn one_flipped_scale_sign_is_detected_in_a_real_model() {
     );
 }
 
-/// A model whose query and key rows are taken for what they are not: turned in the wrong pairs.
+/// The rows of queries and keys are taken as half-split instead of interleaved, so that RoPE rotates
+/// the wrong pairs.
 #[test]
 #[ignore = "needs ONNX Runtime and a real model"]
 fn the_wrong_rope_order_is_detected() {
@@ -130,8 +136,9 @@ fn the_wrong_rope_order_is_detected() {
         )
         .unwrap();
     let score = runner.evaluate(&reference, "graph", &graph);
-    // Reference and candidate agree: only the model's own perplexity tells.
-    let limits = json!({"limits": {"evaluation": {"perplexity": PERPLEXITY, "ppl_ratio": 1e-5, "kld": 1e-7}}});
+    // Reference and candidate agree, so only the perplexity of the model detects it.
+    let limits = json!({"perplexity": PERPLEXITY, "ppl_ratio": 1e-5, "kld": 1e-7});
+    let limits = json!({"limits": {"evaluation": limits}});
     let problem = runner
         .run("validate", limits, &[("evaluation", &score)])
         .unwrap_err();
@@ -145,9 +152,8 @@ fn the_wrong_rope_order_is_detected() {
     assert!(problem.message.contains("1 of"), "{problem}");
 }
 
-/// What `validate` says of the graph of `params` over `model`, or the message that a limit is
-/// missed.
-fn judged(
+/// Evaluates and validates `graph`. Returns the message if a limit is missed.
+fn validate(
     runner: &StageRunner,
     model: &Manifest,
     graph: &Manifest,
@@ -155,11 +161,12 @@ fn judged(
     let params = json!({"windows": 3, "tokens": 12, "prompt": "the dog", "greedy": 5});
     let reference = runner.reference(model, params);
     let score = runner.evaluate(&reference, "graph", graph);
-    let limits = json!({"limits": {"evaluation": {"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5}}});
-    runner
-        .run("validate", limits, &[("evaluation", &score)])
-        .map(drop)
-        .map_err(|problem| problem.message)
+    let limits = json!({"ppl_ratio": 1e-4, "kld": 1e-6, "same_top": 0.99, "greedy": 5});
+    let limits = json!({"limits": {"evaluation": limits}});
+    match runner.run("validate", limits, &[("evaluation", &score)]) {
+        Ok(_) => Ok(()),
+        Err(problem) => Err(problem.message),
+    }
 }
 
 #[test]
@@ -168,12 +175,12 @@ fn large_key_biases_need_centred_keys() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
     let model = runner.inspect(&TinyGguf::qwen2().large_biases().write());
-    let judged = |centre: &str| {
+    let validate_with = |centre: &str| {
         let params = json!({"prefill": 16, "context": 32, "key_centre": centre});
-        judged(&runner, &model, &runner.graph(&model, "native", params))
+        validate(&runner, &model, &runner.graph(&model, "native", params))
     };
-    assert_eq!(judged("bias"), Ok(()));
-    let message = judged("none").unwrap_err();
+    assert_eq!(validate_with("bias"), Ok(()));
+    let message = validate_with("none").unwrap_err();
     for missed in [
         "mean KL divergence",
         "range of scores",
@@ -217,12 +224,12 @@ fn keys_centred_by_calibration_keep_the_logits() {
             ("calibration", &calibration),
         ];
         let centred = runner.run("graph", params, &slots).unwrap();
-        assert_eq!(judged(&runner, &model, &centred), Ok(()));
-        let (_, again) = calibrate(&centred);
+        assert_eq!(validate(&runner, &model, &centred), Ok(()));
+        let (_, means_of_centred) = calibrate(&centred);
         let first = |means: &Value| means["0"][3].as_f64().unwrap();
         assert!(
-            (first(&means) - first(&again)).abs() < 1e-3,
-            "of the keys as they were: {means} {again}"
+            (first(&means) - first(&means_of_centred)).abs() < 1e-3,
+            "the means are those before centring: {means} {means_of_centred}"
         );
     }
 }

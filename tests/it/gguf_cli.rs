@@ -6,7 +6,7 @@ use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::tiny_gguf::TinyGguf;
 use assert_cmd::Command;
 
-/// What `kiln inspect FLAGS FILE` says on standard output and standard error.
+/// Standard output and standard error of `kiln inspect FILE FLAGS`.
 fn inspect(file: &[u8], flags: &[&str], code: i32) -> (String, String) {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(file).unwrap();
@@ -93,7 +93,7 @@ fn an_invalid_header_stops_reading() {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(b"GGUF\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
         .unwrap();
-    // Sparse: it takes no space, but to read it would.
+    // A sparse file: it needs no space, but reading it would take long.
     path.as_file().set_len(64 << 30).unwrap();
     let output = Command::cargo_bin("kiln")
         .unwrap()
@@ -105,16 +105,16 @@ fn an_invalid_header_stops_reading() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("version"));
 }
 
-/// Any one file of a split model is named; the others are found beside it.
+/// The call names one file of a split model; the others are found in its folder.
 #[test]
 fn other_parts_of_a_split_model_are_found() {
     let home = tempfile::tempdir().unwrap();
-    let whole = TinyGguf::llama().file();
+    let complete = TinyGguf::llama().file();
     let path = |number: usize| home.path().join(format!("tiny-{number:05}-of-00002.gguf"));
-    for (number, tensors) in [(1, &whole.tensors[..7]), (2, &whole.tensors[7..])] {
+    for (number, tensors) in [(1, &complete.tensors[..7]), (2, &complete.tensors[7..])] {
         let mut part = GgufFile {
             tensors: tensors.to_vec(),
-            ..whole.clone()
+            ..complete.clone()
         };
         part.keys.retain(|_| number == 1);
         part.set("split.no", Value::U16(number as u16 - 1));
@@ -140,14 +140,14 @@ fn other_parts_of_a_split_model_are_found() {
         let tensors = json["tensors"].as_array().unwrap();
         assert_eq!(
             (tensors.len(), &tensors[7]["file"]),
-            (whole.tensors.len(), &1.into())
+            (complete.tensors.len(), &1.into())
         );
     }
-    let said = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
+    let errors = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
     std::fs::rename(path(2), home.path().join("second.gguf")).unwrap();
-    let text = said(inspect(path(1), "--tensors"));
+    let text = errors(inspect(path(1), "--tensors"));
     assert!(text.contains("tiny-00002-of-00002.gguf"), "{text}");
-    let text = said(inspect(home.path().join("second.gguf"), "--tensors"));
+    let text = errors(inspect(home.path().join("second.gguf"), "--tensors"));
     assert!(
         text.contains("part 1 of 2 is missing") && text.contains("NAME-00001-of-00002.gguf"),
         "{text}"

@@ -1,5 +1,4 @@
-//! The stage `graph`: what it writes, what it refuses, and that ONNX Runtime computes the model
-//! with it.
+//! The stage `graph`: its output, rejected inputs, and the logits of the graphs in ONNX Runtime.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,7 +44,7 @@ fn prefill_and_decode_graphs_share_weights() {
         weight,
         activations,
     };
-    // The table of the embedding is the head too.
+    // The embedding is also the head.
     let lookup = WeightUse::Lookup { weight: block };
     let uses = vec![linear(block), linear(offset), lookup];
     assert_eq!(
@@ -69,17 +68,17 @@ fn prefill_and_decode_graphs_share_weights() {
         }
     );
 
-    let given = &model.inputs(&folder);
-    for (name, part) in &given.one("weights").unwrap().parts {
+    let inputs = &model.inputs(&folder);
+    for (name, part) in &inputs.one("weights").unwrap().parts {
         assert_eq!(
             onnx.get(&format!("weights/{name}")),
             Some(part),
-            "{name} is passed on"
+            "{name} is unchanged"
         );
     }
     assert_eq!(
         onnx.get("model.json"),
-        given.one("model").unwrap().get("model.json")
+        inputs.one("model").unwrap().get("model.json")
     );
 
     let prefill = decode(&folder.bytes(onnx.get("prefill.onnx").unwrap())).unwrap();
@@ -121,7 +120,8 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
     }
 }
 
-/// `requant` states encodings in facts, a graph by the functions that it calls: they are the same.
+/// The weight encodings in the facts of a graph, which come from its function calls, are those in the
+/// facts of `requant`.
 #[test]
 fn graph_facts_list_the_weight_encodings() {
     let root = tempfile::tempdir().unwrap();
@@ -162,12 +162,12 @@ fn output_is_deterministic() {
     let [first, second] = [(); 2].map(|()| build(&folder, &model, small()));
     assert_eq!(first, second);
     let bytes = folder.bytes(first.get("prefill.onnx").unwrap());
-    let again = prost::Message::encode_to_vec(&decode(&bytes).unwrap());
-    assert!(*bytes == *again, "reading and writing changes nothing");
+    let encoded = prost::Message::encode_to_vec(&decode(&bytes).unwrap());
+    assert!(*bytes == *encoded, "decoding and encoding round-trips");
 }
 
 #[track_caller]
-fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
+fn check_rejected(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let mut model = TinyWeights::llama();
@@ -187,7 +187,7 @@ fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
 
 #[test]
 fn all_weight_mismatches_are_reported_at_once() {
-    refuses(
+    check_rejected(
         |_, inputs| {
             let weights = &mut inputs.slots.get_mut("weights").unwrap()[0].1.parts;
             weights.remove("blk.0.attn_norm.weight/values");
@@ -206,7 +206,7 @@ fn all_weight_mismatches_are_reported_at_once() {
 
 #[test]
 fn unsupported_decoder_parts_are_rejected_before_running() {
-    refuses(
+    check_rejected(
         |model, _| {
             let mut spec = DecoderSpec::try_from(model.facts.clone()).unwrap();
             spec.layers[1].activation = Activation::GeluTanh;
@@ -247,8 +247,8 @@ fn all_parameter_problems_are_reported_at_once() {
     assert!(stage(&registry).check(&json!({}), &[]).is_ok());
 }
 
-/// Runs the graphs `onnx` in ONNX Runtime against a decoder in numpy, on `tokens` (random ones if
-/// there are none).
+/// Runs the graphs `onnx` in ONNX Runtime and compares them with a decoder in numpy, on `tokens`, or
+/// on random tokens if there are none.
 #[track_caller]
 fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
     let out = tempfile::tempdir().unwrap();
@@ -261,7 +261,8 @@ fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], toleran
             weights.insert(name.into(), part.facts.value().clone());
         }
     }
-    let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights, "tokens": tokens});
+    let model = &onnx.get("model.json").unwrap().facts;
+    let facts = json!({"model": model, "weights": weights, "tokens": tokens});
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
     println!(
@@ -305,33 +306,14 @@ fn exponents_do_not_change_the_logits() {
 fn onnx_runtime_matches_numpy_for_smollm2() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    let registry = kiln::stages::all();
-    let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.iter().map(slot).collect(),
-            ..Inputs::default()
-        };
-        folder
-            .run_stage(registry.get(kind).unwrap(), params, &inputs)
-            .unwrap()
-    };
-    let gguf = folder.part(
-        &fs::read(crate::support::tools::smollm2()).unwrap(),
-        json!({}),
-    );
-    let file = Manifest {
-        parts: [("model.gguf".parse().unwrap(), gguf)].into(),
-    };
-    let model = run("inspect", json!({}), &[("gguf", &file)]);
-    let weights = run("requant", json!({}), &[("tensors", &model)]);
-    let onnx = run(
-        "graph",
-        json!({"context": 256}),
-        &[("model", &model), ("weights", &weights)],
-    );
+    let gguf = fs::read(crate::support::tools::smollm2()).unwrap();
+    let model = folder.inspect(&gguf).unwrap();
+    let slots = [("tensors", &model)];
+    let weights = folder.run("requant", json!({}), &slots).unwrap();
+    let slots = [("model", &model), ("weights", &weights)];
+    let onnx = folder
+        .run("graph", json!({"context": 256}), &slots)
+        .unwrap();
     let tokenizer =
         Tokenizer::from_metadata(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap();
     let tokens = tokenizer

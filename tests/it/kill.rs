@@ -1,4 +1,4 @@
-//! What a real build survives: `kill -9` at any moment, and damage to its cache.
+//! Builds that are killed with `kill -9` at some moment, and damage to the cache.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,11 +14,10 @@ use kiln::store::Disk;
 use rustix::pipe::fcntl_setpipe_size;
 
 const ROUNDS: usize = 20;
-/// A few dozen events: the least that the kernel grants.
+/// The smallest size that the kernel allows, a few dozen events.
 const PIPE_BYTES: usize = 4096;
 
-/// Begins a build and kills it once it has told `events` events; yields whether that struck it
-/// alive.
+/// Starts a build and kills it after `events` events. Returns whether it was still running.
 fn kill_after(events: usize, tiny: &TinyBuild, workspace: &str) -> bool {
     let mut kiln = tiny
         .build(workspace)
@@ -27,39 +26,36 @@ fn kill_after(events: usize, tiny: &TinyBuild, workspace: &str) -> bool {
         .spawn()
         .unwrap();
     let stdout = kiln.stdout.take().unwrap();
-    // Nobody reads on after that many: the full pipe holds the build until it is struck.
+    // After these events nothing is read, so the full pipe blocks the build until it is killed.
     fcntl_setpipe_size(&stdout, PIPE_BYTES).unwrap();
     let mut lines = BufReader::with_capacity(64, stdout).lines();
-    lines
-        .by_ref()
-        .take(events)
-        .for_each(|line| drop(line.unwrap()));
-    // Wherever it is by now.
+    for line in lines.by_ref().take(events) {
+        line.unwrap();
+    }
     sleep(Duration::from_micros(events as u64 * 997 % 3000));
     kiln.kill().unwrap();
     !kiln.wait().unwrap().success()
 }
 
-/// The signal that ends a child takes a moment to arrive.
-fn wait_for_the_end_of(processes: &[PathBuf]) {
-    let begin = Instant::now();
-    while processes.iter().any(|process| {
-        !fs::read(process.join("cmdline"))
-            .unwrap_or_default()
-            .is_empty()
-    }) {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "left behind: {processes:?}"
-        );
-        sleep(Duration::from_millis(1));
+/// Waits until processes have ended, since the signal to a child takes a moment.
+fn wait_for_end(processes: &[PathBuf]) {
+    let start = Instant::now();
+    for process in processes {
+        let command_line = || fs::read(process.join("cmdline")).unwrap_or_default();
+        while !command_line().is_empty() {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "still running: {processes:?}"
+            );
+            sleep(Duration::from_millis(1));
+        }
     }
 }
 
 #[test]
 fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
     let tiny = TinyBuild::new();
-    let told = tiny.events("expected").len();
+    let event_count = tiny.events("expected").len();
     let expected = tiny.written("expected");
     assert_eq!(
         expected.keys().collect::<Vec<_>>(),
@@ -68,16 +64,16 @@ fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
     let (parts, ran) = tiny.build_to_end("expected");
     assert_eq!(ran, 0);
 
-    let (mut killed, mut saved) = (0, 0);
+    let (mut killed, mut kept) = (0, 0);
     for round in 0..ROUNDS {
         let name = round.to_string();
-        killed += usize::from(kill_after(told * round / ROUNDS, &tiny, &name));
+        killed += usize::from(kill_after(event_count * round / ROUNDS, &tiny, &name));
 
-        wait_for_the_end_of(&processes_using(&tiny.workspace(&name)));
+        wait_for_end(&processes_using(&tiny.workspace(&name)));
         for (stage, files) in tiny.written(&name) {
             assert_eq!(
                 files, expected[&stage],
-                "round {round}: `{stage}` is there, so it must be whole"
+                "round {round}: the folder of `{stage}` must be complete"
             );
         }
         let store = Disk::open(&tiny.cache(&name)).unwrap();
@@ -87,19 +83,19 @@ fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
 
         let (hits, ran) = tiny.build_to_end(&name);
         assert_eq!(hits + ran, parts, "round {round}");
-        // At least: two parts of this plan may share an action.
+        // Not equal, since two parts of this plan can share an action.
         assert!(
             hits >= verified.actions as u64,
-            "round {round}: what was complete does not run again"
+            "round {round}: completed actions do not run again"
         );
         assert_eq!(tiny.written(&name), expected, "round {round}");
         let left_behind = fs::read_dir(tiny.cache(&name).join("tmp")).unwrap().count();
         assert_eq!(left_behind, 0, "round {round}");
-        saved += hits;
+        kept += hits;
     }
     assert!(
-        killed >= ROUNDS / 2 && saved > 0,
-        "the kills must strike during builds: {killed} did, {saved} parts were saved"
+        killed >= ROUNDS / 2 && kept > 0,
+        "builds must be killed while they run: {killed} were, {kept} parts were kept"
     );
 }
 
@@ -115,7 +111,7 @@ fn a_corrupt_blob_is_reported_and_then_repaired() {
     let expected = tiny.written("expected");
     let cache = tiny.cache("expected");
 
-    // A tensor must be made again, from a model that is damaged.
+    // A tensor must be computed again from a damaged model.
     let (_, codes) = expected["weights"]
         .iter()
         .find(|(name, _)| name.ends_with("codes"))
@@ -137,7 +133,7 @@ fn a_corrupt_blob_is_reported_and_then_repaired() {
     assert_eq!(
         tiny.written("expected"),
         expected,
-        "what was written out before is not touched"
+        "existing artifacts are not changed"
     );
 
     let (_, ran) = tiny.build_to_end("expected");

@@ -1,12 +1,12 @@
-//! What is measured in floating point has other last digits on another processor: a lock does not
-//! hold it, and all else.
+//! Locks and measurements: measured values may differ in the last digits on another processor, so a
+//! lock does not contain them.
 
 use std::fs;
 
 use crate::support::test_program::{Project, without_digests};
 use serde_json::{Value, json};
 
-/// A measurement, and one that is made from it.
+/// A measurement, and another one derived from it.
 const PLAN: &str = r#"
 [plan]
 name = "shop"
@@ -31,7 +31,7 @@ fn locked(plan: &str) -> Project {
     project
 }
 
-/// A build of what is locked on what may be another machine: with nothing in its cache.
+/// A locked build with an empty cache, as on another machine.
 fn elsewhere(project: &Project, call: &str) -> (i32, String, String) {
     project.kiln(
         &format!("build shop.toml --locked --cache elsewhere {call}"),
@@ -42,21 +42,21 @@ fn elsewhere(project: &Project, call: &str) -> (i32, String, String) {
 #[test]
 fn measured_outputs_are_not_locked() {
     let project = locked(PLAN);
-    let (code, said, errors) = elsewhere(&project, "");
+    let (code, output, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "{errors}");
     assert!(
-        said.contains("measured here, with other figures than locked: report, weight"),
-        "{said}"
+        output.contains("measured here, with other figures than locked: report, weight"),
+        "{output}"
     );
-    let said = project.stdout("verify shop.toml");
+    let output = project.stdout("verify shop.toml");
     let figures = ["report/out", "weight/out"]
         .map(|file| format!("{file}: measured, with other figures than locked\n"));
     assert!(
-        said.starts_with(&figures.concat()) && said.contains("\n2 files, "),
-        "{said}"
+        output.starts_with(&figures.concat()) && output.contains("\n2 files, "),
+        "{output}"
     );
 
-    // What was written is held to what was measured here.
+    // A changed artifact is replaced by the value measured here.
     fs::write(project.path("out/shop/weight/out"), "light").unwrap();
     let file = fs::File::options()
         .append(true)
@@ -67,7 +67,7 @@ fn measured_outputs_are_not_locked() {
     let (code, _, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "written again: {errors}");
     assert!(!project.read("out/shop/weight/out").contains("light"));
-    // A file that is not there is no figure, and neither is a link.
+    // A missing file and a link are errors.
     fs::remove_file(project.path("out/shop/weight/out")).unwrap();
     assert_eq!(project.kiln("verify shop.toml", &[]).0, 3);
     std::os::unix::fs::symlink("/etc/hostname", project.path("out/shop/weight/out")).unwrap();
@@ -79,13 +79,13 @@ fn outputs_derived_from_measurements_are_locked() {
     let made =
         |text: &str| format!("{PLAN}[stage.ware]\nkind = \"make\"\nfrom = \"weight\"\n{text}");
     let project = locked(&made(""));
-    let (code, said, _) = elsewhere(&project, "");
-    let said = without_digests(&said);
+    let (code, output, _) = elsewhere(&project, "");
+    let output = without_digests(&output);
     assert!(
-        code == 3 && said.contains("ware   input  follows from weight"),
-        "{said}"
+        code == 3 && output.contains("ware   input  follows from weight"),
+        "{output}"
     );
-    // Where it comes out the same, nothing is amiss.
+    // An output that does not depend on the measured bytes is the same.
     let project = locked(&made("blind = true\n"));
     let (code, _, errors) = elsewhere(&project, "");
     assert_eq!(code, 0, "{errors}");
@@ -96,11 +96,8 @@ fn an_edited_lock_cannot_mark_a_stage_as_measured() {
     let project = locked(&format!(
         "{PLAN}[stage.ware]\nkind = \"make\"\ntext = \"pot\"\n"
     ));
-    let (head, ware) = project
-        .read("shop.lock")
-        .split_once("[stage.ware]")
-        .map(|(a, b)| (a.to_string(), b.to_string()))
-        .unwrap();
+    let lock = project.read("shop.lock");
+    let (head, ware) = lock.split_once("[stage.ware]").unwrap();
     project.write(
         "shop.lock",
         &format!(
@@ -111,10 +108,10 @@ fn an_edited_lock_cannot_mark_a_stage_as_measured() {
     fs::remove_file(project.path("out/shop/ware/out")).unwrap();
     fs::write(project.path("out/shop/ware/out"), "forged").unwrap();
     assert_eq!(project.kiln("verify shop.toml", &[]).0, 3);
-    let (code, said, _) = project.kiln("build shop.toml --locked", &[]);
+    let (code, output, _) = project.kiln("build shop.toml --locked", &[]);
     assert!(
-        code == 3 && said.contains("measured: true -> false"),
-        "{said}"
+        code == 3 && output.contains("measured: true -> false"),
+        "{output}"
     );
 }
 
@@ -143,10 +140,10 @@ fn a_truncated_or_edited_lock_is_rejected() {
             &digest[1..]
         ),
     );
-    let (code, said, _) = project.kiln("build shop.toml --locked", &[]);
+    let (code, output, _) = project.kiln("build shop.toml --locked", &[]);
     assert!(
-        code == 3 && said.contains("the lock says something else of what is written out"),
-        "{said}"
+        code == 3 && output.contains("the lock says something else of what is written out"),
+        "{output}"
     );
 }
 
@@ -178,19 +175,15 @@ fn a_partial_locked_build_ignores_unused_tools() {
 fn a_changed_input_of_a_measurement_is_reported() {
     let project = locked(PLAN);
     project.write("clay.txt", "dry");
-    let (code, said, _) = elsewhere(&project, "--json");
-    assert_eq!(code, 3, "{said}");
-    let line = said
+    let (code, output, _) = elsewhere(&project, "--json");
+    assert_eq!(code, 3, "{output}");
+    let line = output
         .lines()
         .find(|line| line.contains("\"locked\""))
         .unwrap();
     let line: Value = serde_json::from_str(line).unwrap();
-    let stages: Vec<&Value> = line["differs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|differs| &differs["stage"])
-        .collect();
+    let differences = line["differs"].as_array().unwrap();
+    let stages: Vec<&Value> = differences.iter().map(|one| &one["stage"]).collect();
     assert_eq!(stages, ["clay", "weight"]);
     assert_eq!(line["figures"], json!(["report", "weight"]));
 }

@@ -1,9 +1,9 @@
-//! The integration tests: one crate, so that ONNX Runtime's interface and tokenizers are linked
-//! once. One file a subject: `cargo test --test it -- SUBJECT::`.
+//! The integration tests. They are one crate, so that large dependencies are linked once, with one
+//! module per topic: `cargo test --test it -- TOPIC::`.
 //!
-//! The tests run on threads of one process: none may change its environment, its working directory or
-//! its descriptors. Vendor libraries are loaded by child processes, as in a build; those few tests that
-//! load them themselves are in `tests/qnn`.
+//! The tests run on threads of one process, so none may change its environment, working directory or
+//! file descriptors. Vendor libraries are loaded by child processes, as in a build; the tests that load
+//! them directly are in `tests/qnn`.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Where kiln writes, and what it finds in the places of its own files.
+//! Output paths, and special files in place of kiln's files.
 
 use std::fs;
 use std::path::Path;
@@ -36,36 +36,34 @@ fn output_paths_cannot_overwrite_inputs_or_the_cache() {
     assert_eq!(
         project.kiln("cache export shop.toml .", &[]).0,
         1,
-        "a folder is no file"
+        "a folder cannot be replaced by a file"
     );
 }
 
-/// Puts a pipe, at whose other end nobody is, in place of every file below `folder`.
-fn pipes(folder: &Path) -> usize {
-    let entries = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let replaced = entries.map(|path| match path.is_dir() {
-        true => pipes(&path),
-        false => {
+/// Replaces every file below `folder` by a FIFO without a reader or writer. Returns their number.
+fn replace_by_fifos(folder: &Path) -> usize {
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            count += replace_by_fifos(&path);
+        } else {
             fs::remove_file(&path).unwrap();
-            rustix::fs::mknodat(
-                rustix::fs::CWD,
-                &path,
-                rustix::fs::FileType::Fifo,
-                0o600.into(),
-                0,
-            )
-            .unwrap();
-            1
+            make_fifo(&path);
+            count += 1;
         }
-    });
-    replaced.sum()
+    }
+    count
+}
+
+fn make_fifo(path: &Path) {
+    let (mode, kind) = (0o600.into(), rustix::fs::FileType::Fifo);
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
 }
 
 #[test]
 fn a_fifo_in_place_of_a_file_does_not_block() {
-    for room in [
+    for folder in [
         "cache/last",
         "cache/actions",
         "cache/notes",
@@ -74,7 +72,7 @@ fn a_fifo_in_place_of_a_file_does_not_block() {
     ] {
         let project = Project::open();
         project.stdout("build shop.toml --lock");
-        assert!(pipes(&project.path(room)) > 0);
+        assert!(replace_by_fifos(&project.path(folder)) > 0);
         for call in [
             "plan shop.toml",
             "build shop.toml --locked",
@@ -84,7 +82,10 @@ fn a_fifo_in_place_of_a_file_does_not_block() {
             "verify shop.toml",
         ] {
             let (code, _, errors) = project.kiln(call, &[]);
-            assert!([0, 1, 3].contains(&code), "{room}, {call}: {code} {errors}");
+            assert!(
+                [0, 1, 3].contains(&code),
+                "{folder}, {call}: {code} {errors}"
+            );
         }
         project.kiln("cache verify --repair", &[]);
         fs::remove_dir_all(project.path("out")).unwrap();
@@ -97,14 +98,7 @@ fn a_fifo_in_place_of_a_file_does_not_block() {
 fn a_log_on_a_fifo_does_not_block() {
     let project = Project::open();
     let pipe = project.path("pipe");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &pipe,
-        rustix::fs::FileType::Fifo,
-        0o600.into(),
-        0,
-    )
-    .unwrap();
+    make_fifo(&pipe);
     let (code, _, errors) = project.kiln("build shop.toml --log pipe", &[]);
     assert!(code == 2 && errors.contains("kiln::call::log"), "{errors}");
     let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
@@ -135,21 +129,21 @@ fn invalid_arguments_are_escaped_in_messages() {
             "x\n::set-output name=a::b",
         ],
     ] {
-        let said = kiln(words);
+        let output = kiln(words);
         let is_raw = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(
-            !said.contains(is_raw) && !said.lines().any(|line| line.starts_with("::")),
-            "{said:?}"
-        );
+        assert!(!output.contains(is_raw), "{output:?}");
+        for line in output.lines() {
+            assert!(!line.starts_with("::"), "{output:?}");
+        }
     }
-    let said = kiln(&[
+    let output = kiln(&[
         "build",
         "p.toml",
         "--memory",
         "https://me:secret@host/x?sig=secret",
     ]);
     assert!(
-        !said.contains("secret") && said.contains("https://***@host/x?***"),
-        "{said}"
+        !output.contains("secret") && output.contains("https://***@host/x?***"),
+        "{output}"
     );
 }

@@ -1,5 +1,5 @@
-//! Embedding and head on the CPU: which graphs and weights that leaves to the chip, what it
-//! computes with them, and what a bundle says of it.
+//! Embedding and head on the CPU: the graphs and weights for the NPU and the CPU, and the contents of a
+//! bundle.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,52 +11,37 @@ use crate::support::peers::{python, stdout_of};
 use crate::support::place::{both, names, placed};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
+use crate::support::workspace::inputs;
 use kiln::action::{Inputs, Manifest, Part, PartName};
 use kiln::base::{Problem, Result};
+use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
 use kiln::plan::{self, Plan, Source, SourceMap};
 use kiln::stages;
 use serde_json::{Value, json};
 
-/// What each prefill graph takes and gives, but for what all layers take and for their caches.
-fn ends(runner: &StageRunner, graph: &Manifest) -> Vec<String> {
+/// The inputs and outputs of each prefill graph, except caches, mask and positions.
+fn signatures(runner: &StageRunner, graph: &Manifest) -> Vec<String> {
     let line = |file: &str| {
         let model = decode(&runner.bytes(graph, file)).unwrap();
         let checked = Checked::new(&model).unwrap();
-        let shown = |name: &&str| {
-            !["past_", "position_", "attention_mask"]
-                .iter()
-                .any(|of_all| name.starts_with(of_all))
+        let list = |values: &[ValueInfoProto]| {
+            let mut list = vec![];
+            for ValueInfoProto { name, .. } in values {
+                let mut common = ["past_", "position_", "attention_mask"].into_iter();
+                if !common.any(|prefix| name.starts_with(prefix)) {
+                    list.push(format!("{name} {:?}", checked.types[name.as_str()].dims));
+                }
+            }
+            list.join(", ")
         };
-        let value = |name: &str| format!("{name} {:?}", checked.types[name].dims);
-        let inputs: Vec<String> = checked
-            .graph
-            .input
-            .iter()
-            .map(|v| v.name.as_str())
-            .filter(shown)
-            .map(value)
-            .collect();
-        let outputs: Vec<String> = checked
-            .graph
-            .output
-            .iter()
-            .map(|v| v.name.as_str())
-            .filter(shown)
-            .map(value)
-            .collect();
-        format!(
-            "{file} {}: {} -> {}",
-            checked.graph.name,
-            inputs.join(", "),
-            outputs.join(", ")
-        )
+        let graph = checked.graph;
+        let (inputs, outputs) = (list(&graph.input), list(&graph.output));
+        format!("{file} {}: {inputs} -> {outputs}", graph.name)
     };
-    names(graph)
-        .into_iter()
-        .filter(|name| name.starts_with("prefill"))
-        .map(line)
-        .collect()
+    let mut files = names(graph);
+    files.retain(|name| name.starts_with("prefill"));
+    files.into_iter().map(line).collect()
 }
 
 #[test]
@@ -65,9 +50,9 @@ fn outputs_of_each_graph_are_inputs_of_the_next() {
     let runner = StageRunner::new(home.path());
     let model = runner.inspect(&TinyGguf::qwen2().write());
     let graph = |place, shards| runner.graph(&model, "native", placed(place, shards));
-    let whole = "prefill.onnx prompt_ar16_cl40_1_of_1: input_ids [1, 16] -> logits [1, 1, 16, 288]";
+    let full = "prefill.onnx prompt_ar16_cl40_1_of_1: input_ids [1, 16] -> logits [1, 1, 16, 288]";
     assert_eq!(
-        ends(&runner, &graph(both(), 1)),
+        signatures(&runner, &graph(both(), 1)),
         [
             "prefill-1-of-1.onnx prompt_ar16_cl40_1_of_1: inputs_embeds [1, 16, 64] -> \
              output_norm [1, 1, 16, 64]",
@@ -75,11 +60,11 @@ fn outputs_of_each_graph_are_inputs_of_the_next() {
              inputs_embeds [1, 16, 64]",
             "prefill-head.onnx prompt_ar16_cl40_head: output_norm [1, 1, 16, 64] -> logits [1, 1, \
              16, 288]",
-            whole,
+            full,
         ]
     );
     assert_eq!(
-        ends(&runner, &graph(json!({"head": "cpu"}), 2)),
+        signatures(&runner, &graph(json!({"head": "cpu"}), 2)),
         [
             "prefill-1-of-2.onnx prompt_ar16_cl40_1_of_2: input_ids [1, 16] -> blk.0.residual [1, \
              1, 16, 64]",
@@ -87,7 +72,7 @@ fn outputs_of_each_graph_are_inputs_of_the_next() {
              output_norm [1, 1, 16, 64]",
             "prefill-head.onnx prompt_ar16_cl40_head: output_norm [1, 1, 16, 64] -> logits [1, 1, \
              16, 288]",
-            whole,
+            full,
         ]
     );
     let [npu, cpu] = [json!({}), both()].map(|place| graph(place, 1));
@@ -95,12 +80,12 @@ fn outputs_of_each_graph_are_inputs_of_the_next() {
         assert_eq!(
             cpu.parts.get(name),
             Some(part),
-            "{name} of the whole graph is not changed"
+            "{name} of the full graph is not changed"
         );
     }
 }
 
-/// The plan of `text`, or what is wrong with it.
+/// Reads a plan, or returns its problems as text.
 fn read(text: String) -> std::result::Result<Plan, String> {
     let source = Source {
         name: "a.toml".into(),
@@ -108,23 +93,20 @@ fn read(text: String) -> std::result::Result<Plan, String> {
         folder: "/plans".into(),
     };
     let map = SourceMap::gather(source, &mut |_| Err(Problem::new("test", "no file")));
-    let label = |problem: &Problem| -> String {
-        let at = problem.labels.iter().map(|(span, label)| {
-            let (source, at) = map.place(span).unwrap();
-            format!("\n  {} {label}", &source.text[at])
-        });
-        at.collect()
+    let problems = match plan::read(&map, &[], &stages::all()) {
+        Ok(plan) => return Ok(plan),
+        Err(problems) => problems,
     };
-    let line = |problem: &Problem| {
-        format!(
-            "{}{}\n  help: {}",
-            problem.message,
-            label(problem),
-            problem.help.as_deref().unwrap_or_default()
-        )
-    };
-    let read = plan::read(&map, &[], &stages::all());
-    read.map_err(|problems| problems.iter().map(line).collect::<Vec<_>>().join("\n"))
+    let mut lines = vec![];
+    for problem in problems {
+        lines.push(problem.message);
+        for (span, label) in problem.labels {
+            let (source, at) = map.place(&span).unwrap();
+            lines.push(format!("  {} {label}", &source.text[at]));
+        }
+        lines.push(format!("  help: {}", problem.help.unwrap_or_default()));
+    }
+    Err(lines.join("\n"))
 }
 
 /// A plan with these tools and this `place`.
@@ -141,7 +123,7 @@ fn plan(tools: &str, place: &str) -> std::result::Result<Plan, String> {
 
 const QNN: &str = "qnn = { pypi = 'x==1', sha256 = '' }";
 
-/// What is wrong with a plan whose `graph` has this `place`.
+/// The problems of a plan whose `graph` has this `place`.
 fn problems(place: &str) -> String {
     plan(QNN, place).err().unwrap_or("nothing".into())
 }
@@ -175,29 +157,21 @@ fn library(runner: &StageRunner) -> Manifest {
     }
 }
 
-/// The orders of a `context-bin` by name: their keys, and the names of what they read.
+/// The orders of a `context-bin` by name: their keys and the names of their inputs.
 fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, (String, Vec<String>)> {
     let registry = stages::all();
     let stage = registry.get("context-bin").unwrap();
-    let slots = [(
-        "graph".to_string(),
-        vec![("graph".to_string(), graph.clone())],
-    )]
-    .into();
     let inputs = Inputs {
-        slots,
         tools: [("qnn".to_string(), tool.clone())].into(),
-        ..Inputs::default()
+        ..inputs(&[("graph", graph)])
     };
-    let orders = stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap();
-    let keyed = |order: kiln::action::WorkOrder| {
+    let mut orders = BTreeMap::new();
+    for order in stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap() {
         let (name, reads) = (order.name.clone(), order.inputs.keys().cloned().collect());
-        (
-            name,
-            (order.into_action(stage.spec()).key().to_string(), reads),
-        )
-    };
-    orders.into_iter().map(keyed).collect()
+        let key = order.into_action(stage.spec()).key().to_string();
+        orders.insert(name, (key, reads));
+    }
+    orders
 }
 
 #[test]
@@ -205,7 +179,7 @@ fn changing_a_cpu_head_recompiles_nothing() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
     let tool = library(&runner);
-    // A qwen2 graph has f16 layers whatever its weights are: they centre its keys.
+    // A qwen2 graph always has f16 layers, which centre its keys.
     for (gguf, head, proofs) in [
         (TinyGguf::qwen2().write(), "output.weight", &[][..]),
         (
@@ -215,8 +189,8 @@ fn changing_a_cpu_head_recompiles_nothing() {
         ),
     ] {
         let model = runner.inspect(&gguf);
-        let anew = |place: Value| -> Vec<String> {
-            let orders = |schemes: Value| {
+        let changed_orders = |place: Value| -> Vec<String> {
+            let orders_with = |schemes: Value| {
                 let weights = runner
                     .run("requant", schemes, &[("tensors", &model)])
                     .unwrap();
@@ -228,20 +202,23 @@ fn changing_a_cpu_head_recompiles_nothing() {
                     &tool,
                 )
             };
-            let before = orders(json!({"scheme": "int8-block"}));
+            let before = orders_with(json!({"scheme": "int8-block"}));
             let tweak = json!([{"match": head, "scheme": "f16"}]);
-            let after = orders(json!({"scheme": "int8-block", "override": tweak}));
-            let changed = after
-                .iter()
-                .filter(|(name, (key, _))| before.get(*name).map(|(key, _)| key) != Some(key));
-            changed.map(|(name, _)| name.clone()).collect()
+            let after = orders_with(json!({"scheme": "int8-block", "override": tweak}));
+            let mut changed = vec![];
+            for (name, (key, _)) in after {
+                if before.get(&name).is_none_or(|(old, _)| *old != key) {
+                    changed.push(name);
+                }
+            }
+            changed
         };
         assert_eq!(
-            anew(both()),
+            changed_orders(both()),
             [""],
-            "{head}: the quantization report, and what the CPU reads"
+            "{head}: the quantization report and the CPU's inputs"
         );
-        let on_npu = anew(json!({}));
+        let on_npu = changed_orders(json!({}));
         assert!(on_npu.contains(&"2-of-2".to_string()), "{head}: {on_npu:?}");
         let proved: Vec<&String> = on_npu
             .iter()
@@ -262,14 +239,11 @@ fn each_graph_gets_only_its_weights() {
     );
     let orders = orders(&graph, &library(&runner));
     let tables = |name: &str| -> Vec<String> {
-        orders[name]
-            .1
-            .iter()
-            .filter(|input| !input.contains("blk."))
-            .cloned()
-            .collect()
+        let mut inputs = orders[name].1.clone();
+        inputs.retain(|input| !input.contains("blk."));
+        inputs
     };
-    // The table of a tied model is its embedding too.
+    // In a tied model, the matrix of the head is also the embedding.
     assert_eq!(
         tables("1-of-1"),
         [
@@ -312,7 +286,7 @@ fn dlc_rejects_a_graph_with_cpu_parts() {
     );
 }
 
-/// A `context-bin` of a tiny llama whose binary nobody executes, and what would be true of it.
+/// A fake output of `context-bin` for a tiny llama: a binary that is never run, and its description.
 fn context(runner: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     let graph = runner.graph(model, "native", placed(place.clone(), 1));
     let (mut facts, mut info) = (facts(1, 1), info(0..2, 1, 1));
@@ -372,25 +346,24 @@ fn a_bundle_lists_the_cpu_graphs() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
     let bundle = package(&runner, both(), json!({"name": "tiny"})).unwrap();
-    let own = names(&bundle)
-        .into_iter()
-        .filter(|name| name.starts_with("cpu/"));
-    let graphs = [
-        "decode-embedding",
-        "decode-head",
-        "prefill-embedding",
-        "prefill-head",
+    let mut cpu_files = names(&bundle);
+    cpu_files.retain(|name| name.starts_with("cpu/"));
+    let expected = [
+        "cpu/decode-embedding.onnx",
+        "cpu/decode-head.onnx",
+        "cpu/prefill-embedding.onnx",
+        "cpu/prefill-head.onnx",
+        "cpu/weights/token_embd.weight/codes",
+        "cpu/weights/token_embd.weight/offsets",
+        "cpu/weights/token_embd.weight/scales",
     ];
-    let graphs = graphs.iter().map(|graph| format!("cpu/{graph}.onnx"));
-    let weights =
-        ["codes", "offsets", "scales"].map(|blob| format!("cpu/weights/token_embd.weight/{blob}"));
-    assert_eq!(
-        own.collect::<Vec<_>>(),
-        graphs.chain(weights).collect::<Vec<_>>()
-    );
+    assert_eq!(cpu_files, expected);
 
     let metadata: Value = runner.json(&bundle, "metadata.json");
-    let of = |end: &str| json!({"prefill": format!("cpu/prefill-{end}.onnx"), "decode": format!("cpu/decode-{end}.onnx")});
+    let of = |end: &str| {
+        let [prefill, decode] = ["prefill", "decode"].map(|role| format!("cpu/{role}-{end}.onnx"));
+        json!({"prefill": prefill, "decode": decode})
+    };
     assert_eq!(
         metadata["cpu"],
         json!({"embedding": of("embedding"), "head": of("head")})
@@ -407,12 +380,12 @@ fn a_bundle_lists_the_cpu_graphs() {
     );
 
     let sums = runner.text(&bundle, "SHA256SUMS");
-    for name in names(&bundle)
-        .into_iter()
-        .filter(|name| *name != "SHA256SUMS")
-    {
+    for name in names(&bundle) {
         let line = format!("{}  {name}\n", sha256(&runner.bytes(&bundle, name)));
-        assert!(sums.contains(&line), "{name} in {sums}");
+        assert!(
+            name == "SHA256SUMS" || sums.contains(&line),
+            "{name} in {sums}"
+        );
     }
 
     let bundle = package(
@@ -429,8 +402,8 @@ fn a_bundle_lists_the_cpu_graphs() {
     assert!(readme.contains("GenieDialog_embeddingQuery"), "{readme}");
 }
 
-/// The files of a bundle under their names: their sums are right, and ONNX Runtime finds the
-/// weights of what is the CPU's.
+/// In a bundle on disk, the checksums are correct, and ONNX Runtime finds the weights of the CPU
+/// graphs.
 #[test]
 #[ignore = "needs a package index"]
 fn cpu_graphs_run_from_the_bundle() {
@@ -451,7 +424,7 @@ fn cpu_graphs_run_from_the_bundle() {
                 .current_dir(out.path())
         )
     );
-    // The table has the rows that the graph gives.
+    // The rows of the table equal the output of the graph.
     let script = "import numpy, onnxruntime
 run = lambda file, feeds: onnxruntime.InferenceSession(f'cpu/{file}.onnx').run(None, feeds)[0]
 table = numpy.fromfile('model_embedding.bin', numpy.float32).reshape(288, 64)
@@ -475,7 +448,8 @@ fn the_embedding_table_has_all_rows() {
     let table = runner.bytes(&bundle, "tiny_embedding.bin");
     assert!(table == runner.bytes(&values, "token_embd.weight/values"));
     let config: Value = runner.json(&bundle, "genie_config.json");
-    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
+    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin",
+        "size": 64, "datatype": "float32"});
     assert_eq!(config["dialog"]["embedding"], lookup);
     let sums = runner.text(&bundle, "SHA256SUMS");
     assert!(
@@ -546,7 +520,7 @@ fn cpu_graphs_require_onnx_runtime() {
     assert!(problem.help.unwrap().contains("ort ="));
 }
 
-/// A folder with libraries that nobody loads.
+/// A folder with fake libraries, which are not loaded.
 fn fake_library(home: &tempfile::TempDir) -> std::path::PathBuf {
     let folder = home.path().join("libraries");
     fs::create_dir_all(&folder).unwrap();

@@ -1,4 +1,4 @@
-//! Formats: decoded as gguf-py decodes them, taken apart without rounding, rounded as ggml rounds.
+//! Formats: decoding and rounding equal ggml's, and splitting blocks into parts is exact.
 
 use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::{Quant, encode};
@@ -20,12 +20,8 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
+    let float = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
+    bytes.as_chunks().0.iter().map(float).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -39,7 +35,7 @@ fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
     out
 }
 
-/// Codes, scales and offsets as numbers, put together again.
+/// Values computed from codes, scales and offsets.
 fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
     let NativeEncoding::Blocks(grid) = ggml.format.native_encoding() else {
@@ -74,36 +70,27 @@ fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let value = |i: usize| {
         let block = i / layout.block as usize;
         let product = code(i) * number(layout.scales, &scales, block);
-        layout.offsets.map_or(product, |element| {
-            product + number(element, &offsets, block)
-        })
+        match layout.offsets {
+            Some(element) => product + number(element, &offsets, block),
+            None => product,
+        }
     };
     (0..values).map(value).collect()
 }
 
-/// Bits that can be compared: of NaNs there are many.
+/// Bits for comparisons, with one bit pattern for all NaNs.
 fn comparable(values: &[f32]) -> Vec<u32> {
-    values
-        .iter()
-        .map(|value| {
-            if value.is_nan() {
-                f32::NAN.to_bits()
-            } else {
-                value.to_bits()
-            }
-        })
-        .collect()
+    let bits = |value: &f32| match value.is_nan() {
+        true => f32::NAN.to_bits(),
+        false => value.to_bits(),
+    };
+    values.iter().map(bits).collect()
 }
 
 fn sha256(values: &[f32]) -> String {
-    let bytes: Vec<u8> = comparable(values)
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .collect();
-    Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let bits = comparable(values).into_iter();
+    let bytes: Vec<u8> = bits.flat_map(u32::to_le_bytes).collect();
+    crate::support::fetching::sha256(&bytes)
 }
 
 /// The blocks of `sweep` in tests/it/golden/quant.py: splitmix64.
@@ -120,10 +107,10 @@ fn sweep(ggml: &GgmlType, blocks: usize) -> Vec<u8> {
     bytes
 }
 
-/// Few blocks in full, blocks with scales of every kind, and thousands of random ones.
+/// A few blocks with all values, blocks with edge cases of scales, and thousands of random blocks.
 #[test]
 fn every_type_decodes_like_ggml() {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut checked = std::collections::BTreeSet::new();
     for line in GOLDEN.lines() {
         let name = match line.split(' ').collect::<Vec<_>>().as_slice() {
             ["encode-Q8_0", ..] => continue,
@@ -154,9 +141,9 @@ fn every_type_decodes_like_ggml() {
             }
             other => panic!("{other:?}"),
         };
-        seen.insert(name);
+        checked.insert(name);
     }
-    assert_eq!(seen, GgmlType::all().map(|ggml| ggml.name).collect());
+    assert_eq!(checked, GgmlType::all().map(|ggml| ggml.name).collect());
 }
 
 #[test]
@@ -169,11 +156,11 @@ fn int8_blocks_round_like_gguf_py() {
     let values = floats(&unhex(values));
     let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
     Int8Blocks.encode(&values, &mut codes, &mut scales).unwrap();
-    let blocks: Vec<u8> = scales
-        .chunks(2)
-        .zip(codes.chunks(32))
-        .flat_map(|(d, q)| [d, q].concat())
-        .collect();
+    let mut blocks = vec![];
+    for (scale, codes) in scales.chunks(2).zip(codes.chunks(32)) {
+        blocks.extend_from_slice(scale);
+        blocks.extend_from_slice(codes);
+    }
     assert_eq!(blocks, unhex(expected));
 }
 
@@ -181,14 +168,21 @@ proptest! {
     #[test]
     fn recombined_blocks_equal_decoded_blocks(seed: u64, count in 1usize..6) {
         let mut random = crate::support::tiny_gguf::Random::of("blocks", seed);
-        for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_))) {
-            let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
-            if seed.is_multiple_of(4) {
-                // Scales of zero, subnormal ones, and sub-scales of zero, wherever they lie.
-                blocks.iter_mut().filter(|_| random.bits().is_multiple_of(2)).for_each(|byte| *byte = 0);
+        for ggml in GgmlType::all() {
+            if !matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_)) {
+                continue;
             }
-            let (name, decoded) = (ggml.name, decoded(ggml.name, &blocks));
-            prop_assert_eq!(comparable(&recombined(name, &blocks)), comparable(&decoded), "{}", name);
+            let mut blocks = vec![0; count * ggml.block_bytes as usize];
+            for byte in &mut blocks {
+                *byte = random.bits() as u8;
+                // Many zeros, for scales and sub-scales that are zero or subnormal.
+                if seed.is_multiple_of(4) && random.bits().is_multiple_of(2) {
+                    *byte = 0;
+                }
+            }
+            let found = comparable(&recombined(ggml.name, &blocks));
+            let expected = comparable(&decoded(ggml.name, &blocks));
+            prop_assert_eq!(found, expected, "{}", ggml.name);
         }
     }
 
@@ -255,9 +249,9 @@ fn rounding_errors_are_measured() {
         round(&tensor, &band, rounding, &mut codes, &mut scales)
     };
     assert!(check(&Plain(Element::F32), &values).unwrap().is_exact());
-    let halves = check(&Plain(Element::F16), &values).unwrap();
+    let rounded = check(&Plain(Element::F16), &values).unwrap();
     assert_eq!(
-        (halves.is_exact(), halves.max_error()),
+        (rounded.is_exact(), rounded.max_error()),
         (false, f32::EPSILON as f64)
     );
     values[70] = -1e6;
@@ -272,16 +266,11 @@ fn rounding_errors_are_measured() {
 
 #[test]
 fn infinities_and_nans_are_found() {
-    let halves = |values: &[f32]| {
-        values
-            .iter()
-            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let f16s = |values: &[f32]| encode(Quant::F16, values);
     let mut values = vec![1.0; 3000];
-    assert_eq!(first_non_finite(Element::F16, &halves(&values)), None);
+    assert_eq!(first_non_finite(Element::F16, &f16s(&values)), None);
     values[2500] = f32::NAN;
-    assert_eq!(first_non_finite(Element::F16, &halves(&values)), Some(2500));
+    assert_eq!(first_non_finite(Element::F16, &f16s(&values)), Some(2500));
     values[7] = f32::NEG_INFINITY;
     assert_eq!(
         first_non_finite(Element::F32, &encode(Quant::F32, &values)),
@@ -361,7 +350,13 @@ fn bands_cover_a_tensor_exactly_once() {
     }
 }
 
-fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32>, expected: &str) {
+fn check_rejected(
+    shape: &[u64],
+    ggml_type: &str,
+    bytes: usize,
+    heads: Option<u32>,
+    expected: &str,
+) {
     let facts = TensorFacts {
         shape: shape.into(),
         ggml_type: ggml_type.into(),
@@ -369,47 +364,47 @@ fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32
     let order = heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
     let problem = BlockTensor::new(&facts, &vec![0; bytes], order)
         .map(drop)
-        .expect_err("it should be refused")
+        .expect_err("the tensor should be rejected")
         .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
 #[test]
 fn invalid_tensors_are_rejected() {
-    check_refused(&[], "F32", 4, None, "neither a vector nor a matrix");
-    check_refused(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
-    check_refused(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
-    check_refused(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
-    check_refused(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
-    check_refused(
+    check_rejected(&[], "F32", 4, None, "neither a vector nor a matrix");
+    check_rejected(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
+    check_rejected(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
+    check_rejected(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
+    check_rejected(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
+    check_rejected(
         &[1 << 63, 32],
         "Q4_0",
         18,
         None,
         "no whole number of blocks",
     );
-    check_refused(
+    check_rejected(
         &[2, 256],
         "Q4_K",
         287,
         None,
         "is 288 bytes, found 287 bytes",
     );
-    check_refused(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
-    check_refused(
+    check_rejected(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
+    check_rejected(
         &[6, 1],
         "F32",
         24,
         Some(2),
         "6 rows are not 2 heads of row pairs",
     );
-    check_refused(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
+    check_rejected(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
 }
 
 #[test]
 fn types_are_found_by_id() {
     assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
-    let refused = |id| GgmlType::by_id(id).unwrap_err().message;
+    let message = |id| GgmlType::by_id(id).unwrap_err().message;
     let removed = [
         (4, "Q4_2"),
         (5, "Q4_3"),
@@ -420,13 +415,13 @@ fn types_are_found_by_id() {
     ];
     for (id, name) in removed {
         assert_eq!(
-            refused(id),
+            message(id),
             format!("type {name} (id {id}) was removed from ggml")
         );
     }
-    assert_eq!(refused(9), "type Q8_1 (id 9) is never stored in a file");
-    assert_eq!(refused(101), "unknown type id 101");
-    assert_eq!(refused(u32::MAX), "unknown type id 4294967295");
+    assert_eq!(message(9), "type Q8_1 (id 9) is never stored in a file");
+    assert_eq!(message(101), "unknown type id 101");
+    assert_eq!(message(u32::MAX), "unknown type id 4294967295");
 }
 
 #[test]
@@ -475,7 +470,7 @@ fn errors_of_wide_types_are_measured_in_full_precision() {
     check("F64", 1e-300f64.to_le_bytes().into(), false, 1e-300);
 }
 
-/// Of another file: `KILN_GGUF=model.gguf cargo test --test it quant:: -- --ignored`.
+/// With another file: `KILN_GGUF=model.gguf cargo test --test it quant:: -- --ignored`.
 #[test]
 #[ignore = "needs a package index"]
 fn a_complete_file_decodes_like_gguf_py() {
@@ -496,11 +491,7 @@ fn a_complete_file_decodes_like_gguf_py() {
             decode(&tensor, &band, &mut values);
             sha256.update(encode(Quant::F32, &values));
         }
-        let ours: String = sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        assert_eq!(ours, digest, "{name}");
+        let found = sha256.finalize();
+        assert_eq!(found.to_vec(), unhex(digest), "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! Receipts, sums, locks and provenance, from outside.
+//! Receipts, checksums, locks and provenance, with the helper program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -83,9 +83,9 @@ sha256 = \"613e2ab18eb4fc639685eb10614f21b877c0b6734dfc48361a073aece78908f9\"
     assert_eq!(
         fs::metadata(project.path("shop.lock")).unwrap().ino(),
         inode,
-        "an equal lock is left alone"
+        "an equal lock is not written again"
     );
-    // `gc --lock` reads it.
+    // `gc --lock` accepts it.
     let kept = project.stdout("cache gc --lock shop.lock --max-size 0");
     assert!(kept.contains("stays     6 results"), "{kept}");
 }
@@ -100,14 +100,12 @@ fn a_lock_does_not_depend_on_folder_jobs_or_stage_order() {
         }
         project.write("deep/er/shop.toml", text);
         project.stdout(&format!("build deep/er/shop.toml --lock --out here {call}"));
-        let papers = ["deep/er/shop.lock", "here/receipt.json", "here/SHA256SUMS"]
-            .map(|paper| project.read(paper));
-        assert!(
-            papers
-                .iter()
-                .all(|paper| !paper.contains(project.path("").to_str().unwrap()))
-        );
-        papers
+        let records = ["deep/er/shop.lock", "here/receipt.json", "here/SHA256SUMS"]
+            .map(|file| project.read(file));
+        for record in &records {
+            assert!(!record.contains(project.path("").to_str().unwrap()));
+        }
+        records
     };
     let first = lock(PLAN, "--jobs 1");
     let (head, bill) = PLAN.split_once("[stage.bill]").unwrap();
@@ -119,7 +117,7 @@ fn a_lock_does_not_depend_on_folder_jobs_or_stage_order() {
     assert_ne!(lock(PLAN, "--set text=jar")[0], first[0]);
 }
 
-/// Locks the project, changes it, and holds a build to the lock.
+/// Locks the project, changes it, and compares the report of a locked build.
 fn check(change: impl Fn(&Project), call: &str, environment: &[(&str, &str)], expected: &str) {
     let project = Project::open();
     project.stdout("build shop.toml --lock");
@@ -130,23 +128,19 @@ fn check(change: impl Fn(&Project), call: &str, environment: &[(&str, &str)], ex
             .starts_with("nothing to do")
     );
     change(&project);
-    let (code, said, errors) =
+    let (code, output, errors) =
         project.kiln(&format!("build shop.toml --locked {call}"), environment);
-    let said: String = without_digests(&said)
-        .lines()
-        .map(|line| {
-            format!(
-                "{}\n",
-                line.split_whitespace().collect::<Vec<_>>().join(" ")
-            )
-        })
-        .collect();
-    assert_eq!((code, said.as_str()), (3, expected), "{errors}");
+    let mut found = String::new();
+    for line in without_digests(&output).lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        found += &format!("{}\n", words.join(" "));
+    }
+    assert_eq!((code, found.as_str()), (3, expected), "{errors}");
     assert!(errors.contains("kiln::lock::differs"), "{errors}");
     assert_eq!(
         files(&project.path("out")),
         written,
-        "nothing is written out"
+        "no artifact is written"
     );
 }
 
@@ -211,7 +205,7 @@ fn causes_are_distinguished_from_consequences() {
          \"b3:\"\npots input follows from clay\nb/c/out: b3: -> b3:\nware input follows from \
          pots\nout: b3: -> b3:\n",
     );
-    // Of a part of the plan.
+    // A build of a part of the plan.
     check(
         |project| project.write("clay.txt", "dry"),
         "clay",
@@ -229,9 +223,9 @@ fn different_bytes_of_the_same_action_are_reported() {
         &PLAN.replace("text = \"ware\"", "random = true"),
     );
     project.stdout("build shop.toml --lock");
-    let (code, said, _) = project.kiln("build shop.toml --locked --cache elsewhere --json", &[]);
+    let (code, output, _) = project.kiln("build shop.toml --locked --cache elsewhere --json", &[]);
     assert_eq!(code, 3);
-    let line = said
+    let line = output
         .lines()
         .find(|line| line.contains("\"locked\""))
         .unwrap();
@@ -274,7 +268,7 @@ fn sha256sums_match_the_files() {
         .map(|path| format!("{}  {path}\n", sha256(&fs::read(out.join(path)).unwrap())))
         .concat();
     assert_eq!(project.read("out/shop/SHA256SUMS"), expected);
-    // Where there is such a program.
+    // If the program is installed.
     if let Ok(output) = Command::new("sha256sum")
         .args(["--strict", "-c", "SHA256SUMS"])
         .current_dir(&out)
@@ -293,9 +287,9 @@ fn missing_records_are_written_again() {
     let project = Project::open();
     project.stdout("build shop.toml");
     let written = files(&project.path("out"));
-    let rebuild = |says: &str| {
-        let said = project.stdout("build shop.toml");
-        assert!(said.contains(says), "{said}");
+    let rebuild = |expected: &str| {
+        let output = project.stdout("build shop.toml");
+        assert!(output.contains(expected), "{output}");
         assert_eq!(files(&project.path("out")), written);
     };
     rebuild("nothing to do");
@@ -306,7 +300,7 @@ fn missing_records_are_written_again() {
     // Notes may be lost.
     fs::remove_dir_all(project.path("cache/notes")).unwrap();
     rebuild("nothing to do");
-    // A build of a part has a receipt of that part; then that of the whole is another again.
+    // A build of a part writes a receipt of that part, and the next full build replaces it.
     assert!(
         project
             .stdout("build shop.toml bill")
@@ -316,7 +310,7 @@ fn missing_records_are_written_again() {
     rebuild("written to");
 }
 
-/// What <https://slsa.dev/spec/v1.0/provenance> asks for.
+/// The fields that <https://slsa.dev/spec/v1.0/provenance> requires.
 #[test]
 fn provenance_describes_the_files() {
     let project = Project::open();
@@ -344,7 +338,7 @@ fn provenance_describes_the_files() {
         statement["predicate"]["runDetails"]
             .get("metadata")
             .is_none(),
-        "a time that nobody gave"
+        "no time is written without SOURCE_DATE_EPOCH"
     );
 
     let mut subjects = BTreeMap::new();
@@ -354,10 +348,10 @@ fn provenance_describes_the_files() {
             subject["digest"].clone(),
         );
     }
-    let artifacts = files(&project.path("out/shop"))
-        .into_iter()
-        .filter(|(path, _)| path.components().count() > 1);
-    for (path, bytes) in artifacts {
+    for (path, bytes) in files(&project.path("out/shop")) {
+        if path.components().count() == 1 {
+            continue; // a record
+        }
         let digest = subjects.remove(path.to_str().unwrap()).unwrap();
         assert_eq!(digest["sha256"], sha256(&bytes));
         assert_eq!(digest["blake3"], kiln::base::hash_bytes(&bytes).hex());
@@ -365,10 +359,8 @@ fn provenance_describes_the_files() {
     assert!(subjects.is_empty(), "{subjects:?}");
     let dependency = |name: &str| {
         let all = build["resolvedDependencies"].as_array().unwrap();
-        all.iter()
-            .find(|one| one["name"] == name)
-            .cloned()
-            .unwrap_or_else(|| panic!("no {name} in {all:?}"))
+        let found = all.iter().find(|one| one["name"] == name);
+        found.unwrap().clone()
     };
     assert_eq!(
         (
@@ -385,11 +377,11 @@ fn provenance_describes_the_files() {
     let other = Project::open();
     other.stdout("build shop.toml --provenance --set text=jar");
     assert_eq!(other.read("out/shop/provenance.json"), text);
-    let (_, said, _) = other.kiln(
+    let (_, output, _) = other.kiln(
         "build shop.toml --provenance --set text=jar",
         &[("SOURCE_DATE_EPOCH", "951782400")],
     );
-    assert!(said.contains("written to"), "{said}");
+    assert!(output.contains("written to"), "{output}");
     assert!(
         other
             .read("out/shop/provenance.json")
@@ -408,10 +400,10 @@ fn provenance_describes_the_files() {
 #[test]
 fn check_reports_and_keeps_differing_outputs() {
     let project = Project::open();
-    let said = project.stdout("build shop.toml --check");
+    let output = project.stdout("build shop.toml --check");
     assert!(
-        said.ends_with("checked: 4 parts again, the same bytes\n"),
-        "{said}"
+        output.ends_with("checked: 4 parts again, the same bytes\n"),
+        "{output}"
     );
     assert!(!project.path("out/shop/differs").exists());
 
@@ -419,16 +411,12 @@ fn check_reports_and_keeps_differing_outputs() {
         "shop.toml",
         &PLAN.replace("text = \"${text}\"", "text = \"${text}\"\nrandom = true"),
     );
-    let (code, said, errors) = project.kiln("build shop.toml --check", &[]);
-    let table: Vec<String> = without_digests(&said)
-        .lines()
-        .rev()
-        .take(2)
-        .map(String::from)
-        .collect();
+    let (code, output, errors) = project.kiln("build shop.toml --check", &[]);
+    let text = without_digests(&output);
+    let table: Vec<&str> = text.lines().rev().take(2).collect();
     assert!(
         code == 3 && table[0].starts_with("pots/b/c  out") && table[1].starts_with("pots/a    out"),
-        "{said}"
+        "{output}"
     );
     assert!(
         errors.contains("2 of 4 parts did not give the same twice"),
@@ -439,19 +427,19 @@ fn check_reports_and_keeps_differing_outputs() {
     assert_eq!(copy("first"), project.read("out/shop/pots/b/c/out"));
     assert!(copy("again").starts_with("pot b/c\nwet") && copy("again") != copy("first"));
 
-    // What follows is checked with the same inputs, and what is not asked for is not checked.
-    let said = project.stdout("build shop.toml ware --check");
+    // Dependents are checked with the same inputs; stages that were not requested are not checked.
+    let output = project.stdout("build shop.toml ware --check");
     assert!(
-        said.ends_with("checked: 1 part again, the same bytes\n"),
-        "{said}"
+        output.ends_with("checked: 1 part again, the same bytes\n"),
+        "{output}"
     );
     assert!(
         project
             .stdout("build shop.toml --cache cache clay --check")
             .contains("checked: 1 part again")
     );
-    let (code, said, _) = project.kiln("build shop.toml --check --json", &[]);
-    let line: Value = serde_json::from_str(said.lines().rev().nth(1).unwrap()).unwrap();
+    let (code, output, _) = project.kiln("build shop.toml --check --json", &[]);
+    let line: Value = serde_json::from_str(output.lines().rev().nth(1).unwrap()).unwrap();
     assert_eq!(
         (
             code,
@@ -462,8 +450,8 @@ fn check_reports_and_keeps_differing_outputs() {
     );
 }
 
-/// Changes what was written out, and verifies it.
-fn faults(change: impl Fn(&Path), expected: &[&str]) {
+/// Changes the artifacts and compares the report of `verify`.
+fn check_verify(change: impl Fn(&Path), expected: &[&str]) {
     let project = Project::open();
     project.stdout("build shop.toml --lock --out here");
     fs::remove_dir_all(project.path("cache")).unwrap();
@@ -473,10 +461,10 @@ fn faults(change: impl Fn(&Path), expected: &[&str]) {
         "3 files, 120.0 kB: as shop.lock says\n"
     );
     change(&project.path("here"));
-    let (code, said, errors) = project.kiln("verify shop.toml --out here", &[]);
-    let said = without_digests(&said);
+    let (code, output, errors) = project.kiln("verify shop.toml --out here", &[]);
+    let output = without_digests(&output);
     assert_eq!(
-        (code, said.lines().collect::<Vec<_>>()),
+        (code, output.lines().collect::<Vec<_>>()),
         (3, expected.to_vec()),
         "{errors}"
     );
@@ -490,23 +478,23 @@ fn verify_reports_each_fault() {
         fs::remove_file(path).unwrap();
         fs::write(path, text).unwrap();
     };
-    faults(
+    check_verify(
         |out| fs::remove_file(out.join("ware/out")).unwrap(),
         &["missing  ware/out"],
     );
-    faults(
+    check_verify(
         |out| replace(&out.join("ware/out"), "short"),
         &["other  ware/out  has 5 bytes, locked are 26"],
     );
-    faults(
+    check_verify(
         |out| replace(&out.join("pots/b/c/out"), "pot d/c\nwet"),
         &["other  pots/b/c/out  is b3:, locked is b3:"],
     );
-    faults(
+    check_verify(
         |out| fs::write(out.join("pots/b/more"), "").unwrap(),
         &["unknown  pots/b/more"],
     );
-    faults(
+    check_verify(
         |out| {
             fs::remove_dir_all(out.join("pots")).unwrap();
             replace(&out.join("ware/out"), "short");
@@ -529,7 +517,7 @@ fn hostile_locks_are_rejected() {
     let project = Project::open();
     project.stdout("build shop.toml --lock");
     let lock = project.read("shop.lock");
-    let refused = |old: &str, new: &str, says: &str| {
+    let check_rejected = |old: &str, new: &str, expected: &str| {
         assert!(lock.contains(old), "{old}");
         project.write("shop.lock", &lock.replace(old, new));
         for call in [
@@ -540,37 +528,37 @@ fn hostile_locks_are_rejected() {
             let (code, _, errors) = project.kiln(call, &[]);
             assert_eq!(code, 2, "{call}: {errors}");
             assert!(
-                errors.contains("kiln::call::lock") && errors.contains(says),
-                "{call}: {says} in {errors}"
+                errors.contains("kiln::call::lock") && errors.contains(expected),
+                "{call}: {expected} in {errors}"
             );
         }
     };
-    refused(
+    check_rejected(
         "artifacts.\"b/c/out\"",
         "artifacts.\"../../../etc/passwd\"",
         "line 48",
     );
-    refused(
+    check_rejected(
         "[stage.bill.artifacts.out]",
         "[stage.bill.artifacts.\"/etc/passwd\"]",
         "cannot name a part",
     );
-    refused(
+    check_rejected(
         "[stage.ware",
         "[stage.\"..\"",
         "cannot name a plan or a stage",
     );
-    refused("plan = \"shop\"", "plan = \"../shop\"", "line 4");
-    refused(
+    check_rejected("plan = \"shop\"", "plan = \"../shop\"", "line 4");
+    check_rejected(
         "version = 1\nplan",
         "version = 2\nplan",
         "this kiln knows 1",
     );
-    refused("version = 1\nplan", "plan", "missing field `version`");
-    refused("sha256 = \"c7", "sha256 = \"C7", "is not a sha256");
-    refused("keep = true", "kept = true", "unknown field `kept`");
-    refused("plan = \"shop\"", "plan = shop", "line 4");
-    refused("output = \"b3:", "output = \"b3:00", "is not a digest");
+    check_rejected("version = 1\nplan", "plan", "missing field `version`");
+    check_rejected("sha256 = \"c7", "sha256 = \"C7", "is not a sha256");
+    check_rejected("keep = true", "kept = true", "unknown field `kept`");
+    check_rejected("plan = \"shop\"", "plan = shop", "line 4");
+    check_rejected("output = \"b3:", "output = \"b3:00", "is not a digest");
     project.write("shop.lock", &"#".repeat(64 << 20 | 1));
     let (code, _, errors) = project.kiln("verify shop.toml", &[]);
     assert!(
@@ -579,13 +567,13 @@ fn hostile_locks_are_rejected() {
     );
 }
 
-/// What a lock says of a plan is held against it before anything runs; what the smallest model's
-/// graph comes to, afterwards. The rest takes minutes.
+/// A locked build compares each plan with its lock before anything runs, and builds the graph of the
+/// smallest model. A complete build takes minutes.
 #[test]
 #[ignore = "needs a package index"]
 fn every_committed_lock_matches_its_plan() {
     let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
-    let mut held = 0;
+    let mut locks = 0;
     for entry in fs::read_dir(plans).unwrap() {
         let lock = entry.unwrap().path();
         if lock.extension().is_none_or(|extension| extension != "lock") {
@@ -614,7 +602,7 @@ fn every_committed_lock_matches_its_plan() {
             lock.display(),
             String::from_utf8_lossy(&output.stderr)
         );
-        held += 1;
+        locks += 1;
     }
-    assert!(held > 0);
+    assert!(locks > 0);
 }

@@ -9,13 +9,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
-use kiln::action::{Part, PartName};
+use kiln::action::{Outputs, Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and
-/// `glaze`.
+/// A cache with two results: `fetch`, run on a thread, with `clay`, and `requant`, run in a process,
+/// with `clay` and `glaze`.
 fn cache() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
@@ -23,19 +23,17 @@ fn cache() -> tempfile::TempDir {
         ("fetch", &["clay"][..], None),
         ("requant", &["clay", "glaze"], Some(7000)),
     ] {
-        let part = |blob: &&str| {
+        let mut outputs = Outputs::new();
+        for blob in blobs {
             let mut sink = store.create().unwrap();
             sink.write_all(blob.as_bytes()).unwrap();
-            (
-                PartName::new(*blob).unwrap(),
-                Part {
-                    content: sink.finish().unwrap(),
-                    facts: CanonJson::default(),
-                },
-            )
-        };
+            let part = Part {
+                content: sink.finish().unwrap(),
+                facts: CanonJson::default(),
+            };
+            outputs.insert(PartName::new(*blob).unwrap(), part);
+        }
         let action = format!(r#"{{"stage":"{stage}"}}"#);
-        let outputs = blobs.iter().map(part).collect();
         store
             .put(&ActionResult {
                 action,
@@ -80,13 +78,20 @@ requant               1        9 B       7.0 kB
 last builds keep 0 B; `kiln cache gc` would free 9 B
 ";
     check(cache.path(), "stats", 0, expected);
-    let json = r#"{"blob_bytes":9,"blobs":2,"garbage_bytes":9,"kept_bytes":0,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
+    let json = serde_json::json!({
+        "blob_bytes": 9, "blobs": 2, "garbage_bytes": 9, "kept_bytes": 0, "partial_bytes": 0,
+        "stages": {
+            "fetch": {"actions": 1, "output_bytes": 4, "peak_memory_bytes": null},
+            "requant": {"actions": 1, "output_bytes": 9, "peak_memory_bytes": 7000},
+        },
+    });
     check(cache.path(), "stats --json", 0, &format!("{json}\n"));
 }
 
-fn file(cache: &Path, room: &str, what: &[u8], ending: &str) -> PathBuf {
-    let hex = hash_bytes(what).hex();
-    cache.join(room).join(&hex[..2]).join(hex + ending)
+/// The path of a result or blob.
+fn file(cache: &Path, folder: &str, content: &[u8], ending: &str) -> PathBuf {
+    let hex = hash_bytes(content).hex();
+    cache.join(folder).join(&hex[..2]).join(hex + ending)
 }
 
 #[test]
@@ -130,7 +135,7 @@ fn verify_reports_damage_and_repair_removes_it() {
         0,
         &format!("{faults}, removed\n"),
     );
-    // The other result named the damaged blob.
+    // The other result used the damaged blob.
     check(
         cache.path(),
         "verify",
@@ -144,7 +149,7 @@ fn verify_can_be_interrupted_within_a_large_blob() {
     let cache = cache();
     let blob = file(cache.path(), "blobs", b"large", "");
     fs::create_dir_all(blob.parent().unwrap()).unwrap();
-    // Sparse: it takes no space, but minutes to read.
+    // A sparse file: it needs no space, but reading it takes minutes.
     fs::File::create(&blob).unwrap().set_len(1 << 40).unwrap();
     let mut kiln = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
         .args(["cache", "verify", "--cache"])
@@ -153,13 +158,13 @@ fn verify_can_be_interrupted_within_a_large_blob() {
         .unwrap();
     sleep(Duration::from_millis(500));
     assert!(kiln.try_wait().unwrap().is_none());
-    let begun = Instant::now();
+    let start = Instant::now();
     kill_process(Pid::from_child(&kiln), Signal::INT).unwrap();
     let status = kiln.wait().unwrap();
     assert!(
-        status.signal() == Some(Signal::INT.as_raw()) && begun.elapsed() < Duration::from_secs(5),
+        status.signal() == Some(Signal::INT.as_raw()) && start.elapsed() < Duration::from_secs(5),
         "{status} after {:?}",
-        begun.elapsed()
+        start.elapsed()
     );
 }
 

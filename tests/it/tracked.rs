@@ -1,4 +1,4 @@
-//! A file that is taken as it is: `kiln build` itself, on a plan with one tracked file.
+//! Builds of a plan with one tracked file.
 
 use std::fs;
 use std::path::Path;
@@ -34,8 +34,11 @@ fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
         home.path().join("out/pot/clay/clay.txt"),
     );
     let build = |expected: &str| {
-        let (said, code) = kiln(home.path(), &["build", "plan.toml"]);
-        assert!(said.contains(expected) && code == 0, "{expected}: {said}");
+        let (output, code) = kiln(home.path(), &["build", "plan.toml"]);
+        assert!(
+            output.contains(expected) && code == 0,
+            "{expected}: {output}"
+        );
         fs::read_to_string(&out).unwrap()
     };
     assert_eq!(build("1 part ran"), "grey");
@@ -54,21 +57,21 @@ fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
     fs::write(&clay, "grey").unwrap();
     assert_eq!(build("0 parts ran, 1 from the cache"), "grey");
     fs::remove_file(&clay).unwrap();
-    let (said, code) = kiln(home.path(), &["build", "plan.toml"]);
-    assert!(said.contains("clay.txt") && code == 1, "{said}");
+    let (output, code) = kiln(home.path(), &["build", "plan.toml"]);
+    assert!(output.contains("clay.txt") && code == 1, "{output}");
 }
 
 #[test]
 fn a_tracked_file_cannot_be_pinned_or_unpacked() {
-    let refused = |keys: &str| kiln(plan(keys).path(), &["check", "plan.toml"]);
-    let (said, code) = refused(&format!(
+    let check = |keys: &str| kiln(plan(keys).path(), &["check", "plan.toml"]);
+    let (output, code) = check(&format!(
         "tracked = true\nsha256 = \"{}\"\n",
         "0".repeat(64)
     ));
     assert!(
-        said.contains("a tracked file has no `sha256`") && code == 2,
-        "{said}"
+        output.contains("a tracked file has no `sha256`") && code == 2,
+        "{output}"
     );
-    let (said, code) = refused("tracked = true\nunpack = true\n");
-    assert!(said.contains("is not unpacked") && code == 2, "{said}");
+    let (output, code) = check("tracked = true\nunpack = true\n");
+    assert!(output.contains("is not unpacked") && code == 2, "{output}");
 }
