@@ -103,7 +103,7 @@ fn long_problem_lists_are_truncated() {
         "{}",
         err.len()
     );
-    // A very long line is truncated too.
+    // A long line is truncated too.
     std::fs::write(path, format!("[plan]\nname = '{}", "x".repeat(200_000))).unwrap();
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
     assert!(code == 2 && err.len() < 1 << 17, "{}", err.len());

@@ -25,7 +25,7 @@ fn write_out(runner: &StageRunner, graph: &Manifest, folder: &Path) {
 fn split_graphs_compute_the_same_as_the_full_graph() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_pieces.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_split.py");
     for (gguf, place, shards) in [
         (TinyGguf::qwen2().write(), both(), 1),
         (TinyGguf::llama().write(), both(), 2),

@@ -84,12 +84,12 @@ fn results_are_returned(store: &dyn ActionCache) {
 
 fn a_hit_needs_its_blobs(actions: &dyn ActionCache, blobs: &dyn BlobStore) {
     let complete = Complete { actions, blobs };
-    let blob = hash_bytes(b"the whole file");
+    let blob = hash_bytes(b"the complete file");
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Nothing);
     complete.put(&result("w", blob)).unwrap();
     assert_eq!(complete.find(&key("w")).unwrap(), Found::Gone(blob));
     assert_eq!(complete.get(&key("w")).unwrap(), None);
-    put(blobs, b"the whole file");
+    put(blobs, b"the complete file");
     assert_eq!(
         complete.find(&key("w")).unwrap(),
         Found::Hit(result("w", blob))

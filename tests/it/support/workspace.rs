@@ -116,9 +116,9 @@ pub fn inputs(slots: &[(&str, &Manifest)]) -> Inputs {
 
 impl Workspace for Folder {
     fn open(&self, content: &Content) -> Result<Blob> {
-        let whole = Blob::new(fs::read(self.blob_path(&content.blob())).unwrap());
+        let blob = Blob::new(fs::read(self.blob_path(&content.blob())).unwrap());
         let start = content.window.map_or(0, |window| window.offset);
-        Ok(whole
+        Ok(blob
             .slice(start..start + content.digest.size_bytes)
             .unwrap())
     }
