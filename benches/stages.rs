@@ -19,24 +19,15 @@ use std::time::{Duration, Instant};
 
 use kiln::action::{Manifest, Outputs, Part, PartName};
 use kiln::base::{Hasher, bytes};
-use kiln::execute::{Executor, Local, Watch};
+use kiln::execute::{Executor, Local};
 use kiln::stages;
 use kiln::store::{BlobStore, Disk, LocalStore};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
+use support::stage_runner::Quiet;
 use support::workspace::{inputs, part_name};
 
 const ROUNDS: usize = 3;
-
-struct Silent;
-
-impl Watch for Silent {
-    fn progress(&self, _: u64, _: u64, _: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
 
 /// Measured costs: seconds, and bytes of anonymous and of all memory.
 #[derive(Clone, Copy)]
@@ -273,7 +264,7 @@ fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: &Value) 
                 while let Some(order) = orders.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let action = order.clone().into_action(stage.spec());
                     let ran = local
-                        .run(&action, &order.demand, &Silent)
+                        .run(&action, &order.demand, &Quiet)
                         .expect("a success");
                     keep(&order.name, ran.outputs);
                 }

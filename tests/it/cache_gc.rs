@@ -2,14 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use crate::support::alive::wait_until;
+use crate::support::results::{entry_path, put};
 use kiln::action::{ActionKey, Outputs, Part, PartName};
-use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use kiln::base::{CanonJson, hash_bytes};
+use kiln::store::{ActionCache, ActionResult, Disk};
 
 /// Results with their ages and blobs: three share blobs, one is from the future, and one blob belongs
 /// to no result.
@@ -21,20 +22,8 @@ lamp -9d  oil
 -         shard
 ";
 
-fn put(store: &Disk, blob: &str) -> Digest {
-    let mut sink = store.create().unwrap();
-    sink.write_all(blob.as_bytes()).unwrap();
-    sink.finish().unwrap().digest
-}
-
 fn key(result: &str) -> ActionKey {
     ActionKey(hash_bytes(result.as_bytes()))
-}
-
-/// The path of a result or blob.
-fn file(cache: &Path, folder: &str, content: &str, ending: &str) -> PathBuf {
-    let hex = hash_bytes(content.as_bytes()).hex();
-    cache.join(folder).join(&hex[..2]).join(hex + ending)
 }
 
 fn set_age(path: &Path, days: i64) {
@@ -55,7 +44,7 @@ fn cache(text: &str) -> tempfile::TempDir {
         let result = words.next().unwrap();
         if result == "-" {
             for blob in words {
-                put(&store, blob);
+                put(&store, blob.as_bytes());
             }
             continue;
         }
@@ -64,7 +53,7 @@ fn cache(text: &str) -> tempfile::TempDir {
         let mut outputs = Outputs::new();
         for blob in words {
             let part = Part {
-                content: put(&store, blob).into(),
+                content: put(&store, blob.as_bytes()),
                 facts: CanonJson::default(),
             };
             outputs.insert(PartName::new(blob).unwrap(), part);
@@ -77,7 +66,10 @@ fn cache(text: &str) -> tempfile::TempDir {
                 peak_memory_bytes: None,
             })
             .unwrap();
-        set_age(&file(folder.path(), "actions", result, ".json"), age);
+        set_age(
+            &entry_path(folder.path(), "actions", result.as_bytes(), ".json"),
+            age,
+        );
     }
     folder
 }
@@ -126,8 +118,8 @@ fn remaining(cache: &Path, text: &str) -> String {
         results.extend(words.next());
         blobs.extend(words);
     }
-    results.retain(|result| file(cache, "actions", result, ".json").exists());
-    blobs.retain(|blob| file(cache, "blobs", blob, "").exists());
+    results.retain(|result| entry_path(cache, "actions", result.as_bytes(), ".json").exists());
+    blobs.retain(|blob| entry_path(cache, "blobs", blob.as_bytes(), "").exists());
     blobs.sort();
     blobs.dedup();
     format!("{}: {}", results.join(" "), blobs.join(" "))

@@ -6,16 +6,7 @@ use crate::support::peers::{python, stdout_of};
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::Manifest;
 use serde_json::{Value, json};
-
-fn write(runner: &StageRunner, manifest: &Manifest, folder: &std::path::Path) {
-    for name in manifest.parts.keys() {
-        let path = folder.join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, runner.bytes(manifest, name.as_str())).unwrap();
-    }
-}
 
 #[test]
 #[ignore = "needs ONNX Runtime and a package index"]
@@ -55,8 +46,8 @@ fn calibration_matches_numpy_and_is_deterministic() {
     );
 
     let out = tempfile::tempdir().unwrap();
-    write(&runner, &graph, out.path());
-    write(&runner, &calibration, &out.path().join("calibration"));
+    runner.write_to(&graph, out.path());
+    runner.write_to(&calibration, &out.path().join("calibration"));
     let reference = json!({"windows": 3, "tokens": 12});
     let reference = runner
         .run(

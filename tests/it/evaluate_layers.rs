@@ -3,9 +3,7 @@
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use crate::support::workspace::inputs;
 use kiln::action::Manifest;
-use kiln::stages;
 use serde_json::{Value, json};
 
 fn by_layer() -> Value {
@@ -18,24 +16,9 @@ fn a_sample_selects_evenly_spaced_layers() {
     let runner = StageRunner::new(home.path());
     let model = runner.inspect(&TinyGguf::llama().layers(7).write());
     let graph = runner.graph(&model, "native", by_layer());
-    let library = runner.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    let tool = Manifest {
-        parts: files.into(),
-    };
     let compiled = |sample: Option<u32>| -> Vec<String> {
-        let registry = stages::all();
-        let inputs = kiln::action::Inputs {
-            tools: [("qnn".to_string(), tool.clone())].into(),
-            ..inputs(&[("graph", &graph)])
-        };
         let params = json!({"soc": "sm8650", "sample": sample});
-        let orders = registry
-            .get("context-bin")
-            .unwrap()
-            .expand(&params, &inputs)
-            .unwrap();
+        let orders = runner.context_orders(&graph, &params);
         let mut names: Vec<String> = orders.into_iter().map(|order| order.name).collect();
         names.retain(|name| name.contains("-of-"));
         names

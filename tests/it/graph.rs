@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::peers::{python, stdout_of};
+use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Stage};
@@ -247,39 +247,10 @@ fn all_parameter_problems_are_reported_at_once() {
     assert!(stage(&registry).check(&json!({}), &[]).is_ok());
 }
 
-/// Runs the graphs `onnx` in ONNX Runtime and compares them with a decoder in numpy, on `tokens`, or
-/// on random tokens if there are none.
-#[track_caller]
-fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
-    let out = tempfile::tempdir().unwrap();
-    let mut weights = serde_json::Map::new();
-    for (name, part) in &onnx.parts {
-        let path = out.path().join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &*folder.bytes(part)).unwrap();
-        if let Some(name) = name.as_str().strip_prefix("weights/") {
-            weights.insert(name.into(), part.facts.value().clone());
-        }
-    }
-    let model = &onnx.get("model.json").unwrap().facts;
-    let facts = json!({"model": model, "weights": weights, "tokens": tokens});
-    fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
-    println!(
-        "{}",
-        stdout_of(
-            python()
-                .arg(script)
-                .arg(out.path())
-                .arg(tolerance.to_string())
-        )
-    );
-}
-
 fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    run_in_onnx_runtime(&folder, &build(&folder, model, params), &[], 5e-6);
+    compare_with_numpy(&folder, &build(&folder, model, params), &[], 5e-6);
 }
 
 #[test]
@@ -319,5 +290,5 @@ fn onnx_runtime_matches_numpy_for_smollm2() {
     let tokens = tokenizer
         .encode(include_str!("../../plans/data/eval.txt"))
         .unwrap();
-    run_in_onnx_runtime(&folder, &onnx, &tokens, 1e-5);
+    compare_with_numpy(&folder, &onnx, &tokens, 1e-5);
 }

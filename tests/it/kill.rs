@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::processes::processes_using;
+use crate::support::results::entry_path;
 use crate::support::tiny_build::TinyBuild;
-use kiln::base::hash_bytes;
 use kiln::store::Disk;
 use rustix::pipe::fcntl_setpipe_size;
 
@@ -99,11 +99,6 @@ fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
     );
 }
 
-fn blob(cache: &Path, bytes: &[u8]) -> PathBuf {
-    let hex = hash_bytes(bytes).hex();
-    cache.join("blobs").join(&hex[..2]).join(hex)
-}
-
 #[test]
 fn a_corrupt_blob_is_reported_and_then_repaired() {
     let tiny = TinyBuild::new();
@@ -116,9 +111,9 @@ fn a_corrupt_blob_is_reported_and_then_repaired() {
         .iter()
         .find(|(name, _)| name.ends_with("codes"))
         .unwrap();
-    fs::remove_file(blob(&cache, codes)).unwrap();
+    fs::remove_file(entry_path(&cache, "blobs", codes, "")).unwrap();
     let mut model = tiny.model.clone();
-    let source = blob(&cache, &model);
+    let source = entry_path(&cache, "blobs", &model, "");
     model[5000] ^= 1;
     fs::remove_file(&source).unwrap();
     fs::write(&source, model).unwrap();

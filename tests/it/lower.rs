@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::support::quantize::{Quant, encode};
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
-use half::f16;
 use kiln::action::Blob;
 use kiln::base::{Problem, Result};
 use kiln::lower::{device_use, lower};
@@ -94,12 +94,11 @@ fn try_constant(graph: &DeviceGraph, name: &str) -> Result<StaticData> {
 }
 
 fn f16s(values: &[f32]) -> Vec<u8> {
-    let bytes = |x: &f32| f16::from_f32(*x).to_le_bytes();
-    values.iter().flat_map(bytes).collect()
+    encode(Quant::F16, values)
 }
 
 fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    encode(Quant::F32, values)
 }
 
 /// The values of a weight on the device: row `n` of W is column `n` of `[K, N]`.

@@ -1,7 +1,9 @@
 //! `measure` on a device: fakes of `adb`, `ssh` and Qualcomm's runner check how they are called.
 
-use crate::support::phone::{PROFILE, Phone, names};
+use phone::{PROFILE, Phone, names};
 use serde_json::json;
+
+mod phone;
 
 #[test]
 fn a_bundle_is_sent_once_and_measured_in_every_build() {

@@ -11,8 +11,7 @@ use crate::support::peers::{python, stdout_of};
 use crate::support::place::{both, names, placed};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
-use crate::support::workspace::inputs;
-use kiln::action::{Inputs, Manifest, Part, PartName};
+use kiln::action::{Manifest, Part, PartName};
 use kiln::base::{Problem, Result};
 use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
@@ -148,28 +147,14 @@ fn an_unknown_place_is_rejected() {
     );
 }
 
-fn library(runner: &StageRunner) -> Manifest {
-    let library = runner.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    Manifest {
-        parts: files.into(),
-    }
-}
-
 /// The orders of a `context-bin` by name: their keys and the names of their inputs.
-fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, (String, Vec<String>)> {
+fn orders(runner: &StageRunner, graph: &Manifest) -> BTreeMap<String, (String, Vec<String>)> {
     let registry = stages::all();
-    let stage = registry.get("context-bin").unwrap();
-    let inputs = Inputs {
-        tools: [("qnn".to_string(), tool.clone())].into(),
-        ..inputs(&[("graph", graph)])
-    };
+    let spec = registry.get("context-bin").unwrap().spec();
     let mut orders = BTreeMap::new();
-    for order in stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap() {
+    for order in runner.context_orders(graph, &json!({"soc": "sm8650"})) {
         let (name, reads) = (order.name.clone(), order.inputs.keys().cloned().collect());
-        let key = order.into_action(stage.spec()).key().to_string();
-        orders.insert(name, (key, reads));
+        orders.insert(name, (order.into_action(spec).key().to_string(), reads));
     }
     orders
 }
@@ -178,7 +163,6 @@ fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, (String, Vec<St
 fn changing_a_cpu_head_recompiles_nothing() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path());
-    let tool = library(&runner);
     // A qwen2 graph always has f16 layers, which centre its keys.
     for (gguf, head, proofs) in [
         (TinyGguf::qwen2().write(), "output.weight", &[][..]),
@@ -195,12 +179,8 @@ fn changing_a_cpu_head_recompiles_nothing() {
                     .run("requant", schemes, &[("tensors", &model)])
                     .unwrap();
                 let slots = [("model", &model), ("weights", &weights)];
-                orders(
-                    &runner
-                        .run("graph", placed(place.clone(), 2), &slots)
-                        .unwrap(),
-                    &tool,
-                )
+                let graph = runner.run("graph", placed(place.clone(), 2), &slots);
+                orders(&runner, &graph.unwrap())
             };
             let before = orders_with(json!({"scheme": "int8-block"}));
             let tweak = json!([{"match": head, "scheme": "f16"}]);
@@ -220,10 +200,8 @@ fn changing_a_cpu_head_recompiles_nothing() {
         );
         let on_npu = changed_orders(json!({}));
         assert!(on_npu.contains(&"2-of-2".to_string()), "{head}: {on_npu:?}");
-        let proved: Vec<&String> = on_npu
-            .iter()
-            .filter(|name| name.starts_with("proof/"))
-            .collect();
+        let mut proved = on_npu;
+        proved.retain(|name| name.starts_with("proof/"));
         assert_eq!(proved, proofs, "{head}");
     }
 }
@@ -237,9 +215,9 @@ fn each_graph_gets_only_its_weights() {
         "f16",
         placed(json!({"head": "cpu"}), 1),
     );
-    let orders = orders(&graph, &library(&runner));
+    let inputs_by_order = orders(&runner, &graph);
     let tables = |name: &str| -> Vec<String> {
-        let mut inputs = orders[name].1.clone();
+        let mut inputs = inputs_by_order[name].1.clone();
         inputs.retain(|input| !input.contains("blk."));
         inputs
     };
@@ -411,11 +389,7 @@ fn cpu_graphs_run_from_the_bundle() {
     let runner = StageRunner::new(home.path());
     let bundle = package(&runner, both(), json!({"embedding_table": true})).unwrap();
     let out = tempfile::tempdir().unwrap();
-    for name in names(&bundle) {
-        let path = out.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, runner.bytes(&bundle, name)).unwrap();
-    }
+    runner.write_to(&bundle, out.path());
     println!(
         "{}",
         stdout_of(

@@ -1,24 +1,14 @@
 //! Embedding and head on the CPU: NPU and CPU together compute the same as the full graph.
 
 use std::fs;
-use std::path::Path;
 
 use crate::support::peers::{python, stdout_of};
-use crate::support::place::{both, names, placed};
+use crate::support::place::{both, placed};
 use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
-
-/// Writes the ONNX files of `graph` and their weights into `folder`.
-fn write_out(runner: &StageRunner, graph: &Manifest, folder: &Path) {
-    for name in names(graph) {
-        let path = folder.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, runner.bytes(graph, name)).unwrap();
-    }
-}
 
 #[test]
 #[ignore = "needs a package index"]
@@ -37,7 +27,7 @@ fn split_graphs_compute_the_same_as_the_full_graph() {
         params["residual_exponent"] = json!(3);
         let (_, graph) = runner.model(&gguf, "native", params);
         let out = tempfile::tempdir().unwrap();
-        write_out(&runner, &graph, out.path());
+        runner.write_to(&graph, out.path());
         println!("{}", stdout_of(python().arg(script).arg(out.path())));
     }
 }

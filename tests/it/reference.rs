@@ -4,14 +4,16 @@ use std::process::Stdio;
 
 use crate::support::gguf_file::GgufFile;
 use crate::support::peers::{python, stdout_of};
-use crate::support::plain_decoder::PlainDecoder;
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
 use kiln::action::{Manifest, PartName};
 use kiln::base::Result;
 use kiln::model::facts::RopeRows;
+use plain_decoder::PlainDecoder;
 use serde_json::{Value, json};
+
+mod plain_decoder;
 
 fn reference(folder: &Folder, gguf: &[u8], text: &str, params: Value) -> Result<Manifest> {
     let model = folder.inspect(gguf)?;

@@ -9,12 +9,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::fetching::sha256;
-use crate::support::hub::Hub;
 use crate::support::peers::stdout_of;
 use crate::support::processes::{kill, processes_using};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tree::files;
+use hub::Hub;
+
+mod hub;
 
 /// Variables that make the plan small.
 const SMALL: [&str; 7] = [

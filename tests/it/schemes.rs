@@ -2,9 +2,8 @@
 //! ONNX Runtime.
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use crate::support::peers::{python, stdout_of};
+use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::quantize::Quant;
 use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
@@ -557,37 +556,6 @@ fn indivisible_columns_are_rejected() {
     );
 }
 
-/// Checks a graph with weights in `scheme` with `onnx`, and compares ONNX Runtime with numpy.
-fn run_in_onnx_runtime(scheme: &str) {
-    let test = TestModel::new(&TinyGguf::qwen2());
-    let weights = test.requant(scheme);
-    let graph = json!({"prefill": 8, "context": 24});
-    let onnx = test
-        .run(
-            "graph",
-            graph,
-            &[("model", &test.model), ("weights", &weights)],
-        )
-        .unwrap();
-    let out = tempfile::tempdir().unwrap();
-    for (name, part) in &onnx.parts {
-        let path = out.path().join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &*test.folder.bytes(part)).unwrap();
-    }
-    let parts: BTreeMap<&str, _> = onnx
-        .under("weights")
-        .map(|(name, part)| (name, &part.facts))
-        .collect();
-    let facts = json!({"model": onnx.part("model.json").unwrap().facts, "weights": parts});
-    fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
-    println!(
-        "{scheme}: {}",
-        stdout_of(python().arg(script).arg(out.path()))
-    );
-}
-
 #[test]
 #[ignore = "needs a package index"]
 fn onnx_runtime_matches_numpy_for_every_scheme() {
@@ -598,6 +566,12 @@ fn onnx_runtime_matches_numpy_for_every_scheme() {
         "lpbq-16",
         "lpbq-64",
     ] {
-        run_in_onnx_runtime(scheme);
+        println!("{scheme}");
+        let test = TestModel::new(&TinyGguf::qwen2());
+        let weights = test.requant(scheme);
+        let slots = [("model", &test.model), ("weights", &weights)];
+        let graph = json!({"prefill": 8, "context": 24});
+        let onnx = test.run("graph", graph, &slots).unwrap();
+        compare_with_numpy(&test.folder, &onnx, &[], 5e-6);
     }
 }

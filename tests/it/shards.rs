@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use crate::support::workspace::inputs;
-use kiln::action::{Inputs, Manifest};
+use kiln::action::Manifest;
 use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
 use kiln::stages;
@@ -150,17 +149,13 @@ fn auto_uses_the_fewest_shards_that_fit_the_memory() {
 }
 
 /// The keys of the orders of a `context-bin`, by name.
-fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, String> {
+fn order_keys(runner: &StageRunner, graph: &Manifest) -> BTreeMap<String, String> {
     let registry = stages::all();
-    let stage = registry.get("context-bin").unwrap();
-    let inputs = Inputs {
-        tools: [("qnn".to_string(), tool.clone())].into(),
-        ..inputs(&[("graph", graph)])
-    };
+    let spec = registry.get("context-bin").unwrap().spec();
     let mut keys = BTreeMap::new();
-    for order in stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap() {
+    for order in runner.context_orders(graph, &json!({"soc": "sm8650"})) {
         let name = order.name.clone();
-        keys.insert(name, order.into_action(stage.spec()).key().to_string());
+        keys.insert(name, order.into_action(spec).key().to_string());
     }
     keys
 }
@@ -182,16 +177,10 @@ fn changing_one_weight_recompiles_one_shard() {
             )
             .unwrap()
     };
-    let library = runner.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    let tool = Manifest {
-        parts: files.into(),
-    };
-    let before = orders(&graph(json!({})), &tool);
-    let after = orders(
+    let before = order_keys(&runner, &graph(json!({})));
+    let after = order_keys(
+        &runner,
         &graph(json!({"override": [{"match": "blk.2.ffn_up.weight", "scheme": "f16"}]})),
-        &tool,
     );
     let compiled: Vec<&String> = before.keys().filter(|name| name.contains("-of-")).collect();
     assert_eq!(compiled, ["1-of-4", "2-of-4", "3-of-4", "4-of-4"]);

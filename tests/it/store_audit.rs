@@ -1,17 +1,17 @@
 //! `kiln cache stats` and `kiln cache verify`, on a cache with a few results.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::support::results::{entry_path, put};
 use assert_cmd::Command;
 use kiln::action::{Outputs, Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use kiln::store::{ActionCache, ActionResult, Disk};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A cache with two results: `fetch`, run on a thread, with `clay`, and `requant`, run in a process,
@@ -25,10 +25,8 @@ fn cache() -> tempfile::TempDir {
     ] {
         let mut outputs = Outputs::new();
         for blob in blobs {
-            let mut sink = store.create().unwrap();
-            sink.write_all(blob.as_bytes()).unwrap();
             let part = Part {
-                content: sink.finish().unwrap(),
+                content: put(&store, blob.as_bytes()),
                 facts: CanonJson::default(),
             };
             outputs.insert(PartName::new(*blob).unwrap(), part);
@@ -88,12 +86,6 @@ last builds keep 0 B; `kiln cache gc` would free 9 B
     check(cache.path(), "stats --json", 0, &format!("{json}\n"));
 }
 
-/// The path of a result or blob.
-fn file(cache: &Path, folder: &str, content: &[u8], ending: &str) -> PathBuf {
-    let hex = hash_bytes(content).hex();
-    cache.join(folder).join(&hex[..2]).join(hex + ending)
-}
-
 #[test]
 fn verify_reports_damage_and_repair_removes_it() {
     let cache = cache();
@@ -104,10 +96,10 @@ fn verify_reports_damage_and_repair_removes_it() {
         "2 blobs and 2 results: all whole\n",
     );
 
-    let blob = file(cache.path(), "blobs", b"clay", "");
+    let blob = entry_path(cache.path(), "blobs", b"clay", "");
     fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&blob, "clap").unwrap();
-    let entry = file(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
+    let entry = entry_path(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
     fs::write(&entry, "").unwrap();
 
     let name = |path: &Path| {
@@ -147,7 +139,7 @@ fn verify_reports_damage_and_repair_removes_it() {
 #[test]
 fn verify_can_be_interrupted_within_a_large_blob() {
     let cache = cache();
-    let blob = file(cache.path(), "blobs", b"large", "");
+    let blob = entry_path(cache.path(), "blobs", b"large", "");
     fs::create_dir_all(blob.parent().unwrap()).unwrap();
     // A sparse file: it needs no space, but reading it takes minutes.
     fs::File::create(&blob).unwrap().set_len(1 << 40).unwrap();

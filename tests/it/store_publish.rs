@@ -2,9 +2,9 @@
 //! again if it already does.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
+use crate::support::results::put;
 use crate::support::tree::files;
 use kiln::action::{Content, Manifest, Part, PartName, Window};
 use kiln::base::{CanonJson, hash_bytes};
@@ -33,10 +33,8 @@ impl Output {
         let mut manifest = Manifest::default();
         for word in words.split(' ') {
             let (name, text) = word.split_once('=').unwrap();
-            let mut sink = self.store.create().unwrap();
-            sink.write_all(text.as_bytes()).unwrap();
             let part = Part {
-                content: sink.finish().unwrap(),
+                content: put(&self.store, text.as_bytes()),
                 facts: CanonJson::default(),
             };
             manifest.parts.insert(PartName::new(name).unwrap(), part);

@@ -9,6 +9,7 @@ use std::sync::Barrier;
 
 use crate::support::alive::wait_for;
 use crate::support::faulty::{Faulty, Store};
+use crate::support::results;
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Digest, hash_bytes};
 use kiln::store::{
@@ -18,9 +19,7 @@ use kiln::store::{
 use serde_json::json;
 
 fn put(store: &dyn BlobStore, bytes: &[u8]) -> Digest {
-    let mut sink = store.create().unwrap();
-    sink.write_all(bytes).unwrap();
-    sink.finish().unwrap().digest
+    results::put(store, bytes).digest
 }
 
 fn key(name: &str) -> ActionKey {

@@ -4,16 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use assert_cmd::Command;
+use crate::support::call::kiln;
 
-fn kiln(home: &Path, call: &[&str]) -> (String, i32) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
-        .args(call)
-        .current_dir(home)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    (text.into_owned(), output.status.code().unwrap())
+/// The output of a call on both streams, and its exit code.
+fn run(home: &Path, arguments: &[&str]) -> (String, i32) {
+    let (code, output, errors) = kiln(home, arguments);
+    (output + &errors, code)
 }
 
 fn plan(keys: &str) -> tempfile::TempDir {
@@ -34,7 +30,7 @@ fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
         home.path().join("out/pot/clay/clay.txt"),
     );
     let build = |expected: &str| {
-        let (output, code) = kiln(home.path(), &["build", "plan.toml"]);
+        let (output, code) = run(home.path(), &["build", "plan.toml"]);
         assert!(
             output.contains(expected) && code == 0,
             "{expected}: {output}"
@@ -51,19 +47,19 @@ fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
         .unwrap();
     assert_eq!(build("nothing to do"), "grey");
     fs::write(&clay, "red!").unwrap();
-    let (why, _) = kiln(home.path(), &["explain", "plan.toml", "clay"]);
+    let (why, _) = run(home.path(), &["explain", "plan.toml", "clay"]);
     assert!(why.contains("tracked: \"b3:"), "{why}");
     assert_eq!(build("1 part ran"), "red!");
     fs::write(&clay, "grey").unwrap();
     assert_eq!(build("0 parts ran, 1 from the cache"), "grey");
     fs::remove_file(&clay).unwrap();
-    let (output, code) = kiln(home.path(), &["build", "plan.toml"]);
+    let (output, code) = run(home.path(), &["build", "plan.toml"]);
     assert!(output.contains("clay.txt") && code == 1, "{output}");
 }
 
 #[test]
 fn a_tracked_file_cannot_be_pinned_or_unpacked() {
-    let check = |keys: &str| kiln(plan(keys).path(), &["check", "plan.toml"]);
+    let check = |keys: &str| run(plan(keys).path(), &["check", "plan.toml"]);
     let (output, code) = check(&format!(
         "tracked = true\nsha256 = \"{}\"\n",
         "0".repeat(64)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::quantize::{Quant, encode};
 use kiln::qnn::{
     Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
     HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
@@ -171,8 +172,7 @@ impl Small {
 }
 
 fn to_f16(values: &[f32]) -> Vec<u8> {
-    let bytes = |value: &f32| half::f16::from_f32(*value).to_le_bytes();
-    values.iter().flat_map(bytes).collect()
+    encode(Quant::F16, values)
 }
 
 fn from_f16(bytes: &[u8]) -> Vec<f32> {

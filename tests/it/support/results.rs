@@ -1,11 +1,26 @@
-//! Results in a cache, and forged ones.
+//! Blobs and results in a cache, and forged results.
 
 use std::path::{Path, PathBuf};
 
+use kiln::action::Content;
 use kiln::base::hash_bytes;
+use kiln::store::BlobStore;
 use serde_json::Value;
 
 use super::tree::files;
+
+/// Writes a blob.
+pub fn put(store: &dyn BlobStore, bytes: &[u8]) -> Content {
+    let mut sink = store.create().unwrap();
+    sink.write_all(bytes).unwrap();
+    sink.finish().unwrap()
+}
+
+/// The path in a cache of a blob or result: `kind` is `blobs` or `actions`.
+pub fn entry_path(cache: &Path, kind: &str, content: &[u8], ending: &str) -> PathBuf {
+    let hex = hash_bytes(content).hex();
+    cache.join(kind).join(&hex[..2]).join(hex + ending)
+}
 
 /// The path and text of a result of a stage kind.
 pub fn find_result(cache: &Path, kind: &str) -> (PathBuf, String) {

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry};
+use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry, WorkOrder};
 use kiln::base::{CanonJson, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
 use serde_json::{Value, json};
 
-use super::workspace::part_name;
+use super::results::put;
+use super::workspace::{inputs, part_name};
 
 /// A text for evaluation, about 25 tokens of the tiny vocabulary.
 pub const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over \
@@ -21,7 +22,8 @@ pub struct StageRunner {
     tools: Vec<(String, Manifest)>,
 }
 
-struct Quiet;
+/// Ignores progress and never cancels.
+pub struct Quiet;
 
 impl Watch for Quiet {
     fn progress(&self, _: u64, _: u64, _: &str) {}
@@ -130,10 +132,8 @@ impl StageRunner {
 
     /// Stores bytes as a part.
     pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
-        let mut sink = self.store.create().unwrap();
-        sink.write_all(bytes).unwrap();
         Part {
-            content: sink.finish().unwrap(),
+            content: put(&self.store, bytes),
             facts: CanonJson::from(facts),
         }
     }
@@ -200,6 +200,39 @@ impl StageRunner {
         let blob = self.store.open(&content.blob()).unwrap().unwrap();
         let start = content.window.map_or(0, |window| window.offset as usize);
         blob[start..start + content.digest.size_bytes as usize].to_vec()
+    }
+
+    /// Writes the parts to files.
+    pub fn write_to(&self, manifest: &Manifest, folder: &Path) {
+        for name in manifest.parts.keys() {
+            let path = folder.join(name.as_str());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, self.bytes(manifest, name.as_str())).unwrap();
+        }
+    }
+
+    /// A tool `qnn` with fake libraries, to expand stages.
+    pub fn fake_qnn(&self) -> Manifest {
+        let library = self.part(b"a library", Value::Null);
+        let mut tool = Manifest::default();
+        for name in ["libQnnHtp.so", "libQnnSystem.so"] {
+            tool.parts
+                .insert(PartName::new(name).unwrap(), library.clone());
+        }
+        tool
+    }
+
+    /// Expands `context-bin` for a graph, with fake libraries.
+    pub fn context_orders(&self, graph: &Manifest, params: &Value) -> Vec<WorkOrder> {
+        let inputs = Inputs {
+            tools: [("qnn".to_string(), self.fake_qnn())].into(),
+            ..inputs(&[("graph", graph)])
+        };
+        self.stages
+            .get("context-bin")
+            .unwrap()
+            .expand(params, &inputs)
+            .unwrap()
     }
 
     /// Changes the bytes of a part.

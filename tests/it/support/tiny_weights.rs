@@ -1,11 +1,11 @@
 //! Tiny models in the form that `inspect` and `requant` write: random weights in every encoding.
 
-use half::f16;
 use kiln::action::{Inputs, Manifest, Part, PartName};
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
 use serde_json::json;
 
+use super::quantize::{Quant, encode};
 use super::tiny_gguf::Random;
 use super::workspace::{Folder, inputs};
 
@@ -228,12 +228,11 @@ fn name(text: &str) -> PartName {
 }
 
 fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    encode(Quant::F32, values)
 }
 
 fn f16s(values: &[f32]) -> Vec<u8> {
-    let bytes = |x: &f32| f16::from_f32(*x).to_le_bytes();
-    values.iter().flat_map(bytes).collect()
+    encode(Quant::F16, values)
 }
 
 fn nibbles(values: &[f32]) -> Vec<u8> {

@@ -7,10 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln::action::{Inputs, Outputs};
 use kiln::engine::{is_proved, note_proof};
-use kiln::execute::{Executor, Local, Watch};
+use kiln::execute::{Executor, Local};
 use kiln::stages;
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 use serde_json::json;
+
+use super::stage_runner::Quiet;
 
 /// The wheel of Qualcomm's libraries, as in the `[tools]` table of a plan.
 pub const QNN: &str = "onnxruntime-qnn==2.7.0";
@@ -80,7 +82,7 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
                 stages: &stages,
                 program: PathBuf::new(),
             };
-            let outputs = local.run(&action, &demand, &Alone).unwrap().outputs;
+            let outputs = local.run(&action, &demand, &Quiet).unwrap().outputs;
             let result = ActionResult {
                 action: action.canonical_text(),
                 outputs: outputs.clone(),
@@ -98,14 +100,4 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
         paths.insert(name.to_string(), path);
     }
     paths
-}
-
-struct Alone;
-
-impl Watch for Alone {
-    fn progress(&self, _done: u64, _total: u64, _unit: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
 }

@@ -10,13 +10,14 @@ use std::process::Command;
 
 use kiln::action::{Action, Content, Outputs, Part, PartName};
 use kiln::base::CanonJson;
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use kiln::store::{ActionCache, ActionResult, Disk};
 use serde_json::Value;
 
-use super::contexts::{facts, info};
-use super::fetching::sha256;
-use super::scripts::write_script;
-use super::tiny_gguf::TinyGguf;
+use crate::support::contexts::{facts, info};
+use crate::support::fetching::sha256;
+use crate::support::results::put;
+use crate::support::scripts::write_script;
+use crate::support::tiny_gguf::TinyGguf;
 
 const PLAN: &str = r#"
 [plan]
@@ -293,10 +294,8 @@ impl Phone {
 }
 
 fn part(store: &Disk, bytes: &[u8], facts: Value) -> Part {
-    let mut sink = store.create().unwrap();
-    sink.write_all(bytes).unwrap();
     Part {
-        content: sink.finish().unwrap(),
+        content: put(store, bytes),
         facts: CanonJson::from(facts),
     }
 }
@@ -330,7 +329,7 @@ fn binary(store: &Disk, action: &Action) -> Outputs {
 
 /// The relative paths of all files below `folder`.
 pub fn names(folder: &Path) -> Vec<String> {
-    let files = super::tree::files(folder);
+    let files = crate::support::tree::files(folder);
     let mut names: Vec<_> = files
         .keys()
         .map(|name| name.display().to_string())

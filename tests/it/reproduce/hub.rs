@@ -1,8 +1,8 @@
 //! A fake of the Hugging Face hub: it sends the digest of a file and redirects the download to
 //! another host, whose connection breaks twice.
 
-use super::fetching::sha256;
-use super::web::{Reply, Server};
+use crate::support::fetching::sha256;
+use crate::support::web::{Reply, Server};
 
 /// The hub, and the other host.
 pub struct Hub {
