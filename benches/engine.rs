@@ -1,11 +1,11 @@
-//! The engine compared with ninja and b3sum: `cargo bench --bench engine` (needs `ninja`, `b3sum` and
-//! `bash`, and takes some minutes). Arguments select the numbers of parts, or `big`: `cargo bench
-//! --bench engine -- 1000 big`.
+//! The engine compared with ninja and b3sum: `cargo bench --bench engine` (needs `ninja`, `b3sum`
+//! and `bash`, and takes some minutes). Arguments select the numbers of parts, or `big`: `cargo
+//! bench --bench engine -- 1000 big`.
 //!
-//! The plan has N parts in ten stages; part i of a stage reads part i of the previous stage. ninja has
-//! N edges of the same shape. Complete processes are measured; kiln is the program with one trivial
-//! stage kind. With 100,000 edges ninja has no build log to read, which saves it work. `big` is a plan
-//! of eight real stages with a file of one gigabyte.
+//! The plan has N parts in ten stages; part i of a stage reads part i of the previous stage. ninja
+//! has N edges of the same shape. Complete processes are measured; kiln is the program with one
+//! trivial stage kind. With 100,000 edges ninja has no build log to read, which saves it work.
+//! `big` is a plan of eight real stages with a file of one gigabyte.
 
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
@@ -92,8 +92,8 @@ fn big(home: &Path) {
     fs::write(home.join("model.gguf"), &model).expect("a model");
     fs::write(home.join("big.toml"), BIG).expect("a plan");
     fs::write(home.join("text.txt"), "clay is shaped, dried and fired").expect("a text");
-    // kiln does not trust the time of a file that was just written, since it could still change within
-    // the resolution of the clock.
+    // kiln does not trust the time of a file that was just written, since it could still change
+    // within the resolution of the clock.
     std::thread::sleep(Duration::from_secs(3));
     let kiln = || {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
@@ -197,8 +197,8 @@ fn no_op(home: &Path, parts: usize) {
     );
 }
 
-/// The minimal disk work of a clean build: two threads write a blob and a result per part, each to a
-/// temporary name, and rename them.
+/// The minimal disk work of a clean build: two threads write a blob and a result per part, each to
+/// a temporary name, and rename them.
 fn write_files(home: &Path, parts: usize) -> Duration {
     let folder = |kind: &str, prefix: u8| home.join(kind).join(format!("{prefix:02x}"));
     for prefix in 0..=u8::MAX {
@@ -288,7 +288,8 @@ fn plan(parts: usize) -> String {
 
 fn write_ninja(home: &Path, parts: usize) {
     fs::create_dir_all(home).expect("a folder");
-    // Many edges would take minutes to run. With this mark, ninja accepts files that it did not write.
+    // Many edges would take minutes to run. With this mark, ninja accepts files that it did not
+    // write.
     let is_faked = parts > MAX_NINJA_EDGES;
     let mark = if is_faked { " generator = 1\n" } else { "" };
     let mut build = format!("rule cp\n command = cp $in $out\n{mark}");

@@ -1,7 +1,7 @@
 //! The time to parse a GGUF header: `cargo bench --bench gguf`, with SmolLM2 or the file KILN_GGUF.
 //!
-//! It is compared with a lower bound in the same run: skipping all strings of the vocabulary by their
-//! lengths.
+//! It is compared with a lower bound in the same run: skipping all strings of the vocabulary by
+//! their lengths.
 
 use std::hint::black_box;
 use std::time::Instant;

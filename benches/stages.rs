@@ -1,8 +1,8 @@
-//! Time, CPU time and peak memory of the stages that run on kiln's threads, with SmolLM2 or the file
-//! KILN_GGUF, compared with copying and hashing that file: `cargo bench --bench stages`. With
-//! KILN_LLAMA, a folder with the libraries of llama.cpp (as in npm's `@node-llama-cpp/linux-x64`), they
-//! are also compared with its quantizer. `kiln cache stats` shows the figures of stages that run in
-//! their own process.
+//! Time, CPU time and peak memory of the stages that run on kiln's threads, with SmolLM2 or the
+//! file KILN_GGUF, compared with copying and hashing that file: `cargo bench --bench stages`. With
+//! KILN_LLAMA, a folder with the libraries of llama.cpp (as in npm's `@node-llama-cpp/linux-x64`),
+//! they are also compared with its quantizer. `kiln cache stats` shows the figures of stages that
+//! run in their own process.
 
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
@@ -57,8 +57,8 @@ impl Cost {
     }
 }
 
-/// Runs `inspect` and the stages that follow it, each with its own cache. The file is in the page cache
-/// before.
+/// Runs `inspect` and the stages that follow it, each with its own cache. The file is in the page
+/// cache before.
 fn main() {
     let path = std::env::var_os("KILN_GGUF").map_or_else(support::tools::smollm2, PathBuf::from);
     let folder = tempfile::tempdir_in(".").expect("a folder for the caches");
@@ -150,12 +150,12 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The best of some rounds of both works. They alternate, since the speed of a disk and a hypervisor
-/// changes by the minute.
+/// The best of some rounds of both works. They alternate, since the speed of a disk and a
+/// hypervisor changes by the minute.
 fn best(one: impl Fn() -> Cost, mut other: impl FnMut() -> Cost) -> [Cost; 2] {
     let settle = || {
-        // Waits for pending writes, and because ext4 creates files slowly for some seconds after many
-        // files were removed.
+        // Waits for pending writes, and because ext4 creates files slowly for some seconds after
+        // many files were removed.
         rustix::fs::sync();
         std::thread::sleep(Duration::from_secs(6));
     };

@@ -1,5 +1,5 @@
-//! The throughput of decoding and encoding weights, as a ratio to a memory copy in the same run: `cargo
-//! bench --bench weights`. With KILN_GGML, the libggml-base.so of llama.cpp (as in npm's
+//! The throughput of decoding and encoding weights, as a ratio to a memory copy in the same run:
+//! `cargo bench --bench weights`. With KILN_GGML, the libggml-base.so of llama.cpp (as in npm's
 //! `@node-llama-cpp/linux-x64`), also as a ratio to ggml's decoder.
 
 #[path = "support/memory.rs"]

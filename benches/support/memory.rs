@@ -66,7 +66,8 @@ impl Ggml {
     pub fn decode(&self, name: &str, blocks: &[u8], out: &mut [f32]) {
         type Row = unsafe extern "C" fn(*const c_void, *mut f32, i64);
         let name = format!("dequantize_row_{}", name.replace('Q', "q"));
-        // SAFETY: the signature is that of ggml-quants.h; `out` has space for the values of `blocks`.
+        // SAFETY: the signature is that of ggml-quants.h; `out` has space for the values of
+        // `blocks`.
         unsafe {
             let row: Symbol<Row> = self.0.get(name.as_bytes()).expect("a known decoder");
             row(blocks.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64);

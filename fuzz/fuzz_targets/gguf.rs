@@ -1,5 +1,5 @@
-//! A GGUF is rejected, or it is read, summarized and its metadata written reread. All tensors lie inside
-//! the file.
+//! A GGUF is rejected, or it is read, summarized and its metadata written again. All tensors lie
+//! inside the file.
 #![no_main]
 
 use kiln::model::decoder::arch::model_facts;

@@ -1,5 +1,5 @@
-//! 16-bit activations: from a calibration to quantize-dequantize pairs in the graph, and to quantized
-//! tensors on the device.
+//! 16-bit activations: from a calibration to quantize-dequantize pairs in the graph, and to
+//! quantized tensors on the device.
 
 use std::collections::BTreeMap;
 

@@ -302,7 +302,8 @@ fn invalid_parameters_are_reported() {
     );
 }
 
-/// The tiny model, its context binary without shared weights, and the reference's answer to a prompt.
+/// The tiny model, its context binary without shared weights, and the reference's answer to a
+/// prompt.
 fn tiny(runner: &StageRunner, gguf: &[u8], prompt: &str) -> (Manifest, Manifest, Manifest) {
     let (model, graph) = runner.model(gguf, "native", json!({"prefill": 16, "context": 256}));
     let params = json!({"soc": "sm8650", "weight_sharing": false});
@@ -319,8 +320,8 @@ fn tiny(runner: &StageRunner, gguf: &[u8], prompt: &str) -> (Manifest, Manifest,
 fn genie_generates_the_reference_tokens() {
     let home = tempfile::tempdir().unwrap();
     let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
-    // With this seed, answers depend on all earlier tokens; the prompt is longer than a prefill. With
-    // a context of 128, libGenie loses the cache of the first prefill.
+    // With this seed, answers depend on all earlier tokens; the prompt is longer than a prefill.
+    // With a context of 128, libGenie loses the cache of the first prefill.
     let gguf = TinyGguf::qwen2().seed(60).write();
     let (model, context, reference) =
         tiny(&runner, &gguf, "<|im_start|>the dog and the fox\n is é");

@@ -67,7 +67,8 @@ impl Project {
         )
     }
 
-    /// Imports a tar with a valid layout and what `write` adds, which must fail. Returns the message.
+    /// Imports a tar with a valid layout and what `write` adds, which must fail. Returns the
+    /// message.
     fn import_fails(
         &self,
         exit: i32,

@@ -12,8 +12,8 @@ use kiln::action::{ActionKey, Outputs, Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, Disk};
 
-/// Results with their ages and blobs: three share blobs, one is from the future, and one blob belongs
-/// to no result.
+/// Results with their ages and blobs: three share blobs, one is from the future, and one blob
+/// belongs to no result.
 const RESULTS: &str = "
 jar  40d  clay glaze
 cup  20d  clay slip

@@ -1,5 +1,5 @@
-//! The stage `command`: inputs and environment of the program, its outputs, failures, and when it runs
-//! again.
+//! The stage `command`: inputs and environment of the program, its outputs, failures, and when it
+//! runs again.
 
 use std::fs;
 use std::path::PathBuf;

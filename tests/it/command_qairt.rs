@@ -54,8 +54,8 @@ const FAKE_ONNX: [(&str, &str); 2] = [
     ),
 ];
 
-/// Builds `stages` of the QAIRT plan on a tiny model, with fakes of its tools. Python finds `onnx` in
-/// `python_path`, or a fake of it.
+/// Builds `stages` of the QAIRT plan on a tiny model, with fakes of its tools. Python finds `onnx`
+/// in `python_path`, or a fake of it.
 fn build_by_qairt(python_path: Option<&Path>, stages: &[&str]) -> CommandProject {
     let project = CommandProject::new("", "");
     let model = TinyGguf::qwen2()

@@ -6,8 +6,8 @@ use crate::support::tools;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
 
-/// Evaluates a tiny model whose graph `change` modifies. Returns the report, or the message if a limit
-/// is missed.
+/// Evaluates a tiny model whose graph `change` modifies. Returns the report, or the message if a
+/// limit is missed.
 fn evaluate_tiny(
     change: impl Fn(&StageRunner, &mut Manifest),
 ) -> std::result::Result<Value, String> {
@@ -113,8 +113,8 @@ fn one_flipped_scale_sign_is_detected_in_a_real_model() {
     );
 }
 
-/// The rows of queries and keys are taken as half-split instead of interleaved, so that RoPE rotates
-/// the wrong pairs.
+/// The rows of queries and keys are taken as half-split instead of interleaved, so that RoPE
+/// rotates the wrong pairs.
 #[test]
 #[ignore = "needs ONNX Runtime and a real model"]
 fn the_wrong_rope_order_is_detected() {

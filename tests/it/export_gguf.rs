@@ -280,8 +280,8 @@ fn values_outside_the_f16_range_are_rejected() {
     exporter.export(&[file.write()], params, json!({})).unwrap();
 }
 
-/// gguf-py writes a model in every form: split, big-endian and with other alignments. All of them are
-/// the same model for kiln, and gguf-py finds the keys and tensors of the source in the export.
+/// gguf-py writes a model in every form: split, big-endian and with other alignments. All of them
+/// are the same model for kiln, and gguf-py finds the keys and tensors of the source in the export.
 #[test]
 #[ignore = "needs Python packages"]
 fn files_from_gguf_py_round_trip() {

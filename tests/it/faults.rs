@@ -122,8 +122,8 @@ fn assert_described(problems: &[Problem], fault: Fault) {
     }
 }
 
-/// Injects a fault at each operation of a build. The store from `make` has the results of a build of
-/// `before`.
+/// Injects a fault at each operation of a build. The store from `make` has the results of a build
+/// of `before`.
 fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
     let folder = tempfile::tempdir().unwrap();
     let glaze = folder.path().join("glaze");

@@ -120,8 +120,8 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
     }
 }
 
-/// The weight encodings in the facts of a graph, which come from its function calls, are those in the
-/// facts of `requant`.
+/// The weight encodings in the facts of a graph, which come from its function calls, are those in
+/// the facts of `requant`.
 #[test]
 fn graph_facts_list_the_weight_encodings() {
     let root = tempfile::tempdir().unwrap();

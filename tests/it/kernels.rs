@@ -253,8 +253,8 @@ fn every_f16_decodes_like_scalar() {
     }
 }
 
-/// Every f16 value, the tie above it, and the neighbours of both. This includes the largest subnormal,
-/// values just above the largest f16, and NaNs whose payload does not fit f16.
+/// Every f16 value, the tie above it, and the neighbours of both. This includes the largest
+/// subnormal, values just above the largest f16, and NaNs whose payload does not fit f16.
 #[test]
 fn every_rounding_tie_matches_scalar() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();

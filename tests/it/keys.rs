@@ -1,5 +1,5 @@
-//! The output bytes of a stage change only together with its version. Otherwise caches would continue
-//! to return the old bytes.
+//! The output bytes of a stage change only together with its version. Otherwise caches would
+//! continue to return the old bytes.
 
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;

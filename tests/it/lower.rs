@@ -162,8 +162,8 @@ fn q4_0_keeps_codes_and_signed_scales() {
 
 #[test]
 fn q4_1_offsets_are_in_code_steps_and_constant_blocks_are_exact() {
-    // Scale 0, scale 0 and minimum 0, an ordinary block, and one whose steps are below the precision
-    // of f16.
+    // Scale 0, scale 0 and minimum 0, an ordinary block, and one whose steps are below the
+    // precision of f16.
     let (d, m) = ([0.0, 0.0, 0.25, 1e-6], [3.5, 0.0, -1.0, 2.0]);
     let blobs = [
         (

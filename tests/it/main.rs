@@ -1,9 +1,9 @@
 //! The integration tests. They are one crate, so that large dependencies are linked once, with one
 //! module per topic: `cargo test --test it -- TOPIC::`.
 //!
-//! The tests run on threads of one process, so none may change its environment, working directory or
-//! file descriptors. Vendor libraries are loaded by child processes, as in a build; the tests that load
-//! them directly are in `tests/qnn`.
+//! The tests run on threads of one process, so none may change its environment, working directory
+//! or file descriptors. Vendor libraries are loaded by child processes, as in a build; the tests
+//! that load them directly are in `tests/qnn`.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! Memory of the stages that process one tensor at a time, with a model that is larger than the budget.
-//! Each order runs in its own process, whose peak memory (including mapped files) is measured. The
-//! stages that need a complete model are tested in `memory_of_models.rs`.
+//! Memory of the stages that process one tensor at a time, with a model that is larger than the
+//! budget. Each order runs in its own process, whose peak memory (including mapped files) is
+//! measured. The stages that need a complete model are tested in `memory_of_models.rs`.
 
 use std::fs;
 use std::path::Path;

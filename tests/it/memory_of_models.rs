@@ -1,8 +1,8 @@
-//! Memory of the stages that need a complete model, compared with the bounds in docs/artifacts.md. Each
-//! order runs in its own process, whose peak memory (including mapped files) is measured.
+//! Memory of the stages that need a complete model, compared with the bounds in docs/artifacts.md.
+//! Each order runs in its own process, whose peak memory (including mapped files) is measured.
 //!
-//! The models have a small vocabulary and large layers, so that one more copy of a layer exceeds the
-//! bound.
+//! The models have a small vocabulary and large layers, so that one more copy of a layer exceeds
+//! the bound.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! `sensitivity` and `mixed-precision`: the cost of each scheme for each tensor, and the best choice
-//! within a budget.
+//! `sensitivity` and `mixed-precision`: the cost of each scheme for each tensor, and the best
+//! choice within a budget.
 
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;

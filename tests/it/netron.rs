@@ -47,8 +47,8 @@ fn tiny_dlc(home: &Path) -> PathBuf {
     home.join("dlc/decode.dlc")
 }
 
-/// With another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test it netron:: --
-/// --ignored`.
+/// With another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test it netron::
+/// -- --ignored`.
 #[test]
 #[ignore = "needs the QNN libraries and a package index"]
 fn netron_opens_the_dlc() {

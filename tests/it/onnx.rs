@@ -1,5 +1,5 @@
-//! Reading ONNX: inconsistent graphs are rejected, corrupt bytes do not panic, and the messages equal
-//! those of the `onnx` package.
+//! Reading ONNX: inconsistent graphs are rejected, corrupt bytes do not panic, and the messages
+//! equal those of the `onnx` package.
 
 use crate::support::peers::{python, stdout_of};
 use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};

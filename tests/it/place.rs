@@ -1,5 +1,5 @@
-//! Embedding and head on the CPU: the graphs and weights for the NPU and the CPU, and the contents of a
-//! bundle.
+//! Embedding and head on the CPU: the graphs and weights for the NPU and the CPU, and the contents
+//! of a bundle.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -264,7 +264,8 @@ fn dlc_rejects_a_graph_with_cpu_parts() {
     );
 }
 
-/// A fake output of `context-bin` for a tiny llama: a binary that is never run, and its description.
+/// A fake output of `context-bin` for a tiny llama: a binary that is never run, and its
+/// description.
 fn context(runner: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     let graph = runner.graph(model, "native", placed(place.clone(), 1));
     let (mut facts, mut info) = (facts(1, 1), info(0..2, 1, 1));

@@ -1,5 +1,5 @@
-//! `docs/plan-format.md` has the tables that `kiln schema --markdown` prints, and the examples in the
-//! documentation are valid plans. `KILN_BLESS=1` writes the tables into the page.
+//! `docs/plan-format.md` has the tables that `kiln schema --markdown` prints, and the examples in
+//! the documentation are valid plans. `KILN_BLESS=1` writes the tables into the page.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

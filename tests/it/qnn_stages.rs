@@ -1,6 +1,6 @@
 //! `context-bin` and `dlc`. Tests that need the vendor's libraries are ignored by default; the
-//! libraries are fetched, or loaded from the folder KILN_QNN. The stages run in child processes, as in
-//! a build.
+//! libraries are fetched, or loaded from the folder KILN_QNN. The stages run in child processes, as
+//! in a build.
 
 use std::path::Path;
 
@@ -249,8 +249,8 @@ fn f16_weights_compile_through_a_dlc() {
     assert_eq!(digests(&context), digests(&second));
 }
 
-/// A real model, with and without a DLC: `KILN_GGUF=... cargo test --release --test it qnn_stages::big_ --
-/// --ignored --nocapture`.
+/// A real model, with and without a DLC: `KILN_GGUF=... cargo test --release --test it
+/// qnn_stages::big_ -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries, SmolLM2 and minutes"]
 fn big_smollm2_compiles_with_and_without_a_dlc() {

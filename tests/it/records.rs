@@ -567,8 +567,8 @@ fn hostile_locks_are_rejected() {
     );
 }
 
-/// A locked build compares each plan with its lock before anything runs, and builds the graph of the
-/// smallest model. A complete build takes minutes.
+/// A locked build compares each plan with its lock before anything runs, and builds the graph of
+/// the smallest model. A complete build takes minutes.
 #[test]
 #[ignore = "needs a package index"]
 fn every_committed_lock_matches_its_plan() {

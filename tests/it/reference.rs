@@ -146,9 +146,9 @@ fn worst(found: &[f32], expected: &[f64]) -> f64 {
     worst
 }
 
-/// With and without biases, with separate and tied heads, with shared and separate key heads, and with
-/// several types of matrices. Each model is compared with the rotary layout of its architecture, and
-/// with the other layout, whose logits must differ.
+/// With and without biases, with separate and tied heads, with shared and separate key heads, and
+/// with several types of matrices. Each model is compared with the rotary layout of its
+/// architecture, and with the other layout, whose logits must differ.
 #[test]
 fn logits_match_a_plain_f64_decoder() {
     let (interleaved, half_split) = (RopeRows::Interleaved, RopeRows::HalfSplit);
@@ -220,8 +220,8 @@ fn greedy_gaps_match_a_plain_f64_decoder() {
     }
 }
 
-/// Compares with llama.cpp, an independent implementation. The tolerance is needed because llama.cpp
-/// stores keys and values in f16.
+/// Compares with llama.cpp, an independent implementation. The tolerance is needed because
+/// llama.cpp stores keys and values in f16.
 #[test]
 #[ignore = "needs Python packages"]
 fn logits_match_llama_cpp() {

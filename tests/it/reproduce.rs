@@ -1,5 +1,5 @@
-//! Reproducible builds of the DeepSeek plan with a model from a fake hub, with interruptions. Only the
-//! pinned digest and the sizes are changed.
+//! Reproducible builds of the DeepSeek plan with a model from a fake hub, with interruptions. Only
+//! the pinned digest and the sizes are changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -154,9 +154,9 @@ fn wait_for(what: &str, build: &mut std::process::Child, mut is_true: impl FnMut
     println!("{what} after {:.1} s", start.elapsed().as_secs_f64());
 }
 
-/// The bundle at full size: `KILN_GGUF=deepseek.gguf cargo test --release --test it reproduce::big_ --
-/// --ignored --nocapture`. The download, a compilation and a complete build are killed. Then the build
-/// is repeated in another folder with one thread.
+/// The bundle at full size: `KILN_GGUF=deepseek.gguf cargo test --release --test it reproduce::big_
+/// -- --ignored --nocapture`. The download, a compilation and a complete build are killed. Then the
+/// build is repeated in another folder with one thread.
 #[test]
 #[ignore = "needs a package index, the full-size file and minutes"]
 fn big_bundle_is_reproducible_despite_interruptions() {

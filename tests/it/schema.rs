@@ -112,8 +112,8 @@ fn valid_plans_match_and_mistakes_do_not() {
     }
 }
 
-/// Every kind has its slots and parameters, each with a description. No kind has a parameter with the
-/// name of a common key.
+/// Every kind has its slots and parameters, each with a description. No kind has a parameter with
+/// the name of a common key.
 #[test]
 fn the_schema_matches_the_stage_specs() {
     let (registry, schema) = (kiln::stages::all(), schema(&kiln::stages::all()));

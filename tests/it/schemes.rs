@@ -1,5 +1,5 @@
-//! The schemes of `requant`: ranges of codes, bounds of errors, determinism, and the same numbers in
-//! ONNX Runtime.
+//! The schemes of `requant`: ranges of codes, bounds of errors, determinism, and the same numbers
+//! in ONNX Runtime.
 
 use std::collections::BTreeMap;
 
@@ -402,7 +402,8 @@ fn native_safe_weights_equal_native_without_negative_scales() {
 
 #[test]
 fn a_block_with_a_negative_scale_is_mirrored() {
-    // d = -0.5 and all codes twice. -8 has no positive counterpart, so the block gets an offset of |d|.
+    // d = -0.5 and all codes twice. -8 has no positive counterpart, so the block gets an offset of
+    // |d|.
     let mut block = half::f16::from_f32(-0.5).to_le_bytes().to_vec();
     block.extend((0..16).map(|k| k | (15 - k) << 4));
     let NativeEncoding::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format.native_encoding()

@@ -89,8 +89,8 @@ enum Target {
     All,
 }
 
-/// Kills a build after a delay. Returns whether it was running, and whether any of its processes was
-/// still running ten seconds later.
+/// Kills a build after a delay. Returns whether it was running, and whether any of its processes
+/// was still running ten seconds later.
 fn kill_build(tiny: &TinyBuild, workspace: &str, after: Duration, target: Target) -> (bool, bool) {
     let mut kiln = tiny
         .build(workspace)

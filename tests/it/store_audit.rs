@@ -14,8 +14,8 @@ use kiln::base::{CanonJson, hash_bytes};
 use kiln::store::{ActionCache, ActionResult, Disk};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A cache with two results: `fetch`, run on a thread, with `clay`, and `requant`, run in a process,
-/// with `clay` and `glaze`.
+/// A cache with two results: `fetch`, run on a thread, with `clay`, and `requant`, run in a
+/// process, with `clay` and `glaze`.
 fn cache() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();

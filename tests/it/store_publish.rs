@@ -1,5 +1,5 @@
-//! Publishing a manifest to a folder: the folder is complete, matches the manifest, and is not written
-//! again if it already does.
+//! Publishing a manifest to a folder: the folder is complete, matches the manifest, and is not
+//! written again if it already does.
 
 use std::fs;
 use std::path::PathBuf;

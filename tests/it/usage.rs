@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
-/// Standard output and standard error of a call that exits with `code`. Only `env` sets variables for
-/// colours.
+/// Standard output and standard error of a call that exits with `code`. Only `env` sets variables
+/// for colours.
 fn kiln(arguments: &[&str], env: &[(&str, &str)], code: i32) -> (String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command
@@ -143,7 +143,8 @@ fn an_unwritable_folder_is_reported() {
     assert!(err.contains("/proc/nowhere"), "{err}");
 }
 
-/// clap prints help and call errors, kiln prints problems. All follow the same options and variables.
+/// clap prints help and call errors, kiln prints problems. All follow the same options and
+/// variables.
 #[test]
 fn colour_options_apply_to_all_output() {
     let check = |arguments: &[&str], env: &[(&str, &str)], expect: bool| {

@@ -5,8 +5,8 @@ use kiln::action::{Content, Given, Inputs, Manifest, ParamProblem, Part, PartNam
 use kiln::base::{CanonJson, Problem, Result};
 use serde_json::{Value, json};
 
-/// An evaluation of `tokens` tokens: for every second token the candidate's log-likelihood is `shift`
-/// nats lower, and the top token differs once.
+/// An evaluation of `tokens` tokens: for every second token the candidate's log-likelihood is
+/// `shift` nats lower, and the top token differs once.
 fn evaluation(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest {
     let token = |index: usize| {
         let shift = if index.is_multiple_of(2) { shift } else { 0.0 };

@@ -1,5 +1,5 @@
-//! `kiln::qnn`. The tests that need the vendor's libraries fetch them, and are ignored by default. To run
-//! them: `cargo test --release --test qnn -- libraries:: --ignored`.
+//! `kiln::qnn`. The tests that need the vendor's libraries fetch them, and are ignored by default.
+//! To run them: `cargo test --release --test qnn -- libraries:: --ignored`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Compares the logits of lowered graphs with the reference, which shares no code with the graphs. An
-//! interpreter computes the device ops in f32; the ignored tests use the simulator.
+//! Compares the logits of lowered graphs with the reference, which shares no code with the graphs.
+//! An interpreter computes the device ops in f32; the ignored tests use the simulator.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -23,7 +23,8 @@ use serde_json::json;
 /// Input and output width of the matmul.
 const K: usize = 1024;
 const N: usize = 256;
-/// The tokens: random numbers, random positive numbers, and one-hot vectors, which read weights back.
+/// The tokens: random numbers, random positive numbers, and one-hot vectors, which read weights
+/// back.
 const RANDOM: usize = 8;
 const POSITIVE: usize = 8;
 const ONE_HOT: usize = 32;

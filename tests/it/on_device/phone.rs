@@ -98,7 +98,8 @@ while [ "$1" = -o ]; do shift 2; done
 case $3 in "cat > "*) take "${3#cat > }";; *) run "$3";; esac
 "#;
 
-/// A fake of Qualcomm's runner: it checks its arguments, environment and files, and writes a profile.
+/// A fake of Qualcomm's runner: it checks its arguments, environment and files, and writes a
+/// profile.
 const RUNNER: &str = r#"#!/bin/sh
 phone='{phone}'
 [ "$*" = '-c kiln-config.json --prompt_file prompt.txt --profile kiln-profile.json' ] || { echo "usage: $*"; exit 1; }

@@ -1,5 +1,5 @@
-//! A plain decoder-only transformer in f64, one token at a time. It is slow, and shares no code with
-//! the reference and the graphs.
+//! A plain decoder-only transformer in f64, one token at a time. It is slow, and shares no code
+//! with the reference and the graphs.
 
 use std::collections::BTreeMap;
 

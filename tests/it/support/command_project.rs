@@ -22,8 +22,8 @@ pub struct Finished {
 }
 
 impl CommandProject {
-    /// `stage` is the rest of the table of the stage. `TOOL` in it is replaced by the path of the shell
-    /// script `script`.
+    /// `stage` is the rest of the table of the stage. `TOOL` in it is replaced by the path of the
+    /// shell script `script`.
     pub fn new(script: &str, stage: &str) -> CommandProject {
         let project = CommandProject {
             root: tempfile::tempdir().unwrap(),

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::peers::{python, stdout_of};
 use super::workspace::Folder;
 
-/// Runs the graphs `onnx` in ONNX Runtime and compares them with a decoder in numpy, on `tokens`, or
-/// on random tokens if there are none.
+/// Runs the graphs `onnx` in ONNX Runtime and compares them with a decoder in numpy, on `tokens`,
+/// or on random tokens if there are none.
 #[track_caller]
 pub fn compare_with_numpy(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
     let out = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Other programs that tests compare kiln with: ggml's Python package, ONNX and its runtime, and
-//! Netron on Node. They are installed once from the package index into a folder below `target/`; the
-//! system's Python is not changed.
+//! Netron on Node. They are installed once from the package index into a folder below `target/`;
+//! the system's Python is not changed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

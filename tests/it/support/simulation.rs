@@ -1,5 +1,5 @@
-//! A simulated build without threads, files or clock: the effects of a scheduler are answered in any
-//! order.
+//! A simulated build without threads, files or clock: the effects of a scheduler are answered in
+//! any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,8 +43,8 @@ pub struct Simulation<'a> {
 }
 
 impl Simulation<'_> {
-    /// Runs to the end; `pick(n)` chooses which of `n` outstanding effects is answered next. Panics if
-    /// the scheduler violates an invariant.
+    /// Runs to the end; `pick(n)` chooses which of `n` outstanding effects is answered next. Panics
+    /// if the scheduler violates an invariant.
     pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
         let mut scheduler = Scheduler::new(self.plan, self.limits, self.history.clone());
         let mut trace = Trace::default();

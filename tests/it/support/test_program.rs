@@ -62,7 +62,8 @@ impl Project {
     }
 
     /// Calls the program in the folder with these environment variables. Returns its exit code, its
-    /// standard output, in which the path of the folder is replaced by HERE, and its standard error.
+    /// standard output, in which the path of the folder is replaced by HERE, and its standard
+    /// error.
     pub fn kiln(&self, call: &str, environment: &[(&str, &str)]) -> (i32, String, String) {
         let mut program = Command::new(PROGRAM);
         program

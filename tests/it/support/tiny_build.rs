@@ -1,5 +1,5 @@
-//! Builds a plan with a tiny model by the real program: downloads, parts on threads, and a part in its
-//! own process.
+//! Builds a plan with a tiny model by the real program: downloads, parts on threads, and a part in
+//! its own process.
 
 use std::collections::BTreeMap;
 use std::fs;

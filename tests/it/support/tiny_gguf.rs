@@ -92,8 +92,8 @@ impl TinyGguf {
         self
     }
 
-    /// Biases as in trained Qwen2 models: hundreds for k and tens for q, in the slowest quarter of the
-    /// columns of each head.
+    /// Biases as in trained Qwen2 models: hundreds for k and tens for q, in the slowest quarter of
+    /// the columns of each head.
     pub fn large_biases(mut self) -> Self {
         self.large_biases = true;
         self
@@ -221,8 +221,8 @@ const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const MERGES: &str = "Ġ t,h e,i n,r e,o n,Ġ a,Ġt he,e r,a t,Ġ o,e n,n d,Ġ s,i t,Ġ w,e s,Ġo f,o \
                       r,Ġ b,a n,Ġ c,i s,in g,Ġ p,e d,Ġ f,a l,Ġ in,Ġa nd";
 
-/// The character that GPT-2 uses for each byte: bytes that do not print are the next free characters
-/// from U+0100 on.
+/// The character that GPT-2 uses for each byte: bytes that do not print are the next free
+/// characters from U+0100 on.
 pub fn byte_characters() -> Vec<char> {
     let mut spare = 256..;
     let mut characters = vec![];
@@ -275,8 +275,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Approximately normal: the sum of twelve uniform numbers minus six. It does not use libm, so the
-    /// bits are the same everywhere.
+    /// Approximately normal: the sum of twelve uniform numbers minus six. It does not use libm, so
+    /// the bits are the same everywhere.
     pub fn normal(&mut self) -> f32 {
         let mut sum = 0.0;
         for _ in 0..12 {

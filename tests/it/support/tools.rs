@@ -1,5 +1,5 @@
-//! The real libraries and a real model, for the `#[ignore]`d tests that need them. The `fetch` stage
-//! fetches them once into a cache below `target/`.
+//! The real libraries and a real model, for the `#[ignore]`d tests that need them. The `fetch`
+//! stage fetches them once into a cache below `target/`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
