@@ -42,6 +42,7 @@ mod kill;
 mod layers;
 mod listeners;
 mod locked_measurements;
+mod locks;
 mod lower;
 mod memory;
 mod memory_of_models;
