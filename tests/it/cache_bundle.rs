@@ -418,7 +418,7 @@ fn entries_must_match_their_digests() {
     project.import_of_file_fails(1, "kiln::bundle::io", &[b'x'; 2048]);
     let mut tar = Builder::new(vec![]);
     add(&mut tar, "layout", EntryType::Regular, b"kiln cache 9\n");
-    project.import_of_file_fails(1, "its layout printed", &tar.into_inner().unwrap());
+    project.import_of_file_fails(1, "its layout says", &tar.into_inner().unwrap());
     let mut tar = Builder::new(vec![]);
     add(
         &mut tar,
