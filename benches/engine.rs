@@ -1,17 +1,16 @@
-//! The engine beside its peers: `cargo bench --bench engine` (needs `ninja`, `b3sum` and `bash`;
-//! some minutes). With arguments, only so many parts, or only `big`: `cargo bench --bench engine --
-//! 1000 big`.
+//! The engine compared with ninja and b3sum: `cargo bench --bench engine` (needs `ninja`, `b3sum`
+//! and `bash`, and takes some minutes). Arguments select the numbers of parts, or `big`: `cargo
+//! bench --bench engine -- 1000 big`.
 //!
-//! N parts in ten stages; part i of a stage takes part i of the one before. For ninja, N edges of
-//! the same shape. Both are whole processes. kiln is the program itself with one trivial stage
-//! kind. Of 100,000 edges ninja has no build log to read, which spares it work. `big` is a plan of
-//! eight real stages over a file of a gigabyte.
+//! The plan has N parts in ten stages; part i of a stage reads part i of the previous stage. ninja
+//! has N edges of the same shape. Complete processes are measured; kiln is the program with one
+//! trivial stage kind. With 100,000 edges ninja has no build log to read, which saves it work.
+//! `big` is a plan of eight real stages with a file of one gigabyte.
 
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -31,8 +30,8 @@ use support::tiny_gguf::TinyGguf;
 
 const STAGES: usize = 10;
 
-/// Above it, ninja does not run its edges.
-const FAKED: usize = 10_000;
+/// Above this number of parts, the outputs of ninja are written without running its edges.
+const MAX_NINJA_EDGES: usize = 10_000;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
@@ -40,9 +39,10 @@ fn main() -> ExitCode {
         Some("kiln") => {
             let call = Call::parse_from(&args[1..]);
             let registry = Registry::new(vec![Box::new(Erased(Trivial))]);
-            call.run(&registry)
-                .unwrap_or_else(|failed| call.common.report(&failed))
-                .into()
+            match call.run(&registry) {
+                Ok(exit) => exit.into(),
+                Err(failed) => call.common.report(&failed).into(),
+            }
         }
         _ => {
             measure(&args);
@@ -53,18 +53,12 @@ fn main() -> ExitCode {
 
 fn measure(args: &[String]) {
     let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-    let asked: Vec<&str> = args[1..]
-        .iter()
-        .map(String::as_str)
-        .filter(|arg| !arg.starts_with('-'))
-        .collect();
-    let asked = if asked.is_empty() {
-        vec!["1000", "10000", "100000", "big"]
-    } else {
-        asked
-    };
-    let sizes: Vec<usize> = asked.iter().filter_map(|arg| arg.parse().ok()).collect();
-    println!("nothing to do; medians of pairs, wall and CPU (user + system) of whole processes");
+    let mut selected: Vec<&str> = args[1..].iter().map(String::as_str).collect();
+    selected.retain(|arg| !arg.starts_with('-'));
+    if selected.is_empty() {
+        selected = vec!["1000", "10000", "100000", "big"];
+    }
+    println!("nothing to do; medians of pairs, wall and CPU (user + system) of complete processes");
     println!(
         "{:>8}{:>12}{:>12}{:>8}{:>12}{:>12}{:>8}{:>12}{:>17}{:>13}",
         "parts",
@@ -78,15 +72,17 @@ fn measure(args: &[String]) {
         "clean ms a part",
         "of it files"
     );
-    for parts in sizes {
-        no_op(&home.path().join(parts.to_string()), parts);
+    for size in &selected {
+        if let Ok(parts) = size.parse() {
+            no_op(&home.path().join(size), parts);
+        }
     }
-    if asked.contains(&"big") {
+    if selected.contains(&"big") {
         big(home.path());
     }
 }
 
-/// Eight stages over a gigabyte: with nothing to do, and after the file was touched.
+/// Eight stages with a gigabyte: with nothing to do, and after the file was touched.
 fn big(home: &Path) {
     let model = TinyGguf::qwen2()
         .layers(40)
@@ -96,8 +92,8 @@ fn big(home: &Path) {
     fs::write(home.join("model.gguf"), &model).expect("a model");
     fs::write(home.join("big.toml"), BIG).expect("a plan");
     fs::write(home.join("text.txt"), "clay is shaped, dried and fired").expect("a text");
-    // A file that was just written may still change within a tick of the clock; such stamps are not
-    // believed.
+    // kiln does not trust the time of a file that was just written, since it could still change
+    // within the resolution of the clock.
     std::thread::sleep(Duration::from_secs(3));
     let kiln = || {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
@@ -109,9 +105,10 @@ fn big(home: &Path) {
         b3sum.arg("model.gguf").current_dir(home);
         b3sum
     };
-    said(&mut kiln(), "written to");
-    said(&mut kiln(), "nothing to do");
-    let no_op: Vec<Times> = (0..21).map(|_| run(&mut kiln(), "nothing to do")).collect();
+    run_once(&mut kiln(), "written to");
+    run_once(&mut kiln(), "nothing to do");
+    let measure_no_op = |_| measure_command(&mut kiln(), "nothing to do");
+    let no_op: Vec<Times> = (0..21).map(measure_no_op).collect();
     let (mut touched, mut hashed) = (vec![], vec![]);
     for round in 0..11 {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + round);
@@ -120,13 +117,13 @@ fn big(home: &Path) {
             .open(home.join("model.gguf"))
             .expect("the model");
         file.set_modified(time).expect("a touch");
-        let begun = Instant::now();
-        said(&mut kiln(), "nothing to do");
+        let start = Instant::now();
+        run_once(&mut kiln(), "nothing to do");
         touched.push(Times {
-            wall: begun.elapsed(),
+            wall: start.elapsed(),
             cpu: Duration::ZERO,
         });
-        hashed.push(run(&mut b3sum(), "model.gguf"));
+        hashed.push(measure_command(&mut b3sum(), "model.gguf"));
     }
     let wall = |times: &[Times]| median(times, |times| times.wall);
     println!(
@@ -171,67 +168,69 @@ fn no_op(home: &Path, parts: usize) {
         ninja.current_dir(&ninja_home);
         ninja
     };
-    let files = write_files(&home.join("by-hand"), parts);
-    let begun = Instant::now();
-    said(&mut kiln(), "ran");
-    let clean = begun.elapsed();
-    run(&mut kiln(), "nothing to do");
-    if parts <= FAKED {
-        said(&mut ninja(), "");
+    let files = write_files(&home.join("files"), parts);
+    let start = Instant::now();
+    run_once(&mut kiln(), "ran");
+    let clean = start.elapsed();
+    measure_command(&mut kiln(), "nothing to do");
+    if parts <= MAX_NINJA_EDGES {
+        run_once(&mut ninja(), "");
     }
-    run(&mut ninja(), "no work to do");
+    measure_command(&mut ninja(), "no work to do");
 
-    let rounds = if parts > FAKED { 7 } else { 21 };
-    let (mut ours, mut theirs) = (vec![], vec![]);
+    let rounds = if parts > MAX_NINJA_EDGES { 7 } else { 21 };
+    let (mut of_kiln, mut of_ninja) = (vec![], vec![]);
     for _ in 0..rounds {
-        ours.push(run(&mut kiln(), "nothing to do"));
-        theirs.push(run(&mut ninja(), "no work to do"));
+        of_kiln.push(measure_command(&mut kiln(), "nothing to do"));
+        of_ninja.push(measure_command(&mut ninja(), "no work to do"));
     }
-    let (wall, their_wall) = (median(&ours, |t| t.wall), median(&theirs, |t| t.wall));
-    let (cpu, their_cpu) = (median(&ours, |t| t.cpu), median(&theirs, |t| t.cpu));
+    let (wall, ninja_wall) = (median(&of_kiln, |t| t.wall), median(&of_ninja, |t| t.wall));
+    let (cpu, ninja_cpu) = (median(&of_kiln, |t| t.cpu), median(&of_ninja, |t| t.cpu));
     println!(
-        "{parts:>8}{wall:>9.1} ms{their_wall:>9.1} ms{:>8.2}{cpu:>9.1} ms{their_cpu:>9.1} \
+        "{parts:>8}{wall:>9.1} ms{ninja_wall:>9.1} ms{:>8.2}{cpu:>9.1} ms{ninja_cpu:>9.1} \
          ms{:>8.2}{:>12.2}{:>17.3}{:>13.3}",
-        wall / their_wall,
-        cpu / their_cpu,
+        wall / ninja_wall,
+        cpu / ninja_cpu,
         wall * 1e3 / parts as f64,
         clean.as_secs_f64() * 1e3 / parts as f64,
         files.as_secs_f64() * 1e3 / parts as f64,
     );
 }
 
-/// The least that a clean build asks of the disk: a blob and a result a part, each written under
-/// another name and renamed, by two threads.
+/// The minimal disk work of a clean build: two threads write a blob and a result per part, each to
+/// a temporary name, and rename them.
 fn write_files(home: &Path, parts: usize) -> Duration {
-    let folder = |room: &str, shelf: u8| home.join(room).join(format!("{shelf:02x}"));
-    for shelf in 0..=u8::MAX {
-        for room in ["blobs", "actions"] {
-            fs::create_dir_all(folder(room, shelf)).expect("a folder");
+    let folder = |kind: &str, prefix: u8| home.join(kind).join(format!("{prefix:02x}"));
+    for prefix in 0..=u8::MAX {
+        for kind in ["blobs", "actions"] {
+            fs::create_dir_all(folder(kind, prefix)).expect("a folder");
         }
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     let write = |part: usize| {
-        for room in ["blobs", "actions"] {
-            let fresh = home.join(format!("{room}-{part}"));
-            fs::write(&fresh, [0; 200]).expect("a file");
-            let shelf = kiln::base::hash_bytes(&part.to_le_bytes()).hash[0];
-            fs::rename(&fresh, folder(room, shelf).join(part.to_string())).expect("a file");
+        for kind in ["blobs", "actions"] {
+            let temporary = home.join(format!("{kind}-{part}"));
+            fs::write(&temporary, [0; 200]).expect("a file");
+            let prefix = kiln::base::hash_bytes(&part.to_le_bytes()).hash[0];
+            fs::rename(&temporary, folder(kind, prefix).join(part.to_string())).expect("a file");
         }
     };
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            scope.spawn(move || (thread..parts).step_by(2).for_each(write));
+            scope.spawn(move || {
+                for part in (thread..parts).step_by(2) {
+                    write(part);
+                }
+            });
         }
     });
-    begun.elapsed()
+    start.elapsed()
 }
 
-/// In milliseconds.
+/// The median in milliseconds.
 fn median(times: &[Times], of: fn(&Times) -> Duration) -> f64 {
-    let mut times: Vec<f64> = times
-        .iter()
-        .map(|times| of(times).as_secs_f64() * 1e3)
-        .collect();
+    let milliseconds = |times: &Times| of(times).as_secs_f64() * 1e3;
+    let mut times: Vec<f64> = times.iter().map(milliseconds).collect();
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
@@ -241,36 +240,33 @@ struct Times {
     cpu: Duration,
 }
 
-/// Runs `command`, which must say `expected`, and once more for its processor time.
-fn run(command: &mut Command, expected: &str) -> Times {
-    let begun = Instant::now();
-    said(command, expected);
-    let wall = begun.elapsed();
-    // bash knows the times of its children, to the millisecond.
+/// Runs `command` for its wall time, and again for its CPU time.
+fn measure_command(command: &mut Command, expected: &str) -> Times {
+    let start = Instant::now();
+    run_once(command, expected);
+    let wall = start.elapsed();
+    // bash prints the times of its children in milliseconds.
     let mut bash = Command::new("bash");
     bash.args(["-c", r#""$@"; times"#, "bash"])
         .arg(command.get_program())
         .args(command.get_args());
     bash.current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
-    let times = said(&mut bash, "");
-    let of_children = times.trim_end().lines().last().expect("two lines of times");
-    let seconds = |time: &str| {
-        time.trim_end_matches('s')
-            .split_once('m')
-            .and_then(|(_, s)| s.parse::<f64>().ok())
-    };
-    let cpu = of_children.split(' ').filter_map(seconds).sum();
-    Times {
-        wall,
-        cpu: Duration::from_secs_f64(cpu),
+    let times = run_once(&mut bash, "");
+    let children = times.trim_end().lines().last().expect("two lines of times");
+    let mut cpu = Duration::ZERO;
+    for time in children.split(' ') {
+        let (_, seconds) = time.trim_end_matches('s').split_once('m').expect("a time");
+        cpu += Duration::from_secs_f64(seconds.parse().expect("seconds"));
     }
+    Times { wall, cpu }
 }
 
-fn said(command: &mut Command, expected: &str) -> String {
+/// Runs `command`, whose output must contain `expected`.
+fn run_once(command: &mut Command, expected: &str) -> String {
     let output = command.stdin(Stdio::null()).output().expect("it starts");
-    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains(expected), "{command:?}: {said}");
-    said.into_owned()
+    let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(expected), "{command:?}: {text}");
+    text.into_owned()
 }
 
 fn plan(parts: usize) -> String {
@@ -292,9 +288,9 @@ fn plan(parts: usize) -> String {
 
 fn write_ninja(home: &Path, parts: usize) {
     fs::create_dir_all(home).expect("a folder");
-    // As many edges take minutes to run: they are marked so that ninja believes files that it did
-    // not make.
-    let is_faked = parts > FAKED;
+    // Many edges would take minutes to run. With this mark, ninja accepts files that it did not
+    // write.
+    let is_faked = parts > MAX_NINJA_EDGES;
     let mark = if is_faked { " generator = 1\n" } else { "" };
     let mut build = format!("rule cp\n command = cp $in $out\n{mark}");
     let file = |stage: usize, part: usize| format!("s{stage}_{part}");
@@ -317,13 +313,13 @@ fn write_ninja(home: &Path, parts: usize) {
     fs::write(home.join("build.ninja"), build).expect("a build file");
 }
 
-/// As little as a stage can do: a part is a small blob that says where it stands.
+/// A stage with minimal work: each part is a small blob.
 struct Trivial;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Params {
-    /// How many.
+    /// The number of parts.
     parts: usize,
 }
 
@@ -339,7 +335,7 @@ impl TypedStage for Trivial {
         kind: "trivial",
         version: 1,
         summary: "",
-        gives: "thing",
+        output: "thing",
         inputs: &[InputSpec {
             name: "from",
             meaning: "",
@@ -354,32 +350,24 @@ impl TypedStage for Trivial {
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Number>>> {
-        let given: BTreeMap<&str, _> = inputs
-            .optional("from")
-            .into_iter()
-            .flat_map(|manifest| {
-                manifest
-                    .parts
-                    .iter()
-                    .map(|(name, part)| (name.as_str(), part))
-            })
-            .collect();
-        let order = |number: usize| {
+        let previous = inputs.optional("from");
+        let mut orders = vec![];
+        for number in 0..params.parts {
             let order = Order::new(number.to_string(), Number { number }).demand(Demand::default());
-            match given.get(format!("{number}/out").as_str()) {
-                Some(part) => order.input("from", part),
+            orders.push(match previous {
+                Some(manifest) => order.input("from", manifest.part(&format!("{number}/out"))?),
                 None => order,
-            }
-        };
-        Ok((0..params.parts).map(order).collect())
+            });
+        }
+        Ok(orders)
     }
 
     fn run(order: Number, job: &Job) -> Result<Outputs> {
-        let before = job
-            .input("from")
-            .and_then(|_| job.read("from"))
-            .map_or(vec![], |bytes| bytes.to_vec());
-        let text = [before, format!("{} ", order.number).into_bytes()].concat();
+        let mut text = match job.read("from") {
+            Ok(previous) => previous.to_vec(),
+            Err(_) => vec![],
+        };
+        text.extend(format!("{} ", order.number).into_bytes());
         Ok([(
             PartName::new("out")?,
             job.write(&text, CanonJson::default())?,

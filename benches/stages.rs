@@ -1,14 +1,13 @@
-//! Time, CPU time and peak of memory of the stages that run on kiln's own threads, over SmolLM2 or
-//! the file KILN_GGUF, beside a copy of that file that is hashed: `cargo bench --bench stages`.
-//! With KILN_LLAMA, a folder with the libraries of some llama.cpp (npm's
-//! `@node-llama-cpp/linux-x64` has them), also beside its quantizer. Stages that run in a process
-//! of their own have theirs in `kiln cache stats`.
+//! Time, CPU time and peak memory of the stages that run on kiln's threads, with SmolLM2 or the
+//! file KILN_GGUF, compared with copying and hashing that file: `cargo bench --bench stages`. With
+//! KILN_LLAMA, a folder with the libraries of llama.cpp (as in npm's `@node-llama-cpp/linux-x64`),
+//! they are also compared with its quantizer. `kiln cache stats` shows the figures of stages that
+//! run in their own process.
 
 #[allow(dead_code)]
 #[path = "../tests/it/support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -18,27 +17,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kiln::action::{Inputs, Manifest, Outputs, Part, PartName};
+use kiln::action::{Manifest, Outputs, Part, PartName};
 use kiln::base::{Hasher, bytes};
-use kiln::execute::{Executor, Local, Watch};
+use kiln::execute::{Executor, Local};
 use kiln::stages;
 use kiln::store::{BlobStore, Disk, LocalStore};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
+use support::stage_runner::Quiet;
+use support::workspace::{inputs, part_name};
 
 const ROUNDS: usize = 3;
 
-struct Silent;
-
-impl Watch for Silent {
-    fn progress(&self, _: u64, _: u64, _: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// What something took.
+/// Measured costs: seconds, and bytes of anonymous and of all memory.
 #[derive(Clone, Copy)]
 struct Cost {
     wall: f64,
@@ -47,8 +38,27 @@ struct Cost {
     mapped: u64,
 }
 
-/// `inspect`, then each way on, each over a cache of its own; the file is in memory before any of
-/// it.
+impl Cost {
+    const WORST: Cost = Cost {
+        wall: f64::INFINITY,
+        cpu: f64::INFINITY,
+        own: 0,
+        mapped: 0,
+    };
+
+    /// The smaller times and the larger peaks.
+    fn best(self, other: Cost) -> Cost {
+        Cost {
+            wall: self.wall.min(other.wall),
+            cpu: self.cpu.min(other.cpu),
+            own: self.own.max(other.own),
+            mapped: self.mapped.max(other.mapped),
+        }
+    }
+}
+
+/// Runs `inspect` and the stages that follow it, each with its own cache. The file is in the page
+/// cache before.
 fn main() {
     let path = std::env::var_os("KILN_GGUF").map_or_else(support::tools::smollm2, PathBuf::from);
     let folder = tempfile::tempdir_in(".").expect("a folder for the caches");
@@ -95,17 +105,17 @@ fn main() {
     let run = |kind: &str, slot: &str, input: &Manifest, params: Value| {
         let mut manifest = Manifest::default();
         let costs = best(copy, || {
-            // A cache that knows the file only, and has looked at it.
+            // A cache with only the file, which is already verified.
             let cache = tempfile::tempdir_in(folder.path()).expect("a folder");
             let store = Disk::open(cache.path()).expect("a cache");
             let link = cache
                 .path()
                 .join(original.strip_prefix(first.root()).expect("a blob's place"));
-            fs::create_dir_all(link.parent().expect("a shelf")).expect("a shelf");
+            fs::create_dir_all(link.parent().expect("a folder")).expect("a folder");
             fs::hard_link(&original, &link).expect("the same disk");
             drop(store.open(&blob).expect("a good blob"));
-            let (made, cost) = measured(|| stage(&store, kind, slot, input.clone(), &params));
-            manifest = made;
+            let (output, cost) = measured(|| stage(&store, kind, slot, input.clone(), &params));
+            manifest = output;
             cost
         });
         report(&format!("{kind} {params}"), costs);
@@ -116,10 +126,10 @@ fn main() {
         run("requant", "tensors", &model, json!({ "scheme": scheme }));
     }
     run("dequant", "model", &model, json!({ "type": "f32" }));
-    let (_, halves) = run("dequant", "model", &model, json!({ "type": "f16" }));
+    let (_, to_f16) = run("dequant", "model", &model, json!({ "type": "f16" }));
     match std::env::var_os("KILN_LLAMA") {
         None => println!(
-            "{:<34}not measured: KILN_LLAMA names no llama.cpp",
+            "{:<34}not measured: KILN_LLAMA is not set",
             "llama.cpp to F16"
         ),
         Some(libraries) => {
@@ -129,8 +139,8 @@ fn main() {
             let [_, llama] = costs;
             println!(
                 "dequant to f16 / llama.cpp: CPU {:.2}, time {:.2}",
-                halves.cpu / llama.cpu,
-                halves.wall / llama.wall
+                to_f16.cpu / llama.cpu,
+                to_f16.wall / llama.wall
             );
         }
     }
@@ -140,57 +150,37 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The least of some rounds of two, side by side, since what a disk and a hypervisor add changes by
-/// the minute.
+/// The best of some rounds of both works. They alternate, since the speed of a disk and a
+/// hypervisor changes by the minute.
 fn best(one: impl Fn() -> Cost, mut other: impl FnMut() -> Cost) -> [Cost; 2] {
-    let calm = || {
-        // Nothing written before is still on its way; and for some seconds after many files were
-        // removed, ext4 is slow to make new ones.
+    let settle = || {
+        // Waits for pending writes, and because ext4 creates files slowly for some seconds after
+        // many files were removed.
         rustix::fs::sync();
         std::thread::sleep(Duration::from_secs(6));
     };
-    let round = |_| {
-        calm();
-        let one = one();
-        calm();
-        [one, other()]
-    };
-    let rounds: Vec<[Cost; 2]> = (0..ROUNDS).map(round).collect();
-    [0, 1].map(|which| {
-        let least = |of: fn(&Cost) -> f64| {
-            rounds
-                .iter()
-                .map(|pair| of(&pair[which]))
-                .fold(f64::INFINITY, f64::min)
-        };
-        let most = |of: fn(&Cost) -> u64| {
-            rounds
-                .iter()
-                .map(|pair| of(&pair[which]))
-                .max()
-                .unwrap_or(0)
-        };
-        let (own, mapped) = (most(|cost| cost.own), most(|cost| cost.mapped));
-        Cost {
-            wall: least(|cost| cost.wall),
-            cpu: least(|cost| cost.cpu),
-            own,
-            mapped,
-        }
-    })
+    let mut costs = [Cost::WORST; 2];
+    for _ in 0..ROUNDS {
+        settle();
+        costs[0] = costs[0].best(one());
+        settle();
+        costs[1] = costs[1].best(other());
+    }
+    costs
 }
 
 fn cpu_seconds(who: UsageWho) -> f64 {
-    let usage = getrusage(who).expect("what was used");
-    [usage.user_time(), usage.system_time()]
-        .iter()
-        .map(|time| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6)
-        .sum()
+    let usage = getrusage(who).expect("the usage");
+    let mut seconds = 0.0;
+    for time in [usage.user_time(), usage.system_time()] {
+        seconds += time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    }
+    seconds
 }
 
 fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
     let (done, own) = (AtomicBool::new(false), AtomicU64::new(0));
-    // Resets the peak; where that is not allowed, it is the peak of the whole run.
+    // Resets the peak. If that is not allowed, the peak is that of the complete run.
     let _ = fs::write("/proc/self/clear_refs", "5");
     let (start, cpu) = (Instant::now(), cpu_seconds(UsageWho::RUSAGE_SELF));
     std::thread::scope(|scope| {
@@ -218,39 +208,37 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, Cost) {
     })
 }
 
-/// Copies a file piece by piece, each thread its share, hashed on the way and synced: what no stage
-/// can do without.
+/// Copies, hashes and syncs a file, each thread a part of it: a lower bound for every stage.
 fn copy_and_hash(path: &Path, folder: &Path) {
     let (size, threads) = (fs::metadata(path).expect("a size").len(), threads() as u64);
     let share = |index: u64| {
         let (mut at, end) = (size * index / threads, size * (index + 1) / threads);
         let source = File::open(path).expect("a file");
         let mut target = tempfile::tempfile_in(folder).expect("a file");
-        let (mut hasher, mut piece) = (Hasher::default(), vec![0; 1 << 18]);
+        let (mut hasher, mut buffer) = (Hasher::default(), vec![0; 1 << 18]);
         while at < end {
-            let length = (end - at).min(piece.len() as u64) as usize;
+            let length = (end - at).min(buffer.len() as u64) as usize;
             source
-                .read_exact_at(&mut piece[..length], at)
+                .read_exact_at(&mut buffer[..length], at)
                 .expect("bytes");
-            target.write_all(&piece[..length]).expect("room");
-            hasher.update(&piece[..length]);
+            target.write_all(&buffer[..length]).expect("space");
+            hasher.update(&buffer[..length]);
             at += length as u64;
         }
         target.sync_all().expect("a disk");
         hasher.finish()
     };
     std::thread::scope(|scope| {
-        (0..threads).for_each(|index| drop(scope.spawn(move || share(index))))
+        for index in 0..threads {
+            scope.spawn(move || share(index));
+        }
     });
 }
 
-/// All orders of a stage, on as many threads as the machine has, as a build runs them.
+/// Runs all orders of a stage on all threads of the machine, like a build.
 fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: &Value) -> Manifest {
     let stages = stages::all();
-    let inputs = Inputs {
-        slots: BTreeMap::from([(slot.into(), vec![("giver".into(), input)])]),
-        ..Inputs::default()
-    };
+    let inputs = inputs(&[(slot, &input)]);
     let local = Local {
         store,
         stages: &stages,
@@ -259,29 +247,16 @@ fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: &Value) 
     let stage = stages.get(kind).expect("a known stage");
     let mut orders = stage.expand(params, &inputs).expect("orders");
     orders.sort_by_key(|order| {
-        let sizes = order
-            .inputs
-            .values()
-            .map(|input| input.content.digest.size_bytes);
-        std::cmp::Reverse(sizes.sum::<u64>())
+        let inputs = order.inputs.values();
+        let size: u64 = inputs.map(|input| input.content.digest.size_bytes).sum();
+        std::cmp::Reverse(size)
     });
     let (next, manifest) = (AtomicUsize::new(0), Mutex::new(Manifest::default()));
     let keep = |name: &str, outputs: Outputs| {
-        let full = |output: &PartName| {
-            if name.is_empty() {
-                output.to_string()
-            } else {
-                format!("{name}/{output}")
-            }
-        };
-        let parts = outputs
-            .into_iter()
-            .map(|(output, part)| (full(&output).parse().expect("a name"), part));
-        manifest
-            .lock()
-            .expect("no thread failed")
-            .parts
-            .extend(parts);
+        let mut manifest = manifest.lock().expect("no thread failed");
+        for (output, part) in outputs {
+            manifest.parts.insert(part_name(name, &output), part);
+        }
     };
     std::thread::scope(|scope| {
         for _ in 0..threads() {
@@ -289,7 +264,7 @@ fn stage(store: &Disk, kind: &str, slot: &str, input: Manifest, params: &Value) 
                 while let Some(order) = orders.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let action = order.clone().into_action(stage.spec());
                     let ran = local
-                        .run(&action, &order.demand, &Silent)
+                        .run(&action, &order.demand, &Quiet)
                         .expect("a success");
                     keep(&order.name, ran.outputs);
                 }
@@ -309,12 +284,11 @@ fn quantize(libraries: &Path, source: &Path, target: &Path) -> Cost {
         .stderr(Stdio::null())
         .stdout(Stdio::null());
     assert!(command.status().expect("a Python").success());
-    // As durable as what a stage leaves behind.
-    File::open(target)
-        .and_then(|file| file.sync_all())
-        .expect("a disk");
+    // As durable as the output of a stage.
+    let file = File::open(target).expect("a file");
+    file.sync_all().expect("a disk");
     let cpu = cpu_seconds(UsageWho::RUSAGE_CHILDREN) - cpu;
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("what was used");
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("the usage");
     Cost {
         wall: start.elapsed().as_secs_f64(),
         cpu,
@@ -326,8 +300,9 @@ fn quantize(libraries: &Path, source: &Path, target: &Path) -> Cost {
 /// A line of `/proc/self/status`, in bytes.
 fn status(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 1024
+    let Some((_, value)) = text.split_once(field) else {
+        return 0;
+    };
+    let kilobytes = value.split_whitespace().next().unwrap_or("0");
+    kilobytes.parse::<u64>().unwrap_or(0) * 1024
 }

@@ -1,6 +1,6 @@
-//! How fast weights pass, as a ratio to a memory copy in the same run: `cargo bench --bench
-//! weights`. With KILN_GGML, the libggml-base.so of some llama.cpp, also as a ratio to ggml's own
-//! decoder (npm's `@node-llama-cpp/linux-x64` has one).
+//! The throughput of decoding and encoding weights, as a ratio to a memory copy in the same run:
+//! `cargo bench --bench weights`. With KILN_GGML, the libggml-base.so of llama.cpp (as in npm's
+//! `@node-llama-cpp/linux-x64`), also as a ratio to ggml's decoder.
 
 #[path = "support/memory.rs"]
 mod memory;
@@ -19,17 +19,18 @@ const COLUMNS: u64 = 4096;
 const VALUES: usize = (ROWS * COLUMNS) as usize;
 const ROUNDS: usize = 5;
 
-/// The shortest of some rounds: what the machine can do when it is left alone.
+/// The shortest time of some rounds, in seconds.
 fn best(mut work: impl FnMut()) -> f64 {
-    let round = |_| {
+    let mut best = f64::INFINITY;
+    for _ in 0..ROUNDS {
         let start = Instant::now();
         work();
-        start.elapsed().as_secs_f64()
-    };
-    (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
 }
 
-/// Every format through every scheme, in memory, on one thread.
+/// Every format with every scheme, in memory, on one thread.
 fn main() {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
@@ -68,15 +69,12 @@ fn main() {
                 );
             };
             let mut values = vec![0.0; BAND_VALUES];
-            report(
-                "f32",
-                32,
-                best(|| {
-                    tensor
-                        .bands()
-                        .for_each(|band| decode(&tensor, &band, black_box(&mut values)))
-                }),
-            );
+            let seconds = best(|| {
+                for band in tensor.bands() {
+                    decode(&tensor, &band, black_box(&mut values));
+                }
+            });
+            report("f32", 32, seconds);
             if let NativeEncoding::Blocks(grid) = tensor.format().native_encoding() {
                 let layout = grid.layout();
                 let [mut codes, mut scales, mut offsets] =
@@ -117,8 +115,8 @@ fn main() {
     });
 }
 
-/// Blocks to f32 in memory that is far larger than the caches: against stores of a constant past
-/// the caches, the most that this machine's memory takes from one thread, and against ggml.
+/// Decodes blocks to f32 in memory that is much larger than the caches. It is compared with
+/// non-temporal stores of a constant, the limit of one thread, and with ggml.
 fn far() {
     let mut out = vec![1.0f32; VALUES];
     let limit = best(|| fill(black_box(&mut out)));
@@ -135,46 +133,48 @@ fn far() {
         let ggml_type = GgmlType::by_name(name).expect("a known type");
         let blocks = blocks(ggml_type);
         let format = ggml_type.format;
-        let ours =
+        let seconds =
             best(|| decode_streaming(ggml_type, format, black_box(&blocks), black_box(&mut out)));
-        let report = |who: &str, seconds: f64, theirs: Option<f64>| {
-            let ratio = theirs.map_or("not measured".into(), |theirs| {
-                format!("{:.2}", theirs / seconds)
-            });
+        let report = |kernels: &str, seconds: f64, ggml_seconds: Option<f64>| {
+            let ratio = match ggml_seconds {
+                Some(ggml_seconds) => format!("{:.2}", ggml_seconds / seconds),
+                None => "not measured".into(),
+            };
             let (rate, moved) = (
                 VALUES as f64 / seconds / 1e6,
                 VALUES as f64 * 4.0 / seconds / 1e9,
             );
             println!(
-                "{name:<6} {who:<12}{rate:>16.0}{moved:>12.2}{:>10.2}{ratio:>10}",
+                "{name:<6} {kernels:<12}{rate:>16.0}{moved:>12.2}{:>10.2}{ratio:>10}",
                 limit / seconds
             );
         };
-        let theirs = ggml.as_ref().map(|ggml| {
+        let mut ggml_seconds = None;
+        if let Some(ggml) = &ggml {
             let expected = out.clone();
             let seconds = best(|| ggml.decode(name, black_box(&blocks), black_box(&mut out)));
-            assert!(out == expected, "ggml decodes {name} otherwise");
-            seconds
-        });
-        report(kernels::widest().name, ours, theirs);
-        theirs.inspect(|seconds| report("ggml", *seconds, theirs));
+            assert!(out == expected, "ggml decodes {name} differently");
+            ggml_seconds = Some(seconds);
+        }
+        report(kernels::widest().name, seconds, ggml_seconds);
+        if let Some(seconds) = ggml_seconds {
+            report("ggml", seconds, ggml_seconds);
+        }
     }
     println!();
 }
 
-/// Blocks whose numbers are all small.
+/// Random blocks with small scales.
 fn blocks(ggml: &GgmlType) -> Vec<u8> {
     let mut state = 1u64;
-    let mut byte = || {
+    let mut blocks = vec![0; ggml.bytes(VALUES as u64).expect("complete blocks") as usize];
+    for byte in &mut blocks {
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        (state >> 56) as u8
-    };
-    let mut blocks: Vec<u8> = (0..ggml.bytes(VALUES as u64).expect("whole blocks"))
-        .map(|_| byte())
-        .collect();
-    let halves: &[usize] = match ggml.name {
+        *byte = (state >> 56) as u8;
+    }
+    let f16_offsets: &[usize] = match ggml.name {
         "Q4_1" => &[0, 2],
         "Q6_K" => &[208],
         _ => &[0],
@@ -183,9 +183,11 @@ fn blocks(ggml: &GgmlType) -> Vec<u8> {
         match block.len() {
             4 => block.copy_from_slice(&(block[0] as f32 / 256.0).to_le_bytes()),
             2 => block[1] = 0x3c,
-            _ => halves.iter().for_each(|at| {
-                block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes())
-            }),
+            _ => {
+                for at in f16_offsets {
+                    block[*at..at + 2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes());
+                }
+            }
         }
     }
     blocks

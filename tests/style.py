@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Style figures of the source: `tests/style.py [FOLDER]...` (default: src).
 
-Prints, per folder, lines of code (no blank lines, no comments), their mean width in columns, and how many calls of
-combinators there are in 1,000 of them.
+Prints for each folder the lines of code (without blank lines and comments), their mean width in
+columns, and the calls of combinators per 1,000 lines.
 """
 
 import pathlib

@@ -1,5 +1,9 @@
-"""llama-quantize by the C interface of a libllama, which is all that the program calls: quantize.py FOLDER IN OUT.
-FOLDER holds libllama, libggml and libggml-base; OUT becomes F16."""
+"""Converts a GGUF to F16 with the C interface of libllama, like llama-quantize.
+
+    quantize.py FOLDER IN OUT
+
+FOLDER has libllama, libggml and libggml-base.
+"""
 
 import ctypes
 import sys
@@ -7,7 +11,7 @@ from pathlib import Path
 
 
 class Params(ctypes.Structure):
-    """The first fields of llama_model_quantize_params; `rest` is room for those that a version adds."""
+    """The first fields of llama_model_quantize_params; `rest` is space for further fields."""
 
     _fields_ = [
         ("nthread", ctypes.c_int32),

@@ -1,4 +1,4 @@
-//! A DLC loses its time stamps, or is refused.
+//! Removing the time stamps of a DLC succeeds or returns a problem.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

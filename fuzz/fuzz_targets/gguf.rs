@@ -1,17 +1,17 @@
-//! A GGUF is read, described and its metadata written again, or it is refused; what is read lies
-//! inside.
+//! A GGUF is rejected, or it is read, summarized and its metadata written again. All tensors lie
+//! inside the file.
 #![no_main]
 
 use kiln::model::decoder::arch::model_facts;
 use kiln::model::gguf::{Gguf, Header, Prefix, Summary, Under};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    // As one file, and as two that begin with the length of the first.
-    let files = bytes
-        .split_first_chunk()
-        .and_then(|(length, rest)| rest.split_at_checked(u16::from_le_bytes(*length).into()));
-    if let Some((first, second)) = files {
-        let _ = Gguf::parse_files(&[Prefix::whole(first), Prefix::whole(second)]);
+    // The bytes as two files, after the length of the first.
+    if let Some((length, rest)) = bytes.split_first_chunk() {
+        let length = u16::from_le_bytes(*length).into();
+        if let Some((first, second)) = rest.split_at_checked(length) {
+            let _ = Gguf::parse_files(&[Prefix::whole(first), Prefix::whole(second)]);
+        }
     }
     let Ok(gguf) = Gguf::parse(bytes) else { return };
     for tensor in &gguf.tensors {
@@ -32,9 +32,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     Header::new(&gguf.metadata, gguf.alignment)
         .write(&mut written)
         .unwrap();
-    let again = Gguf::parse(&written).unwrap();
+    let reread = Gguf::parse(&written).unwrap();
     assert_eq!(
-        serde_json::to_string(&Under(&again.metadata, "")).unwrap(),
+        serde_json::to_string(&Under(&reread.metadata, "")).unwrap(),
         metadata
     );
 });

@@ -1,4 +1,4 @@
-//! An ONNX graph is checked, described and lowered, or refused.
+//! An ONNX graph is checked, summarized and lowered, or rejected.
 #![no_main]
 
 use kiln::action::Blob;

@@ -1,4 +1,4 @@
-//! The tokenizer of a GGUF is made, or refused; what it encodes it decodes.
+//! The tokenizer of a GGUF is rejected, or it encodes and decodes a text.
 #![no_main]
 
 use kiln::model::tokenizer::Tokenizer;

@@ -1,8 +1,9 @@
-//! 16-bit activations: from a calibration to pairs in the graph, to tensors of codes on the device.
+//! 16-bit activations: from a calibration to quantize-dequantize pairs in the graph, and to
+//! quantized tensors on the device.
 
 use std::collections::BTreeMap;
 
-use crate::support::stage_runner::StageRunner;
+use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Blob, Manifest};
@@ -14,34 +15,33 @@ use kiln::qnn::{DeviceGraph, Encoding};
 use serde_json::{Value, json};
 
 fn grids(grids: &[(&str, u32, f32, u32)]) -> BTreeMap<String, Grid> {
-    let grid = |(name, bits, scale, zero_point): &(&str, u32, f32, u32)| {
-        (
-            name.to_string(),
-            Grid {
-                bits: *bits,
-                scale: *scale,
-                zero_point: *zero_point,
-            },
-        )
-    };
-    grids.iter().map(grid).collect()
+    let mut map = BTreeMap::new();
+    for &(name, bits, scale, zero_point) in grids {
+        let grid = Grid {
+            bits,
+            scale,
+            zero_point,
+        };
+        map.insert(name.to_string(), grid);
+    }
+    map
 }
 
 fn lowered(model: &ModelProto) -> Result<DeviceGraph> {
     lower(model, &|_| Ok(Blob::new(vec![])))
 }
 
-/// The device ops of `write`, without their parameters.
+/// The device ops of the graph that `write` builds, without shapes.
 fn ops(rounded: &[(&str, u32, f32, u32)], write: impl Fn(&mut Builder)) -> String {
     let mut builder = Builder::rounding(grids(rounded));
     write(&mut builder);
     let text = lowered(&builder.finish("g")).unwrap().to_string();
-    let line = |line: &str| line.replace(" [2, 2, 2, 2]", "").replace(" [1]", "");
-    text.lines().skip(1).map(|text| line(text) + "\n").collect()
+    let (_, ops) = text.split_once('\n').unwrap();
+    ops.replace(" [2, 2, 2, 2]", "").replace(" [1]", "")
 }
 
 #[test]
-fn a_pair_is_the_encoding_of_one_tensor() {
+fn a_quantize_dequantize_pair_becomes_a_tensor_encoding() {
     let write = |g: &mut Builder| {
         let x = g.input("x", element::FLOAT, &[2, 2, 2, 2]);
         let two = g.scalar("two", 2.0);
@@ -60,7 +60,7 @@ fn a_pair_is_the_encoding_of_one_tensor() {
         "input x: q16\noutput w: q16\ny: q16 = ElementWiseMultiply(x, <two.code: q16>)\nz: q16 = \
          Transpose(y, perm=[0, 1, 3, 2])\nw: q16 = ElementWiseAdd(z, y)\n"
     );
-    // What reads floats, or gives them, computes on halves; codes are widened once.
+    // Ops with a float input or output compute in f16; a quantized value is dequantized once.
     assert_eq!(
         ops(&all[1..2], write),
         "input x: f16\noutput w: f16\ny.exact: f16 = ElementWiseMultiply(x, <two: f16>)\ny: q16 = \
@@ -71,7 +71,7 @@ fn a_pair_is_the_encoding_of_one_tensor() {
 }
 
 #[test]
-fn a_cache_of_8_bits_is_converted() {
+fn an_8_bit_kv_cache_is_converted() {
     let rounded = [("x", 16, 0.5, 9), ("past_key_0_out", 8, 0.5, 128)];
     let text = ops(&rounded, |g| {
         let x = g.input("x", element::FLOAT, &[2, 2, 2, 2]);
@@ -86,7 +86,7 @@ fn a_cache_of_8_bits_is_converted() {
 }
 
 #[test]
-fn offsets_are_the_negative_of_zero_points_and_numbers_have_codes() {
+fn offsets_are_negated_zero_points_and_scalars_are_quantized() {
     let mut builder = Builder::rounding(grids(&[("x", 16, 0.25, 7), ("y", 16, 0.5, 0)]));
     let x = builder.input("x", element::FLOAT, &[2]);
     let less = builder.scalar("less", -0.5);
@@ -94,11 +94,8 @@ fn offsets_are_the_negative_of_zero_points_and_numbers_have_codes() {
     builder.output(&y);
     let graph = lowered(&builder.finish("g")).unwrap();
     let tensor = |name: &str| {
-        graph
-            .tensors
-            .iter()
-            .find(|tensor| tensor.name == name)
-            .unwrap()
+        let mut tensors = graph.tensors.iter();
+        tensors.find(|tensor| tensor.name == name).unwrap()
     };
     assert_eq!(
         tensor("x").encoding,
@@ -123,7 +120,7 @@ fn offsets_are_the_negative_of_zero_points_and_numbers_have_codes() {
 }
 
 #[test]
-fn wrong_encodings_do_not_reach_the_device() {
+fn inconsistent_encodings_are_rejected() {
     let mut builder = Builder::rounding(grids(&[("x", 16, 0.25, 7), ("y", 16, 0.25, 8)]));
     let x = builder.input("x", element::FLOAT, &[2, 2, 2, 2]);
     let y = builder.reshape("y", &x, &[4, 4]);
@@ -135,25 +132,22 @@ fn wrong_encodings_do_not_reach_the_device() {
     );
 }
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
-/// Calibrates a tiny model, builds it as `graph` says, and scores it in ONNX Runtime and, if the
-/// device's libraries are wanted, on the simulator: mean KL divergence and the names in
-/// `encodings.json` that are held in codes.
+/// Calibrates a tiny model, builds its graph with the parameters `graph`, and evaluates it in ONNX
+/// Runtime and optionally on the simulator. Returns the mean KL divergences and the names in
+/// `encodings.json` that are quantized.
 fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>, Vec<String>) {
     let home = tempfile::tempdir().unwrap();
-    let mut road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let mut runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
     if simulate {
-        road = road.tool("qnn", &tools::qnn());
+        runner = runner.tool("qnn", &tools::qnn());
     }
-    let model = road.inspect(&model.write());
-    let weights = road
+    let model = runner.inspect(&model.write());
+    let weights = runner
         .run("requant", json!({}), &[("tensors", &model)])
         .unwrap();
-    let text = road.file(TEXT.as_bytes());
+    let text = runner.file(TEXT.as_bytes());
     let size = json!({"prefill": 12, "context": 20});
-    let float = road
+    let float = runner
         .run(
             "graph",
             size.clone(),
@@ -161,7 +155,7 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
         )
         .unwrap();
     let slots = [("graph", &float), ("model", &model), ("text", &text)];
-    let calibration = road
+    let calibration = runner
         .run("calibrate", json!({"windows": 4}), &slots)
         .unwrap();
     let is_u16 = graph.get("activations").is_some();
@@ -174,27 +168,18 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
         ("weights", &weights),
         ("calibration", &calibration),
     ];
-    let graph = road.run("graph", graph, &slots).unwrap();
+    let graph = runner.run("graph", graph, &slots).unwrap();
     let params = json!({"windows": 2, "tokens": 12, "prompt": "the dog", "greedy": 3});
-    let reference = road
+    let reference = runner
         .run("reference", params, &[("model", &model), ("text", &text)])
         .unwrap();
     let kld = |slot: &str, candidate: &Manifest| {
-        let score = road
-            .run(
-                "evaluate",
-                json!({}),
-                &[("reference", &reference), (slot, candidate)],
-            )
-            .unwrap();
-        let report = road
+        let score = runner.evaluate(&reference, slot, candidate);
+        let report = runner
             .run("validate", json!({}), &[("evaluation", &score)])
             .unwrap();
-        println!(
-            "{slot}\n{}",
-            String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
-        );
-        let report: Value = serde_json::from_slice(&road.bytes(&report, "report.json")).unwrap();
+        println!("{slot}\n{}", runner.text(&report, "report.txt"));
+        let report: Value = runner.json(&report, "report.json");
         let candidate = &report["candidates"]["evaluation"];
         assert_eq!(candidate["non_finite"], 0);
         candidate["fidelity"]["kld"].as_f64().unwrap()
@@ -202,43 +187,45 @@ fn tiny(model: &TinyGguf, mut graph: Value, simulate: bool) -> (f64, Option<f64>
     let in_onnx_runtime = kld("graph", &graph);
     let on_simulator = simulate.then(|| {
         let params = json!({"soc": "sm8650", "weight_sharing": false});
-        let context = road
+        let context = runner
             .run("context-bin", params, &[("graph", &graph)])
             .unwrap();
         for (name, _) in context.under("proof") {
-            let figures = road.bytes(&context, &format!("proof/{name}"));
+            let figures = runner.bytes(&context, &format!("proof/{name}"));
             println!("{}", String::from_utf8_lossy(&figures));
         }
         if is_u16 {
-            let of_codes = context
-                .under("proof")
-                .filter(|(name, _)| name.contains("-from-u16/"));
-            assert!(of_codes.count() > 0, "layers that read codes are proved");
+            let mut names = context.under("proof").map(|(name, _)| name);
+            assert!(
+                names.any(|name| name.contains("-from-u16/")),
+                "layers with quantized inputs are proved"
+            );
         }
         kld("context", &context)
     });
-    let report: BTreeMap<String, Value> =
-        serde_json::from_slice(&road.bytes(&graph, "encodings.json")).unwrap();
-    let coded = report
-        .into_iter()
-        .filter(|(_, chosen)| chosen.get("scale").is_some())
-        .map(|(name, _)| name);
-    (in_onnx_runtime, on_simulator, coded.collect())
+    let report = runner.json(&graph, "encodings.json");
+    let mut quantized = vec![];
+    for (name, choice) in report.as_object().unwrap() {
+        if choice.get("scale").is_some() {
+            quantized.push(name.clone());
+        }
+    }
+    (in_onnx_runtime, on_simulator, quantized)
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
-fn u16_is_true_in_onnx_runtime_and_on_the_simulator() {
-    // Without a limit, all that can be held in codes is.
+fn u16_activations_are_accurate_in_onnx_runtime_and_the_simulator() {
+    // Without a limit, everything that can be quantized is quantized.
     let params = json!({"activations": "u16", "kv": "u16", "sqnr_db": 0.0});
-    let (in_onnx_runtime, on_simulator, coded) = tiny(&TinyGguf::qwen2(), params, true);
+    let (in_onnx_runtime, on_simulator, quantized) = tiny(&TinyGguf::qwen2(), params, true);
     assert!(
-        coded.iter().any(|name| name == "blk.0.scores.masked"),
-        "{coded:?}"
+        quantized.iter().any(|name| name == "blk.0.scores.masked"),
+        "{quantized:?}"
     );
     assert!(
-        coded.iter().any(|name| name == "blk.1.gate_up"),
-        "{coded:?}"
+        quantized.iter().any(|name| name == "blk.1.gate_up"),
+        "{quantized:?}"
     );
     assert!(in_onnx_runtime < 1e-5, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");
@@ -246,12 +233,12 @@ fn u16_is_true_in_onnx_runtime_and_on_the_simulator() {
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
-fn a_cache_of_8_bits_is_true_enough() {
+fn an_8_bit_kv_cache_is_accurate() {
     let params = json!({"activations": "u16", "kv": "u8"});
-    let (in_onnx_runtime, on_simulator, coded) = tiny(&TinyGguf::llama(), params, true);
+    let (in_onnx_runtime, on_simulator, quantized) = tiny(&TinyGguf::llama(), params, true);
     assert!(
-        coded.iter().any(|name| name == "past_key_1_in"),
-        "{coded:?}"
+        quantized.iter().any(|name| name == "past_key_1_in"),
+        "{quantized:?}"
     );
     assert!(in_onnx_runtime < 1e-3, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-3, "{on_simulator:?}");
@@ -259,12 +246,12 @@ fn a_cache_of_8_bits_is_true_enough() {
 
 #[test]
 #[ignore = "needs ONNX Runtime and the QNN libraries"]
-fn a_cache_of_codes_beside_halves() {
-    let (in_onnx_runtime, on_simulator, coded) =
+fn a_16_bit_kv_cache_works_with_f16_activations() {
+    let (in_onnx_runtime, on_simulator, quantized) =
         tiny(&TinyGguf::llama(), json!({"kv": "u16"}), true);
     assert!(
-        coded.iter().all(|name| name.starts_with("past_")),
-        "{coded:?}"
+        quantized.iter().all(|name| name.starts_with("past_")),
+        "{quantized:?}"
     );
     assert!(in_onnx_runtime < 1e-6, "{in_onnx_runtime}");
     assert!(on_simulator.unwrap() < 1e-4, "{on_simulator:?}");

@@ -1,18 +1,20 @@
-//! `kiln cache gc` on caches of a few words: which results and blobs stay.
+//! `kiln cache gc` on small caches: which results and blobs remain.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use crate::support::alive::wait_until;
-use kiln::action::{ActionKey, Part, PartName};
-use kiln::base::{CanonJson, Digest, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use crate::support::results::{entry_path, put};
+use kiln::action::{ActionKey, Outputs, Part, PartName};
+use kiln::base::{CanonJson, hash_bytes};
+use kiln::store::{ActionCache, ActionResult, Disk};
 
-/// Three results that share blobs, one from a time to come, and a blob that none names.
-const POTTERY: &str = "
+/// Results with their ages and blobs: three share blobs, one is from the future, and one blob
+/// belongs to no result.
+const RESULTS: &str = "
 jar  40d  clay glaze
 cup  20d  clay slip
 bowl 1d   slip
@@ -20,19 +22,8 @@ lamp -9d  oil
 -         shard
 ";
 
-fn put(store: &Disk, blob: &str) -> Digest {
-    let mut sink = store.create().unwrap();
-    sink.write_all(blob.as_bytes()).unwrap();
-    sink.finish().unwrap().digest
-}
-
 fn key(result: &str) -> ActionKey {
     ActionKey(hash_bytes(result.as_bytes()))
-}
-
-fn file(cache: &Path, room: &str, what: &str, ending: &str) -> PathBuf {
-    let hex = hash_bytes(what.as_bytes()).hex();
-    cache.join(room).join(&hex[..2]).join(hex + ending)
 }
 
 fn set_age(path: &Path, days: i64) {
@@ -44,7 +35,7 @@ fn set_age(path: &Path, days: i64) {
         .unwrap();
 }
 
-/// A cache as the lines of `text` say: a result, its age, its blobs.
+/// A cache with the results in `text`; each line has a result, its age and its blobs.
 fn cache(text: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
@@ -52,27 +43,21 @@ fn cache(text: &str) -> tempfile::TempDir {
         let mut words = line.split_whitespace();
         let result = words.next().unwrap();
         if result == "-" {
-            words.for_each(|blob| _ = put(&store, blob));
+            for blob in words {
+                put(&store, blob.as_bytes());
+            }
             continue;
         }
-        let age = words
-            .next()
-            .unwrap()
-            .strip_suffix('d')
-            .unwrap()
-            .parse()
-            .unwrap();
-        let part = |blob| {
-            let content = put(&store, blob).into();
-            (
-                PartName::new(blob).unwrap(),
-                Part {
-                    content,
-                    facts: CanonJson::default(),
-                },
-            )
-        };
-        let outputs = words.map(part).collect();
+        let age = words.next().unwrap().strip_suffix('d').unwrap();
+        let age = age.parse().unwrap();
+        let mut outputs = Outputs::new();
+        for blob in words {
+            let part = Part {
+                content: put(&store, blob.as_bytes()),
+                facts: CanonJson::default(),
+            };
+            outputs.insert(PartName::new(blob).unwrap(), part);
+        }
         store
             .put(&ActionResult {
                 action: result.into(),
@@ -81,7 +66,10 @@ fn cache(text: &str) -> tempfile::TempDir {
                 peak_memory_bytes: None,
             })
             .unwrap();
-        set_age(&file(folder.path(), "actions", result, ".json"), age);
+        set_age(
+            &entry_path(folder.path(), "actions", result.as_bytes(), ".json"),
+            age,
+        );
     }
     folder
 }
@@ -91,7 +79,7 @@ fn lock(results: &[&str]) -> tempfile::NamedTempFile {
     let digest = hash_bytes(b"");
     writeln!(
         lock,
-        "version = 1\nplan = 'pottery'\ndigest = '{digest}'\n[stage.a]\nkind = 'throw'\nversion = \
+        "version = 1\nplan = 'test'\ndigest = '{digest}'\n[stage.a]\nkind = 'throw'\nversion = \
          1"
     )
     .unwrap();
@@ -100,9 +88,9 @@ fn lock(results: &[&str]) -> tempfile::NamedTempFile {
         "params = '{digest}'\nkeep = false\ngives = '{digest}'\n[stage.a.actions]"
     )
     .unwrap();
-    results
-        .iter()
-        .for_each(|result| writeln!(lock, "{result} = '{}'", key(result)).unwrap());
+    for result in results {
+        writeln!(lock, "{result} = '{}'", key(result)).unwrap();
+    }
     lock
 }
 
@@ -122,52 +110,46 @@ fn gc(cache: &Path, call: &str) -> (i32, String, String) {
     )
 }
 
-/// Which words of `text` the cache still has: results, then blobs.
-fn left(cache: &Path, text: &str) -> String {
-    let lines = || {
-        text.lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .filter(|line| !line.is_empty())
-    };
-    let results = lines()
-        .map(|line| line[0])
-        .filter(|result| file(cache, "actions", result, ".json").exists());
-    let mut blobs: Vec<&str> = lines().flat_map(|line| line[1..].to_vec()).collect();
-    blobs.retain(|blob| file(cache, "blobs", blob, "").exists());
+/// The results and blobs of `text` that the cache still has.
+fn remaining(cache: &Path, text: &str) -> String {
+    let (mut results, mut blobs) = (vec![], vec![]);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        results.extend(words.next());
+        blobs.extend(words);
+    }
+    results.retain(|result| entry_path(cache, "actions", result.as_bytes(), ".json").exists());
+    blobs.retain(|blob| entry_path(cache, "blobs", blob.as_bytes(), "").exists());
     blobs.sort();
     blobs.dedup();
-    format!(
-        "{}: {}",
-        results.collect::<Vec<_>>().join(" "),
-        blobs.join(" ")
-    )
+    format!("{}: {}", results.join(" "), blobs.join(" "))
 }
 
-/// Collects the garbage of POTTERY with `kept` in a lock.
-fn check(call: &str, kept: &[&str], says: &str, leaves: &str) {
-    let cache = cache(POTTERY);
+/// Runs gc on RESULTS, with `kept` in a lock.
+fn check(call: &str, kept: &[&str], output: &str, remains: &str) {
+    let cache = cache(RESULTS);
     let lock = lock(kept);
     let lock = if kept.is_empty() {
         String::new()
     } else {
         format!(" --lock {}", lock.path().display())
     };
-    let all = left(cache.path(), POTTERY);
+    let all = remaining(cache.path(), RESULTS);
 
-    let (code, would, errors) = gc(cache.path(), &format!("{call}{lock} --dry-run"));
+    let (code, dry_run, errors) = gc(cache.path(), &format!("{call}{lock} --dry-run"));
     assert_eq!(
-        (code, left(cache.path(), POTTERY)),
+        (code, remaining(cache.path(), RESULTS)),
         (0, all),
         "a dry run removes nothing: {errors}"
     );
     let (code, text, errors) = gc(cache.path(), &format!("{call}{lock}"));
-    assert_eq!((code, text.as_str()), (0, says), "{errors}");
-    assert_eq!(left(cache.path(), POTTERY), leaves, "{call}");
-    assert_eq!(would.replace("would go", "removed "), text);
+    assert_eq!((code, text.as_str()), (0, output), "{errors}");
+    assert_eq!(remaining(cache.path(), RESULTS), remains, "{call}");
+    assert_eq!(dry_run.replace("would go", "removed "), text);
 }
 
 #[test]
-fn without_a_limit_only_what_is_kept_stays() {
+fn without_a_limit_only_kept_results_remain() {
     check(
         "",
         &[],
@@ -185,7 +167,7 @@ fn without_a_limit_only_what_is_kept_stays() {
 }
 
 #[test]
-fn what_is_old_goes_and_a_time_to_come_is_new() {
+fn old_results_are_removed_and_future_times_count_as_new() {
     check(
         "--max-age 30d",
         &[],
@@ -203,7 +185,7 @@ fn what_is_old_goes_and_a_time_to_come_is_new() {
 }
 
 #[test]
-fn the_oldest_go_until_the_rest_is_small_enough() {
+fn the_oldest_results_are_removed_until_the_size_limit_is_met() {
     check(
         "--max-size 15B",
         &[],
@@ -229,7 +211,7 @@ fn the_oldest_go_until_the_rest_is_small_enough() {
 }
 
 #[test]
-fn half_finished_downloads_grow_old_too() {
+fn old_partial_downloads_are_removed() {
     let cache = cache("");
     let partial = |name: &str| {
         cache
@@ -240,8 +222,8 @@ fn half_finished_downloads_grow_old_too() {
     for (name, days) in [("old", 9), ("new", 2)] {
         let folder = partial(name);
         fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("half"), "ha").unwrap();
-        set_age(&folder.join("half"), days);
+        fs::write(folder.join("download"), "ha").unwrap();
+        set_age(&folder.join("download"), days);
         set_age(&folder, 9);
     }
     let (_, text, _) = gc(cache.path(), "--max-size 0");
@@ -256,9 +238,9 @@ fn half_finished_downloads_grow_old_too() {
 }
 
 #[test]
-fn nothing_goes_while_another_kiln_is_at_work() {
-    let cache = cache(POTTERY);
-    let all = left(cache.path(), POTTERY);
+fn gc_is_refused_while_another_process_uses_the_cache() {
+    let cache = cache(RESULTS);
+    let all = remaining(cache.path(), RESULTS);
     let other = Disk::open(cache.path()).unwrap();
     let (code, _, errors) = gc(cache.path(), "");
     assert!(
@@ -266,33 +248,33 @@ fn nothing_goes_while_another_kiln_is_at_work() {
         "{errors}"
     );
     assert_eq!(gc(cache.path(), "--dry-run").0, 0);
-    assert_eq!(left(cache.path(), POTTERY), all);
+    assert_eq!(remaining(cache.path(), RESULTS), all);
     drop(other);
     wait_until("the cache should be free", || gc(cache.path(), "").0 == 0);
-    assert_eq!(left(cache.path(), POTTERY), ": ");
+    assert_eq!(remaining(cache.path(), RESULTS), ": ");
 }
 
 #[test]
-fn what_keeps_must_be_understood() {
-    let cache = cache(POTTERY);
-    let all = left(cache.path(), POTTERY);
-    let refuses = |call: &str, expected: i32, code: &str| {
+fn unreadable_locks_and_records_stop_gc() {
+    let cache = cache(RESULTS);
+    let all = remaining(cache.path(), RESULTS);
+    let check_refused = |call: &str, expected: i32, code: &str| {
         let (exit, _, errors) = gc(cache.path(), call);
         assert!(
             exit == expected && errors.contains(code),
             "{call}: {errors}"
         );
-        assert_eq!(left(cache.path(), POTTERY), all);
+        assert_eq!(remaining(cache.path(), RESULTS), all);
     };
     let plan = concat!(
         "--lock ",
         env!("CARGO_MANIFEST_DIR"),
         "/plans/smollm2-135m.toml"
     );
-    refuses(plan, 2, "kiln::call::lock");
-    refuses("--lock /nowhere.lock", 2, "kiln::call::lock");
-    refuses("--max-age 3weeks", 2, "expected a number with d");
+    check_refused(plan, 2, "kiln::call::lock");
+    check_refused("--lock /nowhere.lock", 2, "kiln::call::lock");
+    check_refused("--max-age 3weeks", 2, "expected a number with d");
     fs::create_dir_all(cache.path().join("last")).unwrap();
     fs::write(cache.path().join("last/plan.json"), "garbled").unwrap();
-    refuses("", 1, "kiln::engine::record");
+    check_refused("", 1, "kiln::engine::record");
 }

@@ -1,45 +1,34 @@
-//! `calibrate` against numpy, and against itself.
+//! `calibrate` compared with numpy.
 
 use std::fs;
 
-use crate::support::peers::{python, said};
-use crate::support::stage_runner::StageRunner;
+use crate::support::peers::{python, stdout_of};
+use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::Manifest;
 use serde_json::{Value, json};
-
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
-fn write(road: &StageRunner, manifest: &Manifest, folder: &std::path::Path) {
-    for name in manifest.parts.keys() {
-        let path = folder.join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, road.bytes(manifest, name.as_str())).unwrap();
-    }
-}
 
 #[test]
 #[ignore = "needs ONNX Runtime and a package index"]
-fn figures_are_numpys_and_the_same_twice() {
+fn calibration_matches_numpy_and_is_deterministic() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    // Biases, tied head; the widths are no multiples of a tile.
-    let (model, graph) = road.model(
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    // With biases and a tied head; the widths are not multiples of a tile.
+    let (model, graph) = runner.model(
         &TinyGguf::qwen2().write(),
         "native",
         json!({"prefill": 12, "context": 20}),
     );
-    let text = road.file(TEXT.as_bytes());
+    let text = runner.file(TEXT.as_bytes());
     let slots = [("graph", &graph), ("model", &model), ("text", &text)];
     let calibrate = || {
-        road.run(
-            "calibrate",
-            json!({"windows": 3, "moments": ["blk.1.*"]}),
-            &slots,
-        )
-        .unwrap()
+        runner
+            .run(
+                "calibrate",
+                json!({"windows": 3, "moments": ["blk.1.*"]}),
+                &slots,
+            )
+            .unwrap()
     };
     let calibration = calibrate();
     assert_eq!(calibrate(), calibration);
@@ -57,10 +46,10 @@ fn figures_are_numpys_and_the_same_twice() {
     );
 
     let out = tempfile::tempdir().unwrap();
-    write(&road, &graph, out.path());
-    write(&road, &calibration, &out.path().join("calibration"));
+    runner.write_to(&graph, out.path());
+    runner.write_to(&calibration, &out.path().join("calibration"));
     let reference = json!({"windows": 3, "tokens": 12});
-    let reference = road
+    let reference = runner
         .run(
             "reference",
             reference,
@@ -68,29 +57,29 @@ fn figures_are_numpys_and_the_same_twice() {
         )
         .unwrap();
     let tokens = |window| {
-        let bytes = road.bytes(&reference, &format!("window-00{window}/tokens.json"));
+        let bytes = runner.bytes(&reference, &format!("window-00{window}/tokens.json"));
         serde_json::from_slice::<Value>(&bytes).unwrap()
     };
     let windows: Vec<Value> = (0..3).map(tokens).collect();
     let facts = json!({"model": model.part("model.json").unwrap().facts, "windows": windows});
     fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/calibrate.py");
-    println!("{}", said(python().arg(script).arg(out.path())));
+    println!("{}", stdout_of(python().arg(script).arg(out.path())));
 }
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn what_cannot_be_calibrated_is_said() {
+fn invalid_patterns_and_short_texts_are_reported() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let (model, graph) = road.model(
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let (model, graph) = runner.model(
         &TinyGguf::llama().write(),
         "native",
         json!({"prefill": 12, "context": 20}),
     );
     let check = |params: Value, text: &str, expected: &str| {
-        let text = road.file(text.as_bytes());
-        let problem = road
+        let text = runner.file(text.as_bytes());
+        let problem = runner
             .run(
                 "calibrate",
                 params,

@@ -1,4 +1,4 @@
-//! What `docs/ci.md` gives to copy can be copied.
+//! The examples in `docs/ci.md` are valid.
 
 use std::process::Command;
 
@@ -6,14 +6,14 @@ use assert_cmd::Command as Kiln;
 
 const DOC: &str = include_str!("../../docs/ci.md");
 
-/// The block of `language`.
+/// The code block in `language`.
 fn block(language: &str) -> &'static str {
     let after = DOC.split(&format!("```{language}\n")).nth(1).unwrap();
     after.split("```").next().unwrap()
 }
 
-/// Whether `program` takes `text` as its last argument; none where it cannot.
-fn takes(program: &str, arguments: &[&str], text: &str) -> Option<bool> {
+/// Whether `program` accepts `text` as its last argument; `None` if it cannot be started.
+fn accepts(program: &str, arguments: &[&str], text: &str) -> Option<bool> {
     let output = Command::new(program)
         .args(arguments)
         .arg(text)
@@ -23,17 +23,20 @@ fn takes(program: &str, arguments: &[&str], text: &str) -> Option<bool> {
 }
 
 #[test]
-fn the_workflow_is_yaml() {
-    if takes("python3", &["-c", "import sys, yaml"], "") != Some(true) {
+fn the_workflow_is_valid_yaml() {
+    if accepts("python3", &["-c", "import sys, yaml"], "") != Some(true) {
         return;
     }
     let check = "import sys, yaml
 jobs = yaml.safe_load(sys.argv[1])['jobs']
 assert all('uses' in step or 'run' in step for job in jobs.values() for step in job['steps'])
 assert len(jobs['build']['steps']) > 5";
-    assert_eq!(takes("python3", &["-c", check], block("yaml")), Some(true));
     assert_eq!(
-        takes(
+        accepts("python3", &["-c", check], block("yaml")),
+        Some(true)
+    );
+    assert_eq!(
+        accepts(
             "python3",
             &["-c", check],
             &block("yaml").replace("steps:", "steps")
@@ -43,17 +46,17 @@ assert len(jobs['build']['steps']) > 5";
 }
 
 #[test]
-fn the_script_is_shell() {
-    assert_ne!(takes("bash", &["-n", "-c"], block("sh")), Some(false));
+fn the_script_is_valid_shell() {
+    assert_ne!(accepts("bash", &["-n", "-c"], block("sh")), Some(false));
     assert_ne!(
-        takes("bash", &["-n", "-c"], &block("sh").replace("esac", "")),
+        accepts("bash", &["-n", "-c"], &block("sh").replace("esac", "")),
         Some(true)
     );
 }
 
-/// Every flag that the page names is one that kiln has.
+/// Every flag on the page exists.
 #[test]
-fn the_flags_are_there() {
+fn documented_flags_exist() {
     let calls = [block("yaml"), block("sh")].concat();
     let mut found = 0;
     for call in calls.lines().flat_map(|line| line.split("kiln ").skip(1)) {

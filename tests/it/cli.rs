@@ -1,9 +1,9 @@
-//! The program from outside: what it prints, and how it leaves.
+//! The command line: output and exit codes.
 
 use std::path::{Path, PathBuf};
 
+use crate::support::call::kiln;
 use crate::support::tiny_build::TinyBuild;
-use assert_cmd::Command;
 
 const FIVE_MISTAKES: &str = r#"
 [plan]
@@ -23,22 +23,6 @@ match = "blk.*"
 scheme = "f61"
 "#;
 
-fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let mut command = Command::cargo_bin("kiln").unwrap();
-    let output = command
-        .env_remove("GITHUB_ACTIONS")
-        .current_dir(folder)
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
 fn with_plan(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plan.toml");
@@ -47,7 +31,7 @@ fn with_plan(text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[test]
-fn every_mistake_is_shown_at_its_place() {
+fn every_mistake_is_shown_with_its_location() {
     let (folder, _) = with_plan(FIVE_MISTAKES);
     let (code, out, err) = kiln(folder.path(), &["check", "plan.toml"]);
     assert_eq!((code, out.as_str()), (2, ""));
@@ -62,32 +46,29 @@ fn every_mistake_is_shown_at_its_place() {
         assert!(err.contains(help), "{help} in:\n{err}");
     }
     assert_eq!(err.matches("kiln::plan::").count(), 5, "{err}");
-    assert!(
-        !err.contains('\x1b'),
-        "colours where nobody sees them:\n{err}"
-    );
+    assert!(!err.contains('\x1b'), "colours without a terminal:\n{err}");
     let (_, _, err) = kiln(folder.path(), &["--color", "always", "check", "plan.toml"]);
     assert!(err.contains('\x1b'));
 }
 
 #[test]
-fn a_bad_name_is_told_once() {
+fn an_invalid_name_is_reported_once() {
     let (folder, _) = with_plan(
         "[plan]\nname = 't'\n[stage.a]\nkind = 'fetch'\nparts = ['file:a', 'file:b']\nname = \
          '../b'\n[stage.b]\nkind = 'fetch'\nparts = ['ftp:a']\nname = 'b'\n[stage.c]\nkind = \
          'command'\nprogram = '/bin/true'\noutputs = ['../x', '', 'y']\n",
     );
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
-    let told: Vec<&str> = err.lines().filter(|line| line.contains("×")).collect();
+    let problems: Vec<&str> = err.lines().filter(|line| line.contains("×")).collect();
     let expected = ["a.name", "b.parts", "c.outputs.0", "c.outputs.1"];
-    assert_eq!((code, told.len()), (2, expected.len()), "{err}");
-    for (line, name) in told.iter().zip(expected) {
+    assert_eq!((code, problems.len()), (2, expected.len()), "{err}");
+    for (line, name) in problems.iter().zip(expected) {
         assert!(line.contains(&format!("`{name}`")), "{name}: {line}");
     }
 }
 
 #[test]
-fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
+fn control_characters_and_secrets_are_removed_from_output() {
     let (folder, path) = with_plan(
         "[plan]\nname = 't'\n# \u{202e}\n[stage.c]\nkind = \"x\\u001b[31m\\n::set-output \
          name=a::b\\r\\u009b\"\n",
@@ -95,13 +76,12 @@ fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
     for json in [&[][..], &["--json"]] {
         let (code, out, err) = kiln(folder.path(), &[&["check", "plan.toml"], json].concat());
         assert_eq!(code, 2);
-        let said = out + &err;
-        let moves = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(!said.contains(moves), "{said:?}");
-        assert!(
-            !said.lines().any(|line| line.trim_start().starts_with("::")),
-            "{said}"
-        );
+        let output = out + &err;
+        let is_control = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!output.contains(is_control), "{output:?}");
+        for line in output.lines() {
+            assert!(!line.trim_start().starts_with("::"), "{output}");
+        }
     }
     std::fs::write(
         path,
@@ -115,7 +95,7 @@ fn nothing_from_outside_moves_the_cursor_or_commands_the_runner() {
 }
 
 #[test]
-fn mistakes_without_end_are_not_told_one_by_one() {
+fn long_problem_lists_are_truncated() {
     let (folder, path) = with_plan(&"x\n".repeat(50_000));
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
     assert!(
@@ -123,15 +103,15 @@ fn mistakes_without_end_are_not_told_one_by_one() {
         "{}",
         err.len()
     );
-    // Nor is a line that is as long as the plan.
+    // A long line is truncated too.
     std::fs::write(path, format!("[plan]\nname = '{}", "x".repeat(200_000))).unwrap();
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
     assert!(code == 2 && err.len() < 1 << 17, "{}", err.len());
 }
 
 #[test]
-fn variables_do_not_fill_the_memory() {
-    let said = |stages: &str| {
+fn the_size_of_expanded_variables_is_limited() {
+    let errors = |stages: &str| {
         let (folder, _) = with_plan(&format!(
             "[plan]\nname = 't'\n[vars]\nv = '{}'\n{stages}",
             "x".repeat(30_000)
@@ -141,13 +121,13 @@ fn variables_do_not_fill_the_memory() {
         err
     };
     let many = "${v}".repeat(7_000);
-    let err = said(&format!(
+    let err = errors(&format!(
         "[stage.a]\nkind = 'command'\nprogram = '/bin/true'\noutputs = ['a']\nargs = ['{many}']\n"
     ));
     assert!(err.contains("more than 65536 bytes"), "{err}");
-    // Each is short enough, all together are not.
+    // Each value is short enough, but their sum is not.
     let stages = (0..900).map(|n| format!("[stage.a{n}]\nkind = 'fetch'\nurl = 'file:${{v}}'\n"));
-    let err = said(&stages.collect::<String>());
+    let err = errors(&stages.collect::<String>());
     assert!(
         err.contains("the plan has more than 16777216 bytes"),
         "{}",
@@ -156,24 +136,20 @@ fn variables_do_not_fill_the_memory() {
 }
 
 #[test]
-fn problems_are_json_lines_for_machines() {
+fn problems_are_printed_as_json_lines() {
     let (folder, _) = with_plan(FIVE_MISTAKES);
     let (code, out, err) = kiln(folder.path(), &["check", "--json", "plan.toml"]);
     assert_eq!((code, err.as_str()), (2, ""));
-    let codes: Vec<String> = out
-        .lines()
-        .map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).unwrap()["problem"]["code"]
-                .as_str()
-                .unwrap()
-                .into()
-        })
-        .collect();
+    let mut codes = vec![];
+    for line in out.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        codes.push(line["problem"]["code"].clone());
+    }
     assert_eq!(codes.len(), 5);
     assert_eq!(codes[1], "kiln::plan::unknown_kind");
 }
 
-/// The file's own grid and signed bytes on two chips; one report a chip.
+/// Two schemes on two chips, with one report per chip.
 const MATRIX: &str = r#"
 include = ["lib/model.toml"]
 [plan]
@@ -219,7 +195,7 @@ fn with_matrix(model: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_plan_of_two_files_over_a_matrix() {
+fn an_included_file_and_a_matrix_are_expanded() {
     let folder = with_matrix(MODEL);
     let (code, out, err) = kiln(folder.path(), &["show", "plan.toml", "--set", "soc=sm8850"]);
     let expected = "
@@ -248,7 +224,7 @@ fn a_plan_of_two_files_over_a_matrix() {
 }
 
 #[test]
-fn a_mistake_in_an_included_file_is_shown_there() {
+fn a_mistake_in_an_included_file_names_that_file() {
     let folder = with_matrix(&format!("{MODEL}[stage.weights]\nkind = 'reqant'\n"));
     let (code, _, err) = kiln(folder.path(), &["check", "plan.toml"]);
     assert_eq!(code, 2);
@@ -293,7 +269,7 @@ fn the_schema_is_printed() {
 }
 
 #[test]
-fn a_wrong_call_leaves_with_two() {
+fn invalid_calls_exit_with_code_2() {
     let (folder, _) = with_plan("[plan]\nname = 'empty'\n");
     assert_eq!(
         kiln(folder.path(), &["check", "plan.toml"]),
@@ -313,7 +289,7 @@ fn a_wrong_call_leaves_with_two() {
 }
 
 #[test]
-fn the_doctor_needs_no_plan() {
+fn doctor_works_without_a_plan() {
     let (folder, _) =
         with_plan("[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = 'file:a.gguf'\n");
     let (_, without, err) = kiln(folder.path(), &["doctor"]);
@@ -329,7 +305,7 @@ fn the_doctor_needs_no_plan() {
 }
 
 #[test]
-fn a_plan_is_drawn_three_ways() {
+fn show_prints_text_mermaid_dot_and_json() {
     let text = "[plan]\nname = 'small'\n[stage.model]\nkind = 'inspect'\ngguf = \
                 'source'\n[stage.source]\nkind = 'fetch'\nurl = 'file:a.gguf'\n";
     let (folder, _) = with_plan(text);
@@ -363,19 +339,17 @@ fn a_plan_is_drawn_three_ways() {
 }
 
 #[test]
-fn what_is_optional_is_built_on_demand() {
+fn optional_stages_are_built_on_demand() {
     let text = "[plan]\nname = 'small'\n[stage.clay]\nkind = 'fetch'\nurl = \
                 'file:plan.toml'\ntracked = true\n[stage.glaze]\nkind = 'fetch'\nurl = \
                 'file:plan.toml'\ntracked = true\noptional = true\n";
     let (folder, _) = with_plan(text);
-    let built = |wanted: &[&str]| {
-        let (code, out, err) = kiln(
-            folder.path(),
-            &[&["build", "plan.toml", "--json"], wanted].concat(),
-        );
+    let built = |targets: &[&str]| {
+        let arguments = [&["build", "plan.toml", "--json"], targets].concat();
+        let (code, out, err) = kiln(folder.path(), &arguments);
         assert_eq!(code, 0, "{out}{err}");
-        let there = |stage: &str| folder.path().join("out/small").join(stage).exists();
-        let found = ["clay", "glaze"].map(there);
+        let exists = |stage: &str| folder.path().join("out/small").join(stage).exists();
+        let found = ["clay", "glaze"].map(exists);
         let _ = std::fs::remove_dir_all(folder.path().join("out"));
         found
     };
@@ -385,7 +359,7 @@ fn what_is_optional_is_built_on_demand() {
 }
 
 #[test]
-fn the_way_of_deepseek() {
+fn the_deepseek_plan_has_the_expected_stages() {
     let plan = concat!(env!("CARGO_MANIFEST_DIR"), "/plans/deepseek-qwen-1.5b.toml");
     let (code, out, _) = kiln(
         Path::new("."),
@@ -433,9 +407,9 @@ fn the_way_of_deepseek() {
 }
 
 #[test]
-fn what_is_complete_is_there_though_a_limit_is_missed() {
+fn completed_artifacts_are_written_although_a_limit_is_missed() {
     let tiny = TinyBuild::new();
-    let folder = tiny.room("");
+    let folder = tiny.workspace("");
     let plan = std::fs::read_to_string(tiny.plan()).unwrap();
     let build = |limits: &str| {
         let report = format!(
@@ -445,7 +419,7 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
         kiln(&folder, &["build", "tiny.toml", "--cache", "cache"])
     };
     let report = || std::fs::read_to_string(folder.join("out/tiny/report/report.txt")).unwrap();
-    let there = |file: &str| folder.join("out/tiny").join(file).exists();
+    let exists = |file: &str| folder.join("out/tiny").join(file).exists();
 
     let (code, _, err) = build("{ exact = true }");
     assert_eq!(code, 1, "{err}");
@@ -458,7 +432,7 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
         "{}",
         report()
     );
-    assert!(there("model/model.json") && !there("receipt.json"));
+    assert!(exists("model/model.json") && !exists("receipt.json"));
 
     let (code, _, err) = build("{ sqnr_db = 1 }");
     assert_eq!(code, 0, "{err}");
@@ -467,7 +441,7 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
         "{}",
         report()
     );
-    assert!(there("receipt.json") && there("SHA256SUMS"));
+    assert!(exists("receipt.json") && exists("SHA256SUMS"));
 
     let (code, ..) = build("{ sqnr_db = 200 }");
     assert_eq!(code, 1);
@@ -477,7 +451,7 @@ fn what_is_complete_is_there_though_a_limit_is_missed() {
         report()
     );
     assert!(
-        !there("receipt.json") && !there("SHA256SUMS"),
-        "they would tell of another report"
+        !exists("receipt.json") && !exists("SHA256SUMS"),
+        "they would describe another report"
     );
 }

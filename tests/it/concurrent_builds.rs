@@ -1,146 +1,141 @@
-//! Many kilns at once on one cache and one folder of artifacts, some of them killed, while the
-//! cache is being cleared.
+//! Concurrent builds with one cache and one folder of artifacts, some of them killed, and garbage
+//! collection meanwhile.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::tiny_build::{TinyBuild, codes, said};
+use crate::support::tiny_build::{TinyBuild, codes, printed};
 use crate::support::tiny_gguf::Random;
 
-const ROOM: &str = "together";
+const WORKSPACE: &str = "shared";
 
-/// Builds that are to succeed.
-fn begin(tiny: &TinyBuild, many: usize) -> Vec<Child> {
-    let start = || {
-        tiny.build(ROOM)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
-    (0..many).map(|_| start()).collect()
+/// Starts builds.
+fn start(tiny: &TinyBuild, count: usize) -> Vec<Child> {
+    let mut builds = vec![];
+    for _ in 0..count {
+        let mut kiln = tiny.build(WORKSPACE);
+        kiln.stdout(Stdio::piped()).stderr(Stdio::piped());
+        builds.push(kiln.spawn().unwrap());
+    }
+    builds
 }
 
-fn end(kilns: Vec<Child>) {
-    for kiln in kilns {
+/// Waits for builds, which must succeed.
+fn finish(builds: Vec<Child>) {
+    for kiln in builds {
         let output = kiln.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", printed(&output));
     }
 }
 
 fn gc(tiny: &TinyBuild) -> Output {
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
     kiln.args(["cache", "gc", "--json", "--cache"])
-        .arg(tiny.cache(ROOM))
+        .arg(tiny.cache(WORKSPACE))
         .output()
         .unwrap()
 }
 
-/// What must hold when all is quiet again.
+/// Checks cache and artifacts after all builds.
 #[track_caller]
-fn assert_right(tiny: &TinyBuild, expected: &crate::support::tiny_build::Written) {
-    assert!(tiny.is_whole(ROOM));
-    assert_eq!(tiny.written(ROOM), *expected);
-    let (_, ran) = tiny.build_to_end(ROOM);
-    assert_eq!(ran, 0, "there is nothing left to do");
+fn assert_correct(tiny: &TinyBuild, expected: &crate::support::tiny_build::Written) {
+    assert!(tiny.verifies(WORKSPACE));
+    assert_eq!(tiny.written(WORKSPACE), *expected);
+    let (_, ran) = tiny.build_to_end(WORKSPACE);
+    assert_eq!(ran, 0, "nothing is left to do");
     assert_eq!(
-        std::fs::read_dir(tiny.cache(ROOM).join("tmp"))
+        std::fs::read_dir(tiny.cache(WORKSPACE).join("tmp"))
             .unwrap()
             .count(),
         0
     );
 }
 
-/// Where nobody was killed, nothing lies about.
+/// Checks that no temporary files remain, if no build was killed.
 #[track_caller]
-fn assert_tidy(tiny: &TinyBuild) {
+fn assert_no_leftovers(tiny: &TinyBuild) {
     assert_eq!(
-        std::fs::read_dir(tiny.cache(ROOM).join("partial"))
+        std::fs::read_dir(tiny.cache(WORKSPACE).join("partial"))
             .unwrap()
             .count(),
         0
     );
-    let names = std::fs::read_dir(tiny.room(ROOM).join("out")).unwrap();
-    let hidden = names.filter(|entry| {
-        entry
-            .as_ref()
-            .unwrap()
-            .file_name()
-            .to_string_lossy()
-            .starts_with('.')
-    });
-    assert_eq!(
-        hidden.count(),
-        0,
-        "nothing half-written lies beside the artifacts"
-    );
-}
-
-#[test]
-fn many_kilns_build_the_same_at_once() {
-    for many in [2, 4, 8] {
-        let tiny = TinyBuild::downloading();
-        let expected = tiny.whole();
-        end(begin(&tiny, many));
-        assert_right(&tiny, &expected);
-        assert_tidy(&tiny);
+    for entry in std::fs::read_dir(tiny.workspace(WORKSPACE).join("out")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!name.starts_with('.'), "temporary folder {name}");
     }
 }
 
 #[test]
-fn some_are_killed_and_the_others_do_not_mind() {
+fn concurrent_builds_of_one_plan_succeed() {
+    for count in [2, 4, 8] {
+        let tiny = TinyBuild::downloading();
+        let expected = tiny.expected();
+        finish(start(&tiny, count));
+        assert_correct(&tiny, &expected);
+        assert_no_leftovers(&tiny);
+    }
+}
+
+#[test]
+fn killing_some_builds_does_not_affect_the_others() {
     let tiny = TinyBuild::downloading();
-    let expected = tiny.whole();
-    let begun = Instant::now();
+    let expected = tiny.expected();
+    let started = Instant::now();
     tiny.build_to_end("timed");
-    let length_us = begun.elapsed().as_micros() as u64;
-    let mut random = Random::of("crowd", 1);
+    let length_us = started.elapsed().as_micros() as u64;
+    let mut random = Random::of("concurrent builds", 1);
     let mut killed = 0;
     for _ in 0..8 {
-        let (kilns, victims) = (begin(&tiny, 2), begin(&tiny, 2));
+        let (builds, victims) = (start(&tiny, 2), start(&tiny, 2));
         for mut victim in victims {
             sleep(Duration::from_micros(random.bits() % (length_us / 2)));
             victim.kill().unwrap();
             killed += usize::from(!victim.wait().unwrap().success());
         }
-        end(kilns);
-        assert_right(&tiny, &expected);
-        std::fs::remove_dir_all(tiny.room(ROOM)).unwrap();
+        finish(builds);
+        assert_correct(&tiny, &expected);
+        std::fs::remove_dir_all(tiny.workspace(WORKSPACE)).unwrap();
     }
     assert!(killed > 0, "{killed} were killed");
 }
 
 #[test]
-fn what_is_cleared_meanwhile_is_nobodys_loss() {
+fn gc_during_builds_is_safe() {
     let tiny = TinyBuild::downloading();
-    let expected = tiny.whole();
+    let expected = tiny.expected();
     let mut refused = 0;
     for round in 0..8 {
-        let kilns = begin(&tiny, 1 + round % 3);
-        // A cache that is not there yet cannot be cleared.
-        let begun = Instant::now();
-        while !tiny.cache(ROOM).join("layout").exists() {
+        let builds = start(&tiny, 1 + round % 3);
+        // `gc` needs an existing cache.
+        let started = Instant::now();
+        while !tiny.cache(WORKSPACE).join("layout").exists() {
             assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "no cache is made"
+                started.elapsed() < Duration::from_secs(60),
+                "no cache is created"
             );
             sleep(Duration::from_millis(1));
         }
         for _ in 0..5 {
             let output = gc(&tiny);
             if !output.status.success() {
-                assert_eq!(codes(&output), ["kiln::store::in_use"], "{}", said(&output));
+                assert_eq!(
+                    codes(&output),
+                    ["kiln::store::in_use"],
+                    "{}",
+                    printed(&output)
+                );
                 refused += 1;
             }
         }
-        end(kilns);
-        assert!(gc(&tiny).status.success(), "nobody is at work any more");
-        assert_right(&tiny, &expected);
-        assert_tidy(&tiny);
+        finish(builds);
+        assert!(gc(&tiny).status.success(), "no build is running");
+        assert_correct(&tiny, &expected);
+        assert_no_leftovers(&tiny);
         if round % 2 == 0 {
-            std::fs::remove_dir_all(tiny.room(ROOM)).unwrap();
+            std::fs::remove_dir_all(tiny.workspace(WORKSPACE)).unwrap();
         }
     }
-    assert!(refused > 0, "no call met a build");
+    assert!(refused > 0, "no gc ran during a build");
 }

@@ -1,5 +1,5 @@
-//! Damage to a cache, file by file, and what clocks and copies do to one: a build gives the right
-//! artifacts, or a clear problem after which the next one does.
+//! Damage to each file of a cache, and changed file times and copies of a cache: a build writes the
+//! correct artifacts, or reports a problem and the next build writes them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -9,104 +9,97 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use crate::support::fetching::sha256;
-use crate::support::tiny_build::{TinyBuild, codes, said};
+use crate::support::tiny_build::{TinyBuild, codes, printed};
 use crate::support::tiny_gguf::Random;
 use crate::support::tree;
 use crate::support::web::{Reply, Server};
 use kiln::base::hash_bytes;
 
-const BREAD: &str = "bread and butter";
-const CHEESE: &str = "cheese and grapes";
+const LOCAL: &str = "the local file";
+const REMOTE: &str = "the remote file";
 
-/// A plan of two files: one lies beside it, one is on a web server.
-struct Pantry {
+/// A plan with two files, one local and one on a web server.
+struct Project {
     root: tempfile::TempDir,
-    cheese: String,
+    remote: String,
 }
 
-impl Pantry {
-    fn new() -> Pantry {
-        let server = Server::new(|_, request| Reply::range(CHEESE.as_bytes(), request));
-        let pantry = Pantry {
+impl Project {
+    fn new() -> Project {
+        let server = Server::new(|_, request| Reply::range(REMOTE.as_bytes(), request));
+        let project = Project {
             root: tempfile::tempdir().unwrap(),
-            cheese: server.url("/cheese"),
+            remote: server.url("/remote"),
         };
-        let stage = |name: &str, url: &str, food: &str| {
+        let stage = |name: &str, url: &str, content: &str| {
             format!(
                 "{name} = {{ kind = 'fetch', url = '{url}', sha256 = '{}' }}\n",
-                sha256(food.as_bytes())
+                sha256(content.as_bytes())
             )
         };
-        let stages = stage("bread", "file:bread", BREAD) + &stage("cheese", &pantry.cheese, CHEESE);
+        let stages =
+            stage("local", "file:local", LOCAL) + &stage("remote", &project.remote, REMOTE);
         fs::write(
-            pantry.root.path().join("pantry.toml"),
+            project.root.path().join("plan.toml"),
             format!("[plan]\nname = 'p'\n[stage]\n{stages}"),
         )
         .unwrap();
-        fs::write(pantry.root.path().join("bread"), BREAD).unwrap();
-        pantry
+        fs::write(project.root.path().join("local"), LOCAL).unwrap();
+        project
     }
 
-    fn build(&self, room: &str, stages: &[&str]) -> Output {
+    fn build(&self, workspace: &str, stages: &[&str]) -> Output {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
         kiln.current_dir(self.root.path())
-            .args(["build", "--json", "pantry.toml"])
+            .args(["build", "--json", "plan.toml"])
             .args(stages);
         kiln.args([
             "--cache",
-            &format!("{room}/cache"),
+            &format!("{workspace}/cache"),
             "--out",
-            &format!("{room}/out"),
+            &format!("{workspace}/out"),
         ])
         .output()
         .unwrap()
     }
 
-    /// A room in which the bread is there, and half of the cheese.
-    fn half_built(&self, room: &str) -> PathBuf {
-        let _ = fs::remove_dir_all(self.root.path().join(room));
-        let output = self.build(room, &["bread"]);
-        assert!(output.status.success(), "{}", said(&output));
-        let room = self.root.path().join(room);
-        let partial = room
+    /// A workspace with the local file and a partial download of the remote file.
+    fn half_built(&self, workspace: &str) -> PathBuf {
+        let _ = fs::remove_dir_all(self.root.path().join(workspace));
+        let output = self.build(workspace, &["local"]);
+        assert!(output.status.success(), "{}", printed(&output));
+        let workspace = self.root.path().join(workspace);
+        let partial = workspace
             .join("cache/partial")
-            .join(hash_bytes(self.cheese.as_bytes()).hex());
+            .join(hash_bytes(self.remote.as_bytes()).hex());
         fs::create_dir_all(&partial).unwrap();
-        fs::write(partial.join("download"), &CHEESE[..9]).unwrap();
+        fs::write(partial.join("download"), &REMOTE[..9]).unwrap();
         fs::write(partial.join("etag"), "\"one\"").unwrap();
-        room
+        workspace
     }
 
-    fn written(&self, room: &str) -> BTreeMap<PathBuf, Vec<u8>> {
-        tree::files(&self.root.path().join(room).join("out"))
+    fn written(&self, workspace: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        tree::files(&self.root.path().join(workspace).join("out"))
     }
 }
 
-/// All files below `root`, by their paths from there.
+/// The relative paths of all files below `root`.
 fn all_files(root: &Path) -> Vec<PathBuf> {
-    let found = Command::new("find")
-        .arg(root)
-        .args(["-type", "f", "-printf", "%P\\n"])
-        .output()
-        .unwrap();
-    let mut files: Vec<PathBuf> = String::from_utf8(found.stdout)
-        .unwrap()
-        .lines()
-        .map(PathBuf::from)
-        .collect();
+    let mut find = Command::new("find");
+    find.arg(root).args(["-type", "f", "-printf", "%P\\n"]);
+    let found = String::from_utf8(find.output().unwrap().stdout).unwrap();
+    let mut files: Vec<PathBuf> = found.lines().map(PathBuf::from).collect();
     files.sort();
     files
 }
 
-/// What may befall a file; `None` removes it.
+/// Damaged versions of a file, each with a description; `None` removes the file.
 fn damages(good: &[u8], random: &mut Random) -> Vec<(String, Option<Vec<u8>>)> {
+    let random_bytes = (0..good.len()).map(|_| random.bits() as u8).collect();
     let mut damages = vec![
         ("removed".into(), None),
         ("emptied".into(), Some(vec![])),
-        (
-            "garbage".into(),
-            Some((0..good.len()).map(|_| random.bits() as u8).collect()),
-        ),
+        ("random".into(), Some(random_bytes)),
         ("longer".into(), Some([good, b"x"].concat())),
     ];
     for _ in 0..4 {
@@ -120,8 +113,8 @@ fn damages(good: &[u8], random: &mut Random) -> Vec<(String, Option<Vec<u8>>)> {
     damages
 }
 
-/// Where somebody must decide: a folder that no longer says that it is kiln's.
-fn must_ask(file: &Path, bytes: Option<&[u8]>) -> Option<&'static str> {
+/// The problem that stays until the user acts: a folder that is no longer marked as kiln's.
+fn permanent_problem(file: &Path, bytes: Option<&[u8]>) -> Option<&'static str> {
     match (file.file_name()?.to_str()?, bytes) {
         ("layout", Some(_)) => Some("kiln::store::layout"),
         ("layout", None) => Some("kiln::store::foreign"),
@@ -131,75 +124,73 @@ fn must_ask(file: &Path, bytes: Option<&[u8]>) -> Option<&'static str> {
 }
 
 #[test]
-fn any_damage_to_any_file_costs_at_most_one_failed_build() {
-    let pantry = Pantry::new();
-    let whole = pantry.build("whole", &[]);
-    assert!(whole.status.success(), "{}", said(&whole));
-    let expected = pantry.written("whole");
-    assert_eq!(expected.len(), 4, "bread, cheese, a receipt and sums");
-    // Always the same folder: what notes are about has its path.
-    let name = "room";
-    let files = all_files(&pantry.half_built(name));
-    for room in ["actions", "blobs", "last", "layout", "notes", "partial"] {
-        assert!(
-            files
-                .iter()
-                .any(|file| file.starts_with(Path::new("cache").join(room))),
-            "{room} in {files:?}"
-        );
+fn damage_to_any_file_costs_at_most_one_failed_build() {
+    let project = Project::new();
+    let output = project.build("expected", &[]);
+    assert!(output.status.success(), "{}", printed(&output));
+    let expected = project.written("expected");
+    assert_eq!(expected.len(), 4, "two files, a receipt and checksums");
+    // Always the same folder, since the keys of notes depend on its path.
+    let name = "workspace";
+    let files = all_files(&project.half_built(name));
+    for part in ["actions", "blobs", "last", "layout", "notes", "partial"] {
+        let folder = Path::new("cache").join(part);
+        let mut in_folder = files.iter().filter(|file| file.starts_with(&folder));
+        assert!(in_folder.next().is_some(), "{part} in {files:?}");
     }
 
     let mut random = Random::of("damage", 1);
-    let (mut built, mut refused) = (0, 0);
+    let (mut succeeded, mut failed) = (0, 0);
     for file in &files {
-        let good = fs::read(pantry.half_built(name).join(file)).unwrap();
+        let good = fs::read(project.half_built(name).join(file)).unwrap();
         for (what, bytes) in damages(&good, &mut random) {
-            for keeps_out in [true, false] {
-                let room = pantry.half_built(name);
-                let path = room.join(file);
+            for keep_artifacts in [true, false] {
+                let workspace = project.half_built(name);
+                let path = workspace.join(file);
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
                 match &bytes {
                     Some(bytes) => fs::write(&path, bytes).unwrap(),
                     None => fs::remove_file(&path).unwrap(),
                 }
-                if !keeps_out {
-                    fs::remove_dir_all(room.join("out")).unwrap();
+                if !keep_artifacts {
+                    fs::remove_dir_all(workspace.join("out")).unwrap();
                 }
-                let is_there =
-                    |code: &&str| *code != "kiln::publish::foreign" || room.join("out").exists();
-                let asks = must_ask(file, bytes.as_deref()).filter(is_there);
-                let first = pantry.build(name, &[]);
+                let mut permanent = permanent_problem(file, bytes.as_deref());
+                if permanent == Some("kiln::publish::foreign") && !workspace.join("out").exists() {
+                    permanent = None;
+                }
+                let first = project.build(name, &[]);
                 let case = format!(
-                    "{}: {what}, artifacts kept: {keeps_out}: {}",
+                    "{}: {what}, artifacts kept: {keep_artifacts}: {}",
                     file.display(),
-                    said(&first)
+                    printed(&first)
                 );
-                built += usize::from(first.status.success());
-                refused += usize::from(!first.status.success());
-                if let Some(code) = asks {
+                succeeded += usize::from(first.status.success());
+                failed += usize::from(!first.status.success());
+                if let Some(code) = permanent {
                     assert_eq!(codes(&first), [code], "{case}");
                 } else if first.status.success() {
-                    assert_eq!(pantry.written(name), expected, "{case}");
+                    assert_eq!(project.written(name), expected, "{case}");
                 } else {
                     assert_eq!(codes(&first).len(), 1, "{case}");
-                    let second = pantry.build(name, &[]);
+                    let second = project.build(name, &[]);
                     assert!(
                         second.status.success(),
                         "{case}\nand then {}",
-                        said(&second)
+                        printed(&second)
                     );
-                    assert_eq!(pantry.written(name), expected, "{case}");
+                    assert_eq!(project.written(name), expected, "{case}");
                 }
             }
         }
     }
     println!(
-        "{} files, {built} builds succeeded, {refused} failed",
+        "{} files, {succeeded} builds succeeded, {failed} failed",
         files.len()
     );
     assert!(
-        built > refused && refused > 0,
-        "{built} succeeded, {refused} failed"
+        succeeded > failed && failed > 0,
+        "{succeeded} succeeded, {failed} failed"
     );
 }
 
@@ -217,42 +208,42 @@ fn set_times(folder: &Path, time: SystemTime) {
 }
 
 #[test]
-fn clocks_and_copies_change_nothing() {
+fn copies_and_file_times_do_not_cause_reruns() {
     let tiny = TinyBuild::new();
-    let expected = tiny.whole();
-    let whole = tiny.room("whole");
-    let (parts, _) = tiny.build_to_end("whole");
+    let expected = tiny.expected();
+    let original = tiny.workspace("expected");
+    let (parts, _) = tiny.build_to_end("expected");
     let day = Duration::from_secs(86_400);
     for (name, copy) in [
         ("copied", "-r"),
         ("with its times", "-a"),
         ("in 1970", "-a"),
-        ("in a time to come", "-a"),
+        ("in the future", "-a"),
         ("without notes", "-a"),
     ] {
-        let room = tiny.room(name);
+        let workspace = tiny.workspace(name);
         assert!(
             Command::new("cp")
                 .arg(copy)
-                .arg(&whole)
-                .arg(&room)
+                .arg(&original)
+                .arg(&workspace)
                 .status()
                 .unwrap()
                 .success()
         );
         match name {
-            "in 1970" => set_times(&room, SystemTime::UNIX_EPOCH),
-            "in a time to come" => set_times(&room, SystemTime::now() + 400 * day),
-            "without notes" => fs::remove_dir_all(room.join("cache/notes")).unwrap(),
+            "in 1970" => set_times(&workspace, SystemTime::UNIX_EPOCH),
+            "in the future" => set_times(&workspace, SystemTime::now() + 400 * day),
+            "without notes" => fs::remove_dir_all(workspace.join("cache/notes")).unwrap(),
             _ => {}
         }
         assert_eq!(tiny.build_to_end(name), (parts, 0), "{name}");
         assert_eq!(tiny.written(name), expected, "{name}");
-        assert!(tiny.is_whole(name), "{name}");
-        // What was not there before is found next to what was.
-        fs::remove_dir_all(room.join("out")).unwrap();
-        let moved = tiny.room(&format!("{name}, moved"));
-        fs::rename(&room, &moved).unwrap();
+        assert!(tiny.verifies(name), "{name}");
+        // The cache also serves a workspace at another path.
+        fs::remove_dir_all(workspace.join("out")).unwrap();
+        let moved = tiny.workspace(&format!("{name}, moved"));
+        fs::rename(&workspace, &moved).unwrap();
         assert_eq!(
             tiny.build_to_end(&format!("{name}, moved")),
             (parts, 0),

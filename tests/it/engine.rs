@@ -1,7 +1,7 @@
-//! The scheduler, without thread, file or clock.
+//! The scheduler, without threads, files or clock.
 
 use crate::support::fake;
-use crate::support::simulation::{Simulation, Trace, expected, told};
+use crate::support::simulation::{Simulation, Trace, event_lines, expected};
 use kiln::base::hash_bytes;
 use kiln::engine::{
     CompletedStage, History, Limits, PastRun, StageDetails, StageHistory, StageTimes, Task,
@@ -30,19 +30,15 @@ fn simulate(plan: &Plan, limits: Limits, cached: &dyn Fn(&Task) -> bool) -> Trac
     .run(|_| 0)
 }
 
-/// Builds `text`, answering in the order of the questions, and compares what is told.
+/// Builds `text`, answers effects in their order, and compares the events.
 fn check(text: &str, limits: Limits, expect: &str) {
-    let told = told(&simulate(&fake::plan(text), limits, &|_| false).events);
-    let lines = |text: &str| {
-        text.lines()
-            .map(|line| format!("{}\n", line.trim()))
-            .collect::<String>()
-    };
-    assert_eq!(told, lines(expect.trim()));
+    let found = event_lines(&simulate(&fake::plan(text), limits, &|_| false).events);
+    let expected: Vec<&str> = expect.trim().lines().map(str::trim).collect();
+    assert_eq!(found.trim_end(), expected.join("\n"));
 }
 
 #[test]
-fn a_stage_waits_for_all_it_takes_from() {
+fn a_stage_waits_for_all_its_inputs() {
     check(
         "clay: parts=2
          glaze:
@@ -55,42 +51,42 @@ fn a_stage_waits_for_all_it_takes_from() {
          clay/0 done
          glaze/0 starts
          clay/1 done
-         clay sealed
+         clay completed
          glaze/0 done
-         glaze sealed
+         glaze completed
          pot has 1
          pot/0 starts
          pot/0 done
-         pot sealed
+         pot completed
          0 hits, 4 ran, 0 failed",
     );
 }
 
 #[test]
-fn equal_actions_run_once_and_serve_every_part() {
+fn equal_actions_run_once() {
     check(
         "head: seed=embedding
          embedding:
-         twins: parts=2 tied=1",
+         pair: parts=2 tied=1",
         LIMITS,
         "head has 1
          embedding has 1
-         twins has 2
+         pair has 2
          head/0 starts
-         twins/0 starts
+         pair/0 starts
          head/0 done
-         head sealed
+         head completed
          embedding/0 hit
-         embedding sealed
-         twins/0 done
-         twins/1 hit
-         twins sealed
+         embedding completed
+         pair/0 done
+         pair/1 hit
+         pair completed
          2 hits, 2 ran, 0 failed",
     );
 }
 
 #[test]
-fn a_later_twin_of_a_finished_part_is_a_hit() {
+fn an_action_equal_to_a_finished_one_is_a_hit() {
     check(
         "a: seed=x
          b: parts=0
@@ -98,19 +94,19 @@ fn a_later_twin_of_a_finished_part_is_a_hit() {
         LIMITS,
         "a has 1
          b has 0
-         b sealed
+         b completed
          a/0 starts
          a/0 done
-         a sealed
+         a completed
          c has 1
          c/0 hit
-         c sealed
+         c completed
          1 hits, 1 ran, 0 failed",
     );
 }
 
 #[test]
-fn a_failure_starts_nothing_new_and_skips_what_follows() {
+fn a_failure_skips_dependents_and_starts_nothing_new() {
     check(
         "bad: fail=0
          other: parts=3
@@ -130,7 +126,7 @@ fn a_failure_starts_nothing_new_and_skips_what_follows() {
 }
 
 #[test]
-fn a_greedy_part_waits_until_it_is_alone_and_small_ones_pass_it() {
+fn a_large_part_waits_and_small_ones_pass_it() {
     check(
         "small: parts=3 memory=30
          large: memory=90 threads=9",
@@ -143,36 +139,35 @@ fn a_greedy_part_waits_until_it_is_alone_and_small_ones_pass_it() {
          small/2 starts
          small/1 done
          small/2 done
-         small sealed
+         small completed
          large/0 starts
          large/0 done
-         large sealed
+         large completed
          0 hits, 4 ran, 0 failed",
     );
 }
 
 #[test]
-fn a_part_above_the_budget_is_refused() {
-    let refused = |line: &str| {
+fn a_part_above_the_memory_budget_is_rejected() {
+    let is_failure = |event: &&Event| matches!(event, Event::Failed { .. });
+    let help = |line: &str| {
         let trace = simulate(&fake::plan(line), LIMITS, &|_| false);
         assert!(trace.runs.is_empty());
-        let problem = trace.events.iter().find_map(|event| match event {
-            Event::Failed { problem, .. } => Some(problem.clone()),
-            _ => None,
-        });
-        let problem = problem.unwrap();
+        let Some(Event::Failed { problem, .. }) = trace.events.iter().find(is_failure) else {
+            panic!("no failure");
+        };
         assert_eq!(problem.message, "`huge/0` needs 101 B, the budget is 100 B");
-        problem.help.unwrap()
+        problem.help.clone().unwrap()
     };
     let more = "give more with --memory BYTES, if this machine has it, or build on a larger one";
-    assert_eq!(refused("huge: memory=101"), more);
-    // The mildest way that fits is named; where none does, none is.
+    assert_eq!(help("huge: memory=101"), more);
+    // The largest suggestion that fits is named, if any.
     for (least, fits) in [(30, 80), (60, 60), (100, 100)] {
-        let help = format!("knead {fits} B at a time: that needs {fits} B; or {more}");
-        assert_eq!(refused(&format!("huge: memory=101 smaller={least}")), help);
+        let expected = format!("process {fits} B at a time: that needs {fits} B; or {more}");
+        assert_eq!(help(&format!("huge: memory=101 smaller={least}")), expected);
     }
-    assert_eq!(refused("huge: memory=101 smaller=101"), more);
-    // What is in the cache needs no memory.
+    assert_eq!(help("huge: memory=101 smaller=101"), more);
+    // A cache hit needs no memory.
     let plan = fake::plan("huge: memory=101");
     assert_eq!(
         simulate(&plan, LIMITS, &|_| true).completed,
@@ -181,7 +176,7 @@ fn a_part_above_the_budget_is_refused() {
 }
 
 #[test]
-fn two_orders_of_one_name_are_a_problem() {
+fn duplicate_order_names_are_rejected() {
     let plan = fake::plan("a:");
     let mut scheduler = kiln::engine::Scheduler::new(&plan, LIMITS, History::default());
     scheduler.step(kiln::engine::Input::Begin);
@@ -193,21 +188,20 @@ fn two_orders_of_one_name_are_a_problem() {
         stage: 0.into(),
         tasks,
     });
-    let events: Vec<Event> = effects
-        .into_iter()
-        .filter_map(|effect| match effect {
-            kiln::engine::Effect::Emit(event) => Some(event),
-            _ => None,
-        })
-        .collect();
+    let mut events = vec![];
+    for effect in effects {
+        if let kiln::engine::Effect::Emit(event) = effect {
+            events.push(event);
+        }
+    }
     assert_eq!(
-        told(&events),
+        event_lines(&events),
         "a failed: kiln::engine::same_order\n0 hits, 0 ran, 1 failed\n"
     );
 }
 
 #[test]
-fn without_slots_nothing_runs_and_all_that_can_be_known_is_told() {
+fn with_zero_jobs_nothing_runs_and_known_parts_are_reported() {
     check(
         "clay: parts=2
          pot: from=clay",
@@ -218,22 +212,22 @@ fn without_slots_nothing_runs_and_all_that_can_be_known_is_told() {
 }
 
 #[test]
-fn a_twin_that_would_run_names_the_part_that_says_why() {
+fn a_duplicate_part_in_a_dry_run_names_the_first_part() {
     let dry = Limits { jobs: 0, ..LIMITS };
-    let waiting = simulate(&fake::plan("twins: parts=2 tied=1"), dry, &|_| false).waiting;
+    let waiting = simulate(&fake::plan("pair: parts=2 tied=1"), dry, &|_| false).waiting;
     let same = Why::Same {
-        part: "twins/0".into(),
+        part: "pair/0".into(),
     };
     assert_eq!(
         waiting,
         [
-            ("twins/0".to_string(), vec![]),
-            ("twins/1".to_string(), vec![same])
+            ("pair/0".to_string(), vec![]),
+            ("pair/1".to_string(), vec![same])
         ]
     );
 }
 
-/// The text of a random plan: each stage takes from some of those before it.
+/// The text of a random plan: each stage has some of the earlier ones as inputs.
 fn random_plan() -> impl Strategy<Value = String> {
     let stage = (
         prop::collection::vec(any::<prop::sample::Index>(), 0..3),
@@ -246,9 +240,10 @@ fn random_plan() -> impl Strategy<Value = String> {
         prop::option::weighted(0.3, 1..4u64),
         any::<bool>(),
     );
-    // One number for all stages: of parts that share an action, only one stage's counts.
+    // `retries` is the same for all stages, since parts of several stages can share an action.
     (prop::collection::vec(stage, 0..8), 0..4u32).prop_map(|(stages, retries)| {
-        let lines = stages.into_iter().enumerate().map(|(index, stage)| {
+        let mut text = String::new();
+        for (index, stage) in stages.into_iter().enumerate() {
             let (from, parts, threads, memory, fail, seed, tied, flaky, process) = stage;
             let mut line = format!(
                 "s{index}: parts={parts} threads={threads} memory={memory} retries={retries}"
@@ -260,19 +255,25 @@ fn random_plan() -> impl Strategy<Value = String> {
                     .collect();
                 line += &format!(" from={}", producers.join(","));
             }
-            line += &fail.map_or(String::new(), |fail| format!(" fail={fail}"));
-            line += &seed.map_or(String::new(), |seed| format!(" seed=twin{seed}"));
+            if let Some(fail) = fail {
+                line += &format!(" fail={fail}");
+            }
+            if let Some(seed) = seed {
+                line += &format!(" seed=shared{seed}");
+            }
+            if let Some(flaky) = flaky {
+                line += &format!(" flaky={flaky}");
+            }
             line += if tied { " tied=1" } else { "" };
-            line += &flaky.map_or(String::new(), |flaky| format!(" flaky={flaky}"));
             line += if process { " process=1" } else { "" };
-            line + "\n"
-        });
-        lines.collect()
+            text += &(line + "\n");
+        }
+        text
     })
 }
 
 #[test]
-fn what_an_earlier_build_left_complete_is_not_looked_for() {
+fn a_completed_stage_is_not_probed() {
     let plan = fake::plan(
         "clay: parts=2
          pot: from=clay parts=3",
@@ -290,15 +291,15 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
     };
     let trace = simulation.run(|_| 0);
     assert!(
-        told(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"),
+        event_lines(&trace.events).starts_with("clay unchanged, 2\npot has 3\n"),
         "{}",
-        told(&trace.events)
+        event_lines(&trace.events)
     );
     assert_eq!(trace.completed, expected(&plan));
 }
 
 #[test]
-fn a_stage_that_gives_what_it_gave_before_is_said_to() {
+fn an_unchanged_output_is_reported_as_before() {
     let plan = fake::plan("clay: parts=2");
     let details = StageDetails {
         manifest: expected(&plan).remove("clay").unwrap(),
@@ -326,15 +327,15 @@ fn a_stage_that_gives_what_it_gave_before_is_said_to() {
         past: &|_| None,
         cancel_after: None,
     };
-    let told = told(&simulation.run(|_| 0).events);
+    let lines = event_lines(&simulation.run(|_| 0).events);
     assert!(
-        told.ends_with("clay sealed as before\n0 hits, 2 ran, 0 failed\n"),
-        "{told}"
+        lines.ends_with("clay completed as before\n0 hits, 2 ran, 0 failed\n"),
+        "{lines}"
     );
 }
 
 #[test]
-fn the_longest_road_is_begun_first() {
+fn the_longest_critical_path_starts_first() {
     let text = "short:
          long:
          after: from=long
@@ -358,42 +359,41 @@ fn the_longest_road_is_begun_first() {
         past: &|_| None,
         cancel_after: None,
     };
-    // Both stages are looked for before the shorter road could be let in.
-    let mut turn = 0;
+    // Both stages are probed before one can start.
+    let mut answers = 0;
     let trace = simulation.run(|count| {
-        turn += 1;
-        if turn <= 4 { 0 } else { count - 1 }
+        answers += 1;
+        if answers <= 4 { 0 } else { count - 1 }
     });
-    let begun: Vec<String> = trace
-        .events
-        .iter()
-        .filter_map(|event| match event {
-            Event::Started { part, .. } => Some(part.stage.clone()),
-            _ => None,
-        })
-        .collect();
+    let mut started = vec![];
+    for event in &trace.events {
+        if let Event::Started { part, .. } = event {
+            started.push(part.stage.clone());
+        }
+    }
     assert_eq!(
-        begun,
+        started,
         ["long", "after", "short", "end"],
         "{}",
-        told(&trace.events)
+        event_lines(&trace.events)
     );
 }
 
 #[test]
-fn what_failed_is_tried_again_as_often_as_the_plan_says() {
+fn a_failed_part_is_retried_as_configured() {
     let trace = simulate(&fake::plan("clay: fail=0 retries=2"), LIMITS, &|_| false);
     assert_eq!(
         trace.retried,
         [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]
     );
     assert!(
-        told(&trace.events).ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n")
+        event_lines(&trace.events)
+            .ends_with("clay/0 failed: test::failed\n0 hits, 0 ran, 1 failed\n")
     );
 }
 
 #[test]
-fn a_part_that_fails_now_and_then_succeeds_in_the_end() {
+fn a_flaky_part_succeeds_after_retries() {
     let trace = simulate(
         &fake::plan("clay: flaky=2 retries=2\n pot: from=clay"),
         LIMITS,
@@ -404,17 +404,19 @@ fn a_part_that_fails_now_and_then_succeeds_in_the_end() {
         [("clay/0".to_string(), 1), ("clay/0".to_string(), 2)]
     );
     assert!(
-        told(&trace.events).ends_with("0 hits, 2 ran, 0 failed\n"),
+        event_lines(&trace.events).ends_with("0 hits, 2 ran, 0 failed\n"),
         "{}",
-        told(&trace.events)
+        event_lines(&trace.events)
     );
     let trace = simulate(&fake::plan("clay: flaky=3 retries=2"), LIMITS, &|_| false);
-    assert!(told(&trace.events).ends_with("clay/0 failed: test::flaky\n0 hits, 0 ran, 1 failed\n"));
+    assert!(
+        event_lines(&trace.events)
+            .ends_with("clay/0 failed: test::flaky\n0 hits, 0 ran, 1 failed\n")
+    );
 }
 
-/// Builds a part that asks for 60 of 100 B, and took `peak` when it ran last; yields whether it
-/// runs.
-fn runs_after(peak: u64, text: &str) -> bool {
+/// Builds `text`, whose part had this peak memory in its last run. Returns whether it runs.
+fn runs_after_peak(peak: u64, text: &str) -> bool {
     let plan = fake::plan(text);
     let past = &|_: &Task| {
         Some(PastRun {
@@ -437,26 +439,26 @@ fn runs_after(peak: u64, text: &str) -> bool {
 }
 
 #[test]
-fn what_a_part_took_when_it_ran_counts_more_than_what_it_asks_for() {
+fn measured_peak_memory_overrides_the_demand() {
     for (peak, runs) in [(10, true), (95, true), (100, true), (101, false)] {
         assert_eq!(
-            runs_after(peak, "clay: memory=60 process=1"),
+            runs_after_peak(peak, "clay: memory=60 process=1"),
             runs,
             "{peak} of 100 B"
         );
     }
     assert!(
-        runs_after(50, "clay: memory=1000 process=1"),
-        "it asks for more than it took"
+        runs_after_peak(50, "clay: memory=1000 process=1"),
+        "a demand above the measured peak does not matter"
     );
     assert!(
-        runs_after(101, "clay: memory=60"),
-        "what shares a process was not measured alone"
+        runs_after_peak(101, "clay: memory=60"),
+        "the peak of a part on a thread is not its own"
     );
 }
 
 #[test]
-fn to_keep_going_is_to_build_all_that_does_not_need_what_failed() {
+fn keep_going_builds_everything_that_does_not_depend_on_a_failure() {
     let plan = fake::plan(
         "bad: fail=0 parts=3
          other: parts=2
@@ -473,19 +475,19 @@ fn to_keep_going_is_to_build_all_that_does_not_need_what_failed() {
     );
     assert_eq!(trace.completed, expected(&plan));
     assert!(
-        told(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"),
+        event_lines(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"),
         "{}",
-        told(&trace.events)
+        event_lines(&trace.events)
     );
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    // `Simulation` itself checks that each action runs at most once and after its inputs, that the limits hold, that
-    // nothing begins after a failure or an interruption, and that the build ends.
+    // `Simulation` itself checks that each action runs at most once and after its inputs, that the
+    // limits hold, that nothing starts after a failure or a cancellation, and that the build ends.
     #[test]
-    fn any_order_of_answers_gives_the_same(
+    fn results_do_not_depend_on_the_order_of_answers(
         text in random_plan(),
         jobs in 1..5u32,
         memory_bytes in 60..200u64,
@@ -498,42 +500,52 @@ proptest! {
         peaks in prop::collection::vec(prop::option::of(0..60u64), 1..9),
     ) {
         let plan = fake::plan(&text);
-        let may_fail = |task: &Task| task.action.params["fail"] == true || task.action.params.get("flaky").is_some();
+        let may_fail = |task: &Task| {
+            let params = &task.action.params;
+            params["fail"] == true || params.get("flaky").is_some()
+        };
         let is_cached = |task: &Task| task.key.0.hash[0] < cached && !may_fail(task);
         let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
-        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), StageHistory { took: StageTimes { longest_ms: ms, total_ms: ms }, output: None }));
+        let mut history = History::default();
+        for (index, &ms) in took.iter().enumerate() {
+            let took = StageTimes { longest_ms: ms, total_ms: ms };
+            history.0.insert(format!("s{index}"), StageHistory { took, output: None });
+        }
         let simulation = Simulation {
             plan: &plan,
             limits: Limits { jobs, memory_bytes, keep_going },
             cached: &is_cached,
             remembered: &remembered,
-            history: History(times.collect()),
+            history,
             past: &|task| {
                 let peak = peaks[usize::from(task.key.0.hash[1]) % peaks.len()];
                 Some(PastRun { took_ms: 7, peak_memory_bytes: peak })
             },
             cancel_after,
         };
-        let mut turn = 0;
+        let mut answers = 0;
         let trace = simulation.run(|count| {
-            turn += 1;
-            order[turn % order.len()].index(count)
+            answers += 1;
+            order[answers % order.len()].index(count)
         });
 
         let expected = expected(&plan);
         for (stage, manifest) in &trace.completed {
             prop_assert_eq!(Some(manifest), expected.get(stage));
         }
-        let Some(Event::Finished { hits, ran, failed, cancelled }) = trace.events.last() else { panic!("no end") };
+        let Some(Event::Finished { hits, ran, failed, cancelled }) = trace.events.last() else {
+            panic!("no `Finished`")
+        };
         prop_assert_eq!(*ran + *failed >= trace.runs.len(), true);
         if *failed == 0 && !cancelled {
             prop_assert_eq!(trace.completed.len(), plan.stages.len());
-            let parts: usize = trace.completed.values().map(|manifest| manifest.parts.len()).sum();
+            let count = |manifest: &kiln::action::Manifest| manifest.parts.len();
+            let parts: usize = trace.completed.values().map(count).sum();
             prop_assert_eq!(hits + ran, parts);
             prop_assert_eq!(*ran, trace.runs.len());
         }
         if keep_going && !cancelled {
-            prop_assert_eq!(trace.completed.len(), expected.len(), "all that can be built is");
+            prop_assert_eq!(trace.completed.len(), expected.len(), "everything that does not depend on a failure is built");
         }
         if expected.len() < plan.stages.len() {
             prop_assert!(*failed > 0 || *cancelled);

@@ -1,10 +1,10 @@
-//! The driver: real threads, a store in memory, an executor that does as the plan's text says.
+//! The driver: real threads, a store in memory, and an executor for the fake stage kind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::fake;
-use crate::support::simulation::{expected, told};
+use crate::support::simulation::{event_lines, expected};
 use kiln::action::{Action, Demand, Registry};
 use kiln::base::{Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record, select};
@@ -13,7 +13,7 @@ use kiln::execute::{Executor, RunOutput, Watch};
 use kiln::plan::{Keep, StageId};
 use kiln::store::{ActionCache, BlobStore, Memory};
 
-/// A cache, a record and a registry that outlive their builds.
+/// A cache, a record and a registry for several builds.
 struct TestBuild {
     store: Memory,
     record: Record,
@@ -23,11 +23,11 @@ struct TestBuild {
     cancel: AtomicBool,
 }
 
-struct Wheel<'a>(&'a Memory);
+struct FakeExecutor<'a>(&'a Memory);
 
-impl Executor for Wheel<'_> {
+impl Executor for FakeExecutor<'_> {
     fn run(&self, action: &Action, _: &Demand, watch: &dyn Watch) -> Result<RunOutput> {
-        watch.progress(1, 2, "turns");
+        watch.progress(1, 2, "B");
         if let (Some(file), Some(_)) = (action.params["file"].as_str(), action.params.get("write"))
         {
             std::fs::write(file, "grey, written by the part").unwrap();
@@ -49,18 +49,18 @@ impl Executor for Wheel<'_> {
     }
 }
 
-/// Keeps what it hears, and cancels when something slow starts.
-struct Ear<'a> {
-    logged: Vec<Event>,
+/// Keeps all events, and cancels when the stage `slow` starts.
+struct CancellingListener<'a> {
+    events: Vec<Event>,
     cancel: &'a AtomicBool,
 }
 
-impl Listener for Ear<'_> {
+impl Listener for CancellingListener<'_> {
     fn on_event(&mut self, event: &Event) {
         if matches!(event, Event::Started { part, .. } if part.stage == "slow") {
             self.cancel.store(true, Ordering::Relaxed);
         }
-        self.logged.push(event.clone());
+        self.events.push(event.clone());
     }
 }
 
@@ -96,7 +96,7 @@ impl TestBuild {
                 program: hash_bytes(b"this"),
             }),
             notes: &self.store,
-            executor: &Wheel(&self.store),
+            executor: &FakeExecutor(&self.store),
             last: &self.record,
             limits: Limits {
                 jobs: self.jobs,
@@ -106,60 +106,57 @@ impl TestBuild {
             completed: &|_, _| (),
             cancel: &self.cancel,
         };
-        let mut ear = Ear {
-            logged: vec![],
+        let mut listener = CancellingListener {
+            events: vec![],
             cancel: &self.cancel,
         };
-        let built = build.run(&mut ear);
+        let built = build.run(&mut listener);
         self.record.merge(&built).unwrap();
-        (built, ear.logged)
+        (built, listener.events)
     }
 }
 
-/// Which parts start, and why.
-fn started(events: &[Event]) -> Vec<String> {
-    let line = |event: &Event| match event {
-        Event::Started { part, why } => Some(format!(
-            "{part}: {}",
-            why.iter()
-                .map(Why::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")
-        )),
-        _ => None,
-    };
-    let mut lines: Vec<String> = events.iter().filter_map(line).collect();
+/// The parts that start, and why.
+fn started_parts(events: &[Event]) -> Vec<String> {
+    let mut lines = vec![];
+    for event in events {
+        if let Event::Started { part, why } = event {
+            let why: Vec<String> = why.iter().map(Why::to_string).collect();
+            lines.push(format!("{part}: {}", why.join("; ")));
+        }
+    }
     lines.sort();
     lines
 }
 
-fn end(events: &[Event]) -> String {
-    told(&events[events.len() - 1..])
+/// The last event.
+fn last_line(events: &[Event]) -> String {
+    event_lines(&events[events.len() - 1..])
 }
 
-const POTS: &str = "
+const PLAN: &str = "
     clay: parts=3
     glaze: v=blue
     pot: from=clay,glaze parts=2
     shelf: from=pot";
 
 #[test]
-fn the_second_build_runs_nothing_and_gives_the_same() {
+fn a_second_build_runs_nothing() {
     let mut test_build = TestBuild::new();
-    let (first, events) = test_build.build(POTS);
-    assert_eq!(end(&events), "0 hits, 7 ran, 0 failed\n");
-    let (second, events) = test_build.build(POTS);
-    assert_eq!(end(&events), "7 hits, 0 ran, 0 failed\n");
+    let (first, events) = test_build.build(PLAN);
+    assert_eq!(last_line(&events), "0 hits, 7 ran, 0 failed\n");
+    let (second, events) = test_build.build(PLAN);
+    assert_eq!(last_line(&events), "7 hits, 0 ran, 0 failed\n");
     assert_eq!(first.completed, second.completed);
-    assert_eq!(first.completed.len(), expected(&fake::plan(POTS)).len());
+    assert_eq!(first.completed.len(), expected(&fake::plan(PLAN)).len());
 }
 
 #[test]
-fn one_changed_parameter_reruns_what_follows_and_says_why() {
+fn a_changed_parameter_reruns_dependents_and_explains_why() {
     let mut test_build = TestBuild::new();
-    test_build.build(POTS);
-    let (_, events) = test_build.build(&POTS.replace("blue", "green"));
-    let started = started(&events);
+    test_build.build(PLAN);
+    let (_, events) = test_build.build(&PLAN.replace("blue", "green"));
+    let started = started_parts(&events);
     let begins: Vec<&str> = started
         .iter()
         .map(|line| line.split(" b3:").next().unwrap())
@@ -173,20 +170,20 @@ fn one_changed_parameter_reruns_what_follows_and_says_why() {
             "shelf/0: input pot/0/out:"
         ]
     );
-    let (_, events) = test_build.build(POTS);
+    let (_, events) = test_build.build(PLAN);
     assert_eq!(
-        end(&events),
+        last_line(&events),
         "7 hits, 0 ran, 0 failed\n",
         "the old results are still there"
     );
 }
 
 #[test]
-fn a_result_whose_blob_is_gone_is_no_hit() {
+fn a_result_without_its_blob_is_a_miss() {
     let mut test_build = TestBuild::new();
     test_build.build("clay:");
     let (_, events) = test_build.build_with("clay:", &Memory::default());
-    let [started] = &started(&events)[..] else {
+    let [started] = &started_parts(&events)[..] else {
         panic!("one part starts")
     };
     assert!(
@@ -196,48 +193,48 @@ fn a_result_whose_blob_is_gone_is_no_hit() {
 }
 
 #[test]
-fn a_panic_is_a_problem_of_its_stage() {
+fn a_panic_is_reported_as_a_failure() {
     for (text, code) in [
         ("bad: panic=expand", "bad failed"),
         ("bad: panic=run", "bad/0 failed"),
     ] {
         let (_, events) = TestBuild::new().build(text);
         assert!(
-            told(&events).contains(&format!("{code}: kiln::engine::panicked\n")),
+            event_lines(&events).contains(&format!("{code}: kiln::engine::panicked\n")),
             "{}",
-            told(&events)
+            event_lines(&events)
         );
     }
 }
 
 #[test]
-fn an_interruption_ends_what_runs_and_keeps_what_is_done() {
+fn cancelling_keeps_completed_results() {
     let mut test_build = TestBuild::new();
     test_build.jobs = 1;
-    let begun = Instant::now();
+    let start = Instant::now();
     let (built, events) = test_build.build("clay:\n slow: from=clay slow=1\n pot: from=slow");
-    assert!(begun.elapsed() < Duration::from_secs(5));
-    assert_eq!(end(&events), "0 hits, 1 ran, 0 failed, cancelled\n");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(last_line(&events), "0 hits, 1 ran, 0 failed, cancelled\n");
     assert_eq!(built.completed.len(), 1);
     let (_, events) = test_build.build("clay:");
-    assert_eq!(end(&events), "1 hits, 0 ran, 0 failed\n");
+    assert_eq!(last_line(&events), "1 hits, 0 ran, 0 failed\n");
 }
 
 #[test]
-fn a_failed_build_is_compared_with_what_went_before() {
+fn reasons_refer_to_the_last_successful_run() {
     let mut test_build = TestBuild::new();
     test_build.build("clay:\n pot: from=clay v=1");
     test_build.build("clay:\n pot: from=clay v=1 fail=0");
     let (_, events) = test_build.build("clay:\n pot: from=clay v=2");
-    assert_eq!(started(&events), ["pot/0: v: 1 -> 2"]);
+    assert_eq!(started_parts(&events), ["pot/0: v: 1 -> 2"]);
 }
 
 #[test]
-fn a_dry_run_tells_and_keeps_nothing() {
+fn a_dry_run_keeps_nothing() {
     let mut test_build = TestBuild::new();
     test_build.jobs = 0;
-    let (built, events) = test_build.build(POTS);
-    assert_eq!(end(&events), "0 hits, 0 ran, 0 failed\n");
+    let (built, events) = test_build.build(PLAN);
+    assert_eq!(last_line(&events), "0 hits, 0 ran, 0 failed\n");
     let waiting: Vec<String> = built.parts.iter().map(|part| part.id.to_string()).collect();
     assert_eq!(waiting, ["clay/0", "clay/1", "clay/2", "glaze/0"]);
     assert!(
@@ -250,7 +247,7 @@ fn a_dry_run_tells_and_keeps_nothing() {
 }
 
 #[test]
-fn a_record_survives_its_file() {
+fn a_record_can_be_reopened_and_tolerates_damage() {
     let folder = tempfile::tempdir().unwrap();
     let open = || Record::open(folder.path(), "test").unwrap();
     let part = PartId {
@@ -260,10 +257,10 @@ fn a_record_survives_its_file() {
     assert_eq!(open().key(&part), None);
     let mut test_build = TestBuild::new();
     test_build.record = open();
-    let (built, _) = test_build.build(POTS);
+    let (built, _) = test_build.build(PLAN);
     test_build.record.write().unwrap();
     let mut record = open();
-    assert!(!record.merge(&built).unwrap(), "no news");
+    assert!(!record.merge(&built).unwrap(), "nothing has changed");
     assert_eq!(
         record.key(&part),
         Some(
@@ -281,20 +278,20 @@ fn a_record_survives_its_file() {
 }
 
 #[test]
-fn what_was_complete_is_recalled_until_anything_differs() {
+fn completed_stages_are_unchanged_until_an_input_differs() {
     let mut test_build = TestBuild::new();
     test_build.remembers = true;
-    test_build.build(POTS);
-    let (_, events) = test_build.build(POTS);
+    test_build.build(PLAN);
+    let (_, events) = test_build.build(PLAN);
     let unchanged = events
         .iter()
         .filter(|event| matches!(event, Event::Unchanged { .. }))
         .count();
     assert_eq!(
-        (unchanged, end(&events).as_str()),
+        (unchanged, last_line(&events).as_str()),
         (4, "7 hits, 0 ran, 0 failed\n")
     );
-    let (_, events) = test_build.build(&POTS.replace("blue", "green"));
+    let (_, events) = test_build.build(&PLAN.replace("blue", "green"));
     let unchanged: Vec<&Event> = events
         .iter()
         .filter(|event| matches!(event, Event::Unchanged { .. }))
@@ -306,17 +303,17 @@ fn what_was_complete_is_recalled_until_anything_differs() {
             parts: 3
         }]
     );
-    assert_eq!(started(&events).len(), 4);
-    // A blob that is gone is missed, and what made it is expanded.
+    assert_eq!(started_parts(&events).len(), 4);
+    // If a blob is gone, its stage is expanded.
     let (_, events) = test_build.build_with("clay:", &Memory::default());
-    assert_eq!(end(&events), "0 hits, 1 ran, 0 failed\n");
+    assert_eq!(last_line(&events), "0 hits, 1 ran, 0 failed\n");
 }
 
 #[test]
-fn a_part_that_takes_too_long_is_ended_and_fails() {
+fn a_part_fails_after_its_timeout() {
     let mut test_build = TestBuild::new();
     let (_, events) = test_build.build("pot: slow=1 timeout=30");
-    assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
+    assert_eq!(last_line(&events), "0 hits, 0 ran, 1 failed\n");
     let problem = events.iter().find_map(|event| match event {
         Event::Failed { problem, .. } => Some(problem),
         _ => None,
@@ -325,26 +322,26 @@ fn a_part_that_takes_too_long_is_ended_and_fails() {
 }
 
 #[test]
-fn a_part_that_fails_once_is_tried_again_after_a_while() {
+fn a_retry_waits_before_it_runs() {
     let mut test_build = TestBuild::new();
-    let begun = Instant::now();
+    let start = Instant::now();
     let (_, events) = test_build.build("pot: slow=1 timeout=30 retries=1");
     let retried = events
         .iter()
         .filter(|event| matches!(event, Event::Retried { attempt: 1, .. }))
         .count();
     assert_eq!(
-        (retried, end(&events).as_str()),
+        (retried, last_line(&events).as_str()),
         (1, "0 hits, 0 ran, 1 failed\n")
     );
     assert!(
-        begun.elapsed() >= Duration::from_secs(1),
-        "it waits for what may pass"
+        start.elapsed() >= Duration::from_secs(1),
+        "it waits before the retry"
     );
 }
 
 #[test]
-fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
+fn a_file_that_changes_during_the_build_fails_its_reader() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clay.txt");
     let plan = format!("clay: file={} write=1", path.display());
@@ -352,7 +349,7 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
     test_build.remembers = true;
     std::fs::write(&path, "grey").unwrap();
     let (built, events) = test_build.build(&plan);
-    assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
+    assert_eq!(last_line(&events), "0 hits, 0 ran, 1 failed\n");
     assert!(events.iter().any(
         |e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed")
     ));
@@ -363,15 +360,15 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
             .unwrap()
             .is_none()
     );
-    // Written again with the same bytes, it is the same.
+    // A file that is written again with the same bytes has not changed.
     let (_, events) = test_build.build(&plan);
-    assert_eq!(end(&events), "0 hits, 1 ran, 0 failed\n");
+    assert_eq!(last_line(&events), "0 hits, 1 ran, 0 failed\n");
     std::fs::write(&path, "grey, written by the part").unwrap();
     let (_, events) = test_build.build(&plan);
-    assert_eq!(end(&events), "1 hits, 0 ran, 0 failed\n");
+    assert_eq!(last_line(&events), "1 hits, 0 ran, 0 failed\n");
     std::fs::write(&path, "red").unwrap();
     let (_, events) = test_build.build(&plan.replace("write=1", ""));
-    let started = started(&events);
+    let started = started_parts(&events);
     assert!(
         started[0].starts_with("clay/0: digest: \"b3:"),
         "{started:?}"
@@ -379,16 +376,11 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
 }
 
 #[test]
-fn a_part_of_a_plan_is_what_is_wanted_and_what_that_needs() {
-    let names = |wanted: &[&str]| {
-        let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
-        let plan = select(fake::plan(POTS), &wanted)?;
-        Ok::<_, Problem>(
-            plan.stages
-                .into_iter()
-                .map(|s| (s.id.0, s.keep))
-                .collect::<Vec<_>>(),
-        )
+fn select_keeps_the_targets_and_their_dependencies() {
+    let names = |targets: &[&str]| -> Result<Vec<(String, Keep)>> {
+        let targets: Vec<String> = targets.iter().map(|name| name.to_string()).collect();
+        let stages = select(fake::plan(PLAN), &targets)?.stages;
+        Ok(stages.into_iter().map(|s| (s.id.0, s.keep)).collect())
     };
     assert_eq!(
         names(&["glaze"]).unwrap(),

@@ -1,56 +1,27 @@
-//! Some layers on the simulator, from the middle of a model: what they are held against, and that a
-//! wrong one shows.
+//! `evaluate-layers`: a sample of layers on the simulator, compared with ONNX Runtime.
 
-use crate::support::stage_runner::StageRunner;
+use crate::support::stage_runner::{StageRunner, TEXT};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
-use kiln::stages;
 use serde_json::{Value, json};
-
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
 
 fn by_layer() -> Value {
     json!({"prefill": 16, "context": 32, "shards": "layers"})
 }
 
 #[test]
-fn a_sample_has_both_ends() {
+fn a_sample_selects_evenly_spaced_layers() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&TinyGguf::llama().layers(7).write());
-    let graph = road.graph(&model, "native", by_layer());
-    let library = road.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    let tool = Manifest {
-        parts: files.into(),
-    };
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().layers(7).write());
+    let graph = runner.graph(&model, "native", by_layer());
     let compiled = |sample: Option<u32>| -> Vec<String> {
-        let registry = stages::all();
-        let slots = [(
-            "graph".to_string(),
-            vec![("graph".to_string(), graph.clone())],
-        )]
-        .into();
-        let tools = [("qnn".to_string(), tool.clone())].into();
-        let inputs = kiln::action::Inputs {
-            slots,
-            tools,
-            ..Default::default()
-        };
         let params = json!({"soc": "sm8650", "sample": sample});
-        let orders = registry
-            .get("context-bin")
-            .unwrap()
-            .expand(&params, &inputs)
-            .unwrap();
-        orders
-            .into_iter()
-            .map(|order| order.name)
-            .filter(|name| name.contains("-of-"))
-            .collect()
+        let orders = runner.context_orders(&graph, &params);
+        let mut names: Vec<String> = orders.into_iter().map(|order| order.name).collect();
+        names.retain(|name| name.contains("-of-"));
+        names
     };
     assert_eq!(compiled(Some(1)), ["1-of-7"]);
     assert_eq!(compiled(Some(2)), ["1-of-7", "7-of-7"]);
@@ -61,33 +32,28 @@ fn a_sample_has_both_ends() {
 
 #[test]
 #[ignore = "needs the QNN libraries and ONNX Runtime"]
-fn a_layer_that_computes_something_else_is_missed() {
+fn a_wrong_layer_fails_validation() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path())
+    let runner = StageRunner::new(home.path())
         .tool("qnn", &tools::qnn())
         .tool("ort", &tools::onnxruntime());
-    let model = road.inspect(&TinyGguf::qwen2().layers(4).write());
-    let text = road.file(TEXT.as_bytes());
+    let model = runner.inspect(&TinyGguf::qwen2().layers(4).write());
+    let text = runner.file(TEXT.as_bytes());
     let reference = json!({"windows": 1, "tokens": 12});
-    let reference = road
+    let reference = runner
         .run(
             "reference",
             reference,
             &[("model", &model), ("text", &text)],
         )
         .unwrap();
-    let graph = road.graph(&model, "native", by_layer());
-    let score = road
-        .run(
-            "evaluate",
-            json!({}),
-            &[("reference", &reference), ("graph", &graph)],
-        )
-        .unwrap();
+    let graph = runner.graph(&model, "native", by_layer());
+    let score = runner.evaluate(&reference, "graph", &graph);
     let context = |graph: &Manifest| {
         let params =
             json!({"soc": "sm8650", "weight_sharing": false, "graphs": ["prefill"], "sample": 3});
-        road.run("context-bin", params, &[("graph", graph)])
+        runner
+            .run("context-bin", params, &[("graph", graph)])
             .unwrap()
     };
     let validated = |context: &Manifest| {
@@ -96,17 +62,17 @@ fn a_layer_that_computes_something_else_is_missed() {
             ("graph", &graph),
             ("context", context),
         ];
-        let layers = road.run("evaluate-layers", json!({}), &slots).unwrap();
+        let layers = runner.run("evaluate-layers", json!({}), &slots).unwrap();
         let params = json!({"limits": {"layer-evaluation": {"sqnr_db": 50}}});
-        road.run(
+        runner.run(
             "validate",
             params,
             &[("evaluation", &score), ("layer-evaluation", &layers)],
         )
     };
-    let own = context(&graph);
-    let report = validated(&own).unwrap();
-    let text = String::from_utf8(road.bytes(&report, "report.txt")).unwrap();
+    let sample = context(&graph);
+    let report = validated(&sample).unwrap();
+    let text = runner.text(&report, "report.txt");
     println!("{text}");
     for value in [
         "layer 0 ",
@@ -120,7 +86,8 @@ fn a_layer_that_computes_something_else_is_missed() {
     }
     assert!(!text.contains("layer 2 "), "{text}");
 
-    let problem = validated(&context(&road.graph(&model, "int4-channel", by_layer()))).unwrap_err();
+    let problem =
+        validated(&context(&runner.graph(&model, "int4-channel", by_layer()))).unwrap_err();
     assert_eq!(problem.code, "kiln::validate::missed");
     assert!(
         problem
@@ -129,16 +96,16 @@ fn a_layer_that_computes_something_else_is_missed() {
         "{problem}"
     );
 
-    // A sample is no model, and the layers of another graph are not these.
-    let problem = road
+    // A sample is not a complete model, and the graph must be the one that was compiled.
+    let problem = runner
         .run(
             "evaluate",
             json!({}),
-            &[("reference", &reference), ("context", &own)],
+            &[("reference", &reference), ("context", &sample)],
         )
         .unwrap_err();
     assert!(problem.help.unwrap().contains("`sample`"));
-    let other = road.graph(
+    let other = runner.graph(
         &model,
         "native",
         json!({"prefill": 16, "context": 48, "shards": "layers"}),
@@ -146,10 +113,11 @@ fn a_layer_that_computes_something_else_is_missed() {
     let slots = [
         ("reference", &reference),
         ("graph", &other),
-        ("context", &own),
+        ("context", &sample),
     ];
     assert_eq!(
-        road.run("evaluate-layers", json!({}), &slots)
+        runner
+            .run("evaluate-layers", json!({}), &slots)
             .unwrap_err()
             .code,
         "kiln::evaluate_layers::other"

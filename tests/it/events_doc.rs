@@ -1,4 +1,4 @@
-//! `docs/events.md` and the code say the same.
+//! `docs/events.md` matches the code.
 
 use std::collections::BTreeSet;
 
@@ -9,26 +9,22 @@ use serde_json::Value;
 
 const DOC: &str = include_str!("../../docs/events.md");
 
-/// Every documented example that has `tag` as its first field, and the names that the examples
-/// have.
+/// The documented examples whose first field is `tag`, and the values of that field.
 fn examples(tag: &str) -> (Vec<&'static str>, BTreeSet<String>) {
     let opening = format!("{{\"{tag}\":");
     let lines: Vec<&str> = DOC
         .lines()
         .filter(|line| line.starts_with(&opening))
         .collect();
-    let name = |line: &&str| {
-        serde_json::from_str::<Value>(line).unwrap()[tag]
-            .as_str()
-            .unwrap()
-            .to_string()
-    };
-    let names = lines.iter().map(name).collect();
+    let mut names = BTreeSet::new();
+    for line in &lines {
+        let example: Value = serde_json::from_str(line).unwrap();
+        names.insert(example[tag].as_str().unwrap().to_string());
+    }
     (lines, names)
 }
 
-/// The examples parse as `T`, have all of its fields and no others; every variant has an example
-/// and a row.
+/// The examples parse as `T` with exactly its fields; every variant has an example and a row.
 fn check<T: DeserializeOwned + Serialize>(tag: &str) {
     let (lines, documented) = examples(tag);
     for line in lines {
@@ -41,37 +37,31 @@ fn check<T: DeserializeOwned + Serialize>(tag: &str) {
             .lines()
             .find(|line| line.starts_with(&row))
             .unwrap_or_else(|| panic!("no row {row}"));
-        for field in fields
-            .as_object()
-            .unwrap()
-            .keys()
-            .filter(|field| ![tag, "at_ms"].contains(&field.as_str()))
-        {
-            assert!(row.contains(&format!("`{field}`")), "no {field} in: {row}");
+        for field in fields.as_object().unwrap().keys() {
+            let is_common = field == tag || field == "at_ms";
+            assert!(
+                is_common || row.contains(&format!("`{field}`")),
+                "no {field} in: {row}"
+            );
         }
     }
-    // What serde would have accepted in place of a name that is none: ..., expected one of `a`,
-    // `b`.
-    let Err(refused) = serde_json::from_str::<T>(&format!("{{\"{tag}\":\"?\",\"at_ms\":0}}"))
-    else {
+    // The error of serde for an unknown name lists the known ones: ..., expected one of `a`, `b`.
+    let Err(error) = serde_json::from_str::<T>(&format!("{{\"{tag}\":\"?\",\"at_ms\":0}}")) else {
         panic!("`?` is one")
     };
-    let refused = refused.to_string();
-    let all = refused
-        .split("one of ")
-        .nth(1)
-        .unwrap()
-        .split('`')
-        .skip(1)
-        .step_by(2);
-    assert_eq!(documented, all.map(String::from).collect());
+    let error = error.to_string();
+    let (_, list) = error.split_once("one of ").unwrap();
+    let names = list.split('`').skip(1).step_by(2);
+    assert_eq!(documented, names.map(String::from).collect());
 }
 
 #[test]
 fn events_are_documented() {
     check::<LoggedEvent>("event");
     let log = examples("event").0.join("\n");
-    LogReader::new(log.as_bytes()).for_each(|logged| drop(logged.unwrap()));
+    for logged in LogReader::new(log.as_bytes()) {
+        logged.unwrap();
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! The contract of executors, run on a thread and in a child process; then what only a child can
-//! suffer.
+//! The contract of executors, on a thread and in a child process, and failures of child processes.
 //!
-//! The child is `work` of the helper program in `test_program`, which knows the stage kind `scripted`.
+//! The child process is `work` of the helper program in `test_program`, which has the stage kind
+//! `scripted`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,14 +46,17 @@ fn action(what: &str, argument: &str) -> Action {
 
 #[derive(Default)]
 struct JobMonitor {
-    seen: Mutex<Vec<(u64, u64, String)>>,
+    progress: Mutex<Vec<(u64, u64, String)>>,
     cancelled: AtomicBool,
     cancel_on_progress: bool,
 }
 
 impl Watch for JobMonitor {
     fn progress(&self, done: u64, total: u64, unit: &str) {
-        self.seen.lock().unwrap().push((done, total, unit.into()));
+        self.progress
+            .lock()
+            .unwrap()
+            .push((done, total, unit.into()));
         self.cancelled
             .store(self.cancel_on_progress, Ordering::SeqCst);
     }
@@ -63,22 +66,22 @@ impl Watch for JobMonitor {
     }
 }
 
-/// A cache that holds `clay`, and the two ways to run.
-struct Bench {
+/// A cache with the blob `clay`.
+struct TestCache {
     folder: tempfile::TempDir,
     store: Disk,
 }
 
 const BOTH: [Isolation; 2] = [Isolation::Thread, Isolation::Process];
 
-impl Bench {
-    fn new() -> Bench {
+impl TestCache {
+    fn new() -> TestCache {
         let folder = tempfile::tempdir().unwrap();
         let store = Disk::open(&folder.path().join("cache")).unwrap();
         let mut sink = store.create().unwrap();
         sink.write_all(b"clay").unwrap();
         sink.finish().unwrap();
-        Bench { folder, store }
+        TestCache { folder, store }
     }
 
     fn run(&self, isolation: Isolation, action: &Action, watch: &JobMonitor) -> Result<RunOutput> {
@@ -110,17 +113,17 @@ impl Bench {
 }
 
 #[test]
-fn outputs_and_progress_come_back() {
+fn outputs_and_progress_are_returned() {
     for isolation in BOTH {
-        let (bench, watch) = (Bench::new(), JobMonitor::default());
-        let ran = bench
+        let (cache, watch) = (TestCache::new(), JobMonitor::default());
+        let ran = cache
             .run(isolation, &action("reverse", ""), &watch)
             .unwrap();
-        assert_eq!(bench.output(&ran), b"yalc");
+        assert_eq!(cache.output(&ran), b"yalc");
         assert_eq!(ran.outputs["out"].facts.to_string(), r#"{"reversed":true}"#);
-        let seen = watch.seen.into_inner().unwrap();
-        assert_eq!(seen.first(), Some(&(1, 2, "B".into())));
-        assert_eq!(seen.last(), Some(&(2, 2, "B".into())));
+        let progress = watch.progress.into_inner().unwrap();
+        assert_eq!(progress.first(), Some(&(1, 2, "B".into())));
+        assert_eq!(progress.last(), Some(&(2, 2, "B".into())));
         assert_eq!(
             ran.peak_memory_bytes.is_some_and(|peak| peak > 1 << 20),
             isolation == Isolation::Process
@@ -129,9 +132,9 @@ fn outputs_and_progress_come_back() {
 }
 
 #[test]
-fn a_problem_comes_back_whole() {
+fn a_problem_is_returned_unchanged() {
     for isolation in BOTH {
-        let problem = Bench::new().problem(isolation, "fail");
+        let problem = TestCache::new().problem(isolation, "fail");
         assert_eq!(
             problem,
             Problem::new("kiln::scripted", "refused").help("ask nicely")
@@ -140,9 +143,9 @@ fn a_problem_comes_back_whole() {
 }
 
 #[test]
-fn a_window_is_read_as_if_it_were_a_file() {
+fn a_window_can_be_read_by_path() {
     for isolation in BOTH {
-        let bench = Bench::new();
+        let cache = TestCache::new();
         let mut action = action("copy by path", "");
         let window = Some(Window {
             blob: hash_bytes(b"clay"),
@@ -150,19 +153,19 @@ fn a_window_is_read_as_if_it_were_a_file() {
         });
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"la");
         action.inputs.get_mut("clay").unwrap().window = window;
-        let ran = bench
+        let ran = cache
             .run(isolation, &action, &JobMonitor::default())
             .unwrap();
-        assert_eq!(bench.output(&ran), b"la");
+        assert_eq!(cache.output(&ran), b"la");
 
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"al");
-        let problem = bench
+        let problem = cache
             .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
         assert_eq!(
             problem.code, "kiln::store::window",
-            "other bytes than it says"
+            "the window has other bytes"
         );
 
         let past_the_end = Some(Window {
@@ -170,7 +173,7 @@ fn a_window_is_read_as_if_it_were_a_file() {
             offset: u64::MAX,
         });
         action.inputs.get_mut("clay").unwrap().window = past_the_end;
-        let problem = bench
+        let problem = cache
             .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
@@ -179,11 +182,11 @@ fn a_window_is_read_as_if_it_were_a_file() {
 }
 
 #[test]
-fn what_cannot_run_is_refused() {
+fn invalid_actions_are_rejected() {
     for isolation in BOTH {
-        let bench = Bench::new();
+        let cache = TestCache::new();
         let code = |action: &Action| {
-            bench
+            cache
                 .run(isolation, action, &JobMonitor::default())
                 .err()
                 .unwrap()
@@ -210,7 +213,10 @@ fn what_cannot_run_is_refused() {
             }),
             "kiln::input_missing"
         );
-        assert_eq!(code(&action("lie", "")), "kiln::execute::output_missing");
+        assert_eq!(
+            code(&action("claim a missing blob", "")),
+            "kiln::execute::output_missing"
+        );
         let mut gone = action("reverse", "");
         gone.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"glaze");
         assert_eq!(code(&gone), "kiln::store::gone");
@@ -218,41 +224,39 @@ fn what_cannot_run_is_refused() {
 }
 
 #[test]
-fn half_finished_work_waits_for_the_next_attempt() {
+fn partial_files_survive_a_failed_attempt() {
     for isolation in BOTH {
-        let bench = Bench::new();
-        bench.problem(isolation, "download, then fail");
-        let ran = bench
+        let cache = TestCache::new();
+        cache.problem(isolation, "download, then fail");
+        let ran = cache
             .run(isolation, &action("resume", ""), &JobMonitor::default())
             .unwrap();
-        assert_eq!(bench.output(&ran), b"ha");
-        let ran = bench
+        assert_eq!(cache.output(&ran), b"ha");
+        let ran = cache
             .run(isolation, &action("resume", ""), &JobMonitor::default())
             .unwrap();
-        assert_eq!(bench.output(&ran), b"", "success has cleared it");
+        assert_eq!(cache.output(&ran), b"", "a success removes it");
     }
 }
 
 #[test]
-fn an_attempt_leaves_nothing_in_the_cache() {
+fn scratch_files_are_removed_after_each_attempt() {
     for isolation in BOTH {
-        let bench = Bench::new();
-        bench
+        let cache = TestCache::new();
+        cache
             .run(isolation, &action("reverse", ""), &JobMonitor::default())
             .unwrap();
-        bench.problem(isolation, "fail");
-        let own: Vec<PathBuf> = fs::read_dir(bench.store.root().join("tmp"))
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .collect();
-        assert_eq!(own.len(), 1);
-        assert_eq!(fs::read_dir(&own[0]).unwrap().count(), 0);
+        cache.problem(isolation, "fail");
+        let tmp = fs::read_dir(cache.store.root().join("tmp")).unwrap();
+        let folders: Vec<PathBuf> = tmp.map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(folders.len(), 1);
+        assert_eq!(fs::read_dir(&folders[0]).unwrap().count(), 0);
     }
 }
 
 #[test]
-fn a_crash_says_what_and_where_and_its_last_words() {
-    let problem = Bench::new().problem(Isolation::Process, "abort");
+fn a_crash_reports_the_signal_and_the_stderr_tail() {
+    let problem = TestCache::new().problem(Isolation::Process, "abort");
     assert_eq!(problem.code, "kiln::execute::crashed");
     assert!(
         problem
@@ -260,21 +264,24 @@ fn a_crash_says_what_and_where_and_its_last_words() {
             .contains("`scripted` died: signal: 6 (SIGABRT)"),
         "{problem}"
     );
-    assert!(problem.causes[0].ends_with("noise last words"), "{problem}");
+    assert!(
+        problem.causes[0].ends_with("noise end of stderr"),
+        "{problem}"
+    );
     assert!(problem.causes[0].len() < 4200, "only the tail is shown");
 
-    let problem = Bench::new().problem(Isolation::Process, "exit");
+    let problem = TestCache::new().problem(Isolation::Process, "exit");
     assert!(problem.message.contains("exit status: 7"), "{problem}");
 
-    let problem = Bench::new().problem(Isolation::Process, "panic");
-    assert!(problem.causes[0].contains("lost the thread"), "{problem}");
+    let problem = TestCache::new().problem(Isolation::Process, "panic");
+    assert!(problem.causes[0].contains("a panic message"), "{problem}");
 }
 
 #[test]
-fn a_program_that_is_not_there_is_a_problem() {
-    let bench = Bench::new();
+fn a_missing_program_is_reported() {
+    let cache = TestCache::new();
     let local = Local {
-        store: &bench.store,
+        store: &cache.store,
         stages: &stages(),
         program: "/nowhere/kiln".into(),
     };
@@ -290,42 +297,42 @@ fn a_program_that_is_not_there_is_a_problem() {
 }
 
 #[test]
-fn cancelling_ends_the_child_and_what_it_started() {
-    let bench = Bench::new();
-    let pids = bench.folder.path().join("pids");
+fn cancelling_kills_the_child_and_its_descendants() {
+    let cache = TestCache::new();
+    let pids = cache.folder.path().join("pids");
     let watch = JobMonitor {
         cancel_on_progress: true,
         ..JobMonitor::default()
     };
-    let problem = bench
+    let problem = cache
         .run(
             Isolation::Process,
-            &action("linger", pids.to_str().unwrap()),
+            &action("hang", pids.to_str().unwrap()),
             &watch,
         )
         .err()
         .unwrap();
     assert_eq!(problem.code, "kiln::cancelled");
     for pid in fs::read_to_string(&pids).unwrap().split(' ') {
-        wait_until("it should be gone", || !is_alive(pid));
+        wait_until("the process should end", || !is_alive(pid));
     }
 }
 
 #[test]
-fn a_child_does_not_outlive_a_killed_engine() {
-    let bench = Bench::new();
-    let plan = "[plan]\nname = 'plan'\n[stage.slow]\nkind = 'scripted'\ndo = 'linger'\nargument = \
+fn a_child_dies_with_its_parent() {
+    let cache = TestCache::new();
+    let plan = "[plan]\nname = 'plan'\n[stage.slow]\nkind = 'scripted'\ndo = 'hang'\nargument = \
                 'FOLDER/pids'\n"
-        .replace("FOLDER", bench.folder.path().to_str().unwrap());
-    fs::write(bench.folder.path().join("plan.toml"), plan).unwrap();
+        .replace("FOLDER", cache.folder.path().to_str().unwrap());
+    fs::write(cache.folder.path().join("plan.toml"), plan).unwrap();
     let mut engine = Command::new(PROGRAM)
         .args(["build", "plan.toml", "--cache", "cache"])
-        .current_dir(bench.folder.path())
+        .current_dir(cache.folder.path())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let pids = bench.folder.path().join("pids");
+    let pids = cache.folder.path().join("pids");
     wait_until("the child should start", || {
         pids.exists() && !fs::read_to_string(&pids).unwrap().is_empty()
     });
@@ -334,15 +341,15 @@ fn a_child_does_not_outlive_a_killed_engine() {
     assert!(is_alive(child));
     engine.kill().unwrap();
     engine.wait().unwrap();
-    wait_until("the child should die with its engine", || !is_alive(child));
-    // Only a direct child is on the leash.
+    wait_until("the child should die with its parent", || !is_alive(child));
+    // Only the direct child dies with its parent.
     Command::new("kill").args(["-9", helper]).status().unwrap();
 
-    let tmp = bench.store.root().join("tmp");
-    drop(Disk::open(bench.store.root()).unwrap().scratch().unwrap());
+    let tmp = cache.store.root().join("tmp");
+    drop(Disk::open(cache.store.root()).unwrap().scratch().unwrap());
     assert_eq!(
         fs::read_dir(&tmp).unwrap().count(),
         1,
-        "only this test's own folder is left"
+        "only the folder of this test is left"
     );
 }

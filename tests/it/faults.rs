@@ -1,13 +1,12 @@
-//! A build over a store that fails at its n-th operation, for every n: it gives the right manifests
-//! or a problem that names what happened, and the next build over the same store goes on as if
-//! nothing had been.
+//! Builds with a store that fails at its n-th operation, for every n: the build writes the correct
+//! manifests or reports the fault, and the next build with the same store succeeds.
 
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::support::fake;
-use crate::support::faulty::{FAULTS, FULL, Fault, Faulty, Store, TIRED};
+use crate::support::faulty::{FAULTS, FULL, Fault, Faulty, IO_ERROR, Store};
 use kiln::action::{Action, Demand};
 use kiln::base::{Context, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record};
@@ -16,17 +15,17 @@ use kiln::execute::{Executor, RunOutput, Watch};
 use kiln::plan::Plan;
 use kiln::store::{BlobStore, Disk, Memory};
 
-const POTS: &str = "
+const PLAN: &str = "
     clay: parts=2
     glaze: file=GLAZE
     pot: from=clay,glaze parts=2
     shelf: from=pot
-    twin: seed=shelf from=pot";
+    copy: seed=shelf from=pot";
 
-/// Reads what an action declares, and writes what it gives.
-struct Wheel<'a>(&'a dyn BlobStore);
+/// Reads the inputs of an action and writes its outputs.
+struct FakeExecutor<'a>(&'a dyn BlobStore);
 
-impl Executor for Wheel<'_> {
+impl Executor for FakeExecutor<'_> {
     fn run(&self, action: &Action, _: &Demand, _: &dyn Watch) -> Result<RunOutput> {
         for input in action.inputs.values() {
             let gone = || {
@@ -39,7 +38,7 @@ impl Executor for Wheel<'_> {
             assert_eq!(
                 hash_bytes(&blob),
                 input.digest,
-                "no other bytes are ever handed out"
+                "the store never returns other bytes"
             );
         }
         let mut sink = self.0.create()?;
@@ -75,7 +74,7 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
             program: hash_bytes(b"this"),
         }),
         notes: store,
-        executor: &Wheel(store),
+        executor: &FakeExecutor(store),
         last: &Record::default(),
         limits: Limits {
             jobs,
@@ -89,8 +88,8 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
     (build.run(&mut problems), problems.0)
 }
 
-/// What was built is what an undisturbed build gives, with all its bytes, as far as it came.
-fn assert_right(expected: &Built, built: &Built, store: &dyn Store, must_be_whole: bool) {
+/// Checks that the completed stages have the outputs of an undisturbed build, with all blobs.
+fn assert_correct(expected: &Built, built: &Built, store: &dyn Store, must_be_complete: bool) {
     for (stage, completed) in &built.completed {
         assert_eq!(
             completed.output(),
@@ -101,20 +100,21 @@ fn assert_right(expected: &Built, built: &Built, store: &dyn Store, must_be_whol
             let blob = store
                 .open(&part.content.digest)
                 .unwrap()
-                .expect("what a stage gave is there");
+                .expect("the blobs of a completed stage exist");
             assert_eq!(hash_bytes(&blob), part.content.digest);
         }
     }
-    assert!(!must_be_whole || built.completed.len() == expected.completed.len());
+    assert!(!must_be_complete || built.completed.len() == expected.completed.len());
 }
 
-fn assert_named(problems: &[Problem], fault: Fault) {
+/// Checks that the problems describe the fault.
+fn assert_described(problems: &[Problem], fault: Fault) {
     for problem in problems {
-        let says = |text: &str| problem.to_string().contains(text);
+        let has = |text: &str| problem.to_string().contains(text);
         match fault {
-            Fault::Error => assert!(says(TIRED), "{problem}"),
+            Fault::Error => assert!(has(IO_ERROR), "{problem}"),
             Fault::Full => assert!(
-                says(FULL) && problem.help.as_ref().unwrap().contains("cache gc"),
+                has(FULL) && problem.help.as_ref().unwrap().contains("cache gc"),
                 "{problem}"
             ),
             Fault::Vanish => assert_eq!(problem.code, "kiln::store::gone", "{problem}"),
@@ -122,57 +122,57 @@ fn assert_named(problems: &[Problem], fault: Fault) {
     }
 }
 
-/// Lets each operation of a build go wrong, over a store that `make` makes and that has seen a
-/// build of `before`.
+/// Injects a fault at each operation of a build. The store from `make` has the results of a build
+/// of `before`.
 fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
     let folder = tempfile::tempdir().unwrap();
     let glaze = folder.path().join("glaze");
     std::fs::write(&glaze, "blue").unwrap();
     let plan = |text: &str| fake::plan(&text.replace("GLAZE", glaze.to_str().unwrap()));
-    let (before, plan) = (before.map(plan), plan(POTS));
+    let (before, plan) = (before.map(plan), plan(PLAN));
     let (expected, _) = build(&plan, &Memory::default(), jobs);
     assert_eq!(expected.completed.len(), plan.stages.len());
     for fault in FAULTS {
         let (mut failed, mut survived) = (0, 0);
         for at in 1.. {
             let store = make(&folder.path().join(format!("{fault:?}-{at}")));
-            before
-                .iter()
-                .for_each(|before| assert_eq!(build(before, &store, jobs).1, []));
+            if let Some(before) = &before {
+                assert_eq!(build(before, &store, jobs).1, []);
+            }
             let faulty = Faulty::new(&store, fault, at);
             let (built, problems) = build(&plan, &faulty, jobs);
-            assert_named(&problems, fault);
-            assert_right(&expected, &built, &store, problems.is_empty());
-            let (again, problems_again) = build(&plan, &store, jobs);
+            assert_described(&problems, fault);
+            assert_correct(&expected, &built, &store, problems.is_empty());
+            let (second, problems_of_second) = build(&plan, &store, jobs);
             assert_eq!(
-                problems_again,
+                problems_of_second,
                 [],
-                "{fault:?} at {at}: a failure is never kept"
+                "{fault:?} at {at}: failures are not stored"
             );
-            assert_right(&expected, &again, &store, true);
+            assert_correct(&expected, &second, &store, true);
             failed += usize::from(!problems.is_empty());
-            survived += usize::from(problems.is_empty() && faulty.struck() > 0);
-            if faulty.done() < at {
+            survived += usize::from(problems.is_empty() && faulty.injected() > 0);
+            if faulty.operations() < at {
                 break;
             }
         }
         assert!(
             failed + survived > 5,
-            "{fault:?} struck {failed} + {survived} builds"
+            "{fault:?} was injected into {failed} + {survived} builds"
         );
     }
 }
 
 #[test]
-fn a_first_build_survives_any_fault_of_its_store() {
+fn a_clean_build_survives_any_store_fault() {
     check(|_| Memory::default(), None, 1);
     check(|_| Memory::default(), None, 3);
     check(|path| Disk::open(path).unwrap(), None, 2);
 }
 
 #[test]
-fn a_build_that_finds_some_of_it_survives_any_fault_of_its_store() {
-    let before = POTS.replace("pot: ", "pot: v=other ");
+fn an_incremental_build_survives_any_store_fault() {
+    let before = PLAN.replace("pot: ", "pot: v=other ");
     check(|_| Memory::default(), Some(&before), 2);
     check(|path| Disk::open(path).unwrap(), Some(&before), 2);
 }

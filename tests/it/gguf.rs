@@ -1,4 +1,4 @@
-//! The GGUF reader: what it reads, and what it refuses.
+//! The GGUF reader: valid files and rejected files.
 
 use crate::support::gguf_file::{GgufFile, Tensor, Value, array, string};
 use crate::support::tiny_gguf::TinyGguf;
@@ -14,24 +14,24 @@ fn small() -> GgufFile {
 }
 
 #[track_caller]
-fn check_refused(file: &GgufFile, expected: &str) {
-    check_bytes_refused(&file.write(), expected);
+fn check_rejected(file: &GgufFile, expected: &str) {
+    check_bytes_rejected(&file.write(), expected);
 }
 
 #[track_caller]
-fn check_bytes_refused(bytes: &[u8], expected: &str) {
+fn check_bytes_rejected(bytes: &[u8], expected: &str) {
     let problem = Gguf::parse(bytes)
         .map(drop)
-        .expect_err("it should be refused")
+        .expect_err("the file should be rejected")
         .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
 #[track_caller]
-fn check_value_refused(type_id: u32, bytes: Vec<u8>, expected: &str) {
+fn check_value_rejected(type_id: u32, bytes: Vec<u8>, expected: &str) {
     let mut file = small();
     file.set("key", Value::Raw(type_id, bytes));
-    check_refused(&file, expected);
+    check_rejected(&file, expected);
 }
 
 #[test]
@@ -62,47 +62,47 @@ fn versions_2_and_3_are_read() {
 }
 
 #[test]
-fn other_versions_are_refused() {
-    check_refused(
+fn other_versions_are_rejected() {
+    check_rejected(
         &GgufFile {
             version: 1,
             ..small()
         },
         "version 1, whose lengths have 32 bits",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             version: 4,
             ..small()
         },
         "version 4; kiln reads versions 2 and 3",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             version: 1u32.swap_bytes(),
             ..small()
         },
         "version 1, whose lengths have 32 bits",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             version: 4u32.swap_bytes(),
             ..small()
         },
         "version 4; kiln reads versions 2 and 3",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             magic: *b"GGML",
             ..small()
         },
         "not a GGUF: it begins with \"GGML\"",
     );
-    check_bytes_refused(b"", "4 bytes are announced at byte 0, but only 0 are left");
+    check_bytes_rejected(b"", "4 bytes are announced at byte 0, but only 0 are left");
 }
 
 #[test]
-fn every_truncation_is_refused() {
+fn every_truncation_is_rejected() {
     let mut file = small();
     file.set("list", Value::Strings(vec!["x".into(), "yz".into()]));
     let bytes = file.write();
@@ -119,22 +119,22 @@ fn every_truncation_is_refused() {
 
 /// CVE-2024-23605, CVE-2024-21836.
 #[test]
-fn counts_beyond_the_file_are_refused() {
-    check_refused(
+fn counts_beyond_the_file_are_rejected() {
+    check_rejected(
         &GgufFile {
             claimed_keys: Some(1 << 61),
             ..small()
         },
         "2305843009213693952 metadata keys",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             claimed_tensors: Some(u64::MAX),
             ..small()
         },
         "18446744073709551615 tensors",
     );
-    check_refused(
+    check_rejected(
         &GgufFile {
             claimed_tensors: Some(1000),
             ..small()
@@ -145,72 +145,72 @@ fn counts_beyond_the_file_are_refused() {
 
 /// CVE-2024-21825, CVE-2024-23496.
 #[test]
-fn lengths_beyond_the_file_are_refused() {
-    check_value_refused(
+fn lengths_beyond_the_file_are_rejected() {
+    check_value_rejected(
         8,
         u64::MAX.to_le_bytes().into(),
         "18446744073709551615 bytes; at most 1073741824",
     );
-    check_value_refused(
+    check_value_rejected(
         8,
         (1u64 << 29).to_le_bytes().into(),
         "536870912 bytes are announced",
     );
-    check_value_refused(
+    check_value_rejected(
         9,
         array(8, u64::MAX, []),
         "18446744073709551615 array elements are announced",
     );
-    check_value_refused(
+    check_value_rejected(
         9,
         array(12, 1 << 29, []),
         "536870912 array elements are announced",
     );
-    check_value_refused(9, array(0, 1000, []), "1000 array elements are announced");
+    check_value_rejected(9, array(0, 1000, []), "1000 array elements are announced");
 }
 
 #[test]
-fn values_of_no_type_are_refused() {
-    check_value_refused(
+fn invalid_values_are_rejected() {
+    check_value_rejected(
         13,
         vec![],
         "failed to read metadata key `key`: unknown value type 13",
     );
-    check_value_refused(9, array(13, 1, [0]), "unknown value type 13");
-    check_value_refused(9, array(9, 1, array(0, 1, [0])), "array of arrays");
-    check_value_refused(7, vec![2], "a bool of 2");
-    check_value_refused(9, array(7, 2, [1, 2]), "a bool of 2");
-    check_value_refused(
+    check_value_rejected(9, array(13, 1, [0]), "unknown value type 13");
+    check_value_rejected(9, array(9, 1, array(0, 1, [0])), "array of arrays");
+    check_value_rejected(7, vec![2], "a bool of 2");
+    check_value_rejected(9, array(7, 2, [1, 2]), "a bool of 2");
+    check_value_rejected(
         8,
         [3, 0, 0, 0, 0, 0, 0, 0, 0xff, b'a', b'b'].into(),
         "not UTF-8",
     );
-    check_value_refused(9, array(8, 1, [1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "not UTF-8");
+    check_value_rejected(9, array(8, 1, [1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "not UTF-8");
 }
 
 #[test]
-fn keys_are_named_once() {
+fn duplicate_and_invalid_keys_are_rejected() {
     let mut file = small();
     file.keys.push(("general.name".into(), Value::U8(1)));
-    check_refused(&file, "metadata key `general.name` twice");
+    check_rejected(&file, "metadata key `general.name` twice");
     let mut file = small();
     file.set("", 1);
-    check_refused(&file, "has 0 bytes");
+    check_rejected(&file, "has 0 bytes");
     let mut file = small();
     file.set(&"k".repeat(65536), 1);
-    check_refused(&file, "has 65536 bytes");
+    check_rejected(&file, "has 65536 bytes");
 }
 
 #[test]
-fn alignment_is_a_power_of_two() {
+fn alignment_must_be_a_power_of_two() {
     for (alignment, expected) in [(0, "u32 0;"), (3, "u32 3;"), (1 << 31, "u32 2147483648;")] {
         let mut file = small();
         file.set("general.alignment", alignment);
-        check_refused(&file, expected);
+        check_rejected(&file, expected);
     }
     let mut file = small();
     file.set("general.alignment", Value::U64(32));
-    check_refused(&file, "`general.alignment` is u64 32; expected a u32");
+    check_rejected(&file, "`general.alignment` is u64 32; expected a u32");
 
     let mut file = GgufFile {
         alignment: 1 << 12,
@@ -224,28 +224,28 @@ fn alignment_is_a_power_of_two() {
 }
 
 #[track_caller]
-fn check_tensor_refused(change: impl FnOnce(&mut Tensor), expected: &str) {
+fn check_tensor_rejected(change: impl FnOnce(&mut Tensor), expected: &str) {
     let mut file = small();
     change(&mut file.tensors[0]);
-    check_refused(&file, expected);
+    check_rejected(&file, expected);
 }
 
 /// CVE-2024-21802, CVE-2026-33298, CVE-2026-7482.
 #[test]
-fn shapes_that_overflow_or_outgrow_the_file_are_refused() {
-    check_tensor_refused(|t| t.dims = vec![1 << 32, 1 << 32], "2^63 values or more");
-    check_tensor_refused(|t| t.dims = vec![u64::MAX], "2^63 values or more");
-    check_tensor_refused(
+fn oversized_shapes_are_rejected() {
+    check_tensor_rejected(|t| t.dims = vec![1 << 32, 1 << 32], "2^63 values or more");
+    check_tensor_rejected(|t| t.dims = vec![u64::MAX], "2^63 values or more");
+    check_tensor_rejected(
         |t| t.dims = vec![0, 1 << 32, 1 << 32],
         "2^63 values or more",
     );
-    check_tensor_refused(|t| t.dims = vec![1 << 62], "ends beyond 2^64 bytes");
-    check_tensor_refused(|t| t.dims = vec![1; 5], "5 dimensions; at most 4");
-    check_tensor_refused(
+    check_tensor_rejected(|t| t.dims = vec![1 << 62], "ends beyond 2^64 bytes");
+    check_tensor_rejected(|t| t.dims = vec![1; 5], "5 dimensions; at most 4");
+    check_tensor_rejected(
         |t| t.dims = vec![400],
         "tensor `a` ends at byte 1696, but the file has 128",
     );
-    check_tensor_refused(
+    check_tensor_rejected(
         |t| (t.dims, t.type_id) = (vec![33], 2),
         "rows of 33 are no whole number of Q4_0 blocks of 32",
     );
@@ -253,7 +253,7 @@ fn shapes_that_overflow_or_outgrow_the_file_are_refused() {
 
 /// CVE-2025-53630, CVE-2026-27940: sums and their padding.
 #[test]
-fn sums_of_sizes_that_overflow_are_refused() {
+fn overflowing_offsets_are_rejected() {
     let mut file = small();
     let huge = |name: &str, values: u64, offset| Tensor {
         name: name.into(),
@@ -268,7 +268,7 @@ fn sums_of_sizes_that_overflow_are_refused() {
         huge("b", near, near),
         huge("c", near, 2 * near),
     ];
-    check_refused(
+    check_rejected(
         &file,
         "tensor `c`: shape [9223372036854775776] of I8 at 18446744073709551552 ends beyond 2^64",
     );
@@ -277,26 +277,26 @@ fn sums_of_sizes_that_overflow_are_refused() {
         huge("b", near, near),
         huge("c", 63, 2 * near),
     ];
-    check_refused(&file, "ends beyond 2^64 bytes");
+    check_rejected(&file, "ends beyond 2^64 bytes");
     file.tensors = vec![huge("a", near, 0), huge("b", near, near)];
-    check_refused(&file, "tensor `a` ends at byte 9223372036854775");
+    check_rejected(&file, "tensor `a` ends at byte 9223372036854775");
 }
 
 #[test]
-fn types_are_ggmls_own() {
-    check_tensor_refused(
+fn unknown_tensor_types_are_rejected() {
+    check_tensor_rejected(
         |t| t.type_id = 31,
         "failed to read tensor `a`: type Q4_0_4_4 (id 31) was removed from ggml",
     );
-    check_tensor_refused(|t| t.type_id = 43, "unknown type id 43");
-    check_tensor_refused(|t| t.type_id = 101, "unknown type id 101");
-    check_tensor_refused(|t| t.type_id = 9, "Q8_1 (id 9) is never stored");
+    check_tensor_rejected(|t| t.type_id = 43, "unknown type id 43");
+    check_tensor_rejected(|t| t.type_id = 101, "unknown type id 101");
+    check_tensor_rejected(|t| t.type_id = 9, "Q8_1 (id 9) is never stored");
 }
 
 #[test]
-fn data_lie_side_by_side() {
+fn tensor_data_must_be_contiguous() {
     for offset in [32, 1, u64::MAX] {
-        check_tensor_refused(
+        check_tensor_rejected(
             |t| t.offset = Some(offset),
             &format!("begin at {offset} of the data section; expected 0"),
         );
@@ -304,30 +304,30 @@ fn data_lie_side_by_side() {
     let mut file = small();
     file.tensor("b", &[4], 0, vec![0; 16]);
     file.tensors[1].offset = Some(16);
-    check_refused(
+    check_rejected(
         &file,
         "failed to read tensor `b`: its data begin at 16 of the data section; expected 32",
     );
 }
 
 #[test]
-fn tensors_are_named_once() {
+fn duplicate_and_invalid_tensor_names_are_rejected() {
     let mut file = small();
     file.tensor("a", &[4], 0, vec![0; 16]);
-    check_refused(&file, "tensor `a` twice");
-    check_tensor_refused(
+    check_rejected(&file, "tensor `a` twice");
+    check_tensor_rejected(
         |t| t.name = "n".repeat(64),
         "has 64 bytes; expected 1 to 63",
     );
-    check_tensor_refused(|t| t.name = String::new(), "has 0 bytes");
-    check_tensor_refused(
+    check_tensor_rejected(|t| t.name = String::new(), "has 0 bytes");
+    check_tensor_rejected(
         |t| t.name = "\u{1b}[2J".repeat(20),
         r"failed to read tensor `\u{1b}[2J",
     );
 }
 
 #[test]
-fn metadata_are_asked_for_by_type() {
+fn metadata_is_read_by_type() {
     let mut file = small();
     file.set("small", Value::U8(9));
     file.set("negative", Value::I32(-1));
@@ -354,23 +354,23 @@ fn metadata_are_asked_for_by_type() {
         [Read::I32(9), Read::I32(9)]
     );
 
-    let refused = |result: kiln::base::Result<u32>| result.unwrap_err().message;
-    let wants = "expected an integer from 0 to 4294967295";
+    let message = |result: kiln::base::Result<u32>| result.unwrap_err().message;
+    let expected = "expected an integer from 0 to 4294967295";
     assert_eq!(
-        refused(metadata.require("absent")),
-        format!("metadata key `absent` is missing; {wants}")
+        message(metadata.require("absent")),
+        format!("metadata key `absent` is missing; {expected}")
     );
     assert_eq!(
-        refused(metadata.require("negative")),
-        format!("metadata key `negative`: {wants}, found i32 -1")
+        message(metadata.require("negative")),
+        format!("metadata key `negative`: {expected}, found i32 -1")
     );
     assert_eq!(
-        refused(metadata.require("wide")),
-        format!("metadata key `wide`: {wants}, found u64 4294967296")
+        message(metadata.require("wide")),
+        format!("metadata key `wide`: {expected}, found u64 4294967296")
     );
     assert_eq!(
-        refused(metadata.require("heads")),
-        format!("metadata key `heads`: {wants}, found array of 2 i32")
+        message(metadata.require("heads")),
+        format!("metadata key `heads`: {expected}, found array of 2 i32")
     );
     assert!(metadata.require::<f32>("nan").is_err());
     assert!(metadata.require::<f32>("double").is_err());
@@ -379,7 +379,7 @@ fn metadata_are_asked_for_by_type() {
 }
 
 #[test]
-fn three_hundred_thousand_strings_take_no_memory_of_their_own() {
+fn strings_are_borrowed_from_the_file() {
     let token = |i: usize| string(&format!("token {i}"));
     let mut file = small();
     file.set(
@@ -418,9 +418,12 @@ fn seed_file() -> Vec<u8> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
-    /// Whatever a few changed bytes make of a file, it is read or refused, and what is read lies inside.
+    /// A file with a few changed bytes is read or rejected, and its tensors lie inside the file.
     #[test]
-    fn mutations_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut in 0usize..64) {
+    fn mutations_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in 0usize..64,
+    ) {
         let mut bytes = seed_file();
         for (at, byte) in changes {
             let at = at.index(bytes.len());
@@ -429,20 +432,26 @@ proptest! {
         bytes.truncate(bytes.len() - cut);
         if let Ok(gguf) = Gguf::parse(&bytes) {
             for tensor in &gguf.tensors {
-                prop_assert_eq!(gguf.data(tensor).len() as u64, tensor.range.end - tensor.range.start);
+                let length = tensor.range.end - tensor.range.start;
+                prop_assert_eq!(gguf.data(tensor).len() as u64, length);
             }
             let metadata = serde_json::to_string(&Under(&gguf.metadata, "")).unwrap();
             Summary { gguf: &gguf, model: None }.to_string();
             let mut written = vec![];
             Header::new(&gguf.metadata, gguf.alignment).write(&mut written).unwrap();
-            let again = Gguf::parse(&written).unwrap();
-            prop_assert_eq!(serde_json::to_string(&Under(&again.metadata, "")).unwrap(), metadata);
+            let reread = Gguf::parse(&written).unwrap();
+            let reread = serde_json::to_string(&Under(&reread.metadata, "")).unwrap();
+            prop_assert_eq!(reread, metadata);
         }
     }
 
-    /// The same, with whole 64-bit fields replaced by numbers that like to overflow.
+    /// The same, with 64-bit fields replaced by numbers that are likely to overflow.
     #[test]
-    fn extreme_numbers_never_panic(at in any::<prop::sample::Index>(), shift in 0u32..64, below in 0u64..3) {
+    fn extreme_numbers_never_panic(
+        at in any::<prop::sample::Index>(),
+        shift in 0u32..64,
+        below in 0u64..3,
+    ) {
         let mut bytes = seed_file();
         let at = at.index(bytes.len() - 8);
         bytes[at..at + 8].copy_from_slice(&(1u64 << shift).wrapping_sub(below).to_le_bytes());

@@ -1,4 +1,4 @@
-//! Models that are understood in full, and those that would be another model than their file says.
+//! The model facts of a GGUF: supported models, and files that are rejected.
 
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::quantize::Quant;
@@ -12,8 +12,10 @@ fn facts(file: &GgufFile) -> kiln::base::Result<ModelFacts> {
 }
 
 #[track_caller]
-fn check_refused(file: &GgufFile, expected: &[&str]) {
-    let problem = facts(file).expect_err("it should be refused").to_string();
+fn check_rejected(file: &GgufFile, expected: &[&str]) {
+    let problem = facts(file)
+        .expect_err("the file should be rejected")
+        .to_string();
     for expected in expected {
         assert!(
             problem.contains(expected),
@@ -23,14 +25,14 @@ fn check_refused(file: &GgufFile, expected: &[&str]) {
 }
 
 #[track_caller]
-fn check_key_refused(key: &str, value: impl Into<Value>, expected: &str) {
+fn check_key_rejected(key: &str, value: impl Into<Value>, expected: &str) {
     let mut file = TinyGguf::llama().file();
     file.set(key, value);
-    check_refused(&file, &[expected]);
+    check_rejected(&file, &[expected]);
 }
 
 #[test]
-fn a_llama_is_read() {
+fn llama_metadata_is_read() {
     let facts = facts(&TinyGguf::llama().file()).unwrap();
     let expected = ModelFacts {
         architecture: "llama".into(),
@@ -53,7 +55,7 @@ fn a_llama_is_read() {
 }
 
 #[test]
-fn variants_are_read() {
+fn optional_metadata_is_read() {
     let qwen = facts(&TinyGguf::qwen2().file()).unwrap();
     assert!(qwen.qkv_bias && !qwen.tied_embeddings && qwen.rope_rows == RopeRows::HalfSplit);
     let biased = facts(&TinyGguf::llama().bias(true).tied(false).file()).unwrap();
@@ -77,7 +79,7 @@ fn variants_are_read() {
 }
 
 #[test]
-fn other_architectures_are_refused_by_name() {
+fn unknown_architectures_are_rejected() {
     let mut file = TinyGguf::llama().file();
     file.set("general.architecture", "mamba\u{7}");
     let problem = facts(&file).unwrap_err();
@@ -87,61 +89,61 @@ fn other_architectures_are_refused_by_name() {
     );
     assert_eq!(problem.help.unwrap(), "kiln supports llama and qwen2");
     file.keys.clear();
-    check_refused(&file, &["metadata key `general.architecture` is missing"]);
+    check_rejected(&file, &["metadata key `general.architecture` is missing"]);
 }
 
 #[test]
-fn numbers_that_do_not_fit_each_other_are_refused() {
-    check_key_refused(
+fn inconsistent_numbers_are_rejected() {
+    check_key_rejected(
         "llama.block_count",
         513,
         "513 layers; at most 512 are allowed",
     );
-    check_key_refused("llama.block_count", u32::MAX, "at most 512 are allowed");
-    check_key_refused("llama.embedding_length", 0, "`embedding_length` is 0");
-    check_key_refused(
+    check_key_rejected("llama.block_count", u32::MAX, "at most 512 are allowed");
+    check_key_rejected("llama.embedding_length", 0, "`embedding_length` is 0");
+    check_key_rejected(
         "llama.attention.head_count",
         5,
         "hidden 64 is no multiple of 5 heads",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.attention.head_count",
         64,
         "head width 1; RoPE needs an even one",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.attention.head_count",
         Value::I32s(vec![4, 2]),
         "the same integer for every layer",
     );
-    check_key_refused("llama.attention.head_count", "four", "found string four");
-    check_key_refused(
+    check_key_rejected("llama.attention.head_count", "four", "found string four");
+    check_key_rejected(
         "llama.attention.head_count_kv",
         3,
         "4 query heads cannot share 3 heads",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.attention.head_count_kv",
         0,
         "4 query heads cannot share 0 heads",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.attention.value_length",
         8,
         "`attention.value_length` is 8, but heads are 16 wide",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.rope.dimension_count",
         8,
         "`rope.dimension_count` is 8, but heads are 16 wide",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.attention.layer_norm_rms_epsilon",
         f32::NAN,
         "expected a finite f32, found f32 NaN",
     );
-    check_key_refused("llama.rope.freq_base", -1.0, "the base of RoPE is -1");
-    check_key_refused(
+    check_key_rejected("llama.rope.freq_base", -1.0, "the base of RoPE is -1");
+    check_key_rejected(
         "llama.vocab_size",
         289,
         "`vocab_size` is 289, but the embedding has 288 rows",
@@ -149,21 +151,21 @@ fn numbers_that_do_not_fit_each_other_are_refused() {
 }
 
 #[test]
-fn what_would_compute_something_else_is_refused() {
-    check_key_refused(
+fn unsupported_features_are_rejected() {
+    check_key_rejected(
         "llama.rope.scaling.type",
         "yarn",
         "RoPE scaling yarn is not supported",
     );
-    check_key_refused(
+    check_key_rejected(
         "llama.rope.scaling.factor",
         4.0,
         "RoPE scaling (`rope.scaling.factor` 4) is not supported",
     );
-    check_key_refused("llama.attention.sliding_window", 4096, "a sliding window");
-    check_key_refused("llama.expert_count", 8, "a mixture of experts");
-    check_key_refused("llama.attention.causal", Value::Bool(0), "not causal");
-    check_key_refused(
+    check_key_rejected("llama.attention.sliding_window", 4096, "a sliding window");
+    check_key_rejected("llama.expert_count", 8, "a mixture of experts");
+    check_key_rejected("llama.attention.causal", Value::Bool(0), "not causal");
+    check_key_rejected(
         "llama.attention.scale",
         0.1,
         "an attention scale of its own",
@@ -171,13 +173,13 @@ fn what_would_compute_something_else_is_refused() {
 }
 
 #[test]
-fn every_wrong_number_is_told_at_once() {
+fn all_metadata_problems_are_reported_at_once() {
     let mut file = TinyGguf::llama().file();
     file.keys
         .retain(|(key, _)| key != "llama.feed_forward_length");
     file.set("llama.context_length", Value::I32(-5));
     file.set("llama.expert_count", 8);
-    check_refused(
+    check_rejected(
         &file,
         &[
             "`llama.feed_forward_length` is missing",
@@ -188,7 +190,7 @@ fn every_wrong_number_is_told_at_once() {
 }
 
 #[test]
-fn every_wrong_tensor_is_told_at_once() {
+fn all_tensor_problems_are_reported_at_once() {
     let mut file = TinyGguf::qwen2().file();
     file.tensors
         .retain(|tensor| tensor.name != "blk.1.attn_k.bias");
@@ -200,7 +202,7 @@ fn every_wrong_tensor_is_told_at_once() {
     up.dims.reverse();
     file.tensor("blk.0.attn_output.bias", &[64], 0, vec![0; 256]);
     file.tensor("rope_freqs.weight", &[8], 0, vec![0; 32]);
-    check_refused(
+    check_rejected(
         &file,
         &[
             "`blk.1.attn_k.bias`: expected shape [32], not there",
@@ -212,46 +214,46 @@ fn every_wrong_tensor_is_told_at_once() {
 }
 
 #[test]
-fn long_lists_are_cut() {
+fn long_problem_lists_are_truncated() {
     let mut file = TinyGguf::llama().layers(4).file();
     file.tensors.clear();
-    check_refused(&file, &["`token_embd.weight`", "and 18 more"]);
+    check_rejected(&file, &["`token_embd.weight`", "and 18 more"]);
 }
 
 #[test]
-fn the_tokenizer_must_fit_the_embedding() {
+fn tokenizer_metadata_is_checked() {
     let types = |len| Value::I32s(vec![1; len]);
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.token_type",
         types(287),
         "expected array of 288 i32, found array of 287 i32",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.token_type",
         Value::F32s(vec![1.0; 288]),
         "found array of 288 f32",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.scores",
         types(288),
         "expected array of 288 f32, found array of 288 i32",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.tokens",
         Value::Strings(vec!["a".into()]),
         "found array of 1 string",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.merges",
         types(3),
         "expected array of string, found array of 3 i32",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.bos_token_id",
         288,
         "is 288, beyond a vocabulary of 288",
     );
-    check_key_refused(
+    check_key_rejected(
         "tokenizer.ggml.eos_token_id",
         Value::I32(-1),
         "found i32 -1",
@@ -259,7 +261,7 @@ fn the_tokenizer_must_fit_the_embedding() {
     for (key, id) in [("padding", 288), ("unknown", u32::MAX), ("mask", 300)] {
         let mut file = TinyGguf::qwen2().file();
         file.set(&format!("tokenizer.ggml.{key}_token_id"), id);
-        assert!(facts(&file).is_ok(), "nobody reads the id of {key}");
+        assert!(facts(&file).is_ok(), "the id of {key} is not used");
         let bytes = file.write();
         let gguf = Gguf::parse(&bytes).unwrap();
         let warnings = model_warnings(&gguf, &model_facts(&gguf).unwrap());
@@ -279,7 +281,7 @@ fn the_tokenizer_must_fit_the_embedding() {
 }
 
 #[test]
-fn the_summary_reads_well() {
+fn the_summary_has_the_expected_format() {
     let bytes = TinyGguf::llama()
         .layers(1)
         .tensor_type("blk.0.ffn_down.weight", Quant::Q8_0)

@@ -6,7 +6,7 @@ use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::tiny_gguf::TinyGguf;
 use assert_cmd::Command;
 
-/// What `kiln inspect FLAGS FILE` says on standard output and standard error.
+/// Standard output and standard error of `kiln inspect FILE FLAGS`.
 fn inspect(file: &[u8], flags: &[&str], code: i32) -> (String, String) {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(file).unwrap();
@@ -30,7 +30,7 @@ fn inspect(file: &[u8], flags: &[&str], code: i32) -> (String, String) {
 }
 
 #[test]
-fn people_read_a_summary() {
+fn inspect_prints_a_summary() {
     let (text, _) = inspect(&TinyGguf::llama().write(), &[], 0);
     assert!(
         text.contains("  attention     4 heads of 16 over 2 of keys and values\n"),
@@ -40,7 +40,7 @@ fn people_read_a_summary() {
 }
 
 #[test]
-fn tensors_are_listed_when_asked_for() {
+fn tensors_are_listed_with_the_flag() {
     let (text, _) = inspect(&TinyGguf::llama().write(), &["--tensors"], 0);
     assert!(
         text.contains("  blk.0.attn_k.weight             Q4_1    [32, 64]            1.3 kB\n"),
@@ -49,7 +49,7 @@ fn tensors_are_listed_when_asked_for() {
 }
 
 #[test]
-fn programs_read_json() {
+fn inspect_prints_json() {
     let (text, _) = inspect(&TinyGguf::qwen2().write(), &["--json"], 0);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["model"]["architecture"], "qwen2");
@@ -57,7 +57,7 @@ fn programs_read_json() {
 }
 
 #[test]
-fn what_kiln_cannot_build_is_still_described() {
+fn unsupported_architectures_are_described() {
     let mut file: GgufFile = TinyGguf::llama().file();
     file.set("general.architecture", "mamba");
     let (text, _) = inspect(&file.write(), &[], 0);
@@ -70,7 +70,7 @@ fn what_kiln_cannot_build_is_still_described() {
 }
 
 #[test]
-fn what_its_tokenizer_is_good_for_is_known_beforehand() {
+fn unsupported_tokenizers_are_reported() {
     let mut file: GgufFile = TinyGguf::llama().file();
     file.set("tokenizer.ggml.pre", "llama-bpe");
     let (text, _) = inspect(&file.write(), &[], 0);
@@ -89,11 +89,11 @@ fn what_its_tokenizer_is_good_for_is_known_beforehand() {
 }
 
 #[test]
-fn a_header_that_is_wrong_is_not_read_on() {
+fn an_invalid_header_stops_reading() {
     let mut path = tempfile::NamedTempFile::new().unwrap();
     path.write_all(b"GGUF\x07\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")
         .unwrap();
-    // Sparse: it takes no space, but to read it would.
+    // A sparse file: it needs no space, but reading it would take long.
     path.as_file().set_len(64 << 30).unwrap();
     let output = Command::cargo_bin("kiln")
         .unwrap()
@@ -105,16 +105,16 @@ fn a_header_that_is_wrong_is_not_read_on() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("version"));
 }
 
-/// Any one file of a split model is named; the others are found beside it.
+/// The call names one file of a split model; the others are found in its folder.
 #[test]
-fn the_other_parts_are_found() {
+fn other_parts_of_a_split_model_are_found() {
     let home = tempfile::tempdir().unwrap();
-    let whole = TinyGguf::llama().file();
+    let complete = TinyGguf::llama().file();
     let path = |number: usize| home.path().join(format!("tiny-{number:05}-of-00002.gguf"));
-    for (number, tensors) in [(1, &whole.tensors[..7]), (2, &whole.tensors[7..])] {
+    for (number, tensors) in [(1, &complete.tensors[..7]), (2, &complete.tensors[7..])] {
         let mut part = GgufFile {
             tensors: tensors.to_vec(),
-            ..whole.clone()
+            ..complete.clone()
         };
         part.keys.retain(|_| number == 1);
         part.set("split.no", Value::U16(number as u16 - 1));
@@ -140,14 +140,14 @@ fn the_other_parts_are_found() {
         let tensors = json["tensors"].as_array().unwrap();
         assert_eq!(
             (tensors.len(), &tensors[7]["file"]),
-            (whole.tensors.len(), &1.into())
+            (complete.tensors.len(), &1.into())
         );
     }
-    let said = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
+    let errors = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
     std::fs::rename(path(2), home.path().join("second.gguf")).unwrap();
-    let text = said(inspect(path(1), "--tensors"));
+    let text = errors(inspect(path(1), "--tensors"));
     assert!(text.contains("tiny-00002-of-00002.gguf"), "{text}");
-    let text = said(inspect(home.path().join("second.gguf"), "--tensors"));
+    let text = errors(inspect(home.path().join("second.gguf"), "--tensors"));
     assert!(
         text.contains("part 1 of 2 is missing") && text.contains("NAME-00001-of-00002.gguf"),
         "{text}"
@@ -155,7 +155,7 @@ fn the_other_parts_are_found() {
 }
 
 #[test]
-fn what_is_no_gguf_is_refused() {
+fn files_that_are_not_gguf_are_rejected() {
     let (_, text) = inspect(b"MZ\x01", &[], 2);
     assert!(
         text.contains(r#"unknown format: it begins with "MZ\x01""#),

@@ -1,10 +1,10 @@
-//! Models in several files, and files of the other byte order.
+//! Models in several files, and big-endian files.
 
 use crate::support::gguf_file::{GgufFile, Value};
 use kiln::model::gguf::{ByteOrder, Gguf, Prefix, Summary, swap};
 use kiln::model::quant::GgmlType;
 
-/// Part `number` (from 1) of `count`, with one tensor of its own; the first has the metadata.
+/// Part `number` (from 1) of `count` with one tensor. The first part has the metadata.
 fn part(number: u16, count: u16) -> GgufFile {
     let mut file = GgufFile::default();
     if number == 1 {
@@ -18,26 +18,22 @@ fn part(number: u16, count: u16) -> GgufFile {
 }
 
 fn parse(files: &[Vec<u8>]) -> kiln::base::Result<Gguf<'_>> {
-    Gguf::parse_files(
-        &files
-            .iter()
-            .map(|file| Prefix::whole(file))
-            .collect::<Vec<_>>(),
-    )
+    let files: Vec<Prefix> = files.iter().map(|file| Prefix::whole(file)).collect();
+    Gguf::parse_files(&files)
 }
 
 #[track_caller]
-fn check_refused(files: &[GgufFile], expected: &str) {
+fn check_rejected(files: &[GgufFile], expected: &str) {
     let files: Vec<Vec<u8>> = files.iter().map(GgufFile::write).collect();
     let problem = parse(&files)
         .map(drop)
-        .expect_err("it should be refused")
+        .expect_err("the files should be rejected")
         .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
 #[test]
-fn all_parts_make_one_model() {
+fn all_parts_form_one_model() {
     let files = [part(1, 3), part(2, 3), part(3, 3)].map(|file| file.write());
     let gguf = parse(&files).unwrap();
     let found: Vec<_> = gguf
@@ -46,7 +42,7 @@ fn all_parts_make_one_model() {
         .map(|tensor| (tensor.name, tensor.file, gguf.data(tensor)[0]))
         .collect();
     assert_eq!(found, [("t1", 0, 1), ("t2", 1, 2), ("t3", 2, 3)]);
-    // That it was split is forgotten.
+    // The metadata does not mention the split.
     assert_eq!(
         gguf.metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(),
         ["general.name"]
@@ -66,60 +62,60 @@ fn all_parts_make_one_model() {
 }
 
 #[test]
-fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
-    check_refused(&[part(1, 3)], "part 2 of 3 is missing; found: 1");
-    check_refused(
+fn inconsistent_parts_are_rejected() {
+    check_rejected(&[part(1, 3)], "part 2 of 3 is missing; found: 1");
+    check_rejected(
         &[part(1, 3), part(3, 3)],
         "part 2 of 3 is missing; found: 1, 3",
     );
-    check_refused(
+    check_rejected(
         &[part(2, 2), part(1, 2)],
         "file 1 is part 2 of 2: the parts are out of order",
     );
-    check_refused(
+    check_rejected(
         &[part(1, 2), part(1, 2)],
         "files 1 and 2 are both part 1 of 2",
     );
-    check_refused(
+    check_rejected(
         &[part(1, 2), part(2, 3)],
         "file 2 is one of 3 parts, file 1 is one of 2",
     );
-    check_refused(
+    check_rejected(
         &[part(1, 2), GgufFile::default()],
         "file 2 is a model of its own",
     );
-    check_refused(&[], "a model without a file");
+    check_rejected(&[], "a model without a file");
 
     let mut beyond = part(2, 2);
     beyond.set("split.no", Value::U16(7));
-    check_refused(&[part(1, 2), beyond], "file 2 is part 8 of 2");
+    check_rejected(&[part(1, 2), beyond], "file 2 is part 8 of 2");
     let mut foreign = part(2, 2);
     foreign.set("general.name", "another");
-    check_refused(
+    check_rejected(
         &[part(1, 2), foreign],
         "`general.name` is another in file 2, but not in file 1",
     );
     let mut same = part(2, 2);
     same.tensors[0].name = "t1".into();
-    check_refused(&[part(1, 2), same], "tensor `t1` is in files 1 and 2");
+    check_rejected(&[part(1, 2), same], "tensor `t1` is in files 1 and 2");
     let mut more = part(2, 2);
     more.tensor("t3", &[4], 0, vec![0; 16]);
-    check_refused(
+    check_rejected(
         &[part(1, 2), more],
         "the files hold 3 tensors, `split.tensors.count` is 2",
     );
     let mut damaged = part(2, 2);
     damaged.tensors[0].offset = Some(32);
-    check_refused(
+    check_rejected(
         &[part(1, 2), damaged],
         "failed to read file 2 of the 2 of a model",
     );
 }
 
-/// A later part that does not say its alignment has the default, as llama-gguf-split writes it, or
-/// that of the first, as gguf-py does.
+/// A later part without a stated alignment has the default one, as llama-gguf-split writes it, or
+/// that of the first part, as gguf-py writes it.
 #[test]
-fn a_later_part_may_have_the_alignment_of_the_first() {
+fn later_parts_may_use_either_alignment() {
     for alignment in [32, 64, 4096] {
         let mut first = GgufFile {
             alignment: 4096,
@@ -145,22 +141,26 @@ fn a_later_part_may_have_the_alignment_of_the_first() {
     }
 }
 
-/// Blocks count up from 0, so that what moved can be seen.
+/// The bytes of a block are 0, 1, 2, ..., so that moved bytes can be recognized.
 #[track_caller]
 fn check_swap(name: &str, expected: &[(usize, &[u8])]) {
     let ggml = GgmlType::by_name(name).unwrap();
     let block: Vec<u8> = (0..ggml.block_bytes).map(|byte| byte as u8).collect();
     let mut blocks = [block.clone(), block.clone()].concat();
     swap(ggml, &mut blocks).unwrap();
-    let mut wanted = block;
+    let mut expected_block = block;
     for (at, bytes) in expected {
-        wanted[*at..at + bytes.len()].copy_from_slice(bytes);
+        expected_block[*at..at + bytes.len()].copy_from_slice(bytes);
     }
-    assert_eq!(blocks, [wanted.clone(), wanted].concat(), "{name}");
+    assert_eq!(
+        blocks,
+        [expected_block.clone(), expected_block].concat(),
+        "{name}"
+    );
 }
 
 #[test]
-fn numbers_of_blocks_are_turned_round_and_their_bytes_stay() {
+fn swapping_reverses_only_multi_byte_fields() {
     check_swap("F32", &[(0, &[3, 2, 1, 0])]);
     check_swap("I64", &[(0, &[7, 6, 5, 4, 3, 2, 1, 0])]);
     check_swap("I8", &[]);
@@ -182,7 +182,7 @@ fn numbers_of_blocks_are_turned_round_and_their_bytes_stay() {
     );
 }
 
-/// A big-endian file, put down number by number.
+/// A big-endian file, written number by number.
 #[test]
 fn big_endian_headers_are_read() {
     let mut bytes = b"GGUF".to_vec();

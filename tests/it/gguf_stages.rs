@@ -1,49 +1,34 @@
-//! `inspect`, `dequant` and `requant` on tiny models, from the file to blobs and facts.
+//! `inspect`, `dequant` and `requant` on tiny models: blobs and facts.
 
 use crate::support::gguf_file::GgufFile;
 use crate::support::quantize::Quant;
 use crate::support::restore;
 use crate::support::tiny_gguf::TinyGguf;
-use crate::support::workspace::Folder;
-use kiln::action::{Inputs, Manifest, Part};
+use crate::support::workspace::{Folder, inputs};
+use kiln::action::{Manifest, Part};
 use kiln::base::Result;
 use kiln::model::facts::{ModelFacts, TensorFacts};
 use kiln::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 use kiln::stages;
 use serde_json::{Value, json};
 
-/// A folder, the GGUF in it, and what `inspect` makes of it.
-struct Bench {
+/// A folder with the output of `inspect` for a model.
+struct TestModel {
     folder: Folder,
     model: Manifest,
     _root: tempfile::TempDir,
 }
 
-fn inputs(slot: &str, manifest: Manifest) -> Inputs {
-    Inputs {
-        slots: [(slot.to_string(), vec![("giver".to_string(), manifest)])].into(),
-        ..Inputs::default()
+impl TestModel {
+    fn new(model: TinyGguf) -> TestModel {
+        TestModel::of_file(&model.file())
     }
-}
 
-fn inspect(folder: &Folder, gguf: &[u8]) -> Result<Manifest> {
-    let file = folder.part(gguf, json!({}));
-    let file = Manifest {
-        parts: [("tiny.gguf".parse().unwrap(), file)].into(),
-    };
-    folder.run_stage(
-        stages::all().get("inspect").unwrap(),
-        json!({}),
-        &inputs("gguf", file),
-    )
-}
-
-impl Bench {
-    fn new(model: TinyGguf) -> Bench {
+    fn of_file(file: &GgufFile) -> TestModel {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::new(root.path());
-        let model = inspect(&folder, &model.write()).unwrap();
-        Bench {
+        let model = folder.inspect(&file.write()).unwrap();
+        TestModel {
             folder,
             model,
             _root: root,
@@ -56,76 +41,68 @@ impl Bench {
         } else {
             "tensors"
         };
-        self.folder.run_stage(
-            stages::all().get(kind).unwrap(),
-            params,
-            &inputs(slot, self.model.clone()),
-        )
+        self.folder.run(kind, params, &[(slot, &self.model)])
     }
 
     fn run(&self, kind: &str, params: Value) -> Manifest {
         self.try_run(kind, params).unwrap()
     }
 
-    fn refused(&self, kind: &str, params: Value) -> String {
-        self.try_run(kind, params)
-            .expect_err("it should be refused")
-            .to_string()
+    fn error(&self, kind: &str, params: Value) -> String {
+        let problem = self.try_run(kind, params).unwrap_err();
+        problem.to_string()
     }
 
     fn floats(&self, manifest: &Manifest, name: &str) -> Vec<f32> {
         restore::blob(&self.folder, manifest, name).unwrap()
     }
 
-    /// The weight that `NAME/codes` and its companions, or `NAME/values`, stand for.
+    /// The values of a weight, decoded from its parts.
     fn weight(&self, manifest: &Manifest, name: &str) -> Vec<f32> {
         restore::weight(&self.folder, manifest, name)
     }
 }
 
-fn weight(part: &Part) -> WeightFacts {
+fn weight_facts(part: &Part) -> WeightFacts {
     part.facts.read().unwrap()
 }
 
-fn error(manifest: &Manifest, name: &str) -> ErrorFacts {
-    weight(manifest.part(name).unwrap()).error.unwrap()
+fn error_facts(manifest: &Manifest, name: &str) -> ErrorFacts {
+    weight_facts(manifest.part(name).unwrap()).error.unwrap()
 }
 
-/// Rows of each head from interleaved to half-split order, written down as the definition has it.
+/// Reorders the rows of each head from interleaved to half-split.
 fn half_split(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
     let rows: Vec<&[f32]> = values.chunks(columns).collect();
-    let halves = |start: usize| [start, start + 1].map(|first| (first, rows.len() / heads / 2));
-    let starts = (0..heads).map(|head| head * rows.len() / heads);
-    let order = starts
-        .flat_map(halves)
-        .flat_map(|(first, pairs)| (0..pairs).map(move |pair| first + 2 * pair));
-    order.flat_map(|row| rows[row]).copied().collect()
+    let rows_per_head = rows.len() / heads;
+    let mut reordered = vec![];
+    for head in rows.chunks(rows_per_head) {
+        for first in [0, 1] {
+            for row in head.iter().skip(first).step_by(2) {
+                reordered.extend_from_slice(row);
+            }
+        }
+    }
+    reordered
 }
 
 #[test]
-fn inspect_gives_windows_into_the_file() {
+fn inspect_returns_windows_into_the_file() {
     let gguf = TinyGguf::qwen2().write();
-    let bench = Bench::new(TinyGguf::qwen2());
-    let facts: ModelFacts = bench
-        .model
-        .part("model.json")
-        .unwrap()
-        .facts
-        .read()
-        .unwrap();
+    let test = TestModel::new(TinyGguf::qwen2());
+    let facts: ModelFacts = test.model.part("model.json").unwrap().facts.read().unwrap();
     assert_eq!((facts.architecture.as_str(), facts.vocab), ("qwen2", 288));
     let json: Value =
-        serde_json::from_slice(&bench.folder.bytes(bench.model.part("model.json").unwrap()))
-            .unwrap();
+        serde_json::from_slice(&test.folder.bytes(test.model.part("model.json").unwrap())).unwrap();
     assert_eq!(
         (&json["hidden"], &json["metadata"]["general.name"]),
         (&json!(64), &json!("Tiny"))
     );
     assert_eq!(json["metadata"].get("tokenizer.ggml.tokens"), None);
     let tokenizer: Value = serde_json::from_slice(
-        &bench
+        &test
             .folder
-            .bytes(bench.model.part("tokenizer.json").unwrap()),
+            .bytes(test.model.part("tokenizer.json").unwrap()),
     )
     .unwrap();
     assert_eq!(
@@ -136,11 +113,11 @@ fn inspect_gives_windows_into_the_file() {
         (&json!("A"), &json!("Ġ t"))
     );
 
-    let part = bench.model.part("tensors/blk.0.attn_k.weight").unwrap();
-    let window = part.content.window.expect("a window, no copy");
+    let part = test.model.part("tensors/blk.0.attn_k.weight").unwrap();
+    let window = part.content.window.expect("a window instead of a copy");
     let start = window.offset as usize;
     assert_eq!(
-        &*bench.folder.bytes(part),
+        &*test.folder.bytes(part),
         &gguf[start..start + 32 * 64 / 32 * 18]
     );
     let facts: TensorFacts = part.facts.read().unwrap();
@@ -151,22 +128,23 @@ fn inspect_gives_windows_into_the_file() {
             ggml_type: "Q4_0".into()
         }
     );
-    assert_eq!(bench.model.under("tensors").count(), 3 + 2 * 12);
+    assert_eq!(test.model.under("tensors").count(), 3 + 2 * 12);
 }
 
 #[test]
-fn tensor_names_that_leave_their_folder_are_refused() {
+fn tensor_names_that_escape_their_folder_are_rejected() {
     let root = tempfile::tempdir().unwrap();
     let mut file: GgufFile = TinyGguf::llama().file();
     file.tensor("../../evil", &[1], 0, vec![0; 4]);
-    let problem = inspect(&Folder::new(root.path()), &file.write())
+    let problem = Folder::new(root.path())
+        .inspect(&file.write())
         .unwrap_err()
         .to_string();
     assert!(problem.contains("`../../evil`"), "{problem}");
 }
 
 #[test]
-fn native_weights_are_the_files_own_bit_for_bit() {
+fn native_weights_equal_the_source_bit_for_bit() {
     for quant in [
         Quant::Q4_0,
         Quant::Q4_1,
@@ -176,14 +154,14 @@ fn native_weights_are_the_files_own_bit_for_bit() {
         Quant::Bf16,
         Quant::F32,
     ] {
-        let bench = Bench::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
-        let weights = bench.run("requant", json!({}));
-        let values = bench.run("dequant", json!({}));
-        for (name, part) in bench.model.under("tensors") {
+        let test = TestModel::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
+        let weights = test.run("requant", json!({}));
+        let values = test.run("dequant", json!({}));
+        for (name, part) in test.model.under("tensors") {
             let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let expected = bits(bench.floats(&values, &format!("{name}/values")));
+            let expected = bits(test.floats(&values, &format!("{name}/values")));
             assert_eq!(
-                bits(bench.weight(&weights, name)),
+                bits(test.weight(&weights, name)),
                 expected,
                 "{quant:?} {name}"
             );
@@ -200,19 +178,19 @@ fn native_weights_are_the_files_own_bit_for_bit() {
                 max_error: 0.0,
                 clipped: None,
             };
-            assert_eq!(weight(main).error, Some(error));
+            assert_eq!(weight_facts(main).error, Some(error));
         }
     }
 }
 
 #[test]
-fn blobs_are_as_the_documents_say() {
+fn native_blobs_have_the_documented_layout() {
     let check = |quant, encoding: WeightEncoding, parts: &[(&str, Element, [u64; 2])]| {
-        let bench = Bench::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
-        let weights = bench.run("requant", json!({}));
+        let test = TestModel::new(TinyGguf::qwen2().layers(1).widths(256, 256).matrices(quant));
+        let weights = test.run("requant", json!({}));
         let mut found = vec![];
         for (name, part) in weights.under("blk.0.ffn_up.weight") {
-            let facts = weight(part);
+            let facts = weight_facts(part);
             assert_eq!(facts.encoding, encoding);
             assert_eq!((facts.shape, facts.part.name()), (vec![256, 256], name));
             assert_eq!(facts.error.is_some(), ["codes", "values"].contains(&name));
@@ -269,11 +247,11 @@ fn blobs_are_as_the_documents_say() {
 }
 
 #[test]
-fn rope_rows_of_llama_are_put_into_half_split_order() {
+fn llama_rope_rows_are_reordered_to_half_split() {
     for quant in [Quant::Q4_1, Quant::F16, Quant::F32] {
-        let bench = Bench::new(TinyGguf::llama().bias(true).matrices(quant));
-        let weights = bench.run("requant", json!({}));
-        let values = bench.run("dequant", json!({}));
+        let test = TestModel::new(TinyGguf::llama().bias(true).matrices(quant));
+        let weights = test.run("requant", json!({}));
+        let values = test.run("dequant", json!({}));
         for layer in 0..2 {
             for (name, heads, columns) in [
                 ("attn_q.weight", 4, 64),
@@ -282,54 +260,50 @@ fn rope_rows_of_llama_are_put_into_half_split_order() {
                 ("attn_k.bias", 2, 1),
             ] {
                 let name = format!("blk.{layer}.{name}");
-                let stored = bench.floats(&values, &format!("{name}/values"));
+                let stored = test.floats(&values, &format!("{name}/values"));
                 assert_eq!(
-                    bench.weight(&weights, &name),
+                    test.weight(&weights, &name),
                     half_split(&stored, heads, columns),
                     "{name}"
                 );
             }
             let name = format!("blk.{layer}.attn_v.weight");
             assert_eq!(
-                bench.weight(&weights, &name),
-                bench.floats(&values, &format!("{name}/values"))
+                test.weight(&weights, &name),
+                test.floats(&values, &format!("{name}/values"))
             );
         }
     }
 }
 
 #[test]
-fn what_is_plain_already_is_not_copied() {
-    let bench = Bench::new(TinyGguf::llama().matrices(Quant::F16));
-    let weights = bench.run("requant", json!({}));
+fn plain_tensors_are_not_copied() {
+    let test = TestModel::new(TinyGguf::llama().matrices(Quant::F16));
+    let weights = test.run("requant", json!({}));
     for name in ["blk.0.ffn_up.weight", "blk.0.ffn_norm.weight"] {
         let part = weights.part(&format!("{name}/values")).unwrap();
         assert_eq!(
             part.content,
-            bench
-                .model
-                .part(&format!("tensors/{name}"))
-                .unwrap()
-                .content
+            test.model.part(&format!("tensors/{name}")).unwrap().content
         );
     }
 }
 
 #[test]
-fn f16_and_int8_blocks_are_rounded_and_measured() {
-    let bench = Bench::new(TinyGguf::qwen2());
+fn f16_and_int8_block_rounding_errors_are_reported() {
+    let test = TestModel::new(TinyGguf::qwen2());
     let params =
         json!({"scheme": "int8-block", "override": [{"match": "*.ffn_*.weight", "scheme": "f16"}]});
-    let weights = bench.run("requant", params);
-    let values = bench.run("dequant", json!({}));
+    let weights = test.run("requant", params);
+    let values = test.run("dequant", json!({}));
     for (name, scheme, at_least_db) in [
         ("blk.0.ffn_up.weight/values", "f16", 65.0),
         ("blk.0.attn_v.weight/codes", "int8-block", 45.0),
     ] {
-        let found = error(&weights, name);
+        let found = error_facts(&weights, name);
         let tensor = name.rsplit_once('/').unwrap().0;
-        let stored = bench.floats(&values, &format!("{tensor}/values"));
-        let errors = bench
+        let stored = test.floats(&values, &format!("{tensor}/values"));
+        let errors = test
             .weight(&weights, tensor)
             .into_iter()
             .zip(&stored)
@@ -344,47 +318,51 @@ fn f16_and_int8_blocks_are_rounded_and_measured() {
     let norm = weights.part("blk.0.ffn_norm.weight/values").unwrap();
     let plain = |element| WeightEncoding::Plain { element };
     assert_eq!(
-        (weight(norm).encoding, weight(norm).error.unwrap().exact),
+        (
+            weight_facts(norm).encoding,
+            weight_facts(norm).error.unwrap().exact
+        ),
         (plain(Element::F32), true)
     );
 }
 
 #[test]
 fn the_last_override_wins() {
-    let bench = Bench::new(TinyGguf::llama());
-    let weights = bench.run(
+    let test = TestModel::new(TinyGguf::llama());
+    let weights = test.run(
         "requant",
         json!({"override": [
             {"match": "blk.*.ffn_down.weight", "scheme": "f16"},
             {"match": "blk.1.ffn_*.weight", "scheme": "int8-block"},
         ]}),
     );
-    let scheme = |name: &str| error(&weights, name).scheme;
+    let scheme = |name: &str| error_facts(&weights, name).scheme;
     assert_eq!(scheme("blk.0.ffn_down.weight/values"), "f16");
     assert_eq!(scheme("blk.1.ffn_down.weight/codes"), "int8-block");
     assert_eq!(scheme("blk.1.attn_q.weight/codes"), "native");
 }
 
 #[test]
-fn an_override_changes_only_the_orders_it_matches() {
-    let bench = Bench::new(TinyGguf::llama());
+fn an_override_changes_only_the_keys_of_matching_tensors() {
+    let test = TestModel::new(TinyGguf::llama());
     let stages = stages::all();
     let requant = stages.get("requant").unwrap();
     let keys = |params: Value| {
-        let orders = requant
-            .expand(&params, &inputs("tensors", bench.model.clone()))
-            .unwrap();
-        orders
-            .into_iter()
-            .map(|order| (order.name.clone(), order.into_action(requant.spec()).key()))
-            .collect::<Vec<_>>()
+        let orders = requant.expand(&params, &inputs(&[("tensors", &test.model)]));
+        let mut keys = vec![];
+        for order in orders.unwrap() {
+            keys.push((order.name.clone(), order.into_action(requant.spec()).key()));
+        }
+        keys
     };
     let changed = |params: Value| {
-        let pairs = keys(json!({})).into_iter().zip(keys(params));
-        pairs
-            .filter(|(a, b)| a.1 != b.1)
-            .map(|(a, _)| a.0)
-            .collect::<Vec<_>>()
+        let mut changed = vec![];
+        for (before, after) in keys(json!({})).into_iter().zip(keys(params)) {
+            if before != after {
+                changed.push(before.0);
+            }
+        }
+        changed
     };
     let one = json!({"override": [{"match": "blk.1.ffn_down.weight", "scheme": "f16"}]});
     assert_eq!(changed(one), ["blk.1.ffn_down.weight"]);
@@ -396,9 +374,9 @@ fn an_override_changes_only_the_orders_it_matches() {
 }
 
 #[test]
-fn dequant_gives_the_type_and_tensors_asked_for() {
-    let bench = Bench::new(TinyGguf::qwen2());
-    let values = bench.run(
+fn dequant_writes_the_selected_tensors_and_type() {
+    let test = TestModel::new(TinyGguf::qwen2());
+    let values = test.run(
         "dequant",
         json!({"type": "bf16", "match": ["*.attn_q.*", "output_norm.weight"]}),
     );
@@ -415,40 +393,33 @@ fn dequant_gives_the_type_and_tensors_asked_for() {
         .collect();
     expected.push("output_norm.weight/values".into());
     assert_eq!(names, expected);
-    let facts = weight(values.part("blk.0.attn_q.weight/values").unwrap());
+    let facts = weight_facts(values.part("blk.0.attn_q.weight/values").unwrap());
     let element = Element::Bf16;
     assert_eq!(facts.shape, [64, 64]);
     assert_eq!(facts.encoding, WeightEncoding::Plain { element });
 }
 
 #[test]
-fn mistakes_in_the_plan_are_told() {
-    let bench = Bench::new(TinyGguf::llama());
+fn invalid_parameters_are_reported() {
+    let test = TestModel::new(TinyGguf::llama());
     let nothing = json!({"override": [{"match": "blk.*.ffn_dwn.weight", "scheme": "f16"}]});
     assert!(
-        bench
-            .refused("requant", nothing)
+        test.error("requant", nothing)
             .contains("`blk.*.ffn_dwn.weight` matches no matrix")
     );
     let vectors = json!({"override": [{"match": "*norm*", "scheme": "f16"}]});
     assert!(
-        bench
-            .refused("requant", vectors)
+        test.error("requant", vectors)
             .contains("`*norm*` matches no matrix")
     );
     assert!(
-        bench
-            .refused("dequant", json!({"match": ["nope"]}))
+        test.error("dequant", json!({"match": ["nope"]}))
             .contains("`nope` matches no tensor")
     );
 
     let path = |kind: &str, params: Value| {
         let stages = stages::all();
-        let problems = stages
-            .get(kind)
-            .unwrap()
-            .check(&params, &[])
-            .expect_err("it should be refused");
+        let problems = stages.get(kind).unwrap().check(&params, &[]).unwrap_err();
         problems[0].path.clone()
     };
     let bad =
@@ -460,58 +431,46 @@ fn mistakes_in_the_plan_are_told() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_are_refused() {
-    let spoilt = |quant: Quant, spoil: fn(&mut Vec<u8>)| {
+fn non_finite_weights_are_rejected() {
+    let with_data = |quant: Quant, change: fn(&mut Vec<u8>)| {
         let mut file = TinyGguf::qwen2().matrices(quant).file();
-        let tensor = file
-            .tensors
-            .iter_mut()
-            .find(|tensor| tensor.name == "blk.0.ffn_up.weight")
-            .unwrap();
-        spoil(&mut tensor.data);
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::new(root.path());
-        let model = inspect(&folder, &file.write()).unwrap();
-        Bench {
-            folder,
-            model,
-            _root: root,
-        }
+        let mut tensors = file.tensors.iter_mut();
+        let tensor = tensors.find(|tensor| tensor.name == "blk.0.ffn_up.weight");
+        change(&mut tensor.unwrap().data);
+        TestModel::of_file(&file)
     };
-    let bench = spoilt(Quant::Q4_1, |data| data[5 * 20 + 3] = 0x7c);
+    let test = with_data(Quant::Q4_1, |data| data[5 * 20 + 3] = 0x7c);
     for (kind, params) in [
         ("requant", json!({})),
         ("requant", json!({"scheme": "f16"})),
         ("requant", json!({"scheme": "int8-block"})),
         ("dequant", json!({})),
     ] {
-        let problem = bench.refused(kind, params.clone());
+        let problem = test.error(kind, params.clone());
         assert!(
             problem.contains("row 2, column 32, in block 5 of type Q4_1"),
             "{kind} {params}: {problem}"
         );
     }
-    let bench = spoilt(Quant::F32, |data| {
+    let test = with_data(Quant::F32, |data| {
         data[7 * 4..8 * 4].copy_from_slice(&f32::NAN.to_le_bytes())
     });
     assert!(
-        bench
-            .refused("requant", json!({}))
+        test.error("requant", json!({}))
             .contains("no number: row 0, column 7")
     );
-    let bench = spoilt(Quant::F32, |data| {
+    let test = with_data(Quant::F32, |data| {
         data[64 * 4..65 * 4].copy_from_slice(&1e6f32.to_le_bytes())
     });
     assert!(
-        bench
-            .refused("dequant", json!({"type": "f16"}))
+        test.error("dequant", json!({"type": "f16"}))
             .contains("1e6 does not fit f16 (row 1, column 0")
     );
 }
 
-/// Doubles are decoded to singles: `native` says exact only where those hold them.
+/// f64 is decoded to f32, so `native` is exact only for values that f32 can represent.
 #[test]
-fn doubles_are_exact_where_singles_hold_them() {
+fn f64_is_exact_if_f32_can_represent_it() {
     for (odd, exact) in [(0.25, true), (0.1, false)] {
         let mut file = TinyGguf::llama().file();
         let tensor = file
@@ -522,15 +481,8 @@ fn doubles_are_exact_where_singles_hold_them() {
         let values = tensor.dims.iter().product::<u64>();
         let doubles = (0..values).map(|i| if i == 5 { odd } else { 1.5 });
         (tensor.type_id, tensor.data) = (28, doubles.flat_map(f64::to_le_bytes).collect());
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::new(root.path());
-        let model = inspect(&folder, &file.write()).unwrap();
-        let bench = Bench {
-            folder,
-            model,
-            _root: root,
-        };
-        let weights = bench.run("requant", json!({}));
+        let test = TestModel::of_file(&file);
+        let weights = test.run("requant", json!({}));
         let facts: WeightFacts = weights
             .part("blk.0.ffn_up.weight/values")
             .unwrap()
@@ -543,16 +495,15 @@ fn doubles_are_exact_where_singles_hold_them() {
     }
 }
 
-/// The same bytes, whatever the number of threads.
 #[test]
-fn one_thread_gives_the_bytes_of_many() {
-    let bench = Bench::new(TinyGguf::qwen2().widths(256, 512).matrices(Quant::Q6_K));
+fn output_does_not_depend_on_the_number_of_threads() {
+    let test = TestModel::new(TinyGguf::qwen2().widths(256, 512).matrices(Quant::Q6_K));
     let params =
         json!({"scheme": "int8-block", "override": [{"match": "*.ffn_*", "scheme": "f16"}]});
-    let many = bench.run("requant", params.clone());
+    let many = test.run("requant", params.clone());
     let one = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
         .unwrap();
-    assert_eq!(one.install(|| bench.run("requant", params)), many);
+    assert_eq!(one.install(|| test.run("requant", params)), many);
 }

@@ -1,10 +1,9 @@
-//! The stage `graph`: what it writes, what it refuses, and that ONNX Runtime computes the model
-//! with it.
+//! The stage `graph`: its output, rejected inputs, and the logits of the graphs in ONNX Runtime.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::support::peers::{python, said};
+use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Stage};
@@ -30,7 +29,7 @@ fn small() -> Value {
 }
 
 #[test]
-fn two_graphs_under_genies_names_over_the_same_weights() {
+fn prefill_and_decode_graphs_share_weights() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::llama();
@@ -45,7 +44,7 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
         weight,
         activations,
     };
-    // The table of the embedding is the head too.
+    // The embedding is also the head.
     let lookup = WeightUse::Lookup { weight: block };
     let uses = vec![linear(block), linear(offset), lookup];
     assert_eq!(
@@ -69,17 +68,17 @@ fn two_graphs_under_genies_names_over_the_same_weights() {
         }
     );
 
-    let given = &model.inputs(&folder);
-    for (name, part) in &given.one("weights").unwrap().parts {
+    let inputs = &model.inputs(&folder);
+    for (name, part) in &inputs.one("weights").unwrap().parts {
         assert_eq!(
             onnx.get(&format!("weights/{name}")),
             Some(part),
-            "{name} is passed on"
+            "{name} is unchanged"
         );
     }
     assert_eq!(
         onnx.get("model.json"),
-        given.one("model").unwrap().get("model.json")
+        inputs.one("model").unwrap().get("model.json")
     );
 
     let prefill = decode(&folder.bytes(onnx.get("prefill.onnx").unwrap())).unwrap();
@@ -121,9 +120,10 @@ ONNX graph `prompt_ar8_cl24_1_of_1`: IR version 10, opset ai.onnx 21, kiln 1
     }
 }
 
-/// `requant` states encodings in facts, a graph by the functions that it calls: they are the same.
+/// The weight encodings in the facts of a graph, which come from its function calls, are those in
+/// the facts of `requant`.
 #[test]
-fn a_graph_states_the_encodings_of_its_weights() {
+fn graph_facts_list_the_weight_encodings() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::qwen2();
@@ -155,19 +155,19 @@ fn a_graph_states_the_encodings_of_its_weights() {
 }
 
 #[test]
-fn the_same_model_gives_the_same_bytes() {
+fn output_is_deterministic() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let model = TinyWeights::qwen2();
     let [first, second] = [(); 2].map(|()| build(&folder, &model, small()));
     assert_eq!(first, second);
     let bytes = folder.bytes(first.get("prefill.onnx").unwrap());
-    let again = prost::Message::encode_to_vec(&decode(&bytes).unwrap());
-    assert!(*bytes == *again, "reading and writing changes nothing");
+    let encoded = prost::Message::encode_to_vec(&decode(&bytes).unwrap());
+    assert!(*bytes == *encoded, "decoding and encoding round-trips");
 }
 
 #[track_caller]
-fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
+fn check_rejected(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let mut model = TinyWeights::llama();
@@ -186,8 +186,8 @@ fn refuses(change: impl Fn(&mut TinyWeights, &mut Inputs), expect: &str) {
 }
 
 #[test]
-fn weights_that_do_not_fit_are_named_all_at_once() {
-    refuses(
+fn all_weight_mismatches_are_reported_at_once() {
+    check_rejected(
         |_, inputs| {
             let weights = &mut inputs.slots.get_mut("weights").unwrap()[0].1.parts;
             weights.remove("blk.0.attn_norm.weight/values");
@@ -205,8 +205,8 @@ fn weights_that_do_not_fit_are_named_all_at_once() {
 }
 
 #[test]
-fn parts_that_no_graph_is_known_for_are_refused_before_anything_runs() {
-    refuses(
+fn unsupported_decoder_parts_are_rejected_before_running() {
+    check_rejected(
         |model, _| {
             let mut spec = DecoderSpec::try_from(model.facts.clone()).unwrap();
             spec.layers[1].activation = Activation::GeluTanh;
@@ -217,7 +217,7 @@ fn parts_that_no_graph_is_known_for_are_refused_before_anything_runs() {
 }
 
 #[test]
-fn the_graph_depends_on_the_parts_of_a_decoder_and_not_on_its_name() {
+fn the_graph_does_not_depend_on_the_architecture_name() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let llama = TinyWeights::llama();
@@ -230,7 +230,7 @@ fn the_graph_depends_on_the_parts_of_a_decoder_and_not_on_its_name() {
 }
 
 #[test]
-fn parameters_are_checked_together() {
+fn all_parameter_problems_are_reported_at_once() {
     let registry = kiln::stages::all();
     let params = json!({"prefill": 0, "context": 0, "residual_exponent": 13});
     let problems = stage(&registry).check(&params, &[]).unwrap_err();
@@ -247,95 +247,48 @@ fn parameters_are_checked_together() {
     assert!(stage(&registry).check(&json!({}), &[]).is_ok());
 }
 
-/// Runs the graphs `onnx` in ONNX Runtime against a decoder in numpy, on `tokens` (random ones if
-/// there are none).
-#[track_caller]
-fn run_in_onnx_runtime(folder: &Folder, onnx: &Manifest, tokens: &[u32], tolerance: f32) {
-    let out = tempfile::tempdir().unwrap();
-    let mut weights = serde_json::Map::new();
-    for (name, part) in &onnx.parts {
-        let path = out.path().join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &*folder.bytes(part)).unwrap();
-        if let Some(name) = name.as_str().strip_prefix("weights/") {
-            weights.insert(name.into(), part.facts.value().clone());
-        }
-    }
-    let facts = json!({"model": onnx.get("model.json").unwrap().facts, "weights": weights, "tokens": tokens});
-    fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
-    println!(
-        "{}",
-        said(
-            python()
-                .arg(script)
-                .arg(out.path())
-                .arg(tolerance.to_string())
-        )
-    );
-}
-
 fn tiny_in_onnx_runtime(model: &TinyWeights, params: Value) {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    run_in_onnx_runtime(&folder, &build(&folder, model, params), &[], 5e-6);
+    compare_with_numpy(&folder, &build(&folder, model, params), &[], 5e-6);
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_a_llama() {
+fn onnx_runtime_matches_numpy_for_llama() {
     tiny_in_onnx_runtime(&TinyWeights::llama(), small());
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_a_qwen2_in_every_spelling() {
+fn onnx_runtime_matches_numpy_for_qwen2_in_every_encoding() {
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), small());
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn powers_of_two_leave_the_logits_alone() {
+fn exponents_do_not_change_the_logits() {
     let params = json!({"prefill": 8, "context": 24, "residual_exponent": 4, "ffn_exponent": 3});
     tiny_in_onnx_runtime(&TinyWeights::qwen2(), params);
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_smollm2() {
+fn onnx_runtime_matches_numpy_for_smollm2() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    let registry = kiln::stages::all();
-    let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.iter().map(slot).collect(),
-            ..Inputs::default()
-        };
-        folder
-            .run_stage(registry.get(kind).unwrap(), params, &inputs)
-            .unwrap()
-    };
-    let gguf = folder.part(
-        &fs::read(crate::support::tools::smollm2()).unwrap(),
-        json!({}),
-    );
-    let file = Manifest {
-        parts: [("model.gguf".parse().unwrap(), gguf)].into(),
-    };
-    let model = run("inspect", json!({}), &[("gguf", &file)]);
-    let weights = run("requant", json!({}), &[("tensors", &model)]);
-    let onnx = run(
-        "graph",
-        json!({"context": 256}),
-        &[("model", &model), ("weights", &weights)],
-    );
+    let gguf = fs::read(crate::support::tools::smollm2()).unwrap();
+    let model = folder.inspect(&gguf).unwrap();
+    let slots = [("tensors", &model)];
+    let weights = folder.run("requant", json!({}), &slots).unwrap();
+    let slots = [("model", &model), ("weights", &weights)];
+    let onnx = folder
+        .run("graph", json!({"context": 256}), &slots)
+        .unwrap();
     let tokenizer =
         Tokenizer::from_metadata(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap();
     let tokens = tokenizer
         .encode(include_str!("../../plans/data/eval.txt"))
         .unwrap();
-    run_in_onnx_runtime(&folder, &onnx, &tokens, 1e-5);
+    compare_with_numpy(&folder, &onnx, &tokens, 1e-5);
 }

@@ -1,56 +1,40 @@
-//! `kiln init`: what it writes can be checked, planned and built.
+//! `kiln init`: its plans can be checked, planned and built.
 
 use std::fs;
 use std::path::Path;
 
+use crate::support::call::kiln;
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::tiny_gguf::TinyGguf;
-use assert_cmd::Command;
 
-fn kiln(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let mut command = Command::cargo_bin("kiln").unwrap();
-    let output = command
-        .env_remove("GITHUB_ACTIONS")
-        .current_dir(folder)
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
-
-/// What the call says where it must succeed.
-fn said(folder: &Path, arguments: &[&str]) -> String {
+/// The standard output of a call, which must succeed.
+fn stdout(folder: &Path, arguments: &[&str]) -> String {
     let (code, out, err) = kiln(folder, arguments);
     assert_eq!(code, 0, "{arguments:?}: {err}");
     out
 }
 
-/// What the call complains of, by which the text must be found.
-fn refused(folder: &Path, arguments: &[&str], code: i32, expect: &[&str]) {
+/// Checks that a call fails with this exit code and these texts in its error output.
+fn check_fails(folder: &Path, arguments: &[&str], code: i32, expect: &[&str]) {
     let (found, _, err) = kiln(folder, arguments);
     assert_eq!(found, code, "{arguments:?}: {err}");
-    expect
-        .iter()
-        .for_each(|text| assert!(err.contains(text), "{text} in:\n{err}"));
+    for text in expect {
+        assert!(err.contains(text), "{text} in:\n{err}");
+    }
 }
 
 #[test]
-fn a_local_model_is_built_by_its_plan() {
+fn the_plan_for_a_local_model_builds() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::write(folder.join("Tiny Pot.gguf"), TinyGguf::qwen2().write()).unwrap();
-    let out = said(folder, &["init", "file:Tiny Pot.gguf", "--soc", "sm8750"]);
+    let out = stdout(folder, &["init", "file:Tiny Pot.gguf", "--soc", "sm8750"]);
     assert!(out.starts_with("`Tiny`: qwen2, 2 layers, Q4_0 "), "{out}");
     assert!(out.contains("kiln build plans/tiny-pot.toml "), "{out}");
 
-    assert!(said(folder, &["check", "plans/tiny-pot.toml"]).contains("no problems"));
-    assert!(said(folder, &["plan", "plans/tiny-pot.toml"]).contains("would run"));
-    let out = said(
+    assert!(stdout(folder, &["check", "plans/tiny-pot.toml"]).contains("no problems"));
+    assert!(stdout(folder, &["plan", "plans/tiny-pot.toml"]).contains("would run"));
+    let out = stdout(
         folder,
         &["build", "plans/tiny-pot.toml", "model", "weights", "graph"],
     );
@@ -65,32 +49,31 @@ fn a_local_model_is_built_by_its_plan() {
         plan.contains("context = 512 ") && plan.contains("\"sm8750\"") && !plan.contains('@'),
         "{plan}"
     );
-    refused(
+    check_fails(
         folder,
         &["init", "file:Tiny Pot.gguf"],
         2,
         &["plans/tiny-pot.toml is there already", "--out"],
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), plan);
-    said(
+    stdout(
         folder,
         &["init", "file:Tiny Pot.gguf", "--out", "plans/again.toml"],
     );
 }
 
-/// The pins and the stages are those of the plan that is tried out; only limits and sizes are the
-/// model's own.
+/// The pins and stages are those of the committed plan; only limits and sizes depend on the model.
 #[test]
-fn the_plan_is_the_one_that_people_copy() {
+fn the_plan_matches_the_committed_plan() {
     let folder = tempfile::tempdir().unwrap();
     let url = "hf:bartowski/DeepSeek-R1-Distill-Qwen-1.5B-GGUF/DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.\
                gguf@main";
-    let out = said(folder.path(), &["init", url, "--out", "plan.toml"]);
+    let out = stdout(folder.path(), &["init", url, "--out", "plan.toml"]);
     assert!(out.contains("kiln build plan.toml source "), "{out}");
     let copied = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans/deepseek-qwen-1.5b.toml");
     let written = folder.path().join("plan.toml");
 
-    let show = |path: &Path| said(folder.path(), &["show", path.to_str().unwrap()]);
+    let show = |path: &Path| stdout(folder.path(), &["show", path.to_str().unwrap()]);
     assert_eq!(show(&written), show(&copied));
     let read = |path: &Path| -> toml::Table { fs::read_to_string(path).unwrap().parse().unwrap() };
     let (written, copied, mut common) = (
@@ -106,7 +89,7 @@ fn the_plan_is_the_one_that_people_copy() {
     assert_eq!(written["vars"]["sha256"].as_str(), Some(""));
     assert_eq!(written["tools"], common["tools"]);
     assert_eq!(written["stage"]["source"], copied["stage"]["source"]);
-    // Which keys are centred is the model's affair, unless somebody wants to see what goes wrong.
+    // `init` sets no `key_centre`: its default depends on the model.
     common["stage"]["graph"]
         .as_table_mut()
         .unwrap()
@@ -117,13 +100,13 @@ fn the_plan_is_the_one_that_people_copy() {
 }
 
 #[test]
-fn what_cannot_be_built_is_said_before_anything_is_written() {
+fn unsupported_models_are_rejected_before_writing() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut mamba = TinyGguf::llama().file();
     mamba.set("general.architecture", "mamba");
     fs::write(folder.join("mamba.gguf"), mamba.write()).unwrap();
-    refused(
+    check_fails(
         folder,
         &["init", "file:mamba.gguf"],
         1,
@@ -132,26 +115,26 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
             "kiln supports llama and qwen2",
         ],
     );
-    refused(
+    check_fails(
         folder,
         &["init", "file:absent.gguf"],
         2,
         &["absent.gguf", "No such file"],
     );
-    refused(
+    check_fails(
         folder,
         &["init", "mamba.gguf"],
         2,
         &["no scheme", "write file:mamba.gguf"],
     );
-    refused(folder, &["init", "hf:a/b"], 2, &["OWNER/REPO/FILE"]);
-    refused(
+    check_fails(folder, &["init", "hf:a/b"], 2, &["OWNER/REPO/FILE"]);
+    check_fails(
         folder,
         &["init", "https://a.example/c.bin"],
         2,
         &["`c.bin` is no GGUF"],
     );
-    refused(
+    check_fails(
         folder,
         &["init", "hf:a/b/c.gguf", "--soc", "sm8651"],
         2,
@@ -161,7 +144,7 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
 
     fs::create_dir_all(folder.join("plans/data")).unwrap();
     fs::write(folder.join("plans/data/eval.txt"), "another text").unwrap();
-    refused(
+    check_fails(
         folder,
         &["init", "hf:a/b/c.gguf"],
         2,
@@ -171,7 +154,7 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
 }
 
 #[test]
-fn what_a_file_is_instead_is_said() {
+fn unusable_files_and_tokenizers_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for (text, what) in [
@@ -183,30 +166,32 @@ fn what_a_file_is_instead_is_said() {
         ("", "it is an empty file"),
     ] {
         fs::write(folder.join("pot.gguf"), text).unwrap();
-        refused(folder, &["init", "file:pot.gguf"], 2, &[what]);
-        refused(folder, &["inspect", "pot.gguf"], 2, &[what]);
+        check_fails(folder, &["init", "file:pot.gguf"], 2, &[what]);
+        check_fails(folder, &["inspect", "pot.gguf"], 2, &[what]);
     }
     let mut file = TinyGguf::llama().file();
     file.set("tokenizer.ggml.pre", "llama-bpe");
     fs::write(folder.join("pot.gguf"), file.write()).unwrap();
-    let out = said(folder, &["init", "file:pot.gguf"]);
+    let out = stdout(folder, &["init", "file:pot.gguf"]);
     let help = [
         "`bundle` would fail",
         "the pre-tokenizer `llama-bpe` is not known",
     ];
-    refused(folder, &["check", "plans/pot.toml"], 1, &help);
-    let mut mute = TinyGguf::llama().file();
-    mute.keys.retain(|(key, _)| !key.starts_with("tokenizer."));
-    fs::write(folder.join("mute.gguf"), mute.write()).unwrap();
-    assert!(said(folder, &["init", "file:mute.gguf"]).contains("the file has no tokenizer"));
-    refused(
+    check_fails(folder, &["check", "plans/pot.toml"], 1, &help);
+    let mut no_tokenizer = TinyGguf::llama().file();
+    no_tokenizer
+        .keys
+        .retain(|(key, _)| !key.starts_with("tokenizer."));
+    fs::write(folder.join("mute.gguf"), no_tokenizer.write()).unwrap();
+    assert!(stdout(folder, &["init", "file:mute.gguf"]).contains("the file has no tokenizer"));
+    check_fails(
         folder,
         &["check", "plans/mute.toml"],
         1,
         &["`bundle` would fail", "the file has no tokenizer"],
     );
     fs::write(folder.join("pot.gguf"), TinyGguf::llama().write()).unwrap();
-    let long = said(
+    let long = stdout(
         folder,
         &["check", "plans/pot.toml", "--set", "context=1024"],
     );
@@ -223,7 +208,7 @@ fn what_a_file_is_instead_is_said() {
 }
 
 #[test]
-fn what_is_odd_and_changes_nothing_is_a_warning() {
+fn an_unused_invalid_token_id_is_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut file = TinyGguf::llama().file();
@@ -235,13 +220,13 @@ fn what_is_odd_and_changes_nothing_is_a_warning() {
         &["inspect", "pot.gguf"],
         &["check", "plans/pot.toml"],
     ] {
-        let out = said(folder, call);
+        let out = stdout(folder, call);
         assert!(out.contains(warning), "{call:?}: {out}");
     }
 }
 
 #[test]
-fn a_model_writes_no_stages_into_its_plan() {
+fn model_metadata_cannot_inject_stages() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for key in ["tokenizer.ggml.pre", "tokenizer.ggml.model", "general.name"] {
@@ -252,7 +237,7 @@ fn a_model_writes_no_stages_into_its_plan() {
              \u{1b}[31m",
         );
         fs::write(folder.join("pot.gguf"), file.write()).unwrap();
-        let out = said(folder, &["init", "file:pot.gguf", "--out", "pot.toml"]);
+        let out = stdout(folder, &["init", "file:pot.gguf", "--out", "pot.toml"]);
         let plan = fs::read_to_string(folder.join("pot.toml")).unwrap();
         assert!(
             !plan.contains("\n[stage.evil]") && !plan.contains('\u{1b}') && !out.contains('\u{1b}'),
@@ -263,10 +248,10 @@ fn a_model_writes_no_stages_into_its_plan() {
 }
 
 #[test]
-fn a_model_in_pieces_is_fetched_whole() {
+fn a_split_model_is_fetched_completely() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let out = said(
+    let out = stdout(
         folder,
         &[
             "init",
@@ -292,9 +277,9 @@ fn a_model_in_pieces_is_fetched_whole() {
         Some("hf:a/b/pot-00003-of-00003.gguf@v1")
     );
     assert_eq!(plan["stage"]["model"]["gguf"].as_array().unwrap().len(), 3);
-    assert!(said(folder, &["check", "a plan.toml"]).contains("no problems"));
+    assert!(stdout(folder, &["check", "a plan.toml"]).contains("no problems"));
 
-    said(
+    stdout(
         folder,
         &[
             "init",
@@ -306,9 +291,9 @@ fn a_model_in_pieces_is_fetched_whole() {
         plan["vars"]["source"].as_str(),
         Some("https://a.example/x/pot.gguf.part{1..2}of2?download=true")
     );
-    assert!(said(folder, &["check", "plans/pot.toml"]).contains("no problems"));
+    assert!(stdout(folder, &["check", "plans/pot.toml"]).contains("no problems"));
 
-    // Files of this machine are pinned, each.
+    // Each local file is pinned.
     let mut first = TinyGguf::qwen2().file();
     let mut second = GgufFile {
         tensors: first.tensors.split_off(3),
@@ -323,16 +308,16 @@ fn a_model_in_pieces_is_fetched_whole() {
         )
         .unwrap();
     }
-    let out = said(folder, &["init", "file:jar-00002-of-00002.gguf"]);
+    let out = stdout(folder, &["init", "file:jar-00002-of-00002.gguf"]);
     assert!(out.starts_with("`Tiny`: qwen2, 2 layers, "), "{out}");
-    assert!(said(folder, &["build", "plans/jar.toml", "model"]).contains("summary.txt"));
-    refused(
+    assert!(stdout(folder, &["build", "plans/jar.toml", "model"]).contains("summary.txt"));
+    check_fails(
         folder,
         &["init", "hf:a/b/pot.gguf-split-a"],
         2,
         &["`parts` of a `fetch` stage"],
     );
-    // What makes a plan too long is told of the file.
+    // A plan that becomes too long is reported with the name of the file.
     let long = format!(
         "https://a.example/{}/pot-00001-of-00900.gguf",
         "x".repeat(2000)
@@ -348,7 +333,7 @@ fn a_model_in_pieces_is_fetched_whole() {
 }
 
 #[test]
-fn characters_of_a_plan_may_be_in_a_name() {
+fn special_characters_in_file_names_are_escaped() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for (name, out) in [
@@ -357,16 +342,16 @@ fn characters_of_a_plan_may_be_in_a_name() {
         ("it's \"{1..2}\".gguf", "c.toml"),
     ] {
         fs::write(folder.join(name), TinyGguf::qwen2().write()).unwrap();
-        said(folder, &["init", &format!("file:{name}"), "--out", out]);
+        stdout(folder, &["init", &format!("file:{name}"), "--out", out]);
         assert!(
-            said(folder, &["build", out, "model"]).contains("summary.txt"),
+            stdout(folder, &["build", out, "model"]).contains("summary.txt"),
             "{name}"
         );
     }
     let plan = fs::read_to_string(folder.join("b.toml")).unwrap();
     assert!(plan.contains("name = \"a--1-soc-\""), "{plan}");
     for url in ["hf:a/b:Q4_0", "a/b:Q4_0"] {
-        refused(
+        check_fails(
             folder,
             &["init", url],
             2,
@@ -376,7 +361,7 @@ fn characters_of_a_plan_may_be_in_a_name() {
 }
 
 #[test]
-fn no_chip_of_another_family_is_suggested() {
+fn unrelated_chips_are_not_suggested() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = kiln(
         folder.path(),

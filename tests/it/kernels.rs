@@ -1,10 +1,10 @@
-//! Every kernel that this machine can run gives what the scalar one gives, bit for bit.
+//! Every kernel that this machine can run equals the scalar one, bit for bit.
 
 use kiln::model::quant::ErrorLanes;
 use kiln::model::quant::kernels::{Decode, Decoders, Kernels, available};
 use proptest::prelude::*;
 
-/// Halves at every edge: zeros, subnormals, the largest and least normal ones, infinities, quiet
+/// Edge cases of f16: zeros, subnormals, the largest and smallest normal numbers, infinities, quiet
 /// and signalling NaNs.
 const EDGES: [u16; 16] = [
     0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x7bff, 0xfbff, 0x3c00, 0x7c00, 0xfc00,
@@ -24,21 +24,17 @@ fn wider() -> impl Iterator<Item = &'static Kernels> {
         .filter(|kernels| kernels.name != "scalar")
 }
 
-/// Bits of what was calculated; a NaN is a NaN, since which of two a product hands on is not said.
+/// The bits of computed values. All NaNs are equal, since it is not specified which NaN a product
+/// returns.
 fn bits(values: &[f32]) -> Vec<u32> {
-    values
-        .iter()
-        .map(|value| {
-            if value.is_nan() {
-                f32::NAN.to_bits()
-            } else {
-                value.to_bits()
-            }
-        })
-        .collect()
+    let bits = |value: &f32| match value.is_nan() {
+        true => f32::NAN.to_bits(),
+        false => value.to_bits(),
+    };
+    values.iter().map(bits).collect()
 }
 
-/// Bits of what was converted, those of NaNs too.
+/// The bits of converted values, including those of NaNs.
 fn all_bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -47,45 +43,42 @@ fn decoded(decode: Decode, blocks: &[u8], values: usize) -> Vec<u32> {
     bits(&decoded_at(0, decode, blocks, values))
 }
 
-/// Decodes to `start` singles behind a line of the cache, and looks that nothing around it was
-/// touched.
+/// Decodes to `start` values after a cache line boundary, and checks that nothing around the output
+/// was changed.
 fn decoded_at(start: usize, decode: Decode, blocks: &[u8], values: usize) -> Vec<f32> {
     const UNTOUCHED: f32 = 12345.0;
     let mut out = vec![UNTOUCHED; values + 32];
     let start = out.as_ptr().align_offset(64) + start;
     decode(blocks, &mut out[start..start + values]);
-    assert!(
-        out[..start]
-            .iter()
-            .chain(&out[start + values..])
-            .all(|value| *value == UNTOUCHED)
-    );
-    out[start..start + values].to_vec()
+    let decoded = out[start..start + values].to_vec();
+    out[start..start + values].fill(UNTOUCHED);
+    assert!(out.iter().all(|value| *value == UNTOUCHED));
+    decoded
 }
 
-/// Halves, and a look that nothing around them was touched. They begin at an odd address.
-fn halved(kernels: &Kernels, values: &[f32]) -> Vec<u8> {
+/// Rounds to f16 at an odd address, and checks that nothing around the output was changed.
+fn rounded_to_f16(kernels: &Kernels, values: &[f32]) -> Vec<u8> {
     const UNTOUCHED: u8 = 0x5a;
     let mut out = vec![UNTOUCHED; values.len() * 2 + 65];
-    let (ours, behind) = out[1..].split_at_mut(values.len() * 2);
-    (kernels.to_f16)(values, ours);
+    let (output, behind) = out[1..].split_at_mut(values.len() * 2);
+    (kernels.to_f16)(values, output);
     assert!(behind.iter().all(|byte| *byte == UNTOUCHED));
     assert_eq!(out[0], UNTOUCHED);
     out[1..=values.len() * 2].to_vec()
 }
 
-/// Sums as text, in which zeros have signs and a NaN is a NaN.
+/// The error sums as text, which shows the signs of zeros and has one form of NaN.
 fn measured(kernels: &Kernels, source: &[f32], result: &[f32]) -> String {
     let mut lanes = ErrorLanes::default();
-    // In two steps: what was there must be kept.
+    // In two steps: the second must add to the first.
     let step = source.len() / 16 * 8;
     (kernels.measure)(&mut lanes, &source[..step], &result[..step]);
     (kernels.measure)(&mut lanes, &source[step..], &result[step..]);
     format!("{lanes:?}")
 }
 
-/// Singles of any bits, those at the edges more often.
-fn any_single() -> impl Strategy<Value = f32> {
+/// f32 values with any bits, edge cases more often.
+fn any_f32() -> impl Strategy<Value = f32> {
     let edges = [
         0,
         1,
@@ -101,8 +94,7 @@ fn any_single() -> impl Strategy<Value = f32> {
     prop_oneof![8 => any::<u32>(), 1 => edge].prop_map(f32::from_bits)
 }
 
-/// The decoder of a format, by which it is found in a table; values and bytes of a block; where its
-/// halves are.
+/// Name and decoder of a format; values and bytes of a block; the offsets of its f16 numbers.
 type Format = (
     &'static str,
     fn(&Decoders) -> Decode,
@@ -119,7 +111,7 @@ const FORMATS: [Format; 4] = [
 ];
 
 #[test]
-fn a_server_of_today_has_wider_ones() {
+fn available_kernels_match_the_cpu_features() {
     let names: Vec<&str> = available().iter().map(|kernels| kernels.name).collect();
     println!("{names:?}");
     assert_eq!(names.last(), Some(&"scalar"));
@@ -134,51 +126,66 @@ fn a_server_of_today_has_wider_ones() {
 
 proptest! {
     #[test]
-    fn random_blocks(random in prop::collection::vec(any::<u8>(), 210 * 5), start in 0..16usize) {
+    fn random_blocks_decode_like_scalar(
+        random in prop::collection::vec(any::<u8>(), 210 * 5),
+        start in 0..16usize,
+    ) {
         for (name, of, len, size, _) in FORMATS {
             let blocks = &random[..random.len() / size * size];
             let values = blocks.len() / size * len;
             let expected = decoded(of(&scalar().cached), blocks, values);
             for kernels in wider() {
-                prop_assert_eq!(decoded(of(&kernels.cached), blocks, values), expected.clone(), "{} {}", kernels.name, name);
-                let streamed = decoded_at(start, of(&kernels.streaming), blocks, values);
-                prop_assert_eq!(bits(&streamed), expected.clone(), "{} {} streaming {}", kernels.name, name, start);
+                let near = decoded(of(&kernels.cached), blocks, values);
+                prop_assert_eq!(near, &*expected, "{} {}", kernels.name, name);
+                let far = bits(&decoded_at(start, of(&kernels.streaming), blocks, values));
+                prop_assert_eq!(far, &*expected, "{} {} far {}", kernels.name, name, start);
             }
         }
     }
 
     #[test]
-    fn blocks_at_the_edges(random in prop::collection::vec(any::<u8>(), 210 * 16), turn in 0..16usize) {
-        for (name, of, len, size, halves) in FORMATS {
+    fn edge_case_blocks_decode_like_scalar(
+        random in prop::collection::vec(any::<u8>(), 210 * 16),
+        rotation in 0..16usize,
+    ) {
+        for (name, of, len, size, f16s) in FORMATS {
             let mut blocks = random[..16 * size].to_vec();
             for (i, block) in blocks.chunks_mut(size).enumerate() {
-                for (at, shift) in halves.iter().zip([0, turn]) {
+                for (at, shift) in f16s.iter().zip([0, rotation]) {
                     block[*at..at + 2].copy_from_slice(&EDGES[(i + shift) % 16].to_le_bytes());
                 }
             }
             let expected = decoded(of(&scalar().cached), &blocks, 16 * len);
             for kernels in wider() {
-                prop_assert_eq!(decoded(of(&kernels.cached), &blocks, 16 * len), expected.clone(), "{} {}", kernels.name, name);
+                let found = decoded(of(&kernels.cached), &blocks, 16 * len);
+                prop_assert_eq!(found, &*expected, "{} {}", kernels.name, name);
             }
         }
     }
 
     #[test]
-    fn halves(values in prop::collection::vec(any_single(), 0..70)) {
-        // Most random singles are beyond a half; these are not.
-        let near: Vec<f32> = values.iter().map(|value| f32::from_bits(value.to_bits() & 0x8fff_ffff | 0x3000_0000)).collect();
+    fn f16_rounding_matches_scalar(values in prop::collection::vec(any_f32(), 0..70)) {
+        // Most random f32 values overflow f16; these do not.
+        let in_range = |value: &f32| f32::from_bits(value.to_bits() & 0x8fff_ffff | 0x3000_0000);
+        let near: Vec<f32> = values.iter().map(in_range).collect();
         for values in [values, near] {
-            let expected = halved(scalar(), &values);
+            let expected = rounded_to_f16(scalar(), &values);
             for kernels in wider() {
-                prop_assert_eq!(halved(kernels, &values), &*expected, "{}", kernels.name);
+                prop_assert_eq!(rounded_to_f16(kernels, &values), &*expected, "{}", kernels.name);
             }
         }
     }
 
     #[test]
-    fn sums(pairs in prop::collection::vec((-1e30f32..1e30, -1.0f32..1.0), 0..99), same in any::<bool>()) {
-        let source: Vec<f32> = pairs.iter().map(|(value, _)| *value).collect();
-        let result: Vec<f32> = pairs.iter().map(|(value, by)| if same { *value } else { value * (1.0 + by / 64.0) }).collect();
+    fn error_sums_match_scalar(
+        pairs in prop::collection::vec((-1e30f32..1e30, -1.0f32..1.0), 0..99),
+        same in any::<bool>(),
+    ) {
+        let (mut source, mut result) = (vec![], vec![]);
+        for (value, change) in pairs {
+            source.push(value);
+            result.push(if same { value } else { value * (1.0 + change / 64.0) });
+        }
         let expected = measured(scalar(), &source, &result);
         for kernels in wider() {
             prop_assert_eq!(measured(kernels, &source, &result), &*expected, "{}", kernels.name);
@@ -186,7 +193,7 @@ proptest! {
     }
 
     #[test]
-    fn sums_of_anything(pairs in prop::collection::vec((any_single(), any_single()), 0..99)) {
+    fn error_sums_of_any_bits_match_scalar(pairs in prop::collection::vec((any_f32(), any_f32()), 0..99)) {
         let (source, result): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
         let expected = measured(scalar(), &source, &result);
         for kernels in wider() {
@@ -195,11 +202,11 @@ proptest! {
     }
 }
 
-/// A scale of any bits, and an offset of any: of either sign, subnormal, infinite, not a number.
+/// Scales and offsets with all bit patterns.
 #[test]
-fn every_scale() {
+fn every_scale_decodes_like_scalar() {
     const AT_ONCE: usize = 1 << 11;
-    for (name, of, len, size, halves) in FORMATS {
+    for (name, of, len, size, f16s) in FORMATS {
         let mut state = 1u32;
         for first in (0..=u16::MAX).step_by(AT_ONCE) {
             let mut blocks = vec![0; AT_ONCE * size];
@@ -208,9 +215,9 @@ fn every_scale() {
                     state = state.wrapping_mul(1664525).wrapping_add(1013904223);
                     (state >> 24) as u8
                 });
-                // An odd factor takes the offset through all of them too, in another order.
-                for (at, half) in halves.iter().zip([scale, scale.wrapping_mul(40503)]) {
-                    block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
+                // With an odd factor, the offset takes all values too, in another order.
+                for (at, number) in f16s.iter().zip([scale, scale.wrapping_mul(40503)]) {
+                    block[*at..at + 2].copy_from_slice(&number.to_le_bytes());
                 }
             }
             let expected = decoded(of(&scalar().cached), &blocks, AT_ONCE * len);
@@ -225,7 +232,7 @@ fn every_scale() {
 }
 
 #[test]
-fn every_half() {
+fn every_f16_decodes_like_scalar() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let expected = all_bits(&decoded_at(0, scalar().from_f16, &all, 1 << 16));
     for kernels in wider() {
@@ -235,62 +242,61 @@ fn every_half() {
             "{}",
             kernels.name
         );
-        // Any number of them from anywhere, too.
-        for (count, start) in (0..70).flat_map(|count| (0..16).map(move |start| (count, start))) {
-            let singles = decoded_at(
-                start,
-                kernels.from_f16,
-                &all[2 * start..2 * (start + count)],
-                count,
-            );
-            assert_eq!(
-                all_bits(&singles),
-                expected[start..start + count],
-                "{} {count} {start}",
-                kernels.name
-            );
+        // With every short length and alignment.
+        for count in 0..70 {
+            for start in 0..16 {
+                let part = &all[2 * start..2 * (start + count)];
+                let values = decoded_at(start, kernels.from_f16, part, count);
+                assert_eq!(
+                    all_bits(&values),
+                    expected[start..start + count],
+                    "{} {count} {start}",
+                    kernels.name
+                );
+            }
         }
     }
 }
 
-/// Every half, the tie behind it, and what is beside both: among them the largest subnormal, what
-/// is just beyond the largest half, and NaNs of which a half would keep nothing.
+/// Every f16 value, the tie above it, and the neighbours of both. This includes the largest
+/// subnormal, values just above the largest f16, and NaNs whose payload does not fit f16.
 #[test]
-fn every_tie() {
+fn every_rounding_tie_matches_scalar() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     let halves = decoded_at(0, scalar().from_f16, &all, 1 << 16);
-    let near = |half: &f32| {
-        [0, 0x1000]
-            .map(|tie| half.to_bits() + tie)
-            .map(|bits| [bits.wrapping_sub(1), bits, bits + 1])
+    let mut values = vec![];
+    let mut add_neighbours = |bits: u32| {
+        for bits in [bits.wrapping_sub(1), bits, bits + 1] {
+            values.push(f32::from_bits(bits));
+        }
     };
-    let values: Vec<f32> = halves
-        .iter()
-        .flat_map(near)
-        .flatten()
-        .map(f32::from_bits)
-        .collect();
-    // Between subnormal halves, ties are further apart than the one above.
-    let ties = halves
-        .iter()
-        .filter(|half| half.is_finite())
-        .map(|half| half + half.signum() * 0.5f32.powi(25));
-    let near = ties
-        .flat_map(|tie| [tie.to_bits() - 1, tie.to_bits(), tie.to_bits() + 1])
-        .map(f32::from_bits);
-    // And singles of every kind.
-    let steps = (0..1_000_000u32).map(|step| f32::from_bits(step.wrapping_mul(4297)));
-    let values: Vec<f32> = values.into_iter().chain(near).chain(steps).collect();
-    let expected = halved(scalar(), &values);
+    for half in &halves {
+        add_neighbours(half.to_bits());
+        add_neighbours(half.to_bits() + 0x1000);
+        // Between subnormal f16 values, the tie is at a larger distance.
+        if half.is_finite() {
+            add_neighbours((half + half.signum() * 0.5f32.powi(25)).to_bits());
+        }
+    }
+    // And a million f32 values with other bits.
+    for step in 0..1_000_000u32 {
+        values.push(f32::from_bits(step.wrapping_mul(4297)));
+    }
+    let expected = rounded_to_f16(scalar(), &values);
     for kernels in wider() {
-        assert!(halved(kernels, &values) == expected, "{}", kernels.name);
+        assert!(
+            rounded_to_f16(kernels, &values) == expected,
+            "{}",
+            kernels.name
+        );
     }
 }
 
-/// A sign of zero and a difference in the last bit both count.
+/// A difference in the sign of zero or in the last bit is an error.
 #[test]
-fn a_difference_in_one_bit_is_seen_in_every_lane() {
-    for (at, bit) in (0..19).flat_map(|at| [(at, 0), (at, 31)]) {
+fn one_bit_differences_are_detected_in_every_lane() {
+    for case in 0..38 {
+        let (at, bit) = (case / 2, case % 2 * 31);
         let mut source = [1.0f32; 19];
         source[at] = if bit == 0 { 1.0 } else { 0.0 };
         let mut result = source;

@@ -1,14 +1,14 @@
-//! The bytes of a stage change only with its version: a cache would else go on handing out the old
-//! ones.
+//! The output bytes of a stage change only together with its version. Otherwise caches would
+//! continue to return the old bytes.
 
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
-use kiln::action::{Inputs, Manifest};
+use kiln::action::Manifest;
 use kiln::base::hash_bytes;
 use kiln::stages;
 use serde_json::{Value, json};
 
-/// Kind, version, what is done, and the digest of all that comes of it.
+/// Kind, version, parameters, and the digest of all outputs.
 const GOLDEN: &str = r#"inspect 3 {} b3:c385e45fd03a
 dequant 2 {"type":"f32"} b3:f70435de3057
 dequant 2 {"type":"f16"} b3:a3d8ccc8d3b2
@@ -31,47 +31,26 @@ graph 6 {"context":24,"prefill":8} b3:3a0e5767b4b0
 "#;
 
 fn digest(manifest: &Manifest) -> String {
-    let line = |(name, part): (_, &kiln::action::Part)| {
-        format!("{name} {} {}\n", part.content.digest, part.facts)
-    };
-    hash_bytes(
-        manifest
-            .parts
-            .iter()
-            .map(line)
-            .collect::<String>()
-            .as_bytes(),
-    )
-    .short()
+    let mut text = String::new();
+    for (name, part) in &manifest.parts {
+        text += &format!("{name} {} {}\n", part.content.digest, part.facts);
+    }
+    hash_bytes(text.as_bytes()).short()
 }
 
 #[test]
-fn bytes_change_with_the_version_only() {
+fn output_changes_only_with_the_stage_version() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let registry = stages::all();
     let mut found = String::new();
     let mut run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![("giver".into(), (*given).clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.iter().map(slot).collect(),
-            ..Inputs::default()
-        };
-        let stage = registry.get(kind).unwrap();
-        let manifest = folder.run_stage(stage, params.clone(), &inputs).unwrap();
-        found += &format!(
-            "{kind} {} {params} {}\n",
-            stage.spec().version,
-            digest(&manifest)
-        );
+        let manifest = folder.run(kind, params.clone(), slots).unwrap();
+        let version = registry.get(kind).unwrap().spec().version;
+        found += &format!("{kind} {version} {params} {}\n", digest(&manifest));
         manifest
     };
-    let gguf = folder.part(&TinyGguf::qwen2().write(), json!({}));
-    let file = Manifest {
-        parts: [("tiny.gguf".parse().unwrap(), gguf)].into(),
-    };
+    let file = folder.file("tiny.gguf", &TinyGguf::qwen2().write());
     let model = run("inspect", json!({}), &[("gguf", &file)]);
     for to in ["f32", "f16", "bf16"] {
         run("dequant", json!({ "type": to }), &[("model", &model)]);
@@ -105,7 +84,7 @@ fn bytes_change_with_the_version_only() {
     }
     assert!(
         found == GOLDEN,
-        "these stages give other bytes than before; raise the version of each in its SPEC, then \
+        "the output of these stages has changed; increase the version of each in its SPEC, then \
          write here:\n{found}"
     );
 }

@@ -1,83 +1,79 @@
-//! What a real build survives: `kill -9` at any moment, and damage to its cache.
+//! Builds that are killed with `kill -9` at some moment, and damage to the cache.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::working_on;
+use crate::support::processes::processes_using;
+use crate::support::results::entry_path;
 use crate::support::tiny_build::TinyBuild;
-use kiln::base::hash_bytes;
 use kiln::store::Disk;
 use rustix::pipe::fcntl_setpipe_size;
 
 const ROUNDS: usize = 20;
-/// A few dozen events: the least that the kernel grants.
+/// The smallest size that the kernel allows, a few dozen events.
 const PIPE_BYTES: usize = 4096;
 
-/// Begins a build and kills it once it has told `events` events; yields whether that struck it
-/// alive.
-fn kill_after(events: usize, tiny: &TinyBuild, room: &str) -> bool {
+/// Starts a build and kills it after `events` events. Returns whether it was still running.
+fn kill_after(events: usize, tiny: &TinyBuild, workspace: &str) -> bool {
     let mut kiln = tiny
-        .build(room)
+        .build(workspace)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let stdout = kiln.stdout.take().unwrap();
-    // Nobody reads on after that many: the full pipe holds the build until it is struck.
+    // After these events nothing is read, so the full pipe blocks the build until it is killed.
     fcntl_setpipe_size(&stdout, PIPE_BYTES).unwrap();
     let mut lines = BufReader::with_capacity(64, stdout).lines();
-    lines
-        .by_ref()
-        .take(events)
-        .for_each(|line| drop(line.unwrap()));
-    // Wherever it is by now.
+    for line in lines.by_ref().take(events) {
+        line.unwrap();
+    }
     sleep(Duration::from_micros(events as u64 * 997 % 3000));
     kiln.kill().unwrap();
     !kiln.wait().unwrap().success()
 }
 
-/// The signal that ends a child takes a moment to arrive.
-fn wait_for_the_end_of(processes: &[PathBuf]) {
-    let begin = Instant::now();
-    while processes.iter().any(|process| {
-        !fs::read(process.join("cmdline"))
-            .unwrap_or_default()
-            .is_empty()
-    }) {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "left behind: {processes:?}"
-        );
-        sleep(Duration::from_millis(1));
+/// Waits until processes have ended, since the signal to a child takes a moment.
+fn wait_for_end(processes: &[PathBuf]) {
+    let start = Instant::now();
+    for process in processes {
+        let command_line = || fs::read(process.join("cmdline")).unwrap_or_default();
+        while !command_line().is_empty() {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "still running: {processes:?}"
+            );
+            sleep(Duration::from_millis(1));
+        }
     }
 }
 
 #[test]
-fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
+fn a_killed_build_leaves_no_partial_output_and_loses_no_result() {
     let tiny = TinyBuild::new();
-    let told = tiny.events("whole").len();
-    let expected = tiny.written("whole");
+    let event_count = tiny.events("expected").len();
+    let expected = tiny.written("expected");
     assert_eq!(
         expected.keys().collect::<Vec<_>>(),
         ["model", "plain", "reference", "rounded", "weights"]
     );
-    let (parts, ran) = tiny.build_to_end("whole");
+    let (parts, ran) = tiny.build_to_end("expected");
     assert_eq!(ran, 0);
 
-    let (mut killed, mut saved) = (0, 0);
+    let (mut killed, mut kept) = (0, 0);
     for round in 0..ROUNDS {
         let name = round.to_string();
-        killed += usize::from(kill_after(told * round / ROUNDS, &tiny, &name));
+        killed += usize::from(kill_after(event_count * round / ROUNDS, &tiny, &name));
 
-        wait_for_the_end_of(&working_on(&tiny.room(&name)));
+        wait_for_end(&processes_using(&tiny.workspace(&name)));
         for (stage, files) in tiny.written(&name) {
             assert_eq!(
                 files, expected[&stage],
-                "round {round}: `{stage}` is there, so it must be whole"
+                "round {round}: the folder of `{stage}` must be complete"
             );
         }
         let store = Disk::open(&tiny.cache(&name)).unwrap();
@@ -87,47 +83,42 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
 
         let (hits, ran) = tiny.build_to_end(&name);
         assert_eq!(hits + ran, parts, "round {round}");
-        // At least: two parts of this plan may share an action.
+        // Not equal, since two parts of this plan can share an action.
         assert!(
             hits >= verified.actions as u64,
-            "round {round}: what was complete does not run again"
+            "round {round}: completed actions do not run again"
         );
         assert_eq!(tiny.written(&name), expected, "round {round}");
         let left_behind = fs::read_dir(tiny.cache(&name).join("tmp")).unwrap().count();
         assert_eq!(left_behind, 0, "round {round}");
-        saved += hits;
+        kept += hits;
     }
     assert!(
-        killed >= ROUNDS / 2 && saved > 0,
-        "the kills must strike during builds: {killed} did, {saved} parts were saved"
+        killed >= ROUNDS / 2 && kept > 0,
+        "builds must be killed while they run: {killed} were, {kept} parts were kept"
     );
 }
 
-fn blob(cache: &Path, bytes: &[u8]) -> PathBuf {
-    let hex = hash_bytes(bytes).hex();
-    cache.join("blobs").join(&hex[..2]).join(hex)
-}
-
 #[test]
-fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
+fn a_corrupt_blob_is_reported_and_then_repaired() {
     let tiny = TinyBuild::new();
-    tiny.build_to_end("whole");
-    let expected = tiny.written("whole");
-    let cache = tiny.cache("whole");
+    tiny.build_to_end("expected");
+    let expected = tiny.written("expected");
+    let cache = tiny.cache("expected");
 
-    // A tensor must be made again, from a model that is damaged.
+    // A tensor must be computed again from a damaged model.
     let (_, codes) = expected["weights"]
         .iter()
         .find(|(name, _)| name.ends_with("codes"))
         .unwrap();
-    fs::remove_file(blob(&cache, codes)).unwrap();
+    fs::remove_file(entry_path(&cache, "blobs", codes, "")).unwrap();
     let mut model = tiny.model.clone();
-    let source = blob(&cache, &model);
+    let source = entry_path(&cache, "blobs", &model, "");
     model[5000] ^= 1;
     fs::remove_file(&source).unwrap();
     fs::write(&source, model).unwrap();
 
-    let output = tiny.build("whole").output().unwrap();
+    let output = tiny.build("expected").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(
@@ -135,12 +126,12 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
         "{text}"
     );
     assert_eq!(
-        tiny.written("whole"),
+        tiny.written("expected"),
         expected,
-        "what was written out before is not touched"
+        "existing artifacts are not changed"
     );
 
-    let (_, ran) = tiny.build_to_end("whole");
+    let (_, ran) = tiny.build_to_end("expected");
     assert_eq!(ran, 2, "the source, and the tensor");
-    assert_eq!(tiny.written("whole"), expected);
+    assert_eq!(tiny.written("expected"), expected);
 }

@@ -1,10 +1,9 @@
-//! The structure of the source, checked: which module may use which, and how files look.
+//! The structure of the source: which modules may use which others, and rules for files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Module -> the modules it may use; the layers of `docs/architecture.md`, without neighbours that do
-/// not know each other.
+/// Each module and the modules that it may use, as in the layers of `docs/architecture.md`.
 const LAYERS: [(&str, &[&str]); 18] = [
     ("base", &[]),
     ("model", &["base"]),
@@ -52,7 +51,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every Rust file below `folder`, by its path from there.
+/// The relative paths and texts of all Rust files below `folder`.
 fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut files = vec![];
     let mut folders = vec![folder.to_path_buf()];
@@ -72,8 +71,8 @@ fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// The modules that `text` names: `crate::MODULE`, `kiln::MODULE`, and each of
-/// `crate::{MODULE::..., MODULE}`. Comments do not count.
+/// The modules that `text` uses: `crate::MODULE`, `kiln::MODULE`, and all in
+/// `crate::{MODULE::..., MODULE}`. Comments are ignored.
 fn modules_used(text: &str) -> Vec<String> {
     let code: Vec<&str> = text
         .lines()
@@ -87,11 +86,9 @@ fn modules_used(text: &str) -> Vec<String> {
             .collect()
     };
     let mut modules: Vec<String> = vec![];
-    for after in code
-        .split("crate::")
-        .skip(1)
-        .chain(code.split("use kiln::").skip(1))
-    {
+    let mut paths: Vec<&str> = code.split("crate::").skip(1).collect();
+    paths.extend(code.split("use kiln::").skip(1));
+    for after in paths {
         match after.strip_prefix('{') {
             None => modules.push(word(after)),
             Some(group) => {
@@ -116,7 +113,7 @@ fn modules_used(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_reader_of_paths_reads_them() {
+fn modules_used_finds_all_import_forms() {
     let text = "use crate::base::{A, B};\nuse crate::{plan, store::{C, D}, stages};\n// \
                 crate::engine\nlet x = crate::qnn::y();";
     assert_eq!(
@@ -147,8 +144,7 @@ fn modules_use_only_the_layers_below_them() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Stages share what they hand over (`artifact`), how graphs run (`run`) and what compiling takes
-/// (`compile`), never each other's code.
+/// Stages share `artifact`, `run` and `compile`, and do not import each other.
 #[test]
 fn no_stage_imports_another() {
     let mut wrong = vec![];
@@ -169,7 +165,7 @@ fn no_stage_imports_another() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Where `unsafe` may be, as `docs/architecture.md` has it.
+/// The files that may contain `unsafe`.
 const UNSAFE: [&str; 4] = [
     "qnn/",
     "store/map.rs",
@@ -178,7 +174,7 @@ const UNSAFE: [&str; 4] = [
 ];
 
 #[test]
-fn unsafe_code_lives_where_it_is_expected() {
+fn unsafe_code_is_only_in_listed_files() {
     let mut wrong = vec![];
     for (path, text) in rust_files(&root().join("src")) {
         let path = path.display().to_string();
@@ -193,7 +189,7 @@ fn unsafe_code_lives_where_it_is_expected() {
 }
 
 #[test]
-fn files_are_short_and_finished() {
+fn files_are_short_and_complete() {
     let mut wrong = vec![];
     for folder in ["src", "tests", "benches"] {
         for (path, text) in rust_files(&root().join(folder)) {
@@ -201,19 +197,16 @@ fn files_are_short_and_finished() {
             let lines = text.lines().count();
             if lines > MAX_LINES {
                 wrong.push(format!(
-                    "{path} has {lines} lines, at most {MAX_LINES}: split it by idea"
+                    "{path} has {lines} lines, at most {MAX_LINES}: split it by topic"
                 ));
             }
-            if ["todo", "unimplemented"]
-                .iter()
-                .any(|word| text.contains(&format!("{word}!(")))
-            {
-                wrong.push(format!("{path} is not finished"));
+            for name in ["todo", "unimplemented"] {
+                if text.contains(&format!("{name}!(")) {
+                    wrong.push(format!("{path} contains `{name}!`"));
+                }
             }
             if path.ends_with("/mod.rs") && !text.starts_with("//!") {
-                wrong.push(format!(
-                    "{path} does not say what its folder is for: begin it with `//!`"
-                ));
+                wrong.push(format!("{path} has no description: begin it with `//!`"));
             }
         }
     }

@@ -1,12 +1,14 @@
-//! What listeners make of one and the same build.
+//! The output of each listener for the same build.
 
-use crate::support::event_fixtures::{begun, build_events, part, started, tell, tell_untimed};
+use crate::support::event_fixtures::{
+    begun, build_events, emit, emit_untimed, interrupted_build_events, part, started,
+};
 use kiln::events::{Board, Event, JsonLines, LogReader, LoggedEvent, Plain, StageTally, Summary};
 
 #[test]
-fn a_log_has_a_few_lines_a_stage() {
+fn the_plain_log_has_a_few_lines_per_stage() {
     let mut text = vec![];
-    tell_untimed(&mut Plain::new(&mut text), &build_events());
+    emit_untimed(&mut Plain::new(&mut text), &build_events());
     let expected = "\
 done   text: 3 parts, from the cache
 done   source: 1 part, from the cache
@@ -23,12 +25,12 @@ skip   dlc: a stage it waits for failed
 
 fn json_lines(events: &[(u64, Event)]) -> String {
     let mut text = vec![];
-    tell(&mut JsonLines::new(&mut text), events);
+    emit(&mut JsonLines::new(&mut text), events);
     String::from_utf8(text).unwrap()
 }
 
 #[test]
-fn json_lines_read_back_as_the_same_events() {
+fn json_lines_round_trip() {
     let text = json_lines(&build_events());
     let hit = r#"{"event":"hit","part":{"stage":"weights","part":"a"},"at_ms":5}"#;
     assert!(text.lines().any(|line| line == hit), "{text}");
@@ -36,26 +38,23 @@ fn json_lines_read_back_as_the_same_events() {
         text.starts_with(r#"{"event":"begun","schema":1,"#),
         "{text}"
     );
-    let back: Vec<LoggedEvent> = LogReader::new(text.as_bytes())
-        .map(Result::unwrap)
-        .collect();
-    assert_eq!(
-        back.into_iter()
-            .map(|logged| (logged.at_ms, logged.event))
-            .collect::<Vec<_>>(),
-        build_events()
-    );
+    let mut events = vec![];
+    for logged in LogReader::new(text.as_bytes()) {
+        let LoggedEvent { at_ms, event } = logged.unwrap();
+        events.push((at_ms, event));
+    }
+    assert_eq!(events, build_events());
 }
 
-/// A disk that takes so many bytes.
+/// A writer with space for this number of bytes.
 struct Full(usize);
 
 impl std::io::Write for Full {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 = self
-            .0
-            .checked_sub(bytes.len())
-            .ok_or(std::io::ErrorKind::StorageFull)?;
+        let Some(left) = self.0.checked_sub(bytes.len()) else {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        };
+        self.0 = left;
         Ok(bytes.len())
     }
 
@@ -65,10 +64,10 @@ impl std::io::Write for Full {
 }
 
 #[test]
-fn a_log_that_could_not_be_written_says_so() {
+fn write_errors_of_the_json_log_are_reported() {
     let check = |bytes| {
         let mut lines = JsonLines::new(Full(bytes));
-        tell(&mut lines, &build_events());
+        emit(&mut lines, &build_events());
         lines.failed().map(|error| error.kind())
     };
     assert_eq!(check(1 << 20), None);
@@ -76,9 +75,9 @@ fn a_log_that_could_not_be_written_says_so() {
 }
 
 #[test]
-fn the_summary_counts_by_stage_in_the_plans_order() {
+fn the_summary_counts_by_stage_in_plan_order() {
     let mut summary = Summary::default();
-    tell_untimed(&mut summary, &build_events());
+    emit_untimed(&mut summary, &build_events());
     let names: Vec<&str> = summary
         .stages
         .iter()
@@ -107,34 +106,34 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
     assert!(summary.stage("dlc").unwrap().skipped);
 }
 
-/// A stage done, a stage of 300 parts of which 200 are in flight, one that waits, and a single
-/// part.
-fn busy() -> Board {
+/// A completed stage, a stage of 300 parts of which 200 are running, a waiting stage, and a running
+/// stage of one part.
+fn busy_board() -> Board {
     let mut board = Board::default();
-    let mut say = |at_ms, event| tell(&mut board, &[(at_ms, event)]);
-    say(0, begun(&["source", "weights", "halves", "npu", "report"]));
-    say(
+    let mut emit_at = |at_ms, event| emit(&mut board, &[(at_ms, event)]);
+    emit_at(0, begun(&["source", "weights", "halves", "npu", "report"]));
+    emit_at(
         1,
         Event::Unchanged {
             stage: "source".into(),
             parts: 1,
         },
     );
-    say(
+    emit_at(
         2,
         Event::Expanded {
             stage: "weights".into(),
             parts: 300,
         },
     );
-    say(
+    emit_at(
         3,
         Event::Expanded {
             stage: "halves".into(),
             parts: 300,
         },
     );
-    say(
+    emit_at(
         4,
         Event::Expanded {
             stage: "npu".into(),
@@ -144,14 +143,14 @@ fn busy() -> Board {
     for index in 0..300 {
         let tensor = part("weights", &format!("blk.{index}.attn_q.weight"));
         match index {
-            0..75 => say(10, Event::Hit { part: tensor }),
-            75..275 => say(1000 + index, started(tensor)),
+            0..75 => emit_at(10, Event::Hit { part: tensor }),
+            75..275 => emit_at(1000 + index, started(tensor)),
             _ => {}
         }
     }
-    say(2000, started(part("npu", "")));
+    emit_at(2000, started(part("npu", "")));
     let slow = part("weights", "blk.75.attn_q.weight");
-    say(
+    emit_at(
         2500,
         Event::Progress {
             part: slow,
@@ -169,9 +168,9 @@ fn check_board(board: &Board, width: usize, height: usize, expect: &str) {
 }
 
 #[test]
-fn three_hundred_parts_in_flight_are_a_few_lines() {
+fn the_board_summarizes_300_running_parts() {
     check_board(
-        &busy(),
+        &busy_board(),
         80,
         24,
         "
@@ -184,9 +183,9 @@ halves   ╸                 0/300, waits for room
   weights/blk.78.attn_q.weight  1.92 s
 76 of 602 parts: 76 from the cache, 0 ran; 3.00 s",
     );
-    // Narrow: no bars, and names give way.
+    // In a narrow terminal there are no bars, and names are shortened.
     check_board(
-        &busy(),
+        &busy_board(),
         30,
         6,
         "
@@ -197,7 +196,7 @@ halves   0/300, waits for room
 76 of 602 parts: 76 from the …",
     );
     check_board(
-        &busy(),
+        &busy_board(),
         80,
         4,
         "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 \
@@ -206,32 +205,25 @@ halves   0/300, waits for room
 }
 
 #[test]
-fn no_terminal_is_too_small() {
-    let board = busy();
-    for (width, height) in (1..100).flat_map(|width| (0..30).map(move |height| (width, height))) {
-        let lines = board.lines(3_000, width, height);
-        assert!(
-            lines.len() < height.max(2),
-            "{} lines at {width}x{height}",
-            lines.len()
-        );
-        assert!(
-            lines.iter().all(|line| line.chars().count() <= width),
-            "{lines:?} at {width}x{height}"
-        );
+fn the_board_fits_any_terminal_size() {
+    let board = busy_board();
+    for width in 1..100 {
+        for height in 0..30 {
+            let lines = board.lines(3_000, width, height);
+            let count = lines.len();
+            assert!(count < height.max(2), "{count} lines at {width}x{height}");
+            for line in &lines {
+                let length = line.chars().count();
+                assert!(length <= width, "{line:?} at {width}x{height}");
+            }
+        }
     }
 }
 
 #[test]
-fn what_failed_and_what_is_over_leaves_the_board() {
+fn finished_and_failed_parts_leave_the_board() {
     let mut board = Board::default();
-    let until = |at_ms| {
-        build_events()
-            .into_iter()
-            .take_while(move |(at, _)| *at <= at_ms)
-            .collect::<Vec<_>>()
-    };
-    tell(&mut board, &until(60));
+    emit(&mut board, &interrupted_build_events());
     check_board(
         &board,
         40,
@@ -240,7 +232,7 @@ fn what_failed_and_what_is_over_leaves_the_board() {
          0 ran; …",
     );
     let mut board = Board::default();
-    tell(&mut board, &build_events());
+    emit(&mut board, &build_events());
     check_board(
         &board,
         80,

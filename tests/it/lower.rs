@@ -1,10 +1,10 @@
-//! The lowering: which ops a graph becomes, what their constants hold, and what is refused.
+//! The lowering: the device ops of a graph, their constants, and rejected graphs.
 
 use std::collections::BTreeMap;
 
+use crate::support::quantize::{Quant, encode};
 use crate::support::tiny_weights::TinyWeights;
 use crate::support::workspace::Folder;
-use half::f16;
 use kiln::action::Blob;
 use kiln::base::{Problem, Result};
 use kiln::lower::{device_use, lower};
@@ -27,7 +27,7 @@ fn lower_with(model: &ModelProto, files: &Files) -> Result<DeviceGraph> {
     })
 }
 
-/// A graph of one call: its weights `W/codes` ... are given as (element, dims, bytes).
+/// A graph with one call. The parts of its weight are (name, element, dims, bytes).
 fn one_call(
     function: Function,
     x: &[u64],
@@ -81,25 +81,27 @@ fn call_in(
 }
 
 fn constant(graph: &DeviceGraph, name: &str) -> StaticData {
-    let tensor = graph
-        .tensors
-        .iter()
-        .find(|tensor| tensor.name == name)
-        .unwrap();
+    try_constant(graph, name).unwrap()
+}
+
+fn try_constant(graph: &DeviceGraph, name: &str) -> Result<StaticData> {
+    let mut tensors = graph.tensors.iter();
+    let tensor = tensors.find(|tensor| tensor.name == name).unwrap();
     let TensorKind::Static(source) = &tensor.kind else {
-        panic!("{name} is no constant")
+        panic!("{name} is not a constant")
     };
-    source().unwrap()
+    source()
 }
 
-fn halves(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-        .collect()
+fn f16s(values: &[f32]) -> Vec<u8> {
+    encode(Quant::F16, values)
 }
 
-/// What the device computes from codes and encoding: row `n` of W is column `n` of `[K, N]`.
+fn f32s(values: &[f32]) -> Vec<u8> {
+    encode(Quant::F32, values)
+}
+
+/// The values of a weight on the device: row `n` of W is column `n` of `[K, N]`.
 fn values(data: &StaticData, rows: usize, columns: usize) -> Vec<f32> {
     let Encoding::FloatBlock {
         block,
@@ -111,14 +113,15 @@ fn values(data: &StaticData, rows: usize, columns: usize) -> Vec<f32> {
         panic!("{:?}", data.encoding)
     };
     let block = block[2] as usize;
-    let value = |row: usize, column: usize| {
-        let at = row * (columns / block) + column / block;
-        (f32::from(data.bytes[column * rows + row] as i8) + offsets[at]) * scales[at]
-    };
-    (0..rows)
-        .flat_map(|row| (0..columns).map(move |column| (row, column)))
-        .map(|(r, c)| value(r, c))
-        .collect()
+    let mut values = vec![];
+    for row in 0..rows {
+        for column in 0..columns {
+            let at = row * (columns / block) + column / block;
+            let code = f32::from(data.bytes[column * rows + row] as i8);
+            values.push((code + offsets[at]) * scales[at]);
+        }
+    }
+    values
 }
 
 #[test]
@@ -131,12 +134,7 @@ fn q4_0_keeps_codes_and_signed_scales() {
             &[2, 4][..],
             vec![0x10, 0xf8, 0x72, 0x3e],
         ),
-        (
-            "scales",
-            element::FLOAT16,
-            &[2, 1][..],
-            halves(&[0.5, -2.0]),
-        ),
+        ("scales", element::FLOAT16, &[2, 1][..], f16s(&[0.5, -2.0])),
     ];
     let linear = Function::Linear {
         weight: WeightForm::Block,
@@ -163,9 +161,9 @@ fn q4_0_keeps_codes_and_signed_scales() {
 }
 
 #[test]
-fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
-    // Scale 0, scale 0 and minimum 0, an ordinary block, and one whose steps are below a half's
-    // rounding.
+fn q4_1_offsets_are_in_code_steps_and_constant_blocks_are_exact() {
+    // Scale 0, scale 0 and minimum 0, an ordinary block, and one whose steps are below the
+    // precision of f16.
     let (d, m) = ([0.0, 0.0, 0.25, 1e-6], [3.5, 0.0, -1.0, 2.0]);
     let blobs = [
         (
@@ -174,8 +172,8 @@ fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
             &[4, 2][..],
             vec![0xf5, 0x21, 0xf0, 0xf0],
         ),
-        ("scales", element::FLOAT16, &[4, 1][..], halves(&d)),
-        ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
+        ("scales", element::FLOAT16, &[4, 1][..], f16s(&d)),
+        ("offsets", element::FLOAT16, &[4, 1][..], f16s(&m)),
     ];
     let linear = Function::Linear {
         weight: WeightForm::BlockOffset,
@@ -185,29 +183,23 @@ fn q4_1_offsets_are_in_steps_of_the_code_and_constant_blocks_are_exact() {
     let data = constant(&lower_with(&model, &files).unwrap(), "w");
     let values = values(&data, 4, 2);
     assert_eq!(values[..6], [3.5, 3.5, 0.0, 0.0, -1.0, 2.75]);
-    values[6..]
-        .iter()
-        .for_each(|value| assert!((value - 2.0).abs() < 2e-5, "{value}"));
+    for value in &values[6..] {
+        assert!((value - 2.0).abs() < 2e-5, "{value}");
+    }
     let Encoding::FloatBlock { offsets, .. } = data.encoding else {
         panic!()
     };
-    assert!(
-        offsets.iter().all(|offset| offset.abs() < 65504.0),
-        "an offset that no half holds: {offsets:?}"
-    );
+    for offset in offsets {
+        assert!(offset.abs() < 65504.0, "{offset} does not fit f16");
+    }
 }
 
 #[test]
-fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
+fn int8_blocks_with_f32_scales_are_exact() {
     let scales = [1.0f32 / 3.0, -0.1];
     let blobs = [
         ("codes", element::INT8, &[1, 4][..], vec![127, 128, 255, 1]),
-        (
-            "scales",
-            element::FLOAT,
-            &[1, 2][..],
-            scales.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ),
+        ("scales", element::FLOAT, &[1, 2][..], f32s(&scales)),
     ];
     let linear = Function::Linear {
         weight: WeightForm::Block,
@@ -219,18 +211,13 @@ fn a_tensor_in_blocks_of_eight_bits_with_f32_scales() {
     assert_eq!(values(&data, 1, 4), expected);
 }
 
-/// The scale of MXFP4 may be any power of two of a single; the device keeps halves.
+/// Scales of MXFP4 are any power of two in f32; the device stores f16.
 #[test]
-fn scales_that_no_half_holds_are_refused() {
+fn scales_outside_the_f16_range_are_rejected() {
     let check = |scales: [f32; 2], expected: &str| {
         let blobs = [
             ("codes", element::INT8, &[1, 4][..], vec![12, 0, 254, 1]),
-            (
-                "scales",
-                element::FLOAT,
-                &[1, 2][..],
-                scales.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            ),
+            ("scales", element::FLOAT, &[1, 2][..], f32s(&scales)),
         ];
         let linear = Function::Linear {
             weight: WeightForm::Block,
@@ -238,18 +225,10 @@ fn scales_that_no_half_holds_are_refused() {
         };
         let (model, files) = one_call(linear, &[1, 1, 1, 4], &blobs, 2, 0);
         let graph = lower_with(&model, &files).unwrap();
-        let TensorKind::Static(source) = &graph
-            .tensors
-            .iter()
-            .find(|tensor| tensor.name == "w")
-            .unwrap()
-            .kind
-        else {
-            panic!("no constant")
+        let found = match try_constant(&graph, "w") {
+            Ok(_) => "fits".to_string(),
+            Err(problem) => problem.to_string(),
         };
-        let found = source()
-            .err()
-            .map_or("fits".into(), |problem| problem.to_string());
         assert!(found.contains(expected), "{scales:?}: {found}");
     };
     check([2f32.powi(-7), 2f32.powi(-24)], "fits");
@@ -261,10 +240,10 @@ fn scales_that_no_half_holds_are_refused() {
     check([1.0, 2f32.powi(16)], "does not fit into f16");
 }
 
-/// Whole steps of an offset move into the codes, as far as their bits reach: the device rounds what
-/// is left.
+/// Integer steps of an offset move into the codes, within the range of the codes. The device rounds
+/// the rest.
 #[test]
-fn codes_take_up_the_whole_steps_of_an_offset() {
+fn integer_steps_of_an_offset_move_into_the_codes() {
     let (d, m) = ([0.5, 0.5, 0.25, 1.0], [-7.75, 1.0, -100.0, 3.0]);
     let blobs = [
         (
@@ -273,8 +252,8 @@ fn codes_take_up_the_whole_steps_of_an_offset() {
             &[4, 2][..],
             vec![0xf0, 0x30, 0x21, 0x52],
         ),
-        ("scales", element::FLOAT16, &[4, 1][..], halves(&d)),
-        ("offsets", element::FLOAT16, &[4, 1][..], halves(&m)),
+        ("scales", element::FLOAT16, &[4, 1][..], f16s(&d)),
+        ("offsets", element::FLOAT16, &[4, 1][..], f16s(&m)),
     ];
     let linear = Function::Linear {
         weight: WeightForm::BlockOffset,
@@ -295,7 +274,7 @@ fn codes_take_up_the_whole_steps_of_an_offset() {
 }
 
 #[test]
-fn an_embedding_is_gathered_and_multiplied() {
+fn an_embedding_becomes_gather_and_multiply() {
     let blobs = [
         (
             "codes",
@@ -307,9 +286,9 @@ fn an_embedding_is_gathered_and_multiplied() {
             "scales",
             element::FLOAT16,
             &[2, 2][..],
-            halves(&[1.0, 2.0, 3.0, 4.0]),
+            f16s(&[1.0, 2.0, 3.0, 4.0]),
         ),
-        ("offsets", element::FLOAT16, &[2, 2][..], halves(&[0.5; 4])),
+        ("offsets", element::FLOAT16, &[2, 2][..], f16s(&[0.5; 4])),
     ];
     let (model, files) = one_call(
         Function::Embedding {
@@ -350,12 +329,12 @@ y: f16 [1, 3, 4] = Reshape(y.shifted)
     );
     assert_eq!(
         constant(&graph, "w.scales").bytes,
-        halves(&[0.25, 0.5, 0.75, 1.0])
+        f16s(&[0.25, 0.5, 0.75, 1.0])
     );
 }
 
-/// What the device graph of one call does with its weight, as its operators and constants say.
-fn written(graph: &DeviceGraph) -> DeviceUse {
+/// The use of the weight in the device graph of one call, derived from its ops and constants.
+fn actual_use(graph: &DeviceGraph) -> DeviceUse {
     let find = |op: &str| graph.nodes.iter().find(|node| node.op == op);
     if let Some(conv) = find("Conv2d") {
         let weight = constant(graph, &graph.tensor(conv.inputs[1]).name);
@@ -403,9 +382,9 @@ fn written(graph: &DeviceGraph) -> DeviceUse {
     DeviceUse::Lookup { weight }
 }
 
-/// `context-bin` proves what graphs state of their weights, so this must be what is compiled.
+/// `context-bin` proves the weight uses that graphs state, so these must be the compiled ones.
 #[test]
-fn what_a_graph_states_is_what_the_lowering_writes() {
+fn stated_weight_uses_match_the_lowered_graph() {
     use Element::{Bf16, F16, F32, Int4, Int8, Uint4};
     let blocks =
         |codes, block, scales, offsets| WeightEncoding::blocks(codes, block, scales, offsets, 64);
@@ -425,9 +404,9 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
             let count = spec.shape.iter().product::<u64>() as usize;
             match (spec.part, spec.element) {
                 (WeightPart::Values, Bf16) => [0x80, 0x3f].repeat(count),
-                (WeightPart::Offsets, _) => halves(&[0.5]).repeat(count),
+                (WeightPart::Offsets, _) => f16s(&[0.5]).repeat(count),
                 (WeightPart::Scales | WeightPart::ChannelScales, F16) => {
-                    halves(&[0.75]).repeat(count)
+                    f16s(&[0.75]).repeat(count)
                 }
                 (WeightPart::Scales | WeightPart::ChannelScales, _) => {
                     0.75f32.to_le_bytes().repeat(count)
@@ -435,18 +414,11 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
                 _ => vec![1; spec.size_bytes().unwrap() as usize],
             }
         };
-        let blobs: Vec<_> = specs
-            .iter()
-            .map(|spec| {
-                let element = element_type(spec.element);
-                (
-                    spec.part.name(),
-                    element,
-                    spec.shape.as_slice(),
-                    bytes(spec),
-                )
-            })
-            .collect();
+        let mut blobs = vec![];
+        for spec in &specs {
+            let element = element_type(spec.element);
+            blobs.push((spec.part.name(), element, &*spec.shape, bytes(spec)));
+        }
         let block = encoding.block(64).unwrap_or(0) as i64;
         let (weight, bias) = (encoding.form(), false);
         let linear = Function::Linear { weight, bias };
@@ -456,15 +428,18 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
             (linear, &[1, 1, 3, 64], Some(16)),
             (lookup, &[1, 3], None),
         ] {
-            let grids = bits.map(|bits| ("x".to_string(), Grid::unit(bits)));
-            let builder = Builder::rounding(grids.into_iter().collect());
+            let mut grids = BTreeMap::new();
+            if let Some(bits) = bits {
+                grids.insert("x".to_string(), Grid::unit(bits));
+            }
+            let builder = Builder::rounding(grids);
             let (model, files) = call_in(builder, function, x, &blobs, block, 0);
             let uses = weight_uses(&model).unwrap();
             let [stated] = uses[..] else {
                 panic!("{uses:?}")
             };
             let graph = lower_with(&model, &files).unwrap();
-            assert_eq!(device_use(stated), written(&graph), "{stated:?}");
+            assert_eq!(device_use(stated), actual_use(&graph), "{stated:?}");
             proofs.push(device_use(stated).to_string());
         }
     }
@@ -496,9 +471,8 @@ fn what_a_graph_states_is_what_the_lowering_writes() {
     );
 }
 
-/// A layer of a tiny model.
 #[test]
-fn a_layer() {
+fn a_layer_lowers_to_the_expected_ops() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let mut model = TinyWeights::qwen2();
@@ -517,17 +491,15 @@ fn a_layer() {
     let graph = lower(&prefill, &|location| Ok(folder.bytes(onnx.part(location)?))).unwrap();
     let text = graph.to_string();
     let linear = "stride=[1, 1], pad_amount=[0, 0, 0, 0], dilation=[1, 1], group=1";
-    let expected = include_str!("lower/layer.txt");
-    if text.replace(linear, "...") != expected {
-        panic!("{}", text.replace(linear, "..."));
-    }
+    let text = text.replace(linear, "...");
+    assert!(text == include_str!("lower/layer.txt"), "{text}");
 }
 
 #[track_caller]
-fn refuses(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
+fn check_rejected(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
     let blobs = [
         ("codes", element::INT8, &[2, 4][..], vec![1; 8]),
-        ("scales", element::FLOAT16, &[2, 2][..], halves(&[1.0; 4])),
+        ("scales", element::FLOAT16, &[2, 2][..], f16s(&[1.0; 4])),
     ];
     let linear = Function::Linear {
         weight: WeightForm::Block,
@@ -540,9 +512,9 @@ fn refuses(change: impl Fn(&mut ModelProto, &mut Files), expect: &str) {
 }
 
 #[test]
-fn what_cannot_be_lowered_is_named() {
+fn unsupported_nodes_are_reported() {
     let node = |model: &mut ModelProto| model.graph.as_mut().unwrap().node.pop().unwrap();
-    refuses(
+    check_rejected(
         |model, _| {
             let mut gelu = node(model);
             (gelu.op_type, gelu.domain) = ("Gelu".into(), String::new());
@@ -551,7 +523,7 @@ fn what_cannot_be_lowered_is_named() {
         "node `y`, Gelu(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), is not known to the \
          lowering",
     );
-    refuses(
+    check_rejected(
         |model, _| {
             let mut call = node(model);
             call.attribute[0].i = Some(3);
@@ -560,19 +532,19 @@ fn what_cannot_be_lowered_is_named() {
         "node `y`, kiln.BlockLinear(x [1, 1, 3, 4], w/codes [2, 4], w/scales [2, 2]), has a \
          weight that does not exist: 4 columns are not whole blocks of 3",
     );
-    refuses(
+    check_rejected(
         |model, _| model.functions[0].node[1].attribute[0].i = Some(0),
         "the body of function `BlockLinear` is not the one that kiln writes",
     );
-    refuses(
+    check_rejected(
         |_, files| drop(files.remove("w/scales")),
         "failed to open `w/scales`, the data of `w/scales`: no such file",
     );
-    refuses(
+    check_rejected(
         |_, files| files.get_mut("w/codes").unwrap().truncate(7),
         "the external data of `w/codes` is 8 bytes at 0 of `w/codes`, which has 7",
     );
-    refuses(
+    check_rejected(
         |model, _| {
             let mut call = node(model);
             call.attribute.retain(|attribute| attribute.name != "gain");

@@ -1,9 +1,9 @@
-//! The integration tests: one crate, so that ONNX Runtime's interface and tokenizers are linked
-//! once. One file a subject: `cargo test --test it -- SUBJECT::`.
+//! The integration tests. They are one crate, so that large dependencies are linked once, with one
+//! module per topic: `cargo test --test it -- TOPIC::`.
 //!
-//! The tests run on threads of one process: none may change its environment, its working directory or
-//! its descriptors. Vendor libraries are loaded by child processes, as in a build; those few tests that
-//! load them themselves are in `tests/qnn`.
+//! The tests run on threads of one process, so none may change its environment, working directory
+//! or file descriptors. Vendor libraries are loaded by child processes, as in a build; the tests
+//! that load them directly are in `tests/qnn`.
 
 mod support;
 
@@ -12,17 +12,19 @@ mod bundle;
 mod cache_bundle;
 mod cache_gc;
 mod calibrate;
-mod choose;
 mod ci_doc;
 mod cli;
 mod command;
+mod command_qairt;
 mod concurrent_builds;
 mod damage;
 mod engine;
 mod engine_drive;
+mod evaluate;
 mod evaluate_layers;
 mod events_doc;
 mod executors;
+mod export_gguf;
 mod faults;
 mod fetch;
 mod fetch_wheels;
@@ -32,7 +34,6 @@ mod gguf_arch;
 mod gguf_cli;
 mod gguf_split;
 mod gguf_stages;
-mod gguf_writer;
 mod graph;
 mod init;
 mod kernels;
@@ -40,16 +41,18 @@ mod keys;
 mod kill;
 mod layers;
 mod listeners;
-mod locked_figures;
+mod locked_measurements;
+mod locks;
 mod lower;
 mod memory;
 mod memory_of_models;
+mod mixed_precision;
 mod netron;
 mod on_device;
 mod onnx;
+mod output_paths;
 mod place;
 mod place_simulated;
-mod places;
 mod plan_format_doc;
 mod plan_matrix;
 mod plans;
@@ -62,7 +65,6 @@ mod reports;
 mod reproduce;
 mod schema;
 mod schemes;
-mod score;
 mod shards;
 mod soak;
 mod store_audit;

@@ -1,6 +1,6 @@
-//! Weights pass in little memory: a model larger than the budget goes through every stage that
-//! takes it tensor by tensor, each order in a process of its own, whose peak (mapped files
-//! included) is measured. What stages over a whole model take is in `memory_of_models.rs`.
+//! Memory of the stages that process one tensor at a time, with a model that is larger than the
+//! budget. Each order runs in its own process, whose peak memory (including mapped files) is
+//! measured. The stages that need a complete model are tested in `memory_of_models.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::support::tiny_gguf::TinyGguf;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
 
-/// What docs/artifacts.md promises.
+/// The limit in docs/artifacts.md.
 const BUDGET_BYTES: u64 = 64 << 20;
 
 fn large(matrices: Quant) -> Vec<u8> {
@@ -25,17 +25,18 @@ fn large(matrices: Quant) -> Vec<u8> {
         .write();
     assert!(
         bytes.len() as u64 > 3 * BUDGET_BYTES / 2,
-        "a model of {} bytes proves nothing",
+        "a model of {} bytes is too small",
         bytes.len()
     );
     bytes
 }
 
-struct Frugal(StageRunner);
+/// Runs stages and checks that each stays below the budget.
+struct BudgetRunner(StageRunner);
 
-impl Frugal {
+impl BudgetRunner {
     fn new(home: &Path) -> Self {
-        Frugal(StageRunner::new(home))
+        BudgetRunner(StageRunner::new(home))
     }
 
     #[track_caller]
@@ -51,30 +52,30 @@ impl Frugal {
 }
 
 #[test]
-fn a_model_larger_than_the_budget_passes() {
+fn per_tensor_stages_stay_below_the_budget() {
     let home = tempfile::tempdir().unwrap();
-    let road = Frugal::new(home.path());
-    let file = road.0.file(&large(Quant::Q8_0));
-    let model = road.run("inspect", json!({}), &[("gguf", &file)]);
-    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    let rounded = road.run(
+    let runner = BudgetRunner::new(home.path());
+    let file = runner.0.file(&large(Quant::Q8_0));
+    let model = runner.run("inspect", json!({}), &[("gguf", &file)]);
+    runner.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    let rounded = runner.run(
         "requant",
         json!({ "scheme": "int8-block" }),
         &[("tensors", &model)],
     );
-    let weights = road.run("requant", json!({}), &[("tensors", &model)]);
-    road.run(
+    let weights = runner.run("requant", json!({}), &[("tensors", &model)]);
+    runner.run(
         "graph",
         json!({ "prefill": 8, "context": 24 }),
         &[("model", &model), ("weights", &weights)],
     );
-    // Blocks as they lie in the file, and values written anew.
-    road.run(
+    // Copied blocks, and converted values.
+    runner.run(
         "export-gguf",
         json!({}),
         &[("model", &model), ("weights", &weights)],
     );
-    road.run(
+    runner.run(
         "export-gguf",
         json!({ "type": "f16" }),
         &[("model", &model), ("weights", &rounded)],
@@ -82,21 +83,21 @@ fn a_model_larger_than_the_budget_passes() {
 }
 
 #[test]
-fn values_that_are_handed_on_as_they_lie_do_not_stay() {
+fn copied_values_do_not_stay_in_memory() {
     let home = tempfile::tempdir().unwrap();
-    let road = Frugal::new(home.path());
-    let model = road.run(
+    let runner = BudgetRunner::new(home.path());
+    let model = runner.run(
         "inspect",
         json!({}),
-        &[("gguf", &road.0.file(&large(Quant::F16)))],
+        &[("gguf", &runner.0.file(&large(Quant::F16)))],
     );
-    road.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
-    road.run("requant", json!({}), &[("tensors", &model)]);
+    runner.run("dequant", json!({ "type": "f16" }), &[("model", &model)]);
+    runner.run("requant", json!({}), &[("tensors", &model)]);
 }
 
-/// The build itself: what it fetches, runs on its own threads, writes out and hashes.
+/// The build process itself: it fetches, runs stages on its threads, writes and hashes artifacts.
 #[test]
-fn a_build_takes_no_more_than_its_stages() {
+fn a_build_needs_no_more_memory_than_its_stages() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("model.gguf"), large(Quant::F16)).unwrap();
     let plan = r#"
@@ -123,12 +124,12 @@ fn a_build_takes_no_more_than_its_stages() {
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     let ended = loop {
-        // Of a process that has ended nothing is known; its peak stood there a moment before.
+        // A process that has ended has no status; the last value before is its peak.
         let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        peak = line.map_or(peak, |line| {
-            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-        });
+        if let Some((_, rest)) = text.split_once("VmHWM:") {
+            let (kilobytes, _) = rest.trim().split_once(' ').unwrap();
+            peak = kilobytes.parse::<u64>().unwrap() << 10;
+        }
         match child.try_wait().unwrap() {
             Some(ended) => break ended,
             None => sleep(Duration::from_millis(1)),
@@ -136,6 +137,6 @@ fn a_build_takes_no_more_than_its_stages() {
     };
     println!("build: {peak} bytes at most");
     assert!(ended.success() && peak > 0);
-    // Two stages at once.
+    // Two stages run at the same time.
     assert!(peak < 2 * BUDGET_BYTES, "a build takes {peak} bytes");
 }

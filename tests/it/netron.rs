@@ -1,18 +1,21 @@
-//! A DLC of ours, seen by Netron's own reader.
+//! A DLC written by kiln, read by Netron.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::fetching::sha256;
-use crate::support::peers::{self, node, said};
+use crate::support::peers::{self, node, stdout_of};
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools::{QNN, QNN_SHA256, cache};
 use serde_json::Value;
 
-/// What Netron sees in the file `model`.
+/// Netron's description of the file `model`.
 fn netron(model: &Path) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/netron.mjs");
-    serde_json::from_str(&said(node().arg(script).arg(peers::netron()).arg(model))).unwrap()
+    serde_json::from_str(&stdout_of(
+        node().arg(script).arg(peers::netron()).arg(model),
+    ))
+    .unwrap()
 }
 
 /// The decode graph of a tiny model with weights in f16, as a build writes it.
@@ -35,7 +38,7 @@ fn tiny_dlc(home: &Path) -> PathBuf {
     );
     std::fs::write(home.join("tiny.toml"), plan).unwrap();
     let kiln = env!("CARGO_BIN_EXE_kiln");
-    said(
+    stdout_of(
         Command::new(kiln)
             .args(["build", "tiny.toml", "--out", ".", "--cache"])
             .arg(cache())
@@ -44,16 +47,16 @@ fn tiny_dlc(home: &Path) -> PathBuf {
     home.join("dlc/decode.dlc")
 }
 
-/// Of another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test it netron:: --
-/// --ignored`.
+/// With another file: `KILN_DLC=out/smollm2-135m/dlc-f16/decode.dlc cargo test --test it netron::
+/// -- --ignored`.
 #[test]
 #[ignore = "needs the QNN libraries and a package index"]
 fn netron_opens_the_dlc() {
     let home = tempfile::tempdir().unwrap();
     let path = std::env::var_os("KILN_DLC").map_or_else(|| tiny_dlc(home.path()), PathBuf::from);
-    let seen = netron(&path);
-    assert_eq!(seen["format"], "DLC");
-    let [graph] = seen["graphs"].as_array().unwrap().as_slice() else {
+    let found = netron(&path);
+    assert_eq!(found["format"], "DLC");
+    let [graph] = found["graphs"].as_array().unwrap().as_slice() else {
         panic!("one graph")
     };
     assert!(
@@ -64,24 +67,28 @@ fn netron_opens_the_dlc() {
     assert!(graph["nodes"].as_array().unwrap().len() > 50);
 
     let tensors = graph["tensors"].as_array().unwrap();
-    let tensor = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name);
+    let find = |name: &str| tensors.iter().find(|tensor| tensor["name"] == name);
     let io = [
         "attention_mask",
         "position_ids_cos",
         "past_key_0_in",
         "past_value_0_out",
         "logits",
+        "input_ids",
     ];
-    for (name, kind) in io
-        .map(|name| (name, "float16"))
-        .into_iter()
-        .chain([("input_ids", "int32")])
-    {
-        let tensor = tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
+    for name in io {
+        let Some(tensor) = find(name) else {
+            panic!("no tensor {name}");
+        };
+        let kind = if name == "input_ids" {
+            "int32"
+        } else {
+            "float16"
+        };
         assert_eq!(tensor["type"], kind, "{name}");
-        assert!(tensor["bytes"].is_null(), "{name} is no weight");
+        assert!(tensor["bytes"].is_null(), "{name} is not a weight");
     }
-    // The bytes of weights lie in an entry of the DLC that Netron 9.3.3 does not look into.
+    // Netron 9.3.3 does not read the entry of the DLC with the bytes of the weights.
     let weights: Vec<_> = tensors
         .iter()
         .filter(|tensor| !tensor["bytes"].is_null())

@@ -1,15 +1,16 @@
-//! `validate` on a device: stand-ins for `adb`, `ssh` and Qualcomm's runner check how they are
-//! called.
+//! `measure` on a device: fakes of `adb`, `ssh` and Qualcomm's runner check how they are called.
 
-use crate::support::phone::{PROFILE, Phone, names};
+use phone::{PROFILE, Phone, names};
 use serde_json::json;
+
+mod phone;
 
 #[test]
 fn a_bundle_is_sent_once_and_measured_in_every_build() {
     let phone = Phone::new();
-    let (said, code) = phone.build("adb:R5CT1", &[]);
-    assert_eq!(code, 0, "{said}");
-    let there = [
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert_eq!(code, 0, "{output}");
+    let files = [
         "genie_config.json",
         "htp_backend_ext_config.json",
         "kiln-answer.txt",
@@ -23,16 +24,13 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
     ];
     assert_eq!(
         names(&phone.path("genie/bundles/bundle")),
-        [&there[..], &more].concat()
+        [&files[..], &more].concat()
     );
     let calls = phone.calls();
-    assert!(
-        calls
-            .lines()
-            .filter(|line| line.starts_with("adb "))
-            .all(|line| line.starts_with("adb [-s] [R5CT1] [")),
-        "{calls}"
-    );
+    for call in calls.lines() {
+        let is_adb = call.starts_with("adb ");
+        assert!(!is_adb || call.starts_with("adb [-s] [R5CT1] ["), "{calls}");
+    }
     assert_eq!(calls.matches("[push] [/").count(), 6, "{calls}");
     assert!(
         calls.contains("] [/data/local/tmp/genie/bundles/bundle/tiny.bin.kiln-part]\n"),
@@ -57,7 +55,7 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
     );
     assert_eq!(figures["load_ms"], 1124.713);
 
-    // Nothing is served from the cache but what comes before, and nothing is sent again.
+    // The measurement is repeated in every build, and nothing is sent again.
     phone.put("profile", &PROFILE.replace("38.525", "21.5"));
     let (why, _) = phone.kiln(&["explain", "plan.toml", "phone", "--set", "device=adb:R5CT1"]);
     assert!(
@@ -65,8 +63,8 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
         "{why}"
     );
     assert_eq!(phone.calls(), "");
-    let (said, code) = phone.build("adb:R5CT1", &[]);
-    assert!(said.contains("2 parts ran") && code == 0, "{said}");
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert!(output.contains("2 parts ran") && code == 0, "{output}");
     assert!(!phone.calls().contains("[push]"));
     assert!(
         phone
@@ -77,10 +75,10 @@ fn a_bundle_is_sent_once_and_measured_in_every_build() {
 }
 
 #[test]
-fn without_a_device_nothing_is_measured_and_nothing_called() {
+fn without_a_device_nothing_is_called() {
     let phone = Phone::new();
-    let (said, code) = phone.build("", &[]);
-    assert_eq!(code, 0, "{said}");
+    let (output, code) = phone.build("", &[]);
+    assert_eq!(code, 0, "{output}");
     let (text, json) = phone.report();
     assert!(text.contains("\nphone: no device was given\n"), "{text}");
     assert_eq!(text.matches("not measured").count(), 5, "{text}");
@@ -95,16 +93,16 @@ fn without_a_device_nothing_is_measured_and_nothing_called() {
         "not measured"
     );
     assert_eq!(phone.calls(), "");
-    let (said, _) = phone.build("", &[]);
-    assert!(said.contains("nothing to do"), "{said}");
+    let (output, _) = phone.build("", &[]);
+    assert!(output.contains("nothing to do"), "{output}");
 }
 
 #[test]
-fn ssh_is_as_good() {
+fn measuring_over_ssh_works() {
     let phone = Phone::new();
     phone.battery("-625000", "4000000", "Charging");
-    let (said, code) = phone.build("ssh:me@board", &[]);
-    assert_eq!(code, 0, "{said}");
+    let (output, code) = phone.build("ssh:me@board", &[]);
+    assert_eq!(code, 0, "{output}");
     let calls = phone.calls();
     assert!(
         calls.contains(
@@ -120,26 +118,26 @@ fn ssh_is_as_good() {
 }
 
 #[test]
-fn a_missed_target_fails_the_stage() {
+fn a_missed_limit_fails_the_stage() {
     let phone = Phone::new();
     phone.put("profile", &PROFILE.replace("38.525", "19.5"));
     phone.battery("1500000", "4000000", "Discharging");
-    let (said, code) = phone.build("adb:R5CT1", &[]);
+    let (output, code) = phone.build("adb:R5CT1", &[]);
     assert!(
-        code == 1 && said.contains("kiln::validate::missed"),
-        "{said}"
+        code == 1 && output.contains("kiln::validate::missed"),
+        "{output}"
     );
     assert!(
-        said.contains(
+        output.contains(
             "MISSED phone            tokens/s                                 19.50000 (limit 20)"
         ),
-        "{said}"
+        "{output}"
     );
     assert!(
-        said.contains(
+        output.contains(
             "MISSED phone            power in W                               6 (limit 5)"
         ),
-        "{said}"
+        "{output}"
     );
     phone.edit(
         "inputs = [\"phone\"]",
@@ -149,9 +147,9 @@ fn a_missed_target_fails_the_stage() {
 }
 
 #[test]
-fn a_broken_connection_is_told_and_loses_nothing() {
+fn a_broken_connection_is_reported_and_the_next_build_resumes() {
     let phone = Phone::new();
-    for (fault, said) in [
+    for (fault, expected) in [
         (
             "lose send",
             "adb:R5CT1: /data/local/tmp/genie/bundles/bundle/genie_config.json.kiln-part did not",
@@ -164,34 +162,31 @@ fn a_broken_connection_is_told_and_loses_nothing() {
         ("flood", "adb:R5CT1 printed more than 4 MiB"),
     ] {
         phone.fault(fault);
-        let (told, code) = phone.build("adb:R5CT1", &[]);
-        let told = told
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
-            .replace("│ ", "");
+        let (output, code) = phone.build("adb:R5CT1", &[]);
+        let words: Vec<&str> = output.split_whitespace().collect();
+        let output = words.join(" ").replace("│ ", "");
         assert!(
-            code == 1 && told.contains("kiln::measure::device") && told.contains(said),
-            "{fault}: {told}"
+            code == 1 && output.contains("kiln::measure::device") && output.contains(expected),
+            "{fault}: {output}"
         );
-        let there = phone.path("genie/bundles/bundle/genie_config.json");
+        let file = phone.path("genie/bundles/bundle/genie_config.json");
         assert_eq!(
-            there.exists(),
+            file.exists(),
             !fault.ends_with("send"),
-            "a half file is not taken for a whole one"
+            "a truncated file does not get its name"
         );
     }
     phone.calls();
-    let (told, code) = phone.build("adb:R5CT1", &[]);
-    assert_eq!(code, 0, "{told}");
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert_eq!(code, 0, "{output}");
     assert!(
         !phone.calls().contains("[push]"),
-        "everything had arrived before the connection broke"
+        "all files arrived before the connection broke"
     );
 }
 
 #[test]
-fn a_file_that_was_changed_on_the_device_is_sent_again() {
+fn a_file_modified_on_the_device_is_sent_again() {
     let phone = Phone::new();
     assert_eq!(phone.build("adb:R5CT1", &[]).1, 0);
     phone.put("genie/bundles/bundle/tiny.bin", "short");
@@ -205,42 +200,45 @@ fn a_file_that_was_changed_on_the_device_is_sent_again() {
 }
 
 #[test]
-fn what_is_not_there_has_a_way_out() {
+fn a_missing_device_runner_or_adb_is_reported_with_help() {
     let phone = Phone::new();
-    let (said, code) = phone.build("adb:OTHER", &[]);
+    let (output, code) = phone.build("adb:OTHER", &[]);
     assert!(
         code == 1
-            && said.contains("device 'OTHER' not found")
-            && said.contains("adb -s OTHER shell"),
-        "{said}"
+            && output.contains("device 'OTHER' not found")
+            && output.contains("adb -s OTHER shell"),
+        "{output}"
     );
     std::fs::remove_file(phone.path("genie/genie-t2t-run")).unwrap();
-    let (said, code) = phone.build("adb:R5CT1", &[]);
+    let (output, code) = phone.build("adb:R5CT1", &[]);
     assert!(
-        code == 4 && said.contains("has no program /data/local/tmp/genie/genie-t2t-run"),
-        "{said}"
+        code == 4 && output.contains("has no program /data/local/tmp/genie/genie-t2t-run"),
+        "{output}"
     );
-    assert!(said.contains("QAIRT SDK"), "{said}");
+    assert!(output.contains("QAIRT SDK"), "{output}");
     assert!(
         !phone.path("genie/bundles").exists(),
-        "nothing is sent for nothing"
+        "nothing is sent without a runner"
     );
     std::fs::remove_file(phone.path("../bin/adb")).unwrap();
-    let (said, code) = phone.build("adb:R5CT1", &[]);
-    assert!(code == 4 && said.contains("`adb` does not start"), "{said}");
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert!(
+        code == 4 && output.contains("`adb` does not start"),
+        "{output}"
+    );
 }
 
 #[test]
-fn what_the_runner_says_is_not_believed() {
+fn runner_output_is_not_trusted() {
     let phone = Phone::new();
-    phone.put("says", "\u{1b}[2JSegmentation fault");
-    let (said, code) = phone.build("adb:R5CT1", &[]);
+    phone.put("crash", "\u{1b}[2JSegmentation fault");
+    let (output, code) = phone.build("adb:R5CT1", &[]);
     assert!(
-        code == 1 && said.contains("139") && said.contains("[2JSegmentation fault"),
-        "{said}"
+        code == 1 && output.contains("139") && output.contains("[2JSegmentation fault"),
+        "{output}"
     );
-    assert!(!said.contains("\u{1b}[2J"), "{said:?}");
-    std::fs::remove_file(phone.path("says")).unwrap();
+    assert!(!output.contains("\u{1b}[2J"), "{output:?}");
+    std::fs::remove_file(phone.path("crash")).unwrap();
     for hostile in [
         "",
         "{}",
@@ -250,10 +248,10 @@ fn what_the_runner_says_is_not_believed() {
         r#"{"components":[{"events":[null]}]}"#,
     ] {
         phone.put("profile", hostile);
-        let (said, code) = phone.build("adb:R5CT1", &[]);
+        let (output, code) = phone.build("adb:R5CT1", &[]);
         assert!(
-            code == 1 && said.contains("kiln::measure::device"),
-            "{hostile:?}: {said}"
+            code == 1 && output.contains("kiln::measure::device"),
+            "{hostile:?}: {output}"
         );
     }
     phone.put(
@@ -263,8 +261,8 @@ fn what_the_runner_says_is_not_believed() {
             .replace("5191579", "-1")
             .replace("531665", "\"x\""),
     );
-    let (said, code) = phone.build("adb:R5CT1", &[]);
-    assert_eq!(code, 1, "{said}");
+    let (output, code) = phone.build("adb:R5CT1", &[]);
+    assert_eq!(code, 1, "{output}");
     phone.put(
         "profile",
         &PROFILE
@@ -277,7 +275,7 @@ fn what_the_runner_says_is_not_believed() {
 }
 
 #[test]
-fn a_device_can_be_no_option_and_no_command() {
+fn device_names_cannot_inject_options_or_commands() {
     let phone = Phone::new();
     for device in [
         "adb:-s",
@@ -286,38 +284,38 @@ fn a_device_can_be_no_option_and_no_command() {
         "R5CT1",
         "ssh:a b",
     ] {
-        let (said, code) = phone.build(device, &[]);
+        let (output, code) = phone.build(device, &[]);
         assert!(
-            code == 2 && said.contains("kiln::plan::parameter"),
-            "{device}: {said}"
+            code == 2 && output.contains("kiln::plan::parameter"),
+            "{device}: {output}"
         );
     }
     phone.edit(
         "device = \"${device}\"",
         "device = \"${device}\"\nrunner = \"/x;reboot\"",
     );
-    let (said, code) = phone.build("", &[]);
-    assert!(code == 2 && said.contains("`runner` is"), "{said}");
+    let (output, code) = phone.build("", &[]);
+    assert!(code == 2 && output.contains("`runner` is"), "{output}");
     phone.edit("runner = \"/x;reboot\"", "answer_tokens = 0");
     assert!(phone.build("", &[]).0.contains("no token would be timed"));
     phone.edit("bundle = \"bundle\"", "");
     phone.edit("answer_tokens = 0", "");
-    let (said, code) = phone.build("adb:R5CT1", &[]);
+    let (output, code) = phone.build("adb:R5CT1", &[]);
     assert!(
-        code == 2 && said.contains("`phone` needs the input `bundle`"),
-        "{said}"
+        code == 2 && output.contains("`phone` needs the input `bundle`"),
+        "{output}"
     );
     assert_eq!(phone.calls(), "");
 }
 
 #[test]
-fn a_check_does_not_ask_a_device_for_the_same_figures_twice() {
+fn check_does_not_measure_twice() {
     let phone = Phone::new();
-    let (said, code) = phone.build("adb:R5CT1", &["--check"]);
-    // The context binary is not one: what cannot run again is not of interest here.
+    let (output, code) = phone.build("adb:R5CT1", &["--check"]);
+    // The fake context binary cannot be compiled again, so the exit code does not matter.
     assert!(
-        !said.contains("did not give the same twice"),
-        "{code} {said}"
+        !output.contains("did not give the same twice"),
+        "{code} {output}"
     );
     assert_eq!(phone.calls().matches("--profile").count(), 1);
 }

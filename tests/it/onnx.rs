@@ -1,14 +1,14 @@
-//! ONNX from anywhere: read without panic, refused by name where it does not hold together; and the
-//! messages against those of the `onnx` package.
+//! Reading ONNX: inconsistent graphs are rejected, corrupt bytes do not panic, and the messages
+//! equal those of the `onnx` package.
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use kiln::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
 use kiln::model::onnx::{Builder, Checked, External, Function, Summary, Value, decode, gain, int};
 use kiln::model::weight::WeightForm;
 use proptest::prelude::*;
 use prost::Message;
 
-/// One of everything.
+/// A model with every kind of op and tensor.
 fn model() -> ModelProto {
     let mut g = Builder::default();
     let ids = g.input("ids", element::INT32, &[1, 3]);
@@ -58,7 +58,7 @@ fn model() -> ModelProto {
 }
 
 #[test]
-fn the_summary_counts() {
+fn the_summary_counts_nodes_and_constants() {
     assert_eq!(
         Summary::of(&model()).to_string(),
         "\
@@ -94,13 +94,13 @@ ONNX graph `everything`: IR version 10, opset ai.onnx 21, kiln 1
 }
 
 #[test]
-fn writing_what_was_read_changes_no_byte() {
+fn decoding_and_encoding_round_trips() {
     let bytes = model().encode_to_vec();
     assert_eq!(decode(&bytes).unwrap().encode_to_vec(), bytes);
 }
 
 #[track_caller]
-fn refused(change: impl Fn(&mut GraphProto), expect: &str) {
+fn check_rejected(change: impl Fn(&mut GraphProto), expect: &str) {
     let mut model = model();
     assert!(Checked::new(&model).is_ok());
     change(model.graph.as_mut().unwrap());
@@ -116,20 +116,20 @@ fn first_dim(value: &mut ValueInfoProto, dim: Option<i64>) {
 }
 
 #[test]
-fn graphs_that_do_not_hold_together() {
-    refused(
+fn inconsistent_graphs_are_rejected() {
+    check_rejected(
         |graph| graph.node.reverse(),
         "node `out` (Sigmoid) reads `probabilities`, which nothing before it makes",
     );
-    refused(
+    check_rejected(
         |graph| graph.node[2].output[0] = "x".into(),
         "`x` is made twice, again by node `y`",
     );
-    refused(
+    check_rejected(
         |graph| graph.value_info.clear(),
         "`rows`, made by node `rows`, has no shape",
     );
-    refused(
+    check_rejected(
         |graph| {
             let mut lost = graph.output[0].clone();
             lost.name = "lost".into();
@@ -137,37 +137,37 @@ fn graphs_that_do_not_hold_together() {
         },
         "nothing makes the output `lost`",
     );
-    refused(
+    check_rejected(
         |graph| first_dim(&mut graph.input[0], Some(0)),
         "a dimension of `ids` is not a positive number",
     );
-    refused(
+    check_rejected(
         |graph| first_dim(&mut graph.input[0], Some(-1)),
         "a dimension of `ids` is not a positive number",
     );
-    refused(
+    check_rejected(
         |graph| first_dim(&mut graph.input[0], None),
         "a dimension of `ids` is not a positive number",
     );
-    refused(
+    check_rejected(
         |graph| first_dim(&mut graph.input[0], Some(i64::MAX)),
         "`ids` [9223372036854775807, 3] has more than 68719476736 elements",
     );
-    refused(
+    check_rejected(
         |graph| graph.initializer[0].dims = vec![1; 9],
         "`half` has 9 dimensions; at most 8 are read",
     );
-    refused(
+    check_rejected(
         |graph| graph.initializer[1].name = "half".into(),
         "two constants are called `half`",
     );
-    refused(|graph| graph.input[0].r#type = None, "`ids` is no tensor");
+    check_rejected(|graph| graph.input[0].r#type = None, "`ids` is no tensor");
     assert!(decode(b"").is_err(), "no graph");
 }
 
 proptest! {
     #[test]
-    fn spoiled_bytes_are_no_panic(at in 0usize..2000, byte: u8, cut in 0usize..4000) {
+    fn corrupt_bytes_never_panic(at in 0usize..2000, byte: u8, cut in 0usize..4000) {
         let mut bytes = model().encode_to_vec();
         let at = at % bytes.len();
         bytes[at] = byte;
@@ -180,19 +180,18 @@ proptest! {
     }
 }
 
-/// The package's own reader and writer keep every byte: each of our field numbers and types is
-/// theirs.
+/// The `onnx` package reads and writes the same bytes, so all field numbers and types are correct.
 #[test]
 #[ignore = "needs a package index"]
-fn the_onnx_package_writes_the_same_bytes() {
+fn the_onnx_package_reproduces_the_bytes() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("model.onnx");
     std::fs::write(&path, model().encode_to_vec()).unwrap();
     let script = "import sys, onnx; m = onnx.ModelProto.FromString(open(sys.argv[1], \
                   'rb').read()); m.DiscardUnknownFields(); open(sys.argv[2], \
                   'wb').write(m.SerializeToString(deterministic=True))";
-    let again = root.path().join("again.onnx");
-    said(python().args(["-c", script]).args([&path, &again]));
-    let again = std::fs::read(again).unwrap();
-    assert_eq!(again, std::fs::read(path).unwrap());
+    let rewritten = root.path().join("rewritten.onnx");
+    stdout_of(python().args(["-c", script]).args([&path, &rewritten]));
+    let rewritten = std::fs::read(rewritten).unwrap();
+    assert_eq!(rewritten, std::fs::read(path).unwrap());
 }

@@ -1,5 +1,5 @@
-//! Embedding and head on the CPU: which graphs and weights that leaves to the chip, what it
-//! computes with them, and what a bundle says of it.
+//! Embedding and head on the CPU: the graphs and weights for the NPU and the CPU, and the contents
+//! of a bundle.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,67 +7,51 @@ use std::process::Command;
 
 use crate::support::contexts::{facts, info};
 use crate::support::fetching::sha256;
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::place::{both, names, placed};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
-use kiln::action::{Inputs, Manifest, Part, PartName};
+use kiln::action::{Manifest, Part, PartName};
 use kiln::base::{Problem, Result};
+use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
 use kiln::plan::{self, Plan, Source, SourceMap};
 use kiln::stages;
 use serde_json::{Value, json};
 
-/// What each prefill graph takes and gives, but for what all layers take and for their caches.
-fn ends(road: &StageRunner, graph: &Manifest) -> Vec<String> {
+/// The inputs and outputs of each prefill graph, except caches, mask and positions.
+fn signatures(runner: &StageRunner, graph: &Manifest) -> Vec<String> {
     let line = |file: &str| {
-        let model = decode(&road.bytes(graph, file)).unwrap();
+        let model = decode(&runner.bytes(graph, file)).unwrap();
         let checked = Checked::new(&model).unwrap();
-        let shown = |name: &&str| {
-            !["past_", "position_", "attention_mask"]
-                .iter()
-                .any(|of_all| name.starts_with(of_all))
+        let list = |values: &[ValueInfoProto]| {
+            let mut list = vec![];
+            for ValueInfoProto { name, .. } in values {
+                let mut common = ["past_", "position_", "attention_mask"].into_iter();
+                if !common.any(|prefix| name.starts_with(prefix)) {
+                    list.push(format!("{name} {:?}", checked.types[name.as_str()].dims));
+                }
+            }
+            list.join(", ")
         };
-        let value = |name: &str| format!("{name} {:?}", checked.types[name].dims);
-        let inputs: Vec<String> = checked
-            .graph
-            .input
-            .iter()
-            .map(|v| v.name.as_str())
-            .filter(shown)
-            .map(value)
-            .collect();
-        let outputs: Vec<String> = checked
-            .graph
-            .output
-            .iter()
-            .map(|v| v.name.as_str())
-            .filter(shown)
-            .map(value)
-            .collect();
-        format!(
-            "{file} {}: {} -> {}",
-            checked.graph.name,
-            inputs.join(", "),
-            outputs.join(", ")
-        )
+        let graph = checked.graph;
+        let (inputs, outputs) = (list(&graph.input), list(&graph.output));
+        format!("{file} {}: {inputs} -> {outputs}", graph.name)
     };
-    names(graph)
-        .into_iter()
-        .filter(|name| name.starts_with("prefill"))
-        .map(line)
-        .collect()
+    let mut files = names(graph);
+    files.retain(|name| name.starts_with("prefill"));
+    files.into_iter().map(line).collect()
 }
 
 #[test]
-fn what_one_piece_gives_the_next_takes() {
+fn outputs_of_each_graph_are_inputs_of_the_next() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&TinyGguf::qwen2().write());
-    let graph = |place, shards| road.graph(&model, "native", placed(place, shards));
-    let whole = "prefill.onnx prompt_ar16_cl40_1_of_1: input_ids [1, 16] -> logits [1, 1, 16, 288]";
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::qwen2().write());
+    let graph = |place, shards| runner.graph(&model, "native", placed(place, shards));
+    let full = "prefill.onnx prompt_ar16_cl40_1_of_1: input_ids [1, 16] -> logits [1, 1, 16, 288]";
     assert_eq!(
-        ends(&road, &graph(both(), 1)),
+        signatures(&runner, &graph(both(), 1)),
         [
             "prefill-1-of-1.onnx prompt_ar16_cl40_1_of_1: inputs_embeds [1, 16, 64] -> \
              output_norm [1, 1, 16, 64]",
@@ -75,11 +59,11 @@ fn what_one_piece_gives_the_next_takes() {
              inputs_embeds [1, 16, 64]",
             "prefill-head.onnx prompt_ar16_cl40_head: output_norm [1, 1, 16, 64] -> logits [1, 1, \
              16, 288]",
-            whole,
+            full,
         ]
     );
     assert_eq!(
-        ends(&road, &graph(json!({"head": "cpu"}), 2)),
+        signatures(&runner, &graph(json!({"head": "cpu"}), 2)),
         [
             "prefill-1-of-2.onnx prompt_ar16_cl40_1_of_2: input_ids [1, 16] -> blk.0.residual [1, \
              1, 16, 64]",
@@ -87,7 +71,7 @@ fn what_one_piece_gives_the_next_takes() {
              output_norm [1, 1, 16, 64]",
             "prefill-head.onnx prompt_ar16_cl40_head: output_norm [1, 1, 16, 64] -> logits [1, 1, \
              16, 288]",
-            whole,
+            full,
         ]
     );
     let [npu, cpu] = [json!({}), both()].map(|place| graph(place, 1));
@@ -95,12 +79,12 @@ fn what_one_piece_gives_the_next_takes() {
         assert_eq!(
             cpu.parts.get(name),
             Some(part),
-            "{name} of the whole graph is not changed"
+            "{name} of the full graph is not changed"
         );
     }
 }
 
-/// The plan of `text`, or what is wrong with it.
+/// Reads a plan, or returns its problems as text.
 fn read(text: String) -> std::result::Result<Plan, String> {
     let source = Source {
         name: "a.toml".into(),
@@ -108,23 +92,20 @@ fn read(text: String) -> std::result::Result<Plan, String> {
         folder: "/plans".into(),
     };
     let map = SourceMap::gather(source, &mut |_| Err(Problem::new("test", "no file")));
-    let label = |problem: &Problem| -> String {
-        let at = problem.labels.iter().map(|(span, label)| {
-            let (source, at) = map.place(span).unwrap();
-            format!("\n  {} {label}", &source.text[at])
-        });
-        at.collect()
+    let problems = match plan::read(&map, &[], &stages::all()) {
+        Ok(plan) => return Ok(plan),
+        Err(problems) => problems,
     };
-    let line = |problem: &Problem| {
-        format!(
-            "{}{}\n  help: {}",
-            problem.message,
-            label(problem),
-            problem.help.as_deref().unwrap_or_default()
-        )
-    };
-    let read = plan::read(&map, &[], &stages::all());
-    read.map_err(|problems| problems.iter().map(line).collect::<Vec<_>>().join("\n"))
+    let mut lines = vec![];
+    for problem in problems {
+        lines.push(problem.message);
+        for (span, label) in problem.labels {
+            let (source, at) = map.place(&span).unwrap();
+            lines.push(format!("  {} {label}", &source.text[at]));
+        }
+        lines.push(format!("  help: {}", problem.help.unwrap_or_default()));
+    }
+    Err(lines.join("\n"))
 }
 
 /// A plan with these tools and this `place`.
@@ -141,13 +122,13 @@ fn plan(tools: &str, place: &str) -> std::result::Result<Plan, String> {
 
 const QNN: &str = "qnn = { pypi = 'x==1', sha256 = '' }";
 
-/// What is wrong with a plan whose `graph` has this `place`.
+/// The problems of a plan whose `graph` has this `place`.
 fn problems(place: &str) -> String {
     plan(QNN, place).err().unwrap_or("nothing".into())
 }
 
 #[test]
-fn a_place_that_there_is_not_is_refused() {
+fn an_unknown_place_is_rejected() {
     assert_eq!(problems("{ head = 'cpu' }"), "nothing");
     assert_eq!(
         problems("{ head = 'cpus' }"),
@@ -166,46 +147,23 @@ fn a_place_that_there_is_not_is_refused() {
     );
 }
 
-fn library(road: &StageRunner) -> Manifest {
-    let library = road.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    Manifest {
-        parts: files.into(),
-    }
-}
-
-/// The orders of a `context-bin` by name: their keys, and the names of what they read.
-fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, (String, Vec<String>)> {
+/// The orders of a `context-bin` by name: their keys and the names of their inputs.
+fn orders(runner: &StageRunner, graph: &Manifest) -> BTreeMap<String, (String, Vec<String>)> {
     let registry = stages::all();
-    let stage = registry.get("context-bin").unwrap();
-    let slots = [(
-        "graph".to_string(),
-        vec![("graph".to_string(), graph.clone())],
-    )]
-    .into();
-    let inputs = Inputs {
-        slots,
-        tools: [("qnn".to_string(), tool.clone())].into(),
-        ..Inputs::default()
-    };
-    let orders = stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap();
-    let keyed = |order: kiln::action::WorkOrder| {
+    let spec = registry.get("context-bin").unwrap().spec();
+    let mut orders = BTreeMap::new();
+    for order in runner.context_orders(graph, &json!({"soc": "sm8650"})) {
         let (name, reads) = (order.name.clone(), order.inputs.keys().cloned().collect());
-        (
-            name,
-            (order.into_action(stage.spec()).key().to_string(), reads),
-        )
-    };
-    orders.into_iter().map(keyed).collect()
+        orders.insert(name, (order.into_action(spec).key().to_string(), reads));
+    }
+    orders
 }
 
 #[test]
-fn a_tweak_of_the_cpus_head_compiles_nothing() {
+fn changing_a_cpu_head_recompiles_nothing() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let tool = library(&road);
-    // A qwen2 graph has f16 layers whatever its weights are: they centre its keys.
+    let runner = StageRunner::new(home.path());
+    // A qwen2 graph always has f16 layers, which centre its keys.
     for (gguf, head, proofs) in [
         (TinyGguf::qwen2().write(), "output.weight", &[][..]),
         (
@@ -214,60 +172,56 @@ fn a_tweak_of_the_cpus_head_compiles_nothing() {
             &["proof/f16", "proof/lookup-f16"][..],
         ),
     ] {
-        let model = road.inspect(&gguf);
-        let anew = |place: Value| -> Vec<String> {
-            let orders = |schemes: Value| {
-                let weights = road
+        let model = runner.inspect(&gguf);
+        let changed_orders = |place: Value| -> Vec<String> {
+            let orders_with = |schemes: Value| {
+                let weights = runner
                     .run("requant", schemes, &[("tensors", &model)])
                     .unwrap();
                 let slots = [("model", &model), ("weights", &weights)];
-                orders(
-                    &road.run("graph", placed(place.clone(), 2), &slots).unwrap(),
-                    &tool,
-                )
+                let graph = runner.run("graph", placed(place.clone(), 2), &slots);
+                orders(&runner, &graph.unwrap())
             };
-            let before = orders(json!({"scheme": "int8-block"}));
+            let before = orders_with(json!({"scheme": "int8-block"}));
             let tweak = json!([{"match": head, "scheme": "f16"}]);
-            let after = orders(json!({"scheme": "int8-block", "override": tweak}));
-            let changed = after
-                .iter()
-                .filter(|(name, (key, _))| before.get(*name).map(|(key, _)| key) != Some(key));
-            changed.map(|(name, _)| name.clone()).collect()
+            let after = orders_with(json!({"scheme": "int8-block", "override": tweak}));
+            let mut changed = vec![];
+            for (name, (key, _)) in after {
+                if before.get(&name).is_none_or(|(old, _)| *old != key) {
+                    changed.push(name);
+                }
+            }
+            changed
         };
         assert_eq!(
-            anew(both()),
+            changed_orders(both()),
             [""],
-            "{head}: the quantization report, and what the CPU reads"
+            "{head}: the quantization report and the CPU's inputs"
         );
-        let on_npu = anew(json!({}));
+        let on_npu = changed_orders(json!({}));
         assert!(on_npu.contains(&"2-of-2".to_string()), "{head}: {on_npu:?}");
-        let proved: Vec<&String> = on_npu
-            .iter()
-            .filter(|name| name.starts_with("proof/"))
-            .collect();
+        let mut proved = on_npu;
+        proved.retain(|name| name.starts_with("proof/"));
         assert_eq!(proved, proofs, "{head}");
     }
 }
 
 #[test]
-fn each_weight_goes_where_it_is_read() {
+fn each_graph_gets_only_its_weights() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let graph = road.graph(
-        &road.inspect(&TinyGguf::llama().write()),
+    let runner = StageRunner::new(home.path());
+    let graph = runner.graph(
+        &runner.inspect(&TinyGguf::llama().write()),
         "f16",
         placed(json!({"head": "cpu"}), 1),
     );
-    let orders = orders(&graph, &library(&road));
+    let inputs_by_order = orders(&runner, &graph);
     let tables = |name: &str| -> Vec<String> {
-        orders[name]
-            .1
-            .iter()
-            .filter(|input| !input.contains("blk."))
-            .cloned()
-            .collect()
+        let mut inputs = inputs_by_order[name].1.clone();
+        inputs.retain(|input| !input.contains("blk."));
+        inputs
     };
-    // The table of a tied model is its embedding too.
+    // In a tied model, the matrix of the head is also the embedding.
     assert_eq!(
         tables("1-of-1"),
         [
@@ -290,15 +244,15 @@ fn each_weight_goes_where_it_is_read() {
 }
 
 #[test]
-fn a_dlc_of_pieces_is_refused() {
+fn dlc_rejects_a_graph_with_cpu_parts() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let graph = road.graph(
-        &road.inspect(&TinyGguf::llama().write()),
+    let runner = StageRunner::new(home.path());
+    let graph = runner.graph(
+        &runner.inspect(&TinyGguf::llama().write()),
         "f16",
         placed(both(), 1),
     );
-    let problem = road
+    let problem = runner
         .run("dlc", json!({}), &[("graph", &graph)])
         .unwrap_err();
     assert_eq!(problem.code, "kiln::dlc::place");
@@ -310,9 +264,10 @@ fn a_dlc_of_pieces_is_refused() {
     );
 }
 
-/// A `context-bin` of a tiny llama whose binary nobody executes, and what would be true of it.
-fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
-    let graph = road.graph(model, "native", placed(place.clone(), 1));
+/// A fake output of `context-bin` for a tiny llama: a binary that is never run, and its
+/// description.
+fn context(runner: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
+    let graph = runner.graph(model, "native", placed(place.clone(), 1));
     let (mut facts, mut info) = (facts(1, 1), info(0..2, 1, 1));
     for role in ["prefill", "decode"] {
         let of = graph.part(&format!("{role}-1-of-1.onnx")).unwrap();
@@ -331,10 +286,10 @@ fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     }
     let mut parts: BTreeMap<PartName, Part> = BTreeMap::new();
     let mut add = |name: String, part: Part| parts.insert(PartName::new(name).unwrap(), part);
-    add("1-of-1/model.bin".into(), road.part(b"a binary", facts));
+    add("1-of-1/model.bin".into(), runner.part(b"a binary", facts));
     add(
         "1-of-1/info.json".into(),
-        road.part(info.to_string().as_bytes(), json!({})),
+        runner.part(info.to_string().as_bytes(), json!({})),
     );
     add(
         "model.json".into(),
@@ -355,10 +310,10 @@ fn context(road: &StageRunner, model: &Manifest, place: &Value) -> Manifest {
     Manifest { parts }
 }
 
-fn package(road: &StageRunner, place: Value, params: Value) -> Result<Manifest> {
-    let model = road.inspect(&TinyGguf::llama().write());
-    let context = context(road, &model, &place);
-    road.run(
+fn package(runner: &StageRunner, place: Value, params: Value) -> Result<Manifest> {
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let context = context(runner, &model, &place);
+    runner.run(
         "package",
         params,
         &[("model", &model), ("context", &context)],
@@ -366,34 +321,33 @@ fn package(road: &StageRunner, place: Value, params: Value) -> Result<Manifest> 
 }
 
 #[test]
-fn a_bundle_says_what_is_the_cpus() {
+fn a_bundle_lists_the_cpu_graphs() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let bundle = package(&road, both(), json!({"name": "tiny"})).unwrap();
-    let own = names(&bundle)
-        .into_iter()
-        .filter(|name| name.starts_with("cpu/"));
-    let graphs = [
-        "decode-embedding",
-        "decode-head",
-        "prefill-embedding",
-        "prefill-head",
+    let runner = StageRunner::new(home.path());
+    let bundle = package(&runner, both(), json!({"name": "tiny"})).unwrap();
+    let mut cpu_files = names(&bundle);
+    cpu_files.retain(|name| name.starts_with("cpu/"));
+    let expected = [
+        "cpu/decode-embedding.onnx",
+        "cpu/decode-head.onnx",
+        "cpu/prefill-embedding.onnx",
+        "cpu/prefill-head.onnx",
+        "cpu/weights/token_embd.weight/codes",
+        "cpu/weights/token_embd.weight/offsets",
+        "cpu/weights/token_embd.weight/scales",
     ];
-    let graphs = graphs.iter().map(|graph| format!("cpu/{graph}.onnx"));
-    let weights =
-        ["codes", "offsets", "scales"].map(|blob| format!("cpu/weights/token_embd.weight/{blob}"));
-    assert_eq!(
-        own.collect::<Vec<_>>(),
-        graphs.chain(weights).collect::<Vec<_>>()
-    );
+    assert_eq!(cpu_files, expected);
 
-    let metadata: Value = serde_json::from_slice(&road.bytes(&bundle, "metadata.json")).unwrap();
-    let of = |end: &str| json!({"prefill": format!("cpu/prefill-{end}.onnx"), "decode": format!("cpu/decode-{end}.onnx")});
+    let metadata: Value = runner.json(&bundle, "metadata.json");
+    let of = |end: &str| {
+        let [prefill, decode] = ["prefill", "decode"].map(|role| format!("cpu/{role}-{end}.onnx"));
+        json!({"prefill": prefill, "decode": decode})
+    };
     assert_eq!(
         metadata["cpu"],
         json!({"embedding": of("embedding"), "head": of("head")})
     );
-    let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
+    let readme = runner.text(&bundle, "README.md");
     println!("{readme}");
     assert!(
         readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin` -> `cpu/ROLE-head.onnx`"),
@@ -404,17 +358,22 @@ fn a_bundle_says_what_is_the_cpus() {
         "{readme}"
     );
 
-    let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
-    for name in names(&bundle)
-        .into_iter()
-        .filter(|name| *name != "SHA256SUMS")
-    {
-        let line = format!("{}  {name}\n", sha256(&road.bytes(&bundle, name)));
-        assert!(sums.contains(&line), "{name} in {sums}");
+    let sums = runner.text(&bundle, "SHA256SUMS");
+    for name in names(&bundle) {
+        let line = format!("{}  {name}\n", sha256(&runner.bytes(&bundle, name)));
+        assert!(
+            name == "SHA256SUMS" || sums.contains(&line),
+            "{name} in {sums}"
+        );
     }
 
-    let bundle = package(&road, json!({"embedding": "cpu"}), json!({"name": "tiny"})).unwrap();
-    let readme = String::from_utf8(road.bytes(&bundle, "README.md")).unwrap();
+    let bundle = package(
+        &runner,
+        json!({"embedding": "cpu"}),
+        json!({"name": "tiny"}),
+    )
+    .unwrap();
+    let readme = runner.text(&bundle, "README.md");
     assert!(
         readme.contains("`cpu/ROLE-embedding.onnx` -> `tiny.bin`\n"),
         "{readme}"
@@ -422,29 +381,25 @@ fn a_bundle_says_what_is_the_cpus() {
     assert!(readme.contains("GenieDialog_embeddingQuery"), "{readme}");
 }
 
-/// The files of a bundle under their names: their sums are right, and ONNX Runtime finds the
-/// weights of what is the CPU's.
+/// In a bundle on disk, the checksums are correct, and ONNX Runtime finds the weights of the CPU
+/// graphs.
 #[test]
 #[ignore = "needs a package index"]
-fn what_is_the_cpus_runs_where_it_lies() {
+fn cpu_graphs_run_from_the_bundle() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let bundle = package(&road, both(), json!({"embedding_table": true})).unwrap();
+    let runner = StageRunner::new(home.path());
+    let bundle = package(&runner, both(), json!({"embedding_table": true})).unwrap();
     let out = tempfile::tempdir().unwrap();
-    for name in names(&bundle) {
-        let path = out.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, road.bytes(&bundle, name)).unwrap();
-    }
+    runner.write_to(&bundle, out.path());
     println!(
         "{}",
-        said(
+        stdout_of(
             Command::new("sha256sum")
                 .args(["--check", "SHA256SUMS"])
                 .current_dir(out.path())
         )
     );
-    // The table has the rows that the graph gives.
+    // The rows of the table equal the output of the graph.
     let script = "import numpy, onnxruntime
 run = lambda file, feeds: onnxruntime.InferenceSession(f'cpu/{file}.onnx').run(None, feeds)[0]
 table = numpy.fromfile('model_embedding.bin', numpy.float32).reshape(288, 64)
@@ -452,39 +407,40 @@ rows = run('prefill-embedding', {'input_ids': numpy.arange(16, dtype=numpy.int32
 assert (rows[0] == table[:16]).all()
 logits = run('decode-head', {'output_norm': table[7][None, None, None]})
 assert numpy.allclose(logits[0, 0, 0], table @ table[7], atol=1e-5)";
-    said(python().args(["-c", script]).current_dir(out.path()));
+    stdout_of(python().args(["-c", script]).current_dir(out.path()));
 }
 
 #[test]
-fn a_table_holds_the_rows_of_all_tokens() {
+fn the_embedding_table_has_all_rows() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
+    let runner = StageRunner::new(home.path());
     let params = json!({"name": "tiny", "embedding_table": true});
-    let bundle = package(&road, json!({"embedding": "cpu"}), params.clone()).unwrap();
-    let model = road.inspect(&TinyGguf::llama().write());
-    let values = road
+    let bundle = package(&runner, json!({"embedding": "cpu"}), params.clone()).unwrap();
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let values = runner
         .run("dequant", json!({"type": "f32"}), &[("model", &model)])
         .unwrap();
-    let table = road.bytes(&bundle, "tiny_embedding.bin");
-    assert!(table == road.bytes(&values, "token_embd.weight/values"));
-    let config: Value = serde_json::from_slice(&road.bytes(&bundle, "genie_config.json")).unwrap();
-    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin", "size": 64, "datatype": "float32"});
+    let table = runner.bytes(&bundle, "tiny_embedding.bin");
+    assert!(table == runner.bytes(&values, "token_embd.weight/values"));
+    let config: Value = runner.json(&bundle, "genie_config.json");
+    let lookup = json!({"version": 1, "type": "lut", "lut-path": "tiny_embedding.bin",
+        "size": 64, "datatype": "float32"});
     assert_eq!(config["dialog"]["embedding"], lookup);
-    let sums = String::from_utf8(road.bytes(&bundle, "SHA256SUMS")).unwrap();
+    let sums = runner.text(&bundle, "SHA256SUMS");
     assert!(
         sums.contains(&format!("{}  tiny_embedding.bin\n", sha256(&table))),
         "{sums}"
     );
-    let problem = package(&road, json!({"head": "cpu"}), params).unwrap_err();
+    let problem = package(&runner, json!({"head": "cpu"}), params).unwrap_err();
     assert_eq!(problem.code, "kiln::package::table");
 }
 
 #[test]
-fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
+fn a_binary_without_embedding_is_not_a_complete_model() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path());
-    let model = road.inspect(&TinyGguf::llama().write());
-    let mut context = context(&road, &model, &both());
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let mut context = context(&runner, &model, &both());
     let binary = context.parts.get_mut("1-of-1/model.bin").unwrap();
     let mut facts = binary.facts.value().clone();
     facts["graphs"]["prefill"]
@@ -496,7 +452,7 @@ fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
         .unwrap()
         .remove("shard");
     binary.facts = facts.into();
-    let problem = road
+    let problem = runner
         .run(
             "package",
             json!({}),
@@ -510,7 +466,7 @@ fn a_binary_that_lacks_an_end_is_not_taken_for_a_whole_one() {
 }
 
 #[test]
-fn onnx_runtime_is_taken_where_the_plan_has_it() {
+fn evaluate_uses_onnx_runtime_if_the_plan_has_it() {
     let tools = |tools: &str| -> Vec<String> {
         let plan = plan(tools, "{ head = 'cpu' }").unwrap();
         let score = plan
@@ -528,18 +484,18 @@ fn onnx_runtime_is_taken_where_the_plan_has_it() {
 }
 
 #[test]
-fn what_is_the_cpus_wants_onnx_runtime() {
+fn cpu_graphs_require_onnx_runtime() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("qnn", &fake_library(&home));
-    let model = road.inspect(&TinyGguf::llama().write());
-    let context = context(&road, &model, &json!({"head": "cpu"}));
+    let runner = StageRunner::new(home.path()).tool("qnn", &fake_library(&home));
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let context = context(&runner, &model, &json!({"head": "cpu"}));
     let slots = [("reference", &Manifest::default()), ("context", &context)];
-    let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
+    let problem = runner.run("evaluate", json!({}), &slots).unwrap_err();
     assert_eq!(problem.code, "kiln::tool_missing");
     assert!(problem.help.unwrap().contains("ort ="));
 }
 
-/// A folder with libraries that nobody loads.
+/// A folder with fake libraries, which are not loaded.
 fn fake_library(home: &tempfile::TempDir) -> std::path::PathBuf {
     let folder = home.path().join("libraries");
     fs::create_dir_all(&folder).unwrap();

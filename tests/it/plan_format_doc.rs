@@ -1,5 +1,5 @@
-//! `docs/plan-format.md` has the tables that `kiln schema --markdown` prints, and the examples of
-//! the documentation are plans. `KILN_BLESS=1` writes the tables into the page.
+//! `docs/plan-format.md` has the tables that `kiln schema --markdown` prints, and the examples in
+//! the documentation are valid plans. `KILN_BLESS=1` writes the tables into the page.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,7 +39,7 @@ fn block(page: &str, name: &str) -> std::ops::Range<usize> {
     start..start + length
 }
 
-/// `page` with the present tables.
+/// `page` with the current tables.
 fn with_tables(page: &str) -> String {
     let mut page = page.to_string();
     for Tables { name, markdown, .. } in tables() {
@@ -49,7 +49,7 @@ fn with_tables(page: &str) -> String {
 }
 
 #[test]
-fn the_tables_are_those_of_the_schema() {
+fn the_tables_match_the_schema() {
     let (found, expected) = (page(), with_tables(&page()));
     if std::env::var_os("KILN_BLESS").is_some() {
         std::fs::write(page_path(), expected).unwrap();
@@ -64,7 +64,7 @@ fn the_tables_are_those_of_the_schema() {
     assert_eq!(found, expected);
 }
 
-/// A block in the section of another kind would be current, and wrong.
+/// Each block is in the section of its own kind.
 #[test]
 fn every_kind_has_a_section_with_its_tables() {
     let page = page();
@@ -84,7 +84,7 @@ fn every_kind_has_a_section_with_its_tables() {
 }
 
 #[test]
-fn every_row_has_a_meaning() {
+fn every_row_has_a_description() {
     for Tables { name, markdown, .. } in tables() {
         for row in markdown.lines().filter(|line| line.starts_with('|')) {
             assert!(!row.ends_with("|  |"), "{name}: {row}");
@@ -93,7 +93,7 @@ fn every_row_has_a_meaning() {
 }
 
 #[test]
-fn the_tables_are_printed() {
+fn schema_markdown_prints_the_tables() {
     let call = Command::new(env!("CARGO_BIN_EXE_kiln"))
         .args(["schema", "--markdown"])
         .output()
@@ -167,10 +167,9 @@ fn examples(page: &str) -> Vec<&str> {
         .collect()
 }
 
-/// A whole plan is checked like one; a piece of a plan is compared with the schema, which knows
-/// nothing of names.
+/// A complete plan is read like a plan; a fragment is compared with the schema.
 #[test]
-fn the_examples_are_plans_or_pieces_of_plans() {
+fn documentation_examples_are_valid_plans() {
     let registry = kiln::stages::all();
     let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
     compiler
@@ -178,7 +177,7 @@ fn the_examples_are_plans_or_pieces_of_plans() {
         .unwrap();
     let schema = compiler.compile("plan.schema.json", &mut schemas).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    let (mut plans, mut pieces) = (0, 0);
+    let (mut plans, mut fragments) = (0, 0);
     for file in std::fs::read_dir(&folder).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "md") {
@@ -197,12 +196,16 @@ fn the_examples_are_plans_or_pieces_of_plans() {
                 let problems = plan::read(&map, &[], &registry).err();
                 assert!(problems.is_none(), "{at}\n{problems:#?}");
             } else {
-                pieces += 1;
-                let piece = toml::from_str(example).unwrap_or_else(|error| panic!("{at}\n{error}"));
-                let checked = schemas.validate(&piece, schema);
+                fragments += 1;
+                let fragment =
+                    toml::from_str(example).unwrap_or_else(|error| panic!("{at}\n{error}"));
+                let checked = schemas.validate(&fragment, schema);
                 assert!(checked.is_ok(), "{at}\n{}", checked.unwrap_err());
             }
         }
     }
-    assert!(plans >= 1 && pieces >= 10, "{plans} plans, {pieces} pieces");
+    assert!(
+        plans >= 1 && fragments >= 10,
+        "{plans} plans, {fragments} fragments"
+    );
 }

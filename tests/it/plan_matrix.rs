@@ -70,7 +70,7 @@ fn problems(text: &str) -> String {
 }
 
 #[test]
-fn a_stage_exists_once_per_value_of_the_axes_it_needs() {
+fn a_stage_has_one_instance_per_value_of_its_axes() {
     assert_eq!(
         outline(&matrix(MATRIX, &[])),
         r#"tools.oven {"sha256":"","unpack":true,"url":"pypi:oven==1"} []
@@ -91,7 +91,7 @@ all {} [ware.bowl.6 ware.bowl.9 ware.cup.6 ware.cup.9 plain]
 }
 
 #[test]
-fn the_call_pins_an_axis_to_any_value() {
+fn an_axis_can_be_set_to_any_value() {
     let ids = |sets: &[(&str, &str)]| {
         let plan = matrix(MATRIX, sets);
         plan.stages
@@ -117,7 +117,7 @@ fn the_call_pins_an_axis_to_any_value() {
 }
 
 #[test]
-fn the_name_in_the_plan_means_all_instances() {
+fn the_plan_name_refers_to_all_instances() {
     let chosen = |wanted: &[&str]| {
         let wanted: Vec<String> = wanted.iter().map(|name| name.to_string()).collect();
         select(matrix(MATRIX, &[]), &wanted).map(|plan| {
@@ -143,7 +143,7 @@ fn the_name_in_the_plan_means_all_instances() {
 }
 
 #[test]
-fn a_reference_may_follow_an_axis() {
+fn a_reference_can_follow_an_axis() {
     let plan = matrix(
         "[matrix]\nfrom = ['red', 'white']\n[stage.pot]\nkind = 'throw'\nclay = \
          '${from}'\n[stage.red]\nkind = 'fetch'\nurl = 'r'\n[stage.white]\nkind = 'fetch'\nurl = \
@@ -158,7 +158,7 @@ fn a_reference_may_follow_an_axis() {
 }
 
 #[test]
-fn mistakes_of_a_matrix() {
+fn matrix_mistakes_are_reported() {
     assert_eq!(
         problems(
             r#"
@@ -208,7 +208,7 @@ matrix: `clay` cannot be `across` an axis: `fetch` takes one stage in each input
 }
 
 #[test]
-fn mistakes_of_gathering_are_told_once_for_all_instances() {
+fn gathering_mistakes_are_reported_once_for_all_instances() {
     assert_eq!(
         problems(
             r#"
@@ -280,7 +280,7 @@ matrix: two stages would be called `ware.6`
 }
 
 #[test]
-fn values_that_do_not_fit_are_named_by_the_plans_names() {
+fn invalid_values_are_reported_with_plan_names() {
     assert_eq!(
         problems(
             "[matrix]\nglaze = ['celadon', 'blue', 'green']\n[stage.clay]\nkind = 'fetch'\nurl = \
@@ -299,7 +299,7 @@ parameter: `pot.override.0.glaze`: unknown variant `green`, expected `celadon` o
 }
 
 #[test]
-fn a_row_for_a_stage_and_one_for_an_instance_are_told_apart() {
+fn rows_for_stages_and_instances_are_distinguished() {
     let told = |marks: &str| problems(&MATRIX.replace("ware = 3, \"ware.cup.9\" = 5", marks));
     assert_eq!(
         told("ware = -3, \"ware.cup.9\" = 5, \"ware.jar.9\" = 1"),
@@ -351,7 +351,7 @@ const CLAY: &str = "[vars]\npit = 'file:red'\n[stage.clay]\nkind = 'fetch'\nurl 
                     '${pit}'\n[stage.sand]\nkind = 'fetch'\nurl = 'file:sand'\n";
 
 #[test]
-fn an_included_file_gives_stages_and_defaults() {
+fn an_included_file_provides_stages_and_defaults() {
     let plan = "include = ['lib/common.toml']\n[plan]\nname = 'vase'\n[vars]\ncone = \
                 9\n[matrix]\nshape = ['cup', 'jar']\n";
     let files = [
@@ -381,7 +381,7 @@ ware.jar {"cone":9} [pot.jar]
 }
 
 #[test]
-fn mistakes_of_including() {
+fn include_mistakes_are_reported() {
     let plan =
         "include = ['a.toml', 'a.toml', './c/../b.toml', 'gone.toml', 1]\n[plan]\nname = 'vase'\n";
     let a = "include = ['b.toml', 'plan.toml']\n[stage.clay]\nkind = 'fetch'\nurl = 'x'\n";
@@ -412,7 +412,7 @@ include: `a.toml` includes itself
 }
 
 #[test]
-fn what_two_files_define_is_shown_in_both() {
+fn a_duplicate_definition_is_shown_in_both_files() {
     let plan = "include = ['a.toml', 'b.toml']\n[plan]\nname = 'vase'\n[vars]\nz = \
                 1\n[stage.clay]\nkind = 'fetch'\nurl = '${x}${z}'\n";
     let a = "[plan]\nname = 'no'\n[vars]\nx = 1\nz = 1\n[stage.clay]\nkind = 'fetch'\nurl = 'a'\n";
@@ -444,7 +444,7 @@ unknown_stage: there is no stage `caly`
 }
 
 #[test]
-fn a_text_that_is_not_toml_is_told_alone_wherever_it_is() {
+fn invalid_toml_is_reported_alone() {
     let plan =
         "include = ['a.toml']\n[plan]\nname = 'vase'\n[stage.pot]\nkind = 'throw'\nclay = 'clay'\n";
     assert_eq!(
@@ -460,7 +460,7 @@ fn a_text_that_is_not_toml_is_told_alone_wherever_it_is() {
 }
 
 #[test]
-fn every_stage_may_have_a_timeout_and_what_reaches_outside_retries() {
+fn every_stage_accepts_a_timeout_and_external_stages_accept_retries() {
     let text = |clay: &str| {
         format!(
             "[stage.clay]\nkind = 'fetch'\nurl = 'x'\n{clay}\n[stage.pot]\nkind = 'throw'\nclay = \
@@ -501,7 +501,7 @@ unknown_parameter: a stage of kind `throw` has no `retries`
 
 /// The stages that a bad value names are not complained of too.
 #[test]
-fn a_bad_value_is_named_once() {
+fn an_invalid_value_is_reported_once() {
     let text =
         "[matrix]\nkiln = ['Big', 'small']\n[stage.clay]\nkind = 'fetch'\nurl = 'file:${kiln}'\n";
     let problems = plan_text::problems(&[("plan.toml", &format!("{BEGIN}{text}"))], &[]);

@@ -58,7 +58,7 @@ fn outline(plan: &Plan) -> String {
 }
 
 #[test]
-fn a_plan_is_its_stages_in_an_order_that_can_be_run() {
+fn stages_are_sorted_topologically() {
     let plan = read(VASE, &[]).unwrap();
     assert_eq!(plan.name, "vase");
     assert_eq!(
@@ -72,14 +72,14 @@ ware fire {"cone":6} [pot tools.oven] keep
 }
 
 #[test]
-fn the_call_sets_variables_and_they_keep_their_type() {
+fn variables_can_be_set_and_keep_their_type() {
     let plan = read(VASE, &[("cone", "9"), ("shop", "1")]).unwrap();
     assert_eq!(plan.stages[3].params["cone"], 9);
     assert_eq!(plan.stages[1].params["url"], "https://1/red${x}");
 }
 
 #[test]
-fn a_relative_file_starts_from_the_plans_folder() {
+fn relative_files_are_resolved_from_the_plan_folder() {
     let plan = read(
         "[plan]\nname = \"a\"\n[stage.a]\nkind = \"fetch\"\nurl = \"file:data/x\"",
         &[],
@@ -95,7 +95,7 @@ fn a_relative_file_starts_from_the_plans_folder() {
 }
 
 #[test]
-fn keep_says_what_is_written_out() {
+fn keep_selects_what_is_written() {
     let keep = |value: &str| {
         let text =
             format!("[plan]\nname = 'a'\n[stage.a]\nkind = 'fetch'\nurl = 'x'\nkeep = {value}");
@@ -116,7 +116,7 @@ fn keep_says_what_is_written_out() {
 }
 
 #[test]
-fn five_mistakes_are_five_problems() {
+fn all_problems_are_reported_at_once() {
     assert_eq!(
         problems(
             r#"
@@ -152,7 +152,7 @@ missing_tool: `ware` of kind `fire` needs the tool `oven`
 }
 
 #[test]
-fn syntax_comes_first_and_alone() {
+fn a_syntax_error_is_reported_alone() {
     assert_eq!(
         problems("[stage.clay]\nkind = \nurl = 'x'\nurl = 'y'\nwhen = 2024-01-01\n"),
         r#"syntax: not TOML: string values must be quoted, expected literal string
@@ -167,7 +167,7 @@ syntax: a plan cannot hold a date
 }
 
 #[test]
-fn top_level_tables_and_names() {
+fn top_level_tables_and_names_are_checked() {
     assert_eq!(
         problems(
             "nam = 1\n[stages.a]\n[stage.Pot]\nkind = \"throw\"\nclay = \
@@ -193,7 +193,7 @@ bad_name: `tools.x` cannot name a stage
 }
 
 #[test]
-fn a_plan_has_a_name() {
+fn a_plan_needs_a_name() {
     let codes = |text: &str| -> Vec<String> {
         read(text, &[])
             .unwrap_err()
@@ -214,7 +214,7 @@ fn a_plan_has_a_name() {
 }
 
 #[test]
-fn slots_take_what_fits() {
+fn slots_accept_only_matching_artifacts() {
     assert_eq!(
         problems(
             r#"
@@ -255,7 +255,7 @@ wrong_type: `other.clay` is a list, expected the name of a stage
 }
 
 #[test]
-fn every_wrong_parameter_of_a_stage_is_named_at_its_place() {
+fn every_wrong_parameter_is_reported_with_its_span() {
     assert_eq!(
         problems(
             r#"
@@ -300,7 +300,7 @@ parameter: `cup.override.0.glaz`: unknown field `glaz`, expected `part` or `glaz
 }
 
 #[test]
-fn what_a_stage_says_of_its_parameters_is_placed() {
+fn problems_from_a_stage_check_have_spans() {
     assert_eq!(
         problems(
             "[tools]\noven = { pypi = 'oven==1', sha256 = 'xyz' }\n[stage.clay]\nkind = 'fetch'\n"
@@ -315,7 +315,7 @@ parameter: `clay`: missing field `url`
 }
 
 #[test]
-fn tools_have_one_source() {
+fn a_tool_has_one_source() {
     assert_eq!(
         problems("[tools]\na = { pipy = 'x' }\nb = { pypi = 'x', url = 'y' }\nc = 'x'\n"),
         r#"tool_source: the tool `a` needs either `pypi` or `url`
@@ -336,7 +336,7 @@ wrong_type: `c` is a string, expected a table
 }
 
 #[test]
-fn a_cycle_is_shown_as_its_path() {
+fn a_cycle_is_reported_as_a_path() {
     assert_eq!(
         problems(
             r#"
@@ -376,7 +376,7 @@ cycle: `d` waits for itself
 }
 
 #[test]
-fn variables_are_known_used_and_plain() {
+fn variables_must_be_defined_used_and_scalar() {
     let text = r#"
 [vars]
 shop = "x"
@@ -417,7 +417,7 @@ variable: `${` without `}`
 }
 
 #[test]
-fn too_much_is_refused() {
+fn limits_of_a_plan_are_enforced() {
     let messages = |text: String| -> Vec<String> {
         read(&text, &[])
             .unwrap_err()
@@ -442,7 +442,7 @@ fn too_much_is_refused() {
 
 /// The plans that people copy.
 #[test]
-fn plans_that_parse() {
+fn every_committed_plan_is_valid() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
     let mut found = 0;
     for entry in std::fs::read_dir(&folder).unwrap() {

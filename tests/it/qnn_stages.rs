@@ -1,144 +1,55 @@
-//! `context-bin` and `dlc`. What needs the vendor's libraries is ignored unless asked for; they are
-//! fetched then, or taken from the folder KILN_QNN. Those stages run in child processes, as in a
-//! build.
+//! `context-bin` and `dlc`. Tests that need the vendor's libraries are ignored by default; the
+//! libraries are fetched, or loaded from the folder KILN_QNN. The stages run in child processes, as
+//! in a build.
 
 use std::path::Path;
-use std::time::Instant;
 
 use crate::support::quantize::Quant;
+use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::{InputStage, Inputs, Manifest, Part, Stage};
-use kiln::base::Result;
-use kiln::execute::{Executor, Local, Watch};
-use kiln::store::{BlobStore, Disk};
+use kiln::action::{InputStage, Manifest, ParamProblem};
 use kiln::{base, stages};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-/// A cache folder, and stages run over it one after the other.
-struct Bench {
-    store: Disk,
-    tool: Manifest,
-    _root: tempfile::TempDir,
+/// A runner with a tool `qnn` that has no libraries.
+fn without_libraries(home: &TempDir) -> StageRunner {
+    let libraries = home.path().join("libraries");
+    std::fs::create_dir_all(&libraries).unwrap();
+    StageRunner::new(&home.path().join("cache")).tool("qnn", &libraries)
 }
 
-struct Silent;
-
-impl Watch for Silent {
-    fn progress(&self, _: u64, _: u64, _: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-type Slots<'a> = &'a [(&'a str, &'a Manifest)];
-
-impl Bench {
-    /// Without libraries: expansion only.
-    fn new() -> Self {
-        let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        Bench {
-            store: Disk::open(&root.path().join("cache")).unwrap(),
-            tool: Manifest::default(),
-            _root: root,
-        }
-    }
-
-    fn with_libraries() -> Self {
-        let mut bench = Bench::new();
-        let folder = std::env::var_os("KILN_QNN").map_or_else(tools::qnn, Into::into);
-        let beside = folder.with_extension("libs");
-        for file in [folder.as_path(), beside.as_path()]
-            .into_iter()
-            .flat_map(|f| f.read_dir().into_iter().flatten())
-        {
+/// A runner with the libraries in the folder KILN_QNN, or with those of the package index.
+fn with_libraries(home: &TempDir) -> StageRunner {
+    let folder = std::env::var_os("KILN_QNN").map_or_else(tools::qnn, Into::into);
+    let libraries = home.path().join("libraries");
+    std::fs::create_dir(&libraries).unwrap();
+    for folder in [folder.with_extension("libs"), folder] {
+        let Ok(files) = folder.read_dir() else {
+            continue;
+        };
+        for file in files {
             let path = file.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             if ["libQnnHtp.so", "libQnnIr.so", "libQnnSystem.so"].contains(&name.as_str())
                 || name.starts_with("libc++")
                 || name.starts_with("libunwind")
             {
-                bench.tool.parts.insert(
-                    name.parse().unwrap(),
-                    bench.part(&std::fs::read(path).unwrap(), json!({})),
-                );
+                std::os::unix::fs::symlink(&path, libraries.join(name)).unwrap();
             }
         }
-        bench
     }
+    without_libraries(home)
+}
 
-    fn part(&self, bytes: &[u8], facts: Value) -> Part {
-        let mut sink = self.store.create().unwrap();
-        std::io::Write::write_all(&mut sink, bytes).unwrap();
-        Part {
-            content: sink.finish().unwrap(),
-            facts: facts.into(),
-        }
-    }
+fn temporary_folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
 
-    fn bytes(&self, manifest: &Manifest, name: &str) -> Vec<u8> {
-        self.store
-            .open(&manifest.part(name).unwrap().content.digest)
-            .unwrap()
-            .unwrap()
-            .to_vec()
-    }
-
-    fn inputs(&self, slots: Slots) -> Inputs {
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
-        };
-        let tools = [("qnn".to_string(), self.tool.clone())].into();
-        Inputs {
-            slots: slots.iter().map(slot).collect(),
-            tools,
-            ..Inputs::default()
-        }
-    }
-
-    fn run(&self, kind: &str, params: Value, slots: Slots) -> Result<Manifest> {
-        let registry = stages::all();
-        let stage: &dyn Stage = registry.get(kind).unwrap();
-        let local = Local {
-            store: &self.store,
-            stages: &registry,
-            program: env!("CARGO_BIN_EXE_kiln").into(),
-        };
-        let mut manifest = Manifest::default();
-        for order in stage.expand(&params, &self.inputs(slots))? {
-            let (name, demand, started) = (order.name.clone(), order.demand, Instant::now());
-            let ran = local.run(&order.into_action(stage.spec()), &demand, &Silent)?;
-            if let Some(peak) = ran.peak_memory_bytes {
-                let [peak, asked] = [peak, demand.memory_bytes].map(base::bytes);
-                println!(
-                    "{kind} {name:?}: {}, peak {peak} of {asked}",
-                    base::duration(started.elapsed())
-                );
-            }
-            for (output, part) in ran.outputs {
-                let full = if name.is_empty() {
-                    output.to_string()
-                } else {
-                    format!("{name}/{output}")
-                };
-                manifest.parts.insert(full.parse().unwrap(), part);
-            }
-        }
-        Ok(manifest)
-    }
-
-    fn onnx(&self, gguf: &[u8], scheme: &str, graph: Value) -> Manifest {
-        let file = Manifest {
-            parts: [("model.gguf".parse().unwrap(), self.part(gguf, json!({})))].into(),
-        };
-        let model = self.run("inspect", json!({}), &[("gguf", &file)]).unwrap();
-        let weights = self
-            .run("requant", json!({"scheme": scheme}), &[("tensors", &model)])
-            .unwrap();
-        self.run("graph", graph, &[("model", &model), ("weights", &weights)])
-            .unwrap()
-    }
+/// The ONNX graphs of a model.
+fn onnx(runner: &StageRunner, gguf: &[u8], scheme: &str, graph: Value) -> Manifest {
+    runner.graph(&runner.inspect(gguf), scheme, graph)
 }
 
 fn tiny() -> Vec<u8> {
@@ -164,43 +75,37 @@ fn digests(manifest: &Manifest) -> Vec<String> {
 }
 
 #[track_caller]
-fn wrong(kind: &str, params: Value, slots: &[&str], expected: &str) {
-    let given = |slot: &&str| InputStage {
+fn check_problems(kind: &str, params: Value, slots: &[&str], expected: &str) {
+    let input = |slot: &&str| InputStage {
         slot: slot.to_string(),
         stage: slot.to_string(),
         artifact: "",
     };
-    let given: Vec<InputStage> = slots.iter().map(given).collect();
+    let inputs: Vec<InputStage> = slots.iter().map(input).collect();
     let problems = stages::all()
         .get(kind)
         .unwrap()
-        .check(&params, &given)
+        .check(&params, &inputs)
         .unwrap_err();
-    let text: Vec<String> = problems
-        .iter()
-        .map(|p| {
-            format!(
-                "{}: {} ({})",
-                p.path,
-                p.problem,
-                p.problem.help.as_deref().unwrap_or("")
-            )
-        })
-        .collect();
-    assert_eq!(text.join("\n"), expected);
+    let mut lines = vec![];
+    for ParamProblem { path, problem } in problems {
+        let help = problem.help.as_deref().unwrap_or("");
+        lines.push(format!("{path}: {problem} ({help})"));
+    }
+    assert_eq!(lines.join("\n"), expected);
 }
 
 #[test]
-fn mistakes_in_a_plan_are_named() {
+fn invalid_parameters_are_reported() {
     let either = ": a context binary is made of either a `graph` or a `dlc` (give one of them)";
-    wrong("context-bin", json!({"soc": "sm8650"}), &[], either);
-    wrong(
+    check_problems("context-bin", json!({"soc": "sm8650"}), &[], either);
+    check_problems(
         "context-bin",
         json!({"soc": "sm8650"}),
         &["graph", "dlc"],
         either,
     );
-    wrong(
+    check_problems(
         "context-bin",
         json!({"soc": "sm8560", "graphs": ["prefill", "prefill"], "optimization": 4}),
         &["graph"],
@@ -208,7 +113,7 @@ fn mistakes_in_a_plan_are_named() {
          sm8750, sm8850)\ngraphs: `graphs` is [\"prefill\", \"prefill\"] (name `prefill`, \
          `decode`, or both)\noptimization: `optimization` is 4 (1, 2 or 3)",
     );
-    wrong(
+    check_problems(
         "dlc",
         json!({}),
         &[],
@@ -217,11 +122,12 @@ fn mistakes_in_a_plan_are_named() {
 }
 
 #[test]
-fn a_dlc_is_refused_what_it_cannot_hold() {
-    let bench = Bench::new();
-    let onnx = bench.onnx(&tiny(), "native", small());
-    let problem = bench
-        .run("dlc", json!({}), &[("graph", &onnx)])
+fn dlc_rejects_encodings_it_cannot_store() {
+    let home = temporary_folder();
+    let runner = without_libraries(&home);
+    let graph = onnx(&runner, &tiny(), "native", small());
+    let problem = runner
+        .run("dlc", json!({}), &[("graph", &graph)])
         .unwrap_err();
     assert_eq!(problem.code, "kiln::dlc::encoding");
     assert!(
@@ -232,10 +138,10 @@ fn a_dlc_is_refused_what_it_cannot_hold() {
     );
 
     let binary = Manifest {
-        parts: [("model.bin".parse().unwrap(), bench.part(b"", json!({})))].into(),
+        parts: [("model.bin".parse().unwrap(), runner.part(b"", json!({})))].into(),
     };
     assert_eq!(
-        bench
+        runner
             .run("dlc", json!({}), &[("context", &binary)])
             .unwrap_err()
             .code,
@@ -244,9 +150,10 @@ fn a_dlc_is_refused_what_it_cannot_hold() {
 }
 
 #[test]
-fn a_missing_library_is_named() {
-    let bench = Bench::new();
-    let onnx = bench.onnx(&tiny(), "f16", small());
+fn a_missing_library_is_reported() {
+    let home = temporary_folder();
+    let runner = without_libraries(&home);
+    let graph = onnx(&runner, &tiny(), "f16", small());
     for kind in ["dlc", "context-bin"] {
         let params = if kind == "dlc" {
             json!({})
@@ -254,8 +161,8 @@ fn a_missing_library_is_named() {
             json!({"soc": "sm8650"})
         };
         assert_eq!(
-            bench
-                .run(kind, params, &[("graph", &onnx)])
+            runner
+                .run(kind, params, &[("graph", &graph)])
                 .unwrap_err()
                 .code,
             "kiln::tool_file_missing"
@@ -265,12 +172,13 @@ fn a_missing_library_is_named() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn native_blocks_become_a_context_binary_and_its_container() {
-    let bench = Bench::with_libraries();
-    let onnx = bench.onnx(&tiny(), "native", small());
+fn native_weights_compile_to_a_context_binary_and_container() {
+    let home = temporary_folder();
+    let runner = with_libraries(&home);
+    let graph = onnx(&runner, &tiny(), "native", small());
     let params = json!({"soc": "sm8650", "container": true});
-    let context = bench
-        .run("context-bin", params.clone(), &[("graph", &onnx)])
+    let context = runner
+        .run("context-bin", params.clone(), &[("graph", &graph)])
         .unwrap();
     let proofs = [
         "float-block-4x32-offset",
@@ -292,20 +200,14 @@ fn native_blocks_become_a_context_binary_and_its_container() {
         ]
         .concat()
     );
-    println!(
-        "{}",
-        String::from_utf8_lossy(&bench.bytes(&context, "info.json"))
-    );
-    println!(
-        "{}",
-        String::from_utf8_lossy(&bench.bytes(&context, &proofs[0]))
-    );
-    let again = bench
-        .run("context-bin", params, &[("graph", &onnx)])
+    println!("{}", runner.text(&context, "info.json"));
+    println!("{}", runner.text(&context, &proofs[0]));
+    let second = runner
+        .run("context-bin", params, &[("graph", &graph)])
         .unwrap();
-    assert_eq!(digests(&context), digests(&again));
+    assert_eq!(digests(&context), digests(&second));
 
-    let container = bench
+    let container = runner
         .run("dlc", json!({}), &[("context", &context)])
         .unwrap();
     assert_eq!(
@@ -316,10 +218,11 @@ fn native_blocks_become_a_context_binary_and_its_container() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn halves_go_through_a_dlc() {
-    let bench = Bench::with_libraries();
-    let onnx = bench.onnx(&tiny(), "f16", small());
-    let dlc = bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap();
+fn f16_weights_compile_through_a_dlc() {
+    let home = temporary_folder();
+    let runner = with_libraries(&home);
+    let graph = onnx(&runner, &tiny(), "f16", small());
+    let dlc = runner.run("dlc", json!({}), &[("graph", &graph)]).unwrap();
     assert_eq!(
         names(&dlc),
         [
@@ -332,64 +235,60 @@ fn halves_go_through_a_dlc() {
     std::thread::sleep(std::time::Duration::from_millis(1100));
     assert_eq!(
         digests(&dlc),
-        digests(&bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap())
+        digests(&runner.run("dlc", json!({}), &[("graph", &graph)]).unwrap())
     );
-    let context = bench
+    let context = runner
         .run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)])
         .unwrap();
     for proof in ["proof/f16/figures.json", "proof/lookup-f16/figures.json"] {
         assert!(names(&context).contains(&proof), "{proof}");
     }
-    let again = bench
+    let second = runner
         .run("context-bin", json!({"soc": "sm8750"}), &[("dlc", &dlc)])
         .unwrap();
-    assert_eq!(digests(&context), digests(&again));
+    assert_eq!(digests(&context), digests(&second));
 }
 
-/// The real model, by both roads: `KILN_GGUF=... cargo test --release --test it qnn_stages::big_ --
-/// --ignored --nocapture`.
+/// A real model, with and without a DLC: `KILN_GGUF=... cargo test --release --test it
+/// qnn_stages::big_ -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries, SmolLM2 and minutes"]
-fn big_smollm2_takes_both_roads() {
-    let bench = Bench::with_libraries();
+fn big_smollm2_compiles_with_and_without_a_dlc() {
+    let home = temporary_folder();
+    let runner = with_libraries(&home);
     let gguf = std::fs::read(std::env::var_os("KILN_GGUF").map_or_else(tools::smollm2, Into::into))
         .unwrap();
-    let graph = || json!({"prefill": 128, "context": 512});
-    let onnx = bench.onnx(&gguf, "native", graph());
-    let keep = |name: &str, manifest: &Manifest| {
-        let size = manifest
+    let size = json!({"prefill": 128, "context": 512});
+    let graph = onnx(&runner, &gguf, "native", size.clone());
+    let print = |name: &str, manifest: &Manifest| {
+        let sizes = manifest
             .parts
             .values()
-            .map(|part| part.content.digest.size_bytes)
-            .max()
-            .unwrap_or(0);
-        println!(
-            "{name}: {}\n{}",
-            base::bytes(size),
-            digests(manifest).join("\n")
-        );
+            .map(|part| part.content.digest.size_bytes);
+        let largest = base::bytes(sizes.max().unwrap_or(0));
+        println!("{name}: {largest}\n{}", digests(manifest).join("\n"));
     };
     let params = json!({"soc": "sm8650", "container": true});
-    let first = bench
-        .run("context-bin", params.clone(), &[("graph", &onnx)])
+    let first = runner
+        .run("context-bin", params.clone(), &[("graph", &graph)])
         .unwrap();
-    keep("native", &first);
-    let second = bench
-        .run("context-bin", params, &[("graph", &onnx)])
+    print("native", &first);
+    let second = runner
+        .run("context-bin", params, &[("graph", &graph)])
         .unwrap();
     assert_eq!(digests(&first), digests(&second));
-    let onnx = bench.onnx(&gguf, "f16", graph());
-    let dlc = bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap();
-    keep("dlc", &dlc);
+    let graph = onnx(&runner, &gguf, "f16", size);
+    let dlc = runner.run("dlc", json!({}), &[("graph", &graph)]).unwrap();
+    print("dlc", &dlc);
     let params = json!({"soc": "sm8650", "weight_sharing": false});
-    keep(
+    print(
         "f16",
-        &bench.run("context-bin", params, &[("dlc", &dlc)]).unwrap(),
+        &runner.run("context-bin", params, &[("dlc", &dlc)]).unwrap(),
     );
     if let Some(folder) = std::env::var_os("KEEP") {
         std::fs::write(
             Path::new(&folder).join("native.bin"),
-            bench.bytes(&first, "model.bin"),
+            runner.bytes(&first, "model.bin"),
         )
         .unwrap();
     }

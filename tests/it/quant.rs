@@ -1,6 +1,6 @@
-//! Formats: decoded as gguf-py decodes them, taken apart without rounding, rounded as ggml rounds.
+//! Formats: decoding and rounding equal ggml's, and splitting blocks into parts is exact.
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::{Quant, encode};
 use half::f16;
 use kiln::model::facts::TensorFacts;
@@ -20,12 +20,8 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
+    let float = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
+    bytes.as_chunks().0.iter().map(float).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -39,7 +35,7 @@ fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
     out
 }
 
-/// Codes, scales and offsets as numbers, put together again.
+/// Values computed from codes, scales and offsets.
 fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
     let NativeEncoding::Blocks(grid) = ggml.format.native_encoding() else {
@@ -74,36 +70,27 @@ fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let value = |i: usize| {
         let block = i / layout.block as usize;
         let product = code(i) * number(layout.scales, &scales, block);
-        layout.offsets.map_or(product, |element| {
-            product + number(element, &offsets, block)
-        })
+        match layout.offsets {
+            Some(element) => product + number(element, &offsets, block),
+            None => product,
+        }
     };
     (0..values).map(value).collect()
 }
 
-/// Bits that can be compared: of NaNs there are many.
+/// Bits for comparisons, with one bit pattern for all NaNs.
 fn comparable(values: &[f32]) -> Vec<u32> {
-    values
-        .iter()
-        .map(|value| {
-            if value.is_nan() {
-                f32::NAN.to_bits()
-            } else {
-                value.to_bits()
-            }
-        })
-        .collect()
+    let bits = |value: &f32| match value.is_nan() {
+        true => f32::NAN.to_bits(),
+        false => value.to_bits(),
+    };
+    values.iter().map(bits).collect()
 }
 
 fn sha256(values: &[f32]) -> String {
-    let bytes: Vec<u8> = comparable(values)
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .collect();
-    Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let bits = comparable(values).into_iter();
+    let bytes: Vec<u8> = bits.flat_map(u32::to_le_bytes).collect();
+    crate::support::fetching::sha256(&bytes)
 }
 
 /// The blocks of `sweep` in tests/it/golden/quant.py: splitmix64.
@@ -120,10 +107,10 @@ fn sweep(ggml: &GgmlType, blocks: usize) -> Vec<u8> {
     bytes
 }
 
-/// Few blocks in full, blocks with scales of every kind, and thousands of random ones.
+/// A few blocks with all values, blocks with edge cases of scales, and thousands of random blocks.
 #[test]
-fn every_type_decodes_as_ggml_decodes_it() {
-    let mut seen = std::collections::BTreeSet::new();
+fn every_type_decodes_like_ggml() {
+    let mut checked = std::collections::BTreeSet::new();
     for line in GOLDEN.lines() {
         let name = match line.split(' ').collect::<Vec<_>>().as_slice() {
             ["encode-Q8_0", ..] => continue,
@@ -154,13 +141,13 @@ fn every_type_decodes_as_ggml_decodes_it() {
             }
             other => panic!("{other:?}"),
         };
-        seen.insert(name);
+        checked.insert(name);
     }
-    assert_eq!(seen, GgmlType::all().map(|ggml| ggml.name).collect());
+    assert_eq!(checked, GgmlType::all().map(|ggml| ggml.name).collect());
 }
 
 #[test]
-fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
+fn int8_blocks_round_like_gguf_py() {
     let line = GOLDEN
         .lines()
         .find(|line| line.starts_with("encode-Q8_0"))
@@ -169,31 +156,38 @@ fn int8_blocks_are_rounded_as_gguf_py_rounds_q8_0() {
     let values = floats(&unhex(values));
     let (mut codes, mut scales) = (vec![0; values.len()], vec![0; values.len() / 16]);
     Int8Blocks.encode(&values, &mut codes, &mut scales).unwrap();
-    let blocks: Vec<u8> = scales
-        .chunks(2)
-        .zip(codes.chunks(32))
-        .flat_map(|(d, q)| [d, q].concat())
-        .collect();
+    let mut blocks = vec![];
+    for (scale, codes) in scales.chunks(2).zip(codes.chunks(32)) {
+        blocks.extend_from_slice(scale);
+        blocks.extend_from_slice(codes);
+    }
     assert_eq!(blocks, unhex(expected));
 }
 
 proptest! {
     #[test]
-    fn taken_apart_and_put_together_is_decoded(seed: u64, count in 1usize..6) {
+    fn recombined_blocks_equal_decoded_blocks(seed: u64, count in 1usize..6) {
         let mut random = crate::support::tiny_gguf::Random::of("blocks", seed);
-        for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_))) {
-            let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
-            if seed.is_multiple_of(4) {
-                // Scales of zero, subnormal ones, and sub-scales of zero, wherever they lie.
-                blocks.iter_mut().filter(|_| random.bits().is_multiple_of(2)).for_each(|byte| *byte = 0);
+        for ggml in GgmlType::all() {
+            if !matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_)) {
+                continue;
             }
-            let (name, decoded) = (ggml.name, decoded(ggml.name, &blocks));
-            prop_assert_eq!(comparable(&recombined(name, &blocks)), comparable(&decoded), "{}", name);
+            let mut blocks = vec![0; count * ggml.block_bytes as usize];
+            for byte in &mut blocks {
+                *byte = random.bits() as u8;
+                // Many zeros, for scales and sub-scales that are zero or subnormal.
+                if seed.is_multiple_of(4) && random.bits().is_multiple_of(2) {
+                    *byte = 0;
+                }
+            }
+            let found = comparable(&recombined(ggml.name, &blocks));
+            let expected = comparable(&decoded(ggml.name, &blocks));
+            prop_assert_eq!(found, expected, "{}", ggml.name);
         }
     }
 
     #[test]
-    fn halves_are_rounded_to_the_nearest(value in -65519.0f32..65519.0) {
+    fn f16_rounds_to_nearest(value in -65519.0f32..65519.0) {
         let mut out = [0; 2];
         Plain(Element::F16).encode(&[value], &mut out, &mut []).unwrap();
         prop_assert_eq!(f16::from_le_bytes(out), f16::from_f32_const(value));
@@ -201,7 +195,7 @@ proptest! {
 }
 
 #[test]
-fn every_half_decodes() {
+fn every_f16_decodes() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for (half, value) in (0..=u16::MAX).zip(decoded("F16", &all)) {
         let expected = f16::from_bits(half).to_f32_const();
@@ -218,7 +212,7 @@ fn misfit(rounding: &dyn Rounding, values: &[f32]) -> Option<usize> {
 }
 
 #[test]
-fn what_does_not_fit_is_told_not_turned_into_infinity() {
+fn overflow_is_reported() {
     assert_eq!(
         misfit(&Plain(Element::F16), &[1.0, 65519.0, 65520.0]),
         Some(2)
@@ -240,7 +234,7 @@ fn what_does_not_fit_is_told_not_turned_into_infinity() {
 }
 
 #[test]
-fn rounding_is_measured() {
+fn rounding_errors_are_measured() {
     let facts = TensorFacts {
         shape: vec![3, 32],
         ggml_type: "F32".into(),
@@ -255,9 +249,9 @@ fn rounding_is_measured() {
         round(&tensor, &band, rounding, &mut codes, &mut scales)
     };
     assert!(check(&Plain(Element::F32), &values).unwrap().is_exact());
-    let halves = check(&Plain(Element::F16), &values).unwrap();
+    let rounded = check(&Plain(Element::F16), &values).unwrap();
     assert_eq!(
-        (halves.is_exact(), halves.max_error()),
+        (rounded.is_exact(), rounded.max_error()),
         (false, f32::EPSILON as f64)
     );
     values[70] = -1e6;
@@ -272,16 +266,11 @@ fn rounding_is_measured() {
 
 #[test]
 fn infinities_and_nans_are_found() {
-    let halves = |values: &[f32]| {
-        values
-            .iter()
-            .flat_map(|v| f16::from_f32(*v).to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let f16s = |values: &[f32]| encode(Quant::F16, values);
     let mut values = vec![1.0; 3000];
-    assert_eq!(first_non_finite(Element::F16, &halves(&values)), None);
+    assert_eq!(first_non_finite(Element::F16, &f16s(&values)), None);
     values[2500] = f32::NAN;
-    assert_eq!(first_non_finite(Element::F16, &halves(&values)), Some(2500));
+    assert_eq!(first_non_finite(Element::F16, &f16s(&values)), Some(2500));
     values[7] = f32::NEG_INFINITY;
     assert_eq!(
         first_non_finite(Element::F32, &encode(Quant::F32, &values)),
@@ -294,7 +283,7 @@ fn infinities_and_nans_are_found() {
 }
 
 #[test]
-fn errors_are_measured() {
+fn error_sums_are_correct() {
     let error = ErrorSum::of(&[3.0, -4.0, 0.0], &[3.0, -3.5, 0.0]);
     assert_eq!(
         (error.is_exact(), error.max_error(), error.sqnr_db()),
@@ -320,7 +309,7 @@ fn f32_matrix(rows: u64, columns: u64) -> (TensorFacts, Vec<u8>) {
 }
 
 #[test]
-fn rope_rows_are_put_into_half_split_order() {
+fn rope_rows_are_reordered_to_half_split() {
     let (facts, bytes) = f32_matrix(8, 1);
     let tensor = BlockTensor::new(&facts, &bytes, RowOrder::HalfSplit { heads: 2 }).unwrap();
     let read: Vec<f32> = tensor
@@ -343,7 +332,7 @@ fn rope_rows_are_put_into_half_split_order() {
 }
 
 #[test]
-fn bands_cover_a_tensor_once() {
+fn bands_cover_a_tensor_exactly_once() {
     for (rows, columns, bands) in [
         (3, 700_000, 3),
         (2, 1 << 21, 2),
@@ -361,7 +350,13 @@ fn bands_cover_a_tensor_once() {
     }
 }
 
-fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32>, expected: &str) {
+fn check_rejected(
+    shape: &[u64],
+    ggml_type: &str,
+    bytes: usize,
+    heads: Option<u32>,
+    expected: &str,
+) {
     let facts = TensorFacts {
         shape: shape.into(),
         ggml_type: ggml_type.into(),
@@ -369,47 +364,47 @@ fn check_refused(shape: &[u64], ggml_type: &str, bytes: usize, heads: Option<u32
     let order = heads.map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
     let problem = BlockTensor::new(&facts, &vec![0; bytes], order)
         .map(drop)
-        .expect_err("it should be refused")
+        .expect_err("the tensor should be rejected")
         .to_string();
     assert!(problem.contains(expected), "{problem}");
 }
 
 #[test]
-fn tensors_that_are_none_are_refused() {
-    check_refused(&[], "F32", 4, None, "neither a vector nor a matrix");
-    check_refused(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
-    check_refused(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
-    check_refused(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
-    check_refused(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
-    check_refused(
+fn invalid_tensors_are_rejected() {
+    check_rejected(&[], "F32", 4, None, "neither a vector nor a matrix");
+    check_rejected(&[2, 2, 2], "F32", 32, None, "neither a vector nor a matrix");
+    check_rejected(&[0, 4], "F32", 0, None, "neither a vector nor a matrix");
+    check_rejected(&[2, 32], "Q4_0", 35, None, "is 36 bytes, found 35 bytes");
+    check_rejected(&[2, 33], "Q4_0", 36, None, "no whole number of blocks");
+    check_rejected(
         &[1 << 63, 32],
         "Q4_0",
         18,
         None,
         "no whole number of blocks",
     );
-    check_refused(
+    check_rejected(
         &[2, 256],
         "Q4_K",
         287,
         None,
         "is 288 bytes, found 287 bytes",
     );
-    check_refused(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
-    check_refused(
+    check_rejected(&[2, 256], "Q4_X", 288, None, "no type `Q4_X`");
+    check_rejected(
         &[6, 1],
         "F32",
         24,
         Some(2),
         "6 rows are not 2 heads of row pairs",
     );
-    check_refused(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
+    check_rejected(&[6, 1], "F32", 24, Some(0), "6 rows are not 0 heads");
 }
 
 #[test]
-fn types_are_known_by_number() {
+fn types_are_found_by_id() {
     assert_eq!(GgmlType::by_id(14).unwrap().name, "Q6_K");
-    let refused = |id| GgmlType::by_id(id).unwrap_err().message;
+    let message = |id| GgmlType::by_id(id).unwrap_err().message;
     let removed = [
         (4, "Q4_2"),
         (5, "Q4_3"),
@@ -420,17 +415,17 @@ fn types_are_known_by_number() {
     ];
     for (id, name) in removed {
         assert_eq!(
-            refused(id),
+            message(id),
             format!("type {name} (id {id}) was removed from ggml")
         );
     }
-    assert_eq!(refused(9), "type Q8_1 (id 9) is never stored in a file");
-    assert_eq!(refused(101), "unknown type id 101");
-    assert_eq!(refused(u32::MAX), "unknown type id 4294967295");
+    assert_eq!(message(9), "type Q8_1 (id 9) is never stored in a file");
+    assert_eq!(message(101), "unknown type id 101");
+    assert_eq!(message(u32::MAX), "unknown type id 4294967295");
 }
 
 #[test]
-fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
+fn errors_of_wide_types_are_measured_in_full_precision() {
     let check = |name: &str, bytes: Vec<u8>, exact: bool, max_error: f64| {
         let ggml = GgmlType::by_name(name).unwrap();
         let facts = TensorFacts {
@@ -475,16 +470,16 @@ fn what_a_single_cannot_hold_is_measured_against_the_number_itself() {
     check("F64", 1e-300f64.to_le_bytes().into(), false, 1e-300);
 }
 
-/// Of another file: `KILN_GGUF=model.gguf cargo test --test it quant:: -- --ignored`.
+/// With another file: `KILN_GGUF=model.gguf cargo test --test it quant:: -- --ignored`.
 #[test]
 #[ignore = "needs a package index"]
-fn a_whole_file_decodes_as_gguf_py_decodes_it() {
+fn a_complete_file_decodes_like_gguf_py() {
     let path =
         std::env::var_os("KILN_GGUF").map_or_else(crate::support::tools::smollm2, Into::into);
     let file = std::fs::read(&path).unwrap();
     let gguf = Gguf::parse(&file).unwrap();
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/golden/quant.py");
-    let expected = said(python().arg(script).arg(&path));
+    let expected = stdout_of(python().arg(script).arg(&path));
     assert_eq!(expected.lines().count(), gguf.tensors.len());
     for line in expected.lines() {
         let (name, digest) = line.split_once(' ').unwrap();
@@ -496,11 +491,7 @@ fn a_whole_file_decodes_as_gguf_py_decodes_it() {
             decode(&tensor, &band, &mut values);
             sha256.update(encode(Quant::F32, &values));
         }
-        let ours: String = sha256
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        assert_eq!(ours, digest, "{name}");
+        let found = sha256.finalize();
+        assert_eq!(found.to_vec(), unhex(digest), "{name}");
     }
 }

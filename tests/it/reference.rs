@@ -1,65 +1,30 @@
-//! `reference`: a GGUF and a text in, the model's own logits out.
+//! `reference`: logits of a GGUF on a text.
 
 use std::process::Stdio;
 
 use crate::support::gguf_file::GgufFile;
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::quantize::Quant;
-use crate::support::textbook::Textbook;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
-use kiln::action::{Inputs, Manifest, PartName};
+use kiln::action::{Manifest, PartName};
 use kiln::base::Result;
 use kiln::model::facts::RopeRows;
+use plain_decoder::PlainDecoder;
 use serde_json::{Value, json};
 
-fn inputs(slots: &[(&str, &Manifest)]) -> Inputs {
-    let slots = slots.iter().map(|(slot, manifest)| {
-        (
-            slot.to_string(),
-            vec![("given".into(), (*manifest).clone())],
-        )
-    });
-    Inputs {
-        slots: slots.collect(),
-        ..Inputs::default()
-    }
-}
-
-fn file(folder: &Folder, name: &str, bytes: &[u8]) -> Manifest {
-    Manifest {
-        parts: [(
-            PartName::new(name).unwrap(),
-            folder.part(bytes, Value::Null),
-        )]
-        .into(),
-    }
-}
+mod plain_decoder;
 
 fn reference(folder: &Folder, gguf: &[u8], text: &str, params: Value) -> Result<Manifest> {
-    let stages = kiln::stages::all();
-    let gguf = file(folder, "model.gguf", gguf);
-    let model = folder.run_stage(
-        stages.get("inspect").unwrap(),
-        json!({}),
-        &inputs(&[("gguf", &gguf)]),
-    )?;
-    let text = file(folder, "eval.txt", text.as_bytes());
-    folder.run_stage(
-        stages.get("reference").unwrap(),
-        params,
-        &inputs(&[("model", &model), ("text", &text)]),
-    )
+    let model = folder.inspect(gguf)?;
+    let text = folder.file("eval.txt", text.as_bytes());
+    folder.run("reference", params, &[("model", &model), ("text", &text)])
 }
 
 fn logits(folder: &Folder, manifest: &Manifest, window: &str) -> Vec<f32> {
     let bytes = folder.bytes(manifest.part(&format!("{window}/logits")).unwrap());
-    bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
+    let logit = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
+    bytes.as_chunks().0.iter().map(logit).collect()
 }
 
 fn json_part(folder: &Folder, manifest: &Manifest, name: &str) -> Value {
@@ -69,7 +34,7 @@ fn json_part(folder: &Folder, manifest: &Manifest, name: &str) -> Value {
 const TEXT: &str = "the quick brown fox jumps over the lazy dog";
 
 #[test]
-fn windows_and_a_continuation() {
+fn reference_writes_windows_and_a_greedy_continuation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let params = json!({"windows": 2, "tokens": 8, "prompt": "the", "greedy": 3});
@@ -89,7 +54,7 @@ fn windows_and_a_continuation() {
     assert_eq!(logits(&folder, &manifest, "window-001").len(), 8 * vocab);
     let greedy = json_part(&folder, &manifest, "greedy.json");
     assert_eq!(greedy["tokens"].as_array().unwrap().len(), 3);
-    // The first choice is the top of the logits after the prompt: the text begins with it.
+    // The text begins with the prompt, so the first greedy token is the top of its last logits.
     let first = json_part(&folder, &manifest, "window-000/tokens.json");
     let prompt = greedy["prompt"].as_array().unwrap().len();
     assert_eq!(
@@ -104,7 +69,7 @@ fn windows_and_a_continuation() {
 }
 
 #[test]
-fn an_answer_ends_with_any_token_that_ends_one() {
+fn any_end_token_ends_the_continuation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let params = json!({"windows": 1, "tokens": 8, "prompt": "the", "greedy": 3});
@@ -116,21 +81,21 @@ fn an_answer_ends_with_any_token_that_ends_one() {
         )
     };
     let mut file = TinyGguf::qwen2().file();
-    let whole = greedy(&file);
-    assert_eq!(whole["ended"], false);
+    let unlimited = greedy(&file);
+    assert_eq!(unlimited["ended"], false);
     file.set(
         "tokenizer.ggml.eot_token_id",
-        whole["tokens"][0].as_u64().unwrap() as u32,
+        unlimited["tokens"][0].as_u64().unwrap() as u32,
     );
     let ended = greedy(&file);
     assert_eq!(
         (&ended["tokens"], &ended["ended"]),
-        (&json!([whole["tokens"][0]]), &json!(true))
+        (&json!([unlimited["tokens"][0]]), &json!(true))
     );
 }
 
 #[test]
-fn a_byte_order_mark_is_no_text() {
+fn a_byte_order_mark_is_ignored() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
     let tokens = |text: &str| {
@@ -147,7 +112,7 @@ fn a_byte_order_mark_is_no_text() {
 }
 
 #[test]
-fn a_short_text_is_refused() {
+fn a_short_text_is_rejected() {
     let home = tempfile::tempdir().unwrap();
     let problem = reference(
         &Folder::new(home.path()),
@@ -162,7 +127,7 @@ fn a_short_text_is_refused() {
     );
 }
 
-/// The logits after the tokens of `window`, and these tokens.
+/// The tokens of `window` and the logits after them.
 fn window(folder: &Folder, manifest: &Manifest, window: &str) -> (Vec<u32>, Vec<f32>) {
     let tokens = json_part(folder, manifest, &format!("{window}/tokens.json"));
     (
@@ -174,18 +139,18 @@ fn window(folder: &Folder, manifest: &Manifest, window: &str) -> (Vec<u32>, Vec<
 /// The largest difference between two lists of logits.
 fn worst(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    let differences = found
-        .iter()
-        .zip(expected)
-        .map(|(found, expected)| (f64::from(*found) - expected).abs());
-    differences.fold(0.0, f64::max)
+    let mut worst = 0.0f64;
+    for (found, expected) in found.iter().zip(expected) {
+        worst = worst.max((f64::from(*found) - expected).abs());
+    }
+    worst
 }
 
-/// Biases and none, a head of its own and the embedding, shared key heads and one for each head,
-/// matrices of several types; each with the rotary layout of its architecture, and with the other,
-/// which must be far away.
+/// With and without biases, with separate and tied heads, with shared and separate key heads, and
+/// with several types of matrices. Each model is compared with the rotary layout of its
+/// architecture, and with the other layout, whose logits must differ.
 #[test]
-fn the_reference_computes_what_the_textbook_computes() {
+fn logits_match_a_plain_f64_decoder() {
     let (interleaved, half_split) = (RopeRows::Interleaved, RopeRows::HalfSplit);
     for (model, right, wrong) in [
         (TinyGguf::llama(), interleaved, half_split),
@@ -207,11 +172,11 @@ fn the_reference_computes_what_the_textbook_computes() {
         let manifest = reference(&folder, &gguf, TEXT, params).unwrap();
         for name in ["window-000", "window-001"] {
             let (tokens, found) = window(&folder, &manifest, name);
-            let mut textbook = Textbook::new(&gguf);
-            textbook.facts.rope_rows = right;
-            let near = worst(&found, &textbook.logits(&tokens).concat());
-            textbook.facts.rope_rows = wrong;
-            let far = worst(&found, &textbook.logits(&tokens).concat());
+            let mut decoder = PlainDecoder::new(&gguf);
+            decoder.facts.rope_rows = right;
+            let near = worst(&found, &decoder.logits(&tokens).concat());
+            decoder.facts.rope_rows = wrong;
+            let far = worst(&found, &decoder.logits(&tokens).concat());
             assert!(
                 near < 1e-5 && far > 1e-2,
                 "{model:?}, {name}: {near}, with the other RoPE {far}"
@@ -220,9 +185,9 @@ fn the_reference_computes_what_the_textbook_computes() {
     }
 }
 
-/// A continuation keeps keys and values of what came before; the textbook runs the whole text.
+/// The reference keeps keys and values; the plain decoder runs the complete text.
 #[test]
-fn a_continuation_is_the_textbook_s() {
+fn greedy_gaps_match_a_plain_f64_decoder() {
     for model in [TinyGguf::llama(), TinyGguf::qwen2().heads(4, 1)] {
         let gguf = model.write();
         let home = tempfile::tempdir().unwrap();
@@ -236,15 +201,16 @@ fn a_continuation_is_the_textbook_s() {
         let gaps: Vec<f64> = serde_json::from_value(greedy["gaps"].clone()).unwrap();
         assert_eq!(gaps.len(), choices.len());
         let text = [&prompt[..], &choices[..]].concat();
-        let logits = Textbook::new(&gguf).logits(&text);
+        let logits = PlainDecoder::new(&gguf).logits(&text);
         for (index, (choice, gap)) in choices.iter().zip(gaps).enumerate() {
             let row = &logits[prompt.len() - 1 + index];
             let chosen = row[*choice as usize];
-            let others = row.iter().enumerate();
-            let second = others
-                .filter(|(token, _)| *token != *choice as usize)
-                .map(|(_, logit)| *logit)
-                .fold(f64::NEG_INFINITY, f64::max);
+            let mut second = f64::NEG_INFINITY;
+            for (token, logit) in row.iter().enumerate() {
+                if token != *choice as usize {
+                    second = second.max(*logit);
+                }
+            }
             let expected = chosen - second;
             assert!(
                 (gap - expected).abs() < 1e-5,
@@ -254,11 +220,11 @@ fn a_continuation_is_the_textbook_s() {
     }
 }
 
-/// The reference and llama.cpp are two programs by different authors: what both compute is the
-/// model. llama.cpp keeps keys and values in f16, which is all of the tolerance.
+/// Compares with llama.cpp, an independent implementation. The tolerance is needed because
+/// llama.cpp stores keys and values in f16.
 #[test]
 #[ignore = "needs Python packages"]
-fn llama_cpp_computes_what_the_reference_computes() {
+fn logits_match_llama_cpp() {
     let script =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/llama_cpp.py");
     for model in [
@@ -275,19 +241,20 @@ fn llama_cpp_computes_what_the_reference_computes() {
         let (tokens, found) = window(&folder, &manifest.unwrap(), "window-000");
         let path = home.path().join("model.gguf");
         std::fs::write(&path, &gguf).unwrap();
-        let logits = said(
+        let logits = stdout_of(
             python()
                 .arg(&script)
                 .args(["--logits", path.to_str().unwrap()])
                 .args(tokens.iter().map(u32::to_string))
                 .stderr(Stdio::null()),
         );
-        let logits: Vec<f64> = logits
-            .split_whitespace()
-            .map(|logit| logit.parse().unwrap())
-            .collect();
-        let largest = logits.iter().copied().map(f64::abs).fold(0.0, f64::max);
-        let apart = worst(&found, &logits) / largest;
-        assert!(apart < 2e-3, "{shown}: {apart}");
+        let (mut expected, mut largest) = (vec![], 0.0f64);
+        for logit in logits.split_whitespace() {
+            let logit: f64 = logit.parse().unwrap();
+            largest = largest.max(logit.abs());
+            expected.push(logit);
+        }
+        let error = worst(&found, &expected) / largest;
+        assert!(error < 2e-3, "{shown}: {error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::event_fixtures::{build_events, interrupted_build_events, tell};
+use crate::support::event_fixtures::{build_events, emit, interrupted_build_events};
 use crate::support::fetching::sha256;
 use assert_cmd::Command;
 use kiln::events::{Event, JsonLines};
@@ -39,7 +39,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_build_that_fails_leaves_log_and_reports() {
+fn a_failed_build_writes_log_and_reports() {
     let folder = folder();
     let at = folder.path();
     let reports = ["--junit", "new/junit.xml", "--trace", "new/trace.json"];
@@ -119,7 +119,7 @@ fn a_build_that_fails_leaves_log_and_reports() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said_before_the_build() {
+fn unwritable_outputs_are_reported_before_the_build() {
     let folder = folder();
     for option in ["--log", "--junit", "--trace"] {
         let (code, _, err) = kiln(folder.path(), &["build", "plan.toml", option, "clay/file"]);
@@ -136,7 +136,7 @@ fn what_cannot_be_written_is_said_before_the_build() {
 
 fn log(events: &[(u64, Event)]) -> String {
     let mut text = vec![];
-    tell(&mut JsonLines::new(&mut text), events);
+    emit(&mut JsonLines::new(&mut text), events);
     String::from_utf8(text).unwrap()
 }
 
@@ -150,7 +150,7 @@ fn replay(text: &str) -> (i32, String, String) {
 }
 
 #[test]
-fn a_log_without_end_says_so() {
+fn an_incomplete_log_is_reported() {
     let (code, out, err) = replay(&log(&interrupted_build_events()));
     assert_eq!(
         (code, out.as_str()),
@@ -174,7 +174,7 @@ fn a_log_without_end_says_so() {
 }
 
 #[test]
-fn a_hostile_log_is_refused_at_its_line() {
+fn an_invalid_log_is_rejected_with_its_line() {
     let check = |line: usize, new: &str, expect: &str| {
         let text = log(&build_events());
         let mut lines: Vec<&str> = text.lines().collect();

@@ -1,21 +1,21 @@
-//! The files made out of a build: JUnit XML and a trace.
+//! The report files of a build: JUnit XML and a trace.
 
 use std::collections::BTreeMap;
 
 use crate::support::event_fixtures::{
-    begun, build_events, interrupted_build_events, part, started, tell,
+    begun, build_events, emit, interrupted_build_events, part, started,
 };
 use kiln::events::{Event, Junit, Report, Trace};
 use proptest::prelude::*;
 use serde_json::Value;
 
 fn file(mut report: impl Report, events: &[(u64, Event)]) -> String {
-    tell(&mut report, events);
+    emit(&mut report, events);
     String::from_utf8(report.file().unwrap()).unwrap()
 }
 
 #[test]
-fn a_stage_is_a_suite_and_a_part_a_case() {
+fn junit_has_a_suite_per_stage_and_a_case_per_part() {
     let expected = r#"<?xml version="1.0" encoding="UTF-8"?>
 <testsuites name="p" tests="6" skipped="1" failures="1" errors="0" time="12.010">
     <testsuite name="text" tests="1" skipped="0" errors="0" failures="0" time="0.000">
@@ -51,23 +51,20 @@ help: another op</failure>
 }
 
 #[test]
-fn what_did_not_come_to_an_end_is_skipped() {
+fn unfinished_parts_are_reported_as_skipped() {
     let xml = file(Junit::default(), &interrupted_build_events());
     let report = quick_junit::Report::deserialize_from_str(&xml).unwrap();
-    let skipped = |case: &quick_junit::TestCase| match &case.status {
-        quick_junit::TestCaseStatus::Skipped { message, .. } => {
-            Some(message.as_ref().unwrap().as_str().to_string())
+    let mut skipped = vec![];
+    for suite in &report.test_suites {
+        for case in &suite.test_cases {
+            if let quick_junit::TestCaseStatus::Skipped { message, .. } = &case.status {
+                let message = message.as_ref().unwrap().as_str();
+                skipped.push(format!("{} {message}", case.name.as_str()));
+            }
         }
-        _ => None,
-    };
-    let said: Vec<String> = report
-        .test_suites
-        .iter()
-        .flat_map(|suite| &suite.test_cases)
-        .filter_map(|case| Some(format!("{} {}", case.name.as_str(), skipped(case)?)))
-        .collect();
+    }
     assert_eq!(
-        said,
+        skipped,
         [
             "b interrupted",
             "graph the build ended before it",
@@ -76,51 +73,50 @@ fn what_did_not_come_to_an_end_is_skipped() {
     );
 }
 
-/// The events of a trace of one phase.
-fn phase(trace: &Value, phase: &str) -> Vec<Value> {
-    let events = trace["traceEvents"].as_array().unwrap();
+/// The events of a trace in one phase.
+fn events_in_phase(trace: &Value, phase: &str) -> Vec<Value> {
+    let mut events = trace["traceEvents"].as_array().unwrap().clone();
+    events.retain(|event| event["ph"] == phase);
     events
-        .iter()
-        .filter(|event| event["ph"] == phase)
-        .cloned()
-        .collect()
 }
 
-fn trace(events: &[(u64, Event)]) -> Value {
+fn trace_of(events: &[(u64, Event)]) -> Value {
     serde_json::from_str(&file(Trace::default(), events)).unwrap()
 }
 
 #[test]
 fn a_trace_has_a_slice_for_each_part_that_ran() {
-    let trace = trace(&build_events());
-    let slices = phase(&trace, "X");
+    let trace = trace_of(&build_events());
+    let slices = events_in_phase(&trace, "X");
     let slice = serde_json::json!({
-        "name": "weights/b", "cat": "weights", "ph": "X", "ts": 6000, "dur": 11_500_000, "pid": 1, "tid": 1,
-        "args": {"why": ["version of the stage's code: 1 -> 2"], "took_ms": 11_500, "output_bytes": 10},
+        "name": "weights/b", "cat": "weights", "ph": "X",
+        "ts": 6000, "dur": 11_500_000, "pid": 1, "tid": 1,
+        "args": {
+            "why": ["version of the stage's code: 1 -> 2"],
+            "took_ms": 11_500,
+            "output_bytes": 10,
+        },
     });
     assert_eq!(slices[0], slice);
     assert_eq!(slices.len(), 2);
     assert_eq!(slices[1]["args"]["failed"], "failed to write");
-    let marks: Vec<Value> = phase(&trace, "i")
-        .iter()
-        .map(|mark| mark["name"].clone())
-        .collect();
+    let marks = events_in_phase(&trace, "i");
+    let marks: Vec<&Value> = marks.iter().map(|mark| &mark["name"]).collect();
     assert_eq!(marks, ["retried weights/b", "failed graph"]);
-    let running: Vec<Value> = phase(&trace, "C")
-        .iter()
-        .map(|count| count["args"]["parts"].clone())
-        .collect();
+    let counts = events_in_phase(&trace, "C");
+    let running: Vec<&Value> = counts.iter().map(|count| &count["args"]["parts"]).collect();
     assert_eq!(running, [1, 0, 1, 0]);
 }
 
 #[test]
-fn what_still_runs_is_drawn_until_now() {
-    let slices = phase(&trace(&interrupted_build_events()), "X");
+fn unfinished_parts_are_drawn_up_to_the_last_event() {
+    let slices = events_in_phase(&trace_of(&interrupted_build_events()), "X");
     assert_eq!((slices.len(), &slices[0]["dur"]), (1, &54_000.into()));
     assert_eq!(slices[0]["args"]["unfinished"], true);
 }
 
-/// What viewers need of an event: <https://perfetto.dev/docs/getting-started/other-formats#chrome-json-format>.
+/// Checks the fields that viewers need:
+/// <https://perfetto.dev/docs/getting-started/other-formats#chrome-json-format>.
 fn check_fields(event: &Value) {
     assert!(
         event["name"].is_string() && event["pid"].is_u64() && event["tid"].is_u64(),
@@ -147,9 +143,11 @@ fn check_fields(event: &Value) {
 }
 
 proptest! {
-    // Each step lets time pass, and starts, ends or fails one of a few parts; those that cannot happen are left out.
+    // Each step advances the clock, and starts a part or completes or fails a running one.
     #[test]
-    fn lanes_never_overlap(steps in prop::collection::vec((0..9usize, 0..3u64, any::<bool>()), 0..80)) {
+    fn slices_in_a_lane_never_overlap(
+        steps in prop::collection::vec((0..9usize, 0..3u64, any::<bool>()), 0..80)
+    ) {
         let mut events = vec![(0, begun(&["s"]))];
         let (mut running, mut most, mut runs, mut now_ms) = (vec![], 0, 0, 0);
         for (index, (name, passed_ms, fails)) in steps.into_iter().enumerate() {
@@ -158,7 +156,11 @@ proptest! {
                 Some(at) => {
                     let part = running.remove(at).1;
                     let problem = kiln::base::Problem::new("x", "x");
-                    if fails { Event::Failed { part, problem } } else { Event::Done { part, took_ms: 0, output_bytes: 0 } }
+                    if fails {
+                        Event::Failed { part, problem }
+                    } else {
+                        Event::Done { part, took_ms: 0, output_bytes: 0 }
+                    }
                 }
                 None => {
                     let part = part("s", &index.to_string());
@@ -169,19 +171,24 @@ proptest! {
             };
             events.push((now_ms, event));
         }
-        let trace = trace(&events);
-        trace["traceEvents"].as_array().unwrap().iter().for_each(check_fields);
+        let trace = trace_of(&events);
+        for event in trace["traceEvents"].as_array().unwrap() {
+            check_fields(event);
+        }
         let mut lanes: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
-        let slices = phase(&trace, "X");
+        let slices = events_in_phase(&trace, "X");
         prop_assert_eq!(slices.len(), runs);
         for slice in slices {
-            let [ts, dur, tid] = ["ts", "dur", "tid"].map(|field| slice[field].as_u64().unwrap());
+            let field = |name: &str| slice[name].as_u64().unwrap();
+            let (ts, dur, tid) = (field("ts"), field("dur"), field("tid"));
             lanes.entry(tid).or_default().push((ts, ts + dur));
         }
         prop_assert!(lanes.len() <= most);
         for slices in lanes.values_mut() {
             slices.sort();
-            prop_assert!(slices.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{:?}", slices);
+            for pair in slices.windows(2) {
+                prop_assert!(pair[0].1 <= pair[1].0, "{:?}", slices);
+            }
         }
     }
 }

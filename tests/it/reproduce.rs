@@ -1,5 +1,5 @@
-//! DeepSeek's own plan as it is, to the very end, over a model that a hub hands out: the same bytes
-//! each time, whatever broke. Only the pinned digest and the sizes are another model's.
+//! Reproducible builds of the DeepSeek plan with a model from a fake hub, with interruptions. Only
+//! the pinned digest and the sizes are changed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,14 +9,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::fetching::sha256;
-use crate::support::hub::Hub;
-use crate::support::peers::said;
-use crate::support::processes::{kill, working_on};
+use crate::support::peers::stdout_of;
+use crate::support::processes::{kill, processes_using};
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tree::files;
+use hub::Hub;
 
-/// What it takes to make the plan small.
+mod hub;
+
+/// Variables that make the plan small.
 const SMALL: [&str; 7] = [
     "prefill=16",
     "context=48",
@@ -27,14 +29,14 @@ const SMALL: [&str; 7] = [
     "greedy=3",
 ];
 
-/// Where the plan says that the model is.
+/// The path of the model on the hub.
 const PATH: &str = "/bartowski/DeepSeek-R1-Distill-Qwen-1.5B-GGUF/resolve/main/\
                     DeepSeek-R1-Distill-Qwen-1.5B-Q4_0.gguf";
 
-/// A folder with all that the build reads but the model.
-struct Room(PathBuf);
+/// A folder with all inputs of the build except the model.
+struct PlanFolder(PathBuf);
 
-impl Room {
+impl PlanFolder {
     fn new(folder: &Path) -> Self {
         let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
         for file in ["deepseek-qwen-1.5b.toml", "lib/qwen2.toml", "data/eval.txt"] {
@@ -42,7 +44,7 @@ impl Room {
             fs::create_dir_all(copy.parent().unwrap()).unwrap();
             fs::copy(plans.join(file), copy).unwrap();
         }
-        Room(fs::canonicalize(folder).unwrap())
+        PlanFolder(fs::canonicalize(folder).unwrap())
     }
 
     fn kiln(&self, hub: &Hub, pin: &str, more: &[&str]) -> Command {
@@ -58,41 +60,43 @@ impl Room {
         kiln
     }
 
-    /// What was written, receipt and all.
+    /// All written files.
     fn written(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         files(&self.0.join("out/deepseek-qwen-1.5b"))
     }
 
-    /// Bytes of the longest download that is not done.
-    fn loaded(&self) -> u64 {
-        let folders = fs::read_dir(self.0.join("cache/partial"))
+    /// The size of the largest partial download.
+    fn downloaded(&self) -> u64 {
+        let mut largest = 0;
+        for folder in fs::read_dir(self.0.join("cache/partial"))
             .into_iter()
-            .flatten();
-        let files =
-            folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).into_iter().flatten());
-        files
-            .filter_map(|file| Some(file.ok()?.metadata().ok()?.len()))
-            .max()
-            .unwrap_or(0)
+            .flatten()
+        {
+            for file in fs::read_dir(folder.unwrap().path()).into_iter().flatten() {
+                // The download may be complete and the file gone.
+                if let Ok(metadata) = file.unwrap().metadata() {
+                    largest = largest.max(metadata.len());
+                }
+            }
+        }
+        largest
     }
 
-    /// The kiln processes at work here that compile.
+    /// The running child processes of builds in this folder.
     fn compilers(&self) -> Vec<PathBuf> {
-        let is_child = |process: &PathBuf| {
-            fs::read(process.join("cmdline"))
-                .unwrap_or_default()
-                .split(|byte| *byte == 0)
-                .nth(1)
-                == Some(b"work")
-        };
-        working_on(&self.0).into_iter().filter(is_child).collect()
+        let mut processes = processes_using(&self.0);
+        processes.retain(|process| {
+            let command_line = fs::read(process.join("cmdline")).unwrap_or_default();
+            command_line.split(|byte| *byte == 0).nth(1) == Some(b"work")
+        });
+        processes
     }
 }
 
 #[test]
 #[ignore = "needs a package index"]
-fn directory_and_threads_leave_no_trace() {
-    // Q4_0, Q4_1 and Q6_K, and large biases of keys, as the model itself has them.
+fn output_does_not_depend_on_directory_or_threads() {
+    // Q4_0, Q4_1 and Q6_K, and large biases of keys, like the real model.
     let model = TinyGguf::qwen2()
         .large_biases()
         .widths(256, 256)
@@ -101,10 +105,14 @@ fn directory_and_threads_leave_no_trace() {
         .write();
     let (size, pin) = (model.len(), sha256(&model));
     let root = tempfile::tempdir().unwrap();
-    let build = |folder: &str, jobs: &str| {
-        let (room, hub) = (Room::new(&root.path().join(folder)), Hub::of(model.clone()));
-        said(
-            room.kiln(&hub, &pin, &["--jobs", jobs])
+    let build = |name: &str, jobs: &str| {
+        let (folder, hub) = (
+            PlanFolder::new(&root.path().join(name)),
+            Hub::of(model.clone()),
+        );
+        stdout_of(
+            folder
+                .kiln(&hub, &pin, &["--jobs", jobs])
                 .args(SMALL.iter().flat_map(|set| ["--set", set])),
         );
         assert_eq!(hub.paths().first().map(String::as_str), Some(PATH));
@@ -112,9 +120,9 @@ fn directory_and_threads_leave_no_trace() {
         assert_eq!(
             hub.starts(),
             [&broken[..], &[size / 3 + (size - size / 3) / 3]].concat(),
-            "goes on where it broke"
+            "broken downloads are resumed"
         );
-        room.written()
+        folder.written()
     };
     let one = build("one", "1");
     let other = build("another/and/deeper", "2");
@@ -128,39 +136,37 @@ fn directory_and_threads_leave_no_trace() {
         assert!(one.contains_key(Path::new(kept)), "{kept}");
     }
     assert!(one.keys().eq(other.keys()));
-    let differ: Vec<&PathBuf> = one
-        .keys()
-        .filter(|name| one[*name] != other[*name])
-        .collect();
-    assert!(differ.is_empty(), "differ: {differ:?}");
+    for (name, bytes) in &one {
+        assert!(*bytes == other[name], "{} differs", name.display());
+    }
 }
 
-/// Waits for `happened`; the build must not end before.
-fn wait_for(what: &str, build: &mut std::process::Child, mut happened: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !happened() {
+/// Waits for a condition; the build must not end before it is true.
+fn wait_for(what: &str, build: &mut std::process::Child, mut is_true: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_true() {
         assert!(
             build.try_wait().unwrap().is_none(),
             "the build ended before: {what}"
         );
         sleep(Duration::from_millis(5));
     }
-    println!("{what} after {:.1} s", begun.elapsed().as_secs_f64());
+    println!("{what} after {:.1} s", start.elapsed().as_secs_f64());
 }
 
-/// `KILN_GGUF=deepseek.gguf cargo test --release --test it reproduce::big_ -- --ignored --nocapture`:
-/// the bundle at full size. The download, a compilation and the whole build are killed on the way;
-/// then all of it again elsewhere with one thread.
+/// The bundle at full size: `KILN_GGUF=deepseek.gguf cargo test --release --test it reproduce::big_
+/// -- --ignored --nocapture`. The download, a compilation and a complete build are killed. Then the
+/// build is repeated in another folder with one thread.
 #[test]
 #[ignore = "needs a package index, the full-size file and minutes"]
-fn big_a_bundle_through_thick_and_thin() {
+fn big_bundle_is_reproducible_despite_interruptions() {
     let model = fs::read(std::env::var_os("KILN_GGUF").expect("KILN_GGUF names the file")).unwrap();
     let (size, pin) = (model.len(), sha256(&model));
     let hub = Hub::of(model);
     let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let room = Room::new(&root.path().join("one"));
+    let folder = PlanFolder::new(&root.path().join("one"));
     let start = || {
-        let mut kiln = room.kiln(&hub, &pin, &["bundle"]);
+        let mut kiln = folder.kiln(&hub, &pin, &["bundle"]);
         kiln.stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -171,18 +177,18 @@ fn big_a_bundle_through_thick_and_thin() {
     };
 
     let mut build = start();
-    wait_for("a half of the download", &mut build, || {
-        room.loaded() > size as u64 / 2
+    wait_for("half of the download", &mut build, || {
+        folder.downloaded() > size as u64 / 2
     });
     build.kill().unwrap();
     build.wait().unwrap();
 
     let mut build = start();
     wait_for("compilations", &mut build, || {
-        !room.compilers().is_empty() && room.0.join("cache/tmp").exists()
+        !folder.compilers().is_empty() && folder.0.join("cache/tmp").exists()
     });
     sleep(Duration::from_secs(60));
-    kill(&room.compilers()[0]);
+    kill(&folder.compilers()[0]);
     let output = build.wait_with_output().unwrap();
     assert!(
         !output.status.success() && text(&output).contains("signal"),
@@ -191,9 +197,13 @@ fn big_a_bundle_through_thick_and_thin() {
     );
 
     let mut build = start();
-    wait_for("compilations", &mut build, || !room.compilers().is_empty());
+    wait_for("compilations", &mut build, || {
+        !folder.compilers().is_empty()
+    });
     sleep(Duration::from_secs(30));
-    working_on(&room.0).iter().for_each(|process| kill(process));
+    for process in processes_using(&folder.0) {
+        kill(&process);
+    }
     assert!(!build.wait().unwrap().success());
 
     let begun = Instant::now();
@@ -204,33 +214,31 @@ fn big_a_bundle_through_thick_and_thin() {
         text(&output),
         begun.elapsed().as_secs_f64()
     );
-    println!("asked from bytes {:?} of {size}", hub.starts());
-    assert!(
-        hub.starts()[2..].iter().all(|start| *start > size / 3),
-        "no byte was fetched twice"
-    );
-    let one = room.written();
-    drop(fs::remove_dir_all(room.0.join("cache")));
-    let bytes: usize = one
-        .iter()
-        .filter(|(name, _)| name.starts_with("bundle"))
-        .map(|(_, bytes)| bytes.len())
-        .sum();
+    println!("requests from bytes {:?} of {size}", hub.starts());
+    for start in &hub.starts()[2..] {
+        assert!(*start > size / 3, "no byte is fetched twice");
+    }
+    let one = folder.written();
+    drop(fs::remove_dir_all(folder.0.join("cache")));
+    let mut bytes = 0;
+    for (name, content) in &one {
+        if name.starts_with("bundle") {
+            bytes += content.len();
+        }
+    }
     println!("the bundle has {bytes} bytes");
     assert!((1_200_000_000..1_500_000_000).contains(&bytes));
 
-    let other = Room::new(&root.path().join("another/and/deeper"));
+    let other = PlanFolder::new(&root.path().join("another/and/deeper"));
     let begun = Instant::now();
-    said(&mut other.kiln(&hub, &pin, &["bundle", "--jobs", "1"]));
+    stdout_of(&mut other.kiln(&hub, &pin, &["bundle", "--jobs", "1"]));
     println!(
         "again with one thread in {:.0} s",
         begun.elapsed().as_secs_f64()
     );
     let other = other.written();
     assert!(one.keys().eq(other.keys()));
-    let differ: Vec<&PathBuf> = one
-        .keys()
-        .filter(|name| one[*name] != other[*name])
-        .collect();
-    assert!(differ.is_empty(), "differ: {differ:?}");
+    for (name, bytes) in &one {
+        assert!(*bytes == other[name], "{} differs", name.display());
+    }
 }

@@ -1,15 +1,14 @@
-//! The schemes of `requant`: codes in their range, errors within their bounds, the same whatever
-//! runs beside, and the same numbers in ONNX Runtime.
+//! The schemes of `requant`: ranges of codes, bounds of errors, determinism, and the same numbers
+//! in ONNX Runtime.
 
 use std::collections::BTreeMap;
-use std::fs;
 
-use crate::support::peers::{python, said};
+use crate::support::onnx_runtime::compare_with_numpy;
 use crate::support::quantize::Quant;
 use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
-use crate::support::workspace::Folder;
-use kiln::action::{Inputs, Manifest, Part};
+use crate::support::workspace::{Folder, inputs};
+use kiln::action::Manifest;
 use kiln::model::quant::*;
 use kiln::model::weight::{Element, WeightFacts};
 use proptest::prelude::*;
@@ -31,7 +30,7 @@ fn lpbq(block: u32) -> RowLayout {
     }
 }
 
-/// What rows become.
+/// Rounded rows.
 #[derive(Debug, PartialEq)]
 struct Rounded {
     codes: Vec<i32>,
@@ -57,20 +56,14 @@ fn round_with(layout: RowLayout, metric: Metric, columns: usize, values: &[f32])
         _ => i32::from((codes[i / 2] >> (i % 2 * 4) << 4) as i8 >> 4),
     };
     let codes: Vec<i32> = (0..values.len()).map(code).collect();
-    let scales: Vec<f32> = scales
-        .as_chunks()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
-    let integer = |i: usize| {
-        layout
-            .block
-            .map_or(1.0, |block| f32::from(integers[i / block as usize]))
+    let single = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
+    let scales: Vec<f32> = scales.as_chunks().0.iter().map(single).collect();
+    let integer = |i: usize| match layout.block {
+        Some(block) => f32::from(integers[i / block as usize]),
+        None => 1.0,
     };
-    let restored = (0..values.len())
-        .map(|i| codes[i] as f32 * (scales[i / columns] * integer(i)))
-        .collect();
+    let value = |i| codes[i] as f32 * (scales[i / columns] * integer(i));
+    let restored = (0..values.len()).map(value).collect();
     Rounded {
         codes,
         integers,
@@ -94,49 +87,43 @@ fn numbers(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| random.normal()).collect()
 }
 
-/// Second moments of inputs that hang together.
+/// Second moments of correlated inputs.
 fn moments(seed: u64, columns: usize) -> Vec<f32> {
     let mut random = Random::of("inputs", seed);
     let mut h = vec![0.0; columns * columns];
     for _ in 0..columns * 2 {
         let common = random.normal();
-        let x: Vec<f32> = (0..columns)
-            .map(|column| (common + random.normal()) * if column % 7 == 3 { 8.0 } else { 1.0 })
-            .collect();
-        h.iter_mut()
-            .enumerate()
-            .for_each(|(i, h)| *h += x[i / columns] * x[i % columns]);
+        let mut x = vec![];
+        for column in 0..columns {
+            let scale = if column % 7 == 3 { 8.0 } else { 1.0 };
+            x.push((common + random.normal()) * scale);
+        }
+        for (i, h) in h.iter_mut().enumerate() {
+            *h += x[i / columns] * x[i % columns];
+        }
     }
     h
 }
 
-/// What the errors of a row cost in moments damped as the rounding damps them.
+/// The errors of rows, weighted by the moments with the damping that the rounding uses.
 fn cost(h: &[f32], columns: usize, values: &[f32], rounded: &[f32]) -> f64 {
-    let damping = 0.05
-        * (0..columns)
-            .map(|i| f64::from(h[i * (columns + 1)]))
-            .sum::<f64>()
-        / columns as f64;
-    let of_row = |(values, rounded): (&[f32], &[f32])| -> f64 {
-        let error: Vec<f64> = values
-            .iter()
-            .zip(rounded)
-            .map(|(a, b)| f64::from(a - b))
-            .collect();
-        let row = |i: usize| {
-            (0..columns)
-                .map(|j| f64::from(h[i * columns + j]) * error[j])
-                .sum::<f64>()
-        };
-        (0..columns)
-            .map(|i| error[i] * (row(i) + damping * error[i]))
-            .sum()
-    };
-    values
-        .chunks(columns)
-        .zip(rounded.chunks(columns))
-        .map(of_row)
-        .sum()
+    let mut trace = 0.0;
+    for i in 0..columns {
+        trace += f64::from(h[i * (columns + 1)]);
+    }
+    let damping = 0.05 * trace / columns as f64;
+    let mut cost = 0.0;
+    for (values, rounded) in values.chunks(columns).zip(rounded.chunks(columns)) {
+        let error = |i: usize| f64::from(values[i] - rounded[i]);
+        for i in 0..columns {
+            let mut product = damping * error(i);
+            for j in 0..columns {
+                product += f64::from(h[i * columns + j]) * error(j);
+            }
+            cost += error(i) * product;
+        }
+    }
+    cost
 }
 
 fn square(a: &[f32], b: &[f32]) -> f64 {
@@ -147,17 +134,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn codes_and_errors_keep_their_bounds(seed: u64, rows in 1usize..20) {
+    fn codes_and_errors_are_within_bounds(seed: u64, rows in 1usize..20) {
         let values = numbers(seed, rows * 128);
         for layout in [INT8, INT4, lpbq(16), lpbq(32), lpbq(64), lpbq(128)] {
             let rounded = round_plain(layout, 128, &values);
             let limit = if layout.codes == Element::Int8 { [-127, 127] } else { [-8, 7] };
-            prop_assert!(rounded.codes.iter().all(|code| (limit[0]..=limit[1]).contains(code)));
-            prop_assert!(rounded.integers.iter().all(|integer| (1..=16).contains(integer)));
-            prop_assert!(rounded.scales.iter().all(|scale| *scale > 0.0));
+            for code in &rounded.codes {
+                prop_assert!((limit[0]..=limit[1]).contains(code));
+            }
+            for integer in &rounded.integers {
+                prop_assert!((1..=16).contains(integer));
+            }
+            for scale in &rounded.scales {
+                prop_assert!(*scale > 0.0);
+            }
             let mut clipped = 0;
             for (i, (value, restored)) in values.iter().zip(&rounded.values).enumerate() {
-                let integer = layout.block.map_or(1, |block| rounded.integers[i / block as usize]);
+                let integer = match layout.block {
+                    Some(block) => rounded.integers[i / block as usize],
+                    None => 1,
+                };
                 let step = rounded.scales[i / 128] * f32::from(integer);
                 let is_last = limit.contains(&rounded.codes[i]);
                 let beyond = (value - restored).abs() > step * 0.500_01;
@@ -173,47 +169,64 @@ proptest! {
         let values = numbers(seed, 5 * 96);
         for (layout, reach) in [(INT8, 127.0), (INT4, 7.0)] {
             let rounded = round_plain(layout, 96, &values);
-            let unclipped: Vec<f32> = values.chunks(96).flat_map(|row| {
+            let mut unclipped = vec![];
+            for row in values.chunks(96) {
                 let largest = row.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-                // As it is written: eleven bits, so that a half holds it.
+                // Scales have the precision of f16.
                 let scale = half::f16::from_f32(largest / reach).to_f32();
-                row.iter().map(move |value| (value / scale).round().clamp(-reach - 1.0, reach) * scale)
-            }).collect();
+                for value in row {
+                    unclipped.push((value / scale).round().clamp(-reach - 1.0, reach) * scale);
+                }
+            }
             let (ours, theirs) = (square(&values, &rounded.values), square(&values, &unclipped));
             prop_assert!(ours <= theirs * 1.0001, "{layout:?}: {ours} {theirs}");
         }
     }
 
-    /// A source in blocks of 32 codes, one of them the last, leaves half a block most of its range unused.
+    /// In a source with blocks of 32 codes, a block of 16 needs only a part of the range.
     #[test]
-    fn smaller_blocks_lose_less_of_a_quantized_source(seed: u64) {
+    fn smaller_blocks_have_less_error_on_a_quantized_source(seed: u64) {
         let noise = numbers(seed, 16 * 512);
-        let on_grid = |block: &[f32]| -> Vec<f32> {
-            let largest = block.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default();
-            block.iter().map(|value| (value / largest * -8.0).round().min(7.0) * largest / -8.0).collect()
-        };
-        let values: Vec<f32> = noise.chunks(32).flat_map(on_grid).collect();
-        let [small, large] = [16, 32].map(|block| square(&values, &round_plain(lpbq(block), 512, &values).values));
+        let mut values = vec![];
+        for block in noise.chunks(32) {
+            let mut largest = 0.0f32;
+            for value in block {
+                if value.abs() >= largest.abs() {
+                    largest = *value;
+                }
+            }
+            for value in block {
+                values.push((value / largest * -8.0).round().min(7.0) * largest / -8.0);
+            }
+        }
+        let error = |block| square(&values, &round_plain(lpbq(block), 512, &values).values);
+        let (small, large) = (error(16), error(32));
         prop_assert!(small < large, "{small} {large}");
     }
 
     #[test]
-    fn feedback_is_never_worse_than_rounding(seed: u64) {
+    fn error_feedback_is_never_worse_than_rounding(seed: u64) {
         let (columns, values) = (64, numbers(seed, 17 * 64));
         let h = moments(seed, columns);
         let squares: Vec<f32> = (0..columns).map(|i| h[i * (columns + 1)]).collect();
         for layout in [INT4, lpbq(16), lpbq(32)] {
-            let of = |metric| cost(&h, columns, &values, &round_with(layout, metric, columns, &values).values);
+            let of = |metric| {
+                let rounded = round_with(layout, metric, columns, &values).values;
+                cost(&h, columns, &values, &rounded)
+            };
             let full = of(Metric::full(&h, columns, layout.block).unwrap());
             let plain = of(Metric::plain(columns, layout.block));
             let weighted = of(Metric::diagonal(&squares, layout.block).unwrap());
-            prop_assert!(full <= weighted * 1.001 && full < plain * 0.7, "{layout:?}: {full} {weighted} {plain}");
+            prop_assert!(
+                full <= weighted * 1.001 && full < plain * 0.7,
+                "{layout:?}: {full} {weighted} {plain}"
+            );
         }
     }
 }
 
 #[test]
-fn rows_of_one_value_and_of_none() {
+fn constant_and_zero_rows_are_rounded() {
     for layout in [INT8, INT4, lpbq(16)] {
         let zeros = round_plain(layout, 32, &[0.0; 64]);
         assert_eq!(
@@ -232,7 +245,7 @@ fn rows_of_one_value_and_of_none() {
 }
 
 #[test]
-fn neighbours_and_threads_change_nothing() {
+fn results_do_not_depend_on_other_rows_or_threads() {
     let values = numbers(5, 40 * 64);
     let h = moments(5, 64);
     for layout in [INT4, lpbq(32)] {
@@ -261,7 +274,7 @@ fn neighbours_and_threads_change_nothing() {
 }
 
 #[test]
-fn what_cannot_be_rounded_is_refused() {
+fn invalid_rows_are_rejected() {
     let message = |layout: RowLayout, columns| {
         RowRounding::new(layout, Metric::plain(columns, layout.block))
             .map(drop)
@@ -289,30 +302,22 @@ fn what_cannot_be_rounded_is_refused() {
     );
 }
 
-struct Bench {
+struct TestModel {
     folder: Folder,
     model: Manifest,
     _root: tempfile::TempDir,
 }
 
-impl Bench {
+impl TestModel {
     fn new(model: &TinyGguf) -> Self {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::new(root.path());
-        let file = Manifest {
-            parts: [(
-                "tiny.gguf".parse().unwrap(),
-                folder.part(&model.write(), json!({})),
-            )]
-            .into(),
-        };
-        let mut bench = Bench {
+        let model = folder.inspect(&model.write()).unwrap();
+        TestModel {
             folder,
-            model: Manifest::default(),
+            model,
             _root: root,
-        };
-        bench.model = bench.run("inspect", json!({}), &[("gguf", &file)]).unwrap();
-        bench
+        }
     }
 
     fn run(
@@ -321,15 +326,7 @@ impl Bench {
         params: Value,
         slots: &[(&str, &Manifest)],
     ) -> kiln::base::Result<Manifest> {
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.iter().map(slot).collect(),
-            ..Inputs::default()
-        };
-        self.folder
-            .run_stage(kiln::stages::all().get(kind).unwrap(), params, &inputs)
+        self.folder.run(kind, params, slots)
     }
 
     fn requant(&self, scheme: &str) -> Manifest {
@@ -355,19 +352,11 @@ impl Bench {
             } else {
                 h
             };
-            let bytes: Vec<u8> = numbers
-                .iter()
-                .flat_map(|number| number.to_le_bytes())
-                .collect();
-            let part: Part = self
-                .folder
-                .part(&bytes, json!({"columns": columns, "tokens": columns * 2}));
-            parts.insert(
-                format!("{}/{name}", if diagonal { "diagonal" } else { "moments" })
-                    .parse()
-                    .unwrap(),
-                part,
-            );
+            let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+            let facts = json!({"columns": columns, "tokens": columns * 2});
+            let kind = if diagonal { "diagonal" } else { "moments" };
+            let name = format!("{kind}/{name}").parse().unwrap();
+            parts.insert(name, self.folder.part(&bytes, facts));
         }
         Manifest { parts }
     }
@@ -378,21 +367,17 @@ fn facts(weights: &Manifest, name: &str) -> WeightFacts {
 }
 
 #[test]
-fn safe_weights_are_the_native_ones_without_a_negative_scale() {
+fn native_safe_weights_equal_native_without_negative_scales() {
     let types = [Quant::Q4_0, Quant::Q4_1, Quant::Q8_0];
-    for (model, quant) in types.map(|quant| {
-        (
-            TinyGguf::llama().tensor_type("blk.0.ffn_up.weight", quant),
-            quant,
-        )
-    }) {
-        let bench = Bench::new(&model);
-        let (native, safe) = (bench.requant("native"), bench.requant("native-safe"));
+    for quant in types {
+        let model = TinyGguf::llama().tensor_type("blk.0.ffn_up.weight", quant);
+        let test = TestModel::new(&model);
+        let (native, safe) = (test.requant("native"), test.requant("native-safe"));
         for name in restore::names(&native) {
             let [native, safe_values] =
-                [&native, &safe].map(|weights| restore::weight(&bench.folder, weights, &name));
+                [&native, &safe].map(|weights| restore::weight(&test.folder, weights, &name));
             assert!(native == safe_values, "{quant:?} {name}");
-            if let Some(scales) = restore::blob(&bench.folder, &safe, &format!("{name}/scales")) {
+            if let Some(scales) = restore::blob(&test.folder, &safe, &format!("{name}/scales")) {
                 assert!(scales.iter().all(|scale| *scale > 0.0), "{name}");
                 assert!(
                     facts(&safe, &format!("{name}/codes")).error.unwrap().exact,
@@ -401,29 +386,26 @@ fn safe_weights_are_the_native_ones_without_a_negative_scale() {
             }
         }
     }
-    let bench = Bench::new(&TinyGguf::qwen2());
-    let native = bench.requant("native");
-    let scales = restore::blob(&bench.folder, &native, "blk.0.attn_q.weight/scales").unwrap();
+    let test = TestModel::new(&TinyGguf::qwen2());
+    let native = test.requant("native");
+    let scales = restore::blob(&test.folder, &native, "blk.0.attn_q.weight/scales").unwrap();
     assert!(
         scales.iter().any(|scale| *scale < 0.0),
-        "else this test says nothing"
+        "the test needs negative scales"
     );
     assert!(
-        bench
-            .requant("native-safe")
+        test.requant("native-safe")
             .get("blk.0.attn_q.weight/offsets")
             .is_some()
     );
 }
 
 #[test]
-fn blocks_are_mirrored_by_hand() {
-    // d = -0.5, codes 0 to 15 and again: -8 has no negative, so that the block is lifted by |d|.
-    let block: Vec<u8> = half::f16::from_f32(-0.5)
-        .to_le_bytes()
-        .into_iter()
-        .chain((0..16).map(|k| k | (15 - k) << 4))
-        .collect();
+fn a_block_with_a_negative_scale_is_mirrored() {
+    // d = -0.5 and all codes twice. -8 has no positive counterpart, so the block gets an offset of
+    // |d|.
+    let mut block = half::f16::from_f32(-0.5).to_le_bytes().to_vec();
+    block.extend((0..16).map(|k| k | (15 - k) << 4));
     let NativeEncoding::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format.native_encoding()
     else {
         panic!()
@@ -459,11 +441,11 @@ fn blocks_are_mirrored_by_hand() {
 }
 
 #[test]
-fn a_scheme_says_what_it_cost() {
-    let bench = Bench::new(&TinyGguf::qwen2());
+fn reported_errors_match_the_weights() {
+    let test = TestModel::new(&TinyGguf::qwen2());
     let name = "blk.0.ffn_down.weight";
     let error = |weights: &Manifest| facts(weights, &format!("{name}/codes")).error.unwrap();
-    let source = restore::weight(&bench.folder, &bench.requant("native"), name);
+    let source = restore::weight(&test.folder, &test.requant("native"), name);
     let mut lines = String::new();
     for (scheme, at_least_db) in [
         ("int8-channel", 38.0),
@@ -471,9 +453,9 @@ fn a_scheme_says_what_it_cost() {
         ("lpbq-16", 18.0),
         ("lpbq-64", 16.0),
     ] {
-        let weights = bench.requant(scheme);
+        let weights = test.requant(scheme);
         let found = error(&weights);
-        let noise = square(&source, &restore::weight(&bench.folder, &weights, name));
+        let noise = square(&source, &restore::weight(&test.folder, &weights, name));
         let signal: f64 = source.iter().map(|value| f64::from(*value).powi(2)).sum();
         let sqnr = found.sqnr_db.unwrap();
         assert!(
@@ -485,24 +467,17 @@ fn a_scheme_says_what_it_cost() {
         lines += &format!("{scheme} clipped {}\n", found.clipped.is_some());
     }
     assert!(!lines.contains("false"), "{lines}");
-    assert_eq!(error(&bench.requant("native")).clipped, None);
+    assert_eq!(error(&test.requant("native")).clipped, None);
 }
 
 #[test]
-fn only_what_a_calibration_changes_has_it_in_its_key() {
-    let bench = Bench::new(&TinyGguf::qwen2());
-    let calibration = bench.calibration(false);
+fn only_calibrated_schemes_read_the_calibration() {
+    let test = TestModel::new(&TinyGguf::qwen2());
+    let calibration = test.calibration(false);
     let stages = kiln::stages::all();
     let stage = stages.get("requant").unwrap();
     let inputs_of = |scheme: &str, calibration: &Manifest| -> Vec<String> {
-        let slots = [("tensors", &bench.model), ("calibration", calibration)];
-        let slot = |(slot, given): (&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), given.clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.map(slot).into(),
-            ..Inputs::default()
-        };
+        let inputs = inputs(&[("tensors", &test.model), ("calibration", calibration)]);
         let orders = stage.expand(&json!({"scheme": scheme}), &inputs).unwrap();
         let order = orders
             .into_iter()
@@ -520,7 +495,7 @@ fn only_what_a_calibration_changes_has_it_in_its_key() {
             "{scheme}"
         );
         assert_eq!(
-            inputs_of(scheme, &bench.calibration(true)),
+            inputs_of(scheme, &test.calibration(true)),
             ["diagonal", "tensor"],
             "{scheme}"
         );
@@ -533,27 +508,27 @@ fn only_what_a_calibration_changes_has_it_in_its_key() {
 }
 
 #[test]
-fn a_calibration_lowers_the_cost_of_errors() {
-    let bench = Bench::new(&TinyGguf::qwen2());
+fn calibration_lowers_the_weighted_error() {
+    let test = TestModel::new(&TinyGguf::qwen2());
     let name = "blk.1.ffn_gate.weight";
-    let source = restore::weight(&bench.folder, &bench.requant("native"), name);
+    let source = restore::weight(&test.folder, &test.requant("native"), name);
     let h = moments(64, 64);
     let cost_of = |scheme: &str, calibration: Manifest| {
-        let slots = [("tensors", &bench.model), ("calibration", &calibration)];
-        let weights = bench
+        let slots = [("tensors", &test.model), ("calibration", &calibration)];
+        let weights = test
             .run("requant", json!({"scheme": scheme}), &slots)
             .unwrap();
         cost(
             &h,
             64,
             &source,
-            &restore::weight(&bench.folder, &weights, name),
+            &restore::weight(&test.folder, &weights, name),
         )
     };
     for scheme in ["int4-channel", "lpbq-16", "lpbq-64"] {
         let (full, diagonal) = (
-            cost_of(scheme, bench.calibration(false)),
-            cost_of(scheme, bench.calibration(true)),
+            cost_of(scheme, test.calibration(false)),
+            cost_of(scheme, test.calibration(true)),
         );
         let none = cost_of(scheme, Manifest::default());
         assert!(
@@ -564,13 +539,13 @@ fn a_calibration_lowers_the_cost_of_errors() {
 }
 
 #[test]
-fn columns_that_make_no_blocks_are_refused() {
-    let bench = Bench::new(&TinyGguf::qwen2());
-    let problem = bench
+fn indivisible_columns_are_rejected() {
+    let test = TestModel::new(&TinyGguf::qwen2());
+    let problem = test
         .run(
             "requant",
             json!({"scheme": "lpbq-128"}),
-            &[("tensors", &bench.model)],
+            &[("tensors", &test.model)],
         )
         .unwrap_err();
     assert_eq!(problem.code, "kiln::weights::columns");
@@ -582,37 +557,9 @@ fn columns_that_make_no_blocks_are_refused() {
     );
 }
 
-/// A graph over the weights of `scheme`, checked by `onnx` and run by ONNX Runtime against numpy.
-fn run_in_onnx_runtime(scheme: &str) {
-    let bench = Bench::new(&TinyGguf::qwen2());
-    let weights = bench.requant(scheme);
-    let graph = json!({"prefill": 8, "context": 24});
-    let onnx = bench
-        .run(
-            "graph",
-            graph,
-            &[("model", &bench.model), ("weights", &weights)],
-        )
-        .unwrap();
-    let out = tempfile::tempdir().unwrap();
-    for (name, part) in &onnx.parts {
-        let path = out.path().join(name.as_str());
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &*bench.folder.bytes(part)).unwrap();
-    }
-    let parts: BTreeMap<&str, _> = onnx
-        .under("weights")
-        .map(|(name, part)| (name, &part.facts))
-        .collect();
-    let facts = json!({"model": onnx.part("model.json").unwrap().facts, "weights": parts});
-    fs::write(out.path().join("facts.json"), facts.to_string()).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/peers/run_graphs.py");
-    println!("{scheme}: {}", said(python().arg(script).arg(out.path())));
-}
-
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_computes_every_scheme() {
+fn onnx_runtime_matches_numpy_for_every_scheme() {
     for scheme in [
         "native-safe",
         "int8-channel",
@@ -620,6 +567,12 @@ fn onnx_runtime_computes_every_scheme() {
         "lpbq-16",
         "lpbq-64",
     ] {
-        run_in_onnx_runtime(scheme);
+        println!("{scheme}");
+        let test = TestModel::new(&TinyGguf::qwen2());
+        let weights = test.requant(scheme);
+        let slots = [("model", &test.model), ("weights", &weights)];
+        let graph = json!({"prefill": 8, "context": 24});
+        let onnx = test.run("graph", graph, &slots).unwrap();
+        compare_with_numpy(&test.folder, &onnx, &[], 5e-6);
     }
 }

@@ -1,63 +1,48 @@
-//! A decoder cut into shards: what each takes and gives, what a tweak touches, and that the chip
-//! computes the same.
+//! A decoder in shards: inputs and outputs of each shard, what a changed weight recompiles, and the
+//! results on the simulator.
 
 use std::collections::BTreeMap;
 
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::{Inputs, Manifest};
+use kiln::action::Manifest;
+use kiln::model::onnx::proto::ValueInfoProto;
 use kiln::model::onnx::{Checked, decode};
 use kiln::stages;
 use serde_json::{Value, json};
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
-fn road(home: &tempfile::TempDir) -> StageRunner {
-    StageRunner::new(home.path())
-}
-
-fn cut(shards: Value) -> Value {
+/// Parameters of a graph in shards.
+fn sharded(shards: Value) -> Value {
     json!({"prefill": 16, "context": 32, "shards": shards})
 }
 
-/// What the graphs called `file` take and give, but for what all of them take.
-fn ends(road: &StageRunner, graph: &Manifest, file: &str) -> String {
-    let model = decode(&road.bytes(graph, file)).unwrap();
+/// The inputs and outputs of a graph, except the inputs that all graphs have.
+fn signature(runner: &StageRunner, graph: &Manifest, file: &str) -> String {
+    let model = decode(&runner.bytes(graph, file)).unwrap();
     let checked = Checked::new(&model).unwrap();
-    let shared = ["attention_mask", "position_ids_cos", "position_ids_sin"];
-    let inputs = checked.graph.input.iter().map(|value| value.name.as_str());
-    let inputs: Vec<&str> = inputs.filter(|name| !shared.contains(name)).collect();
-    let outputs: Vec<&str> = checked
-        .graph
-        .output
-        .iter()
-        .map(|value| value.name.as_str())
-        .collect();
-    format!(
-        "{}: {} -> {}",
-        checked.graph.name,
-        inputs.join(" "),
-        outputs.join(" ")
-    )
+    let graph = checked.graph;
+    let names = |values: &[ValueInfoProto]| -> Vec<String> {
+        values.iter().map(|value| value.name.clone()).collect()
+    };
+    let common = ["attention_mask", "position_ids_cos", "position_ids_sin"];
+    let mut inputs = names(&graph.input);
+    inputs.retain(|name| !common.contains(&name.as_str()));
+    let (inputs, outputs) = (inputs.join(" "), names(&graph.output).join(" "));
+    format!("{}: {inputs} -> {outputs}", graph.name)
 }
 
 #[test]
-fn a_shard_gives_what_the_next_one_takes() {
+fn outputs_of_each_shard_are_inputs_of_the_next() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let (_, graph) = road.model(
+    let runner = StageRunner::new(home.path());
+    let (_, graph) = runner.model(
         &TinyGguf::qwen2().layers(3).write(),
         "native",
-        cut(json!(2)),
+        sharded(json!(2)),
     );
-    let files: Vec<&str> = graph
-        .parts
-        .keys()
-        .map(|name| name.as_str())
-        .filter(|name| name.ends_with(".onnx"))
-        .collect();
+    let mut files: Vec<&str> = graph.parts.keys().map(|name| name.as_str()).collect();
+    files.retain(|name| name.ends_with(".onnx"));
     assert_eq!(
         files,
         [
@@ -85,7 +70,7 @@ fn a_shard_gives_what_the_next_one_takes() {
             caches(&[0, 1], "out")
         );
         assert_eq!(
-            ends(&road, &graph, &format!("{role}-1-of-2.onnx")),
+            signature(&runner, &graph, &format!("{role}-1-of-2.onnx")),
             expected
         );
         let expected = format!(
@@ -94,44 +79,45 @@ fn a_shard_gives_what_the_next_one_takes() {
             caches(&[2], "out")
         );
         assert_eq!(
-            ends(&road, &graph, &format!("{role}-2-of-2.onnx")),
+            signature(&runner, &graph, &format!("{role}-2-of-2.onnx")),
             expected
         );
     }
 }
 
 #[test]
-fn the_whole_is_not_changed_by_being_cut() {
+fn sharding_does_not_change_the_full_graphs() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
+    let runner = StageRunner::new(home.path());
     let gguf = TinyGguf::qwen2().layers(3).write();
-    let [whole, cut] =
-        [json!(1), json!(3)].map(|shards| road.model(&gguf, "native", cut(shards)).1);
-    for (name, part) in &whole.parts {
-        assert_eq!(cut.parts.get(name), Some(part), "{name}");
+    let [full, in_shards] =
+        [json!(1), json!(3)].map(|shards| runner.model(&gguf, "native", sharded(shards)).1);
+    for (name, part) in &full.parts {
+        assert_eq!(in_shards.parts.get(name), Some(part), "{name}");
     }
 }
 
 #[test]
-fn shards_that_cannot_be_are_refused() {
+fn invalid_shard_parameters_are_rejected() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().layers(2).write());
-    let weights = road
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().layers(2).write());
+    let weights = runner
         .run("requant", json!({}), &[("tensors", &model)])
         .unwrap();
-    let refused = |params| {
-        road.run("graph", params, &[("model", &model), ("weights", &weights)])
+    let problem = |params| {
+        runner
+            .run("graph", params, &[("model", &model), ("weights", &weights)])
             .unwrap_err()
     };
-    let problem = refused(cut(json!(3)));
+    let count = problem(sharded(json!(3)));
     assert_eq!(
-        (problem.code.as_str(), problem.message.as_str()),
+        (count.code.as_str(), count.message.as_str()),
         ("kiln::shards::count", "2 layers make no 3 shards")
     );
-    let mut params = cut(json!("auto"));
+    let mut params = sharded(json!("auto"));
     params["shard_memory"] = json!("1MB");
-    assert_eq!(refused(params).code, "kiln::graph::shards");
+    assert_eq!(problem(params).code, "kiln::graph::shards");
     let checked = stages::all()
         .get("graph")
         .unwrap()
@@ -145,98 +131,75 @@ fn shards_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn as_few_shards_as_fit_the_memory() {
+fn auto_uses_the_fewest_shards_that_fit_the_memory() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
+    let runner = StageRunner::new(home.path());
     // 12 million weights in each of four layers.
     let gguf = TinyGguf::llama().layers(4).widths(1024, 4096).write();
     let count = |memory: &str| {
         let params =
             json!({"prefill": 16, "context": 32, "shards": "auto", "shard_memory": memory});
-        let (_, graph) = road.model(&gguf, "f16", params);
-        graph
-            .parts
-            .keys()
+        let (_, graph) = runner.model(&gguf, "f16", params);
+        let files = graph.parts.keys();
+        files
             .filter(|name| name.as_str().starts_with("prefill-"))
             .count()
     };
     assert_eq!(["8GB", "1700MB", "1GB"].map(count), [0, 2, 4]);
 }
 
-/// The orders of a `context-bin` by name, as far as their keys can tell them apart.
-fn orders(graph: &Manifest, tool: &Manifest) -> BTreeMap<String, String> {
+/// The keys of the orders of a `context-bin`, by name.
+fn order_keys(runner: &StageRunner, graph: &Manifest) -> BTreeMap<String, String> {
     let registry = stages::all();
-    let stage = registry.get("context-bin").unwrap();
-    let slots = [(
-        "graph".to_string(),
-        vec![("graph".to_string(), graph.clone())],
-    )]
-    .into();
-    let inputs = Inputs {
-        slots,
-        tools: [("qnn".to_string(), tool.clone())].into(),
-        ..Inputs::default()
-    };
-    let orders = stage.expand(&json!({"soc": "sm8650"}), &inputs).unwrap();
-    orders
-        .into_iter()
-        .map(|order| {
-            (
-                order.name.clone(),
-                order.into_action(stage.spec()).key().to_string(),
-            )
-        })
-        .collect()
+    let spec = registry.get("context-bin").unwrap().spec();
+    let mut keys = BTreeMap::new();
+    for order in runner.context_orders(graph, &json!({"soc": "sm8650"})) {
+        let name = order.name.clone();
+        keys.insert(name, order.into_action(spec).key().to_string());
+    }
+    keys
 }
 
 #[test]
-fn a_tweak_compiles_one_shard_again() {
+fn changing_one_weight_recompiles_one_shard() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().layers(4).write());
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().layers(4).write());
     let graph = |schemes: Value| {
-        let weights = road
+        let weights = runner
             .run("requant", schemes, &[("tensors", &model)])
             .unwrap();
-        road.run(
-            "graph",
-            cut(json!(4)),
-            &[("model", &model), ("weights", &weights)],
-        )
-        .unwrap()
+        runner
+            .run(
+                "graph",
+                sharded(json!(4)),
+                &[("model", &model), ("weights", &weights)],
+            )
+            .unwrap()
     };
-    let library = road.part(b"a library", Value::Null);
-    let files =
-        ["libQnnHtp.so", "libQnnSystem.so"].map(|name| (name.parse().unwrap(), library.clone()));
-    let tool = Manifest {
-        parts: files.into(),
-    };
-    let before = orders(&graph(json!({})), &tool);
-    let after = orders(
+    let before = order_keys(&runner, &graph(json!({})));
+    let after = order_keys(
+        &runner,
         &graph(json!({"override": [{"match": "blk.2.ffn_up.weight", "scheme": "f16"}]})),
-        &tool,
     );
     let compiled: Vec<&String> = before.keys().filter(|name| name.contains("-of-")).collect();
     assert_eq!(compiled, ["1-of-4", "2-of-4", "3-of-4", "4-of-4"]);
-    let anew: Vec<&String> = after
-        .iter()
-        .filter(|(name, key)| before.get(*name) != Some(*key))
-        .map(|(name, _)| name)
-        .collect();
+    let mut changed: Vec<&String> = after.keys().collect();
+    changed.retain(|name| before.get(*name) != after.get(*name));
     assert_eq!(
-        anew,
+        changed,
         ["", "3-of-4", "proof/f16"],
         "the quantization report, the shard, and the proof of the new encoding"
     );
 }
 
 #[test]
-fn a_binary_that_is_missing_is_named() {
+fn a_missing_binary_is_reported() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home);
-    let model = road.inspect(&TinyGguf::llama().write());
+    let runner = StageRunner::new(home.path());
+    let model = runner.inspect(&TinyGguf::llama().write());
     let parts = ["2-of-2/model.bin", "model.json"]
-        .map(|name| (name.parse().unwrap(), road.part(b"", Value::Null)));
+        .map(|name| (name.parse().unwrap(), runner.part(b"", Value::Null)));
     for context in [
         Manifest {
             parts: parts.into(),
@@ -244,56 +207,39 @@ fn a_binary_that_is_missing_is_named() {
         model,
     ] {
         let slots = [("reference", &Manifest::default()), ("context", &context)];
-        let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
+        let problem = runner.run("evaluate", json!({}), &slots).unwrap_err();
         assert_eq!(problem.code, "kiln::part_missing", "{problem}");
     }
 }
 
-/// Both ways on the simulator, against the reference; and the container of each shard.
+/// One and three shards on the simulator, compared with the reference, and the container of each
+/// shard.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_chip_computes_the_same_in_shards() {
+fn shards_match_the_reference_on_the_simulator() {
     let home = tempfile::tempdir().unwrap();
-    let road = road(&home).tool("qnn", &tools::qnn());
-    let model = road.inspect(&TinyGguf::qwen2().layers(3).write());
+    let runner = StageRunner::new(home.path()).tool("qnn", &tools::qnn());
+    let model = runner.inspect(&TinyGguf::qwen2().layers(3).write());
     let params = json!({"windows": 2, "tokens": 12, "prompt": "the dog", "greedy": 5});
-    let reference = road
-        .run(
-            "reference",
-            params,
-            &[("model", &model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
+    let reference = runner.reference(&model, params);
     for shards in [1, 3] {
-        let graph = road.graph(&model, "native", cut(json!(shards)));
+        let graph = runner.graph(&model, "native", sharded(json!(shards)));
         let params = json!({"soc": "sm8650", "weight_sharing": false, "container": true});
-        let context = road
+        let context = runner
             .run("context-bin", params, &[("graph", &graph)])
             .unwrap();
-        let score = road
-            .run(
-                "evaluate",
-                json!({}),
-                &[("reference", &reference), ("context", &context)],
-            )
-            .unwrap();
+        let score = runner.evaluate(&reference, "context", &context);
         let limits =
             json!({"limits": {"evaluation": {"ppl_ratio": 1e-2, "kld": 1e-4, "greedy": 5}}});
-        let report = road
+        let report = runner
             .run("validate", limits, &[("evaluation", &score)])
             .unwrap();
-        println!(
-            "{}",
-            String::from_utf8_lossy(&road.bytes(&report, "report.txt"))
-        );
-        let dlc = road
+        println!("{}", runner.text(&report, "report.txt"));
+        let dlc = runner
             .run("dlc", json!({}), &[("context", &context)])
             .unwrap();
-        let count = dlc
-            .parts
-            .keys()
-            .filter(|name| name.as_str().ends_with("model.dlc"))
-            .count();
-        assert_eq!(count, shards);
+        let files = dlc.parts.keys();
+        let containers = files.filter(|name| name.as_str().ends_with("model.dlc"));
+        assert_eq!(containers.count(), shards);
     }
 }

@@ -1,5 +1,4 @@
-//! `kill -9` at random moments, over and over: the program from outside, with downloads, threads
-//! and child processes.
+//! Repeated `kill -9` at random moments, with downloads, threads and child processes.
 
 use std::fs;
 use std::io::Write;
@@ -7,34 +6,35 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::processes::{kill, working_on};
-use crate::support::tiny_build::{TinyBuild, said};
+use crate::support::processes::{kill, processes_using};
+use crate::support::tiny_build::{TinyBuild, printed};
 use crate::support::tiny_gguf::Random;
 
-/// What came of the rounds.
+/// The results of all rounds.
 #[derive(Debug, Default, PartialEq)]
 struct Count {
     rounds: usize,
-    /// Strikes that hit a build alive, and of those the ones that found some of its work done.
-    struck: usize,
-    in_the_middle: usize,
-    /// Rounds after which a build gave other bytes, or something half was seen before it.
+    /// Kills of a running build.
+    killed: usize,
+    /// Kills of a running build that had written some blobs.
+    killed_midway: usize,
+    /// Rounds with wrong or incomplete artifacts.
     wrong: usize,
-    /// Rounds after which a build did not succeed.
-    refused: usize,
-    /// Rounds after which `cache verify` found something.
+    /// Rounds whose final build failed.
+    failed: usize,
+    /// Rounds after which `cache verify` failed.
     verify_faults: usize,
-    /// Rounds after which a process of the killed build lived on.
+    /// Kills after which a process of the build kept running.
     left_behind: usize,
 }
 
-/// Strikes each round once or twice, then builds undisturbed.
+/// Kills one or two builds in each round, then builds undisturbed.
 fn soak(rounds: usize, seed: u64) -> Count {
     let tiny = TinyBuild::downloading();
-    let expected = tiny.whole();
-    let begun = Instant::now();
+    let expected = tiny.expected();
+    let start = Instant::now();
     tiny.build_to_end("timed");
-    let length_us = begun.elapsed().as_micros() as u64;
+    let length_us = start.elapsed().as_micros() as u64;
 
     let mut random = Random::of("kills", seed);
     let mut count = Count {
@@ -42,38 +42,36 @@ fn soak(rounds: usize, seed: u64) -> Count {
         ..Count::default()
     };
     for round in 0..rounds {
-        let room = round.to_string();
+        let workspace = round.to_string();
         for _ in 0..=round % 2 {
-            let whom = if random.bits().is_multiple_of(2) {
-                Whom::Parent
+            let target = if random.bits().is_multiple_of(2) {
+                Target::Parent
             } else {
-                Whom::All
+                Target::All
             };
-            let (is_struck, lives_on) = strike(
-                &tiny,
-                &room,
-                Duration::from_micros(random.bits() % length_us),
-                whom,
-            );
-            count.struck += usize::from(is_struck);
-            count.left_behind += usize::from(lives_on);
-            let blobs =
-                fs::read_dir(tiny.cache(&room).join("blobs")).map_or(0, |blobs| blobs.count());
-            count.in_the_middle += usize::from(is_struck && blobs > 0);
+            let delay = Duration::from_micros(random.bits() % length_us);
+            let (was_running, keeps_running) = kill_build(&tiny, &workspace, delay, target);
+            count.killed += usize::from(was_running);
+            count.left_behind += usize::from(keeps_running);
+            let has_blobs = match fs::read_dir(tiny.cache(&workspace).join("blobs")) {
+                Ok(mut blobs) => blobs.next().is_some(),
+                Err(_) => false,
+            };
+            count.killed_midway += usize::from(was_running && has_blobs);
         }
-        let mut is_wrong = tiny
-            .written(&room)
-            .iter()
-            .any(|(stage, files)| expected[stage] != *files);
-        let output = tiny.build(&room).output().unwrap();
+        let mut is_wrong = false;
+        for (stage, files) in tiny.written(&workspace) {
+            is_wrong |= expected[&stage] != files;
+        }
+        let output = tiny.build(&workspace).output().unwrap();
         if !output.status.success() {
-            println!("round {round}, refused: {}", said(&output));
-            count.refused += 1;
+            println!("round {round} failed: {}", printed(&output));
+            count.failed += 1;
         }
-        is_wrong |= tiny.written(&room) != expected;
+        is_wrong |= tiny.written(&workspace) != expected;
         count.wrong += usize::from(is_wrong);
-        count.verify_faults += usize::from(!tiny.is_whole(&room));
-        fs::remove_dir_all(tiny.room(&room)).unwrap();
+        count.verify_faults += usize::from(!tiny.verifies(&workspace));
+        fs::remove_dir_all(tiny.workspace(&workspace)).unwrap();
         if round % 100 == 99 {
             println!("{count:?} after round {round}");
             std::io::stdout().flush().unwrap();
@@ -83,71 +81,69 @@ fn soak(rounds: usize, seed: u64) -> Count {
     count
 }
 
-enum Whom {
-    /// The build alone: its children must follow by themselves.
+/// The processes to kill.
+enum Target {
+    /// Only the build; its children must end by themselves.
     Parent,
-    /// The build and its children, at once.
+    /// The build and its children.
     All,
 }
 
-/// Kills a build after a while; yields whether it was alive, and whether any process of it was ten
-/// seconds later.
-fn strike(tiny: &TinyBuild, room: &str, after: Duration, whom: Whom) -> (bool, bool) {
+/// Kills a build after a delay. Returns whether it was running, and whether any of its processes
+/// was still running ten seconds later.
+fn kill_build(tiny: &TinyBuild, workspace: &str, after: Duration, target: Target) -> (bool, bool) {
     let mut kiln = tiny
-        .build(room)
+        .build(workspace)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     sleep(after);
-    if let Whom::All = whom {
-        working_on(&tiny.room(room))
-            .iter()
-            .for_each(|process| kill(process));
+    if let Target::All = target {
+        for process in processes_using(&tiny.workspace(workspace)) {
+            kill(&process);
+        }
     }
     kiln.kill().unwrap();
-    let is_struck = !kiln.wait().unwrap().success();
-    let begun = Instant::now();
-    while !working_on(&tiny.room(room)).is_empty() {
-        if begun.elapsed() > Duration::from_secs(10) {
-            return (is_struck, true);
+    let was_running = !kiln.wait().unwrap().success();
+    let start = Instant::now();
+    while !processes_using(&tiny.workspace(workspace)).is_empty() {
+        if start.elapsed() > Duration::from_secs(10) {
+            return (was_running, true);
         }
         sleep(Duration::from_millis(1));
     }
-    (is_struck, false)
+    (was_running, false)
 }
 
 fn check(rounds: usize, seed: u64) {
     let count = soak(rounds, seed);
     let Count {
         rounds,
-        struck,
-        in_the_middle,
+        killed,
+        killed_midway,
         ..
     } = count;
     assert_eq!(
         count,
         Count {
             rounds,
-            struck,
-            in_the_middle,
+            killed,
+            killed_midway,
             ..Count::default()
         },
-        "all else is 0"
+        "all other counts are 0"
     );
-    assert!(
-        in_the_middle >= rounds / 4,
-        "the kills must strike while something is done and something is not"
-    );
+    assert!(killed_midway >= rounds / 4, "builds must be killed midway");
 }
 
 #[test]
-fn a_few_kills() {
+fn random_kills() {
     check(8, 1);
 }
 
 #[test]
 #[ignore = "takes about six minutes"]
-fn big_a_thousand_kills() {
+fn big_thousand_random_kills() {
     check(1000, 2);
 }

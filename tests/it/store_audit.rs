@@ -1,21 +1,21 @@
 //! `kiln cache stats` and `kiln cache verify`, on a cache with a few results.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::support::results::{entry_path, put};
 use assert_cmd::Command;
-use kiln::action::{Part, PartName};
+use kiln::action::{Outputs, Part, PartName};
 use kiln::base::{CanonJson, hash_bytes};
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use kiln::store::{ActionCache, ActionResult, Disk};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A cache where `fetch` gave `clay` on a thread, and `requant` in a process gave `clay` and
-/// `glaze`.
+/// A cache with two results: `fetch`, run on a thread, with `clay`, and `requant`, run in a
+/// process, with `clay` and `glaze`.
 fn cache() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = Disk::open(folder.path()).unwrap();
@@ -23,19 +23,15 @@ fn cache() -> tempfile::TempDir {
         ("fetch", &["clay"][..], None),
         ("requant", &["clay", "glaze"], Some(7000)),
     ] {
-        let part = |blob: &&str| {
-            let mut sink = store.create().unwrap();
-            sink.write_all(blob.as_bytes()).unwrap();
-            (
-                PartName::new(*blob).unwrap(),
-                Part {
-                    content: sink.finish().unwrap(),
-                    facts: CanonJson::default(),
-                },
-            )
-        };
+        let mut outputs = Outputs::new();
+        for blob in blobs {
+            let part = Part {
+                content: put(&store, blob.as_bytes()),
+                facts: CanonJson::default(),
+            };
+            outputs.insert(PartName::new(*blob).unwrap(), part);
+        }
         let action = format!(r#"{{"stage":"{stage}"}}"#);
-        let outputs = blobs.iter().map(part).collect();
         store
             .put(&ActionResult {
                 action,
@@ -69,7 +65,7 @@ fn check(cache: &Path, call: &str, code: i32, expected: &str) {
 }
 
 #[test]
-fn stats_count_by_stage_and_a_shared_blob_once() {
+fn stats_count_a_shared_blob_once() {
     let cache = cache();
     let expected = "\
 stage           results     output  peak memory
@@ -80,17 +76,18 @@ requant               1        9 B       7.0 kB
 last builds keep 0 B; `kiln cache gc` would free 9 B
 ";
     check(cache.path(), "stats", 0, expected);
-    let json = r#"{"blob_bytes":9,"blobs":2,"garbage_bytes":9,"kept_bytes":0,"partial_bytes":0,"stages":{"fetch":{"actions":1,"output_bytes":4,"peak_memory_bytes":null},"requant":{"actions":1,"output_bytes":9,"peak_memory_bytes":7000}}}"#;
+    let json = serde_json::json!({
+        "blob_bytes": 9, "blobs": 2, "garbage_bytes": 9, "kept_bytes": 0, "partial_bytes": 0,
+        "stages": {
+            "fetch": {"actions": 1, "output_bytes": 4, "peak_memory_bytes": null},
+            "requant": {"actions": 1, "output_bytes": 9, "peak_memory_bytes": 7000},
+        },
+    });
     check(cache.path(), "stats --json", 0, &format!("{json}\n"));
 }
 
-fn file(cache: &Path, room: &str, what: &[u8], ending: &str) -> PathBuf {
-    let hex = hash_bytes(what).hex();
-    cache.join(room).join(&hex[..2]).join(hex + ending)
-}
-
 #[test]
-fn verify_names_what_is_damaged_and_repair_removes_it() {
+fn verify_reports_damage_and_repair_removes_it() {
     let cache = cache();
     check(
         cache.path(),
@@ -99,10 +96,10 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
         "2 blobs and 2 results: all whole\n",
     );
 
-    let blob = file(cache.path(), "blobs", b"clay", "");
+    let blob = entry_path(cache.path(), "blobs", b"clay", "");
     fs::set_permissions(&blob, fs::Permissions::from_mode(0o644)).unwrap();
     fs::write(&blob, "clap").unwrap();
-    let entry = file(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
+    let entry = entry_path(cache.path(), "actions", br#"{"stage":"fetch"}"#, ".json");
     fs::write(&entry, "").unwrap();
 
     let name = |path: &Path| {
@@ -130,7 +127,7 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
         0,
         &format!("{faults}, removed\n"),
     );
-    // The other result named the damaged blob.
+    // The other result used the damaged blob.
     check(
         cache.path(),
         "verify",
@@ -140,11 +137,11 @@ fn verify_names_what_is_damaged_and_repair_removes_it() {
 }
 
 #[test]
-fn an_interruption_ends_verify_within_a_large_blob() {
+fn verify_can_be_interrupted_within_a_large_blob() {
     let cache = cache();
-    let blob = file(cache.path(), "blobs", b"large", "");
+    let blob = entry_path(cache.path(), "blobs", b"large", "");
     fs::create_dir_all(blob.parent().unwrap()).unwrap();
-    // Sparse: it takes no space, but minutes to read.
+    // A sparse file: it needs no space, but reading it takes minutes.
     fs::File::create(&blob).unwrap().set_len(1 << 40).unwrap();
     let mut kiln = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"))
         .args(["cache", "verify", "--cache"])
@@ -153,18 +150,18 @@ fn an_interruption_ends_verify_within_a_large_blob() {
         .unwrap();
     sleep(Duration::from_millis(500));
     assert!(kiln.try_wait().unwrap().is_none());
-    let begun = Instant::now();
+    let start = Instant::now();
     kill_process(Pid::from_child(&kiln), Signal::INT).unwrap();
     let status = kiln.wait().unwrap();
     assert!(
-        status.signal() == Some(Signal::INT.as_raw()) && begun.elapsed() < Duration::from_secs(5),
+        status.signal() == Some(Signal::INT.as_raw()) && start.elapsed() < Duration::from_secs(5),
         "{status} after {:?}",
-        begun.elapsed()
+        start.elapsed()
     );
 }
 
 #[test]
-fn a_cache_that_is_not_there_is_not_made() {
+fn stats_do_not_create_a_cache() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("cahce");
     let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));

@@ -1,10 +1,10 @@
-//! The generator of tiny models is itself held to its word.
+//! Tests of the generator of tiny models.
 
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 
 #[test]
-fn the_same_model_gives_the_same_bytes() {
+fn generation_is_deterministic() {
     let file = TinyGguf::llama().matrices(Quant::Q8_0).write();
     assert_eq!(file, TinyGguf::llama().matrices(Quant::Q8_0).write());
     assert_ne!(
@@ -13,14 +13,14 @@ fn the_same_model_gives_the_same_bytes() {
     );
 }
 
-/// `KILN_TINY_GGUF=folder cargo test --test it tiny_gguf:: -- --ignored` writes samples for other
-/// readers.
+/// Writes samples for other readers: `KILN_TINY_GGUF=folder cargo test --test it tiny_gguf:: --
+/// --ignored`.
 #[test]
 #[ignore = "writes files for other readers"]
 fn write_samples() {
-    let thrown_away = tempfile::tempdir().unwrap();
+    let temporary = tempfile::tempdir().unwrap();
     let folder = std::env::var_os("KILN_TINY_GGUF")
-        .map_or(thrown_away.path().into(), std::path::PathBuf::from);
+        .map_or(temporary.path().into(), std::path::PathBuf::from);
     let all = [
         Quant::F32,
         Quant::F16,

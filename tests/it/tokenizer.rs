@@ -1,5 +1,5 @@
-//! The `tokenizer.json` that kiln makes of a GGUF, in the hands of others: llama.cpp on the file
-//! itself, Hugging Face's `tokenizers` on the JSON, and kiln must say the same tokens.
+//! Tokens of kiln, of llama.cpp with the same GGUF, and of Hugging Face's `tokenizers` with the
+//! `tokenizer.json` that kiln writes.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,34 +7,19 @@ use std::path::Path;
 use crate::support::gguf_file::{GgufFile, Value};
 use crate::support::peers;
 use crate::support::quantize::Quant;
-use crate::support::tiny_gguf::{Random, TinyGguf, letters};
+use crate::support::tiny_gguf::{Random, TinyGguf, byte_characters};
 use crate::support::tools;
 use crate::support::workspace::Folder;
-use kiln::action::Inputs;
 use kiln::model::tokenizer::Tokenizer;
-use kiln::stages;
 use serde_json::{Value as Json, json};
 
-/// The `tokenizer.*` metadata of a GGUF, as `inspect` gives it.
+/// The `tokenizer.*` metadata of a GGUF, as `inspect` writes it.
 fn metadata(folder: &Folder, gguf: &[u8]) -> Json {
-    let file = [("file".parse().unwrap(), folder.part(gguf, json!({})))].into();
-    let slots = [(
-        "gguf".to_string(),
-        vec![("file".to_string(), kiln::action::Manifest { parts: file })],
-    )]
-    .into();
-    let stages = stages::all();
-    let inputs = Inputs {
-        slots,
-        ..Inputs::default()
-    };
-    let model = folder
-        .run_stage(stages.get("inspect").unwrap(), json!({}), &inputs)
-        .unwrap();
+    let model = folder.inspect(gguf).unwrap();
     serde_json::from_slice(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap()
 }
 
-/// A tiny model with the vocabulary of `metadata`, cut by `pre`.
+/// A tiny model with the vocabulary of `metadata` and the pre-tokenizer `pre`.
 fn with_vocabulary(metadata: &Json, pre: &str) -> Vec<u8> {
     let strings =
         |key: &str| -> Vec<String> { serde_json::from_value(metadata[key].clone()).unwrap() };
@@ -63,8 +48,8 @@ fn with_vocabulary(metadata: &Json, pre: &str) -> Vec<u8> {
     file.write()
 }
 
-/// Texts that a tokenizer may stumble over, then random ones from all planes of Unicode.
-fn odd() -> Vec<String> {
+/// Difficult texts, and random ones from all planes of Unicode.
+fn difficult_texts() -> Vec<String> {
     let mut texts: Vec<String> = [
         "",
         " ",
@@ -101,28 +86,26 @@ fn odd() -> Vec<String> {
     texts
 }
 
-/// `texts` without the characters that have a byte for which there is no token: all three leave
-/// such a byte out, but the merging of Hugging Face, and so kiln's, goes on across the gap and
-/// llama.cpp's does not.
-fn spelled(texts: Vec<String>, metadata: &Json) -> Vec<String> {
-    let tokens = metadata["tokenizer.ggml.tokens"].as_array().unwrap();
-    let tokens: BTreeSet<&str> = tokens.iter().map(|token| token.as_str().unwrap()).collect();
-    let known: Vec<bool> = letters()
+/// Removes the characters with a byte that has no token. All three tokenizers drop such a byte, but
+/// Hugging Face and kiln merge tokens across the gap and llama.cpp does not.
+fn without_unknown_bytes(texts: Vec<String>, metadata: &Json) -> Vec<String> {
+    let mut tokens = BTreeSet::new();
+    for token in metadata["tokenizer.ggml.tokens"].as_array().unwrap() {
+        tokens.insert(token.as_str().unwrap().to_string());
+    }
+    let has_token: Vec<bool> = byte_characters()
         .iter()
-        .map(|letter| tokens.contains(letter.to_string().as_str()))
+        .map(|character| tokens.contains(&character.to_string()))
         .collect();
-    println!(
-        "{} bytes have no token",
-        known.iter().filter(|known| !**known).count()
-    );
-    let is_known = |c: &char| c.to_string().bytes().all(|byte| known[usize::from(byte)]);
-    texts
-        .iter()
-        .map(|text| text.chars().filter(is_known).collect())
-        .collect()
+    let is_complete = |c: &char| {
+        let mut bytes = c.to_string().into_bytes().into_iter();
+        bytes.all(|byte| has_token[usize::from(byte)])
+    };
+    let keep = |text: &String| text.chars().filter(is_complete).collect();
+    texts.iter().map(keep).collect()
 }
 
-/// kiln, llama.cpp and Hugging Face say the same tokens of `texts`.
+/// Checks that kiln, llama.cpp and Hugging Face return the same tokens. Returns their number.
 #[track_caller]
 fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize {
     let tokenizer = Tokenizer::from_metadata(&serde_json::to_vec(metadata).unwrap()).unwrap();
@@ -132,8 +115,8 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
     std::fs::write(&json, tokenizer.to_json().unwrap()).unwrap();
     std::fs::write(&list, serde_json::to_vec(texts).unwrap()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/both_tokenizers.py");
-    let said = peers::said(peers::python().arg(script).args([model, json, list]));
-    let ids: Vec<[Vec<u32>; 2]> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let output = peers::stdout_of(peers::python().arg(script).args([model, json, list]));
+    let ids: Vec<[Vec<u32>; 2]> = serde_json::from_str(output.lines().last().unwrap()).unwrap();
     assert_eq!(ids.len(), texts.len());
     let mut tokens = 0;
     let mut wrong = vec![];
@@ -156,15 +139,15 @@ fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize
 }
 
 #[test]
-#[ignore = "needs the peers and SmolLM2"]
-fn the_tokenizer_of_a_real_model_is_llama_cpp_s() {
+#[ignore = "needs Python packages and SmolLM2"]
+fn tokens_match_llama_cpp_and_hugging_face() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
     let gguf = std::fs::read(tools::smollm2()).unwrap();
     let mut metadata = metadata(&folder, &gguf);
-    let mut texts = odd();
+    let mut texts = difficult_texts();
     texts.push(include_str!("../../plans/data/eval.txt").into());
-    let texts = spelled(texts, &metadata);
+    let texts = without_unknown_bytes(texts, &metadata);
     let tokens = check(root.path(), &gguf, &metadata, &texts);
     println!("smollm: {tokens} tokens of {} texts", texts.len());
     for pre in ["gpt-2", "qwen2", "deepseek-r1-qwen"] {

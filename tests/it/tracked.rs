@@ -1,19 +1,15 @@
-//! A file that is taken as it is: `kiln build` itself, on a plan with one tracked file.
+//! Builds of a plan with one tracked file.
 
 use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
-use assert_cmd::Command;
+use crate::support::call::kiln;
 
-fn kiln(home: &Path, call: &[&str]) -> (String, i32) {
-    let output = Command::new(env!("CARGO_BIN_EXE_kiln"))
-        .args(call)
-        .current_dir(home)
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    (text.into_owned(), output.status.code().unwrap())
+/// The output of a call on both streams, and its exit code.
+fn run(home: &Path, arguments: &[&str]) -> (String, i32) {
+    let (code, output, errors) = kiln(home, arguments);
+    (output + &errors, code)
 }
 
 fn plan(keys: &str) -> tempfile::TempDir {
@@ -27,15 +23,18 @@ fn plan(keys: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn it_is_fetched_anew_whenever_its_bytes_change_and_only_then() {
+fn a_tracked_file_is_fetched_only_when_its_bytes_change() {
     let home = plan("tracked = true\n");
     let (clay, out) = (
         home.path().join("clay.txt"),
         home.path().join("out/pot/clay/clay.txt"),
     );
     let build = |expected: &str| {
-        let (said, code) = kiln(home.path(), &["build", "plan.toml"]);
-        assert!(said.contains(expected) && code == 0, "{expected}: {said}");
+        let (output, code) = run(home.path(), &["build", "plan.toml"]);
+        assert!(
+            output.contains(expected) && code == 0,
+            "{expected}: {output}"
+        );
         fs::read_to_string(&out).unwrap()
     };
     assert_eq!(build("1 part ran"), "grey");
@@ -48,27 +47,27 @@ fn it_is_fetched_anew_whenever_its_bytes_change_and_only_then() {
         .unwrap();
     assert_eq!(build("nothing to do"), "grey");
     fs::write(&clay, "red!").unwrap();
-    let (why, _) = kiln(home.path(), &["explain", "plan.toml", "clay"]);
+    let (why, _) = run(home.path(), &["explain", "plan.toml", "clay"]);
     assert!(why.contains("tracked: \"b3:"), "{why}");
     assert_eq!(build("1 part ran"), "red!");
     fs::write(&clay, "grey").unwrap();
     assert_eq!(build("0 parts ran, 1 from the cache"), "grey");
     fs::remove_file(&clay).unwrap();
-    let (said, code) = kiln(home.path(), &["build", "plan.toml"]);
-    assert!(said.contains("clay.txt") && code == 1, "{said}");
+    let (output, code) = run(home.path(), &["build", "plan.toml"]);
+    assert!(output.contains("clay.txt") && code == 1, "{output}");
 }
 
 #[test]
-fn only_a_file_without_a_pin_is_tracked() {
-    let refused = |keys: &str| kiln(plan(keys).path(), &["check", "plan.toml"]);
-    let (said, code) = refused(&format!(
+fn a_tracked_file_cannot_be_pinned_or_unpacked() {
+    let check = |keys: &str| run(plan(keys).path(), &["check", "plan.toml"]);
+    let (output, code) = check(&format!(
         "tracked = true\nsha256 = \"{}\"\n",
         "0".repeat(64)
     ));
     assert!(
-        said.contains("a tracked file has no `sha256`") && code == 2,
-        "{said}"
+        output.contains("a tracked file has no `sha256`") && code == 2,
+        "{output}"
     );
-    let (said, code) = refused("tracked = true\nunpack = true\n");
-    assert!(said.contains("is not unpacked") && code == 2, "{said}");
+    let (output, code) = check("tracked = true\nunpack = true\n");
+    assert!(output.contains("is not unpacked") && code == 2, "{output}");
 }

@@ -1,4 +1,4 @@
-//! What kiln says of itself: help, completions, manual pages.
+//! Help, completions and manual pages.
 
 use std::fs;
 use std::io::Write;
@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
-/// Standard output and standard error of a call that leaves with `code`; `env` is all that is said
-/// of colours.
+/// Standard output and standard error of a call that exits with `code`. Only `env` sets variables
+/// for colours.
 fn kiln(arguments: &[&str], env: &[(&str, &str)], code: i32) -> (String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command
@@ -25,8 +25,8 @@ fn kiln(arguments: &[&str], env: &[(&str, &str)], code: i32) -> (String, String)
     (out, err)
 }
 
-/// What `command` says of `input`; none where it is not installed.
-fn peer(command: &str, arguments: &[&str], input: &str) -> Option<(bool, String)> {
+/// Whether `command` accepts `input`, and its error output; `None` if it is not installed.
+fn check_with(command: &str, arguments: &[&str], input: &str) -> Option<(bool, String)> {
     let mut command = Command::new(command);
     command
         .args(arguments)
@@ -45,25 +45,24 @@ fn peer(command: &str, arguments: &[&str], input: &str) -> Option<(bool, String)
 /// The subcommands that the help of `path` lists.
 fn subcommands(path: &[&str]) -> Vec<String> {
     let (help, _) = kiln(&[path, &["--help"]].concat(), &[], 0);
-    let list = help
-        .split("Commands:\n")
-        .nth(1)
-        .unwrap_or_default()
-        .split("\n\n")
-        .next()
-        .unwrap_or_default();
-    // A line that goes on is indented further.
-    let names = list
-        .lines()
-        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let Some((_, commands)) = help.split_once("Commands:\n") else {
+        return vec![];
+    };
+    let list = commands.split("\n\n").next().unwrap();
+    let mut names = vec![];
+    for line in list.lines() {
+        // Continuation lines are indented more.
+        let line = line.strip_prefix("  ").unwrap_or_default();
+        let name = line.split(' ').next().unwrap();
+        if !["", "help"].contains(&name) {
+            names.push(name.to_string());
+        }
+    }
     names
-        .filter(|name| !["", "help"].contains(name))
-        .map(String::from)
-        .collect()
 }
 
 #[test]
-fn without_a_subcommand_the_first_steps_are_shown() {
+fn no_subcommand_prints_the_first_steps() {
     let (_, err) = kiln(&[], &[], 2);
     for text in [
         "kiln doctor",
@@ -77,7 +76,7 @@ fn without_a_subcommand_the_first_steps_are_shown() {
 }
 
 #[test]
-fn every_shell_gets_a_script_without_what_is_hidden() {
+fn completion_scripts_omit_hidden_commands() {
     for shell in SHELLS {
         let (script, _) = kiln(&["completions", shell], &[], 0);
         for word in ["doctor", "keep-going", "max-size"] {
@@ -89,10 +88,11 @@ fn every_shell_gets_a_script_without_what_is_hidden() {
                 && !script.contains("kiln work"),
             "{shell}"
         );
-        if let Some((good, said)) =
-            peer(shell, &["-n"], &script).filter(|_| shell == "bash" || shell == "zsh")
-        {
-            assert!(good && said.is_empty(), "{shell}: {said}");
+        if shell != "bash" && shell != "zsh" {
+            continue;
+        }
+        if let Some((is_valid, errors)) = check_with(shell, &["-n"], &script) {
+            assert!(is_valid && errors.is_empty(), "{shell}: {errors}");
         }
     }
     kiln(&["completions", "tcsh"], &[], 2);
@@ -105,18 +105,16 @@ fn every_subcommand_has_a_manual_page() {
     kiln(&["man", folder.to_str().unwrap()], &[], 0);
     let mut expect = vec!["kiln.1".to_string()];
     for command in subcommands(&[]) {
-        expect.extend(
-            subcommands(&[&command])
-                .iter()
-                .map(|inner| format!("kiln-{command}-{inner}.1")),
-        );
+        for inner in subcommands(&[&command]) {
+            expect.push(format!("kiln-{command}-{inner}.1"));
+        }
         expect.push(format!("kiln-{command}.1"));
     }
     expect.sort();
-    let mut found: Vec<String> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut found = vec![];
+    for entry in fs::read_dir(&folder).unwrap() {
+        found.push(entry.unwrap().file_name().into_string().unwrap());
+    }
     found.sort();
     assert_eq!(found, expect);
     assert!(
@@ -132,21 +130,23 @@ fn every_subcommand_has_a_manual_page() {
             assert!(page.contains(part), "{part} in {name}");
         }
         assert!(!page.contains("work(1)"), "the hidden subcommand in {name}");
-        if let Some((good, said)) = peer("groff", &["-man", "-ww", "-z", "-Tutf8"], &page) {
-            assert!(good && said.is_empty(), "{name}: {said}");
+        let groff = check_with("groff", &["-man", "-ww", "-z", "-Tutf8"], &page);
+        if let Some((is_valid, errors)) = groff {
+            assert!(is_valid && errors.is_empty(), "{name}: {errors}");
         }
     }
 }
 
 #[test]
-fn a_folder_that_cannot_be_written_is_named() {
+fn an_unwritable_folder_is_reported() {
     let (_, err) = kiln(&["man", "/proc/nowhere"], &[], 2);
     assert!(err.contains("/proc/nowhere"), "{err}");
 }
 
-/// Help, and mistakes of the call, are clap's; problems are kiln's. All heed the same words.
+/// clap prints help and call errors, kiln prints problems. All follow the same options and
+/// variables.
 #[test]
-fn colours_are_as_asked_for_everywhere() {
+fn colour_options_apply_to_all_output() {
     let check = |arguments: &[&str], env: &[(&str, &str)], expect: bool| {
         let calls = [
             (&["build", "--help"][..], 0),

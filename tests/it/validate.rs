@@ -1,19 +1,21 @@
-//! `validate`: scores in, a report or a missed limit out.
+//! `validate`: reports and missed limits.
 
 use crate::support::workspace::Folder;
-use kiln::action::{Content, InputStage, Inputs, Manifest, Part, PartName, Registry};
+use kiln::action::{Content, InputStage, Inputs, Manifest, ParamProblem, Part, PartName, Registry};
 use kiln::base::{CanonJson, Problem, Result};
 use serde_json::{Value, json};
 
-/// A score whose candidate gives each token `shift` nats less and misses the top once in `tokens`.
-fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest {
+/// An evaluation of `tokens` tokens: for every second token the candidate's log-likelihood is
+/// `shift` nats lower, and the top token differs once.
+fn evaluation(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest {
     let token = |index: usize| {
         let shift = if index.is_multiple_of(2) { shift } else { 0.0 };
-        json!({"reference_nll": 2.0, "nll": 2.0 + shift, "kld": shift / 10.0, "delta_p": 0.0, "same_top": index > 0})
+        json!({"reference_nll": 2.0, "nll": 2.0 + shift, "kld": shift / 10.0, "delta_p": 0.0,
+            "same_top": index > 0})
     };
     let window = json!({"non_finite": 0, "tokens": (0..tokens).map(token).collect::<Vec<_>>()});
-    let greedy = json!({"text": " Paris.", "expected": [5, 6, 7], "prefilled": [5, 6, 7], "decoded": [6, 8],
-        "ended": false, "smallest_gap": 0.5, "non_finite": 0});
+    let greedy = json!({"text": " Paris.", "expected": [5, 6, 7], "prefilled": [5, 6, 7],
+        "decoded": [6, 8], "ended": false, "smallest_gap": 0.5, "non_finite": 0});
     let part = |name: &str, value: Value| {
         (
             PartName::new(name).unwrap(),
@@ -34,7 +36,7 @@ fn score(folder: &Folder, tokens: usize, shift: f64, ranges: Value) -> Manifest 
     }
 }
 
-/// Two tensors as `requant` gives them: one exact, one at 26.25 dB.
+/// Two weights as `requant` writes them: one exact, one with 26.25 dB.
 fn weights(folder: &Folder) -> Manifest {
     let encoding = json!({"kind": "block", "codes": "int4", "block": 32, "scales": "f16"});
     let facts = |scheme: &str, error: Value| {
@@ -73,8 +75,8 @@ fn validate(
     params: Value,
 ) -> Result<Manifest> {
     let npu = folder.part(&[0; 500], Value::Null);
-    let generation = json!({"prompt": [1], "tokens": [5, 6, 8], "text": " Paris!", "expected": [5, 6, 7],
-        "ended": false, "expected_text": " Paris."});
+    let generation = json!({"prompt": [1], "tokens": [5, 6, 8], "text": " Paris!",
+        "expected": [5, 6, 7], "ended": false, "expected_text": " Paris."});
     let generation = folder.part(generation.to_string().as_bytes(), Value::Null);
     let only = |name: &str, part: Part| Manifest {
         parts: [(PartName::new(name).unwrap(), part)].into(),
@@ -98,8 +100,13 @@ fn validate(
 fn check(params: Value) -> std::result::Result<String, Problem> {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0, "blk.1.scores": 500.0, "blk.1.other": 1e9});
-    let manifest = validate(&folder, ("onnx", score(&folder, 100, 0.02, ranges)), params)?;
+    let ranges = json!({"blk.0.down": 12.5, "blk.1.down": 20000.0, "blk.1.key": 3.0,
+        "blk.1.scores": 500.0, "blk.1.other": 1e9});
+    let manifest = validate(
+        &folder,
+        ("onnx", evaluation(&folder, 100, 0.02, ranges)),
+        params,
+    )?;
     let text = |name: &str| {
         String::from_utf8(folder.bytes(manifest.part(name).unwrap()).to_vec()).unwrap()
     };
@@ -113,8 +120,9 @@ fn check(params: Value) -> std::result::Result<String, Problem> {
 }
 
 #[test]
-fn kept_limits_give_a_report() {
-    let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99, "greedy": 2, "perplexity": 10.0});
+fn met_limits_produce_a_report() {
+    let limits = json!({"ppl_ratio": 0.02, "kld": 0.01, "kld_99": 0.01, "same_top": 0.99,
+        "greedy": 2, "perplexity": 10.0});
     let report = check(
         json!({"limits": {"onnx": limits, "npu": {"size_bytes": 500}, "genie": {"greedy": 2}}}),
     )
@@ -122,9 +130,9 @@ fn kept_limits_give_a_report() {
     assert!(report.contains("1.01005 +- 0.00102"), "{report}");
     assert!(report.contains("2 of 3 greedy tokens equal"), "{report}");
     assert!(report.contains("passed: 0 of 13 limits missed"), "{report}");
-    let said = "genie: 2 of 3 tokens in Genie as the reference's\n    \" Paris!\"\n    \" \
+    let generation = "genie: 2 of 3 tokens in Genie as the reference's\n    \" Paris!\"\n    \" \
                 Paris.\" was expected\n";
-    assert!(report.contains(said), "{report}");
+    assert!(report.contains(generation), "{report}");
     let storage = "    lpbq-32      Q4_0           1       0       72 B        4.50  26.25 dB, \
                    blk.0.ffn_down.weight; at most 0.100 % clipped";
     assert!(report.contains(storage), "{report}");
@@ -190,13 +198,13 @@ fn each_limit_can_be_missed() {
 }
 
 #[test]
-fn no_more_is_asked_than_an_answer_that_ends() {
+fn an_answer_that_ends_early_meets_the_greedy_limit() {
     let passes = |ended: bool| {
         let home = tempfile::tempdir().unwrap();
         let folder = Folder::new(home.path());
-        let mut manifest = score(&folder, 100, 0.0, json!({}));
-        let greedy = json!({"text": " Paris.<|im_end|>", "expected": [5, 6], "prefilled": [5, 6], "decoded": [6],
-            "ended": ended, "smallest_gap": 0.5, "non_finite": 0});
+        let mut manifest = evaluation(&folder, 100, 0.0, json!({}));
+        let greedy = json!({"text": " Paris.<|im_end|>", "expected": [5, 6], "prefilled": [5, 6],
+            "decoded": [6], "ended": ended, "smallest_gap": 0.5, "non_finite": 0});
         let part = folder.part(greedy.to_string().as_bytes(), Value::Null);
         manifest
             .parts
@@ -213,10 +221,10 @@ fn no_more_is_asked_than_an_answer_that_ends() {
 }
 
 #[test]
-fn the_report_outlives_the_failure() {
+fn the_report_is_kept_on_failure() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let scores = ("onnx", score(&folder, 100, 0.02, json!({})));
+    let scores = ("onnx", evaluation(&folder, 100, 0.02, json!({})));
     let problem = validate(&folder, scores, json!({"limits": {"onnx": {"kld": 0.0}}})).unwrap_err();
     let report = problem.left["report.txt"];
     let part = Part {
@@ -232,21 +240,18 @@ fn the_report_outlives_the_failure() {
 }
 
 #[test]
-fn a_limit_that_the_artifact_has_not_is_refused() {
+fn an_inapplicable_limit_is_rejected() {
     let kinds = kiln::stages::all();
-    let given =
+    let inputs =
         [("onnx", "evaluation"), ("npu", "context-bin")].map(|(stage, artifact)| InputStage {
             slot: "inputs".into(),
             stage: stage.into(),
             artifact,
         });
     let params = json!({"limits": {"onnx": {"kld": -1.0}, "npu": {"kld": 1e-3, "size_bytes": 5}}});
-    let problems = kinds.get("validate").unwrap().check(&params, &given);
-    let problems: Vec<(String, String, Option<String>)> = problems
-        .unwrap_err()
-        .into_iter()
-        .map(|found| (found.path, found.problem.message, found.problem.help))
-        .collect();
+    let problems = kinds.get("validate").unwrap().check(&params, &inputs);
+    let row = |found: ParamProblem| (found.path, found.problem.message, found.problem.help);
+    let problems: Vec<_> = problems.unwrap_err().into_iter().map(row).collect();
     let help = Some("it has: size_bytes".to_string());
     assert_eq!(
         problems,
@@ -266,10 +271,10 @@ fn a_limit_that_the_artifact_has_not_is_refused() {
 }
 
 #[test]
-fn what_is_not_finite_is_never_kept() {
+fn non_finite_logits_fail_validation() {
     let home = tempfile::tempdir().unwrap();
     let folder = Folder::new(home.path());
-    let mut manifest = score(&folder, 10, 0.0, json!({}));
+    let mut manifest = evaluation(&folder, 10, 0.0, json!({}));
     let mut window: Value =
         serde_json::from_slice(&folder.bytes(manifest.part("window-000/score.json").unwrap()))
             .unwrap();

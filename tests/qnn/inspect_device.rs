@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn without_the_library_the_command_that_mends_it_is_shown() {
+fn a_missing_library_shows_the_install_command() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(
         folder.path().join("model.bin"),
@@ -42,7 +42,7 @@ fn without_the_library_the_command_that_mends_it_is_shown() {
     }
     assert!(
         !folder.path().join("cache").exists(),
-        "inspect makes no cache"
+        "inspect creates no cache"
     );
 }
 
@@ -111,19 +111,19 @@ fn graphs_and_tensors_are_listed() {
         ("graph.dlc", "DLC, ", false),
     ] {
         let output = inspect(folder.path(), &[file, "--qnn", libraries]);
-        let said = text(&output.stdout);
+        let output_text = text(&output.stdout);
         assert!(
-            said.starts_with(begins) && said.ends_with(tensors),
-            "{said}{}",
+            output_text.starts_with(begins) && output_text.ends_with(tensors),
+            "{output_text}{}",
             text(&output.stderr)
         );
         assert_eq!(
-            said.contains("compiled for sm8550 (v73) by QNN v2.51.0"),
+            output_text.contains("compiled for sm8550 (v73) by QNN v2.51.0"),
             chip,
-            "{said}"
+            "{output_text}"
         );
     }
-    // Those of the plans lie in the cache of who built one.
+    // The libraries are also found in a cache.
     let cache = crate::support::tools::cache();
     let from_cache = inspect(
         folder.path(),

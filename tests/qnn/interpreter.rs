@@ -1,16 +1,23 @@
-//! Device graphs computed in f32, op by op and slowly: what the device would say with better
-//! arithmetic.
+//! A slow interpreter that computes device graphs in f32, one op at a time.
 
 use std::collections::BTreeMap;
 
 use half::f16;
-use kiln::qnn::{DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorKind};
+use kiln::qnn::{
+    DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
+};
 
-/// Row-major.
+/// A row-major array.
 #[derive(Clone, Debug)]
 pub struct Array {
     pub dims: Vec<usize>,
     pub data: Vec<f32>,
+}
+
+impl Array {
+    fn row_length(&self) -> usize {
+        *self.dims.last().unwrap()
+    }
 }
 
 /// A device graph and its constants.
@@ -21,20 +28,16 @@ pub struct Interpreter {
 
 impl Interpreter {
     pub fn new(graph: DeviceGraph) -> Self {
-        let constant = |(id, tensor): (usize, &Tensor)| match &tensor.kind {
-            TensorKind::Static(source) => Some((id, numbers(tensor, source().unwrap()))),
-            _ => None,
-        };
-        let constants = graph
-            .tensors
-            .iter()
-            .enumerate()
-            .filter_map(constant)
-            .collect();
+        let mut constants = BTreeMap::new();
+        for (id, tensor) in graph.tensors.iter().enumerate() {
+            if let TensorKind::Static(source) = &tensor.kind {
+                constants.insert(id, decode(tensor, source().unwrap()));
+            }
+        }
         Interpreter { graph, constants }
     }
 
-    /// All tensors by name, given the inputs.
+    /// Computes all tensors, by name.
     pub fn run(&self, inputs: &BTreeMap<String, Vec<f32>>) -> BTreeMap<String, Vec<f32>> {
         let mut arrays = self.constants.clone();
         for (id, tensor) in self.graph.tensors.iter().enumerate() {
@@ -43,19 +46,17 @@ impl Interpreter {
             }
         }
         for node in &self.graph.nodes {
-            let operands: Vec<&Array> = node
-                .inputs
-                .iter()
-                .map(|id| &arrays[&(id.0 as usize)])
-                .collect();
+            let operand = |id: &TensorId| &arrays[&(id.0 as usize)];
+            let operands: Vec<&Array> = node.inputs.iter().map(operand).collect();
             let output = self.graph.tensor(node.outputs[0]);
             let result = array(output, compute(node, &operands, &dims(output)));
             arrays.insert(node.outputs[0].0 as usize, result);
         }
-        arrays
-            .into_iter()
-            .map(|(id, array)| (self.graph.tensors[id].name.clone(), array.data))
-            .collect()
+        let mut tensors = BTreeMap::new();
+        for (id, array) in arrays {
+            tensors.insert(self.graph.tensors[id].name.clone(), array.data);
+        }
+        tensors
     }
 }
 
@@ -74,20 +75,20 @@ fn array(tensor: &Tensor, data: Vec<f32>) -> Array {
     Array { dims, data }
 }
 
-fn numbers(tensor: &Tensor, data: StaticData) -> Array {
-    let halves = || {
-        data.bytes
-            .chunks(2)
-            .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect()
-    };
-    let numbers = match (&data.encoding, tensor.data_type) {
-        (Encoding::None, DataType::Float16) => halves(),
-        (Encoding::ScaleOffset { scale, offset }, DataType::UFixed8) => data
-            .bytes
-            .iter()
-            .map(|&code| (i32::from(code) + offset) as f32 * scale)
-            .collect(),
+/// The values of a constant.
+fn decode(tensor: &Tensor, data: StaticData) -> Array {
+    let mut values = vec![];
+    match (&data.encoding, tensor.data_type) {
+        (Encoding::None, DataType::Float16) => {
+            for bytes in data.bytes.chunks(2) {
+                values.push(f16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
+            }
+        }
+        (Encoding::ScaleOffset { scale, offset }, DataType::UFixed8) => {
+            for &code in &data.bytes {
+                values.push((i32::from(code) + offset) as f32 * scale);
+            }
+        }
         (
             Encoding::FloatBlock {
                 block,
@@ -97,30 +98,27 @@ fn numbers(tensor: &Tensor, data: StaticData) -> Array {
             },
             DataType::SFixed8,
         ) => {
-            let (rows, blocks) = (
-                tensor.dims[3] as usize,
-                (tensor.dims[2] / block[2]) as usize,
-            );
-            let value = |(index, &code): (usize, &u8)| {
-                let at = index % rows * blocks + index / rows / block[2] as usize;
-                (f32::from(code as i8) + offsets[at]) * scales[at]
-            };
-            data.bytes.iter().enumerate().map(value).collect()
+            let block = block[2] as usize;
+            let (columns, rows) = (tensor.dims[2] as usize, tensor.dims[3] as usize);
+            for (index, &code) in data.bytes.iter().enumerate() {
+                let (column, row) = (index / rows, index % rows);
+                let at = row * (columns / block) + column / block;
+                values.push((f32::from(code as i8) + offsets[at]) * scales[at]);
+            }
         }
         (
             Encoding::Axis {
                 axis: 3, scales, ..
             },
             DataType::SFixed8,
-        ) => data
-            .bytes
-            .iter()
-            .zip(scales.iter().cycle())
-            .map(|(&code, scale)| f32::from(code as i8) * scale)
-            .collect(),
+        ) => {
+            for (index, &code) in data.bytes.iter().enumerate() {
+                values.push(f32::from(code as i8) * scales[index % scales.len()]);
+            }
+        }
         other => panic!("{}: {other:?}", tensor.name),
     };
-    array(tensor, numbers)
+    array(tensor, values)
 }
 
 fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
@@ -134,36 +132,46 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
         "Sigmoid" => x[0].data.iter().map(|v| 1.0 / (1.0 + (-v).exp())).collect(),
         "Gather" => {
             let width = x[0].dims[1];
-            x[1].data
-                .iter()
-                .flat_map(|&id| x[0].data[id as usize * width..][..width].to_vec())
-                .collect()
+            let mut rows = vec![];
+            for &id in &x[1].data {
+                rows.extend_from_slice(&x[0].data[id as usize * width..][..width]);
+            }
+            rows
         }
         "RmsNorm" => {
             let Param::F32(epsilon) = param(node, "epsilon") else {
                 panic!()
             };
-            rows(x[0], |row| {
-                let mean = row.iter().map(|v| v * v).sum::<f32>() / row.len() as f32;
-                row.iter()
-                    .zip(&x[1].data)
-                    .map(|(v, gamma)| v / (mean + epsilon).sqrt() * gamma)
-                    .collect()
-            })
+            let mut y = x[0].data.clone();
+            for row in y.chunks_mut(x[0].row_length()) {
+                let mean = dot(row, row) / row.len() as f32;
+                for (v, gamma) in row.iter_mut().zip(&x[1].data) {
+                    *v = *v / (mean + epsilon).sqrt() * gamma;
+                }
+            }
+            y
         }
-        "Softmax" => rows(x[0], |row| {
-            let top = row.iter().copied().fold(f32::MIN, f32::max);
-            let powers: Vec<f32> = row.iter().map(|v| (v - top).exp()).collect();
-            let sum: f32 = powers.iter().sum();
-            powers.iter().map(|p| p / sum).collect()
-        }),
+        "Softmax" => {
+            let mut y = x[0].data.clone();
+            for row in y.chunks_mut(x[0].row_length()) {
+                let top = row.iter().copied().fold(f32::MIN, f32::max);
+                let mut sum = 0.0;
+                for v in row.iter_mut() {
+                    *v = (*v - top).exp();
+                    sum += *v;
+                }
+                for v in row.iter_mut() {
+                    *v /= sum;
+                }
+            }
+            y
+        }
         "Conv2d" => {
             let mut product = matmul(x[0], x[1]);
             if let Some(bias) = x.get(2) {
-                product
-                    .iter_mut()
-                    .zip(bias.data.iter().cycle())
-                    .for_each(|(y, b)| *y += b);
+                for (i, y) in product.iter_mut().enumerate() {
+                    *y += bias.data[i % bias.data.len()];
+                }
             }
             product
         }
@@ -172,11 +180,11 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
             let Param::Uint32s(_, perm) = param(node, "perm") else {
                 panic!()
             };
-            pick(x[0], dims, |to| {
+            gather(x[0], dims, |to| {
                 let mut from = vec![0; to.len()];
-                perm.iter()
-                    .zip(to)
-                    .for_each(|(&axis, &i)| from[axis as usize] = i);
+                for (&axis, &i) in perm.iter().zip(to) {
+                    from[axis as usize] = i;
+                }
                 from
             })
         }
@@ -184,11 +192,9 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
             let Param::Int32s(_, ranges) = param(node, "ranges") else {
                 panic!()
             };
-            pick(x[0], dims, |to| {
-                to.iter()
-                    .zip(ranges.chunks(3))
-                    .map(|(i, range)| range[0] as usize + i)
-                    .collect()
+            gather(x[0], dims, |to| {
+                let start = |axis: usize| ranges[axis * 3] as usize;
+                (0..to.len()).map(|axis| start(axis) + to[axis]).collect()
             })
         }
         "Concat" => {
@@ -197,59 +203,62 @@ fn compute(node: &Node, x: &[&Array], dims: &[usize]) -> Vec<f32> {
             };
             let inner = |array: &Array| array.dims[axis as usize..].iter().product::<usize>();
             let (a, b) = (x[0].data.chunks(inner(x[0])), x[1].data.chunks(inner(x[1])));
-            a.zip(b).flat_map(|(a, b)| [a, b].concat()).collect()
+            let mut joined = vec![];
+            for (a, b) in a.zip(b) {
+                joined.extend_from_slice(a);
+                joined.extend_from_slice(b);
+            }
+            joined
         }
         op => panic!("{op}"),
     }
 }
 
 fn param<'a>(node: &'a Node, name: &str) -> &'a Param {
-    &node
-        .params
-        .iter()
-        .find(|(param, _)| *param == name)
-        .unwrap()
-        .1
+    let mut params = node.params.iter();
+    &params.find(|(param, _)| *param == name).unwrap().1
 }
 
-fn rows(x: &Array, of_row: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
-    x.data
-        .chunks(*x.dims.last().unwrap())
-        .flat_map(of_row)
-        .collect()
-}
-
-/// The element of `x` at the place that `from` gives for each place of the result.
-fn pick(x: &Array, dims: &[usize], from: impl Fn(&[usize]) -> Vec<usize>) -> Vec<f32> {
-    let place = |mut index: usize| {
-        let mut place = vec![0; dims.len()];
-        for (i, n) in place.iter_mut().zip(dims).rev() {
-            (*i, index) = (index % n, index / n);
+/// An array with shape `dims` of elements of `x`; `source` maps an index to the index in `x`.
+fn gather(x: &Array, dims: &[usize], source: impl Fn(&[usize]) -> Vec<usize>) -> Vec<f32> {
+    let mut out = vec![];
+    let mut index = vec![0; dims.len()];
+    for _ in 0..dims.iter().product() {
+        let mut at = 0;
+        for (i, n) in source(&index).iter().zip(&x.dims) {
+            at = at * n + i;
         }
-        place
-    };
-    let flat = |place: Vec<usize>| place.iter().zip(&x.dims).fold(0, |at, (i, n)| at * n + i);
-    (0..dims.iter().product())
-        .map(|index| x.data[flat(from(&place(index)))])
-        .collect()
+        out.push(x.data[at]);
+        // The next index, in row-major order.
+        for axis in (0..dims.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < dims[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+/// `x` broadcast to `dims`.
+fn broadcast(x: &Array, dims: &[usize]) -> Vec<f32> {
+    let missing = dims.len() - x.dims.len();
+    let clamp = |axis: usize, i: usize| if x.dims[axis] == 1 { 0 } else { i };
+    gather(x, dims, |to| {
+        (0..x.dims.len())
+            .map(|axis| clamp(axis, to[missing + axis]))
+            .collect()
+    })
 }
 
 fn elementwise(x: &[&Array], dims: &[usize], op: impl Fn(f32, f32) -> f32) -> Vec<f32> {
-    let broadcast = |x: &Array| {
-        let missing = dims.len() - x.dims.len();
-        pick(x, dims, |to| {
-            to[missing..]
-                .iter()
-                .zip(&x.dims)
-                .map(|(&i, &n)| if n == 1 { 0 } else { i })
-                .collect()
-        })
-    };
-    broadcast(x[0])
-        .into_iter()
-        .zip(broadcast(x[1]))
-        .map(|(a, b)| op(a, b))
-        .collect()
+    let (a, b) = (broadcast(x[0], dims), broadcast(x[1], dims));
+    (0..a.len()).map(|i| op(a[i], b[i])).collect()
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// `[.., M, K]` times `[.., K, N]` with the same batches.
@@ -259,18 +268,17 @@ fn matmul(a: &Array, b: &Array) -> Vec<f32> {
     };
     let m = a.dims[a.dims.len() - 2];
     assert_eq!(a.dims[a.dims.len() - 1], k);
-    let batches = a.data.chunks(m * k).zip(b.data.chunks(k * n));
-    let row = |row: &[f32], b: &[f32]| -> Vec<f32> {
-        (0..n)
-            .map(|j| {
-                row.iter()
-                    .zip(b.iter().skip(j).step_by(n))
-                    .map(|(x, w)| x * w)
-                    .sum()
-            })
-            .collect()
-    };
-    batches
-        .flat_map(|(a, b)| a.chunks(k).flat_map(|r| row(r, b)).collect::<Vec<_>>())
-        .collect()
+    let mut product = vec![];
+    for (a, b) in a.data.chunks(m * k).zip(b.data.chunks(k * n)) {
+        for row in a.chunks(k) {
+            for column in 0..n {
+                let mut sum = 0.0;
+                for (i, x) in row.iter().enumerate() {
+                    sum += x * b[i * n + column];
+                }
+                product.push(sum);
+            }
+        }
+    }
+    product
 }

@@ -1,10 +1,11 @@
-//! `kiln::qnn`. Tests that need the vendor's libraries fetch them, and are ignored unless asked for:
-//! `cargo test --release --test qnn -- libraries:: --ignored`.
+//! `kiln::qnn`. The tests that need the vendor's libraries fetch them, and are ignored by default.
+//! To run them: `cargo test --release --test qnn -- libraries:: --ignored`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::support::quantize::{Quant, encode};
 use kiln::qnn::{
     Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
     HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
@@ -41,7 +42,7 @@ fn a_missing_library_is_a_missing_tool() {
 }
 
 #[test]
-fn a_file_that_is_no_library_is_refused() {
+fn a_file_that_is_not_a_library_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libQnnSystem.so"), b"clay, not code").unwrap();
     let problem = System::open(folder.path()).err().unwrap();
@@ -54,7 +55,7 @@ fn a_file_that_is_no_library_is_refused() {
 }
 
 #[test]
-fn a_library_of_something_else_is_refused() {
+fn a_library_without_qnn_symbols_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let libm = [
         "/lib/x86_64-linux-gnu/libm.so.6",
@@ -81,7 +82,7 @@ fn layer(weight: DeviceEncoding, io: LinearIo) -> DeviceUse {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn every_use_of_weights_computes_right() {
+fn every_weight_use_is_accurate() {
     let soc = Soc::named("sm8650").unwrap();
     let block = |bits, block, offsets| DeviceEncoding::FloatBlock {
         bits,
@@ -110,7 +111,7 @@ fn every_use_of_weights_computes_right() {
         uses.push(layer(weight, LinearIo::F16FromU16));
         uses.push(DeviceUse::Lookup { weight });
     }
-    // No graph of kiln multiplies codes yet.
+    // The graphs of kiln do not use quantized inputs in matmuls yet.
     let mut in_codes = vec![];
     in_codes.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
     in_codes.extend([16, 32, 64, 128].map(|block| DeviceEncoding::Lpbq { block }));
@@ -170,18 +171,13 @@ impl Small {
     }
 }
 
-fn halves(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|&value| half::f16::from_f32(value).to_le_bytes())
-        .collect()
+fn to_f16(values: &[f32]) -> Vec<u8> {
+    encode(Quant::F16, values)
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(2)
-        .map(|pair| half::f16::from_le_bytes([pair[0], pair[1]]).to_f32())
-        .collect()
+fn from_f16(bytes: &[u8]) -> Vec<f32> {
+    let value = |bytes: &[u8; 2]| half::f16::from_le_bytes(*bytes).to_f32();
+    bytes.as_chunks().0.iter().map(value).collect()
 }
 
 const OPTIONS: GraphOptions = GraphOptions::Htp(HtpGraph {
@@ -189,7 +185,12 @@ const OPTIONS: GraphOptions = GraphOptions::Htp(HtpGraph {
     vtcm_mb: 0,
 });
 
-/// y = x W^T with `rows` outputs, W constant f16; `name` sets the graph apart.
+/// Element `i` of W.
+fn weight_value(i: u32) -> f32 {
+    (i % 13) as f32 / 8.0 - 0.75
+}
+
+/// A graph `name` of y = x W^T with `rows` outputs and a constant W in f16.
 fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
     let mut graph = Small(DeviceGraph {
         name: name.into(),
@@ -197,11 +198,9 @@ fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
     });
     let x = graph.half("x", TensorKind::Input, &[1, 1, tokens, columns]);
     let weight = move || {
-        let values: Vec<f32> = (0..rows * columns)
-            .map(|i| (i % 13) as f32 / 8.0 - 0.75)
-            .collect();
+        let values: Vec<f32> = (0..rows * columns).map(weight_value).collect();
         Ok(StaticData {
-            bytes: halves(&values),
+            bytes: to_f16(&values),
             encoding: Encoding::None,
         })
     };
@@ -228,7 +227,7 @@ fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_context_binary_survives_reading_back_and_runs() {
+fn a_context_binary_can_be_reloaded_and_run() {
     let folder = libraries();
     let soc = Soc::named("sm8650").unwrap();
     let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
@@ -236,7 +235,7 @@ fn a_context_binary_survives_reading_back_and_runs() {
     for graph in [linear("two", 2, 8, 32), linear("one", 1, 8, 32)] {
         built.push(context.build(&graph, &OPTIONS).unwrap());
     }
-    let x: BTreeMap<_, _> = [("x".to_string(), halves(&[0.5; 32]))].into();
+    let x: BTreeMap<_, _> = [("x".to_string(), to_f16(&[0.5; 32]))].into();
     let direct = context.execute(&built[1], &x).unwrap();
     let binary = context.binary().unwrap();
     drop(context);
@@ -245,25 +244,19 @@ fn a_context_binary_survives_reading_back_and_runs() {
     println!("{}", serde_json::to_string_pretty(&info).unwrap());
     assert_eq!(info.soc_model, soc.model);
     let simulator = Simulator::load(&folder, &binary).unwrap();
-    assert_eq!(
-        simulator
-            .graphs()
-            .iter()
-            .map(|graph| graph.name.as_str())
-            .collect::<Vec<_>>(),
-        ["one", "two"]
-    );
-    assert_eq!(simulator.execute("one", &x).unwrap(), direct);
-    // W's row sums times a half, by hand.
-    let expected: Vec<f32> = (0..8)
-        .map(|row| {
-            (0..32)
-                .map(|column| ((column * 8 + row) % 13) as f32 / 8.0 - 0.75)
-                .sum::<f32>()
-                / 2.0
-        })
+    let names: Vec<&str> = simulator
+        .graphs()
+        .iter()
+        .map(|graph| graph.name.as_str())
         .collect();
-    assert_eq!(floats(&direct["y"]), expected);
+    assert_eq!(names, ["one", "two"]);
+    assert_eq!(simulator.execute("one", &x).unwrap(), direct);
+    // The row sums of W, which has the layout [columns, rows], times 0.5.
+    let mut expected = vec![0.0; 8];
+    for i in 0..32 * 8 {
+        expected[i as usize % 8] += weight_value(i) / 2.0;
+    }
+    assert_eq!(from_f16(&direct["y"]), expected);
 
     let lacking = simulator.execute("one", &BTreeMap::new()).unwrap_err();
     assert!(lacking.message.contains("lacks its input `x`"), "{lacking}");
@@ -279,7 +272,7 @@ fn a_context_binary_survives_reading_back_and_runs() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_refused_operation_is_described() {
+fn a_rejected_operation_is_described() {
     let folder = libraries();
     let context = Context::new(
         &Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(),
@@ -297,24 +290,21 @@ fn a_refused_operation_is_described() {
     );
     assert!(!problem.causes.is_empty());
 
-    // The same once more: both are told.
+    // Two rejected operations are both reported.
     let (shift, nodes) = (graph.tensors.len() as u32, graph.nodes.clone());
-    graph.tensors.extend(
-        linear("bad", 2, 8, 32)
-            .tensors
-            .into_iter()
-            .map(|mut tensor| {
-                tensor.name += "_too";
-                tensor
-            }),
-    );
+    for mut tensor in linear("bad", 2, 8, 32).tensors {
+        tensor.name += "_too";
+        graph.tensors.push(tensor);
+    }
     graph.tensors[2 + shift as usize].dims = vec![1, 1, 2, 9];
     for mut node in nodes {
         node.name += "_too";
-        node.inputs
-            .iter_mut()
-            .chain(&mut node.outputs)
-            .for_each(|tensor| tensor.0 += shift);
+        for tensor in &mut node.inputs {
+            tensor.0 += shift;
+        }
+        for tensor in &mut node.outputs {
+            tensor.0 += shift;
+        }
         graph.nodes.push(node);
     }
     graph.name = "worse".into();
@@ -330,7 +320,7 @@ fn a_refused_operation_is_described() {
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_hostile_binary_is_refused() {
+fn an_invalid_binary_is_rejected() {
     let folder = libraries();
     for binary in [&b""[..], b"clay", &[0; 8192]] {
         let problem = System::open(&folder)
@@ -342,11 +332,11 @@ fn a_hostile_binary_is_refused() {
     }
 }
 
-/// What attention needs: key heads as the batch dimension of MatMul, Concat and Transpose,
+/// Attention uses key heads as the batch dimension of MatMul, Concat and Transpose:
 /// `[kv_heads, 1, rows, columns]`.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn key_heads_may_be_the_batch() {
+fn key_heads_can_be_the_batch_dimension() {
     let folder = libraries();
     let (heads, rows, width, past) = (3, 6, 64, 31);
     let mut graph = Small(DeviceGraph {
@@ -377,9 +367,8 @@ fn key_heads_may_be_the_batch() {
     let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
     let info = context.build(&graph.0, &OPTIONS).unwrap();
     let numbers = |count: u32, seed: u32| -> Vec<f32> {
-        (0..count)
-            .map(|i| ((i * 37 + seed * 11) % 101) as f32 / 64.0 - 0.75)
-            .collect()
+        let number = |i| ((i * 37 + seed * 11) % 101) as f32 / 64.0 - 0.75;
+        (0..count).map(number).collect()
     };
     let (q, k, cache) = (
         numbers(heads * rows * width, 1),
@@ -387,7 +376,7 @@ fn key_heads_may_be_the_batch() {
         numbers(heads * width * past, 3),
     );
     let inputs = [("q", &q), ("k", &k), ("cache", &cache)]
-        .map(|(name, values)| (name.to_string(), halves(values)));
+        .map(|(name, values)| (name.to_string(), to_f16(values)));
     let outputs = context.execute(&info, &inputs.into()).unwrap();
     let (rows, width, past) = (rows as usize, width as usize, past as usize);
     let mut expected = vec![];
@@ -401,29 +390,28 @@ fn key_heads_may_be_the_batch() {
                         k[head * width + d]
                     }
                 };
-                let score: f64 = (0..width)
-                    .map(|d| f64::from(q[(head * rows + row) * width + d]) * f64::from(key(d)))
-                    .sum();
+                let mut score = 0.0;
+                for d in 0..width {
+                    score += f64::from(q[(head * rows + row) * width + d]) * f64::from(key(d));
+                }
                 expected.push(score);
             }
         }
     }
-    let got: Vec<f64> = floats(&outputs["scores"])
-        .into_iter()
-        .map(f64::from)
-        .collect();
+    let scores = from_f16(&outputs["scores"]).into_iter();
+    let got: Vec<f64> = scores.map(f64::from).collect();
     let error = relative_rms_error(&expected, &got);
     println!("relative error {error:.1e}");
     assert!(error < 1e-3, "{error}");
-    assert_eq!(floats(&outputs["turned"]), k);
+    assert_eq!(from_f16(&outputs["turned"]), k);
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn a_dlc_is_written_listed_and_composed() {
+fn a_dlc_can_be_written_listed_and_composed() {
     let folder = libraries();
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("one.dlc");
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("one.dlc");
     let ir = Context::new(&Backend::ir(&folder).unwrap(), false).unwrap();
     ir.build(&linear("one", 1, 8, 32), &GraphOptions::ir(&path).unwrap())
         .unwrap();
@@ -448,13 +436,13 @@ fn a_dlc_is_written_listed_and_composed() {
     let binary = context.binary().unwrap();
     println!("{:?}", system.binary_info(&binary).unwrap());
     let container = system.wrap(&context).unwrap();
-    let path = place.path().join("model.dlc");
+    let path = temporary.path().join("model.dlc");
     std::fs::write(&path, &container).unwrap();
     if let Some(keep) = std::env::var_os("KEEP") {
         std::fs::write(Path::new(&keep).join("model.dlc"), &container).unwrap();
         std::fs::write(Path::new(&keep).join("model.bin"), &binary).unwrap();
         std::fs::copy(
-            place.path().join("one.dlc"),
+            temporary.path().join("one.dlc"),
             Path::new(&keep).join("one.dlc"),
         )
         .unwrap();

@@ -1,6 +1,5 @@
-//! From a GGUF to device ops, computed: the logits must be the reference's, which shares no line
-//! with the graphs. In f32 by an interpreter of device ops, always; on the simulator of the real
-//! device, where it is at hand.
+//! Compares the logits of lowered graphs with the reference, which shares no code with the graphs.
+//! An interpreter computes the device ops in f32; the ignored tests use the simulator.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,7 +10,7 @@ use crate::support::restore;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::workspace::Folder;
 use half::f16;
-use kiln::action::{Inputs, Manifest, Stage};
+use kiln::action::Manifest;
 use kiln::base::Result;
 use kiln::lower::lower;
 use kiln::model::decoder::DecoderSpec;
@@ -23,63 +22,48 @@ use kiln::qnn::{Backend, Context, DeviceGraph, GraphInfo, GraphOptions, HtpGraph
 use kiln::run::decoder::{Decoder, Engine, Graph, Tensor};
 use serde_json::{Value, json};
 
-/// What the stages make of a tiny model.
-struct Made {
+/// A tiny model after all stages.
+struct Lowered {
     facts: DecoderSpec,
-    plain: Plain,
+    plain: PlainWeights,
     profiles: [GraphFacts; 2],
     graphs: [DeviceGraph; 2],
 }
 
-/// Weights as `dequant` gives them, and how long a row of each is.
-struct Plain(BTreeMap<String, (usize, Vec<f32>)>);
+/// The length of a row and the values of each weight.
+struct PlainWeights(BTreeMap<String, (usize, Vec<f32>)>);
 
-impl Weights for Plain {
+impl Weights for PlainWeights {
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let (columns, values) = &self.0[name];
         Ok(values[rows.start * columns..rows.end * columns].to_vec())
     }
 }
 
-fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
+fn lower_model(model: &TinyGguf, requant: Value, graph: Value) -> Lowered {
     let scheme = requant["scheme"].as_str().unwrap_or("native");
     let rounded = scheme.contains("channel") || scheme.contains("lpbq");
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
-    let registry = kiln::stages::all();
     let run = |kind: &str, params: Value, slots: &[(&str, &Manifest)]| {
-        let stage: &dyn Stage = registry.get(kind).unwrap();
-        let slot = |(slot, given): &(&str, &Manifest)| {
-            (slot.to_string(), vec![(slot.to_string(), (*given).clone())])
-        };
-        let inputs = Inputs {
-            slots: slots.iter().map(slot).collect(),
-            ..Inputs::default()
-        };
-        folder.run_stage(stage, params, &inputs).unwrap()
+        folder.run(kind, params, slots).unwrap()
     };
-    let file = Manifest {
-        parts: [(
-            "tiny.gguf".parse().unwrap(),
-            folder.part(&model.write(), json!({})),
-        )]
-        .into(),
-    };
-    let model = run("inspect", json!({}), &[("gguf", &file)]);
+    let model = folder.inspect(&model.write()).unwrap();
     let weights = run("requant", requant, &[("tensors", &model)]);
     let plain = run("dequant", json!({}), &[("model", &model)]);
     let onnx = run("graph", graph, &[("model", &model), ("weights", &weights)]);
-    // A scheme that rounds is held against the values it rounded to.
-    let of = if rounded { &weights } else { &plain };
-    let weight = |name: &String| (columns(of, name), restore::weight(&folder, of, name));
-    let plain = restore::names(of)
-        .into_iter()
-        .map(|name| (name.clone(), weight(&name)));
+    // A scheme that rounds is compared with the rounded values.
+    let source = if rounded { &weights } else { &plain };
+    let mut plain = BTreeMap::new();
+    for name in restore::names(source) {
+        let values = restore::weight(&folder, source, &name);
+        plain.insert(name.clone(), (columns(source, &name), values));
+    }
     let files = ["prefill.onnx", "decode.onnx"].map(|file| onnx.part(file).unwrap());
     let facts: DecoderSpec = model.part("model.json").unwrap().facts.read().unwrap();
-    Made {
+    Lowered {
         facts,
-        plain: Plain(plain.collect()),
+        plain: PlainWeights(plain),
         profiles: files.map(|file| file.facts.read().unwrap()),
         graphs: files.map(|file| {
             let model = decode(&folder.bytes(file)).unwrap();
@@ -88,7 +72,7 @@ fn make(model: &TinyGguf, requant: Value, graph: Value) -> Made {
     }
 }
 
-/// How long a row of a weight is; a vector is one row.
+/// The length of a row of a weight; a vector is one row.
 fn columns(weights: &Manifest, name: &str) -> usize {
     let blob = |what: &str| weights.get(&format!("{name}/{what}"));
     let part = blob("codes").or(blob("values")).unwrap();
@@ -96,32 +80,31 @@ fn columns(weights: &Manifest, name: &str) -> usize {
     *facts.shape.last().unwrap() as usize
 }
 
-/// The largest difference to the reference's logits, as a share of the largest of them: of a
-/// prefill, and of decode steps after part of it.
-fn error(made: Made, engine: impl Engine + 'static) -> f32 {
-    let tokens: Vec<u32> = (0..made.profiles[0].tokens)
-        .map(|i| (i * 37 + 11) % made.facts.vocab)
-        .collect();
-    let reference = Reference::new(&made.facts, &made.plain).unwrap();
+/// The largest difference from the logits of the reference, relative to the largest logit, for a
+/// prefill and for decode steps.
+fn logit_error(lowered: Lowered, engine: impl Engine + 'static) -> f32 {
+    let token = |i| (i * 37 + 11) % lowered.facts.vocab;
+    let tokens: Vec<u32> = (0..lowered.profiles[0].tokens).map(token).collect();
+    let reference = Reference::new(&lowered.facts, &lowered.plain).unwrap();
     let [state] = &reference.states(&[&tokens], |_| Ok(())).unwrap()[..] else {
         panic!()
     };
     let mut expected = vec![];
-    let mut hold = |some: &[f32]| {
-        expected.extend_from_slice(some);
+    let mut collect = |logits: &[f32]| {
+        expected.extend_from_slice(logits);
         Ok(())
     };
-    reference.logits(state, &mut hold).unwrap();
-    let vocab = made.facts.vocab as usize;
+    reference.logits(state, &mut collect).unwrap();
+    let vocab = lowered.facts.vocab as usize;
     let mut decoder = Decoder {
         engine: Box::new(engine),
-        model: made.facts,
+        model: lowered.facts,
     };
     let (logits, mut cache) = decoder.start(&tokens).unwrap();
     let mut worst = difference(&logits, &expected);
-    let held = tokens.len() - 2;
-    cache.truncate(held);
-    for (token, row) in tokens.iter().zip(expected.chunks(vocab)).skip(held) {
+    let cached = tokens.len() - 2;
+    cache.truncate(cached);
+    for (token, row) in tokens.iter().zip(expected.chunks(vocab)).skip(cached) {
         worst = worst.max(difference(&decoder.step(*token, &mut cache).unwrap(), row));
     }
     worst
@@ -130,11 +113,13 @@ fn error(made: Made, engine: impl Engine + 'static) -> f32 {
 fn difference(got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len());
     let largest = expected.iter().fold(0f32, |top, x| top.max(x.abs()));
-    let worst = got
-        .iter()
-        .zip(expected)
-        .map(|(x, y)| (x - y).abs())
-        .fold(0f32, |top, x| if x <= top { top } else { x });
+    let mut worst = 0f32;
+    for (x, y) in got.iter().zip(expected) {
+        let error = (x - y).abs();
+        if error.is_nan() || error > worst {
+            worst = error;
+        }
+    }
     worst / largest
 }
 
@@ -151,26 +136,26 @@ impl Engine for Interpreted {
         inputs: &BTreeMap<String, Tensor>,
         _: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let number = |tensor: &Tensor| match tensor {
-            Tensor::I32(_, ids) => ids.iter().map(|&id| id as f32).collect(),
-            Tensor::F32(_, values) => values.clone(),
-        };
-        let inputs = inputs
-            .iter()
-            .map(|(name, tensor)| (name.clone(), number(tensor)))
-            .collect();
-        Ok(self.1[graph as usize].run(&inputs))
+        let mut floats = BTreeMap::new();
+        for (name, tensor) in inputs {
+            let values = match tensor {
+                Tensor::I32(_, ids) => ids.iter().map(|&id| id as f32).collect(),
+                Tensor::F32(_, values) => values.clone(),
+            };
+            floats.insert(name.clone(), values);
+        }
+        Ok(self.1[graph as usize].run(&floats))
     }
 }
 
 #[track_caller]
 fn check(model: &TinyGguf, requant: Value, graph: Value) {
-    let mut made = make(model, requant, graph);
+    let mut lowered = lower_model(model, requant, graph);
     let engine = Interpreted(
-        made.profiles.clone(),
-        std::mem::take(&mut made.graphs).map(Interpreter::new),
+        lowered.profiles.clone(),
+        std::mem::take(&mut lowered.graphs).map(Interpreter::new),
     );
-    let error = error(made, engine);
+    let error = logit_error(lowered, engine);
     println!("largest error {error:.1e}");
     assert!(error < 2e-3, "{error}");
 }
@@ -180,7 +165,7 @@ fn small() -> Value {
 }
 
 #[test]
-fn llama_in_q4_1_with_its_rows_reordered_and_a_tied_head() {
+fn llama_q4_1_with_reordered_rows_and_a_tied_head() {
     check(
         &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
         json!({}),
@@ -189,22 +174,22 @@ fn llama_in_q4_1_with_its_rows_reordered_and_a_tied_head() {
 }
 
 #[test]
-fn qwen2_in_q4_0_with_biases() {
+fn qwen2_q4_0_with_biases() {
     check(&TinyGguf::qwen2(), json!({}), small());
 }
 
 #[test]
-fn an_embedding_with_offsets() {
+fn embedding_with_offsets() {
     check(&TinyGguf::llama(), json!({}), small());
 }
 
 #[test]
-fn plain_halves() {
+fn f16_weights() {
     check(&TinyGguf::llama(), json!({"scheme": "f16"}), small());
 }
 
 #[test]
-fn qwen2_with_large_key_biases() {
+fn large_key_biases_of_qwen2() {
     check(&TinyGguf::qwen2().large_biases(), json!({}), small());
 }
 
@@ -229,7 +214,7 @@ fn every_scheme() {
 }
 
 #[test]
-fn gains_change_nothing() {
+fn exponents_do_not_change_the_logits() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
     check(&TinyGguf::qwen2(), json!({}), scaled.clone());
     check(&TinyGguf::llama(), json!({}), scaled);
@@ -273,86 +258,82 @@ impl Engine for Htp {
         inputs: &BTreeMap<String, Tensor>,
         _: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
-        let bytes = |tensor: &Tensor| -> Vec<u8> {
+        let mut raw = BTreeMap::new();
+        for (name, tensor) in inputs {
+            let mut bytes = vec![];
             match tensor {
-                Tensor::I32(_, ids) => ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
-                Tensor::F32(_, values) => values
-                    .iter()
-                    .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-                    .collect(),
+                Tensor::I32(_, ids) => {
+                    for id in ids {
+                        bytes.extend(id.to_le_bytes());
+                    }
+                }
+                Tensor::F32(_, values) => {
+                    for value in values {
+                        bytes.extend(f16::from_f32(*value).to_le_bytes());
+                    }
+                }
             }
-        };
-        let inputs = inputs
-            .iter()
-            .map(|(name, tensor)| (name.clone(), bytes(tensor)))
-            .collect();
-        let outputs = self
-            .context
-            .execute(&self.graphs[graph as usize], &inputs)?;
-        let floats = |bytes: Vec<u8>| {
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|b| f16::from_le_bytes(*b).to_f32())
-                .collect()
-        };
-        Ok(outputs
-            .into_iter()
-            .map(|(name, bytes)| (name, floats(bytes)))
-            .collect())
+            raw.insert(name.clone(), bytes);
+        }
+        let info = &self.graphs[graph as usize];
+        let mut outputs = BTreeMap::new();
+        for (name, bytes) in self.context.execute(info, &raw)? {
+            let float = |bytes: &[u8; 2]| f16::from_le_bytes(*bytes).to_f32();
+            outputs.insert(name, bytes.as_chunks().0.iter().map(float).collect());
+        }
+        Ok(outputs)
     }
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_a_llama() {
-    let made = make(
+fn the_simulator_matches_the_reference_for_llama() {
+    let lowered = lower_model(
         &TinyGguf::llama().tensor_type("token_embd.weight", Quant::Q8_0),
         json!({}),
         small(),
     );
-    let engine = Htp::new(&made.profiles, &made.graphs);
-    let error = error(made, engine);
+    let engine = Htp::new(&lowered.profiles, &lowered.graphs);
+    let error = logit_error(lowered, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_a_scaled_qwen2() {
+fn the_simulator_matches_the_reference_for_a_scaled_qwen2() {
     let scaled = json!({"prefill": 6, "context": 16, "residual_exponent": 3, "ffn_exponent": 2});
-    let made = make(&TinyGguf::qwen2(), json!({}), scaled);
-    let engine = Htp::new(&made.profiles, &made.graphs);
-    let error = error(made, engine);
+    let lowered = lower_model(&TinyGguf::qwen2(), json!({}), scaled);
+    let engine = Htp::new(&lowered.profiles, &lowered.graphs);
+    let error = logit_error(lowered, engine);
     assert!(error < 1e-2, "{error}");
     println!("largest error {error:.1e}");
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_large_key_biases_only_if_keys_are_centred() {
+fn large_key_biases_need_centred_keys_on_the_simulator() {
     let model = TinyGguf::qwen2().large_biases();
-    let error = |centre: &str| {
-        let made = make(
+    let error_with = |centre: &str| {
+        let lowered = lower_model(
             &model,
             json!({}),
             json!({"prefill": 6, "context": 16, "key_centre": centre}),
         );
-        let engine = Htp::new(&made.profiles, &made.graphs);
-        let error = error(made, engine);
+        let engine = Htp::new(&lowered.profiles, &lowered.graphs);
+        let error = logit_error(lowered, engine);
         println!("{centre}: largest error {error:.1e}");
         error
     };
-    let (centred, as_they_are) = (error("bias"), error("none"));
+    let (centred, not_centred) = (error_with("bias"), error_with("none"));
     assert!(centred < 1e-2, "{centred}");
-    assert!(as_they_are > 5e-2, "{as_they_are}");
+    assert!(not_centred > 5e-2, "{not_centred}");
 }
 
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_simulator_computes_schemes_by_channel() {
-    // Each in the tensors of another kind.
+fn the_simulator_matches_the_reference_for_channel_schemes() {
+    // Each scheme is used for tensors of one kind.
     let schemes = [
         ("attn_q", "int8-channel"),
         ("attn_v", "int4-channel"),
@@ -363,9 +344,9 @@ fn the_simulator_computes_schemes_by_channel() {
         |(tensor, scheme)| json!({"match": format!("blk.*.{tensor}.weight"), "scheme": scheme}),
     );
     let requant = json!({"scheme": "lpbq-32", "override": rules});
-    let made = make(&TinyGguf::qwen2(), requant, small());
-    let engine = Htp::new(&made.profiles, &made.graphs);
-    let error = error(made, engine);
+    let lowered = lower_model(&TinyGguf::qwen2(), requant, small());
+    let engine = Htp::new(&lowered.profiles, &lowered.graphs);
+    let error = logit_error(lowered, engine);
     println!("largest error {error:.1e}");
     assert!(error < 1e-2, "{error}");
 }

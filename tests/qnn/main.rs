@@ -1,5 +1,5 @@
-//! Tests that load Qualcomm's libraries into the process of the test: a crate apart from `it`, since a
-//! library that crashes ends every test of its process.
+//! Tests that load Qualcomm's libraries into the test process. They are a separate crate, since a
+//! crash in a library ends all tests of the process.
 
 #[allow(dead_code)]
 #[path = "../it/support/mod.rs"]

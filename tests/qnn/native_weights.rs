@@ -1,14 +1,14 @@
-//! Every block type of ggml on the simulator: requantized `native`, lowered, multiplied, and
-//! compared with the weights that decoding gives. docs/native-weights.md holds what comes out.
+//! Every block type of ggml on the simulator: requantized with `native`, lowered, multiplied, and
+//! compared with the decoded weights. The results are in docs/native-weights.md.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::support::peers::{python, said};
+use crate::support::peers::{python, stdout_of};
 use crate::support::tiny_gguf::Random;
 use crate::support::workspace::Folder;
 use half::f16;
-use kiln::action::{Inputs, Manifest, Part};
+use kiln::action::Manifest;
 use kiln::lower::lower;
 use kiln::model::onnx::proto::{ModelProto, element};
 use kiln::model::onnx::{Builder, External, Function, element_type, gain, int};
@@ -20,20 +20,19 @@ use kiln::qnn::{
 use prost::Message;
 use serde_json::json;
 
-/// Inputs and outputs of the matmul.
+/// Input and output width of the matmul.
 const K: usize = 1024;
 const N: usize = 256;
-/// Its tokens: of random numbers, of random positive ones, and of a single one, which read weights
+/// The tokens: random numbers, random positive numbers, and one-hot vectors, which read weights
 /// back.
 const RANDOM: usize = 8;
 const POSITIVE: usize = 8;
 const ONE_HOT: usize = 32;
 const T: usize = RANDOM + POSITIVE + ONE_HOT;
 
-/// Where the blocks of a type hold their halves, and what to make of them, so that weights are
-/// about as large and as evenly spread around zero as those of a model. Codes and sub-scales are
-/// random.
-const HALVES: [(&str, &[(usize, f32)]); 24] = [
+/// The offsets of the f16 numbers in the blocks of each type, and their magnitudes, chosen so that
+/// weights have sizes and signs as in a model. Codes and sub-scales are random.
+const F16_FIELDS: [(&str, &[(usize, f32)]); 24] = [
     ("Q4_0", &[(0, 0.01)]),
     ("Q4_1", &[(0, 0.01), (2, -0.075)]),
     ("Q5_0", &[(0, 0.005)]),
@@ -65,33 +64,45 @@ fn blocks(ggml: &GgmlType, rows: usize) -> Vec<u8> {
     let mut random = Random::of(ggml.name, 1);
     let size = ggml.bytes((rows * K) as u64).unwrap();
     let mut bytes: Vec<u8> = (0..size).map(|_| random.bits() as u8).collect();
-    let halves = HALVES
-        .iter()
-        .find(|(name, _)| *name == ggml.name)
-        .map_or(&[][..], |(_, halves)| halves);
+    let fields = match F16_FIELDS.iter().find(|(name, _)| *name == ggml.name) {
+        Some((_, fields)) => *fields,
+        None => &[],
+    };
     for block in bytes.chunks_mut(ggml.block_bytes as usize) {
-        // Both signs, as ggml has them, but for the types with offsets.
-        let negative = random.bits().is_multiple_of(2) && halves.len() < 2;
+        // Both signs, as in ggml, except for types with offsets.
+        let negative = random.bits().is_multiple_of(2) && fields.len() < 2;
         let size = 0.75 + 0.5 * (random.bits() % 1024) as f32 / 1024.0;
         let spread = if negative { -size } else { size };
-        for (at, value) in halves {
+        for (at, value) in fields {
             block[*at..at + 2].copy_from_slice(&f16::from_f32(value * spread).to_le_bytes());
         }
         match ggml.name {
-            // The upper half of sub-scales and minima: as in a model, no run is much smaller than
-            // its neighbours.
-            "Q2_K" => block[..16].iter_mut().for_each(|byte| *byte |= 0x88),
-            "Q4_K" | "Q5_K" => block[4..12].iter_mut().for_each(|byte| *byte |= 0xa0),
+            // Large sub-scales and minima: as in a model, no sub-block is much smaller than its
+            // neighbours.
+            "Q2_K" => {
+                for byte in &mut block[..16] {
+                    *byte |= 0x88;
+                }
+            }
+            "Q4_K" | "Q5_K" => {
+                for byte in &mut block[4..12] {
+                    *byte |= 0xa0;
+                }
+            }
             "Q8_K" => block[..4].copy_from_slice(&(6e-4 * spread).to_le_bytes()),
-            "IQ1_M" => (0..4).for_each(|word| {
+            "IQ1_M" => {
                 let d = f16::from_f32(0.01).to_bits();
-                block[49 + 2 * word] =
-                    block[49 + 2 * word] & 0x0f | ((d >> (4 * word) & 0x0f) << 4) as u8;
-            }),
+                for word in 0..4 {
+                    let byte = &mut block[49 + 2 * word];
+                    *byte = *byte & 0x0f | ((d >> (4 * word) & 0x0f) << 4) as u8;
+                }
+            }
             "MXFP4" => block[0] = 119 + block[0] % 5,
-            "NVFP4" => block[..4]
-                .iter_mut()
-                .for_each(|byte| *byte = 8 + *byte % 32),
+            "NVFP4" => {
+                for byte in &mut block[..4] {
+                    *byte = 8 + *byte % 32;
+                }
+            }
             _ => {}
         }
     }
@@ -104,7 +115,7 @@ struct Weight {
     values: Vec<f64>,
 }
 
-/// What `requant` makes of each type, and what its blocks decode to.
+/// The output of `requant` for each type, and the decoded values.
 fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, Weight> {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::new(root.path());
@@ -122,32 +133,28 @@ fn weights(types: &[&'static GgmlType], rows: usize) -> BTreeMap<&'static str, W
             folder.part(&blocks(ggml, rows), facts),
         );
     }
-    let stages = kiln::stages::all();
-    let inputs = Inputs {
-        slots: [("tensors".into(), vec![("model".into(), model)])].into(),
-        ..Inputs::default()
-    };
-    let made = folder
-        .run_stage(stages.get("requant").unwrap(), json!({}), &inputs)
+    let weights = folder
+        .run("requant", json!({}), &[("tensors", &model)])
         .unwrap();
-    let weight = |ggml: &&'static GgmlType| {
+    let mut by_name = BTreeMap::new();
+    for ggml in types {
         let mut values = vec![0.0; rows * K];
         ggml.format.decode(&blocks(ggml, rows), &mut values);
         let name = format!("{}.weight", ggml.name);
-        let part = |(name, part): (_, &Part)| (str::to_string(name), folder.bytes(part).to_vec());
-        let parts = made.under(&name).map(part).collect();
-        let codes = made.part(&format!("{name}/codes")).unwrap();
+        let mut parts = BTreeMap::new();
+        for (part_name, part) in weights.under(&name) {
+            parts.insert(part_name.to_string(), folder.bytes(part).to_vec());
+        }
+        let codes = weights.part(&format!("{name}/codes")).unwrap();
         let facts: WeightFacts = codes.facts.read().unwrap();
-        (
-            ggml.name,
-            Weight {
-                encoding: facts.encoding,
-                parts,
-                values: values.into_iter().map(f64::from).collect(),
-            },
-        )
-    };
-    types.iter().map(weight).collect()
+        let weight = Weight {
+            encoding: facts.encoding,
+            parts,
+            values: values.into_iter().map(f64::from).collect(),
+        };
+        by_name.insert(ggml.name, weight);
+    }
+    by_name
 }
 
 /// `y = x W^T`.
@@ -198,39 +205,34 @@ fn build(backend: &Rc<Backend>, graph: &DeviceGraph) -> (Context, GraphInfo) {
     (context, info)
 }
 
-/// Relative rms errors: of weights read back, of the product, of the product with positive numbers.
+/// The relative rms errors of weights read back, of the product, and of the product with positive
+/// numbers.
 fn errors(context: &Context, info: &GraphInfo, weight: &Weight) -> [f64; 3] {
     let mut random = Random::of("x", 1);
-    let x: Vec<f16> = (0..T * K)
-        .map(|i| match i / K {
+    let (mut x, mut bytes) = (vec![], vec![]);
+    for i in 0..T * K {
+        let value = match i / K {
             0..RANDOM => random.normal(),
             token if token < RANDOM + POSITIVE => random.normal().abs(),
             token => f32::from(u8::from(i % K == token - RANDOM - POSITIVE)),
-        })
-        .map(f16::from_f32)
-        .collect();
-    let inputs = [(
-        "x".to_string(),
-        x.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    )]
-    .into();
+        };
+        let value = f16::from_f32(value);
+        x.push(value.to_f64());
+        bytes.extend(value.to_le_bytes());
+    }
+    let inputs = [("x".to_string(), bytes)].into();
     let outputs = context.execute(info, &inputs).unwrap();
     let y = outputs.values().next().unwrap();
-    let got: Vec<f64> = y
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .map(|half| f16::from_le_bytes(*half).to_f64())
-        .collect();
-    let dot = |t: usize, n: usize| -> f64 {
-        (0..K)
-            .map(|k| x[t * K + k].to_f64() * weight.values[n * K + k])
-            .sum()
-    };
+    let float = |bytes: &[u8; 2]| f16::from_le_bytes(*bytes).to_f64();
+    let got: Vec<f64> = y.as_chunks().0.iter().map(float).collect();
     let error = |tokens: std::ops::Range<usize>| {
-        let rows = tokens.start * N..tokens.end * N;
-        let expected: Vec<f64> = rows.clone().map(|i| dot(i / N, i % N)).collect();
-        relative_rms_error(&expected, &got[rows])
+        let mut expected = vec![];
+        for x in x[tokens.start * K..tokens.end * K].chunks(K) {
+            for row in weight.values.chunks(K) {
+                expected.push((0..K).map(|k| x[k] * row[k]).sum());
+            }
+        }
+        relative_rms_error(&expected, &got[tokens.start * N..tokens.end * N])
     };
     [
         error(RANDOM + POSITIVE..T),
@@ -240,15 +242,17 @@ fn errors(context: &Context, info: &GraphInfo, weight: &Weight) -> [f64; 3] {
 }
 
 fn block_types() -> Vec<(&'static GgmlType, GridLayout)> {
-    let layout = |ggml: &'static GgmlType| match ggml.format.native_encoding() {
-        quant::NativeEncoding::Blocks(grid) => Some((ggml, grid.layout())),
-        _ => None,
-    };
-    GgmlType::all().filter_map(layout).collect()
+    let mut types = vec![];
+    for ggml in GgmlType::all() {
+        if let quant::NativeEncoding::Blocks(grid) = ggml.format.native_encoding() {
+            types.push((ggml, grid.layout()));
+        }
+    }
+    types
 }
 
-/// What the table says of a type that need not be measured: name, bits in a GGUF, the device's
-/// codes, block, exactness.
+/// The columns of the table that are not measured: name, bits in a GGUF, codes on the device, block
+/// and exactness.
 fn described(ggml: &GgmlType, layout: &GridLayout) -> String {
     let offset = if layout.offsets.is_some() {
         " + offset"
@@ -271,42 +275,40 @@ fn described(ggml: &GgmlType, layout: &GridLayout) -> String {
     )
 }
 
-/// The rows of docs/native-weights.md: what need not be measured, and the numbers that follow.
+/// The rows of docs/native-weights.md: the columns that are not measured, and the measured numbers.
 fn documented() -> Vec<(String, Vec<f64>)> {
-    let rows = include_str!("../../docs/native-weights.md")
-        .lines()
-        .filter(|line| line.matches(" | ").count() == 8);
-    let row = |line: &str| {
+    let mut rows = vec![];
+    for line in include_str!("../../docs/native-weights.md").lines() {
+        if line.matches(" | ").count() != 8 {
+            continue;
+        }
         let at = line.match_indices('|').nth(5).unwrap().0 + 1;
-        let numbers = line[at..]
-            .split('|')
-            .filter_map(|cell| cell.trim().parse().ok())
-            .collect();
-        (line[..at].to_string(), numbers)
-    };
-    rows.map(row)
-        .filter(|(_, numbers): &(_, Vec<f64>)| !numbers.is_empty())
-        .collect()
+        let mut numbers = vec![];
+        for cell in line[at..].split('|') {
+            numbers.extend(cell.trim().parse::<f64>());
+        }
+        if !numbers.is_empty() {
+            rows.push((line[..at].to_string(), numbers));
+        }
+    }
+    rows
 }
 
 #[test]
-fn the_table_has_every_type_in_the_form_that_requant_gives_it() {
-    let rows: Vec<String> = documented()
-        .into_iter()
-        .map(|(described, _)| described)
-        .collect();
-    let expected: Vec<String> = block_types()
-        .iter()
-        .map(|(ggml, layout)| described(ggml, layout))
-        .collect();
+fn the_table_lists_the_encoding_of_every_type() {
+    let rows: Vec<String> = documented().into_iter().map(|(row, _)| row).collect();
+    let mut expected = vec![];
+    for (ggml, layout) in block_types() {
+        expected.push(described(ggml, &layout));
+    }
     assert_eq!(rows, expected);
 }
 
-/// Of another chip: `KILN_SOC=sm8750 cargo test --release --test qnn native_weights:: -- --ignored
+/// For another chip: `KILN_SOC=sm8750 cargo test --release --test qnn native_weights:: -- --ignored
 /// --nocapture`.
 #[test]
 #[ignore = "needs the QNN libraries"]
-fn the_table_is_what_the_simulator_computes() {
+fn the_table_matches_the_simulator() {
     let soc = std::env::var("KILN_SOC").unwrap_or("sm8650".into());
     let backend = Backend::htp(&crate::support::tools::qnn(), Soc::named(&soc).unwrap()).unwrap();
     let types = block_types();
@@ -337,19 +339,18 @@ fn the_table_is_what_the_simulator_computes() {
         measured.push(numbers.map(|number| number.parse::<f64>().unwrap()));
     }
     for ((row, documented), measured) in documented().iter().zip(measured) {
-        // Not to the last digit: another processor may sum up in another order.
-        let near = documented
-            .iter()
-            .zip(measured)
-            .all(|(documented, measured)| (measured - documented).abs() <= 0.1 * documented);
-        assert!(
-            near && documented.len() == 4,
-            "{row} says {documented:?}, measured {measured:?}"
-        );
+        assert_eq!(documented.len(), 4, "{row}");
+        for (documented, measured) in documented.iter().zip(measured) {
+            // The last digits may differ on another processor, which sums in another order.
+            assert!(
+                (measured - documented).abs() <= 0.1 * documented,
+                "{row} has {documented:?}, measured {measured:?}"
+            );
+        }
     }
 }
 
-/// What more rows add to a context binary, so that what a graph takes besides does not count.
+/// The growth of a context binary per added weight, so that the rest of the graph does not count.
 fn bits_per_weight(backend: &Rc<Backend>, ggml: &'static GgmlType) -> f64 {
     let bytes = |rows| {
         let weights = weights(&[ggml], rows);
@@ -362,8 +363,7 @@ fn bits_per_weight(backend: &Rc<Backend>, ggml: &'static GgmlType) -> f64 {
     (bytes(3 * N) - bytes(N)) * 8.0 / (2 * N * K) as f64
 }
 
-/// Multiplies by one-hot rows in ONNX Runtime, which reads the weights of each model in a folder
-/// back, and writes them down.
+/// Multiplies one-hot rows in ONNX Runtime, which reads back the weights of each model in a folder.
 const READ_BACK: &str = "
 import sys, pathlib, numpy, onnxruntime
 for folder in pathlib.Path(sys.argv[1]).iterdir():
@@ -375,12 +375,9 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
 
 #[test]
 #[ignore = "needs a package index"]
-fn onnx_runtime_reads_every_type_as_it_was_decoded() {
+fn onnx_runtime_decodes_every_type_exactly() {
     const ROWS: usize = 8;
-    let types = block_types()
-        .into_iter()
-        .map(|(ggml, _)| ggml)
-        .collect::<Vec<_>>();
+    let types: Vec<_> = block_types().into_iter().map(|(ggml, _)| ggml).collect();
     let all = weights(&types, ROWS);
     let root = tempfile::tempdir().unwrap();
     for (name, weight) in &all {
@@ -391,23 +388,21 @@ fn onnx_runtime_reads_every_type_as_it_was_decoded() {
             onnx(name, weight, ROWS).encode_to_vec(),
         )
         .unwrap();
-        weight
-            .parts
-            .iter()
-            .for_each(|(blob, bytes)| std::fs::write(folder.join(blob), bytes).unwrap());
+        for (part, bytes) in &weight.parts {
+            std::fs::write(folder.join(part), bytes).unwrap();
+        }
     }
-    said(python().args(["-c", READ_BACK]).arg(root.path()));
+    stdout_of(python().args(["-c", READ_BACK]).arg(root.path()));
     for (name, weight) in &all {
         let bytes = std::fs::read(root.path().join(name).join("y")).unwrap();
-        let got: Vec<f64> = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|single| f32::from_le_bytes(*single).into())
-            .collect();
-        let expected: Vec<f64> = (0..T * ROWS)
-            .map(|i| weight.values[i % ROWS * K + i / ROWS])
-            .collect();
+        let value = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes).into();
+        let got: Vec<f64> = bytes.as_chunks().0.iter().map(value).collect();
+        let mut expected = vec![];
+        for column in 0..T {
+            for row in 0..ROWS {
+                expected.push(weight.values[row * K + column]);
+            }
+        }
         assert_eq!(got, expected, "{name}");
     }
 }

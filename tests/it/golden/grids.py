@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Prints src/model/quant/formats/grids.rs: the codebooks of ggml-common.h, as gguf-py has them. Pipe it through rustfmt."""
+"""Prints src/model/quant/formats/grids.rs: the codebooks of ggml-common.h, from gguf-py.
+
+Pipe the output through rustfmt.
+"""
 from gguf import quants
 
 print("//! The codebooks of the IQ formats, from ggml-common.h. Each number is an entry; each digit of it")

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Prints tests/it/golden/quant.txt: blocks, and what ggml and gguf-py make of them. Give it the path of libggml-base.so
-of llama.cpp (of the npm package @node-llama-cpp/linux-x64 3.22.1, say: llama.cpp 0.5.0), and the file is made anew:
+"""Prints tests/it/golden/quant.txt: blocks, and the values that ggml and gguf-py decode from them.
 
-    TYPE blocks-hex f32-bits-hex       a few blocks of the types that kiln knew first
-    edge TYPE blocks-hex sha256        blocks whose scales are zeros, subnormal, huge, infinite or no numbers
-    sweep TYPE blocks sha256           so many blocks, their bytes of splitmix64, whose state is the type's id first
+The argument is the path of libggml-base.so of llama.cpp, for example of the npm package
+@node-llama-cpp/linux-x64 3.22.1, which has llama.cpp 0.5.0. The lines are:
 
-A digest is that of the little-endian f32 values, every NaN as 0x7fc00000. Where gguf-py decodes a type, it must agree.
+    TYPE blocks-hex f32-bits-hex       a few blocks of the most common types
+    edge TYPE blocks-hex sha256        blocks whose scales are zero, subnormal, huge, infinite or NaN
+    sweep TYPE blocks sha256           random blocks of splitmix64, whose first state is the type id
 
-With a GGUF as argument instead: the sha256 of each tensor, dequantized to little-endian f32. `NAME sha256`, one a line.
+A digest is that of the little-endian f32 values, with every NaN as 0x7fc00000. For types that gguf-py
+can decode, its values must be the same.
+
+With a GGUF as argument, prints `NAME sha256` of each tensor, dequantized to little-endian f32.
 """
 import ctypes
 import hashlib
@@ -18,8 +21,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T, GGUFReader
 from gguf.quants import dequantize, quantize
 
-# Where a block holds halves.
-HALVES = {
+# The offsets of f16 numbers in a block.
+F16_OFFSETS = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2],
     "Q5_K": [0, 2], "Q6_K": [208], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ3_XXS": [0], "IQ1_S": [0], "IQ4_NL": [0],
     "IQ3_S": [0], "IQ2_S": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0],
@@ -27,7 +30,7 @@ HALVES = {
 # Zeros, the smallest and largest subnormals, a small and the largest numbers, infinities, a NaN.
 EDGES = [0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00]
 PLAIN = {"F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-# gguf-py 0.19 does not know the last.
+# gguf-py 0.19 does not have the last one.
 TYPES = {t.name: (int(t), *GGML_QUANT_SIZES[t]) for t in T if t.name != "Q8_1"} | {"Q2_0": (42, 64, 18)}
 
 
@@ -74,7 +77,7 @@ def edges(name):
     _, _, size = TYPES[name]
     out = sweep(name)[: len(EDGES)].copy()
     for block, half in zip(out, EDGES):
-        for at in HALVES.get(name, []):
+        for at in F16_OFFSETS.get(name, []):
             block[at : at + 2] = [half & 0xFF, half >> 8]
         if name == "IQ1_M":
             for word in range(4):
@@ -106,9 +109,9 @@ def first_blocks(t, rng, count=3):
         out = rng.standard_normal((count, 1), dtype=np.float32).view(np.uint8)
     elif t in (T.F16, T.BF16):
         out[:, 1] &= 0xBB  # clears a bit of the exponent: no infinity or NaN
-    for at in HALVES.get(t.name, []):
+    for at in F16_OFFSETS.get(t.name, []):
         out[:, at : at + 2] = (rng.standard_normal(count) * 0.05).astype("<f2").view(np.uint8).reshape(-1, 2)
-        out[-1, at : at + 2] = [0x00, 0x80]  # -0.0, as a block of zeros may have
+        out[-1, at : at + 2] = [0x00, 0x80]  # -0.0, as in a block of zeros
         out[1, at : at + 2] = [0x03, 0x00]  # subnormal
     return out
 

@@ -1,6 +1,10 @@
-"""How two peers tokenize: `both_tokenizers.py GGUF TOKENIZER TEXTS` prints a list of `[llama.cpp's ids, Hugging Face's ids]` for
-the texts of the JSON list TEXTS. llama.cpp reads the GGUF, Hugging Face's `tokenizers` the file TOKENIZER. Special tokens
-that are spelled out count as such, none is added.
+"""Tokenizes texts with llama.cpp and with Hugging Face's `tokenizers`.
+
+    both_tokenizers.py GGUF TOKENIZER TEXTS
+
+Prints a list of `[llama.cpp's ids, Hugging Face's ids]` for the texts in the JSON list TEXTS.
+llama.cpp reads the GGUF, `tokenizers` reads the file TOKENIZER. Special tokens in the texts are
+recognized, and none is added.
 """
 import ctypes as C
 import importlib.util
@@ -12,7 +16,7 @@ from tokenizers import Tokenizer
 
 
 class Params(C.Structure):
-    """llama.cpp's parameters, taken and handed back as they are: see `llama_cpp.py`."""
+    """An opaque struct of llama.cpp, see `llama_cpp.py`."""
 
     _fields_ = [("words", C.c_uint32 * 256)]
 

@@ -1,7 +1,8 @@
-"""gguf-py as the judge of kiln's GGUF.
+"""Writes and compares GGUFs with gguf-py.
 
-    gguf_py.py write SOURCE FOLDER     SOURCE anew: big.gguf (big-endian), aligned-N.gguf, split-*-of-*.gguf, both-*-of-*.gguf
-    gguf_py.py same A B                whether two files hold the same keys and tensors; prints what differs
+    gguf_py.py write SOURCE FOLDER     writes SOURCE as big.gguf (big-endian), aligned-N.gguf,
+                                       split-*-of-*.gguf and both-*-of-*.gguf
+    gguf_py.py same A B                prints the differences between the keys and tensors of two files
 """
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from gguf import GGMLQuantizationType as Type
 from gguf.constants import GGML_QUANT_SIZES
 
 
-def turned(data, kind):
-    """The blocks of a tensor in big-endian form; of scripts/gguf_convert_endian.py's own functions where it has one."""
+def big_endian(data, kind):
+    """The blocks of a tensor in big-endian form, by scripts/gguf_convert_endian.py if it supports the type."""
     sys.argv[0] = "gguf_convert_endian"
     from gguf.scripts import gguf_convert_endian as script
 
@@ -49,8 +50,8 @@ def write(source, path, endian=GGUFEndian.LITTLE, alignment=None, split=0):
     for tensor in reader.tensors:
         data = np.ascontiguousarray(tensor.data)
         if endian == GGUFEndian.BIG:
-            writer.endianess = GGUFEndian.LITTLE  # add_tensor would turn numbers round by itself, but no blocks
-            data = turned(data, tensor.tensor_type)
+            writer.endianess = GGUFEndian.LITTLE  # else add_tensor would swap numbers, but not blocks
+            data = big_endian(data, tensor.tensor_type)
         else:
             data = data.view(np.uint8).reshape(*data.shape[:-1], -1)
         writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
@@ -64,15 +65,15 @@ def write(source, path, endian=GGUFEndian.LITTLE, alignment=None, split=0):
 def same(a, b):
     a, b = GGUFReader(a), GGUFReader(b)
     keys = lambda reader: {f.name: (f.types, f.contents()) for f in reader.fields.values() if not f.name.startswith("GGUF.")}
-    kept = lambda reader: {k: v for k, v in keys(reader).items() if k != "general.alignment"}
-    for key in sorted(kept(a).keys() ^ kept(b).keys()):
-        print("key of one only:", key)
-    for key in sorted(kept(a).keys() & kept(b).keys()):
-        if kept(a)[key] != kept(b)[key]:
+    compared = lambda reader: {k: v for k, v in keys(reader).items() if k != "general.alignment"}
+    for key in sorted(compared(a).keys() ^ compared(b).keys()):
+        print("key in one file only:", key)
+    for key in sorted(compared(a).keys() & compared(b).keys()):
+        if compared(a)[key] != compared(b)[key]:
             print("key differs:", key)
     tensors = [{t.name: t for t in reader.tensors} for reader in (a, b)]
     if [t.name for t in a.tensors] != [t.name for t in b.tensors]:
-        print("other tensors, or in another order")
+        print("the tensors or their order differ")
     for name in tensors[0].keys() & tensors[1].keys():
         one, two = tensors[0][name], tensors[1][name]
         if one.tensor_type != two.tensor_type or list(one.shape) != list(two.shape) or one.data.tobytes() != two.data.tobytes():

@@ -1,10 +1,11 @@
 """llama.cpp's logits of GGUFs.
 
-`llama_cpp.py A B` prints how far those of two files are apart: the largest difference over the largest logit.
-`llama_cpp.py --logits A TOKEN...` prints those after each of the tokens.
+`llama_cpp.py A B` prints the largest difference between the logits of two files, relative to the
+largest logit. `llama_cpp.py --logits A TOKEN...` prints the logits after each token.
 
-The wheel `xllamacpp` exports llama.cpp's C interface. Its parameter structs go by value and grow with versions: they are
-taken and handed back as they are, in more room than they need, but for the size of the context, which stands first.
+The wheel `xllamacpp` exports llama.cpp's C interface. Its parameter structs are passed by value and
+grow with versions. They are treated as opaque and larger than needed, except the first field of the
+context parameters, which is the size of the context.
 """
 import ctypes as C
 import importlib.util

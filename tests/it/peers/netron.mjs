@@ -1,7 +1,7 @@
-// Opens a model with Netron's own readers, out of the browser, and prints what Netron would show as JSON:
+// Opens a model with Netron's readers, without a browser, and prints what Netron shows as JSON:
 //     node netron.mjs FOLDER/netron MODEL
-// FOLDER is where `pip install --target FOLDER netron` put the package. Netron wants a host that serves its
-// files (`asset`, `require`) and a context that stands for the opened model.
+// FOLDER is the target of `pip install --target FOLDER netron`. Netron needs a host that serves its
+// files (`asset`, `require`) and a context for the opened model.
 
 import { readFile } from 'node:fs/promises';
 import { statSync } from 'node:fs';
@@ -11,7 +11,7 @@ import { pathToFileURL } from 'node:url';
 const [folder, model] = process.argv.slice(2).map((path) => resolve(path));
 const load = (file) => import(pathToFileURL(`${folder}/${file}`).href);
 
-// The package says nothing about its module type; its files are ES modules.
+// The package does not state its module type; its files are ES modules.
 const { ModelFactoryService } = await load('view.js');
 const { FileStream } = await load('node.js');
 const zip = await load('zip.js');

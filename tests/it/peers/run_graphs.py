@@ -1,11 +1,11 @@
-"""Checks the two ONNX graphs in a folder and runs them in ONNX Runtime against a plain numpy decoder.
+"""Checks the two ONNX graphs in a folder, and compares ONNX Runtime with a plain numpy decoder.
 
     python3 run_graphs.py FOLDER [TOLERANCE]
 
-FOLDER holds what the `graph` stage gives, and facts.json: {"model": ModelFacts, "weights": {part: WeightFacts},
-"tokens": [...]}; without tokens, random ones are run.
-Weights may be scaled by the graph (residual_exponent, ffn_exponent): logits are the same, caches too.
-Exits with 1 if a logit is further away than TOLERANCE times the largest one.
+FOLDER has the output of the `graph` stage, and facts.json: {"model": ModelFacts, "weights": {part:
+WeightFacts}, "tokens": [...]}. Without tokens, random ones are used. The graph may scale weights
+(residual_exponent, ffn_exponent); logits and caches are the same. Exits with 1 if an error is larger
+than TOLERANCE times the largest logit.
 """
 import json
 import sys
@@ -22,7 +22,7 @@ model, parts = facts["model"], facts["weights"]
 heads, kv_heads, width, layers = model["heads"], model["kv_heads"], model["head_dim"], model["block_count"]
 
 
-def kept(fact):
+def layout(fact):
     """Shape and element type of a part, by the table in docs/artifacts.md."""
     shape, encoding = fact["shape"], fact["encoding"]
     kind, block = encoding["kind"], encoding.get("block", shape[-1])
@@ -39,7 +39,7 @@ def kept(fact):
 
 
 def read(part):
-    shape, element = kept(parts[part])
+    shape, element = layout(parts[part])
     raw = np.fromfile(folder / "weights" / part, np.uint8)
     count = int(np.prod(shape))
     if element in ("int4", "uint4"):
@@ -90,7 +90,7 @@ def rope(x, angle):
 
 
 def reference(ids):
-    """Logits [T, vocab] of a whole text."""
+    """Logits [T, vocab] of a complete text."""
     count = len(ids)
     x = W("token_embd.weight")[ids]
     angle = angles(np.arange(count))
@@ -124,13 +124,16 @@ class Graph:
         self.tokens, self.context = shape["attention_mask"][2:]
 
     def run(self, ids, past):
-        """Runs the tokens `ids` (padded by token 0) after `past` = list of (key, value); gives logits and the new past."""
-        tokens, room = self.tokens, self.context - self.tokens
-        seen = past[0][0].shape[-1] if past else 0
-        angle = angles(seen + np.arange(tokens))
+        """Runs the tokens `ids`, padded with token 0, after `past`, a list of (key, value).
+
+        Returns the logits and the new past.
+        """
+        tokens, capacity = self.tokens, self.context - self.tokens
+        length = past[0][0].shape[-1] if past else 0
+        angle = angles(length + np.arange(tokens))
         mask = np.full((tokens, self.context), -1000, np.float32)
-        mask[:, :seen] = 0
-        mask[:, room:] = np.triu(mask[:, room:], 1)
+        mask[:, :length] = 0
+        mask[:, capacity:] = np.triu(mask[:, capacity:], 1)
         feeds = {
             "input_ids": np.array([list(ids) + [0] * (tokens - len(ids))], np.int32),
             "attention_mask": mask[None, None],
@@ -139,10 +142,10 @@ class Graph:
         }
         names = ["logits"]
         for layer in range(layers):
-            key = np.zeros((kv_heads, 1, width, room), np.float32)
-            value = np.zeros((kv_heads, 1, room, width), np.float32)
+            key = np.zeros((kv_heads, 1, width, capacity), np.float32)
+            value = np.zeros((kv_heads, 1, capacity, width), np.float32)
             if past:
-                key[..., :seen], value[:, :, :seen] = past[layer]
+                key[..., :length], value[:, :, :length] = past[layer]
             feeds[f"past_key_{layer}_in"], feeds[f"past_value_{layer}_in"] = key, value
             names += [f"past_key_{layer}_out", f"past_value_{layer}_out"]
         out = self.session.run(names, feeds)

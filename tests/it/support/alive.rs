@@ -1,32 +1,34 @@
-//! Processes that a test started, and whether they have ended.
+//! Whether processes that a test started are still alive.
 
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Whether any thread of the process is alive: the first may be dead while others still hold the
-/// process's files, and their locks.
+/// Whether any thread of the process is alive. The main thread can be dead while other threads keep
+/// the files of the process open and locked.
 pub fn is_alive(pid: &str) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let stat =
-        |thread: fs::DirEntry| fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-    threads
-        .map(stat)
-        .any(|stat| !stat.is_empty() && !stat.contains(") Z ") && !stat.contains(") X "))
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    for thread in threads.flatten() {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let is_dead = stat.contains(") Z ") || stat.contains(") X ");
+        if !stat.is_empty() && !is_dead {
+            return true;
+        }
+    }
+    false
 }
 
-/// Waits until something is true, a minute at most.
+/// Waits until a condition is true, for at most one minute.
 pub fn wait_until(what: &str, is_true: impl Fn() -> bool) {
     wait_for(what, || is_true().then_some(()));
 }
 
-/// Waits until there is a value, a minute at most.
+/// Waits until there is a value, for at most one minute.
 ///
-/// Of use for a lock that was just given back: a process that another test starts at that moment has
-/// a copy of every open file, and with it of the lock, until it executes its program.
+/// Needed for a lock that was just released: a process that another test forks at that moment has
+/// copies of all open files, and of the lock, until it calls exec.
 pub fn wait_for<T>(what: &str, find: impl Fn() -> Option<T>) -> T {
     let begin = Instant::now();
     loop {

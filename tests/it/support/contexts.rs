@@ -1,8 +1,8 @@
-//! What would be true of a context binary of a tiny llama.
+//! Descriptions of a context binary of a tiny llama, for tests that have no compiler.
 
 use serde_json::{Value, json};
 
-/// What a context binary of a tiny llama says of itself; `{layers}` of `shard`, of so many.
+/// `info.json` of a binary with `layers`, which is number `shard` of `shards`.
 pub fn info(layers: std::ops::Range<u32>, shard: u32, shards: u32) -> Value {
     let graph = |name: &str, tokens: u32, context: u32| {
         let tensor =
@@ -37,9 +37,12 @@ pub fn info(layers: std::ops::Range<u32>, shard: u32, shards: u32) -> Value {
     json!({"build_id": "v2.51.0.1", "soc_model": 57, "graphs": graphs})
 }
 
-/// What its stage says of it.
+/// The facts of the part `model.bin`.
 pub fn facts(shard: u32, shards: u32) -> Value {
-    let graph = |name: &str, tokens: u32| json!({"name": format!("{name}_{shard}_of_{shards}"), "tokens": tokens, "context": 40});
+    let graph = |name: &str, tokens: u32| {
+        let name = format!("{name}_{shard}_of_{shards}");
+        json!({"name": name, "tokens": tokens, "context": 40})
+    };
     let graphs =
         json!({"prefill": graph("prompt_ar16_cl40", 16), "decode": graph("token_ar1_cl40", 1)});
     json!({"soc": "sm8650", "weight_sharing": true, "graphs": graphs})

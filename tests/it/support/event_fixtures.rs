@@ -25,8 +25,8 @@ pub fn started(part: PartId) -> Event {
     }
 }
 
-/// One stage unchanged, one from the cache, one that runs a part of two and succeeds at the second
-/// attempt, one that fails, one that waits for it.
+/// One stage is unchanged, one is cached, one runs one of its two parts and succeeds at the second
+/// attempt, one fails, and one is skipped because it depends on the failed one.
 pub fn build_events() -> Vec<(u64, Event)> {
     let flaky = Problem::new("kiln::fetch::http", "no answer\nfrom there");
     let failed = Problem::new("kiln::x", "no such op\n\nand <more>")
@@ -146,7 +146,7 @@ pub fn build_events() -> Vec<(u64, Event)> {
     ]
 }
 
-/// The events up to the moment at which `weights/b` is tried again.
+/// The events up to the retry of `weights/b`.
 pub fn interrupted_build_events() -> Vec<(u64, Event)> {
     build_events()
         .into_iter()
@@ -154,15 +154,15 @@ pub fn interrupted_build_events() -> Vec<(u64, Event)> {
         .collect()
 }
 
-pub fn tell(listener: &mut dyn TimedListener, events: &[(u64, Event)]) {
-    events
-        .iter()
-        .for_each(|(at_ms, event)| listener.on_event_at(*at_ms, event));
+pub fn emit(listener: &mut dyn TimedListener, events: &[(u64, Event)]) {
+    for (at_ms, event) in events {
+        listener.on_event_at(*at_ms, event);
+    }
 }
 
-/// To whoever does not ask for the time.
-pub fn tell_untimed(listener: &mut dyn Listener, events: &[(u64, Event)]) {
-    events
-        .iter()
-        .for_each(|(_, event)| listener.on_event(event));
+/// Emits events without their times.
+pub fn emit_untimed(listener: &mut dyn Listener, events: &[(u64, Event)]) {
+    for (_, event) in events {
+        listener.on_event(event);
+    }
 }

@@ -1,13 +1,23 @@
-//! A stage kind whose behaviour is read from the plan's text: one stage a line, `NAME: key=value
+//! A fake stage kind whose behaviour is set by the plan text: one stage per line, `NAME: key=value
 //! ...`.
 //!
-//! `from=A,B` inputs; `parts=N` orders `0`, `1` ...; `threads=N`, `memory=N` their demand,
-//! `smaller=N` less of it; `fail=I` order I fails; `panic=expand|run`; `seed=S` stands in for the
-//! stage's name in the actions, so that equal stages tie; `tied=1` makes all orders one action;
-//! `slow=1` works until it is cancelled; `v=X` is just a parameter; `process=1` runs in a
-//! process; `flaky=K` fails K times where somebody counts the attempts;
-//! `retries=N`, `timeout=MS` and `file=PATH` are what they are for every kind; `write=1` writes to
-//! that file.
+//! | key | effect |
+//! |---|---|
+//! | `from=A,B` | the inputs |
+//! | `parts=N` | orders `0`, `1`, ... |
+//! | `threads=N`, `memory=N` | the demand of each order |
+//! | `smaller=N` | suggestions that reduce the memory, down to N |
+//! | `fail=I` | order I fails |
+//! | `flaky=K` | fails K times, if the executor counts the attempts |
+//! | `panic=expand` or `run` | panics there |
+//! | `seed=S` | replaces the stage name in the actions, so that stages can share actions |
+//! | `tied=1` | all orders are the same action |
+//! | `slow=1` | runs until it is cancelled |
+//! | `process=1` | runs in a process |
+//! | `write=1` | writes to the file of `file=PATH` |
+//! | `v=X` | a parameter without effect |
+//!
+//! `retries=N`, `timeout=MS` and `file=PATH` are as for real kinds.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -42,12 +52,12 @@ pub fn registry() -> Registry {
 }
 
 pub fn plan(text: &str) -> Plan {
-    let stages = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .map(stage)
-        .collect();
+    let mut stages = vec![];
+    for line in text.lines() {
+        if !line.trim().is_empty() {
+            stages.push(stage(line.trim()));
+        }
+    }
     Plan {
         name: "test".into(),
         stages,
@@ -75,12 +85,11 @@ fn stage(line: &str) -> PlannedStage {
         } else if key == "timeout" {
             timeout = Some(Duration::from_millis(value.parse().unwrap()));
         } else {
-            params.insert(
-                key.into(),
-                value
-                    .parse::<u64>()
-                    .map_or(json!(value), |number| json!(number)),
-            );
+            let value = match value.parse::<u64>() {
+                Ok(number) => json!(number),
+                Err(_) => json!(value),
+            };
+            params.insert(key.into(), value);
         }
     }
     let (id, name, kind) = (
@@ -121,23 +130,19 @@ impl Stage for Fake {
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
-        Ok(params["file"]
-            .as_str()
-            .map(PathBuf::from)
-            .into_iter()
-            .collect())
+        match params["file"].as_str() {
+            Some(file) => Ok(vec![file.into()]),
+            None => Ok(vec![]),
+        }
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
-        assert!(params["panic"] != "expand", "told to");
+        assert!(params["panic"] != "expand", "as the plan says");
         let mut read = BTreeMap::new();
         for (producer, manifest) in inputs.many("from") {
-            read.extend(
-                manifest
-                    .parts
-                    .iter()
-                    .map(|(name, part)| (format!("{producer}/{name}"), part.clone())),
-            );
+            for (name, part) in &manifest.parts {
+                read.insert(format!("{producer}/{name}"), part.clone());
+            }
         }
         let demand = Demand {
             memory_bytes: number(params, "memory").unwrap_or(1),
@@ -150,12 +155,14 @@ impl Stage for Fake {
         };
         let less = |memory_bytes| Smaller {
             memory_bytes,
-            advice: format!("knead {memory_bytes} B at a time"),
+            advice: format!("process {memory_bytes} B at a time"),
         };
-        let smaller: Vec<_> = number(params, "smaller")
-            .map(|least| vec![less(least + 50), less(least)])
-            .unwrap_or_default();
-        let order = |index: u64| {
+        let smaller = match number(params, "smaller") {
+            Some(least) => vec![less(least + 50), less(least)],
+            None => vec![],
+        };
+        let mut orders = vec![];
+        for index in 0..number(params, "parts").unwrap_or(1) {
             let number_in_action = if params.get("tied").is_some() {
                 0
             } else {
@@ -174,7 +181,7 @@ impl Stage for Fake {
             if number(params, "fail") == Some(index) {
                 resolved["fail"] = json!(true);
             }
-            WorkOrder {
+            orders.push(WorkOrder {
                 name: index.to_string(),
                 params: resolved,
                 inputs: read.clone(),
@@ -182,21 +189,19 @@ impl Stage for Fake {
                 origin: None,
                 demand,
                 smaller: smaller.clone(),
-            }
-        };
-        Ok((0..number(params, "parts").unwrap_or(1))
-            .map(order)
-            .collect())
+            });
+        }
+        Ok(orders)
     }
 
     fn run(&self, _: &Action, _: &Job) -> Result<Outputs> {
-        unreachable!("`outputs` stands in for it")
+        unreachable!("tests call `outputs` instead")
     }
 }
 
-/// What a run of `action` gives: one part, whose bytes are the action's own text.
+/// The outputs of `action`: one part, whose bytes are the text of the action.
 pub fn outputs(action: &Action) -> Result<Outputs> {
-    assert!(action.params["panic"] != "run", "told to");
+    assert!(action.params["panic"] != "run", "as the plan says");
     if action.params["fail"] == true {
         return Err(Problem::new("test::failed", "told to"));
     }
@@ -207,16 +212,14 @@ pub fn outputs(action: &Action) -> Result<Outputs> {
     Ok([(PartName::new("out")?, part)].into())
 }
 
-/// What the driver makes of a stage.
+/// The tasks of a stage, as the driver creates them.
 pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
-    let task = |order: WorkOrder| {
-        let (name, demand, smaller) = (
-            order.name.clone(),
-            order.demand,
-            order.smaller.clone().into(),
-        );
+    let mut tasks = vec![];
+    for order in Fake.expand(&stage.params, inputs)? {
+        let (name, demand) = (order.name.clone(), order.demand);
+        let smaller = order.smaller.clone().into();
         let action = order.into_action(&SPEC);
-        Task {
+        tasks.push(Task {
             name,
             key: action.key(),
             action: Arc::new(action),
@@ -224,11 +227,7 @@ pub fn tasks(stage: &PlannedStage, inputs: &Inputs) -> Result<Vec<Task>> {
             smaller,
             is_volatile: false,
             proof: Proof::Key,
-        }
-    };
-    Ok(Fake
-        .expand(&stage.params, inputs)?
-        .into_iter()
-        .map(task)
-        .collect())
+        });
+    }
+    Ok(tasks)
 }

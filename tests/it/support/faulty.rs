@@ -1,4 +1,4 @@
-//! A store whose n-th operation goes wrong, wrapped around any other.
+//! Fault injection: a store that wraps another and fails at its n-th operation.
 
 use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
@@ -9,99 +9,99 @@ use kiln::action::{ActionKey, Blob, BlobSink, Content};
 use kiln::base::{Context, Digest, Result};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Note, Notes};
 
-/// All that a build needs of a store.
+/// The traits that a build needs.
 pub trait Store: BlobStore + ActionCache + Notes {}
 
 impl<S: BlobStore + ActionCache + Notes> Store for S {}
 
-/// How an operation goes wrong.
+/// The kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// Once: the disk gives an error.
+    /// One operation returns an I/O error.
     Error,
-    /// From then on: nothing can be written any more.
+    /// From the n-th operation on, every write fails.
     Full,
-    /// Once: what is there is not seen.
+    /// One read finds nothing.
     Vanish,
 }
 
 pub const FAULTS: [Fault; 3] = [Fault::Error, Fault::Full, Fault::Vanish];
 
-/// What the errors say.
-pub const TIRED: &str = "the disk is tired";
+/// The messages of the errors.
+pub const IO_ERROR: &str = "injected I/O error";
 pub const FULL: &str = "the disk is full";
 
-/// The store, and what will happen to it.
+/// A store with an injected fault.
 pub struct Faulty<'a> {
     inner: &'a dyn Store,
-    trouble: Arc<Trouble>,
+    faults: Arc<FaultInjector>,
 }
 
-struct Trouble {
+struct FaultInjector {
     fault: Fault,
     /// The first operation has the number 1.
     at: usize,
-    done: AtomicUsize,
-    struck: AtomicUsize,
+    operations: AtomicUsize,
+    injected: AtomicUsize,
 }
 
 impl<'a> Faulty<'a> {
     pub fn new(inner: &'a dyn Store, fault: Fault, at: usize) -> Faulty<'a> {
         Faulty {
             inner,
-            trouble: Arc::new(Trouble {
+            faults: Arc::new(FaultInjector {
                 fault,
                 at,
-                done: 0.into(),
-                struck: 0.into(),
+                operations: 0.into(),
+                injected: 0.into(),
             }),
         }
     }
 
-    /// One to which nothing happens.
-    pub fn never(inner: &'a dyn Store) -> Faulty<'a> {
+    /// A store without a fault.
+    pub fn without_fault(inner: &'a dyn Store) -> Faulty<'a> {
         Faulty::new(inner, Fault::Error, usize::MAX)
     }
 
-    /// How many operations there were.
-    pub fn done(&self) -> usize {
-        self.trouble.done.load(SeqCst)
+    /// The number of operations so far.
+    pub fn operations(&self) -> usize {
+        self.faults.operations.load(SeqCst)
     }
 
-    /// How many of them went wrong.
-    pub fn struck(&self) -> usize {
-        self.trouble.struck.load(SeqCst)
+    /// The number of faults injected so far.
+    pub fn injected(&self) -> usize {
+        self.faults.injected.load(SeqCst)
     }
 }
 
-impl Trouble {
-    /// Counts an operation, and whether it goes wrong.
-    fn strikes(&self, is_hurt: impl Fn(usize) -> bool) -> bool {
-        let strikes = is_hurt(self.done.fetch_add(1, SeqCst) + 1);
-        self.struck.fetch_add(usize::from(strikes), SeqCst);
-        strikes
+impl FaultInjector {
+    /// Counts an operation and returns whether it fails.
+    fn fails(&self, is_faulty: impl Fn(usize) -> bool) -> bool {
+        let fails = is_faulty(self.operations.fetch_add(1, SeqCst) + 1);
+        self.injected.fetch_add(usize::from(fails), SeqCst);
+        fails
     }
 
-    /// Yields whether what is there is seen.
+    /// Returns whether the read may find something.
     fn read(&self) -> Result<bool> {
-        let strikes = self.strikes(|number| number == self.at && self.fault != Fault::Full);
+        let fails = self.fails(|number| number == self.at && self.fault != Fault::Full);
         match self.fault {
-            Fault::Error if strikes => {
-                Err(io::Error::other(TIRED)).context("test::read", || "read".into())
+            Fault::Error if fails => {
+                Err(io::Error::other(IO_ERROR)).context("test::read", || "read".into())
             }
-            _ => Ok(!strikes),
+            _ => Ok(!fails),
         }
     }
 
     fn write(&self) -> io::Result<()> {
-        let strikes = self.strikes(|number| match self.fault {
+        let fails = self.fails(|number| match self.fault {
             Fault::Error => number == self.at,
             Fault::Full => number >= self.at,
             Fault::Vanish => false,
         });
         match self.fault {
-            Fault::Full if strikes => Err(io::Error::new(ErrorKind::StorageFull, FULL)),
-            _ if strikes => Err(io::Error::other(TIRED)),
+            Fault::Full if fails => Err(io::Error::new(ErrorKind::StorageFull, FULL)),
+            _ if fails => Err(io::Error::other(IO_ERROR)),
             _ => Ok(()),
         }
     }
@@ -113,7 +113,7 @@ impl Trouble {
 
 impl BlobStore for Faulty<'_> {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
-        if self.trouble.read()? {
+        if self.faults.read()? {
             self.inner.missing(digests)
         } else {
             Ok(digests.into())
@@ -121,7 +121,7 @@ impl BlobStore for Faulty<'_> {
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
-        if self.trouble.read()? {
+        if self.faults.read()? {
             self.inner.open(digest)
         } else {
             Ok(None)
@@ -129,7 +129,7 @@ impl BlobStore for Faulty<'_> {
     }
 
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
-        if self.trouble.read()? {
+        if self.faults.read()? {
             self.inner.path(digest)
         } else {
             Ok(None)
@@ -137,9 +137,9 @@ impl BlobStore for Faulty<'_> {
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
-        self.trouble.put()?;
+        self.faults.put()?;
         Ok(Box::new(Sink {
-            trouble: Arc::clone(&self.trouble),
+            faults: Arc::clone(&self.faults),
             inner: self.inner.create()?,
         }))
     }
@@ -147,7 +147,7 @@ impl BlobStore for Faulty<'_> {
 
 impl ActionCache for Faulty<'_> {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
-        if self.trouble.read()? {
+        if self.faults.read()? {
             self.inner.get(key)
         } else {
             Ok(None)
@@ -155,14 +155,14 @@ impl ActionCache for Faulty<'_> {
     }
 
     fn put(&self, result: &ActionResult) -> Result<()> {
-        self.trouble.put()?;
+        self.faults.put()?;
         self.inner.put(result)
     }
 }
 
 impl Notes for Faulty<'_> {
     fn read(&self, question: &Digest) -> Result<Option<Note>> {
-        if self.trouble.read()? {
+        if self.faults.read()? {
             self.inner.read(question)
         } else {
             Ok(None)
@@ -170,19 +170,19 @@ impl Notes for Faulty<'_> {
     }
 
     fn write(&self, question: &Digest, text: &str) -> Result<()> {
-        self.trouble.put()?;
+        self.faults.put()?;
         self.inner.write(question, text)
     }
 }
 
 struct Sink {
-    trouble: Arc<Trouble>,
+    faults: Arc<FaultInjector>,
     inner: Box<dyn BlobSink>,
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.trouble.write()?;
+        self.faults.write()?;
         self.inner.write(bytes)
     }
 
@@ -193,7 +193,7 @@ impl Write for Sink {
 
 impl BlobSink for Sink {
     fn finish(self: Box<Self>) -> Result<Content> {
-        self.trouble.put()?;
+        self.faults.put()?;
         self.inner.finish()
     }
 }

@@ -1,4 +1,4 @@
-//! Runs the `fetch` stage on a machine of the test's own.
+//! Runs the `fetch` stage with its own proxies, tokens and Python.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl FetchRunner {
         run_on(&self.machine, &target, &Job::new(&action, &self.folder))
     }
 
-    /// Fetches `url`, which is to hold `bytes`, and gives the name and bytes of the only part.
+    /// Fetches `url`, pinned to the digest of `bytes`. Returns the name and bytes of the only part.
     pub fn fetch(&self, url: &str, bytes: &[u8]) -> Result<(String, Vec<u8>)> {
         let outputs = self.run(json!({"url": url, "sha256": sha256(bytes)}))?;
         assert_eq!(outputs.len(), 1);
@@ -58,21 +58,24 @@ impl FetchRunner {
         Ok((name.to_string(), self.folder.bytes(part).to_vec()))
     }
 
+    /// The problem of a fetch that must fail.
     pub fn fails(&self, url: &str, bytes: &[u8]) -> Problem {
         self.fetch(url, bytes).unwrap_err()
     }
 
-    /// The names of all files that lie in partial folders.
+    /// The names of all files in the folders of partial downloads.
     pub fn partial(&self) -> Vec<String> {
-        let folders = std::fs::read_dir(self.root.path().join("partial")).unwrap();
-        let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-        let mut names: Vec<_> = files
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names = vec![];
+        for folder in std::fs::read_dir(self.root.path().join("partial")).unwrap() {
+            for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+                names.push(file.unwrap().file_name().into_string().unwrap());
+            }
+        }
         names.sort();
         names
     }
 
+    /// The number of blobs.
     pub fn blobs(&self) -> usize {
         std::fs::read_dir(self.root.path().join("blobs"))
             .unwrap()

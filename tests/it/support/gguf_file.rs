@@ -1,4 +1,4 @@
-//! Writes GGUF containers byte by byte, right or wrong: independent of the reader under test.
+//! Writes valid and invalid GGUF containers, independent of the reader under test.
 
 /// A metadata value.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub enum Value {
     Strings(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
-    /// Type id, then the value's bytes: whatever a hostile file may hold.
+    /// Type id and the bytes of the value, for invalid files.
     Raw(u32, Vec<u8>),
 }
 
@@ -49,18 +49,9 @@ impl Value {
             Value::Str(v) => (8, string(v)),
             Value::U64(v) => (10, v.to_le_bytes().into()),
             Value::F64(v) => (12, v.to_le_bytes().into()),
-            Value::Strings(v) => (
-                9,
-                array(8, v.len() as u64, v.iter().flat_map(|s| string(s))),
-            ),
-            Value::I32s(v) => (
-                9,
-                array(5, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes())),
-            ),
-            Value::F32s(v) => (
-                9,
-                array(6, v.len() as u64, v.iter().flat_map(|v| v.to_le_bytes())),
-            ),
+            Value::Strings(v) => (9, array_of(8, v, |s| string(s))),
+            Value::I32s(v) => (9, array_of(5, v, |v| v.to_le_bytes())),
+            Value::F32s(v) => (9, array_of(6, v, |v| v.to_le_bytes())),
             Value::Raw(id, bytes) => (*id, bytes.clone()),
         };
         out.extend(u32::to_le_bytes(id));
@@ -68,7 +59,7 @@ impl Value {
     }
 }
 
-/// A string as GGUF spells it.
+/// A string in the encoding of GGUF.
 pub fn string(text: &str) -> Vec<u8> {
     let mut out = (text.len() as u64).to_le_bytes().to_vec();
     out.extend(text.bytes());
@@ -83,23 +74,31 @@ pub fn array(element: u32, len: u64, bytes: impl IntoIterator<Item = u8>) -> Vec
     out
 }
 
-/// One tensor. Dimensions as GGUF has them: fastest first.
+/// The body of an array of `values`.
+fn array_of<T, B>(element: u32, values: &[T], encode: impl Fn(&T) -> B) -> Vec<u8>
+where
+    B: IntoIterator<Item = u8>,
+{
+    array(element, values.len() as u64, values.iter().flat_map(encode))
+}
+
+/// One tensor. The dimensions are in the order of GGUF: fastest first.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     pub name: String,
     pub dims: Vec<u64>,
     pub type_id: u32,
-    /// Where it claims to lie in the data section; by default right after its predecessor.
+    /// The offset in the data section that the file states; by default after the previous tensor.
     pub offset: Option<u64>,
     pub data: Vec<u8>,
 }
 
-/// A whole file. Every count and offset is right unless it is set.
+/// A file. Every count and offset is correct unless it is set.
 #[derive(Clone, Debug)]
 pub struct GgufFile {
     pub magic: [u8; 4],
     pub version: u32,
-    /// The alignment that the writer really uses; `general.alignment` is up to `keys`.
+    /// The alignment that the writer uses; `general.alignment` is set in `keys`.
     pub alignment: usize,
     pub keys: Vec<(String, Value)>,
     pub tensors: Vec<Tensor>,
@@ -122,7 +121,7 @@ impl Default for GgufFile {
 }
 
 impl GgufFile {
-    /// Sets a key, in place if it is there.
+    /// Sets a key, in place if it exists.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         match self.keys.iter_mut().find(|(name, _)| name == key) {
             Some((_, old)) => *old = value.into(),
@@ -130,7 +129,7 @@ impl GgufFile {
         }
     }
 
-    /// Adds a tensor right after its predecessor.
+    /// Adds a tensor after the previous one.
     pub fn tensor(&mut self, name: &str, dims: &[u64], type_id: u32, data: Vec<u8>) {
         self.tensors.push(Tensor {
             name: name.into(),
@@ -145,16 +144,10 @@ impl GgufFile {
     pub fn write(&self) -> Vec<u8> {
         let mut out = self.magic.to_vec();
         out.extend(self.version.to_le_bytes());
-        out.extend(
-            self.claimed_tensors
-                .unwrap_or(self.tensors.len() as u64)
-                .to_le_bytes(),
-        );
-        out.extend(
-            self.claimed_keys
-                .unwrap_or(self.keys.len() as u64)
-                .to_le_bytes(),
-        );
+        let tensor_count = self.claimed_tensors.unwrap_or(self.tensors.len() as u64);
+        let key_count = self.claimed_keys.unwrap_or(self.keys.len() as u64);
+        out.extend(tensor_count.to_le_bytes());
+        out.extend(key_count.to_le_bytes());
         for (key, value) in &self.keys {
             out.extend(string(key));
             value.write(&mut out);
@@ -163,10 +156,9 @@ impl GgufFile {
         for tensor in &self.tensors {
             out.extend(string(&tensor.name));
             out.extend((tensor.dims.len() as u32).to_le_bytes());
-            tensor
-                .dims
-                .iter()
-                .for_each(|dim| out.extend(dim.to_le_bytes()));
+            for dim in &tensor.dims {
+                out.extend(dim.to_le_bytes());
+            }
             out.extend(tensor.type_id.to_le_bytes());
             out.extend(tensor.offset.unwrap_or(next).to_le_bytes());
             next += tensor.data.len().next_multiple_of(self.alignment) as u64;

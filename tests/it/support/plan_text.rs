@@ -1,4 +1,4 @@
-//! Plans of a few texts, made of the stages of [`toy_stages`](super::toy_stages).
+//! Reads plans from texts, with the stage kinds of [`toy_stages`](super::toy_stages).
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use kiln::plan::{self, Plan, Source, SourceMap};
 
 use super::toy_stages;
 
-/// The first of `files` as a plan in the folder `/plans`; it may include the others.
+/// The first of `files` is the plan in the folder `/plans`; it may include the others.
 fn source_map(files: &[(&str, &str)]) -> SourceMap {
     let (name, text) = files[0];
     let source = Source {
@@ -24,17 +24,15 @@ fn source_map(files: &[(&str, &str)]) -> SourceMap {
     })
 }
 
-/// The plan of these files with these variables set.
+/// Reads these files with these variables set.
 pub fn read(files: &[(&str, &str)], sets: &[(&str, &str)]) -> Result<Plan, Vec<Problem>> {
-    let sets: Vec<(String, String)> = sets
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
+    let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+    let sets: Vec<(String, String)> = sets.iter().map(owned).collect();
     plan::read(&source_map(files), &sets, &toy_stages::registry())
 }
 
-/// The problems as `code: message`, the places they point to, and their help. A place in an
-/// included file is told with the file's name.
+/// The problems as `code: message`, with their labelled source text and their help. A label in an
+/// included file has the name of the file.
 pub fn problems(files: &[(&str, &str)], sets: &[(&str, &str)]) -> String {
     let Err(problems) = read(files, sets) else {
         return "none".into();
@@ -56,10 +54,9 @@ pub fn problems(files: &[(&str, &str)], sets: &[(&str, &str)]) -> String {
             };
             out += &format!("  {file}{:?} {label}\n", &source.text[at]);
         }
-        out += &problem
-            .help
-            .map(|help| format!("  help: {help}\n"))
-            .unwrap_or_default();
+        if let Some(help) = problem.help {
+            out += &format!("  help: {help}\n");
+        }
     }
     out
 }

@@ -1,8 +1,8 @@
-//! Simple quantizers that give valid ggml blocks; their bytes need not equal llama-quantize's.
+//! Simple quantizers that write valid ggml blocks; the bytes may differ from llama-quantize's.
 
 use half::{bf16, f16};
 
-/// The types a tiny model may hold, with ggml's ids.
+/// The types of tensors in a tiny model, with ggml's ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quant {
     F32 = 0,
@@ -14,7 +14,7 @@ pub enum Quant {
     Bf16 = 30,
 }
 
-/// `values` as whole blocks; there must be a whole number of them.
+/// Encodes `values`, whose number must be a multiple of the block length.
 pub fn encode(quant: Quant, values: &[f32]) -> Vec<u8> {
     let blocks = |len: usize, block: fn(&[f32]) -> Vec<u8>| {
         assert_eq!(values.len() % len, 0, "{quant:?} comes in blocks of {len}");
@@ -43,10 +43,13 @@ fn inverse(d: f32) -> f32 {
 
 /// The value of largest magnitude, with its sign.
 fn extreme(values: &[f32]) -> f32 {
-    values.iter().fold(
-        0.0,
-        |max: f32, v| if v.abs() > max.abs() { *v } else { max },
-    )
+    let mut extreme = 0.0f32;
+    for value in values {
+        if value.abs() > extreme.abs() {
+            extreme = *value;
+        }
+    }
+    extreme
 }
 
 /// Element j in the low nibble of byte j, element j + 16 in the high one.
@@ -56,44 +59,36 @@ fn nibbles(codes: &[u8]) -> impl Iterator<Item = u8> {
 
 fn q4_0(values: &[f32]) -> Vec<u8> {
     let d = extreme(values) / -8.0;
-    let codes: Vec<u8> = values
-        .iter()
-        .map(|v| ((v * inverse(d) + 8.5) as u8).min(15))
-        .collect();
-    f16::from_f32(d)
-        .to_le_bytes()
-        .into_iter()
-        .chain(nibbles(&codes))
-        .collect()
+    let code = |v: &f32| ((v * inverse(d) + 8.5) as u8).min(15);
+    let codes: Vec<u8> = values.iter().map(code).collect();
+    let mut block = f16::from_f32(d).to_le_bytes().to_vec();
+    block.extend(nibbles(&codes));
+    block
 }
 
 fn q4_1(values: &[f32]) -> Vec<u8> {
     let min = values.iter().copied().fold(f32::INFINITY, f32::min);
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let d = (max - min) / 15.0;
-    let codes: Vec<u8> = values
-        .iter()
-        .map(|v| (((v - min) * inverse(d) + 0.5) as u8).min(15))
-        .collect();
-    let head = [
-        f16::from_f32(d).to_le_bytes(),
-        f16::from_f32(min).to_le_bytes(),
-    ];
-    head.into_iter().flatten().chain(nibbles(&codes)).collect()
+    let code = |v: &f32| (((v - min) * inverse(d) + 0.5) as u8).min(15);
+    let codes: Vec<u8> = values.iter().map(code).collect();
+    let mut block = f16::from_f32(d).to_le_bytes().to_vec();
+    block.extend(f16::from_f32(min).to_le_bytes());
+    block.extend(nibbles(&codes));
+    block
 }
 
 fn q8_0(values: &[f32]) -> Vec<u8> {
     let d = extreme(values).abs() / 127.0;
-    let codes = values.iter().map(|v| (v * inverse(d)).round() as i8 as u8);
-    f16::from_f32(d)
-        .to_le_bytes()
-        .into_iter()
-        .chain(codes)
-        .collect()
+    let mut block = f16::from_f32(d).to_le_bytes().to_vec();
+    for value in values {
+        block.push((value * inverse(d)).round() as i8 as u8);
+    }
+    block
 }
 
-/// 16 sub-blocks of 16 under 8-bit signed sub-scales; see `block_q6_K` of ggml-common.h for where
-/// the bits lie.
+/// 16 sub-blocks of 16 values with signed 8-bit sub-scales; the layout of the bits is that of
+/// `block_q6_K` in ggml-common.h.
 fn q6_k(values: &[f32]) -> Vec<u8> {
     let scales: Vec<f32> = values.chunks(16).map(|sub| extreme(sub) / -32.0).collect();
     let d = f16::from_f32(extreme(&scales) / -128.0);
@@ -111,11 +106,8 @@ fn q6_k(values: &[f32]) -> Vec<u8> {
         low[half * 64 + quarter % 2 * 32 + lane] |= (code(i) & 15) << (quarter / 2 * 4);
         high[half * 32 + lane] |= (code(i) >> 4) << (quarter * 2);
     }
-    [
-        low,
-        high,
-        sub_scales.iter().map(|s| *s as u8).collect(),
-        d.to_le_bytes().to_vec(),
-    ]
-    .concat()
+    let mut block = [low, high].concat();
+    block.extend(sub_scales.iter().map(|scale| *scale as u8));
+    block.extend(d.to_le_bytes());
+    block
 }

@@ -1,4 +1,4 @@
-//! What the blobs of a weight stand for, by the table in `docs/artifacts.md`.
+//! Decodes the blobs of a weight, as the table in `docs/artifacts.md` specifies.
 
 use half::f16;
 use kiln::action::{Manifest, Part};
@@ -6,11 +6,11 @@ use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
 
 use super::workspace::Folder;
 
-fn facts(part: &Part) -> WeightFacts {
+fn weight_facts(part: &Part) -> WeightFacts {
     part.facts.read().unwrap()
 }
 
-/// What the elements of a part are, and how many there are.
+/// The element type of a part and its number of elements.
 fn elements(facts: &WeightFacts) -> (Element, usize) {
     let specs = facts.encoding.parts(&facts.shape).unwrap();
     let spec = specs.iter().find(|spec| spec.part == facts.part).unwrap();
@@ -19,7 +19,7 @@ fn elements(facts: &WeightFacts) -> (Element, usize) {
 
 fn numbers(folder: &Folder, part: &Part) -> Vec<f32> {
     let bytes = folder.bytes(part);
-    let (element, count) = elements(&facts(part));
+    let (element, count) = elements(&weight_facts(part));
     assert_eq!(bytes.len(), (count * element.bits() as usize).div_ceil(8));
     let nibble = |i: usize| (bytes[i / 2] >> (i % 2 * 4)) & 15;
     let number = |i: usize| match element {
@@ -36,18 +36,23 @@ fn numbers(folder: &Folder, part: &Part) -> Vec<f32> {
     (0..count).map(number).collect()
 }
 
-/// The numbers of a blob, if there is one: `blk.0.attn_q.weight/codes`.
+/// The numbers in a part such as `blk.0.attn_q.weight/codes`, if it exists.
 pub fn blob(folder: &Folder, weights: &Manifest, name: &str) -> Option<Vec<f32>> {
     weights.get(name).map(|part| numbers(folder, part))
 }
 
-/// The facts that stand for a weight: `blk.0.attn_q.weight`.
-pub fn main_facts(weights: &Manifest, name: &str) -> WeightFacts {
-    let mut all = weights.under(name).map(|(_, part)| facts(part));
-    all.find(WeightFacts::is_main).unwrap()
+/// The facts of the main part of a weight such as `blk.0.attn_q.weight`.
+fn main_facts(weights: &Manifest, name: &str) -> WeightFacts {
+    for (_, part) in weights.under(name) {
+        let facts = weight_facts(part);
+        if facts.is_main() {
+            return facts;
+        }
+    }
+    panic!("{name} has no main part")
 }
 
-/// The values of a weight: `blk.0.attn_q.weight`.
+/// The values of a weight such as `blk.0.attn_q.weight`.
 pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
     let blob = |what: &str| blob(folder, weights, &format!("{name}/{what}"));
     let facts = main_facts(weights, name);
@@ -64,29 +69,29 @@ pub fn weight(folder: &Folder, weights: &Manifest, name: &str) -> Vec<f32> {
             blob("block_scales").unwrap(),
             blob("channel_scales").unwrap(),
         );
-        return (0..codes.len())
-            .map(|i| codes[i] * (channels[i / columns] * integers[i / block]))
-            .collect();
+        let value = |i| codes[i] * (channels[i / columns] * integers[i / block]);
+        return (0..codes.len()).map(value).collect();
     }
     let (scales, offsets) = (blob("scales").unwrap(), blob("offsets"));
-    (0..codes.len())
-        .map(|i| {
-            let value = codes[i] * scales[i / block];
-            // A zero keeps its sign where there are no offsets.
-            offsets
-                .as_ref()
-                .map_or(value, |offsets| value + offsets[i / block])
-        })
-        .collect()
+    let value = |i| {
+        let value = codes[i] * scales[i / block];
+        // Without offsets, a zero keeps its sign.
+        match &offsets {
+            Some(offsets) => value + offsets[i / block],
+            None => value,
+        }
+    };
+    (0..codes.len()).map(value).collect()
 }
 
 /// The names of all weights.
 pub fn names(weights: &Manifest) -> Vec<String> {
-    let mut names: Vec<String> = weights
-        .parts
-        .keys()
-        .filter_map(|part| Some(part.as_str().rsplit_once('/')?.0.to_string()))
-        .collect();
+    let mut names = vec![];
+    for part in weights.parts.keys() {
+        if let Some((name, _)) = part.as_str().rsplit_once('/') {
+            names.push(name.to_string());
+        }
+    }
     names.dedup();
     names
 }

@@ -1,11 +1,11 @@
-//! Programs that tests write.
+//! Writes executable scripts.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Writes a program. Another process does it: a child that another test is starting at that moment
-/// could hold a file that this process writes open a little longer, and a file that is open for
-/// writing cannot be executed.
+/// Writes a script, in another process. A child that another test forks at that moment could
+/// inherit a file that this process has open, and a file that is open for writing cannot be
+/// executed.
 pub fn write_script(path: &Path, text: &str) {
     let write = "printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"";
     let written = Command::new("sh")

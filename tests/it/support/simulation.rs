@@ -1,4 +1,5 @@
-//! A build without thread, file or clock: the effects of a scheduler, answered in any order.
+//! A simulated build without threads, files or clock: the effects of a scheduler are answered in
+//! any order.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,42 +15,42 @@ use kiln::store::ActionResult;
 
 use super::fake;
 
-/// What came of a simulated build.
+/// The result of a simulated build.
 #[derive(Default)]
 pub struct Trace {
     pub events: Vec<Event>,
     pub completed: BTreeMap<String, Manifest>,
     pub runs: Vec<ActionKey>,
-    /// What only lacks room at the end, and why it must run.
+    /// Parts that were ready but did not fit the limits, and why they must run.
     pub waiting: Vec<(String, Vec<Why>)>,
     /// Part and attempt.
     pub retried: Vec<(String, u32)>,
 }
 
-/// A build of `plan`, where `cached` says what the cache has.
+/// A build of `plan`; `cached` decides which tasks are cached.
 pub struct Simulation<'a> {
     pub plan: &'a Plan,
     pub limits: Limits,
     pub cached: &'a dyn Fn(&Task) -> bool,
     /// Whether an earlier build completed the stage of this name.
     pub remembered: &'a dyn Fn(&str) -> bool,
-    /// What is known of the stages from earlier builds.
+    /// Times and outputs of the stages in earlier builds.
     pub history: History,
-    /// What a part that must run took when it ran last.
+    /// Time and memory of the last run of a task that must run.
     pub past: &'a dyn Fn(&Task) -> Option<PastRun>,
-    /// Cancels after so many answers.
+    /// Cancels after this number of answers.
     pub cancel_after: Option<usize>,
 }
 
 impl Simulation<'_> {
-    /// Runs to the end; `pick(n)` chooses which of `n` outstanding answers comes next. Panics where
-    /// the scheduler breaks a law.
+    /// Runs to the end; `pick(n)` chooses which of `n` outstanding effects is answered next. Panics
+    /// if the scheduler violates an invariant.
     pub fn run(&self, mut pick: impl FnMut(usize) -> usize) -> Trace {
         let mut scheduler = Scheduler::new(self.plan, self.limits, self.history.clone());
         let mut trace = Trace::default();
         let mut outstanding: Vec<Effect> = vec![];
-        let mut there: BTreeSet<Digest> = BTreeSet::new();
-        let mut asked: BTreeSet<ActionKey> = BTreeSet::new();
+        let mut available: BTreeSet<Digest> = BTreeSet::new();
+        let mut probed: BTreeSet<ActionKey> = BTreeSet::new();
         let mut attempts = BTreeMap::new();
         let (mut finished, mut may_begin, mut answered) = (false, true, 0);
         let mut input = Input::Begin;
@@ -62,26 +63,21 @@ impl Simulation<'_> {
                 result: Ok(result), ..
             } = &input
             {
-                there.extend(result.outputs.values().map(|part| part.content.digest));
+                available.extend(result.outputs.values().map(|part| part.content.digest));
             }
             if let Input::LookedUp {
                 completed: Ok(Some(completed)),
                 ..
             } = &input
             {
-                there.extend(
-                    completed
-                        .details()
-                        .unwrap()
-                        .manifest
-                        .parts
-                        .values()
-                        .map(|part| part.content.digest),
-                );
+                let details = completed.details().unwrap();
+                for part in details.manifest.parts.values() {
+                    available.insert(part.content.digest);
+                }
             }
             may_begin &= !matches!(input, Input::Cancel);
             for effect in scheduler.step(input) {
-                assert!(!finished, "nothing comes after the end");
+                assert!(!finished, "no effect follows `Finish`");
                 match effect {
                     Effect::Emit(event) => {
                         may_begin &=
@@ -98,30 +94,27 @@ impl Simulation<'_> {
                     } if !delay.is_zero() => {
                         assert!(
                             trace.runs.contains(&task.key),
-                            "only what ran is tried again"
+                            "only a task that ran is retried"
                         );
                         outstanding.push(effect);
                     }
                     effect => {
                         assert!(
                             may_begin,
-                            "nothing begins after a failure or an interruption"
+                            "nothing starts after a failure or a cancellation"
                         );
                         match &effect {
                             Effect::Probe { task, .. } => {
-                                assert!(asked.insert(task.key), "a key is probed once")
+                                assert!(probed.insert(task.key), "a key is probed once")
                             }
                             Effect::Run { task, .. } => {
                                 assert!(
                                     !trace.runs.contains(&task.key),
                                     "an action runs at most once"
                                 );
-                                assert!(
-                                    task.action
-                                        .inputs
-                                        .values()
-                                        .all(|input| there.contains(&input.digest))
-                                );
+                                for input in task.action.inputs.values() {
+                                    assert!(available.contains(&input.digest));
+                                }
                                 trace.runs.push(task.key);
                             }
                             _ => {}
@@ -134,7 +127,7 @@ impl Simulation<'_> {
             assert_eq!(
                 finished,
                 outstanding.is_empty(),
-                "the end comes when every answer is there"
+                "the build finishes when every effect is answered"
             );
             if finished {
                 let Built { completed, parts } = scheduler.into_built();
@@ -143,10 +136,10 @@ impl Simulation<'_> {
                         trace.waiting.push((part.id.to_string(), why));
                     }
                 }
-                trace.completed = completed
-                    .into_iter()
-                    .map(|(stage, it)| (stage.0, it.details().unwrap().manifest.clone()))
-                    .collect();
+                for (stage, completed) in completed {
+                    let manifest = completed.details().unwrap().manifest.clone();
+                    trace.completed.insert(stage.0, manifest);
+                }
                 return trace;
             }
             input = if self.cancel_after == Some(answered) && answered < usize::MAX && may_begin {
@@ -168,7 +161,7 @@ impl Simulation<'_> {
         }
     }
 
-    /// Whether this attempt is one of those that a flaky part fails.
+    /// Counts an attempt of a flaky part and returns whether it fails.
     fn fails(&self, task: &Task, attempts: &mut BTreeMap<ActionKey, u64>) -> bool {
         let attempt = attempts.entry(task.key).or_default();
         *attempt += 1;
@@ -176,13 +169,13 @@ impl Simulation<'_> {
     }
 
     fn check_limits(&self, outstanding: &[Effect]) {
-        let running = outstanding.iter().filter_map(|effect| match effect {
-            Effect::Run { task, .. } => Some(task.demand),
-            _ => None,
-        });
-        let (threads, memory) = running.fold((0, 0), |(t, m), demand| {
-            (t + demand.threads, m + demand.memory_bytes)
-        });
+        let (mut threads, mut memory) = (0, 0);
+        for effect in outstanding {
+            if let Effect::Run { task, .. } = effect {
+                threads += task.demand.threads;
+                memory += task.demand.memory_bytes;
+            }
+        }
         assert!(
             threads <= self.limits.jobs && memory <= self.limits.memory_bytes,
             "{threads} threads, {memory} B"
@@ -201,21 +194,25 @@ impl Simulation<'_> {
         match effect {
             Effect::LookUp { stage, .. } => {
                 let id = &self.plan.stages[stage.index()].id.0;
-                let manifest = expected(self.plan)
-                    .remove(id)
-                    .filter(|_| (self.remembered)(id));
-                let completed = manifest.map(|manifest| StageDetails {
-                    parts: manifest
-                        .parts
-                        .iter()
-                        .map(|(name, part)| (name.to_string(), ActionKey(part.content.digest)))
-                        .collect(),
+                let manifest = match expected(self.plan).remove(id) {
+                    Some(manifest) if (self.remembered)(id) => manifest,
+                    _ => {
+                        let completed = Ok(None);
+                        return Input::LookedUp { stage, completed };
+                    }
+                };
+                let mut parts = vec![];
+                for (name, part) in &manifest.parts {
+                    parts.push((name.to_string(), ActionKey(part.content.digest)));
+                }
+                let completed = CompletedStage::new(StageDetails {
+                    parts,
                     manifest,
                     tools: BTreeMap::new(),
                 });
                 Input::LookedUp {
                     stage,
-                    completed: completed.map(CompletedStage::new).transpose(),
+                    completed: completed.map(Some),
                 }
             }
             Effect::Expand { stage, inputs } => Input::Expanded {
@@ -241,13 +238,13 @@ impl Simulation<'_> {
     }
 }
 
-/// What the stages of `plan` give, evaluated one after another without an engine; stages that fail
-/// or follow from one that fails are left out.
+/// The outputs of the stages of `plan`, evaluated in order without an engine. Stages that fail, and
+/// those that depend on them, are missing.
 pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
     let mut all: BTreeMap<String, Manifest> = BTreeMap::new();
     for stage in &plan.stages {
         let mut inputs = Inputs::default();
-        let mut is_whole = true;
+        let mut is_complete = true;
         for (slot, producers) in &stage.slots {
             for producer in producers {
                 match all.get(&producer.0) {
@@ -258,7 +255,7 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
                             .or_default()
                             .push((producer.0.clone(), manifest.clone()));
                     }
-                    None => is_whole = false,
+                    None => is_complete = false,
                 }
             }
         }
@@ -266,17 +263,18 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
         for task in fake::tasks(stage, &inputs).unwrap() {
             match fake::outputs(&task.action) {
                 Ok(_) if task.action.params["flaky"].as_u64() > Some(stage.retries.into()) => {
-                    is_whole = false
+                    is_complete = false
                 }
-                Ok(outputs) => manifest
-                    .parts
-                    .extend(outputs.into_iter().map(|(out, part)| {
-                        (PartName::new(format!("{}/{out}", task.name)).unwrap(), part)
-                    })),
-                Err(_) => is_whole = false,
+                Ok(outputs) => {
+                    for (out, part) in outputs {
+                        let name = PartName::new(format!("{}/{out}", task.name)).unwrap();
+                        manifest.parts.insert(name, part);
+                    }
+                }
+                Err(_) => is_complete = false,
             }
         }
-        if is_whole {
+        if is_complete {
             all.insert(stage.id.0.clone(), manifest);
         }
     }
@@ -284,7 +282,7 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
 }
 
 /// Events as lines of text.
-pub fn told(events: &[Event]) -> String {
+pub fn event_lines(events: &[Event]) -> String {
     let line = |event: &Event| match event {
         Event::Begun { .. } => String::new(),
         Event::Expanded { stage, parts } => format!("{stage} has {parts}\n"),
@@ -307,8 +305,8 @@ pub fn told(events: &[Event]) -> String {
         Event::CompletedStage {
             stage,
             as_before: false,
-        } => format!("{stage} sealed\n"),
-        Event::CompletedStage { stage, .. } => format!("{stage} sealed as before\n"),
+        } => format!("{stage} completed\n"),
+        Event::CompletedStage { stage, .. } => format!("{stage} completed as before\n"),
         Event::Skipped { stage } => format!("{stage} skipped\n"),
         Event::Finished {
             hits,

@@ -1,21 +1,29 @@
-//! Runs stages one after the other, from a GGUF to a validated candidate, with kiln's own executor.
+//! Runs stages one after the other with kiln's executor, from a GGUF to a validated candidate.
 
 use std::path::{Path, PathBuf};
 
-use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry};
+use kiln::action::{Demand, Inputs, Isolation, Manifest, Part, PartName, Registry, WorkOrder};
 use kiln::base::{CanonJson, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
 use serde_json::{Value, json};
 
-/// A cache folder, the stages, and the tools that were found.
+use super::results::put;
+use super::workspace::{inputs, part_name};
+
+/// A text for evaluation, about 25 tokens of the tiny vocabulary.
+pub const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over \
+                        the quick brown fox again";
+
+/// A cache, the stages and the tools.
 pub struct StageRunner {
     store: Disk,
     stages: Registry,
     tools: Vec<(String, Manifest)>,
 }
 
-struct Quiet;
+/// Ignores progress and never cancels.
+pub struct Quiet;
 
 impl Watch for Quiet {
     fn progress(&self, _: u64, _: u64, _: &str) {}
@@ -37,16 +45,13 @@ impl StageRunner {
     /// Adds the shared libraries of `folder` as tool `name`.
     pub fn tool(mut self, name: &str, folder: &Path) -> Self {
         let mut tool = Manifest::default();
-        for entry in std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap())
-        {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
             let file = entry.file_name().to_string_lossy().into_owned();
             if file.contains(".so") {
-                tool.parts.insert(
-                    PartName::new(file).unwrap(),
-                    self.part(&std::fs::read(entry.path()).unwrap(), Value::Null),
-                );
+                let bytes = std::fs::read(entry.path()).unwrap();
+                let name = PartName::new(file).unwrap();
+                tool.parts.insert(name, self.part(&bytes, Value::Null));
             }
         }
         self.tools.push((name.into(), tool));
@@ -58,8 +63,8 @@ impl StageRunner {
         Ok(self.run_as(kind, params, slots, |demand| demand)?.0)
     }
 
-    /// The same, each order in a process of its own, and the largest of their peaks of memory,
-    /// mapped files included.
+    /// The same with each order in its own process. Also returns the largest peak memory, including
+    /// mapped files.
     pub fn measure(
         &self,
         kind: &str,
@@ -78,16 +83,16 @@ impl StageRunner {
         kind: &str,
         params: Value,
         slots: &[(&str, &Manifest)],
-        demanded: fn(Demand) -> Demand,
+        change_demand: fn(Demand) -> Demand,
     ) -> Result<(Manifest, u64)> {
         let stage = self.stages.get(kind).unwrap();
         let mut inputs = Inputs {
             tools: self.tools.iter().cloned().collect(),
             ..Inputs::default()
         };
-        for (name, given) in slots {
-            // `validate` has one slot for whatever can be checked; its stages are named by what they
-            // give.
+        for (name, manifest) in slots {
+            // `validate` has one slot for all artifacts. Here each stage has the name of its
+            // artifact.
             let mut slot = *name;
             if kind == "validate" {
                 let [all] = stage.spec().inputs else { panic!() };
@@ -96,7 +101,7 @@ impl StageRunner {
                 slot = all.name;
             }
             let stages = inputs.slots.entry(slot.to_string()).or_default();
-            stages.push((name.to_string(), (*given).clone()));
+            stages.push((name.to_string(), (*manifest).clone()));
         }
         let program = PathBuf::from(env!("CARGO_BIN_EXE_kiln"));
         let executor = Local {
@@ -106,7 +111,7 @@ impl StageRunner {
         };
         let (mut manifest, mut largest) = (Manifest::default(), 0);
         for order in stage.expand(&params, &inputs)? {
-            let (name, demand) = (order.name.clone(), demanded(order.demand));
+            let (name, demand) = (order.name.clone(), change_demand(order.demand));
             let start = std::time::Instant::now();
             let ran = executor.run(&order.into_action(stage.spec()), &demand, &Quiet)?;
             let seconds = start.elapsed().as_secs_f64();
@@ -118,28 +123,17 @@ impl StageRunner {
                 );
                 println!("{kind} {name}: {seconds:.1} s, peak {peak} of {demand}");
             }
-            let full = |output: &PartName| {
-                if name.is_empty() {
-                    output.to_string()
-                } else {
-                    format!("{name}/{output}")
-                }
-            };
-            let parts = ran
-                .outputs
-                .into_iter()
-                .map(|(output, part)| (PartName::new(full(&output)).unwrap(), part));
-            manifest.parts.extend(parts);
+            for (output, part) in ran.outputs {
+                manifest.parts.insert(part_name(&name, &output), part);
+            }
         }
         Ok((manifest, largest))
     }
 
     /// Stores bytes as a part.
     pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
-        let mut sink = self.store.create().unwrap();
-        sink.write_all(bytes).unwrap();
         Part {
-            content: sink.finish().unwrap(),
+            content: put(&self.store, bytes),
             facts: CanonJson::from(facts),
         }
     }
@@ -155,7 +149,7 @@ impl StageRunner {
         }
     }
 
-    /// The model in `gguf`, and its ONNX graphs with weights held by `scheme`.
+    /// The model in `gguf`, and its ONNX graphs with weights in `scheme`.
     pub fn model(&self, gguf: &[u8], scheme: &str, graph: Value) -> (Manifest, Manifest) {
         let model = self.inspect(gguf);
         let graph = self.graph(&model, scheme, graph);
@@ -177,6 +171,29 @@ impl StageRunner {
             .unwrap()
     }
 
+    /// The reference of `model` on [`TEXT`].
+    pub fn reference(&self, model: &Manifest, params: Value) -> Manifest {
+        let text = self.file(TEXT.as_bytes());
+        self.run("reference", params, &[("model", model), ("text", &text)])
+            .unwrap()
+    }
+
+    /// The evaluation of a candidate, whose slot is `graph` or `context`.
+    pub fn evaluate(&self, reference: &Manifest, slot: &str, candidate: &Manifest) -> Manifest {
+        let slots = [("reference", reference), (slot, candidate)];
+        self.run("evaluate", json!({}), &slots).unwrap()
+    }
+
+    /// A part as text.
+    pub fn text(&self, manifest: &Manifest, name: &str) -> String {
+        String::from_utf8(self.bytes(manifest, name)).unwrap()
+    }
+
+    /// A part as JSON.
+    pub fn json(&self, manifest: &Manifest, name: &str) -> Value {
+        serde_json::from_slice(&self.bytes(manifest, name)).unwrap()
+    }
+
     /// The bytes of a part.
     pub fn bytes(&self, manifest: &Manifest, name: &str) -> Vec<u8> {
         let content = manifest.part(name).unwrap().content;
@@ -185,11 +202,49 @@ impl StageRunner {
         blob[start..start + content.digest.size_bytes as usize].to_vec()
     }
 
-    /// Makes `change` to the bytes of a part.
-    pub fn spoil(&self, manifest: &mut Manifest, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    /// Writes the parts to files.
+    pub fn write_to(&self, manifest: &Manifest, folder: &Path) {
+        for name in manifest.parts.keys() {
+            let path = folder.join(name.as_str());
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, self.bytes(manifest, name.as_str())).unwrap();
+        }
+    }
+
+    /// A tool `qnn` with fake libraries, to expand stages.
+    pub fn fake_qnn(&self) -> Manifest {
+        let library = self.part(b"a library", Value::Null);
+        let mut tool = Manifest::default();
+        for name in ["libQnnHtp.so", "libQnnSystem.so"] {
+            tool.parts
+                .insert(PartName::new(name).unwrap(), library.clone());
+        }
+        tool
+    }
+
+    /// Expands `context-bin` for a graph, with fake libraries.
+    pub fn context_orders(&self, graph: &Manifest, params: &Value) -> Vec<WorkOrder> {
+        let inputs = Inputs {
+            tools: [("qnn".to_string(), self.fake_qnn())].into(),
+            ..inputs(&[("graph", graph)])
+        };
+        self.stages
+            .get("context-bin")
+            .unwrap()
+            .expand(params, &inputs)
+            .unwrap()
+    }
+
+    /// Changes the bytes of a part.
+    pub fn change_bytes(
+        &self,
+        manifest: &mut Manifest,
+        name: &str,
+        change: impl FnOnce(&mut Vec<u8>),
+    ) {
         let mut bytes = self.bytes(manifest, name);
         change(&mut bytes);
-        let spoiled = self.part(&bytes, manifest.part(name).unwrap().facts.value().clone());
-        manifest.parts.insert(PartName::new(name).unwrap(), spoiled);
+        let changed = self.part(&bytes, manifest.part(name).unwrap().facts.value().clone());
+        manifest.parts.insert(PartName::new(name).unwrap(), changed);
     }
 }

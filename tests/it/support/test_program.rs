@@ -1,5 +1,4 @@
-//! The helper program of `tests/it/test_program`: kiln with other stage kinds, for what is seen only
-//! from outside and from no real stage.
+//! Runs the helper program of `tests/it/test_program`, which is kiln with simple stage kinds.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,10 +6,10 @@ use std::process::Command;
 
 /// The helper program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_test-program");
-/// The variable that states the version of `make`.
+/// The environment variable with the version of `make`.
 pub const VERSION: &str = "MAKE_VERSION";
 
-/// A plan of these stage kinds.
+/// A plan with these stage kinds.
 pub const PLAN: &str = r#"
 [plan]
 name = "shop"
@@ -38,7 +37,7 @@ text = "bill"
 times = 20000
 "#;
 
-/// A folder with that plan and what it reads.
+/// A folder with that plan and its input files.
 pub struct Project(tempfile::TempDir);
 
 impl Project {
@@ -62,8 +61,9 @@ impl Project {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// Calls the program in the folder, with variables of the environment. Returns its exit code,
-    /// its standard output, in which the folder is called HERE, and its standard error.
+    /// Calls the program in the folder with these environment variables. Returns its exit code, its
+    /// standard output, in which the path of the folder is replaced by HERE, and its standard
+    /// error.
     pub fn kiln(&self, call: &str, environment: &[(&str, &str)]) -> (i32, String, String) {
         let mut program = Command::new(PROGRAM);
         program
@@ -81,23 +81,25 @@ impl Project {
         )
     }
 
-    /// What a call says that must succeed.
-    pub fn done(&self, call: &str) -> String {
+    /// The standard output of a call, which must succeed.
+    pub fn stdout(&self, call: &str) -> String {
         let (code, out, errors) = self.kiln(call, &[]);
         assert_eq!(code, 0, "{call}: {out}{errors}");
         out
     }
 }
 
-/// `text` with every digest as `b3:`.
-pub fn plain(text: &str) -> String {
+/// `text` with every digest shortened to `b3:`.
+pub fn without_digests(text: &str) -> String {
     let mut pieces = text.split("b3:");
-    let first = pieces.next().unwrap_or_default().to_string();
-    pieces.fold(first, |out, piece| {
-        let rest = piece.trim_start_matches(|c: char| c.is_ascii_hexdigit());
-        let size = rest
-            .strip_prefix('/')
-            .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
-        out + "b3:" + size.unwrap_or(rest)
-    })
+    let mut out = pieces.next().unwrap_or_default().to_string();
+    for piece in pieces {
+        let mut rest = piece.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+        if let Some(size) = rest.strip_prefix('/') {
+            rest = size.trim_start_matches(|c: char| c.is_ascii_digit());
+        }
+        out += "b3:";
+        out += rest;
+    }
+    out
 }

@@ -1,5 +1,5 @@
-//! A plan over a tiny model, built by the real program: downloads, parts on threads, a part in a
-//! process of its own.
+//! Builds a plan with a tiny model by the real program: downloads, parts on threads, and a part in
+//! its own process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +13,10 @@ use super::web::{Reply, Server};
 
 const TEXT: &str = "clay is shaped, dried, fired and glazed, and then it is fired again";
 
-/// For each stage that was written out, its files and their bytes.
+/// The files that were written, by stage.
 pub type Written = BTreeMap<String, BTreeMap<PathBuf, Vec<u8>>>;
 
-/// The plan and the model. Each room is a folder with a cache and artifacts of its own.
+/// The plan and the model. Each workspace is a folder with its own cache and artifacts.
 pub struct TinyBuild {
     root: tempfile::TempDir,
     pub model: Vec<u8>,
@@ -24,7 +24,7 @@ pub struct TinyBuild {
 }
 
 impl TinyBuild {
-    /// With the model as a file beside the plan, and more stages.
+    /// With the model as a local file, and more stages.
     pub fn new() -> TinyBuild {
         let more = r#"
             rounded = { kind = "requant", tensors = "model", scheme = "int8-block" }
@@ -32,8 +32,7 @@ impl TinyBuild {
         Self::with("file:model.gguf", None, more)
     }
 
-    /// With the model on a web server that knows ranges: the smallest build that has every kind of
-    /// work.
+    /// With the model on a web server that supports ranges.
     pub fn downloading() -> TinyBuild {
         let model = TinyGguf::llama().write();
         let server = Server::new(move |_, request| Reply::range(&model, request));
@@ -72,102 +71,96 @@ impl TinyBuild {
         self.root.path().join("tiny.toml")
     }
 
-    pub fn room(&self, room: &str) -> PathBuf {
-        self.root.path().join(room)
+    pub fn workspace(&self, workspace: &str) -> PathBuf {
+        self.root.path().join(workspace)
     }
 
-    pub fn cache(&self, room: &str) -> PathBuf {
-        self.room(room).join("cache")
+    pub fn cache(&self, workspace: &str) -> PathBuf {
+        self.workspace(workspace).join("cache")
     }
 
-    /// The arguments of a build in `room`.
-    pub fn arguments(&self, room: &str) -> Vec<PathBuf> {
+    /// The arguments of a build in `workspace`.
+    pub fn arguments(&self, workspace: &str) -> Vec<PathBuf> {
         let mut all: Vec<PathBuf> = ["build", "--json", "--jobs", "2", "--cache"]
             .map(PathBuf::from)
             .into();
         all.extend([
-            self.cache(room),
+            self.cache(workspace),
             "--out".into(),
-            self.room(room).join("out"),
+            self.workspace(workspace).join("out"),
             self.plan(),
         ]);
         all
     }
 
-    pub fn build(&self, room: &str) -> Command {
+    pub fn build(&self, workspace: &str) -> Command {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        kiln.args(self.arguments(room));
+        kiln.args(self.arguments(workspace));
         kiln
     }
 
-    /// Builds to the end and yields every event.
+    /// Builds to the end and returns all events.
     #[track_caller]
-    pub fn events(&self, room: &str) -> Vec<serde_json::Value> {
-        let output = self.build(room).output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+    pub fn events(&self, workspace: &str) -> Vec<serde_json::Value> {
+        let output = self.build(workspace).output().unwrap();
+        assert!(output.status.success(), "{}", printed(&output));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let event = |line| serde_json::from_str(line).unwrap();
+        lines.lines().map(event).collect()
     }
 
-    /// Builds to the end; yields the numbers of hits and of parts that ran.
+    /// Builds to the end; returns the numbers of hits and of parts that ran.
     #[track_caller]
-    pub fn build_to_end(&self, room: &str) -> (u64, u64) {
-        let finished = self
-            .events(room)
-            .into_iter()
-            .find(|event| event["event"] == "finished")
-            .unwrap();
-        (
-            finished["hits"].as_u64().unwrap(),
-            finished["ran"].as_u64().unwrap(),
-        )
+    pub fn build_to_end(&self, workspace: &str) -> (u64, u64) {
+        let mut events = self.events(workspace).into_iter();
+        let finished = events.find(|event| event["event"] == "finished").unwrap();
+        let count = |name: &str| finished[name].as_u64().unwrap();
+        (count("hits"), count("ran"))
     }
 
-    /// What a build must give, by one in the room `whole`.
-    pub fn whole(&self) -> Written {
-        self.build_to_end("whole");
-        self.written("whole")
+    /// The artifacts of an undisturbed build, in the workspace `expected`.
+    pub fn expected(&self) -> Written {
+        self.build_to_end("expected");
+        self.written("expected")
     }
 
-    pub fn written(&self, room: &str) -> Written {
-        written(&self.room(room).join("out"))
+    pub fn written(&self, workspace: &str) -> Written {
+        written(&self.workspace(workspace).join("out"))
     }
 
-    /// Whether `kiln cache verify` finds nothing.
-    pub fn is_whole(&self, room: &str) -> bool {
+    /// Whether `kiln cache verify` succeeds.
+    pub fn verifies(&self, workspace: &str) -> bool {
         let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
         let output = kiln
             .args(["cache", "verify", "--cache"])
-            .arg(self.cache(room))
+            .arg(self.cache(workspace))
             .output()
             .unwrap();
         if !output.status.success() {
-            println!("{}", said(&output));
+            println!("{}", printed(&output));
         }
         output.status.success()
     }
 }
 
-/// What lies in `out`; folders that are still being written do not count.
+/// The files in `out`, except those in temporary folders.
 pub fn written(out: &Path) -> Written {
+    let mut written = BTreeMap::new();
     let Ok(entries) = fs::read_dir(out) else {
-        return BTreeMap::new();
+        return written;
     };
-    let folders = entries
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.file_type().unwrap().is_dir());
-    let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
-    let whole = folders.filter(|entry| !name(entry).starts_with(".kiln-tmp-"));
-    whole
-        .map(|entry| (name(&entry), files(&entry.path())))
-        .collect()
+    for entry in entries {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_dir() && !name.starts_with(".kiln-tmp-") {
+            written.insert(name, files(&entry.path()));
+        }
+    }
+    written
 }
 
 /// Everything that a program printed.
-pub fn said(output: &Output) -> String {
+pub fn printed(output: &Output) -> String {
     format!(
         "{}\n{}{}",
         output.status,
@@ -176,15 +169,16 @@ pub fn said(output: &Output) -> String {
     )
 }
 
-/// The codes of the problems in what `--json` printed.
+/// The codes of the final problems in the output of `--json`; problems in events do not count.
 pub fn codes(output: &Output) -> Vec<String> {
-    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines = lines
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    // Events that tell of a problem are not the last word.
-    let problems = lines.filter(|line| line.get("event").is_none());
-    problems
-        .filter_map(|line| Some(line.get("problem")?.get("code")?.as_str()?.to_owned()))
-        .collect()
+    let mut codes = vec![];
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+            continue;
+        };
+        if let (None, Some(code)) = (line.get("event"), line["problem"]["code"].as_str()) {
+            codes.push(code.to_owned());
+        }
+    }
+    codes
 }

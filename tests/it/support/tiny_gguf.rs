@@ -1,13 +1,13 @@
-//! Tiny but valid models: `TinyGguf::qwen2().write()` gives the bytes of a GGUF that every stage
-//! takes.
+//! Tiny but valid models: `TinyGguf::qwen2().write()` returns the bytes of a GGUF that every stage
+//! accepts.
 //!
-//! Deterministic: the values of a tensor depend on its name and the seed only. Untrained: the text
-//! it makes is noise.
+//! The values of a tensor depend only on its name and the seed. The models are untrained, so their
+//! text is noise.
 
 use super::gguf_file::{GgufFile, Value};
 use super::quantize::{Quant, encode};
 
-/// What a tiny model is made of; every setter has a default that fits the others.
+/// The properties of a tiny model. Every setter has a default that fits the others.
 #[derive(Clone, Debug)]
 pub struct TinyGguf {
     architecture: &'static str,
@@ -26,7 +26,7 @@ pub struct TinyGguf {
 
 impl TinyGguf {
     /// llama: two layers, 4 heads over 2, head_dim 16, interleaved RoPE rows, no biases, tied
-    /// embeddings, Q4_1 as SmolLM2's.
+    /// embeddings, Q4_1 like SmolLM2.
     pub fn llama() -> Self {
         TinyGguf {
             architecture: "llama",
@@ -37,8 +37,8 @@ impl TinyGguf {
         }
     }
 
-    /// qwen2: two layers, 4 heads over 2, head_dim 16, biases of q, k and v, an `output.weight` of
-    /// its own, Q4_0.
+    /// qwen2: two layers, 4 heads over 2, head_dim 16, biases of q, k and v, a separate
+    /// `output.weight`, Q4_0.
     pub fn qwen2() -> Self {
         TinyGguf {
             architecture: "qwen2",
@@ -62,7 +62,7 @@ impl TinyGguf {
         self
     }
 
-    /// Widths of the residual stream and of the feed-forward layer. Q6_K wants multiples of 256.
+    /// Widths of the residual stream and of the feed-forward layer. Q6_K needs multiples of 256.
     pub fn widths(mut self, hidden: usize, ffn: usize) -> Self {
         (self.hidden, self.ffn) = (hidden, ffn);
         self
@@ -92,8 +92,8 @@ impl TinyGguf {
         self
     }
 
-    /// Biases as trained Qwen2 models have them: hundreds for k and tens for q, in the slowest
-    /// quarter of each head's columns.
+    /// Biases as in trained Qwen2 models: hundreds for k and tens for q, in the slowest quarter of
+    /// the columns of each head.
     pub fn large_biases(mut self) -> Self {
         self.large_biases = true;
         self
@@ -105,7 +105,7 @@ impl TinyGguf {
         self
     }
 
-    /// Another seed, other weights.
+    /// The seed of the weights.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -116,7 +116,7 @@ impl TinyGguf {
         self.file().write()
     }
 
-    /// The file, for tests that spoil it before they write it.
+    /// The file, for tests that change it before they write it.
     pub fn file(&self) -> GgufFile {
         let mut file = GgufFile::default();
         let vocabulary = Vocabulary::new();
@@ -142,22 +142,17 @@ impl TinyGguf {
         );
         let count = vocabulary.tokens.len();
         let is_control = |id: usize| id >= count - CONTROL.len();
-        file.set(
-            "tokenizer.ggml.token_type",
-            Value::I32s(
-                (0..count)
-                    .map(|id| if is_control(id) { 3 } else { 1 })
-                    .collect(),
-            ),
-        );
+        let token_type = |id| if is_control(id) { 3 } else { 1 };
+        let token_types = (0..count).map(token_type).collect();
+        file.set("tokenizer.ggml.token_type", Value::I32s(token_types));
         file.set("tokenizer.ggml.tokens", Value::Strings(vocabulary.tokens));
         file.set("tokenizer.ggml.merges", Value::Strings(vocabulary.merges));
         file.set("tokenizer.ggml.bos_token_id", count as u32 - 2);
         file.set("tokenizer.ggml.eos_token_id", count as u32 - 1);
         file.set("tokenizer.ggml.add_bos_token", Value::Bool(0));
-        self.tensors(count)
-            .into_iter()
-            .for_each(|(name, rows, columns)| self.add(&mut file, &name, rows, columns));
+        for (name, rows, columns) in self.tensors(count) {
+            self.add(&mut file, &name, rows, columns);
+        }
         file
     }
 
@@ -193,13 +188,11 @@ impl TinyGguf {
     }
 
     fn add(&self, file: &mut GgufFile, name: &str, rows: usize, columns: usize) {
-        let own_type = self
-            .types
-            .iter()
-            .find(|(tensor, _)| tensor == name)
-            .map(|(_, quant)| *quant);
-        let default = if rows == 0 { Quant::F32 } else { self.matrices };
-        let quant = own_type.unwrap_or(default);
+        let quant = match self.types.iter().find(|(tensor, _)| tensor == name) {
+            Some((_, quant)) => *quant,
+            None if rows == 0 => Quant::F32,
+            None => self.matrices,
+        };
         let (centre, spread) = match rows {
             0 if name.ends_with("norm.weight") => (1.0, 0.1),
             0 => (0.0, 0.3),
@@ -213,9 +206,8 @@ impl TinyGguf {
             Some("attn_q") if rows == 0 && self.large_biases && is_slow(column) => 30.0,
             _ => spread,
         };
-        let values: Vec<f32> = (0..rows.max(1) * columns)
-            .map(|i| centre + spread(i) * random.normal())
-            .collect();
+        let value = |i| centre + spread(i) * random.normal();
+        let values: Vec<f32> = (0..rows.max(1) * columns).map(value).collect();
         let dims = if rows == 0 {
             vec![columns as u64]
         } else {
@@ -229,25 +221,25 @@ const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 const MERGES: &str = "Ġ t,h e,i n,r e,o n,Ġ a,Ġt he,e r,a t,Ġ o,e n,n d,Ġ s,i t,Ġ w,e s,Ġo f,o \
                       r,Ġ b,a n,Ġ c,i s,in g,Ġ p,e d,Ġ f,a l,Ġ in,Ġa nd";
 
-/// How GPT-2 spells each byte: one that does not print is the next free character from U+0100 on.
-pub fn letters() -> Vec<char> {
-    let prints = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+/// The character that GPT-2 uses for each byte: bytes that do not print are the next free
+/// characters from U+0100 on.
+pub fn byte_characters() -> Vec<char> {
     let mut spare = 256..;
-    let letter = |byte| {
-        if prints(byte) {
+    let mut characters = vec![];
+    for byte in 0..256 {
+        let is_printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let code = if is_printable {
             byte
         } else {
             spare.next().unwrap()
-        }
-    };
-    (0..256)
-        .map(letter)
-        .map(|c| char::from_u32(c).unwrap())
-        .collect()
+        };
+        characters.push(char::from_u32(code).unwrap());
+    }
+    characters
 }
 
-/// A byte-level BPE vocabulary: GPT-2's 256 letters, then one token a merge, then the control
-/// tokens: 288 in all.
+/// A byte-level BPE vocabulary of 288 tokens: the 256 bytes of GPT-2, one token per merge, and the
+/// control tokens.
 struct Vocabulary {
     tokens: Vec<String>,
     merges: Vec<String>,
@@ -255,7 +247,7 @@ struct Vocabulary {
 
 impl Vocabulary {
     fn new() -> Self {
-        let mut tokens: Vec<String> = letters().into_iter().map(String::from).collect();
+        let mut tokens: Vec<String> = byte_characters().into_iter().map(String::from).collect();
         let merges: Vec<String> = MERGES.split(',').map(String::from).collect();
         tokens.extend(merges.iter().map(|pair| pair.replace(' ', "")));
         tokens.extend(CONTROL.map(String::from));
@@ -263,15 +255,17 @@ impl Vocabulary {
     }
 }
 
-/// splitmix64, started from a name.
+/// splitmix64, seeded with a name.
 pub struct Random(u64);
 
 impl Random {
     pub fn of(name: &str, seed: u64) -> Self {
         // FNV-1a
-        Random(name.bytes().fold(0xcbf29ce484222325 ^ seed, |h, byte| {
-            (h ^ byte as u64).wrapping_mul(0x100000001b3)
-        }))
+        let mut hash = 0xcbf29ce484222325 ^ seed;
+        for byte in name.bytes() {
+            hash = (hash ^ byte as u64).wrapping_mul(0x100000001b3);
+        }
+        Random(hash)
     }
 
     pub fn bits(&mut self) -> u64 {
@@ -281,12 +275,13 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// About normal: the sum of twelve uniform numbers less six. Free of libm, so the same bits
-    /// everywhere.
+    /// Approximately normal: the sum of twelve uniform numbers minus six. It does not use libm, so
+    /// the bits are the same everywhere.
     pub fn normal(&mut self) -> f32 {
-        (0..12)
-            .map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32)
-            .sum::<f32>()
-            - 6.0
+        let mut sum = 0.0;
+        for _ in 0..12 {
+            sum += (self.bits() >> 40) as f32 / (1u64 << 24) as f32;
+        }
+        sum - 6.0
     }
 }

@@ -1,13 +1,13 @@
-//! Tiny models as `inspect` and `requant` hand them over: random weights in every spelling.
+//! Tiny models in the form that `inspect` and `requant` write: random weights in every encoding.
 
-use half::f16;
 use kiln::action::{Inputs, Manifest, Part, PartName};
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::weight::{Element, WeightEncoding, WeightFacts};
 use serde_json::json;
 
+use super::quantize::{Quant, encode};
 use super::tiny_gguf::Random;
-use super::workspace::Folder;
+use super::workspace::{Folder, inputs};
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,7 +59,7 @@ impl TinyWeights {
         }
     }
 
-    /// qwen2 with biases and a head of its own, and every spelling somewhere.
+    /// qwen2 with biases, a separate head, and every encoding in some tensor.
     pub fn qwen2() -> Self {
         let mut model = TinyWeights::llama();
         model.facts.architecture = "qwen2".into();
@@ -77,7 +77,7 @@ impl TinyWeights {
         model
     }
 
-    /// What a stage that takes `model` and `weights` sees.
+    /// The inputs of a stage with the slots `model` and `weights`.
     pub fn inputs(&self, folder: &Folder) -> Inputs {
         let model_json = serde_json::to_value(&self.facts).unwrap();
         let mut model = Manifest::default();
@@ -93,11 +93,7 @@ impl TinyWeights {
                     .insert(name(&format!("{tensor}/{blob}")), part);
             }
         }
-        let slot = |slot: &str, manifest| (slot.to_string(), vec![(slot.to_string(), manifest)]);
-        Inputs {
-            slots: [slot("model", model), slot("weights", weights)].into(),
-            ..Inputs::default()
-        }
+        inputs(&[("model", &model), ("weights", &weights)])
     }
 
     fn tensors(&self) -> Vec<(String, Vec<u64>)> {
@@ -143,15 +139,14 @@ impl TinyWeights {
                 } else {
                     0.0
                 };
-                let values: Vec<f32> = (0..count).map(|_| centre + 0.2 * random.normal()).collect();
+                let value = |_| centre + 0.2 * random.normal();
+                let values: Vec<f32> = (0..count).map(value).collect();
                 return parts(folder, shape, plain(Element::F32), vec![f32s(&values)]);
             }
         };
         let spread = 1.0 / (columns as f32).sqrt();
-        let mut numbers = |n: usize, spread: f32| {
-            (0..n)
-                .map(|_| spread * random.normal())
-                .collect::<Vec<f32>>()
+        let mut numbers = |count: usize, spread: f32| -> Vec<f32> {
+            (0..count).map(|_| spread * random.normal()).collect()
         };
         let stored = (self.stored)(tensor);
         let blocks = |codes, block, scales, offsets| {
@@ -202,7 +197,7 @@ fn plain(element: Element) -> WeightEncoding {
     WeightEncoding::Plain { element }
 }
 
-/// The parts of a weight whose blobs are these.
+/// The parts of a weight with these blobs.
 fn parts(
     folder: &Folder,
     shape: &[u64],
@@ -212,12 +207,15 @@ fn parts(
     let error = json!({"source": "F32", "scheme": "made up", "exact": true, "max_error": 0.0});
     let mut parts = vec![];
     for (spec, blob) in encoding.parts(shape).unwrap().into_iter().zip(blobs) {
+        let is_main = spec.part == encoding.main_part();
         let facts = WeightFacts {
             encoding,
             part: spec.part,
             shape: shape.into(),
-            error: (spec.part == encoding.main_part())
-                .then(|| serde_json::from_value(error.clone()).unwrap()),
+            error: match is_main {
+                true => Some(serde_json::from_value(error.clone()).unwrap()),
+                false => None,
+            },
         };
         let facts = serde_json::to_value(&facts).unwrap();
         parts.push((spec.part.name(), folder.part(&blob, facts)));
@@ -230,19 +228,14 @@ fn name(text: &str) -> PartName {
 }
 
 fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    encode(Quant::F32, values)
 }
 
 fn f16s(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|x| f16::from_f32(*x).to_le_bytes())
-        .collect()
+    encode(Quant::F16, values)
 }
 
 fn nibbles(values: &[f32]) -> Vec<u8> {
-    values
-        .chunks(2)
-        .map(|pair| (pair[0] as i8 as u8 & 15) | (pair[1] as i8 as u8) << 4)
-        .collect()
+    let byte = |pair: &[f32]| (pair[0] as i8 as u8 & 15) | (pair[1] as i8 as u8) << 4;
+    values.chunks(2).map(byte).collect()
 }

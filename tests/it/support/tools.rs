@@ -1,5 +1,5 @@
-//! The real libraries and the real model, for the tests that are `#[ignore]`d because they need
-//! them: fetched once by the `fetch` stage itself, into a cache below `target/`.
+//! The real libraries and a real model, for the `#[ignore]`d tests that need them. The `fetch`
+//! stage fetches them once into a cache below `target/`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln::action::{Inputs, Outputs};
 use kiln::engine::{is_proved, note_proof};
-use kiln::execute::{Executor, Local, Watch};
+use kiln::execute::{Executor, Local};
 use kiln::stages;
 use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
 use serde_json::json;
 
-/// The wheel of Qualcomm's libraries, as a plan's [tools] spells it.
+use super::stage_runner::Quiet;
+
+/// The wheel of Qualcomm's libraries, as in the `[tools]` table of a plan.
 pub const QNN: &str = "onnxruntime-qnn==2.7.0";
 pub const QNN_SHA256: &str = "c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849";
 
@@ -36,7 +38,7 @@ pub fn smollm2() -> PathBuf {
     fetched(url, sha256, false).into_values().next().unwrap()
 }
 
-/// A folder where every library of a wheel has its own name.
+/// A folder with the libraries of a wheel, by file name.
 fn unpacked(url: &str, sha256: &str) -> PathBuf {
     let folder = home().join("tools").join(sha256);
     std::fs::create_dir_all(&folder).unwrap();
@@ -49,7 +51,7 @@ fn unpacked(url: &str, sha256: &str) -> PathBuf {
     folder
 }
 
-/// The cache that the tests of real things share.
+/// The cache that these tests share.
 pub fn cache() -> PathBuf {
     home().join("cache")
 }
@@ -60,10 +62,10 @@ fn home() -> &'static Path {
 
 /// The files of a pinned url, by name.
 fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
-    // Tests of one process would else download side by side; those of several wait for each other
-    // in the stage.
+    // Prevents parallel downloads by the tests of this process; the stage itself prevents those of
+    // several processes.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let store = Disk::open(&cache()).unwrap();
     let stages = stages::all();
     let stage = stages.get("fetch").unwrap();
@@ -72,19 +74,15 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
     let demand = order.demand;
     let action = order.into_action(stage.spec());
     let proof = stage.proof(&action.params).unwrap();
-    let known = store
-        .get(&action.key())
-        .unwrap()
-        .filter(|found| is_proved(&proof, found, &store, &store).unwrap());
-    let outputs: Outputs = match known {
-        Some(found) => found.outputs,
-        None => {
+    let outputs: Outputs = match store.get(&action.key()).unwrap() {
+        Some(found) if is_proved(&proof, &found, &store, &store).unwrap() => found.outputs,
+        _ => {
             let local = Local {
                 store: &store,
                 stages: &stages,
                 program: PathBuf::new(),
             };
-            let outputs = local.run(&action, &demand, &Alone).unwrap().outputs;
+            let outputs = local.run(&action, &demand, &Quiet).unwrap().outputs;
             let result = ActionResult {
                 action: action.canonical_text(),
                 outputs: outputs.clone(),
@@ -96,19 +94,10 @@ fn fetched(url: &str, sha256: &str, unpack: bool) -> BTreeMap<String, PathBuf> {
             outputs
         }
     };
-    let path = |content| store.path(content).unwrap().unwrap();
-    outputs
-        .iter()
-        .map(|(name, part)| (name.to_string(), path(&part.content.digest)))
-        .collect()
-}
-
-struct Alone;
-
-impl Watch for Alone {
-    fn progress(&self, _done: u64, _total: u64, _unit: &str) {}
-
-    fn cancelled(&self) -> bool {
-        false
+    let mut paths = BTreeMap::new();
+    for (name, part) in outputs {
+        let path = store.path(&part.content.digest).unwrap().unwrap();
+        paths.insert(name.to_string(), path);
     }
+    paths
 }

@@ -1,4 +1,4 @@
-//! A few stage kinds of a pottery, so that tests of plans need no real stage.
+//! Toy stage kinds for tests of plans. They check their parameters like real kinds and never run.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use kiln::base::{Problem, Result};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// `fetch` -> clay; `throw` clay -> pot; `fire` pot (with the tool `oven`) -> ware; `judge` wares
-/// -> verdict.
+/// `fetch` writes `clay`; `throw` turns `clay` into `pot`; `fire` turns `pot` into `ware` and needs
+/// the tool `oven`; `judge` turns several `ware` into `verdict`.
 pub fn registry() -> Registry {
     Registry::new(vec![
         Box::new(Erased(Fetch)),

@@ -1,10 +1,10 @@
-//! What was written out.
+//! The files below a folder.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every file below `root`, by its path from there, but for kiln's own notes of when it wrote them.
+/// The files below `root` by relative path, except kiln's `.kiln.json`.
 pub fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![root.to_owned()];

@@ -1,11 +1,11 @@
-//! A web server on loopback that answers as a test says.
+//! A web server on the loopback interface whose replies a test defines.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What was asked.
+/// An HTTP request.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub path: String,
@@ -14,22 +14,21 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
+        Some(value)
     }
 
-    /// The first byte asked for by a `Range`, 0 if there is none.
+    /// The first byte of the requested range, 0 without a `Range` header.
     pub fn start(&self) -> usize {
-        let range = self
-            .header("range")
-            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-        range.map_or(0, |start| start.parse().unwrap())
+        let Some(range) = self.header("range") else {
+            return 0;
+        };
+        let start = range.strip_prefix("bytes=").unwrap();
+        start.strip_suffix('-').unwrap().parse().unwrap()
     }
 }
 
-/// What is answered.
+/// An HTTP reply.
 pub struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
@@ -58,7 +57,7 @@ impl Reply {
         Reply { status, ..self }
     }
 
-    /// `body` as a server that knows ranges sends it.
+    /// The reply of a server that supports ranges.
     pub fn range(body: &[u8], request: &Request) -> Self {
         match request.start() {
             0 => Reply::body(body),
@@ -96,7 +95,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// `answer` gets the number of requests before this one.
+    /// `answer` is called with the number of earlier requests and the request.
     pub fn new(answer: impl Fn(usize, &Request) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -119,36 +118,36 @@ impl Server {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
+    /// The requests so far.
     pub fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
 }
 
 fn read(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let path = lines.next()?.split(' ').nth(1)?.to_string();
-    let split = |line: String| {
-        line.split_once(": ")
-            .map(|(key, value)| (key.to_lowercase(), value.to_string()))
-    };
-    let headers = lines
-        .take_while(|line| !line.is_empty())
-        .filter_map(split)
-        .collect();
+    let mut lines = BufReader::new(stream).lines();
+    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_string();
+    let mut headers = vec![];
+    while let Some(Ok(line)) = lines.next() {
+        if line.is_empty() {
+            break;
+        }
+        if let Some((key, value)) = line.split_once(": ") {
+            headers.push((key.to_lowercase(), value.to_string()));
+        }
+    }
     Some(Request { path, headers })
 }
 
 fn write(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} -\r\nconnection: close\r\n", reply.status);
-    if reply
-        .headers
-        .iter()
-        .all(|(name, _)| *name != "content-length")
-    {
-        head += &format!("content-length: {}\r\n", reply.body.len());
-    }
+    let mut has_length = false;
     for (name, value) in &reply.headers {
+        has_length |= *name == "content-length";
         head += &format!("{name}: {value}\r\n");
+    }
+    if !has_length {
+        head += &format!("content-length: {}\r\n", reply.body.len());
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
     stream.write_all(&reply.body[..reply.cut.min(reply.body.len())])

@@ -1,4 +1,4 @@
-//! A workspace in one folder: runs a stage without an engine.
+//! A workspace in one folder, which runs stages without an engine.
 
 use std::fs;
 use std::io::Write;
@@ -31,7 +31,7 @@ impl Folder {
         self.root.join("blobs").join(digest.hex())
     }
 
-    /// Puts bytes in and makes a part of them.
+    /// Stores bytes as a part.
     pub fn part(&self, bytes: &[u8], facts: Value) -> Part {
         let digest = hash_bytes(bytes);
         fs::write(self.blob_path(&digest), bytes).unwrap();
@@ -46,7 +46,31 @@ impl Folder {
         self.open(&part.content).unwrap()
     }
 
-    /// Expands and runs a stage, order after order, and seals its manifest as the engine does.
+    /// A manifest of one file.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> Manifest {
+        let part = self.part(bytes, Value::Null);
+        Manifest {
+            parts: [(PartName::new(name).unwrap(), part)].into(),
+        }
+    }
+
+    /// Runs a stage of kiln with these inputs.
+    pub fn run(&self, kind: &str, params: Value, slots: &[(&str, &Manifest)]) -> Result<Manifest> {
+        let stages = kiln::stages::all();
+        self.run_stage(stages.get(kind).unwrap(), params, &inputs(slots))
+    }
+
+    /// The model in `gguf`.
+    pub fn inspect(&self, gguf: &[u8]) -> Result<Manifest> {
+        let file = self.file("model.gguf", gguf);
+        self.run(
+            "inspect",
+            Value::Object(Default::default()),
+            &[("gguf", &file)],
+        )
+    }
+
+    /// Expands and runs a stage, one order after the other, and returns its manifest.
     pub fn run_stage(&self, stage: &dyn Stage, params: Value, inputs: &Inputs) -> Result<Manifest> {
         let mut manifest = Manifest::default();
         for order in stage.expand(&params, inputs)? {
@@ -59,26 +83,42 @@ impl Folder {
         let name = order.name.clone();
         let action: Action = order.into_action(stage.spec());
         let outputs = stage.run(&action, &Job::new(&action, self))?;
-        let full = |output: &PartName| {
-            if name.is_empty() {
-                output.to_string()
-            } else {
-                format!("{name}/{output}")
-            }
-        };
-        let parts = outputs
-            .into_iter()
-            .map(|(output, part)| (PartName::new(full(&output)).unwrap(), part))
-            .collect();
-        Ok(Manifest { parts })
+        let mut manifest = Manifest::default();
+        for (output, part) in outputs {
+            manifest.parts.insert(part_name(&name, &output), part);
+        }
+        Ok(manifest)
     }
+}
+
+/// The name in the stage's manifest of an output of an order.
+pub fn part_name(order: &str, output: &PartName) -> PartName {
+    if order.is_empty() {
+        output.clone()
+    } else {
+        PartName::new(format!("{order}/{output}")).unwrap()
+    }
+}
+
+/// Inputs with these manifests. A slot may occur several times.
+pub fn inputs(slots: &[(&str, &Manifest)]) -> Inputs {
+    let mut inputs = Inputs::default();
+    for (slot, manifest) in slots {
+        let stages = inputs.slots.entry(slot.to_string()).or_default();
+        let stage = match stages.len() {
+            0 => slot.to_string(),
+            count => format!("{slot}-{count}"),
+        };
+        stages.push((stage, (*manifest).clone()));
+    }
+    inputs
 }
 
 impl Workspace for Folder {
     fn open(&self, content: &Content) -> Result<Blob> {
-        let whole = Blob::new(fs::read(self.blob_path(&content.blob())).unwrap());
+        let blob = Blob::new(fs::read(self.blob_path(&content.blob())).unwrap());
         let start = content.window.map_or(0, |window| window.offset);
-        Ok(whole
+        Ok(blob
             .slice(start..start + content.digest.size_bytes)
             .unwrap())
     }

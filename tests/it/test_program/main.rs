@@ -1,5 +1,5 @@
-//! A helper program of tests: kiln with other stage kinds. It is a binary of this crate, so that cargo
-//! builds it with the tests and they find it, as they find kiln itself.
+//! A helper program of tests: kiln with simple stage kinds. It is a binary of this crate, so that
+//! cargo builds it with the tests and they find it by `CARGO_BIN_EXE_test-program`.
 
 mod make;
 mod scripted;

@@ -1,5 +1,5 @@
-//! Three small stage kinds: `fetch` reads a file that is not pinned, so that it may change under the
-//! plan; `make` does what its table says; `gauge` does the same, but its outputs are measurements.
+//! Three simple stage kinds: `fetch` reads a local file without a pin; `make` writes parts as its
+//! parameters say; `gauge` does the same, but its outputs count as measurements.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +13,10 @@ use kiln::action::{
 use kiln::base::{CanonJson, Result};
 use serde_json::{Value, json};
 
-/// The version of `make` and `gauge`, if it is not 1.
+/// The environment variable with the version of `make` and `gauge`, 1 by default.
 const VERSION: &str = "MAKE_VERSION";
 
-/// All three.
+/// The three kinds.
 pub fn stages() -> [Box<dyn Stage>; 3] {
     let version = std::env::var(VERSION).map_or(1, |version| version.parse().unwrap());
     let make = StageSpec { version, ..MAKE };
@@ -65,11 +65,8 @@ const MAKE: StageSpec = StageSpec {
 struct Fetch;
 
 fn file_of(params: &Value) -> PathBuf {
-    params["url"]
-        .as_str()
-        .and_then(|url| url.strip_prefix("file:"))
-        .unwrap()
-        .into()
+    let url = params["url"].as_str().unwrap();
+    url.strip_prefix("file:").unwrap().into()
 }
 
 fn order(name: &str, params: Value) -> WorkOrder {
@@ -142,26 +139,26 @@ impl Stage for Make {
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {
-        Ok(params["file"]
-            .as_str()
-            .map(PathBuf::from)
-            .into_iter()
-            .collect())
+        match params["file"].as_str() {
+            Some(file) => Ok(vec![file.into()]),
+            None => Ok(vec![]),
+        }
     }
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
-        let mut made = json!({"text": params["text"], "random": params["random"], "times": params["times"],
-            "blind": params["blind"]});
-        for digest in inputs.files.values() {
-            made["digest"] = json!(digest);
+        let mut resolved = json!({});
+        for key in ["text", "random", "times", "blind"] {
+            resolved[key] = params[key].clone();
         }
-        let given = inputs.many("from").iter().flat_map(|(producer, manifest)| {
-            manifest
-                .parts
-                .iter()
-                .map(move |(name, part)| (format!("{producer}/{name}"), part.clone()))
-        });
-        let given: BTreeMap<_, _> = given.collect();
+        for digest in inputs.files.values() {
+            resolved["digest"] = json!(digest);
+        }
+        let mut read = BTreeMap::new();
+        for (producer, manifest) in inputs.many("from") {
+            for (name, part) in &manifest.parts {
+                read.insert(format!("{producer}/{name}"), part.clone());
+            }
+        }
         let tools = if params["oven"] == true {
             inputs.tool_files("oven", &["oven.so"])?
         } else {
@@ -169,32 +166,30 @@ impl Stage for Make {
         };
         let parts: Vec<String> =
             serde_json::from_value(params["parts"].clone()).unwrap_or(vec![String::new()]);
-        let order = |name: &String| {
-            let mut made = made.clone();
-            made["part"] = json!(name);
+        let part_order = |name: &String| {
+            let mut params = resolved.clone();
+            params["part"] = json!(name);
             WorkOrder {
-                inputs: given.clone(),
+                inputs: read.clone(),
                 tools: tools.clone(),
-                ..order(name, made)
+                ..order(name, params)
             }
         };
-        Ok(parts.iter().map(order).collect())
+        Ok(parts.iter().map(part_order).collect())
     }
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
         let text = |key: &str| action.params[key].as_str().unwrap_or_default().to_string();
         let mut bytes = format!("{} {}\n", text("text"), text("part")).into_bytes();
         bytes = bytes.repeat(action.params["times"].as_u64().unwrap_or(1) as usize);
-        let blind = action.params["blind"] == true;
-        for (name, _) in job.inputs().filter(|_| !blind) {
-            bytes.extend_from_slice(&job.read(name)?);
+        if action.params["blind"] != true {
+            for (name, _) in job.inputs() {
+                bytes.extend_from_slice(&job.read(name)?);
+            }
         }
         if action.params["random"] == true {
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap()
-                .as_nanos();
-            bytes.extend_from_slice(now.to_string().as_bytes());
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            bytes.extend_from_slice(now.as_nanos().to_string().as_bytes());
         }
         Ok([(
             PartName::new("out")?,

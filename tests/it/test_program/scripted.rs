@@ -1,4 +1,4 @@
-//! The stage kind `scripted`: it does what its parameter `do` says, which is mostly to fail.
+//! The stage kind `scripted`: its parameter `do` selects what it does, in most cases a failure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use kiln::action::{
 use kiln::base::{CanonJson, Problem, Result, hash_bytes};
 use serde_json::{Value, json};
 
-/// A stage that does what its parameters say.
+/// The stage kind.
 pub struct Scripted;
 
 impl Stage for Scripted {
@@ -73,7 +73,7 @@ impl Stage for Scripted {
                 let part = job.write(&bytes, CanonJson::default())?;
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
-            "lie" => {
+            "claim a missing blob" => {
                 let part = Part {
                     content: hash_bytes(b"never put").into(),
                     facts: CanonJson::default(),
@@ -81,30 +81,30 @@ impl Stage for Scripted {
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
             "fail" => return Err(Problem::new("kiln::scripted", "refused").help("ask nicely")),
-            "panic" => panic!("lost the thread"),
+            "panic" => panic!("a panic message"),
             "abort" => {
-                eprintln!("{}last words", "noise ".repeat(10_000));
+                eprintln!("{}end of stderr", "noise ".repeat(10_000));
                 std::process::abort();
             }
             "exit" => std::process::exit(7),
             "download, then fail" => {
-                fs::write(job.partial("https://host/file")?.join("half"), "ha").unwrap();
+                fs::write(job.partial("https://host/file")?.join("download"), "ha").unwrap();
                 return Err(Problem::new("kiln::scripted", "the line went dead"));
             }
             "resume" => {
-                let half =
-                    fs::read(job.partial("https://host/file")?.join("half")).unwrap_or_default();
-                let part = job.write(&half, CanonJson::default())?;
+                let path = job.partial("https://host/file")?.join("download");
+                let partial = fs::read(path).unwrap_or_default();
+                let part = job.write(&partial, CanonJson::default())?;
                 return Ok(BTreeMap::from([(PartName::new("out").unwrap(), part)]));
             }
-            "linger" => {
+            "hang" => {
                 let helper = Command::new("sleep").arg("1000").spawn().unwrap();
                 fs::write(
                     argument(),
                     format!("{} {}", std::process::id(), helper.id()),
                 )
                 .unwrap();
-                job.progress(1, 0, "naps");
+                job.progress(1, 0, "B");
                 sleep(Duration::from_secs(1000));
             }
             other => panic!("cannot {other}"),

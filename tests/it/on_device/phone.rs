@@ -1,9 +1,8 @@
-//! A phone that is a folder, behind stand-ins for `adb` and `ssh`, and a plan whose bundle is
-//! measured there.
+//! A fake phone: a folder, fake `adb` and `ssh` programs, and a plan that measures a bundle there.
 //!
-//! The stand-ins write down each call, refuse what the real ones would, and let a shell run what
-//! was asked, with the phone's folders in place of the real paths. `fault(...)` makes the next call
-//! of that kind go wrong.
+//! The fake programs log each call, reject what the real ones would reject, and run the requested
+//! command in a shell, with the folders of the phone in place of the real paths. `fault(...)` makes
+//! the next call of that kind fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +10,14 @@ use std::process::Command;
 
 use kiln::action::{Action, Content, Outputs, Part, PartName};
 use kiln::base::CanonJson;
-use kiln::store::{ActionCache, ActionResult, BlobStore, Disk};
+use kiln::store::{ActionCache, ActionResult, Disk};
 use serde_json::Value;
 
-use super::contexts::{facts, info};
-use super::fetching::sha256;
-use super::scripts::write_script;
-use super::tiny_gguf::TinyGguf;
+use crate::support::contexts::{facts, info};
+use crate::support::fetching::sha256;
+use crate::support::results::put;
+use crate::support::scripts::write_script;
+use crate::support::tiny_gguf::TinyGguf;
 
 const PLAN: &str = r#"
 [plan]
@@ -61,7 +61,7 @@ kind = "validate"
 inputs = ["phone"]
 "#;
 
-/// Begins every stand-in: `$phone` is the phone, `$@` the call; `run` is its shell.
+/// The beginning of each fake program: `$phone` is the phone, `$@` the call; `run` is its shell.
 const COMMON: &str = r#"#!/bin/sh
 phone='{phone}'
 fault=$(cat "$phone/fault" 2>/dev/null)
@@ -98,7 +98,7 @@ while [ "$1" = -o ]; do shift 2; done
 case $3 in "cat > "*) take "${3#cat > }";; *) run "$3";; esac
 "#;
 
-/// Stands in for Qualcomm's runner: takes what that takes, needs what that needs, and leaves its
+/// A fake of Qualcomm's runner: it checks its arguments, environment and files, and writes a
 /// profile.
 const RUNNER: &str = r#"#!/bin/sh
 phone='{phone}'
@@ -107,12 +107,12 @@ phone='{phone}'
 [ ! -e kiln-profile.json ] || { echo 'kiln-profile.json already exists'; exit 1; }
 grep -q '"max-num-tokens":128' kiln-config.json || { echo 'the answer has no end'; exit 1; }
 sha256sum -c ../../sums >&2 || exit 1
-[ ! -e "$phone/says" ] || { cat "$phone/says"; exit 139; }
+[ ! -e "$phone/crash" ] || { cat "$phone/crash"; exit 139; }
 sleep 1.3
 cp "$phone/profile" kiln-profile.json
 "#;
 
-/// As Genie 2.51 spells it.
+/// A profile in the format of Genie 2.51.
 pub const PROFILE: &str = r#"{
   "header": { "artifact_type": "GENIE_PROFILE" },
   "components": [ { "name": "dialog0", "type": "dialog", "events": [
@@ -133,8 +133,8 @@ pub struct Phone {
 }
 
 impl Phone {
-    /// The phone with the runner, and a cache with a context binary, which only Qualcomm's
-    /// libraries could make.
+    /// The phone with the runner, and a cache with a fake context binary, since a real one needs
+    /// Qualcomm's libraries.
     pub fn new() -> Phone {
         let phone = Phone {
             home: tempfile::tempdir().unwrap(),
@@ -166,7 +166,7 @@ impl Phone {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// What the battery says: µA, µV, state.
+    /// Sets what the battery reports: µA, µV and state.
     pub fn battery(&self, current: &str, voltage: &str, status: &str) {
         for (name, text) in [
             ("current_now", current),
@@ -177,19 +177,19 @@ impl Phone {
         }
     }
 
-    /// Makes the next call of a kind go wrong.
+    /// Makes the next call of a kind fail.
     pub fn fault(&self, fault: &str) {
         self.put("fault", fault);
     }
 
-    /// The calls since the last time, each with its words in brackets.
+    /// The calls since the last time, each with its arguments in brackets.
     pub fn calls(&self) -> String {
         let calls = fs::read_to_string(self.path("calls")).unwrap_or_default();
         fs::remove_file(self.path("calls")).ok();
         calls
     }
 
-    /// Everything that kiln says, and its exit code.
+    /// The output of kiln on both streams, and its exit code.
     pub fn kiln(&self, call: &[&str]) -> (String, i32) {
         let mut path = self.home.path().join("bin").into_os_string();
         path.push(":");
@@ -205,13 +205,13 @@ impl Phone {
         (text.into_owned(), output.status.code().unwrap())
     }
 
-    /// Builds on `device`, with more words.
+    /// Builds for `device`, with more arguments.
     pub fn build(&self, device: &str, more: &[&str]) -> (String, i32) {
         let set = format!("device={device}");
         self.kiln(&[&["build", "plan.toml", "--set", &set], more].concat())
     }
 
-    /// The report that was written out.
+    /// The report as text and as JSON.
     pub fn report(&self) -> (String, Value) {
         let read = |name: &str| {
             fs::read_to_string(self.home.path().join("out/phone/report").join(name)).unwrap()
@@ -248,15 +248,15 @@ impl Phone {
         .unwrap();
     }
 
-    /// Puts what `context-bin` would give into the cache: bytes that nobody executes, beside what
-    /// would be true of them.
+    /// Puts a fake result of `context-bin` into the cache: a binary that is never run, and its
+    /// description.
     fn compile(&self) {
-        let (said, code) = self.kiln(&["build", "plan.toml", "graph", "tools.qnn"]);
-        assert_eq!(code, 0, "{said}");
-        let (said, code) = self.kiln(&["explain", "plan.toml", "npu", "--json"]);
-        assert_eq!(code, 0, "{said}");
+        let (output, code) = self.kiln(&["build", "plan.toml", "graph", "tools.qnn"]);
+        assert_eq!(code, 0, "{output}");
+        let (output, code) = self.kiln(&["explain", "plan.toml", "npu", "--json"]);
+        assert_eq!(code, 0, "{output}");
         let store = Disk::open(&self.home.path().join("cache")).unwrap();
-        for line in said.lines() {
+        for line in output.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
             let action: Action = serde_json::from_value(line["action"].clone()).unwrap();
             let outputs = if line["part"] == "npu" {
@@ -275,31 +275,28 @@ impl Phone {
                 .unwrap();
         }
         drop(store);
-        let (said, code) = self.kiln(&["build", "plan.toml", "bundle"]);
-        assert_eq!(code, 0, "{said}");
-        // What the stand-in for the runner holds what it finds against.
-        let sums =
-            fs::read_to_string(self.home.path().join("out/phone/bundle/SHA256SUMS")).unwrap();
-        let needed = |line: &&str| {
-            ["bin", "tokenizer.json", "config.json", "prompt.txt"]
-                .iter()
-                .any(|end| line.ends_with(end))
-        };
-        let sums: String = sums
-            .lines()
-            .filter(needed)
-            .filter(|line| !line.contains("tokenizer_config"))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let (output, code) = self.kiln(&["build", "plan.toml", "bundle"]);
+        assert_eq!(code, 0, "{output}");
+        // The fake runner checks the files that it needs.
+        let path = self.home.path().join("out/phone/bundle/SHA256SUMS");
+        let mut sums = String::new();
+        for line in fs::read_to_string(path).unwrap().lines() {
+            let (_, name) = line.split_once("  ").unwrap();
+            let is_config = name.ends_with("config.json") && name != "tokenizer_config.json";
+            if is_config
+                || name.ends_with("bin")
+                || ["tokenizer.json", "prompt.txt"].contains(&name)
+            {
+                sums += &format!("{line}\n");
+            }
+        }
         self.put("genie/sums", &sums);
     }
 }
 
 fn part(store: &Disk, bytes: &[u8], facts: Value) -> Part {
-    let mut sink = store.create().unwrap();
-    sink.write_all(bytes).unwrap();
     Part {
-        content: sink.finish().unwrap(),
+        content: put(store, bytes),
         facts: CanonJson::from(facts),
     }
 }
@@ -331,10 +328,11 @@ fn binary(store: &Disk, action: &Action) -> Outputs {
         .into()
 }
 
-/// Everything below `folder`, by its path from there.
+/// The relative paths of all files below `folder`.
 pub fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = super::tree::files(folder)
-        .into_keys()
+    let files = crate::support::tree::files(folder);
+    let mut names: Vec<_> = files
+        .keys()
         .map(|name| name.display().to_string())
         .collect();
     names.sort();

@@ -1,6 +1,6 @@
-"""Runs the pieces of a graph one after the other, as they are handed over, and holds what they give against the whole graph.
+"""Runs the parts of a split graph one after the other, and compares their outputs with the full graph.
 
-Usage: run_pieces.py FOLDER; FOLDER holds an `onnx` artifact with an embedding or a head of its own.
+Usage: run_split.py FOLDER; FOLDER has an `onnx` artifact with a separate embedding or head.
 """
 
 import pathlib
@@ -30,14 +30,14 @@ def feed(value, random):
 
 worst = 0.0
 for role in ["prefill", "decode"]:
-    whole = session(folder / f"{role}.onnx")
+    full = session(folder / f"{role}.onnx")
     random = np.random.default_rng(0)
-    values = {value.name: feed(value, random) for value in whole.get_inputs()}
-    expected = dict(zip([value.name for value in whole.get_outputs()], whole.run(None, values)))
+    values = {value.name: feed(value, random) for value in full.get_inputs()}
+    expected = dict(zip([value.name for value in full.get_outputs()], full.run(None, values)))
     for file in sorted(folder.glob(f"{role}-*.onnx"), key=order):
-        piece = session(file)
-        given = piece.run(None, {value.name: values[value.name] for value in piece.get_inputs()})
-        values.update(zip([value.name for value in piece.get_outputs()], given))
+        part = session(file)
+        outputs = part.run(None, {value.name: values[value.name] for value in part.get_inputs()})
+        values.update(zip([value.name for value in part.get_outputs()], outputs))
         print(file.name)
     for name, value in expected.items():
         assert values[name].shape == value.shape, name

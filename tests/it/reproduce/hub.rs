@@ -1,8 +1,8 @@
-//! A hub as Hugging Face's is: it says what a file's digest is, and sends the download to another
-//! host, which breaks twice.
+//! A fake of the Hugging Face hub: it sends the digest of a file and redirects the download to
+//! another host, whose connection breaks twice.
 
-use super::fetching::sha256;
-use super::web::{Reply, Server};
+use crate::support::fetching::sha256;
+use crate::support::web::{Reply, Server};
 
 /// The hub, and the other host.
 pub struct Hub {
@@ -10,18 +10,18 @@ pub struct Hub {
     content: Server,
 }
 
-/// So many connections break, each after a third of what was asked for.
+/// The number of connections that break, each after a third of the requested bytes.
 const BREAKS: usize = 2;
 
 impl Hub {
-    /// One that has `model` under every name.
+    /// A hub that serves `model` for every path.
     pub fn of(model: Vec<u8>) -> Self {
         let etag = format!("\"{}\"", sha256(&model));
         let content = Server::new(move |before, request| {
-            let asked = model.len().saturating_sub(request.start());
+            let requested = model.len().saturating_sub(request.start());
             let reply = Reply::range(&model, request);
             if before < BREAKS {
-                reply.cut(asked / 3)
+                reply.cut(requested / 3)
             } else {
                 reply
             }
@@ -32,12 +32,12 @@ impl Hub {
         Hub { hub, content }
     }
 
-    /// What `HF_ENDPOINT` is to be.
+    /// The value for `HF_ENDPOINT`.
     pub fn endpoint(&self) -> String {
         self.hub.url("")
     }
 
-    /// The paths that were asked of the hub.
+    /// The paths requested from the hub.
     pub fn paths(&self) -> Vec<String> {
         self.hub
             .seen()
@@ -46,7 +46,7 @@ impl Hub {
             .collect()
     }
 
-    /// From which byte on the other host was asked, each time.
+    /// The first byte of each request to the other host.
     pub fn starts(&self) -> Vec<usize> {
         self.content
             .seen()

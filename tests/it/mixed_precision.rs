@@ -1,4 +1,5 @@
-//! `sensitivity` and `choose`: what a scheme costs a tensor, and the best choice within a budget.
+//! `sensitivity` and `mixed-precision`: the cost of each scheme for each tensor, and the best
+//! choice within a budget.
 
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
@@ -6,39 +7,27 @@ use crate::support::tools;
 use kiln::action::Manifest;
 use serde_json::{Value, json};
 
-const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
-                    quick brown fox again";
-
-/// The mean KL divergence of a score of one window.
-fn kld(road: &StageRunner, score: &Manifest) -> f64 {
-    let score: Value = serde_json::from_slice(&road.bytes(score, "window-000/score.json")).unwrap();
-    let klds: Vec<f64> = score["tokens"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|token| token["kld"].as_f64().unwrap())
-        .collect();
-    klds.iter().sum::<f64>() / klds.len() as f64
+/// The mean KL divergence of an evaluation of one window.
+fn kld(runner: &StageRunner, score: &Manifest) -> f64 {
+    let score: Value = runner.json(score, "window-000/score.json");
+    let tokens = score["tokens"].as_array().unwrap();
+    let kld = |token: &Value| token["kld"].as_f64().unwrap();
+    tokens.iter().map(kld).sum::<f64>() / tokens.len() as f64
 }
 
-/// Two tensors measured one at a time cost just what a build with that one override scores.
+/// The cost of one scheme for one tensor equals the score of a build with that override.
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn what_is_measured_is_what_a_build_scores() {
+fn sensitivity_equals_the_score_of_a_build_with_that_override() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = road.inspect(&TinyGguf::llama().write());
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = runner.inspect(&TinyGguf::llama().write());
     let sizes = json!({"prefill": 16, "context": 32});
-    let graph = road.graph(&model, "native", sizes.clone());
-    let coarse = ["int8-block", "lpbq-32"].map(|scheme| road.graph(&model, scheme, sizes.clone()));
+    let graph = runner.graph(&model, "native", sizes.clone());
+    let coarse =
+        ["int8-block", "lpbq-32"].map(|scheme| runner.graph(&model, scheme, sizes.clone()));
     let reference = json!({"windows": 1, "tokens": 12});
-    let reference = road
-        .run(
-            "reference",
-            reference,
-            &[("model", &model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
+    let reference = runner.reference(&model, reference);
     let params = json!({"match": ["blk.1.ffn_*.weight"]});
     let slots = [
         ("reference", &reference),
@@ -46,7 +35,7 @@ fn what_is_measured_is_what_a_build_scores() {
         ("candidates", &coarse[0]),
         ("candidates", &coarse[1]),
     ];
-    let sensitivity = road.run("sensitivity", params, &slots).unwrap();
+    let sensitivity = runner.run("sensitivity", params, &slots).unwrap();
     let names: Vec<&str> = sensitivity.parts.keys().map(|name| name.as_str()).collect();
     let expected =
         ["ffn_down", "ffn_gate", "ffn_up"].map(|name| format!("blk.1.{name}.weight/costs.json"));
@@ -60,34 +49,23 @@ fn what_is_measured_is_what_a_build_scores() {
             (&costs[0]["scheme"], &costs[0]["kld"]),
             (&json!("native"), &json!(0.0))
         );
-        least += costs
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|cost| cost["bytes"].as_u64().unwrap())
-            .min()
-            .unwrap();
+        let bytes = |cost: &Value| cost["bytes"].as_u64().unwrap();
+        least += costs.as_array().unwrap().iter().map(bytes).min().unwrap();
         for (at, scheme) in [(1, "int8-block"), (2, "lpbq-32")] {
             assert_eq!(costs[at]["scheme"], scheme);
             let weights = json!({"override": [{"match": tensor, "scheme": scheme}]});
-            let weights = road
+            let weights = runner
                 .run("requant", weights, &[("tensors", &model)])
                 .unwrap();
-            let graph = road
+            let graph = runner
                 .run(
                     "graph",
                     sizes.clone(),
                     &[("model", &model), ("weights", &weights)],
                 )
                 .unwrap();
-            let score = road
-                .run(
-                    "evaluate",
-                    json!({}),
-                    &[("reference", &reference), ("graph", &graph)],
-                )
-                .unwrap();
-            let (measured, scored) = (costs[at]["kld"].as_f64().unwrap(), kld(&road, &score));
+            let score = runner.evaluate(&reference, "graph", &graph);
+            let (measured, scored) = (costs[at]["kld"].as_f64().unwrap(), kld(&runner, &score));
             assert!(
                 measured > 0.0 && (measured - scored).abs() <= 1e-12,
                 "{tensor}: {measured:e} is not {scored:e}"
@@ -95,32 +73,32 @@ fn what_is_measured_is_what_a_build_scores() {
         }
     }
 
-    let choice = road
+    let choice = runner
         .run(
             "mixed-precision",
             json!({"bytes": 1 << 30}),
             &[("sensitivity", &sensitivity)],
         )
         .unwrap();
-    let text = String::from_utf8(road.bytes(&choice, "overrides.toml")).unwrap();
+    let text = runner.text(&choice, "overrides.toml");
     assert!(
         text.contains(r#"{ match = "blk.*.ffn_up.weight", scheme = "native" }"#),
         "{text}"
     );
-    // As `requant` takes it.
+    // `requant` accepts the choice.
     let slots = [("tensors", &model), ("choice", &choice)];
-    let weights = road
+    let weights = runner
         .run("requant", json!({"scheme": "auto"}), &slots)
         .unwrap();
-    let native = road
+    let native = runner
         .run("requant", json!({}), &[("tensors", &model)])
         .unwrap();
     assert_eq!(
         weights.parts, native.parts,
-        "without need nothing is rounded"
+        "within the budget, nothing is rounded"
     );
 
-    let problem = road
+    let problem = runner
         .run(
             "mixed-precision",
             json!({"bytes": least - 1}),
@@ -138,25 +116,19 @@ fn what_is_measured_is_what_a_build_scores() {
 
 #[test]
 #[ignore = "needs ONNX Runtime"]
-fn candidates_that_differ_in_nothing_are_refused() {
+fn identical_candidates_are_rejected() {
     let home = tempfile::tempdir().unwrap();
-    let road = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
-    let model = road.inspect(&TinyGguf::llama().write());
-    let graph = road.graph(&model, "native", json!({"prefill": 16, "context": 32}));
+    let runner = StageRunner::new(home.path()).tool("ort", &tools::onnxruntime());
+    let model = runner.inspect(&TinyGguf::llama().write());
+    let graph = runner.graph(&model, "native", json!({"prefill": 16, "context": 32}));
     let reference = json!({"windows": 1, "tokens": 12});
-    let reference = road
-        .run(
-            "reference",
-            reference,
-            &[("model", &model), ("text", &road.file(TEXT.as_bytes()))],
-        )
-        .unwrap();
+    let reference = runner.reference(&model, reference);
     let slots = [
         ("reference", &reference),
         ("graph", &graph),
         ("candidates", &graph),
     ];
-    let problem = road.run("sensitivity", json!({}), &slots).unwrap_err();
+    let problem = runner.run("sensitivity", json!({}), &slots).unwrap_err();
     assert_eq!(
         problem.message,
         "no candidate stores a tensor differently from the graph"

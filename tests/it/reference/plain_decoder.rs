@@ -1,5 +1,5 @@
-//! A decoder-only transformer by the textbook: f64, one token at a time, one sum after the other.
-//! Slow, and independent of the reference and of our graphs.
+//! A plain decoder-only transformer in f64, one token at a time. It is slow, and shares no code
+//! with the reference and the graphs.
 
 use std::collections::BTreeMap;
 
@@ -7,39 +7,38 @@ use kiln::model::decoder::arch::model_facts;
 use kiln::model::facts::{ModelFacts, RopeRows};
 use kiln::model::gguf::Gguf;
 
-/// Keys and values of a layer so far, one entry a token.
+/// Keys and values of a layer, one entry per token.
 type Cache = (Vec<Vec<f64>>, Vec<Vec<f64>>);
 
-pub struct Textbook {
+pub struct PlainDecoder {
     pub facts: ModelFacts,
     pub weights: BTreeMap<String, Vec<f64>>,
 }
 
-impl Textbook {
+impl PlainDecoder {
     pub fn new(file: &[u8]) -> Self {
         let gguf = Gguf::parse(file).unwrap();
-        let decoded = gguf.tensors.iter().map(|tensor| {
+        let mut weights = BTreeMap::new();
+        for tensor in &gguf.tensors {
             let mut values = vec![0.0; tensor.values() as usize];
             tensor.ggml.format.decode(gguf.data(tensor), &mut values);
-            (
-                tensor.name.to_string(),
-                values.into_iter().map(f64::from).collect(),
-            )
-        });
-        Textbook {
+            let values = values.into_iter().map(f64::from).collect();
+            weights.insert(tensor.name.to_string(), values);
+        }
+        PlainDecoder {
             facts: model_facts(&gguf).unwrap(),
-            weights: decoded.collect(),
+            weights,
         }
     }
 
     /// Logits after each of `tokens`.
     pub fn logits(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let mut caches = vec![(vec![], vec![]); self.facts.block_count as usize];
-        tokens
-            .iter()
-            .enumerate()
-            .map(|(position, token)| self.step(*token, position, &mut caches))
-            .collect()
+        let mut logits = vec![];
+        for (position, token) in tokens.iter().enumerate() {
+            logits.push(self.step(*token, position, &mut caches));
+        }
+        logits
     }
 
     fn step(&self, token: u32, position: usize, caches: &mut [Cache]) -> Vec<f64> {
@@ -59,38 +58,28 @@ impl Textbook {
             let normed = self.norm(&x, &name("ffn_norm"));
             let gate = self.linear(&normed, &name("ffn_gate"));
             let up = self.linear(&normed, &name("ffn_up"));
-            let gated: Vec<f64> = gate
-                .iter()
-                .zip(up)
-                .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
-                .collect();
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            let gated: Vec<f64> = (0..up.len()).map(|i| silu(gate[i]) * up[i]).collect();
             add(&mut x, &self.linear(&gated, &name("ffn_down")));
         }
         let normed = self.norm(&x, "output_norm");
-        self.linear(
-            &normed,
-            if self.facts.tied_embeddings {
-                "token_embd"
-            } else {
-                "output"
-            },
-        )
+        let head = match self.facts.tied_embeddings {
+            true => "token_embd",
+            false => "output",
+        };
+        self.linear(&normed, head)
     }
 
     fn norm(&self, x: &[f64], name: &str) -> Vec<f64> {
         let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let scale = 1.0 / (square + f64::from(self.facts.rms_epsilon)).sqrt();
-        x.iter()
-            .zip(&self.weights[&format!("{name}.weight")])
-            .map(|(x, gamma)| x * scale * gamma)
-            .collect()
+        let gamma = &self.weights[&format!("{name}.weight")];
+        (0..x.len()).map(|i| x[i] * scale * gamma[i]).collect()
     }
 
     fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {
         let rows = self.weights[&format!("{name}.weight")].chunks_exact(x.len());
-        let mut out: Vec<f64> = rows
-            .map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
-            .collect();
+        let mut out: Vec<f64> = rows.map(|row| dot(row, x)).collect();
         if let Some(bias) = self.weights.get(&format!("{name}.bias")) {
             add(&mut out, bias);
         }
@@ -120,18 +109,14 @@ impl Textbook {
         let mut out = vec![];
         for (head, query) in query.chunks_exact(dim).enumerate() {
             let part = |token: &[f64]| token[head / group * dim..][..dim].to_vec();
-            let score = |key: &Vec<f64>| {
-                part(key).iter().zip(query).map(|(k, q)| k * q).sum::<f64>() / (dim as f64).sqrt()
-            };
+            let score = |key: &Vec<f64>| dot(&part(key), query) / (dim as f64).sqrt();
             let weights: Vec<f64> = keys.iter().map(|key| score(key).exp()).collect();
             let total: f64 = weights.iter().sum();
             let mut mixed = vec![0.0; dim];
             for (weight, value) in weights.iter().zip(values) {
-                let scaled: Vec<f64> = part(value)
-                    .iter()
-                    .map(|value| value * weight / total)
-                    .collect();
-                add(&mut mixed, &scaled);
+                for (mixed, value) in mixed.iter_mut().zip(part(value)) {
+                    *mixed += value * weight / total;
+                }
             }
             out.extend(mixed);
         }
@@ -139,6 +124,12 @@ impl Textbook {
     }
 }
 
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 fn add(to: &mut [f64], from: &[f64]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += from;
+    }
 }
