@@ -277,15 +277,15 @@ fn mistakes_in_a_plan_are_named() {
     };
     let params = json!({"name": "a b", "temp": 0.0, "top_k": 0, "top_p": 1.5});
     let expected = [
+        "temp: expected a number above 0 and at most 100, found 0.0",
+        "top_k: expected an integer from 1 to 1048576, found 0",
+        "top_p: expected a number above 0 and at most 1, found 1.5",
         "name: `name` is \"a b\"",
-        "temp: `temp` is 0",
-        "top_k: `top_k` is 0",
-        "top_p: `top_p` is 1.5",
     ];
     assert_eq!(wrong("package", params), expected);
     assert_eq!(
         wrong("generate", json!({"tokens": 0})),
-        ["tokens: no token would be asked for"]
+        ["tokens: expected an integer of at least 1, found 0"]
     );
 }
 

@@ -326,6 +326,7 @@ fn what_cannot_run_is_refused() {
                 .err()
                 .unwrap()
                 .code
+                .to_string()
         };
         assert_eq!(
             code(&Action {

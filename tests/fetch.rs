@@ -3,6 +3,9 @@
 
 mod support;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use kiln::action::{Erased, Stage};
 use kiln::stages::fetch::{Fetch, Machine};
 use serde_json::{Value, json};
@@ -439,6 +442,21 @@ fn without_python_there_is_no_pip() {
     assert_eq!(
         kitchen.fails("pypi:clay==1", CLAY).code,
         "kiln::tool_missing"
+    );
+}
+
+/// A Python that finds none of the modules that were installed beside its own.
+#[test]
+fn a_python_may_have_no_pip() {
+    let mut kitchen = Kitchen::new();
+    let bare = kitchen.file("python", b"#!/bin/sh\nexec python3 -I -S \"$@\"\n");
+    std::fs::set_permissions(&bare, Permissions::from_mode(0o755)).unwrap();
+    kitchen.machine.python = bare;
+    let problem = kitchen.fails("pypi:clay==1", CLAY);
+    assert_eq!(problem.code, "kiln::tool_missing");
+    assert!(
+        problem.message.contains("python -m pip` does not run"),
+        "{problem}"
     );
 }
 

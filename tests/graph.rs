@@ -169,7 +169,7 @@ fn parameters_are_checked_together() {
         .iter()
         .map(|problem| problem.path.as_str())
         .collect();
-    assert_eq!(paths, ["prefill", "context", "residual_exponent"]);
+    assert_eq!(paths, ["prefill", "residual_exponent", "context"]);
     assert!(
         stage(&registry)
             .check(&json!({"prefill": 128, "context": 128}), &[])

@@ -292,9 +292,9 @@ fn values_that_do_not_fit_are_named_by_the_plans_names() {
         r#"unknown_parameter: a stage of kind `throw` has no `hight`
   "hight" here
   help: did you mean `height`?
-parameter: `pot.override.0.glaze`: unknown variant `blue`, expected `celadon` or `ox-blood`
+parameter: `pot.override.0.glaze`: expected `celadon` or `ox-blood`, found `blue`
   "'${glaze}'" here
-parameter: `pot.override.0.glaze`: unknown variant `green`, expected `celadon` or `ox-blood`
+parameter: `pot.override.0.glaze`: expected `celadon` or `ox-blood`, found `green`
   "'${glaze}'" here
 "#
     );
@@ -305,7 +305,7 @@ fn a_row_for_a_stage_and_one_for_an_instance_are_told_apart() {
     let told = |marks: &str| problems(&MATRIX.replace("ware = 3, \"ware.cup.9\" = 5", marks));
     assert_eq!(
         told("ware = -3, \"ware.cup.9\" = 5, \"ware.jar.9\" = 1"),
-        r#"parameter: `verdict.marks.ware`: invalid value: integer `-3`, expected u32
+        r#"parameter: `verdict.marks.ware`: expected an integer of at least 0, found -3
   "-3" here
 unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
   "\"ware.jar.9\"" here
@@ -314,7 +314,7 @@ unknown_stage: `verdict.marks` has `ware.jar.9`, which is not in `wares`
     );
     assert_eq!(
         told("ware = 3, \"ware.cup.9\" = -5"),
-        "parameter: `verdict.marks.ware.cup.9`: invalid value: integer `-5`, expected u32\n  \
+        "parameter: `verdict.marks.ware.cup.9`: expected an integer of at least 0, found -5\n  \
          \"-5\" here\n"
     );
 }

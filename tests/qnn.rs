@@ -22,7 +22,7 @@ fn libraries() -> PathBuf {
 fn code<T>(result: kiln::base::Result<T>) -> String {
     result
         .err()
-        .map_or("no problem".into(), |problem| problem.code)
+        .map_or("no problem".into(), |problem| problem.code.to_string())
 }
 
 #[test]

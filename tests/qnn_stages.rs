@@ -200,9 +200,9 @@ fn mistakes_in_a_plan_are_named() {
         "context-bin",
         json!({"soc": "sm8560", "graphs": ["prefill", "prefill"], "optimization": 4}),
         &["graph"],
-        "soc: unknown SoC `sm8560` (did you mean `sm8550`? known are sm8450, sm8550, sm8650, \
-         sm8750, sm8850)\ngraphs: `graphs` is [\"prefill\", \"prefill\"] (name `prefill`, \
-         `decode`, or both)\noptimization: `optimization` is 4 (1, 2 or 3)",
+        "graphs/1: \"prefill\" is in the list twice\noptimization: expected an integer from 1 to \
+         3, found 4 (Effort of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8650`, \
+         `sm8750` or `sm8850`, found `sm8560` (did you mean `sm8650`?)",
     );
     wrong(
         "dlc",

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::params::mistakes;
 use super::{
     Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec,
     ToolFile, WorkOrder,
@@ -26,7 +27,8 @@ pub trait TypedStage: Send + Sync + 'static {
     /// What the stage is.
     const SPEC: StageSpec;
 
-    /// What serde cannot see: ranges, patterns, URLs, slots that exclude each other.
+    /// What the schema does not say: patterns, URLs, slots that exclude each other. Numbers may
+    /// still be out of the range that the schema gives them.
     fn check(_params: &Self::Params, _slots: &[&str]) -> Vec<ParamProblem> {
         vec![]
     }
@@ -143,23 +145,32 @@ impl<S: TypedStage> Stage for Erased<S> {
         params: &Value,
         slots: &[&str],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
-        let params: S::Params = serde_path_to_error::deserialize(params).map_err(|error| {
-            let path: Vec<String> = error.path().iter().map(step).collect();
-            let path = path.join("/");
-            vec![ParamProblem {
-                path,
-                problem: Problem::new("kiln::plan::parameter", error.inner().to_string()),
-            }]
-        })?;
-        let problems = S::check(&params, slots);
-        if problems.is_empty() {
-            Ok(S::tools(&params, slots)
-                .into_iter()
-                .map(String::from)
-                .collect())
-        } else {
-            Err(problems)
+        let mut found = mistakes(self.schema().as_value(), params);
+        let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
+        let params = match read {
+            Ok(params) => params,
+            // The schema has said why.
+            Err(_) if !found.is_empty() => return Err(found),
+            Err(error) => {
+                let path: Vec<String> = error.path().iter().map(step).collect();
+                let message = error.inner().to_string();
+                return Err(vec![ParamProblem {
+                    path: path.join("/"),
+                    problem: Problem::new("kiln::plan::parameter", message),
+                }]);
+            }
+        };
+        // What the schema refuses is not refused twice.
+        let mut more = S::check(&params, slots);
+        more.retain(|problem| {
+            problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
+        });
+        found.extend(more);
+        if !found.is_empty() {
+            return Err(found);
         }
+        let tools = S::tools(&params, slots);
+        Ok(tools.into_iter().map(String::from).collect())
     }
 
     fn files(&self, params: &Value) -> Result<Vec<PathBuf>> {

@@ -1,6 +1,7 @@
 //! Floor 0: digests, canonical text, problems and units. Knows nobody.
 
 mod canon;
+mod code;
 mod digest;
 mod family;
 mod files;
@@ -9,8 +10,10 @@ mod secrets;
 mod shell;
 mod shown;
 mod units;
+mod words;
 
 pub use canon::CanonJson;
+pub use code::{Class, Code};
 pub use digest::{Digest, Hasher, hash_bytes};
 pub use family::{adopt_orphans, end_below, end_descendants};
 pub use files::{head, is_file_of, new_file_in, open_file, read_file, tail};
@@ -19,3 +22,4 @@ pub use secrets::{mask_secrets, without_secrets};
 pub use shell::quoted;
 pub use shown::{masked, shown, shown_json, shown_line, without_commands};
 pub use units::{by_number, bytes, count, duration, parse_bytes};
+pub use words::{closest, hint, near};

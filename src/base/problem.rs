@@ -8,10 +8,7 @@ use std::ops::Range;
 use miette::{Diagnostic, LabeledSpan};
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
-
-/// The code of [`Problem::cancelled`].
-const CANCELLED: &str = "kiln::cancelled";
+use super::{Class, Code, Digest};
 
 /// The way out of a full disk.
 const MAKE_ROOM: &str = "make room (`kiln cache gc` removes what no last build needs) and run the \
@@ -26,7 +23,7 @@ pub type Result<T, E = Problem> = std::result::Result<T, E>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Stable, like `kiln::plan::unknown_key`.
-    pub code: String,
+    pub code: Code,
     /// What happened, with all its facts: names, expected and found.
     pub message: String,
     /// Places in the plan text (byte ranges) with a few words each.
@@ -45,7 +42,7 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with neither place nor advice yet.
-    pub fn new(code: &str, message: impl Into<String>) -> Self {
+    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
         Problem {
             code: code.into(),
             message: message.into(),
@@ -58,12 +55,12 @@ impl Problem {
 
     /// What ends work that is being stopped.
     pub fn cancelled() -> Self {
-        Problem::new(CANCELLED, "interrupted")
+        Problem::new(Code::Cancelled, "interrupted")
     }
 
     /// Whether it only says that work was stopped.
     pub fn is_cancelled(&self) -> bool {
-        self.code == CANCELLED
+        self.code.class() == Class::Interrupted
     }
 
     /// Adds the way out.
@@ -155,11 +152,11 @@ impl Diagnostic for Problem {
 /// Gives a foreign error a code and says what was being done.
 pub trait Context<T> {
     /// `context` completes the sentence "failed to ...", with names and paths.
-    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, code: impl Into<Code>, context: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
-    fn context(self, code: &str, context: impl FnOnce() -> String) -> Result<T> {
+    fn context(self, code: impl Into<Code>, context: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| Problem::new(code, format!("failed to {}", context())).because(&error))
     }
 }

@@ -26,12 +26,12 @@ pub struct Args {
 
 /// Checks the plan.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let plan = args.plan.load(stages)?;
+    let (plan, texts) = args.plan.load_with_texts(stages)?;
     let Found { problems, warnings } = models(&plan);
     if !problems.is_empty() {
         return Err(Failed {
             problems,
-            source: None,
+            source: Some(texts),
         });
     }
     let answer = match common.json {
@@ -70,7 +70,10 @@ fn models(plan: &Plan) -> Found {
         let takers: Vec<&PlannedStage> = plan.stages.iter().filter(takes_it).collect();
         match with_headers(&mut files, |gguf| look(gguf, &takers)) {
             Ok(warnings) => found.warnings.extend(warnings),
-            Err(problem) => found.problems.push(problem),
+            Err(problem) => {
+                let problem = problem.at(model.at.clone(), "this stage would fail");
+                found.problems.push(problem);
+            }
         }
     }
     found

@@ -20,7 +20,7 @@ pub(super) fn annotation(problem: &Problem, source: Option<&SourceMap>) -> Strin
             format!("col={column}"),
         ]);
     }
-    properties.push(format!("title={}", property(&problem.code)));
+    properties.push(format!("title={}", property(problem.code.as_str())));
     format!(
         "::error {}::{}",
         properties.join(","),

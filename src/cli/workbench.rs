@@ -1,6 +1,7 @@
 //! What `build`, `plan` and `explain` need alike: the plan, the stages, the cache and the record.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
@@ -12,9 +13,9 @@ use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
 use crate::engine::{Build, Built, Limits, Memory, Record, Sealed, select};
-use crate::events::{Event, Listener};
+use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, SourceMap};
 use crate::store::{ActionCache, Disk, Stamp};
 
 /// Hears of each stage that becomes complete.
@@ -31,6 +32,8 @@ pub(super) struct Workbench<'a> {
     pub(super) program: Digest,
     /// The files that the plan, whatever is wanted of it, is read from or names.
     reads: Vec<PathBuf>,
+    /// What the stages of the plan stand in.
+    texts: Arc<SourceMap>,
     last: Record,
 }
 
@@ -42,7 +45,7 @@ impl<'a> Workbench<'a> {
         common: &Common,
         stages: &'a Registry,
     ) -> Result<Workbench<'a>, Failed> {
-        let plan = args.load(stages)?;
+        let (plan, texts) = args.load_with_texts(stages)?;
         let outline = Outline::of(&plan, &args.folder()?, stages);
         let mut reads = plan.texts.clone();
         reads.push(lock::beside(&args.path));
@@ -50,7 +53,7 @@ impl<'a> Workbench<'a> {
             .iter()
             .for_each(|stage| files_in(&stage.params, &mut reads));
         let plan = select(plan, wanted)?;
-        look_for_files(&plan, stages)?;
+        look_for_files(&plan, &texts, stages)?;
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
@@ -60,6 +63,7 @@ impl<'a> Workbench<'a> {
             stages,
             outline,
             program,
+            texts,
             reads,
             last,
         })
@@ -123,7 +127,7 @@ impl<'a> Workbench<'a> {
 
     /// Finds out what a build would do, part by part.
     pub(super) fn dry_run(&self) -> Result<Built, Failed> {
-        let mut ear = Problems::default();
+        let mut failures = Failures::default();
         let limits = Limits {
             jobs: 0,
             memory_bytes: u64::MAX,
@@ -132,13 +136,31 @@ impl<'a> Workbench<'a> {
         let (local, cancel) = (self.local(), AtomicBool::new(false));
         let built = self
             .prepared(&self.store, &local, limits, &cancel)
-            .run(&mut ear);
-        match ear.0 {
-            problems if problems.is_empty() => Ok(built),
-            problems => Err(Failed {
-                problems,
-                source: None,
-            }),
+            .run(&mut failures);
+        match failures.into_vec() {
+            failures if failures.is_empty() => Ok(built),
+            failures => Err(self.failed(&failures, [])),
+        }
+    }
+
+    /// What is said at the end of a build that failed: `failures`, each at its stage in the plan,
+    /// and what else went wrong.
+    pub(super) fn failed(
+        &self,
+        failures: &[Failure],
+        others: impl IntoIterator<Item = Problem>,
+    ) -> Failed {
+        let place = |failure: &Failure| {
+            let problem = failure.told();
+            let id = &failure.part.stage;
+            match self.plan.stages.iter().find(|stage| stage.id.0 == *id) {
+                Some(stage) => problem.at(stage.at.clone(), "this stage"),
+                None => problem,
+            }
+        };
+        Failed {
+            problems: failures.iter().map(place).chain(others).collect(),
+            source: Some(Arc::clone(&self.texts)),
         }
     }
 
@@ -171,21 +193,30 @@ fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
 
 /// Says at once which files of this machine the plan lacks, and not when the stages before those
 /// that read them are done.
-fn look_for_files(plan: &Plan, stages: &Registry) -> Result<(), Failed> {
-    let mut problems: Vec<Problem> = vec![];
+fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Result<(), Failed> {
+    let mut lacking: Vec<(Problem, Vec<&PlannedStage>)> = vec![];
     for stage in &plan.stages {
         let kind = stages.get(&stage.kind);
-        let problem = kind.and_then(|kind| kind.files(&stage.params).err());
-        problems.extend(problem.filter(|problem| !problems.contains(problem)));
+        let Some(problem) = kind.and_then(|kind| kind.files(&stage.params).err()) else {
+            continue;
+        };
+        match lacking.iter_mut().find(|(known, _)| *known == problem) {
+            Some((_, stages)) => stages.push(stage),
+            None => lacking.push((problem, vec![stage])),
+        }
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Failed {
-            problems,
-            source: None,
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let place = |(problem, stages): (Problem, Vec<&PlannedStage>)| {
+        stages.into_iter().fold(problem, |problem, stage| {
+            problem.at(stage.at.clone(), "for this stage")
         })
-    }
+    };
+    Err(Failed {
+        problems: lacking.into_iter().map(place).collect(),
+        source: Some(Arc::clone(texts)),
+    })
 }
 
 /// This program's file, whatever becomes of its name during a build.
@@ -198,16 +229,4 @@ fn program() -> Result<Digest> {
         "look at this program's file".into()
     })?;
     CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
-}
-
-/// Hears only what goes wrong.
-#[derive(Default)]
-pub(super) struct Problems(pub(super) Vec<Problem>);
-
-impl Listener for Problems {
-    fn hear(&mut self, event: &Event) {
-        if let Event::Failed { problem, .. } = event {
-            self.0.push(problem.clone());
-        }
-    }
 }

@@ -53,7 +53,7 @@ impl TimedListener for Junit {
                 if let Some(attempts) = self.running.get_mut(part) {
                     let mut rerun = TestRerun::new(NonSuccessKind::Failure);
                     rerun
-                        .set_type(&*problem.code)
+                        .set_type(problem.code.as_str())
                         .set_message(first_line(&problem.message))
                         .set_description(problem.text());
                     attempts.failed.push(rerun);
@@ -72,7 +72,7 @@ impl TimedListener for Junit {
             Event::Failed { part, problem } => {
                 let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
                 status
-                    .set_type(&*problem.code)
+                    .set_type(problem.code.as_str())
                     .set_message(first_line(&problem.message))
                     .set_description(problem.text());
                 let mut took_ms = 0;

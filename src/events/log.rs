@@ -151,7 +151,7 @@ impl<R: BufRead> LogReader<R> {
 
     fn problem(&self, code: &str, said: &str) -> Problem {
         Problem::new(
-            &format!("kiln::log::{code}"),
+            format!("kiln::log::{code}").as_str(),
             format!("line {} of the log {said}", self.line),
         )
     }

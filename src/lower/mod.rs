@@ -184,7 +184,7 @@ impl<'a> Lowering<'a> {
             node.op_type,
             inputs.join(", ")
         );
-        Problem::new(&format!("kiln::lower::{code}"), message)
+        Problem::new(format!("kiln::lower::{code}").as_str(), message)
     }
 
     fn value_type(&self, name: &str) -> Result<&ValueType> {

@@ -10,10 +10,9 @@ use super::common::{
 };
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
-use super::words::{closest, hint, quoted};
 use super::{Keep, PlannedStage, StageId};
 use crate::action::{InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
-use crate::base::Problem;
+use crate::base::{Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
 
@@ -26,8 +25,6 @@ pub struct Checked {
     pub stage: PlannedStage,
     /// What the plan says about keeping it.
     pub keep: Option<Keep>,
-    /// Where the plan names it.
-    pub at: Span,
     /// The stages it names, and where.
     pub edges: Edges,
 }
@@ -74,9 +71,9 @@ impl<'a> Checker<'a> {
         let spec = kind.spec();
         self.check_retries(spec);
         let (slots, edges) = self.slots(spec);
-        let params = self.params(spec, &slots);
+        let (params, meant) = self.params(spec, &slots);
         let filled: Vec<&str> = slots.keys().map(String::as_str).collect();
-        let needs = self.ask_stage(kind, params.clone(), &filled);
+        let needs = self.ask_stage(kind, params.clone(), meant, &filled);
         let tools = self.tools(spec, needs);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
@@ -89,17 +86,14 @@ impl<'a> Checker<'a> {
             timeout,
             retries: retries.unwrap_or(0),
             optional: optional.unwrap_or(false),
-        };
-        Some(Checked {
-            stage,
-            keep,
             at: self.stage.at.clone(),
-            edges,
-        })
+        };
+        Some(Checked { stage, keep, edges })
     }
 
     fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
+        let problem =
+            Problem::new(format!("kiln::plan::{code}").as_str(), message).at(span.clone(), label);
         self.problems.push(if help.is_empty() {
             problem
         } else {
@@ -297,9 +291,9 @@ impl<'a> Checker<'a> {
     }
 
     /// The parameters: whatever is neither common to all stages nor a slot. Unknown ones are left
-    /// out.
-    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> Map<String, Value> {
-        let mut params = Map::new();
+    /// out; beside it, the keys that they may be meant for.
+    fn params(&mut self, spec: &StageSpec, slots: &Slots) -> (Map<String, Value>, Vec<String>) {
+        let (mut params, mut meant) = (Map::new(), vec![]);
         for entry in &self.stage.table.entries {
             let key = entry.key.as_str();
             if COMMON.contains(&key) || spec.inputs.iter().any(|slot| slot.name == key) {
@@ -325,6 +319,7 @@ impl<'a> Checker<'a> {
                 .chain(spec.params.iter().copied())
                 .chain(COMMON)
                 .collect();
+            meant.extend(closest(key, known.iter().copied()).map(String::from));
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem(
                 "unknown_parameter",
@@ -334,7 +329,12 @@ impl<'a> Checker<'a> {
                 hint(key, "it has", known),
             );
         }
-        params
+        // Whether it has a source was looked at already.
+        if self.stage.is_tool() && !params.contains_key("url") {
+            meant.push("url".into());
+        }
+        meant.retain(|key| !params.contains_key(key));
+        (params, meant)
     }
 
     /// A table by the names of the stages of a slot: what it says of a stage, it says of each of
@@ -388,28 +388,34 @@ impl<'a> Checker<'a> {
         })
     }
 
-    /// Asks the stage about its parameters. Serde stops at its first mistake, so what it complains
-    /// of is put aside and it is asked again, until it has no more to say.
+    /// Asks the stage about its parameters. What it complains of is put aside and it is asked
+    /// again, until it has no more to say; nothing is said of what is `aside` already. Yields the
+    /// tools that it needs.
     fn ask_stage(
         &mut self,
         kind: &dyn Stage,
         mut params: Map<String, Value>,
+        mut aside: Vec<String>,
         slots: &[&str],
     ) -> Vec<String> {
-        let mut aside: Vec<String> = vec![];
+        let all = params.len();
         loop {
             let mistakes = match kind.check(&Value::Object(params.clone()), slots) {
                 Ok(tools) => return tools,
                 Err(mistakes) => mistakes,
             };
-            let before = aside.len();
+            let (before, is_whole) = (aside.len(), params.len() == all);
             for mistake in &mistakes {
-                let follows = mistake.path.is_empty()
-                    && aside.iter().any(|key| mentions(&mistake.problem, key));
+                let key = mistake.path.split('/').next().unwrap_or_default();
+                // What was put aside is missed now, which is no news; and how the parameters go
+                // together is not known without it.
+                let follows = match key {
+                    "" => !is_whole,
+                    key => aside[..before].iter().any(|aside| aside == key),
+                };
                 if !follows {
                     self.param_problem(mistake);
                 }
-                let key = mistake.path.split('/').next().unwrap_or_default();
                 if params.remove(key).is_some() {
                     aside.push(key.into());
                 }
@@ -434,14 +440,9 @@ impl<'a> Checker<'a> {
             .concat()
             .join(".");
         problem.message = format!("`{name}`: {}", problem.message);
-        let words = quoted(&mistake.problem.message);
-        let unknown = mistake.problem.message.starts_with("unknown ");
-        if let (true, None, [found, expected @ ..]) = (unknown, &problem.help, words.as_slice()) {
-            problem.help = closest(found, expected.iter().copied())
-                .map(|word| format!("did you mean `{word}`?"));
-        }
-        let span = self.place(&steps, unknown_field(&mistake.problem));
-        self.problems.push(problem.at(span, "here"));
+        let is_key = problem.code == "kiln::plan::unknown_parameter";
+        let (span, label) = self.place(&steps, is_key);
+        self.problems.push(problem.at(span, label));
     }
 
     /// A path as the plan spells it: the row of a table by stages may be that of all instances of a
@@ -458,25 +459,24 @@ impl<'a> Checker<'a> {
         steps
     }
 
-    /// Where the parameter at `path` stands: its value, or its key if it is the unknown `field`.
-    fn place(&self, path: &[&str], field: Option<&str>) -> Span {
-        let Some((first, mut rest)) = path.split_first() else {
-            return self.stage.at.clone();
+    /// Where the parameter at `path` stands: its value, or its key. One that is not there: where it
+    /// should be.
+    fn place(&self, path: &[&str], is_key: bool) -> (Span, &'static str) {
+        let stage = (self.stage.at.clone(), "this stage");
+        let Some((first, rest)) = path.split_first() else {
+            return stage;
         };
-        if let Some((_, table)) = rest.split_last().filter(|(last, _)| field == Some(last)) {
-            rest = table;
-        }
         let Some(entry) = self.stage.table.get(first) else {
-            return self.stage.at.clone();
+            return stage;
         };
-        let node = entry.node.find(rest);
-        match (&node.tree, field) {
-            (Tree::Table(table), Some(field)) => table
-                .get(field)
-                .map_or(&node.span, |entry| &entry.key_span)
-                .clone(),
-            _ => node.span.clone(),
+        let parent = rest.split_last().filter(|_| is_key);
+        if let Some((last, path)) = parent
+            && let Tree::Table(table) = &entry.node.find(path).tree
+            && let Some(entry) = table.get(last)
+        {
+            return (entry.key_span.clone(), "here");
         }
+        (entry.node.find(rest).span.clone(), "here")
     }
 
     fn tools(&mut self, spec: &StageSpec, needs: Vec<String>) -> BTreeMap<String, StageId> {
@@ -524,18 +524,4 @@ fn names<'d>(stages: impl Iterator<Item = &'d DraftStage>) -> Vec<&'d str> {
     let mut names: Vec<&str> = stages.map(|stage| stage.name.as_str()).collect();
     names.dedup();
     names
-}
-
-/// Whether `problem` is about the absence of `key`.
-fn mentions(problem: &Problem, key: &str) -> bool {
-    quoted(&problem.message).contains(&key)
-}
-
-/// The field that serde does not know.
-fn unknown_field(problem: &Problem) -> Option<&str> {
-    problem
-        .message
-        .strip_prefix("unknown field `")?
-        .split('`')
-        .next()
 }

@@ -6,9 +6,8 @@ use super::common::{ACROSS, spec_of, strings};
 use super::source::{Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
-use super::words::hint;
 use crate::action::{Registry, StageSpec};
-use crate::base::Problem;
+use crate::base::{Problem, hint};
 
 /// Cap on the stages of a plan, tools and all instances included; far above any plan that a person
 /// writes.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::source::{Entry, Table, Tree};
 use super::source_map::{FileId, SourceMap};
-use super::words::hint;
-use crate::base::Problem;
+use crate::base::{Problem, hint};
 
 /// What the files of a plan say together; each list in the order of the text, included files first.
 #[derive(Default)]

@@ -95,8 +95,10 @@ fn place(problem: &Problem) -> Option<Range<usize>> {
 
 /// Whether a `${...}` could not be filled in.
 fn is_unfilled(problem: &Problem) -> bool {
-    let code = problem.code.strip_prefix("kiln::plan::");
-    code.is_some_and(|code| matches!(code, "unknown_variable" | "variable" | "axis"))
+    matches!(
+        problem.code.as_str(),
+        "kiln::plan::unknown_variable" | "kiln::plan::variable" | "kiln::plan::axis"
+    )
 }
 
 /// A stage's own name: `weights`; `npu.sm8650` for an instance of `npu`; `tools.qnn` for the
@@ -145,6 +147,8 @@ pub struct PlannedStage {
     pub retries: u32,
     /// It is built only where it, or what needs it, is asked for.
     pub optional: bool,
+    /// Where the plan names it, in the texts that it was read from: see [`SourceMap::place`].
+    pub at: Range<usize>,
 }
 
 /// What of a stage's artifact is written out.

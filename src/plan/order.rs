@@ -64,7 +64,11 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
         .map(|checked| (&checked.stage.id, graph.add_node(())))
         .collect();
     for taker in checked {
-        let tools = taker.stage.tools.values().map(|tool| (tool, &taker.at));
+        let tools = taker
+            .stage
+            .tools
+            .values()
+            .map(|tool| (tool, &taker.stage.at));
         for (giver, at) in taker.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
             if let (Some(&from), Some(&to)) = (nodes.get(giver), nodes.get(&taker.stage.id)) {
                 graph.add_edge(from, to, at.clone());

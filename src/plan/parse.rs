@@ -6,9 +6,9 @@ use super::merge::{Tables, merge};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::source_map::SourceMap;
 use super::vars::{Coordinates, Vars};
-use super::words::{MAX_NAME, bad_name, hint};
+use super::words::{MAX_NAME, bad_name};
 use crate::action::Registry;
-use crate::base::Problem;
+use crate::base::{Problem, hint};
 
 /// What the prefix of a tool's implicit stage is.
 pub const TOOLS: &str = "tools.";
@@ -82,7 +82,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
-        let problem = Problem::new(&format!("kiln::plan::{code}"), message).at(span.clone(), label);
+        let problem =
+            Problem::new(format!("kiln::plan::{code}").as_str(), message).at(span.clone(), label);
         self.problems.push(if help.is_empty() {
             problem
         } else {

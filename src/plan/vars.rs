@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::merge::Tables;
 use super::source::{Entry, Node, Span, Tree};
 use super::source_map::SourceMap;
-use super::words::{bad_name, hint};
-use crate::base::Problem;
+use super::words::bad_name;
+use crate::base::{Problem, hint};
 
 /// Cap on a string with all its variables filled in: far above any argument, prompt or path.
 const MAX_FILLED_BYTES: usize = 64 << 10;

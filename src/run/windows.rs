@@ -1,6 +1,5 @@
 //! Windows: the pieces of a text over which models are run.
 
-use crate::action::ParamProblem;
 use crate::base::{Context, Problem, Result};
 use crate::model::tokenizer::Tokenizer;
 
@@ -9,16 +8,6 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Windows have three digits in their names.
 pub const MAX_WINDOWS: u32 = 999;
-
-/// The problem of the parameter `name`, if it is not between `least` and `most`.
-pub fn within(name: &str, value: u32, least: u32, most: u32) -> Option<ParamProblem> {
-    let message = format!("`{name}` is {value}; it goes from {least} to {most}");
-    let problem = Problem::new("kiln::plan::parameter", message);
-    (!(least..=most).contains(&value)).then(|| ParamProblem {
-        path: name.into(),
-        problem,
-    })
-}
 
 /// The first `count` pieces of `text`, one after the other, of `length` tokens each; each begins
 /// with the token that the model wants first, if any.

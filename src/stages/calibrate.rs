@@ -32,7 +32,7 @@ use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
-use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows, within};
+use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows};
 
 use keys::Keys;
 use moments::{Diagonal, Moments, moment_bytes};
@@ -102,11 +102,8 @@ impl TypedStage for Calibrate {
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
-        let patterns =
-            patterns.filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")));
-        within("windows", params.windows, 1, MAX_WINDOWS)
-            .into_iter()
-            .chain(patterns)
+        patterns
+            .filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")))
             .collect()
     }
 

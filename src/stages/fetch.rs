@@ -21,6 +21,7 @@ mod proxy;
 mod received;
 mod sniff;
 mod source;
+mod trust;
 mod url;
 mod wheel;
 

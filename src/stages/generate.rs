@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, PartName,
-    StageSpec, TypedStage,
+    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use crate::artifact::generation::{GENERATION, Generation};
@@ -80,17 +80,6 @@ impl TypedStage for Generate {
         reaches_outside: false,
         measures: true,
     };
-
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
-        let nothing = Problem::new("kiln::plan::parameter", "no token would be asked for");
-        let none = params.tokens == Some(0);
-        none.then(|| ParamProblem {
-            path: "tokens".into(),
-            problem: nothing,
-        })
-        .into_iter()
-        .collect()
-    }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
         vec![QNN]

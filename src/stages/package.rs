@@ -65,11 +65,11 @@ pub struct Params {
     /// the CPU's.
     #[serde(default, skip_serializing_if = "is_false")]
     embedding_table: bool,
-    /// Logits are divided by it before a token is drawn.
+    /// Logits are divided by it before a token is drawn; `top_k = 1` takes the most probable token.
     #[serde(default = "default_temp")]
     #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
     temp: f64,
-    /// How many of the most probable tokens are drawn from.
+    /// How many of the most probable tokens are drawn from; 40 is usual.
     #[serde(default = "default_top_k")]
     #[schemars(range(min = 1, max = MAX_TOP_K))]
     top_k: u32,
@@ -154,13 +154,7 @@ impl TypedStage for Package {
                 problem,
             });
         };
-        let Params {
-            name,
-            temp,
-            top_k,
-            top_p,
-            ..
-        } = params;
+        let name = &params.name;
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
             || !name.chars().all(plain)
@@ -169,27 +163,6 @@ impl TypedStage for Package {
             let help = "letters, digits, `.`, `_` and `-`, the first a letter or a digit, 100 at \
                         most: it goes into a shell";
             wrong("name", format!("`name` is {name:?}"), help);
-        }
-        if !(*temp > 0.0 && *temp <= 100.0) {
-            wrong(
-                "temp",
-                format!("`temp` is {temp}"),
-                "above 0; for the most probable token each time, `top_k = 1`",
-            );
-        }
-        if !(1..=MAX_TOP_K).contains(top_k) {
-            wrong(
-                "top_k",
-                format!("`top_k` is {top_k}"),
-                "1 takes the most probable token, 40 is usual",
-            );
-        }
-        if !(*top_p > 0.0 && *top_p <= 1.0) {
-            wrong(
-                "top_p",
-                format!("`top_p` is {top_p}"),
-                "above 0, and 1 at most",
-            );
         }
         problems
     }

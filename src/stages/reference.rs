@@ -20,8 +20,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
-    PartName, StageSpec, TypedStage,
+    Blob, Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
@@ -29,7 +29,7 @@ use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
-use crate::run::{MAX_WINDOWS, windows, within};
+use crate::run::{MAX_WINDOWS, windows};
 
 /// Longest sequence: attention takes memory by its square.
 const MAX_TOKENS: u32 = 4096;
@@ -104,17 +104,6 @@ impl TypedStage for ReferenceStage {
         reaches_outside: false,
         measures: true,
     };
-
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
-        [
-            within("windows", params.windows, 1, MAX_WINDOWS),
-            within("tokens", params.tokens, 2, MAX_TOKENS),
-            within("greedy", params.greedy, 1, MAX_TOKENS),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;

@@ -92,7 +92,7 @@ impl TypedStage for Score {
         measures: true,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         if slots.contains(&"graph") == slots.contains(&"context") {
             let problem = Problem::new(
@@ -102,13 +102,6 @@ impl TypedStage for Score {
             .help("give one of them; score the other in a stage of its own");
             problems.push(ParamProblem {
                 path: String::new(),
-                problem,
-            });
-        }
-        if params.windows == Some(0) {
-            let problem = Problem::new("kiln::plan::parameter", "no window would be scored");
-            problems.push(ParamProblem {
-                path: "windows".into(),
                 problem,
             });
         }

@@ -112,17 +112,9 @@ impl TypedStage for Sensitivity {
 
     fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
-        let mut problems: Vec<ParamProblem> = patterns
+        patterns
             .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
-            .collect();
-        if params.windows == 0 {
-            let problem = Problem::new("kiln::plan::parameter", "no window would be run");
-            problems.push(ParamProblem {
-                path: "windows".into(),
-                problem,
-            });
-        }
-        problems
+            .collect()
     }
 
     fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {

@@ -100,6 +100,7 @@ fn stage(line: &str) -> PlannedStage {
         timeout,
         retries,
         optional: false,
+        at: 0..0,
     }
 }
 

@@ -44,7 +44,7 @@ pub fn problems(files: &[(&str, &str)], sets: &[(&str, &str)]) -> String {
     for problem in problems {
         out += &format!(
             "{}: {}\n",
-            problem.code.strip_prefix("kiln::plan::").unwrap(),
+            problem.code.as_str().strip_prefix("kiln::plan::").unwrap(),
             problem.message
         );
         for (span, label) in problem.labels {

@@ -15,6 +15,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
 use super::received::{next, received};
+use super::trust::is_distrust;
 use super::url::Address;
 use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
 use crate::action::Job;
@@ -434,9 +435,7 @@ fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
 
 /// The connection did not come about, or not as far as an answer.
 fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Failure {
-    let text = error.to_string();
-    let tls = matches!(error, ureq::Error::Tls(_) | ureq::Error::Rustls(_))
-        || text.contains("certificate");
+    let tls = is_distrust(&error);
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
         let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked"))

@@ -14,10 +14,16 @@ use crate::base::{Context, Problem, Result, tail};
 /// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes
 /// first: a pip that outlives a killed build would write into a folder that the next build already
 /// uses.
-const RUN_PIP: &str = "import ctypes, os, runpy, signal, sys\nPR_SET_PDEATHSIG = \
-                       1\nctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)\nif \
-                       os.getppid() != int(sys.argv.pop(1)): sys.exit('the build is \
-                       gone')\nrunpy.run_module('pip', run_name='__main__', alter_sys=True)";
+const RUN_PIP: &str = "import ctypes, importlib.util, os, runpy, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+parent, no_pip = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+if os.getppid() != parent: sys.exit('the build is gone')
+if importlib.util.find_spec('pip') is None: sys.exit(no_pip)
+runpy.run_module('pip', run_name='__main__', alter_sys=True)";
+
+/// How a Python without pip leaves; pip itself leaves with small numbers.
+const NO_PIP: i32 = 77;
 
 /// The wheel must not depend on the Python that happens to run pip: these are the tags that kiln's
 /// tools are built for.
@@ -106,6 +112,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
             "-c",
             RUN_PIP,
             &std::process::id().to_string(),
+            &NO_PIP.to_string(),
             "download",
             "--no-deps",
             "--only-binary=:all:",
@@ -148,10 +155,10 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.success() {
         return Ok(());
     }
-    let words = tail(&log, LAST_WORDS_BYTES).unwrap_or_default();
-    if words.contains("No module named pip") || words.contains("No module named 'pip'") {
+    if status.code() == Some(NO_PIP) {
         return Err(lacks_pip(machine));
     }
+    let words = tail(&log, LAST_WORDS_BYTES).unwrap_or_default();
     let lines: Vec<&str> = words
         .lines()
         .filter(|line| !line.trim().is_empty())
