@@ -7,7 +7,8 @@
 //! kind. Of 100,000 edges ninja has no build log to read, which spares it work. `big` is a plan of
 //! eight real stages over a file of a gigabyte.
 
-#[path = "../tests/support/mod.rs"]
+#[allow(dead_code)]
+#[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -341,6 +342,7 @@ impl TypedStage for Trivial {
         gives: "thing",
         inputs: &[InputSpec {
             name: "from",
+            meaning: "",
             accepts: &["thing"],
             required: false,
             many: false,

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use kiln::model::gguf::{Array, Gguf, Value, ValueType};
 
-#[path = "../tests/support/mod.rs"]
+#[allow(dead_code)]
+#[path = "../tests/it/support/mod.rs"]
 mod support;
 
 /// The shortest of some rounds, in milliseconds.

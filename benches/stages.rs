@@ -4,7 +4,8 @@
 //! `@node-llama-cpp/linux-x64` has them), also beside its quantizer. Stages that run in a process
 //! of their own have theirs in `kiln cache stats`.
 
-#[path = "../tests/support/mod.rs"]
+#[allow(dead_code)]
+#[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use kiln::action::{Inputs, Manifest, Outputs, Part, PartName};
 use kiln::base::{Hasher, bytes};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::stages;
-use kiln::store::{BlobStore, Disk};
+use kiln::store::{BlobStore, Disk, LocalStore};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
 

@@ -9,8 +9,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use half::f16;
-use kiln::model::facts::{Element, TensorFacts};
+use kiln::model::facts::TensorFacts;
 use kiln::model::quant::*;
+use kiln::model::weight::Element;
 use memory::{Ggml, fill};
 
 const ROWS: u64 = 16384;

@@ -2,7 +2,7 @@
 //! inside.
 #![no_main]
 
-use kiln::model::arch::model_facts;
+use kiln::model::decoder::arch::model_facts;
 use kiln::model::gguf::{Gguf, Header, Prefix, Summary, Under};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Manifest, Part, ToolFile};
+use super::{ArtifactKind, Manifest, Part, ToolFile};
 use crate::base::{Digest, Problem, Result};
 
 /// The manifests of a stage's inputs by slot, and of its tools by name. Each slot holds the
@@ -12,6 +12,8 @@ use crate::base::{Digest, Problem, Result};
 pub struct Inputs {
     /// Slot -> (giving stage, its manifest).
     pub slots: BTreeMap<String, Vec<(String, Manifest)>>,
+    /// Stage -> the artifact that it gives, of all stages in the slots.
+    pub artifacts: BTreeMap<String, ArtifactKind>,
     /// Tool -> its files.
     pub tools: BTreeMap<String, Manifest>,
     /// The files of this machine that the stage said it reads.
@@ -40,6 +42,11 @@ impl Inputs {
     /// All stages in a slot that takes many.
     pub fn many(&self, slot: &str) -> &[(String, Manifest)] {
         self.slots.get(slot).map_or(&[], Vec::as_slice)
+    }
+
+    /// The artifact that the stage `stage` of a slot gives.
+    pub fn artifact(&self, stage: &str) -> ArtifactKind {
+        self.artifacts.get(stage).copied().unwrap_or_default()
     }
 
     /// The digest of a file of this machine.

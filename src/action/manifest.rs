@@ -84,6 +84,15 @@ impl<'de> Deserialize<'de> for PartName {
     }
 }
 
+/// Whether `wanted` stands for the file `name`: by its name, or as `FOLDER/` for all that is in
+/// there.
+pub fn stands_for(wanted: &str, name: &str) -> bool {
+    match wanted.ends_with('/') {
+        true => name.starts_with(wanted),
+        false => name == wanted,
+    }
+}
+
 /// "These bytes of that blob": where, not what. Takes no part in keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Window {

@@ -16,10 +16,10 @@ pub use action::{Action, ActionKey, Ingredient};
 pub use blob::{Blob, Memory};
 pub use inputs::Inputs;
 pub use io::{BlobSink, Job, Workspace};
-pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window};
+pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window, stands_for};
 pub use registry::Registry;
 pub use stage::{
-    ANY, Demand, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage, StageSpec,
-    ToolFile, WorkOrder,
+    ANY, Demand, Given, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage,
+    StageSpec, ToolFile, WorkOrder,
 };
 pub use typed::{Erased, Order, TypedStage};

@@ -45,6 +45,8 @@ pub const MAY_BE: char = '?';
 pub struct InputSpec {
     /// The parameter's name.
     pub name: &'static str,
+    /// One line for people.
+    pub meaning: &'static str,
     /// The artifacts it accepts.
     pub accepts: &'static [ArtifactKind],
     /// Whether it must be given.
@@ -59,6 +61,24 @@ impl InputSpec {
         self.accepts
             .iter()
             .any(|kind| *kind == gives || *kind == ANY)
+    }
+}
+
+/// A stage that feeds another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The input slot that it fills.
+    pub slot: String,
+    /// Its id.
+    pub stage: String,
+    /// The artifact that it gives.
+    pub artifact: ArtifactKind,
+}
+
+impl Given {
+    /// Whether one of `given` fills `slot`.
+    pub fn fills(given: &[Given], slot: &str) -> bool {
+        given.iter().any(|given| given.slot == slot)
     }
 }
 
@@ -183,6 +203,8 @@ pub enum Proof {
     Sha256(String),
     /// Its only output has this digest.
     Digest(Digest),
+    /// It has outputs of these names and no others; `NAME/` stands for at least one in that folder.
+    Outputs(Vec<String>),
     /// By a note that it ran for this very cache: its bytes do not tell.
     Own,
 }
@@ -198,12 +220,12 @@ pub trait Stage: Send + Sync {
     }
 
     /// All that is wrong with `params` (the stage's table without input slots and what every stage
-    /// may have), and the names of the tools that a stage with these parameters and these
-    /// filled slots needs, or [may](MAY_BE) need.
+    /// may have), and the names of the tools that a stage with these parameters and these inputs
+    /// needs, or [may](MAY_BE) need.
     fn check(
         &self,
         params: &Value,
-        slots: &[&str],
+        given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
     /// The files and folders of this machine that a stage with these parameters reads as they are.
@@ -214,7 +236,7 @@ pub trait Stage: Send + Sync {
     }
 
     /// Whether what a stage with these parameters gives holds only for the moment, as a measurement
-    /// does: then no earlier build has done it.
+    /// on a device does: then it runs in every build.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
     }

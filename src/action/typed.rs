@@ -12,8 +12,8 @@ use serde_path_to_error::Segment;
 
 use super::params::mistakes;
 use super::{
-    Action, Demand, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage, StageSpec,
-    ToolFile, WorkOrder,
+    Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
+    StageSpec, ToolFile, WorkOrder,
 };
 use crate::base::{Context, Problem, Result};
 
@@ -28,13 +28,13 @@ pub trait TypedStage: Send + Sync + 'static {
     const SPEC: StageSpec;
 
     /// What the schema does not say: patterns, URLs, slots that exclude each other. Numbers may
-    /// still be out of the range that the schema gives them.
-    fn check(_params: &Self::Params, _slots: &[&str]) -> Vec<ParamProblem> {
+    /// still be outside the range that the schema gives them.
+    fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and slots loads, or [may](super::MAY_BE) load.
-    fn tools(_params: &Self::Params, _slots: &[&str]) -> Vec<&'static str> {
+    /// The tools that a stage with these parameters and inputs loads, or [may](super::MAY_BE) load.
+    fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
         vec![]
     }
 
@@ -143,7 +143,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn check(
         &self,
         params: &Value,
-        slots: &[&str],
+        given: &[Given],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let mut found = mistakes(self.schema().as_value(), params);
         let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
@@ -161,7 +161,7 @@ impl<S: TypedStage> Stage for Erased<S> {
             }
         };
         // What the schema refuses is not refused twice.
-        let mut more = S::check(&params, slots);
+        let mut more = S::check(&params, given);
         more.retain(|problem| {
             problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
         });
@@ -169,7 +169,7 @@ impl<S: TypedStage> Stage for Erased<S> {
         if !found.is_empty() {
             return Err(found);
         }
-        let tools = S::tools(&params, slots);
+        let tools = S::tools(&params, given);
         Ok(tools.into_iter().map(String::from).collect())
     }
 

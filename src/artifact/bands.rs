@@ -3,13 +3,14 @@
 
 use std::io::Write;
 
-use crate::action::{Blob, BlobSink, Content, Demand, Job};
-use crate::base::{Context, Problem, Result};
-use crate::model::facts::{Element, ErrorFacts, TensorFacts};
+use crate::action::{Blob, BlobSink, Content, Demand, Job, Outputs, Part, PartName};
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{
     BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, Plain, Rounding,
     Spelling, Split, first_non_finite, round, split,
 };
+use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 
 /// What the input is called in the orders of both stages.
 pub const INPUT: &str = "tensor";
@@ -196,6 +197,37 @@ pub fn write_values(
             &format!("{element:?}").to_lowercase(),
         ),
     }
+}
+
+/// The parts of a weight of this shape and encoding: its blobs, in the order of the encoding's
+/// parts, and what they say of themselves.
+pub fn outputs(
+    shape: &[u64],
+    encoding: WeightEncoding,
+    blobs: Blobs,
+    error: ErrorFacts,
+) -> Result<Outputs> {
+    let problem = |why: String| Problem::new("kiln::weights::encoding", why);
+    let specs = encoding.parts(shape).map_err(problem)?;
+    let blobs: Vec<Content> = blobs.into_iter().flatten().collect();
+    let sizes = blobs.iter().map(|blob| Some(blob.digest.size_bytes));
+    if !sizes.eq(specs.iter().map(|spec| spec.size_bytes())) {
+        return Err(problem(format!(
+            "the blobs that were written are not those of {encoding} {shape:?}"
+        )));
+    }
+    let mut outputs = Outputs::new();
+    for (spec, content) in specs.iter().zip(blobs) {
+        let facts = WeightFacts {
+            encoding,
+            part: spec.part,
+            shape: shape.into(),
+            error: (spec.part == encoding.main_part()).then(|| error.clone()),
+        };
+        let facts = CanonJson::of(&facts)?;
+        outputs.insert(PartName::new(spec.part.name())?, Part { content, facts });
+    }
+    Ok(outputs)
 }
 
 /// The facts of `error`; `scheme` made it.

@@ -45,7 +45,7 @@ pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
             "the bundle leaves the head to the CPU, and Genie draws from what the last binary \
              gives",
             "leave `head` out of `place` in the `graph` stage, or hear what the model says by \
-             `score` with the `context-bin`",
+             `evaluate` with the `context-bin`",
         );
     }
     if place.embedding == Processor::Cpu

@@ -3,7 +3,9 @@
 
 use crate::action::{Job, Manifest, Order, Outputs, Part, PartName};
 use crate::base::Result;
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{by_name, role_of_blob};
+use crate::model::facts::GraphFacts;
 use crate::model::shards::{Place, Shard};
 
 /// The two graphs of a decoder, by role.
@@ -53,17 +55,17 @@ pub fn on_cpu<'a>(
     graph: &'a Manifest,
     roles: &[String],
     place: Place,
-    model: &ModelFacts,
+    model: &DecoderSpec,
 ) -> Result<Vec<(String, &'a Part)>> {
-    let mut parts = vec![];
+    let (tensors, mut parts) = (by_name(model), vec![]);
     for end in place.on_cpu() {
         for role in roles {
             let file = format!("{}.onnx", end.graph_stem(role));
             parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
         }
-        let weights = graph
-            .under("weights")
-            .filter(|(name, _)| end.reads(name, model));
+        let weights = graph.under("weights").filter(|(name, _)| {
+            role_of_blob(&tensors, name).is_some_and(|role| end.reads(role, model))
+        });
         parts.extend(weights.map(|(name, part)| (format!("{CPU}/weights/{name}"), part)));
     }
     Ok(parts)

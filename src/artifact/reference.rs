@@ -29,7 +29,7 @@ pub fn windows<'a>(
     let wanted = wanted.unwrap_or(names.len());
     if wanted > names.len() {
         return Err(Problem::new(
-            "kiln::score::windows",
+            "kiln::evaluate::windows",
             format!(
                 "{wanted} windows are wanted, but the reference has {}",
                 names.len()

@@ -4,7 +4,7 @@ use globset::{Glob, GlobMatcher};
 
 use crate::action::{Manifest, ParamProblem, Part};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ModelFacts, RopeRows, TensorFacts};
+use crate::model::facts::TensorFacts;
 
 /// A tensor of a `model` manifest.
 pub struct Tensor<'a> {
@@ -66,17 +66,4 @@ pub fn unmatched(text: &str, what: &str, tensors: &[Tensor]) -> Problem {
     .help(format!(
         "tensors are called like `{example}`; `kiln inspect --tensors FILE` lists them"
     ))
-}
-
-/// Heads of the tensors whose rows a `llama` file permutes for interleaved RoPE: q and k, and their
-/// biases.
-pub fn rope_heads(model: &ModelFacts, name: &str) -> Option<u32> {
-    if model.rope_rows == RopeRows::HalfSplit {
-        return None;
-    }
-    match name.rsplit('.').nth(1)? {
-        "attn_q" => Some(model.heads),
-        "attn_k" => Some(model.kv_heads),
-        _ => None,
-    }
 }

@@ -1,10 +1,9 @@
-//! A weight as `requant` gives it, read row by row: the one place that knows how its blobs are
-//! spelled.
+//! A weight as `requant` and `dequant` give it, read row by row.
 
-use crate::action::{Blob, Job};
+use crate::action::{Blob, Job, Manifest, Part};
 use crate::base::{Problem, Result};
-use crate::model::facts::{Element, WeightFacts};
 use crate::model::quant::number_at;
+use crate::model::weight::{Element, WeightFacts, WeightPart};
 
 /// The values of a tensor.
 pub struct Weight {
@@ -12,21 +11,10 @@ pub struct Weight {
     pub rows: usize,
     /// Values of a row.
     pub columns: usize,
-    spelling: Spelling,
-}
-
-enum Spelling {
-    Values(Numbers),
-    Blocks(Blocks),
-}
-
-/// `code * scale + offset`; the scale of LPBQ is that of its block times that of its row.
-struct Blocks {
+    /// Columns that share a scale.
     block: usize,
-    codes: Numbers,
-    scales: Numbers,
-    channels: Option<Numbers>,
-    offsets: Option<Numbers>,
+    /// By [`WeightPart`]: the values or codes come first.
+    parts: Vec<(WeightPart, Numbers)>,
 }
 
 /// A blob and what its elements are.
@@ -35,138 +23,113 @@ struct Numbers {
     bytes: Blob,
 }
 
+/// The main part of the weight `name` in `weights`, and its facts, which stand for the whole.
+pub fn main_part<'a>(weights: &'a Manifest, name: &str) -> Result<(&'a Part, WeightFacts)> {
+    for (_, part) in weights.under(name) {
+        let facts: WeightFacts = part.facts.read()?;
+        if facts.is_main() {
+            return Ok((part, facts));
+        }
+    }
+    Err(missing(name))
+}
+
+/// The facts of the main part of the weight whose parts are the inputs `folder/codes` and so on.
+pub fn facts(job: &Job, folder: &str) -> Result<WeightFacts> {
+    for (name, input) in job.inputs() {
+        let inside = name.strip_prefix(folder);
+        if inside.is_some_and(|inside| inside.starts_with('/')) {
+            let facts: WeightFacts = input.facts.read()?;
+            if facts.is_main() {
+                return Ok(facts);
+            }
+        }
+    }
+    Err(missing(folder))
+}
+
+fn missing(name: &str) -> Problem {
+    Problem::new(
+        "kiln::weights::missing",
+        format!("the weights have no tensor `{name}`"),
+    )
+    .help("give the weights of this very model")
+}
+
 impl Weight {
-    /// The weight whose blobs are the inputs `folder/codes`, `folder/scales` and perhaps
-    /// `folder/offsets`; `folder/codes`, `folder/block_scales` and `folder/channel_scales`; or
-    /// `folder/values`.
-    pub fn read(job: &Job, folder: &str, facts: &WeightFacts) -> Result<Self> {
+    /// The weight whose parts are the inputs `folder/codes` and so on.
+    pub fn read(job: &Job, folder: &str) -> Result<Self> {
         let problem =
             |what: String| Problem::new("kiln::model::weight", format!("`{folder}`: {what}"));
-        let extent = |n: &u64| usize::try_from(*n).ok();
-        let (rows, columns) = match facts
-            .shape
-            .iter()
-            .map(extent)
-            .collect::<Option<Vec<_>>>()
-            .as_deref()
-        {
-            Some(&[columns]) => (1, columns),
-            Some(&[rows, columns]) => (rows, columns),
+        let WeightFacts {
+            encoding, shape, ..
+        } = facts(job, folder)?;
+        let mut parts = vec![];
+        for spec in encoding.parts(&shape).map_err(problem)? {
+            let name = spec.part.name();
+            let bytes = job.read(&format!("{folder}/{name}"))?;
+            if spec.size_bytes() != Some(bytes.len() as u64) {
+                return Err(problem(format!(
+                    "{name} as {} {:?} have {} bytes",
+                    spec.element.name(),
+                    spec.shape,
+                    bytes.len()
+                )));
+            }
+            let element = spec.element;
+            parts.push((spec.part, Numbers { element, bytes }));
+        }
+        let (rows, columns) = match *shape.as_slice() {
+            [columns] => (1, columns),
+            [rows, columns] => (rows, columns),
             _ => {
                 return Err(problem(format!(
-                    "shape {:?} is neither a vector nor a matrix",
-                    facts.shape
+                    "shape {shape:?} is neither a vector nor a matrix"
                 )));
             }
         };
-        let numbers = |name: &str, element: Element, columns: usize| {
-            let bytes = job.read(&format!("{folder}/{name}"))?;
-            let bits = rows
-                .checked_mul(columns)
-                .and_then(|count| count.checked_mul(element.bits() as usize));
-            match bits {
-                Some(bits) if bits.div_ceil(8) == bytes.len() => Ok(Numbers { element, bytes }),
-                _ => Err(problem(format!(
-                    "{name} of {rows} x {columns} {element:?} have {} bytes",
-                    bytes.len()
-                ))),
-            }
-        };
-        let Some(block) = facts.block else {
-            let values = numbers("values", facts.element, columns)?;
-            return Ok(Weight {
-                rows,
-                columns,
-                spelling: Spelling::Values(values),
-            });
-        };
-        let block = block as usize;
-        if block == 0 || !columns.is_multiple_of(block) {
-            return Err(problem(format!(
-                "{columns} columns are no whole number of blocks of {block}"
-            )));
-        }
-        let element = |name: &str| -> Result<Element> {
-            let facts: WeightFacts = job.input(&format!("{folder}/{name}"))?.facts.read()?;
-            Ok(facts.element)
-        };
-        let has = |blob: &str| {
-            job.inputs()
-                .any(|(name, _)| name.strip_prefix(folder) == Some(blob))
-        };
-        let optional = |is_there: bool, name: &str, columns: usize| {
-            is_there
-                .then(|| numbers(name, element(name)?, columns))
-                .transpose()
-        };
-        let scales = if has("/block_scales") {
-            "block_scales"
-        } else {
-            "scales"
-        };
-        let blocks = Blocks {
-            block,
-            codes: numbers("codes", facts.element, columns)?,
-            scales: numbers(scales, element(scales)?, columns / block)?,
-            channels: optional(has("/channel_scales"), "channel_scales", 1)?,
-            offsets: optional(has("/offsets"), "offsets", columns / block)?,
-        };
+        // The blobs are that long, so these are numbers of this machine.
         Ok(Weight {
-            rows,
-            columns,
-            spelling: Spelling::Blocks(blocks),
+            rows: rows as usize,
+            columns: columns as usize,
+            block: encoding.block(columns).unwrap_or(columns) as usize,
+            parts,
         })
     }
 
     /// Lets go of what was read so far.
     pub fn leave(&self) {
-        let all: [Option<&Numbers>; 4] = match &self.spelling {
-            Spelling::Values(values) => [Some(values), None, None, None],
-            Spelling::Blocks(Blocks {
-                codes,
-                scales,
-                channels,
-                offsets,
-                ..
-            }) => [
-                Some(codes),
-                Some(scales),
-                channels.as_ref(),
-                offsets.as_ref(),
-            ],
-        };
-        all.into_iter()
-            .flatten()
-            .for_each(|numbers| numbers.bytes.leave(0..numbers.bytes.len()));
+        for (_, numbers) in &self.parts {
+            numbers.bytes.leave(0..numbers.bytes.len());
+        }
+    }
+
+    fn part(&self, part: WeightPart) -> Option<&Numbers> {
+        let found = self.parts.iter().find(|(known, _)| *known == part);
+        found.map(|(_, numbers)| numbers)
     }
 
     /// Puts the values of a row into `out`: `code * scale + offset` in f32, as the documents define
     /// them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
-        match &self.spelling {
-            Spelling::Values(values) => values.put(row * self.columns, out),
-            Spelling::Blocks(Blocks {
-                block,
-                codes,
-                scales,
-                channels,
-                offsets,
-            }) => {
-                codes.put(row * self.columns, out);
-                let blocks = self.columns / block;
-                let channel = channels.as_ref().map_or(1.0, |channels| channels.at(row));
-                for (index, out) in out.chunks_mut(*block).enumerate() {
-                    let scale = channel * scales.at(row * blocks + index);
-                    let offset = offsets
-                        .as_ref()
-                        .map(|offsets| offsets.at(row * blocks + index));
-                    match offset {
-                        None => out.iter_mut().for_each(|value| *value *= scale),
-                        Some(offset) => out
-                            .iter_mut()
-                            .for_each(|value| *value = *value * scale + offset),
-                    }
-                }
+        if let Some((_, main)) = self.parts.first() {
+            main.put(row * self.columns, out);
+        }
+        let integers = self.part(WeightPart::BlockScales);
+        let Some(scales) = self.part(WeightPart::Scales).or(integers) else {
+            return;
+        };
+        let offsets = self.part(WeightPart::Offsets);
+        let channels = self.part(WeightPart::ChannelScales);
+        let channel = channels.map_or(1.0, |channels| channels.at(row));
+        let first = row * (self.columns / self.block);
+        for (index, out) in (first..).zip(out.chunks_mut(self.block)) {
+            let scale = channel * scales.at(index);
+            match offsets.map(|offsets| offsets.at(index)) {
+                None => out.iter_mut().for_each(|value| *value *= scale),
+                Some(offset) => out
+                    .iter_mut()
+                    .for_each(|value| *value = *value * scale + offset),
             }
         }
     }

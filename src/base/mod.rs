@@ -1,5 +1,6 @@
 //! Floor 0: digests, canonical text, problems and units. Knows nobody.
 
+pub mod atomic;
 mod canon;
 mod code;
 mod digest;

@@ -157,8 +157,17 @@ pub trait Context<T> {
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
     fn context(self, code: impl Into<Code>, context: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|error| Problem::new(code, format!("failed to {}", context())).because(&error))
+        match self {
+            Ok(value) => Ok(value),
+            Err(error) => Err(failed_to(code.into(), context(), &error)),
+        }
     }
+}
+
+/// Apart from the trait, whose methods are compiled once for each type and each call.
+#[cold]
+fn failed_to(code: Code, what: String, error: &(dyn std::error::Error + 'static)) -> Problem {
+    Problem::new(code, format!("failed to {what}")).because(error)
 }
 
 #[cfg(test)]

@@ -10,10 +10,13 @@ const QUOTES: [char; 3] = ['"', '\'', '`'];
 /// host.
 const MAX_LOOK_BACK: usize = 256;
 
+/// As long may a scheme be.
+const MAX_SCHEME: usize = 16;
+
 /// As long may an address in quotes be that has blanks.
 const MAX_QUOTED: usize = 1024;
 
-/// `text`, in which the user and password and the query of each address are `***`.
+/// `text`, in which the user and password and the parameters of each address are `***`.
 pub fn without_secrets(text: &str) -> Cow<'_, str> {
     let secrets = secrets(text);
     if secrets.is_empty() {
@@ -39,28 +42,57 @@ pub fn mask_secrets(text: &str) -> String {
     out
 }
 
+/// What is known of the word that was looked at last, so that each is read once, however many
+/// addresses are in it.
+#[derive(Default)]
+struct Word {
+    end: usize,
+    last_at: Option<usize>,
+    /// Where its parameters begin, or its end.
+    params: usize,
+}
+
+impl Word {
+    /// Reads the word at `at`, unless that is the same.
+    fn read(&mut self, text: &str, at: usize) {
+        if at >= self.end {
+            self.end = at + length(&text[..at], &text[at..]);
+            self.last_at = text[at..self.end].rfind('@').map(|length| at + length);
+        }
+    }
+
+    /// Where the user and password end that begin at `start`, if there are any.
+    fn end_of_user(&self, text: &str, start: usize) -> Option<usize> {
+        let last_at = self.last_at.filter(|at| *at >= start).map(|at| at - start);
+        Some(start + end_of_user(text.get(start..self.end)?, last_at)?)
+    }
+}
+
 /// Where they are: in their order, none inside of another.
 fn secrets(text: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = vec![];
-    // What is known of the word that was looked at last, so that each is read once, however many
-    // addresses are in it.
-    let (mut end, mut last_at, mut query) = (0, None, 0);
-    for (at, mark) in text.match_indices(['/', '\\', '?']) {
+    let (mut with_slashes, mut without) = (Word::default(), Word::default());
+    // Up to here, no user was found in an address without slashes.
+    let mut tried = 0;
+    for (at, mark) in text.match_indices(['/', '\\', '?', ':']) {
         if found.last().is_some_and(|last| at < last.end) {
             continue;
         }
-        let Some(start) = (if mark == "?" {
-            begin_of_query(text, at)
-        } else {
-            begin_of_address(text, at)
-        }) else {
+        let begin = match mark {
+            "?" => begin_of_query(text, at),
+            ":" => begin_without_slashes(text, at),
+            _ => begin_of_address(text, at),
+        };
+        let Some(start) = begin else {
             continue;
         };
-        if at >= end {
-            end = at + length(&text[..at], &text[at..]);
-            last_at = text[at..end].rfind('@').map(|length| at + length);
-        }
-        let end = end.max(start);
+        let word = if mark == ":" {
+            &mut without
+        } else {
+            &mut with_slashes
+        };
+        word.read(text, at);
+        let end = word.end.max(start);
         let to_fragment = |begin: usize| {
             begin
                 ..text[begin..end]
@@ -73,21 +105,25 @@ fn secrets(text: &str) -> Vec<Range<usize>> {
         }
         let mut host = start;
         if !text[..at].ends_with("file:")
-            && let Some(user) = end_of_user(
-                &text[start..end],
-                last_at.filter(|at| *at >= start).map(|at| at - start),
-            )
+            && at >= tried
+            && let Some(user) = word.end_of_user(text, start)
+            && (mark != ":" || is_web(text, at) || text[start..user].contains(':'))
         {
-            host = start + user;
+            host = user;
             push(&mut found, start..host);
+        } else if mark == ":" {
+            tried = tried.max(start + authority(&text[start..end]).len());
+            // Of other schemes only a password is known without slashes.
+            if !is_web(text, at) {
+                continue;
+            }
         }
-        if query < host {
-            query = text[host..end]
-                .find('?')
-                .map_or(end, |length| host + length);
+        if word.params < host {
+            let params = begin_of_params(&text[host..end]);
+            word.params = params.map_or(end, |length| host + length);
         }
-        if query < end {
-            push(&mut found, to_fragment(query + 1));
+        if word.params < end {
+            push(&mut found, to_fragment(word.params));
         }
     }
     found.retain(|secret| !secret.is_empty());
@@ -102,16 +138,57 @@ fn push(found: &mut Vec<Range<usize>>, secret: Range<usize>) {
     }
 }
 
-/// Where the host or the user begins, if the slashes at `at` are those of an address: `https://`, a mistyped `https:/` or `https:\\`, or `//`
-/// by itself.
+/// Where the host or the user begins, if the slashes at `at` are those of an address: `https://`, a
+/// mistyped `https:/`, `https:\\` or `https//`, or `//` by itself.
 fn begin_of_address(text: &str, at: usize) -> Option<usize> {
     let is_slash = |c: char| c == '/' || c == '\\';
     let before = text[..at].chars().next_back();
-    if before.is_some_and(|before| is_slash(before) || is_of_path(before)) {
+    let ends_path = |before| is_of_path(before) && !is_web(text, at);
+    if before.is_some_and(|before| is_slash(before) || ends_path(before)) {
         return None;
     }
     let slashes = text[at..].find(|c| !is_slash(c)).unwrap_or(text.len() - at);
     (slashes > 1 || before == Some(':')).then_some(at + slashes)
+}
+
+/// Where the host or the user begins, if the colon at `at` is that of an address without slashes:
+/// `https:` is one whatever follows, `NAME:` may be one.
+fn begin_without_slashes(text: &str, at: usize) -> Option<usize> {
+    let next = text[at + 1..].chars().next()?;
+    let is_one = !next.is_whitespace() && !"/\\:".contains(next);
+    let scheme = scheme_before(text, at);
+    let is_first = !text[..at - scheme.len()].ends_with(':');
+    (is_one && is_first && !scheme.is_empty()).then_some(at + 1)
+}
+
+/// Whether a scheme of the web stands right before `at`.
+fn is_web(text: &str, at: usize) -> bool {
+    let scheme = scheme_before(text, at).to_ascii_lowercase();
+    matches!(
+        scheme.as_str(),
+        "http" | "https" | "ftp" | "ftps" | "ws" | "wss"
+    ) || scheme.starts_with("socks")
+}
+
+/// The letters right before `at` that a scheme may have, as far as schemes are long.
+fn scheme_before(text: &str, at: usize) -> &str {
+    let letters = text.as_bytes()[..at].iter().rev().take(MAX_SCHEME);
+    let length = letters
+        .take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
+        .count();
+    &text[at - length..at]
+}
+
+/// Where the parameters of an address begin: its query, or what stands in its path as `;name=` or
+/// `&name=`.
+fn begin_of_params(address: &str) -> Option<usize> {
+    let is_of_name = |c: char| c.is_alphanumeric() || "-._%".contains(c);
+    let begins = |(at, mark): &(usize, &str)| {
+        let rest = address[at + 1..].trim_start_matches(is_of_name);
+        *mark == "?" || (rest.starts_with('=') && !address[at + 1..].starts_with('='))
+    };
+    let mut marks = address.match_indices(['?', ';', '&']);
+    marks.find(begins).map(|(at, _)| at + 1)
 }
 
 /// Where a query begins, if the question mark at `at` is that of an address, which may be mistyped:
@@ -173,9 +250,7 @@ fn bare_length(text: &str) -> usize {
 /// is not has a `/`, `?` or `#` where the number of a port would end, and then all up to the
 /// `last_at` is taken for it.
 fn end_of_user(address: &str, last_at: Option<usize>) -> Option<usize> {
-    let authority = address
-        .find(['/', '?', '#', '\\'])
-        .map_or(address, |length| &address[..length]);
+    let authority = authority(address);
     let port = authority.rsplit_once(':').map(|(_, port)| port);
     let is_password =
         |port: &str| !port.ends_with(']') && !port.bytes().all(|byte| byte.is_ascii_digit());
@@ -183,6 +258,12 @@ fn end_of_user(address: &str, last_at: Option<usize>) -> Option<usize> {
         None if port.is_some_and(is_password) => last_at,
         user => user,
     }
+}
+
+/// Host and port of an address, and whatever stands before them.
+fn authority(address: &str) -> &str {
+    let end = address.find(['/', '?', '#', '\\']);
+    &address[..end.unwrap_or(address.len())]
 }
 
 /// What a text goes on with after a quote.
@@ -256,6 +337,35 @@ mod tests {
             ("https:\\/\\/me:pw@h", "https:\\/\\/***@h"),
             ("https:/a/x?TOKENabc", "https:/a/x?***"),
             ("file:/me@home/x hf:a/b/c@v1", "file:/me@home/x hf:a/b/c@v1"),
+            // Without slashes.
+            ("https:me:pw@h/x?sig=s#f, so", "https:***@h/x?***#f, so"),
+            ("`HTTPS:me@h` failed", "`HTTPS:***@h` failed"),
+            ("(http:me:p/w#d@h/x)", "(http:***@h/x)"),
+            ("socks5h:me:pw@p:1080", "socks5h:***@p:1080"),
+            ("https:a/x;token=t", "https:a/x;***"),
+            ("https//me:pw@h/x", "https//***@h/x"),
+            ("htps:me:pw@h/x?sig=s", "htps:***@h/x?***"),
+            ("a/b,https:me:pw@h", "a/b,https:***@h"),
+            (
+                "ssh:me@phone hf:a@v1 b3:0a/2 kiln::a:b@c, note: a:b",
+                "ssh:me@phone hf:a@v1 b3:0a/2 kiln::a:b@c, note: a:b",
+            ),
+            (
+                "key:\"https://a/x y?sig=s t\" is",
+                "key:\"https://a/x y?***\" is",
+            ),
+            // Parameters in the path.
+            (
+                "https://a/x;token=ab/cd==/pot.gguf#f b",
+                "https://a/x;***#f b",
+            ),
+            ("https://me:pw@a/x;v=1?sig=s", "https://***@a/x;***"),
+            ("https://a/x&token=t, b", "https://a/x&*** b"),
+            (
+                "https://a/x;y; b=c text/html;charset=b",
+                "https://a/x;y; b=c text/html;charset=b",
+            ),
+            ("file:/x;y=1,https://a/b;c=d", "file:/x;***"),
         ] {
             assert_eq!(without_secrets(text), expected);
             assert_eq!(mask_secrets(text).len(), text.len());
@@ -267,10 +377,13 @@ mod tests {
     fn long_text_takes_no_longer_for_it() {
         for piece in [
             "://a", "//", "?", "?a", "?a=", "://?", "<//", "'//", "\"?a=", "://a:b@", "(//", ",//",
-            "://a:b", ":/", "\\",
+            "://a:b", ":/", "\\", "https:", "https:a:", "a:b:", "(a:b/", ",a:b@", "//a;", "//;a=",
+            "//a;b&", "http//",
         ] {
-            // 1 MB: if every piece looked at all others, this would not end.
-            without_secrets(&piece.repeat((1 << 20) / piece.len()));
+            // 256 kB: if every piece looked at all others, this would not end.
+            let many = piece.repeat((1 << 18) / piece.len());
+            without_secrets(&many);
+            without_secrets(&(many + "/@"));
         }
     }
 }

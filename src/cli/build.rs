@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::artifacts::{Artifact, artifacts};
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
 use super::output::{add, kept, kept_of, write_left, write_out, write_stage};
-use super::papers::{self, Papers};
+use super::records::{self, Records};
 use super::screen::{Screen, Views};
 use super::workbench::Workbench;
 use super::{Common, Exit, Failed, PlanArgs};
@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long)]
     keep_going: bool,
     #[command(flatten)]
-    papers: papers::Args,
+    records: records::Args,
     #[command(flatten)]
     views: Views,
 }
@@ -86,13 +86,13 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         Links::Reflink
     };
     let locked = args
-        .papers
+        .records
         .locked(&args.plan, &args.stages, &bench, common)?;
     let mut places = bench.places();
     places.refuse_in_cache("what is built", &out)?;
     places.keep(
         bench.plan.stages.iter().map(|stage| out.join(&stage.id.0)),
-        papers::NAMES.iter().map(|name| out.join(name)),
+        records::NAMES.iter().map(|name| out.join(name)),
     );
     let mut screen = Screen::open(&args.views, &mut places, common)?;
     let early = Mutex::new(None);
@@ -139,15 +139,15 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
 
     let kept = kept?;
-    let papers = Papers::of(&args.papers, &args.plan, &bench, &built, &kept);
+    let records = Records::of(&args.records, &args.plan, &bench, &built, &kept);
     if let Some(locked) = &locked {
-        papers.hold(locked)?;
+        records.hold(locked)?;
     }
     add(&mut wrote, write_out(&bench.store, &kept, &out, links)?);
     if let Some(locked) = &locked {
-        papers.hold_written(locked, &out)?;
+        records.hold_written(locked, &out)?;
     }
-    if papers.write(&out)? {
+    if records.write(&out)? {
         add(&mut wrote, Some(Space::default()));
     }
     let ran = summary.total(|stage| stage.ran);
@@ -173,8 +173,8 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             out.display()
         )
     });
-    papers.check(&args.stages, limits, &cancel, &out, common)?;
-    papers.lock(common)?;
+    records.check(&args.stages, limits, &cancel, &out, common)?;
+    records.lock(common)?;
     Ok(Exit::Done)
 }
 

@@ -10,7 +10,7 @@ use super::inspect::with_headers;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{Problem, Result, open_file};
-use crate::model::arch::model_facts;
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::Gguf;
 use crate::plan::{Plan, PlannedStage};
 
@@ -116,5 +116,5 @@ fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
             )
         })
     });
-    Ok(too_long.collect())
+    Ok(too_long.chain(model_warnings(gguf, &facts)).collect())
 }

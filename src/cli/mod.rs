@@ -14,17 +14,15 @@ mod init;
 mod inspect;
 mod machine;
 mod man;
-mod outline;
 mod output;
-mod papers;
 mod places;
 mod plan;
+mod records;
 mod replay;
 mod reports;
 mod schema;
 mod screen;
 mod show;
-mod whole;
 mod work;
 mod workbench;
 
@@ -71,14 +69,14 @@ enum Command {
     Replay(replay::Args),
     /// Draw the stages of a plan
     Show(show::Args),
-    /// Print the JSON Schema of a plan, for editors
-    Schema,
+    /// Print the JSON Schema of a plan, for editors, or its parameters as tables
+    Schema(schema::Args),
     /// Describe a GGUF, ONNX, DLC or context binary
     Inspect(inspect::Args),
     /// Say what this machine has and lacks, and the command that mends it
     Doctor(doctor::Args),
     /// Check that the files of a build are those of the lock beside the plan; exit code 3 if not
-    Verify(papers::VerifyArgs),
+    Verify(records::VerifyArgs),
     /// Look into the local cache
     Cache(cache::Args),
     /// Print a script that completes calls of kiln: source <(kiln completions bash)
@@ -136,10 +134,10 @@ impl Call {
             Command::Explain(args) => explain::run(args, common, stages),
             Command::Replay(args) => replay::run(args, common),
             Command::Show(args) => show::run(args, common, stages),
-            Command::Schema => schema::run(common, stages),
+            Command::Schema(args) => schema::run(args, common, stages),
             Command::Inspect(args) => inspect::run(args, common),
             Command::Doctor(args) => doctor::run(args, common),
-            Command::Verify(args) => papers::verify(args, common, stages),
+            Command::Verify(args) => records::verify(args, common, stages),
             Command::Cache(args) => cache::run(args, common, stages),
             Command::Completions(args) => Ok(completions::run(args, common)),
             Command::Man(args) => man::run(args, common),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::papers::withdraw;
+use super::records::withdraw;
 use super::workbench::Workbench;
 use crate::action::{Content, Manifest, Part, PartName};
 use crate::base::{CanonJson, Result};
@@ -114,7 +114,7 @@ pub(super) fn write_left(
     Ok(())
 }
 
-/// Makes `out/STAGE` hold just `kept`, which is something. Papers that told of something else are
+/// Makes `out/STAGE` hold just `kept`, which is something. Records that told of something else are
 /// taken away.
 pub(super) fn write_stage(
     blobs: &dyn BlobStore,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::places::Places;
-use super::whole::{check_replaceable, folder, write_whole};
+use crate::base::atomic::{check_replaceable, folder, write_whole};
 use crate::base::{Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 

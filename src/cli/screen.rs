@@ -10,8 +10,8 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::places::Places;
 use super::reports::{self, Reports};
-use super::whole::folder;
 use super::{Common, Failed};
+use crate::base::atomic::folder;
 use crate::base::{Context, Problem};
 use crate::events::{
     Bars, Event, Failure, Failures, JsonLines, Listener, Plain, Summary, TimedListener,

@@ -3,17 +3,19 @@
 use std::fmt::Write;
 
 use clap::ValueEnum;
+use serde_json::{Value, json};
 
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::plan::{Keep, Plan, PlannedStage};
+use crate::records::Kept;
 
 /// Which plan, and how.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     plan: PlanArgs,
-    /// As lines of text, for Graphviz, or for Markdown
+    /// As lines of text, for Graphviz, or for Markdown; `--json` takes the place of each
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
 }
@@ -29,6 +31,7 @@ enum Format {
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let plan = args.plan.load(stages)?;
     common.print(&match args.format {
+        _ if common.json => json_line(&plan),
         Format::Text => text(&plan),
         Format::Dot => dot(&plan),
         Format::Mermaid => mermaid(&plan),
@@ -66,6 +69,18 @@ fn text(plan: &Plan) -> String {
         format!("{}\n", line.trim_end())
     };
     plan.stages.iter().map(line).collect()
+}
+
+/// All stages with what they take from, in one line.
+fn json_line(plan: &Plan) -> String {
+    let stage = |stage: &PlannedStage| {
+        json!({
+            "stage": stage.id, "kind": stage.kind, "inputs": stage.slots, "tools": stage.tools,
+            "keep": Kept::of(&stage.keep), "optional": stage.optional,
+        })
+    };
+    let stages: Vec<Value> = plan.stages.iter().map(stage).collect();
+    format!("{}\n", json!({"plan": plan.name, "stages": stages}))
 }
 
 /// Giver, taker, and the slot or tool that the giver fills.

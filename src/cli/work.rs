@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
 use crate::execute;
+use crate::store::Disk;
 
 /// What to work.
 #[derive(clap::Args)]
@@ -25,6 +26,11 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     if let Some(parent) = args.parent {
         execute::leash(parent)?;
     }
-    execute::work(&common.cache, stages, &args.action, &args.result)?;
+    execute::work(
+        Disk::open(&common.cache),
+        stages,
+        &args.action,
+        &args.result,
+    )?;
     Ok(Exit::Done)
 }

@@ -6,8 +6,6 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
-use super::outline::Outline;
-use super::papers::lock;
 use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
@@ -16,7 +14,9 @@ use crate::engine::{Build, Built, Limits, Memory, Record, Sealed, select};
 use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
 use crate::plan::{Plan, PlannedStage, SourceMap};
-use crate::store::{ActionCache, Disk, Stamp};
+use crate::records::Outline;
+use crate::records::lock;
+use crate::store::{ActionCache, Disk, LocalStore, Stamp};
 
 /// Hears of each stage that becomes complete.
 pub(super) type Completed<'a> = dyn Fn(&PlannedStage, &Sealed) + Sync + 'a;

@@ -1,12 +1,17 @@
-//! What compiling a graph takes: its lowering, the encodings to prove, the memory.
+//! What compiling a graph takes: its lowering, the uses of weights to prove, the memory.
 
-use crate::action::{Job, Manifest, Part};
+use std::collections::BTreeSet;
+
+use crate::action::{Job, Part};
 use crate::base::{CanonJson, Problem, Result};
-use crate::lower::lower;
-use crate::model::facts::{Element, ModelFacts, WeightFacts};
+use crate::lower::{device_use, lower};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
+use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 use crate::model::shards::{Place, Shard};
-use crate::qnn::{Activations, DeviceGraph, GraphInfo, WeightEncoding};
+use crate::model::weight::WeightFacts;
+use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
 
 /// Lowers the ONNX graphs of `roles`, whose encodings must hold together: they share their caches.
 /// A graph reads the weights it needs when the backend asks for them.
@@ -27,56 +32,26 @@ pub fn lowered(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>>
     files.iter().zip(&models).map(lower).collect()
 }
 
-/// The encodings of those weights in an `onnx` manifest that the chip `reads`, as the lowering
-/// spells them, each once.
-pub fn encodings(graph: &Manifest, reads: impl Fn(&str) -> bool) -> Result<Vec<WeightEncoding>> {
-    let mut found = vec![];
-    for (name, part) in graph.under("weights").filter(|(name, _)| reads(name)) {
-        let Some((tensor, what)) = name.rsplit_once('/') else {
-            continue;
-        };
-        let encoding = match what {
-            "values" if part.facts.read::<WeightFacts>()?.shape.len() == 2 => WeightEncoding::F16,
-            "codes" => {
-                let facts: WeightFacts = part.facts.read()?;
-                let bits = match facts.element {
-                    Element::Int4 | Element::Uint4 => 4,
-                    _ => 8,
-                };
-                let block = facts.block.ok_or_else(|| {
-                    Problem::new(
-                        "kiln::device::block",
-                        format!("the codes of `{tensor}` do not say how long a block is"),
-                    )
-                })?;
-                let blob = |what: &str| graph.get(&format!("weights/{tensor}/{what}"));
-                let scales = blob("scales")
-                    .map(|scales| scales.facts.read::<WeightFacts>())
-                    .transpose()?;
-                let by_channel = facts.shape.last() == Some(&block.into())
-                    && facts.element != Element::Uint4
-                    && scales.is_some_and(|scales| scales.element == Element::F32)
-                    && blob("offsets").is_none();
-                if by_channel {
-                    WeightEncoding::Channel {
-                        bits,
-                        activations: Activations::F16,
-                    }
-                } else {
-                    WeightEncoding::FloatBlock {
-                        bits,
-                        block,
-                        offsets: blob("offsets").is_some(),
-                    }
-                }
-            }
-            _ => continue,
-        };
-        found.push(encoding);
+/// What the device does with weights in these graphs, each once: what is to be proved.
+pub fn device_uses<'a>(graphs: impl Iterator<Item = &'a GraphFacts>) -> Result<Vec<DeviceUse>> {
+    let mut uses = BTreeSet::new();
+    for graph in graphs {
+        if graph.weights.is_empty() {
+            let what = format!(
+                "graph `{}` does not say how its weights are stored",
+                graph.name
+            );
+            return Err(Problem::new("kiln::device::weights", what)
+                .help("write the graph again with this version of kiln"));
+        }
+        uses.extend(
+            graph
+                .weights
+                .iter()
+                .map(|weight_use| device_use(*weight_use)),
+        );
     }
-    found.sort();
-    found.dedup();
-    Ok(found)
+    Ok(uses.into_iter().collect())
 }
 
 /// How many elements the weights have whose blobs are `parts`: codes of a byte or less, and
@@ -86,20 +61,12 @@ pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> 
 }
 
 /// Those of one blob.
-fn elements((name, part): (&str, &Part)) -> (u64, u64) {
-    let elements = || {
-        let Ok(facts) = part.facts.read::<WeightFacts>() else {
-            return 0;
-        };
-        facts
-            .shape
-            .iter()
-            .fold(1, |count: u64, &dim| count.saturating_mul(dim))
-    };
-    match name.rsplit('/').next() {
-        Some("codes") => (elements(), 0),
-        Some("values") => (0, elements()),
-        _ => (0, 0),
+fn elements((_, part): (&str, &Part)) -> (u64, u64) {
+    match part.facts.read::<WeightFacts>() {
+        Ok(facts) if !facts.is_main() => (0, 0),
+        Ok(facts) if facts.encoding.is_plain() => (0, facts.values()),
+        Ok(facts) => (facts.values(), 0),
+        Err(_) => (0, 0),
     }
 }
 
@@ -119,9 +86,9 @@ pub fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
 
 /// What compiling a model takes, whole or in shards.
 pub struct Compilations<'a> {
-    model: &'a ModelFacts,
-    /// By blob: codes and floating-point values in it.
-    weights: Vec<(&'a str, (u64, u64))>,
+    model: &'a DecoderSpec,
+    /// Of each blob: what its weight is, codes and floating-point values in it.
+    weights: Vec<(Role, (u64, u64))>,
     graphs: u64,
     place: Place,
 }
@@ -130,15 +97,17 @@ impl<'a> Compilations<'a> {
     /// Of so many graphs of `model` over the blobs `weights`, by their names, without what `place`
     /// leaves to the CPU.
     pub fn new(
-        model: &'a ModelFacts,
+        model: &'a DecoderSpec,
         weights: impl Iterator<Item = (&'a str, &'a Part)>,
         graphs: usize,
         place: Place,
     ) -> Self {
-        let weights = weights.map(|blob| (blob.0, elements(blob))).collect();
+        let tensors = by_name(model);
+        let weights =
+            weights.filter_map(|blob| Some((role_of_blob(&tensors, blob.0)?, elements(blob))));
         Compilations {
             model,
-            weights,
+            weights: weights.collect(),
             graphs: graphs as u64,
             place,
         }
@@ -149,7 +118,7 @@ impl<'a> Compilations<'a> {
         let read = self
             .weights
             .iter()
-            .filter(|(name, _)| shard.reads(name, self.model));
+            .filter(|(role, _)| shard.reads(*role, self.model));
         compile_bytes(sum(read.map(|(_, elements)| *elements)), self.graphs)
     }
 

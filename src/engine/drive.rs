@@ -24,7 +24,7 @@ use super::{
 };
 use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
 use crate::base::{Digest, Problem, Result};
-use crate::events::{Listener, PartId, Why};
+use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
 use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Turn, Watched};
@@ -230,6 +230,13 @@ impl Drive<'_> {
             inputs.files = files
                 .map(|(path, file)| (path.clone(), file.digest))
                 .collect();
+            for id in planned.slots.values().flatten() {
+                let giver = self.build.plan.stages.iter().find(|stage| stage.id == *id);
+                if let Some(giver) = giver {
+                    let artifact = self.kind(&giver.kind)?.spec().gives;
+                    inputs.artifacts.insert(id.0.clone(), artifact);
+                }
+            }
             let is_volatile = self.is_volatile(planned)?;
             let task = |order: WorkOrder| {
                 let (name, demand, smaller) = (
@@ -272,9 +279,9 @@ impl Drive<'_> {
             }
             .find(&task.key)?;
             if let (Found::Hit(result), false) = (&found, task.is_volatile) {
-                return Ok(match proof::holds(&task.proof, result, *blobs, *notes)? {
-                    true => Answer::Hit(result.clone()),
-                    false => Answer::Miss(vec![Why::Unproved], None),
+                return Ok(match proof::doubt(&task.proof, result, *blobs, *notes)? {
+                    None => Answer::Hit(result.clone()),
+                    Some(why) => Answer::Miss(vec![why], None),
                 });
             }
             let key = last.key(part);
@@ -370,7 +377,9 @@ impl Drive<'_> {
                     }
                     .get(&task.key)?;
                     return Ok(match found {
-                        Some(result) if proof::holds(&task.proof, &result, *blobs, *notes)? => {
+                        Some(result)
+                            if proof::doubt(&task.proof, &result, *blobs, *notes)?.is_none() =>
+                        {
                             Turned::Made(result)
                         }
                         _ => Turned::Mine(turn),

@@ -44,6 +44,8 @@ pub enum Why {
     /// The cache has a result, but it was brought from elsewhere, and is not known to be what the
     /// pin says.
     Unproved,
+    /// The cache has a result, but not with the outputs that the action names.
+    OtherOutputs,
     /// Its action is also that of another part, which says why.
     Same { part: String },
     /// It ran before, and is to give the same once more.
@@ -74,6 +76,7 @@ impl fmt::Display for Why {
             Why::Again => f.write_str("once more, to compare"),
             Why::Volatile => f.write_str("measured anew in every build"),
             Why::Unproved => f.write_str("what the cache has is not known to be what is pinned"),
+            Why::OtherOutputs => f.write_str("what the cache has is not what `outputs` names"),
             Why::OutputGone { blob } => write!(f, "gone from the cache: {}", short(blob)),
         }
     }

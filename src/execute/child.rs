@@ -21,7 +21,7 @@ use super::work::{Reply, Said};
 use super::{Ran, Watch};
 use crate::action::{Action, Demand};
 use crate::base::{Context, Problem, Result, end_below};
-use crate::store::Disk;
+use crate::store::LocalStore;
 
 /// How much of what a dead child wrote to standard error is shown.
 const LAST_WORDS_BYTES: usize = 4096;
@@ -39,7 +39,7 @@ const INHERITED: [&str; 3] = ["PATH", "HOME", "LD_LIBRARY_PATH"];
 /// Runs `action` in a child process. It dies with this thread, and alone.
 pub(super) fn run(
     program: &Path,
-    store: &Disk,
+    store: &dyn LocalStore,
     action: &Action,
     demand: &Demand,
     watch: &dyn Watch,

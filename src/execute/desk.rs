@@ -12,7 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 use super::Watch;
 use crate::action::{Blob, BlobSink, Content, Workspace};
 use crate::base::{Context, Digest, Problem, Result};
-use crate::store::{BlobStore, Disk, LockedFolder};
+use crate::store::{LocalStore, LockedFolder};
 
 /// As much of a window is copied at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -20,7 +20,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which
 /// knows declared inputs only.
 pub(super) struct Desk<'a> {
-    store: &'a Disk,
+    store: &'a dyn LocalStore,
     watch: &'a dyn Watch,
     /// Made when first asked for: most actions need none.
     scratch: OnceLock<TempDir>,
@@ -28,7 +28,7 @@ pub(super) struct Desk<'a> {
 }
 
 impl<'a> Desk<'a> {
-    pub(super) fn new(store: &'a Disk, watch: &'a dyn Watch) -> Self {
+    pub(super) fn new(store: &'a dyn LocalStore, watch: &'a dyn Watch) -> Self {
         Desk {
             store,
             watch,

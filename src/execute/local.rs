@@ -6,12 +6,12 @@ use super::desk::Desk;
 use super::{Executor, Ran, Watch, child};
 use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
 use crate::base::{Digest, Problem, Result};
-use crate::store::{BlobStore, Disk};
+use crate::store::LocalStore;
 
 /// Runs actions on the calling thread or in a child process, as their demand says.
 pub struct Local<'a> {
     /// Where blobs come from and go to.
-    pub store: &'a Disk,
+    pub store: &'a dyn LocalStore,
     /// The stages it can run.
     pub stages: &'a Registry,
     /// What to start as `PROGRAM work ...`: kiln itself, best as `/proc/self/exe`, which stays the
@@ -36,7 +36,7 @@ impl Executor for Local<'_> {
 
 /// Runs `action` on this thread.
 pub(super) fn run_here(
-    store: &Disk,
+    store: &dyn LocalStore,
     stages: &Registry,
     action: &Action,
     watch: &dyn Watch,

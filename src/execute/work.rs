@@ -14,7 +14,7 @@ use super::Watch;
 use super::local::run_here;
 use crate::action::{Action, Outputs, Registry};
 use crate::base::{Context, Problem, Result, adopt_orphans, end_descendants};
-use crate::store::Disk;
+use crate::store::LocalStore;
 
 /// What a child leaves in its result file.
 #[derive(Serialize, Deserialize)]
@@ -51,18 +51,22 @@ pub fn leash(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// Runs the action in the file `order` and writes its outputs or its problem to the file `result`.
-/// An `Err` is a failure to do that. Progress goes to standard output, as JSON lines.
-pub fn work(cache: &Path, stages: &Registry, order: &Path, result: &Path) -> Result<()> {
+/// Runs the action in the file `order` over `store` and writes its outputs or its problem to the
+/// file `result`. An `Err` is a failure to do that. Progress goes to standard output, as JSON lines.
+pub fn work(
+    store: Result<impl LocalStore>,
+    stages: &Registry,
+    order: &Path,
+    result: &Path,
+) -> Result<()> {
     let text =
         fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
     let action: Action = serde_json::from_slice(&text).context("kiln::execute::io", || {
         format!("understand {}", order.display())
     })?;
     adopt_orphans()?;
-    let reply = match Line::take_stdout()
-        .and_then(|line| run_here(&Disk::open(cache)?, stages, &action, &line))
-    {
+    let outputs = Line::take_stdout().and_then(|line| run_here(&store?, stages, &action, &line));
+    let reply = match outputs {
         Ok(outputs) => Reply::Done {
             outputs,
             peak_memory_bytes: peak_memory_bytes(),

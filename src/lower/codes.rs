@@ -131,7 +131,7 @@ impl<'a> Lowering<'a> {
     /// The number that is input `index` of `node`, as the last code of a grid of its own.
     pub(super) fn coded_number(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let constant = self.stored(node, index)?;
-        if !constant.is_float() {
+        if !constant.element.is_float() {
             return Err(self.refuse(node, "constant", "wants a number"));
         }
         let number = constant.all_numbers().next().unwrap_or(0.0);

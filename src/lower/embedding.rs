@@ -6,9 +6,8 @@ use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
 use super::stored::Stored;
 use crate::base::Result;
-use crate::model::facts::blob_owner;
-use crate::model::onnx::Spelling;
 use crate::model::onnx::proto::NodeProto;
+use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
 
 /// Codes are stored as code + 128 in a byte.
@@ -18,18 +17,15 @@ const CODES: Encoding = Encoding::ScaleOffset {
 };
 
 impl<'a> Lowering<'a> {
-    pub(super) fn embedding(&mut self, node: &'a NodeProto, spelling: Spelling) -> Result<()> {
+    pub(super) fn embedding(&mut self, node: &'a NodeProto) -> Result<()> {
         let ids = self.operand(node, 0)?;
-        let gain = self.float(node, "gain")?;
-        let table = self.stored(node, 1)?;
-        let [rows, columns] = table
-            .matrix()
-            .ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
+        let call = self.weight_call(node)?;
+        let (shape, gain) = ([call.rows, call.columns], call.gain);
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
             return Err(self.refuse(node, "shape", "wants ids [1, T]"));
         };
-        let shape = [rows as u64, columns as u64];
-        if spelling == Spelling::Values {
+        if call.encoding.is_plain() {
+            let table = self.constant(call.main())?;
             let name = format!("{}.table", blob_owner(&table.name));
             let data = move || {
                 Ok(StaticData {
@@ -41,9 +37,9 @@ impl<'a> Lowering<'a> {
             return self.emit(node, "Gather", gather(), vec![table, ids]);
         }
 
-        let weight = self.block_weight(node, spelling, gain)?;
+        let weight = self.block_weight(node, &call)?;
         let name = |what: &str| format!("{}.{what}", node.name);
-        let blocks = (columns / weight.block) as u64;
+        let blocks = shape[1] / weight.block as u64;
         let of_blocks = [1, tokens, blocks, weight.block as u64];
         let codes = self.codes_table(&weight.codes, shape, weight.bits())?;
         let gathered = self.between(

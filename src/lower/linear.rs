@@ -1,73 +1,42 @@
 //! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the
-//! GGUF.
+//! GGUF. Where the input is in codes, it is dequantized first: the layer computes in f16.
 
 use super::Lowering;
+use super::channel::ChannelWeight;
+use super::encoding::device_encoding;
 use super::grid::Grid;
 use super::half::{Halves, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::Result;
-use crate::model::facts::blob_owner;
-use crate::model::onnx::Spelling;
-use crate::model::onnx::proto::{NodeProto, element};
-use crate::qnn::{DataType, Encoding, Param, StaticData, TensorId};
+use crate::model::onnx::WeightCall;
+use crate::model::onnx::proto::NodeProto;
+use crate::model::weight::{Element, WeightPart, blob_owner};
+use crate::qnn::{DataType, DeviceEncoding, Encoding, Param, StaticData, TensorId};
 
 impl<'a> Lowering<'a> {
-    pub(super) fn linear(
-        &mut self,
-        node: &'a NodeProto,
-        spelling: Spelling,
-        bias: bool,
-    ) -> Result<()> {
+    pub(super) fn linear(&mut self, node: &'a NodeProto) -> Result<()> {
         let x = self.operand(node, 0)?;
         let dims = self.dims(node, 0)?;
-        let gain = self.float(node, "gain")?;
-        let [rows, columns] = self
-            .stored(node, 1)?
-            .matrix()
-            .ok_or_else(|| self.refuse(node, "shape", "wants a matrix"))?;
-        if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns as u64) {
+        let call = self.weight_call(node)?;
+        let (rows, columns) = (call.rows, call.columns);
+        if !matches!(*dims.as_slice(), [1, 1, _, width] if width == columns) {
             return Err(self.refuse(
                 node,
                 "shape",
                 &format!("wants an input [1, 1, T, {columns}]"),
             ));
         }
-        let bias = if bias {
-            Some(self.bias(node, spelling, rows)?)
-        } else {
-            None
-        };
-        let mut inputs = vec![x];
-        match (
-            self.device.tensor(x).data_type,
-            &self.device.tensor(x).encoding,
-        ) {
-            (DataType::UFixed16, &Encoding::ScaleOffset { scale, .. }) => {
-                let weight = self.coded_weight(node, spelling, gain)?;
-                inputs.push(weight.tensor);
-                if let Some(bias) = bias {
-                    inputs.push(self.coded_bias(bias, gain, scale, &weight.channels)?);
-                }
-            }
-            _ => {
-                inputs.push(self.half_weight(node, spelling, [rows, columns], gain)?);
-                if let Some(bias) = bias {
-                    let name = blob_owner(&bias.name).to_string();
-                    let data = move || {
-                        Ok(StaticData {
-                            bytes: bias.halves(gain)?,
-                            encoding: Encoding::None,
-                        })
-                    };
-                    inputs.push(self.fixed(
-                        &name,
-                        DataType::Float16,
-                        &[rows as u64],
-                        "f16",
-                        data,
-                    )?);
-                }
-            }
+        let mut inputs = vec![x, self.linear_weight(node, &call)?];
+        if let Some(bias) = call.bias {
+            let bias = self.constant(bias)?;
+            let (name, gain) = (blob_owner(&bias.name).to_string(), call.gain);
+            let data = move || {
+                Ok(StaticData {
+                    bytes: bias.halves(gain)?,
+                    encoding: Encoding::None,
+                })
+            };
+            inputs.push(self.fixed(&name, DataType::Float16, &[rows], "f16", data)?);
         }
         let params = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -78,42 +47,38 @@ impl<'a> Lowering<'a> {
         self.emit(node, "Conv2d", params, inputs)
     }
 
-    fn bias(&self, node: &'a NodeProto, spelling: Spelling, rows: usize) -> Result<Stored> {
-        let bias = self.stored(node, 1 + spelling.inputs().len())?;
-        if bias.dims != [rows as u64] || !bias.is_float() {
-            return Err(self.refuse(node, "shape", &format!("wants {rows} numbers as its bias")));
-        }
-        Ok(bias)
+    /// What `node` says of its weight.
+    pub(super) fn weight_call(&self, node: &'a NodeProto) -> Result<WeightCall<'a>> {
+        WeightCall::of(&self.checked, node).map_err(|why| self.refuse(node, "weight", &why))
     }
 
-    /// A weight for activations of halves.
-    fn half_weight(
-        &mut self,
-        node: &'a NodeProto,
-        spelling: Spelling,
-        shape: [usize; 2],
-        gain: f32,
-    ) -> Result<TensorId> {
-        if spelling == Spelling::Values {
-            return self.plain_weight(node, shape, gain);
-        }
-        let weight = self.block_weight(node, spelling, gain)?;
-        match weight.channels() {
-            Some(_) => self.channel_weight(weight, shape),
-            None => self.blockwise_weight(weight, shape),
+    /// The weight of a linear layer that computes in f16.
+    fn linear_weight(&mut self, node: &'a NodeProto, call: &WeightCall<'a>) -> Result<TensorId> {
+        let shape = [call.rows as usize, call.columns as usize];
+        match device_encoding(call.encoding) {
+            DeviceEncoding::F16 => {
+                let values = self.constant(call.main())?;
+                self.plain_weight(values, shape, call.gain)
+            }
+            DeviceEncoding::Channel { .. } => {
+                let weight = ChannelWeight {
+                    codes: self.constant(call.main())?,
+                    scales: self.part(node, call, WeightPart::Scales)?,
+                    gain: call.gain,
+                };
+                self.channel_weight(weight, shape)
+            }
+            DeviceEncoding::FloatBlock { .. } => {
+                let weight = self.block_weight(node, call)?;
+                self.blockwise_weight(weight, shape)
+            }
+            DeviceEncoding::Lpbq { .. } => {
+                Err(self.refuse(node, "weight", "has a weight that multiplies only codes"))
+            }
         }
     }
 
-    fn plain_weight(
-        &mut self,
-        node: &'a NodeProto,
-        shape: [usize; 2],
-        gain: f32,
-    ) -> Result<TensorId> {
-        let values = self.stored(node, 1)?;
-        if !values.is_float() {
-            return Err(self.refuse(node, "type", "wants floating-point values"));
-        }
+    fn plain_weight(&mut self, values: Stored, shape: [usize; 2], gain: f32) -> Result<TensorId> {
         let name = blob_owner(&values.name).to_string();
         let data = move || {
             let bytes = values.halves_transposed(shape, gain)?;
@@ -141,64 +106,39 @@ impl<'a> Lowering<'a> {
         self.fixed(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
     }
 
-    /// The blockwise weight that is input 1 and following of `node`.
+    /// The weight of `call`, which is stored in codes, as blocks of one scale each.
     pub(super) fn block_weight(
         &self,
         node: &'a NodeProto,
-        spelling: Spelling,
-        gain: f32,
+        call: &WeightCall<'a>,
     ) -> Result<BlockWeight> {
-        let codes = self.stored(node, 1)?;
-        let second = self.stored(node, 2)?;
-        let third = if spelling == Spelling::Blocks {
-            None
-        } else {
-            Some(self.stored(node, 3)?)
+        let scales = match call.part(WeightPart::ChannelScales) {
+            Some(channels) => Grid::Products {
+                integers: self.part(node, call, WeightPart::BlockScales)?,
+                channels: self.constant(channels)?,
+            },
+            None => Grid::Numbers(self.part(node, call, WeightPart::Scales)?),
         };
-        let block = self.int(node, "block")?;
-        let refuse = |why: &str| self.refuse(node, "block", why);
-        let [rows, columns] = codes
-            .matrix()
-            .ok_or_else(|| refuse("wants a matrix of codes"))?;
-        let block = usize::try_from(block)
-            .ok()
-            .filter(|&block| block > 0 && columns % block == 0);
-        let block = block
-            .ok_or_else(|| refuse(&format!("does not have whole blocks in {columns} columns")))?;
-        let grid = [rows as u64, (columns / block) as u64];
-        let fits = |numbers: &Stored| numbers.dims == grid && numbers.is_float();
-        if let (Spelling::Lpbq, Some(channels)) = (spelling, &third) {
-            let integers = second.element == element::UINT8 && second.dims == grid;
-            let channels_fit = channels.dims == [rows as u64] && channels.is_float();
-            if codes.element != element::INT4 || !integers || !channels_fit {
-                return Err(refuse(&format!(
-                    "wants codes of 4 bits, {grid:?} unsigned bytes and {rows} channel scales"
-                )));
-            }
-            let scales = Grid::Products {
-                integers: second,
-                channels: channels.clone(),
-            };
-            return Ok(BlockWeight {
-                codes,
-                scales,
-                offsets: None,
-                block,
-                gain,
-            });
-        }
-        if codes.is_float() || !fits(&second) || !third.as_ref().is_none_or(fits) {
-            return Err(refuse(&format!(
-                "wants integer codes and {grid:?} numbers as scales and offsets"
-            )));
-        }
+        let offsets = match call.part(WeightPart::Offsets) {
+            Some(offsets) => Some(Grid::Numbers(self.constant(offsets)?)),
+            None => None,
+        };
         Ok(BlockWeight {
-            codes,
-            scales: Grid::Numbers(second),
-            offsets: third.map(Grid::Numbers),
-            block,
-            gain,
+            codes: self.constant(call.main())?,
+            scales,
+            offsets,
+            block: call.encoding.block(call.columns).unwrap_or(call.columns) as usize,
+            gain: call.gain,
         })
+    }
+
+    /// A part of the weight of `call`.
+    fn part(&self, node: &'a NodeProto, call: &WeightCall<'a>, part: WeightPart) -> Result<Stored> {
+        let tensor = call.part(part).ok_or_else(|| {
+            let what = format!("has a weight without {}", part.name());
+            self.refuse(node, "weight", &what)
+        })?;
+        self.constant(tensor)
     }
 }
 
@@ -227,11 +167,7 @@ const MAX_OFFSET_STEPS: f32 = 32768.0;
 impl BlockWeight {
     /// Bits of a code.
     pub(super) fn bits(&self) -> u32 {
-        if self.codes.element == element::INT8 {
-            8
-        } else {
-            4
-        }
+        self.codes.element.bits() as u32
     }
 
     fn data(&self, [rows, columns]: [usize; 2]) -> Result<StaticData> {
@@ -283,7 +219,7 @@ impl BlockWeight {
     fn device_block(&self, index: usize, scale: f32, minimum: Option<f32>) -> Result<DeviceBlock> {
         let scaled = |scale| scale_times_gain(scale, self.gain, &self.codes.name);
         // The codes of the device are signed.
-        let signed = if self.codes.element == element::UINT4 {
+        let signed = if self.codes.element == Element::Uint4 {
             -8
         } else {
             0

@@ -6,6 +6,7 @@ mod attributes;
 mod channel;
 mod codes;
 mod embedding;
+mod encoding;
 mod grid;
 mod half;
 mod linear;
@@ -17,11 +18,12 @@ use std::sync::Arc;
 
 use crate::action::Blob;
 use crate::base::{Problem, Result};
-use crate::model::onnx::proto::{ModelProto, NodeProto, element};
+use crate::model::onnx::proto::{ModelProto, NodeProto, TensorProto, element};
 use crate::model::onnx::{Checked, DOMAIN, Encodings, Function, ValueType, lint};
 use crate::qnn::{
     DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
 };
+pub use encoding::device_use;
 use stored::Stored;
 
 /// Gives the bytes of a file of external data, by its location.
@@ -149,8 +151,8 @@ impl<'a> Lowering<'a> {
             ("", "DequantizeLinear") => self.dequantize(node),
             (DOMAIN, name) => match Function::called(name) {
                 Some(Function::RmsNorm) => self.rms_norm(node),
-                Some(Function::Linear { weight, bias }) => self.linear(node, weight, bias),
-                Some(Function::Embedding { weight }) => self.embedding(node, weight),
+                Some(Function::Linear { .. }) => self.linear(node),
+                Some(Function::Embedding { .. }) => self.embedding(node),
                 None => Err(self.unknown(node)),
             },
             _ => Err(self.unknown(node)),
@@ -248,13 +250,18 @@ impl<'a> Lowering<'a> {
     fn stored(&self, node: &'a NodeProto, index: usize) -> Result<Stored> {
         let name = self.input_name(node, index)?;
         match self.checked.initializers.get(name) {
-            Some(tensor) => Stored::open(tensor, &self.value_type(name)?.dims, self.open),
+            Some(tensor) => self.constant(tensor),
             None => Err(self.refuse(
                 node,
                 "constant",
                 &format!("reads `{name}`, which must be a constant"),
             )),
         }
+    }
+
+    /// A constant of the graph.
+    fn constant(&self, tensor: &TensorProto) -> Result<Stored> {
+        Stored::open(tensor, &self.value_type(&tensor.name)?.dims, self.open)
     }
 
     /// Adds an op whose results are the outputs of `node`; it is named after the first.

@@ -2,8 +2,8 @@
 
 use super::Lowering;
 use crate::base::Result;
-use crate::model::facts::blob_owner;
 use crate::model::onnx::proto::NodeProto;
+use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, Param, StaticData};
 
 impl<'a> Lowering<'a> {

@@ -6,14 +6,15 @@ use super::Open;
 use super::half::Halves;
 use crate::action::Blob;
 use crate::base::{Problem, Result};
-use crate::model::onnx::element_name;
-use crate::model::onnx::proto::{EXTERNAL, TensorProto, element};
+use crate::model::onnx::proto::{EXTERNAL, TensorProto};
+use crate::model::onnx::{element_name, element_of};
+use crate::model::weight::Element;
 
 /// A constant: little-endian, row-major; of two codes in a byte the even one is in the low nibble.
 #[derive(Clone)]
 pub(super) struct Stored {
     pub(super) name: String,
-    pub(super) element: i32,
+    pub(super) element: Element,
     pub(super) dims: Vec<u64>,
     bytes: Blob,
 }
@@ -28,18 +29,12 @@ impl Stored {
                 format!("constant `{}` {what}", tensor.name),
             )
         };
-        let bits = match tensor.data_type {
-            element::FLOAT => 32,
-            element::FLOAT16 | element::BFLOAT16 => 16,
-            element::INT8 | element::UINT8 => 8,
-            element::INT4 | element::UINT4 => 4,
-            other => {
-                return Err(problem(format!(
-                    "has type {}, which no weight has",
-                    element_name(other)
-                )));
-            }
-        };
+        let element = element_of(tensor.data_type).ok_or_else(|| {
+            problem(format!(
+                "has type {}, which no weight has",
+                element_name(tensor.data_type)
+            ))
+        })?;
         let bytes = if tensor.data_location == EXTERNAL {
             external(tensor, open)?
         } else if tensor.raw_data.is_empty() {
@@ -54,7 +49,7 @@ impl Stored {
             Blob::new(tensor.raw_data.clone())
         };
         let count: u64 = dims.iter().product();
-        let expected = (count * bits).div_ceil(8);
+        let expected = (count * element.bits()).div_ceil(8);
         if bytes.len() as u64 != expected {
             return Err(problem(format!(
                 "{dims:?} has {} bytes, expected {expected}",
@@ -63,31 +58,15 @@ impl Stored {
         }
         Ok(Stored {
             name,
-            element: tensor.data_type,
+            element,
             dims: dims.into(),
             bytes,
         })
     }
 
-    /// Rows and columns of a matrix.
-    pub(super) fn matrix(&self) -> Option<[usize; 2]> {
-        match *self.dims.as_slice() {
-            [rows, columns] => Some([rows as usize, columns as usize]),
-            _ => None,
-        }
-    }
-
-    /// Whether its elements are floating-point numbers.
-    pub(super) fn is_float(&self) -> bool {
-        matches!(
-            self.element,
-            element::FLOAT | element::FLOAT16 | element::BFLOAT16
-        )
-    }
-
     /// Elements `from .. from + count` of floating-point numbers.
     pub(super) fn numbers(&self, from: usize, count: usize) -> impl Iterator<Item = f32> + '_ {
-        let width = if self.element == element::FLOAT { 4 } else { 2 };
+        let width = if self.element == Element::F32 { 4 } else { 2 };
         let bytes = self
             .bytes
             .get(from * width..(from + count) * width)
@@ -95,8 +74,8 @@ impl Stored {
         bytes
             .chunks_exact(width)
             .map(|bytes| match (self.element, bytes) {
-                (element::FLOAT, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-                (element::BFLOAT16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+                (Element::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+                (Element::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
                 (_, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
                 _ => 0.0,
             })
@@ -112,9 +91,9 @@ impl Stored {
         let byte = |index: usize| self.bytes.get(index).copied().unwrap_or_default();
         let nibble = (byte(index / 2) >> (4 * (index % 2))) & 15;
         match self.element {
-            element::UINT4 => i32::from(nibble),
-            element::INT4 => i32::from((nibble << 4) as i8 >> 4),
-            element::UINT8 => i32::from(byte(index)),
+            Element::Uint4 => i32::from(nibble),
+            Element::Int4 => i32::from((nibble << 4) as i8 >> 4),
+            Element::Uint8 => i32::from(byte(index)),
             _ => i32::from(byte(index) as i8),
         }
     }
@@ -233,8 +212,8 @@ mod tests {
             };
             [stored.code(0), stored.code(1)]
         };
-        assert_eq!(codes(element::UINT4, &[0x8f]), [15, 8]);
-        assert_eq!(codes(element::INT4, &[0x8f]), [-1, -8]);
-        assert_eq!(codes(element::INT8, &[0x8f, 0x7f]), [-113, 127]);
+        assert_eq!(codes(Element::Uint4, &[0x8f]), [15, 8]);
+        assert_eq!(codes(Element::Int4, &[0x8f]), [-1, -8]);
+        assert_eq!(codes(Element::Int8, &[0x8f, 0x7f]), [-113, 127]);
     }
 }

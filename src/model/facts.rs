@@ -3,12 +3,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::decoder::Structure;
 use super::shards::{Place, Shard};
+use super::weight::{Element, WeightUse};
 
-/// What a decoder-only transformer is, read from the metadata of its file.
+/// What a decoder-only transformer is, as facts hold it. Programs read it as a
+/// [`DecoderSpec`](super::decoder::DecoderSpec).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// `llama` or `qwen2`.
+    /// What its file calls the architecture: `llama`.
     pub architecture: String,
     /// Number of decoder layers.
     pub block_count: u32,
@@ -36,6 +39,9 @@ pub struct ModelFacts {
     pub qkv_bias: bool,
     /// Whether the head is the embedding.
     pub tied_embeddings: bool,
+    /// What the fields above cannot say: of a decoder that is no plain one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<Structure>,
 }
 
 /// Which rows of a head rotate together.
@@ -65,88 +71,19 @@ pub struct MetadataFacts {
     pub tensors: Vec<String>,
 }
 
-/// How the elements of a weight blob are spelled; little-endian, row-major, as ONNX external data
-/// wants them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Element {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// One byte, two's complement.
-    Int8,
-    /// One byte, unsigned.
-    Uint8,
-    /// Two a byte, the even element in the low nibble, two's complement.
-    Int4,
-    /// Two a byte, the even element in the low nibble, unsigned.
-    Uint4,
-}
-
-impl Element {
-    /// Bits of one element.
-    pub fn bits(self) -> u64 {
-        match self {
-            Element::F32 => 32,
-            Element::F16 | Element::Bf16 => 16,
-            Element::Int8 | Element::Uint8 => 8,
-            Element::Int4 | Element::Uint4 => 4,
-        }
-    }
-}
-
-/// A blob of a weight tensor: `NAME/values` of a plain one; `NAME/codes`, `NAME/scales` and perhaps
-/// `NAME/offsets` of a blockwise one, where `value = code * scale + offset`, one scale and offset
-/// for each `block` columns of a row; `NAME/codes`, `NAME/block_scales` and `NAME/channel_scales`
-/// of LPBQ, where `value = code * (channel_scale * block_scale)`, an integer for each `block`
-/// columns and a scale for each row.
+/// An array of plain numbers, little-endian and row-major: logits, an embedding table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WeightFacts {
-    /// Shape of this blob: `[rows, columns]` of values and codes, `[rows, columns / block]` of
-    /// scales, offsets and block scales, `[rows]` of channel scales.
+pub struct ArrayFacts {
+    /// Outermost dimension first.
     pub shape: Vec<u64>,
-    /// How its elements are spelled.
+    /// Type of its numbers.
     pub element: Element,
-    /// Columns that share a scale; only of codes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub block: Option<u32>,
-    /// How far the tensor is from the one it was made of; only of codes and values.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<ErrorFacts>,
-}
-
-/// The tensor of which `NAME/codes` is a blob.
-pub fn blob_owner(name: &str) -> &str {
-    name.rsplit_once('/').map_or(name, |(owner, _)| owner)
 }
 
 /// The layer and the rest of a name of GGUF's form: `3` and `ffn_down.weight` of
 /// `blk.3.ffn_down.weight`.
 pub fn in_layer(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix("blk.")?.split_once('.')
-}
-
-/// How far a requantized tensor is from its source.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ErrorFacts {
-    /// ggml's name of the source type.
-    pub source: String,
-    /// The scheme that made it: `native`.
-    pub scheme: String,
-    /// Whether every value is the source's in f32: bit for bit, but that `native-safe` may change
-    /// the sign of a zero.
-    pub exact: bool,
-    /// Signal to quantization noise, in dB, to a hundredth; absent where there is no noise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sqnr_db: Option<f64>,
-    /// Largest absolute error.
-    pub max_error: f64,
-    /// Share of the values that lie beyond the last code, to a millionth; absent where none can.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clipped: Option<f64>,
 }
 
 /// The two graphs that the `graph` stage writes.
@@ -161,6 +98,9 @@ pub struct GraphFacts {
     /// What it computes of the model, if not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<Shard>,
+    /// What it does with weight matrices, each once. `context-bin` proves these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<WeightUse>,
 }
 
 /// A context binary: the facts of `model.bin`.

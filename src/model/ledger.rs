@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::{ErrorFacts, WeightFacts};
+use super::weight::{ErrorFacts, stored};
 use crate::base::{self, CanonJson, Digest, Problem, Result};
 
 /// One line of the ledger.
@@ -50,41 +50,25 @@ impl Ledger {
     /// The ledger of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
     /// and sizes.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
-        let mut held: BTreeMap<&str, (u64, Option<WeightFacts>)> = BTreeMap::new();
-        for (part, facts, digest) in parts {
-            let Some((name, _)) = part.rsplit_once('/') else {
-                continue;
+        let mut tensors = BTreeMap::new();
+        for (name, weight) in stored(parts)? {
+            let wrong =
+                |why: &str| Problem::new("kiln::weights::ledger", format!("`{name}`: {why}"));
+            let weight = weight.map_err(|why| wrong(&why))?;
+            let bytes = weight.size_bytes();
+            let error = weight
+                .error
+                .ok_or_else(|| wrong("no part says how far it is from its source"))?;
+            let entry = Entry {
+                shape: weight.shape,
+                bytes,
+                error,
             };
-            let facts: WeightFacts = facts.read().map_err(|problem| {
-                problem.within(format!("failed to read the facts of `{part}`"))
-            })?;
-            let (bytes, known) = held.entry(name).or_default();
-            *bytes = bytes.saturating_add(digest.size_bytes);
-            // Only what stands for the whole tensor says how far it is from its source.
-            if facts.error.is_some() {
-                *known = Some(facts);
-            }
+            tensors.insert(name, entry);
         }
-        let entry = |(name, (bytes, facts)): (&str, (u64, Option<WeightFacts>))| {
-            let facts = facts.and_then(|facts| Some((facts.shape, facts.error?)));
-            let (shape, error) = facts.ok_or_else(|| {
-                Problem::new(
-                    "kiln::weights::ledger",
-                    format!("no part of `{name}` says how far it is from its source"),
-                )
-            })?;
-            Ok((
-                name.to_string(),
-                Entry {
-                    shape,
-                    bytes,
-                    error,
-                },
-            ))
-        };
         Ok(Ledger {
             ledger: Self::VERSION,
-            tensors: held.into_iter().map(entry).collect::<Result<_>>()?,
+            tensors,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Floor 1: formats of models. Knows no engine and no cache.
 
-pub mod arch;
 pub mod calibration;
+pub mod decoder;
 pub mod facts;
 pub mod fidelity;
 pub mod gguf;
@@ -11,3 +11,4 @@ pub mod quant;
 pub mod reference;
 pub mod shards;
 pub mod tokenizer;
+pub mod weight;

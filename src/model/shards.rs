@@ -4,7 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::facts::{ModelFacts, in_layer};
+use super::decoder::tensors::{Role, TensorSpec, tensors};
+use super::decoder::{DecoderSpec, inputs};
 use crate::base::{Problem, Result};
 
 /// What computes a piece of a model.
@@ -13,10 +14,10 @@ use crate::base::{Problem, Result};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Processor {
-    /// The chip that context binaries are for.
+    /// The NPU of the chip.
     #[default]
     Npu,
-    /// The host's own.
+    /// The CPU of the host.
     Cpu,
 }
 
@@ -28,11 +29,13 @@ pub enum Processor {
     expecting = "a table with `embedding`, `head` or both"
 )]
 pub struct Place {
-    /// The rows of the tokens.
+    /// The processor of the embedding, which maps token ids to the first hidden states.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Processor::default()))]
     pub embedding: Processor,
-    /// The logits, of the normalized residual stream.
+    /// The processor of the head, which maps the normalized residual stream to logits.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Processor::default()))]
     pub head: Processor,
 }
 
@@ -84,17 +87,17 @@ impl End {
     /// the first of these names.
     pub fn value(self) -> &'static str {
         match self {
-            End::Embedding => "inputs_embeds",
+            End::Embedding => inputs::EMBEDDINGS,
             End::Head => "output_norm",
         }
     }
 
-    /// Whether it computes with the tensor `name` of `model`.
-    pub fn reads(self, name: &str, model: &ModelFacts) -> bool {
-        let is_table = name.starts_with("token_embd.");
-        match self {
-            End::Embedding => is_table,
-            End::Head => name.starts_with("output.") || is_table && model.tied_embeddings,
+    /// Whether it computes with the tensors of `spec` that are `role`.
+    pub fn reads(self, role: Role, spec: &DecoderSpec) -> bool {
+        match (self, role) {
+            (End::Embedding, Role::Embedding) | (End::Head, Role::Head) => true,
+            (End::Head, Role::Embedding) => spec.head.tied,
+            (End::Embedding, Role::Head) | (_, Role::FinalNorm | Role::Layer(..)) => false,
         }
     }
 
@@ -127,23 +130,29 @@ pub struct Shard {
 const EMBEDDING: f64 = 0.3;
 const HEAD: f64 = 1.2;
 
+/// What a matrix takes to compile, if a weight takes `share`.
+fn cost(share: f64, matrix: &TensorSpec) -> f64 {
+    let columns_first = matrix.shape.iter().rev();
+    columns_first.fold(share, |product, extent| product * *extent as f64)
+}
+
 impl Shard {
-    /// All of `model`.
-    pub fn whole(model: &ModelFacts) -> Self {
+    /// All of `spec`.
+    pub fn whole(spec: &DecoderSpec) -> Self {
         Shard {
             part: 1,
             of: 1,
             first: 0,
-            end: model.block_count,
+            end: spec.block_count(),
             place: Place::default(),
         }
     }
 
-    /// `model` in so many shards that take about as long to compile, without what is the CPU's.
+    /// `spec` in so many shards that take about as long to compile, without what is the CPU's.
     /// Where they are cut depends on the shapes of the weights alone: a layer that is held in
     /// another way stays in its shard. Refused: more shards than layers.
-    pub fn cut(model: &ModelFacts, count: u32, place: Place) -> Result<Vec<Self>> {
-        let layers = model.block_count;
+    pub fn cut(spec: &DecoderSpec, count: u32, place: Place) -> Result<Vec<Self>> {
+        let layers = spec.block_count();
         if !(1..=layers).contains(&count) {
             return Err(Problem::new(
                 "kiln::shards::count",
@@ -153,18 +162,20 @@ impl Shard {
                 "each shard takes a layer at least: `shards` goes from 1 to {layers}"
             )));
         }
-        let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(f64::from);
-        let [queries, keys] =
-            [model.heads, model.kv_heads].map(|heads| f64::from(heads) * f64::from(model.head_dim));
-        let layer = hidden * (2.0 * queries + 2.0 * keys + 3.0 * ffn);
-        let end = |processor, share| {
-            if processor == Processor::Npu {
-                share * hidden * vocab
-            } else {
-                0.0
+        let all = tensors(spec);
+        let matrices = || all.iter().filter(|tensor| tensor.is_matrix());
+        let of_layers = matrices().filter(|tensor| matches!(tensor.role, Role::Layer(..)));
+        // All layers have the same matrices.
+        let layer = of_layers.map(|matrix| cost(1.0, matrix)).sum::<f64>() / f64::from(layers);
+        let at_end = |end: End, processor, share| {
+            let table = matrices().find(|tensor| end.reads(tensor.role, spec));
+            match processor {
+                Processor::Npu => table.map_or(0.0, |table| cost(share, table)),
+                Processor::Cpu => 0.0,
             }
         };
-        let (embedding, head) = (end(place.embedding, EMBEDDING), end(place.head, HEAD));
+        let embedding = at_end(End::Embedding, place.embedding, EMBEDDING);
+        let head = at_end(End::Head, place.head, HEAD);
         let total = f64::from(layers) * layer + embedding + head;
         let before = |part: u32| match part {
             0 => 0,
@@ -208,15 +219,15 @@ impl Shard {
         self.is_last() && self.place.head == Processor::Npu
     }
 
-    /// Whether it computes with the tensor `name` of `model`.
-    pub fn reads(&self, name: &str, model: &ModelFacts) -> bool {
-        let end = |end: End, is_there: bool| is_there && end.reads(name, model);
-        match in_layer(name) {
-            Some((layer, _)) => layer
-                .parse()
-                .is_ok_and(|layer| (self.first..self.end).contains(&layer)),
-            None if name.starts_with("output_norm.") => self.is_last(),
-            None => end(End::Embedding, self.has_embedding()) || end(End::Head, self.has_head()),
+    /// Whether it computes with the tensors of `spec` that are `role`.
+    pub fn reads(&self, role: Role, spec: &DecoderSpec) -> bool {
+        match role {
+            Role::Layer(layer, _) => (self.first..self.end).contains(&layer),
+            Role::FinalNorm => self.is_last(),
+            Role::Embedding | Role::Head => {
+                self.has_embedding() && End::Embedding.reads(role, spec)
+                    || self.has_head() && End::Head.reads(role, spec)
+            }
         }
     }
 
@@ -243,25 +254,22 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::facts::RopeRows;
+    use crate::model::decoder::tensors::by_name;
 
-    fn model() -> ModelFacts {
-        ModelFacts {
-            architecture: "qwen2".into(),
-            block_count: 28,
+    fn model() -> DecoderSpec {
+        let mut spec = DecoderSpec {
             hidden: 1536,
             ffn: 8960,
             heads: 12,
             kv_heads: 2,
             head_dim: 128,
             vocab: 151_936,
-            context_length: 131_072,
-            rms_epsilon: 1e-6,
-            rope_freq_base: 10000.0,
-            rope_rows: RopeRows::HalfSplit,
-            qkv_bias: true,
-            tied_embeddings: false,
-        }
+            ..DecoderSpec::tiny()
+        };
+        spec.layers[0].attention.qkv_bias = true;
+        spec.layers = vec![spec.layers[0].clone(); 28];
+        spec.head.tied = false;
+        spec
     }
 
     #[test]
@@ -295,20 +303,19 @@ mod tests {
     #[test]
     fn a_tensor_is_read_where_its_layer_is() {
         let check = |name: &str, tied: bool, on_npu: &[u32], on_cpu: &[u32]| {
-            let model = ModelFacts {
-                tied_embeddings: tied,
-                ..model()
-            };
+            let mut spec = model();
+            spec.head.tied = tied;
+            let role = by_name(&spec)[name].role;
             for (processor, expected) in [(Processor::Npu, on_npu), (Processor::Cpu, on_cpu)] {
                 let place = Place {
                     embedding: processor,
                     head: processor,
                 };
-                let shards = Shard::cut(&model, 4, place).unwrap();
+                let shards = Shard::cut(&spec, 4, place).unwrap();
                 assert_eq!(Place::of(&shards), place);
                 let readers: Vec<u32> = shards
                     .iter()
-                    .filter(|shard| shard.reads(name, &model))
+                    .filter(|shard| shard.reads(role, &spec))
                     .map(|shard| shard.part)
                     .collect();
                 assert_eq!(readers, expected, "{name}");

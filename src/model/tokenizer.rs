@@ -62,8 +62,8 @@ const ENDS: [&str; 23] = [
 struct Metadata {
     #[serde(rename = "tokenizer.ggml.model")]
     model: String,
-    #[serde(rename = "tokenizer.ggml.pre", default)]
-    pre: String,
+    #[serde(rename = "tokenizer.ggml.pre")]
+    pre: Option<String>,
     #[serde(rename = "tokenizer.ggml.tokens")]
     tokens: Vec<String>,
     #[serde(rename = "tokenizer.ggml.token_type", default)]
@@ -99,7 +99,7 @@ impl Tokenizer {
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
             .context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
-        if let Some(problem) = unsupported(&metadata.model, &metadata.pre) {
+        if let Some(problem) = unsupported(&metadata.model, metadata.pre.as_deref()) {
             return Err(problem);
         }
         let inner = build(&metadata).map_err(|error| unusable(&*error))?;
@@ -171,7 +171,7 @@ fn shortened(name: &str) -> &str {
 
 /// Why a tokenizer of the `model` and pre-tokenizer `pre` that a GGUF names cannot be used, if so:
 /// it would give other tokens without a word. Both are known from the header alone.
-pub fn unsupported(model: &str, pre: &str) -> Option<Problem> {
+pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
     if model != "gpt2" {
         let message = format!(
             "the tokenizer is `{}`, not byte-level BPE (`gpt2`)",
@@ -182,16 +182,31 @@ pub fn unsupported(model: &str, pre: &str) -> Option<Problem> {
              `package` stages",
         ));
     }
-    if PRE_TOKENIZERS.iter().any(|(known, _)| *known == pre) {
+    if PRE_TOKENIZERS.iter().any(|(known, _)| Some(*known) == pre) {
         return None;
     }
     let known: Vec<&str> = PRE_TOKENIZERS.iter().map(|(known, _)| *known).collect();
-    let message = format!(
-        "the pre-tokenizer `{}` is not known; known are {}",
-        shortened(pre).escape_debug(),
-        known.join(", ")
-    );
-    let help = "leave out the stages `reference` and `package`: nothing else needs text";
+    let known = known.join(", ");
+    let without = "leave out the stages `reference` and `package`: nothing else needs text";
+    let (message, help) = match pre.unwrap_or_default() {
+        "" => {
+            let what = if pre.is_some() { "empty" } else { "missing" };
+            let message = format!(
+                "`tokenizer.ggml.pre` is {what}, which names the pre-tokenizer; none is assumed, \
+                 known are {known}"
+            );
+            let help = format!(
+                "make the GGUF again with a present convert_hf_to_gguf.py, or add the key, if you \
+                 know it: `gguf-new-metadata --pre-tokenizer NAME OLD.gguf NEW.gguf`; or {without}"
+            );
+            (message, help)
+        }
+        pre => {
+            let pre = shortened(pre).escape_debug();
+            let message = format!("the pre-tokenizer `{pre}` is not known; known are {known}");
+            (message, without.into())
+        }
+    };
     Some(Problem::new("kiln::tokenizer::pre", message).help(help))
 }
 
@@ -209,7 +224,8 @@ fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
     let merges: Vec<_> = merges.collect();
     let mut tokenizer =
         tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, merges).build()?);
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(&metadata.pre)?));
+    let pre = metadata.pre.as_deref().unwrap_or_default();
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     let added = special(metadata)
         .map(|(_, token, kind)| AddedToken::from(token, kind == CONTROL).normalized(false));
@@ -338,6 +354,21 @@ mod tests {
             problem.to_string().contains("`tekken` is not known"),
             "{problem}"
         );
+        for (key, expected) in [
+            ("", "`tokenizer.ggml.pre` is missing"),
+            (
+                r#""tokenizer.ggml.pre": "", "#,
+                "`tokenizer.ggml.pre` is empty",
+            ),
+        ] {
+            let json =
+                format!(r#"{{"tokenizer.ggml.model": "gpt2", {key}"tokenizer.ggml.tokens": []}}"#);
+            let problem = Tokenizer::from_metadata(json.as_bytes()).err().unwrap();
+            assert!(
+                problem.message.contains(expected) && problem.message.contains("qwen2"),
+                "{problem}"
+            );
+        }
         let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
         assert_eq!(
             Tokenizer::from_metadata(llama).err().unwrap().code,

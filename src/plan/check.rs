@@ -11,7 +11,7 @@ use super::common::{
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{Given, InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
 use crate::base::{Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -72,8 +72,7 @@ impl<'a> Checker<'a> {
         self.check_retries(spec);
         let (slots, edges) = self.slots(spec);
         let (params, meant) = self.params(spec, &slots);
-        let filled: Vec<&str> = slots.keys().map(String::as_str).collect();
-        let needs = self.ask_stage(kind, params.clone(), meant, &filled);
+        let needs = self.ask_stage(kind, params.clone(), meant, &self.given(&slots));
         let tools = self.tools(spec, needs);
         let stage = PlannedStage {
             id: StageId(self.stage.id.clone()),
@@ -198,6 +197,23 @@ impl<'a> Checker<'a> {
             edges.extend(givers);
         }
         (slots, edges)
+    }
+
+    /// The stages in `slots`, and what they give.
+    fn given(&self, slots: &Slots) -> Vec<Given> {
+        let mut given = vec![];
+        for (slot, stages) in slots {
+            for id in stages {
+                let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
+                let spec = stage.and_then(|stage| spec_of(&stage.table, self.registry));
+                given.push(Given {
+                    slot: slot.clone(),
+                    stage: id.0.clone(),
+                    artifact: spec.map_or("", |spec| spec.gives),
+                });
+            }
+        }
+        given
     }
 
     /// The stages that the value of a slot names, and where.
@@ -396,11 +412,11 @@ impl<'a> Checker<'a> {
         kind: &dyn Stage,
         mut params: Map<String, Value>,
         mut aside: Vec<String>,
-        slots: &[&str],
+        given: &[Given],
     ) -> Vec<String> {
         let all = params.len();
         loop {
-            let mistakes = match kind.check(&Value::Object(params.clone()), slots) {
+            let mistakes = match kind.check(&Value::Object(params.clone()), given) {
                 Ok(tools) => return tools,
                 Err(mistakes) => mistakes,
             };

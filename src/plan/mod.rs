@@ -9,6 +9,7 @@ mod parse;
 mod schema;
 mod source;
 mod source_map;
+mod tables;
 mod vars;
 mod words;
 
@@ -24,9 +25,11 @@ use serde_json::Value;
 use crate::action::Registry;
 use crate::base::Problem;
 
+pub use matrix::MAX_STAGES;
 pub use schema::schema;
 pub use source::Source;
 pub use source_map::{MAX_TEXT_BYTES, SourceMap};
+pub use tables::{Tables, tables};
 
 /// So many mistakes are told: nobody mends more at once.
 const MAX_TOLD: usize = 100;

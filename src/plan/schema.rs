@@ -1,14 +1,14 @@
-//! The JSON Schema of a plan, for editors: the same kinds, slots and parameters that `read` knows.
+//! The JSON Schema of a plan, for editors: the same kinds, inputs and parameters that `read` knows.
 
 use serde_json::{Map, Value, json};
 
 use super::common::{ACROSS, KEEP, KIND, MAX_RETRIES, OPTIONAL, RETRIES, TIMEOUT, TIMEOUT_PATTERN};
 use super::words::NAME_PATTERN;
-use crate::action::{InputSpec, Registry, Stage, StageSpec};
+use crate::action::{InputSpec, Registry, Stage};
 
 /// The JSON Schema (draft 2020-12) of a plan made of the stage kinds in `registry`. What it
-/// refuses, `read` refuses too, but for a `kind` that is a variable; edges and variables only
-/// `read` can check.
+/// refuses, `read` refuses too, except a `kind` that is a variable; only `read` can check edges and
+/// variables.
 pub fn schema(registry: &Registry) -> Value {
     let kinds: Vec<Value> = registry
         .kinds()
@@ -22,26 +22,29 @@ pub fn schema(registry: &Registry) -> Value {
         "additionalProperties": false,
         "properties": {
             "include": {
-                "description": "Files whose variables, axes, tools and stages this one takes over; paths start from its folder.",
+                "description": "Files whose variables, axes, tools and stages are part of this \
+                    plan; paths start from the folder of this file.",
                 "type": "array",
                 "items": { "type": "string" }
             },
             "plan": {
-                "description": "What the plan is called; an included file has none.",
+                "description": "The name of the plan; an included file has none.",
                 "type": "object",
                 "additionalProperties": false,
                 "properties": {
-                    "name": described(json!({ "type": "string", "pattern": NAME_PATTERN }), "Artifacts go to out/NAME/.")
+                    "name": described(json!({ "type": "string", "pattern": NAME_PATTERN }), "Artifacts are written to out/NAME/.")
                 },
                 "required": ["name"]
             },
             "vars": {
-                "description": "Values that the plan uses as ${name}; --set NAME=VALUE replaces one.",
+                "description": "Values that the plan uses as ${name}; --set NAME=VALUE replaces \
+                    one.",
                 "type": "object",
                 "additionalProperties": { "$ref": "#/$defs/scalar" }
             },
             "matrix": {
-                "description": "Axes: a stage that uses ${axis}, or takes from one that does, exists once per value.",
+                "description": "Axes: a stage that uses ${axis}, or depends on a stage that does, \
+                    exists once per value.",
                 "type": "object",
                 "additionalProperties": { "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/scalar" } }
             },
@@ -52,7 +55,7 @@ pub fn schema(registry: &Registry) -> Value {
                 "additionalProperties": { "$ref": "#/$defs/tool" }
             },
             "stage": {
-                "description": "The stages; an input names the stage that gives it.",
+                "description": "The stages; an input names the stage whose output it takes.",
                 "type": "object",
                 "propertyNames": { "pattern": NAME_PATTERN },
                 "additionalProperties": { "$ref": "#/$defs/stage" }
@@ -91,7 +94,12 @@ fn tool() -> Value {
 fn stage(stage: &dyn Stage) -> Value {
     let spec = stage.spec();
     let params = Value::from(stage.schema());
-    let mut properties = common(spec);
+    let has_list = spec.inputs.iter().any(|input| input.many);
+    let mut properties = common(spec.reaches_outside, has_list);
+    properties.insert(
+        KIND.into(),
+        json!({ "description": spec.summary, "const": spec.kind }),
+    );
     let mut required = vec![Value::from(KIND)];
     for input in spec.inputs {
         properties.insert(input.name.into(), slot(input));
@@ -111,12 +119,10 @@ fn stage(stage: &dyn Stage) -> Value {
     })
 }
 
-fn common(spec: &StageSpec) -> Map<String, Value> {
+/// What every stage may say besides its kind; `retries` and `across` only where they have a
+/// meaning.
+pub(super) fn common(has_retries: bool, has_across: bool) -> Map<String, Value> {
     let mut keys = Map::new();
-    keys.insert(
-        KIND.into(),
-        json!({ "description": spec.summary, "const": spec.kind }),
-    );
     let keep = json!({ "anyOf": [
         { "type": "boolean" },
         { "type": "array", "items": { "type": "string" } },
@@ -126,28 +132,35 @@ fn common(spec: &StageSpec) -> Map<String, Value> {
         KEEP.into(),
         described(
             keep,
-            "What of it is written out: all, nothing, or these parts and folders.",
+            "What is written to `out/PLAN/STAGE/`: everything, nothing, or these parts and \
+                folders. By default everything if no other stage takes the output, otherwise \
+                nothing.",
         ),
     );
-    let optional = json!({ "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/variable" }] });
+    let optional = json!({
+        "anyOf": [{ "type": "boolean" }, { "$ref": "#/$defs/variable" }],
+        "default": false
+    });
     keys.insert(
         OPTIONAL.into(),
         described(
             optional,
-            "It is built only where it, or what needs it, is asked for.",
+            "Whether it is built only if the command line names it, or if a stage that is built \
+                needs it.",
         ),
     );
     keys.insert(TIMEOUT.into(), timeout());
-    if spec.reaches_outside {
+    if has_retries {
         keys.insert(RETRIES.into(), retries());
     }
-    if spec.inputs.iter().any(|slot| slot.many) {
+    if has_across {
         let across = json!({ "type": "array", "items": { "type": "string" } });
         keys.insert(
             ACROSS.into(),
             described(
                 across,
-                "Axes of [matrix] along which it takes all stages at once.",
+                "Axes of `[matrix]` along which it takes all instances at once. Only for kinds \
+                    with an input that takes a list.",
             ),
         );
     }
@@ -158,7 +171,8 @@ fn timeout() -> Value {
     let time = json!({ "type": "string", "anyOf": [{ "pattern": TIMEOUT_PATTERN }, { "$ref": "#/$defs/variable" }] });
     described(
         time,
-        "How long one of its actions may take: 90s, 20min, 2h.",
+        "How long one of its actions may take: `\"90s\"`, `\"20min\"`, `\"2h\"`, at most \
+            `\"1000h\"`.",
     )
 }
 
@@ -166,20 +180,20 @@ fn retries() -> Value {
     let count = json!({ "type": "integer", "minimum": 0, "maximum": MAX_RETRIES, "default": 0 });
     variable_too(&described(
         count,
-        "How often an action that failed is tried again.",
+        "How often a failed action is run again. Only for kinds that reach outside of this \
+            machine.",
     ))
 }
 
 fn slot(input: &InputSpec) -> Value {
-    let gives = input.accepts.join("` or `");
+    let accepted = input.accepts.join("`, `");
     let name = json!({ "type": "string" });
-    match input.many {
-        false => described(name, &format!("The stage that gives its `{gives}`.")),
-        true => described(
-            json!({ "anyOf": [{ "type": "array", "items": name.clone() }, name] }),
-            &format!("The stages that give its `{gives}`."),
-        ),
-    }
+    let schema = if input.many {
+        json!({ "anyOf": [{ "type": "array", "items": name.clone() }, name] })
+    } else {
+        name
+    };
+    described(schema, &format!("{} Takes `{accepted}`.", input.meaning))
 }
 
 /// `schema`, which also takes `${name}` wherever it takes a value that is no free text. TOML has no

@@ -62,8 +62,8 @@ impl Backend {
         };
         let log_create = slot(interface.table.log_create, "logCreate")?;
         let create = slot(interface.table.backend_create, "backendCreate")?;
-        // SAFETY: the callback is a function of this library and lives for ever.
         check(
+            // SAFETY: the callback is a function of this library and lives for ever.
             unsafe { log_create(Some(log::collect), ffi::LOG_ERROR, &mut backend.log) },
             || "make a log".into(),
         )?;

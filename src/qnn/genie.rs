@@ -76,8 +76,8 @@ impl Dialog {
         let functions = Functions::load(folder)?;
         let text = c_string(config)?;
         let (mut logger, nothing) = (null_mut(), null_mut());
-        // SAFETY: the callback lives for ever; the call writes a handle.
         check(
+            // SAFETY: the callback lives for ever; the call writes a handle.
             unsafe { (functions.log_create)(null_mut(), Some(collect), LOG_WARN, &mut logger) },
             "make a log",
         )?;
@@ -91,19 +91,19 @@ impl Dialog {
         let status = unsafe { (functions.config_from_json)(text.as_ptr(), &mut dialog.config) };
         check(status, "read the configuration")?;
         given(dialog.config, "configuration")?;
-        // SAFETY: both handles are alive.
         check(
+            // SAFETY: both handles are alive.
             unsafe { (functions.config_bind_logger)(dialog.config, logger) },
             "bind the log",
         )?;
-        // SAFETY: the configuration is alive; the call writes a handle.
         check(
+            // SAFETY: the configuration is alive; the call writes a handle.
             unsafe { (functions.create)(dialog.config, &mut dialog.dialog) },
             "load the bundle",
         )?;
         given(dialog.dialog, "dialog")?;
-        // SAFETY: as above; the tokenizer belongs to the dialog.
         check(
+            // SAFETY: as above; the tokenizer belongs to the dialog.
             unsafe { (functions.tokenizer)(dialog.dialog, &mut dialog.tokenizer) },
             "get the tokenizer",
         )?;
@@ -169,8 +169,8 @@ impl Dialog {
         most: u32,
         told: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<u32>> {
-        // SAFETY: the dialog is alive.
         check(
+            // SAFETY: the dialog is alive.
             unsafe { (self.functions.limit)(self.dialog, most) },
             "limit the answer",
         )?;

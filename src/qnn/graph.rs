@@ -144,8 +144,8 @@ impl Context {
         let retrieve = slot(self.backend.interface.table.graph_retrieve, "graphRetrieve")?;
         let c_name = c_string(name)?;
         let mut handle = null_mut();
-        // SAFETY: the context is alive, the name a C string.
         check(
+            // SAFETY: the context is alive, the name a C string.
             unsafe { retrieve(self.handle, c_name.as_ptr(), &mut handle) },
             || format!("find graph `{name}`"),
         )?;

@@ -23,7 +23,7 @@ pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{
     DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind,
 };
-pub use proof::{Activations, MAX_ERROR, Proof, WeightEncoding, prove, relative_rms_error};
+pub use proof::{DeviceEncoding, DeviceUse, LinearIo, MAX_ERROR, Proof, prove, relative_rms_error};
 pub use simulator::Simulator;
 pub use soc::Soc;
 pub use system::{BinaryInfo, Dlc, System};

@@ -83,8 +83,8 @@ impl System {
             log: null_mut(),
         };
         let create = slot(system.table.log_create, "systemLogCreate")?;
-        // SAFETY: the callback lives for ever.
         check(
+            // SAFETY: the callback lives for ever.
             unsafe { create(Some(log::collect), ffi::LOG_ERROR, &mut system.log) },
             || "make a log".into(),
         )?;
@@ -132,8 +132,8 @@ impl System {
             system: self,
             handle: null_mut(),
         };
-        // SAFETY: the path is a C string.
         check(
+            // SAFETY: the path is a C string.
             unsafe { open(self.log, c_path.as_ptr(), &mut dlc.handle) },
             || format!("open DLC {}", path.display()),
         )?;
@@ -154,8 +154,8 @@ impl System {
             system: self,
             handle: null_mut(),
         };
-        // SAFETY: no folder is given, so nothing is written to disk.
         check(
+            // SAFETY: no folder is given, so nothing is written to disk.
             unsafe { create(self.log, std::ptr::null(), &mut dlc.handle) },
             || "make a DLC".into(),
         )?;
@@ -244,8 +244,8 @@ impl Dlc<'_> {
     fn handles(&self, list: Option<ffi::DlcHandles>, name: &str) -> Result<&[ffi::Handle]> {
         let list = slot(list, name)?;
         let (mut handles, mut count) = (std::ptr::null(), 0);
-        // SAFETY: the DLC is alive; the answer lives as long as it.
         check(
+            // SAFETY: the DLC is alive; the answer lives as long as it.
             unsafe { list(self.handle, &mut handles, &mut count) },
             || format!("call {name}"),
         )?;
@@ -255,10 +255,10 @@ impl Dlc<'_> {
                 format!("{name} reports {count} records"),
             ));
         }
-        // SAFETY: `count` handles, not null.
         Ok(if count == 0 {
             &[]
         } else {
+            // SAFETY: `count` handles, not null.
             unsafe { std::slice::from_raw_parts(handles, count as usize) }
         })
     }

@@ -10,7 +10,8 @@ use crate::action::{Demand, Inputs, Isolation, Job, Order, Part, ToolFile};
 use crate::artifact::context::{CPU, ROLES, binaries, binary_inputs};
 use crate::artifact::tools::{libraries, runtime};
 use crate::base::Result;
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::ContextFacts;
 use crate::model::shards::Place;
 
 /// What the simulator loads.
@@ -35,7 +36,7 @@ fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> 
 }
 
 /// What the candidate was made of.
-pub fn model(job: &Job) -> Result<ModelFacts> {
+pub fn model(job: &Job) -> Result<DecoderSpec> {
     job.input("candidate/model.json")?.facts.read()
 }
 

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Problem, Result};
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::inputs::{self, HostInput, LOGITS, Shapes};
+use crate::model::decoder::{DecoderSpec, Rotary};
+use crate::model::facts::GraphFacts;
+use crate::model::shards::Shard;
 
 /// What a masked position adds to its score: far below any real one, and fp16 holds it.
 const MASKED: f32 = -1000.0;
@@ -56,7 +59,7 @@ pub struct Decoder {
     /// What runs the graphs.
     pub engine: Box<dyn Engine>,
     /// The model they were made of.
-    pub model: ModelFacts,
+    pub model: DecoderSpec,
 }
 
 /// Keys and values so far, one entry a token: `[layer][token]`, each `kv_heads * head_dim` values.
@@ -85,18 +88,18 @@ impl Decoder {
     /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues;
     /// nothing comes before them.
     pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
-        let layers = self.model.block_count as usize;
+        let layers = self.model.layers.len();
         let mut cache = Cache {
             keys: vec![vec![]; layers],
             values: vec![vec![]; layers],
         };
         let graph = self.engine.facts(Graph::Prefill)?;
-        let inputs = inputs(&self.model, &graph, tokens, &cache)?;
+        let inputs = feeds(&self.model, &graph, tokens, &cache)?;
         let mut outputs = self
             .engine
             .run(Graph::Prefill, &inputs, &self.all_outputs())?;
         let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
-        let mut logits = taken(&mut outputs, "logits", width * vocab)?;
+        let mut logits = taken(&mut outputs, LOGITS, width * vocab)?;
         logits.truncate(tokens.len() * vocab);
         self.append(&mut cache, &mut outputs, width, tokens.len())?;
         Ok((logits, cache))
@@ -104,7 +107,7 @@ impl Decoder {
 
     /// The logits after `token`, which follows what `cache` holds and joins it.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let inputs = inputs(
+        let inputs = feeds(
             &self.model,
             &self.engine.facts(Graph::Decode)?,
             &[token],
@@ -113,20 +116,15 @@ impl Decoder {
         let mut outputs = self
             .engine
             .run(Graph::Decode, &inputs, &self.all_outputs())?;
-        let logits = taken(&mut outputs, "logits", self.model.vocab as usize)?;
+        let logits = taken(&mut outputs, LOGITS, self.model.vocab as usize)?;
         self.append(cache, &mut outputs, 1, 1)?;
         Ok(logits)
     }
 
     fn all_outputs(&self) -> Vec<String> {
-        let layers = 0..self.model.block_count;
-        let caches = layers.flat_map(|layer| {
-            [
-                format!("past_key_{layer}_out"),
-                format!("past_value_{layer}_out"),
-            ]
-        });
-        caches.chain(["logits".into()]).collect()
+        let mut outputs = inputs::cache_outputs(&Shard::whole(&self.model));
+        outputs.push(LOGITS.into());
+        outputs
     }
 
     /// Takes the first `count` of `width` new keys and values out of `outputs`.
@@ -139,9 +137,9 @@ impl Decoder {
     ) -> Result<()> {
         let dim = self.model.head_dim as usize;
         let size = self.model.kv_heads as usize * dim * width;
-        for (layer, (keys, values)) in cache.keys.iter_mut().zip(&mut cache.values).enumerate() {
-            let key = taken(outputs, &format!("past_key_{layer}_out"), size)?;
-            let value = taken(outputs, &format!("past_value_{layer}_out"), size)?;
+        for (layer, (keys, values)) in (0..).zip(cache.keys.iter_mut().zip(&mut cache.values)) {
+            let key = taken(outputs, &inputs::Cache::Key.output(layer), size)?;
+            let value = taken(outputs, &inputs::Cache::Value.output(layer), size)?;
             for token in 0..count {
                 keys.push(key.iter().skip(token).step_by(width).copied().collect());
                 let rows = value
@@ -156,11 +154,11 @@ impl Decoder {
 
 /// The inputs of a call of `graph` on `tokens`, padded at the end; nothing comes before them.
 pub fn opening(
-    model: &ModelFacts,
+    model: &DecoderSpec,
     graph: &GraphFacts,
     tokens: &[u32],
 ) -> Result<BTreeMap<String, Tensor>> {
-    inputs(
+    feeds(
         model,
         graph,
         tokens,
@@ -172,8 +170,8 @@ pub fn opening(
 }
 
 /// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
-fn inputs(
-    model: &ModelFacts,
+fn feeds(
+    model: &DecoderSpec,
     graph: &GraphFacts,
     tokens: &[u32],
     cache: &Cache,
@@ -184,7 +182,7 @@ fn inputs(
         .filter(|past| tokens.len() <= width && cache.tokens() <= *past);
     let past = past.ok_or_else(|| {
         Problem::new(
-            "kiln::score::graph_too_small",
+            "kiln::evaluate::graph_too_small",
             format!(
                 "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
                  of {context}",
@@ -195,63 +193,65 @@ fn inputs(
         )
         .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs")
     })?;
-    let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
-    ids.resize(width, 0);
-    let half = model.head_dim as usize / 2;
-    let (cos, sin) = rotary(model, cache.tokens(), width);
-    let mut inputs = BTreeMap::from([
-        ("input_ids".to_string(), Tensor::I32(vec![1, width], ids)),
-        (
-            "attention_mask".into(),
-            Tensor::F32(
-                vec![1, 1, width, context],
-                mask(width, past, cache.tokens()),
-            ),
-        ),
-        (
-            "position_ids_cos".into(),
-            Tensor::F32(vec![1, 1, width, half], cos),
-        ),
-        (
-            "position_ids_sin".into(),
-            Tensor::F32(vec![1, 1, width, half], sin),
-        ),
-    ]);
-    if past > 0 {
-        let (heads, dim) = (model.kv_heads as usize, model.head_dim as usize);
-        for layer in 0..model.block_count as usize {
-            let (mut keys, mut values) =
-                (vec![0.0; heads * dim * past], vec![0.0; heads * dim * past]);
-            let held = |held: &[Vec<Vec<f32>>]| held.get(layer).cloned().unwrap_or_default();
-            for (column, token) in held(&cache.keys).iter().enumerate() {
-                keys.iter_mut()
-                    .skip(column)
-                    .step_by(past)
-                    .zip(token)
-                    .for_each(|(to, from)| *to = *from);
+    let shapes = Shapes::new(model, graph.tokens.into(), graph.context.into())?;
+    let (cos, sin) = cosines_and_sines(inputs::rotary(model)?, cache.tokens(), width);
+    let mut feeds = BTreeMap::new();
+    for input in inputs::inputs(&Shard::whole(model)) {
+        let shape: Vec<usize> = shapes.of(input).iter().map(|n| *n as usize).collect();
+        let tensor = match input {
+            HostInput::TokenIds => {
+                let mut ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+                ids.resize(width, 0);
+                Tensor::I32(shape, ids)
             }
-            for (row, token) in held(&cache.values).iter().enumerate() {
-                for (head, from) in values
-                    .chunks_exact_mut(past * dim)
-                    .zip(token.chunks_exact(dim))
-                {
-                    head.iter_mut()
-                        .skip(row * dim)
-                        .zip(from)
-                        .for_each(|(to, from)| *to = *from);
-                }
+            // Another graph gives them.
+            HostInput::Embeddings => continue,
+            HostInput::Mask => Tensor::F32(shape, mask(width, past, cache.tokens())),
+            HostInput::RotaryCos => Tensor::F32(shape, cos.clone()),
+            HostInput::RotarySin => Tensor::F32(shape, sin.clone()),
+            HostInput::Past(..) if past == 0 => continue,
+            HostInput::Past(inputs::Cache::Key, layer) => {
+                let held = cache
+                    .keys
+                    .get(layer as usize)
+                    .map_or(&[][..], Vec::as_slice);
+                Tensor::F32(shape, past_keys(model, past, held))
             }
-            inputs.insert(
-                format!("past_key_{layer}_in"),
-                Tensor::F32(vec![heads, 1, dim, past], keys),
-            );
-            inputs.insert(
-                format!("past_value_{layer}_in"),
-                Tensor::F32(vec![heads, 1, past, dim], values),
-            );
+            HostInput::Past(inputs::Cache::Value, layer) => {
+                let held = cache
+                    .values
+                    .get(layer as usize)
+                    .map_or(&[][..], Vec::as_slice);
+                Tensor::F32(shape, past_values(model, past, held))
+            }
+        };
+        feeds.insert(input.name(), tensor);
+    }
+    Ok(feeds)
+}
+
+/// `[kv_heads, 1, head_dim, past]`: the keys `held` of each token in a column of its own.
+fn past_keys(model: &DecoderSpec, past: usize, held: &[Vec<f32>]) -> Vec<f32> {
+    let mut keys = vec![0.0; model.kv_heads as usize * model.head_dim as usize * past];
+    for (column, token) in held.iter().enumerate() {
+        let rows = keys.iter_mut().skip(column).step_by(past);
+        rows.zip(token).for_each(|(to, from)| *to = *from);
+    }
+    keys
+}
+
+/// `[kv_heads, 1, past, head_dim]`: the values `held` of each token in a row of its own.
+fn past_values(model: &DecoderSpec, past: usize, held: &[Vec<f32>]) -> Vec<f32> {
+    let dim = model.head_dim as usize;
+    let mut values = vec![0.0; model.kv_heads as usize * dim * past];
+    for (row, token) in held.iter().enumerate() {
+        let heads = values.chunks_exact_mut(past * dim);
+        for (head, from) in heads.zip(token.chunks_exact(dim)) {
+            let columns = head.iter_mut().skip(row * dim);
+            columns.zip(from).for_each(|(to, from)| *to = *from);
         }
     }
-    Ok(inputs)
+    values
 }
 
 /// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and
@@ -265,12 +265,18 @@ fn mask(width: usize, past: usize, held: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Cosines and sines of `position * base^(-2i / head_dim)`, `[width, head_dim / 2]`, from position
-/// `first` on.
-fn rotary(model: &ModelFacts, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
-    let (dim, base) = (f64::from(model.head_dim), f64::from(model.rope_freq_base));
+/// Cosines and sines of `position * base^(-2i / dims)`, `[width, dims / 2]`, from position `first`
+/// on.
+fn cosines_and_sines(rotary: &Rotary, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
+    let Rotary {
+        // The graph knows which columns turn together.
+        layout: _,
+        dims,
+        base,
+    } = rotary;
+    let (base, columns) = (f64::from(*base), f64::from(*dims));
     let angles = (first..first + width).flat_map(|position| {
-        (0..model.head_dim / 2).map(move |i| position as f64 * base.powf(-2.0 * f64::from(i) / dim))
+        (0..dims / 2).map(move |i| position as f64 * base.powf(-2.0 * f64::from(i) / columns))
     });
     angles
         .map(|angle| (angle.cos() as f32, angle.sin() as f32))
@@ -281,7 +287,7 @@ fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> R
     let values = outputs.remove(name).unwrap_or_default();
     if values.len() != size {
         return Err(Problem::new(
-            "kiln::score::output",
+            "kiln::evaluate::output",
             format!(
                 "the candidate's output `{name}` has {} values, expected {size}",
                 values.len()
@@ -294,7 +300,6 @@ fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::facts::RopeRows;
 
     /// A model of one layer, two heads of two: a token's key and value are its id, and the "logit"
     /// of token v is the number of seen tokens with id v. Whatever is fed wrongly shows in the
@@ -318,6 +323,7 @@ mod tests {
                 tokens,
                 context: 8,
                 shard: None,
+                weights: vec![],
             })
         }
 
@@ -367,22 +373,14 @@ mod tests {
     }
 
     fn decoder() -> Decoder {
-        let model = ModelFacts {
-            architecture: "qwen2".into(),
-            block_count: 1,
-            hidden: 4,
-            ffn: 4,
-            heads: 2,
+        let mut model = DecoderSpec {
             kv_heads: 2,
             head_dim: 2,
             vocab: VOCAB as u32,
-            context_length: 8,
-            rms_epsilon: 1e-6,
-            rope_freq_base: 10000.0,
-            rope_rows: RopeRows::HalfSplit,
-            qkv_bias: false,
-            tied_embeddings: true,
+            ..DecoderSpec::tiny()
         };
+        model.layers.truncate(1);
+        model.layers[0].attention.rotary.as_mut().unwrap().dims = 2;
         Decoder {
             engine: Box::new(Counting),
             model,
@@ -429,9 +427,8 @@ mod tests {
 
     #[test]
     fn angles_follow_the_position() {
-        let mut model = decoder().model;
-        model.head_dim = 4;
-        let (cos, sin) = rotary(&model, 2, 1);
+        let model = DecoderSpec::tiny();
+        let (cos, sin) = cosines_and_sines(inputs::rotary(&model).unwrap(), 2, 1);
         assert_eq!(cos, [2f64.cos() as f32, 0.02f64.cos() as f32]);
         assert_eq!(sin, [2f64.sin() as f32, 0.02f64.sin() as f32]);
     }

@@ -1,4 +1,4 @@
-//! What ONNX Runtime takes to run a graph layer by layer; `tests/memory_of_models.rs` holds it
+//! What ONNX Runtime takes to run a graph layer by layer; `tests/it/memory_of_models.rs` holds it
 //! against what it takes.
 
 use std::collections::BTreeMap;
@@ -7,9 +7,11 @@ use super::observe::SLICE_ELEMENTS;
 use crate::action::{Demand, Isolation, Manifest, Part};
 use crate::artifact::context::{CPU, binaries};
 use crate::base::Result;
-use crate::model::facts::{
-    ContextFacts, GraphFacts, ModelFacts, WeightFacts, blob_owner, in_layer,
-};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
+use crate::model::facts::{ContextFacts, GraphFacts, in_layer};
+use crate::model::shards::End;
+use crate::model::weight::{WeightFacts, blob_owner};
 
 /// The program itself, the runtime's own, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
@@ -33,7 +35,7 @@ pub fn of_layers(
     most: u64,
     held: impl Fn(&str, &WeightFacts) -> u64,
 ) -> Result<Demand> {
-    let model: ModelFacts = graph.part("model.json")?.facts.read()?;
+    let model: DecoderSpec = graph.part("model.json")?.facts.read()?;
     let weights = largest(&model, graph.under("weights"), most, held)?;
     let values = of_values(&model, &graph.part("prefill.onnx")?.facts.read()?);
     let memory_bytes = weights.saturating_add(values).saturating_add(OWN_BYTES);
@@ -46,7 +48,7 @@ pub fn of_layers(
 
 /// The same of what `context` leaves to the CPU.
 pub fn of_ends(context: &Manifest) -> Result<u64> {
-    let model: ModelFacts = context.part("model.json")?.facts.read()?;
+    let model: DecoderSpec = context.part("model.json")?.facts.read()?;
     let weights = largest(
         &model,
         context.under(&format!("{CPU}/weights")),
@@ -64,28 +66,26 @@ pub fn of_ends(context: &Manifest) -> Result<u64> {
 
 /// What the largest layer takes of those that `weights` belong to.
 fn largest<'a>(
-    model: &ModelFacts,
+    model: &DecoderSpec,
     weights: impl Iterator<Item = (&'a str, &'a Part)>,
     most: u64,
     held: impl Fn(&str, &WeightFacts) -> u64,
 ) -> Result<u64> {
+    let tensors = by_name(model);
     let mut layers: BTreeMap<&str, Layer> = BTreeMap::new();
     for (name, part) in weights {
         let tensor = blob_owner(name);
-        if tensor == "token_embd.weight" && !model.tied_embeddings {
+        let role = role_of_blob(&tensors, name);
+        if role == Some(Role::Embedding) && !End::Head.reads(Role::Embedding, model) {
             continue;
         }
         let layer = layers
             .entry(in_layer(tensor).map_or(tensor, |(number, _)| number))
             .or_default();
         layer.bytes = layer.bytes.saturating_add(part.content.digest.size_bytes);
-        if name.ends_with("/values") || name.ends_with("/codes") {
-            let facts: WeightFacts = part.facts.read()?;
-            let elements = facts
-                .shape
-                .iter()
-                .fold(1u64, |product, extent| product.saturating_mul(*extent))
-                .min(most);
+        let facts: WeightFacts = part.facts.read()?;
+        if facts.is_main() {
+            let elements = facts.values().min(most);
             let bytes = elements
                 .saturating_mul(4)
                 .saturating_add(held(tensor, &facts));
@@ -99,12 +99,12 @@ fn largest<'a>(
 
 /// The values of one window: logits three times, the scores of a layer in four forms, eight values
 /// as wide as its feed-forward layer, and the caches of all layers.
-fn of_values(model: &ModelFacts, graph: &GraphFacts) -> u64 {
+fn of_values(model: &DecoderSpec, graph: &GraphFacts) -> u64 {
     let GraphFacts {
         tokens, context, ..
     } = *graph;
     let [vocab, heads, ffn, blocks] =
-        [model.vocab, model.heads, model.ffn, model.block_count].map(u64::from);
+        [model.vocab, model.heads, model.ffn, model.block_count()].map(u64::from);
     let [kv_heads, head_dim, tokens, context] =
         [model.kv_heads, model.head_dim, tokens, context].map(u64::from);
     let product = |factors: &[u64]| {

@@ -98,7 +98,7 @@ fn rows<'a>(
             .filter(|id| *id < all)
             .ok_or_else(|| {
                 Problem::new(
-                    "kiln::score::token",
+                    "kiln::evaluate::token",
                     format!("there is no token {id}: the embedding has {all} rows"),
                 )
             })?;

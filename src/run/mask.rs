@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::artifact::score::{MaskMargin, Masks};
+use crate::artifact::evaluation::{MaskMargin, Masks};
 use crate::base::{Context, Problem, Result};
+use crate::model::decoder::inputs::MASK;
 use crate::model::facts::in_layer;
 
 /// Watches the attention of a graph over one window.
@@ -26,9 +27,10 @@ struct Seen {
     key: f32,
 }
 
-const MASK: &str = "attention_mask";
-/// The mask as a graph of 16-bit activations holds it.
-const HELD_MASK: &str = "attention_mask.held";
+/// Whether a value is the mask, or the mask as a graph of 16-bit activations holds it.
+fn is_mask(value: &str) -> bool {
+    value.strip_suffix(".held").unwrap_or(value) == MASK
+}
 
 impl MaskWatch {
     /// For a window of `tokens` in a graph that takes `rows`: those after the window are padding.
@@ -45,19 +47,18 @@ impl MaskWatch {
 
     pub(super) fn wants(value: &str) -> bool {
         let in_layer = in_layer(value).map(|(_, what)| what);
-        [MASK, HELD_MASK].contains(&value)
-            || matches!(in_layer, Some("query.scaled" | "key" | "scores.masked"))
+        is_mask(value) || matches!(in_layer, Some("query.scaled" | "key" | "scores.masked"))
     }
 
     pub(super) fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
-        if [MASK, HELD_MASK].contains(&value) {
+        if is_mask(value) {
             self.see_mask(elements);
             return Ok(());
         }
         let Some((layer, what)) = in_layer(value).filter(|_| Self::wants(value)) else {
             return Ok(());
         };
-        let layer = layer.parse().context("kiln::score::mask", || {
+        let layer = layer.parse().context("kiln::evaluate::mask", || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
@@ -118,7 +119,7 @@ impl MaskWatch {
     pub(super) fn margins(self) -> Result<Masks> {
         if self.layers.is_empty() || self.visible.is_empty() {
             return Err(Problem::new(
-                "kiln::score::mask",
+                "kiln::evaluate::mask",
                 "the graph shows no attention",
             ));
         }

@@ -12,7 +12,9 @@ use super::lookup::look_up;
 use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
 use crate::base::{Problem, Result};
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::inputs::HostInput;
+use crate::model::facts::GraphFacts;
 use crate::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
 use crate::model::onnx::{self, Segment, segments, sliced};
 
@@ -40,7 +42,7 @@ pub trait Observer {
 /// Shows `observer` the float values of the candidate of `job` over each of `windows`.
 pub fn observe(
     job: &Job,
-    model: &ModelFacts,
+    model: &DecoderSpec,
     windows: &[Vec<u32>],
     observer: &mut impl Observer,
 ) -> Result<()> {
@@ -51,9 +53,10 @@ pub fn observe(
     // The windows differ in their tokens only.
     let mut shared = BTreeMap::new();
     let mut held: Vec<HashMap<String, Tensor>> = vec![];
+    let token_ids = HostInput::TokenIds.name();
     for tokens in windows {
         shared = opening(model, &facts, tokens)?;
-        held.push(shared.remove_entry("input_ids").into_iter().collect());
+        held.push(shared.remove_entry(&token_ids).into_iter().collect());
         for (name, tensor) in &shared {
             if let (Tensor::F32(_, elements), true) = (tensor, observer.wants(name)) {
                 observer.see(name, elements)?;
@@ -147,7 +150,7 @@ fn feeds<'a>(
         let tensor = held.get(name).or_else(|| shared.get(name));
         let missing = || {
             Problem::new(
-                "kiln::score::graph",
+                "kiln::evaluate::graph",
                 format!("nobody knows what to feed the input `{name}`"),
             )
         };

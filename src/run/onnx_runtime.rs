@@ -40,11 +40,11 @@ impl OnnxRuntime {
     pub fn of(job: &Job, inputs: &str) -> Result<Self> {
         let library = library(&job.tool_folder("ort")?)?;
         let environment = ort::init_from(&library)
-            .context("kiln::score::runtime", || {
+            .context("kiln::evaluate::runtime", || {
                 format!("load {}", library.display())
             })?
             .build()
-            .context("kiln::score::runtime", || "start ONNX Runtime".into())?;
+            .context("kiln::evaluate::runtime", || "start ONNX Runtime".into())?;
         Self::within(environment, job, inputs)
     }
 
@@ -108,7 +108,7 @@ impl OnnxRuntime {
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
             .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
             .and_then(|mut builder| builder.commit_from_file(&path))
-            .context("kiln::score::graph", || {
+            .context("kiln::evaluate::graph", || {
                 "load a layer into ONNX Runtime".into()
             })
     }
@@ -153,7 +153,7 @@ fn library(folder: &Path) -> Result<PathBuf> {
         .find(is_runtime)
         .ok_or_else(|| {
             Problem::new(
-                "kiln::score::runtime",
+                "kiln::evaluate::runtime",
                 format!("there is no {}* in {}", RUNTIME, folder.display()),
             )
         })
@@ -168,7 +168,7 @@ impl Engine for OnnxRuntime {
             .map(|(_, facts)| facts.clone());
         given.ok_or_else(|| {
             Problem::new(
-                "kiln::score::graph",
+                "kiln::evaluate::graph",
                 format!("there is no {}", file_name(graph)),
             )
         })
@@ -245,22 +245,22 @@ pub fn run<'a>(
     let feeds = feeds
         .map(|(name, tensor)| Ok((name, value(tensor)?)))
         .collect::<ort::Result<Vec<_>>>()
-        .context("kiln::score::run", context("feed ONNX Runtime"))?;
+        .context("kiln::evaluate::run", context("feed ONNX Runtime"))?;
     let selector = wanted
         .iter()
         .fold(OutputSelector::no_default(), |selector, name| {
             selector.with(name)
         });
     let options = RunOptions::new()
-        .context("kiln::score::run", context("ask ONNX Runtime"))?
+        .context("kiln::evaluate::run", context("ask ONNX Runtime"))?
         .with_outputs(selector);
     let outputs = session
         .run_with_options(feeds, &options)
-        .context("kiln::score::run", context("run ONNX Runtime"))?;
+        .context("kiln::evaluate::run", context("run ONNX Runtime"))?;
     for (name, value) in outputs.iter() {
         let (_, values) = value
             .try_extract_tensor::<f32>()
-            .context("kiln::score::run", || format!("read `{name}`"))?;
+            .context("kiln::evaluate::run", || format!("read `{name}`"))?;
         show(name, values)?;
     }
     Ok(())

@@ -7,7 +7,9 @@ use super::htp::Htp;
 use super::onnx_runtime::OnnxRuntime;
 use crate::action::Job;
 use crate::base::{Problem, Result};
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::inputs::LOGITS;
+use crate::model::facts::GraphFacts;
 use crate::model::shards::{End, Place, Processor};
 
 /// The inputs that the CPU computes with.
@@ -23,7 +25,7 @@ pub struct Split {
 
 impl Split {
     /// Of the candidate's binaries and of the inputs `candidate/cpu/...`.
-    pub fn open(job: &Job, place: Place, model: &ModelFacts) -> Result<Self> {
+    pub fn open(job: &Job, place: Place, model: &DecoderSpec) -> Result<Self> {
         Ok(Split {
             npu: Htp::open(job)?,
             cpu: OnnxRuntime::of(job, ON_CPU)?,
@@ -46,7 +48,10 @@ impl Split {
             .run_file(&file, inputs, &[wanted.into()])?
             .remove(wanted);
         found.ok_or_else(|| {
-            Problem::new("kiln::score::graph", format!("{file} gives no `{wanted}`"))
+            Problem::new(
+                "kiln::evaluate::graph",
+                format!("{file} gives no `{wanted}`"),
+            )
         })
     }
 }
@@ -72,7 +77,7 @@ impl Engine for Split {
         if self.place.head == Processor::Npu {
             return self.npu.run(graph, &given, wanted);
         }
-        let (name, logits) = (End::Head.value(), "logits");
+        let (name, logits) = (End::Head.value(), LOGITS);
         let of_npu: Vec<String> = wanted
             .iter()
             .filter(|wanted| *wanted != logits)

@@ -1,13 +1,5 @@
-//! `calibrate`: what every value of a float graph holds over a text, for those who choose scales
-//! and round weights.
-//!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `graph` | | the float graph: weights native or `f16`, no 16-bit activations |
-//! | `model` | | the stage that inspected the GGUF: its tokenizer |
-//! | `text` | | the stage that gives a UTF-8 text to run |
-//! | `windows` | 32 | how many pieces of the text are run, each as long as a prefill |
-//! | `moments` | none | patterns of the weights for whose inputs all second moments are kept, not the diagonal alone |
+//! `calibrate`: statistics of every value of a float graph over a text, for the stages that choose
+//! scales and round weights.
 //!
 //! One order: the graph is run once, layer by layer over all windows.
 
@@ -22,31 +14,34 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
     StageSpec, TypedStage,
 };
-use crate::artifact::tensors;
+use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
-use crate::model::facts::{GraphFacts, ModelFacts, WeightFacts, blob_owner};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::GraphFacts;
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows};
 
 use keys::Keys;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many pieces of the text are run, each as long as a prefill.
+    /// Number of windows of the text that are run, each as long as a prefill.
     #[serde(default = "default_windows")]
     #[schemars(range(min = 1, max = MAX_WINDOWS))]
     windows: u32,
-    /// Patterns of the weights for whose inputs all second moments are kept: `blk.*`.
+    /// Glob patterns of matrix names, for example `blk.*`: for their inputs all second moments are
+    /// kept, for those of other matrices the diagonal only.
     #[serde(default)]
     moments: Vec<String>,
 }
@@ -77,18 +72,21 @@ impl TypedStage for Calibrate {
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The float graph: weights `native` or `f16`, no activations in codes.",
                 accepts: &["onnx"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "model",
+                meaning: "The model, for its tokenizer.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "text",
+                meaning: "A UTF-8 text; not the one that the result is evaluated on.",
                 accepts: &["file"],
                 required: true,
                 many: false,
@@ -100,14 +98,14 @@ impl TypedStage for Calibrate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
         patterns
             .filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")))
             .collect()
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec!["ort"]
     }
 
@@ -142,7 +140,7 @@ impl TypedStage for Calibrate {
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let model: ModelFacts = job.input("candidate/model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
         let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
         let whole = onnx::decode(&job.read(PREFILL)?)?;
@@ -285,29 +283,20 @@ impl Observer for Witness<'_, '_> {
 impl Witness<'_, '_> {
     /// The width of the linear layers' input `value`: the columns of their weights.
     fn columns(&self, value: &str) -> Result<usize> {
-        let weight = self
+        let name = self
             .linears
             .get(value)
             .and_then(BTreeSet::first)
             .map_or("", String::as_str);
-        let facts = ["values", "codes"]
-            .into_iter()
-            .find_map(|blob| {
-                self.job
-                    .input(&format!("candidate/weights/{weight}/{blob}"))
-                    .ok()
-            })
-            .map(|input| input.facts.read::<WeightFacts>());
-        let columns = facts
-            .transpose()?
-            .and_then(|facts| facts.shape.last().copied());
+        let facts = weight::facts(self.job, &format!("candidate/weights/{name}"))?;
+        let columns = facts.shape.last();
         let columns = columns
-            .and_then(|columns| usize::try_from(columns).ok())
+            .and_then(|columns| usize::try_from(*columns).ok())
             .filter(|columns| *columns > 0);
         columns.ok_or_else(|| {
             Problem::new(
                 "kiln::calibrate::weight",
-                format!("`{weight}` is no matrix of the graph"),
+                format!("`{name}` is no matrix of the graph"),
             )
         })
     }

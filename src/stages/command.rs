@@ -1,19 +1,9 @@
 //! `command`: any program of this machine as a stage. It gets copies of its inputs in a clean
 //! folder, and leaves files.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `program` | | absolute path, or `inputs/STAGE/PART` |
-//! | `args` | none | its arguments |
-//! | `env` | none | its whole environment, but for `TMPDIR` |
-//! | `outputs` | | what it must leave in `outputs/`: files, and folders spelled `NAME/` |
-//! | `tools` | none | absolute paths of files and folders whose bytes are in the key, besides the program's own |
-//! | `memory`, `threads` | `"1GB"`, 1 | what it needs; no part of the key |
-//! | `install` | none | what to do if a file is not there; no part of the key |
-//!
-//! What a program gives is a `file`, so a program may also bring a GGUF or a text. Nothing else
-//! takes it: other kinds of artifact come with facts (shapes, encodings) that only the stages that
-//! made them know.
+//! The output is a `file`, so a program may also produce a GGUF or a text. No other kind of
+//! artifact can come from a program: the others have facts (shapes, encodings) that only the
+//! stages that make them know.
 
 mod folder;
 mod process;
@@ -27,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
-    ANY, Demand, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part, PartName,
-    StageSpec, TypedStage,
+    ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
+    PartName, Proof, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
@@ -43,27 +33,34 @@ pub struct Command;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// An absolute path, or `inputs/STAGE/PART`.
+    /// The program: an absolute path, or `inputs/STAGE/PART` for a file that a stage of `inputs`
+    /// outputs.
     program: String,
-    /// Its arguments.
+    /// Its arguments, passed as they are, without a shell.
     #[serde(default)]
     args: Vec<String>,
-    /// Its whole environment, but for `TMPDIR`.
+    /// Its environment. Nothing is inherited; kiln adds `TMPDIR`.
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// What it must leave in `outputs/`: files, and folders spelled `NAME/`.
+    /// The files that it must leave in `outputs/`; `NAME/` stands for all files below a folder.
     outputs: Vec<String>,
-    /// Absolute paths of files and folders whose bytes are in the key, besides the program's own.
+    /// Absolute paths of the files and folders that it reads besides itself. Their bytes are part
+    /// of the cache key.
     #[serde(default)]
     tools: Vec<String>,
-    /// How much memory it needs: `"8GB"`.
-    #[serde(rename = "memory", default = "one_gigabyte", deserialize_with = "size")]
-    #[schemars(with = "String")]
+    /// Memory that it needs, until its measured peak is known. Not part of the cache key.
+    #[serde(
+        rename = "memory",
+        default = "default_memory",
+        deserialize_with = "size"
+    )]
+    #[schemars(with = "String", extend("default" = MEMORY))]
     memory_bytes: u64,
-    /// How many threads it keeps busy.
+    /// Threads that it keeps busy. Not part of the cache key.
     #[serde(default = "one")]
     threads: NonZeroU32,
-    /// What to do if a file is not there.
+    /// What to do if the program or a file of `tools` is missing, for the error message. Not part
+    /// of the cache key.
     #[serde(default)]
     install: Option<String>,
 }
@@ -79,8 +76,12 @@ pub struct Call {
     files: BTreeMap<String, Digest>,
 }
 
-fn one_gigabyte() -> u64 {
-    1_000_000_000
+/// `memory`, unless the plan gives it.
+const MEMORY: &str = "1GB";
+const MEMORY_BYTES: u64 = 1_000_000_000;
+
+fn default_memory() -> u64 {
+    MEMORY_BYTES
 }
 
 fn one() -> NonZeroU32 {
@@ -97,10 +98,11 @@ impl TypedStage for Command {
     const SPEC: StageSpec = StageSpec {
         kind: "command",
         version: 1,
-        summary: "runs any program of this machine",
+        summary: "any program of this machine, its files as output",
         gives: "file",
         inputs: &[InputSpec {
             name: "inputs",
+            meaning: "Stages of any kind. Their parts are copied to `inputs/STAGE/PART`.",
             accepts: &[ANY],
             required: false,
             many: true,
@@ -113,13 +115,13 @@ impl TypedStage for Command {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
             problem: Problem::new("kiln::plan::parameter", message).help(help),
         };
         let mut problems = vec![];
-        if let Some((why, help)) = bad_program(&params.program, slots) {
+        if let Some((why, help)) = bad_program(&params.program, Given::fills(given, "inputs")) {
             problems.push(problem(
                 "program".into(),
                 format!("`{}` {why}", params.program),
@@ -240,6 +242,10 @@ impl TypedStage for Command {
         Ok(vec![order])
     }
 
+    fn proof(call: &Call) -> Proof {
+        Proof::Outputs(call.outputs.clone())
+    }
+
     fn run(call: Call, job: &Job) -> Result<Outputs> {
         let folder = Folder::lay(&call, job)?;
         process::run(&call, &folder)?;
@@ -258,12 +264,12 @@ impl Params {
 }
 
 /// What is wrong with `program`, and what to write instead.
-fn bad_program(program: &str, slots: &[&str]) -> Option<(&'static str, &'static str)> {
+fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'static str)> {
     if Path::new(program).is_absolute() {
         return None;
     }
     match program.strip_prefix(INPUTS) {
-        Some(_) if !slots.contains(&"inputs") => Some((
+        Some(_) if !has_inputs => Some((
             "is an input, but there are none",
             "name the stage that gives it in `inputs`",
         )),
@@ -280,5 +286,15 @@ fn bad_program(program: &str, slots: &[&str]) -> Option<(&'static str, &'static 
             "write its whole path, like `/usr/bin/python3`: which program a name means depends on \
              the machine",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_memory_is_the_documented_one() {
+        assert_eq!(parse_bytes(MEMORY), Ok(MEMORY_BYTES));
     }
 }

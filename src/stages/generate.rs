@@ -1,16 +1,10 @@
-//! `generate`: what a bundle says in Qualcomm's own runtime. libGenie loads it on the HTP's
-//! simulator, reads the prompt of the reference and answers, always the most probable token; that
-//! should be the reference's own answer.
-//!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `bundle` | | the `package` stage |
-//! | `reference` | | the `reference` stage, which must have a `prompt` |
-//! | `tokens` | all | how many of the reference's greedy tokens to ask for |
+//! `generate`: the answer of a bundle in Qualcomm's own runtime. libGenie loads the bundle on the
+//! HTP simulator, reads the prompt of the reference and generates greedily; the result should be
+//! the reference's own continuation.
 //!
 //! The simulator loads no binary whose graphs share weights, and libGenie crashes over one: such a
-//! bundle is refused. So it is a bundle of the same graphs, each with its own weights
-//! (`weight_sharing = false`), that is heard.
+//! bundle is refused. So this stage needs a bundle of the same graphs, each with its own weights
+//! (`weight_sharing = false`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName, StageSpec,
-    TypedStage,
+    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
 use crate::artifact::generation::{GENERATION, Generation};
@@ -40,11 +34,11 @@ const LIBRARIES: [&str; 4] = [
     "libQnnSystem.so",
 ];
 
-/// See the module's table.
+/// The parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many of the reference's greedy tokens are asked for; all by default.
+    /// Number of the reference's greedy tokens that are generated. By default all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     tokens: Option<u32>,
@@ -59,17 +53,19 @@ impl TypedStage for Generate {
     const SPEC: StageSpec = StageSpec {
         kind: "generate",
         version: 1,
-        summary: "what a bundle says in libGenie, on the simulator",
+        summary: "the answer of a bundle in libGenie, on the simulator",
         gives: "generation",
         inputs: &[
             InputSpec {
                 name: "bundle",
+                meaning: "A bundle around a binary built with `weight_sharing = false`.",
                 accepts: &["bundle"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "reference",
+                meaning: "A reference with a `prompt`.",
                 accepts: &["reference"],
                 required: true,
                 many: false,
@@ -81,7 +77,7 @@ impl TypedStage for Generate {
         measures: true,
     };
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec![QNN]
     }
 

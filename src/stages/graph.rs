@@ -15,15 +15,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::ROLES;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
-use crate::model::facts::{GraphFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::GraphFacts;
 use crate::model::ledger::Ledger;
-use crate::model::onnx::{Grid, lint};
+use crate::model::onnx::{Grid, lint, weight_uses};
 use crate::model::shards::{Place, Shard};
 use activations::{Choice, Wish, choose};
 use centre::KeyCentres;
@@ -37,8 +39,8 @@ const MAX_CONTEXT: u32 = 1 << 16;
 /// Largest k and j: 2^-12 leaves a half of 1 with its full precision, and nothing seen needs more
 /// than 2^-4.
 const MAX_EXPONENT: u32 = 12;
-/// Several times the deepest decoder there is (126 layers).
-const MAX_LAYERS: u32 = 1024;
+/// More shards than any decoder has layers.
+const MAX_SHARDS: u32 = 1024;
 
 /// Of a calibration, what grids are chosen by.
 const CALIBRATION: &str = "activations.json";
@@ -46,76 +48,83 @@ const CALIBRATION: &str = "activations.json";
 /// The stage `graph`.
 pub struct Graph;
 
-/// What a plan may say.
+/// The parameters.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Params {
     /// Tokens of one prefill call.
     #[schemars(range(min = 1))]
     pub prefill: u32,
-    /// Tokens that attention sees, past and new, in both graphs.
-    #[schemars(range(max = MAX_CONTEXT))]
+    /// Tokens that attention covers in both graphs, past and new ones together; more than
+    /// `prefill`.
+    #[schemars(range(min = 2, max = MAX_CONTEXT))]
     pub context: u32,
-    /// The residual stream is held times `2^-residual_exponent`, for models that would overflow a
-    /// half.
+    /// The residual stream is stored times `2^-residual_exponent`, for models whose values would
+    /// overflow fp16.
     #[schemars(range(max = MAX_EXPONENT))]
     pub residual_exponent: u32,
-    /// gate*up is held times `2^-ffn_exponent`, likewise.
+    /// `gate * up` is stored times `2^-ffn_exponent`, for the same reason.
     #[schemars(range(max = MAX_EXPONENT))]
     pub ffn_exponent: u32,
-    /// How activations are held; `u16` wants a `calibration`.
+    /// How activations are stored; `u16` needs a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Activations::default()))]
     pub activations: Activations,
-    /// How keys and values are handed out and in; all but `f16` want a `calibration`.
+    /// How the graphs take and return the KV cache; `u16` and `u8` need a `calibration`.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Cache::default()))]
     pub kv: Cache,
     /// What is subtracted from every rotated key, which changes no attention and keeps keys and
-    /// scores small; by default the mean of the rotated key bias, where the model has one.
+    /// scores small. By default `bias` where the model has key biases, otherwise `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_centre: Option<KeyCentring>,
-    /// What computes embedding and head: the chip, or the CPU, for which they are graphs of their
-    /// own.
+    /// The processors that compute embedding and head. On the CPU each is a graph of its own.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Place::default()))]
     pub place: Place,
-    /// Into how many graphs the layers are cut, each pair of them compiled by itself; `auto`: as
-    /// few as let each be compiled in `shard_memory`; `layers`: one for each.
+    /// Number of shards that the layers are cut into, each compiled by itself; at most the number
+    /// of layers.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = Shards::default()))]
     pub shards: Shards,
-    /// What compiling one shard may take, for `shards = "auto"`: `"3GB"`.
+    /// Memory that compiling one shard may take, for `shards = "auto"`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = SHARD_MEMORY))]
     pub shard_memory: Option<String>,
-    /// An activation is held in 16 bits if its signal stands so far above the rounding noise,
-    /// outliers apart.
+    /// An activation is stored in 16 bits only if its signal, outliers excluded, is at least this
+    /// many dB above the rounding noise.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 120.0))]
+    #[schemars(range(min = 0.0, max = 120.0), extend("default" = SQNR_DB))]
     pub sqnr_db: Option<f64>,
-    /// How much wider a grid is than what the calibration saw, on both sides, as a share of it.
+    /// How far the range of an activation is extended on both sides, as a fraction of the range in
+    /// the calibration.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 4.0))]
+    #[schemars(range(min = 0.0, max = 4.0), extend("default" = MARGIN))]
     pub margin: Option<f64>,
 }
 
-/// How activations are held.
+/// How activations are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
-    /// All as halves.
+    /// All in fp16.
     #[default]
     F16,
-    /// In 16 bits with a scale and an offset, where that costs little; else as halves.
+    /// In 16-bit codes with a scale and an offset where that loses little (`sqnr_db`), otherwise in
+    /// fp16.
     U16,
 }
 
-/// How keys and values are handed out and in.
+/// How the graphs take and return the KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cache {
-    /// As halves.
+    /// In fp16.
     #[default]
     F16,
-    /// In 16 bits, 0 in the middle.
+    /// In 16-bit codes; the middle code stands for 0.
     U16,
-    /// In 8 bits, 0 in the middle.
+    /// In 8-bit codes; the middle code stands for 0.
     U8,
 }
 
@@ -123,9 +132,9 @@ pub enum Cache {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Shards {
-    /// So many.
-    Count(#[schemars(range(min = 1, max = MAX_LAYERS))] u32),
-    /// As the model wants it.
+    /// This many.
+    Count(#[schemars(range(min = 1, max = MAX_SHARDS))] u32),
+    /// As many as follow from the model.
     Fitting(Fitting),
 }
 
@@ -133,9 +142,9 @@ pub enum Shards {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fitting {
-    /// As few as the memory allows.
+    /// As few as can each be compiled within `shard_memory`.
     Auto,
-    /// One for each layer.
+    /// One per layer.
     Layers,
 }
 
@@ -156,7 +165,7 @@ const SQNR_DB: f64 = 60.0;
 const MARGIN: f64 = 0.25;
 
 /// Two compilations side by side then fit a machine of 8 GB.
-const SHARD_MEMORY_BYTES: u64 = 3_000_000_000;
+const SHARD_MEMORY: &str = "3GB";
 
 impl Default for Params {
     fn default() -> Self {
@@ -183,24 +192,29 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 4,
-        summary: "write the decoder as ONNX, prefill and decode over one set of weights",
+        version: 5,
+        summary: "the decoder as ONNX: prefill and decode over one set of weights",
         gives: "onnx",
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "weights",
+                meaning: "The weights of that model.",
                 accepts: &["weights"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "calibration",
+                meaning: "Statistics of the float graph with the same exponents: needed by \
+                          `activations = \"u16\"`, `kv = \"u16\"` or `\"u8\"`, and `key_centre = \
+                          \"calibration\"`.",
                 accepts: &["calibration"],
                 required: false,
                 many: false,
@@ -225,7 +239,7 @@ impl TypedStage for Graph {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
             problem: Problem::new("kiln::plan::parameter", message),
@@ -239,7 +253,7 @@ impl TypedStage for Graph {
             ));
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
-        match (params.rounds(), centres, slots.contains(&"calibration")) {
+        match (params.rounds(), centres, Given::fills(given, "calibration")) {
             (true, _, false) => problems.push(problem(
                 "",
                 "codes want their ranges: give a `calibration`".into(),
@@ -275,14 +289,14 @@ impl TypedStage for Graph {
                 .iter()
                 .map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
         )?;
-        let facts: ModelFacts = model.facts.read()?;
-        check_model(&facts)?;
-        weights.check(&facts)?;
-        params.key_centre = KeyCentring::of(params.key_centre, &facts)?;
+        let spec: DecoderSpec = model.facts.read()?;
+        params.check_model(&spec)?;
+        weights.check(&spec)?;
+        params.key_centre = KeyCentring::of(params.key_centre, &spec)?;
         // What chooses grids is in the key, and only if grids are chosen.
         let chooses = params.rounds();
         // So is the number of shards, not what it was chosen by.
-        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &facts)?);
+        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &spec)?);
         params.shard_memory = None;
         params.sqnr_db = chooses.then_some(params.sqnr_db.unwrap_or(SQNR_DB));
         params.margin = chooses.then_some(params.margin.unwrap_or(MARGIN));
@@ -301,9 +315,8 @@ impl TypedStage for Graph {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: ModelFacts = job.input("model.json")?.facts.read()?;
+        let model: DecoderSpec = job.input("model.json")?.facts.read()?;
         let weights = Weights::new(weight_parts(job))?;
-        check_model(&model)?;
         weights.check(&model)?;
 
         let centres = KeyCentring::centres(params.key_centre, params.context, &model, job)?;
@@ -324,13 +337,14 @@ impl TypedStage for Graph {
             .into_iter()
             .flat_map(|piece| params.profiles(piece))
         {
+            let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
             let facts = GraphFacts {
                 name: profile.name.clone(),
                 tokens: profile.tokens as u32,
                 context: profile.context as u32,
                 shard: profile.piece.shard(),
+                weights: weight_uses(&graph)?,
             };
-            let graph = decoder(&model, &weights, &centres, &profile, &grids);
             outputs.insert(
                 PartName::new(file)?,
                 job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?,
@@ -366,11 +380,18 @@ impl Params {
         self.activations != Activations::F16 || self.kv != Cache::F16
     }
 
+    /// Refuses a decoder with parts that no graph is known for, by building one without weights.
+    fn check_model(&self, model: &DecoderSpec) -> Result<()> {
+        let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
+        let (weights, centres, grids) = Default::default();
+        decoder(model, &weights, &centres, &prefill, &grids).map(drop)
+    }
+
     /// The grids of values, by those of the float graph.
     fn choose(
         &self,
         job: &Job,
-        model: &ModelFacts,
+        model: &DecoderSpec,
         weights: &Weights,
         centres: &KeyCentres,
     ) -> Result<Choice> {
@@ -385,7 +406,7 @@ impl Params {
         let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
         let float: BTreeMap<String, Grid> = BTreeMap::new();
         choose(
-            &decoder(model, weights, centres, &prefill, &float)
+            &decoder(model, weights, centres, &prefill, &float)?
                 .graph
                 .unwrap_or_default(),
             &calibration,
@@ -394,7 +415,7 @@ impl Params {
     }
 
     /// The whole, and what it is cut into.
-    fn pieces(&self, model: &ModelFacts) -> Result<Vec<Piece>> {
+    fn pieces(&self, model: &DecoderSpec) -> Result<Vec<Piece>> {
         let cut = match self.shards {
             Shards::Count(count) => Shard::cut(model, count, self.place)?,
             Shards::Fitting(_) => vec![],
@@ -408,22 +429,20 @@ impl Params {
     }
 
     /// Into how many shards `model` is cut.
-    fn count_shards(&self, weights: &Manifest, model: &ModelFacts) -> Result<u32> {
+    fn count_shards(&self, weights: &Manifest, model: &DecoderSpec) -> Result<u32> {
         match self.shards {
             Shards::Count(count) => return Shard::cut(model, count, self.place).map(|_| count),
-            Shards::Fitting(Fitting::Layers) => return Ok(model.block_count),
+            Shards::Fitting(Fitting::Layers) => return Ok(model.block_count()),
             Shards::Fitting(Fitting::Auto) => {}
         }
-        let given = self.shard_memory.as_deref().map(parse_bytes).transpose();
-        let allowed = given
-            .map_err(|why| Problem::new("kiln::plan::parameter", why))?
-            .unwrap_or(SHARD_MEMORY_BYTES);
+        let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
+            .map_err(|why| Problem::new("kiln::plan::parameter", why))?;
         let parts = weights
             .parts
             .iter()
             .map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
-        for count in 1..=model.block_count {
+        for count in 1..=model.block_count() {
             if compilations.largest(count)? <= allowed {
                 return Ok(count);
             }
@@ -433,7 +452,7 @@ impl Params {
             format!(
                 "no number of shards can be compiled in {}: one layer a shard takes {}",
                 bytes(allowed),
-                bytes(compilations.largest(model.block_count)?)
+                bytes(compilations.largest(model.block_count())?)
             ),
         )
         .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
@@ -455,40 +474,4 @@ impl Params {
             (decode, profile("token", 1)),
         ]
     }
-}
-
-/// Whether the one form of decoder fits `model`.
-fn check_model(model: &ModelFacts) -> Result<()> {
-    let numbers = [
-        model.block_count,
-        model.hidden,
-        model.ffn,
-        model.heads,
-        model.kv_heads,
-        model.head_dim,
-        model.vocab,
-    ];
-    let problem = |message: String| Err(Problem::new("kiln::graph::model", message));
-    if !["llama", "qwen2"].contains(&model.architecture.as_str()) {
-        return problem(format!(
-            "no graph is known for architecture `{}`; `llama` and `qwen2` are",
-            model.architecture
-        ));
-    }
-    if model.block_count > MAX_LAYERS {
-        return problem(format!(
-            "{} layers are too many: at most {MAX_LAYERS}",
-            model.block_count
-        ));
-    }
-    if numbers.contains(&0)
-        || !model.heads.is_multiple_of(model.kv_heads)
-        || !model.head_dim.is_multiple_of(2)
-    {
-        return problem(format!(
-            "layers, widths and heads must be at least 1, heads a multiple of key heads, head \
-             width even: {model:?}"
-        ));
-    }
-    Ok(())
 }

@@ -14,7 +14,7 @@ use crate::action::{
     StageSpec, TypedStage, Window,
 };
 use crate::base::{CanonJson, Context, Hasher, Problem, Result};
-use crate::model::arch::model_facts;
+use crate::model::decoder::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
     ByteOrder, Gguf, Header, MAX_FILES, Metadata, Prefix, Scalars, Summary, TensorInfo, Under,
@@ -39,10 +39,11 @@ impl TypedStage for Inspect {
     const SPEC: StageSpec = StageSpec {
         kind: "inspect",
         version: 2,
-        summary: "reads a GGUF: what the model is, and where its tensors lie",
+        summary: "a GGUF as named tensors, and what its metadata say of the model",
         gives: "model",
         inputs: &[InputSpec {
             name: "gguf",
+            meaning: "A GGUF; of a split model the list of all its files, in order.",
             accepts: &["file"],
             required: true,
             many: true,

@@ -1,21 +1,22 @@
 //! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
 
 pub mod calibrate;
-pub mod choose;
 pub mod command;
 pub mod context_bin;
 pub mod dequant;
 pub mod dlc;
+pub mod evaluate;
+pub mod evaluate_layers;
+pub mod export_gguf;
 pub mod fetch;
 pub mod generate;
-pub mod gguf;
 pub mod graph;
 pub mod inspect;
-pub mod layers;
+pub mod measure;
+pub mod mixed_precision;
 pub mod package;
 pub mod reference;
 pub mod requant;
-pub mod score;
 pub mod sensitivity;
 pub mod validate;
 
@@ -28,18 +29,19 @@ pub fn all() -> Registry {
         Box::new(Erased(inspect::Inspect)),
         Box::new(Erased(dequant::Dequant)),
         Box::new(Erased(requant::Requant)),
-        Box::new(Erased(gguf::GgufStage)),
+        Box::new(Erased(export_gguf::ExportGguf)),
         Box::new(Erased(graph::Graph)),
         Box::new(Erased(dlc::Dlc)),
         Box::new(Erased(context_bin::ContextBin)),
         Box::new(Erased(reference::ReferenceStage)),
         Box::new(Erased(calibrate::Calibrate)),
-        Box::new(Erased(score::Score)),
-        Box::new(Erased(layers::Layers)),
+        Box::new(Erased(evaluate::Evaluate)),
+        Box::new(Erased(evaluate_layers::EvaluateLayers)),
         Box::new(Erased(sensitivity::Sensitivity)),
-        Box::new(Erased(choose::Choose)),
-        Box::new(Erased(validate::Validate)),
+        Box::new(Erased(mixed_precision::MixedPrecision)),
         Box::new(Erased(package::Package)),
+        Box::new(Erased(measure::Measure)),
+        Box::new(Erased(validate::Validate)),
         Box::new(Erased(generate::Generate)),
         Box::new(Erased(command::Command)),
     ])

@@ -1,17 +1,8 @@
 //! `package`: a bundle that Genie, Qualcomm's runtime for language models, loads on a phone.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `model` | | the stage that inspected the GGUF |
-//! | `context` | | the context binary, or its shards |
-//! | `name` | `"model"` | what the binaries are called, and the folder on the phone |
-//! | `prompt` | none | a text for the device commands of README.md, special tokens spelled out |
-//! | `embedding_table` | `false` | whether the rows of all tokens are written as one table, for Genie to look up where the embedding is the CPU's |
-//! | `temp`, `top_k`, `top_p`, `seed` | 0.8, 40, 0.95, 42 | how Genie draws the next token; `top_k = 1` takes the most probable one |
-//!
-//! All else in the configuration is read from the GGUF and the binaries, which must fit each other
-//! and what Genie asks of graphs. The binaries are handed on, not copied, and so is what they leave
-//! to the CPU. Qualcomm's libraries are not part of a bundle.
+//! The rest of the configuration is read from the GGUF and the binaries, which must fit each other
+//! and meet what Genie expects of graphs. The binaries are passed on, not copied, and so is what
+//! they leave to the CPU. Qualcomm's libraries are not part of a bundle.
 
 mod binaries;
 mod genie;
@@ -26,12 +17,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Demand, Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::ContextFacts;
 use crate::model::ledger::Ledger;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
@@ -50,34 +43,38 @@ const PIECE_BYTES: usize = 4 << 20;
 /// measured.
 const MEMORY_BYTES: u64 = 128 << 20;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// What the binaries are called, and the folder on the phone.
+    /// Name of the binaries and of the folder on the phone: letters, digits, `.`, `_` and `-`, at
+    /// most 100.
     #[serde(default = "default_name")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"))]
     name: String,
-    /// A text for the device commands of README.md, special tokens spelled out.
+    /// A prompt for the commands in `README.md` (`prompt.txt`), with its special tokens written
+    /// out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    /// Also write the rows of all tokens as one table, for Genie to look up where the embedding is
-    /// the CPU's.
+    /// Whether the embedding is also written as one table in f32 (`NAME_embedding.bin`), for Genie
+    /// to look up, where the graph leaves the embedding to the CPU.
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
     embedding_table: bool,
-    /// Logits are divided by it before a token is drawn; `top_k = 1` takes the most probable token.
+    /// Temperature: logits are divided by it before Genie samples a token. `top_k = 1` takes the
+    /// most probable one.
     #[serde(default = "default_temp")]
     #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
     temp: f64,
-    /// How many of the most probable tokens are drawn from; 40 is usual.
+    /// Number of most probable tokens that are sampled from; 1 always takes the most probable one.
     #[serde(default = "default_top_k")]
     #[schemars(range(min = 1, max = MAX_TOP_K))]
     top_k: u32,
-    /// Of those, the first that have so much of the probability.
+    /// Of these tokens, the most probable ones that together have this probability are kept.
     #[serde(default = "default_top_p")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     #[serde(default = "default_seed")]
     seed: u32,
 }
@@ -120,12 +117,14 @@ impl TypedStage for Package {
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model that the binary was made from.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "context",
+                meaning: "A binary, or one per shard, with prefill and decode.",
                 accepts: &["context-bin"],
                 required: true,
                 many: false,
@@ -145,7 +144,7 @@ impl TypedStage for Package {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", what).help(help);
@@ -214,7 +213,7 @@ impl TypedStage for Package {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let model: ModelFacts = job.input(MODEL)?.facts.read()?;
+        let model: DecoderSpec = job.input(MODEL)?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let binaries = Binary::read_all(job)?;
         let first = check_graphs(&binaries, &model)?;

@@ -1,13 +1,5 @@
-//! `reference`: what the model itself says, its weights dequantized exactly and run in f32.
-//!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `model` | | the stage that inspected the GGUF |
-//! | `text` | | the stage that gives a UTF-8 text to score on |
-//! | `windows` | 8 | how many pieces of the text are run, each with nothing before it |
-//! | `tokens` | 128 | tokens of each piece |
-//! | `prompt` | none | a text to continue, special tokens spelled out |
-//! | `greedy` | 16 | tokens of that continuation, which ends earlier with a token that ends a text or a turn |
+//! `reference`: the predictions of the model itself, its weights dequantized exactly and run in
+//! f32.
 //!
 //! One order runs all windows, so that a weight is dequantized once for many of them. Each window
 //! is a part of its own: a candidate's score of a window depends on that window only.
@@ -25,10 +17,12 @@ use crate::action::{
 };
 use crate::artifact::reference::Greedy;
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, ModelFacts, TensorFacts, WeightFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::{ArrayFacts, TensorFacts};
 use crate::model::quant::{GgmlType, decode_far};
 use crate::model::reference::{LOGITS, Reference, Weights};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::weight::Element;
 use crate::run::{MAX_WINDOWS, windows};
 
 /// Longest sequence: attention takes memory by its square.
@@ -41,22 +35,23 @@ const OWN_BYTES: u64 = 128 << 20;
 /// beside multiplying by them.
 const TOGETHER: usize = 1024;
 
-/// See the module's table.
+/// The parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// How many pieces of the text are run, each with nothing before it.
+    /// Number of windows of the text that are run, each from an empty context.
     #[serde(default = "default_windows")]
     #[schemars(range(min = 1, max = MAX_WINDOWS))]
     windows: u32,
-    /// Tokens of each piece.
+    /// Tokens of each window.
     #[serde(default = "default_tokens")]
     #[schemars(range(min = 2, max = MAX_TOKENS))]
     tokens: u32,
-    /// A text to continue, special tokens spelled out.
+    /// A text to continue greedily, with its special tokens written out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt: Option<String>,
-    /// Tokens of that continuation, unless the answer ends earlier.
+    /// Maximum number of tokens of that continuation. A token that ends a text or a turn ends it
+    /// earlier.
     #[serde(default = "default_greedy")]
     #[schemars(range(min = 1, max = MAX_TOKENS))]
     greedy: u32,
@@ -83,17 +78,19 @@ impl TypedStage for ReferenceStage {
     const SPEC: StageSpec = StageSpec {
         kind: "reference",
         version: 3,
-        summary: "what the model itself says of a text, in f32",
+        summary: "the predictions of the model itself on a text, in f32",
         gives: "reference",
         inputs: &[
             InputSpec {
                 name: "model",
+                meaning: "The model.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "text",
+                meaning: "A UTF-8 text to evaluate on.",
                 accepts: &["file"],
                 required: true,
                 many: false,
@@ -120,7 +117,7 @@ impl TypedStage for ReferenceStage {
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let facts: ModelFacts = job.input("model.json")?.facts.read()?;
+        let spec: DecoderSpec = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
         let windows = windows(
             &job.read("text")?,
@@ -135,8 +132,8 @@ impl TypedStage for ReferenceStage {
             .transpose()?;
 
         let weights = FileWeights::new(job)?;
-        let model = Reference::new(&facts, &weights);
-        let vocab = u64::from(facts.vocab);
+        let model = Reference::new(&spec, &weights)?;
+        let vocab = u64::from(spec.vocab);
         let together = (TOGETHER / params.tokens as usize).max(1);
         let steps = windows.len() as u64;
         let mut outputs = Outputs::new();
@@ -152,11 +149,9 @@ impl TypedStage for ReferenceStage {
                 let mut sink = job.create()?;
                 model.logits(state, |logits| write_f32(&mut sink, logits))?;
                 let shape = vec![tokens.len() as u64, vocab];
-                let shape = WeightFacts {
+                let shape = ArrayFacts {
                     shape,
                     element: Element::F32,
-                    block: None,
-                    error: None,
                 };
                 let logits = Part {
                     content: sink.finish()?,
@@ -203,23 +198,17 @@ impl TypedStage for ReferenceStage {
 }
 
 /// Some logits twice, which are all of a small model's; or what a layer holds: of each token that
-/// is run the stream and what becomes of it, of one text its scores, their mask added and their
-/// softmax.
+/// is run the stream and what becomes of it, of one text the scores of the heads that share a key.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
-    let facts: ModelFacts = model.part("model.json")?.facts.read()?;
-    let [tokens, vocab, heads, ffn, hidden] = [
-        params.tokens,
-        facts.vocab,
-        facts.heads,
-        facts.ffn,
-        facts.hidden,
-    ]
-    .map(u64::from);
+    let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+    let [tokens, vocab, ffn, hidden] =
+        [params.tokens, spec.vocab, spec.ffn, spec.hidden].map(u64::from);
+    let group = u64::from(spec.heads.div_ceil(spec.kv_heads.max(1)));
     let run = (params.windows as u64 * tokens)
         .min(TOGETHER as u64)
         .max(tokens);
     let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
-    let layer = run * (5 * ffn + 8 * hidden) + 3 * tokens * tokens * heads;
+    let layer = run * (2 * ffn + 8 * hidden) + tokens * tokens * group;
     let memory_bytes = logits
         .max(layer)
         .saturating_mul(4)

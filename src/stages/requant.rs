@@ -9,14 +9,15 @@ use serde::de::IntoDeserializer;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
+    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
     TypedStage,
 };
+use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
-use crate::artifact::choice::{ChoiceFacts, ChosenScheme, OVERRIDES};
-use crate::artifact::tensors::{self, Tensor, rope_heads};
+use crate::artifact::tensors::{self, Tensor};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ModelFacts, TensorFacts};
+use crate::model::decoder::{DecoderSpec, tensors::by_name};
+use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
 use scheme::Scheme;
 use spell::{DIAGONAL, MOMENTS, spell};
@@ -24,15 +25,16 @@ use spell::{DIAGONAL, MOMENTS, spell};
 /// The stage.
 pub struct Requant;
 
-/// The stage's table.
+/// The parameters.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// For the matrices that no override matches.
+    /// Scheme of the matrices that no override matches.
     #[serde(default)]
     scheme: Scheme,
-    /// Exceptions; the last that matches a tensor wins.
+    /// Exceptions from `scheme`. The last one that matches a tensor wins.
     #[serde(rename = "override", default)]
+    #[schemars(extend("default" = []))]
     overrides: Vec<Override>,
 }
 
@@ -40,10 +42,10 @@ pub struct Params {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Override {
-    /// Pattern of tensor names: `blk.*.ffn_down.weight`.
+    /// Glob pattern of tensor names, for example `blk.*.ffn_down.weight`.
     #[serde(rename = "match")]
     pattern: String,
-    /// For the matrices that it matches.
+    /// Scheme of the matrices that it matches; not `auto`.
     scheme: Scheme,
 }
 
@@ -62,26 +64,29 @@ impl TypedStage for Requant {
 
     const SPEC: StageSpec = StageSpec {
         kind: "requant",
-        version: 3,
-        summary: "weights as graph and device hold them: native, or rounded anew by one of many \
-                  schemes",
+        version: 4,
+        summary: "weights as graph and device store them: native, or rounded by a scheme",
         gives: "weights",
         inputs: &[
             InputSpec {
                 name: "tensors",
+                meaning: "The model whose tensors are converted.",
                 accepts: &["model"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "calibration",
+                meaning: "Statistics of the inputs of each matrix, for the schemes that round \
+                          with a calibration.",
                 accepts: &["calibration"],
                 required: false,
                 many: false,
             },
             InputSpec {
-                name: "choice",
-                accepts: &["choice"],
+                name: "assignment",
+                meaning: "A scheme for each tensor; given if and only if `scheme` is `auto`.",
+                accepts: &["assignment"],
                 required: false,
                 many: false,
             },
@@ -92,17 +97,18 @@ impl TypedStage for Requant {
         measures: false,
     };
 
-    fn check(params: &Params, slots: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
             let problem = Problem::new("kiln::plan::parameter", message).help(help);
             problems.push(ParamProblem { path, problem });
         };
-        if (params.scheme == Scheme::Auto) != slots.contains(&"choice") {
-            let help = "give both, or neither: a stage of kind `choose` makes a choice";
+        if (params.scheme == Scheme::Auto) != Given::fills(given, "assignment") {
+            let help =
+                "give both, or neither: a stage of kind `mixed-precision` makes an assignment";
             wrong(
                 "scheme".into(),
-                "`scheme = \"auto\"` and `choice` belong together",
+                "`scheme = \"auto\"` and `assignment` belong together",
                 help,
             );
         }
@@ -129,7 +135,8 @@ impl TypedStage for Requant {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<RequantOrder>>> {
         let model = inputs.one("tensors")?;
-        let facts: ModelFacts = model.part("model.json")?.facts.read()?;
+        let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
+        let of_decoder = by_name(&spec);
         let tensors = tensors::all(model)?;
         let own = if params.scheme == Scheme::Auto {
             Scheme::Native
@@ -138,7 +145,7 @@ impl TypedStage for Requant {
         };
         let mut schemes = vec![own; tensors.len()];
         let chosen = inputs
-            .optional("choice")
+            .optional("assignment")
             .map(chosen)
             .transpose()?
             .unwrap_or_default();
@@ -169,7 +176,9 @@ impl TypedStage for Requant {
             refuse_uneven(tensor, scheme)?;
             let order = RequantOrder {
                 scheme,
-                rope_heads: rope_heads(&facts, tensor.name),
+                rope_heads: of_decoder
+                    .get(tensor.name)
+                    .and_then(|tensor| tensor.interleaved_heads),
             };
             let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
             order = order.demand(demand(tensor, scheme));
@@ -202,7 +211,7 @@ impl TypedStage for Requant {
 
 /// The overrides of a choice.
 fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
-    let facts: ChoiceFacts = choice.part(OVERRIDES)?.facts.read()?;
+    let facts: AssignmentFacts = choice.part(OVERRIDES)?.facts.read()?;
     let scheme = |name: &str| -> Result<Scheme> {
         let known = Scheme::deserialize(
             IntoDeserializer::<serde::de::value::Error>::into_deserializer(name),

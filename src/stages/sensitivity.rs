@@ -1,17 +1,9 @@
-//! `sensitivity`: what each scheme costs each tensor, measured: one tensor of a graph is held in
-//! another scheme, all others as they are, and the model's predictions are compared with the
-//! reference's.
+//! `sensitivity`: the measured cost of each scheme for each tensor: one tensor of a graph is stored
+//! in another scheme, all others stay as they are, and the model's predictions are compared with
+//! the reference's.
 //!
-//! | parameter | default | meaning |
-//! |---|---|---|
-//! | `reference` | | the `reference` stage to compare with |
-//! | `graph` | | the graph that is changed a tensor at a time, best over `native` weights; its own schemes cost nothing |
-//! | `candidates` | | graphs over the same model's weights in other schemes, with the same `prefill` and `context` |
-//! | `match` | all | patterns of the tensors to measure |
-//! | `windows` | 1 | how many of the reference's windows are run |
-//!
-//! One order a tensor, which runs the graph once for each candidate and window. `choose` makes a
-//! choice of it.
+//! One order per tensor, which runs the graph once for each candidate and window. `mixed-precision`
+//! makes an assignment of it.
 
 mod swap;
 
@@ -22,29 +14,30 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
-    TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::artifact::tensors;
 use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{WeightFacts, blob_owner};
 use crate::model::onnx::decode;
+use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
 use swap::swap;
 
 /// The graph that is run.
 const PREFILL: &str = "prefill.onnx";
 
-/// See the module's table.
+/// The parameters.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Params {
-    /// Patterns of the tensors to measure; all that a candidate holds in another way by default.
+    /// Glob patterns of the tensors to measure. By default all that a candidate stores differently
+    /// from `graph`; others are never measured.
     #[serde(rename = "match", default)]
     patterns: Vec<String>,
-    /// How many of the reference's windows are run.
+    /// Number of the reference's windows that are run.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     windows: usize,
@@ -82,23 +75,28 @@ impl TypedStage for Sensitivity {
     const SPEC: StageSpec = StageSpec {
         kind: "sensitivity",
         version: 1,
-        summary: "what each scheme costs each tensor, measured on the whole model",
+        summary: "the cost of each scheme for each tensor, measured on the whole model",
         gives: "sensitivity",
         inputs: &[
             InputSpec {
                 name: "reference",
+                meaning: "The reference to compare with.",
                 accepts: &["reference"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "graph",
+                meaning: "The graph in which one tensor at a time is replaced, best over `native` \
+                          weights: its own schemes count as costing nothing.",
                 accepts: &["onnx"],
                 required: true,
                 many: false,
             },
             InputSpec {
                 name: "candidates",
+                meaning: "Graphs over weights of the same model in other schemes, with the same \
+                          `prefill` and `context`.",
                 accepts: &["onnx"],
                 required: true,
                 many: true,
@@ -110,14 +108,14 @@ impl TypedStage for Sensitivity {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[&str]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
         patterns
             .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
             .collect()
     }
 
-    fn tools(_: &Params, _: &[&str]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
         vec!["ort"]
     }
 

@@ -1,17 +1,18 @@
 //! Looking over the whole cache: what it holds, and whether it is still what it should be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
-use super::disk::{Disk, MAX_TEXT_BYTES, hash_file, read_entry};
+use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
 use super::gc::remove;
 use super::layout::{self, Room};
-use super::{ActionResult, BlobStore, ran_here};
-use crate::base::{Context, Digest, Result, read_file};
+use super::{ActionResult, BlobStore, LocalStore, Stamp, hash_ahead, ran_here};
+use crate::base::{Context, Digest, Result, open_file, read_file};
 
 const CODE: &str = "kiln::store::io";
 
@@ -83,10 +84,7 @@ impl Disk {
             let of_stage = stats.stages.entry(stage.clone()).or_default();
             of_stage.actions += 1;
             of_stage.peak_memory_bytes = of_stage.peak_memory_bytes.max(result.peak_memory_bytes);
-            blobs
-                .entry(stage)
-                .or_default()
-                .extend(result.outputs.values().map(|part| part.content.blob()));
+            blobs.entry(stage).or_default().extend(blobs_of(&result));
         }
         for (stage, blobs) in blobs {
             stats.stages.entry(stage).or_default().output_bytes =
@@ -105,7 +103,7 @@ impl Disk {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let what = match File::open(&path).and_then(|file| hash_file(&file)) {
+            let what = match self.hash_blob(&path) {
                 Ok(found) if found.hex() == name => continue,
                 Ok(found) => format!("its bytes hash to {found}"),
                 Err(error) => format!("cannot be read: {error}"),
@@ -120,7 +118,7 @@ impl Disk {
         for path in Room::Actions.files(self.root())? {
             verified.actions += 1;
             let fault = match entry(&path) {
-                Some(result) => self.wrong_window(&result, &damaged),
+                Some(result) => self.wrong_output(&result, &damaged)?,
                 None => Some("not a result that kiln wrote".into()),
             };
             verified
@@ -130,14 +128,24 @@ impl Disk {
         Ok(verified)
     }
 
-    /// Removes what `verified` found damaged. With a result, notes go: one on a complete stage may
-    /// say what the result said.
+    /// Removes what `verified` found damaged, and the results that name a blob of it. With a
+    /// result, notes go: one on a complete stage may say what the result said.
     pub fn repair(&self, verified: &Verified) -> Result<()> {
-        let damaged: BTreeSet<&PathBuf> = verified.faults.iter().map(|fault| &fault.path).collect();
+        let damaged: BTreeSet<PathBuf> = verified
+            .faults
+            .iter()
+            .map(|fault| fault.path.clone())
+            .collect();
+        let is_of_damaged = |path: &PathBuf| {
+            damaged.contains(path)
+                || entry(path).is_some_and(|result| {
+                    blobs_of(&result).any(|blob| damaged.contains(&self.blob_path(&blob)))
+                })
+        };
         let (gone, whole): (Vec<PathBuf>, Vec<PathBuf>) = Room::Actions
             .files(self.root())?
             .into_iter()
-            .partition(|path| damaged.contains(path));
+            .partition(is_of_damaged);
         let notes = if gone.is_empty() {
             vec![]
         } else {
@@ -145,8 +153,8 @@ impl Disk {
         };
         let spared = self.proofs_of(&whole);
         let notes = notes.iter().filter(|note| !spared.contains(*note));
-        damaged
-            .into_iter()
+        gone.iter()
+            .chain(&damaged)
             .chain(notes)
             .try_for_each(|path| remove(path))
     }
@@ -159,17 +167,51 @@ impl Disk {
             .collect()
     }
 
-    /// What is wrong with the first window of `result` that does not hold what it should. Blobs
-    /// that are `damaged` have been named already; those that are gone cost no more than
-    /// running again what made them.
-    fn wrong_window(&self, result: &ActionResult, damaged: &BTreeSet<PathBuf>) -> Option<String> {
-        let windows = result
-            .windows()
-            .filter(|content| !damaged.contains(&self.blob_path(&content.blob())));
-        let problems = windows.filter_map(|content| self.content(content).err());
-        let mut wrong = problems.filter(|problem| problem.code == "kiln::store::window");
-        wrong.next().map(|problem| problem.message)
+    /// What is wrong with the first output of `result` that is not where it should be. Blobs that
+    /// are `damaged` have been named already.
+    fn wrong_output(
+        &self,
+        result: &ActionResult,
+        damaged: &BTreeSet<PathBuf>,
+    ) -> Result<Option<String>> {
+        let is_readable = |blob: &Digest| !damaged.contains(&self.blob_path(blob));
+        let blobs: BTreeSet<Digest> = blobs_of(result).filter(is_readable).collect();
+        let missing = self.missing(&blobs.into_iter().collect::<Vec<_>>())?;
+        if let Some(blob) = missing.first() {
+            return Ok(Some(match missing.len() {
+                1 => format!("names the blob {blob}, which is not there"),
+                many => format!("names {many} blobs that are not there, {blob} for one"),
+            }));
+        }
+        for content in result.windows() {
+            if is_readable(&content.blob())
+                && let Err(problem) = self.content(content)
+                && problem.code == "kiln::store::window"
+            {
+                return Ok(Some(problem.message));
+            }
+        }
+        Ok(None)
     }
+
+    /// The digest of the blob at `path`. One that is what its name says is not hashed again for
+    /// what lies in it.
+    fn hash_blob(&self, path: &Path) -> io::Result<Digest> {
+        let file = open_file(path)?;
+        let stamp = Stamp::of(&file.metadata()?);
+        let found = hash_ahead(&file, &AtomicBool::new(false))?;
+        // Nobody calls it off.
+        let found = found.ok_or(ErrorKind::Interrupted)?;
+        if self.blob_path(&found) == path {
+            self.mark_checked(&found, stamp);
+        }
+        Ok(found)
+    }
+}
+
+/// The blobs that the outputs of `result` lie in; some more than once.
+fn blobs_of(result: &ActionResult) -> impl Iterator<Item = Digest> {
+    result.outputs.values().map(|part| part.content.blob())
 }
 
 pub(super) fn entry(path: &Path) -> Option<ActionResult> {
@@ -212,4 +254,62 @@ fn size_below(folder: &Path) -> Result<u64> {
         .iter()
         .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
         .sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::action::{Part, PartName};
+    use crate::base::CanonJson;
+    use crate::store::ActionCache;
+
+    #[test]
+    fn a_result_whose_blob_is_gone_is_named_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Disk::open(folder.path()).unwrap();
+        for (stage, blobs) in [
+            ("fetch", &["clay"][..]),
+            ("mix", &["clay", "sand", "glaze"]),
+        ] {
+            let part = |blob: &&str| {
+                let mut sink = store.create().unwrap();
+                sink.write_all(blob.as_bytes()).unwrap();
+                let content = sink.finish().unwrap();
+                let facts = CanonJson::default();
+                (PartName::new(*blob).unwrap(), Part { content, facts })
+            };
+            let result = ActionResult {
+                action: format!(r#"{{"stage":"{stage}"}}"#),
+                outputs: blobs.iter().map(part).collect(),
+                took_ms: 1,
+                peak_memory_bytes: None,
+            };
+            store.put(&result).unwrap();
+        }
+        let hash = |text: &str| crate::base::hash_bytes(text.as_bytes());
+        let faults = || -> Vec<String> {
+            let faults = store.verify().unwrap().faults;
+            faults.into_iter().map(|fault| fault.what).collect()
+        };
+        assert_eq!(faults(), [""; 0]);
+        fs::remove_file(store.blob_path(&hash("sand"))).unwrap();
+        let gone = format!("names the blob {}, which is not there", hash("sand"));
+        assert_eq!(faults(), [gone]);
+        fs::remove_file(store.blob_path(&hash("glaze"))).unwrap();
+        let found = faults();
+        assert!(
+            found[0].starts_with("names 2 blobs that are not there"),
+            "{found:?}"
+        );
+        // What a damaged blob is named by goes with it.
+        let clay = store.blob_path(&hash("clay"));
+        remove(&clay).unwrap();
+        fs::write(&clay, "clap").unwrap();
+        assert_eq!(faults().len(), 2);
+        store.repair(&store.verify().unwrap()).unwrap();
+        let verified = store.verify().unwrap();
+        assert_eq!((verified, store.stats().unwrap().blobs), Default::default());
+    }
 }

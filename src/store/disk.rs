@@ -16,7 +16,9 @@ use super::folder::{LockedFolder, Turn};
 use super::layout::{self, OWN, Room};
 use super::stamp::Stamp;
 use super::usage::Usage;
-use super::{ActionCache, ActionResult, BlobList, BlobStore, Note, Notes, map, shelves, window};
+use super::{
+    ActionCache, ActionResult, BlobList, BlobStore, LocalStore, Note, Notes, map, shelves, window,
+};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{
     Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
@@ -75,11 +77,6 @@ impl Disk {
         })
     }
 
-    /// The cache folder, absolute.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// Makes everything durable that was put so far.
     pub fn settle(&self) -> Result<()> {
         let sync = || -> io::Result<()> { Ok(syncfs(File::open(&self.root)?)?) };
@@ -113,17 +110,6 @@ impl Disk {
             }
         }
         Ok(self.own.get().map_or(&self.root, LockedFolder::path))
-    }
-
-    /// A new folder that is removed when dropped, or by the next process if this one dies.
-    pub fn scratch(&self) -> Result<TempDir> {
-        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
-    }
-
-    /// The folder of half-finished work on `subject`, kept until removed; `None` while someone else
-    /// has it.
-    pub fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
-        LockedFolder::take(&self.root.join("partial").join(subject.hex()))
     }
 
     pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -178,9 +164,14 @@ impl Disk {
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
             }
-            lock(&self.checked).insert(digest.hash, stamp);
+            self.mark_checked(digest, stamp);
         }
         Ok(stamp.is_of_size(digest.size_bytes).then_some(file))
+    }
+
+    /// Notes that the file of a blob, of this stamp, has the right bytes.
+    pub(super) fn mark_checked(&self, digest: &Digest, stamp: Stamp) {
+        lock(&self.checked).insert(digest.hash, stamp);
     }
 
     /// Takes a blob with wrong bytes out of the way, so that it counts as missing from now on.
@@ -224,7 +215,7 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
 }
 
 /// Hashes by reading, so that a bad disk is an error and not a fault in mapped memory.
-pub(super) fn hash_file(mut file: &File) -> io::Result<Digest> {
+fn hash_file(mut file: &File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     let size = file.metadata()?.len();
     let mut buffer =
@@ -261,6 +252,20 @@ fn persist(file: NamedTempFile, path: &Path) -> io::Result<File> {
 /// A lock that outlives a panic of another thread: each change of what it guards is a single step.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LocalStore for Disk {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn scratch(&self) -> Result<TempDir> {
+        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
+    }
+
+    fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
+        LockedFolder::take(&self.root.join("partial").join(subject.hex()))
+    }
 }
 
 impl BlobStore for Disk {

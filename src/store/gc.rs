@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use super::LocalStore;
 use super::audit::{entry, files_below};
 use super::disk::Disk;
 use super::folder::LockedFolder;

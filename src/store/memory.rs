@@ -1,4 +1,4 @@
-//! Blobs and results in memory: for tests, and for dry runs.
+//! Blobs and results in memory, for tests.
 
 use std::collections::HashMap;
 use std::io::{self, Write};

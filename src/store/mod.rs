@@ -20,9 +20,10 @@ mod usage;
 mod watched;
 mod window;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
 
 use crate::action::{ActionKey, Blob, BlobSink, Content, Outputs};
 use crate::base::{Digest, Result, hash_bytes};
@@ -65,6 +66,19 @@ pub trait BlobStore: Send + Sync {
 
     /// A new blob to write.
     fn create(&self) -> Result<Box<dyn BlobSink>>;
+}
+
+/// A blob store in a folder of this machine, with folders to work in beside its blobs.
+pub trait LocalStore: BlobStore {
+    /// Its folder, absolute.
+    fn root(&self) -> &Path;
+
+    /// A new folder that is removed when dropped, or by the next process if this one dies.
+    fn scratch(&self) -> Result<TempDir>;
+
+    /// The folder of half-finished work on `subject`, kept until removed; `None` while another
+    /// process has it.
+    fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>>;
 }
 
 /// What an action gave, by its key.

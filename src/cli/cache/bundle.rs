@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::super::whole::check_replaceable;
 use super::super::workbench::Workbench;
 use super::super::{Common, Exit, Failed, PlanArgs};
 use crate::action::{ActionKey, Registry};
+use crate::base::atomic::check_replaceable;
 use crate::base::{Context, Problem, Result, bytes, count};
 use crate::engine::Built;
 use crate::plan::Plan;

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::super::machine::parse_bytes;
-use super::super::papers::Account;
 use super::super::{Common, Exit};
 use crate::action::ActionKey;
 use crate::base::{Problem, Result, bytes, count};
 use crate::engine::Record;
-use crate::store::{Disk, Garbage, Rules, Tally};
+use crate::records::BuildRecord;
+use crate::store::{Disk, Garbage, LocalStore, Rules, Tally};
 
 /// How much to remove.
 #[derive(clap::Args)]
@@ -116,7 +116,7 @@ fn text(garbage: &Garbage, dry_run: bool) -> String {
 
 /// The keys that the lock `path` names.
 fn locked(path: &Path) -> Result<Vec<ActionKey>> {
-    let keys: Vec<ActionKey> = Account::read_lock(path)?.actions().collect();
+    let keys: Vec<ActionKey> = BuildRecord::read_lock(path)?.actions().collect();
     if keys.is_empty() {
         let message = format!(
             "{} names no results, so that it would keep nothing",

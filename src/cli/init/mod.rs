@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::common::understood;
 use super::places::Places;
-use super::whole::{folder, write_new};
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
+use crate::base::atomic::{folder, write_new};
 use crate::base::{Context, Problem, Result, is_file_of, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;
@@ -64,7 +64,7 @@ impl TypedValueParser for Chip {
     }
 }
 
-/// The plan, with `@WORDS@` for what depends on the model. `tests/init.rs` holds it against
+/// The plan, with `@WORDS@` for what depends on the model. `tests/it/init.rs` holds it against
 /// `plans/deepseek-qwen-1.5b.toml`.
 const TEMPLATE: &str = include_str!("template.toml");
 
@@ -98,24 +98,51 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
         text: text.clone(),
         folder: folder(&path).into(),
     };
-    understood(source, &[], stages)?;
+    understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
     write_text(&folder(&path).join(TEXT.0))?;
     write_new(&path, text.as_bytes()).context("kiln::call::write", || {
         format!("write the plan {}", path.display())
     })?;
+    let warnings = model
+        .local
+        .as_ref()
+        .map_or(&[][..], |local| local.warnings.as_slice());
+    let is_pinned = model.local.is_some();
     common.print(&match common.json {
         true => format!(
             "{}\n",
-            json!({"plan": path, "name": model.name, "is_pinned": model.local.is_some()})
+            json!({"plan": path, "name": model.name, "is_pinned": is_pinned, "warnings": warnings})
         ),
-        false => format!(
-            "{}\nwritten: {}\n{}",
-            model.about,
-            path.display(),
-            next(&path, &model)
-        ),
+        false => {
+            let warnings: String = warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}\n"))
+                .collect();
+            format!(
+                "{}\n{warnings}written: {}\n{}",
+                model.about,
+                path.display(),
+                next(&path, &model)
+            )
+        }
     });
     Ok(Exit::Done)
+}
+
+/// Nobody has seen the plan that is wrong: what is wrong with it first, of which the rest may
+/// follow, is told of the file `file`.
+fn of_file(failed: Failed, file: &str) -> Failed {
+    let problems = failed.problems.into_iter().take(1).map(|problem| {
+        let problem = problem.within(format!("failed to make a plan for {file}"));
+        Problem {
+            labels: Box::default(),
+            ..problem
+        }
+    });
+    Failed {
+        problems: problems.collect(),
+        source: None,
+    }
 }
 
 fn spell(model: &Model, soc: &str) -> String {

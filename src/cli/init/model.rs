@@ -13,7 +13,7 @@ use super::pieces::{Pieces, whole_name};
 use crate::action::{Inputs, Registry};
 use crate::base::{Context, Problem, Result, bytes, head, shown_line};
 use crate::cli::inspect::{START_BYTES, open_all, unknown, with_headers};
-use crate::model::arch::model_facts;
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::gguf::{Gguf, MAGIC, Value};
 
 /// The model.
@@ -36,6 +36,8 @@ pub struct Local {
     pub sha256: Vec<String>,
     /// Tokens that the model was trained to see.
     pub context: u32,
+    /// What is odd about it and changes nothing.
+    pub warnings: Vec<String>,
 }
 
 /// What the file at `url` is called. Asks the stage `fetch`, which refuses what it cannot fetch.
@@ -92,29 +94,28 @@ impl Model {
             Some(path) => seen_from(folder, path)?,
             None => url.into(),
         };
-        let pieces = Pieces::of(&seen, file);
+        let pieces = Pieces::of(&seen, file)?;
         let name = plan_name(file);
-        match (url.strip_prefix("file:"), pieces) {
-            // A file of this machine may be called anything; of one that was cut the header is not
-            // all there.
-            (Some(path), pieces) if !matches!(pieces, Ok(Pieces::Cut(_))) => {
+        match (url.strip_prefix("file:"), &pieces) {
+            // Of a file that was cut the header is not all there.
+            (Some(path), Pieces::Whole | Pieces::Split(_)) => {
                 let (about, local) = read(Path::new(path)).map_err(|problem| {
                     problem.within(format!("failed to make a plan for {path}"))
                 })?;
                 Ok(Model {
                     name,
                     url: seen,
-                    pieces: pieces.unwrap_or(Pieces::Whole),
+                    pieces,
                     about,
                     local: Some(local),
                 })
             }
-            (_, pieces) => {
+            _ => {
                 let about = format!("{}, of which only the name was read.", shown_line(file));
                 Ok(Model {
                     name,
                     url: seen,
-                    pieces: pieces?,
+                    pieces,
                     about,
                     local: None,
                 })
@@ -141,7 +142,7 @@ fn read(path: &Path) -> Result<(String, Local)> {
     if !start.starts_with(&MAGIC) {
         return Err(unknown(path, &start));
     }
-    let (about, context) = with_headers(&mut files, |gguf| {
+    let (about, context, warnings) = with_headers(&mut files, |gguf| {
         let facts = model_facts(gguf)?;
         let name = gguf.metadata.get::<Value>("general.name")?;
         let name = name.map_or_else(
@@ -153,14 +154,16 @@ fn read(path: &Path) -> Result<(String, Local)> {
             format!(" No stage can read or write its text: {}.", problem.message)
         });
         let about = format!("{name}: {architecture}, {layers} layers, {mix}.{text}");
+        let warnings = model_warnings(gguf, &facts);
         // It becomes a comment of the plan: a line end in it would begin something else.
-        Ok((shown_line(&about), facts.context_length))
+        Ok((shown_line(&about), facts.context_length, warnings))
     })?;
     Ok((
         about,
         Local {
             sha256: files.iter_mut().map(sha256).collect::<Result<_>>()?,
             context,
+            warnings,
         },
     ))
 }

@@ -5,6 +5,11 @@ use serde_json::json;
 
 use crate::base::{Problem, Result, without_secrets};
 use crate::model::gguf::files_of;
+use crate::plan::MAX_STAGES;
+use crate::stages::fetch::MAX_PARTS;
+
+/// Most files of a split model: each has a stage of its own, and so have a few dozen other things.
+const MAX_SPLIT: usize = MAX_STAGES - 100;
 
 /// How a file comes.
 #[derive(Debug, PartialEq)]
@@ -19,9 +24,17 @@ pub enum Pieces {
 
 impl Pieces {
     /// Of the file `file`, which lies at `url`. What is no GGUF by its name is refused, before
-    /// gigabytes are fetched for nothing.
+    /// gigabytes are fetched for nothing; a file of this machine may be called anything.
     pub fn of(url: &str, file: &str) -> Result<Self> {
         if let Some((_, count)) = cut(file) {
+            if count as usize > MAX_PARTS {
+                return Err(too_many(
+                    file,
+                    count as usize,
+                    "pieces of a file",
+                    MAX_PARTS,
+                ));
+            }
             let end = file.rfind(".part").map_or("", |at| &file[at..]);
             return Ok(Pieces::Cut(renamed(
                 url,
@@ -30,8 +43,11 @@ impl Pieces {
             )?));
         }
         match files_of(file).as_slice() {
-            [] | [_] if !is_gguf(file) => Err(no_gguf(file)),
+            [] | [_] if !is_gguf(file) && !url.starts_with("file:") => Err(no_gguf(file)),
             [] | [_] => Ok(Pieces::Whole),
+            files if files.len() > MAX_SPLIT => {
+                Err(too_many(file, files.len(), "files of a model", MAX_SPLIT))
+            }
             files => {
                 let end = ending(file);
                 Ok(Pieces::Split(
@@ -86,7 +102,10 @@ fn ending(file: &str) -> &str {
 /// `url` with `new` in place of the `end` of its file's name. Not in the query of an address, which
 /// may repeat it.
 fn renamed(url: &str, end: &str, new: &str) -> Result<String> {
-    let is_address = url.starts_with("https:") || url.starts_with("http:");
+    let scheme = url.split(':').next().unwrap_or_default();
+    let is_address = ["https", "http"]
+        .iter()
+        .any(|web| scheme.eq_ignore_ascii_case(web));
     let path = if is_address {
         url.find(['?', '#']).map_or(url, |at| &url[..at])
     } else {
@@ -119,6 +138,13 @@ fn cut(file: &str) -> Option<(&str, u32)> {
 
 fn is_gguf(file: &str) -> bool {
     file.to_ascii_lowercase().ends_with(".gguf")
+}
+
+fn too_many(file: &str, count: usize, what: &str, most: usize) -> Problem {
+    let message =
+        format!("`{file}` is one of {count} {what} by its name, at most {most} are taken");
+    Problem::new("kiln::call::format", message)
+        .help("if that is not what the name means, give the file another one")
 }
 
 fn no_gguf(file: &str) -> Problem {
@@ -170,6 +196,12 @@ mod tests {
                 ]),
                 "gr%C3%B6%C3%9Fe",
             ),
+            (
+                "HTTPS://h/c.gguf.part1of2?name=c.gguf.part1of2",
+                "c.gguf.part1of2",
+                Pieces::Cut("HTTPS://h/c.gguf.part{1..2}of2?name=c.gguf.part1of2".into()),
+                "c.gguf",
+            ),
             // Not pieces by these names.
             (
                 "hf:a/b/c-00001-of-00001.gguf",
@@ -198,5 +230,23 @@ mod tests {
         refused("model.safetensors", "name a .gguf file");
         refused("c.gguf-split-a", "`parts`");
         refused("c.gguf.part0of3", "`parts`");
+        // They are told of the file: nobody has a plan of it.
+        for (file, expected) in [
+            (
+                "c-00001-of-99999.gguf",
+                "`c-00001-of-99999.gguf` is one of 99999 files of a model by its name, at most 900",
+            ),
+            (
+                "c.gguf.part1of100000",
+                "`c.gguf.part1of100000` is one of 100000 pieces of a file by its name, at most 1000",
+            ),
+        ] {
+            for url in ["hf:a/b/", "file:"] {
+                let problem = Pieces::of(&format!("{url}{file}"), file).unwrap_err();
+                assert!(problem.message.starts_with(expected), "{problem}");
+            }
+        }
+        assert!(Pieces::of("hf:a/b/c-00001-of-00900.gguf", "c-00001-of-00900.gguf").is_ok());
+        assert_eq!(Pieces::of("file:x/c.bin", "c.bin").unwrap(), Pieces::Whole);
     }
 }

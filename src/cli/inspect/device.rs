@@ -14,7 +14,7 @@ use crate::base::{Context, Problem, Result, bytes};
 use crate::engine::is_proved;
 use crate::qnn::{BinaryInfo, GraphInfo, Soc, System};
 use crate::stages;
-use crate::store::{ActionCache, BlobStore, Disk};
+use crate::store::{ActionCache, BlobStore, Disk, LocalStore};
 
 /// The wheel that the shipped plans pin as the tool `qnn`.
 const WHEEL: &str = "onnxruntime-qnn==2.7.0";

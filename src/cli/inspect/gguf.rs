@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::base::{self, Context, Problem, Result, open_file};
-use crate::model::arch::model_facts;
+use crate::model::decoder::arch::{model_facts, model_warnings};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{ByteOrder, Gguf, Prefix, Scalars, Summary, TensorInfo, Value, files_of};
 
@@ -31,6 +31,8 @@ struct Json<'a> {
     /// What the model is, or why kiln cannot build it.
     #[serde(flatten)]
     model: Verdict,
+    /// What is odd about it and changes nothing.
+    warnings: Vec<String>,
     metadata: Scalars<'a>,
     tensors: Vec<JsonTensor<'a>>,
 }
@@ -147,6 +149,9 @@ fn head(file: &mut File, bytes: u64) -> Result<(Vec<u8>, u64)> {
 
 fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
     let model = model_facts(gguf);
+    let warnings = model
+        .as_ref()
+        .map_or(vec![], |model| model_warnings(gguf, model));
     if json {
         let verdict = model.map_or_else(Verdict::Problem, Verdict::Model);
         let tensors = gguf.tensors.iter().map(json_tensor).collect();
@@ -170,6 +175,7 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
             byte_order,
             files,
             model: verdict,
+            warnings,
             metadata,
             tensors,
         };
@@ -182,6 +188,12 @@ fn spell(gguf: &Gguf, tensors: bool, json: bool) -> Result<String> {
         model: model.as_ref().ok(),
     }
     .to_string();
+    if !warnings.is_empty() {
+        text.push('\n');
+    }
+    for warning in warnings {
+        text += &format!("warning: {warning}\n");
+    }
     if let Err(problem) = model {
         text += &format!("\nkiln cannot build it: {problem}\n");
     }

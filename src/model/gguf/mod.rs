@@ -88,6 +88,11 @@ impl<'a> Gguf<'a> {
         Gguf::parse_files(&[Prefix::whole(file)])
     }
 
+    /// The version of a file that begins with `head`, if it is a GGUF of one that can be read.
+    pub fn version(head: &[u8]) -> Result<u32> {
+        read_version(&mut Reader::new(head, ByteOrder::Little))
+    }
+
     /// Reads the headers of all files of a model, in their order. [`Gguf::data`] is empty for what
     /// is not at hand.
     pub fn parse_files(files: &[Prefix<'a>]) -> Result<Self> {
@@ -153,13 +158,17 @@ impl<'a> Gguf<'a> {
 
     /// Why its tokenizer cannot be used, if it has one that cannot.
     pub fn tokenizer_problem(&self) -> Option<Problem> {
-        let word = |key: &str| self.metadata.get::<&str>(key).ok().flatten();
+        let word = |key: &str| self.metadata.get::<&str>(key);
         let has_tokens = self
             .metadata
             .get::<Array>("tokenizer.ggml.tokens")
             .is_ok_and(|tokens| tokens.is_some());
-        match word("tokenizer.ggml.model").filter(|_| has_tokens) {
-            Some(model) => unsupported(model, word("tokenizer.ggml.pre").unwrap_or_default()),
+        let model = word("tokenizer.ggml.model").ok().flatten();
+        match model.filter(|_| has_tokens) {
+            Some(model) => match word("tokenizer.ggml.pre") {
+                Ok(pre) => unsupported(model, pre),
+                Err(problem) => Some(problem),
+            },
             None => Some(
                 Problem::new("kiln::tokenizer::none", "the file has no tokenizer").help(
                     "leave out the stages `reference` and `package`, or take a GGUF of the whole \

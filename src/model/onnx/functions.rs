@@ -5,6 +5,7 @@
 use super::proto::{
     AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, attribute_type, element,
 };
+use crate::model::weight::WeightForm;
 
 /// The domain of the functions.
 pub const DOMAIN: &str = "kiln";
@@ -13,20 +14,6 @@ pub const DOMAIN_VERSION: i64 = 1;
 /// The version of the standard operators: the first with int4 and blocked DequantizeLinear.
 pub const OPSET: i64 = 21;
 
-/// How a weight matrix `W` `[rows, columns]` is spelled in a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Spelling {
-    /// Input `values`: W itself.
-    Values,
-    /// Inputs `codes`, `scales`: W = codes * scales, a scale for each `block` columns.
-    Blocks,
-    /// Inputs `codes`, `scales`, `offsets`: W = codes * scales + offsets.
-    OffsetBlocks,
-    /// Inputs `codes`, `block_scales`, `channel_scales`: W = codes * (block_scales *
-    /// channel_scales), an integer for each `block` columns and a scale for each row.
-    Lpbq,
-}
-
 /// A function of the dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Function {
@@ -34,45 +21,31 @@ pub enum Function {
     RmsNorm,
     /// `(x, W...[, bias])`: `(x W^T + bias) * gain`.
     Linear {
-        /// How W is spelled.
-        weight: Spelling,
+        /// Which parts W has, each an input.
+        weight: WeightForm,
         /// Whether the last input is a bias.
         bias: bool,
     },
     /// `(ids, W...)`: the rows `ids` of W, times `gain`.
     Embedding {
-        /// How W is spelled.
-        weight: Spelling,
+        /// Which parts W has, each an input.
+        weight: WeightForm,
     },
 }
 
-impl Spelling {
-    /// Every spelling.
-    pub const ALL: [Spelling; 4] = [
-        Spelling::Values,
-        Spelling::Blocks,
-        Spelling::OffsetBlocks,
-        Spelling::Lpbq,
-    ];
-
-    /// The names of the inputs that spell W.
-    pub fn inputs(self) -> &'static [&'static str] {
-        match self {
-            Spelling::Values => &["values"],
-            Spelling::Blocks => &["codes", "scales"],
-            Spelling::OffsetBlocks => &["codes", "scales", "offsets"],
-            Spelling::Lpbq => &["codes", "block_scales", "channel_scales"],
-        }
+/// What comes before `Linear` and `Embedding` in the names of the functions.
+fn prefix(weight: WeightForm) -> &'static str {
+    match weight {
+        WeightForm::Plain => "",
+        WeightForm::Block => "Block",
+        WeightForm::BlockOffset => "BlockOffset",
+        WeightForm::Lpbq => "Lpbq",
     }
+}
 
-    fn prefix(self) -> &'static str {
-        match self {
-            Spelling::Values => "",
-            Spelling::Blocks => "Block",
-            Spelling::OffsetBlocks => "BlockOffset",
-            Spelling::Lpbq => "Lpbq",
-        }
-    }
+/// The inputs that W is made of.
+fn weight_inputs(weight: WeightForm) -> impl Iterator<Item = &'static str> {
+    weight.parts().iter().map(|part| part.name())
 }
 
 impl Function {
@@ -86,7 +59,7 @@ impl Function {
         };
         [Function::RmsNorm]
             .into_iter()
-            .chain(Spelling::ALL.into_iter().flat_map(of_weight))
+            .chain(WeightForm::ALL.into_iter().flat_map(of_weight))
     }
 
     /// The function that calls of `op_type` in domain `kiln` mean.
@@ -103,12 +76,10 @@ impl Function {
     pub fn name(self) -> String {
         match self {
             Function::RmsNorm => "RmsNorm".into(),
-            Function::Linear { weight, bias } => format!(
-                "{}Linear{}",
-                weight.prefix(),
-                if bias { "Bias" } else { "" }
-            ),
-            Function::Embedding { weight } => format!("{}Embedding", weight.prefix()),
+            Function::Linear { weight, bias } => {
+                format!("{}Linear{}", prefix(weight), if bias { "Bias" } else { "" })
+            }
+            Function::Embedding { weight } => format!("{}Embedding", prefix(weight)),
         }
     }
 
@@ -120,16 +91,13 @@ impl Function {
                 let bias_input = bias.then_some("bias");
                 let inputs = ["x"]
                     .into_iter()
-                    .chain(weight.inputs().iter().copied())
+                    .chain(weight_inputs(weight))
                     .chain(bias_input)
                     .collect();
                 (inputs, weight_attributes(weight), linear(weight, bias))
             }
             Function::Embedding { weight } => {
-                let inputs = ["ids"]
-                    .into_iter()
-                    .chain(weight.inputs().iter().copied())
-                    .collect();
+                let inputs = ["ids"].into_iter().chain(weight_inputs(weight)).collect();
                 (inputs, weight_attributes(weight), embedding(weight))
             }
         };
@@ -149,10 +117,10 @@ impl Function {
     }
 }
 
-fn weight_attributes(weight: Spelling) -> Vec<&'static str> {
+fn weight_attributes(weight: WeightForm) -> Vec<&'static str> {
     match weight {
-        Spelling::Values => vec!["gain"],
-        Spelling::Blocks | Spelling::OffsetBlocks | Spelling::Lpbq => vec!["block", "gain"],
+        WeightForm::Plain => vec!["gain"],
+        WeightForm::Block | WeightForm::BlockOffset | WeightForm::Lpbq => vec!["block", "gain"],
     }
 }
 
@@ -185,7 +153,7 @@ fn rms_norm() -> Vec<NodeProto> {
     ]
 }
 
-fn linear(weight: Spelling, bias: bool) -> Vec<NodeProto> {
+fn linear(weight: WeightForm, bias: bool) -> Vec<NodeProto> {
     let mut body = matrix(weight);
     body.push(op(
         "Transpose",
@@ -212,15 +180,15 @@ fn linear(weight: Spelling, bias: bool) -> Vec<NodeProto> {
     body
 }
 
-fn embedding(weight: Spelling) -> Vec<NodeProto> {
+fn embedding(weight: WeightForm) -> Vec<NodeProto> {
     let mut body = matrix(weight);
     body.push(op("Gather", &["w", "ids"], "rows", vec![int("axis", 0)]));
     body.extend(times_gain("rows"));
     body
 }
 
-/// W as `w`, f32. Scales are widened before they are used: f16 products would round.
-fn matrix(weight: Spelling) -> Vec<NodeProto> {
+/// W as `w`, f32, which defines each form. Scales are widened before they are used: f16 products would round.
+fn matrix(weight: WeightForm) -> Vec<NodeProto> {
     let widen = |from, to| op("Cast", &[from], to, vec![int("to", element::FLOAT.into())]);
     let dequantize = |to| {
         let block = of_call("block_size", "block", attribute_type::INT);
@@ -232,9 +200,9 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
         )
     };
     match weight {
-        Spelling::Values => vec![widen("values", "w")],
-        Spelling::Blocks => vec![widen("scales", "scales_f32"), dequantize("w")],
-        Spelling::Lpbq => vec![
+        WeightForm::Plain => vec![widen("values", "w")],
+        WeightForm::Block => vec![widen("scales", "scales_f32"), dequantize("w")],
+        WeightForm::Lpbq => vec![
             widen("block_scales", "integers"),
             widen("channel_scales", "channels"),
             op("Constant", &[], "last", vec![ints("value_ints", vec![-1])]),
@@ -254,7 +222,7 @@ fn matrix(weight: Spelling) -> Vec<NodeProto> {
         ],
         // [rows, columns] seen as [rows, blocks, block], so that an offset meets the columns of its
         // block.
-        Spelling::OffsetBlocks => vec![
+        WeightForm::BlockOffset => vec![
             widen("scales", "scales_f32"),
             dequantize("scaled"),
             op("Shape", &["scales"], "grid", vec![]),

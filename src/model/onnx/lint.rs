@@ -14,6 +14,7 @@ use super::encodings::{Encodings, Grid, moved};
 use super::proto::{ModelProto, NodeProto};
 use super::{Checked, DOMAIN};
 use crate::base::{Problem, Result};
+use crate::model::decoder::inputs::Cache;
 
 /// Refuses `graphs`, which share their caches, with everything that is wrong.
 pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
@@ -30,9 +31,12 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
         .help("a stage `graph` with a `calibration` writes encodings that hold together"))
 }
 
+/// A cache at an end of a graph: which end, and its grid.
+type Held = (String, Option<Grid>);
+
 fn findings(graphs: &[&ModelProto]) -> Result<Vec<String>> {
     let mut findings = vec![];
-    let mut caches: BTreeMap<String, Vec<(String, Option<Grid>)>> = BTreeMap::new();
+    let mut caches: BTreeMap<(Cache, u32), Vec<Held>> = BTreeMap::new();
     for model in graphs {
         let checked = Checked::new(model)?;
         let encodings = Encodings::of(&checked)?;
@@ -57,13 +61,9 @@ fn findings(graphs: &[&ModelProto]) -> Result<Vec<String>> {
                 .iter()
                 .map(|end| (&end.name, output(&end.name))),
         ) {
-            if let Some(cache) = end
-                .strip_suffix("_in")
-                .or(end.strip_suffix("_out"))
-                .filter(|n| n.starts_with("past_"))
-            {
+            if let Some(cache) = Cache::named(end) {
                 caches
-                    .entry(cache.into())
+                    .entry(cache)
                     .or_default()
                     .push((format!("`{end}` of {name}"), grid));
             }

@@ -9,12 +9,14 @@ pub mod proto;
 mod segments;
 mod slices;
 mod summary;
+mod weights;
 
 pub use build::{Builder, External, IR_VERSION, Value, gain};
 pub use check::{Checked, MAX_MODEL_BYTES, ValueType, decode};
 pub use encodings::{Encodings, Grid, Pair, moved};
-pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, Spelling, float, int, ints};
+pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
 pub use lint::lint;
 pub use segments::{Segment, segments};
 pub use slices::{ExternalRows, sliced};
 pub use summary::{Summary, element_name};
+pub use weights::{WeightCall, element_of, element_type, weight_uses};

@@ -196,10 +196,10 @@ fn some_rows(tensor: &TensorProto, rows: &Range<u64>, of: &str) -> Option<Tensor
 
 #[cfg(test)]
 mod tests {
-    use super::super::functions::Spelling;
     use super::super::proto::element;
     use super::super::{Builder, External, Value, gain};
     use super::*;
+    use crate::model::weight::WeightForm;
 
     /// A linear call of five rows of four columns in 4 bits, and its bias.
     fn model() -> ModelProto {
@@ -218,7 +218,7 @@ mod tests {
         let scales = tensor("w/scales", element::FLOAT16, &[5, 1], 10);
         let bias = tensor("b/values", element::FLOAT, &[5], 20);
         let function = Function::Linear {
-            weight: Spelling::Blocks,
+            weight: WeightForm::Block,
             bias: true,
         };
         let attributes = vec![int("block", 4), gain(0)];

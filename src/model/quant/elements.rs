@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 /// Element `index`, a code, as it is.
 #[inline]

@@ -17,7 +17,7 @@ pub use rounding::{
     RowSum, recombine, round, round_rows,
 };
 
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 /// A storage format of ggml that kiln decodes.
 pub trait QuantFormat: Sync {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Call;
-use crate::action::{BlobSink, Job, Outputs, Part, PartName};
+use crate::action::{BlobSink, Job, Outputs, Part, PartName, stands_for};
 use crate::base::{CanonJson, Context, Problem, Result, open_file};
 
 /// As much of a file is read and written at a time.
@@ -74,13 +74,7 @@ impl Folder {
         let found = files_below(&self.outputs())?;
         let mut outputs = Outputs::new();
         for wanted in &call.outputs {
-            let is_wanted = |name: &str| {
-                if wanted.ends_with('/') {
-                    name.starts_with(wanted)
-                } else {
-                    name == wanted
-                }
-            };
+            let is_wanted = |name: &str| stands_for(wanted, name);
             let before = outputs.len();
             for (name, kind) in found.iter().filter(|(name, _)| is_wanted(name)) {
                 if !kind.is_file() {

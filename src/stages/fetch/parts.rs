@@ -8,16 +8,16 @@ use crate::action::Job;
 use crate::base::{CanonJson, Context, Problem, Result, without_secrets};
 
 /// Most pieces of a file.
-const MAX_PARTS: usize = 1000;
+pub const MAX_PARTS: usize = 1000;
 
 /// The pieces of one file, in their order.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Parts {
-    /// Each by its URL.
+    /// The URL of each.
     Listed(Vec<String>),
-    /// All by one URL, in which `{1..22}` stands for the number of the piece, `{01..22}` for one of
-    /// two digits.
+    /// One URL for all, in which `{1..22}` stands for the number of the piece, `{01..22}` for a
+    /// number of two digits.
     Numbered(String),
 }
 

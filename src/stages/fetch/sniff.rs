@@ -4,86 +4,237 @@
 use std::path::Path;
 
 use crate::base::{Problem, head};
+use crate::model::gguf::{Gguf, MAGIC};
 
 /// The code of what is another file than it should be.
 pub(super) const OTHER_FILE: &str = "kiln::fetch::other_file";
 
 /// As much of a file tells.
-const HEAD_BYTES: u64 = 512;
+pub(super) const HEAD_BYTES: usize = 512;
 
-/// `problem` of the file `path`, which should be `name`; told as what it is, if that is something
-/// else.
-pub(super) fn told(problem: Problem, name: &str, path: &Path) -> Problem {
-    let Some((what, help)) = what_else(name, path) else {
-        return problem;
-    };
+/// As many characters of a text are shown.
+const SHOWN_CHARS: usize = 60;
+
+/// As many bytes of what is not known are shown.
+const SHOWN_BYTES: usize = 8;
+
+const PAGE: &str = "the address is of a page about the file: write hf:OWNER/REPO/FILE, or take the \
+                    address of its download";
+const ANSWER: &str = "it may say why the file itself did not come; write hf:OWNER/REPO/FILE, or \
+                      the address of its download";
+const MODEL: &str =
+    "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";
+const PACKED: &str = "kiln does not unpack it: name the .gguf file that is inside, where it lies by \
+                      itself";
+const WHEEL: &str = "a wheel is a ZIP archive: take the address of its download";
+
+/// How files begin that are taken for models.
+const FORMATS: [(&[u8], &str, &str); 12] = [
+    (b"PK\x03\x04", "a ZIP archive", PACKED),
+    (b"PK\x05\x06", "an empty ZIP archive", PACKED),
+    (b"\x1f\x8b", "compressed by gzip", PACKED),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", PACKED),
+    (b"\xfd7zXZ\0", "compressed by xz", PACKED),
+    (b"BZh", "compressed by bzip2", PACKED),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", PACKED),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", MODEL),
+    (b"lmgg", OLD_GGML, MODEL),
+    (b"fmgg", OLD_GGML, MODEL),
+    (b"tjgg", OLD_GGML, MODEL),
+    (b"algg", OLD_GGML, MODEL),
+];
+const OLD_GGML: &str = "a model in a format that ggml no longer reads";
+
+/// What a file is that cannot be the one it is called, and the way out.
+pub type Other = (String, String);
+
+/// `problem` of the file `name`, which begins with `head`; told as what it is, if it cannot be what
+/// it is called.
+pub(super) fn told(problem: Problem, name: &str, head: &[u8]) -> Problem {
+    match other(name, head) {
+        Some(other) => as_other(problem, &format!("`{name}`"), other),
+        None => problem,
+    }
+}
+
+/// The same of the piece `number` of the file `name`, if that is something else. A piece may begin
+/// with anything, so only what comes in place of files of any format is known.
+pub(super) fn told_of_piece(
+    problem: &Problem,
+    name: &str,
+    number: usize,
+    head: &[u8],
+) -> Option<Problem> {
+    let other = stand_in(name, head)?;
+    let name = format!("part {number} of `{name}`");
+    Some(as_other(problem.clone(), &name, other))
+}
+
+fn as_other(problem: Problem, name: &str, (what, help): Other) -> Problem {
+    let message = format!("what came as {name} cannot be used: it is {what}");
     let problem = match problem.code.as_str() {
         // Its digest is of no use as a pin.
-        "kiln::fetch::unpinned" => Problem::new(
-            OTHER_FILE,
-            format!("what came as `{name}` is {what}, not the file"),
-        ),
-        _ => problem.within(format!("what came as `{name}` is {what}, not the file")),
+        "kiln::fetch::unpinned" => Problem::new(OTHER_FILE, message),
+        _ => problem.within(message),
     };
     problem.help(help)
 }
 
 /// What the file `path` is, if it cannot be `name`, and the way out.
-pub fn what_else(name: &str, path: &Path) -> Option<(&'static str, &'static str)> {
-    other(name, &head(path, HEAD_BYTES).ok()?)
+pub fn what_else(name: &str, path: &Path) -> Option<Other> {
+    other(name, &head(path, HEAD_BYTES as u64).ok()?)
 }
 
-fn other(name: &str, head: &[u8]) -> Option<(&'static str, &'static str)> {
-    const PAGE: &str = "the address is of a page about the file: write hf:OWNER/REPO/FILE, or \
-                        take the address of its download";
-    const MODEL: &str =
-        "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";
-    let text = String::from_utf8_lossy(head)
-        .trim_start()
-        .to_ascii_lowercase();
-    let name = name.to_ascii_lowercase();
-    let is_model = name.ends_with(".gguf");
-    if head.is_empty() {
-        return Some(("an empty file", "see whether the upload of it ever ended"));
+fn other(name: &str, head: &[u8]) -> Option<Other> {
+    let lower = name.to_ascii_lowercase();
+    if let Some(other) = stand_in(name, head) {
+        return Some(other);
     }
+    if lower.ends_with(".gguf") {
+        return no_gguf(head);
+    }
+    let is_zip = head.starts_with(b"PK");
+    (lower.ends_with(".whl") && !is_zip).then(|| (begins(head), WHEEL.into()))
+}
+
+/// What came in place of a file `name` of whatever format.
+fn stand_in(name: &str, head: &[u8]) -> Option<Other> {
+    if head.is_empty() {
+        let help = "see whether the upload of it ever ended";
+        return Some(("an empty file".into(), help.into()));
+    }
+    let text = words(head).to_ascii_lowercase();
     if text.starts_with("version https://git-lfs.github.com/spec/") {
         let help = "it stands for the file in Git: write hf:OWNER/REPO/FILE, or run `git lfs \
                     pull` where it lies";
-        return Some(("a Git LFS pointer", help));
+        return Some(("a Git LFS pointer".into(), help.into()));
     }
     let is_page = text.starts_with("<!doctype html") || text.starts_with("<html");
     // What has no extension may well be a page.
+    let name = name.to_ascii_lowercase();
     let may_be_page = name
         .rsplit_once('.')
         .is_none_or(|(_, extension)| matches!(extension, "html" | "htm" | "xhtml"));
-    if is_page && !may_be_page {
-        return Some(("a web page", PAGE));
+    (is_page && !may_be_page).then(|| ("a web page".into(), PAGE.into()))
+}
+
+/// What a file is that begins with `head`, if that is not how a GGUF begins that can be read.
+fn no_gguf(head: &[u8]) -> Option<Other> {
+    if head.starts_with(&MAGIC) {
+        let problem = match Gguf::version(head) {
+            Ok(_) => return None,
+            Err(_) if head.len() < 2 * MAGIC.len() => {
+                let what = format!("a GGUF that ends after {} bytes", head.len());
+                return Some((what, "fetch it again".into()));
+            }
+            Err(problem) => problem,
+        };
+        return Some((problem.message, problem.help.unwrap_or(MODEL.into())));
+    }
+    let format = FORMATS.iter().find(|(start, ..)| head.starts_with(start));
+    if let Some((_, what, help)) = format {
+        return Some((what.to_string(), help.to_string()));
     }
     let is_safetensors = head
         .first_chunk()
-        .is_some_and(|length| u64::from_le_bytes(*length) < 1 << 30);
-    match head {
-        _ if !is_model || head.starts_with(b"GGUF") => None,
-        _ if text.starts_with("<?xml") => Some(("XML", PAGE)),
-        _ if text.starts_with('{') || text.starts_with('[') => Some(("JSON", PAGE)),
-        [_, _, _, _, _, _, _, _, b'{', ..] if is_safetensors => Some(("a safetensors file", MODEL)),
-        [b'l' | b'f', b'm', b'g', b'g', ..]
-        | [b't', b'j', b'g', b'g', ..]
-        | [b'a', b'l', b'g', b'g', ..] => {
-            Some(("a model in a format that ggml no longer reads", MODEL))
-        }
-        _ => None,
+        .is_some_and(|length| u64::from_le_bytes(*length) < 1 << 30)
+        && head.get(8) == Some(&b'{');
+    let is_pickle = matches!(head, [0x80, 2..=5, ..]);
+    let is_tar = head.get(257..262) == Some(b"ustar");
+    let text = words(head);
+    let (what, help) = match text.chars().next() {
+        _ if is_safetensors => ("a safetensors file".into(), MODEL),
+        _ if is_tar => ("a tar archive".into(), PACKED),
+        _ if is_pickle => ("a pickle of Python, as PyTorch writes it".into(), MODEL),
+        Some('<') if text.starts_with("<?xml") => ("XML".into(), PAGE),
+        Some('<') => (begins(head), PAGE),
+        Some('{' | '[') => ("JSON".into(), PAGE),
+        _ if is_text(head) => (begins(head), ANSWER),
+        _ => (begins(head), MODEL),
+    };
+    Some((what, help.into()))
+}
+
+/// How something begins of which nothing else is known.
+fn begins(head: &[u8]) -> String {
+    if !is_text(head) {
+        let start = &head[..head.len().min(SHOWN_BYTES)];
+        return format!(
+            "of an unknown format: it begins with \"{}\"",
+            start.escape_ascii()
+        );
     }
+    let text = words(head);
+    let line: String = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(SHOWN_CHARS)
+        .collect();
+    format!(
+        "text that begins with \"{}\"",
+        line.trim_end().escape_debug()
+    )
+}
+
+/// The text that begins with `head`, without a byte-order mark and blanks before it.
+fn words(head: &[u8]) -> String {
+    let unit: fn([u8; 2]) -> u16 = match head {
+        [0xff, 0xfe, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] => u16::from_be_bytes,
+        _ => {
+            let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+            return String::from_utf8_lossy(text).trim_start().into();
+        }
+    };
+    let (units, _) = head[2..].as_chunks::<2>();
+    let units: Vec<u16> = units.iter().map(|pair| unit(*pair)).collect();
+    String::from_utf16_lossy(&units).trim_start().into()
+}
+
+/// Whether `head` is the beginning of a text: words in UTF-8 or UTF-16, the last character of which
+/// may be cut.
+fn is_text(head: &[u8]) -> bool {
+    let is_utf16 = head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff");
+    let is_utf8 = match std::str::from_utf8(head) {
+        Ok(_) => true,
+        Err(error) => error.error_len().is_none(),
+    };
+    let is_control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\x0c');
+    (is_utf8 || is_utf16) && !words(head).contains(is_control)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::other;
+    use super::*;
 
     #[test]
     fn files_are_told_by_how_they_begin() {
+        let utf16: Vec<u8> = "\u{feff}<!DOCTYPE html>"
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        let tar = [&[b'a'; 257][..], b"ustar\0"].concat();
         for (name, head, expected) in [
             ("a.gguf", &b"GGUF\x03\0\0\0"[..], None),
+            ("a.GGUF", b"GGUF\x02\0\0\0\x01", None),
+            ("a.gguf", b"GGUF\0\0\0\x03", None),
+            (
+                "a.gguf",
+                b"GGUF\x01\0\0\0",
+                Some("GGUF version 1, whose lengths have 32 bits"),
+            ),
+            (
+                "a.gguf",
+                b"GGUF\x09\0\0\0",
+                Some("GGUF version 9; kiln reads versions 2 and 3"),
+            ),
+            (
+                "a.gguf",
+                b"GGUF\x03",
+                Some("a GGUF that ends after 5 bytes"),
+            ),
             ("a.gguf", b"", Some("an empty file")),
             (
                 "a.gguf",
@@ -96,35 +247,88 @@ mod tests {
                 Some("a Git LFS pointer"),
             ),
             ("a.gguf", b"\n <!DOCTYPE html><html>", Some("a web page")),
+            ("a.gguf", b"\xef\xbb\xbf<!doctype html>", Some("a web page")),
+            ("a.gguf", &utf16, Some("a web page")),
+            ("eval.txt", &utf16, Some("a web page")),
             ("page.html", b"<html>", None),
             ("simple", b"<html>", None),
             ("eval.txt", b"<html>", Some("a web page")),
+            ("eval.txt", b"Entry not found", None),
             ("eval.json", b"{\"a\": 1}", None),
             ("a.gguf", b"{\"error\": \"Entry not found\"}", Some("JSON")),
             ("a.gguf", b"<?xml version='1.0'?><Error>", Some("XML")),
             (
                 "a.gguf",
+                b"<!-- a page --><p>",
+                Some("text that begins with \"<!-- a page --><p>\""),
+            ),
+            (
+                "a.gguf",
+                b"Entry not found\n",
+                Some("text that begins with \"Entry not found\""),
+            ),
+            (
+                "a.gguf",
+                b"Gr\xc3",
+                Some("text that begins with \"Gr\u{fffd}\""),
+            ),
+            ("a.gguf", b"PK\x03\x04\x14\0", Some("a ZIP archive")),
+            ("a.gguf", b"\x1f\x8b\x08\0", Some("compressed by gzip")),
+            ("a.gguf", &tar, Some("a tar archive")),
+            (
+                "a.gguf",
+                b"\x80\x02}q\0",
+                Some("a pickle of Python, as PyTorch writes it"),
+            ),
+            (
+                "a.gguf",
                 b"\x80\x01\0\0\0\0\0\0{\"__metadata__\"",
                 Some("a safetensors file"),
             ),
+            ("a.gguf", b"tjgg\x03\0\0\0", Some(OLD_GGML)),
+            ("a.gguf", b"lmgg\x03\0\0\0", Some(OLD_GGML)),
             (
                 "a.gguf",
-                b"tjgg\x03\0\0\0",
-                Some("a model in a format that ggml no longer reads"),
+                b"\x01\0\xff",
+                Some("of an unknown format: it begins with \"\\x01\\x00\\xff\""),
             ),
+            ("a.bin", b"\x01\0\xff", None),
+            ("a.whl", b"PK\x03\x04", None),
             (
-                "a.gguf",
-                b"lmgg\x03\0\0\0",
-                Some("a model in a format that ggml no longer reads"),
+                "a.whl",
+                b"not here",
+                Some("text that begins with \"not here\""),
             ),
-            ("a.gguf", b"something else", None),
         ] {
             assert_eq!(
-                other(name, head).map(|(what, _)| what),
+                other(name, head).map(|(what, _)| what).as_deref(),
                 expected,
                 "{name} {}",
                 head.escape_ascii()
             );
         }
+    }
+
+    #[test]
+    fn what_is_another_file_is_offered_no_pin() {
+        let unpinned = || Problem::new("kiln::fetch::unpinned", "not pinned").help("write: sha256");
+        let problem = told(unpinned(), "a.gguf", b"Entry not found");
+        assert_eq!(
+            (problem.code.as_str(), problem.causes.len()),
+            (OTHER_FILE, 0)
+        );
+        assert!(!problem.text().contains("sha256"), "{problem}");
+        let problem = told_of_piece(&unpinned(), "a.gguf", 2, b"<html>").unwrap();
+        assert_eq!(
+            problem.message,
+            "what came as part 2 of `a.gguf` cannot be used: it is a web page"
+        );
+        assert_eq!(told_of_piece(&unpinned(), "a.gguf", 2, b"\x07"), None);
+        // Other bytes than the pinned ones stay that.
+        let differs = Problem::new("kiln::fetch::digest", "another digest");
+        assert_eq!(
+            told(differs, "a.gguf", b"PK\x03\x04").code,
+            "kiln::fetch::digest"
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::base_name;
-use super::url::{Address, escaped};
+use super::url::{Address, escaped, unescaped, without_prefix};
 use crate::action::PartName;
 use crate::base::{Problem, Result, without_secrets};
 
@@ -48,8 +48,9 @@ impl Source {
             )
             .help(FORMS)
         };
-        if let Some(file) = on_hub(text) {
-            return Source::parse(&format!("hf:{file}"));
+        if let Some([owner, repo, file, revision]) = on_hub(text) {
+            return hub_file(owner, repo, file, revision)
+                .ok_or_else(|| bad("an empty or odd name"));
         }
         let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("no scheme"))?;
         match scheme {
@@ -60,7 +61,10 @@ impl Source {
                 );
                 Err(bad("a repository and a type are no file").help(help))
             }
-            "https" | "http" => {
+            _ if ["https", "http"]
+                .iter()
+                .any(|web| scheme.eq_ignore_ascii_case(web)) =>
+            {
                 let source = Source::Web {
                     url: Address::parse(text)?,
                 };
@@ -85,19 +89,8 @@ impl Source {
                         });
                     return Err(bad("not OWNER/REPO/FILE").help(help.unwrap_or(FORMS.into())));
                 };
-                let good = is_word(&owner)
-                    && is_word(&repo)
-                    && PartName::new(&file).is_ok()
-                    && !revision.is_empty();
-                if !good {
-                    return Err(bad("an empty or odd name"));
-                }
-                Ok(Source::Hub {
-                    owner,
-                    repo,
-                    file,
-                    revision: revision.into(),
-                })
+                hub_file(owner, repo, file, revision.into())
+                    .ok_or_else(|| bad("an empty or odd name"))
             }
             "file" if rest.is_empty() => Err(bad("no path")),
             "file" => Ok(Source::File { path: rest.into() }),
@@ -166,28 +159,52 @@ impl Source {
         else {
             return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
         };
+        let wrong = |problem: Problem| {
+            problem.within("the hub's address is wrong, which HF_ENDPOINT gives")
+        };
+        let hub = Address::parse(endpoint).map_err(wrong)?;
+        if !hub.ends_with_path() {
+            let message = format!("HF_ENDPOINT=`{hub}` has a query or a fragment");
+            return Err(Problem::new("kiln::plan::url", message)
+                .help("a hub is https://HOST[:PORT][/PATH]: paths of files are added to it"));
+        }
         let endpoint = endpoint.trim_end_matches('/');
         let (file, revision) = (escaped(file, "/"), escaped(revision, ""));
         Address::parse(&format!(
             "{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"
         ))
-        .map_err(|problem| problem.within("the hub's address is wrong, which HF_ENDPOINT gives"))
+        .map_err(wrong)
     }
 }
 
-/// `OWNER/REPO/FILE@REV` of the page about a file, `https://huggingface.co/OWNER/REPO/blob/REV/FILE`.
-fn on_hub(text: &str) -> Option<String> {
+/// A file of the hub, if these can be its names.
+fn hub_file(owner: String, repo: String, file: String, revision: String) -> Option<Source> {
+    let is_good =
+        is_word(&owner) && is_word(&repo) && PartName::new(&file).is_ok() && !revision.is_empty();
+    is_good.then_some(Source::Hub {
+        owner,
+        repo,
+        file,
+        revision,
+    })
+}
+
+/// OWNER, REPO, FILE and REV of the page about a file,
+/// `https://huggingface.co/OWNER/REPO/blob/REV/FILE`. Only a slash that is not escaped parts them.
+fn on_hub(text: &str) -> Option<[String; 4]> {
     let path = HUBS
         .iter()
-        .find_map(|hub| text.strip_prefix(hub))?
+        .find_map(|hub| without_prefix(text, hub))?
         .split(['?', '#'])
         .next()?;
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     match parts.as_slice() {
-        // Encoded names are left to the address itself.
-        [owner, repo, "blob", revision, file] if !path.contains('%') => {
-            Some(format!("{owner}/{repo}/{file}@{revision}"))
-        }
+        [owner, repo, "blob", revision, file] => Some([
+            unescaped(owner)?,
+            unescaped(repo)?,
+            unescaped(file)?,
+            unescaped(revision)?,
+        ]),
         _ => None,
     }
 }
@@ -239,15 +256,53 @@ mod tests {
         for text in [
             "hf://clay/pot/a/pot.gguf@v1",
             "https://huggingface.co/clay/pot/blob/v1/a/pot.gguf?x=y",
+            "HTTPS://HuggingFace.co/clay/pot/blob/v1/a%2Fpot.gguf",
         ] {
             assert_eq!(Source::parse(text).unwrap(), file, "{text}");
         }
+        let page = "https://hf.co/clay/pot/blob/refs%2Fpr%2F1/a%20b%252F@.gguf";
+        assert_eq!(
+            hub(page),
+            "https://hub.example/clay/pot/resolve/refs%2Fpr%2F1/a%20b%252F%40.gguf"
+        );
+        assert!(Source::parse("https://hf.co/clay/pot/blob/v1/..%2Fpot.gguf").is_err());
         let problem = Source::parse("clay/pot-GGUF:Q4_0").unwrap_err();
         assert!(
             problem
                 .help
                 .unwrap()
                 .contains("hf:clay/pot-GGUF/NAME-Q4_0.gguf")
+        );
+    }
+
+    #[test]
+    fn a_scheme_is_read_in_any_case() {
+        let source = Source::parse("HTTPS://A.Example/Pot.gguf").unwrap();
+        assert_eq!(source, Source::parse("https://a.example/Pot.gguf").unwrap());
+        assert!(
+            Source::parse("Http://a.example/pot").is_err(),
+            "not encrypted"
+        );
+    }
+
+    #[test]
+    fn the_variable_of_a_wrong_hub_is_named() {
+        let file = Source::parse("hf:clay/pot/pot.gguf").unwrap();
+        for endpoint in [
+            "https://a.example?token=secret",
+            "https://a.example/hub?",
+            "https://a.example/#",
+            "a.example",
+            "https:me:secret@a.example",
+        ] {
+            let problem = file.hub_url(endpoint).unwrap_err();
+            assert!(problem.message.contains("HF_ENDPOINT"), "{problem}");
+            assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
+        }
+        let url = file.hub_url("HTTPS://a.example/hub//").unwrap();
+        assert_eq!(
+            url.whole(),
+            "https://a.example/hub/clay/pot/resolve/main/pot.gguf"
         );
     }
 

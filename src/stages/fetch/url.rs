@@ -23,9 +23,7 @@ impl Address {
             )
         };
         // Other spellings are read by browsers alone, and hide what is secret in them.
-        let rest = text
-            .strip_prefix("https://")
-            .or_else(|| text.strip_prefix("http://"));
+        let rest = without_prefix(text, "https://").or_else(|| without_prefix(text, "http://"));
         match rest {
             Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => {
                 return Err(bad("has no host"));
@@ -62,6 +60,11 @@ impl Address {
     /// The path, percent-encoded.
     pub(super) fn path(&self) -> &str {
         self.0.path()
+    }
+
+    /// Whether its path is the end of it: a query or a fragment follows none.
+    pub(super) fn ends_with_path(&self) -> bool {
+        self.0.query().is_none() && self.0.fragment().is_none()
     }
 
     /// Whether the host is this machine.
@@ -126,9 +129,11 @@ impl fmt::Display for Address {
         // An address with a host takes both.
         let _ = (shown.set_username(""), shown.set_password(None));
         shown.set_query(self.0.query().map(|_| "***"));
+        // What else is secret in it stands in its path.
+        let path = without_secrets(shown.as_str());
         match self.0.username().is_empty() && self.0.password().is_none() {
-            true => f.write_str(shown.as_str()),
-            false => f.write_str(&shown.as_str().replacen("://", "://***@", 1)),
+            true => f.write_str(&path),
+            false => f.write_str(&path.replacen("://", "://***@", 1)),
         }
     }
 }
@@ -153,6 +158,30 @@ pub(super) fn escaped(text: &str, keep: &str) -> String {
             }
         })
         .collect()
+}
+
+/// `text` with each `%XX` turned into its byte; `None` if that is no text.
+pub(super) fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = vec![];
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..2).filter(|_| *first == b'%');
+        let byte = digits.and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16)
+                .ok()
+                .filter(|_| !digits.starts_with('+'))
+        });
+        bytes.push(byte.unwrap_or(*first));
+        rest = &after[if byte.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// What follows `prefix`, in whatever case that is written.
+pub(super) fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 #[cfg(test)]
@@ -194,16 +223,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_escaped_is_read_once() {
+        for (text, expected) in [
+            ("a%2Fb", Some("a/b")),
+            ("%C3%BC%252f", Some("ü%2f")),
+            ("100%.gguf %+1 %zz%", Some("100%.gguf %+1 %zz%")),
+            ("%ff", None),
+        ] {
+            assert_eq!(unescaped(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn an_address_shows_no_secrets() {
         let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
         assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
         assert_eq!(address.to_string(), "https://***@a.example/b?***");
+        let address = Address::parse("https://a.example/b;token=secret").unwrap();
+        assert_eq!(address.to_string(), "https://a.example/b;***");
         for text in [
             "https:me:secret@a.example/b?sig=secret",
             "https:/me:secret@a.example",
             "https://me:sec\tret@a.example",
         ] {
-            assert!(Address::parse(text).is_err(), "{text}");
+            let problem = Address::parse(text).unwrap_err();
+            assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");
         }
         let problem = Address::parse("http://me:secret@a.example/b").unwrap_err();
         assert!(!format!("{problem:?}").contains("secret"), "{problem:?}");

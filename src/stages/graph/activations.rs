@@ -14,6 +14,7 @@ use super::classes::Classes;
 use super::{Activations as Held, Cache};
 use crate::base::{Problem, Result};
 use crate::model::calibration::{Activation, Activations};
+use crate::model::decoder::inputs::{self, HostInput};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{Function, Grid};
 
@@ -52,11 +53,16 @@ pub(super) struct Choice {
     pub(super) report: BTreeMap<String, Chosen>,
 }
 
+/// Whether keys or values go in or come out under this name.
+fn is_cache(name: &str) -> bool {
+    inputs::Cache::named(name).is_some()
+}
+
 /// The choice for the float graph `graph`.
 pub(super) fn choose(graph: &GraphProto, calibration: &Activations, wish: Wish) -> Result<Choice> {
     let whole = wish.activations == Held::U16 && wish.cache == Cache::U16;
     // A cache of other codes than what it is made of begins anew where the graph gives it out.
-    let begins_anew = |value: &str| !whole && value.starts_with("past_");
+    let begins_anew = |value: &str| !whole && is_cache(value);
     let classes = Classes::new(graph, begins_anew);
     check(graph, calibration)?;
     let mut chooser = Chooser {
@@ -119,12 +125,14 @@ impl Chooser<'_> {
     fn roles(&self) -> Roles {
         let mut roles = Roles::default();
         let class = |name: &str| self.classes.of(name);
-        for input in self.graph.input.iter().map(|input| input.name.as_str()) {
-            match input {
-                "attention_mask" => roles.mask = class(input),
-                _ if input.starts_with("position_ids_") => roles.turns.extend(class(input)),
-                _ if input.starts_with("past_") => roles.cache.extend(class(input)),
-                _ => {}
+        for name in self.graph.input.iter().map(|input| input.name.as_str()) {
+            match HostInput::named(name) {
+                Some(HostInput::Mask) => roles.mask = class(name),
+                Some(HostInput::RotaryCos | HostInput::RotarySin) => {
+                    roles.turns.extend(class(name))
+                }
+                Some(HostInput::Past(..)) => roles.cache.extend(class(name)),
+                Some(HostInput::TokenIds | HostInput::Embeddings) | None => {}
             }
         }
         for node in &self.graph.node {
@@ -214,16 +222,12 @@ impl Chooser<'_> {
             for node in &self.graph.node {
                 used.extend(self.uses(node));
             }
-            let is_cache = |class: &usize| {
-                self.classes
-                    .names(*class)
-                    .any(|name| name.starts_with("past_"))
-            };
+            let holds_cache = |class: &usize| self.classes.names(*class).any(is_cache);
             let idle: Vec<usize> = self
                 .grids
                 .keys()
                 .copied()
-                .filter(|class| !used.contains(class) && !is_cache(class))
+                .filter(|class| !used.contains(class) && !holds_cache(class))
                 .collect();
             if idle.is_empty() {
                 return;
@@ -306,7 +310,8 @@ impl Chooser<'_> {
 mod tests {
     use super::*;
     use crate::model::onnx::proto::element;
-    use crate::model::onnx::{Builder, Spelling, Value, float, gain};
+    use crate::model::onnx::{Builder, Value, float, gain};
+    use crate::model::weight::WeightForm;
 
     /// A feed-forward layer over `x`, and an attention without heads.
     fn graph() -> GraphProto {
@@ -320,7 +325,7 @@ mod tests {
             dims: vec![2, 2],
         };
         let linear = Function::Linear {
-            weight: Spelling::Values,
+            weight: WeightForm::Plain,
             bias: false,
         };
         let norm = g.call(

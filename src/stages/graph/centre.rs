@@ -22,11 +22,50 @@
 use std::collections::BTreeMap;
 
 use crate::base::{Problem, Result};
-use crate::model::facts::ModelFacts;
+use crate::model::decoder::{DecoderSpec, Rotary, not_supported};
 
 /// Columns that turn further than this within the context, in radians, are not split: their mean is
 /// no longer near their values, so that no constant makes them small.
 const SLOW: f64 = 1.0;
+
+/// What this module calls itself in problems.
+pub(super) const CENTRING: &str = "key centring";
+
+/// The keys of a layer, as far as centring depends on them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys {
+    heads: usize,
+    head_dim: usize,
+    base: f64,
+}
+
+impl Keys {
+    /// Those of a layer of `model` that turns them by `rotary`. Refused: heads of which some
+    /// columns do not turn.
+    pub(super) fn new(model: &DecoderSpec, rotary: &Rotary) -> Result<Self> {
+        let Rotary {
+            // `requant` gives the rows of every file in half-split order.
+            layout: _,
+            dims,
+            base,
+        } = rotary;
+        if *dims != model.head_dim {
+            let part = format!("RoPE of {dims} of {} columns", model.head_dim);
+            return Err(not_supported(CENTRING, part));
+        }
+        Ok(Keys {
+            heads: model.kv_heads as usize,
+            head_dim: model.head_dim as usize,
+            base: f64::from(*base),
+        })
+    }
+
+    /// The angle by which column `i` of a head turns from one position to the next: `base^(-2 i /
+    /// head_dim)`.
+    fn frequency(&self, i: usize) -> f64 {
+        libm::pow(self.base, -2.0 * i as f64 / self.head_dim as f64)
+    }
+}
 
 /// How the keys of one layer are centred. Every vector has the rows of `attn_k`: `[kv_heads *
 /// head_dim]`.
@@ -46,23 +85,23 @@ pub(super) type KeyCentres = BTreeMap<u32, KeyCentre>;
 
 impl KeyCentre {
     /// Centres keys by the mean of their rotated `bias` over the positions `0..context`.
-    pub(super) fn by_bias(model: &ModelFacts, context: u32, bias: &[f32]) -> Result<Self> {
+    pub(super) fn by_bias(keys: &Keys, context: u32, bias: &[f32]) -> Result<Self> {
         Self::new(
-            model,
+            keys,
             context,
             Some(bias),
-            &mean_rotated(model, context, bias),
+            &mean_rotated(keys, context, bias),
         )
     }
 
     /// Centres keys, whose linear layer adds `bias`, by `centre`.
     pub(super) fn new(
-        model: &ModelFacts,
+        keys: &Keys,
         context: u32,
         bias: Option<&[f32]>,
         centre: &[f64],
     ) -> Result<Self> {
-        let rows = model.kv_heads as usize * model.head_dim as usize;
+        let rows = keys.heads * keys.head_dim;
         let lengths = [Some(centre.len()), bias.map(<[f32]>::len)];
         if let Some(length) = lengths.into_iter().flatten().find(|length| *length != rows) {
             let message = format!("{length} values cannot centre or bias keys of {rows} rows");
@@ -74,15 +113,14 @@ impl KeyCentre {
                 format!("a key bias is {value}"),
             ));
         }
-        let dim = model.head_dim as usize;
+        let dim = keys.head_dim;
         let mut centred = KeyCentre {
             rest: bias.map(<[f32]>::to_vec),
             turn: vec![0.0; rows * dim],
             shift: centre.iter().map(|centre| -centre as f32).collect(),
         };
-        let slow = |row: &usize| {
-            f64::from(context.saturating_sub(1)) * frequency(model, row % dim) <= SLOW
-        };
+        let slow =
+            |row: &usize| f64::from(context.saturating_sub(1)) * keys.frequency(row % dim) <= SLOW;
         if let (Some(bias), Some(rest)) = (bias, &mut centred.rest) {
             for low in (0..rows).filter(|row| row % dim < dim / 2).filter(slow) {
                 let (high, versine, sine) = (low + dim / 2, low % dim, low % dim + dim / 2);
@@ -100,20 +138,11 @@ impl KeyCentre {
     }
 }
 
-/// The angle by which column `i` of a head turns from one position to the next: `base^(-2 i /
-/// head_dim)`.
-fn frequency(model: &ModelFacts, i: usize) -> f64 {
-    libm::pow(
-        f64::from(model.rope_freq_base),
-        -2.0 * i as f64 / f64::from(model.head_dim),
-    )
-}
-
 /// The mean of `R_j bias` over the positions j from 0 to `context - 1`.
-fn mean_rotated(model: &ModelFacts, context: u32, bias: &[f32]) -> Vec<f64> {
-    let (dim, half) = (model.head_dim as usize, model.head_dim as usize / 2);
+fn mean_rotated(keys: &Keys, context: u32, bias: &[f32]) -> Vec<f64> {
+    let (dim, half) = (keys.head_dim, keys.head_dim / 2);
     let mean = |i: usize, of: fn(f64) -> f64| {
-        let step = frequency(model, i);
+        let step = keys.frequency(i);
         (0..context)
             .map(|position| of(f64::from(position) * step))
             .sum::<f64>()
@@ -135,32 +164,20 @@ fn mean_rotated(model: &ModelFacts, context: u32, bias: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::facts::RopeRows;
 
     /// One KV head of `dim`.
-    fn model(dim: u32) -> ModelFacts {
-        ModelFacts {
-            architecture: "qwen2".into(),
-            block_count: 1,
-            hidden: 8,
-            ffn: 8,
+    fn keys(dim: usize) -> Keys {
+        Keys {
             heads: 1,
-            kv_heads: 1,
             head_dim: dim,
-            vocab: 8,
-            context_length: 64,
-            rms_epsilon: 1e-6,
-            rope_freq_base: 10000.0,
-            rope_rows: RopeRows::HalfSplit,
-            qkv_bias: true,
-            tied_embeddings: true,
+            base: 10000.0,
         }
     }
 
     /// `R_position values` of one head.
-    fn rotated(model: &ModelFacts, position: u32, values: &[f64]) -> Vec<f64> {
+    fn rotated(keys: &Keys, position: u32, values: &[f64]) -> Vec<f64> {
         let half = values.len() / 2;
-        let turn = |i: usize| (f64::from(position) * frequency(model, i)).sin_cos();
+        let turn = |i: usize| (f64::from(position) * keys.frequency(i)).sin_cos();
         let low = (0..half).map(|i| values[i] * turn(i).1 - values[i + half] * turn(i).0);
         let high = (0..half).map(|i| values[i + half] * turn(i).1 + values[i] * turn(i).0);
         low.chain(high).collect()
@@ -168,10 +185,10 @@ mod tests {
 
     #[test]
     fn a_centred_key_is_the_rotated_key_less_its_centre() {
-        let (model, context) = (model(8), 64);
+        let (keys, context) = (keys(8), 64);
         // Columns 0 and 4 turn by 1 a position, 3 and 7 by 0.001.
         let bias = [300.0, 2.0, -1.0, -250.0, 5.0, 0.0, 3.0, 358.0];
-        let centre = KeyCentre::by_bias(&model, context, &bias).unwrap();
+        let centre = KeyCentre::by_bias(&keys, context, &bias).unwrap();
         let rest = centre.rest.unwrap();
         assert_eq!(
             rest,
@@ -179,14 +196,14 @@ mod tests {
             "what turns fast is not split"
         );
         let product = [0.5, -0.25, 1.0, 0.125, -2.0, 0.75, 0.0, 1.5];
-        let mean = mean_rotated(&model, context, &bias);
+        let mean = mean_rotated(&keys, context, &bias);
         for position in [0, 1, 17, 63] {
             let whole: Vec<f64> = product
                 .iter()
                 .zip(bias)
                 .map(|(x, b)| x + f64::from(b))
                 .collect();
-            let expected: Vec<f64> = rotated(&model, position, &whole)
+            let expected: Vec<f64> = rotated(&keys, position, &whole)
                 .iter()
                 .zip(&mean)
                 .map(|(k, c)| k - c)
@@ -196,11 +213,11 @@ mod tests {
                 .zip(&rest)
                 .map(|(x, b)| x + f64::from(*b))
                 .collect();
-            let angles = (0..4).map(|i| (f64::from(position) * frequency(&model, i)).sin_cos());
+            let angles = (0..4).map(|i| (f64::from(position) * keys.frequency(i)).sin_cos());
             let (sines, versines): (Vec<f64>, Vec<f64>) = angles
                 .map(|(sin, cos)| (sin, sin * sin / (1.0 + cos.max(0.0))))
                 .unzip();
-            for (row, key) in rotated(&model, position, &small).into_iter().enumerate() {
+            for (row, key) in rotated(&keys, position, &small).into_iter().enumerate() {
                 let matrix = &centre.turn[row * 8..][..8];
                 let turned: f64 = versines
                     .iter()
@@ -222,7 +239,7 @@ mod tests {
 
     #[test]
     fn without_a_bias_nothing_turns() {
-        let centre = KeyCentre::new(&model(4), 16, None, &[1.0, -8.0, 8.0, 0.5]).unwrap();
+        let centre = KeyCentre::new(&keys(4), 16, None, &[1.0, -8.0, 8.0, 0.5]).unwrap();
         assert_eq!(
             centre,
             KeyCentre {
@@ -236,7 +253,7 @@ mod tests {
     #[test]
     fn values_that_cannot_centre_are_refused() {
         let check = |centre: &[f64], bias: &[f32], expected: &str| {
-            let problem = KeyCentre::new(&model(4), 16, Some(bias), centre).unwrap_err();
+            let problem = KeyCentre::new(&keys(4), 16, Some(bias), centre).unwrap_err();
             assert_eq!(problem.message, expected);
         };
         check(
@@ -253,6 +270,18 @@ mod tests {
             &[0.0; 4],
             &[0.0, f32::INFINITY, 0.0, 0.0],
             "a key bias is inf",
+        );
+    }
+
+    #[test]
+    fn heads_that_turn_in_part_are_refused() {
+        let spec = DecoderSpec::tiny();
+        let mut rotary = spec.layers[0].attention.rotary.clone().unwrap();
+        assert!(Keys::new(&spec, &rotary).is_ok());
+        rotary.dims = 2;
+        assert_eq!(
+            Keys::new(&spec, &rotary).unwrap_err().message,
+            "key centring does not support RoPE of 2 of 4 columns"
         );
     }
 }

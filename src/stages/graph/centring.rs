@@ -3,12 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::centre::{KeyCentre, KeyCentres};
+use super::centre::{CENTRING, KeyCentre, KeyCentres, Keys};
 use crate::action::Job;
+use crate::artifact::weight::Weight;
 use crate::base::{Context, Problem, Result};
 use crate::model::calibration::{KEY_MEANS, KeyMeans};
-use crate::model::facts::{ModelFacts, WeightFacts};
-use crate::model::quant::number_at;
+use crate::model::decoder::tensors::{LayerTensor, Role};
+use crate::model::decoder::{DecoderSpec, not_supported};
 
 /// What is subtracted from every rotated key of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +17,7 @@ use crate::model::quant::number_at;
 pub enum KeyCentring {
     /// The mean of the rotated key bias over the positions of the context.
     Bias,
-    /// The mean of the rotated keys of a `calibration`.
+    /// The mean of the rotated keys in the `calibration`.
     Calibration,
     /// Nothing.
     None,
@@ -26,12 +27,12 @@ impl KeyCentring {
     /// What `asked` means for `model`; nothing, where no key is centred.
     pub(super) fn of(
         asked: Option<KeyCentring>,
-        model: &ModelFacts,
+        model: &DecoderSpec,
     ) -> Result<Option<KeyCentring>> {
         match asked {
-            None => Ok(model.qkv_bias.then_some(KeyCentring::Bias)),
+            None => Ok(model.has_qkv_bias().then_some(KeyCentring::Bias)),
             Some(KeyCentring::None) => Ok(None),
-            Some(KeyCentring::Bias) if !model.qkv_bias => Err(Problem::new(
+            Some(KeyCentring::Bias) if !model.has_qkv_bias() => Err(Problem::new(
                 "kiln::graph::key_centre",
                 "`key_centre = \"bias\"`: this model has no key biases",
             )
@@ -44,7 +45,7 @@ impl KeyCentring {
     pub(super) fn centres(
         centring: Option<KeyCentring>,
         context: u32,
-        model: &ModelFacts,
+        model: &DecoderSpec,
         job: &Job,
     ) -> Result<KeyCentres> {
         let means: Option<KeyMeans> = match centring {
@@ -56,21 +57,25 @@ impl KeyCentring {
             }
         };
         let mut centres = KeyCentres::new();
-        for layer in 0..model.block_count {
-            let bias = if model.qkv_bias {
+        for (layer, spec) in (0..).zip(&model.layers) {
+            let attention = &spec.attention;
+            let bias = if attention.qkv_bias {
                 Some(key_bias(job, layer)?)
             } else {
                 None
             };
+            let rotary = attention.rotary.as_ref();
+            let rotary = rotary.ok_or_else(|| not_supported(CENTRING, "layers without RoPE"))?;
+            let keys = Keys::new(model, rotary)?;
             let centre = match &means {
-                None => KeyCentre::by_bias(model, context, &bias.unwrap_or_default())?,
+                None => KeyCentre::by_bias(&keys, context, &bias.unwrap_or_default())?,
                 Some(means) => {
                     let means = means.get(&layer).ok_or_else(|| {
                         let message = format!("the calibration has no keys of layer {layer}");
                         Problem::new("kiln::graph::calibration", message)
                             .help("calibrate a graph of the same model")
                     })?;
-                    KeyCentre::new(model, context, bias.as_deref(), means)?
+                    KeyCentre::new(&keys, context, bias.as_deref(), means)?
                 }
             };
             centres.insert(layer, centre);
@@ -81,11 +86,9 @@ impl KeyCentring {
 
 /// The key bias of `layer`, in the order of the rows of its matrix.
 fn key_bias(job: &Job, layer: u32) -> Result<Vec<f32>> {
-    let name = format!("weights/blk.{layer}.attn_k.bias/values");
-    let facts: WeightFacts = job.input(&name)?.facts.read()?;
-    let count: u64 = facts.shape.iter().product();
-    let bytes = job.read(&name)?;
-    Ok((0..count as usize)
-        .map(|index| number_at(facts.element, &bytes, index))
-        .collect())
+    let bias = Role::Layer(layer, LayerTensor::Key).bias();
+    let bias = Weight::read(job, &format!("weights/{bias}"))?;
+    let mut values = vec![0.0; bias.columns];
+    bias.row(0, &mut values);
+    Ok(values)
 }

@@ -1,4 +1,4 @@
-//! The decoder as ONNX: one form for `llama` and `qwen2`, proven op by op on the device.
+//! The decoder as ONNX, in a form that is proven op by op on the device.
 //!
 //! The heads that share a key are folded into the rows of one matrix product, so that no key is
 //! repeated; q is scaled before the scores, which could overflow a half otherwise; the caches keep
@@ -7,12 +7,21 @@
 use std::collections::BTreeMap;
 
 use super::centre::{KeyCentre, KeyCentres};
-use super::weights::{Weight, Weights};
+use super::weights::Weights;
+use crate::base::{Problem, Result};
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
-use crate::model::facts::{Element, ModelFacts};
+use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
+use crate::model::decoder::tensors::{LayerTensor, Role};
+use crate::model::decoder::{
+    Activation, Attention, DecoderSpec, Embedding, Head, Layer, Norms, QkNorm, Rotary, Window,
+    not_supported, refuse_any,
+};
 use crate::model::onnx::proto::{AttributeProto, ModelProto, element};
-use crate::model::onnx::{Builder, External, Function, Grid, Spelling, Value, float, gain, int};
+use crate::model::onnx::{
+    Builder, External, Function, Grid, Value, element_type, float, gain, int,
+};
 use crate::model::shards::{End, ROWS, Shard};
+use crate::model::weight::WeightForm;
 
 /// What a graph computes of a model.
 #[derive(Clone, Copy, Debug)]
@@ -66,15 +75,18 @@ pub(super) struct Profile {
     pub(super) piece: Piece,
 }
 
+/// What this file calls itself in problems.
+const GRAPH: &str = "the graph";
+
 /// The graph of `profile`, the values of `grids` rounded. `weights` have been checked against
-/// `model`, `centres` are of its layers.
+/// `model`, `centres` are of its layers. Refused: parts of a decoder that it has no operators for.
 pub(super) fn decoder(
-    model: &ModelFacts,
+    model: &DecoderSpec,
     weights: &Weights,
     centres: &KeyCentres,
     profile: &Profile,
     grids: &BTreeMap<String, Grid>,
-) -> ModelProto {
+) -> Result<ModelProto> {
     let graph = match profile.piece {
         Piece::Layers(_) => Builder::rounding(grids.clone()),
         // The CPU gives floats; who takes them rounds them.
@@ -82,24 +94,38 @@ pub(super) fn decoder(
     };
     let mut decoder = Decoder {
         graph,
+        shapes: Shapes::new(model, profile.tokens, profile.context)?,
         model,
         weights,
         centres,
         profile,
     };
     match profile.piece {
-        Piece::Layers(shard) => decoder.layers(shard),
-        Piece::End(end) => decoder.end(end),
+        Piece::Layers(shard) => decoder.layers(shard)?,
+        Piece::End(end) => decoder.end(end)?,
     }
-    decoder.graph.finish(&profile.name)
+    Ok(decoder.graph.finish(&profile.name))
 }
 
 struct Decoder<'a> {
     graph: Builder,
-    model: &'a ModelFacts,
+    shapes: Shapes,
+    model: &'a DecoderSpec,
     weights: &'a Weights,
     centres: &'a KeyCentres,
     profile: &'a Profile,
+}
+
+/// What the host gives a graph.
+struct Given(BTreeMap<HostInput, Value>);
+
+impl Given {
+    fn value(&self, input: HostInput) -> Result<&Value> {
+        self.0.get(&input).ok_or_else(|| {
+            let name = input.name();
+            Problem::new("kiln::graph::input", format!("the host gives no `{name}`"))
+        })
+    }
 }
 
 /// What every layer reads.
@@ -113,47 +139,66 @@ struct Shared {
 }
 
 impl Decoder<'_> {
-    fn layers(&mut self, shard: Shard) {
-        let given = self.given(&shard);
-        let layers = shard.first..shard.end;
-        let shared = self.shared();
-        let caches: Vec<_> = layers.clone().map(|layer| self.cache(layer)).collect();
+    fn layers(&mut self, shard: Shard) -> Result<()> {
+        let residual = shard.first.checked_sub(1).map(|before| {
+            let stream = self.stream();
+            self.graph
+                .input(&residual_after(before), element::FLOAT, &stream)
+        });
+        // The order of the nodes is part of the bytes: what all layers share comes before the
+        // caches.
+        let is_cache = |input: &HostInput| matches!(input, HostInput::Past(..));
+        let (caches, others): (Vec<_>, Vec<_>) = inputs(&shard).into_iter().partition(is_cache);
+        let mut given = Given(BTreeMap::new());
+        self.declare(&mut given, others);
+        let shared = self.shared(&given)?;
+        self.declare(&mut given, caches);
 
-        let mut residual = self.opening(&shard, given);
+        let mut residual = match residual {
+            Some(residual) => residual,
+            None => self.opening(&shard, &given)?,
+        };
         let mut new_caches = vec![];
-        for (layer, past) in layers.zip(&caches) {
-            let (attention, new) = self.attention(layer, &residual, past, &shared);
+        for layer in shard.first..shard.end {
+            let spec = self.model.layer(layer)?;
+            let past = [
+                given.value(HostInput::Past(Cache::Key, layer))?,
+                given.value(HostInput::Past(Cache::Value, layer))?,
+            ];
+            let (attention, new) = self.attention(layer, spec, &residual, past, &shared)?;
             residual = self.graph.elementwise(
                 "Add",
                 &format!("blk.{layer}.attn_residual"),
                 &residual,
                 &attention,
             );
-            let ffn = self.feed_forward(layer, &residual);
+            let ffn = self.feed_forward(layer, spec, &residual)?;
             residual = self
                 .graph
                 .elementwise("Add", &residual_after(layer), &residual, &ffn);
             new_caches.extend(new);
         }
-        let result = self.closing(&shard, residual);
+        let result = self.closing(&shard, residual)?;
         self.graph.output(&result);
         new_caches.iter().for_each(|cache| self.graph.output(cache));
+        Ok(())
     }
 
-    fn end(&mut self, end: End) {
+    fn end(&mut self, end: End) -> Result<()> {
         let result = match end {
             End::Embedding => {
-                let ids = self.ids();
-                self.embedding(end.value(), &ids)
+                let ids = self.host_input(HostInput::TokenIds);
+                self.embedding(end.value(), &ids)?
             }
             End::Head => {
                 let normal = self
                     .graph
                     .input(end.value(), element::FLOAT, &self.stream());
-                self.head(&normal)
+                self.head(&normal)?
             }
         };
         self.graph.output(&result);
+        Ok(())
     }
 
     /// The shape of the residual stream.
@@ -161,95 +206,75 @@ impl Decoder<'_> {
         [1, 1, self.profile.tokens, self.model.hidden.into()]
     }
 
-    fn ids(&mut self) -> Value {
-        self.graph
-            .input("input_ids", element::INT32, &[1, self.profile.tokens])
-    }
-
-    /// What the layers begin with: token ids, their rows if the CPU has looked them up, or what the
-    /// shard before gives under the same name.
-    fn given(&mut self, shard: &Shard) -> Value {
-        let stream = self.stream();
-        match shard.first.checked_sub(1) {
-            None if shard.has_embedding() => self.ids(),
-            None => self
-                .graph
-                .input(End::Embedding.value(), element::FLOAT, &stream[1..]),
-            Some(before) => self
-                .graph
-                .input(&residual_after(before), element::FLOAT, &stream),
+    fn declare(&mut self, given: &mut Given, inputs: Vec<HostInput>) {
+        for input in inputs {
+            let value = self.host_input(input);
+            given.0.insert(input, value);
         }
     }
 
-    /// The residual stream before the first layer.
-    fn opening(&mut self, shard: &Shard, given: Value) -> Value {
-        if shard.first > 0 {
-            return given;
-        }
-        let rows = if shard.has_embedding() {
-            self.embedding(ROWS, &given)
-        } else {
-            given
+    fn host_input(&mut self, input: HostInput) -> Value {
+        let kind = match input {
+            HostInput::TokenIds => element::INT32,
+            _ => element::FLOAT,
         };
-        self.graph.reshape("token_embd", &rows, &self.stream())
+        self.graph
+            .input(&input.name(), kind, &self.shapes.of(input))
+    }
+
+    /// The residual stream before the first layer: from token ids, or from their rows if the CPU
+    /// has looked them up.
+    fn opening(&mut self, shard: &Shard, given: &Given) -> Result<Value> {
+        let rows = if shard.has_embedding() {
+            self.embedding(ROWS, given.value(HostInput::TokenIds)?)?
+        } else {
+            given.value(HostInput::Embeddings)?.clone()
+        };
+        let name = Role::Embedding.stem();
+        Ok(self.graph.reshape(&name, &rows, &self.stream()))
     }
 
     /// What is given out after the last layer: logits, what the CPU makes logits of, or the stream
     /// as it is.
-    fn closing(&mut self, shard: &Shard, residual: Value) -> Value {
+    fn closing(&mut self, shard: &Shard, residual: Value) -> Result<Value> {
         if !shard.is_last() {
-            return residual;
+            return Ok(residual);
         }
-        let normal = self.norm(End::Head.value(), "output_norm.weight", &residual);
+        let normal = self.norm(End::Head.value(), Role::FinalNorm, &residual);
         if shard.has_head() {
             self.head(&normal)
         } else {
-            normal
+            Ok(normal)
         }
     }
 
-    fn head(&mut self, normal: &Value) -> Value {
-        let head = if self.model.tied_embeddings {
-            "token_embd"
-        } else {
-            "output"
-        };
-        self.linear("logits", head, normal, 0)
+    fn head(&mut self, normal: &Value) -> Result<Value> {
+        let Head {
+            tied,
+            scale,
+            soft_cap,
+        } = self.model.head;
+        refuse_any(GRAPH, "a logit scale", scale)?;
+        refuse_any(GRAPH, "a soft cap of the logits", soft_cap)?;
+        let matrix = if tied { Role::Embedding } else { Role::Head };
+        Ok(self.linear(LOGITS, matrix, normal, 0))
     }
 
-    fn cache(&mut self, layer: u32) -> [Value; 2] {
-        let [heads, width] = [self.model.kv_heads, self.model.head_dim].map(u64::from);
-        let past = self.profile.context - self.profile.tokens;
-        let mut input = |what: &str, dims: [u64; 4]| {
-            self.graph
-                .input(&format!("past_{what}_{layer}_in"), element::FLOAT, &dims)
-        };
-        [
-            input("key", [heads, 1, width, past]),
-            input("value", [heads, 1, past, width]),
-        ]
-    }
-
-    fn shared(&mut self) -> Shared {
-        let Profile {
-            tokens, context, ..
-        } = *self.profile;
-        let width = u64::from(self.model.head_dim);
-        let mut input = |name: &str, dims: [u64; 4]| self.graph.input(name, element::FLOAT, &dims);
-        let mask = input("attention_mask", [1, 1, tokens, context]);
-        let cos = input("position_ids_cos", [1, 1, tokens, width / 2]);
-        let sin = input("position_ids_sin", [1, 1, tokens, width / 2]);
+    fn shared(&mut self, given: &Given) -> Result<Shared> {
+        let mask = given.value(HostInput::Mask)?.clone();
+        let cos = given.value(HostInput::RotaryCos)?.clone();
+        let sin = given.value(HostInput::RotarySin)?.clone();
         let query_scale = self
             .graph
-            .scalar("query_scale", 1.0 / (width as f32).sqrt());
+            .scalar("query_scale", 1.0 / (self.model.head_dim as f32).sqrt());
         let turn = (!self.centres.is_empty()).then(|| self.turn(&cos, &sin));
-        Shared {
+        Ok(Shared {
             mask,
             cos,
             sin,
             query_scale,
             turn,
-        }
+        })
     }
 
     /// `1 - cos = sin^2 / (1 + cos)`, which keeps its digits for small angles. Angles of a quarter
@@ -269,21 +294,56 @@ impl Decoder<'_> {
     fn attention(
         &mut self,
         layer: u32,
+        spec: &Layer,
         x: &Value,
-        past: &[Value; 2],
+        past: [&Value; 2],
         shared: &Shared,
-    ) -> (Value, [Value; 2]) {
+    ) -> Result<(Value, [Value; 2])> {
+        let Attention {
+            // A bias is a weight: it is added where there is one.
+            qkv_bias: _,
+            qk_norm,
+            rotary,
+            window,
+            score_scale,
+            score_cap,
+        } = &spec.attention;
+        match qk_norm {
+            QkNorm::None => {}
+            QkNorm::PerHead | QkNorm::WholeRow => return Err(not_supported(GRAPH, qk_norm)),
+        }
+        match window {
+            Window::Full => {}
+            Window::Sliding(_) => return Err(not_supported(GRAPH, window)),
+        }
+        refuse_any(GRAPH, "a score scale", *score_scale)?;
+        refuse_any(GRAPH, "a soft cap of the scores", *score_cap)?;
+        let Some(rotary) = rotary else {
+            return Err(not_supported(GRAPH, "layers without RoPE"));
+        };
+        let Rotary {
+            // `requant` gives the rows of every file in half-split order.
+            layout: _,
+            dims,
+            // The host's cosines and sines are made of it.
+            base: _,
+        } = rotary;
+        if *dims != self.model.head_dim {
+            let part = format!("RoPE of {dims} of {} columns", self.model.head_dim);
+            return Err(not_supported(GRAPH, part));
+        }
         let tokens = self.profile.tokens;
         let context = self.profile.context;
         let [heads, kv_heads, width] =
             [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
         let folded = heads / kv_heads * tokens;
         let name = |what: &str| format!("blk.{layer}.{what}");
+        let role = |tensor| Role::Layer(layer, tensor);
 
-        let x = self.norm(&name("attn_norm"), &name("attn_norm.weight"), x);
-        let q = self.linear(&name("attn_q"), &name("attn_q"), &x, 0);
-        let k = self.key(layer, &x);
-        let v = self.linear(&name("attn_v"), &name("attn_v"), &x, 0);
+        let x = self.norm_before(layer, LayerTensor::AttentionNorm, spec.norms, x)?;
+        let q = self.projection(role(LayerTensor::Query), &x);
+        let k = self.key(role(LayerTensor::Key), layer, &x);
+        let v = self.projection(role(LayerTensor::Value), &x);
 
         let g = &mut self.graph;
         let q = g.reshape(&name("query.split"), &q, &[1, tokens, heads, width]);
@@ -301,11 +361,11 @@ impl Decoder<'_> {
             }
             _ => rotate(g, &name("key"), &k, shared),
         };
-        let k = g.transpose(&format!("past_key_{layer}_out"), &k, [1, 0, 3, 2]);
+        let k = g.transpose(&Cache::Key.output(layer), &k, [1, 0, 3, 2]);
         let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
-        let v = g.transpose(&format!("past_value_{layer}_out"), &v, [2, 0, 1, 3]);
-        let keys = g.concat(&name("keys"), &past[0], &k, 3);
-        let values = g.concat(&name("values"), &past[1], &v, 2);
+        let v = g.transpose(&Cache::Value.output(layer), &v, [2, 0, 1, 3]);
+        let keys = g.concat(&name("keys"), past[0], &k, 3);
+        let values = g.concat(&name("values"), past[1], &v, 2);
 
         let scores = g.matmul(&name("scores"), &q, &keys);
         let scores = g.reshape(&name("scores.heads"), &scores, &[1, heads, tokens, context]);
@@ -320,53 +380,83 @@ impl Decoder<'_> {
         let mix = g.reshape(&name("mix.heads"), &mix, &[1, heads, tokens, width]);
         let mix = g.transpose(&name("mix.tokens"), &mix, [0, 2, 1, 3]);
         let mix = g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, heads * width]);
+        let output = role(LayerTensor::AttentionOutput);
         let output = self.linear(
-            &name("attn_output"),
-            &name("attn_output"),
+            &output.stem(),
+            output,
             &mix,
             -self.profile.residual_exponent,
         );
-        (output, [k, v])
+        Ok((output, [k, v]))
     }
 
     /// The keys before they are rotated; without the part of their bias that is added afterwards.
-    fn key(&mut self, layer: u32, x: &Value) -> Value {
-        let name = format!("blk.{layer}.attn_k");
+    fn key(&mut self, role: Role, layer: u32, x: &Value) -> Value {
         let rest = self
             .centres
             .get(&layer)
             .and_then(|centre| centre.rest.as_ref());
         let bias = rest.map(|rest| {
-            self.graph
-                .constant(&format!("{name}.bias/rest"), &[rest.len() as u64], rest)
+            let name = format!("{}/rest", role.bias());
+            self.graph.constant(&name, &[rest.len() as u64], rest)
         });
-        let bias = bias.map_or_else(|| self.weight(&format!("{name}.bias")), |bias| vec![bias]);
-        self.linear_with(&name, &name, x, 0, &bias)
+        let bias = bias.map_or_else(|| self.weight(&role.bias()), |bias| vec![bias]);
+        self.linear_with(&role.stem(), role, x, 0, &bias)
     }
 
     /// What the feed-forward layer adds to the residual stream: `down(silu(gate(x)) * up(x))`.
-    fn feed_forward(&mut self, layer: u32, x: &Value) -> Value {
+    fn feed_forward(&mut self, layer: u32, spec: &Layer, x: &Value) -> Result<Value> {
+        let Layer {
+            norms,
+            attention: _,
+            activation,
+            residual_scale,
+        } = spec;
+        refuse_any(GRAPH, "a residual scale", *residual_scale)?;
         let Profile {
             residual_exponent: k,
             ffn_exponent: j,
             ..
         } = *self.profile;
         let name = |what: &str| format!("blk.{layer}.{what}");
-        let x = self.norm(&name("ffn_norm"), &name("ffn_norm.weight"), x);
-        let gate = self.linear(&name("ffn_gate"), &name("ffn_gate"), &x, 0);
-        let up = self.linear(&name("ffn_up"), &name("ffn_up"), &x, -j);
-        let sigmoid = self.graph.sigmoid(&name("gate.sigmoid"), &gate);
-        let silu = self
+        let role = |tensor| Role::Layer(layer, tensor);
+        let x = self.norm_before(layer, LayerTensor::FeedForwardNorm, *norms, x)?;
+        let gate = self.projection(role(LayerTensor::Gate), &x);
+        let up = role(LayerTensor::Up);
+        let up = self.linear(&up.stem(), up, &x, -j);
+        let active = match activation {
+            Activation::Silu => {
+                let sigmoid = self.graph.sigmoid(&name("gate.sigmoid"), &gate);
+                self.graph
+                    .elementwise("Mul", &name("gate.silu"), &gate, &sigmoid)
+            }
+            Activation::GeluTanh => return Err(not_supported(GRAPH, activation)),
+        };
+        let gate_up = self
             .graph
-            .elementwise("Mul", &name("gate.silu"), &gate, &sigmoid);
-        let gate_up = self.graph.elementwise("Mul", &name("gate_up"), &silu, &up);
-        self.linear(&name("down"), &name("ffn_down"), &gate_up, j - k)
+            .elementwise("Mul", &name("gate_up"), &active, &up);
+        Ok(self.linear(&name("down"), role(LayerTensor::Down), &gate_up, j - k))
+    }
+
+    /// What a branch reads of the residual stream `x`.
+    fn norm_before(
+        &mut self,
+        layer: u32,
+        tensor: LayerTensor,
+        norms: Norms,
+        x: &Value,
+    ) -> Result<Value> {
+        let role = Role::Layer(layer, tensor);
+        match norms {
+            Norms::Before => Ok(self.norm(&role.stem(), role, x)),
+            Norms::After | Norms::Around => Err(not_supported(GRAPH, norms)),
+        }
     }
 
     /// RMSNorm of the residual stream: the `2^-k` of the stream leaves through an epsilon times
     /// `2^-2k`.
-    fn norm(&mut self, name: &str, weight: &str, x: &Value) -> Value {
-        let gamma = self.weight(weight);
+    fn norm(&mut self, name: &str, role: Role, x: &Value) -> Value {
+        let gamma = self.weight(&role.weight());
         let epsilon = self.model.rms_epsilon * 2f32.powi(-2 * self.profile.residual_exponent);
         let inputs: Vec<&Value> = [x].into_iter().chain(&gamma).collect();
         self.graph.call(
@@ -378,24 +468,29 @@ impl Decoder<'_> {
         )
     }
 
-    /// `(x W^T + bias) * 2^exponent` with the weights `TENSOR.weight` and, if there is one,
-    /// `TENSOR.bias`.
-    fn linear(&mut self, name: &str, tensor: &str, x: &Value, exponent: i32) -> Value {
-        let bias = self.weight(&format!("{tensor}.bias"));
-        self.linear_with(name, tensor, x, exponent, &bias)
+    /// `x W^T + bias`, by the name of its weights.
+    fn projection(&mut self, role: Role, x: &Value) -> Value {
+        self.linear(&role.stem(), role, x, 0)
+    }
+
+    /// `(x W^T + bias) * 2^exponent` with the weights that are `role`: a matrix, and a bias if
+    /// there is one.
+    fn linear(&mut self, name: &str, role: Role, x: &Value, exponent: i32) -> Value {
+        let bias = self.weight(&role.bias());
+        self.linear_with(name, role, x, exponent, &bias)
     }
 
     /// The same with this bias, if there is one.
     fn linear_with(
         &mut self,
         name: &str,
-        tensor: &str,
+        role: Role,
         x: &Value,
         exponent: i32,
         bias: &[Value],
     ) -> Value {
-        let matrix = self.weight(&format!("{tensor}.weight"));
-        let (weight, attributes) = self.spelling(&format!("{tensor}.weight"), exponent);
+        let matrix = self.weight(&role.weight());
+        let (weight, attributes) = self.form(&role.weight(), exponent);
         let mut dims = x.dims.clone();
         dims.pop();
         dims.extend(matrix.first().and_then(|w| w.dims.first()));
@@ -407,10 +502,12 @@ impl Decoder<'_> {
         self.graph.call(function, name, &inputs, attributes, dims)
     }
 
-    fn embedding(&mut self, name: &str, ids: &Value) -> Value {
-        let table = self.weight("token_embd.weight");
+    fn embedding(&mut self, name: &str, ids: &Value) -> Result<Value> {
+        let Embedding { scale } = self.model.embedding;
+        refuse_any(GRAPH, "an embedding scale", scale)?;
+        let table = self.weight(&Role::Embedding.weight());
         let (weight, attributes) =
-            self.spelling("token_embd.weight", -self.profile.residual_exponent);
+            self.form(&Role::Embedding.weight(), -self.profile.residual_exponent);
         let dims = ids
             .dims
             .iter()
@@ -418,50 +515,47 @@ impl Decoder<'_> {
             .chain([u64::from(self.model.hidden)])
             .collect();
         let inputs: Vec<&Value> = [ids].into_iter().chain(&table).collect();
-        self.graph.call(
+        Ok(self.graph.call(
             Function::Embedding { weight },
             name,
             &inputs,
             attributes,
             dims,
-        )
+        ))
     }
 
-    /// How the weight `name` is spelled, and the attributes that go with it.
-    fn spelling(&self, name: &str, exponent: i32) -> (Spelling, Vec<AttributeProto>) {
-        let weight = self.weights.by_name.get(name);
-        let block = weight
-            .and_then(Weight::block)
-            .map(|block| int("block", block as i64));
-        let spelling = weight.map_or(Spelling::Values, Weight::spelling);
+    /// Which parts the matrix `name` has, and the attributes that go with them.
+    fn form(&self, name: &str, exponent: i32) -> (WeightForm, Vec<AttributeProto>) {
+        let Some(weight) = self.weights.get(name) else {
+            return (WeightForm::Plain, vec![gain(exponent)]);
+        };
+        let columns = weight.shape.last().copied().unwrap_or(0);
+        let block = weight.encoding.block(columns);
+        let block = block.map(|block| int("block", block as i64));
         (
-            spelling,
+            weight.encoding.form(),
             block.into_iter().chain([gain(exponent)]).collect(),
         )
     }
 
-    /// The blobs of weight `name` in the order of its spelling; none if there is no such weight.
+    /// The parts of weight `name` in their order; none if there is no such weight.
     fn weight(&mut self, name: &str) -> Vec<Value> {
-        let Some(weight) = self.weights.by_name.get(name) else {
+        let Some(weight) = self.weights.get(name) else {
             return vec![];
         };
-        let blobs = weight
-            .spelling()
-            .inputs()
-            .iter()
-            .filter_map(|blob| Some((*blob, weight.blobs.get(*blob)?)));
-        blobs
-            .map(|(blob, stored)| {
-                let full = format!("{name}/{blob}");
-                self.graph.external(&External {
-                    name: &full,
-                    location: format!("weights/{full}"),
-                    element: onnx_element(stored.facts.element),
-                    dims: &stored.facts.shape,
-                    size_bytes: stored.size_bytes,
-                })
-            })
-            .collect()
+        let mut values = vec![];
+        // A weight that was put together has these parts.
+        for spec in weight.encoding.parts(&weight.shape).unwrap_or_default() {
+            let full = format!("{name}/{}", spec.part.name());
+            values.push(self.graph.external(&External {
+                name: &full,
+                location: format!("weights/{full}"),
+                element: element_type(spec.element),
+                dims: &spec.shape,
+                size_bytes: spec.size_bytes().unwrap_or(0),
+            }));
+        }
+        values
     }
 }
 
@@ -498,7 +592,7 @@ fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Va
     let matrix = g.constant(&part(KEY_TURN), &[heads * width, width], &centre.turn);
     let shift = g.constant(&part(KEY_SHIFT), &[heads * width], &centre.shift);
     let linear = Function::Linear {
-        weight: Spelling::Values,
+        weight: WeightForm::Plain,
         bias: true,
     };
     let inputs = [turn, &matrix, &shift];
@@ -513,15 +607,43 @@ fn centred(g: &mut Builder, name: &str, k: &Value, centre: &KeyCentre, turn: &Va
     let turned = g.transpose(&part("bias_centred"), &turned, [0, 2, 1, 3]);
     g.elementwise("Add", name, k, &turned)
 }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn onnx_element(element: Element) -> i32 {
-    match element {
-        Element::F32 => element::FLOAT,
-        Element::F16 => element::FLOAT16,
-        Element::Bf16 => element::BFLOAT16,
-        Element::Int8 => element::INT8,
-        Element::Uint8 => element::UINT8,
-        Element::Int4 => element::INT4,
-        Element::Uint4 => element::UINT4,
+    /// The inputs of the graph of `piece`, or why there is none.
+    fn graph(model: &DecoderSpec, piece: Piece) -> Result<Vec<String>> {
+        let profile = Profile {
+            name: "prompt".into(),
+            tokens: 3,
+            context: 16,
+            residual_exponent: 0,
+            ffn_exponent: 0,
+            piece,
+        };
+        let (weights, centres, grids) = Default::default();
+        let graph = decoder(model, &weights, &centres, &profile, &grids)?;
+        let inputs = graph.graph.unwrap_or_default().input;
+        Ok(inputs.into_iter().map(|input| input.name).collect())
+    }
+
+    #[test]
+    fn a_graph_is_fed_what_the_table_of_host_inputs_says() {
+        let model = DecoderSpec::tiny();
+        for shard in Shard::cut(&model, 2, Default::default()).unwrap() {
+            let found = graph(&model, Piece::Layers(shard)).unwrap();
+            let before = shard.first.checked_sub(1).map(residual_after);
+            let host = inputs(&shard).into_iter().map(HostInput::name);
+            assert_eq!(found, before.into_iter().chain(host).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn parts_that_no_graph_is_known_for_are_refused_by_name() {
+        for (part, model) in DecoderSpec::variants() {
+            let problem = graph(&model, Piece::Layers(Shard::whole(&model))).unwrap_err();
+            let expected = format!("does not support {part}");
+            assert!(problem.message.ends_with(&expected), "{part}: {problem}");
+        }
     }
 }

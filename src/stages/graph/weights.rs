@@ -1,75 +1,47 @@
 //! The weights that a decoder needs, and whether they are all there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::base::{CanonJson, Digest, Problem, Result};
-use crate::model::facts::{Element, ModelFacts, WeightFacts};
-use crate::model::onnx::Spelling;
-
-/// One blob of a weight.
-#[derive(Clone, Debug)]
-pub(super) struct WeightBlob {
-    pub(super) facts: WeightFacts,
-    pub(super) size_bytes: u64,
-}
-
-/// A weight: its blobs by what they are (`values`; `codes`, `scales`, `offsets`).
-#[derive(Clone, Debug, Default)]
-pub(super) struct Weight {
-    pub(super) blobs: BTreeMap<String, WeightBlob>,
-}
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::tensors::by_name;
+use crate::model::weight::{Stored, StoredWeight, stored};
 
 /// All weights of a model by their GGUF names.
 #[derive(Default)]
 pub(super) struct Weights {
-    pub(super) by_name: BTreeMap<String, Weight>,
+    by_name: BTreeMap<String, Stored>,
 }
 
 impl Weights {
-    /// Sorts parts called `NAME/codes` ... by weight.
+    /// Puts parts called `NAME/codes` ... together.
     pub(super) fn new<'a>(
         parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>,
     ) -> Result<Self> {
-        let mut weights = Weights::default();
-        for (part, facts, digest) in parts {
-            let (name, blob) = part.rsplit_once('/').ok_or_else(|| {
-                Problem::new(
-                    "kiln::graph::weights",
-                    format!(
-                        "`{part}` is no part of a weight: expected `NAME/values`, `NAME/codes` ..."
-                    ),
-                )
-            })?;
-            let facts = facts.read().map_err(|problem| {
-                problem.within(format!("failed to read the facts of `{part}`"))
-            })?;
-            let blob_of_weight = WeightBlob {
-                facts,
-                size_bytes: digest.size_bytes,
-            };
-            weights
-                .by_name
-                .entry(name.into())
-                .or_default()
-                .blobs
-                .insert(blob.into(), blob_of_weight);
-        }
-        Ok(weights)
+        Ok(Weights {
+            by_name: stored(parts)?,
+        })
+    }
+
+    /// The weight `name`, if there is one. They have been checked.
+    pub(super) fn get(&self, name: &str) -> Option<&StoredWeight> {
+        self.by_name.get(name)?.as_ref().ok()
     }
 
     /// All that is missing, misshapen or not understood, in one problem.
-    pub(super) fn check(&self, model: &ModelFacts) -> Result<()> {
-        let needed = needed(model);
+    pub(super) fn check(&self, model: &DecoderSpec) -> Result<()> {
+        let needed = by_name(model);
         let mut wrong: Vec<String> = vec![];
-        for (name, shape) in &needed {
+        for (name, tensor) in &needed {
+            let shape = &tensor.shape;
             match self.by_name.get(name) {
                 None => wrong.push(format!("`{name}` {shape:?} is missing")),
-                Some(weight) => wrong.extend(
-                    weight
-                        .check(shape)
-                        .err()
-                        .map(|why| format!("`{name}`: {why}")),
-                ),
+                Some(Err(why)) => wrong.push(format!("`{name}`: {why}")),
+                Some(Ok(weight)) if weight.shape != *shape => wrong.push(format!(
+                    "`{name}` has shape {:?}, expected {shape:?}",
+                    weight.shape
+                )),
+                Some(Ok(_)) => {}
             }
         }
         let unused = self
@@ -98,131 +70,4 @@ impl Weights {
              holds",
         ))
     }
-}
-
-impl Weight {
-    fn check(&self, shape: &[u64]) -> std::result::Result<(), String> {
-        let names: BTreeSet<&str> = self.blobs.keys().map(String::as_str).collect();
-        let spells = |spelling: Spelling| {
-            spelling
-                .inputs()
-                .iter()
-                .copied()
-                .collect::<BTreeSet<&str>>()
-                == names
-        };
-        if !Spelling::ALL.into_iter().any(spells) {
-            return Err(format!("{names:?} spell no weight"));
-        }
-        for (name, blob) in &self.blobs {
-            let expected = self.blob_shape(name, shape)?;
-            if blob.facts.shape != expected {
-                return Err(format!(
-                    "{name} have shape {:?}, expected {expected:?}",
-                    blob.facts.shape
-                ));
-            }
-            let fits = match blob.facts.element {
-                Element::Int4 | Element::Uint4 | Element::Int8 => name == "codes",
-                Element::Uint8 => name == "block_scales",
-                Element::F32 | Element::F16 | Element::Bf16 => {
-                    name != "codes" && name != "block_scales"
-                }
-            };
-            if !fits {
-                return Err(format!("{name} cannot be {:?}", blob.facts.element));
-            }
-            let bits = expected
-                .iter()
-                .try_fold(blob.facts.element.bits(), |bits, &n| bits.checked_mul(n));
-            if bits.map(|bits| bits.div_ceil(8)) != Some(blob.size_bytes) {
-                return Err(format!(
-                    "{name} have {} bytes, which {expected:?} {:?} have not",
-                    blob.size_bytes, blob.facts.element
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn blob_shape(&self, blob: &str, shape: &[u64]) -> std::result::Result<Vec<u64>, String> {
-        if blob == "values" {
-            return Ok(shape.to_vec());
-        }
-        let &[rows, columns] = shape else {
-            return Err("a vector cannot be in blocks".into());
-        };
-        let block = self.block().ok_or("the codes do not say their block")?;
-        if block == 0 || columns % block != 0 {
-            return Err(format!("{columns} columns are not whole blocks of {block}"));
-        }
-        Ok(match blob {
-            "codes" => shape.to_vec(),
-            "channel_scales" => vec![rows],
-            _ => vec![rows, columns / block],
-        })
-    }
-
-    /// How it is spelled. It has been checked.
-    pub(super) fn spelling(&self) -> Spelling {
-        let has = |blob: &str| self.blobs.contains_key(blob);
-        if has("values") {
-            Spelling::Values
-        } else if has("block_scales") {
-            Spelling::Lpbq
-        } else if has("offsets") {
-            Spelling::OffsetBlocks
-        } else {
-            Spelling::Blocks
-        }
-    }
-
-    /// Columns that share a scale.
-    pub(super) fn block(&self) -> Option<u64> {
-        self.blobs
-            .get("codes")
-            .and_then(|codes| codes.facts.block)
-            .map(u64::from)
-    }
-}
-
-/// The tensors of a llama or qwen2 decoder under GGUF's names, and their shapes `[rows, columns]`
-/// or `[n]`.
-fn needed(model: &ModelFacts) -> BTreeMap<String, Vec<u64>> {
-    let [hidden, ffn, vocab] = [model.hidden, model.ffn, model.vocab].map(u64::from);
-    let queries = u64::from(model.heads) * u64::from(model.head_dim);
-    let keys = u64::from(model.kv_heads) * u64::from(model.head_dim);
-    let mut needed = BTreeMap::from([
-        ("token_embd.weight".to_string(), vec![vocab, hidden]),
-        ("output_norm.weight".to_string(), vec![hidden]),
-    ]);
-    if !model.tied_embeddings {
-        needed.insert("output.weight".into(), vec![vocab, hidden]);
-    }
-    for layer in 0..model.block_count {
-        let mut layer_needs = vec![
-            ("attn_norm.weight", vec![hidden]),
-            ("attn_q.weight", vec![queries, hidden]),
-            ("attn_k.weight", vec![keys, hidden]),
-            ("attn_v.weight", vec![keys, hidden]),
-            ("attn_output.weight", vec![hidden, queries]),
-            ("ffn_norm.weight", vec![hidden]),
-            ("ffn_gate.weight", vec![ffn, hidden]),
-            ("ffn_up.weight", vec![ffn, hidden]),
-            ("ffn_down.weight", vec![hidden, ffn]),
-        ];
-        if model.qkv_bias {
-            layer_needs.extend([
-                ("attn_q.bias", vec![queries]),
-                ("attn_k.bias", vec![keys]),
-                ("attn_v.bias", vec![keys]),
-            ]);
-        }
-        needed.extend(
-            layer_needs
-                .into_iter()
-                .map(|(name, shape)| (format!("blk.{layer}.{name}"), shape)),
-        );
-    }
-    needed
 }

@@ -2,6 +2,7 @@
 //! other, the model, and the form that Genie asks of graphs.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -9,7 +10,9 @@ use serde_json::Value;
 use crate::action::{Job, Manifest};
 use crate::artifact::context::{BINARY, binaries, binary_inputs};
 use crate::base::{Context, Problem, Result};
-use crate::model::facts::{ContextFacts, ModelFacts};
+use crate::model::decoder::DecoderSpec;
+use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes};
+use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Processor};
 use crate::qnn::Soc;
 
@@ -151,7 +154,7 @@ impl Binary {
 }
 
 /// Holds what the binaries say of themselves against the model and Genie's form; gives the first.
-pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'a Binary> {
+pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&'a Binary> {
     let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };
@@ -170,32 +173,36 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
         let mut layers = BTreeSet::new();
         for binary in binaries {
             let graph = binary.graph(role)?;
-            graph.check_sizes(model, binary.context()?)?;
-            let caches = graph
-                .inputs
-                .iter()
-                .filter_map(|tensor| layer(&tensor.name, "past_key_"));
-            if let Some(layer) = caches.into_iter().find(|layer| !layers.insert(*layer)) {
+            graph.check_sizes(&binary.shapes(role, model)?)?;
+            let mut caches =
+                graph
+                    .inputs
+                    .iter()
+                    .filter_map(|tensor| match HostInput::named(&tensor.name) {
+                        Some(HostInput::Past(Cache::Key, layer)) => Some(layer),
+                        _ => None,
+                    });
+            if let Some(layer) = caches.find(|layer| !layers.insert(*layer)) {
                 return Err(wrong(format!(
                     "two binaries hold layer {layer} of the {role} graph"
                 )));
             }
         }
-        if layers.len() != model.block_count as usize {
+        if layers.len() != model.layers.len() {
             let found = layers.len();
             return Err(wrong(format!(
                 "the {role} graph has {found} layers, the model {}",
-                model.block_count
+                model.block_count()
             )));
         }
         match place.embedding {
-            Processor::Npu => drop(first.graph(role)?.tensor("input_ids")?),
+            Processor::Npu => drop(first.graph(role)?.tensor(&HostInput::TokenIds.name())?),
             Processor::Cpu => first
                 .graph(role)?
                 .check_width(End::Embedding.value(), model.hidden)?,
         }
         match place.head {
-            Processor::Npu => last.graph(role)?.check_width("logits", model.vocab)?,
+            Processor::Npu => last.graph(role)?.check_width(LOGITS, model.vocab)?,
             Processor::Cpu => last
                 .graph(role)?
                 .check_width(End::Head.value(), model.hidden)?,
@@ -205,6 +212,13 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &ModelFacts) -> Result<&'
 }
 
 impl Binary {
+    /// The shapes of what its graph `role` is fed.
+    fn shapes(&self, role: &str, model: &DecoderSpec) -> Result<Shapes> {
+        let facts = self.facts.graphs.get(role);
+        let (tokens, context) = facts.map_or((0, 0), |facts| (facts.tokens, facts.context));
+        Shapes::new(model, tokens.into(), context.into())
+    }
+
     fn graph(&self, role: &str) -> Result<&Graph> {
         let name = self.facts.graphs.get(role).map(|graph| graph.name.as_str());
         let graph = self
@@ -237,7 +251,7 @@ impl Graph {
         }
     }
 
-    fn other_shape(&self, name: &str, shape: &[u32], expected: u32) -> Problem {
+    fn other_shape(&self, name: &str, shape: &[u32], expected: impl Display) -> Problem {
         wrong(format!(
             "`{name}` of `{}` is {shape:?}; {expected} was expected",
             self.name
@@ -246,26 +260,19 @@ impl Graph {
 
     /// Genie reads head and context from these shapes and from its configuration: they must say the
     /// same.
-    fn check_sizes(&self, model: &ModelFacts, context: u32) -> Result<()> {
+    fn check_sizes(&self, shapes: &Shapes) -> Result<()> {
         for Tensor { name, shape } in &self.inputs {
-            let (expected, at) = match name.as_str() {
-                "attention_mask" => (context, 0),
-                "position_ids_cos" | "position_ids_sin" => (model.head_dim / 2, 0),
-                name if layer(name, "past_key_").is_some() => (model.head_dim, 1),
-                name if layer(name, "past_value_").is_some() => (model.head_dim, 0),
-                _ => continue,
+            let Some(input) = HostInput::named(name) else {
+                continue;
             };
-            if shape.iter().rev().nth(at) != Some(&expected) {
-                return Err(self.other_shape(name, shape, expected));
+            for (at, expected) in shapes.of(input).into_iter().enumerate() {
+                if shape.get(at).map(|found| u64::from(*found)) != Some(expected) {
+                    return Err(self.other_shape(name, shape, expected));
+                }
             }
         }
         Ok(())
     }
-}
-
-/// 3 of `past_key_3_in`.
-fn layer(name: &str, prefix: &str) -> Option<u32> {
-    name.strip_prefix(prefix)?.strip_suffix("_in")?.parse().ok()
 }
 
 fn wrong(message: impl Into<String>) -> Problem {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Params;
 use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
 use crate::base::{Problem, Result};
-use crate::model::facts::ModelFacts;
+use crate::model::decoder::{DecoderSpec, Rotary, inputs};
 use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
@@ -13,7 +13,7 @@ use crate::qnn::Soc;
 /// What a bundle is made of.
 pub struct Bundle<'a> {
     pub params: &'a Params,
-    pub model: &'a ModelFacts,
+    pub model: &'a DecoderSpec,
     pub tokenizer: &'a Tokenizer,
     pub soc: Soc,
     /// Tokens that attention sees.
@@ -54,7 +54,12 @@ impl Bundle<'_> {
         };
         // Genie puts this token before a text that does not begin with it; -1 for none.
         let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
-        let theta = f64::from(model.rope_freq_base);
+        let Rotary {
+            layout: _,
+            dims,
+            base,
+        } = inputs::rotary(model)?;
+        let theta = f64::from(*base);
         let theta = if theta.fract() == 0.0 && theta < 1e15 {
             json!(theta as u64)
         } else {
@@ -85,7 +90,7 @@ impl Bundle<'_> {
                             "poll": false,
                             "cpu-mask": "0xe0",
                             "kv-dim": model.head_dim,
-                            "pos-id-dim": model.head_dim / 2,
+                            "pos-id-dim": dims / 2,
                             "rope-theta": theta,
                             "allow-async-init": false,
                         },

@@ -2,6 +2,7 @@
 //! that run it on a phone.
 
 use super::genie::Bundle;
+use crate::model::decoder::inputs::{HostInput, LOGITS};
 use crate::model::shards::{End, Processor};
 
 /// The text. `build` is the version of the libraries that compiled the binaries:
@@ -15,7 +16,7 @@ pub fn text(bundle: &Bundle, build: &str) -> String {
         ..
     } = bundle;
     let (name, arch, chip) = (&params.name, soc.arch, soc.name);
-    let (architecture, layers) = (&model.architecture, model.block_count);
+    let (architecture, layers) = (&model.architecture, model.block_count());
     let (files, on_cpu, on_a_phone) = (files(bundle), on_cpu(bundle), on_a_phone(bundle, build));
     let trained = model.context_length;
     let too_long = match *context > trained {
@@ -118,15 +119,16 @@ fn on_cpu(bundle: &Bundle) -> String {
         .chain(binaries)
         .chain(graph(End::Head))
         .collect();
-    let row = |end: End| match end {
-        End::Embedding => format!(
-            "| embedding | `input_ids` i32 [1, T] | `inputs_embeds` f32 [1, T, {hidden}] |\n"
-        ),
-        End::Head => {
-            format!(
-                "| head | `output_norm` f32 [1, 1, T, {hidden}] | `logits` f32 [1, 1, T, {vocab}] \
+    let row = |end: End| {
+        let (value, ids) = (end.value(), HostInput::TokenIds.name());
+        match end {
+            End::Embedding => {
+                format!("| embedding | `{ids}` i32 [1, T] | `{value}` f32 [1, T, {hidden}] |\n")
+            }
+            End::Head => format!(
+                "| head | `{value}` f32 [1, 1, T, {hidden}] | `{LOGITS}` f32 [1, 1, T, {vocab}] \
                  |\n"
-            )
+            ),
         }
     };
     let genie = match (place.head, &bundle.table) {

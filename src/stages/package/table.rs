@@ -9,9 +9,11 @@ use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
 use crate::base::{CanonJson, Context, Problem, Result};
-use crate::model::facts::{Element, WeightFacts};
+use crate::model::decoder::tensors::Role;
+use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
 use crate::model::shards::End;
+use crate::model::weight::Element;
 
 /// Bytes that are written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -25,12 +27,8 @@ pub struct Table {
 /// The table, of the graph and the weights that `job` was given below `cpu/`.
 pub fn write(job: &Job) -> Result<Table> {
     let gain = gain(job)?;
-    let folder = format!("{CPU}/weights/token_embd.weight");
-    let main = job
-        .input(&format!("{folder}/codes"))
-        .or(job.input(&format!("{folder}/values")))?;
-    let facts: WeightFacts = main.facts.read()?;
-    let weight = Weight::read(job, &folder, &facts)?;
+    let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
+    let weight = Weight::read(job, &folder)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
     let (mut sink, mut hasher) = (job.create()?, Sha256::new());
     for row in 0..weight.rows {
@@ -46,11 +44,9 @@ pub fn write(job: &Job) -> Result<Table> {
             weight.leave();
         }
     }
-    let facts = WeightFacts {
-        shape: facts.shape,
+    let facts = ArrayFacts {
+        shape: vec![weight.rows as u64, weight.columns as u64],
         element: Element::F32,
-        block: None,
-        error: None,
     };
     let part = Part {
         content: sink.finish()?,

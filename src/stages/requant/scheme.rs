@@ -3,42 +3,44 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::facts::Element;
 use crate::model::quant::{Int8Blocks, RowLayout};
+use crate::model::weight::Element;
 
-/// How a matrix is held. Vectors (norms, biases) are f32 values under every scheme.
+/// How a matrix is stored. Vectors (norms, biases) are f32 values under every scheme.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Scheme {
-    /// The block grid of the GGUF itself; values unchanged where it has none.
+    /// As in the GGUF: its own codes, scales and offsets, nothing rounded. F64 and integers become
+    /// f32.
     #[default]
     Native,
-    /// The same values without a negative scale: mirrored blocks, with an offset where that takes
-    /// one.
+    /// The values of `native` without negative scales, for a runtime that takes none: such blocks
+    /// are mirrored, with an offset per block where a tensor needs one.
     NativeSafe,
-    /// Values as halves.
+    /// fp16 values.
     F16,
-    /// Signed bytes, with a half as scale for each 32 values of a row.
+    /// 8-bit codes with an fp16 scale per 32 values of a row; rounded.
     Int8Block,
-    /// Signed bytes, with a scale for each row that clips where that costs less.
+    /// 8-bit codes with a scale per row, which clips large values where that lowers the error;
+    /// rounded.
     Int8Channel,
-    /// Codes of 4 bits, with a scale for each row that clips where that costs less; rounded by a
-    /// calibration, if there is one.
+    /// 4-bit codes with a scale per row, which clips large values where that lowers the error;
+    /// rounded, with a calibration if there is one.
     Int4Channel,
-    /// Codes of 4 bits, a scale for each row and an integer from 1 to 16 for each 16 values;
-    /// rounded by a calibration, if there is one.
+    /// 4-bit codes with a scale per row and an integer from 1 to 16 per 16 values; rounded, with a
+    /// calibration if there is one.
     #[serde(rename = "lpbq-16")]
     Lpbq16,
-    /// The same, an integer for each 32 values.
+    /// Like `lpbq-16`, with an integer per 32 values.
     #[serde(rename = "lpbq-32")]
     Lpbq32,
-    /// The same, an integer for each 64 values.
+    /// Like `lpbq-16`, with an integer per 64 values.
     #[serde(rename = "lpbq-64")]
     Lpbq64,
-    /// The same, an integer for each 128 values.
+    /// Like `lpbq-16`, with an integer per 128 values.
     #[serde(rename = "lpbq-128")]
     Lpbq128,
-    /// What the stage in slot `choice` says; `native` where it says nothing.
+    /// The scheme that `assignment` has for the tensor; `native` where it has none.
     Auto,
 }
 

@@ -1,26 +1,19 @@
 //! Tensors written under a scheme.
 
 use super::scheme::Scheme;
-use crate::action::{Blob, Job, Outputs, Part, PartName};
+use crate::action::{Blob, Job, Outputs};
 use crate::artifact::bands::{self, Blobs};
-use crate::base::{CanonJson, Problem, Result};
-use crate::model::facts::{Element, ErrorFacts, WeightFacts};
+use crate::base::{Problem, Result};
 use crate::model::quant::{
-    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowLayout,
-    RowPieces, RowRounding, RowSum, Spelling, Split, decode, recombine, round_rows, split,
+    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowPieces,
+    RowRounding, RowSum, Spelling, Split, decode, recombine, round_rows, split,
 };
+use crate::model::weight::{Element, ErrorFacts, WeightEncoding};
 
 /// What the orders call the moments of a tensor's inputs.
 pub(super) const MOMENTS: &str = "moments";
 /// What they call their mean squares.
 pub(super) const DIAGONAL: &str = "diagonal";
-
-/// What the blobs of a tensor are.
-enum Form {
-    Values(Element),
-    Blocks(GridLayout),
-    Rows(RowLayout),
-}
 
 /// The tensor under `scheme`, of shape `shape`.
 pub(super) fn spell(
@@ -32,34 +25,52 @@ pub(super) fn spell(
 ) -> Result<Outputs> {
     let values = |element| {
         let (blobs, sum) = bands::write_values(job, source, tensor, element)?;
-        Ok((Form::Values(element), blobs, facts(tensor, scheme, sum)))
+        Ok((
+            WeightEncoding::Plain { element },
+            blobs,
+            facts(tensor, scheme, sum),
+        ))
     };
-    let (form, blobs, error) = match (scheme, tensor.format().spelling()) {
+    let columns = shape.last().copied().unwrap_or(0);
+    let (encoding, blobs, error) = match (scheme, tensor.format().spelling()) {
         _ if shape.len() == 1 => values(Element::F32)?,
         (Scheme::Native | Scheme::NativeSafe, Spelling::Values(element)) => values(element)?,
         (Scheme::Native | Scheme::NativeSafe, Spelling::Wide(_)) => values(Element::F32)?,
         (Scheme::Native, Spelling::Blocks(grid)) => {
             let blobs = bands::write_split(job, source, tensor, grid)?;
             (
-                Form::Blocks(grid.layout()),
+                blocks(grid.layout(), columns),
                 blobs,
                 facts(tensor, scheme, ErrorSum::default()),
             )
         }
-        (Scheme::NativeSafe, Spelling::Blocks(grid)) => positive(job, source, tensor, grid)?,
+        (Scheme::NativeSafe, Spelling::Blocks(grid)) => {
+            positive(job, source, tensor, grid, columns)?
+        }
         (Scheme::F16, _) => values(Element::F16)?,
         (Scheme::Int8Block, _) => {
             let (blobs, sum) =
                 bands::write_rounded(job, source, tensor, &Int8Blocks, "8-bit codes under a half")?;
             (
-                Form::Blocks(Int8Blocks::LAYOUT),
+                blocks(Int8Blocks::LAYOUT, columns),
                 blobs,
                 facts(tensor, scheme, sum),
             )
         }
         _ => rows(job, source, tensor, scheme, shape)?,
     };
-    outputs(shape, form, blobs, error)
+    bands::outputs(shape, encoding, blobs, error)
+}
+
+/// The encoding of a grid over rows of `columns`.
+fn blocks(layout: GridLayout, columns: u64) -> WeightEncoding {
+    WeightEncoding::blocks(
+        layout.codes,
+        layout.block,
+        layout.scales,
+        layout.offsets,
+        columns,
+    )
 }
 
 fn facts(tensor: &BlockTensor, scheme: Scheme, sum: ErrorSum) -> ErrorFacts {
@@ -72,7 +83,8 @@ fn positive(
     source: &Blob,
     tensor: &BlockTensor,
     grid: &dyn BlockGrid,
-) -> Result<(Form, Blobs, ErrorFacts)> {
+    columns: u64,
+) -> Result<(WeightEncoding, Blobs, ErrorFacts)> {
     let lifts = {
         let mut found = false;
         let mut buffers = [const { Vec::new() }; 3];
@@ -118,7 +130,7 @@ fn positive(
         exact: sum.max_error() == 0.0,
         ..facts(tensor, Scheme::NativeSafe, sum)
     };
-    Ok((Form::Blocks(layout), blobs, error))
+    Ok((blocks(layout, columns), blobs, error))
 }
 
 fn sized(buffers: &mut [Vec<u8>; 3], sizes: [usize; 3]) -> [&mut [u8]; 3] {
@@ -136,7 +148,7 @@ fn rows(
     tensor: &BlockTensor,
     scheme: Scheme,
     shape: &[u64],
-) -> Result<(Form, Blobs, ErrorFacts)> {
+) -> Result<(WeightEncoding, Blobs, ErrorFacts)> {
     let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
         return Err(Problem::new(
             "kiln::weights::scheme",
@@ -169,8 +181,14 @@ fn rows(
     )?;
     let share = sum.clipped as f64 / tensor.len() as f64;
     let clipped = Some((1e6 * share).round() / 1e6);
+    let encoding = match layout.block {
+        None => WeightEncoding::Channel {
+            codes: layout.codes,
+        },
+        Some(block) => WeightEncoding::Lpbq { block },
+    };
     Ok((
-        Form::Rows(layout),
+        encoding,
         blobs,
         ErrorFacts {
             clipped,
@@ -207,68 +225,4 @@ fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
         return Metric::diagonal(&squares, block);
     }
     Ok(Metric::plain(columns, block))
-}
-
-fn outputs(shape: &[u64], form: Form, blobs: Blobs, error: ErrorFacts) -> Result<Outputs> {
-    let facts = |element| WeightFacts {
-        shape: shape.into(),
-        element,
-        block: None,
-        error: None,
-    };
-    let main = |element, block| WeightFacts {
-        block,
-        error: Some(error),
-        ..facts(element)
-    };
-    let per_block = |block: u32| {
-        let mut grid = shape.to_vec();
-        grid.iter_mut()
-            .skip(1)
-            .for_each(|columns| *columns /= u64::from(block));
-        move |element| WeightFacts {
-            shape: grid.clone(),
-            ..facts(element)
-        }
-    };
-    let columns = shape.last().copied().unwrap_or(0) as u32;
-    let named: [Option<(&str, WeightFacts)>; 3] = match form {
-        Form::Values(element) => [Some(("values", main(element, None))), None, None],
-        Form::Blocks(layout) => {
-            let numbers = per_block(layout.block);
-            [
-                Some(("codes", main(layout.codes, Some(layout.block)))),
-                Some(("scales", numbers(layout.scales))),
-                layout.offsets.map(|element| ("offsets", numbers(element))),
-            ]
-        }
-        Form::Rows(RowLayout { codes, block: None }) => {
-            let scales = per_block(columns)(Element::F32);
-            [
-                Some(("codes", main(codes, Some(columns)))),
-                None,
-                Some(("scales", scales)),
-            ]
-        }
-        Form::Rows(RowLayout {
-            codes,
-            block: Some(block),
-        }) => {
-            let channels = WeightFacts {
-                shape: shape[..1].into(),
-                ..facts(Element::F32)
-            };
-            [
-                Some(("codes", main(codes, Some(block)))),
-                Some(("block_scales", per_block(block)(Element::Uint8))),
-                Some(("channel_scales", channels)),
-            ]
-        }
-    };
-    let part = |(named, content): (Option<(&str, WeightFacts)>, _)| {
-        let ((name, facts), content) = named.zip(content)?;
-        let part = CanonJson::of(&facts).map(|facts| Part { content, facts });
-        Some(part.and_then(|part| Ok((PartName::new(name)?, part))))
-    };
-    named.into_iter().zip(blobs).filter_map(part).collect()
 }

@@ -1,9 +1,9 @@
 //! A format told by one function: how a block is taken apart. Decoding puts the pieces together
 //! again, so that the two cannot disagree.
 
-use crate::model::facts::Element;
 use crate::model::quant::elements::{write_codes, write_numbers};
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split};
+use crate::model::weight::Element;
 
 /// A format of blocks of `LEN` values in `BYTES` bytes, with a scale for each of `RUNS` runs of
 /// equal length.

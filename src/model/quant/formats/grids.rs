@@ -1,5 +1,5 @@
 //! The codebooks of the IQ formats, after ggml-common.h: a number an entry, a digit a value, the
-//! first in the lowest bits. Two bits a digit, but for IQ3 three. Written by tests/golden/grids.py.
+//! first in the lowest bits. Two bits a digit, but for IQ3 three. Written by tests/it/golden/grids.py.
 
 pub(super) const IQ2_XXS: [u16; 256] = [
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041,

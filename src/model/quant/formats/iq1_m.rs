@@ -4,8 +4,8 @@
 use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
 use super::iq1_s::{eighth, eighths};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const RUNS: usize = 16;

@@ -5,8 +5,8 @@ use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
 use super::codebook::unpacked;
 use super::grids;
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const RUNS: usize = 8;

@@ -4,8 +4,8 @@
 use super::blockwise::{Blockwise, Parts};
 use super::codebook::{signed, unpacked};
 use super::grids;
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const RUNS: usize = 8;

@@ -3,7 +3,7 @@
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 const LEN: usize = 32;
 const BYTES: usize = 17;

@@ -5,7 +5,7 @@
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
 use super::mxfp4::E2M1_DOUBLED;
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 const LEN: usize = 64;
 const RUNS: usize = 4;

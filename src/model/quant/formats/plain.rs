@@ -1,7 +1,7 @@
 //! F32, F16 and BF16: each value stands for itself.
 
-use crate::model::facts::Element;
 use crate::model::quant::{QuantFormat, Spelling, kernels};
+use crate::model::weight::Element;
 
 /// IEEE single.
 pub struct F32;

@@ -1,8 +1,8 @@
 //! Q1_0: 128 values `d` or `-d`, d a half. `block_q1_0` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 128;
 const BYTES: usize = 18;

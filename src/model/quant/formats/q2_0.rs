@@ -2,8 +2,8 @@
 //! `block_q2_0` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 64;
 const BYTES: usize = 18;

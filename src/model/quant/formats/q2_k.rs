@@ -3,8 +3,8 @@
 
 use super::bits::pairs_of_bits;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const RUNS: usize = 16;

@@ -1,9 +1,9 @@
 //! Q4_0: 32 values `d * (q - 8)`, d a half of either sign. `block_q4_0` of ggml-common.h.
 
 use super::bits::pair_nibbles;
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::weight::Element;
 
 /// The format Q4_0.
 pub struct Q4_0;

@@ -1,9 +1,9 @@
 //! Q4_1: 32 values `d * q + m`, d and m halves. `block_q4_1` of ggml-common.h.
 
 use super::bits::pair_nibbles;
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::weight::Element;
 
 /// The format Q4_1.
 pub struct Q4_1;

@@ -3,8 +3,8 @@
 
 use super::bits::nibbles;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const BYTES: usize = 144;

@@ -2,8 +2,8 @@
 
 use super::blockwise::{Blockwise, Parts};
 use super::q5_0;
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 32;
 const BYTES: usize = 24;

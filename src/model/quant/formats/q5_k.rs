@@ -4,7 +4,7 @@
 use super::bits::{bit_planes, nibbles};
 use super::blockwise::{Blockwise, Parts};
 use super::q4_k::{HEAD, RUNS, scales_offsets};
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const BYTES: usize = 176;

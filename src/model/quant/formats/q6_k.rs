@@ -1,9 +1,9 @@
 //! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values.
 //! `block_q6_K` of ggml-common.h.
 
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::weight::Element;
 
 /// The format Q6_K.
 pub struct Q6K;

@@ -1,8 +1,8 @@
 //! Q8_0: 32 values `d * q`, d a half, q a signed byte. `block_q8_0` of ggml-common.h.
 
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
 use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::weight::Element;
 
 /// The format Q8_0.
 pub struct Q8_0;

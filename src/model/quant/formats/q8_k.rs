@@ -2,7 +2,7 @@
 //! anyone stores it. `block_q8_K` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const RUNS: usize = 8;

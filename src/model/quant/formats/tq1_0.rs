@@ -2,8 +2,8 @@
 //! ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::facts::Element;
 use crate::model::quant::halves::half;
+use crate::model::weight::Element;
 
 const LEN: usize = 256;
 const BYTES: usize = 54;

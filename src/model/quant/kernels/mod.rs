@@ -1,5 +1,5 @@
 //! The inner loops, once for each set of instructions that is worth it. The scalar ones are the
-//! definition: `tests/kernels.rs` proves that every other gives the same bits.
+//! definition: `tests/it/kernels.rs` proves that every other gives the same bits.
 //!
 //! What has no wider twin here is left to the compiler: on x86-64 it has SSE2 to work with, on
 //! AArch64 NEON, which every such machine has.

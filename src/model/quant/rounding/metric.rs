@@ -1,11 +1,11 @@
 //! What an error of a weight costs: the mean square error of the layer's output, as second moments
 //! of its input tell it.
 //!
-//! With `e = w - q` for a row and `H` the second moments, the cost is `e H e^T`. `H = (I + M) D (I
-//! + M)^T` with M strictly upper triangular makes it a sum over columns, `D_k (e_k + sum_{i<k} e_i
-//! M_ik)^2`: column k is best rounded from `w_k + sum_{i<k} e_i M_ik`. That is the error feedback
-//! of GPTQ (arXiv 2210.17323), in the form of LDLQ (arXiv 2307.13304), which needs no inverse and
-//! tells the cost of each choice when it is made.
+//! With `e = w - q` for a row and `H` the second moments, the cost is `e H e^T`. The factorization
+//! `H = (I + M) D (I + M)^T`, with M strictly upper triangular, makes it a sum over columns:
+//! `D_k (e_k + sum_{i<k} e_i M_ik)^2`. Column k is best rounded from `w_k + sum_{i<k} e_i M_ik`.
+//! That is the error feedback of GPTQ (arXiv 2210.17323), in the form of LDLQ (arXiv 2307.13304),
+//! which needs no inverse and gives the cost of each choice when it is made.
 
 use rayon::prelude::*;
 

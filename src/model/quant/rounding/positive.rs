@@ -1,8 +1,8 @@
 //! A grid without negative scales: a block under a negative scale becomes its mirror.
 
-use crate::model::facts::Element;
 use crate::model::quant::elements::{code_at, number_at, set_code, set_number};
 use crate::model::quant::{BlockGrid, GridLayout, Split};
+use crate::model::weight::Element;
 
 /// The grid `of` with scales above zero. Signed codes are negated where all of a block can be;
 /// where one cannot (-8 of four bits), `-1 - code` takes the place of each, and the block is lifted

@@ -3,7 +3,6 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::model::facts::Element;
 use crate::model::quant::bands::{RUN_VALUES, Run, TILE_VALUES, slices};
 use crate::model::quant::elements::write_numbers;
 use crate::model::quant::formats::plain;
@@ -11,6 +10,7 @@ use crate::model::quant::halves::half;
 use crate::model::quant::{
     Band, BlockTensor, ErrorLanes, ErrorSum, GridLayout, QuantFormat, first_non_finite, kernels,
 };
+use crate::model::weight::Element;
 
 /// A way to spell values with fewer bits: codes, or the values themselves, and scales where it has
 /// them.

@@ -6,11 +6,11 @@ use super::Misfit;
 use super::metric::Metric;
 use super::search::{LANES, Lanes, Range, Ratios, STEP, Search, Tile};
 use crate::base::{Problem, Result};
-use crate::model::facts::Element;
 use crate::model::quant::bands::slices;
 use crate::model::quant::elements::write_codes;
 use crate::model::quant::kernels::run_wide;
 use crate::model::quant::{Band, BlockTensor, ErrorSum, decode};
+use crate::model::weight::Element;
 
 /// How rows are spelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,25 @@
+//! An architecture for tests alone: a `llama` with half-split rows, biases, scores of its own
+//! scale, and RoPE in every other layer. No other file knows of it.
+
+use super::Architecture;
+use super::keys::Keys;
+use crate::model::decoder::DecoderSpec;
+use crate::model::facts::RopeRows;
+
+/// The architecture `toy`.
+pub static TOY: Architecture = Architecture {
+    name: "toy",
+    decoder,
+};
+
+fn decoder(keys: &mut Keys) -> DecoderSpec {
+    let scale = keys.require("attention.scale");
+    let mut spec = keys.plain(RopeRows::HalfSplit, true);
+    for (index, layer) in spec.layers.iter_mut().enumerate() {
+        layer.attention.score_scale = scale;
+        if index % 2 == 1 {
+            layer.attention.rotary = None;
+        }
+    }
+    spec
+}

@@ -1,0 +1,365 @@
+//! The description of a decoder, as data.
+//!
+//! The plain layer adds two branches to the residual stream x, where `norm` is RMSNorm:
+//!
+//! ```text
+//! x += output(attention(q, k, v of norm(x)))    q and k turned by RoPE
+//! x += down(act(gate) * up of norm(x))
+//! logits = head(norm(x))
+//! ```
+//!
+//! A [`Layer`] says where a layer differs. Graph and reference are two implementations of it that
+//! share no line, so that each checks the other.
+//!
+//! A part that no consumer knows yet is a new field or variant. Every consumer takes the structs
+//! apart field by field and matches every variant, so the compiler names the places which must
+//! answer. The answer may be [`not_supported`]. Scaling of RoPE, for one, is a new field of
+//! [`Rotary`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Problem, Result};
+use crate::model::facts::{ModelFacts, RopeRows};
+
+/// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
+pub const MAX_LAYERS: u32 = 512;
+
+/// A decoder-only transformer. Facts hold it as [`ModelFacts`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "ModelFacts", into = "ModelFacts")]
+pub struct DecoderSpec {
+    /// What its file calls the architecture. It is shown to people; nothing depends on it.
+    pub architecture: String,
+    /// Longest context the model was trained for, in tokens.
+    pub context_length: u32,
+    /// Rows of the embedding.
+    pub vocab: u32,
+    /// Width of the residual stream.
+    pub hidden: u32,
+    /// Width of the feed-forward layer.
+    pub ffn: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Width of one head.
+    pub head_dim: u32,
+    /// The epsilon of every RMSNorm.
+    pub rms_epsilon: f32,
+    /// What the layers begin with.
+    pub embedding: Embedding,
+    /// The layers, in order.
+    pub layers: Vec<Layer>,
+    /// What becomes of the stream after the last layer and its RMSNorm.
+    pub head: Head,
+}
+
+/// The rows of the tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// The rows are multiplied by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f32>,
+}
+
+/// The logits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// Whether its matrix is the embedding.
+    pub tied: bool,
+    /// The logits are multiplied by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f32>,
+    /// A logit x becomes `c tanh(x / c)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft_cap: Option<f32>,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Where RMSNorm stands.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norms: Norms,
+    /// The first branch.
+    pub attention: Attention,
+    /// What the second branch applies to its gate.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub activation: Activation,
+    /// Both branches are multiplied by it before they are added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual_scale: Option<f32>,
+}
+
+/// The attention of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attention {
+    /// Whether q, k and v have biases.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub qkv_bias: bool,
+    /// What normalizes queries and keys before they are turned.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub qk_norm: QkNorm,
+    /// How queries and keys are turned by their position, if they are.
+    pub rotary: Option<Rotary>,
+    /// Which tokens a token sees of those before it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub window: Window,
+    /// Scores are multiplied by it; by default by `1 / sqrt(head_dim)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_scale: Option<f32>,
+    /// A score x becomes `c tanh(x / c)` before the mask is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_cap: Option<f32>,
+}
+
+/// Where RMSNorm stands in both branches of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Norms {
+    /// A branch reads the normalized stream.
+    #[default]
+    Before,
+    /// What a branch gives is normalized.
+    After,
+    /// Both.
+    Around,
+}
+
+/// The RMSNorm of queries and keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNorm {
+    /// There is none.
+    #[default]
+    None,
+    /// Over the values of each head, with one weight for all heads.
+    PerHead,
+    /// Over all heads together.
+    WholeRow,
+}
+
+/// Rotary embedding: column i of a head turns by the angle `position * base^(-2 i / dims)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotary {
+    /// How the rows of `attn_q` and `attn_k` are laid out for it in the file.
+    pub layout: RopeRows,
+    /// Columns of a head that turn, the first ones.
+    pub dims: u32,
+    /// The base of the frequencies.
+    pub base: f32,
+}
+
+/// Which tokens a token sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Window {
+    /// Itself and all before it.
+    #[default]
+    Full,
+    /// The last so many, itself included.
+    Sliding(u32),
+}
+
+/// What the gate goes through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    #[default]
+    Silu,
+    /// `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+}
+
+impl DecoderSpec {
+    /// How many layers there are; at most [`MAX_LAYERS`].
+    pub fn block_count(&self) -> u32 {
+        self.layers.len() as u32
+    }
+
+    /// Layer `index`.
+    pub fn layer(&self, index: u32) -> Result<&Layer> {
+        let count = self.block_count();
+        self.layers.get(index as usize).ok_or_else(|| {
+            Problem::new(
+                "kiln::model::layer",
+                format!("there is no layer {index} among {count}"),
+            )
+        })
+    }
+
+    /// Whether any layer has biases on q, k and v.
+    pub fn has_qkv_bias(&self) -> bool {
+        self.layers.iter().any(|layer| layer.attention.qkv_bias)
+    }
+}
+
+impl Layer {
+    /// The plain layer.
+    pub fn plain(rotary: Rotary, qkv_bias: bool) -> Self {
+        Layer {
+            norms: Norms::default(),
+            attention: Attention {
+                qkv_bias,
+                qk_norm: QkNorm::default(),
+                rotary: Some(rotary),
+                window: Window::default(),
+                score_scale: None,
+                score_cap: None,
+            },
+            activation: Activation::default(),
+            residual_scale: None,
+        }
+    }
+}
+
+/// The answer of `consumer` to a part of a decoder that it does not implement.
+pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
+    Problem::new(
+        "kiln::model::not_supported",
+        format!("{consumer} does not support {part}"),
+    )
+}
+
+/// The same of an optional number, if it is given.
+pub fn refuse_any(consumer: &str, part: &str, given: Option<f32>) -> Result<()> {
+    match given {
+        None => Ok(()),
+        Some(number) => Err(not_supported(consumer, format!("{part} of {number}"))),
+    }
+}
+
+impl fmt::Display for Norms {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Norms::Before => "RMSNorm before each branch",
+            Norms::After => "RMSNorm after each branch instead of before",
+            Norms::Around => "RMSNorm before and after each branch",
+        })
+    }
+}
+
+impl fmt::Display for QkNorm {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            QkNorm::None => "queries and keys as they are",
+            QkNorm::PerHead => "RMSNorm of each head of queries and keys",
+            QkNorm::WholeRow => "RMSNorm of queries and keys over all heads",
+        })
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Window::Full => f.write_str("attention to all tokens before"),
+            Window::Sliding(tokens) => write!(f, "a sliding window of {tokens} tokens"),
+        }
+    }
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Activation::Silu => "the activation SiLU",
+            Activation::GeluTanh => "the activation GELU (tanh)",
+        })
+    }
+}
+
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+impl DecoderSpec {
+    /// A tiny plain decoder of two layers, for unit tests.
+    pub(crate) fn tiny() -> Self {
+        let rotary = Rotary {
+            layout: RopeRows::HalfSplit,
+            dims: 4,
+            base: 10000.0,
+        };
+        DecoderSpec {
+            architecture: "tiny".into(),
+            context_length: 64,
+            vocab: 10,
+            hidden: 8,
+            ffn: 12,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            rms_epsilon: 0.0625,
+            embedding: Embedding::default(),
+            layers: vec![Layer::plain(rotary, false); 2],
+            head: Head {
+                tied: true,
+                scale: None,
+                soft_cap: None,
+            },
+        }
+    }
+
+    /// The tiny decoder once with each part that no plain one has, as `not_supported` calls it.
+    pub(crate) fn variants() -> Vec<(&'static str, DecoderSpec)> {
+        let mut all = vec![];
+        let mut add = |part: &'static str, change: fn(&mut DecoderSpec)| {
+            let mut spec = DecoderSpec::tiny();
+            change(&mut spec);
+            all.push((part, spec));
+        };
+        add("RMSNorm after each branch instead of before", |spec| {
+            spec.layers[1].norms = Norms::After
+        });
+        add("RMSNorm before and after each branch", |spec| {
+            spec.layers[1].norms = Norms::Around
+        });
+        add("RMSNorm of each head of queries and keys", |spec| {
+            spec.layers[1].attention.qk_norm = QkNorm::PerHead
+        });
+        add("RMSNorm of queries and keys over all heads", |spec| {
+            spec.layers[1].attention.qk_norm = QkNorm::WholeRow
+        });
+        add("layers without RoPE", |spec| {
+            spec.layers[1].attention.rotary = None
+        });
+        add("RoPE of 2 of 4 columns", |spec| {
+            for layer in &mut spec.layers {
+                layer.attention.rotary.as_mut().unwrap().dims = 2;
+            }
+        });
+        add("a sliding window of 5 tokens", |spec| {
+            spec.layers[1].attention.window = Window::Sliding(5)
+        });
+        add("the activation GELU (tanh)", |spec| {
+            spec.layers[1].activation = Activation::GeluTanh
+        });
+        add("a score scale of 0.25", |spec| {
+            spec.layers[1].attention.score_scale = Some(0.25)
+        });
+        add("a soft cap of the scores of 50", |spec| {
+            spec.layers[1].attention.score_cap = Some(50.0)
+        });
+        add("a residual scale of 0.5", |spec| {
+            spec.layers[1].residual_scale = Some(0.5)
+        });
+        add("an embedding scale of 12", |spec| {
+            spec.embedding.scale = Some(12.0)
+        });
+        add("a logit scale of 0.125", |spec| {
+            spec.head.scale = Some(0.125)
+        });
+        add("a soft cap of the logits of 30", |spec| {
+            spec.head.soft_cap = Some(30.0)
+        });
+        all
+    }
+}

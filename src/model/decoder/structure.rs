@@ -1,0 +1,246 @@
+//! A decoder as facts hold it: the numbers of [`ModelFacts`], and for a decoder that is no plain
+//! one its structure. Layers that are alike are written once.
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary, is_default};
+use crate::base::{Problem, Result};
+use crate::model::facts::{ModelFacts, RopeRows};
+
+/// What the numbers of [`ModelFacts`] do not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Structure {
+    /// What the layers begin with.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub embedding: Embedding,
+    /// The kinds of layers.
+    pub kinds: Vec<Layer>,
+    /// Of each layer which of `kinds` it is.
+    pub layers: Vec<u32>,
+    /// What becomes of the stream after the last layer.
+    pub head: Head,
+}
+
+impl Structure {
+    fn of(spec: &DecoderSpec) -> Self {
+        let mut kinds: Vec<Layer> = vec![];
+        let mut layers = vec![];
+        for layer in &spec.layers {
+            let known = kinds.iter().position(|kind| kind == layer);
+            layers.push(known.unwrap_or(kinds.len()) as u32);
+            if known.is_none() {
+                kinds.push(layer.clone());
+            }
+        }
+        Structure {
+            embedding: spec.embedding.clone(),
+            kinds,
+            layers,
+            head: spec.head.clone(),
+        }
+    }
+}
+
+/// The plain decoder with the numbers of `facts`.
+fn plain(facts: &ModelFacts) -> DecoderSpec {
+    let rotary = Rotary {
+        layout: facts.rope_rows,
+        dims: facts.head_dim,
+        base: facts.rope_freq_base,
+    };
+    DecoderSpec {
+        architecture: facts.architecture.clone(),
+        context_length: facts.context_length,
+        vocab: facts.vocab,
+        hidden: facts.hidden,
+        ffn: facts.ffn,
+        heads: facts.heads,
+        kv_heads: facts.kv_heads,
+        head_dim: facts.head_dim,
+        rms_epsilon: facts.rms_epsilon,
+        embedding: Embedding::default(),
+        layers: vec![Layer::plain(rotary, facts.qkv_bias); facts.block_count as usize],
+        head: Head {
+            tied: facts.tied_embeddings,
+            scale: None,
+            soft_cap: None,
+        },
+    }
+}
+
+impl From<DecoderSpec> for ModelFacts {
+    fn from(spec: DecoderSpec) -> Self {
+        let mut rotaries = spec
+            .layers
+            .iter()
+            .filter_map(|layer| layer.attention.rotary.as_ref());
+        let rotary = rotaries.next();
+        let mut facts = ModelFacts {
+            architecture: spec.architecture.clone(),
+            block_count: spec.block_count(),
+            hidden: spec.hidden,
+            ffn: spec.ffn,
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            vocab: spec.vocab,
+            context_length: spec.context_length,
+            rms_epsilon: spec.rms_epsilon,
+            rope_freq_base: rotary.map_or(0.0, |rotary| rotary.base),
+            rope_rows: rotary.map_or(RopeRows::HalfSplit, |rotary| rotary.layout),
+            qkv_bias: spec.has_qkv_bias(),
+            tied_embeddings: spec.head.tied,
+            structure: None,
+        };
+        if plain(&facts) != spec {
+            facts.structure = Some(Structure::of(&spec));
+        }
+        facts
+    }
+}
+
+impl TryFrom<ModelFacts> for DecoderSpec {
+    type Error = Problem;
+
+    /// Refused: numbers which no decoder has.
+    fn try_from(facts: ModelFacts) -> Result<Self> {
+        if facts.block_count > MAX_LAYERS {
+            return Err(wrong(format!(
+                "{} layers are too many: at most {MAX_LAYERS}",
+                facts.block_count
+            )));
+        }
+        let counts = [
+            facts.block_count,
+            facts.hidden,
+            facts.ffn,
+            facts.heads,
+            facts.kv_heads,
+            facts.head_dim,
+            facts.vocab,
+        ];
+        if counts.contains(&0)
+            || !facts.heads.is_multiple_of(facts.kv_heads)
+            || !facts.head_dim.is_multiple_of(2)
+        {
+            return Err(wrong(
+                "layers, widths and heads must be at least 1, heads a multiple of key heads, head \
+                 width even",
+            ));
+        }
+        let mut spec = plain(&facts);
+        let Some(Structure {
+            embedding,
+            kinds,
+            layers,
+            head,
+        }) = facts.structure
+        else {
+            return Ok(spec);
+        };
+        if layers.len() != spec.layers.len() {
+            return Err(wrong(format!(
+                "the structure has {} layers, the model {}",
+                layers.len(),
+                spec.layers.len()
+            )));
+        }
+        for (layer, kind) in spec.layers.iter_mut().zip(layers) {
+            let missing = || wrong(format!("there is no layer of kind {kind}"));
+            *layer = kinds.get(kind as usize).ok_or_else(missing)?.clone();
+            let turned = layer
+                .attention
+                .rotary
+                .as_ref()
+                .map_or(2, |rotary| rotary.dims);
+            if turned == 0 || !turned.is_multiple_of(2) || turned > spec.head_dim {
+                return Err(wrong(format!(
+                    "RoPE of {turned} of {} columns: an even number of them can turn",
+                    spec.head_dim
+                )));
+            }
+        }
+        Ok(DecoderSpec {
+            embedding,
+            head,
+            ..spec
+        })
+    }
+}
+
+fn wrong(message: impl Into<String>) -> Problem {
+    Problem::new("kiln::model::facts", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::CanonJson;
+    use crate::model::decoder::Window;
+
+    #[test]
+    fn a_plain_decoder_is_its_numbers() {
+        assert_eq!(
+            CanonJson::of(&DecoderSpec::tiny()).unwrap().to_string(),
+            r#"{"architecture":"tiny","block_count":2,"context_length":64,"ffn":12,"head_dim":4,"heads":2,"hidden":8,"kv_heads":1,"qkv_bias":false,"rms_epsilon":0.0625,"rope_freq_base":10000.0,"rope_rows":"half-split","tied_embeddings":true,"vocab":10}"#
+        );
+    }
+
+    #[test]
+    fn facts_are_read_as_what_they_were_written_from() {
+        let plain = ("nothing", DecoderSpec::tiny());
+        for (part, spec) in DecoderSpec::variants().into_iter().chain([plain]) {
+            let facts = CanonJson::of(&spec).unwrap();
+            assert_eq!(facts.read::<DecoderSpec>().unwrap(), spec, "{part}");
+            assert_eq!(facts.get("structure").is_some(), part != "nothing");
+        }
+    }
+
+    #[test]
+    fn layers_that_are_alike_are_written_once() {
+        let mut spec = DecoderSpec::tiny();
+        let full = spec.layers[0].clone();
+        let mut local = full.clone();
+        local.attention.window = Window::Sliding(512);
+        local.attention.rotary.as_mut().unwrap().base = 1e6;
+        spec.layers = [[local.clone(), full.clone()], [local, full]].concat();
+        let facts = CanonJson::of(&spec).unwrap();
+        assert_eq!(
+            facts.get("structure").unwrap().to_string(),
+            r#"{"head":{"tied":true},"kinds":[{"attention":{"rotary":{"base":1000000.0,"dims":4,"layout":"half-split"},"window":{"sliding":512}}},{"attention":{"rotary":{"base":10000.0,"dims":4,"layout":"half-split"}}}],"layers":[0,1,0,1]}"#
+        );
+        assert_eq!(facts.read::<DecoderSpec>().unwrap(), spec);
+    }
+
+    #[test]
+    fn facts_of_no_decoder_are_refused() {
+        let check = |change: fn(&mut ModelFacts), expected: &str| {
+            let mut spec = DecoderSpec::tiny();
+            spec.layers[1].attention.rotary = None;
+            let mut facts = ModelFacts::from(spec);
+            change(&mut facts);
+            let problem = DecoderSpec::try_from(facts).unwrap_err();
+            assert!(problem.message.contains(expected), "{problem}");
+        };
+        check(|facts| facts.block_count = 513, "at most 512");
+        check(|facts| facts.kv_heads = 0, "at least 1");
+        check(|facts| facts.kv_heads = 3, "heads a multiple of key heads");
+        check(|facts| facts.head_dim = 5, "head width even");
+        check(
+            |facts| facts.block_count = 3,
+            "the structure has 2 layers, the model 3",
+        );
+        check(
+            |facts| facts.structure.as_mut().unwrap().layers[1] = 2,
+            "no layer of kind 2",
+        );
+        check(
+            |facts| {
+                let kind = &mut facts.structure.as_mut().unwrap().kinds[0];
+                kind.attention.rotary.as_mut().unwrap().dims = 6;
+            },
+            "RoPE of 6 of 4 columns",
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! Compares figures with limits.
+
+use serde::Serialize;
+
+use super::{Candidate, Found, Limits, Storage};
+use crate::artifact::device::{Figure, Figures};
+use crate::artifact::generation::Generation;
+use crate::artifact::layer_evaluation::{Computed, ShardScore};
+
+/// The largest magnitude of a measured inner tensor where the plan gives no limit: below half of
+/// what fp16 holds.
+pub(super) const RANGE: f64 = 30000.0;
+/// The same of attention scores: above it, fp16 has steps of 2.
+pub(super) const SCORES_RANGE: f64 = 2048.0;
+/// How far masked scores lie below visible ones, at least: `e^-30` of the attention goes to them.
+pub(super) const MASK: f64 = 30.0;
+/// The targets of the project on a device.
+pub(super) const MS_PER_TOKEN: f64 = 50.0;
+pub(super) const TOKENS_PER_SECOND: f64 = 20.0;
+pub(super) const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
+pub(super) const POWER_W: f64 = 5.0;
+
+/// One limit and what was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Check {
+    pub(super) of: String,
+    pub(super) what: String,
+    pub(super) found: f64,
+    pub(super) limit: f64,
+    pub(super) passed: bool,
+}
+
+impl Check {
+    pub(super) fn passed(&self) -> bool {
+        self.passed
+    }
+}
+
+/// The checks of one stage.
+struct Checks<'a> {
+    of: &'a str,
+    all: &'a mut Vec<Check>,
+}
+
+impl Checks<'_> {
+    fn at_most(&mut self, what: &str, found: f64, limit: Option<f64>) {
+        if let Some(limit) = limit {
+            self.add(what, found, limit, found <= limit);
+        }
+    }
+
+    fn at_least(&mut self, what: &str, found: f64, limit: Option<f64>) {
+        if let Some(limit) = limit {
+            self.add(what, found, limit, found >= limit);
+        }
+    }
+
+    fn add(&mut self, what: &str, found: f64, limit: f64, passed: bool) {
+        self.all.push(Check {
+            of: self.of.into(),
+            what: what.into(),
+            found,
+            limit,
+            passed,
+        });
+    }
+}
+
+/// Every check of everything that was found.
+pub(super) fn all(found: &Found) -> Vec<Check> {
+    let mut all = vec![];
+    for (of, candidate) in &found.candidates {
+        let mut checks = Checks { of, all: &mut all };
+        check_candidate(&mut checks, &candidate.found, &candidate.limits);
+    }
+    for (of, size) in &found.sizes {
+        let mut checks = Checks { of, all: &mut all };
+        let limit = size.limits.size_bytes.map(|limit| limit as f64);
+        checks.at_most("size in bytes", size.found.bytes as f64, limit);
+    }
+    for (of, storage) in &found.storage {
+        let mut checks = Checks { of, all: &mut all };
+        check_storage(&mut checks, &storage.found, &storage.limits);
+    }
+    for (of, generation) in &found.generated {
+        let mut checks = Checks { of, all: &mut all };
+        check_generation(&mut checks, &generation.found, &generation.limits);
+    }
+    for (of, layers) in &found.layers {
+        let mut checks = Checks { of, all: &mut all };
+        check_layers(&mut checks, &layers.found, &layers.limits);
+    }
+    for (of, device) in &found.devices {
+        let mut checks = Checks { of, all: &mut all };
+        for row in rows(&device.found.figures, &device.limits) {
+            // What was not measured misses nothing.
+            let Some(found) = row.found.0 else { continue };
+            if row.is_least {
+                checks.at_least(row.what, found, row.limit);
+            } else {
+                checks.at_most(row.what, found, row.limit);
+            }
+        }
+    }
+    all
+}
+
+fn check_candidate(checks: &mut Checks, candidate: &Candidate, limits: &Limits) {
+    let fidelity = &candidate.fidelity;
+    checks.at_most(
+        "perplexity of the reference",
+        fidelity.reference_perplexity,
+        limits.perplexity,
+    );
+    checks.at_most(
+        "distance of the perplexity ratio from 1",
+        (fidelity.ratio - 1.0).abs(),
+        limits.ppl_ratio,
+    );
+    checks.at_most("mean KL divergence", fidelity.kld, limits.kld);
+    checks.at_most("99 % KL divergence", fidelity.kld_99, limits.kld_99);
+    checks.at_least(
+        "share of the same top token",
+        fidelity.same_top,
+        limits.same_top,
+    );
+    if let Some(mut limit) = limits.greedy {
+        let mut equal = 0;
+        if let Some(greedy) = &candidate.greedy {
+            equal = greedy.equal();
+            limit = greedy.all().map_or(limit, |all| limit.min(all));
+        }
+        checks.at_least("equal greedy tokens", equal as f64, Some(limit as f64));
+    }
+    let non_finite = candidate.non_finite as f64;
+    checks.at_most("logits not finite", non_finite, Some(0.0));
+    for (kind, range) in &candidate.ranges {
+        let limit = if kind == "scores" {
+            limits.scores_range.unwrap_or(SCORES_RANGE)
+        } else {
+            limits.range.unwrap_or(RANGE)
+        };
+        let what = format!("range of {kind}");
+        checks.at_most(&what, f64::from(range.largest), Some(limit));
+    }
+    if let Some(mask) = &candidate.mask {
+        checks.at_least(
+            "masked scores below visible ones",
+            f64::from(mask.least),
+            Some(limits.mask.unwrap_or(MASK)),
+        );
+    }
+}
+
+fn check_storage(checks: &mut Checks, storage: &Storage, limits: &Limits) {
+    let tensors = &storage.ledger.tensors;
+    let inexact = tensors.values().filter(|entry| !entry.error.exact).count();
+    let limit = (limits.exact == Some(true)).then_some(0.0);
+    checks.at_most("tensors that are not exact", inexact as f64, limit);
+    // Tensors without noise have no ratio to it.
+    let worst = tensors
+        .values()
+        .filter_map(|entry| entry.error.sqnr_db)
+        .reduce(f64::min);
+    if let Some(worst) = worst {
+        checks.at_least("SQNR of the worst tensor in dB", worst, limits.sqnr_db);
+    }
+}
+
+fn check_generation(checks: &mut Checks, generation: &Generation, limits: &Limits) {
+    let mut limit = limits.greedy;
+    if generation.ended {
+        limit = limit.map(|limit| limit.min(generation.all()));
+    }
+    checks.at_least(
+        "tokens in Genie as the reference's",
+        generation.equal() as f64,
+        limit.map(|limit| limit as f64),
+    );
+}
+
+fn check_layers(checks: &mut Checks, layers: &Computed, limits: &Limits) {
+    let worst = layers
+        .shards
+        .iter()
+        .map(ShardScore::worst_db)
+        .fold(f64::INFINITY, f64::min);
+    let worst = worst.clamp(-999.0, 999.0);
+    checks.at_least("SQNR of the worst value in dB", worst, limits.sqnr_db);
+}
+
+/// One figure of a device, and its limit.
+pub(super) struct Row {
+    pub(super) what: &'static str,
+    pub(super) found: Figure,
+    pub(super) limit: Option<f64>,
+    /// Whether the limit is the least that is good enough, not the most.
+    is_least: bool,
+}
+
+/// Every figure of a device that has a limit, or could have one.
+pub(super) fn rows(figures: &Figures, limits: &Limits) -> [Row; 5] {
+    let row = |what, found, limit| Row {
+        what,
+        found,
+        limit,
+        is_least: false,
+    };
+    let megabytes = Figure(figures.peak_memory_bytes.0.map(|bytes| bytes / 1e6));
+    let most_bytes = limits.peak_memory_bytes.unwrap_or(PEAK_MEMORY_BYTES);
+    [
+        row(
+            "time to first token in ms",
+            figures.time_to_first_token_ms,
+            limits.time_to_first_token_ms,
+        ),
+        row(
+            "ms per token",
+            figures.ms_per_token,
+            Some(limits.ms_per_token.unwrap_or(MS_PER_TOKEN)),
+        ),
+        Row {
+            what: "tokens/s",
+            found: figures.tokens_per_second,
+            limit: Some(limits.tokens_per_second.unwrap_or(TOKENS_PER_SECOND)),
+            is_least: true,
+        },
+        row(
+            "peak memory in MB",
+            megabytes,
+            Some(most_bytes as f64 / 1e6),
+        ),
+        row(
+            "power in W",
+            figures.power_w,
+            Some(limits.power_w.unwrap_or(POWER_W)),
+        ),
+    ]
+}

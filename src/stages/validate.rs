@@ -1,0 +1,315 @@
+//! `validate`: figures of other stages compared with the plan's limits.
+//!
+//! `limits.STAGE` holds what the stage STAGE of `inputs` must keep. Where a missed limit fails the
+//! stage, the problem carries the report, and the report's files are written out all the same.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::action::{
+    ArtifactKind, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName,
+    StageSpec, TypedStage,
+};
+use crate::artifact::bundle::CONFIG;
+use crate::artifact::device::FIGURES;
+use crate::artifact::evaluation::{GreedyScore, MASK, Masks, Ranges, WindowScore};
+use crate::artifact::generation::GENERATION;
+use crate::artifact::layer_evaluation::LAYERS;
+use crate::base::{CanonJson, Context, Problem, Result};
+use crate::model::fidelity::Fidelity;
+use crate::model::ledger::Ledger;
+use crate::report::{Candidate, Found, KINDS, Limited, Limits, Mask, Range, Report, Size, Storage};
+
+/// The parameters.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    /// The limits of each stage of `inputs`, by its name.
+    #[serde(default)]
+    limits: BTreeMap<String, Limits>,
+    /// Whether a missed limit fails the stage. If `false`, the report only says so.
+    #[serde(default = "yes")]
+    strict: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What is reported on. Sizes and ledgers are known from manifests, without opening a file.
+#[derive(Serialize, Deserialize)]
+pub struct Wanted {
+    strict: bool,
+    stages: BTreeMap<String, WantedStage>,
+}
+
+/// One stage that is reported on.
+#[derive(Serialize, Deserialize)]
+pub struct WantedStage {
+    #[serde(flatten)]
+    subject: Subject,
+    limits: Limits,
+}
+
+/// What a stage has to report.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "artifact", rename_all = "kebab-case")]
+enum Subject {
+    Evaluation,
+    LayerEvaluation,
+    Generation,
+    DeviceFigures,
+    Weights { ledger: Ledger },
+    Size { bytes: u64 },
+}
+
+/// The stage.
+pub struct Validate;
+
+impl TypedStage for Validate {
+    type Params = Params;
+    type Order = Wanted;
+    const SPEC: StageSpec = StageSpec {
+        kind: "validate",
+        version: 4,
+        summary: "figures of other stages compared with the plan's limits",
+        gives: "report",
+        inputs: &[InputSpec {
+            name: "inputs",
+            meaning: "The stages that are reported on and compared with limits.",
+            accepts: &const { accepted() },
+            required: true,
+            many: true,
+        }],
+        params: &["limits", "strict"],
+        keyed: &[("limits", "inputs")],
+        reaches_outside: false,
+        measures: true,
+    };
+
+    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+        let mut problems = vec![];
+        for (stage, limits) in &params.limits {
+            for (limit, value) in limits.numbers() {
+                let Some(value) = value.filter(|value| !value.is_finite() || *value < 0.0) else {
+                    continue;
+                };
+                let what = format!("{value} is no limit: it is not zero or above");
+                problems.push(ParamProblem {
+                    path: format!("limits/{stage}/{limit}"),
+                    problem: Problem::new("kiln::plan::parameter", what),
+                });
+            }
+            let Some(given) = given.iter().find(|given| given.stage == *stage) else {
+                continue;
+            };
+            let known = Limits::of_kind(given.artifact);
+            for limit in limits.given() {
+                if !known.contains(&limit.as_str()) {
+                    let what = format!("`{}` has no limit `{limit}`", given.artifact);
+                    let help = format!("it has: {}", known.join(", "));
+                    problems.push(ParamProblem {
+                        path: format!("limits/{stage}/{limit}"),
+                        problem: Problem::new("kiln::plan::parameter", what).help(help),
+                    });
+                }
+            }
+        }
+        problems
+    }
+
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Wanted>>> {
+        let Params { mut limits, strict } = params;
+        let mut stages = BTreeMap::new();
+        let mut read = vec![];
+        for (name, manifest) in inputs.many("inputs") {
+            let subject = Subject::of(inputs.artifact(name), manifest)?;
+            if subject.is_read() {
+                for (part, content) in &manifest.parts {
+                    read.push((format!("{name}/{part}"), content));
+                }
+            }
+            let limits = limits.remove(name).unwrap_or_default();
+            stages.insert(name.clone(), WantedStage { subject, limits });
+        }
+        let mut order = Order::new("", Wanted { strict, stages });
+        for (name, part) in read {
+            order = order.input(name, part);
+        }
+        Ok(vec![order])
+    }
+
+    fn run(wanted: Wanted, job: &Job) -> Result<Outputs> {
+        let mut found = Found::default();
+        for (name, stage) in wanted.stages {
+            stage.report(name, job, &mut found)?;
+        }
+        let report = Report::new(found);
+        let mut outputs = Outputs::new();
+        for (name, text) in [
+            ("report.json", report.json()?),
+            ("report.txt", report.to_string()),
+        ] {
+            let part = job.write(text.as_bytes(), CanonJson::default())?;
+            outputs.insert(PartName::new(name)?, part);
+        }
+        if report.passed() || !wanted.strict {
+            return Ok(outputs);
+        }
+        let what = format!("a limit of the plan is missed\n\n{report}");
+        let mut problem = Problem::new("kiln::validate::missed", what)
+            .help("better the candidate, or change the limit in the plan");
+        for (name, part) in outputs {
+            problem.left.insert(name.to_string(), part.content.digest);
+        }
+        Err(problem)
+    }
+}
+
+/// Every artifact that has limits.
+const fn accepted() -> [ArtifactKind; KINDS.len()] {
+    let mut accepted = [""; KINDS.len()];
+    let mut index = 0;
+    while index < KINDS.len() {
+        accepted[index] = KINDS[index].0;
+        index += 1;
+    }
+    accepted
+}
+
+impl Subject {
+    fn of(artifact: ArtifactKind, manifest: &Manifest) -> Result<Subject> {
+        Ok(match artifact {
+            "evaluation" => Subject::Evaluation,
+            "layer-evaluation" => Subject::LayerEvaluation,
+            "generation" => Subject::Generation,
+            "device-figures" => Subject::DeviceFigures,
+            "weights" => {
+                let parts = manifest.parts.iter();
+                let parts =
+                    parts.map(|(name, part)| (name.as_str(), &part.facts, part.content.digest));
+                let ledger = Ledger::of(parts)?;
+                Subject::Weights { ledger }
+            }
+            _ => Subject::Size {
+                bytes: artifact_bytes(manifest),
+            },
+        })
+    }
+
+    /// Whether the report reads the stage's parts.
+    fn is_read(&self) -> bool {
+        !matches!(self, Subject::Weights { .. } | Subject::Size { .. })
+    }
+}
+
+impl WantedStage {
+    /// Adds the stage's figures to those that were `found`.
+    fn report(self, name: String, job: &Job, found: &mut Found) -> Result<()> {
+        let WantedStage { subject, limits } = self;
+        match subject {
+            Subject::Evaluation => {
+                let evaluation = read_candidate(job, &name)?;
+                let limited = Limited {
+                    found: evaluation,
+                    limits,
+                };
+                found.candidates.insert(name, limited);
+            }
+            Subject::LayerEvaluation => {
+                let limited = Limited {
+                    found: read_json(job, &format!("{name}/{LAYERS}"))?,
+                    limits,
+                };
+                found.layers.insert(name, limited);
+            }
+            Subject::Generation => {
+                let limited = Limited {
+                    found: read_json(job, &format!("{name}/{GENERATION}"))?,
+                    limits,
+                };
+                found.generated.insert(name, limited);
+            }
+            Subject::DeviceFigures => {
+                let limited = Limited {
+                    found: read_json(job, &format!("{name}/{FIGURES}"))?,
+                    limits,
+                };
+                found.devices.insert(name, limited);
+            }
+            Subject::Weights { ledger } => {
+                let limited = Limited {
+                    found: Storage { ledger },
+                    limits,
+                };
+                found.storage.insert(name, limited);
+            }
+            Subject::Size { bytes } => {
+                let limited = Limited {
+                    found: Size { bytes },
+                    limits,
+                };
+                found.sizes.insert(name, limited);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is written to a device: all of a bundle; other parts of another artifact describe it.
+fn artifact_bytes(manifest: &Manifest) -> u64 {
+    let is_bundle = manifest.get(CONFIG).is_some();
+    let mut bytes = 0;
+    for (name, part) in &manifest.parts {
+        let name = name.as_str();
+        if is_bundle || name.ends_with(".bin") || name.ends_with(".dlc") {
+            bytes += part.content.digest.size_bytes;
+        }
+    }
+    bytes
+}
+
+fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
+    let (mut tokens, mut non_finite, mut windows) = (vec![], 0, 0);
+    let (mut greedy, mut ranges, mut masks) = (None, Ranges::new(), None);
+    for (input, _) in job.inputs() {
+        let part = input
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('/'));
+        let Some(part) = part else { continue };
+        if part.starts_with("window-") {
+            let window: WindowScore = read_json(job, input)?;
+            non_finite += window.non_finite;
+            tokens.extend(window.tokens);
+            windows += 1;
+        } else if part.starts_with("greedy/") {
+            let score: GreedyScore = read_json(job, input)?;
+            non_finite += score.non_finite;
+            greedy = Some(score);
+        } else if part == format!("ranges/{MASK}") {
+            masks = Some(read_json::<Masks>(job, input)?);
+        } else if part.starts_with("ranges/") {
+            ranges = read_json(job, input)?;
+        }
+    }
+    let too_few = || {
+        let what = format!("`{name}` evaluated {} tokens, too few", tokens.len());
+        Problem::new("kiln::validate::scores", what)
+    };
+    Ok(Candidate {
+        windows,
+        fidelity: Fidelity::of(&tokens).ok_or_else(too_few)?,
+        non_finite,
+        greedy,
+        ranges: Range::by_kind(&ranges),
+        mask: masks.as_ref().and_then(Mask::of),
+    })
+}
+
+fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
+    serde_json::from_slice(&job.read(input)?)
+        .context("kiln::validate::scores", || format!("read `{input}`"))
+}

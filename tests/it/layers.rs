@@ -1,0 +1,221 @@
+//! The structure of the source, checked: which module may use which, and how files look.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Module -> the modules it may use; the layers of `docs/architecture.md`, without neighbours that do
+/// not know each other.
+const LAYERS: [(&str, &[&str]); 18] = [
+    ("base", &[]),
+    ("model", &["base"]),
+    ("qnn", &["base"]),
+    ("action", &["base"]),
+    ("store", &["action", "base"]),
+    ("plan", &["action", "base"]),
+    ("events", &["action", "base"]),
+    ("execute", &["store", "action", "base"]),
+    ("artifact", &["action", "model", "base"]),
+    ("lower", &["action", "model", "qnn", "base"]),
+    (
+        "compile",
+        &["lower", "artifact", "action", "model", "qnn", "base"],
+    ),
+    ("run", &["artifact", "action", "model", "qnn", "base"]),
+    ("device", &["artifact", "action", "base"]),
+    ("report", &["artifact", "action", "model", "base"]),
+    (
+        "stages",
+        &[
+            "device", "report", "compile", "run", "artifact", "action", "model", "qnn", "base",
+        ],
+    ),
+    (
+        "engine",
+        &["plan", "events", "execute", "store", "action", "base"],
+    ),
+    (
+        "records",
+        &["engine", "plan", "events", "store", "action", "base"],
+    ),
+    (
+        "cli",
+        &[
+            "records", "stages", "engine", "plan", "events", "execute", "store", "action", "model",
+            "qnn", "base",
+        ],
+    ),
+];
+
+const MAX_LINES: usize = 670;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`, by its path from there.
+fn rust_files(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = vec![];
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(&next).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push((
+                    path.strip_prefix(folder).unwrap().into(),
+                    fs::read_to_string(&path).unwrap(),
+                ));
+            }
+        }
+    }
+    files
+}
+
+/// The modules that `text` names: `crate::MODULE`, `kiln::MODULE`, and each of
+/// `crate::{MODULE::..., MODULE}`. Comments do not count.
+fn modules_used(text: &str) -> Vec<String> {
+    let code: Vec<&str> = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect();
+    let code = code.join(" ");
+    let word = |text: &str| {
+        text.trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let mut modules: Vec<String> = vec![];
+    for after in code
+        .split("crate::")
+        .skip(1)
+        .chain(code.split("use kiln::").skip(1))
+    {
+        match after.strip_prefix('{') {
+            None => modules.push(word(after)),
+            Some(group) => {
+                let mut depth = 0;
+                let mut rest = group;
+                modules.push(word(rest));
+                while let Some(at) = rest.find(['{', '}', ',']) {
+                    match rest.as_bytes()[at] {
+                        b'{' => depth += 1,
+                        b'}' if depth == 0 => break,
+                        b'}' => depth -= 1,
+                        _ if depth == 0 => modules.push(word(&rest[at + 1..])),
+                        _ => {}
+                    }
+                    rest = &rest[at + 1..];
+                }
+            }
+        }
+    }
+    modules.retain(|module| !module.is_empty());
+    modules
+}
+
+#[test]
+fn the_reader_of_paths_reads_them() {
+    let text = "use crate::base::{A, B};\nuse crate::{plan, store::{C, D}, stages};\n// \
+                crate::engine\nlet x = crate::qnn::y();";
+    assert_eq!(
+        modules_used(text),
+        ["base", "plan", "store", "stages", "qnn"]
+    );
+}
+
+#[test]
+fn modules_use_only_the_layers_below_them() {
+    let mut wrong = vec![];
+    for (path, text) in rust_files(&root().join("src")) {
+        let Some((module, _)) = path.to_str().unwrap().split_once('/') else {
+            continue;
+        };
+        let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == module) else {
+            panic!("src/{module} is in no layer: add it here and in docs/architecture.md");
+        };
+        for used in modules_used(&text) {
+            if used != module && !allowed.contains(&used.as_str()) {
+                wrong.push(format!(
+                    "src/{} uses crate::{used}; `{module}` may use {allowed:?}",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Stages share what they hand over (`artifact`), how graphs run (`run`) and what compiling takes
+/// (`compile`), never each other's code.
+#[test]
+fn no_stage_imports_another() {
+    let mut wrong = vec![];
+    for (path, text) in rust_files(&root().join("src/stages")) {
+        let file = path.to_str().unwrap();
+        let is_list = file == "mod.rs";
+        let is_top = !file.contains('/') || file.ends_with("/mod.rs");
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let leaves = code.contains("crate::stages")
+                || code.contains("super::super::")
+                || is_top && code.replace("super::*", "").contains("super::");
+            if leaves && !is_list {
+                wrong.push(format!("src/stages/{file}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Where `unsafe` may be, as `docs/architecture.md` has it.
+const UNSAFE: [&str; 4] = [
+    "qnn/",
+    "store/map.rs",
+    "model/quant/kernels/",
+    "model/reference/matrix.rs",
+];
+
+#[test]
+fn unsafe_code_lives_where_it_is_expected() {
+    let mut wrong = vec![];
+    for (path, text) in rust_files(&root().join("src")) {
+        let path = path.display().to_string();
+        if text.contains("unsafe_code") && !UNSAFE.iter().any(|place| path.starts_with(place)) {
+            wrong.push(path);
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "unsafe code outside {UNSAFE:?}: {wrong:?}"
+    );
+}
+
+#[test]
+fn files_are_short_and_finished() {
+    let mut wrong = vec![];
+    for folder in ["src", "tests", "benches"] {
+        for (path, text) in rust_files(&root().join(folder)) {
+            let path = format!("{folder}/{}", path.display());
+            let lines = text.lines().count();
+            if lines > MAX_LINES {
+                wrong.push(format!(
+                    "{path} has {lines} lines, at most {MAX_LINES}: split it by idea"
+                ));
+            }
+            if ["todo", "unimplemented"]
+                .iter()
+                .any(|word| text.contains(&format!("{word}!(")))
+            {
+                wrong.push(format!("{path} is not finished"));
+            }
+            if path.ends_with("/mod.rs") && !text.starts_with("//!") {
+                wrong.push(format!(
+                    "{path} does not say what its folder is for: begin it with `//!`"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,0 +1,250 @@
+//! What listeners make of one and the same build.
+
+use crate::support::event_fixtures::{begun, build_events, part, started, tell, tell_untimed};
+use kiln::events::{Board, Event, Heard, JsonLines, LogReader, Plain, StageTally, Summary};
+
+#[test]
+fn a_log_has_a_few_lines_a_stage() {
+    let mut text = vec![];
+    tell_untimed(&mut Plain::new(&mut text), &build_events());
+    let expected = "\
+done   text: 3 parts, from the cache
+done   source: 1 part, from the cache
+begin  weights: version of the stage's code: 1 -> 2
+retry  weights/b: attempt 1 failed: no answer
+       weights/b: 11.50 s
+done   weights: 2 parts, 1 from the cache, 1 ran in 11.50 s
+begin  graph: for the first time
+failed graph: failed to write
+skip   dlc: a stage it waits for failed
+";
+    assert_eq!(String::from_utf8(text).unwrap(), expected);
+}
+
+fn json_lines(events: &[(u64, Event)]) -> String {
+    let mut text = vec![];
+    tell(&mut JsonLines::new(&mut text), events);
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn json_lines_read_back_as_the_same_events() {
+    let text = json_lines(&build_events());
+    let hit = r#"{"event":"hit","part":{"stage":"weights","part":"a"},"at_ms":5}"#;
+    assert!(text.lines().any(|line| line == hit), "{text}");
+    assert!(
+        text.starts_with(r#"{"event":"begun","schema":1,"#),
+        "{text}"
+    );
+    let back: Vec<Heard> = LogReader::new(text.as_bytes())
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        back.into_iter()
+            .map(|heard| (heard.at_ms, heard.event))
+            .collect::<Vec<_>>(),
+        build_events()
+    );
+}
+
+/// A disk that takes so many bytes.
+struct Full(usize);
+
+impl std::io::Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self
+            .0
+            .checked_sub(bytes.len())
+            .ok_or(std::io::ErrorKind::StorageFull)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_log_that_could_not_be_written_says_so() {
+    let check = |bytes| {
+        let mut lines = JsonLines::new(Full(bytes));
+        tell(&mut lines, &build_events());
+        lines.failed().map(|error| error.kind())
+    };
+    assert_eq!(check(1 << 20), None);
+    assert_eq!(check(300), Some(std::io::ErrorKind::StorageFull));
+}
+
+#[test]
+fn the_summary_counts_by_stage_in_the_plans_order() {
+    let mut summary = Summary::default();
+    tell_untimed(&mut summary, &build_events());
+    let names: Vec<&str> = summary
+        .stages
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, ["text", "source", "weights", "graph", "dlc"]);
+    let unchanged = StageTally {
+        parts: 3,
+        hits: 3,
+        sealed: true,
+        ..Default::default()
+    };
+    assert_eq!(summary.stage("text"), Some(&unchanged));
+    let weights = StageTally {
+        parts: 2,
+        hits: 1,
+        started: 1,
+        ran: 1,
+        sealed: true,
+        took_ms: 11_500,
+        output_bytes: 10,
+        ..Default::default()
+    };
+    assert_eq!(summary.stage("weights"), Some(&weights));
+    assert_eq!(summary.total(|stage| stage.failed), 1);
+    assert!(summary.stage("dlc").unwrap().skipped);
+}
+
+/// A stage done, a stage of 300 parts of which 200 are in flight, one that waits, and a single
+/// part.
+fn busy() -> Board {
+    let mut board = Board::default();
+    let mut say = |at_ms, event| tell(&mut board, &[(at_ms, event)]);
+    say(0, begun(&["source", "weights", "halves", "npu", "report"]));
+    say(
+        1,
+        Event::Unchanged {
+            stage: "source".into(),
+            parts: 1,
+        },
+    );
+    say(
+        2,
+        Event::Expanded {
+            stage: "weights".into(),
+            parts: 300,
+        },
+    );
+    say(
+        3,
+        Event::Expanded {
+            stage: "halves".into(),
+            parts: 300,
+        },
+    );
+    say(
+        4,
+        Event::Expanded {
+            stage: "npu".into(),
+            parts: 1,
+        },
+    );
+    for index in 0..300 {
+        let tensor = part("weights", &format!("blk.{index}.attn_q.weight"));
+        match index {
+            0..75 => say(10, Event::Hit { part: tensor }),
+            75..275 => say(1000 + index, started(tensor)),
+            _ => {}
+        }
+    }
+    say(2000, started(part("npu", "")));
+    let slow = part("weights", "blk.75.attn_q.weight");
+    say(
+        2500,
+        Event::Progress {
+            part: slow,
+            done: 1_000_000,
+            total: 4_000_000,
+            unit: "B".into(),
+        },
+    );
+    board
+}
+
+fn check_board(board: &Board, width: usize, height: usize, expect: &str) {
+    let lines = board.lines(3_000, width, height).join("\n");
+    assert_eq!(lines, expect.trim_matches('\n'));
+}
+
+#[test]
+fn three_hundred_parts_in_flight_are_a_few_lines() {
+    check_board(
+        &busy(),
+        80,
+        24,
+        "
+weights  ━━━━╸             75/300, 200 running
+npu      1.00 s
+halves   ╸                 0/300, waits for room
+  weights/blk.75.attn_q.weight  ━━━━╸             1.0 MB of 4.0 MB, 1.93 s
+  weights/blk.76.attn_q.weight  1.92 s
+  weights/blk.77.attn_q.weight  1.92 s
+  weights/blk.78.attn_q.weight  1.92 s
+76 of 602 parts: 76 from the cache, 0 ran; 3.00 s",
+    );
+    // Narrow: no bars, and names give way.
+    check_board(
+        &busy(),
+        30,
+        6,
+        "
+weights  75/300, 200 running
+npu      1.00 s
+halves   0/300, waits for room
+  weights…  1.0 MB of 4.0 MB,…
+76 of 602 parts: 76 from the …",
+    );
+    check_board(
+        &busy(),
+        80,
+        4,
+        "weights  ━━━━╸             75/300, 200 running\nand 2 stages more\n76 of 602 parts: 76 \
+         from the cache, 0 ran; 3.00 s",
+    );
+}
+
+#[test]
+fn no_terminal_is_too_small() {
+    let board = busy();
+    for (width, height) in (1..100).flat_map(|width| (0..30).map(move |height| (width, height))) {
+        let lines = board.lines(3_000, width, height);
+        assert!(
+            lines.len() < height.max(2),
+            "{} lines at {width}x{height}",
+            lines.len()
+        );
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= width),
+            "{lines:?} at {width}x{height}"
+        );
+    }
+}
+
+#[test]
+fn what_failed_and_what_is_over_leaves_the_board() {
+    let mut board = Board::default();
+    let until = |at_ms| {
+        build_events()
+            .into_iter()
+            .take_while(move |(at, _)| *at <= at_ms)
+            .collect::<Vec<_>>()
+    };
+    tell(&mut board, &until(60));
+    check_board(
+        &board,
+        40,
+        24,
+        "weights  1/2, 1 running\n  weights/b  2.99 s, attempt 2\n5 of 6 parts: 5 from the cache, \
+         0 ran; …",
+    );
+    let mut board = Board::default();
+    tell(&mut board, &build_events());
+    check_board(
+        &board,
+        80,
+        24,
+        "6 of 7 parts: 5 from the cache, 1 ran, 1 failed; 3.00 s",
+    );
+}

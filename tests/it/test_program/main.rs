@@ -1,0 +1,20 @@
+//! A helper program of tests: kiln with other stage kinds. It is a binary of this crate, so that cargo
+//! builds it with the tests and they find it, as they find kiln itself.
+
+mod make;
+mod scripted;
+
+use std::process::ExitCode;
+
+use kiln::action::Registry;
+use kiln::cli::Call;
+
+fn main() -> ExitCode {
+    let mut stages = Vec::from(make::stages());
+    stages.push(Box::new(scripted::Scripted));
+    let call = Call::read();
+    match call.run(&Registry::new(stages)) {
+        Ok(exit) => exit.into(),
+        Err(failed) => call.common.report(&failed).into(),
+    }
+}

@@ -1,0 +1,180 @@
+//! The `tokenizer.json` that kiln makes of a GGUF, in the hands of others: llama.cpp on the file
+//! itself, Hugging Face's `tokenizers` on the JSON, and kiln must say the same tokens.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::support::gguf_file::{GgufFile, Value};
+use crate::support::peers;
+use crate::support::quantize::Quant;
+use crate::support::tiny_gguf::{Random, TinyGguf, letters};
+use crate::support::tools;
+use crate::support::workspace::Folder;
+use kiln::action::Inputs;
+use kiln::model::tokenizer::Tokenizer;
+use kiln::stages;
+use serde_json::{Value as Json, json};
+
+/// The `tokenizer.*` metadata of a GGUF, as `inspect` gives it.
+fn metadata(folder: &Folder, gguf: &[u8]) -> Json {
+    let file = [("file".parse().unwrap(), folder.part(gguf, json!({})))].into();
+    let slots = [(
+        "gguf".to_string(),
+        vec![("file".to_string(), kiln::action::Manifest { parts: file })],
+    )]
+    .into();
+    let stages = stages::all();
+    let inputs = Inputs {
+        slots,
+        ..Inputs::default()
+    };
+    let model = folder
+        .run_stage(stages.get("inspect").unwrap(), json!({}), &inputs)
+        .unwrap();
+    serde_json::from_slice(&folder.bytes(model.part("tokenizer.json").unwrap())).unwrap()
+}
+
+/// A tiny model with the vocabulary of `metadata`, cut by `pre`.
+fn with_vocabulary(metadata: &Json, pre: &str) -> Vec<u8> {
+    let strings =
+        |key: &str| -> Vec<String> { serde_json::from_value(metadata[key].clone()).unwrap() };
+    let tokens = strings("tokenizer.ggml.tokens");
+    let kinds: Vec<i32> =
+        serde_json::from_value(metadata["tokenizer.ggml.token_type"].clone()).unwrap();
+    let mut file: GgufFile = TinyGguf::llama()
+        .tensor_type("token_embd.weight", Quant::Q8_0)
+        .file();
+    let embedding = file
+        .tensors
+        .iter_mut()
+        .find(|tensor| tensor.name == "token_embd.weight")
+        .unwrap();
+    (embedding.dims, embedding.data) = (
+        vec![64, tokens.len() as u64],
+        vec![0; tokens.len() * 2 * 34],
+    );
+    file.set("tokenizer.ggml.pre", pre);
+    file.set("tokenizer.ggml.tokens", Value::Strings(tokens));
+    file.set(
+        "tokenizer.ggml.merges",
+        Value::Strings(strings("tokenizer.ggml.merges")),
+    );
+    file.set("tokenizer.ggml.token_type", Value::I32s(kinds));
+    file.write()
+}
+
+/// Texts that a tokenizer may stumble over, then random ones from all planes of Unicode.
+fn odd() -> Vec<String> {
+    let mut texts: Vec<String> = [
+        "",
+        " ",
+        "a",
+        "\n",
+        "  two  spaces   three    ",
+        "tabs\t\t and\r\nlines\n\n\n end \n \n",
+        "0123456789 12 345 6789 ½ ²³ ٣٤٥ Ⅷ 一二三",
+        "I'm you're we'LL THEY'VE he'd o'clock 'S 's '' '",
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|><|im_start|><|im_end|> <|im_end|>x<|im_end|",
+        "<|endoftext|>a <|endoftext|>\n<|im_start",
+        "naïve Ünïcödé e\u{301} ﬀ ß ẞ İı ſ",
+        "русский текст 中文字符 日本語のテキスト 한국어 עברית العربية हिन्दी ไทย",
+        "👩‍👩‍👧‍👦🏳️‍🌈 🇫🇷 \u{1F600}\u{FE0F} ☃ ♞",
+        "\u{a0}\u{2003}\u{3000}\u{200b}\u{feff}\u{85} \u{2028}\u{2029}x",
+        "\0\u{1}\u{7f}\u{ad}\u{fffd}\u{e000}\u{10ffff}",
+        "!?#$%&'()*+,-./:;<=>@[\\]^_`{|}~ --- ... ''' \"\"\" ///",
+        "fn main() {\n\tprintln!(\"{}\", 1_000.5e-3);\n}\n",
+        "http://example.org/a?b=c&d=%20 a.b@c.de C:\\x",
+    ]
+    .map(String::from)
+    .into();
+    texts.push("x".repeat(3000));
+    texts.push(" ".repeat(1000) + "y");
+    texts.push("ab\n".repeat(500));
+    let mut random = Random::of("odd", 7);
+    for index in 0..400 {
+        let top = [0x80, 0x250, 0x3000, 0x11_0000][index % 4];
+        let char =
+            |random: &mut Random| char::from_u32((random.bits() % top) as u32).unwrap_or(' ');
+        texts.push((0..60).map(|_| char(&mut random)).collect());
+    }
+    texts
+}
+
+/// `texts` without the characters that have a byte for which there is no token: all three leave
+/// such a byte out, but the merging of Hugging Face, and so kiln's, goes on across the gap and
+/// llama.cpp's does not.
+fn spelled(texts: Vec<String>, metadata: &Json) -> Vec<String> {
+    let tokens = metadata["tokenizer.ggml.tokens"].as_array().unwrap();
+    let tokens: BTreeSet<&str> = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    let known: Vec<bool> = letters()
+        .iter()
+        .map(|letter| tokens.contains(letter.to_string().as_str()))
+        .collect();
+    println!(
+        "{} bytes have no token",
+        known.iter().filter(|known| !**known).count()
+    );
+    let is_known = |c: &char| c.to_string().bytes().all(|byte| known[usize::from(byte)]);
+    texts
+        .iter()
+        .map(|text| text.chars().filter(is_known).collect())
+        .collect()
+}
+
+/// kiln, llama.cpp and Hugging Face say the same tokens of `texts`.
+#[track_caller]
+fn check(folder: &Path, gguf: &[u8], metadata: &Json, texts: &[String]) -> usize {
+    let tokenizer = Tokenizer::from_metadata(&serde_json::to_vec(metadata).unwrap()).unwrap();
+    let [model, json, list] =
+        ["model.gguf", "tokenizer.json", "texts.json"].map(|name| folder.join(name));
+    std::fs::write(&model, gguf).unwrap();
+    std::fs::write(&json, tokenizer.to_json().unwrap()).unwrap();
+    std::fs::write(&list, serde_json::to_vec(texts).unwrap()).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/peers/both_tokenizers.py");
+    let said = peers::said(peers::python().arg(script).args([model, json, list]));
+    let ids: Vec<[Vec<u32>; 2]> = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(ids.len(), texts.len());
+    let mut tokens = 0;
+    let mut wrong = vec![];
+    for (text, [llama, hugging_face]) in texts.iter().zip(ids) {
+        let own = tokenizer.encode(text).unwrap();
+        assert_eq!(own, hugging_face, "Hugging Face on {text:?}");
+        if own != llama {
+            wrong.push(format!("{text:?}\n  own   {own:?}\n  llama {llama:?}"));
+        }
+        tokens += own.len();
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {} texts: {}",
+        wrong.len(),
+        texts.len(),
+        wrong[..wrong.len().min(12)].join("\n")
+    );
+    tokens
+}
+
+#[test]
+#[ignore = "needs the peers and SmolLM2"]
+fn the_tokenizer_of_a_real_model_is_llama_cpp_s() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = Folder::new(root.path());
+    let gguf = std::fs::read(tools::smollm2()).unwrap();
+    let mut metadata = metadata(&folder, &gguf);
+    let mut texts = odd();
+    texts.push(include_str!("../../plans/data/eval.txt").into());
+    let texts = spelled(texts, &metadata);
+    let tokens = check(root.path(), &gguf, &metadata, &texts);
+    println!("smollm: {tokens} tokens of {} texts", texts.len());
+    for pre in ["gpt-2", "qwen2", "deepseek-r1-qwen"] {
+        metadata["tokenizer.ggml.pre"] = json!(pre);
+        let tokens = check(
+            root.path(),
+            &with_vocabulary(&metadata, pre),
+            &metadata,
+            &texts,
+        );
+        println!("{pre}: {tokens} tokens of {} texts", texts.len());
+    }
+}

@@ -1,0 +1,466 @@
+//! `kiln::qnn`. Tests that need the vendor's libraries fetch them, and are ignored unless asked for:
+//! `cargo test --release --test qnn -- libraries:: --ignored`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln::qnn::{
+    Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
+    HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
+    TensorKind, prove, relative_rms_error,
+};
+
+fn libraries() -> PathBuf {
+    crate::support::tools::qnn()
+}
+
+fn code<T>(result: kiln::base::Result<T>) -> String {
+    result
+        .err()
+        .map_or("no problem".into(), |problem| problem.code.to_string())
+}
+
+#[test]
+fn a_missing_library_is_a_missing_tool() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(code(System::open(folder.path())), "kiln::tool_file_missing");
+    assert_eq!(
+        code(Simulator::load(folder.path(), b"binary")),
+        "kiln::tool_file_missing"
+    );
+    let soc = Soc::named("sm8650").unwrap();
+    assert_eq!(
+        code(prove(
+            folder.path(),
+            soc,
+            layer(DeviceEncoding::F16, LinearIo::F16)
+        )),
+        "kiln::tool_file_missing"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_library_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("libQnnSystem.so"), b"clay, not code").unwrap();
+    let problem = System::open(folder.path()).err().unwrap();
+    assert_eq!(problem.code, "kiln::tool_missing");
+    assert!(
+        problem.to_string().contains("invalid ELF header")
+            || problem.to_string().contains("too short"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_library_of_something_else_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let libm = [
+        "/lib/x86_64-linux-gnu/libm.so.6",
+        "/lib64/libm.so.6",
+        "/usr/lib/libm.so.6",
+    ];
+    let Some(libm) = libm.map(Path::new).into_iter().find(|path| path.exists()) else {
+        return;
+    };
+    std::os::unix::fs::symlink(libm, folder.path().join("libQnnSystem.so")).unwrap();
+    let problem = System::open(folder.path()).err().unwrap();
+    assert_eq!(problem.code, "kiln::tool_missing");
+    assert!(
+        problem
+            .message
+            .contains("does not export QnnSystemInterface_getProviders"),
+        "{problem}"
+    );
+}
+
+fn layer(weight: DeviceEncoding, io: LinearIo) -> DeviceUse {
+    DeviceUse::Linear { weight, io }
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn every_use_of_weights_computes_right() {
+    let soc = Soc::named("sm8650").unwrap();
+    let block = |bits, block, offsets| DeviceEncoding::FloatBlock {
+        bits,
+        block,
+        offsets,
+    };
+    let mut in_f16 = vec![DeviceEncoding::F16];
+    in_f16.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
+    for (bits, len) in [
+        (4, 16),
+        (4, 32),
+        (4, 64),
+        (4, 128),
+        (4, 256),
+        (8, 16),
+        (8, 32),
+    ] {
+        in_f16.push(block(bits, len, false));
+    }
+    for (bits, len) in [(4, 16), (4, 32), (8, 16), (8, 32)] {
+        in_f16.push(block(bits, len, true));
+    }
+    let mut uses = vec![];
+    for weight in in_f16 {
+        uses.push(layer(weight, LinearIo::F16));
+        uses.push(layer(weight, LinearIo::F16FromU16));
+        uses.push(DeviceUse::Lookup { weight });
+    }
+    // No graph of kiln multiplies codes yet.
+    let mut in_codes = vec![];
+    in_codes.extend([4, 8].map(|bits| DeviceEncoding::Channel { bits }));
+    in_codes.extend([16, 32, 64, 128].map(|block| DeviceEncoding::Lpbq { block }));
+    uses.extend(
+        in_codes
+            .into_iter()
+            .map(|weight| layer(weight, LinearIo::U16)),
+    );
+    for case in uses {
+        let proof = prove(&libraries(), soc, case).unwrap();
+        println!("{} {:.2e}", proof.encoding, proof.relative_rms_error);
+    }
+}
+
+/// Builds small fp16 graphs.
+#[derive(Default)]
+struct Small(DeviceGraph);
+
+impl Small {
+    fn tensor(
+        &mut self,
+        name: &str,
+        kind: TensorKind,
+        data_type: DataType,
+        dims: &[u32],
+    ) -> TensorId {
+        let (name, dims) = (name.to_string(), dims.to_vec());
+        self.0.add(Tensor {
+            name,
+            kind,
+            data_type,
+            dims,
+            encoding: Encoding::None,
+            note: String::new(),
+        })
+    }
+
+    fn half(&mut self, name: &str, kind: TensorKind, dims: &[u32]) -> TensorId {
+        self.tensor(name, kind, DataType::Float16, dims)
+    }
+
+    fn node(
+        &mut self,
+        op: &'static str,
+        params: Vec<(&'static str, Param)>,
+        inputs: &[TensorId],
+        output: TensorId,
+    ) {
+        let name = format!("{op}.{}", self.0.nodes.len());
+        self.0.nodes.push(Node {
+            name,
+            op,
+            params,
+            inputs: inputs.to_vec(),
+            outputs: vec![output],
+        });
+    }
+}
+
+fn halves(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|&value| half::f16::from_f32(value).to_le_bytes())
+        .collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .chunks_exact(2)
+        .map(|pair| half::f16::from_le_bytes([pair[0], pair[1]]).to_f32())
+        .collect()
+}
+
+const OPTIONS: GraphOptions = GraphOptions::Htp(HtpGraph {
+    optimization: 3,
+    vtcm_mb: 0,
+});
+
+/// y = x W^T with `rows` outputs, W constant f16; `name` sets the graph apart.
+fn linear(name: &str, tokens: u32, rows: u32, columns: u32) -> DeviceGraph {
+    let mut graph = Small(DeviceGraph {
+        name: name.into(),
+        ..Default::default()
+    });
+    let x = graph.half("x", TensorKind::Input, &[1, 1, tokens, columns]);
+    let weight = move || {
+        let values: Vec<f32> = (0..rows * columns)
+            .map(|i| (i % 13) as f32 / 8.0 - 0.75)
+            .collect();
+        Ok(StaticData {
+            bytes: halves(&values),
+            encoding: Encoding::None,
+        })
+    };
+    let w = graph.half(
+        "w",
+        TensorKind::Static(Arc::new(weight)),
+        &[1, 1, columns, rows],
+    );
+    let y = graph.half("y", TensorKind::Output, &[1, 1, tokens, rows]);
+    let ones = || Param::Uint32s(vec![2], vec![1, 1]);
+    let pad = Param::Uint32s(vec![2, 2], vec![0; 4]);
+    graph.node(
+        "Conv2d",
+        vec![
+            ("stride", ones()),
+            ("pad_amount", pad),
+            ("dilation", ones()),
+        ],
+        &[x, w],
+        y,
+    );
+    graph.0
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn a_context_binary_survives_reading_back_and_runs() {
+    let folder = libraries();
+    let soc = Soc::named("sm8650").unwrap();
+    let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
+    let mut built = vec![];
+    for graph in [linear("two", 2, 8, 32), linear("one", 1, 8, 32)] {
+        built.push(context.build(&graph, &OPTIONS).unwrap());
+    }
+    let x: BTreeMap<_, _> = [("x".to_string(), halves(&[0.5; 32]))].into();
+    let direct = context.execute(&built[1], &x).unwrap();
+    let binary = context.binary().unwrap();
+    drop(context);
+
+    let info = System::open(&folder).unwrap().binary_info(&binary).unwrap();
+    println!("{}", serde_json::to_string_pretty(&info).unwrap());
+    assert_eq!(info.soc_model, soc.model);
+    let simulator = Simulator::load(&folder, &binary).unwrap();
+    assert_eq!(
+        simulator
+            .graphs()
+            .iter()
+            .map(|graph| graph.name.as_str())
+            .collect::<Vec<_>>(),
+        ["one", "two"]
+    );
+    assert_eq!(simulator.execute("one", &x).unwrap(), direct);
+    // W's row sums times a half, by hand.
+    let expected: Vec<f32> = (0..8)
+        .map(|row| {
+            (0..32)
+                .map(|column| ((column * 8 + row) % 13) as f32 / 8.0 - 0.75)
+                .sum::<f32>()
+                / 2.0
+        })
+        .collect();
+    assert_eq!(floats(&direct["y"]), expected);
+
+    let lacking = simulator.execute("one", &BTreeMap::new()).unwrap_err();
+    assert!(lacking.message.contains("lacks its input `x`"), "{lacking}");
+    let short = simulator
+        .execute("one", &[("x".to_string(), vec![0; 3])].into())
+        .unwrap_err();
+    assert!(
+        short.message.contains("f16 [1, 1, 1, 32], but got 3 bytes"),
+        "{short}"
+    );
+    assert_eq!(code(simulator.execute("three", &x)), "kiln::qnn::graph");
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn a_refused_operation_is_described() {
+    let folder = libraries();
+    let context = Context::new(
+        &Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(),
+        false,
+    )
+    .unwrap();
+    let mut graph = linear("bad", 2, 8, 32);
+    graph.tensors[2].dims = vec![1, 1, 2, 9];
+    let problem = context.build(&graph, &OPTIONS).unwrap_err();
+    println!("{problem:#?}");
+    assert_eq!(problem.code, "kiln::qnn::op_refused");
+    assert!(
+        problem.message.contains("out `y` f16 [1, 1, 2, 9]"),
+        "{problem}"
+    );
+    assert!(!problem.causes.is_empty());
+
+    // The same once more: both are told.
+    let (shift, nodes) = (graph.tensors.len() as u32, graph.nodes.clone());
+    graph.tensors.extend(
+        linear("bad", 2, 8, 32)
+            .tensors
+            .into_iter()
+            .map(|mut tensor| {
+                tensor.name += "_too";
+                tensor
+            }),
+    );
+    graph.tensors[2 + shift as usize].dims = vec![1, 1, 2, 9];
+    for mut node in nodes {
+        node.name += "_too";
+        node.inputs
+            .iter_mut()
+            .chain(&mut node.outputs)
+            .for_each(|tensor| tensor.0 += shift);
+        graph.nodes.push(node);
+    }
+    graph.name = "worse".into();
+    let problem = context.build(&graph, &OPTIONS).unwrap_err();
+    println!("{problem:#?}");
+    assert!(
+        problem
+            .message
+            .contains("2 of 2 operations are refused; they would have to run on the CPU"),
+        "{problem}"
+    );
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn a_hostile_binary_is_refused() {
+    let folder = libraries();
+    for binary in [&b""[..], b"clay", &[0; 8192]] {
+        let problem = System::open(&folder)
+            .unwrap()
+            .binary_info(binary)
+            .unwrap_err();
+        println!("{problem:#?}");
+        assert_eq!(problem.code, "kiln::qnn::refused");
+    }
+}
+
+/// What attention needs: key heads as the batch dimension of MatMul, Concat and Transpose,
+/// `[kv_heads, 1, rows, columns]`.
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn key_heads_may_be_the_batch() {
+    let folder = libraries();
+    let (heads, rows, width, past) = (3, 6, 64, 31);
+    let mut graph = Small(DeviceGraph {
+        name: "scores".into(),
+        ..Default::default()
+    });
+    let q = graph.half("q", TensorKind::Input, &[heads, 1, rows, width]);
+    let k = graph.half("k", TensorKind::Input, &[heads, 1, 1, width]);
+    let cache = graph.half("cache", TensorKind::Input, &[heads, 1, width, past]);
+    let turned = graph.half("turned", TensorKind::Output, &[heads, 1, width, 1]);
+    let keys = graph.half("keys", TensorKind::Native, &[heads, 1, width, past + 1]);
+    let scores = graph.half("scores", TensorKind::Output, &[heads, 1, rows, past + 1]);
+    graph.node(
+        "Transpose",
+        vec![("perm", Param::Uint32s(vec![4], vec![0, 1, 3, 2]))],
+        &[k],
+        turned,
+    );
+    graph.node(
+        "Concat",
+        vec![("axis", Param::U32(3))],
+        &[cache, turned],
+        keys,
+    );
+    graph.node("MatMul", vec![], &[q, keys], scores);
+
+    let soc = Soc::named("sm8650").unwrap();
+    let context = Context::new(&Backend::htp(&folder, soc).unwrap(), false).unwrap();
+    let info = context.build(&graph.0, &OPTIONS).unwrap();
+    let numbers = |count: u32, seed: u32| -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 37 + seed * 11) % 101) as f32 / 64.0 - 0.75)
+            .collect()
+    };
+    let (q, k, cache) = (
+        numbers(heads * rows * width, 1),
+        numbers(heads * width, 2),
+        numbers(heads * width * past, 3),
+    );
+    let inputs = [("q", &q), ("k", &k), ("cache", &cache)]
+        .map(|(name, values)| (name.to_string(), halves(values)));
+    let outputs = context.execute(&info, &inputs.into()).unwrap();
+    let (rows, width, past) = (rows as usize, width as usize, past as usize);
+    let mut expected = vec![];
+    for head in 0..heads as usize {
+        for row in 0..rows {
+            for column in 0..=past {
+                let key = |d: usize| {
+                    if column < past {
+                        cache[(head * width + d) * past + column]
+                    } else {
+                        k[head * width + d]
+                    }
+                };
+                let score: f64 = (0..width)
+                    .map(|d| f64::from(q[(head * rows + row) * width + d]) * f64::from(key(d)))
+                    .sum();
+                expected.push(score);
+            }
+        }
+    }
+    let got: Vec<f64> = floats(&outputs["scores"])
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    let error = relative_rms_error(&expected, &got);
+    println!("relative error {error:.1e}");
+    assert!(error < 1e-3, "{error}");
+    assert_eq!(floats(&outputs["turned"]), k);
+}
+
+#[test]
+#[ignore = "needs the QNN libraries"]
+fn a_dlc_is_written_listed_and_composed() {
+    let folder = libraries();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("one.dlc");
+    let ir = Context::new(&Backend::ir(&folder).unwrap(), false).unwrap();
+    ir.build(&linear("one", 1, 8, 32), &GraphOptions::ir(&path).unwrap())
+        .unwrap();
+    drop(ir);
+    let system = System::open(&folder).unwrap();
+    let dlc = system.open_dlc(&path).unwrap();
+    println!("{:?} {:?}", dlc.graphs().unwrap(), dlc.binaries().unwrap());
+    let context = Context::new(
+        &Backend::htp(&folder, Soc::named("sm8650").unwrap()).unwrap(),
+        true,
+    )
+    .unwrap();
+    dlc.compose(
+        &context,
+        "one",
+        HtpGraph {
+            optimization: 3,
+            vtcm_mb: 0,
+        },
+    )
+    .unwrap();
+    let binary = context.binary().unwrap();
+    println!("{:?}", system.binary_info(&binary).unwrap());
+    let container = system.wrap(&context).unwrap();
+    let path = place.path().join("model.dlc");
+    std::fs::write(&path, &container).unwrap();
+    if let Some(keep) = std::env::var_os("KEEP") {
+        std::fs::write(Path::new(&keep).join("model.dlc"), &container).unwrap();
+        std::fs::write(Path::new(&keep).join("model.bin"), &binary).unwrap();
+        std::fs::copy(
+            place.path().join("one.dlc"),
+            Path::new(&keep).join("one.dlc"),
+        )
+        .unwrap();
+    }
+    println!("container {} binary {}", container.len(), binary.len());
+    let dlc = system.open_dlc(&path).unwrap();
+    println!("{:?} {:?}", dlc.graphs(), dlc.binaries());
+    println!("shared: {:?}", Simulator::load(&folder, &binary).err());
+}
