@@ -77,7 +77,7 @@ fn main() {
                         .for_each(|band| decode(&tensor, &band, black_box(&mut values)))
                 }),
             );
-            if let Spelling::Blocks(grid) = tensor.format().spelling() {
+            if let NativeEncoding::Blocks(grid) = tensor.format().native_encoding() {
                 let layout = grid.layout();
                 let [mut codes, mut scales, mut offsets] =
                     layout.bytes(BAND_VALUES).map(|size| vec![0; size]);

@@ -19,7 +19,7 @@ pub struct StageSpec {
     /// One line for people.
     pub summary: &'static str,
     /// The artifact it gives.
-    pub gives: ArtifactKind,
+    pub output: ArtifactKind,
     /// Its input slots: parameters whose value names a stage.
     pub inputs: &'static [InputSpec],
     /// The names of its own parameters, for "did you mean".
@@ -57,10 +57,10 @@ pub struct InputSpec {
 
 impl InputSpec {
     /// Whether an artifact of kind `gives` may fill it.
-    pub fn takes(&self, gives: ArtifactKind) -> bool {
+    pub fn takes(&self, output: ArtifactKind) -> bool {
         self.accepts
             .iter()
-            .any(|kind| *kind == gives || *kind == ANY)
+            .any(|kind| *kind == output || *kind == ANY)
     }
 }
 

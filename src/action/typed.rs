@@ -197,8 +197,8 @@ impl<S: TypedStage> Stage for Erased<S> {
                 demand,
                 smaller,
             } = order;
-            let params =
-                serde_json::to_value(params).context("kiln::order", || "spell an order".into())?;
+            let params = serde_json::to_value(params)
+                .context("kiln::order", || "serialize an order".into())?;
             Ok(WorkOrder {
                 name,
                 params,

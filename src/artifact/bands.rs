@@ -7,8 +7,8 @@ use crate::action::{Blob, BlobSink, Content, Demand, Job, Outputs, Part, PartNam
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{
-    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, Plain, Rounding,
-    Spelling, Split, first_non_finite, round, split,
+    BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, NativeEncoding, Plain,
+    Rounding, Split, first_non_finite, round, split,
 };
 use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 
@@ -174,8 +174,8 @@ pub fn write_values(
     tensor: &BlockTensor,
     element: Element,
 ) -> Result<(Blobs, ErrorSum)> {
-    match tensor.format().spelling() {
-        Spelling::Values(own) if own == element && tensor.in_stored_order() => {
+    match tensor.format().native_encoding() {
+        NativeEncoding::Values(own) if own == element && tensor.in_stored_order() => {
             let (mut value, width) = (0, element.bits() as usize / 8);
             source.stream(PIECE_BYTES, |piece| {
                 if let Some(bad) = first_non_finite(element, piece) {

@@ -15,7 +15,7 @@ pub const ROLES: [&str; 2] = ["prefill", "decode"];
 pub const BINARY: &str = "model.bin";
 
 /// What describes a model and goes with it from its graph on.
-const DESCRIPTIONS: [&str; 2] = ["ledger.json", "model.json"];
+const DESCRIPTIONS: [&str; 2] = ["quantization.json", "model.json"];
 
 /// The folder of what the CPU computes of a model, its weights included.
 pub const CPU: &str = "cpu";

@@ -10,7 +10,7 @@ use super::new_file_in;
 
 /// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its
 /// folder is made.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     check_replaceable(path)?;
     let path = &path.canonicalize().unwrap_or_else(|_| path.into());
     beside(path, bytes)?.persist(path)?;
@@ -73,19 +73,19 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(write_whole(&at("pipe"), b"new").is_err());
+        assert!(write_atomic(&at("pipe"), b"new").is_err());
         assert!(!at("pipe").is_file());
         for target in ["pipe", "nowhere", "/dev/null"] {
             std::os::unix::fs::symlink(target, at("link")).unwrap();
-            assert!(write_whole(&at("link"), b"new").is_err(), "{target}");
+            assert!(write_atomic(&at("link"), b"new").is_err(), "{target}");
             assert!(at("link").is_symlink());
             fs::remove_file(at("link")).unwrap();
         }
         fs::write(at("file"), "old").unwrap();
-        write_whole(&at("file"), b"new").unwrap();
+        write_atomic(&at("file"), b"new").unwrap();
         assert_eq!(fs::read(at("file")).unwrap(), b"new");
         std::os::unix::fs::symlink("file", at("link")).unwrap();
-        write_whole(&at("link"), b"newer").unwrap();
+        write_atomic(&at("link"), b"newer").unwrap();
         assert!(at("link").is_symlink());
         assert_eq!(fs::read(at("file")).unwrap(), b"newer");
     }

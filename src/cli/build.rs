@@ -13,14 +13,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::artifacts::{Artifact, artifacts};
 use super::machine::{budget_bytes, memory_bytes, parse_bytes};
-use super::output::{add, kept, kept_of, write_left, write_out, write_stage};
+use super::output::{add, kept, kept_of, write_out, write_remaining, write_stage};
 use super::records::{self, Records};
 use super::screen::{Screen, Views};
-use super::workbench::Workbench;
+use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{Context, Result, bytes, count, duration};
-use crate::engine::{Limits, Sealed};
+use crate::engine::{CompletedStage, Limits};
 use crate::events::Summary;
 use crate::plan::PlannedStage;
 use crate::store::{Links, Space};
@@ -58,7 +58,7 @@ pub struct Args {
 /// Builds, writes out what is kept, and says so in a table.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     let begun = Instant::now();
-    let mut bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
+    let mut session = Session::open(&args.plan, &args.stages, common, stages)?;
     // Where nothing is known, nothing is limited.
     let memory_bytes = args
         .memory
@@ -79,7 +79,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     let out = args
         .out
         .clone()
-        .unwrap_or_else(|| PathBuf::from("out").join(&bench.plan.name));
+        .unwrap_or_else(|| PathBuf::from("out").join(&session.plan.name));
     let links = if args.hard_links {
         Links::Hard
     } else {
@@ -87,21 +87,25 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     };
     let locked = args
         .records
-        .locked(&args.plan, &args.stages, &bench, common)?;
-    let mut places = bench.places();
+        .locked(&args.plan, &args.stages, &session, common)?;
+    let mut places = session.places();
     places.refuse_in_cache("what is built", &out)?;
     places.keep(
-        bench.plan.stages.iter().map(|stage| out.join(&stage.id.0)),
+        session
+            .plan
+            .stages
+            .iter()
+            .map(|stage| out.join(&stage.id.0)),
         records::NAMES.iter().map(|name| out.join(name)),
     );
     let mut screen = Screen::open(&args.views, &mut places, common)?;
     let early = Mutex::new(None);
-    let completed = |stage: &PlannedStage, sealed: &Sealed| {
+    let completed = |stage: &PlannedStage, completed: &CompletedStage| {
         // What is held to a lock is not written before all of it is known. What fails here fails
         // again at the end, where it is said.
         if locked.is_none()
-            && let Ok(Some(kept)) = kept_of(stage, sealed)
-            && let Ok(wrote) = write_stage(&bench.store, &stage.id.0, &kept, &out, links)
+            && let Ok(Some(kept)) = kept_of(stage, completed)
+            && let Ok(wrote) = write_stage(&session.store, &stage.id.0, &kept, &out, links)
         {
             add(
                 &mut early.lock().unwrap_or_else(PoisonError::into_inner),
@@ -109,25 +113,25 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             );
         }
     };
-    let built = bench.build(limits, &cancel, &completed, &mut screen);
+    let built = session.build(limits, &cancel, &completed, &mut screen);
     let mut wrote = early.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (summary, mut failures, unwritten) = screen.close();
-    let remembered = bench.remember(&built);
+    let remembered = session.remember(&built);
     let is_cancelled = cancel.load(Ordering::Relaxed);
-    let kept = kept(&bench.plan, &built);
+    let kept = kept(&session.plan, &built);
     let has_failed = !failures.is_empty() || !unwritten.is_empty();
     if is_cancelled || remembered.is_err() || has_failed {
         let written = match locked {
             Some(_) => Ok(()),
             None => kept
-                .and_then(|kept| write_out(&bench.store, &kept, &out, links))
+                .and_then(|kept| write_out(&session.store, &kept, &out, links))
                 .map(drop),
         };
-        let left = write_left(&bench, &mut failures, &out, links);
+        let left = write_remaining(&session, &mut failures, &out, links);
         let others = [remembered, written, left]
             .into_iter()
             .filter_map(Result::err);
-        let failed = bench.failed(&failures, unwritten.into_iter().chain(others));
+        let failed = session.failed(&failures, unwritten.into_iter().chain(others));
         if !failed.problems.is_empty() {
             return Err(failed);
         }
@@ -139,11 +143,11 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
     }
 
     let kept = kept?;
-    let records = Records::of(&args.records, &args.plan, &bench, &built, &kept);
+    let records = Records::of(&args.records, &args.plan, &session, &built, &kept);
     if let Some(locked) = &locked {
         records.hold(locked)?;
     }
-    add(&mut wrote, write_out(&bench.store, &kept, &out, links)?);
+    add(&mut wrote, write_out(&session.store, &kept, &out, links)?);
     if let Some(locked) = &locked {
         records.hold_written(locked, &out)?;
     }

@@ -61,14 +61,14 @@ fn models(plan: &Plan) -> Found {
         let Some(mut files) = files(plan, model) else {
             continue;
         };
-        let takes_it = |stage: &&PlannedStage| {
+        let consumes_it = |stage: &&PlannedStage| {
             stage
                 .slots
                 .get("model")
-                .is_some_and(|givers| givers.contains(&model.id))
+                .is_some_and(|producers| producers.contains(&model.id))
         };
-        let takers: Vec<&PlannedStage> = plan.stages.iter().filter(takes_it).collect();
-        match with_headers(&mut files, |gguf| look(gguf, &takers)) {
+        let consumers: Vec<&PlannedStage> = plan.stages.iter().filter(consumes_it).collect();
+        match with_headers(&mut files, |gguf| look(gguf, &consumers)) {
             Ok(warnings) => found.warnings.extend(warnings),
             Err(problem) => {
                 let problem = problem.at(model.at.clone(), "this stage would fail");
@@ -81,11 +81,11 @@ fn models(plan: &Plan) -> Found {
 
 /// The files of this machine that `model` is read from, if they all are there.
 fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
-    let fetched = model.slots.get("gguf")?.iter().map(|giver| {
+    let fetched = model.slots.get("gguf")?.iter().map(|producer| {
         let fetch = plan
             .stages
             .iter()
-            .find(|stage| stage.id == *giver && stage.kind == "fetch")?;
+            .find(|stage| stage.id == *producer && stage.kind == "fetch")?;
         open_file(Path::new(
             fetch.params["url"].as_str()?.strip_prefix("file:")?,
         ))
@@ -97,17 +97,17 @@ fn files(plan: &Plan, model: &PlannedStage) -> Option<Vec<File>> {
 }
 
 /// Refuses a model of which the stages `takers` can make nothing; yields what may be wrong.
-fn look(gguf: &Gguf, takers: &[&PlannedStage]) -> Result<Vec<String>> {
+fn look(gguf: &Gguf, consumers: &[&PlannedStage]) -> Result<Vec<String>> {
     let facts = model_facts(gguf)?;
     // What is optional may never be asked for.
     let is_of_text =
         |stage: &&&PlannedStage| !stage.optional && OF_TEXT.contains(&stage.kind.as_str());
-    if let Some(of_text) = takers.iter().find(is_of_text)
+    if let Some(of_text) = consumers.iter().find(is_of_text)
         && let Some(problem) = gguf.tokenizer_problem()
     {
         return Err(problem.within(format!("`{}` would fail", of_text.id.0)));
     }
-    let too_long = takers.iter().filter_map(|stage| {
+    let too_long = consumers.iter().filter_map(|stage| {
         let context = stage.params.get("context")?.as_u64()?;
         (context > u64::from(facts.context_length)).then(|| {
             format!(

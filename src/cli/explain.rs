@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::json;
 
 use super::plan::{waits_for, why};
-use super::workbench::Workbench;
+use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::Problem;
@@ -24,8 +24,8 @@ pub struct Args {
 
 /// Explains a part, the parts of a stage, or all that would run.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let bench = Workbench::lay(&args.plan, &[], common, stages)?;
-    let built = bench.dry_run()?;
+    let session = Session::open(&args.plan, &[], common, stages)?;
+    let built = session.dry_run()?;
     let parts: Vec<&BuiltPart> = match &args.part {
         None => built
             .parts
@@ -33,7 +33,7 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             .filter(|part| why(part).is_some())
             .collect(),
         Some(name) => {
-            let stage = stage_of(&bench.plan, name)?;
+            let stage = stage_of(&session.plan, name)?;
             let waits = waits_for(stage, &built);
             if !waits.is_empty() {
                 let answer = match common.json {

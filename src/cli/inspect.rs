@@ -2,8 +2,8 @@
 
 mod device;
 mod gguf;
-mod ledger;
 mod onnx;
+mod quant_report;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use std::process::Command;
 
 pub(super) use gguf::{open_all, with_headers};
 
-use super::workbench::PROGRAM;
+use super::session::PROGRAM;
 use super::{Common, Exit, Failed};
 use crate::base::{Context, Problem, Result, head, open_file};
 use crate::model::gguf::MAGIC as GGUF;
-use crate::model::ledger::Ledger;
+use crate::model::quant_report::QuantReport;
 use crate::stages::fetch::what_else;
 
 /// What to inspect.
@@ -56,7 +56,7 @@ pub(in crate::cli) fn unknown(path: &Path, start: &[u8]) -> Problem {
         start.escape_ascii()
     );
     Problem::new("kiln::call::format", message)
-        .help("kiln describes GGUF, ONNX, DLC, context binary and ledger files")
+        .help("kiln describes GGUF, ONNX, DLC, context binary and quantization report files")
 }
 
 /// Set for a child that is to describe the file itself.
@@ -104,8 +104,8 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
         head(&args.file, START_BYTES).context("kiln::call::unreadable", || "read it".into())?;
     let text = match magic.as_slice() {
         start if start.starts_with(&GGUF) => return gguf::describe(&args.file, args.tensors, json),
-        start if start.starts_with(Ledger::MAGIC) => {
-            return ledger::describe(&file, args.tensors, json);
+        start if start.starts_with(QuantReport::MAGIC) => {
+            return quant_report::describe(&file, args.tensors, json);
         }
         start if onnx::is_onnx(start) => onnx::describe(&file, json),
         start if device::is_context_binary(start) => {
@@ -117,6 +117,6 @@ fn describe(args: &Args, common: &Common) -> Result<String> {
     Ok(if json {
         text
     } else {
-        text + &ledger::beside(&args.file, args.tensors)
+        text + &quant_report::beside(&args.file, args.tensors)
     })
 }

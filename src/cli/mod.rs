@@ -22,9 +22,9 @@ mod replay;
 mod reports;
 mod schema;
 mod screen;
+mod session;
 mod show;
 mod work;
-mod workbench;
 
 use std::io::{Write, stderr};
 

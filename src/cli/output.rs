@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::records::withdraw;
-use super::workbench::Workbench;
+use super::session::Session;
 use crate::action::{Content, Manifest, Part, PartName};
 use crate::base::{CanonJson, Result};
-use crate::engine::{Built, Sealed};
+use crate::engine::{Built, CompletedStage};
 use crate::events::Failure;
 use crate::plan::{Keep, Plan, PlannedStage};
 use crate::store::{BlobStore, Links, Space, publish};
@@ -16,21 +16,24 @@ use crate::store::{BlobStore, Links, Space, publish};
 pub(super) fn kept(plan: &Plan, built: &Built) -> Result<Vec<(String, Manifest)>> {
     let mut all = vec![];
     for stage in &plan.stages {
-        let Some(sealed) = built.sealed.get(&stage.id) else {
+        let Some(completed) = built.completed.get(&stage.id) else {
             continue;
         };
-        all.extend(kept_of(stage, sealed)?.map(|kept| (stage.id.to_string(), kept)));
+        all.extend(kept_of(stage, completed)?.map(|kept| (stage.id.to_string(), kept)));
     }
     Ok(all)
 }
 
 /// What is kept of `stage`, if anything is.
-pub(super) fn kept_of(stage: &PlannedStage, sealed: &Sealed) -> Result<Option<Manifest>> {
+pub(super) fn kept_of(
+    stage: &PlannedStage,
+    completed: &CompletedStage,
+) -> Result<Option<Manifest>> {
     if stage.keep == Keep::Nothing {
         return Ok(None);
     }
-    let kept = sealed
-        .whole()?
+    let kept = completed
+        .details()?
         .manifest
         .parts
         .iter()
@@ -56,8 +59,8 @@ pub(super) fn write_out(
 }
 
 /// Writes out what failed stages leave, and says in their problems where.
-pub(super) fn write_left(
-    bench: &Workbench,
+pub(super) fn write_remaining(
+    session: &Session,
     failures: &mut [Failure],
     out: &Path,
     links: Links,
@@ -66,7 +69,7 @@ pub(super) fn write_left(
         .iter_mut()
         .filter(|failure| !failure.problem.left.is_empty())
     {
-        let planned = bench
+        let planned = session
             .plan
             .stages
             .iter()
@@ -95,7 +98,7 @@ pub(super) fn write_left(
         if manifest.parts.is_empty() {
             continue;
         }
-        write_stage(&bench.store, &planned.id.0, &manifest, out, links)?;
+        write_stage(&session.store, &planned.id.0, &manifest, out, links)?;
         let names = manifest
             .parts
             .keys()

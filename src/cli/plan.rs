@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use super::workbench::Workbench;
+use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::count;
-use crate::engine::{Built, BuiltPart, JobLife};
+use crate::engine::{Built, BuiltPart, JobState};
 use crate::events::{Why, in_short};
 use crate::plan::{Plan, PlannedStage};
 
@@ -30,20 +30,20 @@ pub struct Args {
 
 /// Looks into the cache and runs nothing.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
-    let bench = Workbench::lay(&args.plan, &args.stages, common, stages)?;
-    let built = bench.dry_run()?;
+    let session = Session::open(&args.plan, &args.stages, common, stages)?;
+    let built = session.dry_run()?;
     common.print(&if common.json {
-        json_lines(&bench.plan, &built)
+        json_lines(&session.plan, &built)
     } else {
-        text(&bench.plan, &built)
+        text(&session.plan, &built)
     });
     Ok(Exit::Done)
 }
 
 /// Why a part would run; `None` if the cache has it.
 pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
-    match &part.life {
-        JobLife::Ready { why } => Some(why),
+    match &part.state {
+        JobState::Ready { why } => Some(why),
         _ => None,
     }
 }
@@ -51,14 +51,14 @@ pub(super) fn why(part: &BuiltPart) -> Option<&[Why]> {
 /// The stages whose artifacts a build would have to make first, before anybody can tell what
 /// `stage` would do.
 pub(super) fn waits_for<'a>(stage: &'a PlannedStage, built: &Built) -> Vec<&'a str> {
-    let mut givers: Vec<&str> = stage
+    let mut producers: Vec<&str> = stage
         .dependencies()
-        .filter(|giver| !built.sealed.contains_key(giver))
-        .map(|giver| giver.0.as_str())
+        .filter(|producer| !built.completed.contains_key(producer))
+        .map(|producer| producer.0.as_str())
         .collect();
-    givers.sort();
-    givers.dedup();
-    givers
+    producers.sort();
+    producers.dedup();
+    producers
 }
 
 fn parts<'a>(stage: &PlannedStage, built: &'a Built) -> Vec<&'a BuiltPart> {

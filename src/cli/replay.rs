@@ -49,19 +49,19 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     };
     let mut told = Told::default();
     let mut problems = vec![];
-    for heard in LogReader::new(BufReader::new(file)) {
-        match heard {
-            Ok(heard) => {
-                let waited_ms = heard.at_ms - told.last_ms;
+    for logged in LogReader::new(BufReader::new(file)) {
+        match logged {
+            Ok(logged) => {
+                let waited_ms = logged.at_ms - told.last_ms;
                 if let Some(speed) = args.speed {
                     sleep(
                         Duration::try_from_secs_f64(waited_ms as f64 / 1000.0 / speed)
                             .unwrap_or(Duration::MAX),
                     );
                 }
-                told.hear_at(heard.at_ms, &heard.event);
-                view.hear_at(heard.at_ms, &heard.event);
-                reports.hear_at(heard.at_ms, &heard.event);
+                told.on_event_at(logged.at_ms, &logged.event);
+                view.on_event_at(logged.at_ms, &logged.event);
+                reports.on_event_at(logged.at_ms, &logged.event);
             }
             Err(problem) => problems.push(problem),
         }
@@ -94,9 +94,9 @@ struct Told {
 }
 
 impl TimedListener for Told {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
-        self.summary.hear_at(at_ms, event);
-        self.failures.hear_at(at_ms, event);
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
+        self.summary.on_event_at(at_ms, event);
+        self.failures.on_event_at(at_ms, event);
         self.last_ms = at_ms;
         match event {
             Event::Begun { plan, .. } => self.plan.clone_from(plan),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::places::Places;
-use crate::base::atomic::{check_replaceable, folder, write_whole};
+use crate::base::atomic::{check_replaceable, folder, write_atomic};
 use crate::base::{Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
@@ -44,7 +44,7 @@ impl Reports {
     /// Writes each, whole or not at all; yields what could not be written.
     pub(super) fn write(&self) -> Vec<Problem> {
         let write = |(path, report): &(PathBuf, Box<dyn Report>)| -> Result<()> {
-            write_whole(path, &report.file()?).context("kiln::report::write", || {
+            write_atomic(path, &report.file()?).context("kiln::report::write", || {
                 format!("write the report {}", path.display())
             })
         };
@@ -56,10 +56,10 @@ impl Reports {
 }
 
 impl TimedListener for Reports {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         self.0
             .iter_mut()
-            .for_each(|(_, report)| report.hear_at(at_ms, event));
+            .for_each(|(_, report)| report.on_event_at(at_ms, event));
     }
 }
 

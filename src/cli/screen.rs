@@ -98,24 +98,24 @@ impl Screen {
 }
 
 impl Listener for Screen {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let begun = *self.begun.get_or_insert_with(Instant::now);
         let at_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
-        self.summary.hear(event);
-        self.failures.hear(event);
+        self.summary.on_event(event);
+        self.failures.on_event(event);
         if let Some((_, log)) = &mut self.log {
-            log.hear_at(at_ms, event);
+            log.on_event_at(at_ms, event);
         }
-        self.reports.hear_at(at_ms, event);
+        self.reports.on_event_at(at_ms, event);
         match &mut self.shown {
-            Shown::Now(view) => view.hear_at(at_ms, event),
-            Shown::Later(heard) => {
-                heard.push((at_ms, event.clone()));
+            Shown::Now(view) => view.on_event_at(at_ms, event),
+            Shown::Later(logged) => {
+                logged.push((at_ms, event.clone()));
                 if matches!(event, Event::Started { .. } | Event::Failed { .. }) {
                     let mut view = live(begun);
-                    heard
+                    logged
                         .iter()
-                        .for_each(|(at_ms, event)| view.hear_at(*at_ms, event));
+                        .for_each(|(at_ms, event)| view.on_event_at(*at_ms, event));
                     self.shown = Shown::Now(view);
                 }
             }

@@ -48,9 +48,12 @@ fn text(plan: &Plan) -> String {
         width(|stage| stage.kind.len()),
     );
     let line = |stage: &PlannedStage| {
-        let slots = stage.slots.iter().map(|(slot, givers)| {
-            let givers: Vec<&str> = givers.iter().map(|giver| giver.0.as_str()).collect();
-            format!("{slot} = {}", givers.join(", "))
+        let slots = stage.slots.iter().map(|(slot, producers)| {
+            let producers: Vec<&str> = producers
+                .iter()
+                .map(|producer| producer.0.as_str())
+                .collect();
+            format!("{slot} = {}", producers.join(", "))
         });
         let waits: Vec<String> = slots
             .chain(stage.tools.values().map(|tool| tool.0.clone()))
@@ -89,11 +92,11 @@ fn edges(plan: &Plan) -> impl Iterator<Item = (&str, &str, &str)> {
         let slots = stage
             .slots
             .iter()
-            .flat_map(|(slot, givers)| givers.iter().map(move |giver| (giver, slot)));
-        let tools = stage.tools.iter().map(|(tool, giver)| (giver, tool));
+            .flat_map(|(slot, producers)| producers.iter().map(move |producer| (producer, slot)));
+        let tools = stage.tools.iter().map(|(tool, producer)| (producer, tool));
         slots
             .chain(tools)
-            .map(|(giver, role)| (giver.0.as_str(), stage.id.0.as_str(), role.as_str()))
+            .map(|(producer, role)| (producer.0.as_str(), stage.id.0.as_str(), role.as_str()))
     })
 }
 
@@ -115,8 +118,11 @@ fn dot(plan: &Plan) -> String {
             stage.id, stage.kind
         );
     }
-    for (giver, taker, role) in edges(plan) {
-        let _ = writeln!(out, "  \"{giver}\" -> \"{taker}\" [label = \"{role}\"];");
+    for (producer, consumer, role) in edges(plan) {
+        let _ = writeln!(
+            out,
+            "  \"{producer}\" -> \"{consumer}\" [label = \"{role}\"];"
+        );
     }
     out + "}\n"
 }
@@ -141,8 +147,13 @@ fn mermaid(plan: &Plan) -> String {
             stage.id, stage.kind
         );
     }
-    for (giver, taker, role) in edges(plan) {
-        let _ = writeln!(out, "  s{} -- {role} --> s{}", number(giver), number(taker));
+    for (producer, consumer, role) in edges(plan) {
+        let _ = writeln!(
+            out,
+            "  s{} -- {role} --> s{}",
+            number(producer),
+            number(consumer)
+        );
     }
     out
 }

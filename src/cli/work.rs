@@ -24,7 +24,7 @@ pub struct Args {
 /// Runs the subcommand.
 pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Failed> {
     if let Some(parent) = args.parent {
-        execute::leash(parent)?;
+        execute::die_with_parent(parent)?;
     }
     execute::work(
         Disk::open(&common.cache),

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::transport::last_words;
+use super::transport::stderr_tail;
 use crate::artifact::device::{Figure, Figures};
 
 /// Below, a current is not in the unit that the kernel promises (some give mA for µA); above,
@@ -24,8 +24,8 @@ pub(super) fn read(said: &str) -> Result<Figures, String> {
     if code.trim() != "0" {
         return Err(format!(
             "genie-t2t-run failed with exit code {}: {}",
-            last_words(code),
-            last_words(rest)
+            stderr_tail(code),
+            stderr_tail(rest)
         ));
     }
     let profile: Profile =

@@ -20,7 +20,7 @@ const END: &str = "kiln end";
 /// More than any script of kiln's prints in the time it has.
 const MAX_SAID_BYTES: u64 = 4 << 20;
 /// How much of what a program said last is shown.
-const LAST_WORDS_BYTES: u64 = 2048;
+const STDERR_TAIL_BYTES: u64 = 2048;
 /// How often is looked whether a program has ended.
 const GLANCE: Duration = Duration::from_millis(20);
 /// What a file is given to arrive, beside a second for each so many bytes: below the slowest
@@ -193,7 +193,7 @@ impl Transport {
     fn broken(&self, what: &str, said: &Said) -> Problem {
         let mut problem =
             Problem::new(CODE, format!("{self}: {what} ({})", said.status)).help(self.advice());
-        let words = [&said.out, &said.err].map(|text| last_words(text));
+        let words = [&said.out, &said.err].map(|text| stderr_tail(text));
         problem
             .causes
             .extend(words.into_iter().filter(|words| !words.is_empty()));
@@ -252,8 +252,8 @@ struct Said {
 }
 
 /// The end of a text, fit for a terminal.
-pub(super) fn last_words(text: &str) -> String {
-    let begin = text.floor_char_boundary(text.len().saturating_sub(LAST_WORDS_BYTES as usize));
+pub(super) fn stderr_tail(text: &str) -> String {
+    let begin = text.floor_char_boundary(text.len().saturating_sub(STDERR_TAIL_BYTES as usize));
     let shown = |c: char| {
         if c.is_control() && c != '\n' {
             '\u{fffd}'
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn what_a_device_says_does_not_reach_the_terminal_as_it_is() {
-        assert_eq!(last_words("\x1b[2J gone\nx "), "\u{fffd}[2J gone\nx");
-        assert_eq!(last_words(&"é".repeat(4000)).chars().count(), 1024);
+        assert_eq!(stderr_tail("\x1b[2J gone\nx "), "\u{fffd}[2J gone\nx");
+        assert_eq!(stderr_tail(&"é".repeat(4000)).chars().count(), 1024);
     }
 }

@@ -13,13 +13,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::crew::Crew;
 use super::explain::reasons;
-use super::onlooker::Onlooker;
+use super::look_up::question;
+use super::monitor::JobMonitor;
 use super::proof;
-use super::recall::question;
+use super::workers::WorkerPool;
 use super::{
-    Answer, Built, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler, Sealed,
+    Answer, Built, CompletedStage, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler,
     StageIndex, Task,
 };
 use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
@@ -27,7 +27,9 @@ use crate::base::{Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
-use crate::store::{ActionCache, ActionResult, BlobStore, Complete, Found, Notes, Turn, Watched};
+use crate::store::{
+    ActionCache, ActionLock, ActionResult, BlobStore, Complete, Found, Notes, Watched,
+};
 
 /// How often an interruption is looked for.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -56,7 +58,7 @@ pub struct Build<'a> {
     /// What may be in use at once.
     pub limits: Limits,
     /// Hears of each stage that is complete and was not so in an earlier build, on some thread.
-    pub completed: &'a (dyn Fn(&PlannedStage, &Sealed) + Sync),
+    pub completed: &'a (dyn Fn(&PlannedStage, &CompletedStage) + Sync),
     /// Set from outside to stop the build.
     pub cancel: &'a AtomicBool,
 }
@@ -86,7 +88,7 @@ impl Build<'_> {
         // Once: it reads a dozen files.
         let threads = thread::available_parallelism().map_or(1, usize::from);
         thread::scope(|scope| {
-            let crew = Crew::new(send.clone());
+            let workers = WorkerPool::new(send.clone());
             let mut inputs = VecDeque::from([Input::Begin]);
             let mut is_cancelled = false;
             loop {
@@ -97,13 +99,13 @@ impl Build<'_> {
                         match effect {
                             // To read a note takes less time than to begin a thread; to hash files
                             // may take long.
-                            Effect::Recall { stage, givers } => match drive.files(stage) {
+                            Effect::LookUp { stage, producers } => match drive.files(stage) {
                                 Ok(files) if files.is_empty() => {
-                                    inputs.push_back(drive.recall(stage, &givers, Ok(files)))
+                                    inputs.push_back(drive.look_up(stage, &producers, Ok(files)))
                                 }
                                 files => {
                                     _ = scope.spawn(move || {
-                                        answer(&send, drive.recall(stage, &givers, files))
+                                        answer(&send, drive.look_up(stage, &producers, files))
                                     })
                                 }
                             },
@@ -117,14 +119,14 @@ impl Build<'_> {
                                 task,
                                 delay,
                             } => {
-                                crew.work(scope, move || {
+                                workers.work(scope, move || {
                                     drive.run(job, stage, &task, delay, &send)
                                 });
                             }
-                            Effect::Note { stage, sealed } => {
-                                _ = scope.spawn(move || drive.note(stage, &sealed))
+                            Effect::Note { stage, completed } => {
+                                _ = scope.spawn(move || drive.note(stage, &completed))
                             }
-                            Effect::Tell(event) => listener.hear(&event),
+                            Effect::Emit(event) => listener.on_event(&event),
                             Effect::Finish => return,
                         }
                     }
@@ -169,7 +171,12 @@ impl Drive<'_> {
         })
     }
 
-    fn recall(&self, stage: StageIndex, givers: &[Digest], paths: Result<Vec<PathBuf>>) -> Input {
+    fn look_up(
+        &self,
+        stage: StageIndex,
+        producers: &[Digest],
+        paths: Result<Vec<PathBuf>>,
+    ) -> Input {
         let Build {
             plan,
             notes,
@@ -179,29 +186,29 @@ impl Drive<'_> {
             ..
         } = self.build;
         let planned = &plan.stages[stage.index()];
-        let sealed = guarded(&planned.kind, || {
+        let completed = guarded(&planned.kind, || {
             let mut files = BTreeMap::new();
             for path in paths? {
                 files.insert(path.clone(), Watched::look(*notes, &path, cancel)?);
             }
-            let question = question(planned, givers, &files)?;
+            let question = question(planned, producers, &files)?;
             let asked = self.asked[stage.index()].get_or_init(|| Asked { question, files });
             if self.is_volatile(planned)? {
                 return Ok(None);
             }
             memory
                 .as_ref()
-                .map_or(Ok(None), |memory| memory.recall(&asked.question, *blobs))
+                .map_or(Ok(None), |memory| memory.look_up(&asked.question, *blobs))
         });
-        Input::Recalled { stage, sealed }
+        Input::LookedUp { stage, completed }
     }
 
     /// Notes a complete stage, and says so. What was not noted is only looked for part by part.
-    fn note(&self, stage: StageIndex, sealed: &Sealed) {
+    fn note(&self, stage: StageIndex, completed: &CompletedStage) {
         if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
-            let _ = memory.note(&asked.question, sealed);
+            let _ = memory.note(&asked.question, completed);
         }
-        (self.build.completed)(&self.build.plan.stages[stage.index()], sealed);
+        (self.build.completed)(&self.build.plan.stages[stage.index()], completed);
     }
 
     fn is_volatile(&self, stage: &PlannedStage) -> Result<bool> {
@@ -231,9 +238,9 @@ impl Drive<'_> {
                 .map(|(path, file)| (path.clone(), file.digest))
                 .collect();
             for id in planned.slots.values().flatten() {
-                let giver = self.build.plan.stages.iter().find(|stage| stage.id == *id);
-                if let Some(giver) = giver {
-                    let artifact = self.kind(&giver.kind)?.spec().gives;
+                let producer = self.build.plan.stages.iter().find(|stage| stage.id == *id);
+                if let Some(producer) = producer {
+                    let artifact = self.kind(&producer.kind)?.spec().output;
                     inputs.artifacts.insert(id.0.clone(), artifact);
                 }
             }
@@ -326,15 +333,15 @@ impl Drive<'_> {
                     },
                 )
             };
-            let onlooker =
-                Onlooker::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
-            onlooker.wait_for_its_turn()?;
-            let turn = match self.turn(task, &onlooker)? {
+            let monitor =
+                JobMonitor::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
+            monitor.wait_for_action_lock()?;
+            let turn = match self.turn(task, &monitor)? {
                 Turned::Mine(turn) => turn,
                 Turned::Made(result) => return Ok(result),
             };
             let begun = Instant::now();
-            let ran = onlooker.judge(executor.run(&task.action, &task.demand, &onlooker))?;
+            let ran = monitor.judge(executor.run(&task.action, &task.demand, &monitor))?;
             if let Some(asked) = self.asked[stage.index()].get() {
                 asked
                     .files
@@ -356,7 +363,7 @@ impl Drive<'_> {
     }
 
     /// Waits until no other kiln does the same work; it may have done it then.
-    fn turn(&self, task: &Task, onlooker: &Onlooker) -> Result<Turned> {
+    fn turn(&self, task: &Task, monitor: &JobMonitor) -> Result<Turned> {
         let Build {
             actions,
             blobs,
@@ -365,7 +372,7 @@ impl Drive<'_> {
         } = self.build;
         // Small work is done twice sooner than it is waited for.
         if task.demand.isolation == Isolation::Thread && task.action.origin.is_none() {
-            return Ok(Turned::Mine(Turn::default()));
+            return Ok(Turned::Mine(ActionLock::default()));
         }
         let mut has_waited = false;
         loop {
@@ -388,14 +395,14 @@ impl Drive<'_> {
                 Some(turn) => return Ok(Turned::Mine(turn)),
                 None => has_waited = true,
             }
-            onlooker.wait()?;
+            monitor.wait()?;
         }
     }
 }
 
 /// What came of waiting.
 enum Turned {
-    Mine(Turn),
+    Mine(ActionLock),
     Made(ActionResult),
 }
 

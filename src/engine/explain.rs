@@ -154,7 +154,7 @@ mod tests {
     use serde_json::json;
 
     fn check(old: Value, new: Value, expect: &[&str]) {
-        let mut whole = [old, new].map(|change| {
+        let mut details = [old, new].map(|change| {
             let mut action = json!({
                 "stage": "requant", "version": 1, "params": {"scheme": "native", "limits": [1, 2]},
                 "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}}, "tools": {"qnn": {"a.so": "b3:01/2"}},
@@ -162,7 +162,7 @@ mod tests {
             action.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
             action
         });
-        let [old, new] = &mut whole;
+        let [old, new] = &mut details;
         let found: Vec<String> = differences(old, new).iter().map(Why::to_string).collect();
         assert_eq!(found, expect);
     }

@@ -36,7 +36,7 @@ pub struct Before {
     /// What it took.
     pub took: Took,
     /// The digest of its manifest.
-    pub gives: Option<Digest>,
+    pub output: Option<Digest>,
 }
 
 /// By stage; one that is not named is taken to need no time.
@@ -46,14 +46,14 @@ pub struct History(pub BTreeMap<String, Before>);
 impl History {
     /// For each stage of `plan`, the time from its end to the end of the build: the longest way
     /// through those that wait for it.
-    pub(super) fn roads(&self, plan: &Plan, jobs: u32) -> Vec<u64> {
+    pub(super) fn critical_paths(&self, plan: &Plan, jobs: u32) -> Vec<u64> {
         let place: BTreeMap<_, _> = plan
             .stages
             .iter()
             .enumerate()
             .map(|(place, stage)| (&stage.id, place))
             .collect();
-        let mut roads = vec![0; plan.stages.len()];
+        let mut critical_paths = vec![0; plan.stages.len()];
         // From the end, so that a stage's own road is known before it is added to those of its
         // givers.
         for (at, stage) in plan.stages.iter().enumerate().rev() {
@@ -61,11 +61,14 @@ impl History {
                 .0
                 .get(&stage.id.0)
                 .map_or(0, |before| before.took.with(jobs));
-            let road = took.saturating_add(roads[at]);
-            for giver in stage.dependencies().filter_map(|giver| place.get(giver)) {
-                roads[*giver] = road.max(roads[*giver]);
+            let path = took.saturating_add(critical_paths[at]);
+            for producer in stage
+                .dependencies()
+                .filter_map(|producer| place.get(producer))
+            {
+                critical_paths[*producer] = path.max(critical_paths[*producer]);
             }
         }
-        roads
+        critical_paths
     }
 }

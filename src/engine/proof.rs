@@ -74,7 +74,7 @@ pub fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<(
 
 fn digest(result: &ActionResult) -> Result<Digest> {
     let text = serde_json::to_vec(&result.outputs)
-        .context("kiln::engine::proof", || "spell outputs".into())?;
+        .context("kiln::engine::proof", || "serialize outputs".into())?;
     Ok(hash_bytes(&text))
 }
 

@@ -22,7 +22,7 @@ use crate::plan::StageId;
 #[derive(Default)]
 pub struct Record {
     path: Option<PathBuf>,
-    stages: BTreeMap<String, Whole>,
+    stages: BTreeMap<String, StageDetails>,
     keys: OnceLock<Keys>,
 }
 
@@ -41,9 +41,9 @@ type Keys = BTreeMap<String, BTreeMap<String, ActionKey>>;
 
 /// A stage as a whole.
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Whole {
+struct StageDetails {
     /// Of the stage when it was complete; of none if the last build left it incomplete.
-    sealed: Option<Digest>,
+    completed: Option<Digest>,
     #[serde(flatten)]
     before: Before,
 }
@@ -112,7 +112,7 @@ impl Record {
         History(
             self.stages
                 .iter()
-                .map(|(stage, whole)| (stage.clone(), whole.before))
+                .map(|(stage, details)| (stage.clone(), details.before))
                 .collect(),
         )
     }
@@ -130,18 +130,18 @@ impl Record {
     /// has these parts and no others; of one that is not, the parts that did not come about
     /// keep their old keys.
     pub fn merge(&mut self, built: &Built) -> Result<bool> {
-        let known = |stage: &String| self.stages.get(stage).and_then(|whole| whole.sealed);
+        let known = |stage: &String| self.stages.get(stage).and_then(|details| details.completed);
         let is_news = built
-            .sealed
+            .completed
             .iter()
-            .any(|(stage, sealed)| known(&stage.0) != Some(sealed.digest()));
+            .any(|(stage, completed)| known(&stage.0) != Some(completed.digest()));
         let done = || {
             built
                 .parts
                 .iter()
-                .filter(|part| part.life.outputs().is_some())
+                .filter(|part| part.state.outputs().is_some())
         };
-        let is_whole = |stage: &String| built.sealed.contains_key(&StageId(stage.clone()));
+        let is_whole = |stage: &String| built.completed.contains_key(&StageId(stage.clone()));
         if !is_news && done().all(|part| is_whole(&part.id.stage)) {
             return Ok(false);
         }
@@ -150,26 +150,29 @@ impl Record {
         for part in done() {
             took.entry(&part.id.stage)
                 .or_default()
-                .add(part.life.took_ms());
+                .add(part.state.took_ms());
             keys.entry(part.id.stage.clone())
                 .or_default()
                 .insert(part.id.part.clone(), part.task.key);
-            self.stages.entry(part.id.stage.clone()).or_default().sealed = None;
+            self.stages
+                .entry(part.id.stage.clone())
+                .or_default()
+                .completed = None;
         }
-        for (stage, sealed) in &built.sealed {
+        for (stage, completed) in &built.completed {
             keys.insert(
                 stage.0.clone(),
-                sealed.whole()?.parts.iter().cloned().collect(),
+                completed.details()?.parts.iter().cloned().collect(),
             );
-            let whole = self.stages.entry(stage.0.clone()).or_default();
-            whole.sealed = Some(sealed.digest());
+            let details = self.stages.entry(stage.0.clone()).or_default();
+            details.completed = Some(completed.digest());
             let took = took
                 .get(stage.0.as_str())
                 .copied()
-                .unwrap_or(whole.before.took);
-            whole.before = Before {
+                .unwrap_or(details.before.took);
+            details.before = Before {
                 took,
-                gives: Some(sealed.gives()),
+                output: Some(completed.output()),
             };
         }
         self.keys = keys.into();

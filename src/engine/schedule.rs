@@ -15,11 +15,11 @@ use std::sync::Arc;
 use petgraph::Direction::Incoming;
 use petgraph::graph::DiGraph;
 
-use super::room::Room;
-use super::sealed::{Piece, check_names};
+use super::completed::{CompletedOrder, check_names};
+use super::pool::ResourcePool;
 use super::{
-    Answer, Built, BuiltPart, Effect, History, Input, JobId, JobLife, Limits, Sealed, StageIndex,
-    StageLife, Task, Whole,
+    Answer, Built, BuiltPart, CompletedStage, Effect, History, Input, JobId, JobState, Limits,
+    StageDetails, StageIndex, StageState, Task,
 };
 use crate::action::{ActionKey, Inputs, Manifest};
 use crate::base::{Digest, Problem, Result};
@@ -31,13 +31,13 @@ pub struct Scheduler<'a> {
     plan: &'a Plan,
     limits: Limits,
     /// Edges lead from a stage to those that take from it; nodes stand in the plan's order.
-    graph: DiGraph<StageLife, ()>,
+    graph: DiGraph<StageState, ()>,
     index: BTreeMap<&'a StageId, StageIndex>,
     jobs: Vec<Job>,
     by_key: HashMap<ActionKey, JobId>,
-    room: Room,
+    pool: ResourcePool,
     /// What the last builds say of the time from the end of each stage to the end of the build.
-    road_ms: Vec<u64>,
+    critical_path_ms: Vec<u64>,
     history: History,
     /// Answers that the driver owes.
     awaited: usize,
@@ -49,9 +49,9 @@ pub struct Scheduler<'a> {
 
 struct Job {
     task: Task,
-    life: JobLife,
+    state: JobState,
     /// What is known of the time from its start to the end of the build.
-    road_ms: u64,
+    critical_path_ms: u64,
     /// How often it was tried again.
     retried: u32,
     /// Who wants it; never empty.
@@ -82,23 +82,23 @@ impl<'a> Scheduler<'a> {
         let index: BTreeMap<_, _> = plan
             .stages
             .iter()
-            .map(|stage| (&stage.id, graph.add_node(StageLife::Waiting)))
+            .map(|stage| (&stage.id, graph.add_node(StageState::Waiting)))
             .collect();
         for stage in &plan.stages {
-            for giver in stage.dependencies() {
-                graph.update_edge(index[giver], index[&stage.id], ());
+            for producer in stage.dependencies() {
+                graph.update_edge(index[producer], index[&stage.id], ());
             }
         }
         Scheduler {
             plan,
             limits,
-            road_ms: history.roads(plan, limits.jobs),
+            critical_path_ms: history.critical_paths(plan, limits.jobs),
             history,
             graph,
             index,
             jobs: vec![],
             by_key: HashMap::new(),
-            room: Room::new(limits),
+            pool: ResourcePool::new(limits),
             awaited: 0,
             stopping: false,
             cancelled: false,
@@ -111,11 +111,11 @@ impl<'a> Scheduler<'a> {
     pub fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Begin => self.begin(),
-            Input::Recalled { stage, sealed } => {
+            Input::LookedUp { stage, completed } => {
                 self.awaited -= 1;
-                match sealed {
-                    Ok(Some(sealed)) => self.recalled(stage, sealed),
-                    Ok(None) if !self.stopping => self.set_stage(stage, StageLife::Expanding),
+                match completed {
+                    Ok(Some(completed)) => self.looked_up(stage, completed),
+                    Ok(None) if !self.stopping => self.set_stage(stage, StageState::Expanding),
                     Ok(None) => {}
                     Err(problem) => self.fail_stage(stage, problem),
                 }
@@ -133,7 +133,7 @@ impl<'a> Scheduler<'a> {
                 self.awaited -= 1;
                 match answer {
                     Ok(Answer::Hit(result)) => {
-                        let done = JobLife::Done {
+                        let done = JobState::Done {
                             outputs: result.outputs,
                             hit: true,
                             took_ms: result.took_ms,
@@ -151,7 +151,7 @@ impl<'a> Scheduler<'a> {
                 unit,
             } => {
                 let part = self.part(job);
-                self.tell(Event::Progress {
+                self.emit(Event::Progress {
                     part,
                     done,
                     total,
@@ -162,7 +162,7 @@ impl<'a> Scheduler<'a> {
                 self.awaited -= 1;
                 match result {
                     Ok(result) => {
-                        let done = JobLife::Done {
+                        let done = JobState::Done {
                             outputs: result.outputs,
                             hit: false,
                             took_ms: result.took_ms,
@@ -170,7 +170,7 @@ impl<'a> Scheduler<'a> {
                         self.set_job(job, done);
                     }
                     Err(problem) if self.cancelled && problem.is_cancelled() => {
-                        self.set_job(job, JobLife::Stopped);
+                        self.set_job(job, JobState::Stopped);
                     }
                     Err(problem) if self.may_retry(job) => self.retry(job, problem),
                     Err(problem) => self.fail_job(job, problem),
@@ -195,28 +195,28 @@ impl<'a> Scheduler<'a> {
             let (id, first) = (self.part_id(claim), self.part_id(&job.claims[0]));
             // The cache was asked why for the first that claimed it; another part was another
             // before.
-            let life = match &job.life {
-                JobLife::Ready { .. } if id != first => JobLife::Ready {
+            let state = match &job.state {
+                JobState::Ready { .. } if id != first => JobState::Ready {
                     why: vec![Why::Same {
                         part: first.to_string(),
                     }],
                 },
-                life => life.clone(),
+                state => state.clone(),
             };
             BuiltPart {
                 id,
                 task: job.task.clone(),
-                life,
+                state,
             }
         };
         let parts = claims.into_iter().map(part).collect();
-        let mut sealed = BTreeMap::new();
-        for (stage, life) in self.plan.stages.iter().zip(self.graph.into_nodes_edges().0) {
-            if let StageLife::Sealed(whole) = life.weight {
-                sealed.insert(stage.id.clone(), whole);
+        let mut completed = BTreeMap::new();
+        for (stage, state) in self.plan.stages.iter().zip(self.graph.into_nodes_edges().0) {
+            if let StageState::CompletedStage(details) = state.weight {
+                completed.insert(stage.id.clone(), details);
             }
         }
-        Built { sealed, parts }
+        Built { completed, parts }
     }
 
     fn begin(&mut self) {
@@ -226,35 +226,35 @@ impl<'a> Scheduler<'a> {
             .iter()
             .map(|stage| stage.id.to_string())
             .collect();
-        self.tell(Event::Begun {
+        self.emit(Event::Begun {
             schema: SCHEMA,
             plan: self.plan.name.clone(),
             stages,
         });
         for stage in self.graph.node_indices() {
-            self.recall_if_ready(stage);
+            self.look_up_if_ready(stage);
         }
     }
 
-    fn recall_if_ready(&mut self, stage: StageIndex) {
-        let waits = matches!(self.graph[stage], StageLife::Waiting);
-        let is_sealed = |giver| matches!(self.graph[giver], StageLife::Sealed(_));
+    fn look_up_if_ready(&mut self, stage: StageIndex) {
+        let waits = matches!(self.graph[stage], StageState::Waiting);
+        let is_completed = |producer| matches!(self.graph[producer], StageState::CompletedStage(_));
         if waits
             && !self.stopping
             && self
                 .graph
                 .neighbors_directed(stage, Incoming)
-                .all(is_sealed)
+                .all(is_completed)
         {
-            self.set_stage(stage, StageLife::Recalling);
+            self.set_stage(stage, StageState::Recalling);
         }
     }
 
-    fn recalled(&mut self, stage: StageIndex, sealed: Sealed) {
-        let (name, parts) = (self.planned(stage).id.to_string(), sealed.parts());
+    fn looked_up(&mut self, stage: StageIndex, completed: CompletedStage) {
+        let (name, parts) = (self.planned(stage).id.to_string(), completed.parts());
         self.count.hits += parts;
-        self.tell(Event::Unchanged { stage: name, parts });
-        self.set_stage(stage, StageLife::Sealed(Arc::new(sealed)));
+        self.emit(Event::Unchanged { stage: name, parts });
+        self.set_stage(stage, StageState::CompletedStage(Arc::new(completed)));
     }
 
     /// Finds or makes the job of each task, and probes the new ones.
@@ -262,7 +262,7 @@ impl<'a> Scheduler<'a> {
         let mut jobs = vec![];
         let mut parts = vec![];
         for (place, mut task) in tasks.into_iter().enumerate() {
-            task.demand = self.room.fitted(task.demand);
+            task.demand = self.pool.fitted(task.demand);
             let claim = Claim {
                 stage,
                 place,
@@ -282,11 +282,11 @@ impl<'a> Scheduler<'a> {
                     part: self.part_id(&claim),
                     task: task.clone(),
                 });
-                let road_ms = self.road_ms[stage.index()];
+                let critical_path_ms = self.critical_path_ms[stage.index()];
                 self.jobs.push(Job {
                     task,
-                    life: JobLife::Probing,
-                    road_ms,
+                    state: JobState::Probing,
+                    critical_path_ms,
                     retried: 0,
                     claims: vec![],
                 });
@@ -295,56 +295,56 @@ impl<'a> Scheduler<'a> {
             jobs.push((claim, job));
         }
         let open = parts.len();
-        self.set_stage(stage, StageLife::Working { parts, open });
+        self.set_stage(stage, StageState::Working { parts, open });
         for (claim, job) in jobs {
-            if self.jobs[job].life.outputs().is_some() {
+            if self.jobs[job].state.outputs().is_some() {
                 self.hit(&claim);
             }
         }
-        self.seal_if_done(stage);
+        self.complete_if_done(stage);
     }
 
     /// The one function that moves a stage on.
-    fn set_stage(&mut self, stage: StageIndex, life: StageLife) {
+    fn set_stage(&mut self, stage: StageIndex, state: StageState) {
         let name = self.planned(stage).id.to_string();
-        match &life {
-            StageLife::Waiting => {}
-            StageLife::Recalling => self.ask(Effect::Recall {
+        match &state {
+            StageState::Waiting => {}
+            StageState::Recalling => self.ask(Effect::LookUp {
                 stage,
-                givers: self.givers(stage),
+                producers: self.producers(stage),
             }),
-            StageLife::Expanding => match self.inputs(stage) {
+            StageState::Expanding => match self.inputs(stage) {
                 Ok(inputs) => self.ask(Effect::Expand { stage, inputs }),
                 Err(problem) => return self.fail_stage(stage, problem),
             },
-            StageLife::Working { open, .. } => self.tell(Event::Expanded {
+            StageState::Working { open, .. } => self.emit(Event::Expanded {
                 stage: name,
                 parts: *open,
             }),
-            StageLife::Sealed(_) => {}
-            StageLife::Failed => self.stopping |= !self.limits.keep_going,
-            StageLife::Skipped => self.tell(Event::Skipped { stage: name }),
+            StageState::CompletedStage(_) => {}
+            StageState::Failed => self.stopping |= !self.limits.keep_going,
+            StageState::Skipped => self.emit(Event::Skipped { stage: name }),
         }
-        self.graph[stage] = life;
-        let mut takers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
-        takers.sort();
+        self.graph[stage] = state;
+        let mut consumers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
+        consumers.sort();
         match &self.graph[stage] {
-            StageLife::Sealed(_) => takers
+            StageState::CompletedStage(_) => consumers
                 .into_iter()
-                .for_each(|taker| self.recall_if_ready(taker)),
-            StageLife::Failed | StageLife::Skipped => {
-                takers.into_iter().for_each(|taker| self.skip(taker))
-            }
-            StageLife::Waiting
-            | StageLife::Recalling
-            | StageLife::Expanding
-            | StageLife::Working { .. } => {}
+                .for_each(|consumer| self.look_up_if_ready(consumer)),
+            StageState::Failed | StageState::Skipped => consumers
+                .into_iter()
+                .for_each(|consumer| self.skip(consumer)),
+            StageState::Waiting
+            | StageState::Recalling
+            | StageState::Expanding
+            | StageState::Working { .. } => {}
         }
     }
 
     fn skip(&mut self, stage: StageIndex) {
-        if matches!(self.graph[stage], StageLife::Waiting) {
-            self.set_stage(stage, StageLife::Skipped);
+        if matches!(self.graph[stage], StageState::Waiting) {
+            self.set_stage(stage, StageState::Skipped);
         }
     }
 
@@ -354,50 +354,53 @@ impl<'a> Scheduler<'a> {
             part: String::new(),
         };
         self.count.failed += 1;
-        self.tell(Event::Failed { part, problem });
-        self.set_stage(stage, StageLife::Failed);
+        self.emit(Event::Failed { part, problem });
+        self.set_stage(stage, StageState::Failed);
     }
 
     fn hit(&mut self, claim: &Claim) {
         self.count.hits += 1;
-        self.tell(Event::Hit {
+        self.emit(Event::Hit {
             part: self.part_id(claim),
         });
         self.close_part(claim.stage);
     }
 
     fn close_part(&mut self, stage: StageIndex) {
-        if let StageLife::Working { open, .. } = &mut self.graph[stage] {
+        if let StageState::Working { open, .. } = &mut self.graph[stage] {
             *open -= 1;
         }
     }
 
-    fn seal_if_done(&mut self, stage: StageIndex) {
-        let StageLife::Working { parts, open: 0 } = &self.graph[stage] else {
+    fn complete_if_done(&mut self, stage: StageIndex) {
+        let StageState::Working { parts, open: 0 } = &self.graph[stage] else {
             return;
         };
-        let pieces = parts.iter().filter_map(|(name, job)| {
-            let Job { task, life, .. } = &self.jobs[job.0];
-            Some(Piece {
+        let parts = parts.iter().filter_map(|(name, job)| {
+            let Job { task, state, .. } = &self.jobs[job.0];
+            Some(CompletedOrder {
                 name,
                 key: task.key,
                 action: &task.action,
-                outputs: life.outputs()?,
+                outputs: state.outputs()?,
             })
         });
-        match Whole::of(pieces).and_then(Sealed::new).map(Arc::new) {
-            Ok(sealed) => {
+        match StageDetails::of(parts)
+            .and_then(CompletedStage::new)
+            .map(Arc::new)
+        {
+            Ok(completed) => {
                 self.effects.push(Effect::Note {
                     stage,
-                    sealed: Arc::clone(&sealed),
+                    completed: Arc::clone(&completed),
                 });
                 let name = self.planned(stage).id.to_string();
-                let before = self.history.0.get(&name).and_then(|before| before.gives);
-                self.tell(Event::Sealed {
-                    as_before: before == Some(sealed.gives()),
+                let before = self.history.0.get(&name).and_then(|before| before.output);
+                self.emit(Event::CompletedStage {
+                    as_before: before == Some(completed.output()),
                     stage: name,
                 });
-                self.set_stage(stage, StageLife::Sealed(sealed));
+                self.set_stage(stage, StageState::CompletedStage(completed));
             }
             Err(problem) => self.fail_stage(stage, problem),
         }
@@ -406,7 +409,7 @@ impl<'a> Scheduler<'a> {
     fn finish(&mut self) {
         if self.awaited == 0 {
             let Count { hits, ran, failed } = self.count;
-            self.tell(Event::Finished {
+            self.emit(Event::Finished {
                 hits,
                 ran,
                 failed,
@@ -422,8 +425,8 @@ impl<'a> Scheduler<'a> {
         self.effects.push(effect);
     }
 
-    fn tell(&mut self, event: Event) {
-        self.effects.push(Effect::Tell(event));
+    fn emit(&mut self, event: Event) {
+        self.effects.push(Effect::Emit(event));
     }
 
     fn planned(&self, stage: StageIndex) -> &'a PlannedStage {
@@ -431,35 +434,35 @@ impl<'a> Scheduler<'a> {
     }
 
     /// The digests of all manifests it takes from, in the order of its slots and tools.
-    fn givers(&self, stage: StageIndex) -> Vec<Digest> {
-        let sealed = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(sealed) => Some(sealed.gives()),
+    fn producers(&self, stage: StageIndex) -> Vec<Digest> {
+        let completed = |producer: &StageId| match &self.graph[self.index[producer]] {
+            StageState::CompletedStage(completed) => Some(completed.output()),
             _ => None,
         };
         self.planned(stage)
             .dependencies()
-            .filter_map(sealed)
+            .filter_map(completed)
             .collect()
     }
 
     /// All it takes from, but for the files of this machine, which the driver knows.
     fn inputs(&self, stage: StageIndex) -> Result<Inputs> {
-        let manifest = |giver: &StageId| match &self.graph[self.index[giver]] {
-            StageLife::Sealed(sealed) => Ok(sealed.whole()?.manifest.clone()),
+        let manifest = |producer: &StageId| match &self.graph[self.index[producer]] {
+            StageState::CompletedStage(completed) => Ok(completed.details()?.manifest.clone()),
             _ => Ok(Manifest::default()),
         };
         let stage = self.planned(stage);
         let mut inputs = Inputs::default();
-        for (slot, givers) in &stage.slots {
-            let given = givers
+        for (slot, producers) in &stage.slots {
+            let given = producers
                 .iter()
-                .map(|giver| Ok((giver.to_string(), manifest(giver)?)));
+                .map(|producer| Ok((producer.to_string(), manifest(producer)?)));
             inputs
                 .slots
                 .insert(slot.clone(), given.collect::<Result<_>>()?);
         }
-        for (tool, giver) in &stage.tools {
-            inputs.tools.insert(tool.clone(), manifest(giver)?);
+        for (tool, producer) in &stage.tools {
+            inputs.tools.insert(tool.clone(), manifest(producer)?);
         }
         Ok(inputs)
     }

@@ -41,8 +41,8 @@ struct Running {
 }
 
 impl TimedListener for Board {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
-        self.summary.hear_at(at_ms, event);
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
+        self.summary.on_event_at(at_ms, event);
         match event {
             Event::Started { part, .. } => {
                 self.running.entry(part.clone()).or_insert(Running {
@@ -116,7 +116,7 @@ impl Board {
         // After a failure nothing begins any more, so what waits is of no interest.
         let (mut busy, waiting): (Vec<_>, Vec<_>) = stages
             .filter(|(_, tally, running)| {
-                *running > 0 || (tally.parts > 0 && !tally.sealed && !is_failing)
+                *running > 0 || (tally.parts > 0 && !tally.completed && !is_failing)
             })
             .partition(|(_, _, running)| *running > 0);
         busy.extend(waiting);

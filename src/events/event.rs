@@ -74,7 +74,7 @@ pub enum Event {
     /// A part or an expansion failed.
     Failed { part: PartId, problem: Problem },
     /// Every part of a stage is there.
-    Sealed {
+    CompletedStage {
         stage: String,
         /// It gives just what it gave before: what takes from it is not redone.
         #[serde(default)]
@@ -98,7 +98,7 @@ impl Event {
             Event::Begun { .. } | Event::Finished { .. } => None,
             Event::Expanded { stage, .. }
             | Event::Unchanged { stage, .. }
-            | Event::Sealed { stage, .. }
+            | Event::CompletedStage { stage, .. }
             | Event::Skipped { stage } => Some(stage),
             Event::Hit { part }
             | Event::Started { part, .. }
@@ -113,18 +113,18 @@ impl Event {
 /// Hears every event, in order, on the driver's thread.
 pub trait Listener {
     /// Hears one.
-    fn hear(&mut self, event: &Event);
+    fn on_event(&mut self, event: &Event);
 }
 
 /// Hears every event and when it was: what can be heard from a build and from its log alike.
 pub trait TimedListener {
     /// Hears what happened so many milliseconds after the build began.
-    fn hear_at(&mut self, at_ms: u64, event: &Event);
+    fn on_event_at(&mut self, at_ms: u64, event: &Event);
 }
 
 /// Who does not ask for the time can still be told.
 impl<L: Listener> TimedListener for L {
-    fn hear_at(&mut self, _: u64, event: &Event) {
-        self.hear(event);
+    fn on_event_at(&mut self, _: u64, event: &Event) {
+        self.on_event(event);
     }
 }

@@ -37,7 +37,7 @@ impl Failures {
 }
 
 impl Listener for Failures {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         let Event::Failed { part, problem } = event else {
             return;
         };
@@ -100,7 +100,7 @@ mod tests {
     fn told(failed: &[(&str, &str, &str)]) -> Vec<String> {
         let mut failures = Failures::default();
         for (stage, part, message) in failed {
-            failures.hear(&Event::Failed {
+            failures.on_event(&Event::Failed {
                 part: PartId {
                     stage: stage.to_string(),
                     part: part.to_string(),

@@ -9,7 +9,7 @@ use crate::base::shown_json;
 
 /// An event and when it was: a line of JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Heard<E = Event> {
+pub struct LoggedEvent<E = Event> {
     /// What happened.
     #[serde(flatten)]
     pub event: E,
@@ -37,11 +37,11 @@ impl<W: Write> JsonLines<W> {
 }
 
 impl<W: Write> TimedListener for JsonLines<W> {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         if self.failed.is_some() {
             return;
         }
-        let line = serde_json::to_string(&Heard { event, at_ms }).map_err(io::Error::from);
+        let line = serde_json::to_string(&LoggedEvent { event, at_ms }).map_err(io::Error::from);
         let write = |line: String| {
             self.out
                 .write_all(format!("{}\n", shown_json(&line)).as_bytes())

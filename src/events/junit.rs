@@ -29,7 +29,7 @@ struct Attempts {
 }
 
 impl TimedListener for Junit {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         self.last_ms = at_ms;
         match event {
             Event::Begun { plan, stages, .. } => {
@@ -83,7 +83,7 @@ impl TimedListener for Junit {
                 self.add(part.clone(), status, Duration::from_millis(took_ms));
                 self.settled.insert(part.stage.clone());
             }
-            Event::Sealed { stage, .. } => _ = self.settled.insert(stage.clone()),
+            Event::CompletedStage { stage, .. } => _ = self.settled.insert(stage.clone()),
             Event::Skipped { stage } => {
                 self.add(
                     whole(stage),
@@ -172,7 +172,9 @@ impl Report for Junit {
         let mut file = vec![];
         report
             .serialize(&mut file)
-            .context("kiln::report::write", || "spell the JUnit report".into())?;
+            .context("kiln::report::write", || {
+                "serialize the JUnit report".into()
+            })?;
         // Neither is a character of XML.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
         Ok(shown(&text).into_bytes())

@@ -4,7 +4,7 @@ use std::io::{BufRead, Read};
 
 use serde::Deserialize;
 
-use super::{Event, Heard, SCHEMA};
+use super::{Event, LoggedEvent, SCHEMA};
 use crate::base::{Problem, Result, count};
 
 /// The longest line that is read. A failed `validate` tells its whole report in one.
@@ -41,7 +41,7 @@ impl<R: BufRead> LogReader<R> {
         }
     }
 
-    fn read(&mut self) -> Result<Heard> {
+    fn read(&mut self) -> Result<LoggedEvent> {
         self.line += 1;
         let mut line = vec![];
         let read = self
@@ -64,7 +64,7 @@ impl<R: BufRead> LogReader<R> {
         if self.line == 1 {
             self.check_schema(&line)?;
         }
-        let heard = serde_json::from_slice(&line).map_err(|error| {
+        let logged = serde_json::from_slice(&line).map_err(|error| {
             let help = match line.ends_with(b"\n") {
                 true => {
                     "a log is what `kiln build --log FILE` or `--json` writes; docs/events.md \
@@ -78,8 +78,8 @@ impl<R: BufRead> LogReader<R> {
                 .because(&error)
                 .help(help)
         })?;
-        self.check(&heard)?;
-        Ok(heard)
+        self.check(&logged)?;
+        Ok(logged)
     }
 
     /// Looks at nothing but the number: the rest of another schema may be of any form.
@@ -101,30 +101,30 @@ impl<R: BufRead> LogReader<R> {
     }
 
     /// Whether `heard` can come here.
-    fn check(&mut self, heard: &Heard) -> Result<()> {
-        if heard.at_ms < self.last_ms {
+    fn check(&mut self, logged: &LoggedEvent) -> Result<()> {
+        if logged.at_ms < self.last_ms {
             let said = format!(
                 "goes back in time, from {} ms to {} ms",
-                self.last_ms, heard.at_ms
+                self.last_ms, logged.at_ms
             );
             return Err(self.problem("line", &said));
         }
-        self.last_ms = heard.at_ms;
-        self.events += usize::from(!matches!(heard.event, Event::Progress { .. }));
+        self.last_ms = logged.at_ms;
+        self.events += usize::from(!matches!(logged.event, Event::Progress { .. }));
         if self.events > MAX_EVENTS {
             return Err(self.problem(
                 "too_long",
                 &format!("is one too many: at most {MAX_EVENTS} events are read"),
             ));
         }
-        let begins = matches!(heard.event, Event::Begun { .. });
+        let begins = matches!(logged.event, Event::Begun { .. });
         if begins != (self.line == 1) {
             return Err(self.problem(
                 "line",
                 "is out of place: a log begins with `begun`, and only once",
             ));
         }
-        match &heard.event {
+        match &logged.event {
             Event::Begun { stages, .. } if stages.len() > MAX_STAGES => {
                 let said = format!(
                     "names {} stages; a plan has at most {MAX_STAGES}",
@@ -145,7 +145,7 @@ impl<R: BufRead> LogReader<R> {
                 }
             }
         }
-        self.is_over = matches!(heard.event, Event::Finished { .. });
+        self.is_over = matches!(logged.event, Event::Finished { .. });
         Ok(())
     }
 
@@ -158,9 +158,9 @@ impl<R: BufRead> LogReader<R> {
 }
 
 impl<R: BufRead> Iterator for LogReader<R> {
-    type Item = Result<Heard>;
+    type Item = Result<LoggedEvent>;
 
-    fn next(&mut self) -> Option<Result<Heard>> {
+    fn next(&mut self) -> Option<Result<LoggedEvent>> {
         if self.is_over {
             return None;
         }

@@ -15,7 +15,7 @@ mod why;
 pub use board::Board;
 pub use event::{Event, Listener, PartId, SCHEMA, TimedListener};
 pub use failures::{Failure, Failures};
-pub use json::{Heard, JsonLines};
+pub use json::{JsonLines, LoggedEvent};
 pub use junit::Junit;
 pub use log::LogReader;
 pub use plain::Plain;

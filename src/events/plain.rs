@@ -27,8 +27,8 @@ impl<W: Write> Plain<W> {
 }
 
 impl<W: Write> Listener for Plain<W> {
-    fn hear(&mut self, event: &Event) {
-        self.summary.hear(event);
+    fn on_event(&mut self, event: &Event) {
+        self.summary.on_event(event);
         let Some(line) = line(event, &self.summary) else {
             return;
         };
@@ -57,7 +57,7 @@ fn line(event: &Event, summary: &Summary) -> Option<String> {
 /// What an event says of the end of something.
 pub(super) fn outcome(event: &Event, summary: &Summary) -> Option<String> {
     match event {
-        Event::Sealed { stage, .. } | Event::Unchanged { stage, .. } => {
+        Event::CompletedStage { stage, .. } | Event::Unchanged { stage, .. } => {
             Some(format!("done   {stage}: {}", summary.stage(stage)?))
         }
         // A message may hold a whole report; it is shown at the end.

@@ -29,7 +29,7 @@ pub struct StageTally {
     /// Never to be run, because a stage it waits for failed.
     pub skipped: bool,
     /// Complete.
-    pub sealed: bool,
+    pub completed: bool,
     /// It gave just what it gave before.
     pub as_before: bool,
     /// The time of all parts that ran, added up.
@@ -70,13 +70,13 @@ impl Summary {
 
 /// Sums saturate: a log may tell of more than any build could do.
 impl Listener for Summary {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         match event {
             Event::Begun { stages, .. } => stages.iter().for_each(|stage| _ = self.entry(stage)),
             Event::Expanded { stage, parts } => self.entry(stage).parts = *parts,
             Event::Unchanged { stage, parts } => {
                 let tally = self.entry(stage);
-                (tally.parts, tally.hits, tally.sealed) = (*parts, *parts, true);
+                (tally.parts, tally.hits, tally.completed) = (*parts, *parts, true);
             }
             Event::Hit { part } => {
                 let tally = self.entry(&part.stage);
@@ -94,9 +94,9 @@ impl Listener for Summary {
                 tally.output_bytes = tally.output_bytes.saturating_add(*output_bytes);
             }
             Event::Failed { part, .. } => self.entry(&part.stage).failed += 1,
-            Event::Sealed { stage, as_before } => {
+            Event::CompletedStage { stage, as_before } => {
                 let tally = self.entry(stage);
-                (tally.sealed, tally.as_before) = (true, *as_before);
+                (tally.completed, tally.as_before) = (true, *as_before);
             }
             Event::Skipped { stage } => self.entry(stage).skipped = true,
             Event::Progress { .. } | Event::Retried { .. } | Event::Finished { .. } => {}

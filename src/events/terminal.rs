@@ -50,9 +50,9 @@ impl Bars {
 }
 
 impl TimedListener for Bars {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.hear_at(at_ms, event);
+        board.on_event_at(at_ms, event);
         let line = outcome(event, board.summary());
         // Drawing takes the board too.
         drop(board);

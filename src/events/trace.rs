@@ -38,7 +38,7 @@ struct Slice {
 }
 
 impl TimedListener for Trace {
-    fn hear_at(&mut self, at_ms: u64, event: &Event) {
+    fn on_event_at(&mut self, at_ms: u64, event: &Event) {
         self.last_ms = at_ms;
         match event {
             Event::Begun { plan, .. } => self.plan.clone_from(plan),
@@ -160,7 +160,7 @@ impl Report for Trace {
         }));
         let trace = json!({"displayTimeUnit": "ms", "traceEvents": events});
         let file = serde_json::to_string(&trace)
-            .context("kiln::report::write", || "spell the trace".into())?;
+            .context("kiln::report::write", || "serialize the trace".into())?;
         Ok(format!("{}\n", shown_json(&file)).into_bytes())
     }
 }

@@ -24,7 +24,7 @@ use crate::base::{Context, Problem, Result, end_below};
 use crate::store::LocalStore;
 
 /// How much of what a dead child wrote to standard error is shown.
-const LAST_WORDS_BYTES: usize = 4096;
+const STDERR_TAIL_BYTES: usize = 4096;
 
 /// What a pipe holds at most, unless it was enlarged.
 const PIPE_BYTES: usize = 1 << 16;
@@ -50,7 +50,7 @@ pub(super) fn run(
         scratch.path().join("result.json"),
     );
     let spelled =
-        serde_json::to_vec(action).context("kiln::execute::io", || "spell an action".into())?;
+        serde_json::to_vec(action).context("kiln::execute::io", || "serialize an action".into())?;
     fs::write(&order, spelled)
         .context("kiln::execute::io", || format!("write {}", order.display()))?;
 
@@ -81,7 +81,7 @@ pub(super) fn run(
             format!("start {}", program.display())
         })?;
 
-    let (status, last_words) = attend(&mut child, watch)?;
+    let (status, stderr_tail) = attend(&mut child, watch)?;
     if status.success() {
         let reply = fs::read(&result)
             .context("kiln::execute::io", || format!("read {}", result.display()))?;
@@ -102,7 +102,7 @@ pub(super) fn run(
     if watch.cancelled() {
         return Err(Problem::cancelled());
     }
-    Err(crashed(&action.stage, status, &last_words))
+    Err(crashed(&action.stage, status, &stderr_tail))
 }
 
 /// Listens until the child ends, or ends it when the build is being stopped.
@@ -121,11 +121,11 @@ fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> 
             left: PIPE_BYTES,
         });
         scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
-        let last_words = scope.spawn(move || stderr.map(last_words).unwrap_or_default());
+        let stderr_tail = scope.spawn(move || stderr.map(stderr_tail).unwrap_or_default());
         let status =
-            bury(child, watch).context("kiln::execute::io", || "wait for a child process".into());
+            reap(child, watch).context("kiln::execute::io", || "wait for a child process".into());
         is_over.store(true, Ordering::Release);
-        Ok((status?, last_words.join().unwrap_or_default()))
+        Ok((status?, stderr_tail.join().unwrap_or_default()))
     })
 }
 
@@ -168,18 +168,18 @@ fn pass_on_progress(stdout: impl BufRead, watch: &dyn Watch) {
     }
 }
 
-fn last_words(mut stderr: impl Read) -> String {
+fn stderr_tail(mut stderr: impl Read) -> String {
     let mut tail = VecDeque::new();
-    let mut buffer = [0; LAST_WORDS_BYTES];
+    let mut buffer = [0; STDERR_TAIL_BYTES];
     while let Ok(count @ 1..) = stderr.read(&mut buffer) {
         tail.extend(buffer.iter().take(count));
-        tail.drain(..tail.len().saturating_sub(LAST_WORDS_BYTES));
+        tail.drain(..tail.len().saturating_sub(STDERR_TAIL_BYTES));
     }
     String::from_utf8_lossy(tail.make_contiguous()).into_owned()
 }
 
 /// Waits for the child's end, or ends it with all that it started.
-fn bury(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
+fn reap(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
     let pid = Pid::from_child(child);
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     while waitid(WaitId::Pid(pid), look)?.is_none() && !watch.cancelled() {
@@ -196,7 +196,7 @@ fn bury(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
     child.wait()
 }
 
-fn crashed(stage: &str, status: ExitStatus, last_words: &str) -> Problem {
+fn crashed(stage: &str, status: ExitStatus, stderr_tail: &str) -> Problem {
     let help = if status.signal() == Some(Signal::KILL.as_raw()) {
         "the kernel kills a process when memory runs out: use fewer --jobs, or a machine with more \
          memory"
@@ -210,8 +210,8 @@ fn crashed(stage: &str, status: ExitStatus, last_words: &str) -> Problem {
     )
     .help(help);
     problem.causes.extend(
-        (!last_words.trim().is_empty())
-            .then(|| format!("it said last:\n{}", last_words.trim_end())),
+        (!stderr_tail.trim().is_empty())
+            .then(|| format!("it said last:\n{}", stderr_tail.trim_end())),
     );
     problem
 }

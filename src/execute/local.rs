@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::desk::Desk;
+use super::workspace::LocalWorkspace;
 use super::{Executor, Ran, Watch, child};
 use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
 use crate::base::{Digest, Problem, Result};
@@ -60,14 +60,14 @@ pub(super) fn run_here(
         return Err(Problem::new("kiln::execute::stage_version", message)
             .help("kiln was replaced while it ran: call it again"));
     }
-    let desk = Desk::new(store, watch);
-    let outputs = stage.run(action, &Job::new(action, &desk))?;
+    let workspace = LocalWorkspace::new(store, watch);
+    let outputs = stage.run(action, &Job::new(action, &workspace))?;
     let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
     if let Some(blob) = store.missing(&blobs)?.first() {
         let message =
             format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
         return Err(Problem::new("kiln::execute::output_missing", message));
     }
-    desk.clear()?;
+    workspace.clear()?;
     Ok(outputs)
 }

@@ -1,12 +1,12 @@
 //! Floor 4: where actions run: a thread, or a child process.
 
 mod child;
-mod desk;
 mod local;
 mod work;
+mod workspace;
 
 pub use local::Local;
-pub use work::{leash, work};
+pub use work::{die_with_parent, work};
 
 use crate::action::{Action, Demand, Outputs};
 use crate::base::Result;

@@ -36,7 +36,7 @@ pub(super) struct Said {
 }
 
 /// Makes this process die when `parent` does. Must be its first act.
-pub fn leash(parent: u32) -> Result<()> {
+pub fn die_with_parent(parent: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("kiln::execute::leash", || {
         "tie this process to its parent".into()
     })?;
@@ -75,7 +75,7 @@ pub fn work(
     };
     end_descendants();
     let text =
-        serde_json::to_vec(&reply).context("kiln::execute::io", || "spell a result".into())?;
+        serde_json::to_vec(&reply).context("kiln::execute::io", || "serialize a result".into())?;
     fs::write(result, text).context("kiln::execute::io", || {
         format!("write {}", result.display())
     })

@@ -115,17 +115,17 @@ impl<'a> Lowering<'a> {
         if coded.encoding == Encoding::None || matches!(coded.kind, TensorKind::Static(_)) {
             return Ok(tensor);
         }
-        if let Some(&halves) = self.halves.get(&tensor) {
-            return Ok(halves);
+        if let Some(&f16s) = self.f16s.get(&tensor) {
+            return Ok(f16s);
         }
         let (name, dims) = (
             format!("{}.halves", coded.name),
             coded.dims.iter().map(|&n| n.into()).collect::<Vec<u64>>(),
         );
-        let halves = self.between(&name, DataType::Float16, &dims, Encoding::None)?;
-        self.push("Dequantize", vec![], vec![tensor], halves);
-        self.halves.insert(tensor, halves);
-        Ok(halves)
+        let f16s = self.between(&name, DataType::Float16, &dims, Encoding::None)?;
+        self.push("Dequantize", vec![], vec![tensor], f16s);
+        self.f16s.insert(tensor, f16s);
+        Ok(f16s)
     }
 
     /// The number that is input `index` of `node`, as the last code of a grid of its own.

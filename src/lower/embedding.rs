@@ -3,7 +3,7 @@
 
 use super::Lowering;
 use super::grid::Grid;
-use super::half::{Halves, scale_times_gain};
+use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::Stored;
 use crate::base::Result;
 use crate::model::onnx::proto::NodeProto;
@@ -29,7 +29,7 @@ impl<'a> Lowering<'a> {
             let name = format!("{}.table", blob_owner(&table.name));
             let data = move || {
                 Ok(StaticData {
-                    bytes: table.halves(gain)?,
+                    bytes: table.f16s(gain)?,
                     encoding: Encoding::None,
                 })
             };
@@ -124,13 +124,13 @@ impl<'a> Lowering<'a> {
         let owner = grid.blob().name.clone();
         let name = format!("{}.{what}", blob_owner(&owner));
         let data = move || {
-            let mut halves = Halves::default();
+            let mut f16s = Fp16Weights::default();
             let mut bytes =
                 Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
             for number in grid.all_numbers() {
-                bytes.extend(halves.round(scale_times_gain(number, gain, &owner)?));
+                bytes.extend(f16s.round(scale_times_gain(number, gain, &owner)?));
             }
-            halves.finish(&owner)?;
+            f16s.finish(&owner)?;
             Ok(StaticData {
                 bytes,
                 encoding: Encoding::None,

@@ -10,12 +10,12 @@ const MAX_RELATIVE_RMS: f64 = 1.0 / 1024.0;
 
 /// Rounds a tensor to halves and sums up the error.
 #[derive(Default)]
-pub(super) struct Halves {
+pub(super) struct Fp16Weights {
     error: f64,
     power: f64,
 }
 
-impl Halves {
+impl Fp16Weights {
     /// `value` as a little-endian half.
     pub(super) fn round(&mut self, value: f32) -> [u8; 2] {
         let half = f16::from_f32(value);
@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn halves_that_lose_more_than_their_rounding_are_refused() {
         let fits = |values: &[f32]| {
-            let mut halves = Halves::default();
+            let mut f16s = Fp16Weights::default();
             values.iter().for_each(|&value| {
-                halves.round(value);
+                f16s.round(value);
             });
-            halves.finish("w").is_ok()
+            f16s.finish("w").is_ok()
         };
         assert!(fits(&[0.0, 0.0]));
         assert!(fits(&[0.1, -0.3, 1e-9]));

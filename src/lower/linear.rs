@@ -5,7 +5,7 @@ use super::Lowering;
 use super::channel::ChannelWeight;
 use super::encoding::device_encoding;
 use super::grid::Grid;
-use super::half::{Halves, scale_times_gain};
+use super::half::{Fp16Weights, scale_times_gain};
 use super::stored::{Stored, transposed};
 use crate::base::Result;
 use crate::model::onnx::WeightCall;
@@ -32,7 +32,7 @@ impl<'a> Lowering<'a> {
             let (name, gain) = (blob_owner(&bias.name).to_string(), call.gain);
             let data = move || {
                 Ok(StaticData {
-                    bytes: bias.halves(gain)?,
+                    bytes: bias.f16s(gain)?,
                     encoding: Encoding::None,
                 })
             };
@@ -175,19 +175,19 @@ impl BlockWeight {
         let mut scales = Vec::with_capacity(count);
         let mut offsets = Vec::with_capacity(count);
         let mut shifts = Vec::with_capacity(count);
-        let mut halves = Halves::default();
+        let mut f16s = Fp16Weights::default();
         let mut minima = self.offsets.as_ref().map(|offsets| offsets.all_numbers());
         for (index, scale) in self.scales.all_numbers().enumerate() {
             let minimum = minima.as_mut().and_then(Iterator::next);
             let block = self.device_block(index, scale, minimum)?;
-            halves.round(block.scale);
+            f16s.round(block.scale);
             scales.push(block.scale);
             offsets.push(block.offset);
             shifts.push(block.shift);
         }
         // The device keeps scales as halves, which hold neither every power of two nor every
         // product of a half.
-        halves.finish(&self.scales.blob().name)?;
+        f16s.finish(&self.scales.blob().name)?;
         let bytes = transposed(rows, columns, |row, out| {
             let blocks = out
                 .chunks_exact_mut(self.block)

@@ -53,7 +53,7 @@ pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
         device,
         outputs,
         values: HashMap::new(),
-        halves: HashMap::new(),
+        f16s: HashMap::new(),
         on_codes: false,
         names: HashSet::new(),
     };
@@ -73,7 +73,7 @@ struct Lowering<'a> {
     /// The tensors of ONNX values.
     values: HashMap<&'a str, TensorId>,
     /// What tensors of codes are in halves.
-    halves: HashMap<TensorId, TensorId>,
+    f16s: HashMap<TensorId, TensorId>,
     /// Whether the current node computes on codes.
     on_codes: bool,
     /// The names that are taken.
@@ -237,7 +237,7 @@ impl<'a> Lowering<'a> {
         };
         let data = move || {
             Ok(StaticData {
-                bytes: constant.halves(1.0)?,
+                bytes: constant.f16s(1.0)?,
                 encoding: Encoding::None,
             })
         };

@@ -127,7 +127,7 @@ impl<'a> Lowering<'a> {
         let (name, width) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
         let data = move || {
             Ok(StaticData {
-                bytes: gamma.halves(1.0)?,
+                bytes: gamma.f16s(1.0)?,
                 encoding: Encoding::None,
             })
         };

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::Open;
-use super::half::Halves;
+use super::half::Fp16Weights;
 use crate::action::Blob;
 use crate::base::{Problem, Result};
 use crate::model::onnx::proto::{EXTERNAL, TensorProto};
@@ -99,13 +99,13 @@ impl Stored {
     }
 
     /// All numbers times `gain`, as halves.
-    pub(super) fn halves(&self, gain: f32) -> Result<Vec<u8>> {
-        let mut halves = Halves::default();
+    pub(super) fn f16s(&self, gain: f32) -> Result<Vec<u8>> {
+        let mut f16s = Fp16Weights::default();
         let bytes = self
             .all_numbers()
-            .flat_map(|value| halves.round(value * gain))
+            .flat_map(|value| f16s.round(value * gain))
             .collect();
-        halves.finish(&self.name)?;
+        f16s.finish(&self.name)?;
         Ok(bytes)
     }
 
@@ -115,13 +115,13 @@ impl Stored {
         [rows, columns]: [usize; 2],
         gain: f32,
     ) -> Result<Vec<u8>> {
-        let mut halves = Halves::default();
+        let mut f16s = Fp16Weights::default();
         let bytes = transposed(rows, columns, |row, out: &mut [[u8; 2]]| {
             out.iter_mut()
                 .zip(self.numbers(row * columns, columns))
-                .for_each(|(out, x)| *out = halves.round(x * gain));
+                .for_each(|(out, x)| *out = f16s.round(x * gain));
         });
-        halves.finish(&self.name)?;
+        f16s.finish(&self.name)?;
         Ok(bytes)
     }
 }

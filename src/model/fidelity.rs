@@ -93,7 +93,7 @@ pub fn top_gap(logits: &[f32]) -> f32 {
 
 /// Replaces what is no number by the nearest of fp16 (a NaN by the lowest) and counts it: figures
 /// stay finite and bad, and the count tells why.
-pub fn tame(logits: &mut [f32]) -> u64 {
+pub fn sanitize(logits: &mut [f32]) -> u64 {
     const LARGEST_HALF: f32 = 65504.0;
     let mut count = 0;
     for logit in logits.iter_mut().filter(|logit| !logit.is_finite()) {
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn what_is_no_number_is_counted() {
         let mut logits = [1.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
-        assert_eq!(tame(&mut logits), 3);
+        assert_eq!(sanitize(&mut logits), 3);
         assert_eq!(logits, [1.0, -65504.0, 65504.0, -65504.0]);
     }
 

@@ -153,7 +153,7 @@ struct Span {
 }
 
 /// What a layer knows of a text: its keys and values, `[tokens, head_dim]` of each key head.
-struct Attended {
+struct KvCache {
     keys: Vec<Matrix>,
     values: Vec<Matrix>,
 }
@@ -228,7 +228,7 @@ impl<'a> Reference<'a> {
         ends: &[u32],
         mut begun: impl FnMut(usize) -> Result<()>,
     ) -> Result<Vec<Choice>> {
-        let mut past: Vec<Option<Attended>> = self.layers.iter().map(|_| None).collect();
+        let mut past: Vec<Option<KvCache>> = self.layers.iter().map(|_| None).collect();
         let mut next = prompt.to_vec();
         let mut choices: Vec<Choice> = Vec::with_capacity(count);
         while choices.len() < count
@@ -245,9 +245,9 @@ impl<'a> Reference<'a> {
             let spans = [self.span(before, next.len())];
             let mut stream = self.embedding(&next)?;
             for ((layer, form), past) in (0..).zip(&self.layers).zip(&mut past) {
-                let (after, mut attended) =
+                let (after, mut kv_cache) =
                     self.layer(layer, form, &stream, &spans, past.as_ref())?;
-                (stream, *past) = (after, attended.pop());
+                (stream, *past) = (after, kv_cache.pop());
             }
             let last = stream.some_rows(next.len() - 1..next.len());
             self.logits(&State(last), |row| {
@@ -296,8 +296,8 @@ impl<'a> Reference<'a> {
         form: &LayerForm,
         stream: &Matrix,
         spans: &[Span],
-        past: Option<&Attended>,
-    ) -> Result<(Matrix, Vec<Attended>)> {
+        past: Option<&KvCache>,
+    ) -> Result<(Matrix, Vec<KvCache>)> {
         let DecoderSpec {
             heads,
             kv_heads,
@@ -309,7 +309,7 @@ impl<'a> Reference<'a> {
         let [heads, kv_heads, head_dim, hidden, ffn] =
             [heads, kv_heads, head_dim, hidden, ffn].map(|size| size as usize);
         let role = |tensor| Role::Layer(layer, tensor);
-        let (mixed, attended) = {
+        let (mixed, kv_cache) = {
             let bias = form.qkv_bias;
             let x = self.norm(role(LayerTensor::AttentionNorm), stream)?;
             let q = self.linear(role(LayerTensor::Query), heads * head_dim, bias, &x)?;
@@ -330,7 +330,7 @@ impl<'a> Reference<'a> {
             }
         });
         stream.add(&self.linear(role(LayerTensor::Down), hidden, false, &gate)?);
-        Ok((stream, attended))
+        Ok((stream, kv_cache))
     }
 
     /// What the heads mix of the values, `[tokens, heads * head_dim]`, and what is then known of
@@ -340,8 +340,8 @@ impl<'a> Reference<'a> {
         form: &LayerForm,
         [q, k, v]: [&Matrix; 3],
         spans: &[Span],
-        past: Option<&Attended>,
-    ) -> (Matrix, Vec<Attended>) {
+        past: Option<&KvCache>,
+    ) -> (Matrix, Vec<KvCache>) {
         let [heads, kv_heads, dim] =
             [self.spec.heads, self.spec.kv_heads, self.spec.head_dim].map(|size| size as usize);
         // The heads that share a key stand one after the other.
@@ -353,7 +353,7 @@ impl<'a> Reference<'a> {
         for span in spans {
             let rows = first..first + span.tokens;
             let turns = form.turns(span);
-            let mut attended = Attended {
+            let mut kv_cache = KvCache {
                 keys: vec![],
                 values: vec![],
             };
@@ -387,10 +387,10 @@ impl<'a> Reference<'a> {
                             .copy_from_slice(mix.row(index * span.tokens + token));
                     }
                 }
-                attended.keys.push(keys);
-                attended.values.push(values);
+                kv_cache.keys.push(keys);
+                kv_cache.values.push(values);
             }
-            all.push(attended);
+            all.push(kv_cache);
             first += span.tokens;
         }
         (mixed, all)

@@ -176,25 +176,25 @@ impl<'a> Checker<'a> {
             let Some(entry) = self.stage.table.get(slot.name) else {
                 if slot.required {
                     let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
-                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.givers(slot));
+                    let help = format!("write `{} = \"...\"`; {}", slot.name, self.producers(slot));
                     self.problem("missing_input", message, &self.stage.at, "this stage", help);
                 }
                 continue;
             };
-            let mut givers = vec![];
+            let mut producers = vec![];
             for (name, span) in self.references(slot, entry) {
                 self.check_edge(slot, name, &span);
                 let ids = self
                     .draft
                     .named(name, self.stage)
-                    .map(|giver| StageId(giver.id.clone()));
-                givers.extend(ids.map(|id| (id, span.clone())));
+                    .map(|producer| StageId(producer.id.clone()));
+                producers.extend(ids.map(|id| (id, span.clone())));
             }
             slots.insert(
                 slot.name.to_string(),
-                givers.iter().map(|(id, _)| id.clone()).collect(),
+                producers.iter().map(|(id, _)| id.clone()).collect(),
             );
-            edges.extend(givers);
+            edges.extend(producers);
         }
         (slots, edges)
     }
@@ -209,7 +209,7 @@ impl<'a> Checker<'a> {
                 given.push(Given {
                     slot: slot.clone(),
                     stage: id.0.clone(),
-                    artifact: spec.map_or("", |spec| spec.gives),
+                    artifact: spec.map_or("", |spec| spec.output),
                 });
             }
         }
@@ -235,9 +235,9 @@ impl<'a> Checker<'a> {
     }
 
     fn check_edge(&mut self, slot: &InputSpec, name: &str, span: &Span) {
-        let mut givers = self.draft.named(name, self.stage);
-        let (giver, others) = (givers.next(), givers.count());
-        let Some(giver) = giver else {
+        let mut producers = self.draft.named(name, self.stage);
+        let (producer, others) = (producers.next(), producers.count());
+        let Some(producer) = producer else {
             let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
             let help = hint(name, "stages", names(stages));
             self.problem(
@@ -262,27 +262,27 @@ impl<'a> Checker<'a> {
             );
             self.problem("matrix", message, span, "one for each value", help);
         }
-        let gives = spec_of(&giver.table, self.registry).map(|spec| spec.gives);
-        if let Some(gives) = gives.filter(|gives| !slot.takes(gives)) {
+        let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
+        if let Some(output) = output.filter(|output| !slot.takes(output)) {
             let takes = slot.accepts.join("` or `");
             let message = format!(
-                "`{}.{}` takes `{takes}`, `{name}` gives `{gives}`",
+                "`{}.{}` takes `{takes}`, `{name}` gives `{output}`",
                 self.stage.name, slot.name
             );
-            let help = self.givers(slot);
+            let help = self.producers(slot);
             self.problem(
                 "wrong_artifact",
                 message,
                 span,
-                &format!("gives `{gives}`"),
+                &format!("gives `{output}`"),
                 help,
             );
         }
     }
 
     /// Who could fill a slot.
-    fn givers(&self, slot: &InputSpec) -> String {
-        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.gives));
+    fn producers(&self, slot: &InputSpec) -> String {
+        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.output));
         let fits = |stage: &&DraftStage| {
             !stage.is_tool() && accepted(spec_of(&stage.table, self.registry))
         };
@@ -355,16 +355,16 @@ impl<'a> Checker<'a> {
 
     /// A table by the names of the stages of a slot: what it says of a stage, it says of each of
     /// its instances in the slot, unless it names that one itself.
-    fn by_stage(&mut self, param: &str, table: &Table, slot: &str, givers: &[StageId]) -> Value {
+    fn by_stage(&mut self, param: &str, table: &Table, slot: &str, producers: &[StageId]) -> Value {
         let (mut values, mut own) = (Map::new(), Map::new());
         for entry in &table.entries {
             let (key, value) = (&entry.key, entry.node.json());
             let named = self
                 .draft
                 .named(key, self.stage)
-                .filter(|giver| givers.iter().any(|id| id.0 == giver.id));
-            values.extend(named.map(|giver| (giver.id.clone(), value.clone())));
-            if givers.iter().any(|id| id.0 == *key) {
+                .filter(|producer| producers.iter().any(|id| id.0 == producer.id));
+            values.extend(named.map(|producer| (producer.id.clone(), value.clone())));
+            if producers.iter().any(|id| id.0 == *key) {
                 own.insert(key.clone(), value);
             } else if !self.is_of(slot, key) {
                 let message = format!(

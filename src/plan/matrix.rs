@@ -87,7 +87,7 @@ impl Matrix {
                 if !taken
                     .stages
                     .iter()
-                    .any(|giver| matrix.axes[*giver].contains(axis))
+                    .any(|producer| matrix.axes[*producer].contains(axis))
                 {
                     let name = vars.axes().nth(*axis).unwrap_or_default();
                     let message = format!(
@@ -110,18 +110,18 @@ impl Matrix {
         let mut changed = true;
         while changed {
             changed = false;
-            for (taker, Takes { stages, across }) in takes.iter().enumerate() {
+            for (consumer, Takes { stages, across }) in takes.iter().enumerate() {
                 let is_new = |axis: &usize| across.iter().all(|(across, _)| across != axis);
                 let all: Axes = stages
                     .iter()
-                    .flat_map(|giver| &self.axes[*giver])
+                    .flat_map(|producer| &self.axes[*producer])
                     .copied()
                     .filter(is_new)
                     .collect();
-                let own: Axes = self.axes[taker].iter().copied().filter(is_new).collect();
+                let own: Axes = self.axes[consumer].iter().copied().filter(is_new).collect();
                 let all: Axes = &all | &own;
-                changed |= all != self.axes[taker];
-                self.axes[taker] = all;
+                changed |= all != self.axes[consumer];
+                self.axes[consumer] = all;
             }
         }
     }

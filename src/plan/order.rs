@@ -63,14 +63,11 @@ fn graph(checked: &[Checked]) -> DiGraph<(), Span> {
         .iter()
         .map(|checked| (&checked.stage.id, graph.add_node(())))
         .collect();
-    for taker in checked {
-        let tools = taker
-            .stage
-            .tools
-            .values()
-            .map(|tool| (tool, &taker.stage.at));
-        for (giver, at) in taker.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
-            if let (Some(&from), Some(&to)) = (nodes.get(giver), nodes.get(&taker.stage.id)) {
+    for consumer in checked {
+        let stage = &consumer.stage;
+        let tools = stage.tools.values().map(|tool| (tool, &stage.at));
+        for (producer, at) in consumer.edges.iter().map(|(id, at)| (id, at)).chain(tools) {
+            if let (Some(&from), Some(&to)) = (nodes.get(producer), nodes.get(&stage.id)) {
                 graph.add_edge(from, to, at.clone());
             }
         }

@@ -41,10 +41,11 @@ impl Draft {
     pub fn named<'d>(
         &'d self,
         name: &str,
-        taker: &DraftStage,
+        consumer: &DraftStage,
     ) -> impl Iterator<Item = &'d DraftStage> {
-        let agrees =
-            |(axis, value): (&usize, &usize)| taker.here.get(axis).is_none_or(|here| here == value);
+        let agrees = |(axis, value): (&usize, &usize)| {
+            consumer.here.get(axis).is_none_or(|here| here == value)
+        };
         let named = move |stage: &&DraftStage| stage.name == name && !stage.is_tool();
         self.stages
             .iter()

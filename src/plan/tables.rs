@@ -55,8 +55,10 @@ fn kinds(registry: &Registry) -> String {
     let mut markdown = "| kind | output | purpose |\n|---|---|---|\n".to_string();
     for kind in registry.kinds() {
         if let Some(stage) = registry.get(kind) {
-            let StageSpec { gives, summary, .. } = stage.spec();
-            markdown += &format!("| [`{kind}`](#{kind}) | `{gives}` | {} |\n", cell(summary));
+            let StageSpec {
+                output, summary, ..
+            } = stage.spec();
+            markdown += &format!("| [`{kind}`](#{kind}) | `{output}` | {} |\n", cell(summary));
         }
     }
     markdown
@@ -73,7 +75,7 @@ fn every_stage() -> String {
 
 fn of_kind(stage: &dyn Stage) -> String {
     let spec = stage.spec();
-    let mut markdown = format!("Output: `{}`.\n", spec.gives);
+    let mut markdown = format!("Output: `{}`.\n", spec.output);
     if spec.inputs.is_empty() {
         markdown += "\nNo inputs.\n";
     } else {
@@ -390,7 +392,7 @@ mod tests {
             kind: "graph",
             version: 1,
             summary: "",
-            gives: "onnx",
+            output: "onnx",
             inputs: &[],
             params: &["place"],
             keyed: &[],

@@ -10,7 +10,7 @@ use super::name::Name;
 use super::outline::{Kept, Outline};
 use crate::action::{ActionKey, Manifest, PartName};
 use crate::base::{CanonJson, Context, Digest, Result, hash_bytes};
-use crate::engine::{Built, Sealed};
+use crate::engine::{Built, CompletedStage};
 use crate::plan::StageId;
 use crate::store::{Disk, Sha256};
 
@@ -52,7 +52,7 @@ pub struct StageRecord {
     #[serde(default, skip_serializing_if = "is_false")]
     pub measured: bool,
     /// Of all that it gives: names, bytes and facts.
-    pub gives: Digest,
+    pub output: Digest,
     /// The tools that its actions declare.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub tools: BTreeSet<String>,
@@ -93,11 +93,11 @@ impl BuildRecord {
             stage: [].into(),
         };
         for (id, asked) in &outline.stages {
-            let Some(sealed) = built.sealed.get(&StageId(id.clone())) else {
+            let Some(completed) = built.completed.get(&StageId(id.clone())) else {
                 continue;
             };
-            let whole = sealed.whole()?;
-            for (tool, files) in &whole.tools {
+            let details = completed.details()?;
+            for (tool, files) in &details.tools {
                 record
                     .tools
                     .entry(tool.clone())
@@ -110,10 +110,10 @@ impl BuildRecord {
                 params: asked.params,
                 keep: asked.keep.clone(),
                 measured: asked.measured,
-                gives: gives(sealed)?,
-                tools: whole.tools.keys().cloned().collect(),
+                output: output(completed)?,
+                tools: details.tools.keys().cloned().collect(),
                 inputs: asked.inputs.clone(),
-                actions: whole.parts.iter().cloned().collect(),
+                actions: details.parts.iter().cloned().collect(),
                 artifacts: BTreeMap::new(),
             };
             record.stage.insert(Name::new(id)?, made);
@@ -168,14 +168,14 @@ fn is_false(value: &bool) -> bool {
 }
 
 /// What a stage gives as one digest. Where the bytes lie does not change them.
-fn gives(sealed: &Sealed) -> Result<Digest> {
-    let parts = &sealed.whole()?.manifest.parts;
+fn output(completed: &CompletedStage) -> Result<Digest> {
+    let parts = &completed.details()?.manifest.parts;
     let parts: BTreeMap<&PartName, (Digest, &CanonJson)> = parts
         .iter()
         .map(|(name, part)| (name, (part.content.digest, &part.facts)))
         .collect();
-    let text =
-        serde_json::to_vec(&parts).context("kiln::record", || "spell what a stage gives".into())?;
+    let text = serde_json::to_vec(&parts)
+        .context("kiln::record", || "serialize what a stage gives".into())?;
     Ok(hash_bytes(&text))
 }
 

@@ -122,8 +122,8 @@ fn said(made: &StageRecord, asked: &Asked) -> Vec<String> {
     compare("params", made.params.short(), asked.params.short());
     let slots: BTreeSet<&String> = made.inputs.keys().chain(asked.inputs.keys()).collect();
     for slot in slots {
-        let named = |givers: Option<&Vec<String>>| {
-            givers.map_or("nothing".into(), |givers| givers.join(", "))
+        let named = |producers: Option<&Vec<String>>| {
+            producers.map_or("nothing".into(), |producers| producers.join(", "))
         };
         compare(
             slot,
@@ -150,15 +150,20 @@ pub fn made(locked: &BuildRecord, built: &BuildRecord, outline: &Outline) -> Vec
             built.stage.get(id.as_str())?,
         );
         let artifacts = artifacts(old, new);
-        if old.actions == new.actions && old.gives == new.gives && artifacts.is_empty() {
+        if old.actions == new.actions && old.output == new.output && artifacts.is_empty() {
             return None;
         }
         let tools = tools(locked, built, old, new);
         let (from_figures, follows): (Vec<_>, Vec<_>) = follows(locked, built, new)
             .into_iter()
-            .partition(|giver| built.stage.get(*giver).is_some_and(|giver| giver.measured));
+            .partition(|producer| {
+                built
+                    .stage
+                    .get(*producer)
+                    .is_some_and(|producer| producer.measured)
+            });
         let are_figures = new.measured && (old.actions == new.actions || !from_figures.is_empty());
-        let is_the_same = old.gives == new.gives && !from_figures.is_empty();
+        let is_the_same = old.output == new.output && !from_figures.is_empty();
         if tools.is_empty() && follows.is_empty() && (are_figures || is_the_same) {
             return None;
         }
@@ -171,15 +176,15 @@ pub fn made(locked: &BuildRecord, built: &BuildRecord, outline: &Outline) -> Vec
             () => Cause::Kiln,
         };
         let mut differs = Difference::new(id, cause, tools);
-        if cause == Cause::SameAction && old.gives == new.gives {
+        if cause == Cause::SameAction && old.output == new.output {
             differs
                 .what
                 .push("the lock says something else of what is written out".into());
         } else if cause == Cause::SameAction {
             differs.what.push(format!(
-                "gives: {} -> {}",
-                old.gives.short(),
-                new.gives.short()
+                "output: {} -> {}",
+                old.output.short(),
+                new.output.short()
             ));
         } else if !follows.is_empty() {
             differs
@@ -199,7 +204,7 @@ pub fn figures<'a>(locked: &BuildRecord, built: &'a BuildRecord) -> Vec<&'a str>
             && locked
                 .stage
                 .get(id.as_str())
-                .is_some_and(|locked| locked.gives != made.gives)
+                .is_some_and(|locked| locked.output != made.output)
     };
     built
         .stage
@@ -245,10 +250,10 @@ fn tools(
 
 /// The stages it takes from that give something else.
 fn follows<'a>(locked: &BuildRecord, built: &BuildRecord, new: &'a StageRecord) -> Vec<&'a str> {
-    let gives = |record: &BuildRecord, id: &str| record.stage.get(id).map(|made| made.gives);
-    let differs = |id: &&str| gives(locked, id) != gives(built, id);
-    let givers: BTreeSet<&str> = new.inputs.values().flatten().map(String::as_str).collect();
-    givers.into_iter().filter(differs).collect()
+    let output = |record: &BuildRecord, id: &str| record.stage.get(id).map(|made| made.output);
+    let differs = |id: &&str| output(locked, id) != output(built, id);
+    let producers: BTreeSet<&str> = new.inputs.values().flatten().map(String::as_str).collect();
+    producers.into_iter().filter(differs).collect()
 }
 
 /// Those of the written files that are others. What is written now may be less or more, if the

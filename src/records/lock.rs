@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::build_record::{BuildRecord, VERSION};
 use super::outline::Kept;
-use crate::base::atomic::write_whole;
+use crate::base::atomic::write_atomic;
 use crate::base::{Context, Problem, Result, bytes, is_file_of, open_file};
 
 const CODE: &str = "kiln::call::lock";
@@ -98,7 +98,7 @@ impl BuildRecord {
         if is_file_of(path, text.as_bytes()) {
             return Ok(false);
         }
-        write_whole(path, text.as_bytes()).context(CODE, failed)?;
+        write_atomic(path, text.as_bytes()).context(CODE, failed)?;
         Ok(true)
     }
 }

@@ -102,10 +102,13 @@ impl Outline {
 }
 
 fn asked(stage: &PlannedStage, inside: &Inside, registry: &Registry) -> Asked {
-    let names = |(slot, givers): (&String, &Vec<crate::plan::StageId>)| {
+    let names = |(slot, producers): (&String, &Vec<crate::plan::StageId>)| {
         (
             slot.clone(),
-            givers.iter().map(|giver| giver.0.clone()).collect(),
+            producers
+                .iter()
+                .map(|producer| producer.0.clone())
+                .collect(),
         )
     };
     // A checked plan names no kind that is not there.

@@ -146,12 +146,13 @@ fn dependencies(record: &BuildRecord, terms: &Terms, sources: &Sources) -> Resul
         found.push(dependency);
     }
     for (tool, files) in &record.tools {
-        let giver = sources
+        let producer = sources
             .plan
             .stages
             .iter()
             .find_map(|stage| stage.tools.get(tool));
-        let Some(manifest) = giver.map_or(Ok(None), |giver| manifest(giver, sources))? else {
+        let Some(manifest) = producer.map_or(Ok(None), |producer| manifest(producer, sources))?
+        else {
             continue;
         };
         for (file, digest) in files {
@@ -178,9 +179,9 @@ fn reaches_outside(stage: &PlannedStage, sources: &Sources) -> bool {
 fn manifest<'a>(id: &StageId, sources: &Sources<'a>) -> Result<Option<&'a Manifest>> {
     sources
         .built
-        .sealed
+        .completed
         .get(id)
-        .map(|sealed| Ok(&sealed.whole()?.manifest))
+        .map(|completed| Ok(&completed.details()?.manifest))
         .transpose()
 }
 

@@ -153,7 +153,7 @@ fn check_candidate(checks: &mut Checks, candidate: &Candidate, limits: &Limits) 
 }
 
 fn check_storage(checks: &mut Checks, storage: &Storage, limits: &Limits) {
-    let tensors = &storage.ledger.tensors;
+    let tensors = &storage.quantization.tensors;
     let inexact = tensors.values().filter(|entry| !entry.error.exact).count();
     let limit = (limits.exact == Some(true)).then_some(0.0);
     checks.at_most("tensors that are not exact", inexact as f64, limit);

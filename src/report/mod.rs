@@ -14,7 +14,7 @@ use crate::artifact::generation::Generation;
 use crate::artifact::layer_evaluation::Computed;
 use crate::base::{CanonJson, Result};
 use crate::model::fidelity::Fidelity;
-use crate::model::ledger::Ledger;
+use crate::model::quant_report::QuantReport;
 use checks::Check;
 pub use limits::{KINDS, Limits};
 
@@ -80,7 +80,7 @@ pub struct Size {
 #[derive(Clone, Serialize)]
 pub struct Storage {
     /// By tensor.
-    pub ledger: Ledger,
+    pub quantization: QuantReport,
 }
 
 /// What is reported, by stage.

@@ -40,7 +40,7 @@ impl fmt::Display for Report {
             writeln!(f, "{name}: {}", bytes(size.found.bytes))?;
         }
         for (name, storage) in &found.storage {
-            let text = indented(&storage.found.ledger.to_string());
+            let text = indented(&storage.found.quantization.to_string());
             write!(f, "\n{name}: stored weights compared with the file\n{text}")?;
         }
         writeln!(f)?;

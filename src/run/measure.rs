@@ -32,7 +32,7 @@ pub fn score_window(
         .help("score a candidate against a reference with the same tokens"));
     }
     let (mut logits, _) = decoder.start(&tokens)?;
-    let non_finite = fidelity::tame(&mut logits);
+    let non_finite = fidelity::sanitize(&mut logits);
     // The last token is only predicted.
     let mut rows = logits.chunks_exact(vocab).zip(tokens.iter().skip(1));
     let mut scores = vec![];
@@ -76,7 +76,7 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
     let fed = said.get(..said.len().saturating_sub(1)).unwrap_or_default();
     job.progress(0, 1 + steps as u64, "calls");
     let (mut logits, mut cache) = decoder.start(fed)?;
-    let mut non_finite = fidelity::tame(&mut logits);
+    let mut non_finite = fidelity::sanitize(&mut logits);
     let rows = logits
         .chunks_exact(decoder.model.vocab as usize)
         .skip(prompt.len().saturating_sub(1));
@@ -87,7 +87,7 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
         job.check_cancelled()?;
         job.progress(1 + decoded.len() as u64, 1 + steps as u64, "calls");
         let mut logits = decoder.step(*token, &mut cache)?;
-        non_finite += fidelity::tame(&mut logits);
+        non_finite += fidelity::sanitize(&mut logits);
         decoded.extend(fidelity::top(&logits));
     }
     let smallest_gap = gaps.into_iter().fold(f32::MAX, f32::min);

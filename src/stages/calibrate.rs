@@ -68,7 +68,7 @@ impl TypedStage for Calibrate {
         kind: "calibrate",
         version: 3,
         summary: "range, percentiles and second moments of every activation over a text",
-        gives: "calibration",
+        output: "calibration",
         inputs: &[
             InputSpec {
                 name: "graph",
@@ -145,7 +145,7 @@ impl TypedStage for Calibrate {
         let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
         let whole = onnx::decode(&job.read(PREFILL)?)?;
         let whole = whole.graph.unwrap_or_default();
-        let mut witness = Witness {
+        let mut observer = MomentObserver {
             job,
             keys: Keys::new(&whole, model.head_dim as usize, graph.tokens as usize),
             linears: linears(&whole),
@@ -155,10 +155,10 @@ impl TypedStage for Calibrate {
             activations: Activations::new(),
             outputs: Outputs::new(),
         };
-        observe(job, &model, &windows, &mut witness)?;
-        let activations = CanonJson::of(&witness.activations)?.to_string();
-        let key_means = CanonJson::of(&witness.keys.means(windows.len()))?.to_string();
-        let mut outputs = witness.outputs;
+        observe(job, &model, &windows, &mut observer)?;
+        let activations = CanonJson::of(&observer.activations)?.to_string();
+        let key_means = CanonJson::of(&observer.keys.means(windows.len()))?.to_string();
+        let mut outputs = observer.outputs;
         outputs.insert(
             PartName::new(KEY_MEANS)?,
             job.write(key_means.as_bytes(), CanonJson::default())?,
@@ -191,7 +191,7 @@ fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// What is kept of the values of a layer, until the layer has run over all windows.
-struct Witness<'a, 'j> {
+struct MomentObserver<'a, 'j> {
     job: &'a Job<'j>,
     keys: Keys,
     linears: BTreeMap<String, BTreeSet<String>>,
@@ -203,7 +203,7 @@ struct Witness<'a, 'j> {
     outputs: Outputs,
 }
 
-impl Observer for Witness<'_, '_> {
+impl Observer for MomentObserver<'_, '_> {
     fn wants(&self, _: &str) -> bool {
         true
     }
@@ -280,7 +280,7 @@ impl Observer for Witness<'_, '_> {
     }
 }
 
-impl Witness<'_, '_> {
+impl MomentObserver<'_, '_> {
     /// The width of the linear layers' input `value`: the columns of their weights.
     fn columns(&self, value: &str) -> Result<usize> {
         let name = self

@@ -99,7 +99,7 @@ impl TypedStage for Command {
         kind: "command",
         version: 1,
         summary: "any program of this machine, its files as output",
-        gives: "file",
+        output: "file",
         inputs: &[InputSpec {
             name: "inputs",
             meaning: "Stages of any kind. Their parts are copied to `inputs/STAGE/PART`.",

@@ -163,9 +163,9 @@ impl TypedStage for ContextBin {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "context-bin",
-        version: 3,
+        version: 4,
         summary: "the graphs compiled for a chip: a context binary for its HTP",
-        gives: "context-bin",
+        output: "context-bin",
         inputs: &[
             InputSpec {
                 name: "graph",

@@ -52,7 +52,7 @@ impl TypedStage for Dequant {
         kind: "dequant",
         version: 2,
         summary: "tensors as plain numbers: f32, f16 or bf16",
-        gives: "plain",
+        output: "plain",
         inputs: &[InputSpec {
             name: "model",
             meaning: "The model whose tensors are dequantized.",

@@ -54,9 +54,9 @@ impl TypedStage for Dlc {
     type Order = Work;
     const SPEC: StageSpec = StageSpec {
         kind: "dlc",
-        version: 2,
+        version: 3,
         summary: "the graphs, or a finished context binary, as DLC",
-        gives: "dlc",
+        output: "dlc",
         inputs: &[
             InputSpec {
                 name: "graph",

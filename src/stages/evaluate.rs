@@ -61,7 +61,7 @@ impl TypedStage for Evaluate {
         kind: "evaluate",
         version: 2,
         summary: "how close a candidate comes to the reference, token by token",
-        gives: "evaluation",
+        output: "evaluation",
         inputs: &[
             InputSpec {
                 name: "reference",

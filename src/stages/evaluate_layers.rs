@@ -38,7 +38,7 @@ impl TypedStage for EvaluateLayers {
         kind: "evaluate-layers",
         version: 1,
         summary: "what some layers compute on the simulator from the graph's own values",
-        gives: "layer-evaluation",
+        output: "layer-evaluation",
         inputs: &[
             InputSpec {
                 name: "reference",
@@ -128,7 +128,7 @@ impl TypedStage for EvaluateLayers {
             job.check_cancelled()?;
             job.progress(index as u64, pieces.len() as u64, "shards");
             let mut chip = Htp::of(job, &[&binary_input(index)])?;
-            let mut found = chip.run(Graph::Prefill, &given, &piece.gives)?;
+            let mut found = chip.run(Graph::Prefill, &given, &piece.output)?;
             let value = |name: &String| {
                 let missing = || {
                     Problem::new(
@@ -143,7 +143,7 @@ impl TypedStage for EvaluateLayers {
                     .ok_or_else(missing)?;
                 Ok((name.clone(), ValueScore::of(expected, &found)))
             };
-            let values = piece.gives.iter().map(value).collect::<Result<_>>()?;
+            let values = piece.output.iter().map(value).collect::<Result<_>>()?;
             let (first, end) = piece
                 .shard
                 .map_or((0, model.block_count()), |shard| (shard.first, shard.end));
@@ -214,7 +214,7 @@ fn binary_input(index: usize) -> String {
 struct Piece {
     shard: Option<Shard>,
     reads: Vec<String>,
-    gives: Vec<String>,
+    output: Vec<String>,
 }
 
 impl Piece {
@@ -230,7 +230,7 @@ impl Piece {
             Ok(Piece {
                 shard,
                 reads,
-                gives: graph
+                output: graph
                     .output
                     .iter()
                     .map(|value| value.name.clone())
@@ -249,7 +249,7 @@ impl Piece {
                 name.clone()
             }
         };
-        self.reads.iter().chain(&self.gives).map(of_whole)
+        self.reads.iter().chain(&self.output).map(of_whole)
     }
 }
 

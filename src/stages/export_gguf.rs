@@ -58,7 +58,7 @@ impl TypedStage for ExportGguf {
         kind: "export-gguf",
         version: 1,
         summary: "a requantized model as a GGUF, for llama.cpp",
-        gives: "file",
+        output: "file",
         inputs: &[
             InputSpec {
                 name: "model",

@@ -91,7 +91,7 @@ impl TypedStage for Fetch {
         kind: "fetch",
         version: 1,
         summary: "one file from outside, pinned by its SHA-256",
-        gives: "file",
+        output: "file",
         inputs: &[],
         params: &["url", "parts", "name", "sha256", "unpack", "tracked"],
         keyed: &[],
@@ -353,13 +353,13 @@ impl<'a, 'j> Joined<'a, 'j> {
             } => {
                 let mut wheel = Wheel::open(file)?;
                 let index = wheel.find(member)?;
-                self.pour(wheel.member(index)?)
+                self.copy(wheel.member(index)?)
             }
-            _ => self.pour(open(file)?),
+            _ => self.copy(open(file)?),
         }
     }
 
-    fn pour(&mut self, from: impl Read) -> Result<()> {
+    fn copy(&mut self, from: impl Read) -> Result<()> {
         each_chunk(from, self.job, |chunk| {
             self.hasher.update(chunk);
             let missing = sniff::HEAD_BYTES.saturating_sub(self.head.len());
@@ -370,8 +370,8 @@ impl<'a, 'j> Joined<'a, 'j> {
         })
     }
 
-    fn finish(self) -> Poured {
-        Poured {
+    fn finish(self) -> Copied {
+        Copied {
             sink: self.sink,
             sha256: hexadecimal(self.hasher),
             head: self.head,
@@ -406,13 +406,13 @@ fn deliver(
     for (source, file) in files {
         joined.add(source, file)?;
     }
-    let poured = joined.finish();
+    let copied = joined.finish();
     if target.tracked.is_none() {
         target
-            .accept(&poured.sha256, job)
-            .map_err(|problem| instead(problem, &name, &poured.head, files))?;
+            .accept(&copied.sha256, job)
+            .map_err(|problem| instead(problem, &name, &copied.head, files))?;
     }
-    let part = poured.part()?;
+    let part = copied.part()?;
     match (target.tracked, files) {
         (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
@@ -443,7 +443,7 @@ fn unpacked(path: &Path, job: &Job) -> Result<Outputs> {
     let mut outputs = Outputs::new();
     for (name, index) in wheel.libraries()? {
         let mut library = Joined::new(job)?;
-        library.pour(wheel.member(index)?)?;
+        library.copy(wheel.member(index)?)?;
         outputs.insert(name, library.finish().part()?);
     }
     Ok(outputs)
@@ -486,13 +486,13 @@ fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
 }
 
 /// A blob that is written but has no name yet, and the sha256 of its bytes.
-struct Poured {
+struct Copied {
     sink: Box<dyn BlobSink>,
     sha256: String,
     head: Vec<u8>,
 }
 
-impl Poured {
+impl Copied {
     fn part(self) -> Result<Part> {
         Ok(Part {
             content: self.sink.finish()?,

@@ -54,7 +54,7 @@ impl TypedStage for Generate {
         kind: "generate",
         version: 1,
         summary: "the answer of a bundle in libGenie, on the simulator",
-        gives: "generation",
+        output: "generation",
         inputs: &[
             InputSpec {
                 name: "bundle",

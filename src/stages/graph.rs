@@ -24,10 +24,10 @@ use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
-use crate::model::ledger::Ledger;
 use crate::model::onnx::{Grid, lint, weight_uses};
+use crate::model::quant_report::QuantReport;
 use crate::model::shards::{Place, Shard};
-use activations::{Choice, Wish, choose};
+use activations::{Choice, Policy, choose};
 use centre::KeyCentres;
 use centring::KeyCentring;
 use decoder::{Piece, Profile, decoder};
@@ -192,9 +192,9 @@ impl TypedStage for Graph {
 
     const SPEC: StageSpec = StageSpec {
         kind: "graph",
-        version: 5,
+        version: 6,
         summary: "the decoder as ONNX: prefill and decode over one set of weights",
-        gives: "onnx",
+        output: "onnx",
         inputs: &[
             InputSpec {
                 name: "model",
@@ -352,10 +352,10 @@ impl TypedStage for Graph {
             written.push(graph);
         }
         lint(&written.iter().collect::<Vec<_>>())?;
-        let ledger = CanonJson::of(&Ledger::of(weight_parts(job))?)?;
+        let report = CanonJson::of(&QuantReport::of(weight_parts(job))?)?;
         outputs.insert(
-            PartName::new("ledger.json")?,
-            job.write(ledger.to_string().as_bytes(), CanonJson::default())?,
+            PartName::new("quantization.json")?,
+            job.write(report.to_string().as_bytes(), CanonJson::default())?,
         );
         for (name, _) in job
             .inputs()
@@ -397,7 +397,7 @@ impl Params {
     ) -> Result<Choice> {
         let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
             .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
-        let wish = Wish {
+        let policy = Policy {
             activations: self.activations,
             cache: self.kv,
             sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
@@ -410,7 +410,7 @@ impl Params {
                 .graph
                 .unwrap_or_default(),
             &calibration,
-            wish,
+            policy,
         )
     }
 

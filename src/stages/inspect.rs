@@ -38,9 +38,9 @@ impl TypedStage for Inspect {
 
     const SPEC: StageSpec = StageSpec {
         kind: "inspect",
-        version: 2,
+        version: 3,
         summary: "a GGUF as named tensors, and what its metadata say of the model",
-        gives: "model",
+        output: "model",
         inputs: &[InputSpec {
             name: "gguf",
             meaning: "A GGUF; of a split model the list of all its files, in order.",

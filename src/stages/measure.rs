@@ -55,7 +55,7 @@ impl TypedStage for Measure {
         kind: "measure",
         version: 1,
         summary: "speed, memory and power of a bundle on a device",
-        gives: "device-figures",
+        output: "device-figures",
         inputs: &[InputSpec {
             name: "bundle",
             meaning: "The bundle that is run.",

@@ -38,7 +38,7 @@ impl TypedStage for MixedPrecision {
         kind: "mixed-precision",
         version: 1,
         summary: "a scheme for each tensor, so that the model loses least within a budget of bytes",
-        gives: "assignment",
+        output: "assignment",
         inputs: &[InputSpec {
             name: "sensitivity",
             meaning: "The measured cost of each scheme for each tensor.",
@@ -67,7 +67,7 @@ impl TypedStage for MixedPrecision {
             .collect::<Result<Vec<TensorCosts>>>()?;
         let choice = choose(&tensors, params.bytes)?;
         let part = job.write(
-            spell(&choice, params.bytes).as_bytes(),
+            render(&choice, params.bytes).as_bytes(),
             CanonJson::of(&choice)?,
         )?;
         Ok([(PartName::new(OVERRIDES)?, part)].into())
@@ -156,7 +156,7 @@ fn kind(tensor: &str) -> String {
 }
 
 /// As a piece of a plan.
-fn spell(choice: &AssignmentFacts, budget: u64) -> String {
+fn render(choice: &AssignmentFacts, budget: u64) -> String {
     let mut text = format!(
         "# {} of {}; expected KL divergence {:.2e} nats, the sum of what each tensor was measured \
          to cost.\n# These lines can stand under a `requant` stage, pinned and edited; the last \
@@ -203,7 +203,7 @@ mod tests {
         let choice = choose(&tensors, 1740).unwrap();
         assert_eq!((choice.bytes, choice.kld), (1740, 1.5e-3));
         assert_eq!(
-            spell(&choice, 1750),
+            render(&choice, 1750),
             "# 1.7 kB of 1.8 kB; expected KL divergence 1.50e-3 nats, the sum of what each tensor \
              was measured to cost.\n# These lines can stand under a `requant` stage, pinned and \
              edited; the last that matches a tensor wins.\noverride = [\n    { match = \

@@ -25,7 +25,7 @@ use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::ContextFacts;
-use crate::model::ledger::Ledger;
+use crate::model::quant_report::QuantReport;
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
@@ -111,9 +111,9 @@ impl TypedStage for Package {
     type Order = Params;
     const SPEC: StageSpec = StageSpec {
         kind: "package",
-        version: 2,
+        version: 3,
         summary: "a bundle that Genie loads on a phone",
-        gives: "bundle",
+        output: "bundle",
         inputs: &[
             InputSpec {
                 name: "model",
@@ -197,7 +197,7 @@ impl TypedStage for Package {
                 )
                 .help("give the `inspect` stage that the context binary was made from"));
             }
-            if ["model.bin", "info.json", "ledger.json"]
+            if ["model.bin", "info.json", "quantization.json"]
                 .contains(&name.rsplit('/').next().unwrap_or_default())
             {
                 order = order.input(format!("context/{name}"), part);
@@ -314,11 +314,11 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
     let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, _) in job
         .inputs()
-        .filter(|(name, _)| name.ends_with("ledger.json"))
+        .filter(|(name, _)| name.ends_with("quantization.json"))
     {
-        let ledger: Ledger = serde_json::from_slice(&job.read(name)?)
-            .context("kiln::package::ledger", || format!("read `{name}`"))?;
-        for entry in ledger.tensors.values() {
+        let report: QuantReport = serde_json::from_slice(&job.read(name)?)
+            .context("kiln::package::report", || format!("read `{name}`"))?;
+        for entry in report.tensors.values() {
             weights
                 .entry(format!("{} as {}", entry.error.source, entry.error.scheme))
                 .or_default()
@@ -355,7 +355,7 @@ struct Stored {
 }
 
 impl Stored {
-    fn add(&mut self, entry: &crate::model::ledger::Entry) {
+    fn add(&mut self, entry: &crate::model::quant_report::Entry) {
         self.tensors += 1;
         self.bytes = self.bytes.saturating_add(entry.bytes);
         self.exact += u64::from(entry.error.exact);
@@ -368,7 +368,7 @@ impl Stored {
 
 fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
-        .context("kiln::package::json", || "spell JSON".into())?;
+        .context("kiln::package::json", || "serialize JSON".into())?;
     Ok(text + "\n")
 }
 

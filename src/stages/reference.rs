@@ -79,7 +79,7 @@ impl TypedStage for ReferenceStage {
         kind: "reference",
         version: 3,
         summary: "the predictions of the model itself on a text, in f32",
-        gives: "reference",
+        output: "reference",
         inputs: &[
             InputSpec {
                 name: "model",
@@ -160,7 +160,7 @@ impl TypedStage for ReferenceStage {
                 let folder = format!("window-{index:03}");
                 outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
                 let text = serde_json::to_vec(tokens)
-                    .context("kiln::reference::tokens", || "spell the tokens".into())?;
+                    .context("kiln::reference::tokens", || "serialize the tokens".into())?;
                 outputs.insert(
                     PartName::new(format!("{folder}/tokens.json"))?,
                     job.write(&text, CanonJson::default())?,

@@ -1,8 +1,8 @@
 //! `requant`: the weights in the form that graph and device hold them, one part a tensor. By
 //! default nothing is rounded.
 
+mod encode;
 mod scheme;
-mod spell;
 
 use schemars::JsonSchema;
 use serde::de::IntoDeserializer;
@@ -19,8 +19,8 @@ use crate::base::{Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
+use encode::{DIAGONAL, MOMENTS, encode};
 use scheme::Scheme;
-use spell::{DIAGONAL, MOMENTS, spell};
 
 /// The stage.
 pub struct Requant;
@@ -66,7 +66,7 @@ impl TypedStage for Requant {
         kind: "requant",
         version: 4,
         summary: "weights as graph and device store them: native, or rounded by a scheme",
-        gives: "weights",
+        output: "weights",
         inputs: &[
             InputSpec {
                 name: "tensors",
@@ -205,7 +205,7 @@ impl TypedStage for Requant {
             .rope_heads
             .map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
-        spell(job, &bytes, &tensor, order.scheme, &facts.shape)
+        encode(job, &bytes, &tensor, order.scheme, &facts.shape)
     }
 }
 

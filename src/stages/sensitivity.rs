@@ -76,7 +76,7 @@ impl TypedStage for Sensitivity {
         kind: "sensitivity",
         version: 1,
         summary: "the cost of each scheme for each tensor, measured on the whole model",
-        gives: "sensitivity",
+        output: "sensitivity",
         inputs: &[
             InputSpec {
                 name: "reference",

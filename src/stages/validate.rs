@@ -20,7 +20,7 @@ use crate::artifact::generation::GENERATION;
 use crate::artifact::layer_evaluation::LAYERS;
 use crate::base::{CanonJson, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
-use crate::model::ledger::Ledger;
+use crate::model::quant_report::QuantReport;
 use crate::report::{Candidate, Found, KINDS, Limited, Limits, Mask, Range, Report, Size, Storage};
 
 /// The parameters.
@@ -39,7 +39,7 @@ fn yes() -> bool {
     true
 }
 
-/// What is reported on. Sizes and ledgers are known from manifests, without opening a file.
+/// What is reported on. Sizes and quantization reports are known from manifests, without opening a file.
 #[derive(Serialize, Deserialize)]
 pub struct Wanted {
     strict: bool,
@@ -62,7 +62,7 @@ enum Subject {
     LayerEvaluation,
     Generation,
     DeviceFigures,
-    Weights { ledger: Ledger },
+    Weights { report: QuantReport },
     Size { bytes: u64 },
 }
 
@@ -74,9 +74,9 @@ impl TypedStage for Validate {
     type Order = Wanted;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
-        version: 4,
+        version: 5,
         summary: "figures of other stages compared with the plan's limits",
-        gives: "report",
+        output: "report",
         inputs: &[InputSpec {
             name: "inputs",
             meaning: "The stages that are reported on and compared with limits.",
@@ -191,8 +191,8 @@ impl Subject {
                 let parts = manifest.parts.iter();
                 let parts =
                     parts.map(|(name, part)| (name.as_str(), &part.facts, part.content.digest));
-                let ledger = Ledger::of(parts)?;
-                Subject::Weights { ledger }
+                let report = QuantReport::of(parts)?;
+                Subject::Weights { report }
             }
             _ => Subject::Size {
                 bytes: artifact_bytes(manifest),
@@ -240,9 +240,11 @@ impl WantedStage {
                 };
                 found.devices.insert(name, limited);
             }
-            Subject::Weights { ledger } => {
+            Subject::Weights { report } => {
                 let limited = Limited {
-                    found: Storage { ledger },
+                    found: Storage {
+                        quantization: report,
+                    },
                     limits,
                 };
                 found.storage.insert(name, limited);

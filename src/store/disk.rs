@@ -12,12 +12,12 @@ use rayon::prelude::*;
 use rustix::fs::{Access, access, syncfs};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::folder::{LockedFolder, Turn};
+use super::folder::{ActionLock, LockedFolder};
 use super::layout::{self, OWN, Room};
 use super::stamp::Stamp;
 use super::usage::Usage;
 use super::{
-    ActionCache, ActionResult, BlobList, BlobStore, LocalStore, Note, Notes, map, shelves, window,
+    ActionCache, ActionResult, BlobList, BlobStore, LocalStore, Note, Notes, blob_dirs, map, window,
 };
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{
@@ -29,7 +29,7 @@ const CODE: &str = "kiln::store::io";
 /// A blob of this size is synced by itself, so that little is left to sync at the end.
 const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
 /// Files of this size are hashed one at a time.
-const WORTH_A_TURN_BYTES: u64 = 64 << 20;
+const WORTH_A_LOCK_BYTES: u64 = 64 << 20;
 /// The way out where the disk gives an error instead of bytes.
 const UNREADABLE: &str =
     "`kiln cache verify --repair` removes what cannot be read; what made it runs again";
@@ -52,7 +52,7 @@ pub struct Disk {
     /// The windows that this process knows to hold what is said of them.
     windows: Mutex<HashSet<Content>>,
     checking: Mutex<()>,
-    shelves: OnceLock<Digest>,
+    blob_dirs: OnceLock<Digest>,
     pub(super) usage: Usage,
 }
 
@@ -65,14 +65,14 @@ impl Disk {
     pub fn open(root: &Path) -> Result<Disk> {
         let root = layout::claim(root)?;
         let usage = Usage::share(&root.join("blobs"))?;
-        let (own, shelves, windows) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        let (own, blob_dirs, windows) = (OnceLock::new(), OnceLock::new(), Mutex::default());
         Ok(Disk {
             own,
             root,
             checked: Checked::default(),
             windows,
             checking: Mutex::default(),
-            shelves,
+            blob_dirs,
             usage,
         })
     }
@@ -121,10 +121,10 @@ impl Disk {
     }
 
     /// The state of all folders of blobs when this process first asked.
-    fn shelves(&self) -> Digest {
+    fn blob_dirs(&self) -> Digest {
         *self
-            .shelves
-            .get_or_init(|| shelves::look(&self.root.join("blobs")))
+            .blob_dirs
+            .get_or_init(|| blob_dirs::look(&self.root.join("blobs")))
     }
 
     fn note_path(&self, question: &Digest) -> PathBuf {
@@ -155,7 +155,7 @@ impl Disk {
         let is_checked = || lock(&self.checked).get(&digest.hash) == Some(&stamp);
         // Two that want the same large file at once hash it once. Not on the threads of rayon's
         // pool: those may be the ones that wait.
-        let _turn = (digest.size_bytes >= WORTH_A_TURN_BYTES && !is_checked())
+        let _turn = (digest.size_bytes >= WORTH_A_LOCK_BYTES && !is_checked())
             .then(|| lock(&self.checking));
         if !is_checked() {
             let found = hash_file(&file)
@@ -270,7 +270,7 @@ impl LocalStore for Disk {
 
 impl BlobStore for Disk {
     fn has_all(&self, list: &BlobList) -> Result<bool> {
-        shelves::has_all(list, self, self, || self.shelves())
+        blob_dirs::has_all(list, self, self, || self.blob_dirs())
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
@@ -347,10 +347,10 @@ impl ActionCache for Disk {
         }
     }
 
-    fn turn(&self, key: &ActionKey) -> Result<Option<Turn>> {
+    fn turn(&self, key: &ActionKey) -> Result<Option<ActionLock>> {
         // Says so first, if nothing can be written here.
         self.own()?;
-        Ok(self.partial(&key.0)?.map(Turn::from))
+        Ok(self.partial(&key.0)?.map(ActionLock::from))
     }
 
     // Not synced: an entry that a power cut loses or garbles counts as absent, and costs one

@@ -18,15 +18,15 @@ pub struct LockedFolder {
 
 /// The right to do what one process at a time should do. Ends when dropped, or with its process.
 #[derive(Default)]
-pub struct Turn(Option<LockedFolder>);
+pub struct ActionLock(Option<LockedFolder>);
 
-impl From<LockedFolder> for Turn {
-    fn from(folder: LockedFolder) -> Turn {
-        Turn(Some(folder))
+impl From<LockedFolder> for ActionLock {
+    fn from(folder: LockedFolder) -> ActionLock {
+        ActionLock(Some(folder))
     }
 }
 
-impl Drop for Turn {
+impl Drop for ActionLock {
     fn drop(&mut self) {
         // What stays behind is an empty folder.
         let _ = self.0.take().map(LockedFolder::remove);
@@ -34,7 +34,7 @@ impl Drop for Turn {
 }
 
 #[derive(Clone, Copy)]
-enum Patience {
+enum Wait {
     None,
     Endless,
 }
@@ -58,14 +58,14 @@ impl LockedFolder {
     /// Makes `path` if need be and locks it; `None` while another process has it.
     pub fn take(path: &Path) -> Result<Option<LockedFolder>> {
         make(path)?;
-        Self::lock(path, Patience::None)
+        Self::lock(path, Wait::None)
     }
 
     /// Makes `path` if need be and locks it, as soon as no other process has it.
     pub fn wait(path: &Path) -> Result<LockedFolder> {
         loop {
             make(path)?;
-            if let Some(folder) = Self::lock(path, Patience::Endless)? {
+            if let Some(folder) = Self::lock(path, Wait::Endless)? {
                 return Ok(folder);
             }
         }
@@ -73,7 +73,7 @@ impl LockedFolder {
 
     /// `None` if there is no such folder, or no patience to wait until another process lets go of
     /// it.
-    fn lock(path: &Path, patience: Patience) -> Result<Option<LockedFolder>> {
+    fn lock(path: &Path, wait: Wait) -> Result<Option<LockedFolder>> {
         let failed = || format!("lock the folder {}", path.display());
         let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
         let lock = match OpenOptions::new()
@@ -84,9 +84,9 @@ impl LockedFolder {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             opened => opened.context("kiln::store::io", failed)?,
         };
-        match patience {
-            Patience::Endless => lock.lock().context("kiln::store::io", failed)?,
-            Patience::None => match lock.try_lock() {
+        match wait {
+            Wait::Endless => lock.lock().context("kiln::store::io", failed)?,
+            Wait::None => match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => {
@@ -118,7 +118,7 @@ impl LockedFolder {
                 .keep();
             // A sweeper may have been faster than our lock; then the folder is gone, and we make
             // another.
-            if let Some(folder) = Self::lock(&path, Patience::None)? {
+            if let Some(folder) = Self::lock(&path, Wait::None)? {
                 return Ok(folder);
             }
         }
@@ -133,7 +133,7 @@ impl LockedFolder {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
                 && entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && let Ok(Some(dead)) = Self::lock(&entry.path(), Patience::None)
+                && let Ok(Some(dead)) = Self::lock(&entry.path(), Wait::None)
             {
                 let _ = dead.remove();
             }

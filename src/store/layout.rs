@@ -53,19 +53,19 @@ impl Room {
     /// All files of the cache `root` that have such a name, sorted. No link is followed.
     pub(super) fn files(self, root: &Path) -> Result<Vec<PathBuf>> {
         let mut files = vec![];
-        for shelf in
+        for dir in
             entries(&root.join(self.folder()))?.filter(|entry| is(entry, fs::FileType::is_dir))
         {
-            let name = shelf.file_name();
-            let Some(shelf_name) = name.to_str().filter(|name| name.len() == 2 && is_hex(name))
+            let name = dir.file_name();
+            let Some(dir_name) = name.to_str().filter(|name| name.len() == 2 && is_hex(name))
             else {
                 continue;
             };
             let is_ours = |name: &str| {
                 name.strip_suffix(self.suffix())
-                    .is_some_and(|hex| is_digest(hex) && hex.starts_with(shelf_name))
+                    .is_some_and(|hex| is_digest(hex) && hex.starts_with(dir_name))
             };
-            let found = entries(&shelf.path())?.filter(|entry| is(entry, fs::FileType::is_file));
+            let found = entries(&dir.path())?.filter(|entry| is(entry, fs::FileType::is_file));
             files.extend(
                 found
                     .filter(|file| file.file_name().to_str().is_some_and(is_ours))

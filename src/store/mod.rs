@@ -3,6 +3,7 @@
 //! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
 
 mod audit;
+mod blob_dirs;
 mod bundle;
 mod complete;
 mod disk;
@@ -14,7 +15,6 @@ mod memory;
 mod notes;
 mod publish;
 mod sha256;
-mod shelves;
 mod stamp;
 mod usage;
 mod watched;
@@ -29,16 +29,16 @@ use crate::action::{ActionKey, Blob, BlobSink, Content, Outputs};
 use crate::base::{Digest, Result, hash_bytes};
 
 pub use audit::{Fault, StageStats, Stats, Verified};
+pub use blob_dirs::BlobList;
 pub use bundle::{Exported, Imported};
 pub use complete::{Complete, Found};
 pub use disk::Disk;
-pub use folder::{LockedFolder, Turn};
+pub use folder::{ActionLock, LockedFolder};
 pub use gc::{Alone, Garbage, Rules, Tally};
 pub use memory::Memory;
 pub use notes::{Note, Notes, ran_here};
 pub use publish::{Links, RECORD, Space, publish};
 pub use sha256::Sha256;
-pub use shelves::BlobList;
 pub use stamp::Stamp;
 pub use watched::{Watched, hash_ahead};
 
@@ -91,8 +91,8 @@ pub trait ActionCache: Send + Sync {
 
     /// The turn to run an action; `None` while another process has it, which may be about to put
     /// the result.
-    fn turn(&self, _key: &ActionKey) -> Result<Option<Turn>> {
-        Ok(Some(Turn::default()))
+    fn turn(&self, _key: &ActionKey) -> Result<Option<ActionLock>> {
+        Ok(Some(ActionLock::default()))
     }
 }
 

@@ -327,14 +327,14 @@ fn genie_says_what_the_reference_says() {
             &[("bundle", &bundle), ("reference", &reference)],
         )
     };
-    let heard = generate(json!({})).unwrap();
-    let said = json_of(&road, &heard, "generation.json");
+    let logged = generate(json!({})).unwrap();
+    let said = json_of(&road, &logged, "generation.json");
     println!("{said}");
     assert_eq!(
         said["tokens"],
         json_of(&road, &reference, "greedy.json")["tokens"]
     );
-    assert_eq!(generate(json!({})).unwrap(), heard);
+    assert_eq!(generate(json!({})).unwrap(), logged);
     // An answer of one token over and over would tell nothing of the caches.
     assert_eq!(said["tokens"], json!([48, 95, 48, 95, 142, 61]));
     let three = json_of(
@@ -371,20 +371,20 @@ fn genie_ends_where_the_reference_ends() {
     );
     let bundle = package(&road, &model, &context, json!({"name": "tiny"})).unwrap();
     let slots = [("bundle", &bundle), ("reference", &reference)];
-    let heard = |params: Value| {
+    let logged = |params: Value| {
         json_of(
             &road,
             &road.run("generate", params, &slots).unwrap(),
             "generation.json",
         )
     };
-    let said = heard(json!({"tokens": 9}));
+    let said = logged(json!({"tokens": 9}));
     assert_eq!(
         (&said["tokens"], &said["ended"]),
         (&json!([48, 95, 48, 95]), &json!(true))
     );
     assert_eq!(said["tokens"], said["expected"]);
-    assert_eq!(heard(json!({"tokens": 4}))["ended"], false);
+    assert_eq!(logged(json!({"tokens": 4}))["ended"], false);
 }
 
 #[test]
@@ -454,14 +454,14 @@ fn big_smollm2_in_genie() {
         json!({"name": "smollm2", "prompt": prompt}),
     )
     .unwrap();
-    let heard = road
+    let logged = road
         .run(
             "generate",
             json!({}),
             &[("bundle", &bundle), ("reference", &reference)],
         )
         .unwrap();
-    let said = json_of(&road, &heard, "generation.json");
+    let said = json_of(&road, &logged, "generation.json");
     println!("{said}");
     assert_eq!(said["tokens"], said["expected"]);
     assert_eq!(said["text"], said["expected_text"]);

@@ -42,7 +42,7 @@ fn gc(tiny: &TinyBuild) -> Output {
 fn assert_right(tiny: &TinyBuild, expected: &crate::support::tiny_build::Written) {
     assert!(tiny.is_whole(ROOM));
     assert_eq!(tiny.written(ROOM), *expected);
-    let (_, ran) = tiny.build_to_the_end(ROOM);
+    let (_, ran) = tiny.build_to_end(ROOM);
     assert_eq!(ran, 0, "there is nothing left to do");
     assert_eq!(
         std::fs::read_dir(tiny.cache(ROOM).join("tmp"))
@@ -93,7 +93,7 @@ fn some_are_killed_and_the_others_do_not_mind() {
     let tiny = TinyBuild::downloading();
     let expected = tiny.whole();
     let begun = Instant::now();
-    tiny.build_to_the_end("timed");
+    tiny.build_to_end("timed");
     let length_us = begun.elapsed().as_micros() as u64;
     let mut random = Random::of("crowd", 1);
     let mut killed = 0;

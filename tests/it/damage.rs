@@ -221,7 +221,7 @@ fn clocks_and_copies_change_nothing() {
     let tiny = TinyBuild::new();
     let expected = tiny.whole();
     let whole = tiny.room("whole");
-    let (parts, _) = tiny.build_to_the_end("whole");
+    let (parts, _) = tiny.build_to_end("whole");
     let day = Duration::from_secs(86_400);
     for (name, copy) in [
         ("copied", "-r"),
@@ -246,7 +246,7 @@ fn clocks_and_copies_change_nothing() {
             "without notes" => fs::remove_dir_all(room.join("cache/notes")).unwrap(),
             _ => {}
         }
-        assert_eq!(tiny.build_to_the_end(name), (parts, 0), "{name}");
+        assert_eq!(tiny.build_to_end(name), (parts, 0), "{name}");
         assert_eq!(tiny.written(name), expected, "{name}");
         assert!(tiny.is_whole(name), "{name}");
         // What was not there before is found next to what was.
@@ -254,7 +254,7 @@ fn clocks_and_copies_change_nothing() {
         let moved = tiny.room(&format!("{name}, moved"));
         fs::rename(&room, &moved).unwrap();
         assert_eq!(
-            tiny.build_to_the_end(&format!("{name}, moved")),
+            tiny.build_to_end(&format!("{name}, moved")),
             (parts, 0),
             "{name}"
         );

@@ -3,7 +3,7 @@
 use crate::support::fake;
 use crate::support::simulation::{Simulation, Trace, expected, told};
 use kiln::base::hash_bytes;
-use kiln::engine::{Before, History, Limits, Past, Sealed, Task, Took, Whole};
+use kiln::engine::{Before, CompletedStage, History, Limits, Past, StageDetails, Task, Took};
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use proptest::prelude::*;
@@ -172,7 +172,10 @@ fn a_part_above_the_budget_is_refused() {
     assert_eq!(refused("huge: memory=101 smaller=101"), more);
     // What is in the cache needs no memory.
     let plan = fake::plan("huge: memory=101");
-    assert_eq!(simulate(&plan, LIMITS, &|_| true).sealed, expected(&plan));
+    assert_eq!(
+        simulate(&plan, LIMITS, &|_| true).completed,
+        expected(&plan)
+    );
 }
 
 #[test]
@@ -191,7 +194,7 @@ fn two_orders_of_one_name_are_a_problem() {
     let events: Vec<Event> = effects
         .into_iter()
         .filter_map(|effect| match effect {
-            kiln::engine::Effect::Tell(event) => Some(event),
+            kiln::engine::Effect::Emit(event) => Some(event),
             _ => None,
         })
         .collect();
@@ -249,11 +252,11 @@ fn random_plan() -> impl Strategy<Value = String> {
                 "s{index}: parts={parts} threads={threads} memory={memory} retries={retries}"
             );
             if index > 0 && !from.is_empty() {
-                let givers: Vec<String> = from
+                let producers: Vec<String> = from
                     .iter()
-                    .map(|giver| format!("s{}", giver.index(index)))
+                    .map(|producer| format!("s{}", producer.index(index)))
                     .collect();
-                line += &format!(" from={}", givers.join(","));
+                line += &format!(" from={}", producers.join(","));
             }
             line += &fail.map_or(String::new(), |fail| format!(" fail={fail}"));
             line += &seed.map_or(String::new(), |seed| format!(" seed=twin{seed}"));
@@ -289,23 +292,23 @@ fn what_an_earlier_build_left_complete_is_not_looked_for() {
         "{}",
         told(&trace.events)
     );
-    assert_eq!(trace.sealed, expected(&plan));
+    assert_eq!(trace.completed, expected(&plan));
 }
 
 #[test]
 fn a_stage_that_gives_what_it_gave_before_is_said_to() {
     let plan = fake::plan("clay: parts=2");
-    let whole = Whole {
+    let details = StageDetails {
         manifest: expected(&plan).remove("clay").unwrap(),
         parts: vec![],
         tools: [].into(),
     };
-    let gives = Some(Sealed::new(whole).unwrap().gives());
+    let output = Some(CompletedStage::new(details).unwrap().output());
     let history = History(
         [(
             "clay".to_string(),
             Before {
-                gives,
+                output,
                 ..Before::default()
             },
         )]
@@ -340,7 +343,7 @@ fn the_longest_road_is_begun_first() {
             longest_ms: ms,
             total_ms: ms,
         },
-        gives: None,
+        output: None,
     };
     let history = History([("after".to_string(), took(5)), ("end".to_string(), took(1))].into());
     let limits = Limits { jobs: 1, ..LIMITS };
@@ -466,7 +469,7 @@ fn to_keep_going_is_to_build_all_that_does_not_need_what_failed() {
         },
         &|_| false,
     );
-    assert_eq!(trace.sealed, expected(&plan));
+    assert_eq!(trace.completed, expected(&plan));
     assert!(
         told(&trace.events).ends_with("0 hits, 5 ran, 1 failed\n"),
         "{}",
@@ -496,7 +499,7 @@ proptest! {
         let may_fail = |task: &Task| task.action.params["fail"] == true || task.action.params.get("flaky").is_some();
         let is_cached = |task: &Task| task.key.0.hash[0] < cached && !may_fail(task);
         let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
-        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Before { took: Took { longest_ms: ms, total_ms: ms }, gives: None }));
+        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Before { took: Took { longest_ms: ms, total_ms: ms }, output: None }));
         let simulation = Simulation {
             plan: &plan,
             limits: Limits { jobs, memory_bytes, keep_going },
@@ -516,19 +519,19 @@ proptest! {
         });
 
         let expected = expected(&plan);
-        for (stage, manifest) in &trace.sealed {
+        for (stage, manifest) in &trace.completed {
             prop_assert_eq!(Some(manifest), expected.get(stage));
         }
         let Some(Event::Finished { hits, ran, failed, cancelled }) = trace.events.last() else { panic!("no end") };
         prop_assert_eq!(*ran + *failed >= trace.runs.len(), true);
         if *failed == 0 && !cancelled {
-            prop_assert_eq!(trace.sealed.len(), plan.stages.len());
-            let parts: usize = trace.sealed.values().map(|manifest| manifest.parts.len()).sum();
+            prop_assert_eq!(trace.completed.len(), plan.stages.len());
+            let parts: usize = trace.completed.values().map(|manifest| manifest.parts.len()).sum();
             prop_assert_eq!(hits + ran, parts);
             prop_assert_eq!(*ran, trace.runs.len());
         }
         if keep_going && !cancelled {
-            prop_assert_eq!(trace.sealed.len(), expected.len(), "all that can be built is");
+            prop_assert_eq!(trace.completed.len(), expected.len(), "all that can be built is");
         }
         if expected.len() < plan.stages.len() {
             prop_assert!(*failed > 0 || *cancelled);

@@ -51,16 +51,16 @@ impl Executor for Wheel<'_> {
 
 /// Keeps what it hears, and cancels when something slow starts.
 struct Ear<'a> {
-    heard: Vec<Event>,
+    logged: Vec<Event>,
     cancel: &'a AtomicBool,
 }
 
 impl Listener for Ear<'_> {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         if matches!(event, Event::Started { part, .. } if part.stage == "slow") {
             self.cancel.store(true, Ordering::Relaxed);
         }
-        self.heard.push(event.clone());
+        self.logged.push(event.clone());
     }
 }
 
@@ -107,12 +107,12 @@ impl TestBuild {
             cancel: &self.cancel,
         };
         let mut ear = Ear {
-            heard: vec![],
+            logged: vec![],
             cancel: &self.cancel,
         };
         let built = build.run(&mut ear);
         self.record.merge(&built).unwrap();
-        (built, ear.heard)
+        (built, ear.logged)
     }
 }
 
@@ -150,8 +150,8 @@ fn the_second_build_runs_nothing_and_gives_the_same() {
     assert_eq!(end(&events), "0 hits, 7 ran, 0 failed\n");
     let (second, events) = test_build.build(POTS);
     assert_eq!(end(&events), "7 hits, 0 ran, 0 failed\n");
-    assert_eq!(first.sealed, second.sealed);
-    assert_eq!(first.sealed.len(), expected(&fake::plan(POTS)).len());
+    assert_eq!(first.completed, second.completed);
+    assert_eq!(first.completed.len(), expected(&fake::plan(POTS)).len());
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn an_interruption_ends_what_runs_and_keeps_what_is_done() {
     let (built, events) = test_build.build("clay:\n slow: from=clay slow=1\n pot: from=slow");
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(end(&events), "0 hits, 1 ran, 0 failed, cancelled\n");
-    assert_eq!(built.sealed.len(), 1);
+    assert_eq!(built.completed.len(), 1);
     let (_, events) = test_build.build("clay:");
     assert_eq!(end(&events), "1 hits, 0 ran, 0 failed\n");
 }
@@ -266,7 +266,13 @@ fn a_record_survives_its_file() {
     assert!(!record.merge(&built).unwrap(), "no news");
     assert_eq!(
         record.key(&part),
-        Some(built.sealed[&StageId("pot".into())].whole().unwrap().parts[1].1)
+        Some(
+            built.completed[&StageId("pot".into())]
+                .details()
+                .unwrap()
+                .parts[1]
+                .1
+        )
     );
     assert_eq!(record.history().0.len(), 4);
     std::fs::write(folder.path().join("last/test.json"), "{").unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kiln::events::{Heard, LogReader, Why};
+use kiln::events::{LogReader, LoggedEvent, Why};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -69,9 +69,9 @@ fn check<T: DeserializeOwned + Serialize>(tag: &str) {
 
 #[test]
 fn events_are_documented() {
-    check::<Heard>("event");
+    check::<LoggedEvent>("event");
     let log = examples("event").0.join("\n");
-    LogReader::new(log.as_bytes()).for_each(|heard| drop(heard.unwrap()));
+    LogReader::new(log.as_bytes()).for_each(|logged| drop(logged.unwrap()));
 }
 
 #[test]

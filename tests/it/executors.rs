@@ -45,13 +45,13 @@ fn action(what: &str, argument: &str) -> Action {
 }
 
 #[derive(Default)]
-struct Onlooker {
+struct JobMonitor {
     seen: Mutex<Vec<(u64, u64, String)>>,
     cancelled: AtomicBool,
     cancel_on_progress: bool,
 }
 
-impl Watch for Onlooker {
+impl Watch for JobMonitor {
     fn progress(&self, done: u64, total: u64, unit: &str) {
         self.seen.lock().unwrap().push((done, total, unit.into()));
         self.cancelled
@@ -81,7 +81,7 @@ impl Bench {
         Bench { folder, store }
     }
 
-    fn run(&self, isolation: Isolation, action: &Action, watch: &Onlooker) -> Result<Ran> {
+    fn run(&self, isolation: Isolation, action: &Action, watch: &JobMonitor) -> Result<Ran> {
         let demand = Demand {
             isolation,
             ..Demand::default()
@@ -95,7 +95,7 @@ impl Bench {
     }
 
     fn problem(&self, isolation: Isolation, what: &str) -> Problem {
-        self.run(isolation, &action(what, ""), &Onlooker::default())
+        self.run(isolation, &action(what, ""), &JobMonitor::default())
             .err()
             .unwrap()
     }
@@ -112,7 +112,7 @@ impl Bench {
 #[test]
 fn outputs_and_progress_come_back() {
     for isolation in BOTH {
-        let (bench, watch) = (Bench::new(), Onlooker::default());
+        let (bench, watch) = (Bench::new(), JobMonitor::default());
         let ran = bench
             .run(isolation, &action("reverse", ""), &watch)
             .unwrap();
@@ -150,12 +150,14 @@ fn a_window_is_read_as_if_it_were_a_file() {
         });
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"la");
         action.inputs.get_mut("clay").unwrap().window = window;
-        let ran = bench.run(isolation, &action, &Onlooker::default()).unwrap();
+        let ran = bench
+            .run(isolation, &action, &JobMonitor::default())
+            .unwrap();
         assert_eq!(bench.output(&ran), b"la");
 
         action.inputs.get_mut("clay").unwrap().digest = hash_bytes(b"al");
         let problem = bench
-            .run(isolation, &action, &Onlooker::default())
+            .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
         assert_eq!(
@@ -169,7 +171,7 @@ fn a_window_is_read_as_if_it_were_a_file() {
         });
         action.inputs.get_mut("clay").unwrap().window = past_the_end;
         let problem = bench
-            .run(isolation, &action, &Onlooker::default())
+            .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
         assert_eq!(problem.code, "kiln::store::window");
@@ -182,7 +184,7 @@ fn what_cannot_run_is_refused() {
         let bench = Bench::new();
         let code = |action: &Action| {
             bench
-                .run(isolation, action, &Onlooker::default())
+                .run(isolation, action, &JobMonitor::default())
                 .err()
                 .unwrap()
                 .code
@@ -222,11 +224,11 @@ fn half_finished_work_waits_for_the_next_attempt() {
         let bench = Bench::new();
         bench.problem(isolation, "download, then fail");
         let ran = bench
-            .run(isolation, &action("resume", ""), &Onlooker::default())
+            .run(isolation, &action("resume", ""), &JobMonitor::default())
             .unwrap();
         assert_eq!(bench.output(&ran), b"ha");
         let ran = bench
-            .run(isolation, &action("resume", ""), &Onlooker::default())
+            .run(isolation, &action("resume", ""), &JobMonitor::default())
             .unwrap();
         assert_eq!(bench.output(&ran), b"", "success has cleared it");
     }
@@ -237,7 +239,7 @@ fn an_attempt_leaves_nothing_in_the_cache() {
     for isolation in BOTH {
         let bench = Bench::new();
         bench
-            .run(isolation, &action("reverse", ""), &Onlooker::default())
+            .run(isolation, &action("reverse", ""), &JobMonitor::default())
             .unwrap();
         bench.problem(isolation, "fail");
         let own: Vec<PathBuf> = fs::read_dir(bench.store.root().join("tmp"))
@@ -282,7 +284,7 @@ fn a_program_that_is_not_there_is_a_problem() {
         ..Demand::default()
     };
     let problem = local
-        .run(&action("reverse", ""), &demand, &Onlooker::default())
+        .run(&action("reverse", ""), &demand, &JobMonitor::default())
         .err()
         .unwrap();
     assert_eq!(problem.code, "kiln::execute::spawn");
@@ -292,9 +294,9 @@ fn a_program_that_is_not_there_is_a_problem() {
 fn cancelling_ends_the_child_and_what_it_started() {
     let bench = Bench::new();
     let pids = bench.folder.path().join("pids");
-    let watch = Onlooker {
+    let watch = JobMonitor {
         cancel_on_progress: true,
-        ..Onlooker::default()
+        ..JobMonitor::default()
     };
     let problem = bench
         .run(

@@ -57,7 +57,7 @@ impl Executor for Wheel<'_> {
 struct Problems(Vec<Problem>);
 
 impl Listener for Problems {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         if let Event::Failed { problem, .. } = event {
             self.0.push(problem.clone());
         }
@@ -91,9 +91,13 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
 
 /// What was built is what an undisturbed build gives, with all its bytes, as far as it came.
 fn assert_right(expected: &Built, built: &Built, store: &dyn Store, must_be_whole: bool) {
-    for (stage, sealed) in &built.sealed {
-        assert_eq!(sealed.gives(), expected.sealed[stage].gives(), "{stage}");
-        for part in sealed.whole().unwrap().manifest.parts.values() {
+    for (stage, completed) in &built.completed {
+        assert_eq!(
+            completed.output(),
+            expected.completed[stage].output(),
+            "{stage}"
+        );
+        for part in completed.details().unwrap().manifest.parts.values() {
             let blob = store
                 .open(&part.content.digest)
                 .unwrap()
@@ -101,7 +105,7 @@ fn assert_right(expected: &Built, built: &Built, store: &dyn Store, must_be_whol
             assert_eq!(hash_bytes(&blob), part.content.digest);
         }
     }
-    assert!(!must_be_whole || built.sealed.len() == expected.sealed.len());
+    assert!(!must_be_whole || built.completed.len() == expected.completed.len());
 }
 
 fn assert_named(problems: &[Problem], fault: Fault) {
@@ -127,7 +131,7 @@ fn check<S: Store>(make: impl Fn(&Path) -> S, before: Option<&str>, jobs: u32) {
     let plan = |text: &str| fake::plan(&text.replace("GLAZE", glaze.to_str().unwrap()));
     let (before, plan) = (before.map(plan), plan(POTS));
     let (expected, _) = build(&plan, &Memory::default(), jobs);
-    assert_eq!(expected.sealed.len(), plan.stages.len());
+    assert_eq!(expected.completed.len(), plan.stages.len());
     for fault in FAULTS {
         let (mut failed, mut survived) = (0, 0);
         for at in 1.. {

@@ -42,7 +42,7 @@ fn a_file_that_may_not_grow_fails_the_build_and_nothing_else() {
             "{blocks}: {}",
             said(&output)
         );
-        tiny.build_to_the_end(&room);
+        tiny.build_to_end(&room);
         assert_eq!(tiny.written(&room), expected, "{blocks}");
         assert!(tiny.is_whole(&room), "{blocks}");
     }
@@ -146,7 +146,7 @@ fn change_mode(mode: &str, folder: &Path) {
 fn a_read_only_cache_serves_what_it_has() {
     let tiny = TinyBuild::new();
     let expected = tiny.whole();
-    let (parts, _) = tiny.build_to_the_end("whole");
+    let (parts, _) = tiny.build_to_end("whole");
     let (plan, out) = (
         tiny.plan().display().to_string(),
         tiny.room("whole").join("elsewhere"),
@@ -193,5 +193,5 @@ fn a_read_only_cache_serves_what_it_has() {
     );
     assert!(said(&output).contains("--cache"), "{}", said(&output));
     change_mode("u+w", &tiny.cache("whole"));
-    assert_eq!(tiny.build_to_the_end("whole"), (parts - 1, 1));
+    assert_eq!(tiny.build_to_end("whole"), (parts - 1, 1));
 }

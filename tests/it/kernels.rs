@@ -63,7 +63,7 @@ fn halved(kernels: &Kernels, values: &[f32]) -> Vec<u8> {
     const UNTOUCHED: u8 = 0x5a;
     let mut out = vec![UNTOUCHED; values.len() * 2 + 65];
     let (ours, behind) = out[1..].split_at_mut(values.len() * 2);
-    (kernels.to_halves)(values, ours);
+    (kernels.to_f16)(values, ours);
     assert!(behind.iter().all(|byte| *byte == UNTOUCHED));
     assert_eq!(out[0], UNTOUCHED);
     out[1..=values.len() * 2].to_vec()
@@ -222,10 +222,10 @@ fn every_scale() {
 #[test]
 fn every_half() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-    let expected = all_bits(&decoded_at(0, scalar().from_halves, &all, 1 << 16));
+    let expected = all_bits(&decoded_at(0, scalar().from_f16, &all, 1 << 16));
     for kernels in wider() {
         assert_eq!(
-            all_bits(&decoded_at(0, kernels.from_halves, &all, 1 << 16)),
+            all_bits(&decoded_at(0, kernels.from_f16, &all, 1 << 16)),
             expected,
             "{}",
             kernels.name
@@ -234,7 +234,7 @@ fn every_half() {
         for (count, start) in (0..70).flat_map(|count| (0..16).map(move |start| (count, start))) {
             let singles = decoded_at(
                 start,
-                kernels.from_halves,
+                kernels.from_f16,
                 &all[2 * start..2 * (start + count)],
                 count,
             );
@@ -253,7 +253,7 @@ fn every_half() {
 #[test]
 fn every_tie() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-    let halves = decoded_at(0, scalar().from_halves, &all, 1 << 16);
+    let halves = decoded_at(0, scalar().from_f16, &all, 1 << 16);
     let near = |half: &f32| {
         [0, 0x1000]
             .map(|tie| half.to_bits() + tie)

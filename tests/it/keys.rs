@@ -9,25 +9,25 @@ use kiln::stages;
 use serde_json::{Value, json};
 
 /// Kind, version, what is done, and the digest of all that comes of it.
-const GOLDEN: &str = r#"inspect 2 {} b3:c385e45fd03a
+const GOLDEN: &str = r#"inspect 3 {} b3:c385e45fd03a
 dequant 2 {"type":"f32"} b3:f70435de3057
 dequant 2 {"type":"f16"} b3:a3d8ccc8d3b2
 dequant 2 {"type":"bf16"} b3:27d7b02cba08
 requant 4 {"scheme":"f16"} b3:eb4819bd8f03
-graph 5 {"context":24,"prefill":8} b3:b07ea088ce22
+graph 6 {"context":24,"prefill":8} b3:b07ea088ce22
 requant 4 {"scheme":"int8-block"} b3:11daf00c395e
-graph 5 {"context":24,"prefill":8} b3:77a8c4fd9469
+graph 6 {"context":24,"prefill":8} b3:77a8c4fd9469
 requant 4 {"scheme":"native"} b3:d919957b6dce
-graph 5 {"context":24,"prefill":8} b3:c042e58e2022
+graph 6 {"context":24,"prefill":8} b3:c042e58e2022
 requant 4 {"scheme":"native-safe"} b3:9d448f59634f
-graph 5 {"context":24,"prefill":8} b3:1bf638e844c2
+graph 6 {"context":24,"prefill":8} b3:1bf638e844c2
 requant 4 {"scheme":"int8-channel"} b3:2cc20ef16e38
-graph 5 {"context":24,"prefill":8} b3:110cd2b976b8
+graph 6 {"context":24,"prefill":8} b3:110cd2b976b8
 requant 4 {"scheme":"int4-channel"} b3:9c91fa8e0119
-graph 5 {"context":24,"prefill":8} b3:6514148c966b
+graph 6 {"context":24,"prefill":8} b3:6514148c966b
 export-gguf 1 {} b3:e262a0d20d72
 requant 4 {"scheme":"lpbq-32"} b3:56811e7b3f94
-graph 5 {"context":24,"prefill":8} b3:3a0e5767b4b0
+graph 6 {"context":24,"prefill":8} b3:3a0e5767b4b0
 "#;
 
 fn digest(manifest: &Manifest) -> String {

@@ -65,7 +65,7 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
         expected.keys().collect::<Vec<_>>(),
         ["model", "plain", "reference", "rounded", "weights"]
     );
-    let (parts, ran) = tiny.build_to_the_end("whole");
+    let (parts, ran) = tiny.build_to_end("whole");
     assert_eq!(ran, 0);
 
     let (mut killed, mut saved) = (0, 0);
@@ -85,7 +85,7 @@ fn a_killed_build_leaves_nothing_half_and_nothing_to_do_twice() {
         assert_eq!(verified.faults, [], "round {round}");
         drop(store);
 
-        let (hits, ran) = tiny.build_to_the_end(&name);
+        let (hits, ran) = tiny.build_to_end(&name);
         assert_eq!(hits + ran, parts, "round {round}");
         // At least: two parts of this plan may share an action.
         assert!(
@@ -111,7 +111,7 @@ fn blob(cache: &Path, bytes: &[u8]) -> PathBuf {
 #[test]
 fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
     let tiny = TinyBuild::new();
-    tiny.build_to_the_end("whole");
+    tiny.build_to_end("whole");
     let expected = tiny.written("whole");
     let cache = tiny.cache("whole");
 
@@ -140,7 +140,7 @@ fn a_flipped_bit_in_the_cache_is_named_and_then_mended() {
         "what was written out before is not touched"
     );
 
-    let (_, ran) = tiny.build_to_the_end("whole");
+    let (_, ran) = tiny.build_to_end("whole");
     assert_eq!(ran, 2, "the source, and the tensor");
     assert_eq!(tiny.written("whole"), expected);
 }

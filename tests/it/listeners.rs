@@ -1,7 +1,7 @@
 //! What listeners make of one and the same build.
 
 use crate::support::event_fixtures::{begun, build_events, part, started, tell, tell_untimed};
-use kiln::events::{Board, Event, Heard, JsonLines, LogReader, Plain, StageTally, Summary};
+use kiln::events::{Board, Event, JsonLines, LogReader, LoggedEvent, Plain, StageTally, Summary};
 
 #[test]
 fn a_log_has_a_few_lines_a_stage() {
@@ -36,12 +36,12 @@ fn json_lines_read_back_as_the_same_events() {
         text.starts_with(r#"{"event":"begun","schema":1,"#),
         "{text}"
     );
-    let back: Vec<Heard> = LogReader::new(text.as_bytes())
+    let back: Vec<LoggedEvent> = LogReader::new(text.as_bytes())
         .map(Result::unwrap)
         .collect();
     assert_eq!(
         back.into_iter()
-            .map(|heard| (heard.at_ms, heard.event))
+            .map(|logged| (logged.at_ms, logged.event))
             .collect::<Vec<_>>(),
         build_events()
     );
@@ -88,7 +88,7 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
     let unchanged = StageTally {
         parts: 3,
         hits: 3,
-        sealed: true,
+        completed: true,
         ..Default::default()
     };
     assert_eq!(summary.stage("text"), Some(&unchanged));
@@ -97,7 +97,7 @@ fn the_summary_counts_by_stage_in_the_plans_order() {
         hits: 1,
         started: 1,
         ran: 1,
-        sealed: true,
+        completed: true,
         took_ms: 11_500,
         output_bytes: 10,
         ..Default::default()

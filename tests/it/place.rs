@@ -237,7 +237,7 @@ fn a_tweak_of_the_cpus_head_compiles_nothing() {
         assert_eq!(
             anew(both()),
             [""],
-            "{head}: the ledger, and what the CPU reads"
+            "{head}: the quantization report, and what the CPU reads"
         );
         let on_npu = anew(json!({}));
         assert!(on_npu.contains(&"2-of-2".to_string()), "{head}: {on_npu:?}");
@@ -283,7 +283,7 @@ fn each_weight_goes_where_it_is_read() {
             "cpu/decode-head.onnx",
             "cpu/prefill-head.onnx",
             "cpu/weights/token_embd.weight/values",
-            "ledger.json",
+            "quantization.json",
             "model.json"
         ]
     );

@@ -202,14 +202,14 @@ fn genie_looks_rows_up() {
             .size_bytes,
         288 * 64 * 4
     );
-    let heard = road
+    let logged = road
         .run(
             "generate",
             json!({}),
             &[("bundle", &bundle), ("reference", &reference)],
         )
         .unwrap();
-    let said: Value = serde_json::from_slice(&road.bytes(&heard, "generation.json")).unwrap();
+    let said: Value = serde_json::from_slice(&road.bytes(&logged, "generation.json")).unwrap();
     println!("{said}");
     assert_eq!(said["tokens"], json!([48, 95, 48, 95, 142, 61]));
 }
@@ -379,14 +379,14 @@ fn big_smollm2_between_chip_and_cpu() {
             &[("model", &model), ("context", &rows_only)],
         )
         .unwrap();
-    let heard = road
+    let logged = road
         .run(
             "generate",
             json!({}),
             &[("bundle", &bundle), ("reference", &reference)],
         )
         .unwrap();
-    let said: Value = serde_json::from_slice(&road.bytes(&heard, "generation.json")).unwrap();
+    let said: Value = serde_json::from_slice(&road.bytes(&logged, "generation.json")).unwrap();
     println!("{said}");
     assert_eq!(said["tokens"], said["expected"]);
 }

@@ -284,7 +284,7 @@ fn native_blocks_become_a_context_binary_and_its_container() {
             &[
                 "container",
                 "info.json",
-                "ledger.json",
+                "quantization.json",
                 "model.bin",
                 "model.json"
             ][..],
@@ -322,7 +322,12 @@ fn halves_go_through_a_dlc() {
     let dlc = bench.run("dlc", json!({}), &[("graph", &onnx)]).unwrap();
     assert_eq!(
         names(&dlc),
-        ["decode.dlc", "ledger.json", "model.json", "prefill.dlc"]
+        [
+            "decode.dlc",
+            "quantization.json",
+            "model.json",
+            "prefill.dlc"
+        ]
     );
     std::thread::sleep(std::time::Duration::from_millis(1100));
     assert_eq!(

@@ -42,7 +42,7 @@ fn decoded(name: &str, blocks: &[u8]) -> Vec<f32> {
 /// Codes, scales and offsets as numbers, put together again.
 fn recombined(name: &str, blocks: &[u8]) -> Vec<f32> {
     let ggml = GgmlType::by_name(name).unwrap();
-    let Spelling::Blocks(grid) = ggml.format.spelling() else {
+    let NativeEncoding::Blocks(grid) = ggml.format.native_encoding() else {
         panic!("{name} has blocks")
     };
     let layout = grid.layout();
@@ -181,7 +181,7 @@ proptest! {
     #[test]
     fn taken_apart_and_put_together_is_decoded(seed: u64, count in 1usize..6) {
         let mut random = crate::support::tiny_gguf::Random::of("blocks", seed);
-        for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.spelling(), Spelling::Blocks(_))) {
+        for ggml in GgmlType::all().filter(|ggml| matches!(ggml.format.native_encoding(), NativeEncoding::Blocks(_))) {
             let mut blocks: Vec<u8> = (0..count as u64 * ggml.block_bytes).map(|_| random.bits() as u8).collect();
             if seed.is_multiple_of(4) {
                 // Scales of zero, subnormal ones, and sub-scales of zero, wherever they lie.

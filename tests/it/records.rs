@@ -34,7 +34,7 @@ kind = \"make\"
 version = 1
 params = \"b3:\"
 keep = true
-gives = \"b3:\"
+output = \"b3:\"
 
 [stage.bill.actions]
 \"\" = \"b3:\"
@@ -48,7 +48,7 @@ kind = \"fetch\"
 version = 1
 params = \"b3:\"
 keep = false
-gives = \"b3:\"
+output = \"b3:\"
 
 [stage.clay.actions]
 \"\" = \"b3:\"
@@ -58,7 +58,7 @@ kind = \"make\"
 version = 1
 params = \"b3:\"
 keep = [\"b\"]
-gives = \"b3:\"
+output = \"b3:\"
 
 [stage.pots.inputs]
 from = [\"clay\"]
@@ -558,7 +558,7 @@ fn a_lock_is_read_as_if_an_enemy_had_written_it() {
     refused("sha256 = \"c7", "sha256 = \"C7", "is not a sha256");
     refused("keep = true", "kept = true", "unknown field `kept`");
     refused("plan = \"shop\"", "plan = shop", "line 4");
-    refused("gives = \"b3:", "gives = \"b3:00", "is not a digest");
+    refused("output = \"b3:", "output = \"b3:00", "is not a digest");
     shop.write("shop.lock", &"#".repeat(64 << 20 | 1));
     let (code, _, errors) = shop.kiln("verify shop.toml", &[]);
     assert!(

@@ -424,7 +424,8 @@ fn blocks_are_mirrored_by_hand() {
         .into_iter()
         .chain((0..16).map(|k| k | (15 - k) << 4))
         .collect();
-    let Spelling::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format.spelling() else {
+    let NativeEncoding::Blocks(grid) = GgmlType::by_name("Q4_0").unwrap().format.native_encoding()
+    else {
         panic!()
     };
     let (mut codes, mut scales, mut offsets) = ([0; 16], [0; 2], [0; 2]);

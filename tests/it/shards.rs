@@ -226,7 +226,7 @@ fn a_tweak_compiles_one_shard_again() {
     assert_eq!(
         anew,
         ["", "3-of-4", "proof/f16"],
-        "the ledger, the shard, and the proof of the new encoding"
+        "the quantization report, the shard, and the proof of the new encoding"
     );
 }
 

@@ -33,7 +33,7 @@ fn soak(rounds: usize, seed: u64) -> Count {
     let tiny = TinyBuild::downloading();
     let expected = tiny.whole();
     let begun = Instant::now();
-    tiny.build_to_the_end("timed");
+    tiny.build_to_end("timed");
     let length_us = begun.elapsed().as_micros() as u64;
 
     let mut random = Random::of("kills", seed);

@@ -240,8 +240,8 @@ fn errors(context: &Context, info: &GraphInfo, weight: &Weight) -> [f64; 3] {
 }
 
 fn block_types() -> Vec<(&'static GgmlType, GridLayout)> {
-    let layout = |ggml: &'static GgmlType| match ggml.format.spelling() {
-        quant::Spelling::Blocks(grid) => Some((ggml, grid.layout())),
+    let layout = |ggml: &'static GgmlType| match ggml.format.native_encoding() {
+        quant::NativeEncoding::Blocks(grid) => Some((ggml, grid.layout())),
         _ => None,
     };
     GgmlType::all().filter_map(layout).collect()

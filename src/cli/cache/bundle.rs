@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::super::workbench::Workbench;
+use super::super::session::Session;
 use super::super::{Common, Exit, Failed, PlanArgs};
 use crate::action::{ActionKey, Registry};
 use crate::base::atomic::check_replaceable;
@@ -38,27 +38,27 @@ pub(super) fn export(
     common: &Common,
     stages: &Registry,
 ) -> Result<Exit, Failed> {
-    let bench = Workbench::lay(&args.plan, &[], common, stages)?;
-    let built = bench.dry_run()?;
+    let session = Session::open(&args.plan, &[], common, stages)?;
+    let built = session.dry_run()?;
     let done = built
         .parts
         .iter()
-        .filter(|part| part.life.outputs().is_some());
+        .filter(|part| part.state.outputs().is_some());
     let keys: BTreeSet<ActionKey> = done.map(|part| part.task.key).collect();
-    let missing = missing(&bench.plan, &built);
+    let missing = missing(&session.plan, &built);
     if keys.is_empty() {
-        let message = format!("the cache has nothing of the plan `{}`", bench.plan.name);
+        let message = format!("the cache has nothing of the plan `{}`", session.plan.name);
         return Err(Problem::new("kiln::call::not_built", message)
             .help(
                 "build it first, with the same --set and --cache; `kiln plan` says what is missing",
             )
             .into());
     }
-    bench.places().take_file("the bundle", &args.file)?;
+    session.places().take_file("the bundle", &args.file)?;
     check_replaceable(&args.file).context("kiln::bundle::io", || {
         format!("write {}", args.file.display())
     })?;
-    let exported = bench.store.export(&keys, &args.file)?;
+    let exported = session.store.export(&keys, &args.file)?;
     common.print(&if common.json {
         let mut line = json!(exported);
         line["missing_stages"] = json!(missing);
@@ -92,7 +92,7 @@ fn missing<'a>(plan: &'a Plan, built: &Built) -> Vec<&'a str> {
     let missing = plan
         .stages
         .iter()
-        .filter(|stage| !built.sealed.contains_key(&stage.id));
+        .filter(|stage| !built.completed.contains_key(&stage.id));
     missing.map(|stage| stage.id.0.as_str()).collect()
 }
 

@@ -113,16 +113,16 @@ fn spell(description: &Description, json: bool) -> Result<String> {
         binary
             .graphs
             .iter()
-            .for_each(|graph| spell_graph(&mut text, graph));
+            .for_each(|graph| describe_graph(&mut text, graph));
     }
     description
         .graphs
         .iter()
-        .for_each(|graph| spell_graph(&mut text, graph));
+        .for_each(|graph| describe_graph(&mut text, graph));
     Ok(text)
 }
 
-fn spell_graph(text: &mut String, graph: &GraphInfo) {
+fn describe_graph(text: &mut String, graph: &GraphInfo) {
     let _ = writeln!(text, "\ngraph {}", graph.name);
     let names = graph
         .inputs

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::workbench::Workbench;
+use super::super::session::Session;
 use super::super::{Common, Failed};
 use super::columns::columns;
 use super::verify;
@@ -42,15 +42,15 @@ impl<'a> Locked<'a> {
     }
 
     /// Holds what the plan and this kiln say against it, before anything runs.
-    pub(super) fn hold_outline(&self, bench: &Workbench) -> Result<(), Failed> {
-        let mut differs = compare::asked(&self.record, &bench.outline);
+    pub(super) fn hold_outline(&self, session: &Session) -> Result<(), Failed> {
+        let mut differs = compare::asked(&self.record, &session.outline);
         if differs
             .iter()
             .any(|difference| self.made(difference).is_some())
         {
             // Runs nothing, but finds what the actions would be. Where it cannot, the digests must
             // do.
-            let built = bench.dry_run().unwrap_or_default();
+            let built = session.dry_run().unwrap_or_default();
             let parts = built.parts.iter();
             let now: BTreeMap<(&str, &str), ActionKey> = parts
                 .clone()
@@ -70,7 +70,7 @@ impl<'a> Locked<'a> {
                 };
                 let key = |part: &str| now.get(&(difference.stage.as_str(), part)).copied();
                 let fields =
-                    fields(bench, made, key, &|key| Ok(texts.get(key).cloned()))?.lines(is_said);
+                    fields(session, made, key, &|key| Ok(texts.get(key).cloned()))?.lines(is_said);
                 if !fields.is_empty() {
                     // They say what the digest only hints at.
                     difference.what.retain(|line| !line.starts_with("params: "));
@@ -86,8 +86,8 @@ impl<'a> Locked<'a> {
     }
 
     /// Holds what was built against it.
-    pub(super) fn hold(&self, built: &BuildRecord, bench: &Workbench) -> Result<(), Failed> {
-        let mut differs = compare::made(&self.record, built, &bench.outline);
+    pub(super) fn hold(&self, built: &BuildRecord, session: &Session) -> Result<(), Failed> {
+        let mut differs = compare::made(&self.record, built, &session.outline);
         for difference in &mut differs {
             let id = difference.stage.as_str();
             let (Some(old), Some(new)) = (self.record.stage.get(id), built.stage.get(id)) else {
@@ -96,15 +96,15 @@ impl<'a> Locked<'a> {
             if difference.cause != Cause::Kiln {
                 continue;
             }
-            let files = files(bench, id)?;
+            let files = files(session, id)?;
             if !files.is_empty() {
                 difference.cause = Cause::Input;
                 difference
                     .what
                     .push(format!("a file of this machine: {}", files.join(", ")));
             }
-            let text = |key: &ActionKey| Ok(bench.store.get(key)?.map(|result| result.action));
-            let fields = fields(bench, old, |part| new.actions.get(part).copied(), &text)?;
+            let text = |key: &ActionKey| Ok(session.store.get(key)?.map(|result| result.action));
+            let fields = fields(session, old, |part| new.actions.get(part).copied(), &text)?;
             difference.what.extend(fields.lines(|_| true));
             difference.what.extend(other_names(old, new));
         }
@@ -170,13 +170,13 @@ impl<'a> Locked<'a> {
 /// The very fields in which today's actions are others, by the first part whose locked action the
 /// cache still has.
 fn fields(
-    bench: &Workbench,
+    session: &Session,
     old: &StageRecord,
     new: impl Fn(&str) -> Option<ActionKey>,
     texts: Texts,
 ) -> Result<Fields> {
     for (part, was, is) in compare::other_parts(old, new) {
-        let Some(before) = bench.store.get(&was)? else {
+        let Some(before) = session.store.get(&was)? else {
             continue;
         };
         let read = |text: &str| serde_json::from_str::<Value>(text).ok();
@@ -225,12 +225,12 @@ fn is_said(why: &Why) -> bool {
 }
 
 /// The files of this machine that a stage reads.
-fn files(bench: &Workbench, id: &str) -> Result<Vec<String>> {
+fn files(session: &Session, id: &str) -> Result<Vec<String>> {
     let planned = |stage: &&PlannedStage| stage.id == StageId(id.into());
-    let Some(stage) = bench.plan.stages.iter().find(planned) else {
+    let Some(stage) = session.plan.stages.iter().find(planned) else {
         return Ok(vec![]);
     };
-    let Some(kind) = bench.stages.get(&stage.kind) else {
+    let Some(kind) = session.stages.get(&stage.kind) else {
         return Ok(vec![]);
     };
     Ok(few(kind

@@ -19,10 +19,10 @@ use serde_json::json;
 pub(super) use locked::Locked;
 pub(super) use verify::{Args as VerifyArgs, run as verify};
 
-use super::workbench::Workbench;
+use super::session::Session;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Manifest;
-use crate::base::atomic::write_whole;
+use crate::base::atomic::write_atomic;
 use crate::base::{Context, Digest, Problem, Result, hash_bytes, is_file_of};
 use crate::engine::{Built, Limits};
 use crate::records::provenance::{self, Sources, Terms};
@@ -77,7 +77,7 @@ impl Args {
         &self,
         plan: &PlanArgs,
         wanted: &[String],
-        bench: &Workbench,
+        session: &Session,
         common: &'a Common,
     ) -> Result<Option<Locked<'a>>, Failed> {
         if self.lock && !wanted.is_empty() {
@@ -94,7 +94,7 @@ impl Args {
             return Ok(None);
         }
         let locked = Locked::read(lock::beside(&plan.path), common)?;
-        locked.hold_outline(bench)?;
+        locked.hold_outline(session)?;
         Ok(Some(locked))
     }
 }
@@ -103,7 +103,7 @@ impl Args {
 pub(super) struct Records<'a> {
     args: &'a Args,
     plan: &'a PlanArgs,
-    bench: &'a Workbench<'a>,
+    session: &'a Session<'a>,
     built: &'a Built,
     kept: &'a [(String, Manifest)],
     /// StageRecord once someone asks.
@@ -115,14 +115,14 @@ impl<'a> Records<'a> {
     pub(super) fn of(
         args: &'a Args,
         plan: &'a PlanArgs,
-        bench: &'a Workbench<'a>,
+        session: &'a Session<'a>,
         built: &'a Built,
         kept: &'a [(String, Manifest)],
     ) -> Self {
         Records {
             args,
             plan,
-            bench,
+            session,
             built,
             kept,
             record: OnceCell::new(),
@@ -140,10 +140,10 @@ impl<'a> Records<'a> {
 
     fn sources(&self) -> Sources<'_> {
         Sources {
-            plan: &self.bench.plan,
-            kinds: self.bench.stages,
+            plan: &self.session.plan,
+            kinds: self.session.stages,
             built: self.built,
-            store: &self.bench.store,
+            store: &self.session.store,
         }
     }
 
@@ -152,17 +152,17 @@ impl<'a> Records<'a> {
             return Ok(record);
         }
         let record = BuildRecord::of(
-            &self.bench.outline,
+            &self.session.outline,
             self.built,
             self.kept,
-            &self.bench.store,
+            &self.session.store,
         )?;
         Ok(self.record.get_or_init(|| record))
     }
 
     /// Holds the build to a lock.
     pub(super) fn hold(&self, locked: &Locked) -> Result<(), Failed> {
-        locked.hold(self.record()?, self.bench)
+        locked.hold(self.record()?, self.session)
     }
 
     /// Holds what was written into `out` to a lock.
@@ -194,7 +194,7 @@ impl<'a> Records<'a> {
             serde_json::to_string(&paths.iter().map(stamp).collect::<Option<Vec<_>>>()?).ok()
         };
         let question = self.question(out, statement.as_ref())?;
-        let noted = self.bench.store.read(&question)?.map(|note| note.text);
+        let noted = self.session.store.read(&question)?.map(|note| note.text);
         if noted.is_some() && noted == stamps() {
             return Ok(false);
         }
@@ -212,21 +212,21 @@ impl<'a> Records<'a> {
             wrote |= replace(path, &text)?;
         }
         if let Some(stamps) = stamps() {
-            self.bench.store.write(&question, &stamps)?;
+            self.session.store.write(&question, &stamps)?;
         }
         Ok(wrote)
     }
 
     /// All that the records say hangs on this.
     fn question(&self, out: &Path, statement: Option<&Terms>) -> Result<Digest> {
-        let sealed: BTreeMap<&str, Digest> = self
+        let completed: BTreeMap<&str, Digest> = self
             .built
-            .sealed
+            .completed
             .iter()
-            .map(|(id, sealed)| (id.0.as_str(), sealed.digest()))
+            .map(|(id, completed)| (id.0.as_str(), completed.digest()))
             .collect();
         let keep = self
-            .bench
+            .session
             .plan
             .stages
             .iter()
@@ -234,7 +234,7 @@ impl<'a> Records<'a> {
         let keep: BTreeMap<_, _> = keep.map(|(id, keep)| (id.0.as_str(), keep)).collect();
         let out = std::path::absolute(out).context(CODE, || format!("find {}", out.display()))?;
         let question = json!({
-            "records": self.bench.program, "plan": self.bench.outline.digest, "sealed": sealed, "keep": keep, "out": out,
+            "records": self.session.program, "plan": self.session.outline.digest, "sealed": completed, "keep": keep, "out": out,
             "statement": statement,
         });
         Ok(hash_bytes(question.to_string().as_bytes()))
@@ -275,7 +275,8 @@ impl<'a> Records<'a> {
 }
 
 fn pretty(paper: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text = serde_json::to_vec_pretty(paper).context(CODE, || "spell a receipt".into())?;
+    let mut text =
+        serde_json::to_vec_pretty(paper).context(CODE, || "serialize a receipt".into())?;
     text.push(b'\n');
     Ok(text)
 }
@@ -285,6 +286,6 @@ fn replace(path: &Path, text: &[u8]) -> Result<bool> {
     if is_file_of(path, text) {
         return Ok(false);
     }
-    write_whole(path, text).context(CODE, || format!("write {}", path.display()))?;
+    write_atomic(path, text).context(CODE, || format!("write {}", path.display()))?;
     Ok(true)
 }

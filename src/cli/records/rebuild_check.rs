@@ -124,27 +124,27 @@ pub(super) fn check(
     out: &Path,
     common: &Common,
 ) -> Result<(), Failed> {
-    let bench = records.bench;
+    let session = records.session;
     let checked = checked(records, wanted)?;
-    let local = bench.local();
+    let local = session.local();
     let again = Again {
         inner: &local,
-        known: &bench.store,
+        known: &session.store,
         checked: &checked,
         ran: AtomicUsize::new(0),
         others: Mutex::default(),
     };
     let forgetful = Forgetful {
-        inner: &bench.store,
+        inner: &session.store,
         checked: &checked,
     };
     let (failures, others) = listened(common, |listener| {
-        bench
+        session
             .prepared(&forgetful, &again, limits, cancel)
             .run(listener);
     })?;
     if !failures.is_empty() || !others.is_empty() {
-        return Err(bench.failed(&failures, others));
+        return Err(session.failed(&failures, others));
     }
     if cancel.load(Ordering::Relaxed) {
         let message = "interrupted: what was built is written out, but not checked to the end";
@@ -160,9 +160,9 @@ pub(super) fn check(
 
 /// The actions of the stages to be checked.
 fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
-    let bench = records.bench;
+    let session = records.session;
     let is_wanted = |stage: &&PlannedStage| match wanted {
-        [] => bench
+        [] => session
             .stages
             .get(&stage.kind)
             .is_some_and(|kind| is_to_be_repeated(kind, stage)),
@@ -171,11 +171,11 @@ fn checked(records: &Records, wanted: &[String]) -> Result<Checked> {
             .any(|name| stage.id.0 == *name || stage.name == *name),
     };
     let mut checked = Checked::new();
-    for stage in bench.plan.stages.iter().filter(is_wanted) {
-        let Some(sealed) = records.built.sealed.get(&stage.id) else {
+    for stage in session.plan.stages.iter().filter(is_wanted) {
+        let Some(completed) = records.built.completed.get(&stage.id) else {
             continue;
         };
-        for (part, key) in &sealed.whole()?.parts {
+        for (part, key) in &completed.details()?.parts {
             checked.entry(*key).or_insert_with(|| PartId {
                 stage: stage.id.0.clone(),
                 part: part.clone(),
@@ -218,13 +218,13 @@ fn listened(
 struct Reasoned(Screen);
 
 impl Listener for Reasoned {
-    fn hear(&mut self, event: &Event) {
+    fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Started { part, .. } => self.0.hear(&Event::Started {
+            Event::Started { part, .. } => self.0.on_event(&Event::Started {
                 part: part.clone(),
                 why: vec![Why::Again],
             }),
-            event => self.0.hear(event),
+            event => self.0.on_event(event),
         }
     }
 }
@@ -260,7 +260,7 @@ fn judge(
                 parts: outputs.clone(),
             };
             publish(
-                &records.bench.store,
+                &records.session.store,
                 &manifest,
                 &folder.join(name),
                 Links::default(),

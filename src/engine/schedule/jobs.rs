@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::super::{Effect, JobId, JobLife, Past, StageLife};
+use super::super::{Effect, JobId, JobState, Past, StageState};
 use super::Scheduler;
 use crate::action::{Isolation, Smaller};
 use crate::base::{Problem, bytes};
@@ -13,7 +13,7 @@ impl Scheduler<'_> {
     /// A job must run, unless it never could.
     pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
         let job = &mut self.jobs[id.0];
-        job.road_ms += past.map_or(0, |past| past.took_ms);
+        job.critical_path_ms += past.map_or(0, |past| past.took_ms);
         // What it took is a better guess than what its stage thinks; a tenth more, since no two
         // runs are the same. But not more than there is: what fitted once is let in, alone
         // if need be.
@@ -25,8 +25,8 @@ impl Scheduler<'_> {
                 .saturating_add(peak / 10)
                 .min(self.limits.memory_bytes.max(peak));
         }
-        if self.room.could_hold(&self.jobs[id.0].task.demand) {
-            self.set_job(id, JobLife::Ready { why });
+        if self.pool.could_hold(&self.jobs[id.0].task.demand) {
+            self.set_job(id, JobState::Ready { why });
         } else {
             self.fail_job(id, self.too_large(id));
         }
@@ -43,7 +43,7 @@ impl Scheduler<'_> {
         job.retried += 1;
         let (attempt, task, stage) = (job.retried, job.task.clone(), job.claims[0].stage);
         let delay = Duration::from_secs(1 << (attempt - 1).min(6));
-        self.tell(Event::Retried {
+        self.emit(Event::Retried {
             part: self.part(id),
             attempt,
             problem,
@@ -57,21 +57,21 @@ impl Scheduler<'_> {
     }
 
     /// The one function that moves a job on.
-    pub(super) fn set_job(&mut self, id: JobId, life: JobLife) {
+    pub(super) fn set_job(&mut self, id: JobId, state: JobState) {
         let job = &mut self.jobs[id.0];
         let (stage, place) = (job.claims[0].stage, job.claims[0].place);
-        let rank = (Reverse(job.road_ms), stage.index(), place, id);
+        let rank = (Reverse(job.critical_path_ms), stage.index(), place, id);
         let demand = job.task.demand;
-        let old = std::mem::replace(&mut job.life, life);
-        if matches!(old, JobLife::Running) {
-            self.room.leave(&demand);
+        let old = std::mem::replace(&mut job.state, state);
+        if matches!(old, JobState::Running) {
+            self.pool.leave(&demand);
         }
-        match (&self.jobs[id.0].life, old) {
-            (JobLife::Ready { .. }, _) => self.room.wait(rank),
-            (JobLife::Running, JobLife::Ready { why }) => {
-                self.room.enter(&rank, &demand);
+        match (&self.jobs[id.0].state, old) {
+            (JobState::Ready { .. }, _) => self.pool.wait(rank),
+            (JobState::Running, JobState::Ready { why }) => {
+                self.pool.enter(&rank, &demand);
                 let task = self.jobs[id.0].task.clone();
-                self.tell(Event::Started {
+                self.emit(Event::Started {
                     part: self.part(id),
                     why,
                 });
@@ -82,7 +82,7 @@ impl Scheduler<'_> {
                     delay: Duration::ZERO,
                 });
             }
-            (JobLife::Done { .. }, _) => self.done(id),
+            (JobState::Done { .. }, _) => self.done(id),
             _ => {}
         }
     }
@@ -92,8 +92,8 @@ impl Scheduler<'_> {
     pub(super) fn done(&mut self, id: JobId) {
         let claims = self.jobs[id.0].claims.clone();
         for (index, claim) in claims.iter().enumerate() {
-            match &self.jobs[id.0].life {
-                JobLife::Done {
+            match &self.jobs[id.0].state {
+                JobState::Done {
                     hit: false,
                     took_ms,
                     outputs,
@@ -109,24 +109,24 @@ impl Scheduler<'_> {
                         output_bytes,
                     };
                     self.count.ran += 1;
-                    self.tell(event);
+                    self.emit(event);
                     self.close_part(claim.stage);
                 }
                 _ => self.hit(claim),
             }
-            self.seal_if_done(claim.stage);
+            self.complete_if_done(claim.stage);
         }
     }
 
     pub(super) fn fail_job(&mut self, id: JobId, problem: Problem) {
-        self.set_job(id, JobLife::Failed);
+        self.set_job(id, JobState::Failed);
         for claim in self.jobs[id.0].claims.clone() {
             self.count.failed += 1;
-            self.tell(Event::Failed {
+            self.emit(Event::Failed {
                 part: self.part_id(&claim),
                 problem: problem.clone(),
             });
-            self.set_stage(claim.stage, StageLife::Failed);
+            self.set_stage(claim.stage, StageState::Failed);
         }
     }
 
@@ -160,10 +160,10 @@ impl Scheduler<'_> {
     /// Lets in what there is room for.
     pub(super) fn admit(&mut self) {
         while !self.stopping {
-            let Some(id) = self.room.next(|id| self.jobs[id.0].task.demand) else {
+            let Some(id) = self.pool.next(|id| self.jobs[id.0].task.demand) else {
                 return;
             };
-            self.set_job(id, JobLife::Running);
+            self.set_job(id, JobState::Running);
         }
     }
 

@@ -89,10 +89,10 @@ pub fn write_numbers(element: Element, numbers: &[f32], out: &mut [u8]) {
 }
 
 #[inline]
-fn write_each<const N: usize>(numbers: &[f32], out: &mut [u8], spell: impl Fn(f32) -> [u8; N]) {
+fn write_each<const N: usize>(numbers: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [u8; N]) {
     out.as_chunks_mut()
         .0
         .iter_mut()
         .zip(numbers)
-        .for_each(|(out, number)| *out = spell(*number));
+        .for_each(|(out, number)| *out = encode(*number));
 }

@@ -4,7 +4,7 @@ mod bands;
 mod elements;
 mod error;
 mod formats;
-mod halves;
+mod fp16;
 pub mod kernels;
 mod rounding;
 
@@ -32,12 +32,12 @@ pub trait QuantFormat: Sync {
     }
 
     /// What its values are made of.
-    fn spelling(&'static self) -> Spelling;
+    fn native_encoding(&'static self) -> NativeEncoding;
 }
 
 /// What the values of a format are made of.
 #[derive(Clone, Copy)]
-pub enum Spelling {
+pub enum NativeEncoding {
     /// Each value stands for itself.
     Values(Element),
     /// Each value stands for itself, and a single may not hold it.
@@ -46,11 +46,11 @@ pub enum Spelling {
     Blocks(&'static dyn BlockGrid),
 }
 
-impl Spelling {
+impl NativeEncoding {
     /// The numbers, where singles may not hold them.
     fn wide(self) -> Option<&'static dyn WideNumbers> {
         match self {
-            Spelling::Wide(numbers) => Some(numbers),
+            NativeEncoding::Wide(numbers) => Some(numbers),
             _ => None,
         }
     }

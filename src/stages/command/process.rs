@@ -18,7 +18,7 @@ use super::{Call, INPUTS};
 use crate::base::{Context, Problem, Result, end_descendants, open_file, quoted, tail};
 
 /// How much of what the program said last is shown.
-const LAST_WORDS_BYTES: u64 = 4096;
+const STDERR_TAIL_BYTES: u64 = 4096;
 
 /// As much of a script's first line is read.
 const MAX_LINE_BYTES: u64 = 512;
@@ -120,8 +120,8 @@ fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
         "kiln::command::failed",
         format!("`{}` failed: {status}", call.program),
     );
-    let last_words = tail(said, LAST_WORDS_BYTES).unwrap_or_default();
-    problem.causes.push(match last_words.trim() {
+    let stderr_tail = tail(said, STDERR_TAIL_BYTES).unwrap_or_default();
+    problem.causes.push(match stderr_tail.trim() {
         "" => "it said nothing".into(),
         words => format!("it said last:\n{words}"),
     });

@@ -53,7 +53,7 @@ const OVERRIDDEN: [(&str, &str); 5] = [
 ];
 
 /// As much of pip's own words is read.
-const LAST_WORDS_BYTES: u64 = 16 << 10;
+const STDERR_TAIL_BYTES: u64 = 16 << 10;
 /// How many lines of them go into a problem.
 const TAIL_LINES: usize = 12;
 
@@ -158,7 +158,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.code() == Some(NO_PIP) {
         return Err(lacks_pip(machine));
     }
-    let words = tail(&log, LAST_WORDS_BYTES).unwrap_or_default();
+    let words = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
     let lines: Vec<&str> = words
         .lines()
         .filter(|line| !line.trim().is_empty())

@@ -24,7 +24,7 @@ const MASKED: f32 = 30.0;
 
 /// What the plan says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
+pub(super) struct Policy {
     pub(super) activations: Held,
     pub(super) cache: Cache,
     /// Signal to rounding noise, at least.
@@ -59,8 +59,12 @@ fn is_cache(name: &str) -> bool {
 }
 
 /// The choice for the float graph `graph`.
-pub(super) fn choose(graph: &GraphProto, calibration: &Activations, wish: Wish) -> Result<Choice> {
-    let whole = wish.activations == Held::U16 && wish.cache == Cache::U16;
+pub(super) fn choose(
+    graph: &GraphProto,
+    calibration: &Activations,
+    policy: Policy,
+) -> Result<Choice> {
+    let whole = policy.activations == Held::U16 && policy.cache == Cache::U16;
     // A cache of other codes than what it is made of begins anew where the graph gives it out.
     let begins_anew = |value: &str| !whole && is_cache(value);
     let classes = Classes::new(graph, begins_anew);
@@ -69,7 +73,7 @@ pub(super) fn choose(graph: &GraphProto, calibration: &Activations, wish: Wish) 
         graph,
         calibration,
         classes,
-        wish,
+        policy,
         grids: BTreeMap::new(),
         report: BTreeMap::new(),
     };
@@ -100,7 +104,7 @@ struct Chooser<'a> {
     graph: &'a GraphProto,
     calibration: &'a Activations,
     classes: Classes<'a>,
-    wish: Wish,
+    policy: Policy,
     /// By class.
     grids: BTreeMap<usize, Grid>,
     report: BTreeMap<usize, Chosen>,
@@ -159,7 +163,7 @@ impl Chooser<'_> {
             .fold(0.0, f32::max);
         for class in 0..self.classes.count() {
             let cached = roles.cache.contains(&class);
-            let bits = match (cached, self.wish.cache, self.wish.activations) {
+            let bits = match (cached, self.policy.cache, self.policy.activations) {
                 (true, Cache::U8, _) => 8,
                 (true, Cache::U16, _) => 16,
                 (false, _, Held::U16) => 16,
@@ -191,7 +195,7 @@ impl Chooser<'_> {
             let sqnr_db = 10.0 * (seen.bulk_square / grid.noise()).log10();
             let given = cached || roles.unit.contains(&class) || roles.mask == Some(class);
             let sqnr_db = (!given).then(|| (sqnr_db * 100.0).round() / 100.0);
-            if sqnr_db.is_none_or(|sqnr| sqnr >= self.wish.sqnr_db) {
+            if sqnr_db.is_none_or(|sqnr| sqnr >= self.policy.sqnr_db) {
                 self.grids.insert(class, grid);
                 self.report.insert(
                     class,
@@ -282,11 +286,11 @@ impl Chooser<'_> {
     }
 
     fn low(&self, seen: &Activation) -> f32 {
-        seen.min - self.wish.margin * (seen.max - seen.min)
+        seen.min - self.policy.margin * (seen.max - seen.min)
     }
 
     fn high(&self, seen: &Activation) -> f32 {
-        seen.max + self.wish.margin * (seen.max - seen.min)
+        seen.max + self.policy.margin * (seen.max - seen.min)
     }
 
     fn finish(self) -> Choice {
@@ -386,13 +390,13 @@ mod tests {
             .chain(graph.node.iter().flat_map(|node| &node.output))
             .map(seen)
             .collect();
-        let wish = Wish {
+        let policy = Policy {
             activations,
             cache,
             sqnr_db: 60.0,
             margin: 0.0,
         };
-        let choice = choose(&graph, &calibration, wish).unwrap();
+        let choice = choose(&graph, &calibration, policy).unwrap();
         let line = |(name, chosen): (&String, &Chosen)| match (chosen.grid, chosen.float) {
             (Some(grid), _) => format!("{name} u{} from {}", grid.bits, grid.zero_point),
             (None, why) => format!("{name} {}", why.unwrap_or_default()),
@@ -455,13 +459,13 @@ mod tests {
 
     #[test]
     fn a_calibration_of_another_graph_is_refused() {
-        let wish = Wish {
+        let policy = Policy {
             activations: Held::U16,
             cache: Cache::F16,
             sqnr_db: 60.0,
             margin: 0.0,
         };
-        let problem = choose(&graph(), &Activations::new(), wish).err().unwrap();
+        let problem = choose(&graph(), &Activations::new(), policy).err().unwrap();
         assert_eq!(
             problem.message,
             "the calibration does not know norm, gate, sigmoid, silu"

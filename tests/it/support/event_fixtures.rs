@@ -56,7 +56,7 @@ pub fn build_events() -> Vec<(u64, Event)> {
         ),
         (
             3,
-            Event::Sealed {
+            Event::CompletedStage {
                 stage: "source".into(),
                 as_before: false,
             },
@@ -108,7 +108,7 @@ pub fn build_events() -> Vec<(u64, Event)> {
         ),
         (
             11_506,
-            Event::Sealed {
+            Event::CompletedStage {
                 stage: "weights".into(),
                 as_before: false,
             },
@@ -157,10 +157,12 @@ pub fn interrupted_build_events() -> Vec<(u64, Event)> {
 pub fn tell(listener: &mut dyn TimedListener, events: &[(u64, Event)]) {
     events
         .iter()
-        .for_each(|(at_ms, event)| listener.hear_at(*at_ms, event));
+        .for_each(|(at_ms, event)| listener.on_event_at(*at_ms, event));
 }
 
 /// To whoever does not ask for the time.
 pub fn tell_untimed(listener: &mut dyn Listener, events: &[(u64, Event)]) {
-    events.iter().for_each(|(_, event)| listener.hear(event));
+    events
+        .iter()
+        .for_each(|(_, event)| listener.on_event(event));
 }

@@ -29,7 +29,7 @@ const SPEC: StageSpec = StageSpec {
     kind: "fake",
     version: 1,
     summary: "",
-    gives: "thing",
+    output: "thing",
     inputs: &[],
     params: &[],
     keyed: &[],
@@ -67,7 +67,7 @@ fn stage(line: &str) -> PlannedStage {
                 "from".to_string(),
                 value
                     .split(',')
-                    .map(|giver| StageId(giver.into()))
+                    .map(|producer| StageId(producer.into()))
                     .collect(),
             );
         } else if key == "retries" {
@@ -132,12 +132,12 @@ impl Stage for Fake {
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         assert!(params["panic"] != "expand", "told to");
         let mut read = BTreeMap::new();
-        for (giver, manifest) in inputs.many("from") {
+        for (producer, manifest) in inputs.many("from") {
             read.extend(
                 manifest
                     .parts
                     .iter()
-                    .map(|(name, part)| (format!("{giver}/{name}"), part.clone())),
+                    .map(|(name, part)| (format!("{producer}/{name}"), part.clone())),
             );
         }
         let demand = Demand {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::{Digest, Problem};
 use kiln::engine::{
-    Answer, Built, Effect, History, Input, JobLife, Limits, Past, Scheduler, Sealed, Task, Whole,
+    Answer, Built, CompletedStage, Effect, History, Input, JobState, Limits, Past, Scheduler,
+    StageDetails, Task,
 };
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
@@ -17,7 +18,7 @@ use super::fake;
 #[derive(Default)]
 pub struct Trace {
     pub events: Vec<Event>,
-    pub sealed: BTreeMap<String, Manifest>,
+    pub completed: BTreeMap<String, Manifest>,
     pub runs: Vec<ActionKey>,
     /// What only lacks room at the end, and why it must run.
     pub waiting: Vec<(String, Vec<Why>)>,
@@ -63,14 +64,14 @@ impl Simulation<'_> {
             {
                 there.extend(result.outputs.values().map(|part| part.content.digest));
             }
-            if let Input::Recalled {
-                sealed: Ok(Some(sealed)),
+            if let Input::LookedUp {
+                completed: Ok(Some(completed)),
                 ..
             } = &input
             {
                 there.extend(
-                    sealed
-                        .whole()
+                    completed
+                        .details()
                         .unwrap()
                         .manifest
                         .parts
@@ -82,7 +83,7 @@ impl Simulation<'_> {
             for effect in scheduler.step(input) {
                 assert!(!finished, "nothing comes after the end");
                 match effect {
-                    Effect::Tell(event) => {
+                    Effect::Emit(event) => {
                         may_begin &=
                             self.limits.keep_going || !matches!(event, Event::Failed { .. });
                         if let Event::Retried { part, attempt, .. } = &event {
@@ -136,15 +137,15 @@ impl Simulation<'_> {
                 "the end comes when every answer is there"
             );
             if finished {
-                let Built { sealed, parts } = scheduler.into_built();
+                let Built { completed, parts } = scheduler.into_built();
                 for part in parts {
-                    if let JobLife::Ready { why } = part.life {
+                    if let JobState::Ready { why } = part.state {
                         trace.waiting.push((part.id.to_string(), why));
                     }
                 }
-                trace.sealed = sealed
+                trace.completed = completed
                     .into_iter()
-                    .map(|(stage, it)| (stage.0, it.whole().unwrap().manifest.clone()))
+                    .map(|(stage, it)| (stage.0, it.details().unwrap().manifest.clone()))
                     .collect();
                 return trace;
             }
@@ -198,12 +199,12 @@ impl Simulation<'_> {
             })
         };
         match effect {
-            Effect::Recall { stage, .. } => {
+            Effect::LookUp { stage, .. } => {
                 let id = &self.plan.stages[stage.index()].id.0;
                 let manifest = expected(self.plan)
                     .remove(id)
                     .filter(|_| (self.remembered)(id));
-                let sealed = manifest.map(|manifest| Whole {
+                let completed = manifest.map(|manifest| StageDetails {
                     parts: manifest
                         .parts
                         .iter()
@@ -212,9 +213,9 @@ impl Simulation<'_> {
                     manifest,
                     tools: BTreeMap::new(),
                 });
-                Input::Recalled {
+                Input::LookedUp {
                     stage,
-                    sealed: sealed.map(Sealed::new).transpose(),
+                    completed: completed.map(CompletedStage::new).transpose(),
                 }
             }
             Effect::Expand { stage, inputs } => Input::Expanded {
@@ -233,7 +234,7 @@ impl Simulation<'_> {
                 job,
                 result: result(&task),
             },
-            Effect::Note { .. } | Effect::Tell(_) | Effect::Finish => {
+            Effect::Note { .. } | Effect::Emit(_) | Effect::Finish => {
                 unreachable!("needs no answer")
             }
         }
@@ -247,15 +248,15 @@ pub fn expected(plan: &Plan) -> BTreeMap<String, Manifest> {
     for stage in &plan.stages {
         let mut inputs = Inputs::default();
         let mut is_whole = true;
-        for (slot, givers) in &stage.slots {
-            for giver in givers {
-                match all.get(&giver.0) {
+        for (slot, producers) in &stage.slots {
+            for producer in producers {
+                match all.get(&producer.0) {
                     Some(manifest) => {
                         inputs
                             .slots
                             .entry(slot.clone())
                             .or_default()
-                            .push((giver.0.clone(), manifest.clone()));
+                            .push((producer.0.clone(), manifest.clone()));
                     }
                     None => is_whole = false,
                 }
@@ -303,11 +304,11 @@ pub fn told(events: &[Event]) -> String {
         } => format!("{part} retried after {attempt}: {}\n", problem.code),
         Event::Done { part, .. } => format!("{part} done\n"),
         Event::Failed { part, problem } => format!("{part} failed: {}\n", problem.code),
-        Event::Sealed {
+        Event::CompletedStage {
             stage,
             as_before: false,
         } => format!("{stage} sealed\n"),
-        Event::Sealed { stage, .. } => format!("{stage} sealed as before\n"),
+        Event::CompletedStage { stage, .. } => format!("{stage} sealed as before\n"),
         Event::Skipped { stage } => format!("{stage} skipped\n"),
         Event::Finished {
             hits,

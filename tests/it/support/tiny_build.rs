@@ -114,7 +114,7 @@ impl TinyBuild {
 
     /// Builds to the end; yields the numbers of hits and of parts that ran.
     #[track_caller]
-    pub fn build_to_the_end(&self, room: &str) -> (u64, u64) {
+    pub fn build_to_end(&self, room: &str) -> (u64, u64) {
         let finished = self
             .events(room)
             .into_iter()
@@ -128,7 +128,7 @@ impl TinyBuild {
 
     /// What a build must give, by one in the room `whole`.
     pub fn whole(&self) -> Written {
-        self.build_to_the_end("whole");
+        self.build_to_end("whole");
         self.written("whole")
     }
 

@@ -22,7 +22,7 @@ pub fn registry() -> Registry {
 
 const fn spec(
     kind: &'static str,
-    gives: &'static str,
+    output: &'static str,
     inputs: &'static [InputSpec],
     params: &'static [&'static str],
 ) -> StageSpec {
@@ -30,7 +30,7 @@ const fn spec(
         kind,
         version: 1,
         summary: "",
-        gives,
+        output,
         inputs,
         params,
         keyed: &[],

@@ -36,7 +36,7 @@ const FETCH: StageSpec = StageSpec {
     kind: "fetch",
     version: 1,
     summary: "",
-    gives: "thing",
+    output: "thing",
     inputs: &[],
     params: &["url", "sha256", "unpack"],
     keyed: &[],
@@ -48,7 +48,7 @@ const MAKE: StageSpec = StageSpec {
     kind: "make",
     version: 1,
     summary: "",
-    gives: "thing",
+    output: "thing",
     inputs: &[InputSpec {
         name: "from",
         meaning: "",
@@ -155,11 +155,11 @@ impl Stage for Make {
         for digest in inputs.files.values() {
             made["digest"] = json!(digest);
         }
-        let given = inputs.many("from").iter().flat_map(|(giver, manifest)| {
+        let given = inputs.many("from").iter().flat_map(|(producer, manifest)| {
             manifest
                 .parts
                 .iter()
-                .map(move |(name, part)| (format!("{giver}/{name}"), part.clone()))
+                .map(move |(name, part)| (format!("{producer}/{name}"), part.clone()))
         });
         let given: BTreeMap<_, _> = given.collect();
         let tools = if params["oven"] == true {

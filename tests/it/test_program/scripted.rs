@@ -22,7 +22,7 @@ impl Stage for Scripted {
             kind: "scripted",
             version: 3,
             summary: "",
-            gives: "file",
+            output: "file",
             inputs: &[],
             params: &["do", "argument"],
             keyed: &[],

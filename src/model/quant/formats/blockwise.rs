@@ -2,7 +2,7 @@
 //! again, so that the two cannot disagree.
 
 use crate::model::quant::elements::{write_codes, write_numbers};
-use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split};
+use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split};
 use crate::model::weight::Element;
 
 /// A format of blocks of `LEN` values in `BYTES` bytes, with a scale for each of `RUNS` runs of
@@ -67,8 +67,8 @@ impl<const BYTES: usize, const LEN: usize, const RUNS: usize> QuantFormat
         }
     }
 
-    fn spelling(&'static self) -> Spelling {
-        Spelling::Blocks(self)
+    fn native_encoding(&'static self) -> NativeEncoding {
+        NativeEncoding::Blocks(self)
     }
 }
 

@@ -5,7 +5,7 @@ use super::bits::u16_at;
 use super::blockwise::{Blockwise, Parts};
 use super::codebook::unpacked;
 use super::grids;
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

@@ -5,7 +5,7 @@ use super::blockwise::{Blockwise, Parts};
 use super::codebook::{signed, unpacked};
 use super::grids;
 use super::iq2_xxs::{MAGNITUDES, sub_scale};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

@@ -6,7 +6,7 @@ use super::blockwise::{Blockwise, Parts};
 use super::codebook::{even_signs, signed, unpacked};
 use super::grids;
 use super::iq2_xxs::{MAGNITUDES, sub_scale};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

@@ -4,7 +4,7 @@
 use super::blockwise::{Blockwise, Parts};
 use super::codebook::{even_signs, signed, unpacked};
 use super::grids;
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

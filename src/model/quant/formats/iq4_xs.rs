@@ -4,7 +4,7 @@
 use super::bits::{nibbles, u16_at};
 use super::blockwise::{Blockwise, Parts};
 use super::iq4_nl::TABLE;
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

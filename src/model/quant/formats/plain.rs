@@ -1,6 +1,6 @@
 //! F32, F16 and BF16: each value stands for itself.
 
-use crate::model::quant::{QuantFormat, Spelling, kernels};
+use crate::model::quant::{NativeEncoding, QuantFormat, kernels};
 use crate::model::weight::Element;
 
 /// IEEE single.
@@ -17,18 +17,18 @@ impl QuantFormat for F32 {
         }
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Values(Element::F32)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Values(Element::F32)
     }
 }
 
 impl QuantFormat for F16 {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
-        (kernels::widest().from_halves)(blocks, out);
+        (kernels::widest().from_f16)(blocks, out);
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Values(Element::F16)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Values(Element::F16)
     }
 }
 
@@ -39,8 +39,8 @@ impl QuantFormat for Bf16 {
         }
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Values(Element::Bf16)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Values(Element::Bf16)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Q1_0: 128 values `d` or `-d`, d a half. `block_q1_0` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 128;

@@ -2,7 +2,7 @@
 //! `block_q2_0` of ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 64;

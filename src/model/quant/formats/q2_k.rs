@@ -3,7 +3,7 @@
 
 use super::bits::pairs_of_bits;
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

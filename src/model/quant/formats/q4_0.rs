@@ -1,8 +1,8 @@
 //! Q4_0: 32 values `d * (q - 8)`, d a half of either sign. `block_q4_0` of ggml-common.h.
 
 use super::bits::pair_nibbles;
-use crate::model::quant::halves::half;
-use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::quant::fp16::half;
+use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q4_0.
@@ -37,8 +37,8 @@ impl QuantFormat for Q4_0 {
         (kernels::widest().far.q4_0)(blocks, out);
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Blocks(&Q4_0)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Blocks(&Q4_0)
     }
 }
 

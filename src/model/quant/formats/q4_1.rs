@@ -1,8 +1,8 @@
 //! Q4_1: 32 values `d * q + m`, d and m halves. `block_q4_1` of ggml-common.h.
 
 use super::bits::pair_nibbles;
-use crate::model::quant::halves::half;
-use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::quant::fp16::half;
+use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q4_1.
@@ -39,8 +39,8 @@ impl QuantFormat for Q4_1 {
         (kernels::widest().far.q4_1)(blocks, out);
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Blocks(&Q4_1)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Blocks(&Q4_1)
     }
 }
 

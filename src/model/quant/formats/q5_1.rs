@@ -2,7 +2,7 @@
 
 use super::blockwise::{Blockwise, Parts};
 use super::q5_0;
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 32;

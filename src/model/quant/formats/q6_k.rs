@@ -1,8 +1,8 @@
 //! Q6_K: 256 values `d * sc * (q - 32)`, d a half, sc a signed byte for each 16 values.
 //! `block_q6_K` of ggml-common.h.
 
-use crate::model::quant::halves::half;
-use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::quant::fp16::half;
+use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q6_K.
@@ -76,8 +76,8 @@ impl QuantFormat for Q6K {
         (kernels::widest().far.q6_k)(blocks, out);
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Blocks(&Q6K)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Blocks(&Q6K)
     }
 }
 

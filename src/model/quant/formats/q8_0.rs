@@ -1,7 +1,7 @@
 //! Q8_0: 32 values `d * q`, d a half, q a signed byte. `block_q8_0` of ggml-common.h.
 
-use crate::model::quant::halves::half;
-use crate::model::quant::{BlockGrid, GridLayout, QuantFormat, Spelling, Split, kernels};
+use crate::model::quant::fp16::half;
+use crate::model::quant::{BlockGrid, GridLayout, NativeEncoding, QuantFormat, Split, kernels};
 use crate::model::weight::Element;
 
 /// The format Q8_0.
@@ -33,8 +33,8 @@ impl QuantFormat for Q8_0 {
         (kernels::widest().far.q8_0)(blocks, out);
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling::Blocks(&Q8_0)
+    fn native_encoding(&self) -> NativeEncoding {
+        NativeEncoding::Blocks(&Q8_0)
     }
 }
 

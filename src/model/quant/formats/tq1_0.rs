@@ -2,7 +2,7 @@
 //! ggml-common.h.
 
 use super::blockwise::{Blockwise, Parts};
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::weight::Element;
 
 const LEN: usize = 256;

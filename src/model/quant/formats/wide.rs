@@ -1,7 +1,7 @@
 //! F64 and the integers: each value stands for itself, but a single, which is what kiln decodes to,
 //! may have to round it.
 
-use crate::model::quant::{ErrorSum, QuantFormat, Spelling};
+use crate::model::quant::{ErrorSum, NativeEncoding, QuantFormat};
 
 /// Numbers of `BYTES` bytes.
 pub(super) struct Wide<const BYTES: usize>(fn([u8; BYTES]) -> Number);
@@ -30,7 +30,7 @@ enum Number {
 
 impl Number {
     /// To nearest, ties to even.
-    fn to_single(&self) -> f32 {
+    fn to_f32(&self) -> f32 {
         match self {
             Number::Double(number) => *number as f32,
             Number::Integer(number) => *number as f32,
@@ -58,11 +58,11 @@ impl<const BYTES: usize> QuantFormat for Wide<BYTES> {
     fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         out.iter_mut()
             .zip(blocks.as_chunks().0)
-            .for_each(|(out, bytes)| *out = (self.0)(*bytes).to_single());
+            .for_each(|(out, bytes)| *out = (self.0)(*bytes).to_f32());
     }
 
-    fn spelling(&'static self) -> Spelling {
-        Spelling::Wide(self)
+    fn native_encoding(&'static self) -> NativeEncoding {
+        NativeEncoding::Wide(self)
     }
 }
 

@@ -17,9 +17,9 @@ static KERNELS: Kernels = Kernels {
     near: decoders::<false>(),
     far: decoders::<true>(),
     // SAFETY: see `kernels`, which hands these out.
-    from_halves: |halves, out| unsafe { from_halves(halves, out) },
+    from_f16: |halves, out| unsafe { from_f16(halves, out) },
     // SAFETY: the same.
-    to_halves: |values, out| unsafe { to_halves(values, out) },
+    to_f16: |values, out| unsafe { to_f16(values, out) },
     // SAFETY: the same.
     measure: |lanes, source, result| unsafe { measure(lanes, source, result) },
 };
@@ -44,7 +44,7 @@ fn q4_0<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, pairs @ ..] in blocks.as_chunks::<18>().0 {
         let d = half(*d0, *d1);
         for codes in nibbles(pairs) {
-            let [low, high] = singles(_mm_sub_epi8(codes, eight));
+            let [low, high] = f32s(_mm_sub_epi8(codes, eight));
             sink.push(_mm256_mul_ps(low, d));
             sink.push(_mm256_mul_ps(high, d));
         }
@@ -58,7 +58,7 @@ fn q4_1<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, m0, m1, pairs @ ..] in blocks.as_chunks::<20>().0 {
         let (d, m) = (half(*d0, *d1), half(*m0, *m1));
         for codes in nibbles(pairs) {
-            let [low, high] = singles(codes);
+            let [low, high] = f32s(codes);
             sink.push(_mm256_add_ps(_mm256_mul_ps(low, d), m));
             sink.push(_mm256_add_ps(_mm256_mul_ps(high, d), m));
         }
@@ -72,7 +72,7 @@ fn q8_0<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, codes @ ..] in blocks.as_chunks::<34>().0 {
         let d = half(*d0, *d1);
         for codes in codes.as_chunks().0 {
-            let [low, high] = singles(load(codes));
+            let [low, high] = f32s(load(codes));
             sink.push(_mm256_mul_ps(low, d));
             sink.push(_mm256_mul_ps(high, d));
         }
@@ -88,7 +88,7 @@ fn q6_k<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
         let codes = q6_k::codes(low, high).map(|code| code as u8);
         for (codes, sub_scale) in codes.as_chunks().0.iter().zip(sub_scales) {
             let scale = _mm256_set1_ps(q6_k::scale(d, *sub_scale));
-            let [low, high] = singles(load(codes));
+            let [low, high] = f32s(load(codes));
             sink.push(_mm256_mul_ps(scale, low));
             sink.push(_mm256_mul_ps(scale, high));
         }
@@ -97,17 +97,17 @@ fn q6_k<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn from_halves(halves: &[u8], out: &mut [f32]) {
+fn from_f16(halves: &[u8], out: &mut [f32]) {
     let (runs, rest) = halves.as_chunks::<16>();
     let (outs, out_rest) = out.as_chunks_mut::<8>();
     for (run, out) in runs.iter().zip(outs) {
         store(_mm256_cvtph_ps(load(run)), out);
     }
-    scalar::from_halves(rest, out_rest);
+    scalar::from_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn to_halves(values: &[f32], out: &mut [u8]) {
+fn to_f16(values: &[f32], out: &mut [u8]) {
     let (runs, rest) = values.as_chunks::<8>();
     let (outs, out_rest) = out.as_chunks_mut::<16>();
     for (run, out) in runs.iter().zip(outs) {
@@ -118,7 +118,7 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
             _mm_storeu_si128(out.as_mut_ptr().cast(), halves);
         }
     }
-    scalar::to_halves(rest, out_rest);
+    scalar::to_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -202,7 +202,7 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
         match self.held {
             None => self
                 .head
-                .copy_from_slice(&singles_of(values)[..self.head.len()]),
+                .copy_from_slice(&f32s_of(values)[..self.head.len()]),
             Some(held) => {
                 // Of a place, only the low three bits count; those beyond seven are taken from what
                 // comes.
@@ -226,7 +226,7 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
     #[target_feature(enable = "avx2,f16c")]
     fn finish(mut self) {
         let Some(held) = self.held else { return };
-        let rest = singles_of(held);
+        let rest = f32s_of(held);
         match self.head.len() {
             0 => self.line(held),
             start => self
@@ -258,7 +258,7 @@ fn nibbles(pairs: &[u8; 16]) -> [__m128i; 2] {
 
 /// Signed bytes as singles.
 #[target_feature(enable = "avx2,f16c")]
-fn singles(codes: __m128i) -> [__m256; 2] {
+fn f32s(codes: __m128i) -> [__m256; 2] {
     let upper = _mm_srli_si128(codes, 8);
     [
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
@@ -279,7 +279,7 @@ fn store(values: __m256, out: &mut [f32; 8]) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn singles_of(values: __m256) -> [f32; 8] {
+fn f32s_of(values: __m256) -> [f32; 8] {
     let mut out = [0.0; 8];
     store(values, &mut out);
     out

@@ -19,9 +19,9 @@ static KERNELS: Kernels = Kernels {
     near: decoders::<false>(),
     far: decoders::<true>(),
     // SAFETY: see `kernels`, which hands these out.
-    from_halves: |halves, out| unsafe { from_halves(halves, out) },
+    from_f16: |halves, out| unsafe { from_f16(halves, out) },
     // SAFETY: the same.
-    to_halves: |values, out| unsafe { to_halves(values, out) },
+    to_f16: |values, out| unsafe { to_f16(values, out) },
     // SAFETY: the same.
     measure: |lanes, source, result| unsafe { measure(lanes, source, result) },
 };
@@ -72,7 +72,7 @@ fn q8_0<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, codes @ ..] in blocks.as_chunks::<34>().0 {
         let d = half(*d0, *d1);
         for codes in codes.as_chunks().0 {
-            sink.push(_mm512_mul_ps(singles(codes), d));
+            sink.push(_mm512_mul_ps(f32s(codes), d));
         }
     }
     sink.finish();
@@ -87,7 +87,7 @@ fn q6_k<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
         for (codes, sub_scale) in codes.as_chunks().0.iter().zip(sub_scales) {
             sink.push(_mm512_mul_ps(
                 _mm512_set1_ps(q6_k::scale(d, *sub_scale)),
-                singles(codes),
+                f32s(codes),
             ));
         }
     }
@@ -95,7 +95,7 @@ fn q6_k<const FAR: bool>(blocks: &[u8], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-fn from_halves(halves: &[u8], out: &mut [f32]) {
+fn from_f16(halves: &[u8], out: &mut [f32]) {
     let (runs, rest) = halves.as_chunks::<32>();
     let (outs, out_rest) = out.as_chunks_mut::<16>();
     for (run, out) in runs.iter().zip(outs) {
@@ -103,11 +103,11 @@ fn from_halves(halves: &[u8], out: &mut [f32]) {
         let run = unsafe { _mm256_loadu_si256(run.as_ptr().cast()) };
         store(_mm512_cvtph_ps(run), out);
     }
-    scalar::from_halves(rest, out_rest);
+    scalar::from_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-fn to_halves(values: &[f32], out: &mut [u8]) {
+fn to_f16(values: &[f32], out: &mut [u8]) {
     let (runs, rest) = values.as_chunks::<16>();
     let (outs, out_rest) = out.as_chunks_mut::<32>();
     for (run, out) in runs.iter().zip(outs) {
@@ -118,7 +118,7 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
             _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
         }
     }
-    scalar::to_halves(rest, out_rest);
+    scalar::to_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
@@ -201,7 +201,7 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
         match self.held {
             None => self
                 .head
-                .copy_from_slice(&singles_of(values)[..self.head.len()]),
+                .copy_from_slice(&f32s_of(values)[..self.head.len()]),
             Some(held) => self.line(_mm512_permutex2var_ps(held, self.shift, values)),
         }
         self.held = Some(values);
@@ -227,7 +227,7 @@ impl<'a, const FAR: bool> Sink<'a, FAR> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
     fn finish(mut self) {
         let Some(held) = self.held else { return };
-        let rest = singles_of(held);
+        let rest = f32s_of(held);
         match self.head.len() {
             0 => self.line(held),
             start => self
@@ -249,7 +249,7 @@ fn half(low: u8, high: u8) -> __m512 {
 
 /// Signed bytes as singles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-fn singles(codes: &[u8; 16]) -> __m512 {
+fn f32s(codes: &[u8; 16]) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load(codes)))
 }
 
@@ -266,7 +266,7 @@ fn store(values: __m512, out: &mut [f32; 16]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-fn singles_of(values: __m512) -> [f32; 16] {
+fn f32s_of(values: __m512) -> [f32; 16] {
     let mut out = [0.0; 16];
     store(values, &mut out);
     out

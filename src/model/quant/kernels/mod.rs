@@ -31,9 +31,9 @@ pub struct Kernels {
     /// Decoders that write past the caches, where the machine can.
     pub far: Decoders,
     /// Little-endian halves to singles.
-    pub from_halves: Decode,
+    pub from_f16: Decode,
     /// Singles to little-endian halves, to nearest, ties to even.
-    pub to_halves: fn(&[f32], &mut [u8]),
+    pub to_f16: fn(&[f32], &mut [u8]),
     /// Adds up signal, noise and largest error of results against their source.
     pub measure: fn(&mut ErrorLanes, &[f32], &[f32]),
 }

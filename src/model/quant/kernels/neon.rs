@@ -22,9 +22,9 @@ static KERNELS: Kernels = Kernels {
     near: DECODERS,
     far: DECODERS,
     // SAFETY: see `kernels`, which hands these out.
-    from_halves: |halves, out| unsafe { from_halves(halves, out) },
+    from_f16: |halves, out| unsafe { from_f16(halves, out) },
     // SAFETY: the same.
-    to_halves: |values, out| unsafe { to_halves(values, out) },
+    to_f16: |values, out| unsafe { to_f16(values, out) },
     // SAFETY: the same.
     measure: |lanes, source, result| unsafe { measure(lanes, source, result) },
 };
@@ -46,7 +46,7 @@ fn q4_0(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, pairs @ ..] in blocks.as_chunks::<18>().0 {
         let d = half(*d0, *d1);
         for (codes, out) in nibbles(pairs).into_iter().zip(&mut runs) {
-            let values = singles(vsubq_s8(codes, vdupq_n_s8(8)));
+            let values = f32s(vsubq_s8(codes, vdupq_n_s8(8)));
             store(values.map(|values| vmulq_f32(values, d)), out);
         }
     }
@@ -59,7 +59,7 @@ fn q4_1(blocks: &[u8], out: &mut [f32]) {
         let (d, m) = (half(*d0, *d1), half(*m0, *m1));
         for (codes, out) in nibbles(pairs).into_iter().zip(&mut runs) {
             store(
-                singles(codes).map(|values| vaddq_f32(vmulq_f32(values, d), m)),
+                f32s(codes).map(|values| vaddq_f32(vmulq_f32(values, d), m)),
                 out,
             );
         }
@@ -72,7 +72,7 @@ fn q8_0(blocks: &[u8], out: &mut [f32]) {
     for [d0, d1, codes @ ..] in blocks.as_chunks::<34>().0 {
         let d = half(*d0, *d1);
         for (codes, out) in codes.as_chunks().0.iter().zip(&mut runs) {
-            let values = singles(vreinterpretq_s8_u8(load(codes)));
+            let values = f32s(vreinterpretq_s8_u8(load(codes)));
             store(values.map(|values| vmulq_f32(values, d)), out);
         }
     }
@@ -86,14 +86,14 @@ fn q6_k(blocks: &[u8], out: &mut [f32]) {
         let codes = q6_k::codes(low, high).map(|code| code as u8);
         for ((codes, sub_scale), out) in codes.as_chunks().0.iter().zip(sub_scales).zip(&mut runs) {
             let scale = vdupq_n_f32(q6_k::scale(d, *sub_scale));
-            let values = singles(vreinterpretq_s8_u8(load(codes)));
+            let values = f32s(vreinterpretq_s8_u8(load(codes)));
             store(values.map(|values| vmulq_f32(scale, values)), out);
         }
     }
 }
 
 #[target_feature(enable = "neon")]
-fn from_halves(halves: &[u8], out: &mut [f32]) {
+fn from_f16(halves: &[u8], out: &mut [f32]) {
     let (runs, rest) = halves.as_chunks::<32>();
     let (outs, out_rest) = out.as_chunks_mut::<16>();
     for (run, out) in runs.iter().zip(outs) {
@@ -103,11 +103,11 @@ fn from_halves(halves: &[u8], out: &mut [f32]) {
         });
         store(values, out);
     }
-    scalar::from_halves(rest, out_rest);
+    scalar::from_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "neon")]
-fn to_halves(values: &[f32], out: &mut [u8]) {
+fn to_f16(values: &[f32], out: &mut [u8]) {
     let (runs, rest) = values.as_chunks::<4>();
     let (outs, out_rest) = out.as_chunks_mut::<8>();
     for (run, out) in runs.iter().zip(outs) {
@@ -119,7 +119,7 @@ fn to_halves(values: &[f32], out: &mut [u8]) {
             )
         };
     }
-    scalar::to_halves(rest, out_rest);
+    scalar::to_f16(rest, out_rest);
 }
 
 #[target_feature(enable = "neon")]
@@ -173,21 +173,21 @@ fn half(low: u8, high: u8) -> float32x4_t {
 /// Halves as singles. Its intrinsic is younger than the oldest Rust that `Cargo.toml` allows.
 #[target_feature(enable = "neon")]
 fn widen(halves: uint16x4_t) -> float32x4_t {
-    let singles;
+    let f32s;
     // SAFETY: it reads a register and writes another.
     unsafe {
-        asm!("fcvtl {:v}.4s, {:v}.4h", lateout(vreg) singles, in(vreg) halves, options(pure, nomem, nostack))
+        asm!("fcvtl {:v}.4s, {:v}.4h", lateout(vreg) f32s, in(vreg) halves, options(pure, nomem, nostack))
     };
-    singles
+    f32s
 }
 
 /// The nearest halves, ties to even. The same of its intrinsic.
 #[target_feature(enable = "neon")]
-fn narrow(singles: float32x4_t) -> uint16x4_t {
+fn narrow(f32s: float32x4_t) -> uint16x4_t {
     let halves;
     // SAFETY: it reads a register and writes another.
     unsafe {
-        asm!("fcvtn {:v}.4h, {:v}.4s", lateout(vreg) halves, in(vreg) singles, options(pure, nomem, nostack))
+        asm!("fcvtn {:v}.4h, {:v}.4s", lateout(vreg) halves, in(vreg) f32s, options(pure, nomem, nostack))
     };
     halves
 }
@@ -202,7 +202,7 @@ fn nibbles(pairs: &[u8; 16]) -> [int8x16_t; 2] {
 
 /// Signed bytes as singles.
 #[target_feature(enable = "neon")]
-fn singles(codes: int8x16_t) -> [float32x4_t; 4] {
+fn f32s(codes: int8x16_t) -> [float32x4_t; 4] {
     let (low, high) = (vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes));
     let fours = [
         vmovl_s16(vget_low_s16(low)),
@@ -214,11 +214,8 @@ fn singles(codes: int8x16_t) -> [float32x4_t; 4] {
 }
 
 #[target_feature(enable = "neon")]
-fn doubles(singles: float32x4_t) -> [float64x2_t; 2] {
-    [
-        vcvt_f64_f32(vget_low_f32(singles)),
-        vcvt_high_f64_f32(singles),
-    ]
+fn doubles(f32s: float32x4_t) -> [float64x2_t; 2] {
+    [vcvt_f64_f32(vget_low_f32(f32s)), vcvt_high_f64_f32(f32s)]
 }
 
 #[target_feature(enable = "neon")]

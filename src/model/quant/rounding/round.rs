@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::model::quant::bands::{RUN_VALUES, Run, TILE_VALUES, slices};
 use crate::model::quant::elements::write_numbers;
 use crate::model::quant::formats::plain;
-use crate::model::quant::halves::half;
+use crate::model::quant::fp16::half;
 use crate::model::quant::{
     Band, BlockTensor, ErrorLanes, ErrorSum, GridLayout, QuantFormat, first_non_finite, kernels,
 };
@@ -41,7 +41,7 @@ impl Rounding for Plain {
 
     fn encode(&self, values: &[f32], codes: &mut [u8], _: &mut [u8]) -> Result<(), usize> {
         match self.0 {
-            Element::F16 => (kernels::widest().to_halves)(values, codes),
+            Element::F16 => (kernels::widest().to_f16)(values, codes),
             element => write_numbers(element, values, codes),
         }
         first_non_finite(self.0, codes).map_or(Ok(()), Err)
@@ -175,7 +175,10 @@ fn round_run(
     let (mut values, mut restored) = ([0.0; TILE_VALUES], [0.0; TILE_VALUES]);
     let mut lanes = ErrorLanes::default();
     // Of numbers that no single holds the error is that of the number itself.
-    let (wide, mut beyond) = (tensor.format().spelling().wide(), ErrorSum::default());
+    let (wide, mut beyond) = (
+        tensor.format().native_encoding().wide(),
+        ErrorSum::default(),
+    );
     let [codes_size, scales_size] = rounding.bytes(TILE_VALUES);
     let (mut codes, mut scales) = (
         codes.chunks_mut(codes_size),

@@ -183,7 +183,7 @@ impl RowRounding {
         } else {
             SCALE_BITS
         };
-        let spell = |scale| {
+        let store_scale = |scale| {
             if scale < SMALLEST {
                 1.0
             } else {
@@ -193,7 +193,7 @@ impl RowRounding {
         let found = run_wide(Search {
             tile,
             ratios: &self.ratios(),
-            spell,
+            store_scale,
         });
         let mut restored = vec![0.0; values.len()];
         let mut sum = RowSum::default();

@@ -62,7 +62,7 @@ pub(super) struct Ratios {
 pub(super) struct Search<'a, F> {
     pub(super) tile: Tile<'a>,
     pub(super) ratios: &'a Ratios,
-    pub(super) spell: F,
+    pub(super) store_scale: F,
 }
 
 impl<F: Fn(f32) -> f32> Loop for Search<'_, F> {
@@ -70,7 +70,7 @@ impl<F: Fn(f32) -> f32> Loop for Search<'_, F> {
 
     #[inline(always)]
     fn run(self) -> Rounded {
-        self.tile.search(self.ratios, self.spell)
+        self.tile.search(self.ratios, self.store_scale)
     }
 }
 
@@ -135,7 +135,7 @@ impl<'a> Tile<'a> {
 
     /// Finds scales, integers and codes. `spell` makes of a scale one that can be written.
     #[inline(always)]
-    fn search(mut self, ratios: &Ratios, spell: impl Fn(f32) -> f32) -> Rounded {
+    fn search(mut self, ratios: &Ratios, store_scale: impl Fn(f32) -> f32) -> Rounded {
         let mut largest = [0.0f32; LANES];
         self.values.iter().for_each(|values| {
             each(&mut largest, |lane, largest| {
@@ -145,13 +145,13 @@ impl<'a> Tile<'a> {
         let reach = self.range.codes[1] * f32::from(self.range.integers);
         for ratio in ratios.all.clone() {
             self.try_scales(
-                largest.map(|largest| spell(largest / reach * STEP.powi(ratio))),
+                largest.map(|largest| store_scale(largest / reach * STEP.powi(ratio))),
                 false,
             );
         }
         if self.metric.answers.is_none() {
             for _ in 0..FITS {
-                self.fit_scales(&spell);
+                self.fit_scales(&store_scale);
                 self.try_scales(self.rounded.scales, false);
             }
             self.settle();
@@ -162,13 +162,13 @@ impl<'a> Tile<'a> {
         let best = self.rounded.scales;
         for &ratio in ratios.near {
             self.try_scales(
-                best.map(|scale| spell(scale * ratios.step.powi(ratio))),
+                best.map(|scale| store_scale(scale * ratios.step.powi(ratio))),
                 true,
             );
         }
         for sweep in 0..SWEEPS {
             if sweep > 0 {
-                self.fit_scales(&spell);
+                self.fit_scales(&store_scale);
             }
             self.choose_again();
         }
@@ -373,7 +373,7 @@ impl<'a> Tile<'a> {
 
     /// Fits the scales to codes and integers, where that costs less.
     #[inline(always)]
-    fn fit_scales(&mut self, spell: &impl Fn(f32) -> f32) {
+    fn fit_scales(&mut self, store_scale: &impl Fn(f32) -> f32) {
         self.rounded.cost = self.metric.cost(&self.rounded.errors);
         let units = |k: usize| -> Lanes {
             std::array::from_fn(|lane| {
@@ -395,7 +395,7 @@ impl<'a> Tile<'a> {
         each(&mut new.scales, |lane, scale| {
             let fitted = along[lane] / square[lane];
             if fitted.is_finite() && fitted > 0.0 {
-                spell(fitted)
+                store_scale(fitted)
             } else {
                 scale
             }
@@ -509,13 +509,13 @@ mod tests {
                 near: &[0, 1],
                 step: 1.02,
             };
-            let spell = |scale| scale;
+            let store_scale = |scale| scale;
             let search = Search {
                 tile: tile(),
                 ratios: &ratios,
-                spell,
+                store_scale,
             };
-            assert!(tile().search(&ratios, spell) == run_wide(search));
+            assert!(tile().search(&ratios, store_scale) == run_wide(search));
         }
     }
 }

@@ -9,7 +9,7 @@ use super::Input;
 type Work<'env> = Box<dyn FnOnce() -> Input + Send + 'env>;
 
 /// Workers that end when the crew is dropped and its work is done.
-pub(super) struct Crew<'env> {
+pub(super) struct WorkerPool<'env> {
     queue: Sender<Work<'env>>,
     jobs: Arc<Jobs<'env>>,
 }
@@ -21,11 +21,11 @@ struct Jobs<'env> {
     idle: Mutex<isize>,
 }
 
-impl<'env> Crew<'env> {
+impl<'env> WorkerPool<'env> {
     /// Without any worker yet; what comes of its work is sent to `answers`.
     pub(super) fn new(answers: Sender<Vec<Input>>) -> Self {
         let (send, receive) = mpsc::channel();
-        Crew {
+        WorkerPool {
             queue: send,
             jobs: Arc::new(Jobs {
                 queue: Mutex::new(receive),

@@ -5,8 +5,8 @@ use crate::action::{Blob, Job, Outputs};
 use crate::artifact::bands::{self, Blobs};
 use crate::base::{Problem, Result};
 use crate::model::quant::{
-    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, Positive, RowPieces,
-    RowRounding, RowSum, Spelling, Split, decode, recombine, round_rows, split,
+    BlockGrid, BlockTensor, ErrorSum, GridLayout, Int8Blocks, Metric, NativeEncoding, Positive,
+    RowPieces, RowRounding, RowSum, Split, decode, recombine, round_rows, split,
 };
 use crate::model::weight::{Element, ErrorFacts, WeightEncoding};
 
@@ -16,7 +16,7 @@ pub(super) const MOMENTS: &str = "moments";
 pub(super) const DIAGONAL: &str = "diagonal";
 
 /// The tensor under `scheme`, of shape `shape`.
-pub(super) fn spell(
+pub(super) fn encode(
     job: &Job,
     source: &Blob,
     tensor: &BlockTensor,
@@ -32,11 +32,11 @@ pub(super) fn spell(
         ))
     };
     let columns = shape.last().copied().unwrap_or(0);
-    let (encoding, blobs, error) = match (scheme, tensor.format().spelling()) {
+    let (encoding, blobs, error) = match (scheme, tensor.format().native_encoding()) {
         _ if shape.len() == 1 => values(Element::F32)?,
-        (Scheme::Native | Scheme::NativeSafe, Spelling::Values(element)) => values(element)?,
-        (Scheme::Native | Scheme::NativeSafe, Spelling::Wide(_)) => values(Element::F32)?,
-        (Scheme::Native, Spelling::Blocks(grid)) => {
+        (Scheme::Native | Scheme::NativeSafe, NativeEncoding::Values(element)) => values(element)?,
+        (Scheme::Native | Scheme::NativeSafe, NativeEncoding::Wide(_)) => values(Element::F32)?,
+        (Scheme::Native, NativeEncoding::Blocks(grid)) => {
             let blobs = bands::write_split(job, source, tensor, grid)?;
             (
                 blocks(grid.layout(), columns),
@@ -44,7 +44,7 @@ pub(super) fn spell(
                 facts(tensor, scheme, ErrorSum::default()),
             )
         }
-        (Scheme::NativeSafe, Spelling::Blocks(grid)) => {
+        (Scheme::NativeSafe, NativeEncoding::Blocks(grid)) => {
             positive(job, source, tensor, grid, columns)?
         }
         (Scheme::F16, _) => values(Element::F16)?,

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Sealed;
+use super::CompletedStage;
 use crate::action::{Action, ActionKey, Demand, Outputs, Proof, Smaller};
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
@@ -47,7 +47,7 @@ pub struct JobId(pub(super) usize);
 /// Where a stage stands.
 #[allow(missing_docs)] // a variant says what its fields are
 #[derive(Clone, Debug)]
-pub enum StageLife {
+pub enum StageState {
     /// For the stages it takes from.
     Waiting,
     /// Its inputs are there; earlier builds are being asked for it.
@@ -60,7 +60,7 @@ pub enum StageLife {
         open: usize,
     },
     /// Every part is there.
-    Sealed(Arc<Sealed>),
+    CompletedStage(Arc<CompletedStage>),
     /// Its inputs, its expansion, a part of it or the sealing went wrong.
     Failed,
     /// A stage it waits for failed or was skipped.
@@ -70,7 +70,7 @@ pub enum StageLife {
 /// Where a job stands.
 #[allow(missing_docs)] // a variant says what its fields are
 #[derive(Clone, Debug)]
-pub enum JobLife {
+pub enum JobState {
     /// The cache is being asked.
     Probing,
     /// It must run, for these reasons, once there is room.
@@ -89,11 +89,11 @@ pub enum JobLife {
     Stopped,
 }
 
-impl JobLife {
+impl JobState {
     /// The outputs of a job that is done.
     pub fn outputs(&self) -> Option<&Outputs> {
         match self {
-            JobLife::Done { outputs, .. } => Some(outputs),
+            JobState::Done { outputs, .. } => Some(outputs),
             _ => None,
         }
     }
@@ -101,7 +101,7 @@ impl JobLife {
     /// What a job that is done took when it ran.
     pub(super) fn took_ms(&self) -> u64 {
         match self {
-            JobLife::Done { took_ms, .. } => *took_ms,
+            JobState::Done { took_ms, .. } => *took_ms,
             _ => 0,
         }
     }
@@ -120,7 +120,7 @@ pub struct Past {
 #[derive(Default)]
 pub struct Built {
     /// The stages that are complete.
-    pub sealed: BTreeMap<StageId, Arc<Sealed>>,
+    pub completed: BTreeMap<StageId, Arc<CompletedStage>>,
     /// Every part that was looked for, in the order of the plan: not those of stages that an
     /// earlier build completed.
     pub parts: Vec<BuiltPart>,
@@ -133,5 +133,5 @@ pub struct BuiltPart {
     /// What it asks.
     pub task: Task,
     /// How far it came.
-    pub life: JobLife,
+    pub state: JobState,
 }

@@ -5,11 +5,11 @@ const INFINITY: u16 = 0x7c00;
 
 /// The single of a half as blocks hold it.
 pub(super) fn half(bytes: [u8; 2]) -> f32 {
-    to_single(u16::from_le_bytes(bytes))
+    to_f32(u16::from_le_bytes(bytes))
 }
 
 /// The single of a half. Exact; a NaN comes out quiet, as the machine's own instruction has it.
-pub(super) fn to_single(half: u16) -> f32 {
+pub(super) fn to_f32(half: u16) -> f32 {
     let magnitude = half & !SIGN;
     // A half's bits in a single's place are a number 2^112 too small, subnormal ones too.
     let value = f32::from_bits(u32::from(magnitude) << 13) * f32::from_bits((127 + 112) << 23);
@@ -24,7 +24,7 @@ pub(super) fn to_single(half: u16) -> f32 {
 
 /// The half nearest to a single, ties to even; beyond the largest half infinity; a NaN comes out
 /// quiet, with its upper bits.
-pub(super) fn from_single(value: f32) -> u16 {
+pub(super) fn from_f32(value: f32) -> u16 {
     /// 2^-14, the least normal half.
     const LEAST_NORMAL: u32 = (127 - 14) << 23;
     /// 2^16, beyond every half.
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn every_half_becomes_its_single_and_back() {
         for half in 0..=u16::MAX {
-            let single = to_single(half);
+            let single = to_f32(half);
             assert_eq!(
                 single.to_bits(),
                 f16::from_bits(half).to_f32_const().to_bits(),
@@ -73,7 +73,7 @@ mod tests {
             } else {
                 half
             };
-            assert_eq!(from_single(single), quiet, "{half:04x}");
+            assert_eq!(from_f32(single), quiet, "{half:04x}");
         }
     }
 
@@ -81,14 +81,14 @@ mod tests {
     fn singles_become_the_nearest_half() {
         // Every half, the tie above it, and the singles on both sides of each.
         for half in 0..=u16::MAX {
-            let single = to_single(half).to_bits();
+            let single = to_f32(half).to_bits();
             for near in [single, single + 0x1000]
                 .into_iter()
                 .flat_map(|bits| [bits.wrapping_sub(1), bits, bits + 1])
             {
                 let value = f32::from_bits(near);
                 assert_eq!(
-                    from_single(value),
+                    from_f32(value),
                     f16::from_f32_const(value).to_bits(),
                     "{near:08x}"
                 );
@@ -97,7 +97,7 @@ mod tests {
         for step in 0..1_000_000u32 {
             let value = f32::from_bits(step.wrapping_mul(4297));
             assert_eq!(
-                from_single(value),
+                from_f32(value),
                 f16::from_f32_const(value).to_bits(),
                 "{value:e}"
             );

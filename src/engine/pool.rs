@@ -11,17 +11,17 @@ use crate::action::Demand;
 type Rank = (Reverse<u64>, usize, usize, JobId);
 
 /// What is in use, and who waits for it.
-pub(super) struct Room {
+pub(super) struct ResourcePool {
     limits: Limits,
     threads: u32,
     memory_bytes: u64,
     waiting: BTreeSet<Rank>,
 }
 
-impl Room {
+impl ResourcePool {
     /// An empty one.
     pub(super) fn new(limits: Limits) -> Self {
-        Room {
+        ResourcePool {
             limits,
             threads: 0,
             memory_bytes: 0,

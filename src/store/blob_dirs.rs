@@ -68,8 +68,8 @@ pub(super) fn has_all(
 /// The stamps of all folders of blobs. Nobody removes a blob while a kiln has the cache open, so
 /// they hold for a process.
 pub(super) fn look(blobs: &Path) -> Digest {
-    let stamp = |shelf: u8| {
-        fs::metadata(blobs.join(format!("{shelf:02x}")))
+    let stamp = |dir: u8| {
+        fs::metadata(blobs.join(format!("{dir:02x}")))
             .map(|folder| Stamp::of(&folder))
             .ok()
     };

@@ -10,7 +10,7 @@ use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
-use crate::engine::{Build, Built, Limits, Memory, Record, Sealed, select};
+use crate::engine::{Build, Built, CompletedStage, Limits, Memory, Record, select};
 use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
 use crate::plan::{Plan, PlannedStage, SourceMap};
@@ -19,10 +19,10 @@ use crate::records::lock;
 use crate::store::{ActionCache, Disk, LocalStore, Stamp};
 
 /// Hears of each stage that becomes complete.
-pub(super) type Completed<'a> = dyn Fn(&PlannedStage, &Sealed) + Sync + 'a;
+pub(super) type Completed<'a> = dyn Fn(&PlannedStage, &CompletedStage) + Sync + 'a;
 
 /// Everything laid out for a build.
-pub(super) struct Workbench<'a> {
+pub(super) struct Session<'a> {
     pub(super) plan: Plan,
     pub(super) store: Disk,
     pub(super) stages: &'a Registry,
@@ -37,14 +37,14 @@ pub(super) struct Workbench<'a> {
     last: Record,
 }
 
-impl<'a> Workbench<'a> {
+impl<'a> Session<'a> {
     /// Reads the plan, or the `wanted` part of it, and opens the cache.
-    pub(super) fn lay(
+    pub(super) fn open(
         args: &PlanArgs,
         wanted: &[String],
         common: &Common,
         stages: &'a Registry,
-    ) -> Result<Workbench<'a>, Failed> {
+    ) -> Result<Session<'a>, Failed> {
         let (plan, texts) = args.load_with_texts(stages)?;
         let outline = Outline::of(&plan, &args.folder()?, stages);
         let mut reads = plan.texts.clone();
@@ -57,7 +57,7 @@ impl<'a> Workbench<'a> {
         let store = Disk::open(&common.cache)?;
         let last = Record::open(store.root(), &plan.name)?;
         let program = program()?;
-        Ok(Workbench {
+        Ok(Session {
             plan,
             store,
             stages,

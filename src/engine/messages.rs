@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
 
-use super::{JobId, Past, Sealed, Task};
+use super::{CompletedStage, JobId, Past, Task};
 use crate::action::Inputs;
 use crate::base::{Digest, Result};
 use crate::events::{Event, PartId, Why};
@@ -30,10 +30,10 @@ pub struct Limits {
 pub enum Input {
     /// The build begins.
     Begin,
-    /// The answer to [`Effect::Recall`].
-    Recalled {
+    /// The answer to [`Effect::LookUp`].
+    LookedUp {
         stage: StageIndex,
-        sealed: Result<Option<Sealed>>,
+        completed: Result<Option<CompletedStage>>,
     },
     /// The answer to [`Effect::Expand`].
     Expanded {
@@ -70,9 +70,9 @@ pub enum Answer {
 #[allow(missing_docs)] // a variant says what its fields are
 pub enum Effect {
     /// Look whether an earlier build completed this very stage, from inputs of these digests.
-    Recall {
+    LookUp {
         stage: StageIndex,
-        givers: Vec<Digest>,
+        producers: Vec<Digest>,
     },
     /// Make the stage's work orders into tasks.
     Expand { stage: StageIndex, inputs: Inputs },
@@ -92,10 +92,10 @@ pub enum Effect {
     /// Note that the stage is complete, for later builds. Needs no answer.
     Note {
         stage: StageIndex,
-        sealed: Arc<Sealed>,
+        completed: Arc<CompletedStage>,
     },
     /// Tell it to the listeners.
-    Tell(Event),
+    Emit(Event),
     /// Everything is said; no answer is outstanding.
     Finish,
 }

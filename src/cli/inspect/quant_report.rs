@@ -1,17 +1,17 @@
-//! Ledgers, described: `ledger.json`, which lies beside graphs and context binaries.
+//! Quantization reports: `quantization.json`, which lies beside graphs and context binaries.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use crate::base::{Context, Result, open_file};
-use crate::model::ledger::Ledger;
+use crate::model::quant_report::QuantReport;
 
-/// The largest ledger that is read: ten thousand tensors have 3 MB.
+/// The largest report that is read: ten thousand tensors have 3 MB.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// What lies beside a model.
-const BESIDE: &str = "ledger.json";
+const BESIDE: &str = "quantization.json";
 
 /// The summary, and the tensors if asked for; with `json`, the text itself.
 pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String> {
@@ -24,7 +24,7 @@ pub(super) fn describe(file: &File, tensors: bool, json: bool) -> Result<String>
     })
 }
 
-/// What the ledger beside the model at `path` says; nothing where there is none that can be read.
+/// What the quantization report beside the model at `path` says; nothing where there is none that can be read.
 pub(super) fn beside(path: &Path, tensors: bool) -> String {
     let file = path
         .parent()
@@ -44,11 +44,11 @@ fn read(file: &File) -> Result<Vec<u8>> {
 }
 
 fn spell(text: &[u8], tensors: bool) -> Result<String> {
-    let ledger = Ledger::read(text)?;
+    let report = QuantReport::read(text)?;
     let tensors = if tensors {
-        format!("\n{}", ledger.table())
+        format!("\n{}", report.table())
     } else {
         String::new()
     };
-    Ok(format!("{ledger}{tensors}"))
+    Ok(format!("{report}{tensors}"))
 }

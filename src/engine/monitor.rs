@@ -14,7 +14,7 @@ const PROGRESS: Duration = Duration::from_millis(50);
 /// Hears `done`, `total` and `unit`.
 type Progress<'a> = &'a (dyn Fn(u64, u64, String) + Sync);
 
-pub(super) struct Onlooker<'a> {
+pub(super) struct JobMonitor<'a> {
     progress: Progress<'a>,
     cancel: &'a AtomicBool,
     begins: Instant,
@@ -23,14 +23,14 @@ pub(super) struct Onlooker<'a> {
     told: Mutex<Option<Instant>>,
 }
 
-impl<'a> Onlooker<'a> {
+impl<'a> JobMonitor<'a> {
     pub(super) fn new(
         progress: Progress<'a>,
         cancel: &'a AtomicBool,
         timeout: Option<Duration>,
         delay: Duration,
     ) -> Self {
-        Onlooker {
+        JobMonitor {
             progress,
             cancel,
             begins: Instant::now() + delay,
@@ -40,7 +40,7 @@ impl<'a> Onlooker<'a> {
     }
 
     /// Sleeps until the delay is over, or the build is being stopped.
-    pub(super) fn wait_for_its_turn(&self) -> Result<()> {
+    pub(super) fn wait_for_action_lock(&self) -> Result<()> {
         loop {
             let left = self.begins.saturating_duration_since(Instant::now());
             if self.cancel.load(Ordering::Relaxed) {
@@ -82,7 +82,7 @@ impl<'a> Onlooker<'a> {
     }
 }
 
-impl Watch for Onlooker<'_> {
+impl Watch for JobMonitor<'_> {
     fn progress(&self, done: u64, total: u64, unit: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if done == total || told.is_none_or(|told| told.elapsed() >= PROGRESS) {

@@ -14,16 +14,16 @@ use crate::store::{BlobList, Note};
 /// stage and looking for each part. Three lines: the number of parts and the digest of the
 /// manifest, the blobs that hold it, and the rest, which is read only if someone asks.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct CompletedStage {
     note: Note,
     parts: usize,
-    gives: Digest,
-    whole: OnceLock<Whole>,
+    output: Digest,
+    details: OnceLock<StageDetails>,
 }
 
 /// All there is to know of a complete stage.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub struct Whole {
+pub struct StageDetails {
     /// What it gives.
     pub manifest: Manifest,
     /// Its parts: order name and key, in the order of the expansion.
@@ -33,29 +33,29 @@ pub struct Whole {
 }
 
 /// One part of a stage that is to be sealed.
-pub(super) struct Piece<'a> {
+pub(super) struct CompletedOrder<'a> {
     pub(super) name: &'a str,
     pub(super) key: ActionKey,
     pub(super) action: &'a Action,
     pub(super) outputs: &'a Outputs,
 }
 
-impl Whole {
+impl StageDetails {
     /// Joins outputs under their orders' names: `ORDER/OUTPUT`, or `OUTPUT` where the order has no
     /// name.
-    pub(super) fn of<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> Result<Whole> {
-        let mut whole = Whole {
+    pub(super) fn of<'a>(orders: impl Iterator<Item = CompletedOrder<'a>>) -> Result<StageDetails> {
+        let mut details = StageDetails {
             manifest: Manifest::default(),
             parts: vec![],
             tools: BTreeMap::new(),
         };
-        for piece in pieces {
-            for (output, part) in piece.outputs {
-                let name = match piece.name {
+        for order in orders {
+            for (output, part) in order.outputs {
+                let name = match order.name {
                     "" => output.clone(),
                     order => PartName::new(format!("{order}/{output}"))?,
                 };
-                if whole.manifest.parts.contains_key(&name) {
+                if details.manifest.parts.contains_key(&name) {
                     return Err(Problem::new(
                         "kiln::engine::same_part",
                         format!("two outputs are called `{name}`"),
@@ -65,52 +65,56 @@ impl Whole {
                          own",
                     ));
                 }
-                whole.manifest.parts.insert(name, part.clone());
+                details.manifest.parts.insert(name, part.clone());
             }
-            whole.parts.push((piece.name.into(), piece.key));
-            for (tool, files) in &piece.action.tools {
+            details.parts.push((order.name.into(), order.key));
+            for (tool, files) in &order.action.tools {
                 let digests = files
                     .iter()
                     .map(|(file, content)| (file.clone(), content.digest));
-                whole.tools.entry(tool.clone()).or_default().extend(digests);
+                details
+                    .tools
+                    .entry(tool.clone())
+                    .or_default()
+                    .extend(digests);
             }
         }
-        Ok(whole)
+        Ok(details)
     }
 }
 
-impl Sealed {
+impl CompletedStage {
     /// The stage of which `whole` is known.
-    pub fn new(whole: Whole) -> Result<Sealed> {
+    pub fn new(details: StageDetails) -> Result<CompletedStage> {
         let blobs = BlobList::of(
-            whole
+            details
                 .manifest
                 .parts
                 .values()
                 .map(|part| part.content.blob()),
         );
-        let spell = || "spell a complete stage".into();
-        let gives = hash_bytes(&serde_json::to_vec(&whole.manifest).context(CODE, spell)?);
-        let body = serde_json::to_string(&whole).context(CODE, spell)?;
-        let parts = whole.parts.len();
-        let note = Note::new(format!("{parts} {gives}\n{}\n{body}\n", blobs.text()));
-        Ok(Sealed {
+        let spell = || "serialize a complete stage".into();
+        let output = hash_bytes(&serde_json::to_vec(&details.manifest).context(CODE, spell)?);
+        let body = serde_json::to_string(&details).context(CODE, spell)?;
+        let parts = details.parts.len();
+        let note = Note::new(format!("{parts} {output}\n{}\n{body}\n", blobs.text()));
+        Ok(CompletedStage {
             note,
             parts,
-            gives,
-            whole: whole.into(),
+            output,
+            details: details.into(),
         })
     }
 
     /// The stage that was noted; `None` if the note says something else.
-    pub(super) fn read(note: Note) -> Option<Sealed> {
-        let (parts, gives) = note.text.lines().next()?.split_once(' ')?;
-        let (parts, gives) = (parts.parse().ok()?, gives.parse().ok()?);
-        Some(Sealed {
+    pub(super) fn read(note: Note) -> Option<CompletedStage> {
+        let (parts, output) = note.text.lines().next()?.split_once(' ')?;
+        let (parts, output) = (parts.parse().ok()?, output.parse().ok()?);
+        Some(CompletedStage {
             note,
             parts,
-            gives,
-            whole: OnceLock::new(),
+            output,
+            details: OnceLock::new(),
         })
     }
 
@@ -120,8 +124,8 @@ impl Sealed {
     }
 
     /// Of its manifest: all that those who take from it see.
-    pub fn gives(&self) -> Digest {
-        self.gives
+    pub fn output(&self) -> Digest {
+        self.output
     }
 
     /// How many parts it has.
@@ -130,19 +134,19 @@ impl Sealed {
     }
 
     /// All of it.
-    pub fn whole(&self) -> Result<&Whole> {
-        if let Some(whole) = self.whole.get() {
-            return Ok(whole);
+    pub fn details(&self) -> Result<&StageDetails> {
+        if let Some(details) = self.details.get() {
+            return Ok(details);
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
-        let whole = serde_json::from_str(body)
+        let details = serde_json::from_str(body)
             .context(CODE, || {
                 "read a complete stage that an earlier build noted".into()
             })
             .map_err(|problem| {
                 problem.help("remove the folder `notes` of the cache: it only saves time")
             })?;
-        Ok(self.whole.get_or_init(|| whole))
+        Ok(self.details.get_or_init(|| details))
     }
 
     /// What the next build recalls.
@@ -156,7 +160,7 @@ impl Sealed {
     }
 }
 
-impl PartialEq for Sealed {
+impl PartialEq for CompletedStage {
     fn eq(&self, other: &Self) -> bool {
         self.digest() == other.digest()
     }

@@ -1,4 +1,4 @@
-//! The ledger of a model: how each tensor is held, what that takes, and how far it is from the file
+//! The quantization report of a model: how each tensor is held, what that takes, and how far it is from the file
 //! it came from. That is the fidelity of storage. What a model computes with it is measured
 //! elsewhere (`fidelity.rs`).
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::weight::{ErrorFacts, stored};
 use crate::base::{self, CanonJson, Digest, Problem, Result};
 
-/// One line of the ledger.
+/// One line of the quantization report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// `[rows, columns]` or `[n]`.
@@ -32,28 +32,28 @@ impl Entry {
 
 /// All tensors of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct QuantReport {
     /// Version of this format; its name comes first in the canonical text, so that a file can be
     /// told by it.
-    ledger: u32,
+    quantization_report: u32,
     /// By the names of the GGUF.
     pub tensors: BTreeMap<String, Entry>,
 }
 
-impl Ledger {
+impl QuantReport {
     /// The present version.
     const VERSION: u32 = 1;
 
     /// How the canonical text begins.
-    pub const MAGIC: &'static [u8] = b"{\"ledger\":";
+    pub const MAGIC: &'static [u8] = b"{\"quantization_report\":";
 
-    /// The ledger of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
+    /// The quantization report of parts called `NAME/codes`, `NAME/scales`, `NAME/values` ..., with their facts
     /// and sizes.
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, weight) in stored(parts)? {
             let wrong =
-                |why: &str| Problem::new("kiln::weights::ledger", format!("`{name}`: {why}"));
+                |why: &str| Problem::new("kiln::weights::report", format!("`{name}`: {why}"));
             let weight = weight.map_err(|why| wrong(&why))?;
             let bytes = weight.size_bytes();
             let error = weight
@@ -66,29 +66,29 @@ impl Ledger {
             };
             tensors.insert(name, entry);
         }
-        Ok(Ledger {
-            ledger: Self::VERSION,
+        Ok(QuantReport {
+            quantization_report: Self::VERSION,
             tensors,
         })
     }
 
     /// Reads the canonical text.
     pub fn read(text: &[u8]) -> Result<Self> {
-        let ledger: Ledger = serde_json::from_slice(text).map_err(|error| {
+        let report: QuantReport = serde_json::from_slice(text).map_err(|error| {
             Problem::new(
-                "kiln::weights::ledger",
-                format!("this is no ledger: {error}"),
+                "kiln::weights::report",
+                format!("this is not a quantization report: {error}"),
             )
         })?;
-        if ledger.ledger != Self::VERSION {
+        if report.quantization_report != Self::VERSION {
             let message = format!(
-                "a ledger of version {}; this kiln reads version {}",
-                ledger.ledger,
+                "a quantization report of version {}; this kiln reads version {}",
+                report.quantization_report,
                 Self::VERSION
             );
-            return Err(Problem::new("kiln::weights::ledger", message));
+            return Err(Problem::new("kiln::weights::report", message));
         }
-        Ok(ledger)
+        Ok(report)
     }
 
     /// Every tensor on a line, layers in the order of their numbers.
@@ -135,8 +135,8 @@ impl Ledger {
 }
 
 /// What is not there is a dash.
-fn figure(value: Option<f64>, spell: impl Fn(f64) -> String) -> String {
-    value.map_or("-".into(), spell)
+fn figure(value: Option<f64>, format_number: impl Fn(f64) -> String) -> String {
+    value.map_or("-".into(), format_number)
 }
 
 /// What the tensors of one source under one scheme come to.
@@ -150,7 +150,7 @@ struct Group {
     clipped: Option<f64>,
 }
 
-impl fmt::Display for Ledger {
+impl fmt::Display for QuantReport {
     /// A line for each source type and scheme.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups: BTreeMap<(&str, &str), Group> = BTreeMap::new();
@@ -201,7 +201,7 @@ impl fmt::Display for Ledger {
 mod tests {
     use super::*;
 
-    fn ledger() -> Ledger {
+    fn report() -> QuantReport {
         let error = |scheme: &str, exact: bool, sqnr_db| ErrorFacts {
             source: "Q4_0".into(),
             scheme: scheme.into(),
@@ -223,8 +223,8 @@ mod tests {
         let tensors = tensors
             .map(|(name, error)| (name.to_string(), entry(error)))
             .into();
-        Ledger {
-            ledger: Ledger::VERSION,
+        QuantReport {
+            quantization_report: QuantReport::VERSION,
             tensors,
         }
     }
@@ -232,12 +232,12 @@ mod tests {
     #[test]
     fn a_line_for_each_kind_and_a_line_for_each_tensor() {
         assert_eq!(
-            ledger().to_string(),
+            report().to_string(),
             "scheme       source   tensors   exact      bytes bits/weight  worst SQNR\n\
              lpbq-32      Q4_0           1       0     1.2 kB        4.50  26.25 dB, blk.2.ffn_up.weight; at most 0.125 % clipped\n\
              native       Q4_0           2       2     2.3 kB        4.50  -\n"
         );
-        let table = ledger().table();
+        let table = report().table();
         let names: Vec<&str> = table
             .lines()
             .skip(1)
@@ -259,15 +259,15 @@ mod tests {
 
     #[test]
     fn the_text_is_known_by_its_first_bytes_and_reads_back() {
-        let text = CanonJson::of(&ledger()).unwrap().to_string();
-        assert!(text.as_bytes().starts_with(Ledger::MAGIC), "{text}");
-        assert_eq!(Ledger::read(text.as_bytes()).unwrap(), ledger());
+        let text = CanonJson::of(&report()).unwrap().to_string();
+        assert!(text.as_bytes().starts_with(QuantReport::MAGIC), "{text}");
+        assert_eq!(QuantReport::read(text.as_bytes()).unwrap(), report());
         assert!(
-            Ledger::read(b"{\"ledger\":2,\"tensors\":{}}")
+            QuantReport::read(b"{\"quantization_report\":2,\"tensors\":{}}")
                 .unwrap_err()
                 .message
                 .contains("version 2")
         );
-        assert!(Ledger::read(b"{\"ledger\":1}").is_err());
+        assert!(QuantReport::read(b"{\"quantization_report\":1}").is_err());
     }
 }

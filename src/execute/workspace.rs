@@ -19,7 +19,7 @@ const PIECE_BYTES: usize = 1 << 20;
 
 /// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which
 /// knows declared inputs only.
-pub(super) struct Desk<'a> {
+pub(super) struct LocalWorkspace<'a> {
     store: &'a dyn LocalStore,
     watch: &'a dyn Watch,
     /// Made when first asked for: most actions need none.
@@ -27,9 +27,9 @@ pub(super) struct Desk<'a> {
     partials: Mutex<HashMap<Digest, LockedFolder>>,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> LocalWorkspace<'a> {
     pub(super) fn new(store: &'a dyn LocalStore, watch: &'a dyn Watch) -> Self {
-        Desk {
+        LocalWorkspace {
             store,
             watch,
             scratch: OnceLock::new(),
@@ -47,7 +47,7 @@ impl<'a> Desk<'a> {
     }
 }
 
-impl Workspace for Desk<'_> {
+impl Workspace for LocalWorkspace<'_> {
     fn open(&self, content: &Content) -> Result<Blob> {
         self.store
             .content(content)?

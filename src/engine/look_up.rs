@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Sealed;
+use super::CompletedStage;
 use crate::base::{Context, Digest, Result, hash_bytes};
 use crate::plan::{PlannedStage, StageId};
 use crate::store::{BlobStore, Notes, Watched};
@@ -26,22 +26,22 @@ pub struct Memory<'a> {
 
 impl Memory<'_> {
     /// The stage that `question` asks for as it was left, if all it gave is still there.
-    pub(super) fn recall(
+    pub(super) fn look_up(
         &self,
         question: &Digest,
         blobs: &dyn BlobStore,
-    ) -> Result<Option<Sealed>> {
+    ) -> Result<Option<CompletedStage>> {
         let note = self.notes.read(&self.to_this_program(question))?;
-        let Some(sealed) = note.and_then(Sealed::read) else {
+        let Some(completed) = note.and_then(CompletedStage::read) else {
             return Ok(None);
         };
-        Ok(blobs.has_all(&sealed.blobs())?.then_some(sealed))
+        Ok(blobs.has_all(&completed.blobs())?.then_some(completed))
     }
 
     /// Remembers a complete stage.
-    pub(super) fn note(&self, question: &Digest, sealed: &Sealed) -> Result<()> {
+    pub(super) fn note(&self, question: &Digest, completed: &CompletedStage) -> Result<()> {
         self.notes
-            .write(&self.to_this_program(question), sealed.text())
+            .write(&self.to_this_program(question), completed.text())
     }
 
     fn to_this_program(&self, question: &Digest) -> Digest {
@@ -55,7 +55,7 @@ struct Question<'a> {
     params: &'a Value,
     slots: &'a BTreeMap<String, Vec<StageId>>,
     tools: &'a BTreeMap<String, StageId>,
-    givers: &'a [Digest],
+    producers: &'a [Digest],
     files: BTreeMap<&'a PathBuf, Digest>,
 }
 
@@ -63,7 +63,7 @@ struct Question<'a> {
 /// `files`.
 pub(super) fn question(
     stage: &PlannedStage,
-    givers: &[Digest],
+    producers: &[Digest],
     files: &BTreeMap<PathBuf, Watched>,
 ) -> Result<Digest> {
     let question = Question {
@@ -71,7 +71,7 @@ pub(super) fn question(
         params: &stage.params,
         slots: &stage.slots,
         tools: &stage.tools,
-        givers,
+        producers,
         files: files
             .iter()
             .map(|(path, file)| (path, file.digest))
