@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{ArtifactKind, Manifest, Part, ToolFile};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 
 /// The manifests of a stage's inputs by slot, and of its tools by name. Each slot holds the
 /// stages that feed it, in the order in which the plan names them.
@@ -25,7 +25,7 @@ impl Inputs {
     pub fn one(&self, slot: &str) -> Result<&Manifest> {
         self.optional(slot).ok_or_else(|| {
             Problem::new(
-                "kiln::input_missing",
+                Code::InputMissing,
                 format!("the input `{slot}` is not given"),
             )
         })
@@ -54,7 +54,7 @@ impl Inputs {
         let digest = self.files.get(path).copied();
         digest.ok_or_else(|| {
             Problem::new(
-                "kiln::input_missing",
+                Code::InputMissing,
                 format!("{} was not looked at", path.display()),
             )
         })
@@ -63,10 +63,7 @@ impl Inputs {
     /// The files `names` of tool `tool`, found by file name wherever they lie in it.
     pub fn tool_files(&self, tool: &str, names: &[&str]) -> Result<Vec<ToolFile>> {
         let manifest = self.tools.get(tool).ok_or_else(|| {
-            Problem::new(
-                "kiln::tool_missing",
-                format!("the tool `{tool}` is not given"),
-            )
+            Problem::new(Code::ToolMissing, format!("the tool `{tool}` is not given"))
         })?;
         names
             .iter()
@@ -85,7 +82,7 @@ fn find_tool_file(tool: &str, manifest: &Manifest, name: &str) -> Result<ToolFil
         .ok_or_else(|| {
             let files: Vec<&str> = manifest.parts.keys().map(|p| p.as_str()).collect();
             Problem::new(
-                "kiln::tool_file_missing",
+                Code::ToolFileMissing,
                 format!("tool `{tool}` has no file `{name}`"),
             )
             .help(format!(

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Action, Blob, Content, Ingredient, Part};
-use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
 
 /// The world behind a [`Job`]; each executor has its own.
 pub trait Workspace: Sync {
@@ -56,7 +56,7 @@ impl<'a> Job<'a> {
     pub fn input(&self, name: &str) -> Result<&'a Ingredient> {
         self.action.inputs.get(name).ok_or_else(|| {
             Problem::new(
-                "kiln::input_missing",
+                Code::InputMissing,
                 format!("the action has no input `{name}`"),
             )
         })
@@ -67,7 +67,7 @@ impl<'a> Job<'a> {
         let origin = self.action.origin.as_deref();
         origin.ok_or_else(|| {
             Problem::new(
-                "kiln::origin_missing",
+                Code::OriginMissing,
                 "the action does not say where to fetch from",
             )
         })
@@ -95,18 +95,18 @@ impl<'a> Job<'a> {
     pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
         let files = self.action.tools.get(tool).ok_or_else(|| {
             Problem::new(
-                "kiln::tool_missing",
+                Code::ToolMissing,
                 format!("the action declares no tool `{tool}`"),
             )
         })?;
         let folder = self.workspace.scratch()?.join("tools").join(tool);
         std::fs::create_dir_all(&folder)
-            .context("kiln::io", || format!("make {}", folder.display()))?;
+            .context(Code::Io, || format!("make {}", folder.display()))?;
         for (name, content) in files {
             let link = folder.join(name);
             if !link.exists() {
                 let target = self.workspace.path(content)?;
-                std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+                std::os::unix::fs::symlink(&target, &link).context(Code::Io, || {
                     format!("link {} to {}", link.display(), target.display())
                 })?;
             }
@@ -123,7 +123,7 @@ impl<'a> Job<'a> {
     pub fn write(&self, bytes: &[u8], facts: CanonJson) -> Result<Part> {
         let mut sink = self.create()?;
         sink.write_all(bytes)
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         Ok(Part {
             content: sink.finish()?,
             facts,

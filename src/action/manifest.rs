@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Code, Digest, Problem, Result};
 
 /// What sort of artifact a manifest is, as stages call it: `gguf`, `onnx`, `context-bin`. The
 /// engine only compares it.
@@ -37,7 +37,7 @@ impl PartName {
             return Ok(PartName(name));
         }
         Err(Problem::new(
-            "kiln::part_name",
+            Code::PartName,
             format!("`{}` cannot name a part", name.escape_debug()),
         )
         .help(
@@ -158,7 +158,7 @@ impl Manifest {
     pub fn part(&self, name: &str) -> Result<&Part> {
         self.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.parts.keys().take(8).map(PartName::as_str).collect();
-            Problem::new("kiln::part_missing", format!("there is no part `{name}`")).help(format!(
+            Problem::new(Code::PartMissing, format!("there is no part `{name}`")).help(format!(
                 "the manifest holds {} parts: {} ...",
                 self.parts.len(),
                 known.join(", ")
@@ -172,7 +172,7 @@ impl Manifest {
         match (parts.next(), parts.next()) {
             (Some(only), None) => Ok(only),
             _ => Err(Problem::new(
-                "kiln::part_count",
+                Code::PartCount,
                 format!("expected one part, found {}", self.parts.len()),
             )),
         }

@@ -9,7 +9,7 @@
 use serde_json::{Map, Value};
 
 use super::ParamProblem;
-use crate::base::{Problem, closest, hint, near};
+use crate::base::{Code, Problem, closest, hint, near};
 
 /// What `params` has that `schema` does not allow, in the order of the keys.
 pub fn mistakes(schema: &Value, params: &Value) -> Vec<ParamProblem> {
@@ -45,7 +45,7 @@ impl Walk {
             Value::Number(_) if !is_in_range(schema, value) => {
                 let message = format!("expected {}, found {value}", expected(schema));
                 self.push(described(
-                    Problem::new("kiln::plan::parameter", message),
+                    Problem::new(Code::PlanParameter, message),
                     schema,
                 ));
             }
@@ -62,7 +62,7 @@ impl Walk {
             return;
         }
         let message = format!("expected {}, found `{word}`", either(choices));
-        let problem = Problem::new("kiln::plan::parameter", message);
+        let problem = Problem::new(Code::PlanParameter, message);
         self.push(match near(word, choices.iter().copied()) {
             Some(choice) => problem.help(format!("did you mean `{choice}`?")),
             None => described(problem, schema),
@@ -105,7 +105,7 @@ impl Walk {
             if *property == Value::Bool(false) {
                 let known: Vec<&str> = properties.keys().map(String::as_str).collect();
                 meant.extend(closest(key, known.iter().copied()));
-                let problem = Problem::new("kiln::plan::unknown_parameter", "there is no such key");
+                let problem = Problem::new(Code::PlanUnknownParameter, "there is no such key");
                 self.push(problem.help(hint(key, "its keys", known)));
             } else {
                 self.value(property, value);
@@ -121,7 +121,7 @@ impl Walk {
             let message = format!("missing, expected {}", expected(property));
             self.path.push(key.into());
             self.push(described(
-                Problem::new("kiln::plan::missing_parameter", message),
+                Problem::new(Code::PlanMissingParameter, message),
                 property,
             ));
             self.path.pop();
@@ -136,7 +136,7 @@ impl Walk {
                 items.len()
             );
             self.push(described(
-                Problem::new("kiln::plan::parameter", message),
+                Problem::new(Code::PlanParameter, message),
                 schema,
             ));
         }
@@ -144,7 +144,7 @@ impl Walk {
             self.path.push(index.to_string());
             if schema["uniqueItems"] == true && items[..index].contains(item) {
                 let message = format!("{item} is in the list twice");
-                self.push(Problem::new("kiln::plan::parameter", message));
+                self.push(Problem::new(Code::PlanParameter, message));
             } else if let Some(schema) = schema.get("items") {
                 self.value(schema, item);
             }
@@ -155,7 +155,7 @@ impl Walk {
     fn wrong_type(&mut self, schema: &Value, value: &Value) {
         let message = format!("expected {}, found {}", expected(schema), what(value));
         self.push(described(
-            Problem::new("kiln::plan::wrong_type", message),
+            Problem::new(Code::PlanWrongType, message),
             schema,
         ));
     }

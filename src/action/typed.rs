@@ -15,7 +15,7 @@ use super::{
     Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
 };
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
@@ -156,7 +156,7 @@ impl<S: TypedStage> Stage for Erased<S> {
                 let message = error.inner().to_string();
                 return Err(vec![ParamProblem {
                     path: path.join("/"),
-                    problem: Problem::new("kiln::plan::parameter", message),
+                    problem: Problem::new(Code::PlanParameter, message),
                 }]);
             }
         };
@@ -198,7 +198,7 @@ impl<S: TypedStage> Stage for Erased<S> {
                 smaller,
             } = order;
             let params = serde_json::to_value(params)
-                .context("kiln::order", || "serialize an order".into())?;
+                .context(Code::Order, || "serialize an order".into())?;
             Ok(WorkOrder {
                 name,
                 params,
@@ -227,7 +227,7 @@ fn step(segment: &Segment) -> String {
 }
 
 fn read<T: DeserializeOwned>(kind: &str, value: &Value) -> Result<T> {
-    T::deserialize(value).context("kiln::order", || {
+    T::deserialize(value).context(Code::Order, || {
         format!("read the parameters of a `{kind}` action")
     })
 }

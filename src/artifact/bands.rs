@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use crate::action::{Blob, BlobSink, Content, Demand, Job, Outputs, Part, PartName};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{
     BAND_VALUES, Band, BlockGrid, BlockTensor, ErrorSum, GridLayout, Misfit, NativeEncoding, Plain,
@@ -67,7 +67,7 @@ pub fn write(
             .filter_map(|(sink, buffer)| Some((sink.as_mut()?, buffer)));
         for (sink, buffer) in pairs {
             sink.write_all(buffer)
-                .context("kiln::io", || "write a blob".into())?;
+                .context(Code::Io, || "write a blob".into())?;
         }
         let place = |value: usize| {
             value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize
@@ -207,7 +207,7 @@ pub fn outputs(
     blobs: Blobs,
     error: ErrorFacts,
 ) -> Result<Outputs> {
-    let problem = |why: String| Problem::new("kiln::weights::encoding", why);
+    let problem = |why: String| Problem::new(Code::WeightsEncoding, why);
     let specs = encoding.parts(shape).map_err(problem)?;
     let blobs: Vec<Content> = blobs.into_iter().flatten().collect();
     let sizes = blobs.iter().map(|blob| Some(blob.digest.size_bytes));
@@ -250,7 +250,7 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
     }
     let place = tensor.place(band.first + index);
     Problem::new(
-        "kiln::weights::range",
+        Code::WeightsRange,
         format!("{value:e} does not fit {what} ({place})"),
     )
     .help("keep this tensor in a wider form: `native` for `requant`, `f32` or `bf16` for `dequant`")
@@ -258,7 +258,7 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
 
 fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
     Problem::new(
-        "kiln::weights::not_finite",
+        Code::WeightsNotFinite,
         format!("infinite, or no number: {}", tensor.place(index)),
     )
     .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")

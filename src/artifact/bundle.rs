@@ -1,7 +1,7 @@
 //! What `package` hands over.
 
 use crate::action::{Manifest, Part, PartName};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::Processor;
 
@@ -38,8 +38,7 @@ pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
         .map(|(_, part)| part.facts.read())
         .collect::<Result<Vec<ContextFacts>>>()?;
     let place = ContextFacts::place(&facts);
-    let refuse =
-        |what: &str, help: &str| Err(Problem::new("kiln::package::place", what).help(help));
+    let refuse = |what: &str, help: &str| Err(Problem::new(Code::PackagePlace, what).help(help));
     if place.head == Processor::Cpu {
         return refuse(
             "the bundle leaves the head to the CPU, and Genie draws from what the last binary \

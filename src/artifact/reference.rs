@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Manifest, Part};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// `greedy.json`: what the reference says after the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub fn windows<'a>(
     let wanted = wanted.unwrap_or(names.len());
     if wanted > names.len() {
         return Err(Problem::new(
-            "kiln::evaluate::windows",
+            Code::EvaluateWindows,
             format!(
                 "{wanted} windows are wanted, but the reference has {}",
                 names.len()

@@ -1,7 +1,7 @@
 //! The files of a plan's tools that stages load.
 
 use crate::action::{Inputs, ToolFile};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// The tool in `[tools]`.
 pub const QNN: &str = "qnn";
@@ -28,7 +28,7 @@ pub const RUNTIME: &str = "libonnxruntime.so";
 pub fn runtime(inputs: &Inputs) -> Result<Vec<ToolFile>> {
     let tool = inputs.tools.get("ort").ok_or_else(|| {
         Problem::new(
-            "kiln::tool_missing",
+            Code::ToolMissing,
             "what a context binary leaves to the CPU runs in ONNX Runtime, and the tool `ort` is \
              not given",
         )

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Problem, Result};
+use super::{Code, Problem, Result};
 
 /// A small JSON object whose canonical text takes part in keys: the facts of a part. Hundreds of
 /// actions may share it, so that a clone is a counted reference.
@@ -22,13 +22,13 @@ impl CanonJson {
     pub fn of<T: Serialize>(value: &T) -> Result<Self> {
         serde_json::to_value(value)
             .map(CanonJson::from)
-            .map_err(|error| Problem::new("kiln::facts", format!("facts are not JSON: {error}")))
+            .map_err(|error| Problem::new(Code::Facts, format!("facts are not JSON: {error}")))
     }
 
     /// Reads the facts as a `T`.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&*self.0).map_err(|error| {
-            Problem::new("kiln::facts", format!("unexpected facts: {error}: {self}"))
+            Problem::new(Code::Facts, format!("unexpected facts: {error}: {self}"))
         })
     }
 

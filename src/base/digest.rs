@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Problem;
+use super::{Code, Problem};
 
 /// BLAKE3 hash and length of some bytes; prints as `b3:<hex>/<size>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +88,7 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, Problem> {
         let bad = || {
-            Problem::new("kiln::digest", format!("`{text}` is not a digest"))
+            Problem::new(Code::Digest, format!("`{text}` is not a digest"))
                 .help("a digest reads b3:<64 hexadecimal digits>/<size in bytes>")
         };
         let (hex, size) = text

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
 
-use super::{Context, Result};
+use super::{Code, Context, Result};
 
 /// Between two looks at who is left.
 const GLANCE: Duration = Duration::from_millis(2);
@@ -18,7 +18,7 @@ const LOOKS: usize = 500;
 
 /// From now on, an orphan among the descendants of this process becomes its child.
 pub fn adopt_orphans() -> Result<()> {
-    set_child_subreaper(Some(getpid())).context("kiln::execute::orphans", || "adopt orphans".into())
+    set_child_subreaper(Some(getpid())).context(Code::ExecuteOrphans, || "adopt orphans".into())
 }
 
 /// Ends all descendants of this process, which has no child that it still waits for.

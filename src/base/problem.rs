@@ -42,9 +42,9 @@ pub struct Problem {
 
 impl Problem {
     /// A problem with neither place nor advice yet.
-    pub fn new(code: impl Into<Code>, message: impl Into<String>) -> Self {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Problem {
-            code: code.into(),
+            code,
             message: message.into(),
             labels: Box::default(),
             help: None,
@@ -152,11 +152,11 @@ impl Diagnostic for Problem {
 /// Gives a foreign error a code and says what was being done.
 pub trait Context<T> {
     /// `context` completes the sentence "failed to ...", with names and paths.
-    fn context(self, code: impl Into<Code>, context: impl FnOnce() -> String) -> Result<T>;
+    fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T, E: std::error::Error + 'static> Context<T> for std::result::Result<T, E> {
-    fn context(self, code: impl Into<Code>, context: impl FnOnce() -> String) -> Result<T> {
+    fn context(self, code: Code, context: impl FnOnce() -> String) -> Result<T> {
         match self {
             Ok(value) => Ok(value),
             Err(error) => Err(failed_to(code.into(), context(), &error)),
@@ -180,7 +180,7 @@ mod tests {
     fn a_full_disk_has_a_way_out() {
         let help = |error: io::Error| {
             Err::<(), _>(error)
-                .context("kiln::io", || "write".into())
+                .context(Code::Io, || "write".into())
                 .unwrap_err()
                 .help
         };

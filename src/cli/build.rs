@@ -19,7 +19,7 @@ use super::screen::{Screen, Views};
 use super::session::Session;
 use super::{Common, Exit, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{Context, Result, bytes, count, duration};
+use crate::base::{Code, Context, Result, bytes, count, duration};
 use crate::engine::{CompletedStage, Limits};
 use crate::events::Summary;
 use crate::plan::PlannedStage;
@@ -196,9 +196,7 @@ fn interruption() -> Result<Arc<AtomicBool>> {
         let code = Exit::Interrupted as i32;
         signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&flag))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&flag)))
-            .context("kiln::call::signal", || {
-                format!("listen for signal {signal}")
-            })?;
+            .context(Code::CallSignal, || format!("listen for signal {signal}"))?;
     }
     Ok(flag)
 }

@@ -98,7 +98,7 @@ impl PlanArgs {
 
     /// The absolute folder that the plan lies in.
     pub(super) fn folder(&self) -> Result<PathBuf> {
-        let path = std::path::absolute(&self.path).context("kiln::plan::unreadable", || {
+        let path = std::path::absolute(&self.path).context(Code::PlanUnreadable, || {
             format!("find the folder of {}", self.path.display())
         })?;
         Ok(path.parent().map_or(path.clone(), PathBuf::from))
@@ -134,7 +134,7 @@ fn read(path: &Path) -> Result<String> {
             file.take(MAX_TEXT_BYTES as u64 + 1)
                 .read_to_string(&mut text)
         })
-        .context("kiln::plan::unreadable", || {
+        .context(Code::PlanUnreadable, || {
             format!("read the plan {}", path.display())
         })?;
     Ok(text)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Exit, Failed};
-use crate::base::{Context, count, duration, open_file};
+use crate::base::{Code, Context, count, duration, open_file};
 use crate::events::{Event, Failures, JsonLines, LogReader, Plain, Summary, TimedListener};
 
 /// What to show, and how.
@@ -37,7 +37,7 @@ fn speed(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     let name = args.log.display();
     let opened =
-        open_file(&args.log).context("kiln::log::unreadable", || format!("read the log {name}"));
+        open_file(&args.log).context(Code::LogUnreadable, || format!("read the log {name}"));
     let file = opened.map_err(|problem| problem.help("`kiln build PLAN --log FILE` writes one"))?;
     let mut reports = Reports::open(
         &args.reports,

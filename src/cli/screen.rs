@@ -12,7 +12,7 @@ use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Failed};
 use crate::base::atomic::folder;
-use crate::base::{Context, Problem};
+use crate::base::{Code, Context, Problem};
 use crate::events::{
     Bars, Event, Failure, Failures, JsonLines, Listener, Plain, Summary, TimedListener,
 };
@@ -63,7 +63,7 @@ impl Screen {
         };
         let open = |path: &PathBuf| {
             let create = std::fs::create_dir_all(folder(path)).and_then(|()| create(path));
-            let file = create.context("kiln::call::log", || {
+            let file = create.context(Code::CallLog, || {
                 format!("write the log {}", path.display())
             })?;
             Ok::<_, Problem>((path.clone(), JsonLines::new(file)))
@@ -87,7 +87,7 @@ impl Screen {
             let help = "what was built is in the cache all the same: a second build writes the \
                         rest of it out";
             problems.push(
-                Problem::new("kiln::report::write", message)
+                Problem::new(Code::ReportWrite, message)
                     .because(&error)
                     .help(help),
             );

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
-use crate::base::{CanonJson, Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
 use crate::engine::{Build, Built, CompletedStage, Limits, Memory, Record, select};
 use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
@@ -225,8 +225,7 @@ pub(super) const PROGRAM: &str = "/proc/self/exe";
 /// What this program is: another file, or the same one written anew, may expand stages in another
 /// way.
 fn program() -> Result<Digest> {
-    let file = std::fs::metadata(PROGRAM).context("kiln::call::program", || {
-        "look at this program's file".into()
-    })?;
+    let file = std::fs::metadata(PROGRAM)
+        .context(Code::CallProgram, || "look at this program's file".into())?;
     CanonJson::of(&Stamp::of(&file)).map(|stamp| hash_bytes(stamp.to_string().as_bytes()))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::action::{Job, Part};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{Role, by_name, role_of_blob};
@@ -41,7 +41,7 @@ pub fn device_uses<'a>(graphs: impl Iterator<Item = &'a GraphFacts>) -> Result<V
                 "graph `{}` does not say how its weights are stored",
                 graph.name
             );
-            return Err(Problem::new("kiln::device::weights", what)
+            return Err(Problem::new(Code::DeviceWeights, what)
                 .help("write the graph again with this version of kiln"));
         }
         uses.extend(
@@ -155,7 +155,7 @@ pub fn check_signatures(artifact: &str, asked: &[GraphInfo], found: &[GraphInfo]
         .filter(|graph| !asked.contains(graph))
         .collect();
     Err(Problem::new(
-        "kiln::device::read_back",
+        Code::DeviceReadBack,
         format!(
             "the finished {artifact} is not what was asked for: it lacks {lacking:?} and has \
              {strange:?} instead"

@@ -20,9 +20,8 @@ use sha2::{Digest as _, Sha256};
 use crate::action::Job;
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TOKENIZER};
 use crate::artifact::device::Figures;
-use crate::base::{Context, Problem, Result, quoted};
+use crate::base::{Code, Context, Problem, Result, quoted};
 
-use transport::CODE;
 pub use transport::Transport;
 
 /// The program that runs a bundle.
@@ -70,7 +69,11 @@ impl Device {
     /// Runs the bundle of stage `bundle`, whose files are inputs of the job.
     pub fn measure(&self, bundle: &str, job: &Job) -> Result<Figures> {
         let link = Transport::parse(&self.device).map_err(|help| {
-            Problem::new(CODE, format!("{:?} is no device", self.device)).help(help)
+            Problem::new(
+                Code::MeasureDevice,
+                format!("{:?} is no device", self.device),
+            )
+            .help(help)
         })?;
         // One at a time on a device, whoever asks: two would measure each other.
         job.partial(&format!("device {link}"))?;
@@ -84,14 +87,16 @@ impl Device {
             job,
         )?;
         profile::read(&said).map_err(|what| {
-            Problem::new(CODE, format!("{link}: `{bundle}` was not measured: {what}")).help(
-                format!(
-                    "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
+            Problem::new(
+                Code::MeasureDevice,
+                format!("{link}: `{bundle}` was not measured: {what}"),
+            )
+            .help(format!(
+                "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
                      said; the bundle must be for this chip, and the libraries in {} as new as \
                      its README says",
-                    self.runner
-                ),
-            )
+                self.runner
+            ))
         })
     }
 
@@ -118,7 +123,7 @@ impl Device {
             }
             let sha256 = sums.get(name).ok_or_else(|| {
                 Problem::new(
-                    "kiln::measure::bundle",
+                    Code::MeasureBundle,
                     format!("{SUMS} of `{bundle}` does not tell of `{name}`"),
                 )
             })?;
@@ -134,7 +139,7 @@ impl Device {
         }
         let config = self.config(&read(CONFIG)?)?;
         let local = job.scratch()?.join(format!("{bundle}.{OWN_CONFIG}"));
-        fs::write(&local, &config).context("kiln::io", || format!("write {}", local.display()))?;
+        fs::write(&local, &config).context(Code::Io, || format!("write {}", local.display()))?;
         let sha256 = Sha256::digest(&config)
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -153,13 +158,12 @@ impl Device {
     /// The bundle's configuration with an end to the answer.
     fn config(&self, text: &[u8]) -> Result<Vec<u8>> {
         let mut config: Value = serde_json::from_slice(text)
-            .context("kiln::measure::bundle", || format!("read {CONFIG}"))?;
+            .context(Code::MeasureBundle, || format!("read {CONFIG}"))?;
         let dialog = config.get_mut("dialog").and_then(Value::as_object_mut);
-        let dialog = dialog.ok_or_else(|| {
-            Problem::new("kiln::measure::bundle", format!("{CONFIG} has no dialog"))
-        })?;
+        let dialog = dialog
+            .ok_or_else(|| Problem::new(Code::MeasureBundle, format!("{CONFIG} has no dialog")))?;
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
-        serde_json::to_vec(&config).context("kiln::measure::bundle", || format!("spell {CONFIG}"))
+        serde_json::to_vec(&config).context(Code::MeasureBundle, || format!("spell {CONFIG}"))
     }
 
     /// The names of the files that are there already, whole.
@@ -226,7 +230,7 @@ impl Device {
                 .any(|line| line == "kiln whole")
             {
                 return Err(Problem::new(
-                    CODE,
+                    Code::MeasureDevice,
                     format!("{link}: {folder}/{name} did not arrive as it was sent"),
                 )
                 .help(
@@ -267,7 +271,7 @@ impl Device {
     fn no_runner(&self, link: &Transport) -> Problem {
         let Device { runner, .. } = self;
         Problem::new(
-            "kiln::tool_missing",
+            Code::ToolMissing,
             format!("{link} has no program {runner}/{RUNNER} that may be run"),
         )
         .help(format!(

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, duration, quoted, tail};
+use crate::base::{Code, Context, Problem, Result, duration, quoted, tail};
 
 /// The last line of every script: without it, the connection broke.
 const END: &str = "kiln end";
@@ -79,8 +79,8 @@ impl Transport {
                 self.call(command, Stdio::null(), limit, job)?
             }
             Transport::Ssh(_) => {
-                let file = File::open(local)
-                    .context("kiln::io", || format!("open {}", local.display()))?;
+                let file =
+                    File::open(local).context(Code::Io, || format!("open {}", local.display()))?;
                 self.call(
                     self.shell(&format!("cat > {}", quoted(remote))),
                     file.into(),
@@ -128,7 +128,7 @@ impl Transport {
             ["said", "complained"].map(|name| job.scratch().map(|folder| folder.join(name)));
         let (out, err) = (out?, err?);
         let make = |path: &PathBuf| {
-            File::create(path).context("kiln::io", || format!("make {}", path.display()))
+            File::create(path).context(Code::Io, || format!("make {}", path.display()))
         };
         // A group of its own: Ctrl-C is for kiln, which ends the call itself.
         command.env_remove("HF_TOKEN");
@@ -145,11 +145,11 @@ impl Transport {
             let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
             child
                 .wait()
-                .context("kiln::io", || "end a call to a device".into())?;
+                .context(Code::Io, || "end a call to a device".into())?;
         }
         let status = ended?;
         let read = |path| {
-            tail(path, MAX_SAID_BYTES).context("kiln::io", || "read what a device said".into())
+            tail(path, MAX_SAID_BYTES).context(Code::Io, || "read what a device said".into())
         };
         Ok(Said {
             status,
@@ -169,20 +169,20 @@ impl Transport {
         loop {
             if let Some(status) = child
                 .try_wait()
-                .context("kiln::io", || "wait for a device".into())?
+                .context(Code::Io, || "wait for a device".into())?
             {
                 return Ok(status);
             }
             job.check_cancelled()?;
             if begun.elapsed() > limit {
                 let what = format!("{self} did not answer within {}", duration(limit));
-                return Err(Problem::new(CODE, what).help(self.advice()));
+                return Err(Problem::new(Code::MeasureDevice, what).help(self.advice()));
             }
             let too_long =
                 |path: &&PathBuf| fs::metadata(path).is_ok_and(|file| file.len() > MAX_SAID_BYTES);
             if said.iter().any(too_long) {
                 return Err(Problem::new(
-                    CODE,
+                    Code::MeasureDevice,
                     format!("{self} says more than any answer of a device is long"),
                 ));
             }
@@ -191,8 +191,11 @@ impl Transport {
     }
 
     fn broken(&self, what: &str, said: &Said) -> Problem {
-        let mut problem =
-            Problem::new(CODE, format!("{self}: {what} ({})", said.status)).help(self.advice());
+        let mut problem = Problem::new(
+            Code::MeasureDevice,
+            format!("{self}: {what} ({})", said.status),
+        )
+        .help(self.advice());
         let words = [&said.out, &said.err].map(|text| stderr_tail(text));
         problem
             .causes
@@ -223,9 +226,9 @@ impl Transport {
             ),
         };
         let code = if error.kind() == ErrorKind::NotFound {
-            "kiln::tool_missing"
+            Code::ToolMissing
         } else {
-            CODE
+            Code::MeasureDevice
         };
         Problem::new(code, format!("`{program}` does not start"))
             .help(help)
@@ -241,8 +244,6 @@ impl std::fmt::Display for Transport {
         }
     }
 }
-
-pub(super) const CODE: &str = "kiln::measure::device";
 
 /// What came of a call.
 struct Said {

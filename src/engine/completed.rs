@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Task;
 use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
-use crate::base::{Context, Digest, Problem, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Problem, Result, hash_bytes};
 use crate::store::{BlobList, Note};
 
 /// A complete stage as one text, which is what the next build recalls instead of expanding the
@@ -57,7 +57,7 @@ impl StageDetails {
                 };
                 if details.manifest.parts.contains_key(&name) {
                     return Err(Problem::new(
-                        "kiln::engine::same_part",
+                        Code::EngineSamePart,
                         format!("two outputs are called `{name}`"),
                     )
                     .help(
@@ -94,8 +94,9 @@ impl CompletedStage {
                 .map(|part| part.content.blob()),
         );
         let spell = || "serialize a complete stage".into();
-        let output = hash_bytes(&serde_json::to_vec(&details.manifest).context(CODE, spell)?);
-        let body = serde_json::to_string(&details).context(CODE, spell)?;
+        let output =
+            hash_bytes(&serde_json::to_vec(&details.manifest).context(Code::EngineSeal, spell)?);
+        let body = serde_json::to_string(&details).context(Code::EngineSeal, spell)?;
         let parts = details.parts.len();
         let note = Note::new(format!("{parts} {output}\n{}\n{body}\n", blobs.text()));
         Ok(CompletedStage {
@@ -140,7 +141,7 @@ impl CompletedStage {
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
         let details = serde_json::from_str(body)
-            .context(CODE, || {
+            .context(Code::EngineSeal, || {
                 "read a complete stage that an earlier build noted".into()
             })
             .map_err(|problem| {
@@ -166,14 +167,12 @@ impl PartialEq for CompletedStage {
     }
 }
 
-const CODE: &str = "kiln::engine::seal";
-
 /// Refuses two orders of one name: reasons and records are kept by name.
 pub(super) fn check_names(tasks: &[Task]) -> Result<()> {
     let mut names = BTreeSet::new();
     match tasks.iter().find(|task| !names.insert(task.name.as_str())) {
         Some(task) => Err(Problem::new(
-            "kiln::engine::same_order",
+            Code::EngineSameOrder,
             format!("two orders are called `{}`", task.name),
         )
         .help("a mistake of the stage kind: each order of a stage needs a name of its own")),

@@ -23,7 +23,7 @@ use super::{
     StageIndex, Task,
 };
 use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
@@ -218,7 +218,7 @@ impl Drive<'_> {
     fn kind(&self, kind: &str) -> Result<&dyn Stage> {
         let unknown = || {
             Problem::new(
-                "kiln::engine::unknown_kind",
+                Code::EngineUnknownKind,
                 format!("there is no stage kind `{kind}`"),
             )
         };
@@ -424,7 +424,7 @@ fn guarded<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
             .or(panic.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no message");
         Err(Problem::new(
-            "kiln::engine::panicked",
+            Code::EnginePanicked,
             format!("stage `{kind}` panicked: {text}"),
         )
         .help(

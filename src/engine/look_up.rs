@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::CompletedStage;
-use crate::base::{Context, Digest, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::plan::{PlannedStage, StageId};
 use crate::store::{BlobStore, Notes, Watched};
 
@@ -78,6 +78,6 @@ pub(super) fn question(
             .collect(),
     };
     let text = serde_json::to_vec(&question)
-        .context("kiln::engine::recall", || format!("ask for {}", stage.id))?;
+        .context(Code::EngineRecall, || format!("ask for {}", stage.id))?;
     Ok(hash_bytes(&text))
 }

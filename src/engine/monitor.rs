@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::base::{Problem, Result, duration};
+use crate::base::{Code, Problem, Result, duration};
 use crate::execute::{Ran, Watch};
 
 /// How often a running job's progress is told.
@@ -69,7 +69,7 @@ impl<'a> JobMonitor<'a> {
                 if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) =>
             {
                 let message = format!("ended after {}, its `timeout`", duration(timeout));
-                Err(Problem::new("kiln::engine::timeout", message)
+                Err(Problem::new(Code::EngineTimeout, message)
                     .help("give the stage a longer `timeout`, or find out what it waits for"))
             }
             (ran, _) => ran,

@@ -5,7 +5,7 @@
 //! where the action names them itself.
 
 use crate::action::{Part, PartName, Proof, stands_for};
-use crate::base::{Context, Digest, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::events::Why;
 use crate::store::{ActionResult, BlobStore, Notes, Sha256, ran_here};
 
@@ -74,7 +74,7 @@ pub fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<(
 
 fn digest(result: &ActionResult) -> Result<Digest> {
     let text = serde_json::to_vec(&result.outputs)
-        .context("kiln::engine::proof", || "serialize outputs".into())?;
+        .context(Code::EngineProof, || "serialize outputs".into())?;
     Ok(hash_bytes(&text))
 }
 

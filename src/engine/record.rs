@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Built;
 use super::history::{Before, History, Took};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Result, new_file_in, open_file, read_file};
+use crate::base::{Code, Context, Digest, Result, new_file_in, open_file, read_file};
 use crate::events::PartId;
 use crate::plan::StageId;
 
@@ -56,7 +56,7 @@ impl Record {
         let read = |file: File| BufReader::new(file.take(MAX_BYTES)).read_line(&mut line);
         match open_file(&path).and_then(read) {
             Err(error) if !NO_RECORD.contains(&error.kind()) => {
-                Err(error).context(CODE, || format!("read {}", path.display()))
+                Err(error).context(Code::EngineRecord, || format!("read {}", path.display()))
             }
             _ => {
                 let stages = serde_json::from_str(&line).unwrap_or_default();
@@ -75,21 +75,26 @@ impl Record {
         let folder = cache.join("last");
         let entries = match std::fs::read_dir(&folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
-            entries => entries.context(CODE, || format!("list {}", folder.display()))?,
+            entries => {
+                entries.context(Code::EngineRecord, || format!("list {}", folder.display()))?
+            }
         };
         let mut keys = vec![];
         for entry in entries {
             let path = entry
-                .context(CODE, || format!("list {}", folder.display()))?
+                .context(Code::EngineRecord, || format!("list {}", folder.display()))?
                 .path();
             if path
                 .extension()
                 .is_some_and(|extension| extension == "json")
             {
-                let text = read_text(&path).context(CODE, || format!("read {}", path.display()))?;
+                let text = read_text(&path)
+                    .context(Code::EngineRecord, || format!("read {}", path.display()))?;
                 let understood = read_keys(&text);
                 let all = understood
-                    .context(CODE, || format!("understand {}", path.display()))
+                    .context(Code::EngineRecord, || {
+                        format!("understand {}", path.display())
+                    })
                     .map_err(|problem| {
                         problem.help(
                             "remove the file and build that plan again; until then its last build \
@@ -198,11 +203,9 @@ impl Record {
             file.persist(path)?;
             Ok(())
         };
-        write().context(CODE, || format!("write {}", path.display()))
+        write().context(Code::EngineRecord, || format!("write {}", path.display()))
     }
 }
-
-const CODE: &str = "kiln::engine::record";
 
 fn read_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read_file(path, MAX_BYTES)?)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::plan::{Keep, Plan, PlannedStage, StageId};
 
 /// The stages `wanted` and all they need; those wanted are kept. A name of the plan wants all its
@@ -19,7 +19,7 @@ pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
             .map(|stage| stage.id.0.as_str())
             .collect();
         return Err(Problem::new(
-            "kiln::call::unknown_stage",
+            Code::CallUnknownStage,
             format!("the plan has no stage `{name}`"),
         )
         .help(format!("it has: {}", known.join(", "))));

@@ -96,6 +96,7 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Code;
 
     fn told(failed: &[(&str, &str, &str)]) -> Vec<String> {
         let mut failures = Failures::default();
@@ -105,7 +106,7 @@ mod tests {
                     stage: stage.to_string(),
                     part: part.to_string(),
                 },
-                problem: Problem::new("kiln::weights::not_finite", *message)
+                problem: Problem::new(Code::WeightsNotFinite, *message)
                     .within("failed to read a matrix"),
             });
         }

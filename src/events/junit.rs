@@ -8,7 +8,7 @@ use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestRerun, TestSuite
 
 use super::plain::first_line;
 use super::{Event, PartId, Report, TimedListener};
-use crate::base::{Context, Result, shown};
+use crate::base::{Code, Context, Result, shown};
 
 /// Collects the cases of a report.
 #[derive(Default)]
@@ -172,9 +172,7 @@ impl Report for Junit {
         let mut file = vec![];
         report
             .serialize(&mut file)
-            .context("kiln::report::write", || {
-                "serialize the JUnit report".into()
-            })?;
+            .context(Code::ReportWrite, || "serialize the JUnit report".into())?;
         // Neither is a character of XML.
         let text = String::from_utf8_lossy(&file).replace(['\u{fffe}', '\u{ffff}'], "\u{fffd}");
         Ok(shown(&text).into_bytes())

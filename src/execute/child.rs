@@ -20,7 +20,7 @@ use rustix::process::{
 use super::work::{Reply, Said};
 use super::{Ran, Watch};
 use crate::action::{Action, Demand};
-use crate::base::{Context, Problem, Result, end_below};
+use crate::base::{Code, Context, Problem, Result, end_below};
 use crate::store::LocalStore;
 
 /// How much of what a dead child wrote to standard error is shown.
@@ -50,9 +50,8 @@ pub(super) fn run(
         scratch.path().join("result.json"),
     );
     let spelled =
-        serde_json::to_vec(action).context("kiln::execute::io", || "serialize an action".into())?;
-    fs::write(&order, spelled)
-        .context("kiln::execute::io", || format!("write {}", order.display()))?;
+        serde_json::to_vec(action).context(Code::ExecuteIo, || "serialize an action".into())?;
+    fs::write(&order, spelled).context(Code::ExecuteIo, || format!("write {}", order.display()))?;
 
     let mut child = Command::new(program)
         .arg0("kiln")
@@ -77,15 +76,15 @@ pub(super) fn run(
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .context("kiln::execute::spawn", || {
+        .context(Code::ExecuteSpawn, || {
             format!("start {}", program.display())
         })?;
 
     let (status, stderr_tail) = attend(&mut child, watch)?;
     if status.success() {
-        let reply = fs::read(&result)
-            .context("kiln::execute::io", || format!("read {}", result.display()))?;
-        let reply = serde_json::from_slice(&reply).context("kiln::execute::io", || {
+        let reply =
+            fs::read(&result).context(Code::ExecuteIo, || format!("read {}", result.display()))?;
+        let reply = serde_json::from_slice(&reply).context(Code::ExecuteIo, || {
             format!("understand {}", result.display())
         })?;
         return match reply {
@@ -123,7 +122,7 @@ fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> 
         scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
         let stderr_tail = scope.spawn(move || stderr.map(stderr_tail).unwrap_or_default());
         let status =
-            reap(child, watch).context("kiln::execute::io", || "wait for a child process".into());
+            reap(child, watch).context(Code::ExecuteIo, || "wait for a child process".into());
         is_over.store(true, Ordering::Release);
         Ok((status?, stderr_tail.join().unwrap_or_default()))
     })
@@ -205,7 +204,7 @@ fn crashed(stage: &str, status: ExitStatus, stderr_tail: &str) -> Problem {
          said last is above. If it happens again, pin another version of the tool in [tools]"
     };
     let mut problem = Problem::new(
-        "kiln::execute::crashed",
+        Code::ExecuteCrashed,
         format!("the process of stage `{stage}` died: {status}"),
     )
     .help(help);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::workspace::LocalWorkspace;
 use super::{Executor, Ran, Watch, child};
 use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::store::LocalStore;
 
 /// Runs actions on the calling thread or in a child process, as their demand says.
@@ -48,7 +48,7 @@ pub(super) fn run_here(
     } = action;
     let stage = stages.get(kind).ok_or_else(|| {
         Problem::new(
-            "kiln::execute::unknown_stage",
+            Code::ExecuteUnknownStage,
             format!("this kiln has no stage kind `{kind}`"),
         )
     })?;
@@ -57,7 +57,7 @@ pub(super) fn run_here(
             "the action wants version {version} of `{kind}`, this kiln has {}",
             stage.spec().version
         );
-        return Err(Problem::new("kiln::execute::stage_version", message)
+        return Err(Problem::new(Code::ExecuteStageVersion, message)
             .help("kiln was replaced while it ran: call it again"));
     }
     let workspace = LocalWorkspace::new(store, watch);
@@ -66,7 +66,7 @@ pub(super) fn run_here(
     if let Some(blob) = store.missing(&blobs)?.first() {
         let message =
             format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
-        return Err(Problem::new("kiln::execute::output_missing", message));
+        return Err(Problem::new(Code::ExecuteOutputMissing, message));
     }
     workspace.clear()?;
     Ok(outputs)

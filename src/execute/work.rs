@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Watch;
 use super::local::run_here;
 use crate::action::{Action, Outputs, Registry};
-use crate::base::{Context, Problem, Result, adopt_orphans, end_descendants};
+use crate::base::{Code, Context, Problem, Result, adopt_orphans, end_descendants};
 use crate::store::LocalStore;
 
 /// What a child leaves in its result file.
@@ -37,14 +37,14 @@ pub(super) struct Said {
 
 /// Makes this process die when `parent` does. Must be its first act.
 pub fn die_with_parent(parent: u32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("kiln::execute::leash", || {
+    set_parent_process_death_signal(Some(Signal::KILL)).context(Code::ExecuteLeash, || {
         "tie this process to its parent".into()
     })?;
     // The parent may have died before the line above; then no signal will come any more.
     let found = getppid().map(|pid| pid.as_raw_nonzero().get());
     if found != i32::try_from(parent).ok() {
         return Err(Problem::new(
-            "kiln::execute::leash",
+            Code::ExecuteLeash,
             format!("the parent process {parent} is gone"),
         ));
     }
@@ -59,9 +59,8 @@ pub fn work(
     order: &Path,
     result: &Path,
 ) -> Result<()> {
-    let text =
-        fs::read(order).context("kiln::execute::io", || format!("read {}", order.display()))?;
-    let action: Action = serde_json::from_slice(&text).context("kiln::execute::io", || {
+    let text = fs::read(order).context(Code::ExecuteIo, || format!("read {}", order.display()))?;
+    let action: Action = serde_json::from_slice(&text).context(Code::ExecuteIo, || {
         format!("understand {}", order.display())
     })?;
     adopt_orphans()?;
@@ -75,10 +74,8 @@ pub fn work(
     };
     end_descendants();
     let text =
-        serde_json::to_vec(&reply).context("kiln::execute::io", || "serialize a result".into())?;
-    fs::write(result, text).context("kiln::execute::io", || {
-        format!("write {}", result.display())
-    })
+        serde_json::to_vec(&reply).context(Code::ExecuteIo, || "serialize a result".into())?;
+    fs::write(result, text).context(Code::ExecuteIo, || format!("write {}", result.display()))
 }
 
 /// The line to the parent.
@@ -96,7 +93,7 @@ impl Line {
             rustix::stdio::dup2_stdout(io::stderr())?;
             Ok(out.into())
         };
-        let out = take().context("kiln::execute::io", || "take standard output".into())?;
+        let out = take().context(Code::ExecuteIo, || "take standard output".into())?;
         Ok(Line {
             out,
             last: Mutex::new(None),

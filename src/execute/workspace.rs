@@ -11,7 +11,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::Watch;
 use crate::action::{Blob, BlobSink, Content, Workspace};
-use crate::base::{Context, Digest, Problem, Result};
+use crate::base::{Code, Context, Digest, Problem, Result};
 use crate::store::{LocalStore, LockedFolder};
 
 /// As much of a window is copied at a time.
@@ -66,12 +66,12 @@ impl Workspace for LocalWorkspace<'_> {
             // By way of another name: two threads may want the same window.
             let bytes = self.open(content)?;
             let mut file = NamedTempFile::new_in(self.scratch()?)
-                .context("kiln::io", || "copy a window".into())?;
+                .context(Code::Io, || "copy a window".into())?;
             bytes
                 .stream(PIECE_BYTES, |piece| file.write_all(piece))
-                .context("kiln::io", || format!("write {}", path.display()))?;
+                .context(Code::Io, || format!("write {}", path.display()))?;
             file.persist(&path)
-                .context("kiln::io", || format!("write {}", path.display()))?;
+                .context(Code::Io, || format!("write {}", path.display()))?;
         }
         Ok(path)
     }
@@ -118,7 +118,7 @@ impl Workspace for LocalWorkspace<'_> {
 
 fn gone(blob: &Digest) -> Problem {
     Problem::new(
-        "kiln::store::gone",
+        Code::StoreGone,
         format!("the blob {blob} is gone from the cache"),
     )
     .help("something removed it during the build; run the same command again")

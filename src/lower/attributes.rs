@@ -1,13 +1,19 @@
 //! Reading the attributes of a node.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::{AttributeProto, NodeProto};
 
 impl Lowering<'_> {
     /// The integer attribute `name`.
     pub(super) fn int(&self, node: &NodeProto, name: &str) -> Result<i64> {
-        let missing = || self.refuse(node, "attribute", &format!("lacks the integer `{name}`"));
+        let missing = || {
+            self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the integer `{name}`"),
+            )
+        };
         attribute(node, name)
             .and_then(|attribute| attribute.i)
             .ok_or_else(missing)
@@ -15,7 +21,13 @@ impl Lowering<'_> {
 
     /// The number `name`.
     pub(super) fn float(&self, node: &NodeProto, name: &str) -> Result<f32> {
-        let missing = || self.refuse(node, "attribute", &format!("lacks the number `{name}`"));
+        let missing = || {
+            self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the number `{name}`"),
+            )
+        };
         attribute(node, name)
             .and_then(|attribute| attribute.f)
             .ok_or_else(missing)
@@ -23,7 +35,13 @@ impl Lowering<'_> {
 
     /// The list `name`.
     pub(super) fn ints<'n>(&self, node: &'n NodeProto, name: &str) -> Result<&'n [i64]> {
-        let missing = || self.refuse(node, "attribute", &format!("lacks the list `{name}`"));
+        let missing = || {
+            self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("lacks the list `{name}`"),
+            )
+        };
         attribute(node, name)
             .map(|attribute| attribute.ints.as_slice())
             .ok_or_else(missing)
@@ -43,7 +61,7 @@ impl Lowering<'_> {
             .ok_or_else(|| {
                 self.refuse(
                     node,
-                    "attribute",
+                    Code::LowerAttribute,
                     &format!("has axis {axis} of {rank} dimensions"),
                 )
             })

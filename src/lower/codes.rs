@@ -6,7 +6,7 @@
 //! of the second kind, whatever is around it.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::onnx::{Grid, moved};
 use crate::qnn::{DataType, Encoding, StaticData, TensorId, TensorKind};
@@ -83,7 +83,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn quantize(&mut self, node: &'a NodeProto) -> Result<()> {
         let value = self.input_name(node, 0)?;
         let Some(&pair) = self.encodings.pairs.get(value) else {
-            return Err(self.refuse(node, "encoding", "has no DequantizeLinear"));
+            return Err(self.refuse(node, Code::LowerEncoding, "has no DequantizeLinear"));
         };
         if self.values.contains_key(pair.codes) {
             return Ok(());
@@ -132,7 +132,7 @@ impl<'a> Lowering<'a> {
     pub(super) fn coded_number(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let constant = self.stored(node, index)?;
         if !constant.element.is_float() {
-            return Err(self.refuse(node, "constant", "wants a number"));
+            return Err(self.refuse(node, Code::LowerConstant, "wants a number"));
         }
         let number = constant.all_numbers().next().unwrap_or(0.0);
         let last = u16::MAX;

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Where a tensor of halves is no longer as good as f16's own rounding (at most 2^-11 of each
 /// value): too many of its values are so small that they lose bits.
@@ -31,7 +31,7 @@ impl Fp16Weights {
         }
         let relative = (self.error / self.power).sqrt();
         Err(Problem::new(
-            "kiln::lower::half",
+            Code::LowerHalf,
             format!("`{tensor}` does not fit into f16: relative error {relative:.1e}"),
         )
         .help(
@@ -51,7 +51,7 @@ pub(super) fn scale_times_gain(scale: f32, gain: f32, tensor: &str) -> Result<f3
         return Ok(scaled);
     }
     Err(Problem::new(
-        "kiln::lower::half",
+        Code::LowerHalf,
         format!("the scale {scale:e} of `{tensor}` times the gain {gain} does not fit into f16"),
     )
     .help("choose a smaller `residual_exponent` or `ffn_exponent`"))

@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::action::Blob;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::onnx::proto::{ModelProto, NodeProto, TensorProto, element};
 use crate::model::onnx::{Checked, DOMAIN, Encodings, Function, ValueType, lint};
 use crate::qnn::{
@@ -89,7 +89,7 @@ fn check_functions(model: &ModelProto) -> Result<()> {
     {
         if Function::called(&theirs.name).is_none_or(|ours| ours.definition() != *theirs) {
             return Err(Problem::new(
-                "kiln::lower::function",
+                Code::LowerFunction,
                 format!(
                     "the body of function `{}` is not the one that kiln writes",
                     theirs.name
@@ -160,7 +160,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn unknown(&self, node: &NodeProto) -> Problem {
-        self.refuse(node, "op", "is not known to the lowering")
+        self.refuse(node, Code::LowerOp, "is not known to the lowering")
             .help(
                 "known are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
                  Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
@@ -169,7 +169,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// A problem of `node`, with the shapes of what it reads.
-    fn refuse(&self, node: &NodeProto, code: &str, why: &str) -> Problem {
+    fn refuse(&self, node: &NodeProto, code: Code, why: &str) -> Problem {
         let shape = |name: &String| match self.checked.types.get(name.as_str()) {
             Some(kind) => format!("{name} {:?}", kind.dims),
             None => name.clone(),
@@ -186,17 +186,17 @@ impl<'a> Lowering<'a> {
             node.op_type,
             inputs.join(", ")
         );
-        Problem::new(format!("kiln::lower::{code}").as_str(), message)
+        Problem::new(code, message)
     }
 
     fn value_type(&self, name: &str) -> Result<&ValueType> {
-        let missing = || Problem::new("kiln::lower::shape", format!("`{name}` has no type"));
+        let missing = || Problem::new(Code::LowerShape, format!("`{name}` has no type"));
         self.checked.types.get(name).ok_or_else(missing)
     }
 
     /// The name of input `index` of `node`.
     fn input_name(&self, node: &'a NodeProto, index: usize) -> Result<&'a str> {
-        let missing = || self.refuse(node, "input", &format!("has no input {index}"));
+        let missing = || self.refuse(node, Code::LowerInput, &format!("has no input {index}"));
         node.input
             .get(index)
             .map(String::as_str)
@@ -253,7 +253,7 @@ impl<'a> Lowering<'a> {
             Some(tensor) => self.constant(tensor),
             None => Err(self.refuse(
                 node,
-                "constant",
+                Code::LowerConstant,
                 &format!("reads `{name}`, which must be a constant"),
             )),
         }
@@ -275,7 +275,7 @@ impl<'a> Lowering<'a> {
         let [output] = node.output.as_slice() else {
             return Err(self.refuse(
                 node,
-                "output",
+                Code::LowerOutput,
                 &format!("has {} outputs, expected 1", node.output.len()),
             ));
         };
@@ -325,7 +325,7 @@ impl<'a> Lowering<'a> {
             other => {
                 let message =
                     format!("`{name}` has ONNX type {other}; activations are f32, token ids i32");
-                return Err(Problem::new("kiln::lower::type", message));
+                return Err(Problem::new(Code::LowerType, message));
             }
         };
         self.tensor(name, kind, data_type, &value.dims, Encoding::None, "")
@@ -378,7 +378,7 @@ impl<'a> Lowering<'a> {
             .collect::<Option<Vec<u32>>>()
             .ok_or_else(|| {
                 Problem::new(
-                    "kiln::lower::shape",
+                    Code::LowerShape,
                     format!("`{name}` {dims:?} is too large for the device"),
                 )
             })?;

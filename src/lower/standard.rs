@@ -1,7 +1,7 @@
 //! The standard operators, and RmsNorm.
 
 use super::Lowering;
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::blob_owner;
 use crate::qnn::{DataType, Encoding, Param, StaticData};
@@ -79,7 +79,7 @@ impl<'a> Lowering<'a> {
         if dims.get(axis) != Some(&begin) {
             return Err(self.refuse(
                 node,
-                "shape",
+                Code::LowerShape,
                 &format!("gives {begin} of its input along axis {axis}"),
             ));
         }
@@ -96,7 +96,7 @@ impl<'a> Lowering<'a> {
         if before != after {
             return Err(self.refuse(
                 node,
-                "shape",
+                Code::LowerShape,
                 &format!("makes {after} elements of {before}"),
             ));
         }
@@ -110,8 +110,9 @@ impl<'a> Lowering<'a> {
             .iter()
             .map(|&axis| u32::try_from(axis).ok())
             .collect();
-        let perm =
-            perm.ok_or_else(|| self.refuse(node, "attribute", "has a negative axis in `perm`"))?;
+        let perm = perm.ok_or_else(|| {
+            self.refuse(node, Code::LowerAttribute, "has a negative axis in `perm`")
+        })?;
         let input = self.operand(node, 0)?;
         let perm = Param::Uint32s(vec![perm.len() as u32], perm);
         self.emit(node, "Transpose", vec![("perm", perm)], vec![input])
@@ -122,7 +123,7 @@ impl<'a> Lowering<'a> {
         let dims = self.dims(node, 0)?;
         let gamma = self.stored(node, 1)?;
         if dims.last() != gamma.dims.first() || gamma.dims.len() != 1 {
-            return Err(self.refuse(node, "shape", "wants a gamma for each channel"));
+            return Err(self.refuse(node, Code::LowerShape, "wants a gamma for each channel"));
         }
         let (name, width) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
         let data = move || {

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::Open;
 use super::half::Fp16Weights;
 use crate::action::Blob;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::onnx::proto::{EXTERNAL, TensorProto};
 use crate::model::onnx::{element_name, element_of};
 use crate::model::weight::Element;
@@ -25,7 +25,7 @@ impl Stored {
         let name = tensor.name.clone();
         let problem = |what: String| {
             Problem::new(
-                "kiln::lower::constant",
+                Code::LowerConstant,
                 format!("constant `{}` {what}", tensor.name),
             )
         };
@@ -129,7 +129,7 @@ impl Stored {
 fn external(tensor: &TensorProto, open: Open) -> Result<Blob> {
     let problem = |what: String| {
         Problem::new(
-            "kiln::lower::external",
+            Code::LowerExternal,
             format!("the external data of `{}` {what}", tensor.name),
         )
     };

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::weight::{ErrorFacts, stored};
-use crate::base::{self, CanonJson, Digest, Problem, Result};
+use crate::base::{self, CanonJson, Code, Digest, Problem, Result};
 
 /// One line of the quantization report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,8 +52,7 @@ impl QuantReport {
     pub fn of<'a>(parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, weight) in stored(parts)? {
-            let wrong =
-                |why: &str| Problem::new("kiln::weights::report", format!("`{name}`: {why}"));
+            let wrong = |why: &str| Problem::new(Code::WeightsReport, format!("`{name}`: {why}"));
             let weight = weight.map_err(|why| wrong(&why))?;
             let bytes = weight.size_bytes();
             let error = weight
@@ -76,7 +75,7 @@ impl QuantReport {
     pub fn read(text: &[u8]) -> Result<Self> {
         let report: QuantReport = serde_json::from_slice(text).map_err(|error| {
             Problem::new(
-                "kiln::weights::report",
+                Code::WeightsReport,
                 format!("this is not a quantization report: {error}"),
             )
         })?;
@@ -86,7 +85,7 @@ impl QuantReport {
                 report.quantization_report,
                 Self::VERSION
             );
-            return Err(Problem::new("kiln::weights::report", message));
+            return Err(Problem::new(Code::WeightsReport, message));
         }
         Ok(report)
     }

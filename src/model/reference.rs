@@ -18,7 +18,7 @@ use super::decoder::{
 };
 use super::facts::RopeRows;
 use super::fidelity;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Weights that are in memory at a time: 16 MB, which is more than a cache holds and little else.
 const PIECE_VALUES: usize = 1 << 22;
@@ -251,7 +251,7 @@ impl<'a> Reference<'a> {
             }
             let last = stream.some_rows(next.len() - 1..next.len());
             self.logits(&State(last), |row| {
-                let none = || Problem::new("kiln::reference::logits", "no logit is a number");
+                let none = || Problem::new(Code::ReferenceLogits, "no logit is a number");
                 choices.push(Choice {
                     token: fidelity::top(row).ok_or_else(none)?,
                     gap: fidelity::top_gap(row),
@@ -271,7 +271,7 @@ impl<'a> Reference<'a> {
     fn embedding(&self, tokens: &[u32]) -> Result<Matrix> {
         if tokens.is_empty() {
             return Err(Problem::new(
-                "kiln::reference::prompt",
+                Code::ReferencePrompt,
                 "there is no text to begin with",
             ));
         }
@@ -435,7 +435,7 @@ fn matrix(name: &str, rows: usize, columns: usize, values: Vec<f32>) -> Result<M
     let found = values.len();
     Matrix::new(rows, columns, values).ok_or_else(|| {
         let message = format!("`{name}`: expected {rows} rows of {columns} values, found {found}");
-        Problem::new("kiln::reference::tensor", message)
+        Problem::new(Code::ReferenceTensor, message)
     })
 }
 

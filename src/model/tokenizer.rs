@@ -8,7 +8,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 
 /// Words, contractions, numbers and runs of symbols; GPT-2's own regex.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -98,7 +98,7 @@ impl Tokenizer {
     /// word.
     pub fn from_metadata(json: &[u8]) -> Result<Self> {
         let metadata: Metadata = serde_json::from_slice(json)
-            .context("kiln::tokenizer::metadata", || "read the tokenizer".into())?;
+            .context(Code::TokenizerMetadata, || "read the tokenizer".into())?;
         if let Some(problem) = unsupported(&metadata.model, metadata.pre.as_deref()) {
             return Err(problem);
         }
@@ -177,7 +177,7 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
             "the tokenizer is `{}`, not byte-level BPE (`gpt2`)",
             shortened(model).escape_debug()
         );
-        return Some(Problem::new("kiln::tokenizer::model", message).help(
+        return Some(Problem::new(Code::TokenizerModel, message).help(
             "validate a model with a byte-level BPE tokenizer, or leave out its `reference` and \
              `package` stages",
         ));
@@ -207,7 +207,7 @@ pub fn unsupported(model: &str, pre: Option<&str>) -> Option<Problem> {
             (message, without.into())
         }
     };
-    Some(Problem::new("kiln::tokenizer::pre", message).help(help))
+    Some(Problem::new(Code::TokenizerPre, message).help(help))
 }
 
 fn build(metadata: &Metadata) -> tokenizers::Result<tokenizers::Tokenizer> {
@@ -282,7 +282,7 @@ fn pre_tokenizer(name: &str) -> tokenizers::Result<PreTokenizerWrapper> {
 
 fn unusable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
     Problem::new(
-        "kiln::tokenizer::unusable",
+        Code::TokenizerUnusable,
         "the file's tokenizer cannot be used",
     )
     .because(error)
@@ -343,7 +343,7 @@ mod tests {
         }
         assert_eq!(
             Tokenizer::from_json(b"{}").err().unwrap().code,
-            "kiln::tokenizer::unusable"
+            Code::TokenizerUnusable
         );
     }
 
@@ -372,7 +372,7 @@ mod tests {
         let llama = br#"{"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": []}"#;
         assert_eq!(
             Tokenizer::from_metadata(llama).err().unwrap().code,
-            "kiln::tokenizer::model"
+            Code::TokenizerModel
         );
     }
 

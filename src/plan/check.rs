@@ -12,7 +12,7 @@ use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::{Keep, PlannedStage, StageId};
 use crate::action::{Given, InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
-use crate::base::{Problem, closest, hint};
+use crate::base::{Code, Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
 
@@ -90,9 +90,8 @@ impl<'a> Checker<'a> {
         Some(Checked { stage, keep, edges })
     }
 
-    fn problem(&mut self, code: &str, message: String, span: &Span, label: &str, help: String) {
-        let problem =
-            Problem::new(format!("kiln::plan::{code}").as_str(), message).at(span.clone(), label);
+    fn problem(&mut self, code: Code, message: String, span: &Span, label: &str, help: String) {
+        let problem = Problem::new(code, message).at(span.clone(), label);
         self.problems.push(if help.is_empty() {
             problem
         } else {
@@ -107,7 +106,7 @@ impl<'a> Checker<'a> {
             node.what()
         );
         self.problem(
-            "wrong_type",
+            Code::PlanWrongType,
             message,
             &node.span,
             &format!("expected {expected}"),
@@ -120,7 +119,7 @@ impl<'a> Checker<'a> {
             let kinds: Vec<&str> = self.registry.kinds().collect();
             let message = format!("the stage `{}` has no `kind`", self.stage.name);
             self.problem(
-                "missing_kind",
+                Code::PlanMissingKind,
                 message,
                 &self.stage.at,
                 "this stage",
@@ -136,7 +135,7 @@ impl<'a> Checker<'a> {
         if stage.is_none() {
             let help = hint(kind, "kinds", self.registry.kinds().collect::<Vec<_>>());
             self.problem(
-                "unknown_kind",
+                Code::PlanUnknownKind,
                 format!("there is no stage kind `{kind}`"),
                 &entry.node.span,
                 "here",
@@ -166,7 +165,13 @@ impl<'a> Checker<'a> {
             let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
             let help =
                 "what does not reach outside fails the same way again; remove it".to_string();
-            self.problem("unknown_parameter", message, &entry.key_span, "here", help);
+            self.problem(
+                Code::PlanUnknownParameter,
+                message,
+                &entry.key_span,
+                "here",
+                help,
+            );
         }
     }
 
@@ -177,7 +182,13 @@ impl<'a> Checker<'a> {
                 if slot.required {
                     let message = format!("`{}` needs the input `{}`", self.stage.name, slot.name);
                     let help = format!("write `{} = \"...\"`; {}", slot.name, self.producers(slot));
-                    self.problem("missing_input", message, &self.stage.at, "this stage", help);
+                    self.problem(
+                        Code::PlanMissingInput,
+                        message,
+                        &self.stage.at,
+                        "this stage",
+                        help,
+                    );
                 }
                 continue;
             };
@@ -241,7 +252,7 @@ impl<'a> Checker<'a> {
             let stages = self.draft.stages.iter().filter(|stage| !stage.is_tool());
             let help = hint(name, "stages", names(stages));
             self.problem(
-                "unknown_stage",
+                Code::PlanUnknownStage,
                 format!("there is no stage `{name}`"),
                 span,
                 "here",
@@ -260,7 +271,7 @@ impl<'a> Checker<'a> {
                 "`across` gathers only where an input takes many: `{}` does not",
                 slot.name
             );
-            self.problem("matrix", message, span, "one for each value", help);
+            self.problem(Code::PlanMatrix, message, span, "one for each value", help);
         }
         let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
         if let Some(output) = output.filter(|output| !slot.takes(output)) {
@@ -271,7 +282,7 @@ impl<'a> Checker<'a> {
             );
             let help = self.producers(slot);
             self.problem(
-                "wrong_artifact",
+                Code::PlanWrongArtifact,
                 message,
                 span,
                 &format!("gives `{output}`"),
@@ -338,7 +349,7 @@ impl<'a> Checker<'a> {
             meant.extend(closest(key, known.iter().copied()).map(String::from));
             let message = format!("a stage of kind `{}` has no `{key}`", spec.kind);
             self.problem(
-                "unknown_parameter",
+                Code::PlanUnknownParameter,
                 message,
                 &entry.key_span,
                 "here",
@@ -377,7 +388,13 @@ impl<'a> Checker<'a> {
                     .get(slot)
                     .map_or(vec![], |entry| strings(&entry.node).collect());
                 let help = hint(key, &format!("stages of `{slot}`"), known);
-                self.problem("unknown_stage", message, &entry.key_span, "here", help);
+                self.problem(
+                    Code::PlanUnknownStage,
+                    message,
+                    &entry.key_span,
+                    "here",
+                    help,
+                );
             }
         }
         values.extend(own);
@@ -456,7 +473,7 @@ impl<'a> Checker<'a> {
             .concat()
             .join(".");
         problem.message = format!("`{name}`: {}", problem.message);
-        let is_key = problem.code == "kiln::plan::unknown_parameter";
+        let is_key = problem.code == Code::PlanUnknownParameter;
         let (span, label) = self.place(&steps, is_key);
         self.problems.push(problem.at(span, label));
     }
@@ -522,7 +539,7 @@ impl<'a> Checker<'a> {
                     ),
                 };
                 self.problem(
-                    "missing_tool",
+                    Code::PlanMissingTool,
                     message,
                     &self.stage.at.clone(),
                     "this stage",

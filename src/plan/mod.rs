@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::action::Registry;
-use crate::base::Problem;
+use crate::base::{Code, Problem};
 
 pub use matrix::MAX_STAGES;
 pub use schema::schema;
@@ -57,7 +57,7 @@ pub fn read(
     problems.retain(|problem| told.insert(format!("{problem:?}")));
     if problems.len() > MAX_TOLD {
         let message = format!("and {} more mistakes", problems.split_off(MAX_TOLD).len());
-        problems.push(Problem::new("kiln::plan::more", message).help("mend these first"));
+        problems.push(Problem::new(Code::PlanMore, message).help("mend these first"));
     }
     Err(problems)
 }
@@ -99,8 +99,8 @@ fn place(problem: &Problem) -> Option<Range<usize>> {
 /// Whether a `${...}` could not be filled in.
 fn is_unfilled(problem: &Problem) -> bool {
     matches!(
-        problem.code.as_str(),
-        "kiln::plan::unknown_variable" | "kiln::plan::variable" | "kiln::plan::axis"
+        problem.code,
+        Code::PlanUnknownVariable | Code::PlanVariable | Code::PlanAxis
     )
 }
 

@@ -6,7 +6,7 @@ use super::merge::Tables;
 use super::source::{Entry, Node, Span, Tree};
 use super::source_map::SourceMap;
 use super::words::bad_name;
-use crate::base::{Problem, hint};
+use crate::base::{Code, Problem, hint};
 
 /// Cap on a string with all its variables filled in: far above any argument, prompt or path.
 const MAX_FILLED_BYTES: usize = 64 << 10;
@@ -79,7 +79,7 @@ impl Vars {
         let Some((old, at)) = var.or(axis) else {
             problems.push(
                 Problem::new(
-                    "kiln::plan::unknown_variable",
+                    Code::PlanUnknownVariable,
                     format!("--set {name}: the plan has no such variable"),
                 )
                 .help(hint(name, "variables", self.names())),
@@ -104,7 +104,7 @@ impl Vars {
             .what();
             problems.push(
                 Problem::new(
-                    "kiln::plan::wrong_type",
+                    Code::PlanWrongType,
                     format!("--set {name}={text}: expected {expected}"),
                 )
                 .at(at, format!("{expected} here"))
@@ -119,7 +119,7 @@ impl Vars {
                     text.escape_debug()
                 );
                 problems.push(
-                    Problem::new("kiln::plan::bad_name", message)
+                    Problem::new(Code::PlanBadName, message)
                         .at(at, "this axis")
                         .help(why),
                 );
@@ -244,8 +244,7 @@ impl Vars {
                 let message = format!(
                     "with its variables filled in, it has more than {MAX_FILLED_BYTES} bytes"
                 );
-                let problem =
-                    Problem::new("kiln::plan::too_large", message).at(place("${"), "here");
+                let problem = Problem::new(Code::PlanTooLarge, message).at(place("${"), "here");
                 return Err(problem.help("put a long text into a file, and `fetch` it"));
             }
             match piece {
@@ -256,7 +255,7 @@ impl Vars {
                     has_variables = true;
                 }
                 Piece::Open => {
-                    return Err(Problem::new("kiln::plan::variable", "`${` without `}`")
+                    return Err(Problem::new(Code::PlanVariable, "`${` without `}`")
                         .at(place("${"), "here")
                         .help("write `$${` for the characters `${` themselves"));
                 }
@@ -278,7 +277,7 @@ impl Vars {
         let message = format!(
             "with all variables filled in, the plan has more than {MAX_ALL_FILLED_BYTES} bytes"
         );
-        Err(Problem::new("kiln::plan::too_large", message)
+        Err(Problem::new(Code::PlanTooLarge, message)
             .help("put a long text into a file, and `fetch` it"))
     }
 
@@ -300,7 +299,7 @@ impl Vars {
                 .cloned()
                 .ok_or_else(|| {
                     Problem::new(
-                        "kiln::plan::axis",
+                        Code::PlanAxis,
                         format!("the axis `{name}` has no single value here"),
                     )
                     .help(
@@ -310,7 +309,7 @@ impl Vars {
                 });
         }
         Err(Problem::new(
-            "kiln::plan::unknown_variable",
+            Code::PlanUnknownVariable,
             format!("there is no variable `{name}`"),
         )
         .help(hint(name, "variables", self.names())))
@@ -330,7 +329,7 @@ impl Vars {
             .map(|axis| ("axis", axis.name, axis.at));
         vars.chain(axes).map(|(what, name, at)| {
             Problem::new(
-                "kiln::plan::unused_variable",
+                Code::PlanUnusedVariable,
                 format!("nothing uses the {what} `{name}`"),
             )
             .at(at, "set here")
@@ -347,14 +346,14 @@ fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Va
     match tree {
         Tree::List(_) | Tree::Table(_) => problems.push(
             Problem::new(
-                "kiln::plan::wrong_type",
+                Code::PlanWrongType,
                 format!("the variable `{name}` is {}", entry.node.what()),
             )
             .at(span.clone(), "expected a string, number or boolean"),
         ),
         Tree::String(text) if text.contains("${") => problems.push(
             Problem::new(
-                "kiln::plan::variable",
+                Code::PlanVariable,
                 format!("the variable `{name}` refers to a variable"),
             )
             .at(span.clone(), "taken as it stands")
@@ -392,11 +391,7 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
                 entry.node.what()
             };
             problems.push(
-                Problem::new(
-                    "kiln::plan::wrong_type",
-                    format!("the axis `{name}` is {what}"),
-                )
-                .at(
+                Problem::new(Code::PlanWrongType, format!("the axis `{name}` is {what}")).at(
                     entry.node.span.clone(),
                     "expected a list of strings, numbers or booleans",
                 ),
@@ -409,7 +404,7 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
     for item in items {
         let Some(text) = item.tree.text() else {
             let message = format!("the axis `{name}` has {}", item.what());
-            let problem = Problem::new("kiln::plan::wrong_type", message);
+            let problem = Problem::new(Code::PlanWrongType, message);
             problems.push(problem.at(item.span.clone(), "expected a string, number or boolean"));
             continue;
         };
@@ -419,14 +414,14 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
                 text.escape_debug()
             );
             problems.push(
-                Problem::new("kiln::plan::bad_name", message)
+                Problem::new(Code::PlanBadName, message)
                     .at(item.span.clone(), "here")
                     .help(why),
             );
         }
         if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
             let message = format!("the axis `{name}` has `{text}` twice");
-            let problem = Problem::new("kiln::plan::matrix", message).at(item.span.clone(), "here");
+            let problem = Problem::new(Code::PlanMatrix, message).at(item.span.clone(), "here");
             problems.push(problem.at(first, "and here").help("remove one of them"));
             continue;
         }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::library::{c_string, check, given, open, owned, slot};
 use super::tensors::{GraphInfo, TensorInfo};
 use super::{Soc, ffi, log};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Largest context binary that kiln accepts from a library: device processes map less than 4 GB.
 const MAX_BINARY_BYTES: u64 = 16 << 30;
@@ -215,7 +215,7 @@ impl Context {
             .find(|name| !graph.inputs.iter().any(|input| input.name == **name))
         {
             return Err(Problem::new(
-                "kiln::qnn::binding",
+                Code::QnnBinding,
                 format!("graph `{}` has no input `{unknown}`", graph.name),
             ));
         }
@@ -224,13 +224,13 @@ impl Context {
         for info in &graph.inputs {
             let bytes = inputs.get(&info.name).ok_or_else(|| {
                 Problem::new(
-                    "kiln::qnn::binding",
+                    Code::QnnBinding,
                     format!("graph `{}` lacks its input `{}`", graph.name, info.name),
                 )
             })?;
             if info.size_bytes() != Some(bytes.len() as u64) {
                 return Err(Problem::new(
-                    "kiln::qnn::binding",
+                    Code::QnnBinding,
                     format!(
                         "input `{}` of graph `{}` is {} {:?}, but got {} bytes",
                         info.name,
@@ -250,7 +250,7 @@ impl Context {
                 .filter(|&size| size <= u32::MAX.into())
                 .ok_or_else(|| {
                     Problem::new(
-                        "kiln::qnn::binding",
+                        Code::QnnBinding,
                         format!(
                             "output `{}` is {} {:?}",
                             info.name, info.type_name, info.shape
@@ -312,7 +312,7 @@ pub(super) fn read_out(
     })?;
     if size == 0 || size > MAX_BINARY_BYTES {
         return Err(Problem::new(
-            "kiln::qnn::odd_answer",
+            Code::QnnOddAnswer,
             format!("the library reports a {what} of {size} bytes"),
         ));
     }
@@ -322,7 +322,7 @@ pub(super) fn read_out(
     })?;
     if written > size {
         return Err(Problem::new(
-            "kiln::qnn::odd_answer",
+            Code::QnnOddAnswer,
             format!("the library wrote {written} of {size} bytes"),
         ));
     }

@@ -16,7 +16,7 @@ use super::library::{c_string, check, given, slot};
 use super::quantize::{Held, Quantize};
 use super::tensors::{GraphInfo, TensorInfo, type_name};
 use super::{ffi, log};
-use crate::base::{Context as _, Problem, Result};
+use crate::base::{Code, Context as _, Problem, Result};
 
 /// The package of every operation.
 const PACKAGE: &std::ffi::CStr = c"qti.aisw";
@@ -43,7 +43,7 @@ impl GraphOptions {
     pub fn ir(path: &Path) -> Result<Self> {
         CString::new(path.as_os_str().as_bytes())
             .map(GraphOptions::Ir)
-            .context("kiln::qnn::name", || {
+            .context(Code::QnnName, || {
                 format!("name {} to a library", path.display())
             })
     }
@@ -96,9 +96,6 @@ impl RawOptions {
         }
     }
 }
-
-/// What a problem is called if the backend does not take an operation.
-const OP_REFUSED: &str = "kiln::qnn::op_refused";
 
 /// So many refused operations of a kind are named.
 const NAMED: usize = 4;
@@ -210,7 +207,7 @@ impl Live {
         });
         if count != Some(data.bytes.len() as u64) || data.bytes.len() > u32::MAX as usize {
             return Err(Problem::new(
-                "kiln::qnn::static_data",
+                Code::QnnStaticData,
                 format!(
                     "static tensor `{name}` of shape {dims:?} has {} bytes of data",
                     data.bytes.len()
@@ -293,7 +290,7 @@ impl Player<'_> {
         let mut refusals: Vec<(&Node, Problem)> = vec![];
         for (index, node) in self.graph.nodes.iter().enumerate() {
             match self.add(node, refusals.is_empty()) {
-                Err(problem) if self.validate && problem.code == OP_REFUSED => {
+                Err(problem) if self.validate && problem.code == Code::QnnOpRefused => {
                     refusals.push((node, problem))
                 }
                 other => other?,
@@ -459,7 +456,7 @@ impl Player<'_> {
         for (name, value) in &node.params {
             let _ = write!(text, "\n  {name} = {value:?}");
         }
-        let mut problem = Problem::new(OP_REFUSED, text).help(
+        let mut problem = Problem::new(Code::QnnOpRefused, text).help(
             "override the scheme of this operation's weights in the `requant` stage (every chip \
              takes `f16`), or build for a newer SoC",
         );
@@ -520,7 +517,7 @@ fn signature(tensor: &Tensor, id: u32) -> TensorInfo {
 
 fn unknown_tensor(node: &Node, id: TensorId) -> Problem {
     Problem::new(
-        "kiln::qnn::graph",
+        Code::QnnGraph,
         format!(
             "{} `{}` uses tensor {}, which the graph lacks",
             node.op, node.name, id.0

@@ -7,7 +7,7 @@ use std::path::Path;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::{ffi, log};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// The versions whose layouts `ffi` describes; both are part of QAIRT 2.51.
 const CORE_API: (u32, u32) = (2, 40);
@@ -45,7 +45,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
     let path = folder.join(file);
     if !path.is_file() {
         return Err(Problem::new(
-            "kiln::tool_file_missing",
+            Code::ToolFileMissing,
             format!("there is no {}", path.display()),
         )
         .help(format!(
@@ -63,7 +63,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
 }
 
 fn unusable(message: String) -> Problem {
-    Problem::new("kiln::tool_missing", message).help(format!("pin {KNOWN_WHEEL} in [tools]"))
+    Problem::new(Code::ToolMissing, message).help(format!("pin {KNOWN_WHEEL} in [tools]"))
 }
 
 /// Opens `folder/file` and finds its provider table, which is `'static` because the library is
@@ -114,7 +114,7 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
 pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
     function.ok_or_else(|| {
         Problem::new(
-            "kiln::qnn::no_function",
+            Code::QnnNoFunction,
             format!("the QNN library does not offer {name}"),
         )
     })
@@ -128,7 +128,7 @@ pub(super) fn check(code: ffi::Error, what: impl FnOnce() -> String) -> Result<(
     let code = code & 0xFFFF;
     let meaning = meaning(code).map_or(String::new(), |meaning| format!(", {meaning}"));
     let mut problem = Problem::new(
-        "kiln::qnn::refused",
+        Code::QnnRefused,
         format!("failed to {}: error {code}{meaning}", what()),
     );
     problem.causes = log::take();
@@ -167,7 +167,7 @@ fn meaning(code: u64) -> Option<&'static str> {
 pub(super) fn given(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
     if handle.is_null() {
         return Err(Problem::new(
-            "kiln::qnn::null",
+            Code::QnnNull,
             format!("the QNN library gave no {what} though it reports success"),
         ));
     }
@@ -178,7 +178,7 @@ pub(super) fn given(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
 pub(super) fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| {
         Problem::new(
-            "kiln::qnn::name",
+            Code::QnnName,
             format!("a name holds a NUL: {}", text.escape_debug()),
         )
     })

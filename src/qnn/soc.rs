@@ -1,6 +1,6 @@
 //! The chips that kiln builds for.
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// A system on chip, as the HTP backend knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Soc {
                 let near = SOCS
                     .iter()
                     .find(|soc| strsim::osa_distance(soc.name, &name.to_ascii_lowercase()) == 1);
-                Problem::new("kiln::plan::soc", format!("unknown SoC `{name}`")).help(match near {
+                Problem::new(Code::PlanSoc, format!("unknown SoC `{name}`")).help(match near {
                     Some(soc) => format!("did you mean `{}`? {known}", soc.name),
                     None => known,
                 })

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::ffi;
 use super::library::owned;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Limits on what a library reports: far above any real graph, far below what could exhaust memory.
 const MAX_GRAPHS: u32 = 4096;
@@ -158,7 +158,7 @@ unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<Te
 
 fn odd(what: String) -> Problem {
     Problem::new(
-        "kiln::qnn::odd_answer",
+        Code::QnnOddAnswer,
         format!("the QNN library reports {what}"),
     )
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::{self, HostInput, LOGITS, Shapes};
 use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
@@ -182,7 +182,7 @@ fn feeds(
         .filter(|past| tokens.len() <= width && cache.tokens() <= *past);
     let past = past.ok_or_else(|| {
         Problem::new(
-            "kiln::evaluate::graph_too_small",
+            Code::EvaluateGraphTooSmall,
             format!(
                 "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
                  of {context}",
@@ -287,7 +287,7 @@ fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> R
     let values = outputs.remove(name).unwrap_or_default();
     if values.len() != size {
         return Err(Problem::new(
-            "kiln::evaluate::output",
+            Code::EvaluateOutput,
             format!(
                 "the candidate's output `{name}` has {} values, expected {size}",
                 values.len()

@@ -10,7 +10,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use crate::action::{Blob, Job};
 use crate::artifact::context::binary_inputs;
 use crate::artifact::tools::QNN;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::qnn::{DataType, Simulator, TensorInfo};
 
@@ -73,7 +73,7 @@ impl Binary {
         let role = graph.role();
         self.graphs.get(role).ok_or_else(|| {
             Problem::new(
-                "kiln::evaluate::graphs",
+                Code::EvaluateGraphs,
                 format!("the context binary holds no {role} graph"),
             )
             .help("build it with both graphs: leave `graphs` out of the `context-bin` stage")
@@ -83,7 +83,7 @@ impl Binary {
 
 impl Engine for Htp {
     fn facts(&self, graph: Graph) -> Result<GraphFacts> {
-        let none = || Problem::new("kiln::evaluate::graphs", "there is no context binary");
+        let none = || Problem::new(Code::EvaluateGraphs, "there is no context binary");
         self.binaries
             .first()
             .ok_or_else(none)?
@@ -110,7 +110,7 @@ impl Engine for Htp {
                     (None, Some(value)) => spell(tensor, value)?,
                     (None, None) => {
                         let message = format!("`{name}` has an unknown input `{}`", tensor.name);
-                        return Err(Problem::new("kiln::evaluate::graphs", message));
+                        return Err(Problem::new(Code::EvaluateGraphs, message));
                     }
                 };
                 Ok((tensor.name.clone(), bytes))
@@ -125,7 +125,7 @@ impl Engine for Htp {
         }
         match wanted.iter().find(|wanted| !given.contains_key(*wanted)) {
             Some(lacking) => Err(Problem::new(
-                "kiln::evaluate::graphs",
+                Code::EvaluateGraphs,
                 format!("the candidate gives no `{lacking}`"),
             )),
             None => Ok(given),
@@ -210,7 +210,7 @@ fn floats(tensor: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
 
 fn other_type(tensor: &TensorInfo) -> Problem {
     Problem::new(
-        "kiln::evaluate::type",
+        Code::EvaluateType,
         format!(
             "`{}` is {}, which the evaluation does not feed",
             tensor.name, tensor.type_name

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::decoder::Tensor;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::onnx::proto::{GraphProto, ModelProto, TensorProto};
 use crate::model::onnx::{ExternalRows, Function};
 
@@ -85,7 +85,7 @@ fn rows<'a>(
         return Ok(None);
     };
     let path = folder.join(location);
-    let file = File::open(&path).context("kiln::io", || format!("open {}", path.display()))?;
+    let file = File::open(&path).context(Code::Io, || format!("open {}", path.display()))?;
     let mut row = vec![0; usize::try_from(row_bytes).unwrap_or(0)];
     let mut dims = tensor.dims.clone();
     dims.iter_mut()
@@ -98,13 +98,13 @@ fn rows<'a>(
             .filter(|id| *id < all)
             .ok_or_else(|| {
                 Problem::new(
-                    "kiln::evaluate::token",
+                    Code::EvaluateToken,
                     format!("there is no token {id}: the embedding has {all} rows"),
                 )
             })?;
         let at = offset.saturating_add(id * row_bytes);
         file.read_exact_at(&mut row, at)
-            .context("kiln::io", || format!("read {}", path.display()))?;
+            .context(Code::Io, || format!("read {}", path.display()))?;
         raw_data.extend_from_slice(&row);
     }
     let name = format!("{}.looked_up", tensor.name);

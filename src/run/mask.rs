@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::artifact::evaluation::{MaskMargin, Masks};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::inputs::MASK;
 use crate::model::facts::in_layer;
 
@@ -58,7 +58,7 @@ impl MaskWatch {
         let Some((layer, what)) = in_layer(value).filter(|_| Self::wants(value)) else {
             return Ok(());
         };
-        let layer = layer.parse().context("kiln::evaluate::mask", || {
+        let layer = layer.parse().context(Code::EvaluateMask, || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
@@ -119,7 +119,7 @@ impl MaskWatch {
     pub(super) fn margins(self) -> Result<Masks> {
         if self.layers.is_empty() || self.visible.is_empty() {
             return Err(Problem::new(
-                "kiln::evaluate::mask",
+                Code::EvaluateMask,
                 "the graph shows no attention",
             ));
         }

@@ -11,7 +11,7 @@ use super::decoder::{Tensor, opening};
 use super::lookup::look_up;
 use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::HostInput;
 use crate::model::facts::GraphFacts;
@@ -150,7 +150,7 @@ fn feeds<'a>(
         let tensor = held.get(name).or_else(|| shared.get(name));
         let missing = || {
             Problem::new(
-                "kiln::evaluate::graph",
+                Code::EvaluateGraph,
                 format!("nobody knows what to feed the input `{name}`"),
             )
         };
@@ -185,10 +185,5 @@ fn dims(graph: &GraphProto, name: &str) -> Result<Vec<usize>> {
             .map(|dim| usize::try_from(dim.dim_value?).ok())
             .collect()
     });
-    dims.ok_or_else(|| {
-        Problem::new(
-            "kiln::onnx::malformed",
-            format!("`{name}` has no static shape"),
-        )
-    })
+    dims.ok_or_else(|| Problem::new(Code::OnnxMalformed, format!("`{name}` has no static shape")))
 }

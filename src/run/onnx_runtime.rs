@@ -15,7 +15,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use super::observe::{Observer, run_layers};
 use crate::action::Job;
 use crate::artifact::tools::RUNTIME;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::onnx;
 
@@ -40,11 +40,11 @@ impl OnnxRuntime {
     pub fn of(job: &Job, inputs: &str) -> Result<Self> {
         let library = library(&job.tool_folder("ort")?)?;
         let environment = ort::init_from(&library)
-            .context("kiln::evaluate::runtime", || {
+            .context(Code::EvaluateRuntime, || {
                 format!("load {}", library.display())
             })?
             .build()
-            .context("kiln::evaluate::runtime", || "start ONNX Runtime".into())?;
+            .context(Code::EvaluateRuntime, || "start ONNX Runtime".into())?;
         Self::within(environment, job, inputs)
     }
 
@@ -83,8 +83,8 @@ impl OnnxRuntime {
     pub fn replace_prefill(&self, model: &[u8]) -> Result<()> {
         let path = self.folder.join(file_name(Graph::Prefill));
         // The file may share its bytes with the blob store: a new one takes its name.
-        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
-        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))
+        fs::remove_file(&path).context(Code::Io, || format!("remove {}", path.display()))?;
+        fs::write(&path, model).context(Code::Io, || format!("write {}", path.display()))
     }
 
     /// Puts the file at `from` in the place of the candidate's file `name`.
@@ -95,7 +95,7 @@ impl OnnxRuntime {
     /// Loads `model`, whose external data are the candidate's.
     pub fn load_model(&self, model: &[u8]) -> Result<Session> {
         let path = self.folder.join("piece.onnx");
-        fs::write(&path, model).context("kiln::io", || format!("write {}", path.display()))?;
+        fs::write(&path, model).context(Code::Io, || format!("write {}", path.display()))?;
         // Only what keeps the arithmetic: higher levels fuse DequantizeLinear and MatMul into
         // MatMulNBits, which by default rounds activations to 8 bits. One thread: the same
         // sums in the same order on every machine. No pattern of memory learned from the
@@ -108,7 +108,7 @@ impl OnnxRuntime {
             .and_then(|builder| Ok(builder.with_intra_threads(1)?))
             .and_then(|builder| Ok(builder.with_memory_pattern(false)?))
             .and_then(|mut builder| builder.commit_from_file(&path))
-            .context("kiln::evaluate::graph", || {
+            .context(Code::EvaluateGraph, || {
                 "load a layer into ONNX Runtime".into()
             })
     }
@@ -135,7 +135,7 @@ fn lay_out(from: &Path, to: &Path) -> Result<()> {
         })?;
         fs::hard_link(&from, to).or_else(|_| fs::copy(&from, to).map(drop))
     };
-    link().context("kiln::io", || {
+    link().context(Code::Io, || {
         format!("link {} to {}", to.display(), from.display())
     })
 }
@@ -143,7 +143,7 @@ fn lay_out(from: &Path, to: &Path) -> Result<()> {
 /// The runtime's file carries its version in its name.
 fn library(folder: &Path) -> Result<PathBuf> {
     let entries =
-        fs::read_dir(folder).context("kiln::io", || format!("list {}", folder.display()))?;
+        fs::read_dir(folder).context(Code::Io, || format!("list {}", folder.display()))?;
     let is_runtime = |path: &PathBuf| {
         path.file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with(RUNTIME))
@@ -153,7 +153,7 @@ fn library(folder: &Path) -> Result<PathBuf> {
         .find(is_runtime)
         .ok_or_else(|| {
             Problem::new(
-                "kiln::evaluate::runtime",
+                Code::EvaluateRuntime,
                 format!("there is no {}* in {}", RUNTIME, folder.display()),
             )
         })
@@ -168,7 +168,7 @@ impl Engine for OnnxRuntime {
             .map(|(_, facts)| facts.clone());
         given.ok_or_else(|| {
             Problem::new(
-                "kiln::evaluate::graph",
+                Code::EvaluateGraph,
                 format!("there is no {}", file_name(graph)),
             )
         })
@@ -193,7 +193,7 @@ impl OnnxRuntime {
         wanted: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let path = self.folder.join(file);
-        let bytes = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        let bytes = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
         let mut taken = Taken {
             wanted,
             values: BTreeMap::new(),
@@ -245,22 +245,22 @@ pub fn run<'a>(
     let feeds = feeds
         .map(|(name, tensor)| Ok((name, value(tensor)?)))
         .collect::<ort::Result<Vec<_>>>()
-        .context("kiln::evaluate::run", context("feed ONNX Runtime"))?;
+        .context(Code::EvaluateRun, context("feed ONNX Runtime"))?;
     let selector = wanted
         .iter()
         .fold(OutputSelector::no_default(), |selector, name| {
             selector.with(name)
         });
     let options = RunOptions::new()
-        .context("kiln::evaluate::run", context("ask ONNX Runtime"))?
+        .context(Code::EvaluateRun, context("ask ONNX Runtime"))?
         .with_outputs(selector);
     let outputs = session
         .run_with_options(feeds, &options)
-        .context("kiln::evaluate::run", context("run ONNX Runtime"))?;
+        .context(Code::EvaluateRun, context("run ONNX Runtime"))?;
     for (name, value) in outputs.iter() {
         let (_, values) = value
             .try_extract_tensor::<f32>()
-            .context("kiln::evaluate::run", || format!("read `{name}`"))?;
+            .context(Code::EvaluateRun, || format!("read `{name}`"))?;
         show(name, values)?;
     }
     Ok(())

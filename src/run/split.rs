@@ -6,7 +6,7 @@ use super::decoder::{Engine, Graph, Tensor};
 use super::htp::Htp;
 use super::onnx_runtime::OnnxRuntime;
 use crate::action::Job;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::LOGITS;
 use crate::model::facts::GraphFacts;
@@ -47,12 +47,8 @@ impl Split {
             .cpu
             .run_file(&file, inputs, &[wanted.into()])?
             .remove(wanted);
-        found.ok_or_else(|| {
-            Problem::new(
-                "kiln::evaluate::graph",
-                format!("{file} gives no `{wanted}`"),
-            )
-        })
+        found
+            .ok_or_else(|| Problem::new(Code::EvaluateGraph, format!("{file} gives no `{wanted}`")))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Windows: the pieces of a text over which models are run.
 
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::tokenizer::Tokenizer;
 
 /// Some editors begin a file with it; it is no text.
@@ -17,8 +17,8 @@ pub fn windows(
     count: u32,
     length: u32,
 ) -> Result<Vec<Vec<u32>>> {
-    let text = std::str::from_utf8(text)
-        .context("kiln::windows::text", || "read the text as UTF-8".into())?;
+    let text =
+        std::str::from_utf8(text).context(Code::WindowsText, || "read the text as UTF-8".into())?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
     let length = (length as usize)
@@ -37,7 +37,7 @@ pub fn windows(
         .collect();
     if windows.len() < count as usize {
         return Err(Problem::new(
-            "kiln::windows::text",
+            Code::WindowsText,
             format!(
                 "the text has {} tokens, too few for {count} windows of {length}",
                 tokens.len()

@@ -18,7 +18,7 @@ use crate::action::{
     StageSpec, TypedStage,
 };
 use crate::artifact::{tensors, weight};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
@@ -240,7 +240,7 @@ impl Observer for MomentObserver<'_, '_> {
                     "`{value}` has {} elements that are infinite or no number",
                     tally.non_finite()
                 );
-                return Err(Problem::new("kiln::calibrate::non_finite", message).help(
+                return Err(Problem::new(Code::CalibrateNonFinite, message).help(
                     "nothing can be learned from a model that overflows in f32; is the file whole?",
                 ));
             }
@@ -295,7 +295,7 @@ impl MomentObserver<'_, '_> {
             .filter(|columns| *columns > 0);
         columns.ok_or_else(|| {
             Problem::new(
-                "kiln::calibrate::weight",
+                Code::CalibrateWeight,
                 format!("`{name}` is no matrix of the graph"),
             )
         })
@@ -308,7 +308,7 @@ fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -
     for row in rows {
         let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
         sink.write_all(&bytes)
-            .context("kiln::io", || "write moments".into())?;
+            .context(Code::Io, || "write moments".into())?;
     }
     Ok(Part {
         content: sink.finish()?,

@@ -20,7 +20,7 @@ use crate::action::{
     ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
     PartName, Proof, StageSpec, TypedStage,
 };
-use crate::base::{CanonJson, Digest, Problem, Result, parse_bytes};
+use crate::base::{CanonJson, Code, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
 
 /// Where a program that is itself an input lies.
@@ -118,7 +118,7 @@ impl TypedStage for Command {
     fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
-            problem: Problem::new("kiln::plan::parameter", message).help(help),
+            problem: Problem::new(Code::PlanParameter, message).help(help),
         };
         let mut problems = vec![];
         if let Some((why, help)) = bad_program(&params.program, Given::fills(given, "inputs")) {
@@ -179,7 +179,7 @@ impl TypedStage for Command {
                      `--set NAME=PATH`",
                 );
                 let problem = Problem::new(
-                    "kiln::tool_missing",
+                    Code::ToolMissing,
                     format!("{} is not there", file.display()),
                 );
                 return Err(problem.because(&error).help(help));
@@ -230,7 +230,7 @@ impl TypedStage for Command {
         if let Some(needed) = needed.filter(|needed| !order.inputs.contains_key(needed)) {
             let known: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
             return Err(Problem::new(
-                "kiln::command::program",
+                Code::CommandProgram,
                 format!("no input is called `{needed}`"),
             )
             .help(format!(

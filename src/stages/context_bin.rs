@@ -17,7 +17,7 @@ use crate::artifact::context::{
     BINARY, CONTAINER, ROLES, accompanied, on_cpu, pass_company, shards,
 };
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::compile::{Compilations, check_signatures, compile_bytes, device_uses, lowered};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{by_name, role_of_blob};
@@ -201,7 +201,7 @@ impl TypedStage for ContextBin {
             return vec![];
         }
         let message = "a context binary is made of either a `graph` or a `dlc`";
-        let problem = Problem::new("kiln::plan::parameter", message).help("give one of them");
+        let problem = Problem::new(Code::PlanParameter, message).help("give one of them");
         vec![ParamProblem {
             path: String::new(),
             problem,
@@ -368,7 +368,7 @@ impl Compile {
         check_signatures("context binary", &asked, &info.graphs)?;
         if info.soc_model != soc.model {
             return Err(Problem::new(
-                "kiln::device::read_back",
+                Code::DeviceReadBack,
                 format!(
                     "the context binary says it is for SoC model {}, not {}",
                     info.soc_model, soc.model
@@ -411,7 +411,7 @@ impl Compile {
         let mut graphs = dlc.graphs()?;
         let (Some(graph), true) = (graphs.pop(), graphs.is_empty()) else {
             return Err(Problem::new(
-                "kiln::device::dlc",
+                Code::DeviceDlc,
                 format!("{role}.dlc does not hold just one graph"),
             ));
         };

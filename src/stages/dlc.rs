@@ -22,7 +22,7 @@ use crate::action::{
 };
 use crate::artifact::context::{CONTAINER, ROLES, accompanied, pass_company, shards};
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{Context as _, Problem, Result};
+use crate::base::{Code, Context as _, Problem, Result};
 use crate::compile::{check_signatures, lowered, weight_elements};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
@@ -85,7 +85,7 @@ impl TypedStage for Dlc {
             return vec![];
         }
         let problem = Problem::new(
-            "kiln::plan::parameter",
+            Code::PlanParameter,
             "a DLC is made of either a `graph` or a `context`",
         )
         .help("give one of them");
@@ -128,7 +128,7 @@ impl TypedStage for Dlc {
         let containers: Vec<_> = context.parts.iter().filter_map(in_folder).collect();
         if containers.is_empty() {
             return Err(Problem::new(
-                "kiln::dlc::no_container",
+                Code::DlcNoContainer,
                 "the context binary was made without its container",
             )
             .help(
@@ -181,7 +181,7 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
     }
     let ends = ends.join(" and ");
     Err(Problem::new(
-        "kiln::dlc::place",
+        Code::DlcPlace,
         format!("a DLC holds the whole model, and this graph leaves {ends} to the CPU"),
     )
     .help(
@@ -207,7 +207,7 @@ fn refuse_blocks(graph: &Manifest) -> Result<()> {
         String::new()
     };
     Err(Problem::new(
-        "kiln::dlc::encoding",
+        Code::DlcEncoding,
         format!(
             "a DLC cannot hold the block-quantized weights of `{first}`{others}: libQnnIr 2.51 \
              loses their scales"
@@ -230,11 +230,11 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
         let context = Context::new(&backend, false)?;
         let asked = context.build(&graph, &GraphOptions::ir(&path)?)?;
         drop(context);
-        let mut dlc = fs::read(&path).context("kiln::io", || format!("read {}", path.display()))?;
+        let mut dlc = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
         without_time(&mut dlc)?;
-        fs::write(&path, &dlc).context("kiln::io", || format!("write {}", path.display()))?;
+        fs::write(&path, &dlc).context(Code::Io, || format!("write {}", path.display()))?;
         check_signatures(&file, &[asked], &system.open_dlc(&path)?.graphs()?)?;
-        fs::remove_file(&path).context("kiln::io", || format!("remove {}", path.display()))?;
+        fs::remove_file(&path).context(Code::Io, || format!("remove {}", path.display()))?;
         let facts = job.input(&format!("{role}.onnx"))?.facts.clone();
         outputs.insert(PartName::new(file)?, job.write(&dlc, facts)?);
     }
@@ -262,7 +262,7 @@ fn container(job: &Job, folder: &Path) -> Result<Outputs> {
     asked.sort();
     if binaries.len() != 1 || found != asked {
         return Err(Problem::new(
-            "kiln::device::read_back",
+            Code::DeviceReadBack,
             format!(
                 "the container holds {} binaries with graphs {found:?}, not one with {asked:?}",
                 binaries.len()

@@ -15,7 +15,7 @@ use crate::action::{
 use crate::artifact::evaluation::MASK;
 use crate::artifact::reference::windows;
 use crate::artifact::tools::QNN;
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::run::{Candidate, decoder, score_greedy, score_ranges, score_window};
 
 /// The parameters.
@@ -98,7 +98,7 @@ impl TypedStage for Evaluate {
         let mut problems = vec![];
         if Given::fills(given, "graph") == Given::fills(given, "context") {
             let problem = Problem::new(
-                "kiln::plan::parameter",
+                Code::PlanParameter,
                 "an evaluation is of either a `graph` or a `context`",
             )
             .help("give one of them; evaluate the other in a stage of its own");

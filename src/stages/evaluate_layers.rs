@@ -16,7 +16,7 @@ use crate::action::{
 use crate::artifact::context::is_binary;
 use crate::artifact::layer_evaluation::{Computed, LAYERS, ShardScore, ValueScore};
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
 use crate::model::shards::{End, ROWS, Shard};
@@ -99,7 +99,7 @@ impl TypedStage for EvaluateLayers {
 
     fn run(_: Params, job: &Job) -> Result<Outputs> {
         let tokens: Vec<u32> = serde_json::from_slice(&job.read("tokens")?)
-            .context("kiln::evaluate_layers::tokens", || {
+            .context(Code::EvaluateLayersTokens, || {
                 "read the tokens of a window".into()
             })?;
         let model = model(job)?;
@@ -130,12 +130,8 @@ impl TypedStage for EvaluateLayers {
             let mut chip = Htp::of(job, &[&binary_input(index)])?;
             let mut found = chip.run(Graph::Prefill, &given, &piece.output)?;
             let value = |name: &String| {
-                let missing = || {
-                    Problem::new(
-                        "kiln::evaluate_layers::value",
-                        format!("nobody gives `{name}`"),
-                    )
-                };
+                let missing =
+                    || Problem::new(Code::EvaluateLayersValue, format!("nobody gives `{name}`"));
                 let expected = seen.values.get(name).ok_or_else(missing)?;
                 let found = found
                     .remove(name)
@@ -170,7 +166,7 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
         let mut facts: ContextFacts = part.facts.read()?;
         let of = facts.graphs.remove("prefill").ok_or_else(|| {
             Problem::new(
-                "kiln::evaluate_layers::graphs",
+                Code::EvaluateLayersGraphs,
                 "a context binary holds no prefill graph",
             )
             .help("leave `prefill` in the `graphs` of the `context-bin` stage")
@@ -194,7 +190,7 @@ fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, 
                 "the context binary holds `{}`, which is not of this `graph`",
                 of.name
             );
-            return Err(Problem::new("kiln::evaluate_layers::other", what)
+            return Err(Problem::new(Code::EvaluateLayersOther, what)
                 .help("give the `graph` stage that the `context-bin` stage was made from"));
         }
         found.insert(of.shard.map_or(1, |shard| shard.part), (file, part));

@@ -15,7 +15,7 @@ use crate::action::{
     BlobSink, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName, StageSpec, TypedStage,
 };
 use crate::artifact::weight::{self, Weight};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::{MetadataFacts, TensorFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
@@ -98,7 +98,7 @@ impl TypedStage for ExportGguf {
                     "tensor `{name}` is {:?} in the model, {:?} in the weights",
                     tensor.shape, weight.shape
                 );
-                return Err(Problem::new("kiln::weights::shape", what)
+                return Err(Problem::new(Code::WeightsShape, what)
                     .help("give the weights of this very model"));
             }
             if is_native(&weight, &tensor) {
@@ -153,9 +153,7 @@ impl TypedStage for ExportGguf {
         }
         let mut begin = BufWriter::with_capacity(1 << 16, &mut out.sink);
         header.write(&mut begin)?;
-        begin
-            .flush()
-            .context("kiln::io", || "write a blob".into())?;
+        begin.flush().context(Code::Io, || "write a blob".into())?;
         drop(begin);
         for (entry, source) in header.tensors.iter().zip(&sources) {
             match &source.weight {
@@ -250,7 +248,7 @@ impl Out<'_> {
         self.job.check_cancelled()?;
         self.sink
             .write_all(bytes)
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         self.done += bytes.len() as u64;
         self.job
             .progress(self.done.min(self.total), self.total, "B");
@@ -316,11 +314,10 @@ fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
         .find(overflows)
         .filter(|_| element == Element::F16)
     {
-        return Err(Problem::new(
-            "kiln::weights::range",
-            format!("{value:e} does not fit f16"),
-        )
-        .help("take type = \"f32\""));
+        return Err(
+            Problem::new(Code::WeightsRange, format!("{value:e} does not fit f16"))
+                .help("take type = \"f32\""),
+        );
     }
     let start = bytes.len();
     bytes.resize(start + values.len() * element.bits() as usize / 8, 0);

@@ -29,7 +29,9 @@ use crate::action::{
     BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
     TypedStage,
 };
-use crate::base::{CanonJson, Context, Digest, Problem, Result, head, open_file, without_secrets};
+use crate::base::{
+    CanonJson, Code, Context, Digest, Problem, Result, head, open_file, without_secrets,
+};
 
 pub use machine::Machine;
 pub use parts::MAX_PARTS;
@@ -126,7 +128,7 @@ impl TypedStage for Fetch {
             let help = "leave it empty to be shown the digest of what is there";
             problems.push(at(
                 "sha256",
-                Problem::new("kiln::plan::parameter", message).help(help),
+                Problem::new(Code::PlanParameter, message).help(help),
             ));
         }
         problems
@@ -262,7 +264,7 @@ fn at(path: &str, problem: Problem) -> ParamProblem {
 }
 
 fn wrong(message: &str, help: &str) -> Problem {
-    Problem::new("kiln::plan::parameter", message).help(help)
+    Problem::new(Code::PlanParameter, message).help(help)
 }
 
 /// Fetches `target` as seen from `machine`.
@@ -296,7 +298,7 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
     // What waits for its pin stays; what is no use goes, so that it is asked for again.
     if outputs
         .as_ref()
-        .is_err_and(|problem| [DIGEST_DIFFERS, sniff::OTHER_FILE].contains(&problem.code.as_str()))
+        .is_err_and(|problem| [Code::FetchDigest, Code::FetchOtherFile].contains(&problem.code))
     {
         for url in urls {
             clear(&job.partial(url)?)?;
@@ -366,7 +368,7 @@ impl<'a, 'j> Joined<'a, 'j> {
             self.head.extend(chunk.iter().take(missing));
             self.sink
                 .write_all(chunk)
-                .context("kiln::io", || "write a blob".into())
+                .context(Code::Io, || "write a blob".into())
         })
     }
 
@@ -416,7 +418,7 @@ fn deliver(
     match (target.tracked, files) {
         (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
-            Err(Problem::new("kiln::input::changed", message)
+            Err(Problem::new(Code::InputChanged, message)
                 .help("nothing was made from it; run the same command again when it is at rest"))
         }
         _ => Ok([(PartName::new(name)?, part)].into()),
@@ -449,8 +451,6 @@ fn unpacked(path: &Path, job: &Job) -> Result<Outputs> {
     Ok(outputs)
 }
 
-const DIGEST_DIFFERS: &str = "kiln::fetch::digest";
-
 impl Target {
     /// Refuses bytes of another digest than the pinned one, and all bytes if none is pinned.
     fn accept(&self, found: &str, job: &Job) -> Result<()> {
@@ -462,7 +462,7 @@ impl Target {
         match self.sha256.as_str() {
             "" => {
                 let message = format!("`{}` is not pinned", without_secrets(url));
-                Err(Problem::new("kiln::fetch::unpinned", message).help(format!(
+                Err(Problem::new(Code::FetchUnpinned, message).help(format!(
                     "if you trust what is there now, write: sha256 = \"{found}\"; it will not be \
                      downloaded again"
                 )))
@@ -476,7 +476,7 @@ impl Target {
 fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
     let url = without_secrets(url);
     Problem::new(
-        DIGEST_DIFFERS,
+        Code::FetchDigest,
         format!("`{url}` has another digest: expected sha256 {expected}, found {found}"),
     )
     .help(
@@ -530,7 +530,7 @@ fn each_chunk(
         job.check_cancelled()?;
         match from
             .read(&mut buffer)
-            .context("kiln::fetch::read", || "read what was fetched".into())?
+            .context(Code::FetchRead, || "read what was fetched".into())?
         {
             0 => return Ok(()),
             count => take(&buffer[..count])?,
@@ -539,7 +539,7 @@ fn each_chunk(
 }
 
 fn open(path: &Path) -> Result<File> {
-    open_file(path).context("kiln::fetch::file", || format!("open {}", path.display()))
+    open_file(path).context(Code::FetchFile, || format!("open {}", path.display()))
 }
 
 /// Empties `folder` but leaves it there: it is locked for us.
@@ -553,7 +553,7 @@ fn clear(folder: &Path) -> Result<()> {
         }
     };
     let cleared = fs::read_dir(folder).and_then(|mut entries| entries.try_for_each(remove));
-    cleared.context("kiln::io", || format!("clear {}", folder.display()))
+    cleared.context(Code::Io, || format!("clear {}", folder.display()))
 }
 
 /// The complete download in `folder`, whoever made it.

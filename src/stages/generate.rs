@@ -21,7 +21,7 @@ use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_
 use crate::artifact::generation::{GENERATION, Generation};
 use crate::artifact::reference::Greedy;
 use crate::artifact::tools::{QNN, libraries};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
@@ -86,11 +86,8 @@ impl TypedStage for Generate {
         refuse_shared_weights(bundle)?;
         check_for_genie(bundle)?;
         let greedy = reference.get("greedy.json").ok_or_else(|| {
-            Problem::new(
-                "kiln::generate::no_prompt",
-                "the reference continues no prompt",
-            )
-            .help("give the `reference` stage a `prompt`")
+            Problem::new(Code::GenerateNoPrompt, "the reference continues no prompt")
+                .help("give the `reference` stage a `prompt`")
         })?;
         let mut order = Order::new("", params)
             .input("greedy", greedy)
@@ -120,18 +117,18 @@ impl TypedStage for Generate {
             ended,
             ..
         } = serde_json::from_slice(&job.read("greedy")?)
-            .context("kiln::generate::reference", || "read `greedy`".into())?;
+            .context(Code::GenerateReference, || "read `greedy`".into())?;
         let most = params.tokens.map_or(tokens.len(), |tokens| tokens as usize);
         if most > tokens.len() && !ended {
             let what = format!(
                 "{most} tokens are asked for, the reference has {}",
                 tokens.len()
             );
-            return Err(Problem::new("kiln::generate::tokens", what)
+            return Err(Problem::new(Code::GenerateTokens, what)
                 .help("raise `greedy` of the `reference` stage, or lower `tokens` here"));
         }
         let config: Config = serde_json::from_slice(&job.read(&format!("bundle/{CONFIG}"))?)
-            .context("kiln::generate::config", || format!("read {CONFIG}"))?;
+            .context(Code::GenerateConfig, || format!("read {CONFIG}"))?;
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
         config.begins(&prompt, &tokenizer)?;
         let ended = ended && most >= tokens.len();
@@ -148,7 +145,7 @@ impl TypedStage for Generate {
         if read != prompt {
             let what =
                 format!("Genie reads {text:?} as the tokens {read:?}, the reference as {prompt:?}");
-            return Err(Problem::new("kiln::generate::tokenizer", what));
+            return Err(Problem::new(Code::GenerateTokenizer, what));
         }
         let tokens = dialog.generate(&prompt, most as u32, &|done| {
             job.progress(done, most as u64, "tokens")
@@ -178,7 +175,7 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
         if facts.weight_sharing {
             let what =
                 format!("the graphs of `{name}` share weights, which the simulator cannot load");
-            return Err(Problem::new("kiln::generate::shared_weights", what).help(
+            return Err(Problem::new(Code::GenerateSharedWeights, what).help(
                 "package a `context-bin` of the same graphs with `weight_sharing = false` for \
                  this stage; the shared one is for the phone",
             ));
@@ -190,13 +187,13 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
 /// A folder with the bundle's files under their own names (symbolic links).
 fn laid_out(job: &Job) -> Result<PathBuf> {
     let folder = job.scratch()?.join("bundle");
-    fs::create_dir_all(&folder).context("kiln::io", || format!("make {}", folder.display()))?;
+    fs::create_dir_all(&folder).context(Code::Io, || format!("make {}", folder.display()))?;
     for (input, name) in job
         .inputs()
         .filter_map(|(input, _)| Some((input, input.strip_prefix("bundle/")?)))
     {
         let (link, target) = (folder.join(name), job.path(input)?);
-        std::os::unix::fs::symlink(&target, &link).context("kiln::io", || {
+        std::os::unix::fs::symlink(&target, &link).context(Code::Io, || {
             format!("link {} to {}", link.display(), target.display())
         })?;
     }
@@ -226,11 +223,9 @@ impl Config {
             "Genie puts {text:?} before the prompt, and the reference's prompt does not begin \
              with it"
         );
-        Err(
-            Problem::new("kiln::generate::first_token", what).help(format!(
-                "begin `prompt` of the `reference` stage with {text:?}"
-            )),
-        )
+        Err(Problem::new(Code::GenerateFirstToken, what).help(format!(
+            "begin `prompt` of the `reference` stage with {text:?}"
+        )))
     }
 
     /// Whether a text ends with `token`.

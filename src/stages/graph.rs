@@ -19,7 +19,7 @@ use crate::action::{
     TypedStage,
 };
 use crate::artifact::context::ROLES;
-use crate::base::{CanonJson, Context, Digest, Problem, Result, bytes, parse_bytes};
+use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, parse_bytes};
 use crate::compile::Compilations;
 use crate::model::calibration::{self, KEY_MEANS};
 use crate::model::decoder::DecoderSpec;
@@ -242,7 +242,7 @@ impl TypedStage for Graph {
     fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
-            problem: Problem::new("kiln::plan::parameter", message),
+            problem: Problem::new(Code::PlanParameter, message),
         };
         let mut problems = vec![];
         if params.context <= params.prefill {
@@ -396,7 +396,7 @@ impl Params {
         centres: &KeyCentres,
     ) -> Result<Choice> {
         let calibration: calibration::Activations = serde_json::from_slice(&job.read(CALIBRATION)?)
-            .context("kiln::graph::calibration", || format!("read {CALIBRATION}"))?;
+            .context(Code::GraphCalibration, || format!("read {CALIBRATION}"))?;
         let policy = Policy {
             activations: self.activations,
             cache: self.kv,
@@ -436,7 +436,7 @@ impl Params {
             Shards::Fitting(Fitting::Auto) => {}
         }
         let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
-            .map_err(|why| Problem::new("kiln::plan::parameter", why))?;
+            .map_err(|why| Problem::new(Code::PlanParameter, why))?;
         let parts = weights
             .parts
             .iter()
@@ -448,7 +448,7 @@ impl Params {
             }
         }
         Err(Problem::new(
-            "kiln::graph::shards",
+            Code::GraphShards,
             format!(
                 "no number of shards can be compiled in {}: one layer a shard takes {}",
                 bytes(allowed),

@@ -13,7 +13,7 @@ use crate::action::{
     Blob, BlobSink, Content, Demand, InputSpec, Inputs, Job, Order, Outputs, Part, PartName,
     StageSpec, TypedStage, Window,
 };
-use crate::base::{CanonJson, Context, Hasher, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Hasher, Problem, Result};
 use crate::model::decoder::arch::model_facts;
 use crate::model::facts::{MetadataFacts, ModelFacts};
 use crate::model::gguf::{
@@ -65,7 +65,7 @@ impl TypedStage for Inspect {
                 "a model of {} files; expected 1 to {MAX_FILES}",
                 files.len()
             );
-            return Err(Problem::new("kiln::part_count", what));
+            return Err(Problem::new(Code::PartCount, what));
         }
         // Metadata stay in the mapped file; the lists of keys and tensors are a few megabytes at
         // most.
@@ -174,7 +174,7 @@ type Sink = BufWriter<Box<dyn BlobSink>>;
 fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
     write_part(job, facts, |sink| {
         serde_json::to_writer(sink, value)
-            .context("kiln::inspect::json", || "write metadata as JSON".into())
+            .context(Code::InspectJson, || "write metadata as JSON".into())
     })
 }
 
@@ -188,7 +188,7 @@ fn write_part(
     write(&mut sink)?;
     let sink: Box<dyn BlobSink> = sink
         .into_inner()
-        .map_err(|error| Problem::new("kiln::io", format!("failed to write a blob: {error}")))?;
+        .map_err(|error| Problem::new(Code::Io, format!("failed to write a blob: {error}")))?;
     Ok(Part {
         content: sink.finish()?,
         facts,
@@ -226,7 +226,7 @@ fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(Par
         let bytes = whole.and_then(|(_, file)| file.slice(tensor.range.clone()));
         let (Some((whole, _)), Some(bytes)) = (whole, bytes) else {
             let what = format!("tensor {} does not lie in its file", quoted(tensor.name));
-            return Err(Problem::new("kiln::model::gguf_tensor", what));
+            return Err(Problem::new(Code::ModelGgufTensor, what));
         };
         let content = match gguf.order {
             ByteOrder::Little => window(&bytes, tensor, whole)?,
@@ -274,7 +274,7 @@ fn swapped(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content> {
         turned.extend_from_slice(blocks);
         swap(tensor.ggml, &mut turned)?;
         sink.write_all(&turned)
-            .context("kiln::io", || "write a blob".into())
+            .context(Code::Io, || "write a blob".into())
     })?;
     sink.finish()
 }

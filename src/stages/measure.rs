@@ -8,7 +8,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::check_for_genie;
 use crate::artifact::device::{DeviceFigures, FIGURES, Figures};
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::device::{Device, Transport, is_read};
 
 /// The parameters.
@@ -73,7 +73,7 @@ impl TypedStage for Measure {
     fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", what).help(help);
+            let problem = Problem::new(Code::PlanParameter, what).help(help);
             problems.push(ParamProblem {
                 path: path.into(),
                 problem,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::action::{InputSpec, Inputs, Job, Order, Outputs, PartName, StageSpec, TypedStage};
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::sensitivity::{Cost, TensorCosts};
-use crate::base::{self, CanonJson, Problem, Result, bytes};
+use crate::base::{self, CanonJson, Code, Problem, Result, bytes};
 use knapsack::Choice;
 
 /// The parameters.
@@ -91,7 +91,7 @@ fn choose(tensors: &[TensorCosts], budget: u64) -> Result<AssignmentFacts> {
             items.len(),
             budget
         );
-        Problem::new("kiln::mixed_precision::budget", message)
+        Problem::new(Code::MixedPrecisionBudget, message)
             .help("raise `bytes`, or give `sensitivity` a candidate of a smaller scheme")
     })?;
     let picked: Vec<(&str, &Cost)> = tensors

@@ -22,7 +22,7 @@ use crate::action::{
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
 use crate::artifact::context::{CPU, ROLES, is_on_cpu};
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::ContextFacts;
 use crate::model::quant_report::QuantReport;
@@ -147,7 +147,7 @@ impl TypedStage for Package {
     fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", what).help(help);
+            let problem = Problem::new(Code::PlanParameter, what).help(help);
             problems.push(ParamProblem {
                 path: path.into(),
                 problem,
@@ -175,7 +175,7 @@ impl TypedStage for Package {
                 == Processor::Npu
         {
             return Err(Problem::new(
-                "kiln::package::table",
+                Code::PackageTable,
                 "a table would be of no use: the chip has the embedding",
             )
             .help(
@@ -192,7 +192,7 @@ impl TypedStage for Package {
             let name = name.as_str();
             if name.rsplit('/').next() == Some(MODEL) && part.content.digest != own {
                 return Err(Problem::new(
-                    "kiln::package::model",
+                    Code::PackageModel,
                     "the context binary is not of this model",
                 )
                 .help("give the `inspect` stage that the context binary was made from"));
@@ -317,7 +317,7 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
         .filter(|(name, _)| name.ends_with("quantization.json"))
     {
         let report: QuantReport = serde_json::from_slice(&job.read(name)?)
-            .context("kiln::package::report", || format!("read `{name}`"))?;
+            .context(Code::PackageReport, || format!("read `{name}`"))?;
         for entry in report.tensors.values() {
             weights
                 .entry(format!("{} as {}", entry.error.source, entry.error.scheme))
@@ -368,7 +368,7 @@ impl Stored {
 
 fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
-        .context("kiln::package::json", || "serialize JSON".into())?;
+        .context(Code::PackageJson, || "serialize JSON".into())?;
     Ok(text + "\n")
 }
 

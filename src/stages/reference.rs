@@ -16,7 +16,7 @@ use crate::action::{
     StageSpec, TypedStage,
 };
 use crate::artifact::reference::Greedy;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::{ArrayFacts, TensorFacts};
 use crate::model::quant::{GgmlType, decode_far};
@@ -160,7 +160,7 @@ impl TypedStage for ReferenceStage {
                 let folder = format!("window-{index:03}");
                 outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
                 let text = serde_json::to_vec(tokens)
-                    .context("kiln::reference::tokens", || "serialize the tokens".into())?;
+                    .context(Code::ReferenceTokens, || "serialize the tokens".into())?;
                 outputs.insert(
                     PartName::new(format!("{folder}/tokens.json"))?,
                     job.write(&text, CanonJson::default())?,
@@ -226,7 +226,7 @@ fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {
     for chunk in values.chunks(CHUNK) {
         let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
         sink.write_all(&bytes)
-            .context("kiln::io", || "write logits".into())?;
+            .context(Code::Io, || "write logits".into())?;
     }
     Ok(())
 }
@@ -263,7 +263,7 @@ impl<'a> FileWeights<'a> {
                     ggml.name,
                     facts.shape
                 );
-                return Err(Problem::new("kiln::reference::tensor", message));
+                return Err(Problem::new(Code::ReferenceTensor, message));
             }
             Ok((
                 name,
@@ -282,7 +282,7 @@ impl Weights for FileWeights<'_> {
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let missing = || {
             Problem::new(
-                "kiln::reference::tensor",
+                Code::ReferenceTensor,
                 format!("`{name}` has no rows {rows:?}"),
             )
         };

@@ -15,7 +15,7 @@ use crate::action::{
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
 use crate::artifact::tensors::{self, Tensor};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::{BAND_VALUES, BlockTensor, RowOrder};
@@ -100,7 +100,7 @@ impl TypedStage for Requant {
     fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
-            let problem = Problem::new("kiln::plan::parameter", message).help(help);
+            let problem = Problem::new(Code::PlanParameter, message).help(help);
             problems.push(ParamProblem { path, problem });
         };
         if (params.scheme == Scheme::Auto) != Given::fills(given, "assignment") {
@@ -216,7 +216,7 @@ fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
         let known = Scheme::deserialize(
             IntoDeserializer::<serde::de::value::Error>::into_deserializer(name),
         );
-        known.context("kiln::weights::scheme", || {
+        known.context(Code::WeightsScheme, || {
             format!("read the scheme `{name}` of the choice")
         })
     };
@@ -243,7 +243,7 @@ fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {
         "tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes \
          together"
     );
-    Err(Problem::new("kiln::weights::columns", what)
+    Err(Problem::new(Code::WeightsColumns, what)
         .help("add an override with scheme `f16` or `native` for it"))
 }
 

@@ -20,7 +20,7 @@ use crate::action::{
 use crate::artifact::reference::windows;
 use crate::artifact::sensitivity::{Cost, TensorCosts};
 use crate::artifact::tensors;
-use crate::base::{CanonJson, Problem, Result};
+use crate::base::{CanonJson, Code, Problem, Result};
 use crate::model::onnx::decode;
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, Decoder, OnnxRuntime, model, score_window};
@@ -170,7 +170,7 @@ impl TypedStage for Sensitivity {
         }
         if orders.is_empty() {
             return Err(Problem::new(
-                "kiln::sensitivity::nothing",
+                Code::SensitivityNothing,
                 "no candidate holds a tensor otherwise than the graph",
             )
             .help(
@@ -264,7 +264,7 @@ fn held(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<Held> {
         .map(|error| error.scheme);
     let unknown = || {
         Problem::new(
-            "kiln::sensitivity::scheme",
+            Code::SensitivityScheme,
             format!("the weights of `{name}` do not say their scheme"),
         )
     };

@@ -18,7 +18,7 @@ use crate::artifact::device::FIGURES;
 use crate::artifact::evaluation::{GreedyScore, MASK, Masks, Ranges, WindowScore};
 use crate::artifact::generation::GENERATION;
 use crate::artifact::layer_evaluation::LAYERS;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::fidelity::Fidelity;
 use crate::model::quant_report::QuantReport;
 use crate::report::{Candidate, Found, KINDS, Limited, Limits, Mask, Range, Report, Size, Storage};
@@ -100,7 +100,7 @@ impl TypedStage for Validate {
                 let what = format!("{value} is no limit: it is not zero or above");
                 problems.push(ParamProblem {
                     path: format!("limits/{stage}/{limit}"),
-                    problem: Problem::new("kiln::plan::parameter", what),
+                    problem: Problem::new(Code::PlanParameter, what),
                 });
             }
             let Some(given) = given.iter().find(|given| given.stage == *stage) else {
@@ -113,7 +113,7 @@ impl TypedStage for Validate {
                     let help = format!("it has: {}", known.join(", "));
                     problems.push(ParamProblem {
                         path: format!("limits/{stage}/{limit}"),
-                        problem: Problem::new("kiln::plan::parameter", what).help(help),
+                        problem: Problem::new(Code::PlanParameter, what).help(help),
                     });
                 }
             }
@@ -160,7 +160,7 @@ impl TypedStage for Validate {
             return Ok(outputs);
         }
         let what = format!("a limit of the plan is missed\n\n{report}");
-        let mut problem = Problem::new("kiln::validate::missed", what)
+        let mut problem = Problem::new(Code::ValidateMissed, what)
             .help("better the candidate, or change the limit in the plan");
         for (name, part) in outputs {
             problem.left.insert(name.to_string(), part.content.digest);
@@ -299,7 +299,7 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
     }
     let too_few = || {
         let what = format!("`{name}` evaluated {} tokens, too few", tokens.len());
-        Problem::new("kiln::validate::scores", what)
+        Problem::new(Code::ValidateScores, what)
     };
     Ok(Candidate {
         windows,
@@ -313,5 +313,5 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
 
 fn read_json<T: DeserializeOwned>(job: &Job, input: &str) -> Result<T> {
     serde_json::from_slice(&job.read(input)?)
-        .context("kiln::validate::scores", || format!("read `{input}`"))
+        .context(Code::ValidateScores, || format!("read `{input}`"))
 }

@@ -12,9 +12,7 @@ use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
 use super::gc::remove;
 use super::layout::{self, Room};
 use super::{ActionResult, BlobStore, LocalStore, Stamp, hash_ahead, ran_here};
-use crate::base::{Context, Digest, Result, open_file, read_file};
-
-const CODE: &str = "kiln::store::io";
+use crate::base::{Code, Context, Digest, Result, open_file, read_file};
 
 /// What a cache holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -186,7 +184,7 @@ impl Disk {
         for content in result.windows() {
             if is_readable(&content.blob())
                 && let Err(problem) = self.content(content)
-                && problem.code == "kiln::store::window"
+                && problem.code == Code::StoreWindow
             {
                 return Ok(Some(problem.message));
             }
@@ -237,10 +235,10 @@ pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         let entries = match fs::read_dir(&folder) {
             // Removed meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            entries => entries.context(CODE, || format!("list {}", folder.display()))?,
+            entries => entries.context(Code::StoreIo, || format!("list {}", folder.display()))?,
         };
         for entry in entries {
-            let entry = entry.context(CODE, || format!("list {}", folder.display()))?;
+            let entry = entry.context(Code::StoreIo, || format!("list {}", folder.display()))?;
             let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
             if is_folder { &mut folders } else { &mut files }.push(entry.path());
         }

@@ -16,9 +16,7 @@ use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
 use super::layout::LAYOUT;
 use super::{ActionCache, ActionResult, BlobStore, Complete, Found};
 use crate::action::ActionKey;
-use crate::base::{Context, Digest, Problem, Result, new_file_in, open_file, read_file};
-
-const CODE: &str = "kiln::bundle::io";
+use crate::base::{Code, Context, Digest, Problem, Result, new_file_in, open_file, read_file};
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -60,10 +58,10 @@ impl Disk {
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        let mut file = new_file_in(folder, ".kiln-tmp-").context(CODE, failed)?;
+        let mut file = new_file_in(folder, ".kiln-tmp-").context(Code::BundleIo, failed)?;
         let exported = self.write_bundle(keys, file.as_file_mut())?;
-        file.as_file().sync_all().context(CODE, failed)?;
-        file.persist(path).context(CODE, failed)?;
+        file.as_file().sync_all().context(Code::BundleIo, failed)?;
+        file.persist(path).context(Code::BundleIo, failed)?;
         Ok(exported)
     }
 
@@ -83,7 +81,7 @@ impl Disk {
             let path = self
                 .path(blob)?
                 .ok_or_else(|| gone(&format!("the blob {blob}")))?;
-            let file = File::open(path).context(CODE, failed)?;
+            let file = File::open(path).context(Code::BundleIo, failed)?;
             add(
                 &mut tar,
                 &member_path("blobs", &blob.hex(), ""),
@@ -94,7 +92,7 @@ impl Disk {
         for key in keys {
             let path = self.action_path(key);
             let text = read_file(&path, MAX_TEXT_BYTES)
-                .context(CODE, || format!("read {}", path.display()))?;
+                .context(Code::BundleIo, || format!("read {}", path.display()))?;
             add(
                 &mut tar,
                 &member_path("actions", &key.0.hex(), ".json"),
@@ -103,7 +101,7 @@ impl Disk {
             )?;
         }
         let finish = |tar: Builder<BufWriter<&mut File>>| tar.into_inner()?.flush();
-        finish(tar).context(CODE, || "end the bundle".into())?;
+        finish(tar).context(Code::BundleIo, || "end the bundle".into())?;
         let blob_bytes = blobs.iter().map(|blob| blob.size_bytes).sum();
         Ok(Exported {
             results: keys.len(),
@@ -115,7 +113,8 @@ impl Disk {
     /// Puts what the bundle `path` holds and this cache has not. Nothing gets in under a name that
     /// is not its own; what was put before a problem stays.
     pub fn import(&self, path: &Path) -> Result<Imported> {
-        let file = open_file(path).context(CODE, || format!("open {}", path.display()))?;
+        let file =
+            open_file(path).context(Code::BundleIo, || format!("open {}", path.display()))?;
         let ended = Cell::new(false);
         let source = Watched {
             source: BufReader::with_capacity(BUFFER_BYTES, file),
@@ -127,7 +126,7 @@ impl Disk {
                 "{} is cut short: it ends before its end mark",
                 path.display()
             );
-            return Err(Problem::new("kiln::bundle::cut", message).help(
+            return Err(Problem::new(Code::BundleCut, message).help(
                 "bring the whole file over and import it again; what was whole is in the cache \
                  already",
             ));
@@ -141,9 +140,9 @@ impl Disk {
         let mut is_first = true;
         // Raw: names that other entries spell, and files with holes, are not interpreted, but
         // refused as what they are.
-        for entry in archive.entries().context(CODE, failed)?.raw(true) {
+        for entry in archive.entries().context(Code::BundleIo, failed)?.raw(true) {
             let entry = entry
-                .context(CODE, failed)
+                .context(Code::BundleIo, failed)
                 .map_err(|problem| problem.help(ORIGIN))?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             if !matches!(entry.header().entry_type(), EntryType::Regular) {
@@ -182,7 +181,7 @@ impl Disk {
         }
         let failed = || format!("copy the blob {digest}");
         let mut sink = self.create()?;
-        let copied = io::copy(&mut entry, &mut sink).context(CODE, failed)?;
+        let copied = io::copy(&mut entry, &mut sink).context(Code::BundleIo, failed)?;
         if copied != digest.size_bytes {
             return Err(foreign(format!(
                 "the blob {digest} ends after {copied} bytes"
@@ -191,7 +190,7 @@ impl Disk {
         let found = sink.finish()?.digest;
         if found != *digest {
             return Err(Problem::new(
-                "kiln::bundle::digest",
+                Code::BundleDigest,
                 format!("the blob {digest} has the bytes of {found}"),
             )
             .help("the file is damaged or forged: export it again"));
@@ -216,7 +215,7 @@ impl Disk {
         let mut text = vec![];
         entry
             .read_to_end(&mut text)
-            .context(CODE, || format!("read the result {hex}"))?;
+            .context(Code::BundleIo, || format!("read the result {hex}"))?;
         let result = read_entry(text, hex)
             .ok_or_else(|| foreign(format!("{hex} is no result that kiln wrote")))?;
         let blobs: Vec<Digest> = result
@@ -292,7 +291,7 @@ fn add(tar: &mut Builder<impl Write>, path: &str, size_bytes: u64, data: impl Re
         header.set_cksum();
         tar.append(&header, data)
     };
-    add().context(CODE, || format!("write {path} into the bundle"))
+    add().context(Code::BundleIo, || format!("write {path} into the bundle"))
 }
 
 fn check_layout(entry: Entry<'_, Watched>) -> Result<()> {
@@ -300,7 +299,7 @@ fn check_layout(entry: Entry<'_, Watched>) -> Result<()> {
     entry
         .take(64)
         .read_to_end(&mut found)
-        .context(CODE, || "read the layout".into())?;
+        .context(Code::BundleIo, || "read the layout".into())?;
     if found == LAYOUT.as_bytes() {
         return Ok(());
     }
@@ -315,15 +314,12 @@ fn check_layout(entry: Entry<'_, Watched>) -> Result<()> {
 const ORIGIN: &str = "only files that `kiln cache export` wrote can be imported";
 
 fn foreign(message: String) -> Problem {
-    Problem::new("kiln::bundle::foreign", message).help(ORIGIN)
+    Problem::new(Code::BundleForeign, message).help(ORIGIN)
 }
 
 fn gone(what: &str) -> Problem {
-    Problem::new(
-        "kiln::store::gone",
-        format!("{what} is gone from the cache"),
-    )
-    .help("build the plan again; what made it runs again")
+    Problem::new(Code::StoreGone, format!("{what} is gone from the cache"))
+        .help("build the plan again; what made it runs again")
 }
 
 /// A file that tells when somebody wanted more than it has: a whole bundle ends with a mark, and is

@@ -21,10 +21,8 @@ use super::{
 };
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{
-    Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
+    Code, Context, Digest, Hasher, Problem, Result, hash_bytes, new_file_in, open_file, read_file,
 };
-
-const CODE: &str = "kiln::store::io";
 
 /// A blob of this size is synced by itself, so that little is left to sync at the end.
 const WORTH_A_SYNC_BYTES: u64 = 1 << 20;
@@ -80,7 +78,9 @@ impl Disk {
     /// Makes everything durable that was put so far.
     pub fn settle(&self) -> Result<()> {
         let sync = || -> io::Result<()> { Ok(syncfs(File::open(&self.root)?)?) };
-        sync().context(CODE, || format!("sync the cache {}", self.root.display()))
+        sync().context(Code::StoreIo, || {
+            format!("sync the cache {}", self.root.display())
+        })
     }
 
     /// Whether this process may read the cache but not write to it.
@@ -136,9 +136,9 @@ impl Disk {
         match fs::metadata(&path) {
             Ok(file) => Ok(file.len() != digest.size_bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-            Err(error) => {
-                Err(error).context(CODE, || format!("look for the blob {}", path.display()))
-            }
+            Err(error) => Err(error).context(Code::StoreIo, || {
+                format!("look for the blob {}", path.display())
+            }),
         }
     }
 
@@ -149,9 +149,9 @@ impl Disk {
         let failed = || format!("read the blob {}", path.display());
         let file = match open_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.context(CODE, failed)?,
+            opened => opened.context(Code::StoreIo, failed)?,
         };
-        let stamp = Stamp::of(&file.metadata().context(CODE, failed)?);
+        let stamp = Stamp::of(&file.metadata().context(Code::StoreIo, failed)?);
         let is_checked = || lock(&self.checked).get(&digest.hash) == Some(&stamp);
         // Two that want the same large file at once hash it once. Not on the threads of rayon's
         // pool: those may be the ones that wait.
@@ -159,7 +159,7 @@ impl Disk {
             .then(|| lock(&self.checking));
         if !is_checked() {
             let found = hash_file(&file)
-                .context(CODE, failed)
+                .context(Code::StoreIo, failed)
                 .map_err(|problem| problem.help(UNREADABLE))?;
             if found.hash != digest.hash {
                 return Err(self.corrupt(digest, &found));
@@ -187,7 +187,7 @@ impl Disk {
             "the blob {} is corrupt, {removed}: expected {digest}, found {found}",
             path.display()
         );
-        Problem::new("kiln::store::corrupt", message).help(
+        Problem::new(Code::StoreCorrupt, message).help(
             "run the same command again: what made this blob runs again; `kiln cache verify` \
              looks for others",
         )
@@ -207,7 +207,7 @@ fn read_only(root: &Path, problem: Problem) -> Problem {
         root.display()
     );
     let causes = [vec![problem.message], problem.causes].concat();
-    let problem = Problem::new("kiln::store::read_only", message);
+    let problem = Problem::new(Code::StoreReadOnly, message);
     Problem { causes, ..problem }.help(
         "what is in it can be used as it is; to build what is not, name a cache of your own with \
          --cache or KILN_CACHE: `kiln cache export` and `import` bring over what is known",
@@ -236,7 +236,7 @@ fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
         persist(file, path)?;
         Ok(())
     };
-    write().context(CODE, || format!("write {}", path.display()))
+    write().context(Code::StoreIo, || format!("write {}", path.display()))
 }
 
 fn persist(file: NamedTempFile, path: &Path) -> io::Result<File> {
@@ -260,7 +260,7 @@ impl LocalStore for Disk {
     }
 
     fn scratch(&self) -> Result<TempDir> {
-        TempDir::new_in(self.own()?).context(CODE, || "make a scratch folder".into())
+        TempDir::new_in(self.own()?).context(Code::StoreIo, || "make a scratch folder".into())
     }
 
     fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>> {
@@ -290,7 +290,7 @@ impl BlobStore for Disk {
         self.file(digest)?
             .map(|file| map::map(&file))
             .transpose()
-            .context(CODE, || format!("map the blob {digest}"))
+            .context(Code::StoreIo, || format!("map the blob {digest}"))
     }
 
     fn content(&self, content: &Content) -> Result<Option<Blob>> {
@@ -313,7 +313,7 @@ impl BlobStore for Disk {
         let file = tempfile::Builder::new()
             .permissions(mode)
             .tempfile_in(self.own()?);
-        let file = file.context(CODE, || "begin a blob".into())?;
+        let file = file.context(Code::StoreIo, || "begin a blob".into())?;
         let out = BufWriter::with_capacity(
             1 << 16,
             Hashing {
@@ -343,7 +343,7 @@ impl ActionCache for Disk {
             {
                 Ok(None)
             }
-            Err(error) => Err(error).context(CODE, || format!("read {}", path.display())),
+            Err(error) => Err(error).context(Code::StoreIo, || format!("read {}", path.display())),
         }
     }
 
@@ -357,8 +357,8 @@ impl ActionCache for Disk {
     // action.
     fn put(&self, result: &ActionResult) -> Result<()> {
         let path = self.action_path(&result.key());
-        let body =
-            serde_json::to_string(result).context(CODE, || format!("spell {}", path.display()))?;
+        let body = serde_json::to_string(result)
+            .context(Code::StoreIo, || format!("spell {}", path.display()))?;
         let text = format!(
             "{}\n{body}\n{}\n",
             hash_bytes(body.as_bytes()),
@@ -471,7 +471,7 @@ impl BlobSink for Sink {
     fn finish(self: Box<Self>) -> Result<Content> {
         Ok(self
             .put()
-            .context(CODE, || "put a blob into the cache".into())?
+            .context(Code::StoreIo, || "put a blob into the cache".into())?
             .into())
     }
 }

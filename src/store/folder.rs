@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::base::{Context, Result};
+use crate::base::{Code, Context, Result};
 
 /// A folder that only its owner uses, until it is dropped.
 pub struct LockedFolder {
@@ -46,7 +46,7 @@ fn make(path: &Path) -> Result<()> {
             // Another process made it first, and removed it before it was looked at.
             Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_another_thing() => {}
             made => {
-                return made.context("kiln::store::io", || {
+                return made.context(Code::StoreIo, || {
                     format!("make the folder {}", path.display())
                 });
             }
@@ -82,20 +82,20 @@ impl LockedFolder {
             .open(path)
         {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened.context("kiln::store::io", failed)?,
+            opened => opened.context(Code::StoreIo, failed)?,
         };
         match wait {
-            Wait::Endless => lock.lock().context("kiln::store::io", failed)?,
+            Wait::Endless => lock.lock().context(Code::StoreIo, failed)?,
             Wait::None => match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => {
-                    return Err(error).context("kiln::store::io", failed);
+                    return Err(error).context(Code::StoreIo, failed);
                 }
             },
         }
         // Its last owner may have removed it between our open and our lock.
-        let inode = lock.metadata().context("kiln::store::io", failed)?.ino();
+        let inode = lock.metadata().context(Code::StoreIo, failed)?.ino();
         let is_still_there = fs::metadata(path).is_ok_and(|now| now.ino() == inode);
         Ok(is_still_there.then(|| LockedFolder {
             path: path.into(),
@@ -112,7 +112,7 @@ impl LockedFolder {
                 .permissions(mode)
                 .tempdir_in(parent);
             let path = made
-                .context("kiln::store::io", || {
+                .context(Code::StoreIo, || {
                     format!("make a folder in {}", parent.display())
                 })?
                 .keep();
@@ -127,8 +127,8 @@ impl LockedFolder {
     /// Removes what dead processes left in `parent` under names that start with `prefix`. What
     /// cannot be removed, since it is another user's or the disk is read-only, stays.
     pub fn sweep(parent: &Path, prefix: &str) -> Result<()> {
-        for entry in fs::read_dir(parent)
-            .context("kiln::store::io", || format!("list {}", parent.display()))?
+        for entry in
+            fs::read_dir(parent).context(Code::StoreIo, || format!("list {}", parent.display()))?
         {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
@@ -150,7 +150,7 @@ impl LockedFolder {
     pub fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
-                .context("kiln::store::io", || {
+                .context(Code::StoreIo, || {
                     format!("remove the folder {}", self.path.display())
                 }),
             _ => Ok(()),

@@ -15,9 +15,7 @@ use super::disk::Disk;
 use super::folder::LockedFolder;
 use super::layout::{self, Room};
 use crate::action::ActionKey;
-use crate::base::{Context, Problem, Result};
-
-const CODE: &str = "kiln::store::io";
+use crate::base::{Code, Context, Problem, Result};
 
 /// What stays, and how much may. Without a limit, nothing stays that is not kept.
 #[derive(Clone, Debug)]
@@ -116,7 +114,7 @@ impl Disk {
             "another kiln is at work in the cache {}: nothing was removed",
             self.root().display()
         );
-        Err(Problem::new("kiln::store::in_use", message)
+        Err(Problem::new(Code::StoreInUse, message)
             .help("call it again when that has ended; --dry-run says what would go"))
     }
 
@@ -291,7 +289,7 @@ fn written(path: &Path) -> Option<SystemTime> {
 pub(super) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).context(CODE, || format!("remove {}", path.display()))
+            Err(error).context(Code::StoreIo, || format!("remove {}", path.display()))
         }
         _ => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::base::{Context, Problem, Result, head, new_file_in};
+use crate::base::{Code, Context, Problem, Result, head, new_file_in};
 
 /// The layout that this code reads and writes; bumped when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
@@ -17,8 +17,6 @@ const FILE: &str = "layout";
 const NEUTRAL: [&str; 4] = ["README.md", ".gitignore", ".gitkeep", "CACHEDIR.TAG"];
 /// What the layout is written under, before it has its name.
 const UNNAMED: &str = ".kiln-layout-";
-const CODE: &str = "kiln::store::io";
-
 /// A subfolder with files named by digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
@@ -90,8 +88,8 @@ pub(super) fn partials(root: &Path) -> Result<Vec<PathBuf>> {
 /// may be named by a relative one, and vendor libraries change the working directory.
 pub(super) fn claim(root: &Path) -> Result<PathBuf> {
     let failed = || format!("open the cache {}", root.display());
-    fs::create_dir_all(root).context(CODE, failed)?;
-    let root = root.canonicalize().context(CODE, failed)?;
+    fs::create_dir_all(root).context(Code::StoreIo, failed)?;
+    let root = root.canonicalize().context(Code::StoreIo, failed)?;
     let path = root.join(FILE);
     match head(&path, 2 * LAYOUT.len() as u64) {
         Ok(found) if found == LAYOUT.as_bytes() => {}
@@ -103,12 +101,13 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
                 Some(stranger) => {
                     return Err(foreign(&root, &stranger.file_name().to_string_lossy()));
                 }
-                None => {
-                    write_layout(&root).context(CODE, || format!("write {}", path.display()))?
-                }
+                None => write_layout(&root)
+                    .context(Code::StoreIo, || format!("write {}", path.display()))?,
             }
         }
-        Err(error) => return Err(error).context(CODE, || format!("read {}", path.display())),
+        Err(error) => {
+            return Err(error).context(Code::StoreIo, || format!("read {}", path.display()));
+        }
     }
     for room in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
         let path = root.join(room);
@@ -128,7 +127,7 @@ pub(super) fn claim(root: &Path) -> Result<PathBuf> {
                         error.kind(),
                         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
                     ) => {}
-                made => made.context(CODE, failed)?,
+                made => made.context(Code::StoreIo, failed)?,
             },
         }
     }
@@ -161,7 +160,7 @@ fn unknown(path: &Path, found: &[u8]) -> Problem {
             LAYOUT.trim()
         ),
     };
-    Problem::new("kiln::store::layout", message).help(format!(
+    Problem::new(Code::StoreLayout, message).help(format!(
         "name another folder with --cache; or, if it is a cache all the same, delete it, or write \
          that line into {} again",
         path.display()
@@ -186,7 +185,7 @@ fn foreign(root: &Path, stranger: &str) -> Problem {
          folder is its own",
         root.display()
     );
-    Problem::new("kiln::store::foreign", message)
+    Problem::new(Code::StoreForeign, message)
         .help("name a folder that is missing or empty with --cache")
 }
 
@@ -195,7 +194,7 @@ fn no_folder(path: &Path) -> Problem {
         "{} is not a folder of the cache itself, but a link or a file",
         path.display()
     );
-    Problem::new("kiln::store::foreign", message).help(
+    Problem::new(Code::StoreForeign, message).help(
         "kiln follows no link inside of a cache: remove it, and name the folder elsewhere with \
          --cache",
     )
@@ -209,7 +208,7 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry> + use<>> 
         Ok(entries) => entries.collect(),
     };
     Ok(entries
-        .context(CODE, || format!("list {}", folder.display()))?
+        .context(Code::StoreIo, || format!("list {}", folder.display()))?
         .into_iter())
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{ActionCache, ActionResult, BlobStore, Note, Notes};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
-use crate::base::{Context, Digest, Result, hash_bytes};
+use crate::base::{Code, Context, Digest, Result, hash_bytes};
 
 /// A store that is gone with its process. Clones share their content.
 #[derive(Clone, Default)]
@@ -62,7 +62,7 @@ impl BlobStore for Memory {
         };
         write(&mut inner.files)
             .map(Some)
-            .context("kiln::store::io", || format!("write the blob {digest}"))
+            .context(Code::StoreIo, || format!("write the blob {digest}"))
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {

@@ -13,9 +13,7 @@ use super::disk::MAX_TEXT_BYTES;
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
 use crate::action::{Blob, Manifest, PartName};
-use crate::base::{Context, Digest, Problem, Result, read_file};
-
-const CODE: &str = "kiln::publish::io";
+use crate::base::{Code, Context, Digest, Problem, Result, read_file};
 
 /// Lies in each published folder and says what the folder holds. Marks it as one that kiln may
 /// replace.
@@ -71,7 +69,7 @@ pub fn publish(
             "{} is a link: what lies behind it may be another's",
             folder.display()
         );
-        return Err(Problem::new("kiln::publish::foreign", message).help(
+        return Err(Problem::new(Code::PublishForeign, message).help(
             "remove it; the folder that --out names may be a link, those of the stages may not",
         ));
     }
@@ -95,7 +93,7 @@ pub fn publish(
     // A damaged record still says whose folder it is.
     if !folder.join(RECORD).exists() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
-        return Err(Problem::new("kiln::publish::foreign", message).help(
+        return Err(Problem::new(Code::PublishForeign, message).help(
             "move it away, or write somewhere else with --out; a folder that kiln wrote holds a \
              file .kiln.json",
         ));
@@ -104,7 +102,9 @@ pub fn publish(
     let fresh = LockedFolder::create(parent, TEMPORARY)?;
     let done = write(blobs, manifest, fresh.path(), links).and_then(|space| {
         swap(fresh.path(), folder)
-            .context(CODE, || format!("put {} in place", folder.display()))
+            .context(Code::PublishIo, || {
+                format!("put {} in place", folder.display())
+            })
             .map(|()| space)
     });
     // Holds the old content now, or what was written of the new.
@@ -136,7 +136,9 @@ fn is_in_use(folder: &Path) -> Result<bool> {
     match fs::read_dir(folder) {
         Ok(mut entries) => Ok(entries.next().is_some()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).context(CODE, || format!("look into {}", folder.display())),
+        Err(error) => Err(error).context(Code::PublishIo, || {
+            format!("look into {}", folder.display())
+        }),
     }
 }
 
@@ -147,7 +149,7 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
         let content = &part.content;
         let gone = || {
             Problem::new(
-                "kiln::store::gone",
+                Code::StoreGone,
                 format!(
                     "the blob {} of `{name}` is gone from the cache",
                     content.blob()
@@ -166,7 +168,8 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
                 copy(&blobs.content(content)?.ok_or_else(gone)?, &path).map(|stamp| (stamp, false))
             }
         };
-        let (stamp, is_shared) = put.context(CODE, || format!("write {}", path.display()))?;
+        let (stamp, is_shared) =
+            put.context(Code::PublishIo, || format!("write {}", path.display()))?;
         let bytes = if is_shared {
             &mut space.shared_bytes
         } else {
@@ -181,7 +184,7 @@ fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links
         Ok(syncfs(File::open(folder)?)?)
     };
     finish()
-        .context(CODE, || format!("write {}", folder.display()))
+        .context(Code::PublishIo, || format!("write {}", folder.display()))
         .map(|()| space)
 }
 

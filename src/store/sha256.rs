@@ -8,7 +8,7 @@ use sha2::Digest as _;
 
 use super::{BlobStore, Notes};
 use crate::action::Content;
-use crate::base::{Problem, Result, hash_bytes};
+use crate::base::{Code, Problem, Result, hash_bytes};
 
 /// So many bytes are hashed sooner than a note on them is found.
 const WORTH_A_NOTE_BYTES: u64 = 1 << 16;
@@ -43,7 +43,7 @@ impl Sha256 {
 fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
     let bytes = blobs.content(content)?.ok_or_else(|| {
         Problem::new(
-            "kiln::store::gone",
+            Code::StoreGone,
             format!("the blob {} is gone from the cache", content.blob()),
         )
         .help("run the same command again: what made this blob runs again")

@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use crate::base::{Context, Result};
+use crate::base::{Code, Context, Result};
 
 /// A share in the cache: an `flock` that dies with its process.
 pub(super) struct Usage {
@@ -18,7 +18,7 @@ impl Usage {
             folder.lock_shared()?;
             Ok(folder)
         };
-        let folder = share().context("kiln::store::io", || {
+        let folder = share().context(Code::StoreIo, || {
             format!("lock the folder {}", folder.display())
         })?;
         Ok(Usage { folder })
@@ -30,7 +30,7 @@ impl Usage {
         match self.folder.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(error).context("kiln::store::io", || {
+            Err(TryLockError::Error(error)) => Err(error).context(Code::StoreIo, || {
                 "lock the cache for this process alone".into()
             }),
         }

@@ -12,9 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{Notes, Stamp};
-use crate::base::{Context, Digest, Hasher, Problem, Result, hash_bytes, open_file};
-
-const CODE: &str = "kiln::input::io";
+use crate::base::{Code, Context, Digest, Hasher, Problem, Result, hash_bytes, open_file};
 
 /// Cap on the files below a watched folder: far above any SDK.
 const MAX_FILES: usize = 200_000;
@@ -43,7 +41,7 @@ impl Watched {
     /// in the note on it.
     pub fn look(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Watched> {
         let failed = || format!("read the input {}", path.display());
-        if !fs::metadata(path).context(CODE, failed)?.is_dir() {
+        if !fs::metadata(path).context(Code::InputIo, failed)?.is_dir() {
             let known = look_at_file(notes, path, cancel)?;
             return Ok(Watched {
                 digest: known.digest,
@@ -85,7 +83,7 @@ impl Watched {
 
 fn changed(path: &Path) -> Problem {
     Problem::new(
-        "kiln::input::changed",
+        Code::InputChanged,
         format!("{} changed while it was in use", path.display()),
     )
     .help("nothing that was made from it was kept; run the same command again when it is at rest")
@@ -94,8 +92,8 @@ fn changed(path: &Path) -> Problem {
 fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<Known> {
     let failed = || format!("read the input {}", path.display());
     let question = hash_bytes(&[b"digest of ", path.as_os_str().as_bytes()].concat());
-    let file = open_file(path).context(CODE, failed)?;
-    let metadata = file.metadata().context(CODE, failed)?;
+    let file = open_file(path).context(Code::InputIo, failed)?;
+    let metadata = file.metadata().context(Code::InputIo, failed)?;
     let stamp = Stamp::of(&metadata);
     let known = notes
         .read(&question)?
@@ -104,15 +102,15 @@ fn look_at_file(notes: &dyn Notes, path: &Path, cancel: &AtomicBool) -> Result<K
         return Ok(known);
     }
     let digest = hash_ahead(&file, cancel)
-        .context(CODE, failed)?
+        .context(Code::InputIo, failed)?
         .ok_or_else(Problem::cancelled)?;
     let known = Known { stamp, digest };
-    let now = fs::metadata(path).context(CODE, failed)?;
+    let now = fs::metadata(path).context(Code::InputIo, failed)?;
     if Stamp::of(&now) != stamp {
         return Err(changed(path));
     }
     if is_at_rest(&metadata) {
-        let text = serde_json::to_string(&known).context(CODE, failed)?;
+        let text = serde_json::to_string(&known).context(Code::InputIo, failed)?;
         // What was not noted is read again the next time.
         let _ = notes.write(&question, &text);
     }
@@ -162,10 +160,10 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = vec![(folder.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
         let failed = || format!("list {}", folder.display());
-        for entry in fs::read_dir(&folder).context(CODE, failed)? {
-            let path = entry.context(CODE, failed)?.path();
+        for entry in fs::read_dir(&folder).context(Code::InputIo, failed)? {
+            let path = entry.context(Code::InputIo, failed)?.path();
             let is_folder = fs::metadata(&path)
-                .context(CODE, || format!("look at {}", path.display()))?
+                .context(Code::InputIo, || format!("look at {}", path.display()))?
                 .is_dir();
             match is_folder {
                 true => folders.push((path, depth + 1)),
@@ -178,7 +176,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
                 "{} holds more than {MAX_FILES} files, or folders without end",
                 folder.display()
             );
-            return Err(Problem::new("kiln::input::too_many", message)
+            return Err(Problem::new(Code::InputTooMany, message)
                 .help("name the files and folders that matter"));
         }
     }

@@ -9,7 +9,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Manifest, PartName};
-use kiln::base::{Problem, Result};
+use kiln::base::{Code, Problem, Result};
 use serde_json::{Value, json};
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
@@ -186,7 +186,7 @@ fn shards_stand_in_order() {
         package(&road, &model, &lacking, json!({}))
             .unwrap_err()
             .code,
-        "kiln::part_missing"
+        Code::PartMissing
     );
 }
 
@@ -254,7 +254,7 @@ fn a_binary_of_another_model_is_refused() {
     let model = road.inspect(&TinyGguf::llama().write());
     let other = road.inspect(&TinyGguf::llama().widths(32, 64).write());
     let problem = package(&road, &other, &whole(&road, &model), json!({})).unwrap_err();
-    assert_eq!(problem.code, "kiln::package::model");
+    assert_eq!(problem.code, Code::PackageModel);
 
     let mut file = TinyGguf::llama().file();
     file.keys.retain(|(key, _)| {
@@ -262,7 +262,7 @@ fn a_binary_of_another_model_is_refused() {
     });
     let endless = road.inspect(&file.write());
     let problem = package(&road, &endless, &whole(&road, &endless), json!({})).unwrap_err();
-    assert_eq!(problem.code, "kiln::package::eos");
+    assert_eq!(problem.code, Code::PackageEos);
 }
 
 #[test]
@@ -348,7 +348,7 @@ fn genie_says_what_the_reference_says() {
     );
     assert_eq!(
         generate(json!({"tokens": 7})).unwrap_err().code,
-        "kiln::generate::tokens"
+        Code::GenerateTokens
     );
 }
 
@@ -415,11 +415,11 @@ fn genie_is_not_asked_what_it_cannot_answer() {
     );
     let mut silent = reference.clone();
     silent.parts.remove("greedy.json");
-    assert_eq!(generate(&bundle, &silent).code, "kiln::generate::no_prompt");
+    assert_eq!(generate(&bundle, &silent).code, Code::GenerateNoPrompt);
     let shared = package(&road, &model, &whole(&road, &model), json!({})).unwrap();
     assert_eq!(
         generate(&shared, &reference).code,
-        "kiln::generate::shared_weights"
+        Code::GenerateSharedWeights
     );
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::fake;
 use crate::support::simulation::{expected, told};
 use kiln::action::{Action, Demand, Registry};
-use kiln::base::{Problem, Result, hash_bytes};
+use kiln::base::{Code, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record, select};
 use kiln::events::{Event, Listener, PartId, Why};
 use kiln::execute::{Executor, Ran, Watch};
@@ -36,7 +36,7 @@ impl Executor for Wheel<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         if watch.cancelled() {
-            return Err(Problem::new("kiln::cancelled", "interrupted"));
+            return Err(Problem::new(Code::Cancelled, "interrupted"));
         }
         let outputs = fake::outputs(action)?;
         let mut sink = self.0.create()?;
@@ -321,7 +321,7 @@ fn a_part_that_takes_too_long_is_ended_and_fails() {
         Event::Failed { problem, .. } => Some(problem),
         _ => None,
     });
-    assert_eq!(problem.unwrap().code, "kiln::engine::timeout");
+    assert_eq!(problem.unwrap().code, Code::EngineTimeout);
 }
 
 #[test]
@@ -353,9 +353,11 @@ fn a_file_that_changes_while_it_is_in_use_fails_what_reads_it() {
     std::fs::write(&path, "grey").unwrap();
     let (built, events) = test_build.build(&plan);
     assert_eq!(end(&events), "0 hits, 0 ran, 1 failed\n");
-    assert!(events.iter().any(
-        |e| matches!(e, Event::Failed { problem, .. } if problem.code == "kiln::input::changed")
-    ));
+    assert!(
+        events.iter().any(
+            |e| matches!(e, Event::Failed { problem, .. } if problem.code == Code::InputChanged)
+        )
+    );
     assert!(
         test_build
             .store
@@ -396,8 +398,5 @@ fn a_part_of_a_plan_is_what_is_wanted_and_what_that_needs() {
     );
     assert_eq!(names(&["pot", "clay"]).unwrap().len(), 3);
     assert_eq!(names(&[]).unwrap().len(), 4);
-    assert_eq!(
-        names(&["bowl"]).unwrap_err().code,
-        "kiln::call::unknown_stage"
-    );
+    assert_eq!(names(&["bowl"]).unwrap_err().code, Code::CallUnknownStage);
 }

@@ -5,6 +5,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
+use kiln::base::Code;
 use kiln::stages;
 use serde_json::{Value, json};
 
@@ -121,7 +122,7 @@ fn a_layer_that_computes_something_else_is_missed() {
     assert!(!text.contains("layer 2 "), "{text}");
 
     let problem = validated(&context(&road.graph(&model, "int4-channel", by_layer()))).unwrap_err();
-    assert_eq!(problem.code, "kiln::validate::missed");
+    assert_eq!(problem.code, Code::ValidateMissed);
     assert!(
         problem
             .message
@@ -152,6 +153,6 @@ fn a_layer_that_computes_something_else_is_missed() {
         road.run("evaluate-layers", json!({}), &slots)
             .unwrap_err()
             .code,
-        "kiln::evaluate_layers::other"
+        Code::EvaluateLayersOther
     );
 }

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln::action::{Action, Demand, Ingredient, Isolation, Registry, Window};
-use kiln::base::{CanonJson, Problem, Result, hash_bytes};
+use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
 use kiln::execute::{Executor, Local, Ran, Watch};
 use kiln::store::{BlobStore, Disk, LocalStore};
 use serde_json::json;
@@ -134,7 +134,7 @@ fn a_problem_comes_back_whole() {
         let problem = Bench::new().problem(isolation, "fail");
         assert_eq!(
             problem,
-            Problem::new("kiln::scripted", "refused").help("ask nicely")
+            Problem::new(Code::of("kiln::scripted"), "refused").help("ask nicely")
         );
     }
 }
@@ -160,10 +160,7 @@ fn a_window_is_read_as_if_it_were_a_file() {
             .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
-        assert_eq!(
-            problem.code, "kiln::store::window",
-            "other bytes than it says"
-        );
+        assert_eq!(problem.code, Code::StoreWindow, "other bytes than it says");
 
         let past_the_end = Some(Window {
             blob: hash_bytes(b"clay"),
@@ -174,7 +171,7 @@ fn a_window_is_read_as_if_it_were_a_file() {
             .run(isolation, &action, &JobMonitor::default())
             .err()
             .unwrap();
-        assert_eq!(problem.code, "kiln::store::window");
+        assert_eq!(problem.code, Code::StoreWindow);
     }
 }
 
@@ -254,7 +251,7 @@ fn an_attempt_leaves_nothing_in_the_cache() {
 #[test]
 fn a_crash_says_what_and_where_and_its_last_words() {
     let problem = Bench::new().problem(Isolation::Process, "abort");
-    assert_eq!(problem.code, "kiln::execute::crashed");
+    assert_eq!(problem.code, Code::ExecuteCrashed);
     assert!(
         problem
             .message
@@ -287,7 +284,7 @@ fn a_program_that_is_not_there_is_a_problem() {
         .run(&action("reverse", ""), &demand, &JobMonitor::default())
         .err()
         .unwrap();
-    assert_eq!(problem.code, "kiln::execute::spawn");
+    assert_eq!(problem.code, Code::ExecuteSpawn);
 }
 
 #[test]
@@ -306,7 +303,7 @@ fn cancelling_ends_the_child_and_what_it_started() {
         )
         .err()
         .unwrap();
-    assert_eq!(problem.code, "kiln::cancelled");
+    assert_eq!(problem.code, Code::Cancelled);
     for pid in fs::read_to_string(&pids).unwrap().split(' ') {
         wait_until("it should be gone", || !is_alive(pid));
     }

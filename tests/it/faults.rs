@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use crate::support::fake;
 use crate::support::faulty::{FAULTS, FULL, Fault, Faulty, Store, TIRED};
 use kiln::action::{Action, Demand};
-use kiln::base::{Context, Problem, Result, hash_bytes};
+use kiln::base::{Code, Context, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record};
 use kiln::events::{Event, Listener};
 use kiln::execute::{Executor, Ran, Watch};
@@ -31,7 +31,7 @@ impl Executor for Wheel<'_> {
         for input in action.inputs.values() {
             let gone = || {
                 Problem::new(
-                    "kiln::store::gone",
+                    Code::StoreGone,
                     format!("the blob {} is gone", input.digest),
                 )
             };
@@ -44,7 +44,7 @@ impl Executor for Wheel<'_> {
         }
         let mut sink = self.0.create()?;
         sink.write_all(action.canonical_text().as_bytes())
-            .context("kiln::io", || "write a blob".into())?;
+            .context(Code::Io, || "write a blob".into())?;
         sink.finish()?;
         Ok(Ran {
             outputs: fake::outputs(action)?,
@@ -117,7 +117,7 @@ fn assert_named(problems: &[Problem], fault: Fault) {
                 says(FULL) && problem.help.as_ref().unwrap().contains("cache gc"),
                 "{problem}"
             ),
-            Fault::Vanish => assert_eq!(problem.code, "kiln::store::gone", "{problem}"),
+            Fault::Vanish => assert_eq!(problem.code, Code::StoreGone, "{problem}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{Cursor, Write};
 
 use crate::support::fetching::{FetchRunner, sha256};
-use kiln::base::Result;
+use kiln::base::{Code, Result};
 use serde_json::json;
 use zip::write::SimpleFileOptions;
 
@@ -51,7 +51,7 @@ fn unpack(wheel: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
 
 fn refusal(wheel: &[u8]) -> String {
     let problem = unpack(wheel).unwrap_err();
-    assert_eq!(problem.code, "kiln::fetch::wheel");
+    assert_eq!(problem.code, Code::FetchWheel);
     problem.to_string()
 }
 
@@ -140,7 +140,7 @@ fn a_member_that_is_longer_or_shorter_than_it_says_is_refused() {
         let size = directory(&liar) + 24;
         liar[size..size + 4].copy_from_slice(&says.to_le_bytes());
         let problem = unpack(&liar).unwrap_err();
-        assert_eq!(problem.code, "kiln::fetch::read", "{says}");
+        assert_eq!(problem.code, Code::FetchRead, "{says}");
     }
 }
 

@@ -12,7 +12,7 @@ use crate::support::place::{both, names, placed};
 use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use kiln::action::{Inputs, Manifest, Part, PartName};
-use kiln::base::{Problem, Result};
+use kiln::base::{Code, Problem, Result};
 use kiln::model::onnx::{Checked, decode};
 use kiln::plan::{self, Plan, Source, SourceMap};
 use kiln::stages;
@@ -107,7 +107,9 @@ fn read(text: String) -> std::result::Result<Plan, String> {
         text,
         folder: "/plans".into(),
     };
-    let map = SourceMap::gather(source, &mut |_| Err(Problem::new("test", "no file")));
+    let map = SourceMap::gather(source, &mut |_| {
+        Err(Problem::new(Code::of("test"), "no file"))
+    });
     let label = |problem: &Problem| -> String {
         let at = problem.labels.iter().map(|(span, label)| {
             let (source, at) = map.place(span).unwrap();
@@ -301,7 +303,7 @@ fn a_dlc_of_pieces_is_refused() {
     let problem = road
         .run("dlc", json!({}), &[("graph", &graph)])
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::dlc::place");
+    assert_eq!(problem.code, Code::DlcPlace);
     assert!(
         problem
             .message
@@ -476,7 +478,7 @@ fn a_table_holds_the_rows_of_all_tokens() {
         "{sums}"
     );
     let problem = package(&road, json!({"head": "cpu"}), params).unwrap_err();
-    assert_eq!(problem.code, "kiln::package::table");
+    assert_eq!(problem.code, Code::PackageTable);
 }
 
 #[test]
@@ -535,7 +537,7 @@ fn what_is_the_cpus_wants_onnx_runtime() {
     let context = context(&road, &model, &json!({"head": "cpu"}));
     let slots = [("reference", &Manifest::default()), ("context", &context)];
     let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
-    assert_eq!(problem.code, "kiln::tool_missing");
+    assert_eq!(problem.code, Code::ToolMissing);
     assert!(problem.help.unwrap().contains("ort ="));
 }
 

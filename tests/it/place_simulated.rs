@@ -10,6 +10,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::Manifest;
+use kiln::base::Code;
 use serde_json::{Value, json};
 
 const TEXT: &str = "the quick brown fox jumps over the lazy dog and then the dog jumps over the \
@@ -155,13 +156,13 @@ fn chip_and_cpu_compute_the_whole_together() {
         let slots = [("bundle", &bundle), ("reference", &reference)];
         assert_eq!(
             road.run("generate", json!({}), &slots).unwrap_err().code,
-            "kiln::package::place"
+            Code::PackagePlace
         );
         // Nothing is sent to a device that could not run it.
         let measure = |device: Value| road.run("measure", device, &[("bundle", &bundle)]);
         assert_eq!(
             measure(json!({"device": "adb:R5CT1"})).unwrap_err().code,
-            "kiln::package::place"
+            Code::PackagePlace
         );
         assert!(measure(json!({})).is_ok());
     }

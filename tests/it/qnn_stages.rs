@@ -9,7 +9,7 @@ use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Given, Inputs, Manifest, Part, Stage};
-use kiln::base::Result;
+use kiln::base::{Code, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
 use kiln::{base, stages};
@@ -223,7 +223,7 @@ fn a_dlc_is_refused_what_it_cannot_hold() {
     let problem = bench
         .run("dlc", json!({}), &[("graph", &onnx)])
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::dlc::encoding");
+    assert_eq!(problem.code, Code::DlcEncoding);
     assert!(
         problem
             .message
@@ -239,7 +239,7 @@ fn a_dlc_is_refused_what_it_cannot_hold() {
             .run("dlc", json!({}), &[("context", &binary)])
             .unwrap_err()
             .code,
-        "kiln::dlc::no_container"
+        Code::DlcNoContainer
     );
 }
 
@@ -258,7 +258,7 @@ fn a_missing_library_is_named() {
                 .run(kind, params, &[("graph", &onnx)])
                 .unwrap_err()
                 .code,
-            "kiln::tool_file_missing"
+            Code::ToolFileMissing
         );
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::support::event_fixtures::{
     begun, build_events, interrupted_build_events, part, started, tell,
 };
+use kiln::base::Code;
 use kiln::events::{Event, Junit, Report, Trace};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -157,7 +158,7 @@ proptest! {
             let event = match running.iter().position(|(known, _)| *known == name) {
                 Some(at) => {
                     let part = running.remove(at).1;
-                    let problem = kiln::base::Problem::new("x", "x");
+                    let problem = kiln::base::Problem::new(Code::of("x"), "x");
                     if fails { Event::Failed { part, problem } } else { Event::Done { part, took_ms: 0, output_bytes: 0 } }
                 }
                 None => {

@@ -10,6 +10,7 @@ use crate::support::restore;
 use crate::support::tiny_gguf::{Random, TinyGguf};
 use crate::support::workspace::Folder;
 use kiln::action::{Inputs, Manifest, Part};
+use kiln::base::Code;
 use kiln::model::quant::*;
 use kiln::model::weight::{Element, WeightFacts};
 use proptest::prelude::*;
@@ -573,7 +574,7 @@ fn columns_that_make_no_blocks_are_refused() {
             &[("tensors", &bench.model)],
         )
         .unwrap_err();
-    assert_eq!(problem.code, "kiln::weights::columns");
+    assert_eq!(problem.code, Code::WeightsColumns);
     assert!(
         problem
             .message

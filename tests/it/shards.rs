@@ -7,6 +7,7 @@ use crate::support::stage_runner::StageRunner;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
 use kiln::action::{Inputs, Manifest};
+use kiln::base::Code;
 use kiln::model::onnx::{Checked, decode};
 use kiln::stages;
 use serde_json::{Value, json};
@@ -131,7 +132,7 @@ fn shards_that_cannot_be_are_refused() {
     );
     let mut params = cut(json!("auto"));
     params["shard_memory"] = json!("1MB");
-    assert_eq!(refused(params).code, "kiln::graph::shards");
+    assert_eq!(refused(params).code, Code::GraphShards);
     let checked = stages::all()
         .get("graph")
         .unwrap()
@@ -245,7 +246,7 @@ fn a_binary_that_is_missing_is_named() {
     ] {
         let slots = [("reference", &Manifest::default()), ("context", &context)];
         let problem = road.run("evaluate", json!({}), &slots).unwrap_err();
-        assert_eq!(problem.code, "kiln::part_missing", "{problem}");
+        assert_eq!(problem.code, Code::PartMissing, "{problem}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use kiln::action::{Content, Manifest, Part, PartName, Window};
-use kiln::base::{CanonJson, hash_bytes};
+use kiln::base::{CanonJson, Code, hash_bytes};
 use kiln::store::{BlobStore, Disk, Links, Space, publish};
 
 struct Bench {
@@ -179,7 +179,7 @@ fn a_failure_leaves_what_was_there() {
     };
     next.parts.insert(PartName::new("c").unwrap(), gone);
     let problem = publish(&bench.store, &next, &bench.folder, Links::Reflink).unwrap_err();
-    assert_eq!(problem.code, "kiln::store::gone");
+    assert_eq!(problem.code, Code::StoreGone);
     assert_eq!(bench.found(), "a=1");
     assert_eq!(bench.siblings(), ["stage"]);
 }
@@ -197,7 +197,7 @@ fn a_folder_that_kiln_did_not_write_is_not_touched() {
         Links::Reflink,
     )
     .unwrap_err();
-    assert_eq!(problem.code, "kiln::publish::foreign");
+    assert_eq!(problem.code, Code::PublishForeign);
     assert_eq!(fs::read_to_string(bench.folder.join("a")).unwrap(), "1");
 }
 
@@ -239,7 +239,7 @@ fn a_link_in_place_of_a_folder_is_not_followed() {
         Links::Reflink,
     )
     .unwrap_err();
-    assert_eq!(problem.code, "kiln::publish::foreign");
+    assert_eq!(problem.code, Code::PublishForeign);
     assert_eq!(std::fs::read(other.join("a")).unwrap(), b"1");
     // A folder above may lie elsewhere.
     let above = bench.root.path().join("link");

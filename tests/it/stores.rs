@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use crate::support::alive::wait_for;
 use crate::support::faulty::{Faulty, Store};
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
-use kiln::base::{CanonJson, Digest, hash_bytes};
+use kiln::base::{CanonJson, Code, Digest, hash_bytes};
 use kiln::store::{
     ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LocalStore, LockedFolder, Memory,
     Note, Notes,
@@ -235,7 +235,7 @@ fn a_flipped_bit_is_never_handed_out() {
             let digest = put(&writer, b"clay");
             tamper(&blob_path(folder.path(), &digest), |bytes| bytes[1] ^= 4);
             let problem = read(store, &digest).unwrap_err();
-            assert_eq!(problem.code, "kiln::store::corrupt");
+            assert_eq!(problem.code, Code::StoreCorrupt);
             assert!(problem.message.contains(&digest.to_string()), "{problem}");
             assert_eq!(
                 store.missing(&[digest]).unwrap(),
@@ -269,7 +269,7 @@ fn a_shortened_blob_counts_as_missing() {
     assert_eq!(store.missing(&[digest]).unwrap(), [digest]);
     assert_eq!(
         store.open(&digest).map(|_| ()).unwrap_err().code,
-        "kiln::store::corrupt"
+        Code::StoreCorrupt
     );
 }
 
@@ -360,7 +360,7 @@ fn another_layout_is_refused() {
     drop(Disk::open(folder.path()).unwrap());
     fs::write(folder.path().join("layout"), "kiln cache 99\n").unwrap();
     let problem = Disk::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::store::layout");
+    assert_eq!(problem.code, Code::StoreLayout);
     assert!(problem.message.contains("99"), "{problem}");
 }
 
@@ -377,7 +377,7 @@ fn a_layout_that_no_kiln_wrote_is_refused_and_stays() {
     ] {
         fs::write(folder.path().join("layout"), damaged).unwrap();
         let problem = Disk::open(folder.path()).err().unwrap();
-        assert_eq!(problem.code, "kiln::store::layout");
+        assert_eq!(problem.code, Code::StoreLayout);
         assert_eq!(
             fs::read_to_string(folder.path().join("layout")).unwrap(),
             damaged
@@ -409,7 +409,7 @@ fn only_an_empty_folder_becomes_a_cache() {
             "{name}"
         );
         if let Err(problem) = opened {
-            assert_eq!(problem.code, "kiln::store::foreign");
+            assert_eq!(problem.code, Code::StoreForeign);
             assert!(problem.message.contains(name), "{problem}");
             assert_eq!(names(&folder), [name]);
         }
@@ -442,7 +442,7 @@ fn no_link_leads_out_of_a_cache() {
         let _ = fs::remove_dir(folder.join(room));
         std::os::unix::fs::symlink("../victim", folder.join(room)).unwrap();
         let problem = Disk::open(&folder).err().unwrap();
-        assert_eq!(problem.code, "kiln::store::foreign", "{room}");
+        assert_eq!(problem.code, Code::StoreForeign, "{room}");
     }
     // What lies in them is no link either.
     for inside in [
@@ -458,7 +458,7 @@ fn no_link_leads_out_of_a_cache() {
         std::os::unix::fs::symlink(format!("../../victim/{shelf}"), folder.join(&inside)).unwrap();
         assert_eq!(
             Disk::open(&folder).err().unwrap().code,
-            "kiln::store::foreign",
+            Code::StoreForeign,
             "{inside}"
         );
     }

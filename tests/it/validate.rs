@@ -2,7 +2,7 @@
 
 use crate::support::workspace::Folder;
 use kiln::action::{Content, Given, Inputs, Manifest, Part, PartName, Registry};
-use kiln::base::{CanonJson, Problem, Result};
+use kiln::base::{CanonJson, Code, Problem, Result};
 use serde_json::{Value, json};
 
 /// A score whose candidate gives each token `shift` nats less and misses the top once in `tokens`.
@@ -175,7 +175,7 @@ fn each_limit_can_be_missed() {
         ),
     ] {
         let problem = check(limit).unwrap_err();
-        assert_eq!(problem.code, "kiln::validate::missed");
+        assert_eq!(problem.code, Code::ValidateMissed);
         let missed_lines: Vec<&str> = problem
             .message
             .lines()

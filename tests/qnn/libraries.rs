@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln::base::Code;
 use kiln::qnn::{
     Backend, Context, DataType, DeviceEncoding, DeviceGraph, DeviceUse, Encoding, GraphOptions,
     HtpGraph, LinearIo, Node, Param, Simulator, Soc, StaticData, System, Tensor, TensorId,
@@ -45,7 +46,7 @@ fn a_file_that_is_no_library_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libQnnSystem.so"), b"clay, not code").unwrap();
     let problem = System::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::tool_missing");
+    assert_eq!(problem.code, Code::ToolMissing);
     assert!(
         problem.to_string().contains("invalid ELF header")
             || problem.to_string().contains("too short"),
@@ -66,7 +67,7 @@ fn a_library_of_something_else_is_refused() {
     };
     std::os::unix::fs::symlink(libm, folder.path().join("libQnnSystem.so")).unwrap();
     let problem = System::open(folder.path()).err().unwrap();
-    assert_eq!(problem.code, "kiln::tool_missing");
+    assert_eq!(problem.code, Code::ToolMissing);
     assert!(
         problem
             .message
@@ -290,7 +291,7 @@ fn a_refused_operation_is_described() {
     graph.tensors[2].dims = vec![1, 1, 2, 9];
     let problem = context.build(&graph, &OPTIONS).unwrap_err();
     println!("{problem:#?}");
-    assert_eq!(problem.code, "kiln::qnn::op_refused");
+    assert_eq!(problem.code, Code::QnnOpRefused);
     assert!(
         problem.message.contains("out `y` f16 [1, 1, 2, 9]"),
         "{problem}"
@@ -338,7 +339,7 @@ fn a_hostile_binary_is_refused() {
             .binary_info(binary)
             .unwrap_err();
         println!("{problem:#?}");
-        assert_eq!(problem.code, "kiln::qnn::refused");
+        assert_eq!(problem.code, Code::QnnRefused);
     }
 }
 

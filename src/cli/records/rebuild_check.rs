@@ -19,7 +19,7 @@ use super::super::{Common, Failed};
 use super::Records;
 use super::columns::columns;
 use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName, Stage};
-use crate::base::{Digest, Problem, Result, count};
+use crate::base::{Code, Digest, Problem, Result, count};
 use crate::engine::Limits;
 use crate::events::{Event, Failure, Failures, Listener, PartId, Why};
 use crate::execute::{Executor, Ran, Watch};
@@ -148,7 +148,7 @@ pub(super) fn check(
     }
     if cancel.load(Ordering::Relaxed) {
         let message = "interrupted: what was built is written out, but not checked to the end";
-        return Err(Problem::new("kiln::cancelled", message).into());
+        return Err(Problem::new(Code::Cancelled, message).into());
     }
     let ran = again.ran.into_inner();
     let others = again
@@ -297,7 +297,7 @@ fn judge(
         others.len(),
         count(ran, "part")
     );
-    Err(Problem::new("kiln::check::differs", message)
+    Err(Problem::new(Code::CheckDiffers, message)
         .help(format!(
             "compare both copies: {}/STAGE/PART/first and .../again",
             differs.display()

@@ -20,7 +20,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows};
 
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
@@ -190,7 +190,7 @@ impl DecoderSpec {
         let count = self.block_count();
         self.layers.get(index as usize).ok_or_else(|| {
             Problem::new(
-                "kiln::model::layer",
+                Code::ModelLayer,
                 format!("there is no layer {index} among {count}"),
             )
         })
@@ -224,7 +224,7 @@ impl Layer {
 /// The answer of `consumer` to a part of a decoder that it does not implement.
 pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
     Problem::new(
-        "kiln::model::not_supported",
+        Code::ModelNotSupported,
         format!("{consumer} does not support {part}"),
     )
 }

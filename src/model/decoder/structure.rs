@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary, is_default};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows};
 
 /// What the numbers of [`ModelFacts`] do not say.
@@ -170,7 +170,7 @@ impl TryFrom<ModelFacts> for DecoderSpec {
 }
 
 fn wrong(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::model::facts", message)
+    Problem::new(Code::ModelFacts, message)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 
 use super::reader::Reader;
 use super::value::{Array, Value};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Most keys of a file; real ones have about 30.
 const MAX_KEYS: u64 = 1 << 16;
@@ -38,7 +38,7 @@ impl<'a> Metadata<'a> {
             })?;
             if key.is_empty() || key.len() > MAX_KEY_BYTES {
                 return Err(Problem::new(
-                    "kiln::model::gguf_key",
+                    Code::ModelGgufKey,
                     format!(
                         "metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}",
                         key.len()
@@ -52,7 +52,7 @@ impl<'a> Metadata<'a> {
                 Entry::Vacant(entry) => entry.insert(metadata.pairs.len()),
                 Entry::Occupied(_) => {
                     return Err(Problem::new(
-                        "kiln::model::gguf_key",
+                        Code::ModelGgufKey,
                         format!("metadata key {} twice", quoted(key)),
                     ));
                 }
@@ -98,7 +98,7 @@ impl<'a> Metadata<'a> {
         T::from_value(value).map(Some).ok_or_else(|| {
             let found = value.described();
             Problem::new(
-                "kiln::model::gguf_key",
+                Code::ModelGgufKey,
                 format!(
                     "metadata key {}: expected {}, found {found}",
                     quoted(key),
@@ -112,7 +112,7 @@ impl<'a> Metadata<'a> {
     pub fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
         self.get(key)?.ok_or_else(|| {
             Problem::new(
-                "kiln::model::gguf_key",
+                Code::ModelGgufKey,
                 format!(
                     "metadata key {} is missing; expected {}",
                     quoted(key),

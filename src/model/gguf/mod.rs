@@ -30,7 +30,7 @@ pub use tensor::TensorInfo;
 pub use value::{Array, Value, ValueType};
 pub use writer::{Entry, Header};
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::tokenizer::unsupported;
 use reader::Reader;
 
@@ -111,7 +111,7 @@ impl<'a> Gguf<'a> {
         split::check(&heads)?;
         let first = heads
             .first()
-            .ok_or_else(|| Problem::new("kiln::model::gguf_split", "a model without a file"))?;
+            .ok_or_else(|| Problem::new(Code::ModelGgufSplit, "a model without a file"))?;
         let (version, order) = (first.version, first.reader.order());
         let alignment = first.alignment.unwrap_or(DEFAULT_ALIGNMENT);
         let mut tensors = vec![];
@@ -170,7 +170,7 @@ impl<'a> Gguf<'a> {
                 Err(problem) => Some(problem),
             },
             None => Some(
-                Problem::new("kiln::tokenizer::none", "the file has no tokenizer").help(
+                Problem::new(Code::TokenizerNone, "the file has no tokenizer").help(
                     "leave out the stages `reference` and `package`, or take a GGUF of the whole \
                      model",
                 ),
@@ -242,11 +242,11 @@ impl<'a> Head<'a> {
 
 /// Reads magic and version, and so the order of the bytes of all that follows.
 fn read_version(reader: &mut Reader) -> Result<u32> {
-    let unsupported = |what: String| Problem::new("kiln::model::gguf_version", what);
+    let unsupported = |what: String| Problem::new(Code::ModelGgufVersion, what);
     let magic: [u8; 4] = reader.array()?;
     if magic != MAGIC {
         return Err(Problem::new(
-            "kiln::model::gguf_magic",
+            Code::ModelGgufMagic,
             format!(
                 "not a GGUF: it begins with {:?}",
                 magic.escape_ascii().to_string()
@@ -284,7 +284,7 @@ fn read_alignment(metadata: &Metadata) -> Result<Option<u32>> {
         Some(other) => other,
     };
     Err(Problem::new(
-        "kiln::model::gguf_alignment",
+        Code::ModelGgufAlignment,
         format!(
             "`general.alignment` is {}; expected a u32, a power of two up to {MAX_ALIGNMENT}",
             alignment.described()

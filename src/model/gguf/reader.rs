@@ -1,7 +1,7 @@
 //! A cursor over untrusted bytes: every read is checked against what is left.
 
 use super::CUT;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Longest string, as in gguf.cpp (`GGUF_MAX_STRING_LENGTH`).
 const MAX_STRING_BYTES: u64 = 1 << 30;
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, count: u64) -> Result<&'a [u8]> {
         if count > self.remaining() {
             return Err(Problem::new(
-                "kiln::model::gguf_truncated",
+                Code::ModelGgufTruncated,
                 format!(
                     "{count} bytes are announced at byte {}, but only {} are left",
                     self.position,
@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
         let start = self.position;
         let problem = |what: String| {
             Problem::new(
-                "kiln::model::gguf_string",
+                Code::ModelGgufString,
                 format!("string at byte {start}: {what}"),
             )
         };
@@ -159,7 +159,7 @@ impl<'a> Reader<'a> {
             return Ok(claimed as usize);
         }
         Err(Problem::new(
-            "kiln::model::gguf_count",
+            Code::ModelGgufCount,
             format!(
                 "{claimed} {what} are announced; the file has room for {room}, and at most {cap} \
                  are allowed"

@@ -4,7 +4,7 @@
 //! its block structs (`ggml-common.h`) and where its kernels copy bytes into a number (`qh` of
 //! Q5_0). Bytes that it reads one by one stay.
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::quant::GgmlType;
 
 /// Numbers side by side in a block: where they begin, bytes of each, how many.
@@ -46,7 +46,7 @@ fn fields(name: &str) -> Option<&'static [Field]> {
 pub fn can_swap(ggml: &GgmlType) -> Result<()> {
     fields(ggml.name).map(drop).ok_or_else(|| {
         Problem::new(
-            "kiln::model::gguf_big_endian",
+            Code::ModelGgufBigEndian,
             format!(
                 "{} in a big-endian file: its form is not settled",
                 ggml.name

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::CUT;
 use super::metadata::quoted;
 use super::reader::Reader;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::TensorFacts;
 use crate::model::quant::GgmlType;
 
@@ -160,7 +160,7 @@ impl<'a> TensorInfo<'a> {
                 _ => {
                     let needed = range.end as u128 + data_offset as u128;
                     return Err(Problem::new(
-                        "kiln::model::gguf_truncated",
+                        Code::ModelGgufTruncated,
                         format!(
                             "tensor {} ends at byte {needed}, but the file has {file_bytes}",
                             quoted(name)
@@ -175,5 +175,5 @@ impl<'a> TensorInfo<'a> {
 }
 
 fn wrong(message: String) -> Problem {
-    Problem::new("kiln::model::gguf_tensor", message)
+    Problem::new(Code::ModelGgufTensor, message)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 
 use super::reader::{ByteOrder, Reader};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Longest array, as in gguf.cpp (`GGUF_MAX_ARRAY_ELEMENTS`).
 const MAX_ARRAY_LEN: u64 = 1 << 30;
@@ -58,12 +58,7 @@ impl ValueType {
             U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64,
         ];
         let known = ALL.get(id as usize).copied();
-        known.ok_or_else(|| {
-            Problem::new(
-                "kiln::model::gguf_value",
-                format!("unknown value type {id}"),
-            )
-        })
+        known.ok_or_else(|| Problem::new(Code::ModelGgufValue, format!("unknown value type {id}")))
     }
 
     /// Bytes of the smallest value of this type: of any, but for strings and arrays.
@@ -116,7 +111,7 @@ impl<'a> Array<'a> {
         let element = ValueType::by_id(reader.u32()?)?;
         if element == ValueType::Array {
             return Err(Problem::new(
-                "kiln::model::gguf_value",
+                Code::ModelGgufValue,
                 "an array of arrays, which ggml does not read either",
             ));
         }
@@ -171,7 +166,7 @@ impl<'a> Value<'a> {
                 [1] => Value::Bool(true),
                 [other] => {
                     return Err(Problem::new(
-                        "kiln::model::gguf_value",
+                        Code::ModelGgufValue,
                         format!("a bool of {other}; expected 0 or 1"),
                     ));
                 }

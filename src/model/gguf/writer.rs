@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 use super::{MAGIC, Metadata, Value};
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::quant::GgmlType;
 
 const VERSION: u32 = 3;
@@ -43,7 +43,7 @@ impl Entry<'_> {
         bytes.ok_or_else(|| {
             let (name, shape, ggml) = (self.name, self.shape, self.ggml.name);
             Problem::new(
-                "kiln::model::gguf_tensor",
+                Code::ModelGgufTensor,
                 format!("tensor `{name}`: {shape:?} is no shape of {ggml}"),
             )
         })
@@ -81,25 +81,25 @@ impl<'a> Header<'a> {
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let mut out = Counted { out, bytes: 0 };
         self.put(&mut out)
-            .context("kiln::io", || "write the header of a GGUF".into())?;
+            .context(Code::Io, || "write the header of a GGUF".into())?;
         let mut offset = 0u64;
         for tensor in &self.tensors {
             let bytes = tensor.bytes()?;
             tensor
                 .put(&mut out, offset)
-                .context("kiln::io", || "write the header of a GGUF".into())?;
+                .context(Code::Io, || "write the header of a GGUF".into())?;
             offset = offset
                 .checked_add(bytes + self.padding(bytes))
                 .ok_or_else(|| {
                     Problem::new(
-                        "kiln::model::gguf_tensor",
+                        Code::ModelGgufTensor,
                         "the tensors together have more than 2^64 bytes",
                     )
                 })?;
         }
         let zeros = vec![0; self.padding(out.bytes) as usize];
         out.write_all(&zeros)
-            .context("kiln::io", || "write the header of a GGUF".into())
+            .context(Code::Io, || "write the header of a GGUF".into())
     }
 
     fn put(&self, out: &mut impl Write) -> io::Result<()> {

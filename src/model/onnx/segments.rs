@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::proto::{GraphProto, ModelProto, ValueInfoProto};
 use super::slices::is_slice;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::in_layer;
 
 /// A piece of a graph.
@@ -23,7 +23,7 @@ pub fn segments(
     model: &ModelProto,
     wanted: impl Fn(&ValueInfoProto) -> bool,
 ) -> Result<Vec<Segment>> {
-    let none = || Problem::new("kiln::onnx::malformed", "this ONNX file holds no graph");
+    let none = || Problem::new(Code::OnnxMalformed, "this ONNX file holds no graph");
     let graph = model.graph.as_ref().ok_or_else(none)?;
     let mut pieces: Vec<&[_]> = vec![];
     let (mut start, mut current) = (0, None);
@@ -73,7 +73,7 @@ pub fn segments(
             .filter(|name| !made.contains(name) && !constants.contains(name))
             .collect();
         let info = |name: &str| {
-            let missing = || Problem::new("kiln::onnx::malformed", format!("`{name}` has no type"));
+            let missing = || Problem::new(Code::OnnxMalformed, format!("`{name}` has no type"));
             types
                 .get(name)
                 .map(|value| (*value).clone())

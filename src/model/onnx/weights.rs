@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::functions::Function;
 use super::proto::{ModelProto, NodeProto, TensorProto, element};
 use super::{Checked, Encodings, element_name};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::weight::{
     Activations, Element, WeightEncoding, WeightForm, WeightPart, WeightUse,
 };
@@ -100,7 +100,7 @@ pub fn weight_uses(model: &ModelProto) -> Result<Vec<WeightUse>> {
     for node in &checked.graph.node {
         let wrong = |why: String| {
             let message = format!("node `{}` ({}) {why}", node.name, node.op_type);
-            Problem::new("kiln::onnx::weight", message)
+            Problem::new(Code::OnnxWeight, message)
         };
         match Function::of(node) {
             Some(Function::Linear { .. }) => {

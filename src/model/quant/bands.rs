@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{BlockGrid, GgmlType, QuantFormat, Split};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::TensorFacts;
 
 /// Values of a band; one row where a row is longer.
@@ -100,7 +100,7 @@ impl<'a> BlockTensor<'a> {
     /// A tensor of `facts` that is held in `bytes`. Refused: more than two dimensions, none
     /// or an empty one, a wrong number of bytes, and heads that do not divide the rows into pairs.
     pub fn new(facts: &TensorFacts, bytes: &'a [u8], order: RowOrder) -> Result<Self> {
-        let problem = |what: String| Problem::new("kiln::model::tensor", what);
+        let problem = |what: String| Problem::new(Code::ModelTensor, what);
         let shape = facts
             .shape
             .iter()

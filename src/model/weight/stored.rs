@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{ErrorFacts, WeightEncoding, WeightFacts, WeightPart};
-use crate::base::{CanonJson, Digest, Problem, Result};
+use crate::base::{CanonJson, Code, Digest, Problem, Result};
 
 /// A weight whose parts are all there and fit its encoding.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +40,7 @@ pub fn stored<'a>(
         let (weight, part) = name.rsplit_once('/').ok_or_else(|| {
             let what =
                 format!("`{name}` is no part of a weight: expected `NAME/codes` or the like");
-            Problem::new("kiln::weights::part", what)
+            Problem::new(Code::WeightsPart, what)
         })?;
         let facts = facts
             .read()

@@ -15,7 +15,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Soc};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Largest relative rms error of an encoding that computes what it says. fp16 arithmetic alone
 /// gives about 3e-4, offsets up to 1.9e-3; a wrong encoding is off by 2e-1 and more.
@@ -185,7 +185,7 @@ struct Trial {
 pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     if !case.is_known() {
         return Err(Problem::new(
-            "kiln::qnn::encoding",
+            Code::QnnEncoding,
             format!("there is no weight encoding {case} on the HTP"),
         ));
     }
@@ -206,7 +206,7 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     let error = relative_rms_error(&y.asked, &got);
     if error.is_nan() || error > MAX_ERROR {
         return Err(Problem::new(
-            "kiln::qnn::encoding_wrong",
+            Code::QnnEncodingWrong,
             format!(
                 "HTP accepts weights as {case} on {} but computes wrong numbers: relative error \
                  {error:.1e}",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Call;
 use crate::action::{BlobSink, Job, Outputs, Part, PartName, stands_for};
-use crate::base::{CanonJson, Context, Problem, Result, open_file};
+use crate::base::{CanonJson, Code, Context, Problem, Result, open_file};
 
 /// As much of a file is read and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -50,7 +50,7 @@ impl Folder {
             let mode = if is_program { 0o555 } else { 0o444 };
             copied
                 .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
-                .context("kiln::io", || {
+                .context(Code::Io, || {
                     format!("copy the input {name} to {}", path.display())
                 })?;
         }
@@ -94,15 +94,15 @@ impl Folder {
 }
 
 fn make(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).context("kiln::io", || format!("make {}", path.display()))
+    fs::create_dir_all(path).context(Code::Io, || format!("make {}", path.display()))
 }
 
 fn take(path: &Path, job: &Job) -> Result<Part> {
     let failed = || format!("take the output {}", path.display());
-    let file = open_file(path).context("kiln::io", failed)?;
+    let file = open_file(path).context(Code::Io, failed)?;
     let mut sink: Box<dyn BlobSink> = job.create()?;
     io::copy(&mut BufReader::with_capacity(CHUNK_BYTES, file), &mut sink)
-        .context("kiln::io", failed)?;
+        .context(Code::Io, failed)?;
     Ok(Part {
         content: sink.finish()?,
         facts: CanonJson::default(),
@@ -117,19 +117,19 @@ fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
     let mut folders = vec![folder.to_owned()];
     // The program may have put a link where its folder was.
     if !fs::symlink_metadata(folder)
-        .context("kiln::io", failed)?
+        .context(Code::Io, failed)?
         .is_dir()
     {
         let problem = Problem::new(
-            "kiln::command::output",
+            Code::CommandOutput,
             "the program put something else where outputs/ was",
         );
         return Err(problem.help("let it write into outputs/, and leave the folder itself alone"));
     }
     while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(&next).context("kiln::io", failed)? {
-            let entry = entry.context("kiln::io", failed)?;
-            let kind = entry.file_type().context("kiln::io", failed)?;
+        for entry in fs::read_dir(&next).context(Code::Io, failed)? {
+            let entry = entry.context(Code::Io, failed)?;
+            let kind = entry.file_type().context(Code::Io, failed)?;
             if kind.is_dir() {
                 folders.push(entry.path());
             } else {
@@ -149,7 +149,7 @@ fn not_a_file(call: &Call, name: &str, kind: FileType) -> Problem {
         "neither a file nor a folder"
     };
     Problem::new(
-        "kiln::command::output",
+        Code::CommandOutput,
         format!("`{}` left {what} as outputs/{name}", call.program),
     )
     .help("a link may lead anywhere: only files are taken, so let it write a copy")
@@ -168,7 +168,7 @@ fn missing(call: &Call, wanted: &str, found: &BTreeMap<String, FileType>) -> Pro
         names.join(", ") + &more
     };
     Problem::new(
-        "kiln::command::output",
+        Code::CommandOutput,
         format!(
             "`{}` ended well, but left no outputs/{wanted}",
             call.program

@@ -15,7 +15,7 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Context, Problem, Result, end_descendants, open_file, quoted, tail};
+use crate::base::{Code, Context, Problem, Result, end_descendants, open_file, quoted, tail};
 
 /// How much of what the program said last is shown.
 const STDERR_TAIL_BYTES: u64 = 4096;
@@ -32,7 +32,7 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
     // Into a file: nobody has to listen, and what it leaves running cannot hold the other end of a
     // pipe.
     let said = File::create(&folder.said)
-        .context("kiln::io", || format!("make {}", folder.said.display()))?;
+        .context(Code::Io, || format!("make {}", folder.said.display()))?;
     let program = if call.program.starts_with(INPUTS) {
         folder.work.join(&call.program)
     } else {
@@ -46,12 +46,12 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .envs(&call.env)
         .current_dir(&folder.work)
         .stdin(Stdio::null())
-        .stdout(said.try_clone().context("kiln::command::start", failed)?)
+        .stdout(said.try_clone().context(Code::CommandStart, failed)?)
         .stderr(said)
         .spawn()
-        .context("kiln::command::start", failed)
+        .context(Code::CommandStart, failed)
         .map_err(|problem| without_interpreter(problem, &program))?;
-    let status = attend(&mut child).context("kiln::command::start", || {
+    let status = attend(&mut child).context(Code::CommandStart, || {
         format!("wait for `{}`", call.program)
     })?;
     // What it left running could go on writing.
@@ -117,7 +117,7 @@ fn attend(child: &mut Child) -> io::Result<ExitStatus> {
 
 fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
     let mut problem = Problem::new(
-        "kiln::command::failed",
+        Code::CommandFailed,
         format!("`{}` failed: {status}", call.program),
     );
     let stderr_tail = tail(said, STDERR_TAIL_BYTES).unwrap_or_default();

@@ -19,7 +19,7 @@ use super::trust::is_distrust;
 use super::url::Address;
 use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, bytes, duration, open_file, read_file};
+use crate::base::{Code, Context, Problem, Result, bytes, duration, open_file, read_file};
 
 /// Attempts without one new byte before giving up.
 const ATTEMPTS: u32 = 5;
@@ -107,8 +107,7 @@ pub(super) fn download(
             job,
         )?;
     }
-    fs::rename(download.part(), &done)
-        .context("kiln::io", || format!("name {}", done.display()))?;
+    fs::rename(download.part(), &done).context(Code::Io, || format!("name {}", done.display()))?;
     Ok(done)
 }
 
@@ -243,13 +242,13 @@ impl Download<'_> {
             .create(true)
             .append(true)
             .open(self.part());
-        let mut file = opened.context("kiln::io", || format!("open {}", self.part().display()))?;
+        let mut file = opened.context(Code::Io, || format!("open {}", self.part().display()))?;
         if have == 0 {
             file.set_len(0)
-                .context("kiln::io", || format!("empty {}", self.part().display()))?;
+                .context(Code::Io, || format!("empty {}", self.part().display()))?;
             let etag = header(response.headers(), "etag").unwrap_or_default();
             fs::write(self.etag(), etag)
-                .context("kiln::io", || format!("write {}", self.etag().display()))?;
+                .context(Code::Io, || format!("write {}", self.etag().display()))?;
         }
         let truncated = |have: u64| {
             let total = total.map_or("an unknown total".into(), bytes);
@@ -258,7 +257,7 @@ impl Download<'_> {
                 self.url,
                 bytes(have)
             );
-            Problem::new("kiln::fetch::truncated", message)
+            Problem::new(Code::FetchTruncated, message)
                 .help("run the build again: it goes on where it broke")
         };
         let too_large = || {
@@ -267,7 +266,7 @@ impl Download<'_> {
                 self.url,
                 bytes(MAX_FILE_BYTES)
             );
-            Failure::from(Problem::new("kiln::fetch::too_large", message))
+            Failure::from(Problem::new(Code::FetchTooLarge, message))
         };
         if total.is_some_and(|total| total > MAX_FILE_BYTES) {
             return Err(too_large());
@@ -293,7 +292,7 @@ impl Download<'_> {
                 Some(Err(error)) => return Err(passing(truncated(have).because(&error))),
             };
             file.write_all(&bytes)
-                .context("kiln::io", || format!("write to {}", self.folder.display()))?;
+                .context(Code::Io, || format!("write to {}", self.folder.display()))?;
             have += bytes.len() as u64;
             if have > MAX_FILE_BYTES {
                 return Err(too_large());
@@ -311,7 +310,7 @@ impl Download<'_> {
     fn start_over(&self, why: &str) -> Failure {
         match clear(self.folder) {
             Ok(()) => passing(Problem::new(
-                "kiln::fetch::range",
+                Code::FetchRange,
                 format!("`{}`: {why}", self.url),
             )),
             Err(problem) => problem.into(),
@@ -342,12 +341,7 @@ impl Download<'_> {
             let request = request.config().proxy(proxy.clone()).build();
             let (send, receive) = mpsc::channel();
             thread::spawn(move || drop(send.send(request.call())));
-            let silent = || {
-                Problem::new(
-                    "kiln::fetch::connect",
-                    "the request ended without an answer",
-                )
-            };
+            let silent = || Problem::new(Code::FetchConnect, "the request ended without an answer");
             let answer = next(&receive, self.job)?.ok_or_else(silent)?;
             let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
             if home {
@@ -369,7 +363,7 @@ impl Download<'_> {
             let next = match response.headers().get("location") {
                 Some(location) => at.follow(location.as_bytes()),
                 None => Err(Problem::new(
-                    "kiln::fetch::redirect",
+                    Code::FetchRedirect,
                     "it does not say where to",
                 )),
             };
@@ -378,7 +372,7 @@ impl Download<'_> {
             })?;
         }
         Err(Problem::new(
-            "kiln::fetch::redirect",
+            Code::FetchRedirect,
             format!("`{}` redirects more than {MAX_REDIRECTS} times", self.url),
         )
         .into())
@@ -389,7 +383,7 @@ fn agent(machine: &Machine) -> Result<Agent> {
     let roots = match &machine.certificates {
         None => RootCerts::WebPki,
         Some(path) => {
-            let pem = pem(path).context("kiln::fetch::tls", || {
+            let pem = pem(path).context(Code::FetchTls, || {
                 format!("read the certificates in {}", path.display())
             })?;
             let certificates = parse_pem(&pem).filter_map(|item| match item {
@@ -438,8 +432,8 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
     let tls = is_distrust(&error);
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        let problem = Problem::new("kiln::fetch::request", format!("`{url}` cannot be asked"))
-            .because(&error);
+        let problem =
+            Problem::new(Code::FetchRequest, format!("`{url}` cannot be asked")).because(&error);
         return problem
             .help(
                 "the request never left this machine: check the address, HF_TOKEN and the proxies",
@@ -451,7 +445,7 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
         ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..)
     ) {
         let problem = Problem::new(
-            "kiln::fetch::answer",
+            Code::FetchAnswer,
             format!("`{host}` answered something that is not HTTP"),
         );
         return problem
@@ -460,13 +454,13 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
             .into();
     }
     let problem = if tls {
-        Problem::new("kiln::fetch::tls", format!("no trust in `{host}`")).help(
+        Problem::new(Code::FetchTls, format!("no trust in `{host}`")).help(
             "if this network signs its own certificates, name the file that holds them: \
              SSL_CERT_FILE=...",
         )
     } else {
         match proxy {
-            None => Problem::new("kiln::fetch::connect", format!("no answer from `{host}`"))
+            None => Problem::new(Code::FetchConnect, format!("no answer from `{host}`"))
                 .help("check the network, and HTTPS_PROXY if it needs one"),
             Some(proxy) => {
                 let way = format!(
@@ -474,7 +468,7 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
                     proxy.host(),
                     proxy.port()
                 );
-                Problem::new("kiln::fetch::connect", way)
+                Problem::new(Code::FetchConnect, way)
                     .help("check HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that need none")
             }
         }
@@ -492,7 +486,7 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
     let status = response.status();
     let mut problem = match status.as_u16() {
         404 | 410 => Problem::new(
-            "kiln::fetch::not_found",
+            Code::FetchNotFound,
             format!("there is no `{url}` ({status})"),
         )
         .help(
@@ -500,7 +494,7 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
              looks like this too, without its token",
         ),
         401 | 403 => Problem::new(
-            "kiln::fetch::forbidden",
+            Code::FetchForbidden,
             format!("`{url}` is not for everybody ({status})"),
         )
         .help(match saw_token {
@@ -515,7 +509,7 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
                  this host"
             }
         }),
-        _ => Problem::new("kiln::fetch::status", format!("`{url}` answered {status}")),
+        _ => Problem::new(Code::FetchStatus, format!("`{url}` answered {status}")),
     };
     let said = header(response.headers(), "x-error-message")
         .map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);

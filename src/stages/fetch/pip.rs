@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Machine, clear, whole};
 use crate::action::Job;
-use crate::base::{Context, Problem, Result, tail};
+use crate::base::{Code, Context, Problem, Result, tail};
 
 /// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes
 /// first: a pip that outlives a killed build would write into a folder that the next build already
@@ -69,11 +69,11 @@ pub(super) fn download(
         clear(folder)?;
         let (fresh, temporary) = (folder.join("pip"), folder.join("tmp"));
         for path in [&fresh, &temporary] {
-            fs::create_dir(path).context("kiln::io", || format!("make {}", path.display()))?;
+            fs::create_dir(path).context(Code::Io, || format!("make {}", path.display()))?;
         }
         run(machine, requirement, folder, job)?;
         the_wheel(&fresh)?;
-        fs::rename(&fresh, &done).context("kiln::io", || format!("name {}", done.display()))?;
+        fs::rename(&fresh, &done).context(Code::Io, || format!("name {}", done.display()))?;
     }
     the_wheel(&done)
 }
@@ -82,7 +82,7 @@ fn the_wheel(folder: &Path) -> Result<PathBuf> {
     let listed: std::io::Result<Vec<_>> =
         fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
     match listed
-        .context("kiln::io", || format!("list {}", folder.display()))?
+        .context(Code::Io, || format!("list {}", folder.display()))?
         .as_slice()
     {
         [wheel]
@@ -93,7 +93,7 @@ fn the_wheel(folder: &Path) -> Result<PathBuf> {
             Ok(wheel.clone())
         }
         other => Err(Problem::new(
-            "kiln::fetch::pip",
+            Code::FetchPip,
             format!("pip gave {} files instead of one wheel", other.len()),
         )),
     }
@@ -102,7 +102,7 @@ fn the_wheel(folder: &Path) -> Result<PathBuf> {
 fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result<()> {
     let log = folder.join("log");
     let output = || File::create(&log).and_then(|file| Ok((file.try_clone()?, file)));
-    let (out, err) = output().context("kiln::io", || format!("make {}", log.display()))?;
+    let (out, err) = output().context(Code::Io, || format!("make {}", log.display()))?;
     let platforms = GLIBC_MINORS
         .rev()
         .map(|minor| format!("manylinux_2_{minor}_x86_64"));
@@ -136,12 +136,12 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     let status = loop {
         match child
             .try_wait()
-            .context("kiln::io", || "wait for pip".into())?
+            .context(Code::Io, || "wait for pip".into())?
         {
             Some(status) => break status,
             None if job.check_cancelled().is_err() => {
                 let ended = child.kill().and_then(|()| child.wait());
-                ended.context("kiln::io", || "end pip".into())?;
+                ended.context(Code::Io, || "end pip".into())?;
                 return job.check_cancelled();
             }
             None => thread::sleep(Duration::from_millis(50)),
@@ -164,7 +164,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
         .filter(|line| !line.trim().is_empty())
         .collect();
     let mut problem = Problem::new(
-        "kiln::fetch::pip",
+        Code::FetchPip,
         format!("pip could not download `{requirement}` ({status})"),
     )
     .help("try it by hand: python3 -m pip download --no-deps --only-binary=:all: NAME==VERSION");
@@ -177,7 +177,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
 
 fn lacks_pip(machine: &Machine) -> Problem {
     Problem::new(
-        "kiln::tool_missing",
+        Code::ToolMissing,
         format!("`{} -m pip` does not run", machine.python.display()),
     )
     .help("install Python and its pip: apt-get install python3-pip")

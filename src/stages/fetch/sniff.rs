@@ -3,11 +3,8 @@
 
 use std::path::Path;
 
-use crate::base::{Problem, head};
+use crate::base::{Code, Problem, head};
 use crate::model::gguf::{Gguf, MAGIC};
-
-/// The code of what is another file than it should be.
-pub(super) const OTHER_FILE: &str = "kiln::fetch::other_file";
 
 /// As much of a file tells.
 pub(super) const HEAD_BYTES: usize = 512;
@@ -72,9 +69,9 @@ pub(super) fn told_of_piece(
 
 fn as_other(problem: Problem, name: &str, (what, help): Other) -> Problem {
     let message = format!("what came as {name} cannot be used: it is {what}");
-    let problem = match problem.code.as_str() {
+    let problem = match problem.code {
         // Its digest is of no use as a pin.
-        "kiln::fetch::unpinned" => Problem::new(OTHER_FILE, message),
+        Code::FetchUnpinned => Problem::new(Code::FetchOtherFile, message),
         _ => problem.within(message),
     };
     problem.help(help)
@@ -311,13 +308,14 @@ mod tests {
 
     #[test]
     fn what_is_another_file_is_offered_no_pin() {
-        let unpinned = || Problem::new("kiln::fetch::unpinned", "not pinned").help("write: sha256");
+        let unpinned = || Problem::new(Code::FetchUnpinned, "not pinned").help("write: sha256");
         let problem = told(unpinned(), "a.gguf", b"Entry not found");
+        let text = problem.text();
         assert_eq!(
-            (problem.code.as_str(), problem.causes.len()),
-            (OTHER_FILE, 0)
+            (problem.code, problem.causes.len()),
+            (Code::FetchOtherFile, 0)
         );
-        assert!(!problem.text().contains("sha256"), "{problem}");
+        assert!(!text.contains("sha256"), "{text}");
         let problem = told_of_piece(&unpinned(), "a.gguf", 2, b"<html>").unwrap();
         assert_eq!(
             problem.message,
@@ -325,10 +323,10 @@ mod tests {
         );
         assert_eq!(told_of_piece(&unpinned(), "a.gguf", 2, b"\x07"), None);
         // Other bytes than the pinned ones stay that.
-        let differs = Problem::new("kiln::fetch::digest", "another digest");
+        let differs = Problem::new(Code::FetchDigest, "another digest");
         assert_eq!(
             told(differs, "a.gguf", b"PK\x03\x04").code,
-            "kiln::fetch::digest"
+            Code::FetchDigest
         );
     }
 }

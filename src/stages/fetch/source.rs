@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::base_name;
 use super::url::{Address, escaped, unescaped, without_prefix};
 use crate::action::PartName;
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 
 /// A place that files come from.
 #[derive(Debug, PartialEq)]
@@ -43,7 +43,7 @@ impl Source {
     pub(super) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             Problem::new(
-                "kiln::plan::url",
+                Code::PlanUrl,
                 format!("{}: {why}", without_secrets(&format!("`{text}`"))),
             )
             .help(FORMS)
@@ -157,7 +157,7 @@ impl Source {
             revision,
         } = self
         else {
-            return Err(Problem::new("kiln::plan::url", "not a file of the hub"));
+            return Err(Problem::new(Code::PlanUrl, "not a file of the hub"));
         };
         let wrong = |problem: Problem| {
             problem.within("the hub's address is wrong, which HF_ENDPOINT gives")
@@ -165,7 +165,7 @@ impl Source {
         let hub = Address::parse(endpoint).map_err(wrong)?;
         if !hub.ends_with_path() {
             let message = format!("HF_ENDPOINT=`{hub}` has a query or a fragment");
-            return Err(Problem::new("kiln::plan::url", message)
+            return Err(Problem::new(Code::PlanUrl, message)
                 .help("a hub is https://HOST[:PORT][/PATH]: paths of files are added to it"));
         }
         let endpoint = endpoint.trim_end_matches('/');

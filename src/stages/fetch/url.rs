@@ -4,7 +4,7 @@ use std::fmt;
 
 use url::{Host, Url};
 
-use crate::base::{Problem, Result, without_secrets};
+use crate::base::{Code, Problem, Result, without_secrets};
 
 /// An address that may be asked: `https`, or `http` on this very machine. Shown without password
 /// and query.
@@ -16,12 +16,8 @@ impl Address {
     pub(super) fn parse(text: &str) -> Result<Self> {
         // In quotes: what is no address may hide its query behind a blank.
         let shown = format!("`{text}`");
-        let bad = |why: &str| {
-            Problem::new(
-                "kiln::plan::url",
-                format!("{} {why}", without_secrets(&shown)),
-            )
-        };
+        let bad =
+            |why: &str| Problem::new(Code::PlanUrl, format!("{} {why}", without_secrets(&shown)));
         // Other spellings are read by browsers alone, and hide what is secret in them.
         let rest = without_prefix(text, "https://").or_else(|| without_prefix(text, "http://"));
         match rest {
@@ -102,7 +98,7 @@ impl Address {
         let text: String = location.iter().map(encoded).collect();
         let bad = |why: &str| {
             Problem::new(
-                "kiln::fetch::redirect",
+                Code::FetchRedirect,
                 format!("`{}` {why}", without_secrets(&text)),
             )
         };

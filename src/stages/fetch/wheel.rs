@@ -10,7 +10,7 @@ use zip::ZipArchive;
 
 use super::{base_name, open};
 use crate::action::PartName;
-use crate::base::{Context, Problem, Result, bytes};
+use crate::base::{Code, Context, Problem, Result, bytes};
 
 /// Wheels of compiled libraries shrink to a third; a zip bomb to a thousandth (deflate's limit is
 /// 1/1032).
@@ -24,7 +24,7 @@ pub(super) struct Wheel {
 }
 
 fn bad(message: impl Into<String>) -> Problem {
-    Problem::new("kiln::fetch::wheel", message)
+    Problem::new(Code::FetchWheel, message)
         .help("a wheel like this was not made by a packager; do not use it")
 }
 
@@ -39,7 +39,7 @@ impl Wheel {
             .max(FREE_BYTES);
         let archive = ZipArchive::new(BufReader::new(file));
         let mut wheel = Wheel {
-            archive: archive.context("kiln::fetch::wheel", || {
+            archive: archive.context(Code::FetchWheel, || {
                 format!("open the wheel {}", path.display())
             })?,
         };
@@ -56,7 +56,7 @@ impl Wheel {
             let entry = self
                 .archive
                 .by_index_data(index)
-                .context("kiln::fetch::wheel", || format!("read entry {index}"))?;
+                .context(Code::FetchWheel, || format!("read entry {index}"))?;
             let name = String::from_utf8_lossy(entry.name_raw()).into_owned();
             PartName::new(name.strip_suffix('/').unwrap_or(&name))
                 .map_err(|problem| bad("a member leaves the wheel").because(&problem))?;
@@ -78,7 +78,7 @@ impl Wheel {
         if self
             .archive
             .has_overlapping_files()
-            .context("kiln::fetch::wheel", || "find the members".into())?
+            .context(Code::FetchWheel, || "find the members".into())?
         {
             return Err(bad("members of the wheel share their bytes"));
         }
@@ -93,7 +93,7 @@ impl Wheel {
                 .iter()
                 .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
             Problem::new(
-                "kiln::fetch::member",
+                Code::FetchMember,
                 format!("the wheel has no member `{name}` among its {}", names.len()),
             )
             .help(near.map_or("it is empty".into(), |near| {
@@ -118,11 +118,10 @@ impl Wheel {
             }
         }
         if libraries.is_empty() {
-            return Err(Problem::new(
-                "kiln::fetch::wheel",
-                "there is no shared library in the wheel",
-            )
-            .help("`unpack = true`, and [tools], are for wheels of compiled libraries"));
+            return Err(
+                Problem::new(Code::FetchWheel, "there is no shared library in the wheel")
+                    .help("`unpack = true`, and [tools], are for wheels of compiled libraries"),
+            );
         }
         Ok(libraries)
     }
@@ -138,7 +137,7 @@ impl Wheel {
         let file = self
             .archive
             .by_index(index)
-            .context("kiln::fetch::wheel", || format!("open entry {index}"))?;
+            .context(Code::FetchWheel, || format!("open entry {index}"))?;
         let left = file.size();
         Ok(Exactly { file, left })
     }

@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::{DecoderSpec, Rotary, not_supported};
 
 /// Columns that turn further than this within the context, in radians, are not split: their mean is
@@ -105,11 +105,11 @@ impl KeyCentre {
         let lengths = [Some(centre.len()), bias.map(<[f32]>::len)];
         if let Some(length) = lengths.into_iter().flatten().find(|length| *length != rows) {
             let message = format!("{length} values cannot centre or bias keys of {rows} rows");
-            return Err(Problem::new("kiln::graph::key_centre", message));
+            return Err(Problem::new(Code::GraphKeyCentre, message));
         }
         if let Some(value) = bias.into_iter().flatten().find(|value| !value.is_finite()) {
             return Err(Problem::new(
-                "kiln::graph::key_centre",
+                Code::GraphKeyCentre,
                 format!("a key bias is {value}"),
             ));
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::centre::{CENTRING, KeyCentre, KeyCentres, Keys};
 use crate::action::Job;
 use crate::artifact::weight::Weight;
-use crate::base::{Context, Problem, Result};
+use crate::base::{Code, Context, Problem, Result};
 use crate::model::calibration::{KEY_MEANS, KeyMeans};
 use crate::model::decoder::tensors::{LayerTensor, Role};
 use crate::model::decoder::{DecoderSpec, not_supported};
@@ -33,7 +33,7 @@ impl KeyCentring {
             None => Ok(model.has_qkv_bias().then_some(KeyCentring::Bias)),
             Some(KeyCentring::None) => Ok(None),
             Some(KeyCentring::Bias) if !model.has_qkv_bias() => Err(Problem::new(
-                "kiln::graph::key_centre",
+                Code::GraphKeyCentre,
                 "`key_centre = \"bias\"`: this model has no key biases",
             )
             .help("leave it out, or centre by a `calibration`")),
@@ -53,7 +53,7 @@ impl KeyCentring {
             Some(KeyCentring::Bias) => None,
             Some(KeyCentring::Calibration) => {
                 let means = serde_json::from_slice(&job.read(KEY_MEANS)?);
-                Some(means.context("kiln::graph::calibration", || format!("read {KEY_MEANS}"))?)
+                Some(means.context(Code::GraphCalibration, || format!("read {KEY_MEANS}"))?)
             }
         };
         let mut centres = KeyCentres::new();
@@ -72,7 +72,7 @@ impl KeyCentring {
                 Some(means) => {
                     let means = means.get(&layer).ok_or_else(|| {
                         let message = format!("the calibration has no keys of layer {layer}");
-                        Problem::new("kiln::graph::calibration", message)
+                        Problem::new(Code::GraphCalibration, message)
                             .help("calibrate a graph of the same model")
                     })?;
                     KeyCentre::new(&keys, context, bias.as_deref(), means)?

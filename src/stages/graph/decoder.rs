@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::centre::{KeyCentre, KeyCentres};
 use super::weights::Weights;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
 use crate::model::decoder::inputs::{Cache, HostInput, LOGITS, Shapes, inputs};
 use crate::model::decoder::tensors::{LayerTensor, Role};
@@ -123,7 +123,7 @@ impl Given {
     fn value(&self, input: HostInput) -> Result<&Value> {
         self.0.get(&input).ok_or_else(|| {
             let name = input.name();
-            Problem::new("kiln::graph::input", format!("the host gives no `{name}`"))
+            Problem::new(Code::GraphInput, format!("the host gives no `{name}`"))
         })
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Params;
 use crate::artifact::bundle::{EXTENSIONS, TOKENIZER};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::decoder::{DecoderSpec, Rotary, inputs};
 use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
@@ -44,7 +44,7 @@ impl Bundle<'_> {
         let ends = match tokenizer.ends() {
             [] => {
                 return Err(Problem::new(
-                    "kiln::package::eos",
+                    Code::PackageEos,
                     "the model names no token that ends a text",
                 )
                 .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));

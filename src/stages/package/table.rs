@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::action::{Job, Part};
 use crate::artifact::context::CPU;
 use crate::artifact::weight::Weight;
-use crate::base::{CanonJson, Context, Problem, Result};
+use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::tensors::Role;
 use crate::model::facts::ArrayFacts;
 use crate::model::onnx;
@@ -38,7 +38,7 @@ pub fn write(job: &Job) -> Result<Table> {
             job.check_cancelled()?;
             job.progress(row as u64 + 1, weight.rows as u64, "rows");
             sink.write_all(&bytes)
-                .context("kiln::io", || "write a blob".into())?;
+                .context(Code::Io, || "write a blob".into())?;
             hasher.update(&bytes);
             bytes.clear();
             weight.leave();
@@ -72,7 +72,7 @@ fn gain(job: &Job) -> Result<f32> {
         .and_then(|attribute| attribute.f);
     gain.ok_or_else(|| {
         Problem::new(
-            "kiln::package::table",
+            Code::PackageTable,
             format!("`{file}` does not say its gain"),
         )
     })

@@ -1,6 +1,6 @@
 //! Events of example builds, with their times.
 
-use kiln::base::Problem;
+use kiln::base::{Code, Problem};
 use kiln::events::{Event, Listener, PartId, SCHEMA, TimedListener, Why};
 
 pub fn part(stage: &str, part: &str) -> PartId {
@@ -28,8 +28,8 @@ pub fn started(part: PartId) -> Event {
 /// One stage unchanged, one from the cache, one that runs a part of two and succeeds at the second
 /// attempt, one that fails, one that waits for it.
 pub fn build_events() -> Vec<(u64, Event)> {
-    let flaky = Problem::new("kiln::fetch::http", "no answer\nfrom there");
-    let failed = Problem::new("kiln::x", "no such op\n\nand <more>")
+    let flaky = Problem::new(Code::of("kiln::fetch::http"), "no answer\nfrom there");
+    let failed = Problem::new(Code::of("kiln::x"), "no such op\n\nand <more>")
         .help("another op")
         .within("failed to write");
     vec![

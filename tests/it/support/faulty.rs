@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use kiln::action::{ActionKey, Blob, BlobSink, Content};
-use kiln::base::{Context, Digest, Result};
+use kiln::base::{Code, Context, Digest, Result};
 use kiln::store::{ActionCache, ActionResult, BlobStore, Note, Notes};
 
 /// All that a build needs of a store.
@@ -87,7 +87,7 @@ impl Trouble {
         let strikes = self.strikes(|number| number == self.at && self.fault != Fault::Full);
         match self.fault {
             Fault::Error if strikes => {
-                Err(io::Error::other(TIRED)).context("test::read", || "read".into())
+                Err(io::Error::other(TIRED)).context(Code::of("test::read"), || "read".into())
             }
             _ => Ok(!strikes),
         }
@@ -107,7 +107,8 @@ impl Trouble {
     }
 
     fn put(&self) -> Result<()> {
-        self.write().context("test::write", || "write".into())
+        self.write()
+            .context(Code::of("test::write"), || "write".into())
     }
 }
 

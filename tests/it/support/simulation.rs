@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
-use kiln::base::{Digest, Problem};
+use kiln::base::{Code, Digest, Problem};
 use kiln::engine::{
     Answer, Built, CompletedStage, Effect, History, Input, JobState, Limits, Past, Scheduler,
     StageDetails, Task,
@@ -159,7 +159,7 @@ impl Simulation<'_> {
                     Effect::Run { job, task, .. } if self.fails(task, &mut attempts) => {
                         Input::Ran {
                             job: *job,
-                            result: Err(Problem::new("test::flaky", "told to")),
+                            result: Err(Problem::new(Code::of("test::flaky"), "told to")),
                         }
                     }
                     _ => self.answer(effect),

@@ -12,7 +12,7 @@ mod vocabulary;
 
 use self::keys::Keys;
 use super::DecoderSpec;
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 use crate::model::facts::ModelFacts;
 use crate::model::gguf::{Gguf, Metadata, quoted};
 
@@ -57,7 +57,7 @@ fn named(metadata: &Metadata, known: &[&'static Architecture]) -> Result<&'stati
     found.copied().ok_or_else(|| {
         let known: Vec<&str> = known.iter().map(|architecture| architecture.name).collect();
         Problem::new(
-            "kiln::model::architecture",
+            Code::ModelArchitecture,
             format!("architecture {} is not supported", quoted(name)),
         )
         .help(format!("kiln knows {}", known.join(" and ")))
@@ -68,7 +68,7 @@ fn named(metadata: &Metadata, known: &[&'static Architecture]) -> Result<&'stati
 const SHOWN: usize = 20;
 
 /// One problem that lists `lines`; none if there are none.
-fn refuse_all(code: &str, what: &str, lines: Vec<String>) -> Result<()> {
+fn refuse_all(code: Code, what: &str, lines: Vec<String>) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
     }

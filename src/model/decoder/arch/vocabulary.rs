@@ -2,7 +2,7 @@
 //! them.
 
 use super::{refuse_all, shortened};
-use crate::base::Result;
+use crate::base::{Code, Result};
 use crate::model::gguf::{Array, Metadata, ValueType, quoted};
 
 /// Arrays with one element a token, and its types: files have integers of every width.
@@ -86,7 +86,7 @@ pub fn check(metadata: &Metadata, vocab: u32) -> Result<()> {
         }
     }
     refuse_all(
-        "kiln::model::vocabulary",
+        Code::ModelVocabulary,
         "the tokenizer does not fit the embedding",
         wrong,
     )

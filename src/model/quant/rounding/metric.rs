@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 
 use super::search::{LANES, Lanes, less, sum};
-use crate::base::{Problem, Result};
+use crate::base::{Code, Problem, Result};
 
 /// Share of the mean of H's diagonal that is added to the diagonal: moments of a few thousand
 /// tokens are not trusted blindly.
@@ -256,7 +256,7 @@ impl Triangle {
 }
 
 fn bad(what: &str) -> Problem {
-    Problem::new("kiln::weights::moments", what.to_string())
+    Problem::new(Code::WeightsMoments, what.to_string())
         .help("run the `calibrate` stage again, over another text")
 }
 
