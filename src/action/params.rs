@@ -1,17 +1,16 @@
-//! Parameters against the JSON Schema of their stage kind: unknown and missing keys, types, ranges
-//! and choices. Every mistake is found at once, before serde reads the parameters, which would stop
-//! at the first.
+//! Checks parameters against the JSON Schema of their stage kind: unknown and missing keys, types,
+//! ranges and choices. It finds all mistakes at once; serde would stop at the first.
 //!
 //! It knows the keywords that schemars writes for the parameters of stages, with all subschemas
-//! inline. `pattern` is left to [`TypedStage::check`](super::TypedStage::check), which says it
-//! better.
+//! inline. `pattern` is left to [`TypedStage::check`](super::TypedStage::check), which has better
+//! messages.
 
 use serde_json::{Map, Value};
 
 use super::ParamProblem;
 use crate::base::{Code, Problem, closest, hint, near};
 
-/// What `params` has that `schema` does not allow, in the order of the keys.
+/// Everything in `params` that `schema` does not allow, in the order of the keys.
 pub fn mistakes(schema: &Value, params: &Value) -> Vec<ParamProblem> {
     let mut walk = Walk {
         path: vec![],
@@ -23,7 +22,7 @@ pub fn mistakes(schema: &Value, params: &Value) -> Vec<ParamProblem> {
 
 /// Goes through a value and its schema side by side.
 struct Walk {
-    /// Keys and indices from the stage's table to the value that is looked at.
+    /// Keys and indices from the stage's table to the current value.
     path: Vec<String>,
     found: Vec<ParamProblem>,
 }
@@ -69,8 +68,8 @@ impl Walk {
         });
     }
 
-    /// A value that may have one of several forms: the mistakes of the form that it is meant in, by
-    /// its type.
+    /// A value that may have one of several forms. Reports the mistakes in the form whose type it
+    /// has.
     fn one_of(&mut self, schema: &Value, alternatives: &[&Value], value: &Value) {
         let mut meant = None;
         for alternative in alternatives {
@@ -95,7 +94,7 @@ impl Walk {
     fn table(&mut self, schema: &Value, table: &Map<String, Value>) {
         let none = Map::new();
         let properties = schema["properties"].as_object().unwrap_or(&none);
-        // A required key may be there, with a slip of the pen.
+        // Keys that are there with a typing error are not missing.
         let mut meant = vec![];
         for (key, value) in table {
             let property = properties
@@ -131,10 +130,11 @@ impl Walk {
     fn list(&mut self, schema: &Value, items: &[Value]) {
         let least = schema["minItems"].as_u64().unwrap_or(0);
         if (items.len() as u64) < least {
-            let message = format!(
-                "expected at least {least} in the list, found {}",
-                items.len()
-            );
+            let items = match items.len() {
+                0 => "an empty list".into(),
+                found => format!("{found} items"),
+            };
+            let message = format!("expected {}, found {items}", expected(schema));
             self.push(described(
                 Problem::new(Code::PlanParameter, message),
                 schema,
@@ -168,7 +168,7 @@ impl Walk {
     }
 }
 
-/// With what the schema says of the value as the way out.
+/// Adds the description of the value as help.
 fn described(problem: Problem, schema: &Value) -> Problem {
     match schema["description"].as_str() {
         Some(description) => {
@@ -236,7 +236,7 @@ fn accepts_type(schema: &Value, value: &Value) -> bool {
     }
 }
 
-/// The least and the most that a number may be.
+/// The bounds of a number.
 struct Range {
     least: Option<f64>,
     above: Option<f64>,
@@ -247,7 +247,7 @@ struct Range {
 impl Range {
     fn of(schema: &Value) -> Self {
         let bound = |keyword: &str| schema[keyword].as_f64();
-        // schemars leaves out what the type itself ends at.
+        // schemars leaves out the bounds of the type itself.
         let (first, last) = match schema["format"].as_str() {
             Some("uint32") => (Some(0.0), Some(f64::from(u32::MAX))),
             Some("int32") => (Some(f64::from(i32::MIN)), Some(f64::from(i32::MAX))),
@@ -279,7 +279,7 @@ fn is_in_range(schema: &Value, value: &Value) -> bool {
         && below.is_none_or(|below| number < below)
 }
 
-/// What belongs there, in words.
+/// What the schema allows, in words.
 fn expected(schema: &Value) -> String {
     if let Some(choices) = choices(schema) {
         return either(&choices);
@@ -297,10 +297,7 @@ fn expected(schema: &Value) -> String {
             }
             _ => "a table".into(),
         },
-        "array" => match schema.get("items").map(types_of_items) {
-            Some(Some(items)) => format!("a list of {items}"),
-            _ => "a list".into(),
-        },
+        "array" => list(schema),
         "string" => "a string".into(),
         "boolean" => "true or false".into(),
         "integer" => format!("an integer{}", range(schema)),
@@ -313,13 +310,23 @@ fn expected(schema: &Value) -> String {
     }
 }
 
-fn types_of_items(items: &Value) -> Option<&'static str> {
-    match types(items).as_slice() {
-        ["string"] => Some("strings"),
-        ["integer"] => Some("integers"),
-        ["number"] => Some("numbers"),
-        ["object"] => Some("tables"),
-        _ => None,
+/// A list, in words.
+fn list(schema: &Value) -> String {
+    let items = &schema["items"];
+    let of = match (choices(items), types(items).as_slice()) {
+        (Some(choices), _) => either(&choices),
+        (None, ["string"]) => "strings".into(),
+        (None, ["integer"]) => "integers".into(),
+        (None, ["number"]) => "numbers".into(),
+        (None, ["object"]) => "tables".into(),
+        _ => String::new(),
+    };
+    match (schema["minItems"].as_u64(), of.as_str()) {
+        (None | Some(0), "") => "a list".into(),
+        (None | Some(0), of) => format!("a list of {of}"),
+        (Some(1), "") => "a non-empty list".into(),
+        (Some(1), of) => format!("a non-empty list of {of}"),
+        (Some(least), of) => format!("a list of at least {least} {of}"),
     }
 }
 

@@ -54,7 +54,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         _ => None,
     };
     let bytes = || number.parse::<u64>().ok()?.checked_mul(unit?);
-    bytes().ok_or_else(|| "expected a number of bytes, or one with kB, MB or GB: 6GB".into())
+    bytes()
+        .ok_or_else(|| "expected a number of bytes, or a number with kB, MB or GB, like 6GB".into())
 }
 
 #[cfg(test)]

@@ -1,53 +1,48 @@
-//! What the writer may have meant.
+//! Suggestions for misspelled words.
 
-/// The candidate most like `word`, if any is like it at all: at least half of the letters stay
-/// where they are.
+/// The candidate most similar to `word`, if at least half of the letters are the same.
 pub fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    like(word, candidates, 0.5)
+    most_similar(word, candidates, 0.5)
 }
 
-/// The candidate most like `word`, if it is so like it that only a slip of the pen lies between.
-/// For values, of which two that look alike may mean different things, as the names of chips do.
+/// The candidate most similar to `word`, if it may be a typing error. For values, where two similar
+/// words may mean different things, as the names of chips do.
 pub fn near<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    like(word, candidates, 0.6)
+    most_similar(word, candidates, 0.6)
 }
 
-fn like<'a>(
+fn most_similar<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
     least: f64,
 ) -> Option<&'a str> {
-    candidates
-        .into_iter()
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(word, candidate),
-                candidate,
-            )
-        })
-        .filter(|(likeness, _)| *likeness >= least)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+    let mut best = None;
+    let mut best_similarity = least;
+    for candidate in candidates {
+        let similarity = strsim::normalized_damerau_levenshtein(word, candidate);
+        if similarity >= best_similarity {
+            best = Some(candidate);
+            best_similarity = similarity;
+        }
+    }
+    best
 }
 
-/// "did you mean `x`?", or the list of what there is.
+/// "did you mean `x`?", or the list of `what` there is.
 pub fn hint<'a>(
     word: &str,
     what: &str,
     candidates: impl IntoIterator<Item = &'a str> + Clone,
 ) -> String {
-    match closest(word, candidates.clone()) {
-        Some(candidate) => format!("did you mean `{candidate}`?"),
-        None => {
-            let known: Vec<String> = candidates
-                .into_iter()
-                .map(|word| format!("`{word}`"))
-                .collect();
-            if known.is_empty() {
-                format!("there are no {what}")
-            } else {
-                format!("{what}: {}", known.join(", "))
-            }
-        }
+    if let Some(candidate) = closest(word, candidates.clone()) {
+        return format!("did you mean `{candidate}`?");
     }
+    let mut known = vec![];
+    for candidate in candidates {
+        known.push(format!("`{candidate}`"));
+    }
+    if known.is_empty() {
+        return format!("there are no {what}");
+    }
+    format!("{what}: {}", known.join(", "))
 }

@@ -69,7 +69,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Exit, Failed> {
     problems.extend(reports.write());
     if !common.json {
         for failure in told.failures.all() {
-            let _ = writeln!(stderr(), "{}", common.render(&failure.told(), None));
+            let _ = writeln!(stderr(), "{}", common.render(&failure.report(), None));
         }
         common.print(&told.end());
     }

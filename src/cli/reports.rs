@@ -9,6 +9,7 @@ use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
 /// Which files.
 #[derive(clap::Args, Default)]
+#[group(skip)]
 pub struct Args {
     /// Write a JUnit report to FILE, for CI systems: a suite a stage, a case a part
     #[arg(long, value_name = "FILE")]

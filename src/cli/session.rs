@@ -143,23 +143,30 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What is said at the end of a build that failed: `failures`, each at its stage in the plan,
-    /// and what else went wrong.
+    /// The end of a build that failed: `failures`, each with its stages in the plan, and what else
+    /// went wrong.
     pub(super) fn failed(
         &self,
         failures: &[Failure],
         others: impl IntoIterator<Item = Problem>,
     ) -> Failed {
-        let place = |failure: &Failure| {
-            let problem = failure.told();
-            let id = &failure.part.stage;
-            match self.plan.stages.iter().find(|stage| stage.id.0 == *id) {
-                Some(stage) => problem.at(stage.at.clone(), "this stage"),
-                None => problem,
+        let mut problems = vec![];
+        for failure in failures {
+            let mut problem = failure.report();
+            for stage in &self.plan.stages {
+                let at = &stage.at;
+                // Instances of one stage stand at one place.
+                if failure.stages().contains(&stage.id.0.as_str())
+                    && !problem.labels.iter().any(|(known, _)| known == at)
+                {
+                    problem = problem.at(at.clone(), "this stage");
+                }
             }
-        };
+            problems.push(problem);
+        }
+        problems.extend(others);
         Failed {
-            problems: failures.iter().map(place).chain(others).collect(),
+            problems,
             source: Some(Arc::clone(&self.texts)),
         }
     }
@@ -191,30 +198,35 @@ fn files_in(params: &Value, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Says at once which files of this machine the plan lacks, and not when the stages before those
-/// that read them are done.
+/// Reports all files of this machine that are missing before the build starts. A file that several
+/// stages lack is one problem.
 fn look_for_files(plan: &Plan, texts: &Arc<SourceMap>, stages: &Registry) -> Result<(), Failed> {
-    let mut lacking: Vec<(Problem, Vec<&PlannedStage>)> = vec![];
+    // Each without labels, and with them.
+    let mut missing: Vec<(Problem, Problem)> = vec![];
     for stage in &plan.stages {
-        let kind = stages.get(&stage.kind);
-        let Some(problem) = kind.and_then(|kind| kind.files(&stage.params).err()) else {
+        let Some(kind) = stages.get(&stage.kind) else {
             continue;
         };
-        match lacking.iter_mut().find(|(known, _)| *known == problem) {
-            Some((_, stages)) => stages.push(stage),
-            None => lacking.push((problem, vec![stage])),
+        let Err(problem) = kind.files(&stage.params) else {
+            continue;
+        };
+        let index = match missing.iter().position(|(known, _)| *known == problem) {
+            Some(index) => index,
+            None => {
+                missing.push((problem.clone(), problem));
+                missing.len() - 1
+            }
+        };
+        let (_, problem) = &mut missing[index];
+        if !problem.labels.iter().any(|(at, _)| *at == stage.at) {
+            *problem = problem.clone().at(stage.at.clone(), "this stage needs it");
         }
     }
-    if lacking.is_empty() {
+    if missing.is_empty() {
         return Ok(());
     }
-    let place = |(problem, stages): (Problem, Vec<&PlannedStage>)| {
-        stages.into_iter().fold(problem, |problem, stage| {
-            problem.at(stage.at.clone(), "for this stage")
-        })
-    };
     Err(Failed {
-        problems: lacking.into_iter().map(place).collect(),
+        problems: missing.into_iter().map(|(_, problem)| problem).collect(),
         source: Some(Arc::clone(texts)),
     })
 }

@@ -164,7 +164,7 @@ impl<'a> Checker<'a> {
         {
             let message = format!("a stage of kind `{}` has no `{RETRIES}`", spec.kind);
             let help =
-                "what does not reach outside fails the same way again; remove it".to_string();
+                "only kinds that use the network or a device are retried; remove it".to_string();
             self.problem(
                 Code::PlanUnknownParameter,
                 message,
@@ -277,7 +277,7 @@ impl<'a> Checker<'a> {
         if let Some(output) = output.filter(|output| !slot.takes(output)) {
             let takes = slot.accepts.join("` or `");
             let message = format!(
-                "`{}.{}` takes `{takes}`, `{name}` gives `{output}`",
+                "`{}.{}` takes `{takes}`, but `{name}` outputs `{output}`",
                 self.stage.name, slot.name
             );
             let help = self.producers(slot);
@@ -285,7 +285,7 @@ impl<'a> Checker<'a> {
                 Code::PlanWrongArtifact,
                 message,
                 span,
-                &format!("gives `{output}`"),
+                &format!("outputs `{output}`"),
                 help,
             );
         }
@@ -301,7 +301,7 @@ impl<'a> Checker<'a> {
         let here: Vec<String> = here.into_iter().map(|name| format!("`{name}`")).collect();
         let takes = slot.accepts.join("` or `");
         if !here.is_empty() {
-            return format!("`{takes}` is given by {}", here.join(", "));
+            return format!("`{takes}` is the output of {}", here.join(", "));
         }
         let kinds: Vec<&str> = self
             .registry
@@ -309,9 +309,9 @@ impl<'a> Checker<'a> {
             .filter(|kind| accepted(self.registry.get(kind).map(|s| s.spec())))
             .collect();
         match kinds.as_slice() {
-            [] => format!("no stage kind gives `{takes}`"),
+            [] => format!("no stage kind has the output `{takes}`"),
             kinds => format!(
-                "add a stage of kind `{}`, which gives `{takes}`",
+                "add a stage of kind `{}`, which outputs `{takes}`",
                 kinds.join("` or `")
             ),
         }
@@ -431,19 +431,18 @@ impl<'a> Checker<'a> {
         mut aside: Vec<String>,
         given: &[Given],
     ) -> Vec<String> {
-        let all = params.len();
         loop {
             let mistakes = match kind.check(&Value::Object(params.clone()), given) {
                 Ok(tools) => return tools,
                 Err(mistakes) => mistakes,
             };
-            let (before, is_whole) = (aside.len(), params.len() == all);
+            let before = aside.len();
             for mistake in &mistakes {
                 let key = mistake.path.split('/').next().unwrap_or_default();
-                // What was put aside is missed now, which is no news; and how the parameters go
-                // together is not known without it.
+                // A parameter that was put aside is missing now: that is not a mistake of the plan,
+                // and rules about several parameters cannot be checked without it.
                 let follows = match key {
-                    "" => !is_whole,
+                    "" => before > 0,
                     key => aside[..before].iter().any(|aside| aside == key),
                 };
                 if !follows {

@@ -185,7 +185,8 @@ fn across(
             "`{name}` cannot be `across` an axis: `{}` takes one stage in each input",
             spec.kind
         );
-        problems.push(Problem::new(Code::PlanMatrix, message).at(entry.key_span.clone(), "here"));
+        let problem = Problem::new(Code::PlanMatrix, message).at(entry.key_span.clone(), "here");
+        problems.push(problem.help(format!("remove `{ACROSS}`")));
         return vec![];
     }
     let Tree::List(items) = &entry.node.tree else {

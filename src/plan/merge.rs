@@ -139,7 +139,7 @@ fn outermost(values: Vec<Value>, map: &SourceMap, problems: &mut Vec<Problem>) -
                 Problem::new(Code::PlanDefinedTwice, message)
                     .at(second.entry.key_span.clone(), "here")
                     .at(first.entry.key_span.clone(), "and here")
-                    .help("keep one of them, or give it in the file that includes both"),
+                    .help("remove one of them, or define it in the file that includes both"),
             );
         }
     }

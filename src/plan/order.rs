@@ -97,7 +97,7 @@ fn cycle(graph: &DiGraph<(), Span>, ring: &[NodeIndex], checked: &[Checked]) -> 
     if let [itself] = path {
         let message = format!("`{}` waits for itself", name(itself));
         let problem =
-            Problem::new(Code::PlanCycle, message).help("name the stage that gives what it takes");
+            Problem::new(Code::PlanCycle, message).help("name another stage as this input");
         return Some(problem.at(places.first()?.clone(), "here"));
     }
     let names: Vec<String> = path.iter().chain(path.first()).map(name).collect();

@@ -211,8 +211,8 @@ impl Reader<'_> {
                 format!("two stages would be called `{id}`"),
             );
             let problem = problem
-                .at(stage.at.clone(), "one of these")
-                .at(other.at.clone(), "and of these");
+                .at(stage.at.clone(), "this stage")
+                .at(other.at.clone(), "and this stage");
             self.problems
                 .push(problem.help("give one of them, or a value of the matrix, another name"));
         }
@@ -294,15 +294,24 @@ impl Reader<'_> {
             );
         }
         if written.get("pypi").is_some() == written.get("url").is_some() {
-            let message = format!("the tool `{}` needs either `pypi` or `url`", entry.key);
-            let help = "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address \
-                        of a wheel"
-                .into();
+            let name = &entry.key;
+            let (message, help) = match written.get("url").is_some() {
+                true => (
+                    format!("the tool `{name}` has both `pypi` and `url`"),
+                    "remove one of them".into(),
+                ),
+                false => (
+                    format!("the tool `{name}` needs either `pypi` or `url`"),
+                    "for example `pypi = \"onnxruntime==1.32.0\"`, or `url` with the address of a \
+                     wheel"
+                        .into(),
+                ),
+            };
             self.problem(
                 Code::PlanToolSource,
                 message,
                 &entry.key_span,
-                "this one",
+                "this tool",
                 help,
             );
         }

@@ -62,8 +62,11 @@ impl Source {
         let (table, errors) = DeTable::parse_recoverable(&self.text);
         let syntax = |error: &toml::de::Error| {
             let span = error.span().unwrap_or(self.text.len()..self.text.len());
-            Problem::new(Code::PlanSyntax, format!("not TOML: {}", error.message()))
-                .at(shifted(span, base), "here")
+            Problem::new(
+                Code::PlanSyntax,
+                format!("not valid TOML: {}", error.message()),
+            )
+            .at(shifted(span, base), "here")
         };
         let mut problems: Vec<Problem> = errors.iter().map(syntax).collect();
         let table = Planter {

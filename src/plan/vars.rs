@@ -25,6 +25,8 @@ pub struct Vars {
     vars: Vec<Var>,
     axes: Vec<Axis>,
     pinned: bool,
+    /// Variables and axes whose definition is wrong.
+    broken: Vec<String>,
     /// Bytes that were filled in so far.
     filled: usize,
 }
@@ -52,14 +54,18 @@ impl Vars {
         problems: &mut Vec<Problem>,
     ) -> Vars {
         let mut vars = Vars::default();
-        vars.vars.extend(
-            tables
-                .vars
-                .iter()
-                .filter_map(|entry| var(entry, map, problems)),
-        );
-        vars.axes
-            .extend(tables.axes.iter().filter_map(|entry| axis(entry, problems)));
+        for entry in &tables.vars {
+            match var(entry, map, problems) {
+                Some(var) => vars.vars.push(var),
+                None => vars.broken.push(entry.key.clone()),
+            }
+        }
+        for entry in &tables.axes {
+            match axis(entry, problems) {
+                Some(axis) => vars.axes.push(axis),
+                None => vars.broken.push(entry.key.clone()),
+            }
+        }
         for (name, text) in sets {
             vars.set(name, text, problems);
         }
@@ -108,7 +114,7 @@ impl Vars {
                     format!("--set {name}={text}: expected {expected}"),
                 )
                 .at(at, format!("{expected} here"))
-                .help("it keeps the type that the plan gave it"),
+                .help("the value must have the type that it has in the plan"),
             );
             return;
         };
@@ -308,6 +314,10 @@ impl Vars {
                     )
                 });
         }
+        if self.broken.iter().any(|broken| broken == name) {
+            let message = format!("`{name}` has no valid value");
+            return Err(Problem::new(Code::PlanVariable, message).help("correct its definition"));
+        }
         Err(Problem::new(
             Code::PlanUnknownVariable,
             format!("there is no variable `{name}`"),
@@ -356,7 +366,7 @@ fn var(entry: &Entry, map: &SourceMap, problems: &mut Vec<Problem>) -> Option<Va
                 Code::PlanVariable,
                 format!("the variable `{name}` refers to a variable"),
             )
-            .at(span.clone(), "taken as it stands")
+            .at(span.clone(), "not filled in here")
             .help("write `${...}` where the variable is used"),
         ),
         Tree::String(text) => {
@@ -421,8 +431,12 @@ fn axis(entry: &Entry, problems: &mut Vec<Problem>) -> Option<Axis> {
         }
         if let Some(first) = seen.insert(text.clone(), item.span.clone()) {
             let message = format!("the axis `{name}` has `{text}` twice");
-            let problem = Problem::new(Code::PlanMatrix, message).at(item.span.clone(), "here");
-            problems.push(problem.at(first, "and here").help("remove one of them"));
+            let problem = Problem::new(Code::PlanMatrix, message).at(first, "here");
+            problems.push(
+                problem
+                    .at(item.span.clone(), "and here")
+                    .help("remove one of them"),
+            );
             continue;
         }
         values.push(item.tree.clone());

@@ -66,7 +66,7 @@ impl BuildRecord {
                 path.display()
             );
             return Err(Problem::new(Code::CallLock, message)
-                .help("write it anew: kiln build PLAN.toml --lock"));
+                .help("write it again: kiln build PLAN.toml --lock"));
         }
         let record: BuildRecord = toml::from_str(&text)
             .context(Code::CallLock, failed)

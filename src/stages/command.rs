@@ -129,16 +129,17 @@ impl TypedStage for Command {
             ));
         }
         if params.outputs.is_empty() {
-            let help = "name the files that the program leaves in outputs/; a folder ends in `/`";
+            let help =
+                "name the files that the program writes into `outputs/`; a folder ends in `/`";
             problems.push(problem(
                 "outputs".into(),
-                "a command without outputs gives nothing".into(),
+                "a command needs at least one output".into(),
                 help,
             ));
         }
         for (index, output) in params.outputs.iter().enumerate() {
             if let Err(wrong) = PartName::new(output.strip_suffix('/').unwrap_or(output)) {
-                let help = "outputs are named as they lie below outputs/: `model.dlc`, `layers/`";
+                let help = "write its path below `outputs/`: `model.dlc`, `layers/`";
                 problems.push(problem(format!("outputs/{index}"), wrong.message, help));
             }
         }
@@ -148,7 +149,7 @@ impl TypedStage for Command {
             .enumerate()
             .filter(|(_, tool)| !Path::new(tool).is_absolute())
         {
-            let help = "write the whole path; what other stages give belongs to `inputs`";
+            let help = "write the absolute path; outputs of other stages belong to `inputs`";
             problems.push(problem(
                 format!("tools/{index}"),
                 format!("`{tool}` is not an absolute path"),

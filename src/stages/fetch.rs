@@ -125,7 +125,7 @@ impl TypedStage for Fetch {
         }
         if !params.sha256.is_empty() && !is_sha256(&params.sha256) {
             let message = format!("`{}` is not a sha256: 64 hexadecimal digits", params.sha256);
-            let help = "leave it empty to be shown the digest of what is there";
+            let help = "leave it empty, and kiln shows the digest of the file";
             problems.push(at(
                 "sha256",
                 Problem::new(Code::PlanParameter, message).help(help),

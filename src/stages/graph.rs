@@ -132,7 +132,7 @@ pub enum Cache {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Shards {
-    /// This many.
+    /// A number of shards.
     Count(#[schemars(range(min = 1, max = MAX_SHARDS))] u32),
     /// As many as follow from the model.
     Fitting(Fitting),
@@ -249,30 +249,29 @@ impl TypedStage for Graph {
             let (context, prefill) = (params.context, params.prefill);
             problems.push(problem(
                 "context",
-                format!("`context` is {context}: it must be above `prefill`, which is {prefill}"),
+                format!("expected more than `prefill`, which is {prefill}, found {context}"),
             ));
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
         match (params.rounds(), centres, Given::fills(given, "calibration")) {
             (true, _, false) => problems.push(problem(
                 "",
-                "codes want their ranges: give a `calibration`".into(),
+                "activations or a KV cache in integer codes need a `calibration`".into(),
             )),
             (_, true, false) => {
-                let message = "`key_centre = \"calibration\"` wants the means of the keys: give a \
-                               `calibration`";
+                let message = "`key_centre = \"calibration\"` needs a `calibration`";
                 problems.push(problem("key_centre", message.into()));
             }
             (false, false, true) => {
-                let message = "nothing is chosen by the `calibration`: say `activations = \
-                               \"u16\"`, a `kv`, or `key_centre = \"calibration\"`";
+                let message = "nothing uses the `calibration`: set `activations = \"u16\"`, `kv`, or \
+                               `key_centre = \"calibration\"`, or remove it";
                 problems.push(problem("", message.into()));
             }
             _ => {}
         }
         if params.shard_memory.is_some() && params.shards != Shards::Fitting(Fitting::Auto) {
             let message =
-                "`shard_memory` says what `shards = \"auto\"` may take: nothing asks for it here";
+                "only `shards = \"auto\"` uses `shard_memory`: set it, or remove `shard_memory`";
             problems.push(problem("shard_memory", message.into()));
         }
         if let Some(Err(why)) = params.shard_memory.as_deref().map(parse_bytes) {

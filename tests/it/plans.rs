@@ -155,9 +155,9 @@ missing_tool: `ware` of kind `fire` needs the tool `oven`
 fn syntax_comes_first_and_alone() {
     assert_eq!(
         problems("[stage.clay]\nkind = \nurl = 'x'\nurl = 'y'\nwhen = 2024-01-01\n"),
-        r#"syntax: not TOML: string values must be quoted, expected literal string
+        r#"syntax: not valid TOML: string values must be quoted, expected literal string
   "" here
-syntax: not TOML: duplicate key
+syntax: not valid TOML: duplicate key
   "url" here
 syntax: a plan cannot hold a date
   "2024-01-01" a date
@@ -237,17 +237,17 @@ kind = "throw"
 clay = ["clay"]
 "#
         ),
-        r#"wrong_artifact: `ware.pot` takes `pot` or `ware`, `clay` gives `clay`
-  "\"clay\"" gives `clay`
-  help: `pot` or `ware` is given by `ware`, `pot`, `other`
+        r#"wrong_artifact: `ware.pot` takes `pot` or `ware`, but `clay` outputs `clay`
+  "\"clay\"" outputs `clay`
+  help: `pot` or `ware` is the output of `ware`, `pot`, `other`
 missing_input: `pot` needs the input `clay`
   "pot" this stage
-  help: write `clay = "..."`; `clay` is given by `clay`
+  help: write `clay = "..."`; `clay` is the output of `clay`
 wrong_type: `verdict.wares` is an integer, expected the names of stages
   "1" expected the names of stages
-wrong_artifact: `verdict.wares` takes `ware`, `clay` gives `clay`
-  "\"clay\"" gives `clay`
-  help: `ware` is given by `ware`
+wrong_artifact: `verdict.wares` takes `ware`, but `clay` outputs `clay`
+  "\"clay\"" outputs `clay`
+  help: `ware` is the output of `ware`
 wrong_type: `other.clay` is a list, expected the name of a stage
   "[\"clay\"]" expected the name of a stage
 "#
@@ -319,14 +319,14 @@ fn tools_have_one_source() {
     assert_eq!(
         problems("[tools]\na = { pipy = 'x' }\nb = { pypi = 'x', url = 'y' }\nc = 'x'\n"),
         r#"tool_source: the tool `a` needs either `pypi` or `url`
-  "a" this one
+  "a" this tool
   help: for example `pypi = "onnxruntime==1.32.0"`, or `url` with the address of a wheel
 unknown_key: a tool has no `pipy`
   "pipy" here
   help: did you mean `pypi`?
-tool_source: the tool `b` needs either `pypi` or `url`
-  "b" this one
-  help: for example `pypi = "onnxruntime==1.32.0"`, or `url` with the address of a wheel
+tool_source: the tool `b` has both `pypi` and `url`
+  "b" this tool
+  help: remove one of them
 wrong_type: `c` is a string, expected a table
   "'x'" expected a table
 "#
@@ -395,7 +395,7 @@ unused_variable: nothing uses the variable `shop`
   help: write `${shop}` where it belongs, or remove it
 wrong_type: --set idle=much: expected an integer
   "idle" an integer here
-  help: it keeps the type that the plan gave it
+  help: the value must have the type that it has in the plan
 unused_variable: nothing uses the variable `idle`
   "idle" set here
   help: write `${idle}` where it belongs, or remove it

@@ -1,9 +1,10 @@
-//! Problems as people see them: what is wrong, and the report, without colours and 100 columns wide.
+//! Snapshots of what a person sees when something is wrong: the last lines on standard error, without
+//! colours, 100 columns wide, and the exit code.
 //!
-//! A file of `tests/problems/` is a list of cases, each begun by `==== NAME`. What follows is text
-//! of `plan.toml`, then steps: `---- file NAME` with the text of another file, `---- kiln ARGUMENTS`
-//! for a call, `kiln check plan.toml` where there is none. Last comes `---- exit N` with the report
-//! of the last call. `KILN_BLESS=1` writes the reports anew.
+//! A file of `tests/it/problems/` is a list of cases, each with a line `==== NAME`. The text of
+//! `plan.toml` follows, then steps: `---- file NAME` with the text of another file, `---- kiln
+//! ARGUMENTS` for a call; without a call, it is `kiln check plan.toml`. Last is `---- exit N` with
+//! the output of the last call. `KILN_BLESS=1` writes the outputs into the files.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +19,8 @@ const FILE: &str = "---- file ";
 const CALL: &str = "---- kiln ";
 const EXIT: &str = "---- exit ";
 
-/// The folder of every case is called so, in as many letters as it has.
+/// Stands for the folder of a case in its output. As long as the real name, so that lines break
+/// at the same words.
 const FOLDER: &str = "/tmp/kiln-folder";
 
 #[test]
@@ -52,13 +54,13 @@ fn problems_read_as_they_should() {
     assert!(count >= 60, "{count} cases");
     assert!(
         is_blessed || differs.is_empty(),
-        "{} of {count} reports differ; KILN_BLESS=1 writes them anew:\n\n{}",
+        "{} of {count} reports differ; KILN_BLESS=1 writes them into the files:\n\n{}",
         differs.len(),
         differs.join("\n\n")
     );
 }
 
-/// Does the steps of a case in a folder of its own; yields exit code and report of the last call.
+/// Runs the steps of a case in a new folder. Yields exit code and output of the last call.
 fn report(case: &str) -> String {
     let folder = tempfile::Builder::new()
         .prefix("kiln-")
@@ -101,7 +103,7 @@ fn kiln(folder: &Path, call: &str) -> String {
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     let said = said.replace(folder.to_str().unwrap(), FOLDER);
-    // What comes before is how the build went.
+    // The lines before it are the progress of the build.
     let begin = match said.find("\nkiln::") {
         Some(at) if !said.starts_with("kiln::") => at + 1,
         _ => 0,
@@ -115,8 +117,7 @@ fn kiln(folder: &Path, call: &str) -> String {
     )
 }
 
-/// `docs/plan-format.md` says of every code which class it is of, and of every class how kiln
-/// leaves.
+/// `docs/plan-format.md` lists the class of every code and the exit code of every class.
 #[test]
 fn classes_of_codes_are_documented() {
     let doc = include_str!("../../docs/plan-format.md");

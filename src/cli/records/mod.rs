@@ -53,6 +53,7 @@ pub(super) fn withdraw(out: &Path) -> Result<()> {
 
 /// Which records, and whether a build is held to them.
 #[derive(clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Write what the build comes to beside the plan, as NAME.lock
     #[arg(long, conflicts_with = "locked")]

@@ -97,7 +97,7 @@ fn other(name: &str, head: &[u8]) -> Option<Other> {
 /// What came in place of a file `name` of whatever format.
 fn stand_in(name: &str, head: &[u8]) -> Option<Other> {
     if head.is_empty() {
-        let help = "see whether the upload of it ever ended";
+        let help = "check that its upload was completed";
         return Some(("an empty file".into(), help.into()));
     }
     let text = words(head).to_ascii_lowercase();
