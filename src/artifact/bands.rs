@@ -259,7 +259,9 @@ pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> 
 fn not_finite(tensor: &BlockTensor, index: usize) -> Problem {
     Problem::new(
         Code::WeightsNotFinite,
-        format!("infinite, or no number: {}", tensor.place(index)),
+        format!("a value is infinite or NaN: {}", tensor.place(index)),
     )
-    .help("the file is damaged, or was made of a model that is; fetch it again, or make it anew")
+    .help(
+        "the file or the model that it was made from is damaged: fetch it again, or make it again",
+    )
 }

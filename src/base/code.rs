@@ -1,4 +1,4 @@
-//! The codes of problems: one table of all, each with its stable text and its class.
+//! The codes of problems, in one table: each has a stable text and a class. A new code is one line.
 
 use std::fmt;
 

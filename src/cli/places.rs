@@ -74,8 +74,9 @@ impl Places {
                 path.display(),
                 self.cache.display()
             );
-            return Err(Problem::new(Code::CallPlace, message)
-                .help("only kiln's own files lie there: name a place beside it"));
+            return Err(
+                Problem::new(Code::CallPlace, message).help("choose a place outside of the cache")
+            );
         }
         Ok(())
     }

@@ -68,7 +68,7 @@ impl<'a> JobMonitor<'a> {
             (Err(problem), Some(timeout))
                 if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) =>
             {
-                let message = format!("ended after {}, its `timeout`", duration(timeout));
+                let message = format!("stopped after its `timeout` of {}", duration(timeout));
                 Err(Problem::new(Code::EngineTimeout, message)
                     .help("give the stage a longer `timeout`, or find out what it waits for"))
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::base::{Code, Problem, Result};
+use crate::base::{Code, Problem, Result, hint};
 use crate::plan::{Keep, Plan, PlannedStage, StageId};
 
 /// The stages `wanted` and all they need; those wanted are kept. A name of the plan wants all its
@@ -22,7 +22,7 @@ pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
             Code::CallUnknownStage,
             format!("the plan has no stage `{name}`"),
         )
-        .help(format!("it has: {}", known.join(", "))));
+        .help(hint(name, "its stages", known)));
     }
     let mut needed: BTreeSet<StageId> = BTreeSet::new();
     for stage in plan

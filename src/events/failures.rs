@@ -58,10 +58,10 @@ impl Listener for Failures {
     }
 }
 
-/// What equal failures have in common: everything but the name of the part. Files that a failure
-/// leaves belong to one stage.
+/// What equal failures have in common: code, message and causes without the name of the part. Files
+/// that a failure leaves belong to one stage.
 fn common(part: &PartId, problem: &Problem) -> String {
-    let mut text = problem.text();
+    let mut text = problem.to_string();
     if !part.part.is_empty() {
         text = text.replace(&part.part, "\0");
     }

@@ -210,7 +210,7 @@ fn crashed(stage: &str, status: ExitStatus, stderr_tail: &str) -> Problem {
     .help(help);
     problem.causes.extend(
         (!stderr_tail.trim().is_empty())
-            .then(|| format!("it said last:\n{}", stderr_tail.trim_end())),
+            .then(|| format!("the end of its output:\n{}", stderr_tail.trim_end())),
     );
     problem
 }

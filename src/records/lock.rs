@@ -54,7 +54,7 @@ impl BuildRecord {
             );
             return Err(Problem::new(Code::CallLock, message));
         }
-        let failed = || format!("understand the lock {}", path.display());
+        let failed = || format!("read the lock {}", path.display());
         let mended =
             |problem: Problem| problem.help("a lock is written by `kiln build PLAN.toml --lock`");
         let Form { version } = toml::from_str(&text)

@@ -463,8 +463,7 @@ impl Target {
             "" => {
                 let message = format!("`{}` is not pinned", without_secrets(url));
                 Err(Problem::new(Code::FetchUnpinned, message).help(format!(
-                    "if you trust what is there now, write: sha256 = \"{found}\"; it will not be \
-                     downloaded again"
+                    "if you trust this file, write: sha256 = \"{found}\"; it is not downloaded again"
                 )))
             }
             expected if expected == found => Ok(()),
@@ -480,8 +479,8 @@ fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
         format!("`{url}` has another digest: expected sha256 {expected}, found {found}"),
     )
     .help(
-        "nothing was kept; find out whether the file was replaced where it comes from before you \
-         change the pin",
+        "nothing was kept; check whether the file was replaced at its source before you change the \
+         pin",
     )
 }
 

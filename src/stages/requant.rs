@@ -239,10 +239,8 @@ fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {
         return Ok(());
     }
     let (name, scheme) = (tensor.name, scheme.name());
-    let what = format!(
-        "tensor `{name}` has {columns} columns, no multiple of the {unit} that {scheme} takes \
-         together"
-    );
+    let what =
+        format!("tensor `{name}` has {columns} columns, and {scheme} needs a multiple of {unit}");
     Err(Problem::new(Code::WeightsColumns, what)
         .help("add an override with scheme `f16` or `native` for it"))
 }

@@ -247,14 +247,14 @@ fn a_bad_end_says_what_it_said_and_how_to_try_again() {
         "only the tail is shown"
     );
 
-    Bench::new("kill -9 $$", PLAIN).fails(1, &["signal: 9", "it said nothing", "memory"]);
+    Bench::new("kill -9 $$", PLAIN).fails(1, &["signal: 9", "it printed nothing", "memory"]);
 }
 
 #[test]
 fn what_it_must_leave_must_be_there_and_be_a_file() {
     Bench::new(">outputs/jug; >outputs/cup", PLAIN)
         .fails(1, &["left no outputs/pot", "outputs/ holds cup, jug"]);
-    Bench::new("", PLAIN).fails(1, &["left no outputs/pot", "outputs/ holds nothing"]);
+    Bench::new("", PLAIN).fails(1, &["wrote no outputs/pot", "`outputs/` holds nothing"]);
     Bench::new("/bin/ln -s /etc/hostname outputs/pot", PLAIN)
         .fails(1, &["a symbolic link as outputs/pot"]);
     Bench::new("/bin/rmdir outputs; /bin/ln -s /etc outputs", PLAIN)

@@ -69,7 +69,12 @@ fn report(case: &str) -> String {
         .unwrap();
     let folder = folder.path();
     assert_eq!(folder.to_str().unwrap().len(), FOLDER.len());
-    fs::write(folder.join("model.gguf"), TinyGguf::llama().write()).unwrap();
+    let mut model = TinyGguf::llama().write();
+    fs::write(folder.join("model.gguf"), &model).unwrap();
+    // In every number type, these bytes are a NaN.
+    let half = model.len() / 2;
+    model[half..].fill(0xff);
+    fs::write(folder.join("damaged.gguf"), model).unwrap();
     // The first line is the name of the case.
     let (_, steps) = case.split_once('\n').unwrap_or((case, ""));
     let steps = format!("{FILE}plan.toml\n{steps}\n");

@@ -83,10 +83,10 @@ impl Args {
     ) -> Result<Option<Locked<'a>>, Failed> {
         if self.lock && !wanted.is_empty() {
             let message = format!(
-                "--lock with {}: a lock is of the whole plan",
+                "--lock with {}: a lock covers the whole plan",
                 wanted.join(", ")
             );
-            let help = "leave the stages out; `--locked` may be called with some";
+            let help = "remove the stages; only `--locked` takes some";
             return Err(Problem::new(Code::CallLockOfPart, message)
                 .help(help)
                 .into());

@@ -170,11 +170,11 @@ fn missing(call: &Call, wanted: &str, found: &BTreeMap<String, FileType>) -> Pro
     Problem::new(
         Code::CommandOutput,
         format!(
-            "`{}` ended well, but left no outputs/{wanted}",
+            "`{}` succeeded, but wrote no outputs/{wanted}",
             call.program
         ),
     )
     .help(format!(
-        "outputs/ holds {there}; write what it really leaves into `outputs`, or let it write there"
+        "`outputs/` holds {there}; name these files in `outputs`, or change what it writes"
     ))
 }

@@ -122,8 +122,8 @@ fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
     );
     let stderr_tail = tail(said, STDERR_TAIL_BYTES).unwrap_or_default();
     problem.causes.push(match stderr_tail.trim() {
-        "" => "it said nothing".into(),
-        words => format!("it said last:\n{words}"),
+        "" => "it printed nothing".into(),
+        words => format!("the end of its output:\n{words}"),
     });
     let memory = match status.signal() == Some(Signal::KILL.as_raw()) {
         true => {
