@@ -153,10 +153,11 @@ impl<'a> Session<'a> {
         let mut problems = vec![];
         for failure in failures {
             let mut problem = failure.report();
+            let stages = failure.stages();
             for stage in &self.plan.stages {
                 let at = &stage.at;
                 // Instances of one stage stand at one place.
-                if failure.stages().contains(&stage.id.0.as_str())
+                if stages.contains(&stage.id.0.as_str())
                     && !problem.labels.iter().any(|(known, _)| known == at)
                 {
                     problem = problem.at(at.clone(), "this stage");

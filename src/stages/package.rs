@@ -61,8 +61,7 @@ pub struct Params {
     #[serde(default, skip_serializing_if = "is_false")]
     #[schemars(extend("default" = false))]
     embedding_table: bool,
-    /// Temperature: logits are divided by it before Genie samples a token. `top_k = 1` takes the
-    /// most probable one.
+    /// Temperature: logits are divided by it before Genie samples a token.
     #[serde(default = "default_temp")]
     #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
     temp: f64,

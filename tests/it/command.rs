@@ -311,7 +311,7 @@ fn mistakes_are_shown_at_their_place() {
             "program = 'inputs/../a'\ninputs = ['clay']\noutputs = ['a']",
             "names no input",
         ),
-        ("program = '/a'\noutputs = []", "gives nothing"),
+        ("program = '/a'\noutputs = []", "needs at least one output"),
         (
             "program = '/a'\noutputs = ['../a']",
             "`../a` cannot name a part",
