@@ -93,16 +93,6 @@ impl TypedStage for Validate {
     fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         for (stage, limits) in &params.limits {
-            for (limit, value) in limits.numbers() {
-                let Some(value) = value.filter(|value| !value.is_finite() || *value < 0.0) else {
-                    continue;
-                };
-                let what = format!("{value} is no limit: it is not zero or above");
-                problems.push(ParamProblem {
-                    path: format!("limits/{stage}/{limit}"),
-                    problem: Problem::new(Code::PlanParameter, what),
-                });
-            }
             let Some(given) = given.iter().find(|given| given.stage == *stage) else {
                 continue;
             };

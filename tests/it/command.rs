@@ -253,7 +253,7 @@ fn a_bad_end_says_what_it_said_and_how_to_try_again() {
 #[test]
 fn what_it_must_leave_must_be_there_and_be_a_file() {
     Bench::new(">outputs/jug; >outputs/cup", PLAIN)
-        .fails(1, &["left no outputs/pot", "outputs/ holds cup, jug"]);
+        .fails(1, &["wrote no outputs/pot", "outputs/ holds cup, jug"]);
     Bench::new("", PLAIN).fails(1, &["wrote no outputs/pot", "`outputs/` holds nothing"]);
     Bench::new("/bin/ln -s /etc/hostname outputs/pot", PLAIN)
         .fails(1, &["a symbolic link as outputs/pot"]);
@@ -262,7 +262,7 @@ fn what_it_must_leave_must_be_there_and_be_a_file() {
     Bench::new("/bin/mkdir outputs/pot; >outputs/pot/a", PLAIN).fails(1, &["outputs/ holds pot/a"]);
     let folder = "program = 'TOOL'\noutputs = ['etc/']";
     Bench::new("/bin/ln -s /etc outputs/etc", folder)
-        .fails(1, &["left no outputs/etc/", "outputs/ holds etc"]);
+        .fails(1, &["wrote no outputs/etc/", "outputs/ holds etc"]);
 }
 
 #[test]
@@ -328,7 +328,10 @@ fn mistakes_are_shown_at_their_place() {
             "program = '/a'\noutputs = ['a']\nmemory = '8 Gb'",
             "expected a number of bytes",
         ),
-        ("program = '/a'\noutputs = ['a']\nthreads = 0", "nonzero"),
+        (
+            "program = '/a'\noutputs = ['a']\nthreads = 0",
+            "expected an integer of at least 1",
+        ),
         (
             "program = '/a'\noutputs = ['a']\ninputs = ['caly']",
             "did you mean `clay`?",

@@ -238,7 +238,7 @@ fn parameters_are_checked_together() {
         .iter()
         .map(|problem| problem.path.as_str())
         .collect();
-    assert_eq!(paths, ["prefill", "residual_exponent", "context"]);
+    assert_eq!(paths, ["context", "prefill", "residual_exponent"]);
     assert!(
         stage(&registry)
             .check(&json!({"prefill": 128, "context": 128}), &[])

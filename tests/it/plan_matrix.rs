@@ -193,8 +193,8 @@ bad_name: `A b` cannot be a value of an axis: it becomes a part of names
   "\"A b\"" here
   help: a name is lower-case letters, digits, `.`, `_` and `-`, and begins with a letter or digit
 matrix: the axis `odd` has `1` twice
-  "\"1\"" here
-  "1" and here
+  "1" here
+  "\"1\"" and here
   help: remove one of them
 wrong_type: the axis `odd` has a list
   "[2]" expected a string, number or boolean

@@ -368,7 +368,7 @@ wares = ["a", "d"]
   help: one of these inputs must come from another stage
 cycle: `d` waits for itself
   "\"d\"" here
-  help: name the stage that gives what it takes
+  help: name another stage as this input
 "#
     );
 }
@@ -402,7 +402,7 @@ unused_variable: nothing uses the variable `idle`
 wrong_type: the variable `list` is a list
   "[]" expected a string, number or boolean
 variable: the variable `nest` refers to a variable
-  "\"${shop}\"" taken as it stands
+  "\"${shop}\"" not filled in here
   help: write `${...}` where the variable is used
 unknown_variable: there is no variable `shpo`
   "${shpo}" here

@@ -204,8 +204,8 @@ fn mistakes_in_a_plan_are_named() {
         "context-bin",
         json!({"soc": "sm8560", "graphs": ["prefill", "prefill"], "optimization": 4}),
         &["graph"],
-        "graphs/1: \"prefill\" is in the list twice\noptimization: expected an integer from 1 to \
-         3, found 4 (Effort of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8650`, \
+        "graphs/1: \"prefill\" is in the list twice ()\noptimization: expected an integer from 1 to \
+         3, found 4 (Optimization level of the compiler.)\nsoc: expected `sm8450`, `sm8550`, `sm8650`, \
          `sm8750` or `sm8850`, found `sm8560` (did you mean `sm8650`?)",
     );
     wrong(

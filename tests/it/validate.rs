@@ -251,14 +251,14 @@ fn a_limit_that_the_artifact_has_not_is_refused() {
         problems,
         [
             (
+                "limits/onnx/kld".into(),
+                "expected a number of at least 0, found -1.0".into(),
+                Some("Of an evaluation: mean KL divergence in nats, at most.".into())
+            ),
+            (
                 "limits/npu/kld".into(),
                 "`context-bin` has no limit `kld`".into(),
                 help
-            ),
-            (
-                "limits/onnx/kld".into(),
-                "-1 is no limit: it is not zero or above".into(),
-                None
             ),
         ]
     );
