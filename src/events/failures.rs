@@ -11,11 +11,12 @@ const NAMED: usize = 5;
 /// What failed, and where.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// The first part that failed this way. Its name is empty if the stage failed as a whole.
+    /// The first part, by name, that failed this way. Its name is empty if the stage failed as a
+    /// whole.
     pub part: PartId,
     /// Its problem.
     pub problem: Problem,
-    /// The other parts that failed the same way.
+    /// The other parts that failed the same way, sorted.
     pub others: Vec<PartId>,
 }
 
@@ -46,8 +47,8 @@ impl Listener for Failures {
         };
         let next = self.all.len();
         let index = *self.known.entry(common(part, problem)).or_insert(next);
-        if index < next {
-            self.all[index].others.push(part.clone());
+        if let Some(known) = self.all.get_mut(index) {
+            known.add(part, problem);
             return;
         }
         self.all.push(Failure {
@@ -73,6 +74,18 @@ fn common(part: &PartId, problem: &Problem) -> String {
 }
 
 impl Failure {
+    /// Adds a part that failed the same way. Parts run at the same time: what is reported does not
+    /// depend on which of them fails first.
+    fn add(&mut self, part: &PartId, problem: &Problem) {
+        let mut other = part.clone();
+        if other < self.part {
+            std::mem::swap(&mut other, &mut self.part);
+            self.problem = problem.clone();
+        }
+        let at = self.others.partition_point(|known| *known < other);
+        self.others.insert(at, other);
+    }
+
     /// The problem as it is shown at the end of a build: with stage and part, and how many other
     /// parts failed the same way.
     pub fn report(&self) -> Problem {

@@ -497,7 +497,7 @@ fn weights_that_are_no_numbers_are_refused() {
     assert!(
         bench
             .refused("requant", json!({}))
-            .contains("no number: row 0, column 7")
+            .contains("NaN: row 0, column 7")
     );
     let bench = spoilt(Quant::F32, |data| {
         data[64 * 4..65 * 4].copy_from_slice(&1e6f32.to_le_bytes())
