@@ -1,18 +1,18 @@
-//! What `mixed-precision` hands over.
+//! The output of `mixed-precision`: a scheme for each tensor.
 
 use serde::{Deserialize, Serialize};
 
 /// The part that `requant` reads.
 pub const OVERRIDES: &str = "overrides.toml";
 
-/// The choice: the facts of `overrides.toml`.
+/// The chosen schemes: the facts of `overrides.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AssignmentFacts {
     /// In the order in which `requant` applies them: the last that matches wins.
     pub overrides: Vec<ChosenScheme>,
-    /// What the tensors take.
+    /// Bytes of the measured tensors together.
     pub bytes: u64,
-    /// What the model is expected to lose: the sum of the measured costs, in nats.
+    /// Expected KL divergence of the model: the sum of the measured costs, in nats.
     pub kld: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Tensors on their way through `dequant` and `requant`: read a band at a time, written to a few
+//! How `dequant` and `requant` convert a tensor: they read bands of rows and write up to three
 //! blobs.
 
 use std::io::Write;
@@ -12,14 +12,14 @@ use crate::model::quant::{
 };
 use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
 
-/// What the input is called in the orders of both stages.
+/// The name of the input in the orders of both stages.
 pub const INPUT: &str = "tensor";
 
-/// Bytes that a value of a band takes at most: its gathered block and what it is spelled as.
+/// Bytes that a value of a band needs at most: in its gathered block, and encoded.
 const BYTES_PER_VALUE: u64 = 4 + 4;
 
-/// As much of what is handed on as it lies is looked through at a time: whole elements.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that are checked at a time if a tensor is passed on unchanged: whole elements.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// What an order over this tensor needs. The tensor itself is mapped, not read into memory.
 pub fn demand(facts: &TensorFacts) -> Demand {
@@ -33,60 +33,62 @@ pub fn demand(facts: &TensorFacts) -> Demand {
     }
 }
 
-/// Codes or values, scales and offsets, where there are any.
+/// Codes or values, scales, offsets; `None` for what an encoding does not have.
 pub type Blobs = [Option<Content>; 3];
 
-/// Spells every band into buffers of `sizes(values)` bytes and writes those that are not empty to a
-/// blob each. What was read of `source`, the bytes of the tensor, does not stay in memory.
+/// Encodes each band into three buffers of `sizes(values)` bytes, and appends each buffer to a blob
+/// of its own; no blob is made for an empty buffer. The parts of `source`, the bytes of the tensor,
+/// that were read are released from memory.
 pub fn write(
     job: &Job,
     source: &Blob,
     tensor: &BlockTensor,
     sizes: impl Fn(usize) -> [usize; 3],
-    mut spell: impl FnMut(&Band, [&mut [u8]; 3]) -> Result<()>,
+    mut encode: impl FnMut(&Band, [&mut [u8]; 3]) -> Result<()>,
 ) -> Result<Blobs> {
     let mut sinks: [Option<Box<dyn BlobSink>>; 3] = [None, None, None];
-    for (sink, _) in sinks
-        .iter_mut()
-        .zip(sizes(tensor.len()))
-        .filter(|(_, size)| *size > 0)
-    {
-        *sink = Some(job.create()?);
+    for (sink, size) in sinks.iter_mut().zip(sizes(tensor.len())) {
+        if size > 0 {
+            *sink = Some(job.create()?);
+        }
     }
     let mut buffers = [const { Vec::new() }; 3];
     for band in tensor.bands() {
         job.check_cancelled()?;
-        buffers
-            .iter_mut()
-            .zip(sizes(band.values))
-            .for_each(|(buffer, size)| buffer.resize(size, 0));
-        spell(&band, buffers.each_mut().map(Vec::as_mut_slice))?;
-        let pairs = sinks
-            .iter_mut()
-            .zip(&buffers)
-            .filter_map(|(sink, buffer)| Some((sink.as_mut()?, buffer)));
-        for (sink, buffer) in pairs {
-            sink.write_all(buffer)
-                .context(Code::Io, || "write a blob".into())?;
+        for (buffer, size) in buffers.iter_mut().zip(sizes(band.values)) {
+            buffer.resize(size, 0);
         }
-        let place = |value: usize| {
-            value / tensor.ggml().block_len as usize * tensor.ggml().block_bytes as usize
-        };
-        source.leave(match tensor.in_stored_order() {
-            true => place(band.first)..place(band.first + band.values),
-            false => 0..source.len(),
+        encode(&band, buffers.each_mut().map(Vec::as_mut_slice))?;
+        for (sink, buffer) in sinks.iter_mut().zip(&buffers) {
+            if let Some(sink) = sink {
+                sink.write_all(buffer)
+                    .context(Code::Io, || "write a blob".into())?;
+            }
+        }
+        let end = band.first + band.values;
+        source.leave(if tensor.in_stored_order() {
+            byte_offset(tensor, band.first)..byte_offset(tensor, end)
+        } else {
+            0..source.len()
         });
-        job.progress(
-            (band.first + band.values) as u64,
-            tensor.len() as u64,
-            "values",
-        );
+        job.progress(end as u64, tensor.len() as u64, "values");
     }
-    let [codes, scales, offsets] = sinks.map(|sink| sink.map(|sink| sink.finish()).transpose());
-    Ok([codes?, scales?, offsets?])
+    let mut blobs = [None; 3];
+    for (blob, sink) in blobs.iter_mut().zip(sinks) {
+        if let Some(sink) = sink {
+            *blob = Some(sink.finish()?);
+        }
+    }
+    Ok(blobs)
 }
 
-/// The blocks of `grid` taken apart; nothing is rounded.
+/// Where the block of value `index` begins in the bytes of `tensor`.
+fn byte_offset(tensor: &BlockTensor, index: usize) -> usize {
+    let ggml = tensor.ggml();
+    index / ggml.block_len as usize * ggml.block_bytes as usize
+}
+
+/// Writes the codes, scales and offsets of the blocks of `grid` as they are; nothing is rounded.
 pub fn write_split(
     job: &Job,
     source: &Blob,
@@ -124,29 +126,28 @@ pub fn write_split(
     )
 }
 
-/// Refuses scales and offsets that are no numbers.
+/// Refuses scales and offsets that are infinite or NaN.
 pub fn refuse_non_finite(
     tensor: &BlockTensor,
     band: &Band,
     layout: &GridLayout,
     split: &Split,
 ) -> Result<()> {
-    let numbers = [
-        (Some(layout.scales), &*split.scales),
-        (layout.offsets, &*split.offsets),
-    ];
-    let bad = |(element, bytes): (Option<Element>, &[u8])| first_non_finite(element?, bytes);
-    match numbers.into_iter().find_map(bad) {
+    let mut bad_block = first_non_finite(layout.scales, split.scales);
+    if let (None, Some(element)) = (bad_block, layout.offsets) {
+        bad_block = first_non_finite(element, split.offsets);
+    }
+    match bad_block {
         None => Ok(()),
-        Some(block) => Err(not_finite(
-            tensor,
-            band.first + block * layout.block as usize,
-        )),
+        Some(block) => {
+            let index = band.first + block * layout.block as usize;
+            Err(not_finite(tensor, index))
+        }
     }
 }
 
-/// Every value rounded, and how far that takes them from the source. `what` the values do not fit,
-/// if they do not.
+/// Writes every value rounded, and returns the rounding error too. `what` names the target in the
+/// problem of a value that does not fit it.
 pub fn write_rounded(
     job: &Job,
     source: &Blob,
@@ -167,7 +168,7 @@ pub fn write_rounded(
     Ok((blobs, sum))
 }
 
-/// Every value as `element`. What is spelled so already is handed on as it lies there.
+/// Writes every value as `element`. A tensor that is stored so already is passed on unchanged.
 pub fn write_values(
     job: &Job,
     source: &Blob,
@@ -177,30 +178,25 @@ pub fn write_values(
     match tensor.format().native_encoding() {
         NativeEncoding::Values(own) if own == element && tensor.in_stored_order() => {
             let (mut value, width) = (0, element.bits() as usize / 8);
-            source.stream(PIECE_BYTES, |piece| {
-                if let Some(bad) = first_non_finite(element, piece) {
+            source.stream(CHUNK_BYTES, |chunk| {
+                if let Some(bad) = first_non_finite(element, chunk) {
                     return Err(not_finite(tensor, value + bad));
                 }
-                value += piece.len() / width;
+                value += chunk.len() / width;
                 Ok(())
             })?;
-            Ok((
-                [Some(job.input(INPUT)?.content()), None, None],
-                ErrorSum::default(),
-            ))
+            let values = job.input(INPUT)?.content();
+            Ok(([Some(values), None, None], ErrorSum::default()))
         }
-        _ => write_rounded(
-            job,
-            source,
-            tensor,
-            &Plain(element),
-            &format!("{element:?}").to_lowercase(),
-        ),
+        _ => {
+            let what = format!("{element:?}").to_lowercase();
+            write_rounded(job, source, tensor, &Plain(element), &what)
+        }
     }
 }
 
 /// The parts of a weight of this shape and encoding: its blobs, in the order of the encoding's
-/// parts, and what they say of themselves.
+/// parts, with their facts.
 pub fn outputs(
     shape: &[u64],
     encoding: WeightEncoding,
@@ -222,7 +218,11 @@ pub fn outputs(
             encoding,
             part: spec.part,
             shape: shape.into(),
-            error: (spec.part == encoding.main_part()).then(|| error.clone()),
+            error: if spec.part == encoding.main_part() {
+                Some(error.clone())
+            } else {
+                None
+            },
         };
         let facts = CanonJson::of(&facts)?;
         outputs.insert(PartName::new(spec.part.name())?, Part { content, facts });
@@ -230,7 +230,7 @@ pub fn outputs(
     Ok(outputs)
 }
 
-/// The facts of `error`; `scheme` made it.
+/// The facts of the `error` that `scheme` makes.
 pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> ErrorFacts {
     ErrorFacts {
         source: tensor.ggml().name.into(),
@@ -242,7 +242,7 @@ pub fn error_facts(tensor: &BlockTensor, scheme: &str, error: ErrorSum) -> Error
     }
 }
 
-/// The problem of a value that `what` does not hold.
+/// The problem of a value that does not fit `what`.
 pub fn refuse(tensor: &BlockTensor, band: &Band, misfit: Misfit, what: &str) -> Problem {
     let Misfit { index, value } = misfit;
     if !value.is_finite() {

@@ -1,4 +1,4 @@
-//! What `package` hands over.
+//! The parts of a bundle, which `package` writes.
 
 use crate::action::{Manifest, Part, PartName};
 use crate::base::{Code, Problem, Result};
@@ -17,13 +17,13 @@ pub const TOKENIZER: &str = "tokenizer.json";
 /// The text of the device commands.
 pub const PROMPT: &str = "prompt.txt";
 
-/// The sums of all other files.
+/// The SHA-256 sums of all other files.
 pub const SUMS: &str = "SHA256SUMS";
 
-/// What the name of the table of rows ends with; `.bin`, as all that Genie maps on a phone.
+/// The end of the name of the embedding table; `.bin`, like all files that Genie maps on a phone.
 pub const TABLE: &str = "_embedding.bin";
 
-/// The context binaries of a bundle: they say which graphs they hold.
+/// The context binaries of a bundle: the files whose facts name graphs.
 pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
     let is_binary = |(name, part): &(&PartName, &Part)| {
         name.as_str().ends_with(".bin") && part.facts.value().get("graphs").is_some()
@@ -31,33 +31,34 @@ pub fn bundled(bundle: &Manifest) -> impl Iterator<Item = (&PartName, &Part)> {
     bundle.parts.iter().filter(is_binary)
 }
 
-/// Refuses a bundle that Genie does not run: it looks rows up in a table only, and draws tokens
-/// from nothing but logits of a binary.
+/// Refuses a bundle that Genie cannot run. Genie reads embedding rows from a table only, and
+/// samples tokens from the logits of a context binary only.
 pub fn check_for_genie(bundle: &Manifest) -> Result<()> {
-    let facts = bundled(bundle)
-        .map(|(_, part)| part.facts.read())
-        .collect::<Result<Vec<ContextFacts>>>()?;
-    let place = ContextFacts::place(&facts);
-    let refuse = |what: &str, help: &str| Err(Problem::new(Code::PackagePlace, what).help(help));
-    if place.head == Processor::Cpu {
-        return refuse(
-            "the bundle leaves the head to the CPU, and Genie draws from what the last binary \
-             gives",
-            "leave `head` out of `place` in the `graph` stage, or hear what the model says by \
-             `evaluate` with the `context-bin`",
-        );
+    let mut binaries: Vec<ContextFacts> = vec![];
+    for (_, part) in bundled(bundle) {
+        binaries.push(part.facts.read()?);
     }
-    if place.embedding == Processor::Cpu
-        && !bundle
-            .parts
-            .keys()
-            .any(|name| name.as_str().ends_with(TABLE))
-    {
-        return refuse(
+    let place = ContextFacts::place(&binaries);
+    if place.head == Processor::Cpu {
+        return Err(Problem::new(
+            Code::PackagePlace,
+            "the bundle leaves the head to the CPU, and Genie samples from the output of the last \
+             binary",
+        )
+        .help(
+            "leave `head` out of `place` in the `graph` stage, or evaluate the `context-bin` with \
+             the `evaluate` stage",
+        ));
+    }
+    let mut names = bundle.parts.keys();
+    let has_table = names.any(|name| name.as_str().ends_with(TABLE));
+    if place.embedding == Processor::Cpu && !has_table {
+        return Err(Problem::new(
+            Code::PackagePlace,
             "the bundle leaves the embedding to the CPU, and has no table for Genie to look up \
              rows in",
-            "give the `package` stage `embedding_table = true`",
-        );
+        )
+        .help("give the `package` stage `embedding_table = true`"));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What `graph`, `dlc` and `context-bin` hand over: graphs and binaries by name, and what goes with
-//! them.
+//! The parts of `graph`, `dlc` and `context-bin`: names of graphs and binaries, and the parts that
+//! all shards of a model share.
 
 use crate::action::{Job, Manifest, Order, Outputs, Part, PartName};
 use crate::base::Result;
@@ -14,43 +14,48 @@ pub const ROLES: [&str; 2] = ["prefill", "decode"];
 /// A context binary, in the folder of its shard if it has one.
 pub const BINARY: &str = "model.bin";
 
-/// What describes a model and goes with it from its graph on.
+/// The part of a `context-bin` that is a DLC around it.
+pub const CONTAINER: &str = "container";
+
+/// The parts that describe a model; they are passed on from its graph.
 const DESCRIPTIONS: [&str; 2] = ["quantization.json", "model.json"];
 
-/// The folder of what the CPU computes of a model, its weights included.
+/// The folder of the graphs that run on the CPU, with their weights.
 pub const CPU: &str = "cpu";
 
-/// `order`, with what goes with the binaries made of `given`: what describes the model, and what is
-/// the CPU's of it.
-pub fn accompanied<T>(order: Order<T>, given: &Manifest) -> Result<Order<T>> {
-    let order = DESCRIPTIONS.into_iter().try_fold(order, |order, name| {
-        Ok(order.input(name, given.part(name)?))
-    })?;
-    Ok(given.under(CPU).fold(order, |order, (name, part)| {
-        order.input(format!("{CPU}/{name}"), part)
-    }))
+/// Adds the parts of `manifest` that all shards share to the inputs of `order`: the descriptions of
+/// the model, and the graphs that run on the CPU.
+pub fn add_shared_parts<T>(mut order: Order<T>, manifest: &Manifest) -> Result<Order<T>> {
+    for name in DESCRIPTIONS {
+        order = order.input(name, manifest.part(name)?);
+    }
+    for (name, part) in manifest.under(CPU) {
+        order = order.input(format!("{CPU}/{name}"), part);
+    }
+    Ok(order)
 }
 
-/// Hands on what goes with the binaries, as far as it was given.
-pub fn pass_company(job: &Job) -> Result<Outputs> {
-    let is_company = |name: &str| DESCRIPTIONS.contains(&name) || is_on_cpu(name);
-    let given = job
-        .inputs()
-        .map(|(name, _)| name)
-        .filter(|name| is_company(name));
-    given
-        .map(|name| Ok((PartName::new(name)?, job.pass(name)?)))
-        .collect()
+/// Returns those inputs of `job` that [`add_shared_parts`] adds, as outputs.
+pub fn pass_shared_parts(job: &Job) -> Result<Outputs> {
+    let mut outputs = Outputs::new();
+    for (name, _) in job.inputs() {
+        if DESCRIPTIONS.contains(&name) || is_on_cpu(name) {
+            outputs.insert(PartName::new(name)?, job.pass(name)?);
+        }
+    }
+    Ok(outputs)
 }
 
-/// Whether a part of this name is the CPU's.
+/// Whether a part of this name is in the folder [`CPU`].
 pub fn is_on_cpu(name: &str) -> bool {
-    name.strip_prefix(CPU)
-        .is_some_and(|inside| inside.starts_with('/'))
+    match name.split_once('/') {
+        Some((folder, _)) => folder == CPU,
+        None => false,
+    }
 }
 
-/// What an `onnx` manifest leaves to the CPU: the graphs of `roles`, and the weights that they
-/// point to.
+/// The parts of an `onnx` manifest that run on the CPU: the graphs of `roles`, and the weights that
+/// they read. By their names in the folder [`CPU`].
 pub fn on_cpu<'a>(
     graph: &'a Manifest,
     roles: &[String],
@@ -63,23 +68,24 @@ pub fn on_cpu<'a>(
             let file = format!("{}.onnx", end.graph_stem(role));
             parts.push((format!("{CPU}/{file}"), graph.part(&file)?));
         }
-        let weights = graph.under("weights").filter(|(name, _)| {
-            role_of_blob(&tensors, name).is_some_and(|role| end.reads(role, model))
-        });
-        parts.extend(weights.map(|(name, part)| (format!("{CPU}/weights/{name}"), part)));
+        for (name, part) in graph.under("weights") {
+            if let Some(role) = role_of_blob(&tensors, name)
+                && end.reads(role, model)
+            {
+                parts.push((format!("{CPU}/weights/{name}"), part));
+            }
+        }
     }
     Ok(parts)
 }
 
-/// What an `onnx` manifest is cut into; nothing if it is whole.
+/// The shards of an `onnx` manifest; empty if the model is not cut. A `dlc` is never cut.
 pub fn shards(graph: &Manifest) -> Result<Vec<Shard>> {
-    let files = graph
-        .parts
-        .iter()
-        .filter(|(name, _)| name.as_str().ends_with(".onnx"));
     let mut shards = vec![];
-    for (_, part) in files {
-        shards.extend(part.facts.read::<GraphFacts>()?.shard);
+    for (name, part) in &graph.parts {
+        if name.as_str().ends_with(".onnx") {
+            shards.extend(part.facts.read::<GraphFacts>()?.shard);
+        }
     }
     shards.sort_by_key(|shard| shard.part);
     shards.dedup();
@@ -88,32 +94,31 @@ pub fn shards(graph: &Manifest) -> Result<Vec<Shard>> {
 
 /// The context binaries of a `context-bin` by name, in the order of the layers.
 pub fn binaries(context: &Manifest) -> Result<Vec<(String, &Part)>> {
-    let count = context
-        .parts
-        .keys()
-        .filter(|name| is_binary(name.as_str()) && name.as_str() != BINARY)
-        .count();
+    let names = context.parts.keys();
+    let count = names.filter(|name| is_binary(name.as_str())).count();
     if count == 0 || context.get(BINARY).is_some() {
         return Ok(vec![(BINARY.into(), context.part(BINARY)?)]);
     }
-    let binary = |at| {
-        let name = format!("{at}-of-{count}/{BINARY}");
+    let mut binaries = vec![];
+    for shard in 1..=count {
+        let name = format!("{shard}-of-{count}/{BINARY}");
         let part = context.part(&name).map_err(|problem| {
             problem.help("all shards are needed: is `sample` given to the `context-bin` stage?")
         })?;
-        Ok((name, part))
-    };
-    (1..=count).map(binary).collect()
+        binaries.push((name, part));
+    }
+    Ok(binaries)
 }
 
-/// Those that `job` was given, in the same order: `context/10-of-12/model.bin` comes after
-/// `context/9-of-12/model.bin`.
+/// The context binaries among the inputs of `job`, in the order of the layers:
+/// `context/10-of-12/model.bin` comes after `context/9-of-12/model.bin`.
 pub fn binary_inputs<'a>(job: &'a Job) -> Vec<&'a str> {
-    let mut inputs: Vec<&str> = job
-        .inputs()
-        .map(|(name, _)| name)
-        .filter(|name| is_binary(name))
-        .collect();
+    let mut inputs = vec![];
+    for (name, _) in job.inputs() {
+        if is_binary(name) {
+            inputs.push(name);
+        }
+    }
     inputs.sort_by_key(|name| (name.len(), *name));
     inputs
 }
@@ -122,6 +127,3 @@ pub fn binary_inputs<'a>(job: &'a Job) -> Vec<&'a str> {
 pub fn is_binary(name: &str) -> bool {
     name.rsplit('/').next() == Some(BINARY)
 }
-
-/// The part of a `context-bin` that is a DLC around it.
-pub const CONTAINER: &str = "container";

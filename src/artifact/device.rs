@@ -1,11 +1,11 @@
-//! What `measure` hands over.
+//! The output of `measure`: figures of a bundle on a device.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The stage's only part.
 pub const FIGURES: &str = "figures.json";
 
-/// What a figure says that nobody measured.
+/// How a figure that was not measured is serialized.
 pub const NOT_MEASURED: &str = "not measured";
 
 /// One figure; `None` is "not measured".
@@ -50,20 +50,20 @@ pub struct DeviceFigures {
     pub figures: Figures,
 }
 
-/// What was measured of one run.
+/// The figures of one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// From the prompt to the first token of the answer.
     pub time_to_first_token_ms: Figure,
-    /// Of the answer, the first token aside as Genie counts.
+    /// Of the answer without its first token, as Genie counts.
     pub ms_per_token: Figure,
     /// Tokens of the answer per second.
     pub tokens_per_second: Figure,
     /// The largest resident memory of Genie's process.
     pub peak_memory_bytes: Figure,
-    /// What the whole device drew from its battery on average, while it drew from nothing else.
+    /// Mean power that the whole device drew from its battery, measured without a charger.
     pub power_w: Figure,
-    /// Until the bundle was loaded.
+    /// Time to load the bundle.
     pub load_ms: Figure,
     /// Tokens of the prompt.
     pub prompt_tokens: Figure,

@@ -1,4 +1,4 @@
-//! What `evaluate-layers` hands over.
+//! The output of `evaluate-layers`: how close shards come to the graph.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,10 +10,10 @@ use crate::model::quant::ErrorSum;
 /// The stage's only part.
 pub const LAYERS: &str = "layers.json";
 
-/// `layers.json`: what each shard made of what it was given, in the order of the layers.
+/// `layers.json`: the scores of the shards, in the order of the layers.
 #[derive(Serialize, Deserialize)]
 pub struct Computed {
-    /// Those that were run.
+    /// The shards that were run.
     pub shards: Vec<ShardScore>,
 }
 
@@ -31,31 +31,34 @@ pub struct ShardScore {
 /// How close a value comes to the graph's.
 #[derive(Serialize, Deserialize)]
 pub struct ValueScore {
-    /// Signal to noise in dB; none if all is equal, or if something is no number.
+    /// Signal to noise in dB; `None` if all elements are equal, or if one is not finite.
     pub sqnr_db: Option<f64>,
     /// The largest absolute error.
     pub max_error: f64,
     /// The largest magnitude in the graph.
     pub largest: f32,
-    /// How many of its elements are no numbers.
+    /// Number of elements that are infinite or NaN.
     pub non_finite: u64,
 }
 
 impl ShardScore {
-    /// The signal to noise of its worst value in dB; minus infinity where something is no number.
+    /// The signal to noise of its worst value in dB; minus infinity if an element is not finite.
     pub fn worst_db(&self) -> f64 {
-        let db = |value: &ValueScore| match value.non_finite {
-            0 => value.sqnr_db.unwrap_or(f64::INFINITY),
-            _ => f64::NEG_INFINITY,
-        };
-        self.values.values().map(db).fold(f64::INFINITY, f64::min)
+        let mut worst = f64::INFINITY;
+        for value in self.values.values() {
+            if value.non_finite > 0 {
+                return f64::NEG_INFINITY;
+            }
+            worst = worst.min(value.sqnr_db.unwrap_or(f64::INFINITY));
+        }
+        worst
     }
 }
 
 impl fmt::Display for Computed {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         for ShardScore { first, end, values } in &self.shards {
-            let of = if end - first == 1 {
+            let layers = if end - first == 1 {
                 format!("layer {first}")
             } else {
                 format!("layers {first} to {}", end - 1)
@@ -70,20 +73,18 @@ impl fmt::Display for Computed {
                 },
             ) in values
             {
-                let db = sqnr_db.map_or("exact".into(), |db| format!("{db:.1} dB"));
+                let db = match sqnr_db {
+                    Some(db) => format!("{db:.1} dB"),
+                    None => "exact".into(),
+                };
                 write!(
                     f,
-                    "{of:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}"
+                    "{layers:16} {name:20} {db:>9}, largest error {max_error:.2e} of {largest:.2e}"
                 )?;
-                writeln!(
-                    f,
-                    "{}",
-                    if *non_finite == 0 {
-                        String::new()
-                    } else {
-                        format!(", {non_finite} not finite")
-                    }
-                )?;
+                if *non_finite > 0 {
+                    write!(f, ", {non_finite} not finite")?;
+                }
+                writeln!(f)?;
             }
         }
         Ok(())
@@ -91,18 +92,25 @@ impl fmt::Display for Computed {
 }
 
 impl ValueScore {
-    /// Compares what was `found` with what was `expected`.
+    /// Compares the elements `found` with those `expected`.
     pub fn of(expected: &[f32], found: &[f32]) -> Self {
         let error = ErrorSum::of(expected, found);
-        let non_finite = found.iter().filter(|value| !value.is_finite()).count() as u64;
+        let (mut non_finite, mut largest) = (0, 0.0f32);
+        for element in found {
+            non_finite += u64::from(!element.is_finite());
+        }
+        for element in expected {
+            largest = largest.max(element.abs());
+        }
+        let max_error = error.max_error();
         ValueScore {
             sqnr_db: error.sqnr_db().filter(|db| db.is_finite()),
-            max_error: Some(error.max_error())
-                .filter(|error| error.is_finite())
-                .unwrap_or(f64::MAX),
-            largest: expected
-                .iter()
-                .fold(0.0, |largest, value| largest.max(value.abs())),
+            max_error: if max_error.is_finite() {
+                max_error
+            } else {
+                f64::MAX
+            },
+            largest,
             non_finite,
         }
     }

@@ -1,5 +1,4 @@
-//! What stages hand over: the names and schemas of parts that more than one stage reads or writes, and
-//! how to read them.
+//! Names and schemas of the parts that more than one stage reads or writes, and how to read them.
 
 pub mod assignment;
 pub mod bands;

@@ -1,59 +1,61 @@
-//! What `reference` hands over.
+//! The output of `reference`: windows of tokens with their logits, and a greedy continuation.
 
 use serde::{Deserialize, Serialize};
 
 use crate::action::{Manifest, Part};
 use crate::base::{Code, Problem, Result};
 
-/// `greedy.json`: what the reference says after the prompt.
+/// `greedy.json`: the reference's greedy continuation of the prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Greedy {
     /// The prompt's tokens.
     pub prompt: Vec<u32>,
     /// The most probable tokens after it, one after the other, up to the one that ends the answer.
     pub tokens: Vec<u32>,
-    /// Whether the last one ends it.
+    /// Whether the answer ends with the last one.
     pub ended: bool,
-    /// How far the logit of each stands above the second's.
+    /// The distance of each token's logit from the second largest.
     pub gaps: Vec<f32>,
     /// Those tokens as text.
     pub text: String,
 }
 
-/// The tokens and logits of the first `wanted` windows of a reference, or of all, by their names.
+/// The tokens and logits of the first `count` windows of a reference, or of all, by their names.
 pub fn windows<'a>(
     reference: &'a Manifest,
-    wanted: Option<usize>,
+    count: Option<usize>,
 ) -> Result<Vec<(&'a str, (&'a Part, &'a Part))>> {
-    let names: Vec<&str> = folders(reference, "window-").collect();
-    let wanted = wanted.unwrap_or(names.len());
-    if wanted > names.len() {
+    let names = window_folders(reference);
+    let count = count.unwrap_or(names.len());
+    if count > names.len() {
         return Err(Problem::new(
             Code::EvaluateWindows,
             format!(
-                "{wanted} windows are wanted, but the reference has {}",
+                "{count} windows are wanted, but the reference has {}",
                 names.len()
             ),
         )
         .help("raise `windows` of the `reference` stage, or lower it here"));
     }
-    let part = |folder: &str, name: &str| reference.part(&format!("{folder}/{name}"));
-    let window = |folder: &&'a str| {
-        Ok((
-            *folder,
-            (part(folder, "tokens.json")?, part(folder, "logits")?),
-        ))
-    };
-    names.iter().take(wanted).map(window).collect()
+    let mut windows = vec![];
+    for name in &names[..count] {
+        let tokens = reference.part(&format!("{name}/tokens.json"))?;
+        let logits = reference.part(&format!("{name}/logits"))?;
+        windows.push((*name, (tokens, logits)));
+    }
+    Ok(windows)
 }
 
-/// The top folders of `manifest` that begin with `prefix`, in order.
-fn folders<'a>(manifest: &'a Manifest, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-    let mut last = "";
-    manifest.parts.keys().filter_map(move |name| {
-        let (folder, _) = name.as_str().split_once('/')?;
-        let is_new = folder.starts_with(prefix) && folder != last;
-        last = folder;
-        is_new.then_some(folder)
-    })
+/// The folders `window-NNN` of a reference, in order.
+fn window_folders(reference: &Manifest) -> Vec<&str> {
+    let mut folders = vec![];
+    for name in reference.parts.keys() {
+        if let Some((folder, _)) = name.as_str().split_once('/')
+            && folder.starts_with("window-")
+            && folders.last() != Some(&folder)
+        {
+            folders.push(folder);
+        }
+    }
+    folders
 }

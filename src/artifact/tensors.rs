@@ -1,4 +1,4 @@
-//! The tensors of a `model`, and the patterns that choose among them.
+//! The tensors of a `model`, and the glob patterns that select some of them.
 
 use globset::{Glob, GlobMatcher};
 
@@ -10,14 +10,14 @@ use crate::model::facts::TensorFacts;
 pub struct Tensor<'a> {
     /// Its name: `blk.0.attn_q.weight`.
     pub name: &'a str,
-    /// Its bytes, as the GGUF holds them.
+    /// Its bytes, as in the GGUF.
     pub part: &'a Part,
     /// Its facts.
     pub facts: TensorFacts,
 }
 
 impl Tensor<'_> {
-    /// Whether it has rows: a weight matrix, no norm or bias.
+    /// Whether it is a weight matrix, not a norm or bias.
     pub fn is_matrix(&self) -> bool {
         self.facts.shape.len() == 2
     }
@@ -25,16 +25,12 @@ impl Tensor<'_> {
 
 /// The tensors of `model`, by name.
 pub fn all(model: &Manifest) -> Result<Vec<Tensor<'_>>> {
-    model
-        .under("tensors")
-        .map(|(name, part)| {
-            Ok(Tensor {
-                name,
-                part,
-                facts: part.facts.read()?,
-            })
-        })
-        .collect()
+    let mut tensors = vec![];
+    for (name, part) in model.under("tensors") {
+        let facts = part.facts.read()?;
+        tensors.push(Tensor { name, part, facts });
+    }
+    Ok(tensors)
 }
 
 /// The matcher of a pattern of tensor names.
@@ -44,20 +40,26 @@ pub fn pattern(text: &str) -> Result<GlobMatcher> {
     Ok(glob.compile_matcher())
 }
 
-/// The problem of the parameter at `path`, if it is no pattern.
+/// The problem of the parameter at `path`, if `text` is not a valid pattern.
 pub fn check_pattern(text: &str, path: String) -> Option<ParamProblem> {
-    pattern(text)
-        .err()
-        .map(|problem| ParamProblem { path, problem })
+    match pattern(text) {
+        Ok(_) => None,
+        Err(problem) => Some(ParamProblem { path, problem }),
+    }
 }
 
-/// A pattern that chose nothing, no `what`: most likely a slip of the pen, so not to be passed
-/// over.
+/// The problem of a pattern that matches no `what`, which is most likely a typing error.
 pub fn unmatched(text: &str, what: &str, tensors: &[Tensor]) -> Problem {
-    let example = tensors
-        .iter()
-        .find(|tensor| tensor.name.starts_with("blk.") && tensor.is_matrix());
-    let example = example.or(tensors.first()).map_or("", |tensor| tensor.name);
+    let mut example = match tensors.first() {
+        Some(tensor) => tensor.name,
+        None => "",
+    };
+    for tensor in tensors {
+        if tensor.name.starts_with("blk.") && tensor.is_matrix() {
+            example = tensor.name;
+            break;
+        }
+    }
     Problem::new(
         Code::WeightsUnmatched,
         format!("the pattern `{text}` matches no {what} of the model"),

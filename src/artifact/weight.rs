@@ -1,4 +1,4 @@
-//! A weight as `requant` and `dequant` give it, read row by row.
+//! A weight that `requant` or `dequant` wrote, read row by row.
 
 use crate::action::{Blob, Job, Manifest, Part};
 use crate::base::{Code, Problem, Result};
@@ -13,17 +13,17 @@ pub struct Weight {
     pub columns: usize,
     /// Columns that share a scale.
     block: usize,
-    /// By [`WeightPart`]: the values or codes come first.
+    /// The values or codes come first.
     parts: Vec<(WeightPart, Numbers)>,
 }
 
-/// A blob and what its elements are.
+/// A blob and the type of its elements.
 struct Numbers {
     element: Element,
     bytes: Blob,
 }
 
-/// The main part of the weight `name` in `weights`, and its facts, which stand for the whole.
+/// The main part of the weight `name` in `weights`, and its facts, which describe the weight.
 pub fn main_part<'a>(weights: &'a Manifest, name: &str) -> Result<(&'a Part, WeightFacts)> {
     for (_, part) in weights.under(name) {
         let facts: WeightFacts = part.facts.read()?;
@@ -53,7 +53,7 @@ fn missing(name: &str) -> Problem {
         Code::WeightsMissing,
         format!("the weights have no tensor `{name}`"),
     )
-    .help("give the weights of this very model")
+    .help("give the weights of this model")
 }
 
 impl Weight {
@@ -87,7 +87,7 @@ impl Weight {
                 )));
             }
         };
-        // The blobs are that long, so these are numbers of this machine.
+        // The blobs have this size, so both numbers fit a `usize`.
         Ok(Weight {
             rows: rows as usize,
             columns: columns as usize,
@@ -96,7 +96,7 @@ impl Weight {
         })
     }
 
-    /// Lets go of what was read so far.
+    /// Releases the memory of what was read so far.
     pub fn leave(&self) {
         for (_, numbers) in &self.parts {
             numbers.bytes.leave(0..numbers.bytes.len());
@@ -104,43 +104,49 @@ impl Weight {
     }
 
     fn part(&self, part: WeightPart) -> Option<&Numbers> {
-        let found = self.parts.iter().find(|(known, _)| *known == part);
-        found.map(|(_, numbers)| numbers)
+        for (known, numbers) in &self.parts {
+            if *known == part {
+                return Some(numbers);
+            }
+        }
+        None
     }
 
-    /// Puts the values of a row into `out`: `code * scale + offset` in f32, as the documents define
-    /// them.
+    /// Writes the values of a row to `out`: `code * scale + offset` in f32, as `docs/artifacts.md`
+    /// defines them.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         if let Some((_, main)) = self.parts.first() {
-            main.put(row * self.columns, out);
+            let first = row * self.columns;
+            for (index, value) in out.iter_mut().enumerate() {
+                *value = main.at(first + index);
+            }
         }
         let integers = self.part(WeightPart::BlockScales);
         let Some(scales) = self.part(WeightPart::Scales).or(integers) else {
             return;
         };
         let offsets = self.part(WeightPart::Offsets);
-        let channels = self.part(WeightPart::ChannelScales);
-        let channel = channels.map_or(1.0, |channels| channels.at(row));
+        let channel = match self.part(WeightPart::ChannelScales) {
+            Some(channels) => channels.at(row),
+            None => 1.0,
+        };
         let first = row * (self.columns / self.block);
-        for (index, out) in (first..).zip(out.chunks_mut(self.block)) {
-            let scale = channel * scales.at(index);
-            match offsets.map(|offsets| offsets.at(index)) {
-                None => out.iter_mut().for_each(|value| *value *= scale),
-                Some(offset) => out
-                    .iter_mut()
-                    .for_each(|value| *value = *value * scale + offset),
+        for (block, values) in out.chunks_mut(self.block).enumerate() {
+            let scale = channel * scales.at(first + block);
+            for value in values.iter_mut() {
+                *value *= scale;
+            }
+            if let Some(offsets) = offsets {
+                let offset = offsets.at(first + block);
+                for value in values {
+                    *value += offset;
+                }
             }
         }
     }
 }
 
 impl Numbers {
-    fn put(&self, first: usize, out: &mut [f32]) {
-        out.iter_mut()
-            .enumerate()
-            .for_each(|(index, out)| *out = self.at(first + index));
-    }
-
     fn at(&self, index: usize) -> f32 {
         number_at(self.element, &self.bytes, index)
     }

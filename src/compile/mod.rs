@@ -1,8 +1,9 @@
-//! What compiling a graph takes: its lowering, the uses of weights to prove, the memory.
+//! What `dlc`, `context-bin` and `graph` share about compiling: lowering, the uses of weights that
+//! are to be proved, and the peak memory.
 
 use std::collections::BTreeSet;
 
-use crate::action::{Job, Part};
+use crate::action::{Demand, Isolation, Job, Part};
 use crate::base::{CanonJson, Code, Problem, Result};
 use crate::lower::{device_use, lower};
 use crate::model::decoder::DecoderSpec;
@@ -13,89 +14,111 @@ use crate::model::shards::{Place, Shard};
 use crate::model::weight::WeightFacts;
 use crate::qnn::{DeviceGraph, DeviceUse, GraphInfo};
 
-/// Lowers the ONNX graphs of `roles`, whose encodings must hold together: they share their caches.
-/// A graph reads the weights it needs when the backend asks for them.
-pub fn lowered(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>> {
-    let files: Vec<String> = roles
-        .iter()
-        .map(|role| format!("{}.onnx", role.as_ref()))
-        .collect();
-    let models = files
-        .iter()
-        .map(|file| onnx::decode(&job.read(file)?))
-        .collect::<Result<Vec<_>>>()?;
-    onnx::lint(&models.iter().collect::<Vec<_>>())?;
-    let lower = |(file, model)| {
-        let graph = lower(model, &|location| job.read(location));
-        graph.map_err(|problem| problem.within(format!("failed to lower {file}")))
-    };
-    files.iter().zip(&models).map(lower).collect()
+/// Lowers the ONNX graphs of `roles`. Their encodings must agree, because they share their caches.
+/// A device graph reads its weights when the backend asks for them.
+pub fn lower_graphs(job: &Job, roles: &[impl AsRef<str>]) -> Result<Vec<DeviceGraph>> {
+    let mut models = vec![];
+    for role in roles {
+        let file = format!("{}.onnx", role.as_ref());
+        let model = onnx::decode(&job.read(&file)?)?;
+        models.push((file, model));
+    }
+    onnx::lint(&models.iter().map(|(_, model)| model).collect::<Vec<_>>())?;
+    let mut graphs = vec![];
+    for (file, model) in &models {
+        let graph = lower(model, &|location| job.read(location))
+            .map_err(|problem| problem.within(format!("failed to lower {file}")))?;
+        graphs.push(graph);
+    }
+    Ok(graphs)
 }
 
-/// What the device does with weights in these graphs, each once: what is to be proved.
-pub fn device_uses<'a>(graphs: impl Iterator<Item = &'a GraphFacts>) -> Result<Vec<DeviceUse>> {
+/// How the device uses weights in these graphs, without duplicates: what is to be proved.
+pub fn device_uses(graphs: &[GraphFacts]) -> Result<Vec<DeviceUse>> {
     let mut uses = BTreeSet::new();
     for graph in graphs {
         if graph.weights.is_empty() {
-            let what = format!(
+            let message = format!(
                 "graph `{}` does not say how its weights are stored",
                 graph.name
             );
-            return Err(Problem::new(Code::DeviceWeights, what)
+            return Err(Problem::new(Code::DeviceWeights, message)
                 .help("write the graph again with this version of kiln"));
         }
-        uses.extend(
-            graph
-                .weights
-                .iter()
-                .map(|weight_use| device_use(*weight_use)),
-        );
+        for weight_use in &graph.weights {
+            uses.insert(device_use(*weight_use));
+        }
     }
     Ok(uses.into_iter().collect())
 }
 
-/// How many elements the weights have whose blobs are `parts`: codes of a byte or less, and
-/// floating-point values.
-pub fn weight_elements<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> (u64, u64) {
-    sum(parts.map(elements))
+/// Numbers of elements of weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Elements {
+    /// Codes of a byte or less.
+    pub codes: u64,
+    /// Floating-point values.
+    pub values: u64,
 }
 
-/// Those of one blob.
-fn elements((_, part): (&str, &Part)) -> (u64, u64) {
-    match part.facts.read::<WeightFacts>() {
-        Ok(facts) if !facts.is_main() => (0, 0),
-        Ok(facts) if facts.encoding.is_plain() => (0, facts.values()),
-        Ok(facts) => (facts.values(), 0),
-        Err(_) => (0, 0),
+impl Elements {
+    /// The elements of the weights whose blobs are `parts`.
+    pub fn of_weights<'a>(parts: impl Iterator<Item = (&'a str, &'a Part)>) -> Self {
+        let mut sum = Elements::default();
+        for (_, part) in parts {
+            sum.add(Elements::of_blob(part));
+        }
+        sum
+    }
+
+    /// Only the main part of a weight counts.
+    fn of_blob(part: &Part) -> Self {
+        let mut elements = Elements::default();
+        match part.facts.read::<WeightFacts>() {
+            Ok(facts) if !facts.is_main() => {}
+            Ok(facts) if facts.encoding.is_plain() => elements.values = facts.values(),
+            Ok(facts) => elements.codes = facts.values(),
+            Err(_) => {}
+        }
+        elements
+    }
+
+    fn add(&mut self, other: Elements) {
+        self.codes = self.codes.saturating_add(other.codes);
+        self.values = self.values.saturating_add(other.values);
     }
 }
 
-fn sum(elements: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
-    elements.fold((0, 0), |sum, more| {
-        (sum.0.saturating_add(more.0), sum.1.saturating_add(more.1))
-    })
-}
-
-/// Peak memory of a compilation of so many codes and values. Measured, two graphs: 10.4 bytes an
-/// element of native blocks and 21 an element of halves at 135 M elements, 7.5 an element of native
-/// blocks at 1.8 G.
-pub fn compile_bytes((codes, values): (u64, u64), graphs: u64) -> u64 {
-    let per_graph = (codes.saturating_mul(9) / 2).saturating_add(values.saturating_mul(11));
+/// Peak memory of a compilation of `graphs` graphs over `elements`. Measured with two graphs: 10.4
+/// bytes for each element of native blocks and 21 for each fp16 element at 135 M elements, 7.5 for
+/// each element of native blocks at 1.8 G.
+pub fn compile_bytes(elements: Elements, graphs: u64) -> u64 {
+    let codes = elements.codes.saturating_mul(9) / 2;
+    let per_graph = codes.saturating_add(elements.values.saturating_mul(11));
     per_graph.saturating_mul(graphs).saturating_add(512 << 20)
 }
 
-/// What compiling a model takes, whole or in shards.
+/// The demand of an order that runs a vendor library: one thread of a child process.
+pub fn process_demand(memory_bytes: u64) -> Demand {
+    Demand {
+        memory_bytes,
+        threads: 1,
+        isolation: Isolation::Process,
+    }
+}
+
+/// Estimates the memory for compiling a model, in one piece or in shards.
 pub struct Compilations<'a> {
     model: &'a DecoderSpec,
-    /// Of each blob: what its weight is, codes and floating-point values in it.
-    weights: Vec<(Role, (u64, u64))>,
+    /// Of each blob: the role of its weight, and its elements.
+    weights: Vec<(Role, Elements)>,
     graphs: u64,
     place: Place,
 }
 
 impl<'a> Compilations<'a> {
-    /// Of so many graphs of `model` over the blobs `weights`, by their names, without what `place`
-    /// leaves to the CPU.
+    /// For `graphs` graphs of `model` over the blobs `weights`, by their names, without the parts
+    /// that `place` leaves to the CPU.
     pub fn new(
         model: &'a DecoderSpec,
         weights: impl Iterator<Item = (&'a str, &'a Part)>,
@@ -103,11 +126,15 @@ impl<'a> Compilations<'a> {
         place: Place,
     ) -> Self {
         let tensors = by_name(model);
-        let weights =
-            weights.filter_map(|blob| Some((role_of_blob(&tensors, blob.0)?, elements(blob))));
+        let mut elements = vec![];
+        for (name, part) in weights {
+            if let Some(role) = role_of_blob(&tensors, name) {
+                elements.push((role, Elements::of_blob(part)));
+            }
+        }
         Compilations {
             model,
-            weights: weights.collect(),
+            weights: elements,
             graphs: graphs as u64,
             place,
         }
@@ -115,50 +142,49 @@ impl<'a> Compilations<'a> {
 
     /// Peak memory of the compilation of `shard`.
     pub fn bytes(&self, shard: &Shard) -> u64 {
-        let read = self
-            .weights
-            .iter()
-            .filter(|(role, _)| shard.reads(*role, self.model));
-        compile_bytes(sum(read.map(|(_, elements)| *elements)), self.graphs)
+        let mut sum = Elements::default();
+        for (role, elements) in &self.weights {
+            if shard.reads(*role, self.model) {
+                sum.add(*elements);
+            }
+        }
+        compile_bytes(sum, self.graphs)
     }
 
-    /// That of the largest of so many shards.
+    /// Peak memory of the largest compilation if the model is cut into `count` shards.
     pub fn largest(&self, count: u32) -> Result<u64> {
-        Ok(Shard::cut(self.model, count, self.place)?
-            .iter()
-            .map(|shard| self.bytes(shard))
-            .max()
-            .unwrap_or(0))
+        let mut largest = 0;
+        for shard in Shard::cut(self.model, count, self.place)? {
+            largest = largest.max(self.bytes(&shard));
+        }
+        Ok(largest)
     }
 }
 
-/// Compares what was asked for with what the finished artifact says of itself.
-pub fn check_signatures(artifact: &str, asked: &[GraphInfo], found: &[GraphInfo]) -> Result<()> {
-    let text = |graphs: &[GraphInfo]| -> Result<Vec<String>> {
-        let mut all = graphs
-            .iter()
-            .map(|graph| Ok(CanonJson::of(graph)?.to_string()))
-            .collect::<Result<Vec<_>>>()?;
-        all.sort();
-        Ok(all)
-    };
-    let (asked, found) = (text(asked)?, text(found)?);
-    if asked == found {
+/// Compares the graphs that were requested with those that the finished artifact reports.
+pub fn check_signatures(artifact: &str, expected: &[GraphInfo], found: &[GraphInfo]) -> Result<()> {
+    let (expected, found) = (sorted_texts(expected)?, sorted_texts(found)?);
+    if expected == found {
         return Ok(());
     }
-    let lacking: Vec<&String> = asked
-        .iter()
-        .filter(|graph| !found.contains(graph))
-        .collect();
-    let strange: Vec<&String> = found
-        .iter()
-        .filter(|graph| !asked.contains(graph))
-        .collect();
+    let mut lacking = expected.clone();
+    lacking.retain(|graph| !found.contains(graph));
+    let mut other = found;
+    other.retain(|graph| !expected.contains(graph));
     Err(Problem::new(
         Code::DeviceReadBack,
         format!(
             "the finished {artifact} is not what was asked for: it lacks {lacking:?} and has \
-             {strange:?} instead"
+             {other:?} instead"
         ),
     ))
+}
+
+fn sorted_texts(graphs: &[GraphInfo]) -> Result<Vec<String>> {
+    let mut texts = vec![];
+    for graph in graphs {
+        texts.push(CanonJson::of(graph)?.to_string());
+    }
+    texts.sort();
+    Ok(texts)
 }

@@ -1,4 +1,4 @@
-//! A candidate: the graphs or context binaries whose numbers are compared with the reference's.
+//! A candidate: the graphs or context binaries whose predictions are compared with the reference's.
 
 use super::decoder::{Decoder, Engine};
 use super::demand;
@@ -14,82 +14,93 @@ use crate::model::decoder::DecoderSpec;
 use crate::model::facts::ContextFacts;
 use crate::model::shards::Place;
 
-/// What the simulator loads.
+/// The library files of the simulator.
 pub const SIMULATOR: [&str; 2] = ["libQnnHtp.so", "libQnnSystem.so"];
 
-/// What runs the candidate of `job`.
+/// The candidate of `job` as a decoder. Its files decide which engine runs it.
 pub fn decoder(job: &Job) -> Result<Decoder> {
-    let model = model(job)?;
-    let binaries = binary_inputs(job);
-    let place = place(binaries.iter().map(|name| job.input(name)?.facts.read()))?;
-    let engine: Box<dyn Engine> = match binaries.as_slice() {
-        [] => Box::new(OnnxRuntime::open(job)?),
-        _ if place == Place::default() => Box::new(Htp::open(job)?),
-        _ => Box::new(Split::open(job, place, &model)?),
+    let spec = model(job)?;
+    let mut binaries = vec![];
+    for name in binary_inputs(job) {
+        binaries.push(job.input(name)?.facts.read::<ContextFacts>()?);
+    }
+    let place = ContextFacts::place(&binaries);
+    let engine: Box<dyn Engine> = if binaries.is_empty() {
+        Box::new(OnnxRuntime::open(job)?)
+    } else if place == Place::default() {
+        Box::new(Htp::open(job)?)
+    } else {
+        Box::new(Split::open(job, place, &spec)?)
     };
-    Ok(Decoder { engine, model })
+    Ok(Decoder {
+        engine,
+        model: spec,
+    })
 }
 
-/// What computes the ends of a model that is compiled in these binaries.
-fn place(binaries: impl Iterator<Item = Result<ContextFacts>>) -> Result<Place> {
-    Ok(ContextFacts::place(&binaries.collect::<Result<Vec<_>>>()?))
-}
-
-/// What the candidate was made of.
+/// The model that the candidate was made from.
 pub fn model(job: &Job) -> Result<DecoderSpec> {
     job.input("candidate/model.json")?.facts.read()
 }
 
 /// What the orders of one candidate share.
 pub struct Candidate {
+    /// By the names of inputs: `candidate/...`.
     parts: Vec<(String, Part)>,
     tools: Vec<ToolFile>,
     demand: Demand,
-    /// Whether its inner tensors can be seen.
+    /// Whether the values of its inner tensors can be observed.
     pub has_ranges: bool,
 }
 
 impl Candidate {
     /// The candidate in slot `graph` or `context`.
     pub fn of(inputs: &Inputs) -> Result<Self> {
-        if let Some(context) = inputs.optional("context") {
-            let model = ("model.json".to_string(), context.part("model.json")?);
-            let binaries = binaries(context)?;
-            let mut demand = of_simulator(binaries.iter().map(|(_, part)| *part));
-            let mut tools = libraries(inputs, &SIMULATOR)?;
-            if place(binaries.iter().map(|(_, part)| part.facts.read()))? != Place::default() {
-                demand.memory_bytes = demand
-                    .memory_bytes
-                    .saturating_add(demand::of_ends(context)?);
-                tools.extend(runtime(inputs)?);
-            }
-            let on_cpu = context
-                .under(CPU)
-                .map(|(name, part)| (format!("{CPU}/{name}"), part));
-            let parts = binaries.into_iter().chain([model]).chain(on_cpu);
-            let parts = parts
-                .map(|(name, part)| (format!("candidate/{name}"), part.clone()))
-                .collect();
-            return Ok(Candidate {
-                demand,
-                parts,
-                tools,
-                has_ranges: false,
-            });
+        let Some(context) = inputs.optional("context") else {
+            return Candidate::of_graph(inputs);
+        };
+        let context_binaries = binaries(context)?;
+        let mut demand = simulator_demand(context_binaries.iter().map(|(_, part)| *part));
+        let mut tools = libraries(inputs, &SIMULATOR)?;
+        let mut facts = vec![];
+        for (_, part) in &context_binaries {
+            facts.push(part.facts.read::<ContextFacts>()?);
         }
-        Candidate::of_graph(inputs)
+        if ContextFacts::place(&facts) != Place::default() {
+            let on_cpu = demand::on_cpu_bytes(context)?;
+            demand.memory_bytes = demand.memory_bytes.saturating_add(on_cpu);
+            tools.extend(runtime(inputs)?);
+        }
+        let mut parts = vec![];
+        for (name, part) in context_binaries {
+            parts.push((format!("candidate/{name}"), part.clone()));
+        }
+        let model = context.part("model.json")?.clone();
+        parts.push(("candidate/model.json".into(), model));
+        for (name, part) in context.under(CPU) {
+            parts.push((format!("candidate/{CPU}/{name}"), part.clone()));
+        }
+        Ok(Candidate {
+            demand,
+            parts,
+            tools,
+            has_ranges: false,
+        })
     }
 
     /// The graph in slot `graph`, for ONNX Runtime.
     pub fn of_graph(inputs: &Inputs) -> Result<Self> {
         let graph = inputs.one("graph")?;
         let demand = demand::of_layers(graph, SLICE_ELEMENTS, |_, _| 0)?;
-        let whole = ROLES.map(|role| format!("{role}.onnx"));
-        let read = |name: &str| !name.ends_with(".onnx") || whole.iter().any(|file| file == name);
-        let parts = graph.parts.iter().filter(|(name, _)| read(name.as_str()));
-        let parts = parts
-            .map(|(name, part)| (format!("candidate/{name}"), part.clone()))
-            .collect();
+        let full_graphs = ROLES.map(|role| format!("{role}.onnx"));
+        let mut parts = vec![];
+        for (name, part) in &graph.parts {
+            let name = name.as_str();
+            // The graphs of shards are not run.
+            if !name.ends_with(".onnx") || full_graphs.iter().any(|file| file == name) {
+                parts.push((format!("candidate/{name}"), part.clone()));
+            }
+        }
         Ok(Candidate {
             demand,
             parts,
@@ -98,35 +109,40 @@ impl Candidate {
         })
     }
 
-    /// An order that runs the prefill graph.
+    /// An order that runs the prefill graph only.
     pub fn order<T>(&self, name: &str, params: T) -> Order<T> {
-        let is_decode = |name: &str| {
-            name.rsplit('/')
-                .next()
-                .is_some_and(|file| file.starts_with("decode"))
-        };
-        self.reading(name, params, |name| !is_decode(name))
+        let mut order = self.full_order(name, params);
+        order.inputs.retain(|input, _| !is_decode_graph(input));
+        order
     }
 
-    /// An order that reads those of its parts that `reads` names.
-    pub fn reading<T>(&self, name: &str, params: T, reads: impl Fn(&str) -> bool) -> Order<T> {
-        let read = self.parts.iter().filter(|(name, _)| reads(name));
-        let order = Order::new(name, params)
+    /// An order that runs both graphs.
+    pub fn full_order<T>(&self, name: &str, params: T) -> Order<T> {
+        let mut order = Order::new(name, params)
             .tools(self.tools.clone())
             .demand(self.demand);
-        read.fold(order, |order, (name, part)| order.input(name, part))
+        for (name, part) in &self.parts {
+            order = order.input(name, part);
+        }
+        order
     }
 }
 
-/// What it takes to simulate `binaries` one after the other. Measured: twelve times the bytes of
-/// one, and what the simulator needs for itself.
-pub fn of_simulator<'a>(binaries: impl Iterator<Item = &'a Part>) -> Demand {
-    let bytes: u64 = binaries
-        .map(|part| part.content.digest.size_bytes)
-        .max()
-        .unwrap_or(0);
+fn is_decode_graph(input: &str) -> bool {
+    let file = match input.rsplit_once('/') {
+        Some((_, file)) => file,
+        None => input,
+    };
+    file.starts_with("decode")
+}
+
+/// What simulating `binaries` one after the other needs. Measured: twelve times the bytes of the
+/// largest one, and what the simulator needs for itself.
+pub fn simulator_demand<'a>(binaries: impl Iterator<Item = &'a Part>) -> Demand {
+    let sizes = binaries.map(|part| part.content.digest.size_bytes);
+    let largest = sizes.max().unwrap_or(0);
     Demand {
-        memory_bytes: bytes.saturating_mul(12).saturating_add(1 << 30),
+        memory_bytes: largest.saturating_mul(12).saturating_add(1 << 30),
         threads: 1,
         isolation: Isolation::Process,
     }

@@ -1,5 +1,5 @@
-//! A candidate as a decoder: token ids in, logits out, with the KV cache, mask and rotary tables
-//! that Genie's graphs want from their host (`docs/artifacts.md`).
+//! A candidate as a decoder: token ids in, logits out. It fills the KV cache, mask and rotary
+//! tables that Genie's graphs expect from their host (`docs/artifacts.md`).
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::model::decoder::{DecoderSpec, Rotary};
 use crate::model::facts::GraphFacts;
 use crate::model::shards::Shard;
 
-/// What a masked position adds to its score: far below any real one, and fp16 holds it.
+/// What is added to the score of a masked position: far below any real score, and exact in fp16.
 const MASKED: f32 = -1000.0;
 
 /// The two graphs of a candidate.
@@ -22,7 +22,7 @@ pub enum Graph {
 }
 
 impl Graph {
-    /// As a plan calls it.
+    /// Its name in a plan.
     pub fn role(self) -> &'static str {
         match self {
             Graph::Prefill => "prefill",
@@ -31,7 +31,7 @@ impl Graph {
     }
 }
 
-/// A value for a graph's input; row-major.
+/// A value for a graph's input: shape and row-major elements.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tensor {
     /// Token ids.
@@ -40,94 +40,97 @@ pub enum Tensor {
     F32(Vec<usize>, Vec<f32>),
 }
 
-/// Whatever runs a candidate's graphs.
+/// Something that runs a candidate's graphs.
 pub trait Engine {
-    /// How many tokens `graph` takes, in what context.
+    /// Name, tokens and context of `graph`.
     fn facts(&self, graph: Graph) -> Result<GraphFacts>;
 
-    /// Runs `graph` on `inputs` and gives the values of the outputs called `wanted`.
+    /// Runs `graph` on `inputs` and returns the values of the named `outputs`.
     fn run(
         &mut self,
         graph: Graph,
         inputs: &BTreeMap<String, Tensor>,
-        wanted: &[String],
+        outputs: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>>;
 }
 
-/// A candidate's graphs and what their host must know of the model.
+/// A candidate's graphs, and the model whose host inputs they take.
 pub struct Decoder {
     /// What runs the graphs.
     pub engine: Box<dyn Engine>,
-    /// The model they were made of.
+    /// The model that they were made from.
     pub model: DecoderSpec,
 }
 
-/// Keys and values so far, one entry a token: `[layer][token]`, each `kv_heads * head_dim` values.
+/// Keys and values so far: `[layer][token]`, each of `kv_heads * head_dim` numbers.
 pub struct Cache {
     keys: Vec<Vec<Vec<f32>>>,
     values: Vec<Vec<Vec<f32>>>,
 }
 
 impl Cache {
-    /// How many tokens it holds.
-    pub fn tokens(&self) -> usize {
-        self.keys.first().map_or(0, Vec::len)
+    fn empty(layers: usize) -> Self {
+        Cache {
+            keys: vec![vec![]; layers],
+            values: vec![vec![]; layers],
+        }
     }
 
-    /// Forgets all but the first `count` tokens: attention is causal, so those do not know the
-    /// others.
+    /// The number of tokens in it.
+    pub fn tokens(&self) -> usize {
+        match self.keys.first() {
+            Some(layer) => layer.len(),
+            None => 0,
+        }
+    }
+
+    /// Removes all but the first `count` tokens. Attention is causal, so the entries of these do
+    /// not depend on the removed ones.
     pub fn truncate(&mut self, count: usize) {
-        self.keys
-            .iter_mut()
-            .chain(&mut self.values)
-            .for_each(|layer| layer.truncate(count));
+        for layer in &mut self.keys {
+            layer.truncate(count);
+        }
+        for layer in &mut self.values {
+            layer.truncate(count);
+        }
     }
 }
 
 impl Decoder {
-    /// The logits after each of `tokens`, `[tokens, vocab]`, and the cache that a step continues;
-    /// nothing comes before them.
+    /// Runs `tokens` from an empty cache. Returns the logits after each of them, `[tokens, vocab]`,
+    /// and the cache that a step continues.
     pub fn start(&mut self, tokens: &[u32]) -> Result<(Vec<f32>, Cache)> {
-        let layers = self.model.layers.len();
-        let mut cache = Cache {
-            keys: vec![vec![]; layers],
-            values: vec![vec![]; layers],
-        };
+        let mut cache = Cache::empty(self.model.layers.len());
         let graph = self.engine.facts(Graph::Prefill)?;
-        let inputs = feeds(&self.model, &graph, tokens, &cache)?;
-        let mut outputs = self
-            .engine
-            .run(Graph::Prefill, &inputs, &self.all_outputs())?;
+        let inputs = host_inputs(&self.model, &graph, tokens, &cache)?;
+        let names = self.output_names();
+        let mut outputs = self.engine.run(Graph::Prefill, &inputs, &names)?;
         let (width, vocab) = (graph.tokens as usize, self.model.vocab as usize);
-        let mut logits = taken(&mut outputs, LOGITS, width * vocab)?;
+        let mut logits = remove_output(&mut outputs, LOGITS, width * vocab)?;
         logits.truncate(tokens.len() * vocab);
         self.append(&mut cache, &mut outputs, width, tokens.len())?;
         Ok((logits, cache))
     }
 
-    /// The logits after `token`, which follows what `cache` holds and joins it.
+    /// Runs `token` after the tokens of `cache`, and adds it to the cache. Returns its logits.
     pub fn step(&mut self, token: u32, cache: &mut Cache) -> Result<Vec<f32>> {
-        let inputs = feeds(
-            &self.model,
-            &self.engine.facts(Graph::Decode)?,
-            &[token],
-            cache,
-        )?;
-        let mut outputs = self
-            .engine
-            .run(Graph::Decode, &inputs, &self.all_outputs())?;
-        let logits = taken(&mut outputs, LOGITS, self.model.vocab as usize)?;
+        let graph = self.engine.facts(Graph::Decode)?;
+        let inputs = host_inputs(&self.model, &graph, &[token], cache)?;
+        let names = self.output_names();
+        let mut outputs = self.engine.run(Graph::Decode, &inputs, &names)?;
+        let logits = remove_output(&mut outputs, LOGITS, self.model.vocab as usize)?;
         self.append(cache, &mut outputs, 1, 1)?;
         Ok(logits)
     }
 
-    fn all_outputs(&self) -> Vec<String> {
-        let mut outputs = inputs::cache_outputs(&Shard::whole(&self.model));
-        outputs.push(LOGITS.into());
-        outputs
+    fn output_names(&self) -> Vec<String> {
+        let mut names = inputs::cache_outputs(&Shard::whole(&self.model));
+        names.push(LOGITS.into());
+        names
     }
 
-    /// Takes the first `count` of `width` new keys and values out of `outputs`.
+    /// Adds the first `count` of the `width` new keys and values in `outputs` to `cache`. Keys are
+    /// `[kv_heads, 1, head_dim, width]`, values `[kv_heads, 1, width, head_dim]`.
     fn append(
         &self,
         cache: &mut Cache,
@@ -137,51 +140,46 @@ impl Decoder {
     ) -> Result<()> {
         let dim = self.model.head_dim as usize;
         let size = self.model.kv_heads as usize * dim * width;
-        for (layer, (keys, values)) in (0..).zip(cache.keys.iter_mut().zip(&mut cache.values)) {
-            let key = taken(outputs, &inputs::Cache::Key.output(layer), size)?;
-            let value = taken(outputs, &inputs::Cache::Value.output(layer), size)?;
+        for layer in 0..self.model.block_count() {
+            let at = layer as usize;
+            let keys = remove_output(outputs, &inputs::Cache::Key.output(layer), size)?;
+            let values = remove_output(outputs, &inputs::Cache::Value.output(layer), size)?;
             for token in 0..count {
-                keys.push(key.iter().skip(token).step_by(width).copied().collect());
-                let rows = value
-                    .chunks_exact(width * dim)
-                    .flat_map(|head| head.iter().skip(token * dim).take(dim));
-                values.push(rows.copied().collect());
+                let key = keys.iter().skip(token).step_by(width).copied().collect();
+                cache.keys[at].push(key);
+                let mut value = vec![];
+                for head in values.chunks_exact(width * dim) {
+                    value.extend_from_slice(&head[token * dim..][..dim]);
+                }
+                cache.values[at].push(value);
             }
         }
         Ok(())
     }
 }
 
-/// The inputs of a call of `graph` on `tokens`, padded at the end; nothing comes before them.
-pub fn opening(
+/// The inputs of a call of `graph` on `tokens` with an empty cache. The tokens are padded at the
+/// end.
+pub fn first_inputs(
     model: &DecoderSpec,
     graph: &GraphFacts,
     tokens: &[u32],
 ) -> Result<BTreeMap<String, Tensor>> {
-    feeds(
-        model,
-        graph,
-        tokens,
-        &Cache {
-            keys: vec![],
-            values: vec![],
-        },
-    )
+    host_inputs(model, graph, tokens, &Cache::empty(model.layers.len()))
 }
 
-/// The inputs of a call of `graph` on `tokens`, padded at the end, after what `cache` holds.
-fn feeds(
+/// The inputs of a call of `graph` on `tokens` after the tokens of `cache`. The tokens are padded
+/// at the end.
+fn host_inputs(
     model: &DecoderSpec,
     graph: &GraphFacts,
     tokens: &[u32],
     cache: &Cache,
 ) -> Result<BTreeMap<String, Tensor>> {
     let (width, context) = (graph.tokens as usize, graph.context as usize);
-    let past = context
-        .checked_sub(width)
-        .filter(|past| tokens.len() <= width && cache.tokens() <= *past);
-    let past = past.ok_or_else(|| {
-        Problem::new(
+    let past = context.saturating_sub(width);
+    if width > context || tokens.len() > width || cache.tokens() > past {
+        return Err(Problem::new(
             Code::EvaluateGraphTooSmall,
             format!(
                 "{} tokens after {} do not fit the graph `{}`, which takes {width} in a context \
@@ -191,11 +189,11 @@ fn feeds(
                 graph.name
             ),
         )
-        .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs")
-    })?;
+        .help("lower `tokens` (or the prompt) of the `reference` stage, or build larger graphs"));
+    }
     let shapes = Shapes::new(model, graph.tokens.into(), graph.context.into())?;
     let (cos, sin) = cosines_and_sines(inputs::rotary(model)?, cache.tokens(), width);
-    let mut feeds = BTreeMap::new();
+    let mut tensors = BTreeMap::new();
     for input in inputs::inputs(&Shard::whole(model)) {
         let shape: Vec<usize> = shapes.of(input).iter().map(|n| *n as usize).collect();
         let tensor = match input {
@@ -204,86 +202,89 @@ fn feeds(
                 ids.resize(width, 0);
                 Tensor::I32(shape, ids)
             }
-            // Another graph gives them.
+            // The graph of the embedding computes them.
             HostInput::Embeddings => continue,
             HostInput::Mask => Tensor::F32(shape, mask(width, past, cache.tokens())),
             HostInput::RotaryCos => Tensor::F32(shape, cos.clone()),
             HostInput::RotarySin => Tensor::F32(shape, sin.clone()),
             HostInput::Past(..) if past == 0 => continue,
             HostInput::Past(inputs::Cache::Key, layer) => {
-                let held = cache
-                    .keys
-                    .get(layer as usize)
-                    .map_or(&[][..], Vec::as_slice);
-                Tensor::F32(shape, past_keys(model, past, held))
+                let keys = &cache.keys[layer as usize];
+                Tensor::F32(shape, past_keys(model, past, keys))
             }
             HostInput::Past(inputs::Cache::Value, layer) => {
-                let held = cache
-                    .values
-                    .get(layer as usize)
-                    .map_or(&[][..], Vec::as_slice);
-                Tensor::F32(shape, past_values(model, past, held))
+                let values = &cache.values[layer as usize];
+                Tensor::F32(shape, past_values(model, past, values))
             }
         };
-        feeds.insert(input.name(), tensor);
+        tensors.insert(input.name(), tensor);
     }
-    Ok(feeds)
+    Ok(tensors)
 }
 
-/// `[kv_heads, 1, head_dim, past]`: the keys `held` of each token in a column of its own.
-fn past_keys(model: &DecoderSpec, past: usize, held: &[Vec<f32>]) -> Vec<f32> {
+/// `[kv_heads, 1, head_dim, past]`: the key of each of `tokens` is a column.
+fn past_keys(model: &DecoderSpec, past: usize, tokens: &[Vec<f32>]) -> Vec<f32> {
     let mut keys = vec![0.0; model.kv_heads as usize * model.head_dim as usize * past];
-    for (column, token) in held.iter().enumerate() {
-        let rows = keys.iter_mut().skip(column).step_by(past);
-        rows.zip(token).for_each(|(to, from)| *to = *from);
+    for (column, key) in tokens.iter().enumerate() {
+        for (row, element) in key.iter().enumerate() {
+            keys[row * past + column] = *element;
+        }
     }
     keys
 }
 
-/// `[kv_heads, 1, past, head_dim]`: the values `held` of each token in a row of its own.
-fn past_values(model: &DecoderSpec, past: usize, held: &[Vec<f32>]) -> Vec<f32> {
+/// `[kv_heads, 1, past, head_dim]`: the value of each of `tokens` is a row.
+fn past_values(model: &DecoderSpec, past: usize, tokens: &[Vec<f32>]) -> Vec<f32> {
     let dim = model.head_dim as usize;
     let mut values = vec![0.0; model.kv_heads as usize * dim * past];
-    for (row, token) in held.iter().enumerate() {
-        let heads = values.chunks_exact_mut(past * dim);
-        for (head, from) in heads.zip(token.chunks_exact(dim)) {
-            let columns = head.iter_mut().skip(row * dim);
-            columns.zip(from).for_each(|(to, from)| *to = *from);
+    for (row, value) in tokens.iter().enumerate() {
+        for (head, elements) in value.chunks_exact(dim).enumerate() {
+            values[(head * past + row) * dim..][..dim].copy_from_slice(elements);
         }
     }
     values
 }
 
-/// `[width, past + width]`: each token sees the cache's `held` columns, those before it, and
-/// itself.
-fn mask(width: usize, past: usize, held: usize) -> Vec<f32> {
-    let sees = |row: usize, column: usize| column < held || (past..=past + row).contains(&column);
-    (0..width)
-        .flat_map(|row| {
-            (0..past + width).map(move |column| if sees(row, column) { 0.0 } else { MASKED })
-        })
-        .collect()
+/// `[width, past + width]`: each token attends to the first `cached` columns, to the tokens before
+/// it, and to itself.
+fn mask(width: usize, past: usize, cached: usize) -> Vec<f32> {
+    let mut mask = Vec::with_capacity(width * (past + width));
+    for row in 0..width {
+        for column in 0..past + width {
+            let is_visible = column < cached || (past..=past + row).contains(&column);
+            mask.push(if is_visible { 0.0 } else { MASKED });
+        }
+    }
+    mask
 }
 
 /// Cosines and sines of `position * base^(-2i / dims)`, `[width, dims / 2]`, from position `first`
 /// on.
 fn cosines_and_sines(rotary: &Rotary, first: usize, width: usize) -> (Vec<f32>, Vec<f32>) {
     let Rotary {
-        // The graph knows which columns turn together.
+        // The graph has the pairs of columns that rotate together.
         layout: _,
         dims,
         base,
     } = rotary;
     let (base, columns) = (f64::from(*base), f64::from(*dims));
-    let angles = (first..first + width).flat_map(|position| {
-        (0..dims / 2).map(move |i| position as f64 * base.powf(-2.0 * f64::from(i) / columns))
-    });
-    angles
-        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-        .unzip()
+    let (mut cosines, mut sines) = (vec![], vec![]);
+    for position in first..first + width {
+        for i in 0..dims / 2 {
+            let angle = position as f64 * base.powf(-2.0 * f64::from(i) / columns);
+            cosines.push(angle.cos() as f32);
+            sines.push(angle.sin() as f32);
+        }
+    }
+    (cosines, sines)
 }
 
-fn taken(outputs: &mut BTreeMap<String, Vec<f32>>, name: &str, size: usize) -> Result<Vec<f32>> {
+/// Removes the output `name`, which must have `size` values.
+fn remove_output(
+    outputs: &mut BTreeMap<String, Vec<f32>>,
+    name: &str,
+    size: usize,
+) -> Result<Vec<f32>> {
     let values = outputs.remove(name).unwrap_or_default();
     if values.len() != size {
         return Err(Problem::new(
@@ -302,8 +303,7 @@ mod tests {
     use super::*;
 
     /// A model of one layer, two heads of two: a token's key and value are its id, and the "logit"
-    /// of token v is the number of seen tokens with id v. Whatever is fed wrongly shows in the
-    /// counts.
+    /// of token v is the number of visible tokens with id v. A wrong input changes the counts.
     struct Counting;
 
     const VOCAB: usize = 10;
@@ -345,7 +345,10 @@ mod tests {
             let (past, context) = (keys.len() / 4, mask.len() / width);
             let mut logits = vec![0.0; width * VOCAB];
             for row in 0..width {
-                for column in (0..context).filter(|column| mask[row * context + column] == 0.0) {
+                for column in 0..context {
+                    if mask[row * context + column] != 0.0 {
+                        continue;
+                    }
                     // Head 1, second value of the head: key [2, 1, 2, past], value [2, 1, past, 2].
                     let id = if column < past {
                         keys[3 * past + column]
@@ -358,17 +361,16 @@ mod tests {
                     logits[row * VOCAB + id as usize] += 1.0;
                 }
             }
-            let repeat = |inner: usize, outer: usize| -> Vec<f32> {
-                let once = ids.iter().flat_map(|id| vec![*id as f32; inner]);
-                once.collect::<Vec<_>>().repeat(outer)
-            };
-            Ok([
-                ("logits", logits),
-                ("past_key_0_out", repeat(1, 4)),
-                ("past_value_0_out", repeat(2, 2)),
-            ]
-            .map(|(name, values)| (name.to_string(), values))
-            .into())
+            let key_row: Vec<f32> = ids.iter().map(|id| *id as f32).collect();
+            let mut value_head = vec![];
+            for id in &key_row {
+                value_head.extend([*id; 2]);
+            }
+            Ok(BTreeMap::from([
+                ("logits".to_string(), logits),
+                ("past_key_0_out".to_string(), key_row.repeat(4)),
+                ("past_value_0_out".to_string(), value_head.repeat(2)),
+            ]))
         }
     }
 
@@ -388,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_sees_itself_and_what_came_before() {
+    fn a_token_attends_to_itself_and_to_earlier_tokens() {
         let (logits, _) = decoder().start(&[3, 5, 3]).unwrap();
         assert_eq!(logits.len(), 3 * VOCAB);
         assert_eq!(&logits[..VOCAB], [0., 0., 0., 1., 0., 0., 0., 0., 0., 0.]);
@@ -415,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn tokens_that_do_not_fit_are_refused() {
         let problem = decoder().start(&[1; 5]).err().unwrap();
         assert!(
             problem

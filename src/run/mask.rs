@@ -1,5 +1,5 @@
-//! Whether the mask hides what it masks: an additive mask of finite depth does so only as long as
-//! no visible score lies as deep.
+//! Whether the attention mask really hides the masked positions. An additive mask of finite depth
+//! does so only as long as no visible score is as far below zero.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +8,25 @@ use crate::base::{Code, Context, Problem, Result};
 use crate::model::decoder::inputs::MASK;
 use crate::model::facts::in_layer;
 
-/// Watches the attention of a graph over one window.
+/// Observes the attention of a graph over one window.
 pub(super) struct MaskWatch {
     tokens: usize,
     rows: usize,
     head_dim: usize,
-    /// Which columns each row sees, `[rows, columns]`, as the host says it.
+    /// Which columns each row attends to, `[rows, columns]`, by the host's mask.
     visible: Vec<bool>,
     /// The least that is subtracted from a masked score.
     depth: f32,
-    layers: BTreeMap<u32, Seen>,
+    layers: BTreeMap<u32, Extremes>,
 }
 
-/// What was seen of a layer.
-struct Seen {
+/// The figures of a layer.
+struct Extremes {
+    /// See [`MaskMargin::least`].
     least: f32,
+    /// Length of the longest query.
     query: f32,
+    /// Length of the longest key.
     key: f32,
 }
 
@@ -45,35 +48,42 @@ impl MaskWatch {
         }
     }
 
+    /// Whether [`MaskWatch::see`] needs the value of this name.
     pub(super) fn wants(value: &str) -> bool {
-        let in_layer = in_layer(value).map(|(_, what)| what);
-        is_mask(value) || matches!(in_layer, Some("query.scaled" | "key" | "scores.masked"))
+        match in_layer(value) {
+            Some((_, what)) => matches!(what, "query.scaled" | "key" | "scores.masked"),
+            None => is_mask(value),
+        }
     }
 
+    /// Takes the elements of a value; the mask comes before the layers.
     pub(super) fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if is_mask(value) {
             self.see_mask(elements);
             return Ok(());
         }
-        let Some((layer, what)) = in_layer(value).filter(|_| Self::wants(value)) else {
+        let Some((layer, what)) = in_layer(value) else {
             return Ok(());
         };
+        if !Self::wants(value) {
+            return Ok(());
+        }
         let layer = layer.parse().context(Code::EvaluateMask, || {
             format!("read the layer of `{value}`")
         })?;
         let found = match what {
-            "scores.masked" => self.least(elements),
+            "scores.masked" => self.least_margin(elements),
             _ => longest(elements, self.head_dim),
         };
-        let seen = self.layers.entry(layer).or_insert(Seen {
+        let extremes = self.layers.entry(layer).or_insert(Extremes {
             least: f32::MAX,
             query: 0.0,
             key: 0.0,
         });
         match what {
-            "scores.masked" => seen.least = found,
-            "query.scaled" => seen.query = found,
-            _ => seen.key = found,
+            "scores.masked" => extremes.least = found,
+            "query.scaled" => extremes.query = found,
+            _ => extremes.key = found,
         }
         Ok(())
     }
@@ -82,40 +92,40 @@ impl MaskWatch {
         if self.visible.is_empty() {
             self.visible = mask.iter().map(|added| *added == 0.0).collect();
         }
-        let masked = mask
-            .iter()
-            .zip(&self.visible)
-            .filter(|(_, visible)| !**visible)
-            .map(|(added, _)| -added);
-        self.depth = masked.fold(f32::MAX, f32::min);
+        self.depth = f32::MAX;
+        for (added, is_visible) in mask.iter().zip(&self.visible) {
+            if !is_visible {
+                self.depth = self.depth.min(-added);
+            }
+        }
     }
 
-    /// The least distance of the largest visible score from the largest masked one among the rows
+    /// The least distance of the largest visible score from the largest masked one, over all rows
     /// of `scores`, `[heads, rows, columns]`.
-    fn least(&self, scores: &[f32]) -> f32 {
+    fn least_margin(&self, scores: &[f32]) -> f32 {
         let columns = (self.visible.len() / self.rows).max(1);
-        let visible: Vec<&[bool]> = self
-            .visible
-            .chunks_exact(columns)
-            .take(self.tokens)
-            .collect();
         let mut least = f32::MAX;
         for head in scores.chunks_exact(columns * self.rows) {
-            for (scores, visible) in head.chunks_exact(columns).zip(&visible) {
-                if scores.iter().any(|score| !score.is_finite()) {
-                    return f32::MIN;
+            let visible = self.visible.chunks_exact(columns).take(self.tokens);
+            for (scores, visible) in head.chunks_exact(columns).zip(visible) {
+                let (mut largest_visible, mut largest_masked) = (f32::MIN, f32::MIN);
+                for (score, is_visible) in scores.iter().zip(visible) {
+                    if !score.is_finite() {
+                        return f32::MIN;
+                    }
+                    if *is_visible {
+                        largest_visible = largest_visible.max(*score);
+                    } else {
+                        largest_masked = largest_masked.max(*score);
+                    }
                 }
-                let (mut shown, mut hidden) = (f32::MIN, f32::MIN);
-                for (score, is_visible) in scores.iter().zip(*visible) {
-                    let largest = if *is_visible { &mut shown } else { &mut hidden };
-                    *largest = largest.max(*score);
-                }
-                least = least.min(shown - hidden);
+                least = least.min(largest_visible - largest_masked);
             }
         }
         least
     }
 
+    /// The margins of all layers.
     pub(super) fn margins(self) -> Result<Masks> {
         if self.layers.is_empty() || self.visible.is_empty() {
             return Err(Problem::new(
@@ -123,41 +133,39 @@ impl MaskWatch {
                 "the graph shows no attention",
             ));
         }
-        let margin = |(layer, seen): (u32, Seen)| {
-            let bound = f64::from(self.depth) - 2.0 * f64::from(seen.query) * f64::from(seen.key);
-            (
-                layer,
-                MaskMargin {
-                    least: seen.least.max(f32::MIN),
-                    bound: bound.max(f64::from(f32::MIN)) as f32,
-                },
-            )
-        };
-        Ok(self.layers.into_iter().map(margin).collect())
+        let mut margins = Masks::new();
+        for (layer, found) in self.layers {
+            let bound = f64::from(self.depth) - 2.0 * f64::from(found.query) * f64::from(found.key);
+            let margin = MaskMargin {
+                least: found.least.max(f32::MIN),
+                bound: bound.max(f64::from(f32::MIN)) as f32,
+            };
+            margins.insert(layer, margin);
+        }
+        Ok(margins)
     }
 }
 
-/// The largest Euclidean length of a row of `head_dim`; one that is no number counts as the largest
-/// number.
+/// The largest Euclidean length of a row of `head_dim` elements; `f32::MAX` if one is not finite.
 fn longest(elements: &[f32], head_dim: usize) -> f32 {
-    let length = |row: &[f32]| {
-        row.iter()
-            .map(|x| f64::from(*x).powi(2))
-            .sum::<f64>()
-            .sqrt() as f32
-    };
-    let lengths = elements.chunks_exact(head_dim.max(1)).map(length);
-    lengths
-        .map(|length| if length.is_finite() { length } else { f32::MAX })
-        .fold(0.0, f32::max)
+    let mut longest = 0.0f32;
+    for row in elements.chunks_exact(head_dim.max(1)) {
+        let square: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let length = square.sqrt() as f32;
+        if !length.is_finite() {
+            return f32::MAX;
+        }
+        longest = longest.max(length);
+    }
+    longest
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// One head of two rows, of which `tokens` are no padding, after one empty column: scores with
-    /// the mask added.
+    /// The margin of one head of two rows, of which `tokens` are not padding, with one empty column
+    /// before them. `scores` include the mask.
     fn margins(tokens: usize, scores: [f32; 6]) -> MaskMargin {
         let mut watch = MaskWatch::new(tokens, 2, 2);
         watch
@@ -192,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_that_loses_is_negative() {
+    fn a_mask_that_hides_too_little_has_a_negative_margin() {
         assert_eq!(
             margins(2, [-100.0, 5.0, -98.0, -100.0, -500.0, -400.0]).least,
             -300.0

@@ -1,4 +1,4 @@
-//! The three measurements of a candidate, whatever runs it.
+//! The three measurements of a candidate, which are the same for every engine.
 
 use super::candidate::model;
 use super::decoder::Decoder;
@@ -11,7 +11,8 @@ use crate::base::{Code, Context, Problem, Result};
 use crate::model::facts::GraphFacts;
 use crate::model::fidelity::{self, TokenScore};
 
-/// Every prediction over the inputs `tokens` and `logits` of the reference.
+/// Scores every prediction of the candidate over a window of the reference: the inputs `tokens` and
+/// `logits`.
 pub fn score_window(
     job: &Job,
     decoder: &mut Decoder,
@@ -40,19 +41,15 @@ pub fn score_window(
         let Some((candidate, next)) = rows.next() else {
             return Ok(());
         };
-        let reference: Vec<f32> = row
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        let unknown = || {
-            Problem::new(
-                Code::EvaluateToken,
-                format!("the token {next} is not in the vocabulary"),
-            )
+        let mut reference = vec![];
+        for bytes in row.as_chunks().0 {
+            reference.push(f32::from_le_bytes(*bytes));
+        }
+        let Some(score) = TokenScore::of(&reference, candidate, *next) else {
+            let message = format!("the token {next} is not in the vocabulary");
+            return Err(Problem::new(Code::EvaluateToken, message));
         };
-        scores.push(TokenScore::of(&reference, candidate, *next).ok_or_else(unknown)?);
+        scores.push(score);
         Ok(())
     })?;
     Ok(WindowScore {
@@ -61,7 +58,8 @@ pub fn score_window(
     })
 }
 
-/// The greedy continuation of the input `greedy` of the reference.
+/// Scores the candidate's greedy choices along the continuation in the input `greedy` of the
+/// reference. The last `decode_steps` are made by decode steps too.
 pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Result<GreedyScore> {
     let Greedy {
         prompt,
@@ -71,16 +69,20 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
         text,
     } = read_json(job, "greedy")?;
     let steps = decode_steps.min(expected.len());
-    let said: Vec<u32> = prompt.iter().chain(&expected).copied().collect();
+    let mut fed = [prompt.as_slice(), &expected].concat();
     // The last token is only predicted, never fed.
-    let fed = said.get(..said.len().saturating_sub(1)).unwrap_or_default();
+    fed.pop();
     job.progress(0, 1 + steps as u64, "calls");
-    let (mut logits, mut cache) = decoder.start(fed)?;
+    let (mut logits, mut cache) = decoder.start(&fed)?;
     let mut non_finite = fidelity::sanitize(&mut logits);
+    let first = prompt.len().saturating_sub(1);
     let rows = logits
         .chunks_exact(decoder.model.vocab as usize)
-        .skip(prompt.len().saturating_sub(1));
-    let prefilled = rows.filter_map(fidelity::top).collect();
+        .skip(first);
+    let mut prefilled = vec![];
+    for row in rows {
+        prefilled.extend(fidelity::top(row));
+    }
     cache.truncate(fed.len().saturating_sub(steps));
     let mut decoded = vec![];
     for token in fed.iter().skip(cache.tokens()) {
@@ -90,7 +92,10 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
         non_finite += fidelity::sanitize(&mut logits);
         decoded.extend(fidelity::top(&logits));
     }
-    let smallest_gap = gaps.into_iter().fold(f32::MAX, f32::min);
+    let mut smallest_gap = f32::MAX;
+    for gap in gaps {
+        smallest_gap = smallest_gap.min(gap);
+    }
     Ok(GreedyScore {
         text,
         expected,
@@ -102,47 +107,52 @@ pub fn score_greedy(job: &Job, decoder: &mut Decoder, decode_steps: usize) -> Re
     })
 }
 
-/// The largest magnitudes, in f32, where what overflows in fp16 is best seen: norm and softmax
-/// swallow an infinity, and the logits look sane. And how well the mask hides.
+/// Measures the largest magnitudes of inner tensors over the input `tokens`, and how well the mask
+/// hides. In f32, because an overflow in fp16 need not show in the logits: norm and softmax turn an
+/// infinity into ordinary numbers.
 pub fn score_ranges(job: &Job) -> Result<(Ranges, Masks)> {
     let tokens: Vec<u32> = read_json(job, "tokens")?;
-    let model = model(job)?;
+    let spec = model(job)?;
     let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
-    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, model.head_dim as usize);
-    let mut inner = Inner {
+    let mask = MaskWatch::new(tokens.len(), graph.tokens as usize, spec.head_dim as usize);
+    let mut recorder = RangeRecorder {
         largest: Ranges::new(),
         mask,
     };
-    observe(job, &model, &[tokens], &mut inner)?;
-    Ok((inner.largest, inner.mask.margins()?))
+    observe(job, &spec, &[tokens], &mut recorder)?;
+    Ok((recorder.largest, recorder.mask.margins()?))
 }
 
-/// What is measured of a graph's inner tensors.
-struct Inner {
+/// Records the figures of a graph's inner tensors.
+struct RangeRecorder {
     largest: Ranges,
     mask: MaskWatch,
 }
 
-impl Observer for Inner {
+impl Observer for RangeRecorder {
     fn wants(&self, value: &str) -> bool {
         measured(value).is_some() || MaskWatch::wants(value)
     }
 
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if measured(value).is_some() {
-            // A NaN counts as the largest number: JSON has neither it nor infinity.
-            let magnitude = |value: &f32| {
-                if value.is_finite() {
-                    value.abs()
-                } else {
-                    f32::MAX
-                }
-            };
-            let largest = elements.iter().map(magnitude).fold(0.0, f32::max);
-            self.largest.insert(value.into(), largest);
+            self.largest
+                .insert(value.into(), largest_magnitude(elements));
         }
         self.mask.see(value, elements)
     }
+}
+
+/// `f32::MAX` if an element is not finite: JSON has neither NaN nor infinity.
+fn largest_magnitude(elements: &[f32]) -> f32 {
+    let mut largest = 0.0f32;
+    for element in elements {
+        if !element.is_finite() {
+            return f32::MAX;
+        }
+        largest = largest.max(element.abs());
+    }
+    largest
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(job: &Job, input: &str) -> Result<T> {

@@ -1,5 +1,5 @@
-//! Running a candidate: its graphs in ONNX Runtime, its context binaries on the HTP simulator, and
-//! what is measured of either.
+//! Runs a candidate and measures it: its graphs in ONNX Runtime, its context binaries on the HTP
+//! simulator.
 
 mod candidate;
 pub mod decoder;
@@ -13,7 +13,7 @@ mod onnx_runtime;
 mod split;
 mod windows;
 
-pub use candidate::{Candidate, SIMULATOR, decoder, model, of_simulator};
+pub use candidate::{Candidate, SIMULATOR, decoder, model, simulator_demand};
 pub use decoder::Decoder;
 pub use demand::of_layers;
 pub use htp::Htp;

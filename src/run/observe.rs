@@ -1,13 +1,13 @@
-//! Runs a candidate's graphs in ONNX Runtime, and shows what their values hold.
+//! Runs a candidate's prefill graph in ONNX Runtime and passes its inner values to an observer.
 //!
-//! It goes layer by layer over all windows: of the weights one layer is held, or a slice of a large
-//! matrix, of the values those that a later layer reads.
+//! Each layer runs over all windows before the next one. So only the weights of one layer, or a
+//! slice of a large matrix, are in memory, and of the values only those that a later layer reads.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use prost::Message;
 
-use super::decoder::{Tensor, opening};
+use super::decoder::{Tensor, first_inputs};
 use super::lookup::look_up;
 use super::onnx_runtime::{OnnxRuntime, run};
 use crate::action::Job;
@@ -15,17 +15,19 @@ use crate::base::{Code, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::inputs::HostInput;
 use crate::model::facts::GraphFacts;
-use crate::model::onnx::proto::{GraphProto, ModelProto, ValueInfoProto, element};
+use crate::model::onnx::proto::{
+    GraphProto, ModelProto, TensorShapeProto, TensorTypeProto, ValueInfoProto, element,
+};
 use crate::model::onnx::{self, Segment, segments, sliced};
 
 /// The graph that is observed.
 pub const PREFILL: &str = "candidate/prefill.onnx";
 
-/// One window multiplies by some rows of a larger matrix at a time: in f32, 64 MB. Over several
-/// windows a matrix stays whole, since what all of them make of the rows would have to be held.
+/// Elements of a slice of a large matrix, if there is one window: 64 MB in f32. With several
+/// windows a matrix is not sliced, since the partial results of all of them would stay in memory.
 pub const SLICE_ELEMENTS: u64 = 1 << 24;
 
-/// Who looks on.
+/// Receives the values of a graph while it runs.
 pub trait Observer {
     /// Whether the float value of this name is shown.
     fn wants(&self, value: &str) -> bool;
@@ -33,7 +35,7 @@ pub trait Observer {
     /// Shows the elements of a value in the next window.
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()>;
 
-    /// What was shown since the last call, nobody will show again.
+    /// Called after each segment: the values shown since the last call are not shown again.
     fn pass(&mut self) -> Result<()> {
         Ok(())
     }
@@ -47,16 +49,16 @@ pub fn observe(
     observer: &mut impl Observer,
 ) -> Result<()> {
     let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
-    let whole = onnx::decode(&job.read(PREFILL)?)?;
+    let graph = onnx::decode(&job.read(PREFILL)?)?;
     let runtime = OnnxRuntime::open(job)?;
 
     // The windows differ in their tokens only.
     let mut shared = BTreeMap::new();
-    let mut held: Vec<HashMap<String, Tensor>> = vec![];
+    let mut per_window: Vec<HashMap<String, Tensor>> = vec![];
     let token_ids = HostInput::TokenIds.name();
     for tokens in windows {
-        shared = opening(model, &facts, tokens)?;
-        held.push(shared.remove_entry(&token_ids).into_iter().collect());
+        shared = first_inputs(model, &facts, tokens)?;
+        per_window.push(shared.remove_entry(&token_ids).into_iter().collect());
         for (name, tensor) in &shared {
             if let (Tensor::F32(_, elements), true) = (tensor, observer.wants(name)) {
                 observer.see(name, elements)?;
@@ -64,76 +66,70 @@ pub fn observe(
         }
     }
     observer.pass()?;
-    run_layers(&runtime, whole, &shared, held, observer, |done, total| {
-        job.progress(done, total, "runs");
-        job.check_cancelled()
-    })
+    run_layers(
+        &runtime,
+        graph,
+        &shared,
+        per_window,
+        observer,
+        |done, total| {
+            job.progress(done, total, "runs");
+            job.check_cancelled()
+        },
+    )
 }
 
-/// Runs `whole`, whose weights are the candidate's, once for each of `held`: what a window alone is
-/// fed. All are fed what is `shared`.
+/// Runs `model`, whose weights are the candidate's, once for each window. `per_window` has the
+/// inputs of each window alone, `shared` those of all.
 pub fn run_layers(
     runtime: &OnnxRuntime,
-    mut whole: ModelProto,
+    mut model: ModelProto,
     shared: &BTreeMap<String, Tensor>,
-    mut held: Vec<HashMap<String, Tensor>>,
+    mut per_window: Vec<HashMap<String, Tensor>>,
     observer: &mut impl Observer,
     progress: impl Fn(u64, u64) -> Result<()>,
 ) -> Result<()> {
-    look_up(&mut whole, runtime.folder(), &mut held)?;
-    let whole = if held.len() == 1 {
-        sliced(whole, SLICE_ELEMENTS)
-    } else {
-        whole
-    };
-    let segments = segments(&whole, |value| {
-        element_type(value) == element::FLOAT && observer.wants(&value.name)
+    look_up(&mut model, runtime.folder(), &mut per_window)?;
+    if per_window.len() == 1 {
+        model = sliced(model, SLICE_ELEMENTS);
+    }
+    let graph_segments = segments(&model, |value| {
+        is_float(value) && observer.wants(&value.name)
     })?;
-    let windows = held.len();
-    let total = (segments.len() * windows) as u64;
-    for (at, segment) in segments.iter().enumerate() {
-        let Some(graph) = segment
-            .model
-            .graph
-            .as_ref()
-            .filter(|graph| !graph.output.is_empty())
-        else {
+    let windows = per_window.len();
+    let total = (graph_segments.len() * windows) as u64;
+    for (at, segment) in graph_segments.iter().enumerate() {
+        let Some(graph) = &segment.model.graph else {
             continue;
         };
+        if graph.output.is_empty() {
+            continue;
+        }
+        let mut outputs = vec![];
+        for output in &graph.output {
+            outputs.push(output.name.clone());
+        }
+        let mut read_later: HashSet<&str> = HashSet::new();
+        for later in &graph_segments[at + 1..] {
+            read_later.extend(later.reads.iter().map(String::as_str));
+        }
         let mut session = runtime.load_model(&segment.model.encode_to_vec())?;
-        let outputs: Vec<String> = graph
-            .output
-            .iter()
-            .map(|output| output.name.clone())
-            .collect();
-        let later: HashSet<&str> = segments
-            .iter()
-            .skip(at + 1)
-            .flat_map(|segment| &segment.reads)
-            .map(String::as_str)
-            .collect();
-        for (index, held) in held.iter_mut().enumerate() {
+        for (index, values) in per_window.iter_mut().enumerate() {
             progress((at * windows + index) as u64, total)?;
-            let mut made = vec![];
-            run(
-                &mut session,
-                feeds(segment, held, shared)?,
-                &outputs,
-                |name, elements| {
-                    if segment.shows.iter().any(|shown| shown == name) {
-                        observer.see(name, elements)?;
-                    }
-                    if later.contains(name) {
-                        made.push((
-                            name.to_string(),
-                            Tensor::F32(dims(graph, name)?, elements.to_vec()),
-                        ));
-                    }
-                    Ok(())
-                },
-            )?;
-            held.retain(|name, _| later.contains(name.as_str()));
-            held.extend(made);
+            let mut computed = vec![];
+            let inputs = segment_inputs(segment, values, shared)?;
+            run(&mut session, &inputs, &outputs, |name, elements| {
+                if segment.shows.iter().any(|shown| shown == name) {
+                    observer.see(name, elements)?;
+                }
+                if read_later.contains(name) {
+                    let tensor = Tensor::F32(output_shape(graph, name)?, elements.to_vec());
+                    computed.push((name.to_string(), tensor));
+                }
+                Ok(())
+            })?;
+            values.retain(|name, _| read_later.contains(name.as_str()));
+            values.extend(computed);
         }
         drop(session);
         observer.pass()?;
@@ -141,49 +137,54 @@ pub fn run_layers(
     progress(total, total)
 }
 
-fn feeds<'a>(
+fn segment_inputs<'a>(
     segment: &'a Segment,
-    held: &'a HashMap<String, Tensor>,
+    values: &'a HashMap<String, Tensor>,
     shared: &'a BTreeMap<String, Tensor>,
-) -> Result<impl Iterator<Item = (&'a str, &'a Tensor)>> {
-    let feed = |name: &'a String| {
-        let tensor = held.get(name).or_else(|| shared.get(name));
-        let missing = || {
-            Problem::new(
-                Code::EvaluateGraph,
-                format!("nobody knows what to feed the input `{name}`"),
-            )
+) -> Result<Vec<(&'a str, &'a Tensor)>> {
+    let mut inputs = vec![];
+    for name in &segment.reads {
+        let Some(tensor) = values.get(name).or(shared.get(name)) else {
+            let message = format!("the graph has an unknown input `{name}`");
+            return Err(Problem::new(Code::EvaluateGraph, message));
         };
-        tensor
-            .map(|tensor| (name.as_str(), tensor))
-            .ok_or_else(missing)
-    };
-    Ok(segment
-        .reads
-        .iter()
-        .map(feed)
-        .collect::<Result<Vec<_>>>()?
-        .into_iter())
+        inputs.push((name.as_str(), tensor));
+    }
+    Ok(inputs)
 }
 
-fn element_type(value: &ValueInfoProto) -> i32 {
-    value
-        .r#type
-        .as_ref()
-        .and_then(|kind| kind.tensor_type.as_ref())
-        .map_or(0, |tensor| tensor.elem_type)
+fn tensor_type(value: &ValueInfoProto) -> Option<&TensorTypeProto> {
+    value.r#type.as_ref()?.tensor_type.as_ref()
 }
 
-fn dims(graph: &GraphProto, name: &str) -> Result<Vec<usize>> {
-    let value = graph.output.iter().find(|value| value.name == name);
-    let tensor = value.and_then(|value| value.r#type.as_ref()?.tensor_type.as_ref());
-    let dims = tensor
-        .and_then(|tensor| tensor.shape.as_ref())
-        .map(|shape| &shape.dim);
-    let dims = dims.and_then(|dims| {
-        dims.iter()
-            .map(|dim| usize::try_from(dim.dim_value?).ok())
-            .collect()
-    });
-    dims.ok_or_else(|| Problem::new(Code::OnnxMalformed, format!("`{name}` has no static shape")))
+fn is_float(value: &ValueInfoProto) -> bool {
+    match tensor_type(value) {
+        Some(tensor) => tensor.elem_type == element::FLOAT,
+        None => false,
+    }
+}
+
+fn output_shape(graph: &GraphProto, name: &str) -> Result<Vec<usize>> {
+    for output in &graph.output {
+        if output.name != name {
+            continue;
+        }
+        let Some(shape) = tensor_type(output) else {
+            break;
+        };
+        if let Some(shape) = shape.shape.as_ref().and_then(static_shape) {
+            return Ok(shape);
+        }
+    }
+    let message = format!("`{name}` has no static shape");
+    Err(Problem::new(Code::OnnxMalformed, message))
+}
+
+/// The extents of `shape`; `None` if one of them is not a number.
+fn static_shape(shape: &TensorShapeProto) -> Option<Vec<usize>> {
+    let mut extents = vec![];
+    for dim in &shape.dim {
+        extents.push(usize::try_from(dim.dim_value?).ok()?);
+    }
+    Some(extents)
 }

@@ -1,4 +1,4 @@
-//! A candidate of which the CPU computes an end: ONNX Runtime before the simulator, or after it.
+//! A candidate whose embedding or head runs on the CPU: ONNX Runtime before or after the simulator.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +13,9 @@ use crate::model::facts::GraphFacts;
 use crate::model::shards::{End, Place, Processor};
 
 /// The inputs that the CPU computes with.
-pub const ON_CPU: &str = "candidate/cpu/";
+const ON_CPU: &str = "candidate/cpu/";
 
-/// The context binaries, and the graphs at their ends.
+/// The context binaries, and the graphs that run on the CPU.
 pub struct Split {
     npu: Htp,
     cpu: OnnxRuntime,
@@ -24,7 +24,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// Of the candidate's binaries and of the inputs `candidate/cpu/...`.
+    /// Opens the candidate's binaries and the inputs `candidate/cpu/...`.
     pub fn open(job: &Job, place: Place, model: &DecoderSpec) -> Result<Self> {
         Ok(Split {
             npu: Htp::open(job)?,
@@ -34,21 +34,21 @@ impl Split {
         })
     }
 
-    /// What the graph of `end` makes of `inputs`.
+    /// The value `output` that the graph of `end` computes from `inputs`.
     fn run_end(
         &mut self,
         end: End,
         graph: Graph,
         inputs: &BTreeMap<String, Tensor>,
-        wanted: &str,
+        output: &str,
     ) -> Result<Vec<f32>> {
         let file = format!("{}.onnx", end.graph_stem(graph.role()));
-        let found = self
-            .cpu
-            .run_file(&file, inputs, &[wanted.into()])?
-            .remove(wanted);
-        found
-            .ok_or_else(|| Problem::new(Code::EvaluateGraph, format!("{file} gives no `{wanted}`")))
+        let mut values = self.cpu.run_file(&file, inputs, &[output.into()])?;
+        let Some(values) = values.remove(output) else {
+            let message = format!("{file} has no output `{output}`");
+            return Err(Problem::new(Code::EvaluateGraph, message));
+        };
+        Ok(values)
     }
 }
 
@@ -61,37 +61,29 @@ impl Engine for Split {
         &mut self,
         graph: Graph,
         inputs: &BTreeMap<String, Tensor>,
-        wanted: &[String],
+        outputs: &[String],
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let tokens = self.facts(graph)?.tokens as usize;
-        let mut given = inputs.clone();
+        let mut npu_inputs = inputs.clone();
         if self.place.embedding == Processor::Cpu {
             let name = End::Embedding.value();
             let rows = self.run_end(End::Embedding, graph, inputs, name)?;
-            given.insert(name.into(), Tensor::F32(vec![1, tokens, self.hidden], rows));
+            let rows = Tensor::F32(vec![1, tokens, self.hidden], rows);
+            npu_inputs.insert(name.into(), rows);
         }
         if self.place.head == Processor::Npu {
-            return self.npu.run(graph, &given, wanted);
+            return self.npu.run(graph, &npu_inputs, outputs);
         }
-        let (name, logits) = (End::Head.value(), LOGITS);
-        let of_npu: Vec<String> = wanted
-            .iter()
-            .filter(|wanted| *wanted != logits)
-            .cloned()
-            .chain([name.into()])
-            .collect();
-        let mut found = self.npu.run(graph, &given, &of_npu)?;
-        let normal = Tensor::F32(
-            vec![1, 1, tokens, self.hidden],
-            found.remove(name).unwrap_or_default(),
-        );
-        let head = self.run_end(
-            End::Head,
-            graph,
-            &[(name.to_string(), normal)].into(),
-            logits,
-        )?;
-        found.insert(logits.into(), head);
-        Ok(found)
+        let head_input = End::Head.value();
+        let mut npu_outputs = outputs.to_vec();
+        npu_outputs.retain(|output| output != LOGITS);
+        npu_outputs.push(head_input.into());
+        let mut values = self.npu.run(graph, &npu_inputs, &npu_outputs)?;
+        let normal = values.remove(head_input).unwrap_or_default();
+        let normal = Tensor::F32(vec![1, 1, tokens, self.hidden], normal);
+        let head_inputs = [(head_input.to_string(), normal)].into();
+        let logits = self.run_end(End::Head, graph, &head_inputs, LOGITS)?;
+        values.insert(LOGITS.into(), logits);
+        Ok(values)
     }
 }

@@ -1,16 +1,16 @@
-//! Windows: the pieces of a text over which models are run.
+//! The windows of a text over which models are run.
 
 use crate::base::{Code, Context, Problem, Result};
 use crate::model::tokenizer::Tokenizer;
 
-/// Some editors begin a file with it; it is no text.
+/// Some editors put it at the start of a file; it is not part of the text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Windows have three digits in their names.
 pub const MAX_WINDOWS: u32 = 999;
 
-/// The first `count` pieces of `text`, one after the other, of `length` tokens each; each begins
-/// with the token that the model wants first, if any.
+/// The first `count` windows of `text`, consecutive and of `length` tokens each. If the model
+/// expects a certain first token, each window starts with it.
 pub fn windows(
     text: &[u8],
     tokenizer: &Tokenizer,
@@ -21,20 +21,16 @@ pub fn windows(
         std::str::from_utf8(text).context(Code::WindowsText, || "read the text as UTF-8".into())?;
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let tokens = tokenizer.encode(text)?;
-    let length = (length as usize)
-        .saturating_sub(tokenizer.first().iter().count())
-        .max(1);
-    let windows: Vec<Vec<u32>> = tokens
-        .chunks_exact(length)
-        .take(count as usize)
-        .map(|piece| {
-            tokenizer
-                .first()
-                .into_iter()
-                .chain(piece.iter().copied())
-                .collect()
-        })
-        .collect();
+    let first = tokenizer.first();
+    let first_tokens = usize::from(first.is_some());
+    let length = (length as usize).saturating_sub(first_tokens).max(1);
+    let mut windows: Vec<Vec<u32>> = vec![];
+    for text_tokens in tokens.chunks_exact(length).take(count as usize) {
+        let mut window = Vec::with_capacity(first_tokens + length);
+        window.extend(first);
+        window.extend_from_slice(text_tokens);
+        windows.push(window);
+    }
     if windows.len() < count as usize {
         return Err(Problem::new(
             Code::WindowsText,

@@ -1,7 +1,7 @@
 //! `context-bin`: the graphs compiled for a chip, by libQnnHtp.
 //!
 //! One order for each use of a weight that the graphs state in their facts, which proves that the
-//! simulated chip computes it right, and one that compiles, or one per shard.
+//! simulated chip computes it right. One order that compiles, or one per shard.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,15 +10,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
-    PartName, Smaller, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
+    StageSpec, TypedStage,
 };
 use crate::artifact::context::{
-    BINARY, CONTAINER, ROLES, accompanied, on_cpu, pass_company, shards,
+    BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
 };
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{CanonJson, Code, Problem, Result};
-use crate::compile::{Compilations, check_signatures, compile_bytes, device_uses, lowered};
+use crate::compile::{
+    Compilations, Elements, check_signatures, compile_bytes, device_uses, lower_graphs,
+    process_demand,
+};
 use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::{by_name, role_of_blob};
 use crate::model::facts::{ContextFacts, GraphFacts};
@@ -40,18 +43,18 @@ pub struct Params {
     #[schemars(range(min = 1))]
     sample: Option<u32>,
     /// The graphs in the binary.
-    #[serde(default = "both")]
+    #[serde(default = "default_graphs")]
     #[schemars(extend("items" = serde_json::json!({ "enum": ROLES }), "minItems" = 1, "uniqueItems" = true))]
     graphs: Vec<String>,
     /// Whether the graphs share one copy of the weights. The simulator cannot load such a binary.
-    #[serde(default = "yes")]
+    #[serde(default = "default_weight_sharing")]
     weight_sharing: bool,
     /// Whether a DLC around the binary is made too, for a `dlc` stage to output: the library can do
     /// it only while the binary is being made.
     #[serde(default)]
     container: bool,
     /// Optimization level of the compiler.
-    #[serde(default = "hardest")]
+    #[serde(default = "default_optimization")]
     #[schemars(range(min = 1, max = 3))]
     optimization: u32,
     /// Tightly coupled memory (VTCM) that the graphs may use, in MiB; 0 stands for all that the
@@ -61,54 +64,47 @@ pub struct Params {
     vtcm_mb: u32,
 }
 
-fn both() -> Vec<String> {
+fn default_graphs() -> Vec<String> {
     ROLES.map(String::from).into()
 }
 
-fn yes() -> bool {
+fn default_weight_sharing() -> bool {
     true
 }
 
-fn hardest() -> u32 {
+fn default_optimization() -> u32 {
     3
 }
 
-/// More than any chip has.
+/// No chip has as much.
 const MAX_VTCM_MB: u32 = 64;
 
 /// Peak memory of one matmul with libQnnHtp loaded (115 to 150 MB measured).
 const PROOF_BYTES: u64 = 256 << 20;
 
-/// Halves and little else, all of them in both files.
-fn dlc_elements(dlc: &Manifest) -> (u64, u64) {
-    let files = dlc
-        .parts
-        .iter()
-        .filter(|(name, _)| name.as_str().ends_with(".dlc"));
-    (
-        0,
-        files
-            .map(|(_, part)| part.content.digest.size_bytes / 2)
-            .max()
-            .unwrap_or(0),
-    )
+/// The elements of the weights in DLCs. Each file holds all weights in fp16 and little else.
+fn dlc_elements(dlc: &Manifest) -> Elements {
+    let mut values = 0;
+    for (name, part) in &dlc.parts {
+        if name.as_str().ends_with(".dlc") {
+            values = values.max(part.content.digest.size_bytes / 2);
+        }
+    }
+    Elements { codes: 0, values }
 }
 
-/// So many of `shards`, the first and the last among them, or all.
-fn sampled(shards: Vec<Shard>, count: Option<u32>) -> Vec<Shard> {
-    let (last, count) = (
-        shards.len() - 1,
-        count
-            .map_or(shards.len(), |count| count as usize)
-            .min(shards.len()),
-    );
-    let steps = count.saturating_sub(1).max(1);
-    (0..count)
-        .filter_map(|step| shards.get(last * step / steps).copied())
-        .collect()
+/// `count` of `shards` at equal distances, with the first and the last.
+fn sampled(shards: &[Shard], count: usize) -> Vec<Shard> {
+    let count = count.min(shards.len());
+    let (last, steps) = (shards.len() - 1, count.saturating_sub(1).max(1));
+    let mut sample = vec![];
+    for step in 0..count {
+        sample.push(shards[last * step / steps]);
+    }
+    sample
 }
 
-/// What twice as many shards as `count` would need, and four times as many, up to a layer a shard.
+/// The peak memory with 2, 4, 8 ... times as many shards as `count`, up to one layer per shard.
 fn more_shards(
     compilations: &Compilations,
     count: u32,
@@ -126,21 +122,20 @@ fn more_shards(
     Ok(smaller)
 }
 
-/// One part of the work.
+/// The work of one order.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "work", rename_all = "kebab-case")]
 pub enum Work {
-    /// Compute with a known matrix in one of the ways that the graphs use theirs.
+    /// Run a matmul with a known matrix that is encoded like one of the graphs'.
     Prove {
         /// The chip.
         soc: String,
-        /// The way.
+        /// The encoding and operator.
         case: DeviceUse,
     },
     /// Compile the graphs.
     Compile(Compile),
-    /// Hand on what describes the model, and what is the CPU's of it, beside the binaries of its
-    /// shards.
+    /// Pass on the parts that all shards share.
     Describe,
 }
 
@@ -223,40 +218,38 @@ impl TypedStage for ContextBin {
             optimization,
             vtcm_mb,
         } = params;
-        let (given, extension) = match inputs.optional("graph") {
+        let (source, extension) = match inputs.optional("graph") {
             Some(graph) => (graph, "onnx"),
             None => (inputs.one("dlc")?, "dlc"),
         };
-        let model: DecoderSpec = given.part("model.json")?.facts.read()?;
-        let cut = shards(given)?;
-        let is_whole = cut.is_empty();
-        let place = Place::of(&cut);
+        let model: DecoderSpec = source.part("model.json")?.facts.read()?;
+        let all_shards = shards(source)?;
+        let is_cut = !all_shards.is_empty();
+        let place = Place::of(&all_shards);
         let tensors = by_name(&model);
-        let reads = |shard: &Shard, name: &str| {
-            role_of_blob(&tensors, name).is_some_and(|role| shard.reads(role, &model))
-        };
-        let process = |memory_bytes| Demand {
-            memory_bytes,
-            threads: 1,
-            isolation: Isolation::Process,
-        };
-        let compiled_shards = if is_whole {
-            vec![Shard::whole(&model)]
+        let compiled_shards = if is_cut {
+            let count = match sample {
+                Some(count) => count as usize,
+                None => all_shards.len(),
+            };
+            sampled(&all_shards, count)
         } else {
-            sampled(cut.clone(), sample)
+            vec![Shard::whole(&model)]
         };
         let mut compiled_graphs: Vec<GraphFacts> = vec![];
         for shard in &compiled_shards {
             for role in &graphs {
-                let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
+                let part = source.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
                 compiled_graphs.push(part.facts.read()?);
             }
         }
         let mut orders = vec![];
-        for case in device_uses(compiled_graphs.iter())? {
+        for case in device_uses(&compiled_graphs)? {
             let soc = soc.clone();
-            let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case });
-            orders.push(order.tools(tools.clone()).demand(process(PROOF_BYTES)));
+            let order = Order::new(format!("proof/{case}"), Work::Prove { soc, case })
+                .tools(tools.clone())
+                .demand(process_demand(PROOF_BYTES));
+            orders.push(order);
         }
 
         let compile = Compile {
@@ -267,47 +260,46 @@ impl TypedStage for ContextBin {
             optimization,
             vtcm_mb,
         };
-        let compilations =
-            Compilations::new(&model, given.under("weights"), compile.graphs.len(), place);
-        let of_graphs = extension == "onnx";
-        let smaller = if of_graphs {
-            more_shards(&compilations, cut.len() as u32, &model)?
+        let graph_count = compile.graphs.len();
+        let compilations = Compilations::new(&model, source.under("weights"), graph_count, place);
+        let from_onnx = extension == "onnx";
+        let smaller = if from_onnx {
+            more_shards(&compilations, all_shards.len() as u32, &model)?
         } else {
             vec![]
         };
         for shard in compiled_shards {
-            let weights = given
-                .under("weights")
-                .filter(|(name, _)| reads(&shard, name));
-            let memory_bytes = match of_graphs {
-                true => compilations.bytes(&shard),
-                false => compile_bytes(dlc_elements(given), compile.graphs.len() as u64),
+            let memory_bytes = if from_onnx {
+                compilations.bytes(&shard)
+            } else {
+                compile_bytes(dlc_elements(source), graph_count as u64)
             };
             let mut order = Order::new(shard.folder(), Work::Compile(compile.clone()))
                 .tools(tools.clone())
-                .demand(process(memory_bytes))
+                .demand(process_demand(memory_bytes))
                 .smaller(smaller.clone());
             for role in &compile.graphs {
-                let part = given.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
+                let part = source.part(&format!("{}.{extension}", shard.graph_stem(role)))?;
                 order = order.input(format!("{role}.{extension}"), part);
             }
-            order = weights.fold(order, |order, (name, part)| {
-                order.input(format!("weights/{name}"), part)
-            });
-            orders.push(if is_whole {
-                accompanied(order, given)?
-            } else {
-                order
-            });
+            for (name, part) in source.under("weights") {
+                if let Some(role) = role_of_blob(&tensors, name)
+                    && shard.reads(role, &model)
+                {
+                    order = order.input(format!("weights/{name}"), part);
+                }
+            }
+            if !is_cut {
+                order = add_shared_parts(order, source)?;
+            }
+            orders.push(order);
         }
-        if !is_whole {
-            let order = accompanied(Order::new("", Work::Describe), given)?;
-            let on_cpu = on_cpu(given, &compile.graphs, place, &model)?;
-            orders.push(
-                on_cpu
-                    .iter()
-                    .fold(order, |order, (name, part)| order.input(name, part)),
-            );
+        if is_cut {
+            let mut order = add_shared_parts(Order::new("", Work::Describe), source)?;
+            for (name, part) in on_cpu(source, &compile.graphs, place, &model)? {
+                order = order.input(name, part);
+            }
+            orders.push(order);
         }
         Ok(orders)
     }
@@ -323,7 +315,7 @@ impl TypedStage for ContextBin {
                 )]))
             }
             Work::Compile(compile) => compile.run(job, &job.tool_folder(QNN)?),
-            Work::Describe => pass_company(job),
+            Work::Describe => pass_shared_parts(job),
         }
     }
 }
@@ -334,43 +326,39 @@ impl Compile {
         let system = System::open(folder)?;
         let context = Context::new(&Backend::htp(folder, soc)?, self.weight_sharing)?;
         let from_graph = job.input(&format!("{}.onnx", self.graphs[0])).is_ok();
-        let mut lowered = if from_graph {
-            lowered(job, &self.graphs)?
+        let device_graphs = if from_graph {
+            lower_graphs(job, &self.graphs)?
         } else {
             vec![]
-        }
-        .into_iter();
-        let (mut facts, mut asked) = (BTreeMap::new(), vec![]);
+        };
+        let mut device_graphs = device_graphs.into_iter();
+        let (mut facts, mut expected) = (BTreeMap::new(), vec![]);
         // A composed graph may refer to its DLC until the binary is written.
         let mut dlcs = vec![];
         for (index, role) in self.graphs.iter().enumerate() {
             job.check_cancelled()?;
             job.progress(index as u64, self.graphs.len() as u64, "graphs");
-            let (input, graph) = match lowered.next() {
-                Some(graph) => (
-                    format!("{role}.onnx"),
-                    context.build(&graph, &GraphOptions::Htp(self.options()))?,
-                ),
-                None => {
-                    let input = format!("{role}.dlc");
-                    let dlc = system.open_dlc(&job.path(&input)?)?;
-                    let graph = self.compose(&dlc, &context, role)?;
-                    dlcs.push(dlc);
-                    (input, graph)
-                }
-            };
+            let input;
+            if let Some(graph) = device_graphs.next() {
+                input = format!("{role}.onnx");
+                expected.push(context.build(&graph, &GraphOptions::Htp(self.options()))?);
+            } else {
+                input = format!("{role}.dlc");
+                let dlc = system.open_dlc(&job.path(&input)?)?;
+                expected.push(self.compose(&dlc, &context, role)?);
+                dlcs.push(dlc);
+            }
             facts.insert(role.clone(), job.input(&input)?.facts.read::<GraphFacts>()?);
-            asked.push(graph);
         }
         job.progress(self.graphs.len() as u64, self.graphs.len() as u64, "graphs");
         let binary = context.binary()?;
         let info = system.binary_info(&binary)?;
-        check_signatures("context binary", &asked, &info.graphs)?;
+        check_signatures("context binary", &expected, &info.graphs)?;
         if info.soc_model != soc.model {
             return Err(Problem::new(
                 Code::DeviceReadBack,
                 format!(
-                    "the context binary says it is for SoC model {}, not {}",
+                    "the context binary is for SoC model {}, not {}",
                     info.soc_model, soc.model
                 ),
             ));
@@ -388,7 +376,7 @@ impl Compile {
             (PartName::new("info.json")?, write_json(job, &info)?),
         ]);
         drop(binary);
-        outputs.extend(pass_company(job)?);
+        outputs.extend(pass_shared_parts(job)?);
         if self.container {
             let mut dlc = system.wrap(&context)?;
             without_time(&mut dlc)?;

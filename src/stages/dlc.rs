@@ -4,7 +4,7 @@
 //! From a `graph`: `prefill.dlc` and `decode.dlc` with `f16` weights, for Netron, for other tools
 //! and for `context-bin`. From a `context`: `model.dlc`, one per shard, a container of the binary
 //! with any weights. `context-bin` makes it (`container = true`), because the library wraps a
-//! context only while it is being made.
+//! context only before it is closed.
 //!
 //! libQnnIr 2.51 accepts block-quantized weights and then writes a DLC without their scales, so
 //! such graphs are refused here.
@@ -17,13 +17,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, ParamProblem, Part,
-    PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
-use crate::artifact::context::{CONTAINER, ROLES, accompanied, pass_company, shards};
+use crate::artifact::context::{CONTAINER, ROLES, add_shared_parts, pass_shared_parts, shards};
 use crate::artifact::tools::{QNN, libraries};
 use crate::base::{Code, Context as _, Problem, Result};
-use crate::compile::{check_signatures, lowered, weight_elements};
+use crate::compile::{Elements, check_signatures, lower_graphs, process_demand};
 use crate::model::facts::ContextFacts;
 use crate::model::shards::{End, Place};
 use crate::model::weight::{WeightFacts, blob_owner};
@@ -42,7 +42,7 @@ pub enum Work {
     Graphs,
     /// A container of a context binary.
     Container,
-    /// Hand on what describes the model, beside the containers of its shards.
+    /// Pass on the parts that all shards share.
     Describe,
 }
 
@@ -100,32 +100,27 @@ impl TypedStage for Dlc {
     }
 
     fn expand(_: Params, inputs: &Inputs) -> Result<Vec<Order<Work>>> {
-        let demand = |memory_bytes| Demand {
-            memory_bytes,
-            threads: 1,
-            isolation: Isolation::Process,
-        };
         if let Some(graph) = inputs.optional("graph") {
-            refuse_pieces(graph)?;
+            refuse_ends_on_cpu(graph)?;
             refuse_blocks(graph)?;
+            let elements = Elements::of_weights(graph.under("weights"));
             let mut order = Order::new("", Work::Graphs)
-                .tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?);
+                .tools(libraries(inputs, &["libQnnIr.so", "libQnnSystem.so"])?)
+                .demand(process_demand(graph_bytes(elements)));
             for (name, part) in &graph.parts {
                 order = order.input(name.as_str(), part);
             }
-            return Ok(vec![order.demand(demand(graph_bytes(weight_elements(
-                graph.under("weights"),
-            ))))]);
+            return Ok(vec![order]);
         }
         let context = inputs.one("context")?;
-        let in_folder = |(name, part): (&PartName, _)| {
-            let (folder, file) = name
-                .as_str()
-                .rsplit_once('/')
-                .unwrap_or(("", name.as_str()));
-            (file == CONTAINER).then(|| (folder.to_string(), part))
-        };
-        let containers: Vec<_> = context.parts.iter().filter_map(in_folder).collect();
+        let mut containers = vec![];
+        for (name, part) in &context.parts {
+            let name = name.as_str();
+            let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+            if file == CONTAINER {
+                containers.push((folder, part));
+            }
+        }
         if containers.is_empty() {
             return Err(Problem::new(
                 Code::DlcNoContainer,
@@ -137,22 +132,24 @@ impl TypedStage for Dlc {
             ));
         }
         let tools = libraries(inputs, &["libQnnSystem.so"])?;
-        let wrap = |(folder, container): (String, &Part)| {
+        let mut orders = vec![];
+        for (folder, container) in containers {
+            let memory_bytes = container
+                .content
+                .digest
+                .size_bytes
+                .saturating_add(256 << 20);
             let order = Order::new(folder, Work::Container)
                 .input(CONTAINER, container)
-                .tools(tools.clone());
-            order.demand(demand(
-                container
-                    .content
-                    .digest
-                    .size_bytes
-                    .saturating_add(256 << 20),
-            ))
+                .tools(tools.clone())
+                .demand(process_demand(memory_bytes));
+            orders.push(order);
+        }
+        let description = match orders.pop_if(|order| order.name.is_empty()) {
+            Some(order) => order,
+            None => Order::new("", Work::Describe),
         };
-        let mut orders: Vec<_> = containers.into_iter().map(wrap).collect();
-        let whole = orders.pop_if(|order| order.name.is_empty());
-        let description = whole.unwrap_or_else(|| Order::new("", Work::Describe));
-        orders.push(accompanied(description, context)?);
+        orders.push(add_shared_parts(description, context)?);
         Ok(orders)
     }
 
@@ -162,19 +159,19 @@ impl TypedStage for Dlc {
             Work::Container => container(job, &job.tool_folder(QNN)?)?,
             Work::Describe => Outputs::new(),
         };
-        outputs.extend(pass_company(job)?);
+        outputs.extend(pass_shared_parts(job)?);
         Ok(outputs)
     }
 }
 
-/// libQnnIr holds the weights as halves and writes them; then they are read once more to lose their
-/// time stamps. 5.6 bytes an element were measured.
-fn graph_bytes((_, values): (u64, u64)) -> u64 {
-    values.saturating_mul(6).saturating_add(256 << 20)
+/// libQnnIr holds the weights in fp16 and writes them; then the file is read once more to remove
+/// the time stamp. Measured: 5.6 bytes per element.
+fn graph_bytes(elements: Elements) -> u64 {
+    elements.values.saturating_mul(6).saturating_add(256 << 20)
 }
 
-/// A DLC is of the whole graph.
-fn refuse_pieces(graph: &Manifest) -> Result<()> {
+/// Refuses a graph that leaves the embedding or the head to the CPU.
+fn refuse_ends_on_cpu(graph: &Manifest) -> Result<()> {
     let ends: Vec<&str> = Place::of(&shards(graph)?).on_cpu().map(End::name).collect();
     if ends.is_empty() {
         return Ok(());
@@ -190,6 +187,7 @@ fn refuse_pieces(graph: &Manifest) -> Result<()> {
     ))
 }
 
+/// Refuses weights that are not plain numbers.
 fn refuse_blocks(graph: &Manifest) -> Result<()> {
     let mut blocks = vec![];
     for (name, part) in graph.under("weights") {
@@ -219,21 +217,22 @@ fn refuse_blocks(graph: &Manifest) -> Result<()> {
     ))
 }
 
+/// Writes the graphs as DLCs and reads them back.
 fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     let backend = Backend::ir(folder)?;
     let system = System::open(folder)?;
     let mut outputs = Outputs::new();
-    for (role, graph) in ROLES.into_iter().zip(lowered(job, &ROLES)?) {
+    for (role, graph) in ROLES.into_iter().zip(lower_graphs(job, &ROLES)?) {
         job.check_cancelled()?;
         let file = format!("{role}.dlc");
         let path = job.scratch()?.join(&file);
         let context = Context::new(&backend, false)?;
-        let asked = context.build(&graph, &GraphOptions::ir(&path)?)?;
+        let expected = context.build(&graph, &GraphOptions::ir(&path)?)?;
         drop(context);
         let mut dlc = fs::read(&path).context(Code::Io, || format!("read {}", path.display()))?;
         without_time(&mut dlc)?;
         fs::write(&path, &dlc).context(Code::Io, || format!("write {}", path.display()))?;
-        check_signatures(&file, &[asked], &system.open_dlc(&path)?.graphs()?)?;
+        check_signatures(&file, &[expected], &system.open_dlc(&path)?.graphs()?)?;
         fs::remove_file(&path).context(Code::Io, || format!("remove {}", path.display()))?;
         let facts = job.input(&format!("{role}.onnx"))?.facts.clone();
         outputs.insert(PartName::new(file)?, job.write(&dlc, facts)?);
@@ -241,30 +240,29 @@ fn graphs(job: &Job, folder: &Path) -> Result<Outputs> {
     Ok(outputs)
 }
 
-/// Hands on the container, which must open and hold one binary with the graphs that it is said to
-/// hold.
+/// Passes on the container. It must open and hold one binary, with the graphs that its facts name.
 fn container(job: &Job, folder: &Path) -> Result<Outputs> {
     let facts: ContextFacts = job.input(CONTAINER)?.facts.read()?;
     let binaries = System::open(folder)?
         .open_dlc(&job.path(CONTAINER)?)?
         .binaries()?;
-    let mut found: Vec<&str> = binaries
-        .iter()
-        .flat_map(|binary| &binary.graphs)
-        .map(|graph| graph.name.as_str())
-        .collect();
-    let mut asked: Vec<&str> = facts
-        .graphs
-        .values()
-        .map(|graph| graph.name.as_str())
-        .collect();
+    let mut found = vec![];
+    for binary in &binaries {
+        for graph in &binary.graphs {
+            found.push(graph.name.as_str());
+        }
+    }
+    let mut expected = vec![];
+    for graph in facts.graphs.values() {
+        expected.push(graph.name.as_str());
+    }
     found.sort();
-    asked.sort();
-    if binaries.len() != 1 || found != asked {
+    expected.sort();
+    if binaries.len() != 1 || found != expected {
         return Err(Problem::new(
             Code::DeviceReadBack,
             format!(
-                "the container holds {} binaries with graphs {found:?}, not one with {asked:?}",
+                "the container holds {} binaries with graphs {found:?}, not one with {expected:?}",
                 binaries.len()
             ),
         ));

@@ -1,7 +1,7 @@
 //! `evaluate`: how close a candidate comes to the reference, token by token.
 //!
-//! A graph runs in ONNX Runtime. A context binary runs on the HTP simulator, and what it leaves to
-//! the CPU in ONNX Runtime.
+//! A graph runs in ONNX Runtime. A context binary runs on the HTP simulator; what it leaves to the
+//! CPU runs in ONNX Runtime.
 //!
 //! One order per window, one for the greedy continuation where the reference has one, and one for
 //! the ranges of the graph's inner tensors.
@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::evaluation::MASK;
 use crate::artifact::reference::windows;
@@ -46,7 +47,7 @@ pub enum Measure {
         /// Tokens checked by true decode steps.
         decode_steps: usize,
     },
-    /// The largest values of inner tensors over one window, and how far masked scores lie below
+    /// The largest values of inner tensors over one window, and how far masked scores are below
     /// visible ones.
     Ranges,
 }
@@ -121,38 +122,30 @@ impl TypedStage for Evaluate {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Measure>>> {
         let reference = inputs.one("reference")?;
         let candidate = Candidate::of(inputs)?;
-        let order = |name: &str, measure: Measure| candidate.order(name, measure);
-
         let mut orders = vec![];
         for (folder, (tokens, logits)) in windows(reference, params.windows)? {
-            orders.push(
-                order(folder, Measure::Window)
-                    .input("tokens", tokens)
-                    .input("logits", logits),
-            );
+            let order = candidate
+                .order(folder, Measure::Window)
+                .input("tokens", tokens)
+                .input("logits", logits);
+            orders.push(order);
             if orders.len() == 1 && candidate.has_ranges {
-                orders.push(order("ranges", Measure::Ranges).input("tokens", tokens));
+                let order = candidate.order("ranges", Measure::Ranges);
+                orders.push(order.input("tokens", tokens));
             }
         }
         if let Some(greedy) = reference.get("greedy.json") {
             let measure = Measure::Greedy {
                 decode_steps: params.decode_steps,
             };
-            orders.push(
-                candidate
-                    .reading("greedy", measure, |_| true)
-                    .input("greedy", greedy),
-            );
+            let order = candidate.full_order("greedy", measure);
+            orders.push(order.input("greedy", greedy));
         }
         Ok(orders)
     }
 
     fn run(measure: Measure, job: &Job) -> Result<Outputs> {
         let mut outputs = Outputs::new();
-        let mut write = |name: &str, value: &CanonJson| {
-            let part = job.write(value.to_string().as_bytes(), CanonJson::default())?;
-            Ok(outputs.insert(PartName::new(name)?, part))
-        };
         let score = match measure {
             Measure::Window => {
                 CanonJson::of(&score_window(job, &mut decoder(job)?, "tokens", "logits")?)?
@@ -162,11 +155,18 @@ impl TypedStage for Evaluate {
             }
             Measure::Ranges => {
                 let (ranges, masks) = score_ranges(job)?;
-                write(MASK, &CanonJson::of(&masks)?)?;
+                outputs.insert(
+                    PartName::new(MASK)?,
+                    write_json(job, &CanonJson::of(&masks)?)?,
+                );
                 CanonJson::of(&ranges)?
             }
         };
-        write("score.json", &score)?;
+        outputs.insert(PartName::new("score.json")?, write_json(job, &score)?);
         Ok(outputs)
     }
+}
+
+fn write_json(job: &Job, json: &CanonJson) -> Result<Part> {
+    job.write(json.to_string().as_bytes(), CanonJson::default())
 }

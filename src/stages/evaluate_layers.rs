@@ -1,11 +1,11 @@
-//! `evaluate-layers`: what some layers compute on the HTP simulator, each by itself, from the
-//! values that ONNX Runtime computes in the middle of a model: for models that would take hours on
-//! the simulator.
+//! `evaluate-layers`: runs some shards on the HTP simulator, each by itself, for models that would
+//! take hours on it.
 //!
-//! The inputs of a shard and the expected outputs are the graph's own values in f32; what the
-//! simulator computes from the inputs is compared with the expected outputs.
+//! ONNX Runtime computes the values of the uncut graph in f32. The simulator computes the outputs
+//! of a shard from the inputs of this graph, and they are compared with the outputs of this graph.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,8 @@ use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::facts::{ContextFacts, GraphFacts};
 use crate::model::onnx::{Checked, decode};
 use crate::model::shards::{End, ROWS, Shard};
-use crate::run::decoder::{Engine, Graph, Tensor, opening};
-use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, of_simulator};
+use crate::run::decoder::{Engine, Graph, Tensor, first_inputs};
+use crate::run::{Candidate, Htp, Observer, PREFILL, SIMULATOR, model, observe, simulator_demand};
 
 /// It has no parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -76,15 +76,13 @@ impl TypedStage for EvaluateLayers {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (graph, context) = (inputs.one("graph")?, inputs.one("context")?);
+        let tokens = inputs.one("reference")?.part("window-000/tokens.json")?;
         let mut order = Candidate::of_graph(inputs)?
             .order("", params)
-            .tools(libraries(inputs, &SIMULATOR)?);
-        order = order.input(
-            "tokens",
-            inputs.one("reference")?.part("window-000/tokens.json")?,
-        );
-        let shards = compiled(context, graph)?;
-        let simulator = of_simulator(shards.iter().map(|(_, binary)| *binary));
+            .tools(libraries(inputs, &SIMULATOR)?)
+            .input("tokens", tokens);
+        let shards = compiled_shards(context, graph)?;
+        let simulator = simulator_demand(shards.iter().map(|(_, binary)| *binary));
         order.demand.memory_bytes = order
             .demand
             .memory_bytes
@@ -102,100 +100,109 @@ impl TypedStage for EvaluateLayers {
             .context(Code::EvaluateLayersTokens, || {
                 "read the tokens of a window".into()
             })?;
-        let model = model(job)?;
-        let pieces = (0..)
-            .map_while(|index| Piece::read(job, index))
-            .collect::<Result<Vec<_>>>()?;
-        let mut seen = Seen {
-            wanted: pieces.iter().flat_map(Piece::ends).collect(),
-            values: BTreeMap::new(),
-        };
-        observe(job, &model, std::slice::from_ref(&tokens), &mut seen)?;
+        let spec = model(job)?;
+        let shard_graphs = ShardGraph::read_all(job)?;
+        let mut recorder = Recorder::default();
+        for graph in &shard_graphs {
+            for name in graph.inputs.iter().chain(&graph.outputs) {
+                recorder.names.insert(name_in_full_graph(name).into());
+            }
+        }
+        observe(job, &spec, slice::from_ref(&tokens), &mut recorder)?;
+        let values = recorder.values;
+
         let facts: GraphFacts = job.input(PREFILL)?.facts.read()?;
-        let mut given = opening(&model, &facts, &tokens)?;
-        let reads: BTreeSet<&String> = pieces.iter().flat_map(|piece| &piece.reads).collect();
-        let read = seen.values.iter().filter(|(name, _)| reads.contains(name));
-        given
-            .extend(read.map(|(name, values)| (name.clone(), Tensor::F32(vec![], values.clone()))));
-        // The shard takes them under another name than they have in the whole graph.
-        let rows = seen
-            .values
-            .get(ROWS)
-            .map(|rows| Tensor::F32(vec![], rows.clone()));
-        given.extend(rows.map(|rows| (End::Embedding.value().to_string(), rows)));
+        let mut inputs = first_inputs(&spec, &facts, &tokens)?;
+        for name in shard_graphs.iter().flat_map(|graph| &graph.inputs) {
+            if let Some(elements) = values.get(name_in_full_graph(name)) {
+                inputs.insert(name.clone(), Tensor::F32(vec![], elements.clone()));
+            }
+        }
         let mut shards = vec![];
-        for (index, piece) in pieces.iter().enumerate() {
+        for (index, graph) in shard_graphs.iter().enumerate() {
             job.check_cancelled()?;
-            job.progress(index as u64, pieces.len() as u64, "shards");
-            let mut chip = Htp::of(job, &[&binary_input(index)])?;
-            let mut found = chip.run(Graph::Prefill, &given, &piece.output)?;
-            let value = |name: &String| {
-                let missing =
-                    || Problem::new(Code::EvaluateLayersValue, format!("nobody gives `{name}`"));
-                let expected = seen.values.get(name).ok_or_else(missing)?;
-                let found = found
-                    .remove(name)
-                    .filter(|found| found.len() == expected.len())
-                    .ok_or_else(missing)?;
-                Ok((name.clone(), ValueScore::of(expected, &found)))
+            job.progress(index as u64, shard_graphs.len() as u64, "shards");
+            let mut simulator = Htp::of(job, &[&binary_input(index)])?;
+            let found = simulator.run(Graph::Prefill, &inputs, &graph.outputs)?;
+            let mut scores = BTreeMap::new();
+            for name in &graph.outputs {
+                scores.insert(name.clone(), score_value(name, &values, &found)?);
+            }
+            let (first, end) = match graph.shard {
+                Some(shard) => (shard.first, shard.end),
+                None => (0, spec.block_count()),
             };
-            let values = piece.output.iter().map(value).collect::<Result<_>>()?;
-            let (first, end) = piece
-                .shard
-                .map_or((0, model.block_count()), |shard| (shard.first, shard.end));
-            shards.push(ShardScore { first, end, values });
+            shards.push(ShardScore {
+                first,
+                end,
+                values: scores,
+            });
         }
         let text = CanonJson::of(&Computed { shards })?.to_string();
-        Ok([(
-            PartName::new(LAYERS)?,
-            job.write(text.as_bytes(), CanonJson::default())?,
-        )]
-        .into())
+        let part = job.write(text.as_bytes(), CanonJson::default())?;
+        Ok([(PartName::new(LAYERS)?, part)].into())
     }
 }
 
-/// The prefill graphs that `context` holds compiled, by their names in `graph`, in the order of the
-/// layers.
-fn compiled<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, &'a Part)>> {
+/// Compares the output `name` that the simulator computed with that of the full graph.
+fn score_value(
+    name: &str,
+    expected: &BTreeMap<String, Vec<f32>>,
+    found: &BTreeMap<String, Vec<f32>>,
+) -> Result<ValueScore> {
+    match (expected.get(name), found.get(name)) {
+        (Some(expected), Some(found)) if expected.len() == found.len() => {
+            Ok(ValueScore::of(expected, found))
+        }
+        _ => Err(Problem::new(
+            Code::EvaluateLayersValue,
+            format!("`{name}` is missing in the graph or on the simulator, or differs in length"),
+        )),
+    }
+}
+
+/// The compiled prefill graphs in `context`, in the order of the layers: the name of each in
+/// `graph`, and its binary.
+fn compiled_shards<'a>(context: &'a Manifest, graph: &Manifest) -> Result<Vec<(String, &'a Part)>> {
     let mut found = BTreeMap::new();
-    for (_, part) in context
-        .parts
-        .iter()
-        .filter(|(name, _)| is_binary(name.as_str()))
-    {
+    for (name, part) in &context.parts {
+        if !is_binary(name.as_str()) {
+            continue;
+        }
         let mut facts: ContextFacts = part.facts.read()?;
-        let of = facts.graphs.remove("prefill").ok_or_else(|| {
-            Problem::new(
+        let Some(compiled) = facts.graphs.remove("prefill") else {
+            return Err(Problem::new(
                 Code::EvaluateLayersGraphs,
                 "a context binary holds no prefill graph",
             )
-            .help("leave `prefill` in the `graphs` of the `context-bin` stage")
-        })?;
-        let file = format!(
-            "{}.onnx",
-            of.shard
-                .map_or("prefill".into(), |shard| shard.graph_stem("prefill"))
-        );
-        // Its weights may be stored otherwise: what that costs is measured.
-        let same = |facts: GraphFacts| {
-            facts
-                == GraphFacts {
-                    weights: facts.weights.clone(),
-                    ..of.clone()
-                }
+            .help("leave `prefill` in the `graphs` of the `context-bin` stage"));
         };
-        let compiled = graph.get(&file).map(|part| part.facts.read());
-        if !compiled.transpose()?.is_some_and(same) {
-            let what = format!(
+        let (file, number) = match compiled.shard {
+            Some(shard) => (format!("{}.onnx", shard.graph_stem("prefill")), shard.part),
+            None => ("prefill.onnx".into(), 1),
+        };
+        if !contains_graph(graph, &file, &compiled)? {
+            let message = format!(
                 "the context binary holds `{}`, which is not of this `graph`",
-                of.name
+                compiled.name
             );
-            return Err(Problem::new(Code::EvaluateLayersOther, what)
+            return Err(Problem::new(Code::EvaluateLayersOther, message)
                 .help("give the `graph` stage that the `context-bin` stage was made from"));
         }
-        found.insert(of.shard.map_or(1, |shard| shard.part), (file, part));
+        found.insert(number, (file, part));
     }
     Ok(found.into_values().collect())
+}
+
+/// Whether `file` of `graph` has the facts `compiled`. Its weights may be stored in another way:
+/// the effect of that is measured.
+fn contains_graph(graph: &Manifest, file: &str, compiled: &GraphFacts) -> Result<bool> {
+    let Some(part) = graph.get(file) else {
+        return Ok(false);
+    };
+    let mut facts: GraphFacts = part.facts.read()?;
+    facts.weights.clone_from(&compiled.weights);
+    Ok(facts == *compiled)
 }
 
 fn graph_input(index: usize) -> String {
@@ -207,57 +214,57 @@ fn binary_input(index: usize) -> String {
 }
 
 /// A shard's prefill graph.
-struct Piece {
+struct ShardGraph {
+    /// `None` if the model is not cut.
     shard: Option<Shard>,
-    reads: Vec<String>,
-    output: Vec<String>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
 }
 
-impl Piece {
-    /// That of input `index`, if there is one.
-    fn read(job: &Job, index: usize) -> Option<Result<Self>> {
-        let name = graph_input(index);
-        let input = job.input(&name).ok()?;
-        let piece = || {
+impl ShardGraph {
+    /// The graphs among the inputs of `job`, in the order of the layers.
+    fn read_all(job: &Job) -> Result<Vec<Self>> {
+        let mut graphs = vec![];
+        loop {
+            let name = graph_input(graphs.len());
+            let Ok(input) = job.input(&name) else {
+                return Ok(graphs);
+            };
             let GraphFacts { shard, .. } = input.facts.read()?;
             let model = decode(&job.read(&name)?)?;
             let graph = Checked::new(&model)?.graph;
-            let reads = graph.input.iter().map(|value| value.name.clone()).collect();
-            Ok(Piece {
+            graphs.push(ShardGraph {
                 shard,
-                reads,
-                output: graph
+                inputs: graph.input.iter().map(|value| value.name.clone()).collect(),
+                outputs: graph
                     .output
                     .iter()
                     .map(|value| value.name.clone())
                     .collect(),
-            })
-        };
-        Some(piece())
-    }
-
-    /// What it takes and gives, by the names in the whole graph.
-    fn ends(&self) -> impl Iterator<Item = String> {
-        let of_whole = |name: &String| {
-            if name == End::Embedding.value() {
-                ROWS.into()
-            } else {
-                name.clone()
-            }
-        };
-        self.reads.iter().chain(&self.output).map(of_whole)
+            });
+        }
     }
 }
 
-/// The values at the ends of shards.
-struct Seen {
-    wanted: BTreeSet<String>,
+/// The name in the full graph of a value of a shard. Only the embedding rows have two names.
+fn name_in_full_graph(name: &str) -> &str {
+    if name == End::Embedding.value() {
+        ROWS
+    } else {
+        name
+    }
+}
+
+/// Records the values that shards read and compute.
+#[derive(Default)]
+struct Recorder {
+    names: BTreeSet<String>,
     values: BTreeMap<String, Vec<f32>>,
 }
 
-impl Observer for Seen {
+impl Observer for Recorder {
     fn wants(&self, value: &str) -> bool {
-        self.wanted.contains(value)
+        self.names.contains(value)
     }
 
     fn see(&mut self, value: &str, elements: &[f32]) -> Result<()> {

@@ -1,11 +1,13 @@
-//! `graph`: the decoder as two ONNX files, prefill and decode, over one set of weights. Topology
-//! only: the files point at the blobs of the weights, which are passed on untouched.
+//! `graph`: the decoder as two ONNX files, prefill and decode, over one set of weights. The files
+//! hold the topology only and refer to the blobs of the weights, which are passed on unchanged.
 
 mod activations;
+mod attention;
 mod centre;
 mod centring;
 mod classes;
 mod decoder;
+mod operators;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -30,19 +32,19 @@ use crate::model::shards::{Place, Shard};
 use activations::{Choice, Policy, choose};
 use centre::KeyCentres;
 use centring::KeyCentring;
-use decoder::{Piece, Profile, decoder};
+use decoder::{Profile, Subgraph, decoder};
 use weights::Weights;
 
-/// Longest context of a graph, in tokens: what Genie's own exports go up to, and far above what a
-/// phone's memory holds.
+/// Longest context of a graph, in tokens: as in Genie's own exports, and far more than fits the
+/// memory of a phone.
 const MAX_CONTEXT: u32 = 1 << 16;
-/// Largest k and j: 2^-12 leaves a half of 1 with its full precision, and nothing seen needs more
-/// than 2^-4.
+/// Largest k and j: fp16 holds 2^-12 with its full precision, and no known model needs more than
+/// 2^-4.
 const MAX_EXPONENT: u32 = 12;
 /// More shards than any decoder has layers.
 const MAX_SHARDS: u32 = 1024;
 
-/// Of a calibration, what grids are chosen by.
+/// The part of a calibration that grids are chosen by.
 const CALIBRATION: &str = "activations.json";
 
 /// The stage `graph`.
@@ -128,7 +130,7 @@ pub enum Cache {
     U8,
 }
 
-/// How many shards.
+/// The number of shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Shards {
@@ -138,11 +140,11 @@ pub enum Shards {
     Fitting(Fitting),
 }
 
-/// The words for a number that the model decides.
+/// The names of numbers that follow from the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fitting {
-    /// As few as can each be compiled within `shard_memory`.
+    /// The least number of shards that can each be compiled within `shard_memory`.
     Auto,
     /// One per layer.
     Layers,
@@ -158,13 +160,13 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Halves of SmolLM2's ordinary values have 73 dB; its residual stream would have 30 in 16 bits.
+/// SmolLM2's ordinary values have 73 dB in fp16; its residual stream would have 30 dB in 16 bits.
 const SQNR_DB: f64 = 60.0;
-/// Another text reaches further than the calibration's, and what is cut off costs more than a
-/// coarser step: SmolLM2's KL divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
+/// Another text has larger values than the calibration's, and clipping costs more than a coarser
+/// step: SmolLM2's KL divergence is 2.8e-4 at 0, 2.3e-5 at 0.1, 7.2e-6 at 0.25.
 const MARGIN: f64 = 0.25;
 
-/// Two compilations side by side then fit a machine of 8 GB.
+/// Two compilations at a time then fit a machine with 8 GB.
 const SHARD_MEMORY: &str = "3GB";
 
 impl Default for Params {
@@ -282,35 +284,40 @@ impl TypedStage for Graph {
 
     fn expand(mut params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?.part("model.json")?;
-        let given = &inputs.one("weights")?.parts;
-        let weights = Weights::new(
-            given
-                .iter()
-                .map(|(name, part)| (name.as_str(), &part.facts, part.content.digest)),
-        )?;
+        let manifest = inputs.one("weights")?;
+        let mut parts = vec![];
+        for (name, part) in &manifest.parts {
+            parts.push((name.as_str(), &part.facts, part.content.digest));
+        }
+        let weights = Weights::new(parts.into_iter())?;
         let spec: DecoderSpec = model.facts.read()?;
         params.check_model(&spec)?;
         weights.check(&spec)?;
-        params.key_centre = KeyCentring::of(params.key_centre, &spec)?;
-        // What chooses grids is in the key, and only if grids are chosen.
-        let chooses = params.rounds();
-        // So is the number of shards, not what it was chosen by.
-        params.shards = Shards::Count(params.count_shards(inputs.one("weights")?, &spec)?);
+        // The key has the resolved values: the default centring, the number of shards instead of
+        // the memory that it follows from, and the limits of grids only if grids are chosen.
+        params.key_centre = KeyCentring::resolve(params.key_centre, &spec)?;
+        params.shards = Shards::Count(params.count_shards(manifest, &spec)?);
         params.shard_memory = None;
-        params.sqnr_db = chooses.then_some(params.sqnr_db.unwrap_or(SQNR_DB));
-        params.margin = chooses.then_some(params.margin.unwrap_or(MARGIN));
+        let rounds = params.rounds();
+        if rounds {
+            params.sqnr_db.get_or_insert(SQNR_DB);
+            params.margin.get_or_insert(MARGIN);
+        } else {
+            (params.sqnr_db, params.margin) = (None, None);
+        }
         let mut order = Order::new("", params).input("model.json", model);
         if let Some(calibration) = inputs.optional("calibration") {
-            if chooses {
+            if rounds {
                 order = order.input(CALIBRATION, calibration.part(CALIBRATION)?);
             }
             if order.params.key_centre == Some(KeyCentring::Calibration) {
                 order = order.input(KEY_MEANS, calibration.part(KEY_MEANS)?);
             }
         }
-        Ok(vec![given.iter().fold(order, |order, (name, part)| {
-            order.input(format!("weights/{name}"), part)
-        })])
+        for (name, part) in &manifest.parts {
+            order = order.input(format!("weights/{name}"), part);
+        }
+        Ok(vec![order])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
@@ -331,24 +338,20 @@ impl TypedStage for Graph {
             grids = choice.grids;
         }
         let mut written = vec![];
-        for (file, profile) in params
-            .pieces(&model)?
-            .into_iter()
-            .flat_map(|piece| params.profiles(piece))
-        {
-            let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
-            let facts = GraphFacts {
-                name: profile.name.clone(),
-                tokens: profile.tokens as u32,
-                context: profile.context as u32,
-                shard: profile.piece.shard(),
-                weights: weight_uses(&graph)?,
-            };
-            outputs.insert(
-                PartName::new(file)?,
-                job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?,
-            );
-            written.push(graph);
+        for subgraph in params.subgraphs(&model)? {
+            for (file, profile) in params.profiles(subgraph) {
+                let graph = decoder(&model, &weights, &centres, &profile, &grids)?;
+                let facts = GraphFacts {
+                    name: profile.name,
+                    tokens: profile.tokens as u32,
+                    context: profile.context as u32,
+                    shard: subgraph.shard(),
+                    weights: weight_uses(&graph)?,
+                };
+                let part = job.write(&graph.encode_to_vec(), CanonJson::of(&facts)?)?;
+                outputs.insert(PartName::new(file)?, part);
+                written.push(graph);
+            }
         }
         lint(&written.iter().collect::<Vec<_>>())?;
         let report = CanonJson::of(&QuantReport::of(weight_parts(job))?)?;
@@ -356,17 +359,16 @@ impl TypedStage for Graph {
             PartName::new("quantization.json")?,
             job.write(report.to_string().as_bytes(), CanonJson::default())?,
         );
-        for (name, _) in job
-            .inputs()
-            .filter(|(name, _)| ![CALIBRATION, KEY_MEANS].contains(name))
-        {
-            outputs.insert(PartName::new(name)?, job.pass(name)?);
+        for (name, _) in job.inputs() {
+            if name != CALIBRATION && name != KEY_MEANS {
+                outputs.insert(PartName::new(name)?, job.pass(name)?);
+            }
         }
         Ok(outputs)
     }
 }
 
-/// The blobs of the weights, with their facts and sizes.
+/// The blobs of the weights, with their facts and digests.
 fn weight_parts<'a>(job: &'a Job) -> impl Iterator<Item = (&'a str, &'a CanonJson, Digest)> {
     job.inputs().filter_map(|(name, input)| {
         Some((name.strip_prefix("weights/")?, &input.facts, input.digest))
@@ -374,19 +376,20 @@ fn weight_parts<'a>(job: &'a Job) -> impl Iterator<Item = (&'a str, &'a CanonJso
 }
 
 impl Params {
-    /// Whether anything but weights is held in codes.
+    /// Whether activations or caches are stored in codes.
     fn rounds(&self) -> bool {
         self.activations != Activations::F16 || self.kv != Cache::F16
     }
 
-    /// Refuses a decoder with parts that no graph is known for, by building one without weights.
+    /// Refuses a decoder with unsupported parts, by building a graph without weights.
     fn check_model(&self, model: &DecoderSpec) -> Result<()> {
-        let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
+        let [(_, prefill), _] = self.profiles(Subgraph::Layers(Shard::whole(model)));
         let (weights, centres, grids) = Default::default();
-        decoder(model, &weights, &centres, &prefill, &grids).map(drop)
+        decoder(model, &weights, &centres, &prefill, &grids)?;
+        Ok(())
     }
 
-    /// The grids of values, by those of the float graph.
+    /// The grids of values, chosen on the float graph.
     fn choose(
         &self,
         job: &Job,
@@ -402,44 +405,40 @@ impl Params {
             sqnr_db: self.sqnr_db.unwrap_or(SQNR_DB),
             margin: self.margin.unwrap_or(MARGIN) as f32,
         };
-        let [(_, prefill), _] = self.profiles(Piece::Layers(Shard::whole(model)));
-        let float: BTreeMap<String, Grid> = BTreeMap::new();
-        choose(
-            &decoder(model, weights, centres, &prefill, &float)?
-                .graph
-                .unwrap_or_default(),
-            &calibration,
-            policy,
-        )
+        let [(_, prefill), _] = self.profiles(Subgraph::Layers(Shard::whole(model)));
+        let no_grids: BTreeMap<String, Grid> = BTreeMap::new();
+        let float = decoder(model, weights, centres, &prefill, &no_grids)?;
+        choose(&float.graph.unwrap_or_default(), &calibration, policy)
     }
 
-    /// The whole, and what it is cut into.
-    fn pieces(&self, model: &DecoderSpec) -> Result<Vec<Piece>> {
-        let cut = match self.shards {
-            Shards::Count(count) => Shard::cut(model, count, self.place)?,
-            Shards::Fitting(_) => vec![],
-        };
-        let cut = cut.into_iter().filter(|shard| !shard.is_whole());
-        let layers = [Shard::whole(model)]
-            .into_iter()
-            .chain(cut)
-            .map(Piece::Layers);
-        Ok(layers.chain(self.place.on_cpu().map(Piece::End)).collect())
+    /// All layers, then the shards and ends that they are cut into.
+    fn subgraphs(&self, model: &DecoderSpec) -> Result<Vec<Subgraph>> {
+        let mut subgraphs = vec![Subgraph::Layers(Shard::whole(model))];
+        if let Shards::Count(count) = self.shards {
+            for shard in Shard::cut(model, count, self.place)? {
+                if !shard.is_whole() {
+                    subgraphs.push(Subgraph::Layers(shard));
+                }
+            }
+        }
+        subgraphs.extend(self.place.on_cpu().map(Subgraph::End));
+        Ok(subgraphs)
     }
 
-    /// Into how many shards `model` is cut.
+    /// The number of shards that `model` is cut into.
     fn count_shards(&self, weights: &Manifest, model: &DecoderSpec) -> Result<u32> {
         match self.shards {
-            Shards::Count(count) => return Shard::cut(model, count, self.place).map(|_| count),
+            Shards::Count(count) => {
+                Shard::cut(model, count, self.place)?;
+                return Ok(count);
+            }
             Shards::Fitting(Fitting::Layers) => return Ok(model.block_count()),
             Shards::Fitting(Fitting::Auto) => {}
         }
         let allowed = parse_bytes(self.shard_memory.as_deref().unwrap_or(SHARD_MEMORY))
             .map_err(|why| Problem::new(Code::PlanParameter, why))?;
-        let parts = weights
-            .parts
-            .iter()
-            .map(|(name, part)| (name.as_str(), part));
+        let parts = weights.parts.iter();
+        let parts = parts.map(|(name, part)| (name.as_str(), part));
         let compilations = Compilations::new(model, parts, ROLES.len(), self.place);
         for count in 1..=model.block_count() {
             if compilations.largest(count)? <= allowed {
@@ -449,25 +448,25 @@ impl Params {
         Err(Problem::new(
             Code::GraphShards,
             format!(
-                "no number of shards can be compiled in {}: one layer a shard takes {}",
+                "no number of shards can be compiled in {}: one layer per shard needs {}",
                 bytes(allowed),
                 bytes(compilations.largest(model.block_count())?)
             ),
         )
-        .help("raise `shard_memory`, or hold embedding and head in fewer bytes"))
+        .help("raise `shard_memory`, or store embedding and head in fewer bytes"))
     }
 
-    /// The two graphs of `piece`, under the names that Genie understands.
-    fn profiles(&self, piece: Piece) -> [(String, Profile); 2] {
+    /// The files and graphs of `subgraph`. Genie expects these names of graphs.
+    fn profiles(&self, subgraph: Subgraph) -> [(String, Profile); 2] {
         let profile = |kind: &str, tokens: u32| Profile {
-            name: format!("{kind}_ar{tokens}_cl{}_{}", self.context, piece.suffix()),
+            name: format!("{kind}_ar{tokens}_cl{}_{}", self.context, subgraph.suffix()),
             tokens: tokens.into(),
             context: self.context.into(),
             residual_exponent: self.residual_exponent as i32,
             ffn_exponent: self.ffn_exponent as i32,
-            piece,
+            subgraph,
         };
-        let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", piece.graph_stem(role)));
+        let [prefill, decode] = ROLES.map(|role| format!("{}.onnx", subgraph.graph_stem(role)));
         [
             (prefill, profile("prompt", self.prefill)),
             (decode, profile("token", 1)),

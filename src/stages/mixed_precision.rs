@@ -1,9 +1,9 @@
-//! `mixed-precision`: a scheme for each tensor, so that the model loses least within a budget of
-//! bytes.
+//! `mixed-precision`: chooses a scheme for each tensor, so that the model loses least within a
+//! budget of bytes.
 //!
-//! The assignment solves a knapsack over the measured costs, which are assumed to add up. It is
-//! written as the overrides of a `requant` stage, to be read, pinned and edited; `requant` with
-//! `scheme = "auto"` takes them as they are.
+//! The assignment solves a knapsack problem over the measured costs, which are assumed to add up.
+//! It is written as the overrides of a `requant` stage, to be read, pinned and edited; `requant`
+//! with `scheme = "auto"` takes them as they are.
 
 mod knapsack;
 
@@ -53,57 +53,67 @@ impl TypedStage for MixedPrecision {
     };
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
-        let measured = &inputs.one("sensitivity")?.parts;
-        let order = Order::new("", params);
-        Ok(vec![measured.iter().fold(order, |order, (name, part)| {
-            order.input(name.as_str(), part)
-        })])
+        let mut order = Order::new("", params);
+        for (name, part) in &inputs.one("sensitivity")?.parts {
+            order = order.input(name.as_str(), part);
+        }
+        Ok(vec![order])
     }
 
     fn run(params: Params, job: &Job) -> Result<Outputs> {
-        let tensors = job
-            .inputs()
-            .map(|(_, input)| input.facts.read())
-            .collect::<Result<Vec<TensorCosts>>>()?;
-        let choice = choose(&tensors, params.bytes)?;
-        let part = job.write(
-            render(&choice, params.bytes).as_bytes(),
-            CanonJson::of(&choice)?,
-        )?;
+        let mut tensors: Vec<TensorCosts> = vec![];
+        for (_, input) in job.inputs() {
+            tensors.push(input.facts.read()?);
+        }
+        let assignment = assign(&tensors, params.bytes)?;
+        let text = render(&assignment, params.bytes);
+        let part = job.write(text.as_bytes(), CanonJson::of(&assignment)?)?;
         Ok([(PartName::new(OVERRIDES)?, part)].into())
     }
 }
 
-fn choose(tensors: &[TensorCosts], budget: u64) -> Result<AssignmentFacts> {
-    let option = |cost: &Cost| Choice {
-        bytes: cost.bytes,
-        error: cost.kld,
+/// The cheapest assignment of schemes that takes at most `budget` bytes.
+fn assign(tensors: &[TensorCosts], budget: u64) -> Result<AssignmentFacts> {
+    let mut items: Vec<Vec<Choice>> = vec![];
+    for tensor in tensors {
+        let mut choices = vec![];
+        for cost in &tensor.costs {
+            choices.push(Choice {
+                bytes: cost.bytes,
+                error: cost.kld,
+            });
+        }
+        items.push(choices);
+    }
+    let Some(chosen) = knapsack::choose(&items, budget) else {
+        return Err(over_budget(&items, budget));
     };
-    let items: Vec<Vec<Choice>> = tensors
-        .iter()
-        .map(|tensor| tensor.costs.iter().map(option).collect())
-        .collect();
-    let chosen = knapsack::choose(&items, budget).ok_or_else(|| {
-        let least = |item: &Vec<Choice>| item.iter().map(|choice| choice.bytes).min().unwrap_or(0);
-        let least = items.iter().map(least).fold(0, u64::saturating_add);
-        let message = format!(
-            "{} tensors do not fit into {} bytes: they take {least} at least",
-            items.len(),
-            budget
-        );
-        Problem::new(Code::MixedPrecisionBudget, message)
-            .help("raise `bytes`, or give `sensitivity` a candidate of a smaller scheme")
-    })?;
-    let picked: Vec<(&str, &Cost)> = tensors
-        .iter()
-        .zip(&chosen)
-        .map(|(tensor, option)| (tensor.tensor.as_str(), &tensor.costs[*option]))
-        .collect();
+    let (mut picked, mut bytes, mut kld) = (vec![], 0, 0.0);
+    for (tensor, index) in tensors.iter().zip(chosen) {
+        let cost = &tensor.costs[index];
+        bytes += cost.bytes;
+        kld += cost.kld;
+        picked.push((tensor.tensor.as_str(), cost));
+    }
     Ok(AssignmentFacts {
         overrides: overrides(&picked),
-        bytes: picked.iter().map(|(_, cost)| cost.bytes).sum(),
-        kld: picked.iter().map(|(_, cost)| cost.kld).sum(),
+        bytes,
+        kld,
     })
+}
+
+fn over_budget(items: &[Vec<Choice>], budget: u64) -> Problem {
+    let mut least = 0u64;
+    for item in items {
+        let smallest = item.iter().map(|choice| choice.bytes).min();
+        least = least.saturating_add(smallest.unwrap_or(0));
+    }
+    let message = format!(
+        "{} tensors do not fit into {budget} bytes: they take {least} at least",
+        items.len()
+    );
+    Problem::new(Code::MixedPrecisionBudget, message)
+        .help("raise `bytes`, or give `sensitivity` a candidate of a smaller scheme")
 }
 
 /// For each kind of tensor its most frequent scheme as a pattern over all layers, then the layers
@@ -111,61 +121,65 @@ fn choose(tensors: &[TensorCosts], budget: u64) -> Result<AssignmentFacts> {
 fn overrides(picked: &[(&str, &Cost)]) -> Vec<ChosenScheme> {
     let mut kinds: BTreeMap<String, Vec<(&str, &str)>> = BTreeMap::new();
     for (tensor, cost) in picked {
-        kinds
-            .entry(kind(tensor))
-            .or_default()
-            .push((tensor, &cost.scheme));
+        let tensors = kinds.entry(layer_pattern(tensor)).or_default();
+        tensors.push((tensor, &cost.scheme));
     }
     let mut overrides = vec![];
     for (pattern, mut tensors) in kinds {
         tensors.sort_by_key(|(tensor, _)| base::by_number(tensor));
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        tensors
-            .iter()
-            .for_each(|(_, scheme)| *counts.entry(scheme).or_default() += 1);
-        let Some((usual, _)) = counts.into_iter().rev().max_by_key(|(_, count)| *count) else {
-            continue;
-        };
+        let usual = most_frequent(&tensors);
         overrides.push(ChosenScheme {
             pattern,
             scheme: usual.into(),
         });
-        let others = tensors.into_iter().filter(|(_, scheme)| *scheme != usual);
-        overrides.extend(others.map(|(tensor, scheme)| ChosenScheme {
-            pattern: tensor.into(),
-            scheme: scheme.into(),
-        }));
+        for (tensor, scheme) in tensors {
+            if scheme != usual {
+                overrides.push(ChosenScheme {
+                    pattern: tensor.into(),
+                    scheme: scheme.into(),
+                });
+            }
+        }
     }
     overrides
 }
 
-/// `blk.*.attn_q.weight` of `blk.3.attn_q.weight`.
-fn kind(tensor: &str) -> String {
-    let piece = |piece: &str| {
-        if piece.parse::<u32>().is_ok() {
-            "*".into()
-        } else {
-            piece.to_string()
+/// The scheme of most of `tensors`; among equals, the first by name.
+fn most_frequent<'a>(tensors: &[(&str, &'a str)]) -> &'a str {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, scheme) in tensors {
+        *counts.entry(scheme).or_default() += 1;
+    }
+    let (mut most_frequent, mut most) = ("", 0);
+    for (scheme, count) in counts {
+        if count > most {
+            (most_frequent, most) = (scheme, count);
         }
-    };
-    tensor
-        .split('.')
-        .map(piece)
-        .collect::<Vec<String>>()
-        .join(".")
+    }
+    most_frequent
 }
 
-/// As a piece of a plan.
-fn render(choice: &AssignmentFacts, budget: u64) -> String {
+/// The pattern of a tensor in all layers: `blk.*.attn_q.weight` for `blk.3.attn_q.weight`.
+fn layer_pattern(tensor: &str) -> String {
+    let mut components = vec![];
+    for component in tensor.split('.') {
+        let is_number = component.parse::<u32>().is_ok();
+        components.push(if is_number { "*" } else { component });
+    }
+    components.join(".")
+}
+
+/// The overrides as text for a plan.
+fn render(assignment: &AssignmentFacts, budget: u64) -> String {
     let mut text = format!(
         "# {} of {}; expected KL divergence {:.2e} nats, the sum of what each tensor was measured \
          to cost.\n# These lines can stand under a `requant` stage, pinned and edited; the last \
          that matches a tensor wins.\noverride = [\n",
-        bytes(choice.bytes),
+        bytes(assignment.bytes),
         bytes(budget),
-        choice.kld
+        assignment.kld
     );
-    for ChosenScheme { pattern, scheme } in &choice.overrides {
+    for ChosenScheme { pattern, scheme } in &assignment.overrides {
         let _ = writeln!(text, "    {{ match = {pattern:?}, scheme = {scheme:?} }},");
     }
     text + "]\n"
@@ -188,22 +202,19 @@ mod tests {
     }
 
     #[test]
-    fn the_tensors_that_suffer_least_give_way() {
+    fn the_least_sensitive_tensors_get_the_smaller_scheme() {
         let names = [
             "blk.0.attn_q.weight",
             "blk.1.attn_q.weight",
             "blk.2.attn_q.weight",
             "blk.0.ffn_up.weight",
         ];
-        let tensors: Vec<_> = names
-            .iter()
-            .zip([3e-3, 1e-3, 2e-3, 5e-4])
-            .map(|(n, k)| tensor(n, 0.0, k))
-            .collect();
-        let choice = choose(&tensors, 1740).unwrap();
-        assert_eq!((choice.bytes, choice.kld), (1740, 1.5e-3));
+        let klds = [3e-3, 1e-3, 2e-3, 5e-4];
+        let tensors: Vec<_> = (0..4).map(|i| tensor(names[i], 0.0, klds[i])).collect();
+        let assignment = assign(&tensors, 1740).unwrap();
+        assert_eq!((assignment.bytes, assignment.kld), (1740, 1.5e-3));
         assert_eq!(
-            render(&choice, 1750),
+            render(&assignment, 1750),
             "# 1.7 kB of 1.8 kB; expected KL divergence 1.50e-3 nats, the sum of what each tensor \
              was measured to cost.\n# These lines can stand under a `requant` stage, pinned and \
              edited; the last that matches a tensor wins.\noverride = [\n    { match = \
@@ -211,7 +222,7 @@ mod tests {
              \"blk.1.attn_q.weight\", scheme = \"lpbq-64\" },\n    { match = \
              \"blk.*.ffn_up.weight\", scheme = \"lpbq-64\" },\n]\n"
         );
-        let problem = choose(&tensors, 1600).unwrap_err();
+        let problem = assign(&tensors, 1600).unwrap_err();
         assert_eq!(
             problem.message,
             "4 tensors do not fit into 1600 bytes: they take 1680 at least"

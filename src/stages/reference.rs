@@ -1,8 +1,7 @@
-//! `reference`: the predictions of the model itself, its weights dequantized exactly and run in
-//! f32.
+//! `reference`: the predictions of the model itself, with exactly dequantized weights, in f32.
 //!
 //! One order runs all windows, so that a weight is dequantized once for many of them. Each window
-//! is a part of its own: a candidate's score of a window depends on that window only.
+//! is a part of its own, so that a candidate's score of a window depends on that window only.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -25,15 +24,15 @@ use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::Element;
 use crate::run::{MAX_WINDOWS, windows};
 
-/// Longest sequence: attention takes memory by its square.
+/// Longest sequence: the memory of attention grows with its square.
 const MAX_TOKENS: u32 = 4096;
 
 /// The program itself, a tokenizer, buffers, and what an allocator keeps.
 const OWN_BYTES: u64 = 128 << 20;
 
-/// Windows are run together up to so many tokens: enough that dequantizing weights costs little
-/// beside multiplying by them.
-const TOGETHER: usize = 1024;
+/// Tokens of the windows that are run together: enough that dequantizing the weights costs little
+/// compared with multiplying by them.
+const BATCH_TOKENS: usize = 1024;
 
 /// The parameters.
 #[derive(Serialize, Deserialize, JsonSchema)]
@@ -105,8 +104,8 @@ impl TypedStage for ReferenceStage {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let model = inputs.one("model")?;
         let (_, text) = inputs.one("text")?.only()?;
-        let demand = demand(&params, model)?;
-        let mut order = Order::new("", params).input("text", text).demand(demand);
+        let peak = demand(&params, model)?;
+        let mut order = Order::new("", params).input("text", text).demand(peak);
         for name in ["model.json", "tokenizer.json"] {
             order = order.input(name, model.part(name)?);
         }
@@ -119,45 +118,39 @@ impl TypedStage for ReferenceStage {
     fn run(params: Params, job: &Job) -> Result<Outputs> {
         let spec: DecoderSpec = job.input("model.json")?.facts.read()?;
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
-        let windows = windows(
-            &job.read("text")?,
-            &tokenizer,
-            params.windows,
-            params.tokens,
-        )?;
-        let prompt = params
-            .prompt
-            .as_deref()
-            .map(|prompt| tokenizer.encode(prompt))
-            .transpose()?;
+        let text = job.read("text")?;
+        let texts = windows(&text, &tokenizer, params.windows, params.tokens)?;
+        let prompt = match &params.prompt {
+            Some(prompt) => Some(tokenizer.encode(prompt)?),
+            None => None,
+        };
 
         let weights = FileWeights::new(job)?;
         let model = Reference::new(&spec, &weights)?;
-        let vocab = u64::from(spec.vocab);
-        let together = (TOGETHER / params.tokens as usize).max(1);
-        let steps = windows.len() as u64;
+        let batch = (BATCH_TOKENS / params.tokens as usize).max(1);
+        let count = texts.len() as u64;
         let mut outputs = Outputs::new();
-        for (group, some) in windows.chunks(together).enumerate() {
-            let texts: Vec<&[u32]> = some.iter().map(Vec::as_slice).collect();
-            let first = group * together;
+        for (batch_index, texts) in texts.chunks(batch).enumerate() {
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            let first = batch_index * batch;
             let states = model.states(&texts, |_| {
-                job.progress(first as u64, steps, "windows");
+                job.progress(first as u64, count, "windows");
                 job.check_cancelled()
             })?;
-            for (index, (tokens, state)) in (first..).zip(texts.iter().zip(&states)) {
+            for (index, state) in states.iter().enumerate() {
                 job.check_cancelled()?;
+                let tokens = texts[index];
                 let mut sink = job.create()?;
                 model.logits(state, |logits| write_f32(&mut sink, logits))?;
-                let shape = vec![tokens.len() as u64, vocab];
-                let shape = ArrayFacts {
-                    shape,
+                let facts = ArrayFacts {
+                    shape: vec![tokens.len() as u64, spec.vocab.into()],
                     element: Element::F32,
                 };
                 let logits = Part {
                     content: sink.finish()?,
-                    facts: CanonJson::of(&shape)?,
+                    facts: CanonJson::of(&facts)?,
                 };
-                let folder = format!("window-{index:03}");
+                let folder = format!("window-{:03}", first + index);
                 outputs.insert(PartName::new(format!("{folder}/logits"))?, logits);
                 let text = serde_json::to_vec(tokens)
                     .context(Code::ReferenceTokens, || "serialize the tokens".into())?;
@@ -168,28 +161,11 @@ impl TypedStage for ReferenceStage {
             }
         }
         if let Some(prompt) = prompt {
-            let count = params.greedy as usize;
-            let choices = model.greedy(&prompt, count, tokenizer.ends(), |done| {
-                job.progress(done as u64, count as u64, "tokens");
-                job.check_cancelled()
-            })?;
-            let tokens: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
-            let ended = tokens
-                .last()
-                .is_some_and(|token| tokenizer.ends().contains(token));
-            let text = tokenizer.decode(&tokens)?;
-            let gaps = choices.iter().map(|choice| choice.gap).collect();
-            let greedy = CanonJson::of(&Greedy {
-                prompt,
-                tokens,
-                ended,
-                gaps,
-                text,
-            })?
-            .to_string();
+            let greedy = continue_greedily(&model, &tokenizer, prompt, params.greedy, job)?;
+            let text = CanonJson::of(&greedy)?.to_string();
             outputs.insert(
                 PartName::new("greedy.json")?,
-                job.write(greedy.as_bytes(), CanonJson::default())?,
+                job.write(text.as_bytes(), CanonJson::default())?,
             );
         }
         outputs.insert(PartName::new("model.json")?, job.pass("model.json")?);
@@ -197,23 +173,57 @@ impl TypedStage for ReferenceStage {
     }
 }
 
-/// Some logits twice, which are all of a small model's; or what a layer holds: of each token that
-/// is run the stream and what becomes of it, of one text the scores of the heads that share a key.
+fn continue_greedily(
+    model: &Reference,
+    tokenizer: &Tokenizer,
+    prompt: Vec<u32>,
+    most_tokens: u32,
+    job: &Job,
+) -> Result<Greedy> {
+    let choices = model.greedy(&prompt, most_tokens as usize, tokenizer.ends(), |done| {
+        job.progress(done as u64, most_tokens.into(), "tokens");
+        job.check_cancelled()
+    })?;
+    let (mut tokens, mut gaps) = (vec![], vec![]);
+    for choice in choices {
+        tokens.push(choice.token);
+        gaps.push(choice.gap);
+    }
+    let ended = match tokens.last() {
+        Some(last) => tokenizer.ends().contains(last),
+        None => false,
+    };
+    let text = tokenizer.decode(&tokens)?;
+    Ok(Greedy {
+        prompt,
+        tokens,
+        ended,
+        gaps,
+        text,
+    })
+}
+
+/// The larger of two peaks. A piece of the logits twice, which is all logits of a small model. Or
+/// the values of a layer: of each token of a batch the residual stream and what is computed from
+/// it, and of one text the scores of the heads that share a key.
 fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
     let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
     let [tokens, vocab, ffn, hidden] =
         [params.tokens, spec.vocab, spec.ffn, spec.hidden].map(u64::from);
     let group = u64::from(spec.heads.div_ceil(spec.kv_heads.max(1)));
-    let run = (params.windows as u64 * tokens)
-        .min(TOGETHER as u64)
+    let batch_tokens = (params.windows as u64 * tokens)
+        .min(BATCH_TOKENS as u64)
         .max(tokens);
     let logits = 2 * (tokens * vocab).min((LOGITS as u64).max(vocab));
-    let layer = run * (2 * ffn + 8 * hidden) + tokens * tokens * group;
+    let layer = batch_tokens * (2 * ffn + 8 * hidden) + tokens * tokens * group;
     let memory_bytes = logits
         .max(layer)
         .saturating_mul(4)
         .saturating_add(OWN_BYTES);
-    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    let threads = match std::thread::available_parallelism() {
+        Ok(count) => count.get() as u32,
+        Err(_) => 1,
+    };
     Ok(Demand {
         memory_bytes,
         threads,
@@ -224,18 +234,21 @@ fn demand(params: &Params, model: &Manifest) -> Result<Demand> {
 fn write_f32(sink: &mut impl Write, values: &[f32]) -> Result<()> {
     const CHUNK: usize = 1 << 16;
     for chunk in values.chunks(CHUNK) {
-        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut bytes = Vec::with_capacity(4 * chunk.len());
+        for value in chunk {
+            bytes.extend(value.to_le_bytes());
+        }
         sink.write_all(&bytes)
             .context(Code::Io, || "write logits".into())?;
     }
     Ok(())
 }
 
-/// The GGUF's tensors, exactly dequantized.
-struct FileWeights<'a>(BTreeMap<&'a str, Stored>);
+/// The tensors of the GGUF by name, which are dequantized when they are read.
+struct FileWeights<'a>(BTreeMap<&'a str, StoredTensor>);
 
-/// A tensor as it lies in the file.
-struct Stored {
+/// The bytes of a tensor.
+struct StoredTensor {
     blob: Blob,
     ggml: &'static GgmlType,
     columns: u64,
@@ -243,61 +256,77 @@ struct Stored {
 
 impl<'a> FileWeights<'a> {
     fn new(job: &Job<'a>) -> Result<Self> {
-        let tensors = job
-            .inputs()
-            .filter_map(|(name, input)| Some((name.strip_prefix("tensors/")?, name, input)));
-        let stored = tensors.map(|(name, input, ingredient)| {
-            let facts: TensorFacts = ingredient.facts.read()?;
-            let (blob, ggml) = (job.read(input)?, GgmlType::by_name(&facts.ggml_type)?);
-            let values = facts
-                .shape
-                .iter()
-                .try_fold(1u64, |product, extent| product.checked_mul(*extent));
-            let columns = facts.shape.last().copied().unwrap_or(0);
-            if values.and_then(|values| ggml.bytes(values)) != Some(blob.len() as u64)
-                || ggml.bytes(columns).is_none()
-            {
-                let message = format!(
-                    "`{name}` has {} bytes, which is no {} of shape {:?}",
-                    blob.len(),
-                    ggml.name,
-                    facts.shape
-                );
-                return Err(Problem::new(Code::ReferenceTensor, message));
+        let mut tensors = BTreeMap::new();
+        for (input, ingredient) in job.inputs() {
+            if let Some(name) = input.strip_prefix("tensors/") {
+                let facts = ingredient.facts.read()?;
+                tensors.insert(name, StoredTensor::new(name, facts, job.read(input)?)?);
             }
-            Ok((
-                name,
-                Stored {
-                    blob,
-                    ggml,
-                    columns,
-                },
-            ))
-        });
-        Ok(FileWeights(stored.collect::<Result<_>>()?))
+        }
+        Ok(FileWeights(tensors))
     }
+}
+
+impl StoredTensor {
+    /// Refused: a blob whose size does not follow from type and shape.
+    fn new(name: &str, facts: TensorFacts, blob: Blob) -> Result<Self> {
+        let ggml = GgmlType::by_name(&facts.ggml_type)?;
+        let columns = facts.shape.last().copied().unwrap_or(0);
+        let tensor = StoredTensor {
+            blob,
+            ggml,
+            columns,
+        };
+        let bytes = size_bytes(ggml, &facts.shape);
+        if bytes != Some(tensor.blob.len() as u64) || ggml.bytes(columns).is_none() {
+            let message = format!(
+                "`{name}` has {} bytes, which is no {} of shape {:?}",
+                tensor.blob.len(),
+                ggml.name,
+                facts.shape
+            );
+            return Err(Problem::new(Code::ReferenceTensor, message));
+        }
+        Ok(tensor)
+    }
+
+    /// Where `row` begins in the blob.
+    fn byte_offset(&self, row: u64) -> Option<u64> {
+        self.ggml.bytes(row.checked_mul(self.columns)?)
+    }
+
+    /// The bytes of `rows`.
+    fn blocks(&self, rows: &Range<usize>) -> Option<Blob> {
+        let start = self.byte_offset(rows.start as u64)?;
+        let end = self.byte_offset(rows.end as u64)?;
+        self.blob.slice(start..end)
+    }
+
+    /// The values of `rows`. What was read is released from memory.
+    fn decode(&self, rows: &Range<usize>) -> Option<Vec<f32>> {
+        let blocks = self.blocks(rows)?;
+        let mut values = vec![0.0; rows.len() * self.columns as usize];
+        decode_far(self.ggml, self.ggml.format, &blocks, &mut values);
+        blocks.leave(0..blocks.len());
+        Some(values)
+    }
+}
+
+fn size_bytes(ggml: &GgmlType, shape: &[u64]) -> Option<u64> {
+    let mut values = 1u64;
+    for extent in shape {
+        values = values.checked_mul(*extent)?;
+    }
+    ggml.bytes(values)
 }
 
 impl Weights for FileWeights<'_> {
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        let missing = || {
-            Problem::new(
-                Code::ReferenceTensor,
-                format!("`{name}` has no rows {rows:?}"),
-            )
-        };
-        let Stored {
-            blob,
-            ggml,
-            columns,
-        } = self.0.get(name).ok_or_else(missing)?;
-        let values = |rows: usize| (rows as u64).checked_mul(*columns).ok_or_else(missing);
-        let at = |row: usize| values(row).and_then(|values| ggml.bytes(values).ok_or_else(missing));
-        let (start, end) = (at(rows.start)?, at(rows.end)?);
-        let blocks = blob.slice(start..end).ok_or_else(missing)?;
-        let mut out = vec![0.0; values(rows.len())? as usize];
-        decode_far(ggml, ggml.format, &blocks, &mut out);
-        blocks.leave(0..blocks.len());
-        Ok(out)
+        let tensor = self.0.get(name);
+        let values = tensor.and_then(|tensor| tensor.decode(&rows));
+        values.ok_or_else(|| {
+            let message = format!("`{name}` has no rows {rows:?}");
+            Problem::new(Code::ReferenceTensor, message)
+        })
     }
 }

@@ -1,9 +1,9 @@
-//! `sensitivity`: the measured cost of each scheme for each tensor: one tensor of a graph is stored
+//! `sensitivity`: measures the cost of each scheme for each tensor. One tensor of a graph is stored
 //! in another scheme, all others stay as they are, and the model's predictions are compared with
 //! the reference's.
 //!
 //! One order per tensor, which runs the graph once for each candidate and window. `mixed-precision`
-//! makes an assignment of it.
+//! computes an assignment from the costs.
 
 mod swap;
 
@@ -38,29 +38,29 @@ pub struct Params {
     #[serde(rename = "match", default)]
     patterns: Vec<String>,
     /// Number of the reference's windows that are run.
-    #[serde(default = "one")]
+    #[serde(default = "default_windows")]
     #[schemars(range(min = 1))]
     windows: usize,
 }
 
-fn one() -> usize {
+fn default_windows() -> usize {
     1
 }
 
-/// One tensor, and what its candidates take.
+/// One tensor, and its schemes.
 #[derive(Serialize, Deserialize)]
 pub struct Tensor {
     tensor: String,
     windows: usize,
-    /// As the graph has it.
-    own: Held,
-    /// In other schemes.
-    candidates: Vec<Held>,
+    /// In the graph.
+    own: StoredSize,
+    /// In the candidates that differ.
+    candidates: Vec<StoredSize>,
 }
 
-/// How a tensor is held.
+/// The scheme that a tensor is stored in, and its size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Held {
+pub struct StoredSize {
     scheme: String,
     bytes: u64,
 }
@@ -122,46 +122,46 @@ impl TypedStage for Sensitivity {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Tensor>>> {
         let graph = inputs.one("graph")?;
         let candidates = inputs.many("candidates");
-        let windows = windows(inputs.one("reference")?, Some(params.windows))?;
+        let reference = inputs.one("reference")?;
+        let chosen_windows = windows(reference, Some(params.windows))?;
         let runtime = Candidate::of_graph(inputs)?;
-        let patterns = params
-            .patterns
-            .iter()
-            .map(|text| tensors::pattern(text))
-            .collect::<Result<Vec<_>>>()?;
-        let wanted = |name: &&str| {
-            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(name))
-        };
+        let mut patterns = vec![];
+        for text in &params.patterns {
+            patterns.push(tensors::pattern(text)?);
+        }
 
         let mut orders = vec![];
-        for name in names(graph).into_iter().filter(wanted) {
+        for name in tensor_names(graph) {
+            if !patterns.is_empty() && !patterns.iter().any(|pattern| pattern.is_match(name)) {
+                continue;
+            }
             let own = blobs(graph, name);
-            let others = candidates
-                .iter()
-                .map(|(_, other)| (other, blobs(other, name)));
-            let others: Vec<_> = others.filter(|(_, blobs)| *blobs != own).collect();
-            if others.is_empty() {
+            let (mut sizes, mut changes) = (vec![], vec![]);
+            for (_, candidate) in candidates {
+                let other = blobs(candidate, name);
+                if other != own {
+                    sizes.push(stored_size(name, &other)?);
+                    changes.push((candidate.part(PREFILL)?, other));
+                }
+            }
+            if changes.is_empty() {
                 continue;
             }
             let tensor = Tensor {
                 tensor: name.into(),
-                windows: windows.len(),
-                own: held(name, &own)?,
-                candidates: others
-                    .iter()
-                    .map(|(_, blobs)| held(name, blobs))
-                    .collect::<Result<_>>()?,
+                windows: chosen_windows.len(),
+                own: stored_size(name, &own)?,
+                candidates: sizes,
             };
             let mut order = runtime.order(name, tensor);
-            for (index, (manifest, blobs)) in others.into_iter().enumerate() {
-                let changed = blobs
-                    .into_iter()
-                    .chain([(PREFILL.into(), manifest.part(PREFILL)?)]);
-                order = changed.fold(order, |order, (blob, part)| {
-                    order.input(format!("change/{index}/{blob}"), part)
-                });
+            for (index, (prefill, blobs)) in changes.into_iter().enumerate() {
+                let folder = format!("change/{index}");
+                order = order.input(format!("{folder}/{PREFILL}"), prefill);
+                for (blob, part) in blobs {
+                    order = order.input(format!("{folder}/{blob}"), part);
+                }
             }
-            for (index, (_, (tokens, logits))) in windows.iter().enumerate() {
+            for (index, (_, (tokens, logits))) in chosen_windows.iter().enumerate() {
                 order = order
                     .input(format!("tokens/{index}"), tokens)
                     .input(format!("logits/{index}"), logits);
@@ -171,7 +171,7 @@ impl TypedStage for Sensitivity {
         if orders.is_empty() {
             return Err(Problem::new(
                 Code::SensitivityNothing,
-                "no candidate holds a tensor otherwise than the graph",
+                "no candidate stores a tensor differently from the graph",
             )
             .help(
                 "give `candidates` that are graphs over weights of another scheme, and `match` \
@@ -190,17 +190,16 @@ impl TypedStage for Sensitivity {
             kld: 0.0,
         }];
         let calls = (order.candidates.len() * order.windows) as u64;
-        for (index, Held { scheme, bytes }) in order.candidates.into_iter().enumerate() {
+        for (index, StoredSize { scheme, bytes }) in order.candidates.into_iter().enumerate() {
             let folder = format!("change/{index}/");
-            let changed = swap(
-                base.clone(),
-                &decode(&job.read(&format!("{folder}{PREFILL}"))?)?,
-                &order.tensor,
-            )?;
-            let engine = runtime.anew(job)?;
+            let other = decode(&job.read(&format!("{folder}{PREFILL}"))?)?;
+            let changed = swap(base.clone(), &other, &order.tensor)?;
+            let engine = runtime.reopen(job)?;
             engine.replace_prefill(&changed.encode_to_vec())?;
             for (input, _) in job.inputs() {
-                if let Some(blob) = input.strip_prefix(&folder).filter(|blob| *blob != PREFILL) {
+                if let Some(blob) = input.strip_prefix(&folder)
+                    && blob != PREFILL
+                {
                     engine.replace(blob, &job.path(input)?)?;
                 }
             }
@@ -208,20 +207,19 @@ impl TypedStage for Sensitivity {
                 engine: Box::new(engine),
                 model: model.clone(),
             };
-            let mut klds = vec![];
+            let (mut sum, mut count) = (0.0, 0usize);
             for window in 0..order.windows {
                 job.check_cancelled()?;
                 job.progress((index * order.windows + window) as u64, calls, "runs");
                 let (tokens, logits) = (format!("tokens/{window}"), format!("logits/{window}"));
-                klds.extend(
-                    score_window(job, &mut decoder, &tokens, &logits)?
-                        .tokens
-                        .into_iter()
-                        .map(|token| token.kld),
-                );
+                let score = score_window(job, &mut decoder, &tokens, &logits)?;
+                for token in &score.tokens {
+                    sum += token.kld;
+                }
+                count += score.tokens.len();
             }
-            // Rounding can make a divergence of nothing a little less than nothing.
-            let kld = (klds.iter().sum::<f64>() / klds.len().max(1) as f64).max(0.0);
+            // Rounding can make a divergence of zero slightly negative.
+            let kld = (sum / count.max(1) as f64).max(0.0);
             costs.push(Cost { scheme, bytes, kld });
         }
         let facts = CanonJson::of(&TensorCosts {
@@ -236,44 +234,34 @@ impl TypedStage for Sensitivity {
     }
 }
 
-/// The tensors whose blobs `graph` points to.
-fn names(graph: &Manifest) -> BTreeSet<&str> {
-    graph
-        .under("weights")
-        .map(|(blob, _)| blob_owner(blob))
-        .collect()
+/// The tensors whose blobs `graph` reads.
+fn tensor_names(graph: &Manifest) -> BTreeSet<&str> {
+    let blobs = graph.under("weights");
+    blobs.map(|(blob, _)| blob_owner(blob)).collect()
 }
 
-/// The blobs of tensor `name`, by their place beside the graph's file.
+/// The blobs of tensor `name`, by their paths relative to the graph's file.
 fn blobs<'a>(graph: &'a Manifest, name: &str) -> BTreeMap<String, &'a Part> {
     let folder = format!("weights/{name}");
-    graph
-        .under(&folder)
-        .map(|(blob, part)| (format!("{folder}/{blob}"), part))
-        .collect()
+    let mut blobs = BTreeMap::new();
+    for (blob, part) in graph.under(&folder) {
+        blobs.insert(format!("{folder}/{blob}"), part);
+    }
+    blobs
 }
 
-fn held(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<Held> {
-    let facts = blobs
-        .values()
-        .map(|part| part.facts.read())
-        .collect::<Result<Vec<WeightFacts>>>()?;
-    let scheme = facts
-        .into_iter()
-        .find_map(|facts| facts.error)
-        .map(|error| error.scheme);
-    let unknown = || {
-        Problem::new(
-            Code::SensitivityScheme,
-            format!("the weights of `{name}` do not say their scheme"),
-        )
+fn stored_size(name: &str, blobs: &BTreeMap<String, &Part>) -> Result<StoredSize> {
+    let (mut scheme, mut bytes) = (None, 0);
+    for part in blobs.values() {
+        let facts: WeightFacts = part.facts.read()?;
+        if let (None, Some(error)) = (&scheme, facts.error) {
+            scheme = Some(error.scheme);
+        }
+        bytes += part.content.digest.size_bytes;
+    }
+    let Some(scheme) = scheme else {
+        let message = format!("the weights of `{name}` do not name their scheme");
+        return Err(Problem::new(Code::SensitivityScheme, message));
     };
-    let bytes = blobs
-        .values()
-        .map(|part| part.content.digest.size_bytes)
-        .sum();
-    Ok(Held {
-        scheme: scheme.ok_or_else(unknown)?,
-        bytes,
-    })
+    Ok(StoredSize { scheme, bytes })
 }

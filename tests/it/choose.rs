@@ -159,6 +159,6 @@ fn candidates_that_differ_in_nothing_are_refused() {
     let problem = road.run("sensitivity", json!({}), &slots).unwrap_err();
     assert_eq!(
         problem.message,
-        "no candidate holds a tensor otherwise than the graph"
+        "no candidate stores a tensor differently from the graph"
     );
 }

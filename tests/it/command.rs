@@ -259,7 +259,8 @@ fn what_it_must_leave_must_be_there_and_be_a_file() {
         .fails(1, &["a symbolic link as outputs/pot"]);
     Bench::new("/bin/rmdir outputs; /bin/ln -s /etc outputs", PLAIN)
         .fails(1, &["something else where outputs/ was"]);
-    Bench::new("/bin/mkdir outputs/pot; >outputs/pot/a", PLAIN).fails(1, &["`outputs/` holds pot/a"]);
+    Bench::new("/bin/mkdir outputs/pot; >outputs/pot/a", PLAIN)
+        .fails(1, &["`outputs/` holds pot/a"]);
     let folder = "program = 'TOOL'\noutputs = ['etc/']";
     Bench::new("/bin/ln -s /etc outputs/etc", folder)
         .fails(1, &["wrote no outputs/etc/", "`outputs/` holds etc"]);

@@ -1,59 +1,61 @@
-//! Which activations are held in 16 bits, and on what grid: chosen by the error that a calibration
-//! promises.
+//! Chooses which activations are stored in 16 bits, and on what grid, by the rounding error that a
+//! calibration predicts.
 //!
-//! Values that are one another's data, moved, share a grid; they are a class. A class is rounded if
-//! its error is small and somebody computes on its codes. What is wide (the residual stream, whose
-//! largest element is a thousand times an ordinary one) stays float, and so does all that only
-//! float operators read.
+//! Values that are copies of each other's data share a grid; they are a class. A class is rounded
+//! if its error is small and some operator computes on its codes. A class with a wide range stays
+//! float (the residual stream: its largest element is a thousand times an ordinary one), and so do
+//! values that only float operators read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::classes::Classes;
-use super::{Activations as Held, Cache};
+use super::{Activations as Storage, Cache};
 use crate::base::{Code, Problem, Result};
 use crate::model::calibration::{Activation, Activations};
 use crate::model::decoder::inputs::{self, HostInput};
 use crate::model::onnx::proto::{GraphProto, NodeProto};
 use crate::model::onnx::{Function, Grid};
 
-/// How far below the least score a masked one lies at least: e^-30 of its weight is left. Genie
-/// gives the least code to what is masked, so that the grid of the mask decides how deep it is.
+/// The least distance of a masked score below the least visible one: its weight is then at most
+/// e^-30. Genie masks with the least code, so the grid of the mask decides how deep the mask is.
 const MASKED: f32 = 30.0;
 
-/// What the plan says.
+/// The parameters of the choice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Policy {
-    pub(super) activations: Held,
+    pub(super) activations: Storage,
     pub(super) cache: Cache,
-    /// Signal to rounding noise, at least.
+    /// The least signal to rounding noise.
     pub(super) sqnr_db: f64,
-    /// How much wider a grid is than what was seen.
+    /// How far a grid extends beyond the calibrated range on both sides, as a fraction of it.
     pub(super) margin: f32,
 }
 
-/// What became of a class, by one of its values: a line of `encodings.json`.
+/// The choice for a class, by one of its values: a line of `encodings.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Chosen {
-    /// Absent where it stays float.
+    /// Absent if the class stays float.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(super) grid: Option<Grid>,
-    /// Signal to rounding noise on a grid of 16 bits, of what is no outlier.
+    /// Signal to rounding noise on a grid of 16 bits, without outliers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sqnr_db: Option<f64>,
-    /// Why it stays float.
+    /// Why the class stays float.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) float: Option<&'static str>,
 }
 
-/// The values that are rounded as soon as they are made, and what became of every class.
+/// The choice for a graph.
 pub(super) struct Choice {
+    /// The values that are rounded as soon as they are computed.
     pub(super) grids: BTreeMap<String, Grid>,
+    /// Every class.
     pub(super) report: BTreeMap<String, Chosen>,
 }
 
-/// Whether keys or values go in or come out under this name.
+/// Whether a graph takes or returns keys or values under this name.
 fn is_cache(name: &str) -> bool {
     inputs::Cache::named(name).is_some()
 }
@@ -64,32 +66,30 @@ pub(super) fn choose(
     calibration: &Activations,
     policy: Policy,
 ) -> Result<Choice> {
-    let whole = policy.activations == Held::U16 && policy.cache == Cache::U16;
-    // A cache of other codes than what it is made of begins anew where the graph gives it out.
-    let begins_anew = |value: &str| !whole && is_cache(value);
-    let classes = Classes::new(graph, begins_anew);
+    let same_codes = policy.activations == Storage::U16 && policy.cache == Cache::U16;
     check(graph, calibration)?;
     let mut chooser = Chooser {
         graph,
         calibration,
-        classes,
+        // A cache of other codes than the values it is made from is rounded again at the output.
+        classes: Classes::new(graph, |value| !same_codes && is_cache(value)),
         policy,
         grids: BTreeMap::new(),
         report: BTreeMap::new(),
     };
-    chooser.offer();
-    chooser.drop_idle();
+    chooser.assign_grids();
+    chooser.drop_unused();
     Ok(chooser.finish())
 }
 
-/// A calibration of another graph is of no use.
+/// Refuses a calibration of another graph.
 fn check(graph: &GraphProto, calibration: &Activations) -> Result<()> {
-    let outputs = graph.node.iter().flat_map(|node| &node.output);
-    let unknown: Vec<&str> = outputs
-        .map(String::as_str)
-        .filter(|name| !calibration.contains_key(*name))
-        .take(4)
-        .collect();
+    let mut unknown = vec![];
+    for output in graph.node.iter().flat_map(|node| &node.output) {
+        if !calibration.contains_key(output) && unknown.len() < 4 {
+            unknown.push(output.as_str());
+        }
+    }
     if unknown.is_empty() {
         return Ok(());
     }
@@ -107,136 +107,149 @@ struct Chooser<'a> {
     policy: Policy,
     /// By class.
     grids: BTreeMap<usize, Grid>,
+    /// By class.
     report: BTreeMap<usize, Chosen>,
 }
 
-/// What a class is to the operators around it.
+/// How the operators and the host use the classes.
 #[derive(Default)]
-struct Roles {
+struct Uses {
     /// The second operand of a MatMul.
     symmetric: BTreeSet<usize>,
-    /// Given by Softmax or Sigmoid.
+    /// The output of Softmax or Sigmoid.
     unit: BTreeSet<usize>,
     /// Scores with the mask added: by class, the class of the scores.
     masked: BTreeMap<usize, usize>,
     cache: BTreeSet<usize>,
-    /// Given by the host, between -1 and 1.
-    turns: BTreeSet<usize>,
+    /// Cosines and sines, between -1 and 1.
+    rotary: BTreeSet<usize>,
     mask: Option<usize>,
 }
 
-impl Chooser<'_> {
-    fn roles(&self) -> Roles {
-        let mut roles = Roles::default();
-        let class = |name: &str| self.classes.of(name);
-        for name in self.graph.input.iter().map(|input| input.name.as_str()) {
-            match HostInput::named(name) {
-                Some(HostInput::Mask) => roles.mask = class(name),
-                Some(HostInput::RotaryCos | HostInput::RotarySin) => {
-                    roles.turns.extend(class(name))
-                }
-                Some(HostInput::Past(..)) => roles.cache.extend(class(name)),
+impl Uses {
+    fn of(graph: &GraphProto, classes: &Classes) -> Self {
+        let mut uses = Uses::default();
+        for input in &graph.input {
+            let class = classes.of(&input.name);
+            match HostInput::named(&input.name) {
+                Some(HostInput::Mask) => uses.mask = class,
+                Some(HostInput::RotaryCos | HostInput::RotarySin) => uses.rotary.extend(class),
+                Some(HostInput::Past(..)) => uses.cache.extend(class),
                 Some(HostInput::TokenIds | HostInput::Embeddings) | None => {}
             }
         }
-        for node in &self.graph.node {
-            let output = node.output.first().and_then(|name| class(name));
-            let input = |index: usize| node.input.get(index).and_then(|name| class(name));
+        for node in &graph.node {
+            let class = |names: &[String], index: usize| classes.of(names.get(index)?);
+            let output = class(&node.output, 0);
+            let (first, second) = (class(&node.input, 0), class(&node.input, 1));
             match node.op_type.as_str() {
-                "MatMul" => roles.symmetric.extend(input(1)),
-                "Softmax" | "Sigmoid" => roles.unit.extend(output),
-                "Add" if roles.mask.is_some() && input(1) == roles.mask => {
-                    roles.masked.extend(output.zip(input(0)));
+                "MatMul" => uses.symmetric.extend(second),
+                "Softmax" | "Sigmoid" => uses.unit.extend(output),
+                "Add" if uses.mask.is_some() && second == uses.mask => {
+                    if let (Some(output), Some(scores)) = (output, first) {
+                        uses.masked.insert(output, scores);
+                    }
                 }
                 _ => {}
             }
         }
-        roles
+        uses
     }
+}
 
-    /// Gives a grid to every class whose error would be small.
-    fn offer(&mut self) {
-        let roles = self.roles();
-        let scores = roles.masked.values().filter_map(|class| self.seen(*class));
-        let depth = scores
-            .map(|scores| self.high(&scores) - self.low(&scores) + MASKED)
-            .fold(0.0, f32::max);
+impl Chooser<'_> {
+    /// Assigns a grid to every class whose rounding error is small.
+    fn assign_grids(&mut self) {
+        let uses = Uses::of(self.graph, &self.classes);
+        let mut mask_depth = 0.0f32;
+        for scores in uses.masked.values() {
+            if let Some(scores) = self.statistics(*scores) {
+                mask_depth = mask_depth.max(self.high(&scores) - self.low(&scores) + MASKED);
+            }
+        }
         for class in 0..self.classes.count() {
-            let cached = roles.cache.contains(&class);
-            let bits = match (cached, self.policy.cache, self.policy.activations) {
+            let is_cache = uses.cache.contains(&class);
+            let bits = match (is_cache, self.policy.cache, self.policy.activations) {
                 (true, Cache::U8, _) => 8,
                 (true, Cache::U16, _) => 16,
-                (false, _, Held::U16) => 16,
+                (false, _, Storage::U16) => 16,
                 _ => continue,
             };
-            let seen = roles
-                .masked
-                .get(&class)
-                .map_or_else(|| self.seen(class), |scores| self.seen(*scores));
-            let Some(seen) = seen else { continue };
-            let largest = self.high(&seen).max(-self.low(&seen));
-            let grid = if roles.unit.contains(&class) {
-                Some(Grid::unit(bits))
-            } else if roles.mask == Some(class) {
-                Grid::over(bits, -depth, 0.0)
-            } else if roles.turns.contains(&class) {
-                Grid::symmetric(bits, 1.0)
-            } else if bits == 8 {
-                // Steps are dear: what one in ten thousand exceeds is cut off.
-                Grid::symmetric(bits, seen.p99_99)
-            } else if cached || roles.symmetric.contains(&class) {
-                Grid::symmetric(bits, largest)
-            } else if roles.masked.contains_key(&class) {
-                Grid::over(bits, self.low(&seen) - MASKED, self.high(&seen))
-            } else {
-                Grid::over(bits, self.low(&seen), self.high(&seen))
+            // The mask does not count as a value of masked scores.
+            let measured = uses.masked.get(&class).copied().unwrap_or(class);
+            let Some(statistics) = self.statistics(measured) else {
+                continue;
             };
-            let Some(grid) = grid else { continue };
-            let sqnr_db = 10.0 * (seen.bulk_square / grid.noise()).log10();
-            let given = cached || roles.unit.contains(&class) || roles.mask == Some(class);
-            let sqnr_db = (!given).then(|| (sqnr_db * 100.0).round() / 100.0);
-            if sqnr_db.is_none_or(|sqnr| sqnr >= self.policy.sqnr_db) {
-                self.grids.insert(class, grid);
-                self.report.insert(
-                    class,
-                    Chosen {
-                        grid: Some(grid),
-                        sqnr_db,
-                        float: None,
-                    },
-                );
+            let Some(grid) = self.grid(class, bits, &statistics, &uses, mask_depth) else {
+                continue;
+            };
+            let is_fixed = is_cache || uses.unit.contains(&class) || uses.mask == Some(class);
+            let sqnr_db = if is_fixed {
+                None
             } else {
-                self.report.insert(
-                    class,
-                    Chosen {
-                        grid: None,
-                        sqnr_db,
-                        float: Some("wide"),
-                    },
-                );
+                let sqnr_db = 10.0 * (statistics.bulk_square / grid.noise()).log10();
+                Some((sqnr_db * 100.0).round() / 100.0)
+            };
+            let mut chosen = Chosen {
+                grid: Some(grid),
+                sqnr_db,
+                float: None,
+            };
+            if sqnr_db.is_none_or(|sqnr_db| sqnr_db >= self.policy.sqnr_db) {
+                self.grids.insert(class, grid);
+            } else {
+                (chosen.grid, chosen.float) = (None, Some("wide"));
             }
+            self.report.insert(class, chosen);
         }
     }
 
-    /// Takes the grid from classes whose codes nobody computes on, until all that are left are
-    /// used.
-    fn drop_idle(&mut self) {
+    /// The grid for the values of `class`; `None` if they are all 0.
+    fn grid(
+        &self,
+        class: usize,
+        bits: u32,
+        statistics: &Activation,
+        uses: &Uses,
+        mask_depth: f32,
+    ) -> Option<Grid> {
+        let (low, high) = (self.low(statistics), self.high(statistics));
+        if uses.unit.contains(&class) {
+            Some(Grid::unit(bits))
+        } else if uses.mask == Some(class) {
+            Grid::over(bits, -mask_depth, 0.0)
+        } else if uses.rotary.contains(&class) {
+            Grid::symmetric(bits, 1.0)
+        } else if bits == 8 {
+            // There are few codes: one in ten thousand values is clipped.
+            Grid::symmetric(bits, statistics.p99_99)
+        } else if uses.cache.contains(&class) || uses.symmetric.contains(&class) {
+            Grid::symmetric(bits, high.max(-low))
+        } else if uses.masked.contains_key(&class) {
+            Grid::over(bits, low - MASKED, high)
+        } else {
+            Grid::over(bits, low, high)
+        }
+    }
+
+    /// Removes the grid of classes whose codes no operator computes on, until all remaining classes
+    /// are used.
+    fn drop_unused(&mut self) {
         loop {
             let mut used: BTreeSet<usize> = BTreeSet::new();
             for node in &self.graph.node {
-                used.extend(self.uses(node));
+                used.extend(self.classes_used_by(node));
             }
-            let holds_cache = |class: &usize| self.classes.names(*class).any(is_cache);
-            let idle: Vec<usize> = self
-                .grids
-                .keys()
-                .copied()
-                .filter(|class| !used.contains(class) && !holds_cache(class))
-                .collect();
-            if idle.is_empty() {
+            let mut unused = vec![];
+            for class in self.grids.keys() {
+                if !used.contains(class) && !self.classes.names(*class).any(is_cache) {
+                    unused.push(*class);
+                }
+            }
+            if unused.is_empty() {
                 return;
             }
-            for class in idle {
+            for class in unused {
                 self.grids.remove(&class);
                 if let Some(chosen) = self.report.get_mut(&class) {
                     (chosen.grid, chosen.float) = (None, Some("read by float operators only"));
@@ -245,68 +258,72 @@ impl Chooser<'_> {
         }
     }
 
-    /// The classes whose codes `node` computes on.
-    fn uses(&self, node: &NodeProto) -> Vec<usize> {
-        let is_linear = matches!(Function::of(node), Some(Function::Linear { .. }));
-        let inputs: Vec<usize> = node
-            .input
-            .iter()
-            .filter_map(|name| self.classes.of(name))
-            .collect();
-        let outputs: Vec<usize> = node
-            .output
-            .iter()
-            .filter_map(|name| self.classes.of(name))
-            .collect();
-        let on_codes = node.domain.is_empty() && !Classes::moves(node);
-        let all = inputs
-            .iter()
-            .chain(&outputs)
-            .all(|class| self.grids.contains_key(class));
-        if is_linear || (on_codes && all) {
-            inputs
-        } else {
-            vec![]
+    /// The classes whose codes `node` computes on: a linear layer on those that it reads, other
+    /// operators only if all their values have codes.
+    fn classes_used_by(&self, node: &NodeProto) -> Vec<usize> {
+        let inputs = self.classes.of_all(&node.input);
+        if matches!(Function::of(node), Some(Function::Linear { .. })) {
+            return inputs;
         }
+        if !node.domain.is_empty() || Classes::moves(node) {
+            return vec![];
+        }
+        let outputs = self.classes.of_all(&node.output);
+        for class in inputs.iter().chain(&outputs) {
+            if !self.grids.contains_key(class) {
+                return vec![];
+            }
+        }
+        inputs
     }
 
-    /// The values of a class together: the range of all, the bulk of the least.
-    fn seen(&self, class: usize) -> Option<Activation> {
-        let seen = self
-            .classes
-            .names(class)
-            .filter_map(|name| self.calibration.get(name));
-        let seen = seen.filter(|activation| activation.zeros < activation.count);
-        seen.cloned().reduce(|a, b| Activation {
-            min: a.min.min(b.min),
-            max: a.max.max(b.max),
-            bulk_square: a.bulk_square.min(b.bulk_square),
-            ..a
-        })
+    /// The statistics of the values of a class together: the largest range, the smallest
+    /// `bulk_square`. `None` if all of them are always 0.
+    fn statistics(&self, class: usize) -> Option<Activation> {
+        let mut all: Option<Activation> = None;
+        for name in self.classes.names(class) {
+            let Some(value) = self.calibration.get(name) else {
+                continue;
+            };
+            if value.zeros >= value.count {
+                continue;
+            }
+            match &mut all {
+                None => all = Some(value.clone()),
+                Some(all) => {
+                    all.min = all.min.min(value.min);
+                    all.max = all.max.max(value.max);
+                    all.bulk_square = all.bulk_square.min(value.bulk_square);
+                }
+            }
+        }
+        all
     }
 
-    fn low(&self, seen: &Activation) -> f32 {
-        seen.min - self.policy.margin * (seen.max - seen.min)
+    fn low(&self, statistics: &Activation) -> f32 {
+        statistics.min - self.policy.margin * (statistics.max - statistics.min)
     }
 
-    fn high(&self, seen: &Activation) -> f32 {
-        seen.max + self.policy.margin * (seen.max - seen.min)
+    fn high(&self, statistics: &Activation) -> f32 {
+        statistics.max + self.policy.margin * (statistics.max - statistics.min)
     }
 
     fn finish(self) -> Choice {
-        let mut grids = BTreeMap::new();
+        let mut choice = Choice {
+            grids: BTreeMap::new(),
+            report: BTreeMap::new(),
+        };
         for (class, grid) in &self.grids {
-            grids.extend(
-                self.classes
-                    .sources(*class)
-                    .map(|name| (name.to_string(), *grid)),
-            );
+            for name in self.classes.sources(*class) {
+                choice.grids.insert(name.into(), *grid);
+            }
         }
-        let named = |(class, chosen)| Some((self.classes.names(class).next()?.to_string(), chosen));
-        Choice {
-            grids,
-            report: self.report.into_iter().filter_map(named).collect(),
+        for (class, chosen) in self.report {
+            if let Some(name) = self.classes.names(class).next() {
+                choice.report.insert(name.into(), chosen);
+            }
         }
+        choice
     }
 }
 
@@ -351,64 +368,64 @@ mod tests {
         let masked = g.elementwise("Add", "masked", &scores, &mask);
         let p = g.softmax("p", &masked);
         let last = g.call(linear, "last", &[&p, &w], vec![gain(0)], dims.into());
-        [&residual, &key, &last]
-            .into_iter()
-            .for_each(|output| g.output(output));
+        for output in [&residual, &key, &last] {
+            g.output(output);
+        }
         g.finish("g").graph.unwrap()
     }
 
-    /// What becomes of the graph's values, each with a range of -1 to 3 and a bulk of 1 but for
-    /// `wide` ones.
+    /// Statistics of the range -1 to `max` with a bulk of 1.
+    fn statistics(max: f32) -> Activation {
+        Activation {
+            count: 9,
+            zeros: 0,
+            min: -1.0,
+            max,
+            mean_square: 1.0,
+            bulk_square: 1.0,
+            p99: 1.0,
+            p99_9: 1.0,
+            p99_99: 1.0,
+        }
+    }
+
+    /// Checks the report if the values in `wide` have a range of -1 to 30,000, all others of -1 to
+    /// 3.
     #[track_caller]
-    fn check(wide: &[&str], activations: Held, cache: Cache, expected: &[&str]) {
-        let graph = graph();
-        let seen = |name: &String| {
-            let max = if wide.contains(&name.as_str()) {
-                30_000.0
-            } else {
-                3.0
-            };
-            let [p99, p99_9, p99_99] = [1.0; 3];
-            let (mean_square, bulk_square) = (1.0, 1.0);
-            (
-                name.clone(),
-                Activation {
-                    count: 9,
-                    zeros: 0,
-                    min: -1.0,
-                    max,
-                    mean_square,
-                    bulk_square,
-                    p99,
-                    p99_9,
-                    p99_99,
-                },
-            )
-        };
-        let inputs = graph.input.iter().map(|input| &input.name);
-        let calibration = inputs
-            .chain(graph.node.iter().flat_map(|node| &node.output))
-            .map(seen)
-            .collect();
+    fn check(wide: &[&str], activations: Storage, cache: Cache, expected: &[&str]) {
+        let float = graph();
+        let mut calibration = Activations::new();
+        for input in &float.input {
+            calibration.insert(input.name.clone(), statistics(3.0));
+        }
+        for output in float.node.iter().flat_map(|node| &node.output) {
+            calibration.insert(output.clone(), statistics(3.0));
+        }
+        for name in wide {
+            calibration.insert(name.to_string(), statistics(30_000.0));
+        }
         let policy = Policy {
             activations,
             cache,
             sqnr_db: 60.0,
             margin: 0.0,
         };
-        let choice = choose(&graph, &calibration, policy).unwrap();
-        let line = |(name, chosen): (&String, &Chosen)| match (chosen.grid, chosen.float) {
-            (Some(grid), _) => format!("{name} u{} from {}", grid.bits, grid.zero_point),
-            (None, why) => format!("{name} {}", why.unwrap_or_default()),
-        };
-        assert_eq!(choice.report.iter().map(line).collect::<Vec<_>>(), expected);
+        let choice = choose(&float, &calibration, policy).unwrap();
+        let mut report = vec![];
+        for (name, chosen) in choice.report {
+            report.push(match chosen.grid {
+                Some(grid) => format!("{name} u{} from {}", grid.bits, grid.zero_point),
+                None => format!("{name} {}", chosen.float.unwrap_or_default()),
+            });
+        }
+        assert_eq!(report, expected);
     }
 
     #[test]
-    fn what_is_wide_stays_float_with_all_that_only_it_reads() {
+    fn wide_values_stay_float_with_what_only_float_operators_read() {
         check(
             &["x", "residual"],
-            Held::U16,
+            Storage::U16,
             Cache::U16,
             &[
                 "attention_mask u16 from 65535",
@@ -429,10 +446,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_float_cache_gives_is_rounded_after_its_matmul() {
+    fn values_from_a_float_cache_are_rounded_after_their_matmul() {
         check(
             &["x", "residual", "silu"],
-            Held::U16,
+            Storage::U16,
             Cache::F16,
             &[
                 "attention_mask u16 from 65535",
@@ -454,13 +471,13 @@ mod tests {
 
     #[test]
     fn a_cache_of_codes_needs_nothing_else() {
-        check(&[], Held::F16, Cache::U8, &["past_key_0_in u8 from 128"]);
+        check(&[], Storage::F16, Cache::U8, &["past_key_0_in u8 from 128"]);
     }
 
     #[test]
     fn a_calibration_of_another_graph_is_refused() {
         let policy = Policy {
-            activations: Held::U16,
+            activations: Storage::U16,
             cache: Cache::F16,
             sqnr_db: 60.0,
             margin: 0.0,

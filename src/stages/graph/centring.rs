@@ -1,4 +1,4 @@
-//! What a plan says of the centre of keys, and what that comes to for a model.
+//! The parameter `key_centre`, and the centres of a model's keys that follow from it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,20 +24,20 @@ pub enum KeyCentring {
 }
 
 impl KeyCentring {
-    /// What `asked` means for `model`; nothing, where no key is centred.
-    pub(super) fn of(
-        asked: Option<KeyCentring>,
+    /// The centring of `model` for the parameter `param`; `None` if no key is centred.
+    pub(super) fn resolve(
+        param: Option<KeyCentring>,
         model: &DecoderSpec,
     ) -> Result<Option<KeyCentring>> {
-        match asked {
-            None => Ok(model.has_qkv_bias().then_some(KeyCentring::Bias)),
-            Some(KeyCentring::None) => Ok(None),
+        match param {
+            None if model.has_qkv_bias() => Ok(Some(KeyCentring::Bias)),
+            None | Some(KeyCentring::None) => Ok(None),
             Some(KeyCentring::Bias) if !model.has_qkv_bias() => Err(Problem::new(
                 Code::GraphKeyCentre,
                 "`key_centre = \"bias\"`: this model has no key biases",
             )
             .help("leave it out, or centre by a `calibration`")),
-            asked => Ok(asked),
+            Some(KeyCentring::Bias | KeyCentring::Calibration) => Ok(param),
         }
     }
 
@@ -51,30 +51,31 @@ impl KeyCentring {
         let means: Option<KeyMeans> = match centring {
             None | Some(KeyCentring::None) => return Ok(KeyCentres::new()),
             Some(KeyCentring::Bias) => None,
-            Some(KeyCentring::Calibration) => {
-                let means = serde_json::from_slice(&job.read(KEY_MEANS)?);
-                Some(means.context(Code::GraphCalibration, || format!("read {KEY_MEANS}"))?)
-            }
+            Some(KeyCentring::Calibration) => Some(
+                serde_json::from_slice(&job.read(KEY_MEANS)?)
+                    .context(Code::GraphCalibration, || format!("read {KEY_MEANS}"))?,
+            ),
         };
         let mut centres = KeyCentres::new();
-        for (layer, spec) in (0..).zip(&model.layers) {
-            let attention = &spec.attention;
+        for layer in 0..model.block_count() {
+            let attention = &model.layer(layer)?.attention;
             let bias = if attention.qkv_bias {
                 Some(key_bias(job, layer)?)
             } else {
                 None
             };
-            let rotary = attention.rotary.as_ref();
-            let rotary = rotary.ok_or_else(|| not_supported(CENTRING, "layers without RoPE"))?;
+            let Some(rotary) = &attention.rotary else {
+                return Err(not_supported(CENTRING, "layers without RoPE"));
+            };
             let keys = Keys::new(model, rotary)?;
             let centre = match &means {
                 None => KeyCentre::by_bias(&keys, context, &bias.unwrap_or_default())?,
                 Some(means) => {
-                    let means = means.get(&layer).ok_or_else(|| {
+                    let Some(means) = means.get(&layer) else {
                         let message = format!("the calibration has no keys of layer {layer}");
-                        Problem::new(Code::GraphCalibration, message)
-                            .help("calibrate a graph of the same model")
-                    })?;
+                        return Err(Problem::new(Code::GraphCalibration, message)
+                            .help("calibrate a graph of the same model"));
+                    };
                     KeyCentre::new(&keys, context, bias.as_deref(), means)?
                 }
             };

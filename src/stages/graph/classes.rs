@@ -1,48 +1,59 @@
-//! Values that are one another's data, moved: they can only have one encoding.
+//! Groups values that are copies of each other's data into classes: all values of a class have one
+//! encoding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::onnx::moved;
 use crate::model::onnx::proto::{GraphProto, NodeProto, ValueInfoProto, element};
 
-/// The float values of a graph, sorted into classes.
+/// The float values of a graph by class.
 pub(super) struct Classes<'a> {
-    of: BTreeMap<&'a str, usize>,
-    /// In the order of the graph; with each whether nothing before it in the class gives its data.
-    members: Vec<Vec<(&'a str, bool)>>,
+    class_of: BTreeMap<&'a str, usize>,
+    /// In the order of the graph.
+    members: Vec<Vec<Member<'a>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    name: &'a str,
+    /// Whether it is computed, not moved from another member of the class.
+    is_source: bool,
 }
 
 impl<'a> Classes<'a> {
-    /// The classes of `graph`; a value that `begins_anew` does not belong to what it is moved from.
-    pub(super) fn new(graph: &'a GraphProto, begins_anew: impl Fn(&str) -> bool) -> Self {
+    /// The classes of `graph`. A value for which `is_separate` is true does not join the class of
+    /// the value that it is moved from.
+    pub(super) fn new(graph: &'a GraphProto, is_separate: impl Fn(&str) -> bool) -> Self {
         let mut classes = Classes {
-            of: BTreeMap::new(),
+            class_of: BTreeMap::new(),
             members: vec![],
         };
-        let infos = graph.value_info.iter().chain(&graph.output);
-        let is_float: BTreeMap<&str, bool> = infos
-            .map(|info| (info.name.as_str(), is_f32(info)))
-            .collect();
-        for input in graph.input.iter().filter(|input| is_f32(input)) {
-            classes.add(&input.name, true);
+        let mut floats = BTreeSet::new();
+        for info in graph.value_info.iter().chain(&graph.output) {
+            if is_f32(info) {
+                floats.insert(info.name.as_str());
+            }
+        }
+        for input in &graph.input {
+            if is_f32(input) {
+                classes.add(&input.name, true);
+            }
         }
         for node in &graph.node {
-            let from: Vec<usize> = moved(node)
-                .iter()
-                .filter_map(|name| classes.of(name))
-                .collect();
+            let from = classes.of_all(moved(node));
             if let [first, others @ ..] = from.as_slice() {
-                others.iter().for_each(|other| classes.join(*other, *first));
+                for other in others {
+                    classes.join(*other, *first);
+                }
             }
-            for name in node
-                .output
-                .iter()
-                .filter(|name| is_float.get(name.as_str()).copied().unwrap_or(false))
-            {
-                let apart = from.is_empty() || begins_anew(name);
-                let own = classes.add(name, apart);
-                if let (Some(first), false) = (from.first(), apart) {
-                    classes.join(own, *first);
+            for name in &node.output {
+                if !floats.contains(name.as_str()) {
+                    continue;
+                }
+                let is_source = from.is_empty() || is_separate(name);
+                let class = classes.add(name, is_source);
+                if let (Some(first), false) = (from.first(), is_source) {
+                    classes.join(class, *first);
                 }
             }
         }
@@ -54,55 +65,63 @@ impl<'a> Classes<'a> {
         !moved(node).is_empty()
     }
 
-    /// How many there are; some have become empty.
+    /// The number of classes; some are empty.
     pub(super) fn count(&self) -> usize {
         self.members.len()
     }
 
-    /// The class of a value.
+    /// The class of a value; `None` if it is not a float value.
     pub(super) fn of(&self, value: &str) -> Option<usize> {
-        self.of.get(value).copied()
+        self.class_of.get(value).copied()
     }
 
-    /// Its values, in the order of the graph.
+    /// The classes of those of `values` that are float values.
+    pub(super) fn of_all(&self, values: &[String]) -> Vec<usize> {
+        let mut classes = vec![];
+        for value in values {
+            classes.extend(self.of(value));
+        }
+        classes
+    }
+
+    /// The values of `class`, in the order of the graph.
     pub(super) fn names(&self, class: usize) -> impl Iterator<Item = &'a str> + '_ {
-        self.members
-            .get(class)
-            .into_iter()
-            .flatten()
-            .map(|(name, _)| *name)
+        self.members[class].iter().map(|member| member.name)
     }
 
-    /// Those of its values that are made, not moved.
+    /// The values of `class` that are computed, not moved.
     pub(super) fn sources(&self, class: usize) -> impl Iterator<Item = &'a str> + '_ {
-        self.members
-            .get(class)
-            .into_iter()
-            .flatten()
-            .filter(|(_, is_source)| *is_source)
-            .map(|(name, _)| *name)
+        let members = self.members[class].iter();
+        members
+            .filter(|member| member.is_source)
+            .map(|member| member.name)
     }
 
     fn add(&mut self, name: &'a str, is_source: bool) -> usize {
-        self.of.insert(name, self.members.len());
-        self.members.push(vec![(name, is_source)]);
-        self.members.len() - 1
+        let class = self.members.len();
+        self.class_of.insert(name, class);
+        self.members.push(vec![Member { name, is_source }]);
+        class
     }
 
     /// Moves the values of `from` to `to`.
     fn join(&mut self, from: usize, to: usize) {
-        if from != to {
-            let values = std::mem::take(&mut self.members[from]);
-            self.of.extend(values.iter().map(|(name, _)| (*name, to)));
-            self.members[to].extend(values);
+        if from == to {
+            return;
+        }
+        for member in std::mem::take(&mut self.members[from]) {
+            self.class_of.insert(member.name, to);
+            self.members[to].push(member);
         }
     }
 }
 
 fn is_f32(info: &ValueInfoProto) -> bool {
-    let tensor = info
-        .r#type
-        .as_ref()
-        .and_then(|kind| kind.tensor_type.as_ref());
-    tensor.is_some_and(|tensor| tensor.elem_type == element::FLOAT)
+    let Some(kind) = &info.r#type else {
+        return false;
+    };
+    match &kind.tensor_type {
+        Some(tensor) => tensor.elem_type == element::FLOAT,
+        None => false,
+    }
 }

@@ -1,4 +1,4 @@
-//! The weights that a decoder needs, and whether they are all there.
+//! The weights of a decoder, by tensor, and the check that they are complete.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Puts parts called `NAME/codes` ... together.
+    /// Combines parts called `NAME/codes` and so on into weights.
     pub(super) fn new<'a>(
         parts: impl Iterator<Item = (&'a str, &'a CanonJson, Digest)>,
     ) -> Result<Self> {
@@ -23,12 +23,12 @@ impl Weights {
         })
     }
 
-    /// The weight `name`, if there is one. They have been checked.
+    /// The weight `name`, if there is one; after [`Weights::check`].
     pub(super) fn get(&self, name: &str) -> Option<&StoredWeight> {
         self.by_name.get(name)?.as_ref().ok()
     }
 
-    /// All that is missing, misshapen or not understood, in one problem.
+    /// Reports all weights that are missing, invalid, of another shape or unknown, in one problem.
     pub(super) fn check(&self, model: &DecoderSpec) -> Result<()> {
         let needed = by_name(model);
         let mut wrong: Vec<String> = vec![];
@@ -44,16 +44,14 @@ impl Weights {
                 Some(Ok(_)) => {}
             }
         }
-        let unused = self
-            .by_name
-            .keys()
-            .filter(|name| !needed.contains_key(*name));
-        wrong.extend(unused.map(|name| {
-            format!(
-                "`{name}` has no place in a `{}` decoder",
-                model.architecture
-            )
-        }));
+        for name in self.by_name.keys() {
+            if !needed.contains_key(name) {
+                let architecture = &model.architecture;
+                wrong.push(format!(
+                    "`{name}` has no place in a `{architecture}` decoder"
+                ));
+            }
+        }
         if wrong.is_empty() {
             return Ok(());
         }

@@ -1,75 +1,76 @@
-//! One option for each item, the least error in all, within a budget of bytes: the multiple-choice
-//! knapsack, by dynamic programming over bytes.
+//! The multiple-choice knapsack problem, by dynamic programming over bytes: one choice for each
+//! item with the least sum of errors within a budget of bytes.
 
-/// One way to hold an item.
+/// One way to store an item.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// What it takes.
+    /// Its size.
     pub bytes: u64,
-    /// What it costs in accuracy; not negative, and a sum over items means something.
+    /// Its cost in accuracy; not negative, and additive over items.
     pub error: f64,
 }
 
-/// Steps into which the budget is divided at most. The table of choices has a byte for each item
-/// and step.
+/// The budget is divided into this many steps at most. The table of choices has a byte for each
+/// item and step.
 const MAX_STEPS: u64 = 1 << 16;
 
-/// The index of the option of each item with the least sum of errors whose bytes are at most
-/// `budget` in all; of equals, the one that takes fewer bytes. `None` if not even the smallest
-/// options fit. Bytes are counted in units of their greatest common divisor, exactly; where that
-/// gives more than 65,536 steps, in coarser units and rounded up, so that the budget is kept all
-/// the same.
+/// The index of the choice of each item with the least sum of errors whose bytes sum to at most
+/// `budget`; among equals, one with fewer bytes. `None` if not even the smallest choices fit.
+///
+/// Bytes are counted exactly, in units of their greatest common divisor. If that gives more than
+/// 65,536 steps, they are counted in coarser units and rounded up, so that the budget still holds.
 pub fn choose(items: &[Vec<Choice>], budget: u64) -> Option<Vec<usize>> {
-    let least: Vec<u64> = items
-        .iter()
-        .map(|item| item.iter().map(|choice| choice.bytes).min())
-        .collect::<Option<_>>()?;
-    // What every option takes is spent already; only what is above it is to be decided.
-    let room = budget.checked_sub(least.iter().sum())?;
-    let above = |item: usize, choice: &Choice| choice.bytes - least[item];
-    let extras = || {
-        items
-            .iter()
-            .enumerate()
-            .flat_map(|(at, item)| item.iter().map(move |choice| above(at, choice)))
-    };
-    let most: u64 = items
-        .iter()
-        .enumerate()
-        .map(|(at, item)| item.iter().map(|c| above(at, c)).max().unwrap_or(0))
-        .sum();
-    let room = room.min(most);
-    let unit = extras().fold(0, gcd).max(room.div_ceil(MAX_STEPS)).max(1);
-    let steps = (room / unit) as usize;
+    // The smallest choice of each item is always paid for. Only the bytes above it are to be
+    // decided.
+    let (mut spare, mut most_extra) = (budget, 0);
+    let mut extras: Vec<Vec<u64>> = vec![];
+    for item in items {
+        let sizes = item.iter().map(|choice| choice.bytes);
+        let least = sizes.min()?;
+        spare = spare.checked_sub(least)?;
+        let extra: Vec<u64> = item.iter().map(|choice| choice.bytes - least).collect();
+        most_extra += extra.iter().max()?;
+        extras.push(extra);
+    }
+    let spare = spare.min(most_extra);
+    let mut divisor = 0;
+    for extra in extras.iter().flatten() {
+        divisor = gcd(divisor, *extra);
+    }
+    let unit = divisor.max(spare.div_ceil(MAX_STEPS)).max(1);
+    let steps = (spare / unit) as usize;
 
     // errors[s]: the least error of the items so far within s units.
     let mut errors = vec![0.0; steps + 1];
     let mut picked: Vec<Vec<u8>> = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate() {
+    for (item, extra) in items.iter().zip(&extras) {
         let mut best = vec![f64::INFINITY; steps + 1];
         let mut pick = vec![0u8; steps + 1];
         let mut order: Vec<usize> = (0..item.len()).collect();
-        order.sort_by_key(|option| item[*option].bytes);
-        for option in order {
-            let needs = above(at, &item[option]).div_ceil(unit) as usize;
-            for step in needs..=steps {
-                let error = errors[step - needs] + item[option].error;
+        order.sort_by_key(|choice| item[*choice].bytes);
+        for choice in order {
+            let needed = extra[choice].div_ceil(unit) as usize;
+            for step in needed..=steps {
+                let error = errors[step - needed] + item[choice].error;
                 if error < best[step] {
-                    (best[step], pick[step]) = (error, option as u8);
+                    (best[step], pick[step]) = (error, choice as u8);
                 }
             }
         }
         errors = best;
         picked.push(pick);
     }
-    // The fewest bytes that reach the least error.
-    let least_error = errors.last().copied()?;
-    let mut step = errors.iter().position(|error| *error == least_error)?;
+    // The fewest units with the least error.
+    let least_error = errors[steps];
+    let mut step = 0;
+    while errors[step] != least_error {
+        step += 1;
+    }
     let mut chosen = vec![0; items.len()];
-    for (at, item) in items.iter().enumerate().rev() {
-        let option = usize::from(picked[at][step]);
-        chosen[at] = option;
-        step -= above(at, &item[option]).div_ceil(unit) as usize;
+    for item in (0..items.len()).rev() {
+        let choice = usize::from(picked[item][step]);
+        chosen[item] = choice;
+        step -= extras[item][choice].div_ceil(unit) as usize;
     }
     Some(chosen)
 }
@@ -81,59 +82,74 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection;
     use proptest::prelude::*;
 
     fn cost(items: &[Vec<Choice>], chosen: &[usize]) -> (u64, f64) {
-        let picked = items.iter().zip(chosen).map(|(item, option)| item[*option]);
-        picked.fold((0, 0.0), |(bytes, error), choice| {
-            (bytes + choice.bytes, error + choice.error)
-        })
+        let (mut bytes, mut error) = (0, 0.0);
+        for (item, choice) in items.iter().zip(chosen) {
+            bytes += item[*choice].bytes;
+            error += item[*choice].error;
+        }
+        (bytes, error)
     }
 
-    /// By trying everything.
+    /// By trying all combinations.
     fn least_error(items: &[Vec<Choice>], budget: u64) -> Option<f64> {
         let Some((first, rest)) = items.split_first() else {
             return Some(0.0);
         };
-        let with = |choice: &Choice| {
-            Some(choice.error + least_error(rest, budget.checked_sub(choice.bytes)?)?)
-        };
-        first.iter().filter_map(with).reduce(f64::min)
+        let mut least: Option<f64> = None;
+        for choice in first {
+            if let Some(budget) = budget.checked_sub(choice.bytes)
+                && let Some(others) = least_error(rest, budget)
+            {
+                let error = choice.error + others;
+                least = Some(least.unwrap_or(error).min(error));
+            }
+        }
+        least
     }
 
     proptest! {
         #[test]
-        fn nothing_within_the_budget_is_better(
-            items in prop::collection::vec(prop::collection::vec((1..40u64, 0..100u32), 1..4), 1..7),
+        fn the_choice_is_optimal(
+            items in collection::vec(collection::vec((1..40u64, 0..100u32), 1..4), 1..7),
             budget in 0..250u64,
         ) {
-            let option = |(bytes, error): &(u64, u32)| Choice { bytes: bytes * 512, error: f64::from(*error) };
-            let items: Vec<Vec<Choice>> = items.iter().map(|item| item.iter().map(option).collect()).collect();
-            let chosen = choose(&items, budget * 512);
-            let found = chosen.map(|chosen| {
-                let (bytes, error) = cost(&items, &chosen);
-                assert!(bytes <= budget * 512);
-                error
-            });
-            prop_assert_eq!(found, least_error(&items, budget * 512));
+            let mut choices = vec![];
+            for item in items {
+                let item = item.into_iter().map(|(bytes, error)| Choice {
+                    bytes: bytes * 512,
+                    error: error.into(),
+                });
+                choices.push(item.collect::<Vec<_>>());
+            }
+            let budget = budget * 512;
+            let mut found = None;
+            if let Some(chosen) = choose(&choices, budget) {
+                let (bytes, error) = cost(&choices, &chosen);
+                assert!(bytes <= budget);
+                found = Some(error);
+            }
+            prop_assert_eq!(found, least_error(&choices, budget));
         }
     }
 
     #[test]
     fn sizes_without_a_common_divisor_keep_the_budget() {
-        let item = |n: u64| {
-            vec![
-                Choice {
-                    bytes: 1_000_003 + n,
-                    error: 1.0,
-                },
-                Choice {
-                    bytes: 2_000_029 + n,
-                    error: 0.0,
-                },
-            ]
-        };
-        let items: Vec<Vec<Choice>> = (0..50).map(item).collect();
+        let mut items = vec![];
+        for n in 0..50 {
+            let small = Choice {
+                bytes: 1_000_003 + n,
+                error: 1.0,
+            };
+            let large = Choice {
+                bytes: 2_000_029 + n,
+                error: 0.0,
+            };
+            items.push(vec![small, large]);
+        }
         for budget in [50_001_400, 70_000_000, 99_000_000, 200_000_000] {
             let chosen = choose(&items, budget).unwrap();
             let (bytes, error) = cost(&items, &chosen);
@@ -148,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equals_the_smaller() {
+    fn among_equal_errors_the_smaller_is_chosen() {
         let items = [vec![
             Choice {
                 bytes: 9,

@@ -1,10 +1,10 @@
-//! One tensor of a graph, held as another graph holds it.
+//! Replaces the encoding of one tensor of a graph by that of another graph.
 
 use crate::base::{Code, Problem, Result};
-use crate::model::onnx::proto::{GraphProto, ModelProto, NodeProto};
+use crate::model::onnx::proto::{ModelProto, NodeProto};
 
-/// `base` with the calls and blobs of tensor `name` that `other` has. Both are graphs of one model:
-/// their nodes bear the same names.
+/// `base` with the calls and blobs of tensor `name` from `other`. Both are graphs of one model:
+/// their nodes have the same names.
 pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Result<ModelProto> {
     let problem = |what: &str| {
         Problem::new(
@@ -12,54 +12,54 @@ pub(super) fn swap(mut base: ModelProto, other: &ModelProto, name: &str) -> Resu
             format!("cannot change `{name}`: {what}"),
         )
     };
-    let (Some(graph), Some(theirs)) = (base.graph.as_mut(), other.graph.as_ref()) else {
+    let (Some(graph), Some(other_graph)) = (&mut base.graph, &other.graph) else {
         return Err(problem("there is no graph"));
     };
-    let is_blob = |input: &String| {
-        input
-            .rsplit_once('/')
-            .is_some_and(|(owner, _)| owner == name)
-    };
-    let calls: Vec<&NodeProto> = theirs
-        .node
-        .iter()
-        .filter(|node| node.input.iter().any(is_blob))
-        .collect();
     let mut changed = 0;
-    for node in graph
-        .node
-        .iter_mut()
-        .filter(|node| node.input.iter().any(is_blob))
-    {
-        let call = calls
-            .iter()
-            .find(|call| call.name == node.name && call.output == node.output);
-        *node = (*call
-            .ok_or_else(|| problem(&format!("the other graph has no call `{}`", node.name)))?)
-        .clone();
+    for node in &mut graph.node {
+        if !reads(node, name) {
+            continue;
+        }
+        let Some(call) = find_call(&other_graph.node, node, name) else {
+            let what = format!("the other graph has no call `{}`", node.name);
+            return Err(problem(&what));
+        };
+        node.clone_from(call);
         changed += 1;
     }
     if changed == 0 {
         return Err(problem("no call reads it"));
     }
-    let theirs_blobs = |graph: &GraphProto| {
-        graph
-            .initializer
-            .iter()
-            .filter(|blob| is_blob(&blob.name))
-            .cloned()
-            .collect::<Vec<_>>()
-    };
-    graph.initializer.retain(|blob| !is_blob(&blob.name));
-    graph.initializer.extend(theirs_blobs(theirs));
+    graph.initializer.retain(|blob| !is_blob(&blob.name, name));
+    for blob in &other_graph.initializer {
+        if is_blob(&blob.name, name) {
+            graph.initializer.push(blob.clone());
+        }
+    }
     for function in &other.functions {
-        if !base
-            .functions
-            .iter()
-            .any(|known| (&known.domain, &known.name) == (&function.domain, &function.name))
-        {
+        let mut existing = base.functions.iter();
+        if !existing.any(|known| known.domain == function.domain && known.name == function.name) {
             base.functions.push(function.clone());
         }
     }
     Ok(base)
+}
+
+/// Whether `input` is a blob of tensor `name`.
+fn is_blob(input: &str, name: &str) -> bool {
+    match input.rsplit_once('/') {
+        Some((owner, _)) => owner == name,
+        None => false,
+    }
+}
+
+fn reads(node: &NodeProto, name: &str) -> bool {
+    node.input.iter().any(|input| is_blob(input, name))
+}
+
+/// The node of `nodes` that reads tensor `name` as `node` does.
+fn find_call<'a>(nodes: &'a [NodeProto], node: &NodeProto, name: &str) -> Option<&'a NodeProto> {
+    nodes
+        .iter()
+        .find(|call| call.name == node.name && call.output == node.output && reads(call, name))
 }

@@ -1,0 +1,220 @@
+//! Attention as ONNX.
+//!
+//! The query heads that share a key are folded into the rows of one matrix product, so that no key
+//! is repeated. Queries are scaled before the scores, which could overflow fp16 otherwise. The
+//! caches have Genie's shapes, with the key heads as the batch.
+
+use super::centre::KeyCentre;
+use super::decoder::{Decoder, GRAPH, HostValues};
+use crate::base::Result;
+use crate::model::calibration::{KEY_SHIFT, KEY_TURN};
+use crate::model::decoder::inputs::{Cache, HostInput};
+use crate::model::decoder::tensors::{LayerTensor, Role};
+use crate::model::decoder::{Attention, Layer, QkNorm, Rotary, Window, not_supported, refuse_any};
+use crate::model::onnx::{Builder, Function, Value, gain};
+use crate::model::weight::WeightForm;
+
+/// The name of a rotated key before it is centred; the centred one is the layer's `key`.
+const ROTATED: &str = "key.rotated";
+
+/// What every layer reads.
+pub(super) struct Shared {
+    mask: Value,
+    cos: Value,
+    sin: Value,
+    query_scale: Value,
+    /// If keys are centred: `[1 - cos, sin]` of each position, `[1, 1, tokens, head_dim]`.
+    rotation: Option<Value>,
+}
+
+impl Decoder<'_> {
+    /// Declares what every layer reads.
+    pub(super) fn declare_shared(&mut self, host: &HostValues) -> Result<Shared> {
+        let mask = host.get(HostInput::Mask)?.clone();
+        let cos = host.get(HostInput::RotaryCos)?.clone();
+        let sin = host.get(HostInput::RotarySin)?.clone();
+        let query_scale = self
+            .graph
+            .scalar("query_scale", 1.0 / (self.model.head_dim as f32).sqrt());
+        let rotation = if self.centres.is_empty() {
+            None
+        } else {
+            Some(versines_and_sines(&mut self.graph, &cos, &sin))
+        };
+        Ok(Shared {
+            mask,
+            cos,
+            sin,
+            query_scale,
+            rotation,
+        })
+    }
+
+    /// What attention adds to the residual stream, and the new key and value.
+    pub(super) fn attention(
+        &mut self,
+        layer: u32,
+        spec: &Layer,
+        x: &Value,
+        past: [&Value; 2],
+        shared: &Shared,
+    ) -> Result<(Value, [Value; 2])> {
+        let Attention {
+            // A bias is added if there is a weight of its name.
+            qkv_bias: _,
+            qk_norm,
+            rotary,
+            window,
+            score_scale,
+            score_cap,
+        } = &spec.attention;
+        match qk_norm {
+            QkNorm::None => {}
+            QkNorm::PerHead | QkNorm::WholeRow => return Err(not_supported(GRAPH, qk_norm)),
+        }
+        match window {
+            Window::Full => {}
+            Window::Sliding(_) => return Err(not_supported(GRAPH, window)),
+        }
+        refuse_any(GRAPH, "a score scale", *score_scale)?;
+        refuse_any(GRAPH, "a soft cap of the scores", *score_cap)?;
+        let Some(rotary) = rotary else {
+            return Err(not_supported(GRAPH, "layers without RoPE"));
+        };
+        let Rotary {
+            // `requant` writes the rows of all files in half-split order.
+            layout: _,
+            dims,
+            // The host computes cosines and sines from it.
+            base: _,
+        } = rotary;
+        if *dims != self.model.head_dim {
+            let part = format!("RoPE of {dims} of {} columns", self.model.head_dim);
+            return Err(not_supported(GRAPH, part));
+        }
+        let tokens = self.profile.tokens;
+        let context = self.profile.context;
+        let [heads, kv_heads, width] =
+            [self.model.heads, self.model.kv_heads, self.model.head_dim].map(u64::from);
+        let folded = heads / kv_heads * tokens;
+        let name = |what: &str| format!("blk.{layer}.{what}");
+        let role = |tensor| Role::Layer(layer, tensor);
+
+        let x = self.norm_before(layer, LayerTensor::AttentionNorm, spec.norms, x)?;
+        let q = self.projection(role(LayerTensor::Query), &x);
+        let k = self.key(role(LayerTensor::Key), layer, &x);
+        let v = self.projection(role(LayerTensor::Value), &x);
+
+        let g = &mut self.graph;
+        let q = g.reshape(&name("query.split"), &q, &[1, tokens, heads, width]);
+        let q = g.transpose(&name("query.heads"), &q, [0, 2, 1, 3]);
+        let q = rotate(g, &name("query"), &q, shared);
+        let q = g.elementwise("Mul", &name("query.scaled"), &q, &shared.query_scale);
+        let q = g.reshape(&name("query.folded"), &q, &[kv_heads, 1, folded, width]);
+
+        let k = g.reshape(&name("key.split"), &k, &[1, tokens, kv_heads, width]);
+        let k = g.transpose(&name("key.heads"), &k, [0, 2, 1, 3]);
+        let k = match (self.centres.get(&layer), &shared.rotation) {
+            (Some(centre), Some(rotation)) => {
+                let k = rotate(g, &name(ROTATED), &k, shared);
+                centre_key(g, &name("key"), &k, centre, rotation)
+            }
+            _ => rotate(g, &name("key"), &k, shared),
+        };
+        let k = g.transpose(&Cache::Key.output(layer), &k, [1, 0, 3, 2]);
+        let v = g.reshape(&name("value.split"), &v, &[1, tokens, kv_heads, width]);
+        let v = g.transpose(&Cache::Value.output(layer), &v, [2, 0, 1, 3]);
+        let keys = g.concat(&name("keys"), past[0], &k, 3);
+        let values = g.concat(&name("values"), past[1], &v, 2);
+
+        let scores = g.matmul(&name("scores"), &q, &keys);
+        let scores = g.reshape(&name("scores.heads"), &scores, &[1, heads, tokens, context]);
+        let scores = g.elementwise("Add", &name("scores.masked"), &scores, &shared.mask);
+        let attention = g.softmax(&name("attention"), &scores);
+        let attention = g.reshape(
+            &name("attention.folded"),
+            &attention,
+            &[kv_heads, 1, folded, context],
+        );
+        let mix = g.matmul(&name("mix"), &attention, &values);
+        let mix = g.reshape(&name("mix.heads"), &mix, &[1, heads, tokens, width]);
+        let mix = g.transpose(&name("mix.tokens"), &mix, [0, 2, 1, 3]);
+        let mix = g.reshape(&name("mix.joined"), &mix, &[1, 1, tokens, heads * width]);
+        let output = role(LayerTensor::AttentionOutput);
+        let exponent = -self.profile.residual_exponent;
+        let output = self.linear(&output.stem(), output, &mix, exponent);
+        Ok((output, [k, v]))
+    }
+
+    /// The keys before they are rotated, without the part of their bias that is added afterwards.
+    fn key(&mut self, role: Role, layer: u32, x: &Value) -> Value {
+        let bias = match self.centres.get(&layer) {
+            Some(KeyCentre {
+                rest: Some(rest), ..
+            }) => {
+                let name = format!("{}/rest", role.bias());
+                vec![self.graph.constant(&name, &[rest.len() as u64], rest)]
+            }
+            _ => self.weight(&role.bias()),
+        };
+        self.linear_with(&role.stem(), role, x, 0, &bias)
+    }
+}
+
+/// `[1 - cos, sin]` of each position, with `1 - cos = sin^2 / (1 + cos)`, which keeps its digits
+/// for small angles. Angles of a quarter turn or more are multiplied by zeros only: there a
+/// negative cosine is replaced by 0, so that nothing is divided by zero.
+fn versines_and_sines(g: &mut Builder, cos: &Value, sin: &Value) -> Value {
+    let one = g.scalar("one", 1.0);
+    let square = g.elementwise("Mul", "key_turn.sin_square", sin, sin);
+    let positive = g.relu("key_turn.cos_positive", cos);
+    let divisor = g.elementwise("Add", "key_turn.cos_and_one", &positive, &one);
+    let versine = g.elementwise("Div", "key_turn.versine", &square, &divisor);
+    g.concat("key_turn", &versine, sin, 3)
+}
+
+/// Rotary embedding: column i of each head is rotated with column i + width/2.
+fn rotate(g: &mut Builder, name: &str, x: &Value, shared: &Shared) -> Value {
+    let part = |what: &str| format!("{name}.{what}");
+    let [low, high] = g.halves(name, x);
+    let low_cos = g.elementwise("Mul", &part("low_cos"), &low, &shared.cos);
+    let high_sin = g.elementwise("Mul", &part("high_sin"), &high, &shared.sin);
+    let high_cos = g.elementwise("Mul", &part("high_cos"), &high, &shared.cos);
+    let low_sin = g.elementwise("Mul", &part("low_sin"), &low, &shared.sin);
+    let new_low = g.elementwise("Sub", &part("low_turned"), &low_cos, &high_sin);
+    let new_high = g.elementwise("Add", &part("high_turned"), &high_cos, &low_sin);
+    g.concat(name, &new_low, &new_high, 3)
+}
+
+/// Subtracts their centre from the rotated keys `k` (`centre.rs`). `rotation` is `[1 - cos, sin]`
+/// of each position.
+///
+/// The constant is the bias of a linear layer, not an operand: Qualcomm's compiler pads a constant
+/// that is added to one token with what is in memory, so that the same graph would not compile to
+/// the same bytes (seen in QAIRT 2.51).
+fn centre_key(
+    g: &mut Builder,
+    name: &str,
+    k: &Value,
+    centre: &KeyCentre,
+    rotation: &Value,
+) -> Value {
+    let part = |what: &str| format!("{name}.{what}");
+    let (heads, tokens, width) = (k.dims[1], k.dims[2], k.dims[3]);
+    let matrix = g.constant(&part(KEY_TURN), &[heads * width, width], &centre.rotation);
+    let shift = g.constant(&part(KEY_SHIFT), &[heads * width], &centre.shift);
+    let linear = Function::Linear {
+        weight: WeightForm::Plain,
+        bias: true,
+    };
+    let bias = g.call(
+        linear,
+        &part("bias_turned"),
+        &[rotation, &matrix, &shift],
+        vec![gain(0)],
+        vec![1, 1, tokens, heads * width],
+    );
+    let bias = g.reshape(&part("bias_split"), &bias, &[1, tokens, heads, width]);
+    let bias = g.transpose(&part("bias_centred"), &bias, [0, 2, 1, 3]);
+    g.elementwise("Add", name, k, &bias)
+}
