@@ -1,4 +1,4 @@
-//! The action: one canonical text that is hashed, stored, compared and sent.
+//! The action. Its canonical text is hashed, stored, compared and sent.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,39 +9,39 @@ use serde_json::Value;
 use super::{Content, Window};
 use crate::base::{CanonJson, Digest, hash_bytes};
 
-/// Everything that may influence the outputs of one part of a stage, and nothing else.
+/// Everything that can influence the outputs of one part of a stage, and nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Action {
     /// Stage kind: `requant`.
     pub stage: String,
-    /// Version of that kind: a fix in a stage redoes its work and only its work.
+    /// Version of that kind: a fix in a stage kind reruns this kind only.
     pub version: u32,
     /// The parameters resolved for this part.
     pub params: Value,
-    /// What it reads, by the name its stage calls it.
-    pub inputs: BTreeMap<String, Ingredient>,
-    /// The files of each tool that are really used, by tool and file name.
+    /// Its inputs, by the names that its stage uses.
+    pub inputs: BTreeMap<String, ActionInput>,
+    /// The files of each tool that are loaded, by tool and file name.
     pub tools: BTreeMap<String, BTreeMap<String, Content>>,
-    /// Where to get what it asks for, if that lies outside: a URL. Says how to reach it, not what
-    /// it is: no part of the key.
+    /// Where an external file comes from: a URL. Not part of the key, because it does not identify
+    /// the bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
 }
 
-/// One input of an action. Its window says where the bytes lie and is no part of the key.
+/// One input of an action. Its window is not part of the key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ingredient {
+pub struct ActionInput {
     /// BLAKE3 and length.
     pub digest: Digest,
-    /// Where the bytes lie, when inside a larger blob.
+    /// Where the bytes are, if they are part of a larger blob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
-    /// What its maker said about it.
+    /// The facts of the part that it reads.
     #[serde(default)]
     pub facts: CanonJson,
 }
 
-impl Ingredient {
+impl ActionInput {
     /// The content, for reading.
     pub fn content(&self) -> Content {
         Content {
@@ -68,47 +68,47 @@ impl fmt::Debug for ActionKey {
     }
 }
 
-/// How an action is spelled: fields in the order of their names, like all keys of a canonical text.
+/// The serialized form of an action. Fields are in the order of their names, like all keys of
+/// canonical JSON.
 #[derive(Serialize)]
-struct Spelled<'a> {
-    inputs: BTreeMap<&'a String, SpelledInput<'a>>,
+struct CanonicalAction<'a> {
+    inputs: BTreeMap<&'a str, CanonicalInput<'a>>,
     params: &'a Value,
     stage: &'a str,
-    tools: BTreeMap<&'a String, BTreeMap<&'a String, &'a Digest>>,
+    tools: BTreeMap<&'a str, BTreeMap<&'a str, &'a Digest>>,
     version: u32,
 }
 
-/// Without its window: where bytes lie does not change them.
+/// Without the window: where bytes are stored does not change them.
 #[derive(Serialize)]
-struct SpelledInput<'a> {
+struct CanonicalInput<'a> {
     digest: &'a Digest,
     facts: &'a CanonJson,
 }
 
 impl Action {
-    /// The one spelling of this action.
+    /// The action as canonical JSON.
     pub fn canonical_text(&self) -> String {
-        let inputs = self
-            .inputs
-            .iter()
-            .map(|(name, Ingredient { digest, facts, .. })| (name, SpelledInput { digest, facts }));
-        let tools = self.tools.iter().map(|(tool, files)| {
-            (
-                tool,
-                files
-                    .iter()
-                    .map(|(file, content)| (file, &content.digest))
-                    .collect(),
-            )
-        });
-        let spelled = Spelled {
-            inputs: inputs.collect(),
+        let mut canonical = CanonicalAction {
+            inputs: BTreeMap::new(),
             params: &self.params,
             stage: &self.stage,
-            tools: tools.collect(),
+            tools: BTreeMap::new(),
             version: self.version,
         };
-        serde_json::to_string(&spelled).expect("maps with text as keys have a spelling")
+        for (name, input) in &self.inputs {
+            let ActionInput { digest, facts, .. } = input;
+            canonical
+                .inputs
+                .insert(name, CanonicalInput { digest, facts });
+        }
+        for (tool, files) in &self.tools {
+            let digests = canonical.tools.entry(tool).or_default();
+            for (file, content) in files {
+                digests.insert(file, &content.digest);
+            }
+        }
+        serde_json::to_string(&canonical).expect("maps with text keys can be serialized")
     }
 
     /// The cache key.
@@ -128,7 +128,7 @@ mod tests {
             blob: hash_bytes(b"file"),
             offset,
         });
-        let input = Ingredient {
+        let input = ActionInput {
             digest: hash_bytes(b"tensor"),
             window,
             facts: CanonJson::default(),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_spelled_as_any_canonical_json() {
+    fn the_text_is_canonical_json() {
         let text = action(0).canonical_text();
         assert_eq!(
             serde_json::from_str::<Value>(&text).unwrap().to_string(),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn where_bytes_lie_is_not_in_the_key() {
+    fn windows_and_origins_are_not_in_the_key() {
         assert_eq!(action(0).key(), action(64).key());
         assert_eq!(
             action(0).key(),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_they_are_is() {
+    fn digests_and_versions_are_in_the_key() {
         let mut other = action(0);
         other.inputs.get_mut("tensor").unwrap().digest = hash_bytes(b"other");
         assert_ne!(action(0).key(), other.key());

@@ -1,33 +1,32 @@
-//! Bytes that are at hand: a whole mapped file, or a window of one. Cheap to clone.
+//! Bytes in memory: a mapped file, or a range of one. Cheap to clone.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// Where the bytes of a blob lie.
-pub trait Memory: Send + Sync {
-    /// All of them.
+/// The memory with the bytes of a blob.
+pub trait BlobMemory: Send + Sync {
+    /// All bytes.
     fn bytes(&self) -> &[u8];
 
-    /// Nobody is going to read these soon: they need not stay in memory. They are there all the
-    /// same when they are read.
-    fn leave(&self, range: Range<usize>);
+    /// Removes bytes from physical memory, if they can be loaded again when they are read.
+    fn evict(&self, range: Range<usize>);
 }
 
 /// Immutable bytes shared by reference; dereferences to `[u8]`.
 #[derive(Clone)]
 pub struct Blob {
-    memory: Arc<dyn Memory>,
+    memory: Arc<dyn BlobMemory>,
     range: Range<usize>,
 }
 
 impl Blob {
     /// All of `bytes`, which stay in memory.
     pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        Blob::of(Held(bytes))
+        Blob::from_memory(Resident(bytes))
     }
 
     /// All of `memory`.
-    pub fn of(memory: impl Memory + 'static) -> Self {
+    pub fn from_memory(memory: impl BlobMemory + 'static) -> Self {
         let range = 0..memory.bytes().len();
         Blob {
             memory: Arc::new(memory),
@@ -35,40 +34,38 @@ impl Blob {
         }
     }
 
-    /// The part `range` of these bytes, or `None` if it does not lie inside.
+    /// The bytes in `range`, or `None` if it is out of bounds.
     pub fn slice(&self, range: Range<u64>) -> Option<Blob> {
-        let start = self
-            .range
-            .start
-            .checked_add(usize::try_from(range.start).ok()?)?;
-        let end = self
-            .range
-            .start
-            .checked_add(usize::try_from(range.end).ok()?)?;
-        (start <= end && end <= self.range.end).then(|| Blob {
+        let base = self.range.start;
+        let start = base.checked_add(usize::try_from(range.start).ok()?)?;
+        let end = base.checked_add(usize::try_from(range.end).ok()?)?;
+        if start > end || end > self.range.end {
+            return None;
+        }
+        Some(Blob {
             memory: Arc::clone(&self.memory),
             range: start..end,
         })
     }
 
-    /// Says that the part `range` will not be read again soon: who reads a large blob from end to
-    /// end has little of it in memory at a time.
-    pub fn leave(&self, range: Range<usize>) {
-        let inside = |at: usize| self.range.start.saturating_add(at).min(self.range.end);
-        self.memory.leave(inside(range.start)..inside(range.end));
+    /// Evicts the bytes in `range`, which will not be read again soon. So reading a large blob from
+    /// end to end needs little memory.
+    pub fn evict(&self, range: Range<usize>) {
+        let clamp = |at: usize| self.range.start.saturating_add(at).min(self.range.end);
+        self.memory.evict(clamp(range.start)..clamp(range.end));
     }
 
-    /// Shows all bytes to `see`, `piece_bytes` at a time; no more than that stays in memory.
+    /// Calls `read` for each chunk of `chunk_bytes` bytes; keeps one chunk in memory at a time.
     pub fn stream<E>(
         &self,
-        piece_bytes: usize,
-        mut see: impl FnMut(&[u8]) -> Result<(), E>,
+        chunk_bytes: usize,
+        mut read: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut start = 0;
-        for piece in self.chunks(piece_bytes.max(1)) {
-            see(piece)?;
-            self.leave(start..start + piece.len());
-            start += piece.len();
+        for chunk in self.chunks(chunk_bytes.max(1)) {
+            read(chunk)?;
+            self.evict(start..start + chunk.len());
+            start += chunk.len();
         }
         Ok(())
     }
@@ -82,14 +79,15 @@ impl Deref for Blob {
     }
 }
 
-struct Held<T>(T);
+/// Bytes that stay in memory.
+struct Resident<T>(T);
 
-impl<T: AsRef<[u8]> + Send + Sync> Memory for Held<T> {
+impl<T: AsRef<[u8]> + Send + Sync> BlobMemory for Resident<T> {
     fn bytes(&self) -> &[u8] {
         self.0.as_ref()
     }
 
-    fn leave(&self, _: Range<usize>) {}
+    fn evict(&self, _: Range<usize>) {}
 }
 
 #[cfg(test)]
@@ -97,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_of_a_window_stays_inside() {
+    fn slices_are_checked_against_their_bounds() {
         let blob = Blob::new(b"0123456789".to_vec());
         let window = blob.slice(2..8).unwrap();
         assert_eq!(&*window, b"234567");
@@ -107,27 +105,27 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_leaves_what_it_has_shown() {
+    fn a_stream_evicts_what_was_read() {
         #[derive(Clone, Default)]
-        struct Left(Arc<std::sync::Mutex<Vec<Range<usize>>>>);
-        impl Memory for Left {
+        struct Evicted(Arc<std::sync::Mutex<Vec<Range<usize>>>>);
+        impl BlobMemory for Evicted {
             fn bytes(&self) -> &[u8] {
                 b"0123456789"
             }
 
-            fn leave(&self, range: Range<usize>) {
+            fn evict(&self, range: Range<usize>) {
                 self.0.lock().unwrap().push(range);
             }
         }
-        let (left, mut seen) = (Left::default(), vec![]);
-        let window = Blob::of(left.clone()).slice(2..9).unwrap();
-        let see = |piece: &[u8]| {
-            seen.push(piece.to_vec());
+        let (evicted, mut chunks) = (Evicted::default(), vec![]);
+        let window = Blob::from_memory(evicted.clone()).slice(2..9).unwrap();
+        let read = |chunk: &[u8]| {
+            chunks.push(chunk.to_vec());
             Ok::<(), ()>(())
         };
-        window.stream(3, see).unwrap();
-        assert_eq!(seen, [b"234".to_vec(), b"567".to_vec(), b"8".to_vec()]);
-        assert_eq!(*left.0.lock().unwrap(), [2..5, 5..8, 8..9]);
+        window.stream(3, read).unwrap();
+        assert_eq!(chunks, [b"234".to_vec(), b"567".to_vec(), b"8".to_vec()]);
+        assert_eq!(*evicted.0.lock().unwrap(), [2..5, 5..8, 8..9]);
         assert_eq!(window.stream(3, |_| Err("full")), Err("full"));
     }
 }

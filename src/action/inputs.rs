@@ -1,98 +1,106 @@
-//! The manifests a stage sees when it expands.
+//! The manifests that a stage reads when it expands.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{ArtifactKind, Manifest, Part, ToolFile};
+use super::{ArtifactKind, Content, Manifest};
 use crate::base::{Code, Digest, Problem, Result};
 
-/// The manifests of a stage's inputs by slot, and of its tools by name. Each slot holds the
-/// stages that feed it, in the order in which the plan names them.
+/// The manifests of a stage's inputs by slot, and of its tools by name. Each slot has its producers
+/// in the order of the plan.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// Slot -> (giving stage, its manifest).
+    /// Slot -> (stage, its manifest).
     pub slots: BTreeMap<String, Vec<(String, Manifest)>>,
-    /// Stage -> the artifact that it gives, of all stages in the slots.
+    /// Stage -> the kind of its artifact, for all stages in the slots.
     pub artifacts: BTreeMap<String, ArtifactKind>,
     /// Tool -> its files.
     pub tools: BTreeMap<String, Manifest>,
-    /// The files of this machine that the stage said it reads.
+    /// The local files that the stage reads.
     pub files: BTreeMap<PathBuf, Digest>,
 }
 
+/// A file of a tool that an action loads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolFile {
+    /// Tool name in the plan: `qnn`.
+    pub tool: String,
+    /// File name: `libQnnHtp.so`.
+    pub name: String,
+    /// Its bytes.
+    pub content: Content,
+}
+
 impl Inputs {
-    /// The manifest in a slot that takes one stage.
+    /// The manifest in a slot for one stage.
     pub fn one(&self, slot: &str) -> Result<&Manifest> {
-        self.optional(slot).ok_or_else(|| {
-            Problem::new(
-                Code::InputMissing,
-                format!("the input `{slot}` is not given"),
-            )
-        })
+        match self.optional(slot) {
+            Some(manifest) => Ok(manifest),
+            None => {
+                let message = format!("the input `{slot}` is not given");
+                Err(Problem::new(Code::InputMissing, message))
+            }
+        }
     }
 
     /// The manifest in a slot that may be empty.
     pub fn optional(&self, slot: &str) -> Option<&Manifest> {
-        self.slots
-            .get(slot)
-            .and_then(|given| given.first())
-            .map(|(_, manifest)| manifest)
+        let (_, manifest) = self.slots.get(slot)?.first()?;
+        Some(manifest)
     }
 
-    /// All stages in a slot that takes many.
+    /// All stages in a slot for many.
     pub fn many(&self, slot: &str) -> &[(String, Manifest)] {
-        self.slots.get(slot).map_or(&[], Vec::as_slice)
+        match self.slots.get(slot) {
+            Some(stages) => stages,
+            None => &[],
+        }
     }
 
-    /// The artifact that the stage `stage` of a slot gives.
+    /// The kind of artifact that a stage in a slot produces.
     pub fn artifact(&self, stage: &str) -> ArtifactKind {
         self.artifacts.get(stage).copied().unwrap_or_default()
     }
 
-    /// The digest of a file of this machine.
+    /// The digest of a local file that the stage declared.
     pub fn file(&self, path: &Path) -> Result<Digest> {
-        let digest = self.files.get(path).copied();
-        digest.ok_or_else(|| {
-            Problem::new(
-                Code::InputMissing,
-                format!("{} was not looked at", path.display()),
-            )
-        })
+        match self.files.get(path) {
+            Some(digest) => Ok(*digest),
+            None => {
+                let message = format!("{} was not looked at", path.display());
+                Err(Problem::new(Code::InputMissing, message))
+            }
+        }
     }
 
-    /// The files `names` of tool `tool`, found by file name wherever they lie in it.
+    /// The files `names` of tool `tool`, in whatever folder of the tool they are.
     pub fn tool_files(&self, tool: &str, names: &[&str]) -> Result<Vec<ToolFile>> {
-        let manifest = self.tools.get(tool).ok_or_else(|| {
-            Problem::new(Code::ToolMissing, format!("the tool `{tool}` is not given"))
-        })?;
-        names
-            .iter()
-            .map(|name| find_tool_file(tool, manifest, name))
-            .collect()
+        let Some(manifest) = self.tools.get(tool) else {
+            let message = format!("the tool `{tool}` is not given");
+            return Err(Problem::new(Code::ToolMissing, message));
+        };
+        let mut files = vec![];
+        for name in names {
+            files.push(find_tool_file(tool, manifest, name)?);
+        }
+        Ok(files)
     }
 }
 
 fn find_tool_file(tool: &str, manifest: &Manifest, name: &str) -> Result<ToolFile> {
-    let named = |path: &str| path.rsplit('/').next() == Some(name);
-    let part: &Part = manifest
-        .parts
-        .iter()
-        .find(|(path, _)| named(path.as_str()))
-        .map(|(_, part)| part)
-        .ok_or_else(|| {
-            let files: Vec<&str> = manifest.parts.keys().map(|p| p.as_str()).collect();
-            Problem::new(
-                Code::ToolFileMissing,
-                format!("tool `{tool}` has no file `{name}`"),
-            )
-            .help(format!(
-                "pin a version in [tools] that carries it; this one has: {}",
-                files.join(", ")
-            ))
-        })?;
-    Ok(ToolFile {
-        tool: tool.into(),
-        name: name.into(),
-        content: part.content,
-    })
+    for (path, part) in &manifest.parts {
+        if path.as_str().rsplit('/').next() == Some(name) {
+            return Ok(ToolFile {
+                tool: tool.into(),
+                name: name.into(),
+                content: part.content,
+            });
+        }
+    }
+    let files: Vec<&str> = manifest.parts.keys().map(|path| path.as_str()).collect();
+    let message = format!("tool `{tool}` has no file `{name}`");
+    Err(Problem::new(Code::ToolFileMissing, message).help(format!(
+        "pin a version in [tools] that carries it; this one has: {}",
+        files.join(", ")
+    )))
 }

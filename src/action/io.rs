@@ -1,80 +1,80 @@
-//! What a running action may touch: its declared inputs, a sink for blobs, and its own scratch
-//! folder.
+//! What a running action may use: its declared inputs, new blobs, and its own scratch folder.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Action, Blob, Content, Ingredient, Part};
+use super::{Action, ActionInput, Blob, Content, Part};
 use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
 
-/// The world behind a [`Job`]; each executor has its own.
+/// What a [`Job`] is based on; each executor has its own implementation.
 pub trait Workspace: Sync {
     /// The bytes of a content that the action declares.
     fn open(&self, content: &Content) -> Result<Blob>;
 
-    /// A file that holds exactly the bytes of `content`, for libraries that want a path.
-    /// It must not be written to.
+    /// A file with exactly the bytes of `content`, for libraries that need a path. It must not be
+    /// written to.
     fn path(&self, content: &Content) -> Result<PathBuf>;
 
     /// A new blob to write.
     fn create(&self) -> Result<Box<dyn BlobSink>>;
 
-    /// A folder of this attempt alone; gone afterwards.
+    /// A temporary folder for this attempt.
     fn scratch(&self) -> Result<&Path>;
 
-    /// A folder of its own for `subject`, locked for this attempt, that stays until an action that
-    /// asked for it succeeds: half-finished downloads. Named by its subject, not by the
-    /// action's key, so that the same download under another pin finds it.
+    /// A folder for partial downloads of `subject`, locked for this attempt. Kept until an action
+    /// that uses it succeeds. Its name depends on the subject and not on the action's key, so that
+    /// the same download with another pin finds it.
     fn partial(&self, subject: &Digest) -> Result<PathBuf>;
 
-    /// Tells how far the work has come, in `unit`s ("B", "windows"); a `total` of 0 is not known.
+    /// Reports progress in `unit`s ("B", "windows"); a `total` of 0 means unknown.
     fn progress(&self, done: u64, total: u64, unit: &str);
 
-    /// Whether the build is being stopped; long loops ask now and then.
+    /// Whether the build is being stopped; long loops must check it.
     fn cancelled(&self) -> bool;
 }
 
-/// A blob being written. It has a name only once it is whole.
+/// A blob being written. It has no name before it is complete.
 pub trait BlobSink: Write + Send {
-    /// Makes the blob durable and yields its digest.
+    /// Makes the blob durable and returns its digest.
     fn finish(self: Box<Self>) -> Result<Content>;
 }
 
-/// An action at work.
+/// A running action.
 pub struct Job<'a> {
     action: &'a Action,
     workspace: &'a dyn Workspace,
 }
 
 impl<'a> Job<'a> {
-    /// Binds `action` to the world it runs in.
+    /// An action that runs in `workspace`.
     pub fn new(action: &'a Action, workspace: &'a dyn Workspace) -> Self {
         Job { action, workspace }
     }
 
     /// The input called `name`.
-    pub fn input(&self, name: &str) -> Result<&'a Ingredient> {
-        self.action.inputs.get(name).ok_or_else(|| {
-            Problem::new(
-                Code::InputMissing,
-                format!("the action has no input `{name}`"),
-            )
-        })
+    pub fn input(&self, name: &str) -> Result<&'a ActionInput> {
+        match self.action.inputs.get(name) {
+            Some(input) => Ok(input),
+            None => {
+                let message = format!("the action has no input `{name}`");
+                Err(Problem::new(Code::InputMissing, message))
+            }
+        }
     }
 
-    /// Where what the action asks for comes from.
+    /// See [`Action::origin`].
     pub fn origin(&self) -> Result<&'a str> {
-        let origin = self.action.origin.as_deref();
-        origin.ok_or_else(|| {
-            Problem::new(
+        match &self.action.origin {
+            Some(origin) => Ok(origin),
+            None => Err(Problem::new(
                 Code::OriginMissing,
                 "the action does not say where to fetch from",
-            )
-        })
+            )),
+        }
     }
 
     /// All inputs, sorted by name.
-    pub fn inputs(&self) -> impl Iterator<Item = (&'a str, &'a Ingredient)> {
+    pub fn inputs(&self) -> impl Iterator<Item = (&'a str, &'a ActionInput)> {
         self.action
             .inputs
             .iter()
@@ -93,12 +93,10 @@ impl<'a> Job<'a> {
 
     /// A folder with the declared files of a tool under their own names (symbolic links).
     pub fn tool_folder(&self, tool: &str) -> Result<PathBuf> {
-        let files = self.action.tools.get(tool).ok_or_else(|| {
-            Problem::new(
-                Code::ToolMissing,
-                format!("the action declares no tool `{tool}`"),
-            )
-        })?;
+        let Some(files) = self.action.tools.get(tool) else {
+            let message = format!("the action declares no tool `{tool}`");
+            return Err(Problem::new(Code::ToolMissing, message));
+        };
         let folder = self.workspace.scratch()?.join("tools").join(tool);
         std::fs::create_dir_all(&folder)
             .context(Code::Io, || format!("make {}", folder.display()))?;
@@ -130,7 +128,7 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// An input handed on as an output, unchanged.
+    /// An input as an output, unchanged.
     pub fn pass(&self, name: &str) -> Result<Part> {
         let input = self.input(name)?;
         Ok(Part {
@@ -139,22 +137,23 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// A folder of this attempt alone; gone afterwards.
+    /// A temporary folder for this attempt.
     pub fn scratch(&self) -> Result<&Path> {
         self.workspace.scratch()
     }
 
-    /// A folder that stays with `subject` (a URL) until an action that asked for it succeeds.
+    /// A folder for partial downloads of `subject` (a URL), kept until an action that uses it
+    /// succeeds.
     pub fn partial(&self, subject: &str) -> Result<PathBuf> {
         self.workspace.partial(&hash_bytes(subject.as_bytes()))
     }
 
-    /// Tells how far the work has come.
+    /// Reports progress.
     pub fn progress(&self, done: u64, total: u64, unit: &str) {
         self.workspace.progress(done, total, unit);
     }
 
-    /// A problem, once the build is being stopped.
+    /// Fails if the build is being stopped.
     pub fn check_cancelled(&self) -> Result<()> {
         if self.workspace.cancelled() {
             return Err(Problem::cancelled());

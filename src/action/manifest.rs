@@ -1,4 +1,4 @@
-//! What a stage gives: named parts, each a content and its facts.
+//! The output of a stage: named parts, each with content and facts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,32 +8,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{CanonJson, Code, Digest, Problem, Result};
 
-/// What sort of artifact a manifest is, as stages call it: `gguf`, `onnx`, `context-bin`. The
-/// engine only compares it.
+/// The kind of artifact in a manifest: `gguf`, `onnx`, `context-bin`. The engine only compares it.
 pub type ArtifactKind = &'static str;
 
 /// The name of a part, and its relative path when written out: `weights/blk.0.attn_q.weight/codes`.
 ///
 /// Never empty, absolute, or with an empty, `.` or `..` component; no control characters, `\` or
-/// `:`; a component has at most 200 bytes, and does not begin as the files do that kiln itself
-/// writes among artifacts, `.kiln`.
+/// `:`. A component has at most 200 bytes and does not begin with `.kiln`, like the files that kiln
+/// itself writes among artifacts.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PartName(String);
 
 impl PartName {
-    /// Checks `name`.
+    /// Checks `name`; fails if it is not a valid part name.
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
-        let is_kilns = |component: &str| {
-            component
-                .get(..5)
-                .is_some_and(|start| start.eq_ignore_ascii_case(".kiln"))
-        };
-        let component_is_good = |component: &str| {
-            !matches!(component, "" | "." | "..") && component.len() <= 200 && !is_kilns(component)
-        };
-        let bad_character = |c: char| c.is_control() || matches!(c, '\\' | ':');
-        if name.split('/').all(component_is_good) && !name.contains(bad_character) {
+        let has_bad_character = name.contains(|c: char| c.is_control() || matches!(c, '\\' | ':'));
+        if !has_bad_character && name.split('/').all(is_valid_component) {
             return Ok(PartName(name));
         }
         Err(Problem::new(
@@ -50,6 +41,14 @@ impl PartName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether `component` may be a component of a part name.
+fn is_valid_component(component: &str) -> bool {
+    let prefix = component.get(..5).unwrap_or_default();
+    !matches!(component, "" | "." | "..")
+        && component.len() <= 200
+        && !prefix.eq_ignore_ascii_case(".kiln")
 }
 
 impl fmt::Display for PartName {
@@ -80,34 +79,35 @@ impl FromStr for PartName {
 
 impl<'de> Deserialize<'de> for PartName {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        PartName::new(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        let name = String::deserialize(deserializer)?;
+        PartName::new(name).map_err(serde::de::Error::custom)
     }
 }
 
-/// Whether `wanted` stands for the file `name`: by its name, or as `FOLDER/` for all that is in
-/// there.
-pub fn stands_for(wanted: &str, name: &str) -> bool {
-    match wanted.ends_with('/') {
-        true => name.starts_with(wanted),
-        false => name == wanted,
+/// Whether the output `name` matches `pattern`: a name, or `FOLDER/` for all files in a folder.
+pub fn matches_output(pattern: &str, name: &str) -> bool {
+    if pattern.ends_with('/') {
+        name.starts_with(pattern)
+    } else {
+        name == pattern
     }
 }
 
-/// "These bytes of that blob": where, not what. Takes no part in keys.
+/// A range of a larger blob. Not part of keys, because it does not identify the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Window {
-    /// The blob that holds the bytes.
+    /// The blob with the bytes.
     pub blob: Digest,
-    /// Where they begin in it; how many there are is the content's own size.
+    /// Where they begin in the blob; the content's digest has their number.
     pub offset: u64,
 }
 
-/// What a part holds, and where its bytes lie if not in a blob of their own.
+/// The bytes of a part: a blob, or a range of a larger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Content {
-    /// BLAKE3 and length of the part's own bytes.
+    /// BLAKE3 and length of the bytes of the part.
     pub digest: Digest,
-    /// Where they lie, when inside a larger blob.
+    /// Where they are, if they are part of a larger blob.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
 }
@@ -115,7 +115,10 @@ pub struct Content {
 impl Content {
     /// The blob that must exist for this content to be readable.
     pub fn blob(&self) -> Digest {
-        self.window.map_or(self.digest, |window| window.blob)
+        match self.window {
+            Some(window) => window.blob,
+            None => self.digest,
+        }
     }
 }
 
@@ -133,15 +136,15 @@ impl From<Digest> for Content {
 pub struct Part {
     /// The bytes.
     pub content: Content,
-    /// What a reader must know without opening them.
+    /// What a consumer needs to know without reading them.
     #[serde(default)]
     pub facts: CanonJson,
 }
 
-/// What one action gives, by the name inside the action.
+/// The outputs of one action, by their names inside the action.
 pub type Outputs = BTreeMap<PartName, Part>;
 
-/// What a whole stage gives: the outputs of all its actions, `ORDER/OUTPUT` by name.
+/// The output of a stage: the outputs of all its actions, under the names `ORDER/OUTPUT`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Every part, sorted by name.
@@ -154,19 +157,21 @@ impl Manifest {
         self.parts.get(name)
     }
 
-    /// The part called `name`, or a problem that lists what is there.
+    /// The part called `name`. The problem lists some of the parts that exist.
     pub fn part(&self, name: &str) -> Result<&Part> {
-        self.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.parts.keys().take(8).map(PartName::as_str).collect();
-            Problem::new(Code::PartMissing, format!("there is no part `{name}`")).help(format!(
-                "the manifest holds {} parts: {} ...",
-                self.parts.len(),
-                known.join(", ")
-            ))
-        })
+        if let Some(part) = self.get(name) {
+            return Ok(part);
+        }
+        let some: Vec<&str> = self.parts.keys().take(8).map(PartName::as_str).collect();
+        let problem = Problem::new(Code::PartMissing, format!("there is no part `{name}`"));
+        Err(problem.help(format!(
+            "the manifest holds {} parts: {} ...",
+            self.parts.len(),
+            some.join(", ")
+        )))
     }
 
-    /// The only part of a manifest that must have just one.
+    /// The only part; fails if there is none or more than one.
     pub fn only(&self) -> Result<(&PartName, &Part)> {
         let mut parts = self.parts.iter();
         match (parts.next(), parts.next()) {
@@ -178,7 +183,7 @@ impl Manifest {
         }
     }
 
-    /// The parts below `folder`, by their names inside it.
+    /// The parts below `folder`, by their names inside of it.
     pub fn under<'a, 'f>(
         &'a self,
         folder: &'f str,

@@ -1,5 +1,5 @@
-//! Floor 2: the contract between stages and the engine. An action is everything that may influence
-//! an output, and nothing else. Knows no implementation.
+//! The contract between stages and the engine. An action is everything that can influence an
+//! output, and nothing else.
 
 #[allow(clippy::module_inception)]
 mod action;
@@ -12,14 +12,16 @@ mod registry;
 mod stage;
 mod typed;
 
-pub use action::{Action, ActionKey, Ingredient};
-pub use blob::{Blob, Memory};
-pub use inputs::Inputs;
+pub use action::{Action, ActionInput, ActionKey};
+pub use blob::{Blob, BlobMemory};
+pub use inputs::{Inputs, ToolFile};
 pub use io::{BlobSink, Job, Workspace};
-pub use manifest::{ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window, stands_for};
+pub use manifest::{
+    ArtifactKind, Content, Manifest, Outputs, Part, PartName, Window, matches_output,
+};
 pub use registry::Registry;
 pub use stage::{
-    ANY, Demand, Given, InputSpec, Isolation, MAY_BE, ParamProblem, Proof, Smaller, Stage,
-    StageSpec, ToolFile, WorkOrder,
+    ANY, Demand, InputSpec, InputStage, Isolation, OPTIONAL_TOOL, ParamProblem, Proof, Smaller,
+    Stage, StageSpec, WorkOrder,
 };
 pub use typed::{Erased, Order, TypedStage};

@@ -1,10 +1,10 @@
-//! The stage kinds that are known, by name.
+//! The stage kinds, by name.
 
 use std::collections::BTreeMap;
 
 use super::Stage;
 
-/// Stage kinds by name; `stages::all()` makes one.
+/// Stage kinds by name; `stages::all()` returns one.
 pub struct Registry {
     stages: BTreeMap<&'static str, Box<dyn Stage>>,
 }
@@ -12,12 +12,11 @@ pub struct Registry {
 impl Registry {
     /// A registry of `stages`.
     pub fn new(stages: Vec<Box<dyn Stage>>) -> Self {
-        Registry {
-            stages: stages
-                .into_iter()
-                .map(|stage| (stage.spec().kind, stage))
-                .collect(),
+        let mut by_kind = BTreeMap::new();
+        for stage in stages {
+            by_kind.insert(stage.spec().kind, stage);
         }
+        Registry { stages: by_kind }
     }
 
     /// The stage called `kind`.

@@ -1,4 +1,4 @@
-//! What a stage is to the engine: a specification, a check, a pure expansion and a run.
+//! A stage kind as the engine uses it: a specification, a check, a pure expansion and a run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,39 +6,38 @@ use std::path::PathBuf;
 use schemars::Schema;
 use serde_json::Value;
 
-use super::{Action, ArtifactKind, Content, Ingredient, Inputs, Job, Outputs, Part};
+use super::{Action, ActionInput, ArtifactKind, Content, Inputs, Job, Outputs, Part, ToolFile};
 use crate::base::{Digest, Problem, Result};
 
-/// What a stage kind is called, takes and gives.
+/// The name, inputs and output of a stage kind.
 #[derive(Clone, Debug)]
 pub struct StageSpec {
     /// The word in `kind = "..."`.
     pub kind: &'static str,
-    /// Bumped whenever the same action would give other bytes.
+    /// Increased when the same action would produce other bytes.
     pub version: u32,
     /// One line for people.
     pub summary: &'static str,
-    /// The artifact it gives.
+    /// The kind of artifact it produces.
     pub output: ArtifactKind,
     /// Its input slots: parameters whose value names a stage.
     pub inputs: &'static [InputSpec],
-    /// The names of its own parameters, for "did you mean".
+    /// The names of its other parameters, for "did you mean".
     pub params: &'static [&'static str],
-    /// Those of its parameters that are tables by the names of stages, each with the slot that the
-    /// stages are in.
+    /// The parameters that are tables with stage names as keys, each with the slot of these stages.
     pub keyed: &'static [(&'static str, &'static str)],
-    /// Whether it depends on what may fail today and be there tomorrow: the network.
+    /// Whether it uses something that may fail temporarily: the network.
     pub reaches_outside: bool,
-    /// Whether it gives figures that are measured in floating point: their last digits depend on
-    /// the processor.
+    /// Whether its output has floating-point measurements, whose last digits depend on the
+    /// processor.
     pub measures: bool,
 }
 
-/// In [`InputSpec::accepts`]: whatever a stage gives.
+/// In [`InputSpec::accepts`]: any artifact.
 pub const ANY: ArtifactKind = "*";
 
-/// Behind the name of a tool: it is loaded only if the plan has it, and the inputs ask for it.
-pub const MAY_BE: char = '?';
+/// A suffix of the name of a tool that is loaded only if the plan has it and the inputs need it.
+pub const OPTIONAL_TOOL: char = '?';
 
 /// One input slot.
 #[derive(Clone, Debug)]
@@ -49,46 +48,44 @@ pub struct InputSpec {
     pub meaning: &'static str,
     /// The artifacts it accepts.
     pub accepts: &'static [ArtifactKind],
-    /// Whether it must be given.
+    /// Whether the plan must set it.
     pub required: bool,
-    /// Whether it takes a list of stages.
+    /// Whether it is a list of stages.
     pub many: bool,
 }
 
 impl InputSpec {
-    /// Whether an artifact of kind `gives` may fill it.
-    pub fn takes(&self, output: ArtifactKind) -> bool {
-        self.accepts
-            .iter()
-            .any(|kind| *kind == output || *kind == ANY)
+    /// Whether an artifact of this kind may be used for the slot.
+    pub fn is_compatible(&self, artifact: ArtifactKind) -> bool {
+        self.accepts.contains(&artifact) || self.accepts.contains(&ANY)
     }
 }
 
-/// A stage that feeds another one.
+/// A stage in an input slot of another stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Given {
-    /// The input slot that it fills.
+pub struct InputStage {
+    /// The slot.
     pub slot: String,
     /// Its id.
     pub stage: String,
-    /// The artifact that it gives.
+    /// The kind of artifact it produces.
     pub artifact: ArtifactKind,
 }
 
-impl Given {
-    /// Whether one of `given` fills `slot`.
-    pub fn fills(given: &[Given], slot: &str) -> bool {
-        given.iter().any(|given| given.slot == slot)
+impl InputStage {
+    /// Whether one of `inputs` is in `slot`.
+    pub fn fills(inputs: &[InputStage], slot: &str) -> bool {
+        inputs.iter().any(|input| input.slot == slot)
     }
 }
 
 /// A mistake in the parameters: which one, what is wrong with it.
 #[derive(Clone, Debug)]
 pub struct ParamProblem {
-    /// Path of keys and indices from the stage's table: `override/0/scheme`; empty for the table
-    /// itself.
+    /// Path of keys and indices in the stage's table, like `override/0/scheme`; empty for the
+    /// table.
     pub path: String,
-    /// What is wrong and how to mend it; labels are filled in by the plan room.
+    /// What is wrong and how to fix it; `plan` adds the labels.
     pub problem: Problem,
 }
 
@@ -98,11 +95,11 @@ pub enum Isolation {
     /// On a thread of the engine.
     #[default]
     Thread,
-    /// In a child process of its own: whatever loads a vendor library.
+    /// In a child process: everything that loads a vendor library.
     Process,
 }
 
-/// What an action needs while it runs. No part of the key: it must not change bytes.
+/// What an action needs while it runs. Not part of the key: it must not change bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
     /// Peak memory, in bytes.
@@ -123,25 +120,14 @@ impl Default for Demand {
     }
 }
 
-/// A file of a tool that an action really uses.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ToolFile {
-    /// Tool name in the plan: `qnn`.
-    pub tool: String,
-    /// File name: `libQnnHtp.so`.
-    pub name: String,
-    /// Its bytes.
-    pub content: Content,
-}
-
-/// One part of a stage, ready to become an action. Its name is no part of the key.
+/// One part of a stage, from which an action is made. Its name is not part of the key.
 #[derive(Clone, Debug)]
 pub struct WorkOrder {
     /// Prefix of its outputs in the manifest; empty for a stage with a single order.
     pub name: String,
     /// Parameters resolved for this part.
     pub params: Value,
-    /// What it reads.
+    /// Its inputs.
     pub inputs: BTreeMap<String, Part>,
     /// The tool files it loads.
     pub tools: Vec<ToolFile>,
@@ -149,11 +135,11 @@ pub struct WorkOrder {
     pub origin: Option<String>,
     /// What it needs while it runs.
     pub demand: Demand,
-    /// What to do where that is too much, the mildest first.
+    /// What to change if the demand is too large, the smallest change first.
     pub smaller: Vec<Smaller>,
 }
 
-/// A way to have the same work done with less memory.
+/// A way to do the same work with less memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Smaller {
     /// What its largest action would need.
@@ -163,7 +149,7 @@ pub struct Smaller {
 }
 
 impl WorkOrder {
-    /// The action that this order asks of stage `spec`.
+    /// The action of this order, for the stage kind `spec`.
     pub fn into_action(self, spec: &StageSpec) -> Action {
         let mut tools: BTreeMap<String, BTreeMap<String, Content>> = BTreeMap::new();
         for file in self.tools {
@@ -172,84 +158,85 @@ impl WorkOrder {
                 .or_default()
                 .insert(file.name, file.content);
         }
-        let inputs = self.inputs.into_iter().map(|(name, part)| {
+        let mut inputs = BTreeMap::new();
+        for (name, part) in self.inputs {
             let Content { digest, window } = part.content;
-            (
+            let facts = part.facts;
+            inputs.insert(
                 name,
-                Ingredient {
+                ActionInput {
                     digest,
                     window,
-                    facts: part.facts,
+                    facts,
                 },
-            )
-        });
+            );
+        }
         Action {
             stage: spec.kind.into(),
             version: spec.version,
             params: self.params,
-            inputs: inputs.collect(),
+            inputs,
             tools,
             origin: self.origin,
         }
     }
 }
 
-/// How it is known that an earlier result is what its action gives.
+/// What proves that a result in the cache is the result of its action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// By its key: whoever put it ran the action.
+    /// The key: the result was put by a process that ran the action.
     Key,
-    /// Its only output has this SHA-256, in 64 lower-case hexadecimal digits.
+    /// The only output has this SHA-256, in 64 lower-case hexadecimal digits.
     Sha256(String),
-    /// Its only output has this digest.
+    /// The only output has this digest.
     Digest(Digest),
-    /// It has outputs of these names and no others; `NAME/` stands for at least one in that folder.
+    /// The outputs have these names and no others; `NAME/` stands for at least one in that folder.
     Outputs(Vec<String>),
-    /// By a note that it ran for this very cache: its bytes do not tell.
-    Own,
+    /// A note that the action ran for this cache: the bytes of the result prove nothing.
+    LocalRun,
 }
 
 /// A stage kind, as the engine sees it. Authors write a [`TypedStage`](super::TypedStage) instead.
 pub trait Stage: Send + Sync {
-    /// What it is.
+    /// Its specification.
     fn spec(&self) -> &StageSpec;
 
-    /// The JSON Schema of its parameters; an empty one allows everything.
+    /// The JSON Schema of its parameters; an empty schema allows everything.
     fn schema(&self) -> Schema {
         Schema::default()
     }
 
-    /// All that is wrong with `params` (the stage's table without input slots and what every stage
-    /// may have), and the names of the tools that a stage with these parameters and these inputs
-    /// needs, or [may](MAY_BE) need.
+    /// Checks `params`: the stage's table without input slots and common parameters. Returns all
+    /// problems, or the names of the tools that a stage with these parameters and inputs needs, or
+    /// [may](OPTIONAL_TOOL) need.
     fn check(
         &self,
         params: &Value,
-        given: &[Given],
+        inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>>;
 
-    /// The files and folders of this machine that a stage with these parameters reads as they are.
-    /// The engine gives their digests to `expand`, and sees to it that they do not change while
-    /// its parts run.
+    /// The local files and folders that a stage with these parameters reads. The engine passes
+    /// their digests to `expand`, and checks that they do not change while its parts run.
     fn files(&self, _params: &Value) -> Result<Vec<PathBuf>> {
         Ok(vec![])
     }
 
-    /// Whether what a stage with these parameters gives holds only for the moment, as a measurement
-    /// on a device does: then it runs in every build.
+    /// Whether the output of a stage with these parameters may differ in each run, like a
+    /// measurement on a device. Then it runs in every build.
     fn is_volatile(&self, _params: &Value) -> Result<bool> {
         Ok(false)
     }
 
-    /// How an earlier result of an order with these parameters is known to be its own. A cache may
-    /// have been filled by others.
+    /// What proves that a result in the cache belongs to an order with these parameters. The cache
+    /// may contain results from other machines.
     fn proof(&self, _order: &Value) -> Result<Proof> {
         Ok(Proof::Key)
     }
 
-    /// The work orders, once every input is sealed. Pure: reads facts, never bytes.
+    /// The work orders, once all inputs are complete. Pure: reads facts, never bytes.
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>>;
 
-    /// Does the work. May read only what the action declares.
+    /// Runs the action. May read only what the action declares.
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs>;
 }

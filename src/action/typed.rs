@@ -1,4 +1,4 @@
-//! The way authors write a stage: with serde types for its parameters and orders.
+//! Stages with serde types for their parameters and orders.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,29 +12,30 @@ use serde_path_to_error::Segment;
 
 use super::params::mistakes;
 use super::{
-    Action, Demand, Given, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
+    Action, Demand, InputStage, Inputs, Job, Outputs, ParamProblem, Part, Proof, Smaller, Stage,
     StageSpec, ToolFile, WorkOrder,
 };
 use crate::base::{Code, Context, Problem, Result};
 
-/// A stage with typed parameters. `Erased(MyStage)` makes it a [`Stage`].
+/// A stage with typed parameters. `Erased(MyStage)` is a [`Stage`].
 pub trait TypedStage: Send + Sync + 'static {
-    /// The stage's table in the plan, without input slots and what every stage may have;
+    /// The stage's table in the plan, without input slots and common parameters; must
     /// `deny_unknown_fields`.
     type Params: DeserializeOwned + JsonSchema;
-    /// The parameters of one part: what goes into the key.
+    /// The parameters of one part, which are part of the key.
     type Order: Serialize + DeserializeOwned;
-    /// What the stage is.
+    /// The specification.
     const SPEC: StageSpec;
 
-    /// What the schema does not say: patterns, URLs, slots that exclude each other. Numbers may
-    /// still be outside the range that the schema gives them.
-    fn check(_params: &Self::Params, _given: &[Given]) -> Vec<ParamProblem> {
+    /// Checks what the schema does not say: patterns, URLs, slots that exclude each other. Numbers
+    /// may still be outside the range that the schema gives them.
+    fn check(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<ParamProblem> {
         vec![]
     }
 
-    /// The tools that a stage with these parameters and inputs loads, or [may](super::MAY_BE) load.
-    fn tools(_params: &Self::Params, _given: &[Given]) -> Vec<&'static str> {
+    /// The tools that a stage with these parameters and inputs loads, or
+    /// [may](super::OPTIONAL_TOOL) load.
+    fn tools(_params: &Self::Params, _inputs: &[InputStage]) -> Vec<&'static str> {
         vec![]
     }
 
@@ -66,7 +67,7 @@ pub struct Order<T> {
     pub name: String,
     /// Parameters resolved for this part.
     pub params: T,
-    /// What it reads.
+    /// Its inputs.
     pub inputs: BTreeMap<String, Part>,
     /// The tool files it loads.
     pub tools: Vec<ToolFile>,
@@ -79,7 +80,7 @@ pub struct Order<T> {
 }
 
 impl<T> Order<T> {
-    /// An order that reads nothing yet.
+    /// An order without inputs and tools.
     pub fn new(name: impl Into<String>, params: T) -> Self {
         Order {
             name: name.into(),
@@ -104,26 +105,26 @@ impl<T> Order<T> {
         self
     }
 
-    /// Sets where what it asks for comes from.
+    /// See [`Action::origin`].
     pub fn origin(mut self, origin: impl Into<String>) -> Self {
         self.origin = Some(origin.into());
         self
     }
 
-    /// Sets what it needs.
+    /// Sets what it needs while it runs.
     pub fn demand(mut self, demand: Demand) -> Self {
         self.demand = demand;
         self
     }
 
-    /// Sets what to do where that is too much.
+    /// See [`WorkOrder::smaller`].
     pub fn smaller(mut self, smaller: Vec<Smaller>) -> Self {
         self.smaller = smaller;
         self
     }
 }
 
-/// A typed stage without its types.
+/// The adapter from a [`TypedStage`] to a [`Stage`].
 pub struct Erased<S>(pub S);
 
 impl<S: TypedStage> Stage for Erased<S> {
@@ -132,7 +133,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 
     fn schema(&self) -> Schema {
-        // Inline, so that the definitions of two stages never bear one name.
+        // Inline, so that the definitions of two stages never have the same name.
         let settings =
             SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
         settings
@@ -143,7 +144,7 @@ impl<S: TypedStage> Stage for Erased<S> {
     fn check(
         &self,
         params: &Value,
-        given: &[Given],
+        inputs: &[InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         let mut found = mistakes(self.schema().as_value(), params);
         let read: std::result::Result<S::Params, _> = serde_path_to_error::deserialize(params);
@@ -152,7 +153,7 @@ impl<S: TypedStage> Stage for Erased<S> {
             // The schema has said why.
             Err(_) if !found.is_empty() => return Err(found),
             Err(error) => {
-                let path: Vec<String> = error.path().iter().map(step).collect();
+                let path: Vec<String> = error.path().iter().map(path_component).collect();
                 let message = error.inner().to_string();
                 return Err(vec![ParamProblem {
                     path: path.join("/"),
@@ -161,7 +162,7 @@ impl<S: TypedStage> Stage for Erased<S> {
             }
         };
         // What the schema refuses is not refused twice.
-        let mut more = S::check(&params, given);
+        let mut more = S::check(&params, inputs);
         more.retain(|problem| {
             problem.path.is_empty() || found.iter().all(|known| known.path != problem.path)
         });
@@ -169,7 +170,7 @@ impl<S: TypedStage> Stage for Erased<S> {
         if !found.is_empty() {
             return Err(found);
         }
-        let tools = S::tools(&params, given);
+        let tools = S::tools(&params, inputs);
         Ok(tools.into_iter().map(String::from).collect())
     }
 
@@ -187,29 +188,21 @@ impl<S: TypedStage> Stage for Erased<S> {
 
     fn expand(&self, params: &Value, inputs: &Inputs) -> Result<Vec<WorkOrder>> {
         let params: S::Params = read(S::SPEC.kind, params)?;
-        let order = |order: Order<S::Order>| {
-            let Order {
-                name,
-                params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            } = order;
-            let params = serde_json::to_value(params)
+        let mut orders = vec![];
+        for order in S::expand(params, inputs)? {
+            let params = serde_json::to_value(order.params)
                 .context(Code::Order, || "serialize an order".into())?;
-            Ok(WorkOrder {
-                name,
+            orders.push(WorkOrder {
+                name: order.name,
                 params,
-                inputs,
-                tools,
-                origin,
-                demand,
-                smaller,
-            })
-        };
-        S::expand(params, inputs)?.into_iter().map(order).collect()
+                inputs: order.inputs,
+                tools: order.tools,
+                origin: order.origin,
+                demand: order.demand,
+                smaller: order.smaller,
+            });
+        }
+        Ok(orders)
     }
 
     fn run(&self, action: &Action, job: &Job) -> Result<Outputs> {
@@ -217,8 +210,9 @@ impl<S: TypedStage> Stage for Erased<S> {
     }
 }
 
-/// Keys as they are: they may hold dots.
-fn step(segment: &Segment) -> String {
+/// A component of the path of a parameter. The path is not formatted with dots, since keys may
+/// contain dots.
+fn path_component(segment: &Segment) -> String {
     match segment {
         Segment::Map { key } | Segment::Enum { variant: key } => key.clone(),
         Segment::Seq { index } => index.to_string(),

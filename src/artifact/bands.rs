@@ -66,7 +66,7 @@ pub fn write(
             }
         }
         let end = band.first + band.values;
-        source.leave(if tensor.in_stored_order() {
+        source.evict(if tensor.in_stored_order() {
             byte_offset(tensor, band.first)..byte_offset(tensor, end)
         } else {
             0..source.len()

@@ -97,9 +97,9 @@ impl Weight {
     }
 
     /// Releases the memory of what was read so far.
-    pub fn leave(&self) {
+    pub fn evict(&self) {
         for (_, numbers) in &self.parts {
-            numbers.bytes.leave(0..numbers.bytes.len());
+            numbers.bytes.evict(0..numbers.bytes.len());
         }
     }
 

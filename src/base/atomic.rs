@@ -1,4 +1,4 @@
-//! Small files that are there whole, or not at all.
+//! Atomic writes of small files.
 
 use std::fs;
 use std::io::{Error, ErrorKind, Result, Write};
@@ -8,29 +8,27 @@ use tempfile::NamedTempFile;
 
 use super::new_file_in;
 
-/// Puts `bytes` at `path`, in place of the file that was there, or that a link there leads to. Its
-/// folder is made.
+/// Writes the file `path`, and creates its folder. Replaces a file that exists; a link is followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     check_replaceable(path)?;
-    let path = &path.canonicalize().unwrap_or_else(|_| path.into());
-    beside(path, bytes)?.persist(path)?;
+    let target = path.canonicalize();
+    let path = target.as_deref().unwrap_or(path);
+    write_temporary(path, bytes)?.persist(path)?;
     Ok(())
 }
 
-/// Puts `bytes` at `path`, where nothing may be. Its folder is made.
+/// Writes the new file `path`, and creates its folder. Fails if `path` exists.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    beside(path, bytes)?.persist_noclobber(path)?;
+    write_temporary(path, bytes)?.persist_noclobber(path)?;
     Ok(())
 }
 
-/// Refuses a path that something else than a file has, or a link to something else, as
-/// `/dev/stdout` is: a rename would put a file in its place, for everybody.
+/// Fails if `path` exists and is not a file, nor a link to one. A rename would replace a device
+/// such as `/dev/stdout` by a file, for all processes.
 pub fn check_replaceable(path: &Path) -> Result<()> {
-    let (found, own) = (fs::metadata(path), fs::symlink_metadata(path));
-    if found
-        .as_ref()
-        .or(own.as_ref())
-        .is_ok_and(|found| !found.is_file())
+    // A broken link has only metadata of its own.
+    if let Ok(found) = fs::metadata(path).or(fs::symlink_metadata(path))
+        && !found.is_file()
     {
         return Err(Error::new(
             ErrorKind::InvalidInput,
@@ -40,8 +38,9 @@ pub fn check_replaceable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
-    let folder = folder(path);
+/// Writes a temporary file in the folder of `path`, ready to be renamed.
+fn write_temporary(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut file = new_file_in(folder, ".kiln-")?;
     file.write_all(bytes)?;
@@ -49,12 +48,13 @@ fn beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile> {
     Ok(file)
 }
 
-/// The folder that a file lies in.
-pub fn folder(path: &Path) -> &Path {
-    // The parent of a bare name is empty.
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+/// The folder that contains the file `path`.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        // The parent of a name without a folder is empty.
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! One spelling for a value: JSON with sorted keys and no white space. What is hashed, stored,
-//! compared and sent is this text. It is how [`Value`] prints: its maps are sorted by the bytes of
-//! their keys, its numbers are the shortest text that reads back as the same number.
+//! Canonical JSON: sorted keys and no white space. This text is hashed, stored, compared and sent.
+//! It is how [`Value`] prints: its maps are sorted by the bytes of their keys, its numbers are the
+//! shortest text that reads back as the same number.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,21 +11,25 @@ use serde_json::Value;
 
 use super::{Code, Problem, Result};
 
-/// A small JSON object whose canonical text takes part in keys: the facts of a part. Hundreds of
-/// actions may share it, so that a clone is a counted reference.
+/// A small JSON object whose canonical text is part of action keys: the facts of a part. Cheap to
+/// clone, since hundreds of actions may share it.
 #[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CanonJson(Arc<Value>);
 
 impl CanonJson {
-    /// The facts that `value` spells.
+    /// Serializes `value`.
     pub fn of<T: Serialize>(value: &T) -> Result<Self> {
-        serde_json::to_value(value)
-            .map(CanonJson::from)
-            .map_err(|error| Problem::new(Code::Facts, format!("facts are not JSON: {error}")))
+        match serde_json::to_value(value) {
+            Ok(value) => Ok(value.into()),
+            Err(error) => Err(Problem::new(
+                Code::Facts,
+                format!("facts are not JSON: {error}"),
+            )),
+        }
     }
 
-    /// Reads the facts as a `T`.
+    /// Deserializes the value as a `T`.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
         T::deserialize(&*self.0).map_err(|error| {
             Problem::new(Code::Facts, format!("unexpected facts: {error}: {self}"))
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn keys_are_sorted_at_every_depth() {
-        // Fails where a dependency turns on serde_json's `preserve_order`.
+        // Fails if a dependency enables serde_json's `preserve_order`.
         let value = json!({"b": [1, 2.5, {"z": null, "a": "x\"y"}], "a": true});
         assert_eq!(
             CanonJson::from(value).to_string(),
@@ -77,10 +81,11 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_read_is_written_as_it_was() {
-        // Fails without serde_json's `float_roundtrip`: what comes from the cache would not be what
-        // was put there.
-        for bits in (0..20_000u64).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2) {
+    fn numbers_keep_their_text() {
+        // Fails without serde_json's `float_roundtrip`: values read from the cache would not be
+        // those that were put there.
+        for index in 0..20_000u64 {
+            let bits = index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
             let text = json!(f64::from_bits(bits)).to_string();
             let read: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(read.to_string(), text);

@@ -1,11 +1,9 @@
-//! The name of a blob: its BLAKE3 hash and its length.
+//! The digest that names a blob: its BLAKE3 hash and its length.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use super::{Code, Problem};
 
 /// BLAKE3 hash and length of some bytes; prints as `b3:<hex>/<size>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,13 +20,13 @@ impl Digest {
         blake3::Hash::from_bytes(self.hash).to_hex().to_string()
     }
 
-    /// The first 12 hexadecimal digits: enough for people.
+    /// The first 12 hexadecimal digits, for people.
     pub fn short(&self) -> String {
         format!("b3:{}", &self.hex()[..12])
     }
 }
 
-/// Hashes bytes as they stream by.
+/// Hashes a stream of bytes.
 #[derive(Default)]
 pub struct Hasher {
     inner: blake3::Hasher,
@@ -84,28 +82,28 @@ impl fmt::Debug for Digest {
 }
 
 impl FromStr for Digest {
-    type Err = Problem;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        let bad = || {
-            Problem::new(Code::Digest, format!("`{text}` is not a digest"))
-                .help("a digest reads b3:<64 hexadecimal digits>/<size in bytes>")
-        };
-        let (hex, size) = text
-            .strip_prefix("b3:")
-            .and_then(|rest| rest.split_once('/'))
-            .ok_or_else(bad)?;
-        let hash = blake3::Hash::from_hex(hex).map_err(|_| bad())?;
-        Ok(Digest {
-            hash: *hash.as_bytes(),
-            size_bytes: size.parse().map_err(|_| bad())?,
-        })
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(rest) = text.strip_prefix("b3:")
+            && let Some((hex, size)) = rest.split_once('/')
+            && let Ok(hash) = blake3::Hash::from_hex(hex)
+            && let Ok(size_bytes) = size.parse()
+        {
+            return Ok(Digest {
+                hash: *hash.as_bytes(),
+                size_bytes,
+            });
+        }
+        Err(format!(
+            "`{text}` is not a digest: b3:<64 hexadecimal digits>/<size in bytes>"
+        ))
     }
 }
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Not `collect_str`, which spells thousands of them piece by piece.
+        // Not `collect_str`, which is slower for thousands of digests.
         serializer.serialize_str(&self.to_string())
     }
 }
@@ -122,17 +120,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_survives_its_own_text() {
+    fn a_digest_is_parsed_from_its_text() {
         let digest = hash_bytes(b"clay");
         assert_eq!(digest.to_string().parse::<Digest>().unwrap(), digest);
         assert_eq!(digest.size_bytes, 4);
     }
 
     #[test]
-    fn streaming_and_whole_agree() {
+    fn streaming_gives_the_same_digest() {
         let bytes: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
         let mut hasher = Hasher::default();
-        bytes.chunks(777).for_each(|chunk| hasher.update(chunk));
+        for chunk in bytes.chunks(777) {
+            hasher.update(chunk);
+        }
         assert_eq!(hasher.finish(), hash_bytes(&bytes));
     }
 }

@@ -1,4 +1,4 @@
-//! Files of this machine, which may be anything.
+//! Reading local files, where a path may turn out to be a folder, pipe or device.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use tempfile::NamedTempFile;
 
-use super::bytes as spelled;
+use super::bytes as format_bytes;
 
-/// Opens a regular file to read. Anything else is refused, at once: a pipe may have nobody at its
-/// other end, and a device may have no end.
+/// Opens a regular file to read. Fails for anything else, without waiting: a pipe may have no
+/// writer, and a device may have no end.
 pub fn open_file(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -31,31 +31,34 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     ))
 }
 
-/// The bytes of a file that has no business to be long: more than `most` are refused.
-pub fn read_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let bytes = head(path, most.saturating_add(1))?;
-    if bytes.len() as u64 > most {
+/// The bytes of a file. Fails if it has more than `max_bytes`.
+pub fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let bytes = head(path, max_bytes.saturating_add(1))?;
+    if bytes.len() as u64 > max_bytes {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("it has more than {}", spelled(most)),
+            format!("it has more than {}", format_bytes(max_bytes)),
         ));
     }
     Ok(bytes)
 }
 
-/// Whether the file at `path` holds `bytes` and nothing else.
-pub fn is_file_of(path: &Path, bytes: &[u8]) -> bool {
-    head(path, bytes.len() as u64 + 1).is_ok_and(|found| found == bytes)
+/// Whether the file at `path` contains exactly `bytes`.
+pub fn has_bytes(path: &Path, bytes: &[u8]) -> bool {
+    match head(path, bytes.len() as u64 + 1) {
+        Ok(found) => found == bytes,
+        Err(_) => false,
+    }
 }
 
-/// The first `bytes` of a file that may be long.
+/// The first `bytes` of a file of any size.
 pub fn head(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
     let mut head = vec![];
     open_file(path)?.take(bytes).read_to_end(&mut head)?;
     Ok(head)
 }
 
-/// The last `bytes` of a file that may be long, as text.
+/// The last `bytes` of a file of any size, as text.
 pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     let mut file = open_file(path)?;
     let begin = file.metadata()?.len().saturating_sub(bytes);
@@ -65,8 +68,8 @@ pub fn tail(path: &Path, bytes: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&tail).into_owned())
 }
 
-/// A new file in `folder`, whose name begins with `prefix`: gone when dropped, unless it is given a
-/// name of its own. Others may read it as far as the umask allows.
+/// A new file in `folder`, whose name begins with `prefix`. Removed when dropped, unless it is
+/// persisted. Its permissions are those that the umask allows.
 pub fn new_file_in(folder: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(prefix)
@@ -105,8 +108,8 @@ mod tests {
             read_file(&log, 12).unwrap_err().to_string(),
             "it has more than 12 B"
         );
-        assert!(is_file_of(&log, b"one two three"));
-        assert!(!is_file_of(&log, b"one two") && !is_file_of(&log, b"one two three four"));
+        assert!(has_bytes(&log, b"one two three"));
+        assert!(!has_bytes(&log, b"one two") && !has_bytes(&log, b"one two three four"));
         assert_eq!(tail(&log, 5).unwrap(), "three");
         assert_eq!(tail(&log, 50).unwrap(), "one two three");
     }

@@ -1,24 +1,23 @@
-//! Passwords and signed queries stand in web addresses. They are for the server alone: whatever is
-//! said or written names the rest.
+//! Hides the secrets of web addresses: user, password and parameters, which may be a signature.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 const QUOTES: [char; 3] = ['"', '\'', '`'];
 
-/// How far before an address its quote is looked for: a scheme, or what was mistyped for one and a
-/// host.
+/// How many characters before an address are searched for its opening quote: a scheme, or a
+/// mistyped scheme and a host.
 const MAX_LOOK_BACK: usize = 256;
 
-/// As long may a scheme be.
+/// The maximum length of a scheme.
 const MAX_SCHEME: usize = 16;
 
-/// As long may an address in quotes be that has blanks.
+/// The maximum length of an address in quotes that contains blanks.
 const MAX_QUOTED: usize = 1024;
 
-/// `text`, in which the user and password and the parameters of each address are `***`.
+/// `text` with the user, password and parameters of each address replaced by `***`.
 pub fn without_secrets(text: &str) -> Cow<'_, str> {
-    let secrets = secrets(text);
+    let secrets = find_secrets(text);
     if secrets.is_empty() {
         return Cow::Borrowed(text);
     }
@@ -32,50 +31,55 @@ pub fn without_secrets(text: &str) -> Cow<'_, str> {
     Cow::Owned(out + &text[done..])
 }
 
-/// The same, byte for byte at the same place.
+/// `text` with each byte of a secret replaced by `*`.
 pub fn mask_secrets(text: &str) -> String {
     let mut out = text.to_string();
-    for secret in secrets(text) {
+    for secret in find_secrets(text) {
         let stars = "*".repeat(secret.len());
         out.replace_range(secret, &stars);
     }
     out
 }
 
-/// What is known of the word that was looked at last, so that each is read once, however many
-/// addresses are in it.
+/// A word of the text, cached so that it is scanned once, even if it contains many addresses.
 #[derive(Default)]
 struct Word {
     end: usize,
     last_at: Option<usize>,
-    /// Where its parameters begin, or its end.
+    /// Where its parameters begin; the end of the word if it has none.
     params: usize,
 }
 
 impl Word {
-    /// Reads the word at `at`, unless that is the same.
-    fn read(&mut self, text: &str, at: usize) {
-        if at >= self.end {
-            self.end = at + length(&text[..at], &text[at..]);
-            self.last_at = text[at..self.end].rfind('@').map(|length| at + length);
+    /// Scans the word at `at`, unless `at` is inside the cached word.
+    fn scan(&mut self, text: &str, at: usize) {
+        if at < self.end {
+            return;
         }
+        self.end = at + address_length(&text[..at], &text[at..]);
+        self.last_at = text[at..self.end].rfind('@').map(|offset| at + offset);
     }
 
-    /// Where the user and password end that begin at `start`, if there are any.
+    /// The end of the user and password that begin at `start`, if there are any.
     fn end_of_user(&self, text: &str, start: usize) -> Option<usize> {
-        let last_at = self.last_at.filter(|at| *at >= start).map(|at| at - start);
-        Some(start + end_of_user(text.get(start..self.end)?, last_at)?)
+        let last_at = match self.last_at {
+            Some(at) if at >= start => Some(at - start),
+            _ => None,
+        };
+        Some(start + user_length(text.get(start..self.end)?, last_at)?)
     }
 }
 
-/// Where they are: in their order, none inside of another.
-fn secrets(text: &str) -> Vec<Range<usize>> {
+/// The ranges of all secrets, in order and disjoint.
+fn find_secrets(text: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = vec![];
-    let (mut with_slashes, mut without) = (Word::default(), Word::default());
-    // Up to here, no user was found in an address without slashes.
-    let mut tried = 0;
+    let (mut with_slashes, mut without_slashes) = (Word::default(), Word::default());
+    // Up to here, addresses without slashes have no user.
+    let mut no_user_before = 0;
     for (at, mark) in text.match_indices(['/', '\\', '?', ':']) {
-        if found.last().is_some_and(|last| at < last.end) {
+        if let Some(last) = found.last()
+            && at < last.end
+        {
             continue;
         }
         let begin = match mark {
@@ -87,50 +91,54 @@ fn secrets(text: &str) -> Vec<Range<usize>> {
             continue;
         };
         let word = if mark == ":" {
-            &mut without
+            &mut without_slashes
         } else {
             &mut with_slashes
         };
-        word.read(text, at);
+        word.scan(text, at);
         let end = word.end.max(start);
-        let to_fragment = |begin: usize| {
-            begin
-                ..text[begin..end]
-                    .find('#')
-                    .map_or(end, |length| begin + length)
-        };
         if mark == "?" {
-            push(&mut found, to_fragment(start));
+            push(&mut found, until_fragment(text, start..end));
             continue;
         }
         let mut host = start;
         if !text[..at].ends_with("file:")
-            && at >= tried
-            && let Some(user) = word.end_of_user(text, start)
-            && (mark != ":" || is_web(text, at) || text[start..user].contains(':'))
+            && at >= no_user_before
+            && let Some(user_end) = word.end_of_user(text, start)
+            && (mark != ":" || has_web_scheme(text, at) || text[start..user_end].contains(':'))
         {
-            host = user;
+            host = user_end;
             push(&mut found, start..host);
         } else if mark == ":" {
-            tried = tried.max(start + authority(&text[start..end]).len());
-            // Of other schemes only a password is known without slashes.
-            if !is_web(text, at) {
+            no_user_before = no_user_before.max(start + authority(&text[start..end]).len());
+            // Without slashes, addresses of other schemes are recognized only by a password.
+            if !has_web_scheme(text, at) {
                 continue;
             }
         }
         if word.params < host {
-            let params = begin_of_params(&text[host..end]);
-            word.params = params.map_or(end, |length| host + length);
+            word.params = match begin_of_params(&text[host..end]) {
+                Some(offset) => host + offset,
+                None => end,
+            };
         }
         if word.params < end {
-            push(&mut found, to_fragment(word.params));
+            push(&mut found, until_fragment(text, word.params..end));
         }
     }
     found.retain(|secret| !secret.is_empty());
     found
 }
 
-/// Adds `secret`; one that begins inside of the last makes that longer.
+/// The part of `range` before the fragment of an address, `#...`.
+fn until_fragment(text: &str, range: Range<usize>) -> Range<usize> {
+    match text[range.clone()].find('#') {
+        Some(offset) => range.start..range.start + offset,
+        None => range,
+    }
+}
+
+/// Adds `secret`, or extends the last one if `secret` begins inside of it.
 fn push(found: &mut Vec<Range<usize>>, secret: Range<usize>) {
     match found.last_mut() {
         Some(last) if secret.start < last.end => last.end = last.end.max(secret.end),
@@ -138,31 +146,40 @@ fn push(found: &mut Vec<Range<usize>>, secret: Range<usize>) {
     }
 }
 
-/// Where the host or the user begins, if the slashes at `at` are those of an address: `https://`, a
-/// mistyped `https:/`, `https:\\` or `https//`, or `//` by itself.
+/// Where the user or host begins, if the slashes at `at` belong to an address: `https://`, a
+/// mistyped `https:/`, `https:\\` or `https//`, or `//` without a scheme.
 fn begin_of_address(text: &str, at: usize) -> Option<usize> {
     let is_slash = |c: char| c == '/' || c == '\\';
     let before = text[..at].chars().next_back();
-    let ends_path = |before| is_of_path(before) && !is_web(text, at);
-    if before.is_some_and(|before| is_slash(before) || ends_path(before)) {
+    if let Some(before) = before
+        && (is_slash(before) || (is_path_char(before) && !has_web_scheme(text, at)))
+    {
         return None;
     }
     let slashes = text[at..].find(|c| !is_slash(c)).unwrap_or(text.len() - at);
-    (slashes > 1 || before == Some(':')).then_some(at + slashes)
+    if slashes > 1 || before == Some(':') {
+        Some(at + slashes)
+    } else {
+        None
+    }
 }
 
-/// Where the host or the user begins, if the colon at `at` is that of an address without slashes:
-/// `https:` is one whatever follows, `NAME:` may be one.
+/// Where the user or host begins, if the colon at `at` may belong to an address without slashes,
+/// `SCHEME:...`.
 fn begin_without_slashes(text: &str, at: usize) -> Option<usize> {
     let next = text[at + 1..].chars().next()?;
-    let is_one = !next.is_whitespace() && !"/\\:".contains(next);
+    if next.is_whitespace() || "/\\:".contains(next) {
+        return None;
+    }
     let scheme = scheme_before(text, at);
-    let is_first = !text[..at - scheme.len()].ends_with(':');
-    (is_one && is_first && !scheme.is_empty()).then_some(at + 1)
+    if scheme.is_empty() || text[..at - scheme.len()].ends_with(':') {
+        return None;
+    }
+    Some(at + 1)
 }
 
-/// Whether a scheme of the web stands right before `at`.
-fn is_web(text: &str, at: usize) -> bool {
+/// Whether the text directly before `at` is a scheme of the web.
+fn has_web_scheme(text: &str, at: usize) -> bool {
     let scheme = scheme_before(text, at).to_ascii_lowercase();
     matches!(
         scheme.as_str(),
@@ -170,75 +187,98 @@ fn is_web(text: &str, at: usize) -> bool {
     ) || scheme.starts_with("socks")
 }
 
-/// The letters right before `at` that a scheme may have, as far as schemes are long.
+/// The characters directly before `at` that may form a scheme.
 fn scheme_before(text: &str, at: usize) -> &str {
-    let letters = text.as_bytes()[..at].iter().rev().take(MAX_SCHEME);
-    let length = letters
-        .take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
-        .count();
-    &text[at - length..at]
+    let mut start = at;
+    for byte in text.as_bytes()[..at].iter().rev().take(MAX_SCHEME) {
+        if !byte.is_ascii_alphanumeric() && !b"+-.".contains(byte) {
+            break;
+        }
+        start -= 1;
+    }
+    &text[start..at]
 }
 
-/// Where the parameters of an address begin: its query, or what stands in its path as `;name=` or
+/// Where the parameters of an address begin: its query, or parameters in its path, `;name=` or
 /// `&name=`.
 fn begin_of_params(address: &str) -> Option<usize> {
-    let is_of_name = |c: char| c.is_alphanumeric() || "-._%".contains(c);
-    let begins = |(at, mark): &(usize, &str)| {
-        let rest = address[at + 1..].trim_start_matches(is_of_name);
-        *mark == "?" || (rest.starts_with('=') && !address[at + 1..].starts_with('='))
-    };
-    let mut marks = address.match_indices(['?', ';', '&']);
-    marks.find(begins).map(|(at, _)| at + 1)
+    let is_name_char = |c: char| c.is_alphanumeric() || "-._%".contains(c);
+    for (at, mark) in address.match_indices(['?', ';', '&']) {
+        let params = &address[at + 1..];
+        let value = params.trim_start_matches(is_name_char);
+        if mark == "?" || (value.starts_with('=') && !params.starts_with('=')) {
+            return Some(at + 1);
+        }
+    }
+    None
 }
 
-/// Where a query begins, if the question mark at `at` is that of an address, which may be mistyped:
-/// `?name=`.
+/// Where a query begins, if the question mark at `at` belongs to an address, possibly a mistyped
+/// one: `?name=`.
 fn begin_of_query(text: &str, at: usize) -> Option<usize> {
     let query = &text[at + 1..];
-    let name = query.find(|c| !is_of_path(c)).unwrap_or(query.len());
-    (name > 0 && query[name..].starts_with('=')).then_some(at + 1)
+    let value = query.trim_start_matches(is_path_char);
+    if value.len() < query.len() && value.starts_with('=') {
+        Some(at + 1)
+    } else {
+        None
+    }
 }
 
-fn is_of_path(c: char) -> bool {
+fn is_path_char(c: char) -> bool {
     c.is_alphanumeric() || "-._~%/$&+@[]{}".contains(c)
 }
 
-/// Where an address ends. One that the text `before` opens a quote for goes on to the other quote,
-/// over blanks too.
-fn length(before: &str, text: &str) -> usize {
-    let mut back = before.chars().rev().take(MAX_LOOK_BACK);
-    let opened = back
-        .find(|c| c.is_whitespace() || QUOTES.contains(c))
-        .filter(|c| QUOTES.contains(c));
-    let closed = opened.and_then(|quote| {
-        let line = text[..text.floor_char_boundary(MAX_QUOTED)]
-            .lines()
-            .next()
-            .unwrap_or_default();
-        let is_last = |at: &usize| match quote {
-            '"' => !line[..*at].ends_with('\\'),
-            _ => line[at + 1..]
-                .chars()
-                .next()
-                .is_none_or(|c| c.is_whitespace() || is_of_text(c)),
-        };
-        line.match_indices(quote).map(|(at, _)| at).find(is_last)
-    });
-    closed.unwrap_or_else(|| bare_length(text))
+/// The length of the address at the start of `text`. If the text `before` has an opening quote, the
+/// address ends at the closing quote and may contain blanks.
+fn address_length(before: &str, text: &str) -> usize {
+    if let Some(quote) = opening_quote(before)
+        && let Some(length) = quoted_length(text, quote)
+    {
+        return length;
+    }
+    bare_length(text)
 }
 
-/// Where an address ends that stands in no quotes, or in such that do not end; others may be a part
-/// of it.
+/// The quote in the last word of `before`.
+fn opening_quote(before: &str) -> Option<char> {
+    for c in before.chars().rev().take(MAX_LOOK_BACK) {
+        if QUOTES.contains(&c) {
+            return Some(c);
+        }
+        if c.is_whitespace() {
+            return None;
+        }
+    }
+    None
+}
+
+/// The length of `text` up to the closing `quote` in the same line.
+fn quoted_length(text: &str, quote: char) -> Option<usize> {
+    let text = &text[..text.floor_char_boundary(MAX_QUOTED)];
+    let line = text.lines().next()?;
+    for (at, _) in line.match_indices(quote) {
+        let is_closing = match quote {
+            '"' => !line[..at].ends_with('\\'),
+            _ => ends_word(line[at + 1..].chars().next()),
+        };
+        if is_closing {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// The length of an address without quotes. It may contain quotes that are followed by more of the
+/// address.
 fn bare_length(text: &str) -> usize {
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
-        let is_last = chars
-            .peek()
-            .is_none_or(|(_, next)| next.is_whitespace() || is_of_text(*next));
+        let next = chars.peek().map(|(_, next)| *next);
         if c.is_whitespace()
             || c.is_control()
             || "<>".contains(c)
-            || (QUOTES.contains(&c) && is_last)
+            || (QUOTES.contains(&c) && ends_word(next))
         {
             return at;
         }
@@ -246,29 +286,33 @@ fn bare_length(text: &str) -> usize {
     text.len()
 }
 
-/// How long the user and password of an address are. A password should be percent-encoded; one that
-/// is not has a `/`, `?` or `#` where the number of a port would end, and then all up to the
-/// `last_at` is taken for it.
-fn end_of_user(address: &str, last_at: Option<usize>) -> Option<usize> {
-    let authority = authority(address);
-    let port = authority.rsplit_once(':').map(|(_, port)| port);
-    let is_password =
-        |port: &str| !port.ends_with(']') && !port.bytes().all(|byte| byte.is_ascii_digit());
-    match authority.rfind('@') {
-        None if port.is_some_and(is_password) => last_at,
-        user => user,
+/// Whether a word ends before `next`, the character after a quote.
+fn ends_word(next: Option<char>) -> bool {
+    match next {
+        Some(c) => c.is_whitespace() || ",.;:)]}".contains(c),
+        None => true,
     }
 }
 
-/// Host and port of an address, and whatever stands before them.
-fn authority(address: &str) -> &str {
-    let end = address.find(['/', '?', '#', '\\']);
-    &address[..end.unwrap_or(address.len())]
+/// The length of the user and password of an address. A password should be percent-encoded. One
+/// that is not may contain `/`, `?` or `#`, so that there is no valid port; then everything before
+/// `last_at` counts as the password.
+fn user_length(address: &str, last_at: Option<usize>) -> Option<usize> {
+    let authority = authority(address);
+    if let Some(at) = authority.rfind('@') {
+        return Some(at);
+    }
+    let (_, port) = authority.rsplit_once(':')?;
+    let is_port = port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit());
+    if is_port { None } else { last_at }
 }
 
-/// What a text goes on with after a quote.
-fn is_of_text(c: char) -> bool {
-    ",.;:)]}".contains(c)
+/// User, password, host and port of an address.
+fn authority(address: &str) -> &str {
+    match address.find(['/', '?', '#', '\\']) {
+        Some(end) => &address[..end],
+        None => address,
+    }
 }
 
 #[cfg(test)]
@@ -374,14 +418,14 @@ mod tests {
     }
 
     #[test]
-    fn long_text_takes_no_longer_for_it() {
-        for piece in [
+    fn the_time_is_linear_in_the_text() {
+        for pattern in [
             "://a", "//", "?", "?a", "?a=", "://?", "<//", "'//", "\"?a=", "://a:b@", "(//", ",//",
             "://a:b", ":/", "\\", "https:", "https:a:", "a:b:", "(a:b/", ",a:b@", "//a;", "//;a=",
             "//a;b&", "http//",
         ] {
-            // 256 kB: if every piece looked at all others, this would not end.
-            let many = piece.repeat((1 << 18) / piece.len());
+            // 256 kB: with quadratic time, this would not end.
+            let many = pattern.repeat((1 << 18) / pattern.len());
             without_secrets(&many);
             without_secrets(&(many + "/@"));
         }

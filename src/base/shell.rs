@@ -1,11 +1,12 @@
-//! Words for a shell.
+//! Quoting for a POSIX shell.
 
-/// `word` as a shell reads it.
+/// `word`, in quotes if a shell needs them.
 pub fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
+    let needs_quotes = |c: char| !c.is_ascii_alphanumeric() && !"-_./=:,+@%".contains(c);
+    if word.is_empty() || word.contains(needs_quotes) {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    } else {
+        word.into()
     }
 }
 

@@ -1,110 +1,108 @@
-//! Text from outside as a terminal may have it. Names, logs, plans and what programs say may hold
-//! anything: characters that move the cursor or turn the direction of text, and lines that a CI
-//! runner would take for its commands. Whatever is printed goes through here.
+//! Text from outside, made safe to print. Names, logs, plans and the output of programs may contain
+//! characters that move the cursor or change the direction of text, and lines that a CI runner
+//! takes for commands. All text that is printed goes through here.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
 use super::{mask_secrets, without_secrets};
 
-/// Whether a terminal would do something else with it than to show it. Ends of lines and tabs are
-/// for the caller to allow.
+/// Whether a terminal would interpret `c` instead of displaying it. Includes line ends and tabs,
+/// which callers may allow.
 fn is_active(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+        )
+        || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// `text` with its lines, each active character spelled out, `\u{1b}`, and without the secrets of
-/// addresses.
+/// `text` with active characters escaped, like `\u{1b}`, and without the secrets of addresses.
+/// Keeps its lines.
 pub fn shown(text: &str) -> String {
     let text = without_secrets(text);
-    let is_plain = |c: char| !is_active(c) || matches!(c, '\n' | '\t');
     let mut out = String::with_capacity(text.len());
-    text.chars().for_each(|c| {
-        if is_plain(c) {
-            out.push(c)
+    for c in text.chars() {
+        if is_active(c) && !matches!(c, '\n' | '\t') {
+            out.extend(c.escape_debug());
         } else {
-            out.extend(c.escape_debug())
+            out.push(c);
         }
-    });
+    }
     match without_commands(&out) {
         Cow::Borrowed(_) => out,
         Cow::Owned(out) => out,
     }
 }
 
-/// `text` without what GitHub's runner would take for commands: `::set-output ...`, `##[error]...`.
+/// `text` without commands for GitHub's runner: `::set-output ...`, `##[error]...`.
 /// <https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands>
 pub fn without_commands(text: &str) -> Cow<'_, str> {
     let is_command = |line: &str| line.trim_start().starts_with("::");
     if !text.contains("##[") && !text.lines().any(is_command) {
         return Cow::Borrowed(text);
     }
-    let spelled = |line: &str| {
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
         if is_command(line) {
-            line.replacen(':', "\\u{3a}", 1)
+            out += &line.replacen(':', "\\u{3a}", 1);
         } else {
-            line.into()
+            out += line;
         }
-    };
-    // The older form counts anywhere in a line.
-    Cow::Owned(
-        text.split_inclusive('\n')
-            .map(spelled)
-            .collect::<String>()
-            .replace("##[", "\\u{23}#["),
-    )
+    }
+    // The older form of commands may be anywhere in a line.
+    Cow::Owned(out.replace("##[", "\\u{23}#["))
 }
 
-/// `text` as one line.
+/// [`shown`] on one line.
 pub fn shown_line(text: &str) -> String {
     shown(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
-/// The same for text of which places are known by their bytes: each active character is as many `?`
-/// as it has bytes.
+/// `text` with each byte of active characters and secrets replaced by one character, so that byte
+/// ranges in it stay valid.
 pub fn masked(text: &str) -> String {
     let text = mask_secrets(text);
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        let is_end = c == '\n' || (c == '\r' && chars.peek() == Some(&'\n'));
-        match is_active(c) && !is_end && c != '\t' {
-            true => out.extend(std::iter::repeat_n('?', c.len_utf8())),
-            false => out.push(c),
+        let is_line_end = c == '\n' || (c == '\r' && chars.peek() == Some(&'\n'));
+        if is_active(c) && !is_line_end && c != '\t' {
+            out.extend(std::iter::repeat_n('?', c.len_utf8()));
+        } else {
+            out.push(c);
         }
     }
     out
 }
 
-/// The same for JSON, in whose strings each active character is spelled `\u001b`.
+/// JSON with active characters escaped, like `\u001b`, and without the secrets of addresses.
 pub fn shown_json(json: &str) -> Cow<'_, str> {
-    let json = json_without_secrets(json);
-    // Only strings can hold it.
-    let json = if json.contains("##[") {
-        json.replace("##[", "\\u0023#[").into()
-    } else {
-        json
-    };
-    let is_plain = |c: char| !is_active(c) || matches!(c, '\n' | '\t' | '\r');
-    if json.chars().all(is_plain) {
+    let mut json = json_without_secrets(json);
+    // Can only be inside a string.
+    if json.contains("##[") {
+        json = json.replace("##[", "\\u0023#[").into();
+    }
+    let is_escaped = |c: char| is_active(c) && !matches!(c, '\n' | '\t' | '\r');
+    if !json.contains(is_escaped) {
         return json;
     }
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
-        if is_plain(c) {
+        if !is_escaped(c) {
             out.push(c);
-        } else {
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
             // Writing to a string does not fail.
-            c.encode_utf16(&mut [0; 2])
-                .iter()
-                .for_each(|unit| _ = write!(out, "\\u{unit:04x}"));
+            let _ = write!(out, "\\u{unit:04x}");
         }
     }
     Cow::Owned(out)
 }
 
-/// JSON whose strings are without the secrets of addresses. Text that is no JSON stays as it is.
+/// JSON without the secrets of addresses in its strings. Other text stays the same.
 fn json_without_secrets(json: &str) -> Cow<'_, str> {
     if !json.contains(['/', '?']) {
         return Cow::Borrowed(json);
@@ -113,30 +111,34 @@ fn json_without_secrets(json: &str) -> Cow<'_, str> {
     let mut rest = json;
     while let Some(begin) = rest.find('"') {
         out += &rest[..begin];
-        let string = &rest[begin..];
-        let end = end_of_string(string);
-        let concealed = serde_json::from_str::<String>(&string[..end])
-            .ok()
-            .and_then(|text| {
-                let Cow::Owned(text) = without_secrets(&text) else {
-                    return None;
-                };
-                serde_json::to_string(&text).ok()
-            });
-        out += concealed.as_deref().unwrap_or(&string[..end]);
-        rest = &string[end..];
+        let (string, after) = rest[begin..].split_at(string_length(&rest[begin..]));
+        match string_without_secrets(string) {
+            Some(replaced) => out += &replaced,
+            None => out += string,
+        }
+        rest = after;
     }
     Cow::Owned(out + rest)
 }
 
-/// Where the string ends that `text` begins with, quotes and all.
-fn end_of_string(text: &str) -> usize {
+/// A JSON string, in quotes, without the secrets of addresses; `None` if it has none or is not
+/// valid.
+fn string_without_secrets(string: &str) -> Option<String> {
+    let text: String = serde_json::from_str(string).ok()?;
+    match without_secrets(&text) {
+        Cow::Owned(text) => serde_json::to_string(&text).ok(),
+        Cow::Borrowed(_) => None,
+    }
+}
+
+/// The length of the JSON string at the start of `text`, with its quotes.
+fn string_length(text: &str) -> usize {
     let mut is_escaped = false;
-    for (at, byte) in text.bytes().enumerate().skip(1) {
+    for (index, byte) in text.bytes().enumerate().skip(1) {
         match byte {
             _ if is_escaped => is_escaped = false,
             b'\\' => is_escaped = true,
-            b'"' => return at + 1,
+            b'"' => return index + 1,
             _ => {}
         }
     }
@@ -148,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_spelled_out() {
+    fn active_characters_are_escaped() {
         for (text, expected) in [
             (
                 "plain text, ünï, 中\n\ttwo lines",
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn masked_text_keeps_its_places() {
+    fn masked_text_keeps_byte_offsets() {
         assert_eq!(masked("a\u{1b}b\r\nc\rd\u{202e}\te"), "a?b\r\nc?d???\te");
     }
 
@@ -183,10 +185,10 @@ mod tests {
             serde_json::from_str::<String>(&shown_json(&text)).unwrap(),
             "a\u{1b}\u{7f}\u{9b}\u{202e}ü"
         );
-        let said = r#"{"m":"curl: \"https://h/f?sig=1\" failed\nhttps://u@h?a\nnext","n":"\\"}"#;
+        let text = r#"{"m":"curl: \"https://h/f?sig=1\" failed\nhttps://u@h?a\nnext","n":"\\"}"#;
         let expected =
             r#"{"m":"curl: \"https://h/f?***\" failed\nhttps://***@h?***\nnext","n":"\\"}"#;
-        assert_eq!(shown_json(said), expected);
+        assert_eq!(shown_json(text), expected);
         assert_eq!(
             shown_json(r#"{"m":"a.example/x?sig=s","n":"//me:pw@a"}"#),
             r#"{"m":"a.example/x?***","n":"//***@a"}"#

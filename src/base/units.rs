@@ -1,4 +1,4 @@
-//! Sizes, times and numbers of things as people read them.
+//! Sizes, times and counts as text for people.
 
 use std::time::Duration;
 
@@ -32,30 +32,33 @@ pub fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A key that puts `blk.10.x` after `blk.2.x`: pieces between dots that are numbers go by their
-/// value.
-pub fn by_number(name: &str) -> Vec<(u64, &str)> {
+/// A sort key that puts `blk.10.x` after `blk.2.x`: numbers between dots are compared by value.
+pub fn natural_order(name: &str) -> Vec<(u64, &str)> {
     name.split('.')
-        .map(|piece| (piece.parse().unwrap_or(u64::MAX), piece))
+        .map(|component| (component.parse().unwrap_or(u64::MAX), component))
         .collect()
 }
 
 /// Reads `6000000000`, `6GB` or `512 MB`, in powers of ten.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str = "expected a number of bytes, or one with kB, MB or GB: 6GB";
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let unit = match unit.trim() {
-        "" | "B" => Some(1),
-        "kB" => Some(1_000),
-        "MB" => Some(1_000_000),
-        "GB" => Some(1_000_000_000),
-        _ => None,
+    let unit_bytes = match unit.trim() {
+        "" | "B" => 1,
+        "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err(EXPECTED.into()),
     };
-    let bytes = || number.parse::<u64>().ok()?.checked_mul(unit?);
-    bytes()
-        .ok_or_else(|| "expected a number of bytes, or a number with kB, MB or GB, like 6GB".into())
+    if let Ok(number) = number.parse::<u64>()
+        && let Some(bytes) = number.checked_mul(unit_bytes)
+    {
+        return Ok(bytes);
+    }
+    Err(EXPECTED.into())
 }
 
 #[cfg(test)]
@@ -63,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_times_read_well() {
+    fn sizes_and_times_are_formatted() {
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(98_362_432), "98.4 MB");
         assert_eq!(bytes(999_999), "1.0 MB");
@@ -73,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read() {
+    fn sizes_are_parsed() {
         assert_eq!(parse_bytes("6000"), Ok(6000));
         assert_eq!(parse_bytes("6GB"), Ok(6_000_000_000));
         assert_eq!(parse_bytes("512 MB"), Ok(512_000_000));

@@ -12,7 +12,7 @@ use crate::action::Registry;
 use crate::base::{Result, bytes, count};
 use crate::plan::PlannedStage;
 use crate::stages;
-use crate::store::{Complete, Disk, Found};
+use crate::store::{CompleteCache, Disk, Lookup};
 
 /// Which plan's files to look for.
 #[derive(clap::Args)]
@@ -147,12 +147,12 @@ fn fetched(stage: &PlannedStage, registry: &Registry, cache: &Path) -> Result<Fi
         && let Some(kind) = registry.get(&stage.kind)
     {
         let disk = Disk::open(cache)?;
-        let complete = Complete {
+        let complete = CompleteCache {
             actions: &disk,
             blobs: &disk,
         };
         for order in kind.expand(&stage.params, &Default::default())? {
-            if let Found::Hit(result) = complete.find(&order.into_action(kind.spec()).key())? {
+            if let Lookup::Hit(result) = complete.look_up(&order.into_action(kind.spec()).key())? {
                 let size = result
                     .outputs
                     .values()

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::places::Places;
-use crate::base::atomic::{check_replaceable, folder, write_atomic};
+use crate::base::atomic::{check_replaceable, folder_of, write_atomic};
 use crate::base::{Code, Context, Problem, Result};
 use crate::events::{Event, Junit, Report, TimedListener, Trace};
 
@@ -72,8 +72,8 @@ fn try_to_write(path: &Path) -> Result<()> {
         return Err(Problem::new(Code::CallReport, message).help("give the path of a file"));
     }
     check_replaceable(path)
-        .and_then(|()| std::fs::create_dir_all(folder(path)))
-        .and_then(|()| tempfile::tempfile_in(folder(path)))
+        .and_then(|()| std::fs::create_dir_all(folder_of(path)))
+        .and_then(|()| tempfile::tempfile_in(folder_of(path)))
         .map(drop)
         .context(Code::CallReport, refused)
         .map_err(|problem| problem.help("give a path in a folder that can be written to"))

@@ -11,7 +11,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use super::places::Places;
 use super::reports::{self, Reports};
 use super::{Common, Failed};
-use crate::base::atomic::folder;
+use crate::base::atomic::folder_of;
 use crate::base::{Code, Context, Problem};
 use crate::events::{
     Bars, Event, Failure, Failures, JsonLines, Listener, Plain, Summary, TimedListener,
@@ -62,7 +62,7 @@ impl Screen {
             false => Shown::Later(vec![]),
         };
         let open = |path: &PathBuf| {
-            let create = std::fs::create_dir_all(folder(path)).and_then(|()| create(path));
+            let create = std::fs::create_dir_all(folder_of(path)).and_then(|()| create(path));
             let file = create.context(Code::CallLog, || {
                 format!("write the log {}", path.display())
             })?;

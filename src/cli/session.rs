@@ -10,7 +10,7 @@ use super::places::Places;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Registry;
 use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, hash_bytes};
-use crate::engine::{Build, Built, CompletedStage, Limits, Memory, Record, select};
+use crate::engine::{Build, Built, CompletedStage, Limits, Record, StageCache, select};
 use crate::events::{Failure, Failures, Listener};
 use crate::execute::{Executor, Local};
 use crate::plan::{Plan, PlannedStage, SourceMap};
@@ -78,14 +78,14 @@ impl<'a> Session<'a> {
         listener: &mut dyn Listener,
     ) -> Built {
         // What cannot be removed is no reason not to build.
-        let _ = self.store.sweep();
+        let _ = self.store.remove_abandoned();
         let local = self.local();
-        let memory = Some(Memory {
+        let stage_cache = Some(StageCache {
             notes: &self.store,
             program: self.program,
         });
         Build {
-            memory,
+            stage_cache,
             completed,
             ..self.prepared(&self.store, &local, limits, cancel)
         }
@@ -115,7 +115,7 @@ impl<'a> Session<'a> {
             stages: self.stages,
             blobs: &self.store,
             actions,
-            memory: None,
+            stage_cache: None,
             notes: &self.store,
             executor,
             last: &self.last,
@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
     pub(super) fn remember(&mut self, built: &Built) -> Result<()> {
         if self.last.merge(built)? && !self.store.is_read_only() {
             // What is said to be there survives a power cut.
-            self.store.settle()?;
+            self.store.sync()?;
             self.last.write()?;
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! Runs a bundle on a device: sends the files that the device lacks, runs them with the vendor's
-//! runner, and reads the figures.
+//! Runs a bundle on a device: sends the files that are missing there, runs the bundle with
+//! Qualcomm's `genie-t2t-run`, and reads the figures.
 //!
-//! Everything lies in the folder `runner` of the device: `genie-t2t-run` and its libraries, which
-//! the user has put there, and `bundles/NAME/` for each bundle. A file is known by its sha256, on
-//! the device itself, and takes its name only once it is whole.
+//! All files are in the folder `runner` of the device: `genie-t2t-run` and its libraries, which the
+//! user copies there, and `bundles/NAME/` for each bundle. The device computes the sha256 of a
+//! file, before it gets its final name and again in each later run.
 
 mod profile;
 mod transport;
@@ -26,16 +26,19 @@ pub use transport::Transport;
 
 /// The program that runs a bundle.
 const RUNNER: &str = "genie-t2t-run";
-/// The bundle's configuration, but for the length of the answer.
-const OWN_CONFIG: &str = "kiln-config.json";
-/// What a file is called until it is whole.
+/// The bundle's configuration, with a limit for the length of the answer.
+const LIMITED_CONFIG: &str = "kiln-config.json";
+/// Suffix of a file until it is complete.
 const PART: &str = ".kiln-part";
-/// Looks, sums and renames.
-const QUICK: Duration = Duration::from_secs(120);
-/// Loads a bundle and answers.
-const LONG: Duration = Duration::from_secs(1800);
-/// Said where the bundle has no prompt, as in its README.
-const QUESTION: &str = "What is gravity?";
+/// What scripts print if there is no runner, and if a file is complete.
+const NO_RUNNER: &str = "kiln no runner";
+const COMPLETE: &str = "kiln complete";
+/// Time limit for computing sums and renaming files.
+const SHORT_LIMIT: Duration = Duration::from_secs(120);
+/// Time limit for loading a bundle and generating the answer.
+const RUN_LIMIT: Duration = Duration::from_secs(1800);
+/// The prompt if the bundle has none, as in its README.
+const DEFAULT_PROMPT: &str = "What is gravity?";
 
 /// A device, and how bundles are run there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,18 +51,18 @@ pub struct Device {
     pub answer_tokens: u32,
 }
 
-/// Whether a bundle's file is needed to run it.
+/// Whether a file of the bundle is needed to run it.
 fn is_needed(name: &str) -> bool {
     [CONFIG, EXTENSIONS, TOKENIZER, PROMPT].contains(&name) || name.ends_with(".bin")
 }
 
-/// Whether [`Device::measure`] reads a bundle's file.
+/// Whether [`Device::measure`] reads a file of the bundle.
 pub fn is_read(name: &str) -> bool {
     is_needed(name) || name == SUMS
 }
 
 /// A file that must be on the device.
-struct Wanted {
+struct DeviceFile {
     local: PathBuf,
     bytes: u64,
     sha256: String,
@@ -75,188 +78,127 @@ impl Device {
             )
             .help(help)
         })?;
-        // One at a time on a device, whoever asks: two would measure each other.
+        // Locks the device: two jobs at a time would slow down each other.
         job.partial(&format!("device {link}"))?;
-        let wanted = self.wanted(bundle, job)?;
+        let files = self.required_files(bundle, job)?;
         let folder = format!("{}/bundles/{bundle}", self.runner);
-        let there = self.look(&link, &folder, &wanted, job)?;
-        self.send(&link, &folder, &wanted, &there, job)?;
-        let said = link.run(
-            &self.run_script(&folder, wanted.contains_key(PROMPT)),
-            LONG,
-            job,
-        )?;
-        profile::read(&said).map_err(|what| {
+        let missing = self.find_missing(&link, &folder, &files, job)?;
+        send_files(&link, &folder, &missing, job)?;
+        let script = self.run_script(&folder, files.contains_key(PROMPT));
+        let output = link.run(&script, RUN_LIMIT, job)?;
+        profile::read(&output).map_err(|what| {
             Problem::new(
                 Code::MeasureDevice,
                 format!("{link}: `{bundle}` was not measured: {what}"),
             )
             .help(format!(
-                "on the device, {folder} holds the bundle, and kiln-answer.txt what {RUNNER} \
-                     said; the bundle must be for this chip, and the libraries in {} as new as \
-                     its README says",
+                "on the device, {folder} has the bundle, and kiln-answer.txt the output of \
+                     {RUNNER}; the bundle must be for this chip, and the libraries in {} as new as \
+                     its README requires",
                 self.runner
             ))
         })
     }
 
-    /// What the device must have of the bundle, by name.
-    fn wanted(&self, bundle: &str, job: &Job) -> Result<BTreeMap<String, Wanted>> {
-        let read = |name: &str| job.read(&format!("{bundle}/{name}"));
-        let sums = read(SUMS)?;
-        let sums = String::from_utf8_lossy(&sums);
-        let sums: BTreeMap<&str, &str> = sums
-            .lines()
-            .filter_map(|line| line.split_once("  "))
-            .map(swap)
-            .collect();
-        let mut wanted = BTreeMap::new();
+    /// The files that the device needs to run the bundle, by name.
+    fn required_files(&self, bundle: &str, job: &Job) -> Result<BTreeMap<String, DeviceFile>> {
+        let text = job.read(&format!("{bundle}/{SUMS}"))?;
+        let text = String::from_utf8_lossy(&text);
+        let sums = parse_sums(&text);
+        let mut files = BTreeMap::new();
         for (input, ingredient) in job.inputs() {
-            let Some(name) = input
-                .strip_prefix(bundle)
-                .and_then(|name| name.strip_prefix('/'))
-            else {
+            let Some((stage, name)) = input.split_once('/') else {
                 continue;
             };
-            if !is_needed(name) {
+            if stage != bundle || !is_needed(name) {
                 continue;
             }
-            let sha256 = sums.get(name).ok_or_else(|| {
-                Problem::new(
+            let Some(sha256) = sums.get(name) else {
+                return Err(Problem::new(
                     Code::MeasureBundle,
-                    format!("{SUMS} of `{bundle}` does not tell of `{name}`"),
-                )
-            })?;
-            let (local, bytes) = (job.path(input)?, ingredient.digest.size_bytes);
-            wanted.insert(
-                name.to_string(),
-                Wanted {
-                    local,
-                    bytes,
-                    sha256: sha256.to_string(),
-                },
-            );
+                    format!("{SUMS} of `{bundle}` does not list `{name}`"),
+                ));
+            };
+            let file = DeviceFile {
+                local: job.path(input)?,
+                bytes: ingredient.digest.size_bytes,
+                sha256: sha256.to_string(),
+            };
+            files.insert(name.to_string(), file);
         }
-        let config = self.config(&read(CONFIG)?)?;
-        let local = job.scratch()?.join(format!("{bundle}.{OWN_CONFIG}"));
+        let config = self.limited_config(&job.read(&format!("{bundle}/{CONFIG}"))?)?;
+        let local = job.scratch()?.join(format!("{bundle}.{LIMITED_CONFIG}"));
         fs::write(&local, &config).context(Code::Io, || format!("write {}", local.display()))?;
-        let sha256 = Sha256::digest(&config)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        wanted.insert(
-            OWN_CONFIG.into(),
-            Wanted {
-                local,
-                bytes: config.len() as u64,
-                sha256,
-            },
-        );
-        Ok(wanted)
+        let mut sha256 = String::new();
+        for byte in Sha256::digest(&config) {
+            sha256 += &format!("{byte:02x}");
+        }
+        let file = DeviceFile {
+            local,
+            bytes: config.len() as u64,
+            sha256,
+        };
+        files.insert(LIMITED_CONFIG.into(), file);
+        Ok(files)
     }
 
-    /// The bundle's configuration with an end to the answer.
-    fn config(&self, text: &[u8]) -> Result<Vec<u8>> {
+    /// The bundle's configuration `text`, with the maximum length of the answer.
+    fn limited_config(&self, text: &[u8]) -> Result<Vec<u8>> {
         let mut config: Value = serde_json::from_slice(text)
             .context(Code::MeasureBundle, || format!("read {CONFIG}"))?;
-        let dialog = config.get_mut("dialog").and_then(Value::as_object_mut);
-        let dialog = dialog
-            .ok_or_else(|| Problem::new(Code::MeasureBundle, format!("{CONFIG} has no dialog")))?;
+        let Some(Value::Object(dialog)) = config.get_mut("dialog") else {
+            let message = format!("{CONFIG} has no dialog");
+            return Err(Problem::new(Code::MeasureBundle, message));
+        };
         dialog.insert("max-num-tokens".into(), self.answer_tokens.into());
-        serde_json::to_vec(&config).context(Code::MeasureBundle, || format!("spell {CONFIG}"))
+        serde_json::to_vec(&config).context(Code::MeasureBundle, || format!("serialize {CONFIG}"))
     }
 
-    /// The names of the files that are there already, whole.
-    fn look(
+    /// Those of `files` that are not on the device with the right sha256.
+    fn find_missing<'a>(
         &self,
         link: &Transport,
         folder: &str,
-        wanted: &BTreeMap<String, Wanted>,
+        files: &'a BTreeMap<String, DeviceFile>,
         job: &Job,
-    ) -> Result<Vec<String>> {
-        let names: Vec<String> = wanted.keys().map(|name| quoted(name)).collect();
+    ) -> Result<Vec<(&'a str, &'a DeviceFile)>> {
+        let names: Vec<String> = files.keys().map(|name| quoted(name)).collect();
         let script = format!(
-            "if [ ! -x {runner}/{RUNNER} ]; then echo 'kiln nothing'; else\nmkdir -p {folder} && \
+            "if [ ! -x {runner}/{RUNNER} ]; then echo '{NO_RUNNER}'; else\nmkdir -p {folder} && \
              cd {folder} || exit 1\nrm -f ./*{PART}\nsha256sum -- {names} 2>/dev/null\nfi",
             runner = quoted(&self.runner),
             folder = quoted(folder),
             names = names.join(" "),
         );
-        let said = link.run(&script, QUICK, job)?;
-        if said.lines().any(|line| line == "kiln nothing") {
+        let output = link.run(&script, SHORT_LIMIT, job)?;
+        if output.lines().any(|line| line == NO_RUNNER) {
             return Err(self.no_runner(link));
         }
-        let sums: BTreeMap<&str, &str> = said
-            .lines()
-            .filter_map(|line| line.split_once("  "))
-            .map(swap)
-            .collect();
-        let is_there = |(name, file): &(&String, &Wanted)| {
-            sums.get(name.as_str()) == Some(&file.sha256.as_str())
-        };
-        Ok(wanted
-            .iter()
-            .filter(is_there)
-            .map(|(name, _)| name.clone())
-            .collect())
-    }
-
-    fn send(
-        &self,
-        link: &Transport,
-        folder: &str,
-        wanted: &BTreeMap<String, Wanted>,
-        there: &[String],
-        job: &Job,
-    ) -> Result<()> {
-        let lacking = || wanted.iter().filter(|(name, _)| !there.contains(name));
-        let total = lacking().map(|(_, file)| file.bytes).sum();
-        let mut done = 0;
-        for (name, file) in lacking() {
-            job.progress(done, total, "B");
-            let part = format!("{name}{PART}");
-            link.send(&file.local, file.bytes, &format!("{folder}/{part}"), job)?;
-            let script = format!(
-                "cd {folder} || exit 1\ncase \"$(sha256sum {part})\" in {sum}*) mv -f {part} \
-                 {name} && echo 'kiln whole';; esac",
-                folder = quoted(folder),
-                part = quoted(&part),
-                name = quoted(name),
-                sum = quoted(&file.sha256),
-            );
-            if !link
-                .run(&script, QUICK, job)?
-                .lines()
-                .any(|line| line == "kiln whole")
-            {
-                return Err(Problem::new(
-                    Code::MeasureDevice,
-                    format!("{link}: {folder}/{name} did not arrive as it was sent"),
-                )
-                .help(
-                    "run the same command again; the device may have no room: `df` in its shell \
-                     says so",
-                ));
+        let sums = parse_sums(&output);
+        let mut missing = vec![];
+        for (name, file) in files {
+            let name = name.as_str();
+            if sums.get(name) != Some(&file.sha256.as_str()) {
+                missing.push((name, file));
             }
-            done += file.bytes;
         }
-        Ok(())
+        Ok(missing)
     }
 
-    /// Runs the bundle, and looks at the process and the battery meanwhile. A process that has
-    /// ended has no `VmHWM`.
+    /// The script that runs the bundle and samples the process and the battery meanwhile. A process
+    /// that has ended has no `VmHWM`.
     fn run_script(&self, folder: &str, has_prompt: bool) -> String {
-        let ask = if has_prompt {
+        let prompt = if has_prompt {
             format!("--prompt_file {PROMPT}")
         } else {
-            format!("-p {}", quoted(QUESTION))
+            format!("-p {}", quoted(DEFAULT_PROMPT))
         };
         format!(
             "cd {folder} || exit 1\nrm -f kiln-profile.json kiln-answer.txt\nbattery() {{ for of \
              in current_now voltage_now status; do\nv=; {{ read -r v < \
              /sys/class/power_supply/battery/$of; }} 2>/dev/null; printf ' %s' \
              \"${{v:-?}}\"\ndone; echo; }}\nLD_LIBRARY_PATH={runner} ADSP_LIBRARY_PATH={runner} \
-             {runner}/{RUNNER} -c {OWN_CONFIG} {ask} --profile kiln-profile.json > \
+             {runner}/{RUNNER} -c {LIMITED_CONFIG} {prompt} --profile kiln-profile.json > \
              kiln-answer.txt 2>&1 < /dev/null &\npid=$!\nwhile grep VmHWM /proc/$pid/status \
              2>/dev/null; do\nprintf '{battery}'; battery\nsleep 0.5 2>/dev/null || sleep \
              1\ndone\nwait $pid; code=$?\necho \"{exit} $code\"\nif [ $code = 0 ]; then cat \
@@ -277,11 +219,52 @@ impl Device {
         .help(format!(
             "put {RUNNER} and the libraries that the bundle's README.md names into {runner} on \
              the device, and `chmod +x` the program; they come with Qualcomm's QAIRT SDK, which \
-             kiln may not hand on. If they lie elsewhere, say so by `runner = \"/...\"`"
+             kiln may not redistribute. If they are elsewhere, set `runner = \"/...\"`"
         ))
     }
 }
 
-fn swap<'a>((sum, name): (&'a str, &'a str)) -> (&'a str, &'a str) {
-    (name, sum)
+/// Sends `files` to `folder`. Each gets its final name after the device has checked its sha256.
+fn send_files(
+    link: &Transport,
+    folder: &str,
+    files: &[(&str, &DeviceFile)],
+    job: &Job,
+) -> Result<()> {
+    let total = files.iter().map(|(_, file)| file.bytes).sum();
+    let mut done = 0;
+    for (name, file) in files {
+        job.progress(done, total, "B");
+        let part = format!("{name}{PART}");
+        link.send(&file.local, file.bytes, &format!("{folder}/{part}"), job)?;
+        let script = format!(
+            "cd {folder} || exit 1\ncase \"$(sha256sum {part})\" in {sum}*) mv -f {part} {name} \
+             && echo '{COMPLETE}';; esac",
+            folder = quoted(folder),
+            part = quoted(&part),
+            name = quoted(name),
+            sum = quoted(&file.sha256),
+        );
+        let output = link.run(&script, SHORT_LIMIT, job)?;
+        if !output.lines().any(|line| line == COMPLETE) {
+            return Err(Problem::new(
+                Code::MeasureDevice,
+                format!("{link}: {folder}/{name} did not arrive as it was sent"),
+            )
+            .help("run the same command again; its disk may be full (`df` in its shell)"));
+        }
+        done += file.bytes;
+    }
+    Ok(())
+}
+
+/// The sha256 of each file, by name, from the output of `sha256sum`.
+fn parse_sums(text: &str) -> BTreeMap<&str, &str> {
+    let mut sums = BTreeMap::new();
+    for line in text.lines() {
+        if let Some((sum, name)) = line.split_once("  ") {
+            sums.insert(name, sum);
+        }
+    }
+    sums
 }

@@ -3,40 +3,43 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::transport::stderr_tail;
+use super::transport::sanitized_tail;
 use crate::artifact::device::{Figure, Figures};
 
-/// Below, a current is not in the unit that the kernel promises (some give mA for µA); above,
-/// nothing is held in a hand.
+/// The plausible power of a phone. Below, the kernel reports the current in the wrong unit (mA
+/// instead of µA).
 const PLAUSIBLE_W: std::ops::Range<f64> = 0.1..100.0;
 
-/// What stands before each sample of the battery, and before the program's exit code.
+/// Prefix of each sample of the battery.
 pub(super) const BATTERY: &str = "kiln battery";
+/// Prefix of the program's exit code.
 pub(super) const EXIT: &str = "kiln exit";
 
-/// Reads what the script printed: samples, the program's exit code, and its profile, or the last lines
-/// of its output.
-pub(super) fn read(said: &str) -> Result<Figures, String> {
-    let (samples, rest) = said
+/// Reads the output of the script: samples, the program's exit code, and then its profile or the
+/// last lines of its output.
+pub(super) fn read(output: &str) -> Result<Figures, String> {
+    let (samples, rest) = output
         .split_once(EXIT)
         .ok_or("the program's exit code is missing")?;
     let (code, rest) = rest.split_once('\n').unwrap_or((rest, ""));
     if code.trim() != "0" {
         return Err(format!(
             "genie-t2t-run failed with exit code {}: {}",
-            stderr_tail(code),
-            stderr_tail(rest)
+            sanitized_tail(code),
+            sanitized_tail(rest)
         ));
     }
-    let profile: Profile =
-        serde_json::from_str(rest).map_err(|error| format!("its profile is not one: {error}"))?;
-    let mut figures = profile.figures().ok_or("its profile tells of no query")?;
+    let profile: Profile = match serde_json::from_str(rest) {
+        Ok(profile) => profile,
+        Err(error) => return Err(format!("its profile is not one: {error}")),
+    };
+    let mut figures = profile.figures().ok_or("its profile has no query")?;
     figures.peak_memory_bytes = Figure(peak_memory_bytes(samples));
     figures.power_w = Figure(power_w(samples));
     Ok(figures)
 }
 
-/// What `genie-t2t-run --profile` writes, as far as it is read.
+/// The part of the output of `genie-t2t-run --profile` that is read.
 #[derive(Deserialize)]
 struct Profile {
     components: Vec<Component>,
@@ -48,61 +51,82 @@ struct Component {
 }
 
 impl Profile {
+    /// The figures of the last query; `None` if there is no query.
     fn figures(&self) -> Option<Figures> {
-        let events = || {
-            self.components
-                .iter()
-                .flat_map(|component| &component.events)
+        let query = self.last_event("GenieDialog_query")?;
+        let answer_tokens = metric(query, "num-generated-tokens", "");
+        let ms_per_token = match (ms_metric(query, "token-generation-time"), answer_tokens) {
+            (Some(ms), Some(tokens @ 1.0..)) => Some(ms / tokens),
+            _ => None,
         };
-        let last = |kind: &str| events().rfind(|event| event["type"] == kind);
-        let query = last("GenieDialog_query")?;
-        let generated = metric(query, "num-generated-tokens", "");
-        let generating_us = metric(query, "token-generation-time", "us");
-        let per_token = |(us, tokens): (f64, f64)| (tokens >= 1.0).then(|| us / 1000.0 / tokens);
-        let ms = |us: Option<f64>| Figure(us.map(|us| us / 1000.0));
+        let load_ms = match self.last_event("GenieDialog_create") {
+            Some(create) => ms_metric(create, "init-time"),
+            None => None,
+        };
         Some(Figures {
-            time_to_first_token_ms: ms(metric(query, "time-to-first-token", "us")),
-            ms_per_token: Figure(generating_us.zip(generated).and_then(per_token)),
+            time_to_first_token_ms: Figure(ms_metric(query, "time-to-first-token")),
+            ms_per_token: Figure(ms_per_token),
             tokens_per_second: Figure(metric(query, "token-generation-rate", "toks/sec")),
-            load_ms: ms(
-                last("GenieDialog_create").and_then(|create| metric(create, "init-time", "us"))
-            ),
+            load_ms: Figure(load_ms),
             prompt_tokens: Figure(metric(query, "num-prompt-tokens", "")),
-            answer_tokens: Figure(generated),
+            answer_tokens: Figure(answer_tokens),
             ..Figures::default()
         })
     }
+
+    fn last_event(&self, kind: &str) -> Option<&Value> {
+        let mut last = None;
+        for component in &self.components {
+            for event in &component.events {
+                if event["type"] == kind {
+                    last = Some(event);
+                }
+            }
+        }
+        last
+    }
 }
 
-/// A figure in the unit that is expected of it.
+/// A number that is not negative; `None` if it is missing or has another unit than `unit`.
 fn metric(event: &Value, name: &str, unit: &str) -> Option<f64> {
     let metric = event.get(name)?;
     let value = metric.get("value")?.as_f64()?;
-    (metric.get("unit")?.as_str()? == unit && value.is_finite() && value >= 0.0).then_some(value)
+    if metric.get("unit")?.as_str()? != unit || !value.is_finite() || value < 0.0 {
+        return None;
+    }
+    Some(value)
 }
 
-/// The first sample may be of the shell that is about to become the program.
+/// A time in ms, which the profile has in µs.
+fn ms_metric(event: &Value, name: &str) -> Option<f64> {
+    Some(metric(event, name, "us")? / 1000.0)
+}
+
+/// The peak resident memory. The first sample is skipped, as it may be of the shell before it
+/// executes the program.
 fn peak_memory_bytes(samples: &str) -> Option<f64> {
-    let kilobytes = |line: &str| {
-        line.strip_prefix("VmHWM:")?
-            .trim()
-            .strip_suffix("kB")?
-            .trim()
-            .parse::<u32>()
-            .ok()
-    };
-    let peak = samples.lines().filter_map(kilobytes).skip(1).max()?;
-    Some(f64::from(peak) * 1024.0)
+    let mut kilobytes = vec![];
+    for line in samples.lines() {
+        if let Some(line) = line.strip_prefix("VmHWM:")
+            && let Some(number) = line.trim().strip_suffix("kB")
+            && let Ok(number) = number.trim().parse::<u32>()
+        {
+            kilobytes.push(number);
+        }
+    }
+    let peak = kilobytes.iter().skip(1).max()?;
+    Some(f64::from(*peak) * 1024.0)
 }
 
-/// A battery that is being charged says what the charger gives, not what the device takes.
+/// The mean power. `None` while the battery is being charged: its current is then not that of the
+/// device.
 fn power_w(samples: &str) -> Option<f64> {
     let mut watts = vec![];
-    for line in samples
-        .lines()
-        .filter_map(|line| line.strip_prefix(BATTERY))
-    {
-        let mut words = line.split_whitespace();
+    for line in samples.lines() {
+        let Some(sample) = line.strip_prefix(BATTERY) else {
+            continue;
+        };
+        let mut words = sample.split_whitespace();
         let (microamperes, microvolts, state) = (words.next()?, words.next()?, words.next()?);
         if state != "Discharging" {
             return None;
@@ -114,7 +138,10 @@ fn power_w(samples: &str) -> Option<f64> {
         watts.push(f64::from(amperes.unsigned_abs()) * 1e-6 * f64::from(volts) * 1e-6);
     }
     let mean = watts.iter().sum::<f64>() / watts.len() as f64;
-    PLAUSIBLE_W.contains(&mean).then_some(mean)
+    if PLAUSIBLE_W.contains(&mean) {
+        return Some(mean);
+    }
+    None
 }
 
 #[cfg(test)]
@@ -122,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_the_largest_sample_but_the_first() {
+    fn peak_memory_is_the_largest_sample_after_the_first() {
         assert_eq!(
             peak_memory_bytes("VmHWM:\t  900 kB\nVmHWM:\t 700 kB\nx\nVmHWM: 800 kB"),
             Some(800.0 * 1024.0)
@@ -138,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn power_is_a_mean_of_what_the_battery_gives() {
+    fn power_is_the_mean_of_the_samples_of_the_battery() {
         let samples = "kiln battery -1000000 4000000 Discharging\nVmHWM: 1 kB\nkiln battery \
                        500000 4000000 Discharging";
         assert_eq!(power_w(samples), Some(3.0));
@@ -155,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_that_is_none_gives_no_figures() {
+    fn a_bad_profile_is_an_error() {
         let figures = |profile: &str| read(&format!("kiln exit 0\n{profile}\n"));
         for bad in [
             "",

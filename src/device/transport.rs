@@ -1,11 +1,12 @@
-//! The way to a device: Android's `adb`, or `ssh`. Each call is a list of arguments that no shell
-//! of this machine reads; what the device's shell reads is one quoted script, and it must say that
-//! it came to its end.
+//! Connections to a device: Android's `adb`, or `ssh`.
+//!
+//! Programs are called without a shell of this machine. The device's shell gets one quoted script,
+//! which prints a marker at its end.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,36 +16,35 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::action::Job;
 use crate::base::{Code, Context, Problem, Result, duration, quoted, tail};
 
-/// The last line of every script: without it, the connection broke.
+/// The last line that every script prints. If it is missing, the connection broke.
 const END: &str = "kiln end";
-/// More than any script of kiln's prints in the time it has.
-const MAX_SAID_BYTES: u64 = 4 << 20;
-/// How much of what a program said last is shown.
-const STDERR_TAIL_BYTES: u64 = 2048;
-/// How often is looked whether a program has ended.
-const GLANCE: Duration = Duration::from_millis(20);
-/// What a file is given to arrive, beside a second for each so many bytes: below the slowest
-/// wireless connection worth waiting for.
-const SEND_AT_LEAST: Duration = Duration::from_secs(60);
+/// Cap on the output of a call. No script of kiln prints as much.
+const MAX_OUTPUT_BYTES: u64 = 4 << 20;
+/// How much of the end of an output is shown.
+const TAIL_BYTES: usize = 2048;
+/// How often a program is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Time limit for sending a file, in addition to the time at the rate below.
+const SEND_LIMIT: Duration = Duration::from_secs(60);
+/// The slowest wireless connection that is supported.
 const SEND_BYTES_PER_SECOND: u64 = 500_000;
 
-/// Of a device's name: no letter of it means anything to a shell, and none of them begins an
-/// option.
+/// The form of a device's name. It has no special characters of a shell, and cannot be an option.
 const NAME: &str =
     "letters, digits, `.`, `_`, `:`, `@` and `-`, the first a letter or a digit, 200 at most";
 
-/// A device, and how it is reached.
+/// The connection to a device.
 pub enum Transport {
     /// An Android device by its serial number, or its address and port.
     Adb(String),
-    /// A host, or `USER@HOST`, as ssh's own configuration knows it.
+    /// A host or `USER@HOST`, as in the configuration of ssh.
     Ssh(String),
 }
 
 impl Transport {
-    /// Reads `adb:SERIAL` or `ssh:HOST`; otherwise, what is expected.
+    /// Parses `adb:SERIAL` or `ssh:HOST`. The error is a description of the form.
     pub fn parse(device: &str) -> std::result::Result<Transport, &'static str> {
-        let (how, name): (fn(String) -> Transport, &str) = match device.split_once(':') {
+        let (transport, name): (fn(String) -> Transport, &str) = match device.split_once(':') {
             Some(("adb", serial)) => (Transport::Adb, serial),
             Some(("ssh", host)) => (Transport::Ssh, host),
             _ => return Err("`adb:SERIAL` (`adb devices` lists serial numbers) or `ssh:HOST`"),
@@ -56,23 +56,23 @@ impl Transport {
         {
             return Err(NAME);
         }
-        Ok(how(name.into()))
+        Ok(transport(name.into()))
     }
 
-    /// Has the device's shell run `script`, and gives what it prints.
+    /// Runs `script` in the device's shell and returns its output.
     pub fn run(&self, script: &str, limit: Duration, job: &Job) -> Result<String> {
         let script = format!("sh -c {}", quoted(&format!("{script}\necho '{END}'")));
-        let said = self.call(self.shell(&script), Stdio::null(), limit, job)?;
-        match said.out.trim_end().strip_suffix(END) {
-            Some(out) if said.status.success() => Ok(out.into()),
-            _ => Err(self.broken("a command did not come to its end", &said)),
+        let output = self.call(self.shell(&script), Stdio::null(), limit, job)?;
+        match output.stdout.trim_end().strip_suffix(END) {
+            Some(stdout) if output.status.success() => Ok(stdout.into()),
+            _ => Err(self.broken("a command did not complete", &output)),
         }
     }
 
-    /// Puts the file `local`, of `bytes` bytes, at `remote`.
+    /// Copies the file `local`, which has `bytes` bytes, to `remote` on the device.
     pub fn send(&self, local: &Path, bytes: u64, remote: &str, job: &Job) -> Result<()> {
-        let limit = SEND_AT_LEAST + Duration::from_secs(bytes / SEND_BYTES_PER_SECOND);
-        let said = match self {
+        let limit = SEND_LIMIT + Duration::from_secs(bytes / SEND_BYTES_PER_SECOND);
+        let output = match self {
             Transport::Adb(serial) => {
                 let mut command = Command::new("adb");
                 command.args(["-s", serial, "push"]).arg(local).arg(remote);
@@ -89,13 +89,14 @@ impl Transport {
                 )?
             }
         };
-        if said.status.success() {
+        if output.status.success() {
             Ok(())
         } else {
-            Err(self.broken(&format!("{remote} did not arrive"), &said))
+            Err(self.broken(&format!("{remote} did not arrive"), &output))
         }
     }
 
+    /// The command that runs `script` in the device's shell.
     fn shell(&self, script: &str) -> Command {
         match self {
             Transport::Adb(serial) => {
@@ -105,7 +106,7 @@ impl Transport {
             }
             Transport::Ssh(host) => {
                 let mut command = Command::new("ssh");
-                // Nobody is there to type a password; a connection that died is noticed.
+                // Without a prompt for a password, and with detection of a dead connection.
                 command.args([
                     "-o",
                     "BatchMode=yes",
@@ -121,51 +122,52 @@ impl Transport {
         }
     }
 
-    /// Runs `command` to its end, good or bad.
-    fn call(&self, mut command: Command, stdin: Stdio, limit: Duration, job: &Job) -> Result<Said> {
-        // Into files: what adb leaves running (its server) cannot hold the other end of a pipe.
-        let [out, err] =
-            ["said", "complained"].map(|name| job.scratch().map(|folder| folder.join(name)));
-        let (out, err) = (out?, err?);
-        let make = |path: &PathBuf| {
-            File::create(path).context(Code::Io, || format!("make {}", path.display()))
-        };
-        // A group of its own: Ctrl-C is for kiln, which ends the call itself.
+    /// Runs `command` until it ends, successfully or not.
+    fn call(
+        &self,
+        mut command: Command,
+        stdin: Stdio,
+        limit: Duration,
+        job: &Job,
+    ) -> Result<CallOutput> {
+        // Files and not pipes, which a background process (the adb server) could keep open.
+        let folder = job.scratch()?;
+        let (stdout, stderr) = (folder.join("stdout"), folder.join("stderr"));
+        // Not in kiln's process group, since kiln itself ends the call on Ctrl-C.
         command.env_remove("HF_TOKEN");
-        let spawned = command
+        let mut child = command
             .stdin(stdin)
-            .stdout(make(&out)?)
-            .stderr(make(&err)?)
+            .stdout(create(&stdout)?)
+            .stderr(create(&stderr)?)
             .process_group(0)
-            .spawn();
-        let mut child = spawned.map_err(|error| self.no_program(&error))?;
-        let ended = self.attend(&mut child, [&out, &err], limit, job);
-        if ended.is_err() {
-            // Fails only when nobody is left.
-            let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-            child
-                .wait()
-                .context(Code::Io, || "end a call to a device".into())?;
-        }
-        let status = ended?;
-        let read = |path| {
-            tail(path, MAX_SAID_BYTES).context(Code::Io, || "read what a device said".into())
+            .spawn()
+            .map_err(|error| self.no_program(&error))?;
+        let status = match self.wait(&mut child, [&stdout, &stderr], limit, job) {
+            Ok(status) => status,
+            Err(problem) => {
+                // Fails only if the group has no process any more.
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                child
+                    .wait()
+                    .context(Code::Io, || "end a call to a device".into())?;
+                return Err(problem);
+            }
         };
-        Ok(Said {
+        Ok(CallOutput {
             status,
-            out: read(&out)?.replace('\r', ""),
-            err: read(&err)?,
+            stdout: read_tail(&stdout)?.replace('\r', ""),
+            stderr: read_tail(&stderr)?,
         })
     }
 
-    fn attend(
+    fn wait(
         &self,
         child: &mut Child,
-        said: [&PathBuf; 2],
+        outputs: [&Path; 2],
         limit: Duration,
         job: &Job,
     ) -> Result<ExitStatus> {
-        let begun = Instant::now();
+        let start = Instant::now();
         loop {
             if let Some(status) = child
                 .try_wait()
@@ -174,43 +176,47 @@ impl Transport {
                 return Ok(status);
             }
             job.check_cancelled()?;
-            if begun.elapsed() > limit {
+            if start.elapsed() > limit {
                 let what = format!("{self} did not answer within {}", duration(limit));
                 return Err(Problem::new(Code::MeasureDevice, what).help(self.advice()));
             }
-            let too_long =
-                |path: &&PathBuf| fs::metadata(path).is_ok_and(|file| file.len() > MAX_SAID_BYTES);
-            if said.iter().any(too_long) {
-                return Err(Problem::new(
-                    Code::MeasureDevice,
-                    format!("{self} says more than any answer of a device is long"),
-                ));
+            for output in outputs {
+                if let Ok(metadata) = fs::metadata(output)
+                    && metadata.len() > MAX_OUTPUT_BYTES
+                {
+                    return Err(Problem::new(
+                        Code::MeasureDevice,
+                        format!("{self} printed more than 4 MiB"),
+                    ));
+                }
             }
-            sleep(GLANCE);
+            sleep(POLL_INTERVAL);
         }
     }
 
-    fn broken(&self, what: &str, said: &Said) -> Problem {
+    fn broken(&self, what: &str, output: &CallOutput) -> Problem {
         let mut problem = Problem::new(
             Code::MeasureDevice,
-            format!("{self}: {what} ({})", said.status),
+            format!("{self}: {what} ({})", output.status),
         )
         .help(self.advice());
-        let words = [&said.out, &said.err].map(|text| stderr_tail(text));
-        problem
-            .causes
-            .extend(words.into_iter().filter(|words| !words.is_empty()));
+        for text in [&output.stdout, &output.stderr] {
+            let tail = sanitized_tail(text);
+            if !tail.is_empty() {
+                problem.causes.push(tail);
+            }
+        }
         problem
     }
 
     fn advice(&self) -> String {
-        let try_it = match self {
+        let command = match self {
             Transport::Adb(serial) => format!("adb -s {serial} shell echo there"),
             Transport::Ssh(host) => format!("ssh -o BatchMode=yes {host} echo there"),
         };
         format!(
-            "try `{try_it}`, then run the same command again: files that arrived whole are not \
-             sent again"
+            "try `{command}`, then run the same command again: complete files are not sent \
+             again"
         )
     }
 
@@ -245,24 +251,27 @@ impl std::fmt::Display for Transport {
     }
 }
 
-/// What came of a call.
-struct Said {
+/// Exit status and output of a call.
+struct CallOutput {
     status: ExitStatus,
-    out: String,
-    err: String,
+    stdout: String,
+    stderr: String,
 }
 
-/// The end of a text, fit for a terminal.
-pub(super) fn stderr_tail(text: &str) -> String {
-    let begin = text.floor_char_boundary(text.len().saturating_sub(STDERR_TAIL_BYTES as usize));
-    let shown = |c: char| {
-        if c.is_control() && c != '\n' {
-            '\u{fffd}'
-        } else {
-            c
-        }
-    };
-    text[begin..].trim().chars().map(shown).collect()
+fn create(path: &Path) -> Result<File> {
+    File::create(path).context(Code::Io, || format!("make {}", path.display()))
+}
+
+fn read_tail(path: &Path) -> Result<String> {
+    tail(path, MAX_OUTPUT_BYTES).context(Code::Io, || "read the output of a device".into())
+}
+
+/// The end of a text, without control characters except line breaks.
+pub(super) fn sanitized_tail(text: &str) -> String {
+    let start = text.floor_char_boundary(text.len().saturating_sub(TAIL_BYTES));
+    text[start..]
+        .trim()
+        .replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
 #[cfg(test)]
@@ -298,8 +307,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_device_says_does_not_reach_the_terminal_as_it_is() {
-        assert_eq!(stderr_tail("\x1b[2J gone\nx "), "\u{fffd}[2J gone\nx");
-        assert_eq!(stderr_tail(&"é".repeat(4000)).chars().count(), 1024);
+    fn output_of_a_device_is_sanitized() {
+        assert_eq!(sanitized_tail("\x1b[2J gone\nx "), "\u{fffd}[2J gone\nx");
+        assert_eq!(sanitized_tail(&"é".repeat(4000)).chars().count(), 1024);
     }
 }

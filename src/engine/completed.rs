@@ -1,18 +1,17 @@
-//! A complete stage: what its parts were, and the manifest that their outputs became.
+//! Completed stages: the parts of a stage, and the manifest of their outputs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::Task;
 use crate::action::{Action, ActionKey, Manifest, Outputs, PartName};
 use crate::base::{Code, Context, Digest, Problem, Result, hash_bytes};
 use crate::store::{BlobList, Note};
 
-/// A complete stage as one text, which is what the next build recalls instead of expanding the
-/// stage and looking for each part. Three lines: the number of parts and the digest of the
-/// manifest, the blobs that hold it, and the rest, which is read only if someone asks.
+/// A completed stage as text. The next build looks it up instead of expanding the stage and looking
+/// for each part. The text has three lines: the number of parts and the digest of the manifest; the
+/// blobs with the outputs; and the [details](StageDetails), which are parsed only when needed.
 #[derive(Debug)]
 pub struct CompletedStage {
     note: Note,
@@ -21,18 +20,18 @@ pub struct CompletedStage {
     details: OnceLock<StageDetails>,
 }
 
-/// All there is to know of a complete stage.
+/// The details of a completed stage.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageDetails {
-    /// What it gives.
+    /// The output.
     pub manifest: Manifest,
-    /// Its parts: order name and key, in the order of the expansion.
+    /// The parts: order name and key, in the order of the expansion.
     pub parts: Vec<(String, ActionKey)>,
     /// The digests of the tool files that its actions declare, by tool and file.
     pub tools: BTreeMap<String, BTreeMap<String, Digest>>,
 }
 
-/// One part of a stage that is to be sealed.
+/// One finished part of a stage.
 pub(super) struct CompletedOrder<'a> {
     pub(super) name: &'a str,
     pub(super) key: ActionKey,
@@ -41,9 +40,9 @@ pub(super) struct CompletedOrder<'a> {
 }
 
 impl StageDetails {
-    /// Joins outputs under their orders' names: `ORDER/OUTPUT`, or `OUTPUT` where the order has no
-    /// name.
-    pub(super) fn of<'a>(orders: impl Iterator<Item = CompletedOrder<'a>>) -> Result<StageDetails> {
+    /// The details of a stage with the parts `orders`. Outputs are named `ORDER/OUTPUT`, or
+    /// `OUTPUT` if the order has no name.
+    pub(super) fn new(orders: &[CompletedOrder]) -> Result<StageDetails> {
         let mut details = StageDetails {
             manifest: Manifest::default(),
             parts: vec![],
@@ -56,47 +55,39 @@ impl StageDetails {
                     order => PartName::new(format!("{order}/{output}"))?,
                 };
                 if details.manifest.parts.contains_key(&name) {
-                    return Err(Problem::new(
-                        Code::EngineSamePart,
-                        format!("two outputs are called `{name}`"),
-                    )
-                    .help(
-                        "a mistake of the stage kind: each output of a stage needs a name of its \
-                         own",
-                    ));
+                    return Err(same_part(&name));
                 }
                 details.manifest.parts.insert(name, part.clone());
             }
             details.parts.push((order.name.into(), order.key));
             for (tool, files) in &order.action.tools {
-                let digests = files
-                    .iter()
-                    .map(|(file, content)| (file.clone(), content.digest));
-                details
-                    .tools
-                    .entry(tool.clone())
-                    .or_default()
-                    .extend(digests);
+                let digests = details.tools.entry(tool.clone()).or_default();
+                for (file, content) in files {
+                    digests.insert(file.clone(), content.digest);
+                }
             }
         }
         Ok(details)
     }
 }
 
+fn same_part(name: &PartName) -> Problem {
+    Problem::new(
+        Code::EngineSamePart,
+        format!("two outputs are called `{name}`"),
+    )
+    .help("a mistake of the stage kind: each output of a stage needs a name of its own")
+}
+
 impl CompletedStage {
-    /// The stage of which `whole` is known.
+    /// The completed stage with these details.
     pub fn new(details: StageDetails) -> Result<CompletedStage> {
-        let blobs = BlobList::of(
-            details
-                .manifest
-                .parts
-                .values()
-                .map(|part| part.content.blob()),
-        );
-        let spell = || "serialize a complete stage".into();
+        let failed = || "serialize a complete stage".into();
+        let contents = details.manifest.parts.values().map(|part| part.content);
+        let blobs = BlobList::new(contents.map(|content| content.blob()));
         let output =
-            hash_bytes(&serde_json::to_vec(&details.manifest).context(Code::EngineSeal, spell)?);
-        let body = serde_json::to_string(&details).context(Code::EngineSeal, spell)?;
+            hash_bytes(&serde_json::to_vec(&details.manifest).context(Code::EngineSeal, failed)?);
+        let body = serde_json::to_string(&details).context(Code::EngineSeal, failed)?;
         let parts = details.parts.len();
         let note = Note::new(format!("{parts} {output}\n{}\n{body}\n", blobs.text()));
         Ok(CompletedStage {
@@ -107,8 +98,8 @@ impl CompletedStage {
         })
     }
 
-    /// The stage that was noted; `None` if the note says something else.
-    pub(super) fn read(note: Note) -> Option<CompletedStage> {
+    /// Parses the text of a completed stage; `None` if the note has other text.
+    pub(super) fn from_note(note: Note) -> Option<CompletedStage> {
         let (parts, output) = note.text.lines().next()?.split_once(' ')?;
         let (parts, output) = (parts.parse().ok()?, output.parse().ok()?);
         Some(CompletedStage {
@@ -119,63 +110,50 @@ impl CompletedStage {
         })
     }
 
-    /// Of all that is known.
+    /// The digest of the text.
     pub fn digest(&self) -> Digest {
         self.note.digest
     }
 
-    /// Of its manifest: all that those who take from it see.
+    /// The digest of the manifest, which is all that consumers use.
     pub fn output(&self) -> Digest {
         self.output
     }
 
-    /// How many parts it has.
+    /// The number of parts.
     pub fn parts(&self) -> usize {
         self.parts
     }
 
-    /// All of it.
+    /// The details.
     pub fn details(&self) -> Result<&StageDetails> {
         if let Some(details) = self.details.get() {
             return Ok(details);
         }
         let body = self.note.text.lines().nth(2).unwrap_or_default();
-        let details = serde_json::from_str(body)
-            .context(Code::EngineSeal, || {
-                "read a complete stage that an earlier build noted".into()
-            })
-            .map_err(|problem| {
-                problem.help("remove the folder `notes` of the cache: it only saves time")
-            })?;
-        Ok(self.details.get_or_init(|| details))
+        match serde_json::from_str(body).context(Code::EngineSeal, || {
+            "read a complete stage that an earlier build noted".into()
+        }) {
+            Ok(details) => Ok(self.details.get_or_init(|| details)),
+            Err(problem) => {
+                Err(problem.help("remove the folder `notes` of the cache: it only saves time"))
+            }
+        }
     }
 
-    /// What the next build recalls.
+    /// The text.
     pub(super) fn text(&self) -> &str {
         &self.note.text
     }
 
-    /// The blobs that hold what it gives.
+    /// The blobs with its outputs.
     pub(super) fn blobs(&self) -> BlobList<'_> {
-        BlobList::read(self.note.text.lines().nth(1).unwrap_or_default())
+        BlobList::from_text(self.note.text.lines().nth(1).unwrap_or_default())
     }
 }
 
 impl PartialEq for CompletedStage {
     fn eq(&self, other: &Self) -> bool {
         self.digest() == other.digest()
-    }
-}
-
-/// Refuses two orders of one name: reasons and records are kept by name.
-pub(super) fn check_names(tasks: &[Task]) -> Result<()> {
-    let mut names = BTreeSet::new();
-    match tasks.iter().find(|task| !names.insert(task.name.as_str())) {
-        Some(task) => Err(Problem::new(
-            Code::EngineSameOrder,
-            format!("two orders are called `{}`", task.name),
-        )
-        .help("a mistake of the stage kind: each order of a stage needs a name of its own")),
-        None => Ok(()),
     }
 }

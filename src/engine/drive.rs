@@ -1,9 +1,10 @@
-//! Does what the scheduler says and brings back what came of it.
+//! The driver: performs the effects of the scheduler and sends their results to it.
 //!
-//! One loop steps the scheduler; every answer comes over one channel. Jobs run on workers, of which
-//! there are as many as jobs ever ran at once: how many that is, is the scheduler's affair.
-//! Whatever else may take time happens on a thread of its own.
+//! One loop calls the scheduler; all answers arrive over one channel. Jobs run on a pool of
+//! workers, which grows to the number of jobs that the scheduler runs at once. Everything else that
+//! may take long runs on a thread of its own.
 
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -14,103 +15,116 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::explain::reasons;
-use super::look_up::question;
+use super::look_up::stage_key;
 use super::monitor::JobMonitor;
-use super::proof;
+use super::proof::{note_proof, why_unproved};
 use super::workers::WorkerPool;
 use super::{
-    Answer, Built, CompletedStage, Effect, Input, JobId, Limits, Memory, Past, Record, Scheduler,
-    StageIndex, Task,
+    Built, CompletedStage, Effect, Input, JobId, Limits, PastRun, ProbeResult, Record, Scheduler,
+    StageCache, StageIndex, Task,
 };
-use crate::action::{Inputs, Isolation, Registry, Stage, WorkOrder};
+use crate::action::{Inputs, Isolation, Registry, Stage};
 use crate::base::{Code, Digest, Problem, Result};
 use crate::events::{Listener, PartId};
 use crate::execute::Executor;
 use crate::plan::{Plan, PlannedStage};
 use crate::store::{
-    ActionCache, ActionLock, ActionResult, BlobStore, Complete, Found, Notes, Watched,
+    ActionCache, ActionLock, ActionResult, BlobStore, CompleteCache, InputSnapshot, Lookup, Notes,
 };
 
-/// How often an interruption is looked for.
-const GLANCE: Duration = Duration::from_millis(50);
+/// Time between two checks of [`Build::cancel`].
+const CANCEL_POLL: Duration = Duration::from_millis(50);
 
-/// Probes that are worth a thread.
+/// The minimum number of probes for a thread.
 const PROBES_PER_THREAD: usize = 64;
 
 /// Everything a build needs.
 pub struct Build<'a> {
-    /// What is to be built.
+    /// What to build.
     pub plan: &'a Plan,
     /// The stage kinds.
     pub stages: &'a Registry,
-    /// Where outputs lie.
+    /// The store of outputs.
     pub blobs: &'a dyn BlobStore,
-    /// Where results are known.
+    /// The results of actions.
     pub actions: &'a dyn ActionCache,
-    /// Where complete stages are remembered; without it every part is looked for.
-    pub memory: Option<Memory<'a>>,
-    /// What is known of files that are not the cache's own.
+    /// The cache of completed stages; without it, all parts are looked for.
+    pub stage_cache: Option<StageCache<'a>>,
+    /// Notes on local files and results.
     pub notes: &'a dyn Notes,
-    /// Where actions run.
+    /// Runs actions.
     pub executor: &'a dyn Executor,
-    /// What was built last, for the reasons and the order of work.
+    /// The record of the last build, for reasons and the order of jobs.
     pub last: &'a Record,
-    /// What may be in use at once.
+    /// Limits of resources.
     pub limits: Limits,
-    /// Hears of each stage that is complete and was not so in an earlier build, on some thread.
+    /// Called for each stage that this build completes, on any thread. Not for stages that an
+    /// earlier build completed.
     pub completed: &'a (dyn Fn(&PlannedStage, &CompletedStage) + Sync),
-    /// Set from outside to stop the build.
+    /// Set by the caller to stop the build.
     pub cancel: &'a AtomicBool,
 }
 
-/// What a stage was asked for by: the question, and the files of this machine that it reads.
-struct Asked {
-    question: Digest,
-    files: BTreeMap<PathBuf, Watched>,
+/// What the driver knows about a stage when its inputs are complete.
+struct StageInputs {
+    key: Digest,
+    files: BTreeMap<PathBuf, InputSnapshot>,
 }
 
-/// A build at work.
-struct Drive<'a> {
+struct Driver<'a> {
     build: &'a Build<'a>,
-    /// By stage, once its inputs are there.
-    asked: Vec<OnceLock<Asked>>,
+    /// By stage, set when its inputs are complete.
+    inputs: Vec<OnceLock<StageInputs>>,
 }
+
+/// A request of the scheduler to look for a task.
+type Probe = (JobId, PartId, Task);
 
 impl Build<'_> {
-    /// Builds. What goes wrong is told to `listener`.
+    /// Runs the build. Problems are reported to `listener` as events.
     pub fn run(&self, listener: &mut dyn Listener) -> Built {
-        let drive = Drive {
+        let mut driver = Driver {
             build: self,
-            asked: self.plan.stages.iter().map(|_| OnceLock::new()).collect(),
+            inputs: vec![],
         };
+        driver
+            .inputs
+            .resize_with(self.plan.stages.len(), OnceLock::new);
+        let driver = &driver;
         let mut scheduler = Scheduler::new(self.plan, self.limits, self.last.history());
         let (send, receive) = mpsc::channel();
-        // Once: it reads a dozen files.
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+        // Called once, since it reads a dozen files.
+        let threads = match thread::available_parallelism() {
+            Ok(threads) => threads.get(),
+            Err(_) => 1,
+        };
         thread::scope(|scope| {
             let workers = WorkerPool::new(send.clone());
             let mut inputs = VecDeque::from([Input::Begin]);
             let mut is_cancelled = false;
             loop {
-                let mut probes = vec![];
+                let mut probes: Vec<Probe> = vec![];
                 while let Some(input) = inputs.pop_front() {
                     for effect in scheduler.step(input) {
-                        let (drive, send) = (&drive, send.clone());
+                        let send = send.clone();
                         match effect {
-                            // To read a note takes less time than to begin a thread; to hash files
-                            // may take long.
-                            Effect::LookUp { stage, producers } => match drive.files(stage) {
+                            Effect::LookUp { stage, producers } => match driver.files(stage) {
+                                // Without files it only reads a note, which is faster than starting
+                                // a thread.
                                 Ok(files) if files.is_empty() => {
-                                    inputs.push_back(drive.look_up(stage, &producers, Ok(files)))
+                                    inputs.push_back(driver.look_up(stage, &producers, Ok(files)));
                                 }
                                 files => {
-                                    _ = scope.spawn(move || {
-                                        answer(&send, drive.look_up(stage, &producers, files))
-                                    })
+                                    scope.spawn(move || {
+                                        let input = driver.look_up(stage, &producers, files);
+                                        answer(&send, vec![input]);
+                                    });
                                 }
                             },
                             Effect::Expand { stage, inputs } => {
-                                scope.spawn(move || answer(&send, drive.expand(stage, inputs)));
+                                scope.spawn(move || {
+                                    answer(&send, vec![driver.expand(stage, inputs)]);
+                                });
                             }
                             Effect::Probe { job, part, task } => probes.push((job, part, task)),
                             Effect::Run {
@@ -119,12 +133,12 @@ impl Build<'_> {
                                 task,
                                 delay,
                             } => {
-                                workers.work(scope, move || {
-                                    drive.run(job, stage, &task, delay, &send)
+                                workers.spawn(scope, move || {
+                                    driver.run(job, stage, &task, delay, &send)
                                 });
                             }
                             Effect::Note { stage, completed } => {
-                                _ = scope.spawn(move || drive.note(stage, &completed))
+                                scope.spawn(move || driver.note(stage, &completed));
                             }
                             Effect::Emit(event) => listener.on_event(&event),
                             Effect::Finish => return,
@@ -134,12 +148,8 @@ impl Build<'_> {
                 let share = probes.len().div_ceil(threads).max(PROBES_PER_THREAD);
                 while !probes.is_empty() {
                     let share = probes.split_off(probes.len().saturating_sub(share));
-                    let (drive, send) = (&drive, send.clone());
-                    let probe = move |(job, part, task): &(JobId, PartId, Task)| {
-                        drive.probe(*job, part, task)
-                    };
-                    // All of a share in one message: they are many and small.
-                    scope.spawn(move || send_all(&send, share.iter().map(probe).collect()));
+                    let send = send.clone();
+                    scope.spawn(move || answer(&send, driver.probe_all(&share)));
                 }
                 inputs.extend(self.next(&receive, &mut is_cancelled));
             }
@@ -153,20 +163,38 @@ impl Build<'_> {
                 *is_cancelled = true;
                 return vec![Input::Cancel];
             }
-            match receive.recv_timeout(GLANCE) {
+            match receive.recv_timeout(CANCEL_POLL) {
                 Ok(inputs) => return inputs,
-                // The loop above holds a sender itself, so the channel never closes.
+                // The loop above has a sender, so the channel is never disconnected.
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
         }
     }
 }
 
-impl Drive<'_> {
-    /// The files of this machine that a stage reads.
+impl Driver<'_> {
+    fn planned(&self, stage: StageIndex) -> &PlannedStage {
+        &self.build.plan.stages[stage.index()]
+    }
+
+    fn kind(&self, kind: &str) -> Result<&dyn Stage> {
+        match self.build.stages.get(kind) {
+            Some(kind) => Ok(kind),
+            None => {
+                let message = format!("there is no stage kind `{kind}`");
+                Err(Problem::new(Code::EngineUnknownKind, message))
+            }
+        }
+    }
+
+    fn is_volatile(&self, stage: &PlannedStage) -> Result<bool> {
+        self.kind(&stage.kind)?.is_volatile(&stage.params)
+    }
+
+    /// The local files that a stage reads.
     fn files(&self, stage: StageIndex) -> Result<Vec<PathBuf>> {
-        let planned = &self.build.plan.stages[stage.index()];
-        guarded(&planned.kind, || {
+        let planned = self.planned(stage);
+        catch_panic(&planned.kind, || {
             self.kind(&planned.kind)?.files(&planned.params)
         })
     }
@@ -177,101 +205,98 @@ impl Drive<'_> {
         producers: &[Digest],
         paths: Result<Vec<PathBuf>>,
     ) -> Input {
-        let Build {
-            plan,
-            notes,
-            memory,
-            blobs,
-            cancel,
-            ..
-        } = self.build;
-        let planned = &plan.stages[stage.index()];
-        let completed = guarded(&planned.kind, || {
-            let mut files = BTreeMap::new();
-            for path in paths? {
-                files.insert(path.clone(), Watched::look(*notes, &path, cancel)?);
-            }
-            let question = question(planned, producers, &files)?;
-            let asked = self.asked[stage.index()].get_or_init(|| Asked { question, files });
-            if self.is_volatile(planned)? {
-                return Ok(None);
-            }
-            memory
-                .as_ref()
-                .map_or(Ok(None), |memory| memory.look_up(&asked.question, *blobs))
+        let completed = catch_panic(&self.planned(stage).kind, || {
+            self.find_completed(stage, producers, &paths?)
         });
         Input::LookedUp { stage, completed }
     }
 
-    /// Notes a complete stage, and says so. What was not noted is only looked for part by part.
-    fn note(&self, stage: StageIndex, completed: &CompletedStage) {
-        if let (Some(memory), Some(asked)) = (&self.build.memory, self.asked[stage.index()].get()) {
-            let _ = memory.note(&asked.question, completed);
+    /// The stage as an earlier build completed it, with the same inputs.
+    fn find_completed(
+        &self,
+        stage: StageIndex,
+        producers: &[Digest],
+        paths: &[PathBuf],
+    ) -> Result<Option<CompletedStage>> {
+        let Build { notes, cancel, .. } = self.build;
+        let planned = self.planned(stage);
+        let mut files = BTreeMap::new();
+        for path in paths {
+            let snapshot = InputSnapshot::take(*notes, path, cancel)?;
+            files.insert(path.clone(), snapshot);
         }
-        (self.build.completed)(&self.build.plan.stages[stage.index()], completed);
+        let key = stage_key(planned, producers, &files)?;
+        let _ = self.inputs[stage.index()].set(StageInputs { key, files });
+        if self.is_volatile(planned)? {
+            return Ok(None);
+        }
+        match &self.build.stage_cache {
+            Some(cache) => cache.look_up(&key, self.build.blobs),
+            None => Ok(None),
+        }
     }
 
-    fn is_volatile(&self, stage: &PlannedStage) -> Result<bool> {
-        self.kind(&stage.kind)?.is_volatile(&stage.params)
+    /// Stores a completed stage. If that fails, the next build looks for each part.
+    fn note(&self, stage: StageIndex, completed: &CompletedStage) {
+        if let Some(cache) = &self.build.stage_cache
+            && let Some(inputs) = self.inputs[stage.index()].get()
+        {
+            let _ = cache.put(&inputs.key, completed);
+        }
+        (self.build.completed)(self.planned(stage), completed);
     }
 
-    fn kind(&self, kind: &str) -> Result<&dyn Stage> {
-        let unknown = || {
-            Problem::new(
-                Code::EngineUnknownKind,
-                format!("there is no stage kind `{kind}`"),
-            )
-        };
-        self.build.stages.get(kind).ok_or_else(unknown)
-    }
-
-    fn expand(&self, stage: StageIndex, mut inputs: Inputs) -> Input {
-        let planned = &self.build.plan.stages[stage.index()];
-        let tasks = guarded(&planned.kind, || {
-            let kind = self.kind(&planned.kind)?;
-            let files = self.asked[stage.index()]
-                .get()
-                .map(|asked| &asked.files)
-                .into_iter()
-                .flatten();
-            inputs.files = files
-                .map(|(path, file)| (path.clone(), file.digest))
-                .collect();
-            for id in planned.slots.values().flatten() {
-                let producer = self.build.plan.stages.iter().find(|stage| stage.id == *id);
-                if let Some(producer) = producer {
-                    let artifact = self.kind(&producer.kind)?.spec().output;
-                    inputs.artifacts.insert(id.0.clone(), artifact);
-                }
-            }
-            let is_volatile = self.is_volatile(planned)?;
-            let task = |order: WorkOrder| {
-                let (name, demand, smaller) = (
-                    order.name.clone(),
-                    order.demand,
-                    order.smaller.clone().into(),
-                );
-                let action = order.into_action(kind.spec());
-                let proof = kind.proof(&action.params)?;
-                Ok(Task {
-                    name,
-                    key: action.key(),
-                    action: Arc::new(action),
-                    demand,
-                    smaller,
-                    is_volatile,
-                    proof,
-                })
-            };
-            kind.expand(&planned.params, &inputs)?
-                .into_iter()
-                .map(task)
-                .collect()
-        });
+    fn expand(&self, stage: StageIndex, inputs: Inputs) -> Input {
+        let planned = self.planned(stage);
+        let tasks = catch_panic(&planned.kind, || self.tasks(stage, inputs));
         Input::Expanded { stage, tasks }
     }
 
-    fn probe(&self, job: JobId, part: &PartId, task: &Task) -> Input {
+    fn tasks(&self, stage: StageIndex, mut inputs: Inputs) -> Result<Vec<Task>> {
+        let planned = self.planned(stage);
+        let kind = self.kind(&planned.kind)?;
+        if let Some(local) = self.inputs[stage.index()].get() {
+            for (path, file) in &local.files {
+                inputs.files.insert(path.clone(), file.digest);
+            }
+        }
+        for id in planned.slots.values().flatten() {
+            if let Some(producer) = self.build.plan.stages.iter().find(|stage| stage.id == *id) {
+                let artifact = self.kind(&producer.kind)?.spec().output;
+                inputs.artifacts.insert(id.0.clone(), artifact);
+            }
+        }
+        let is_volatile = self.is_volatile(planned)?;
+        let mut tasks = vec![];
+        for order in kind.expand(&planned.params, &inputs)? {
+            let name = order.name.clone();
+            let demand = order.demand;
+            let smaller = order.smaller.clone().into();
+            let action = order.into_action(kind.spec());
+            let proof = kind.proof(&action.params)?;
+            tasks.push(Task {
+                name,
+                key: action.key(),
+                action: Arc::new(action),
+                demand,
+                smaller,
+                is_volatile,
+                proof,
+            });
+        }
+        Ok(tasks)
+    }
+
+    fn probe_all(&self, probes: &[Probe]) -> Vec<Input> {
+        let mut inputs = vec![];
+        for (job, part, task) in probes {
+            let result = catch_panic(&task.action.stage, || self.probe(part, task));
+            inputs.push(Input::Probed { job: *job, result });
+        }
+        inputs
+    }
+
+    fn probe(&self, part: &PartId, task: &Task) -> Result<ProbeResult> {
         let Build {
             actions,
             blobs,
@@ -279,30 +304,33 @@ impl Drive<'_> {
             last,
             ..
         } = self.build;
-        let answer = guarded(&task.action.stage, || {
-            let found = Complete {
-                actions: *actions,
-                blobs: *blobs,
-            }
-            .find(&task.key)?;
-            if let (Found::Hit(result), false) = (&found, task.is_volatile) {
-                return Ok(match proof::doubt(&task.proof, result, *blobs, *notes)? {
-                    None => Answer::Hit(result.clone()),
-                    Some(why) => Answer::Miss(vec![why], None),
-                });
-            }
-            let key = last.key(part);
-            let before = key.map(|key| actions.get(&key)).transpose()?.flatten();
-            let past = before.as_ref().map(|result| Past {
-                took_ms: result.took_ms,
-                peak_memory_bytes: result.peak_memory_bytes,
+        let lookup = self.complete_cache().look_up(&task.key)?;
+        if let Lookup::Hit(result) = &lookup
+            && !task.is_volatile
+        {
+            return Ok(match why_unproved(&task.proof, result, *blobs, *notes)? {
+                None => ProbeResult::Hit(result.clone()),
+                Some(why) => ProbeResult::Miss(vec![why], None),
             });
-            Ok(Answer::Miss(
-                reasons(task, &found, key, before.as_ref()),
-                past,
-            ))
+        }
+        let last_key = last.key(part);
+        let last_result = match &last_key {
+            Some(key) => actions.get(key)?,
+            None => None,
+        };
+        let past = last_result.as_ref().map(|result| PastRun {
+            took_ms: result.took_ms,
+            peak_memory_bytes: result.peak_memory_bytes,
         });
-        Input::Probed { job, answer }
+        let why = reasons(task, &lookup, last_key, last_result.as_ref());
+        Ok(ProbeResult::Miss(why, past))
+    }
+
+    fn complete_cache(&self) -> CompleteCache<'_> {
+        CompleteCache {
+            actions: self.build.actions,
+            blobs: self.build.blobs,
+        }
     }
 
     fn run(
@@ -313,123 +341,127 @@ impl Drive<'_> {
         delay: Duration,
         send: &Sender<Vec<Input>>,
     ) -> Input {
+        let progress = |done, total, unit| {
+            let input = Input::Progressed {
+                job,
+                done,
+                total,
+                unit,
+            };
+            answer(send, vec![input]);
+        };
+        let timeout = self.planned(stage).timeout;
+        let result = catch_panic(&task.action.stage, || {
+            let monitor = JobMonitor::new(&progress, self.build.cancel, timeout, delay);
+            self.run_task(stage, task, &monitor)
+        });
+        Input::Ran { job, result }
+    }
+
+    fn run_task(
+        &self,
+        stage: StageIndex,
+        task: &Task,
+        monitor: &JobMonitor,
+    ) -> Result<ActionResult> {
         let Build {
-            plan,
             actions,
             notes,
             executor,
             cancel,
             ..
         } = self.build;
-        let result = guarded(&task.action.stage, || {
-            let progress = |done, total, unit| {
-                answer(
-                    send,
-                    Input::Progressed {
-                        job,
-                        done,
-                        total,
-                        unit,
-                    },
-                )
-            };
-            let monitor =
-                JobMonitor::new(&progress, cancel, plan.stages[stage.index()].timeout, delay);
-            monitor.wait_for_action_lock()?;
-            let turn = match self.turn(task, &monitor)? {
-                Turned::Mine(turn) => turn,
-                Turned::Made(result) => return Ok(result),
-            };
-            let begun = Instant::now();
-            let ran = monitor.judge(executor.run(&task.action, &task.demand, &monitor))?;
-            if let Some(asked) = self.asked[stage.index()].get() {
-                asked
-                    .files
-                    .values()
-                    .try_for_each(|file| file.check(*notes, cancel))?;
+        monitor.wait_for_start()?;
+        let action_lock = match self.lock_action(task, monitor)? {
+            LockOutcome::Locked(action_lock) => action_lock,
+            LockOutcome::AlreadyDone(result) => return Ok(result),
+        };
+        let start = Instant::now();
+        let output = executor.run(&task.action, &task.demand, monitor);
+        let output = monitor.check_timeout(output)?;
+        if let Some(inputs) = self.inputs[stage.index()].get() {
+            for file in inputs.files.values() {
+                file.check_unchanged(*notes, cancel)?;
             }
-            let result = ActionResult {
-                action: task.action.canonical_text(),
-                outputs: ran.outputs,
-                took_ms: begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
-                peak_memory_bytes: ran.peak_memory_bytes,
-            };
-            actions.put(&result)?;
-            proof::note(&task.proof, &result, *notes)?;
-            drop(turn);
-            Ok(result)
-        });
-        Input::Ran { job, result }
+        }
+        let result = ActionResult {
+            action: task.action.canonical_text(),
+            outputs: output.outputs,
+            took_ms: start.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
+            peak_memory_bytes: output.peak_memory_bytes,
+        };
+        actions.put(&result)?;
+        note_proof(&task.proof, &result, *notes)?;
+        drop(action_lock);
+        Ok(result)
     }
 
-    /// Waits until no other kiln does the same work; it may have done it then.
-    fn turn(&self, task: &Task, monitor: &JobMonitor) -> Result<Turned> {
+    /// Waits until no other process runs the same action, and uses its result if there is one.
+    fn lock_action(&self, task: &Task, monitor: &JobMonitor) -> Result<LockOutcome> {
         let Build {
             actions,
             blobs,
             notes,
             ..
         } = self.build;
-        // Small work is done twice sooner than it is waited for.
+        // Running a small action twice is faster than waiting for another process.
         if task.demand.isolation == Isolation::Thread && task.action.origin.is_none() {
-            return Ok(Turned::Mine(ActionLock::default()));
+            return Ok(LockOutcome::Locked(ActionLock::default()));
         }
         let mut has_waited = false;
-        loop {
-            match actions.turn(&task.key)? {
-                Some(turn) if has_waited && !task.is_volatile => {
-                    let found = Complete {
-                        actions: *actions,
-                        blobs: *blobs,
-                    }
-                    .get(&task.key)?;
-                    return Ok(match found {
-                        Some(result)
-                            if proof::doubt(&task.proof, &result, *blobs, *notes)?.is_none() =>
-                        {
-                            Turned::Made(result)
-                        }
-                        _ => Turned::Mine(turn),
-                    });
-                }
-                Some(turn) => return Ok(Turned::Mine(turn)),
-                None => has_waited = true,
+        let action_lock = loop {
+            if let Some(action_lock) = actions.lock(&task.key)? {
+                break action_lock;
             }
-            monitor.wait()?;
+            has_waited = true;
+            monitor.sleep()?;
+        };
+        if has_waited
+            && !task.is_volatile
+            && let Some(result) = self.complete_cache().get(&task.key)?
+            && why_unproved(&task.proof, &result, *blobs, *notes)?.is_none()
+        {
+            return Ok(LockOutcome::AlreadyDone(result));
         }
+        Ok(LockOutcome::Locked(action_lock))
     }
 }
 
-/// What came of waiting.
-enum Turned {
-    Mine(ActionLock),
-    Made(ActionResult),
+/// The outcome of locking an action.
+enum LockOutcome {
+    Locked(ActionLock),
+    /// Another process ran the action while this one waited.
+    AlreadyDone(ActionResult),
 }
 
-fn answer(send: &Sender<Vec<Input>>, input: Input) {
-    send_all(send, vec![input]);
-}
-
-/// Sends answers to the loop.
-fn send_all(send: &Sender<Vec<Input>>, inputs: Vec<Input>) {
-    // The loop ends only when nothing is awaited, so it is there to hear this.
+/// Sends inputs for the scheduler to the loop.
+fn answer(send: &Sender<Vec<Input>>, inputs: Vec<Input>) {
+    // Does not fail: the loop ends only when no answer is outstanding.
     let _ = send.send(inputs);
 }
 
-/// Makes a panic a problem: the loop waits for an answer.
-fn guarded<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let literal = panic.downcast_ref::<&str>().copied();
-        let text = literal
-            .or(panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
-        Err(Problem::new(
-            Code::EnginePanicked,
-            format!("stage `{kind}` panicked: {text}"),
-        )
-        .help(
-            "a mistake of kiln, not of the plan: please report it with what `kiln build --log \
-             FILE` writes",
-        ))
-    })
+/// Makes a panic of a stage a problem, since the loop waits for an answer.
+fn catch_panic<T>(kind: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result,
+        Err(panic) => Err(panicked(kind, &*panic)),
+    }
+}
+
+fn panicked(kind: &str, panic: &(dyn Any + Send)) -> Problem {
+    let text = if let Some(text) = panic.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text
+    } else {
+        "no message"
+    };
+    Problem::new(
+        Code::EnginePanicked,
+        format!("stage `{kind}` panicked: {text}"),
+    )
+    .help(
+        "a mistake of kiln, not of the plan: please report it with what `kiln build --log FILE` \
+         writes",
+    )
 }

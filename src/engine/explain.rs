@@ -1,4 +1,5 @@
-//! Why an action is another one than last time: two canonical texts, compared field by field.
+//! Explains why an action differs from the one of the last build: compares their canonical texts
+//! field by field.
 
 use std::collections::BTreeSet;
 
@@ -7,25 +8,25 @@ use serde_json::Value;
 use super::Task;
 use crate::action::ActionKey;
 use crate::events::Why;
-use crate::store::{ActionResult, Found};
+use crate::store::{ActionResult, Lookup};
 
-/// Why a part must run, after the cache said `found`; never empty. It had the key `last`, whose
-/// result is `before`.
+/// Why a part must run, if its lookup in the cache had the outcome `lookup`; never empty. In the
+/// last build the part had the key `last_key` and the result `last_result`.
 pub fn reasons(
     task: &Task,
-    found: &Found,
-    last: Option<ActionKey>,
-    before: Option<&ActionResult>,
+    lookup: &Lookup,
+    last_key: Option<ActionKey>,
+    last_result: Option<&ActionResult>,
 ) -> Vec<Why> {
-    if task.is_volatile && last == Some(task.key) {
+    if task.is_volatile && last_key == Some(task.key) {
         return vec![Why::Volatile];
     }
-    if let Found::Gone(blob) = found {
+    if let Lookup::MissingBlob(blob) = lookup {
         return vec![Why::OutputGone {
             blob: blob.to_string(),
         }];
     }
-    let Some(key) = last else {
+    let Some(key) = last_key else {
         return vec![Why::FirstTime];
     };
     if key == task.key {
@@ -33,15 +34,16 @@ pub fn reasons(
             blob: format!("the result of {key}"),
         }];
     }
-    let old = before.and_then(|result| serde_json::from_str(&result.action).ok());
-    let new = serde_json::from_str(&task.action.canonical_text()).ok();
-    let (Some(old), Some(new)) = (old, new) else {
-        return vec![Why::FirstTime];
-    };
-    differences(&old, &new)
+    if let Some(result) = last_result
+        && let Ok(old) = serde_json::from_str(&result.action)
+        && let Ok(new) = serde_json::from_str(&task.action.canonical_text())
+    {
+        return differences(&old, &new);
+    }
+    vec![Why::FirstTime]
 }
 
-/// All that differs between two actions, given as the JSON of their canonical texts.
+/// All differences between two actions, as the JSON of their canonical texts.
 pub fn differences(old: &Value, new: &Value) -> Vec<Why> {
     if old["stage"] != new["stage"] {
         return vec![Why::Kind {
@@ -51,64 +53,74 @@ pub fn differences(old: &Value, new: &Value) -> Vec<Why> {
     }
     let mut why = vec![];
     if old["version"] != new["version"] {
-        let version = |action: &Value| {
-            action["version"]
-                .as_u64()
-                .and_then(|version| version.try_into().ok())
-        };
         why.push(Why::StageVersion {
-            old: version(old).unwrap_or_default(),
-            new: version(new).unwrap_or_default(),
+            old: stage_version(old),
+            new: stage_version(new),
         });
     }
-    compare("", &old["params"], &new["params"], &mut |path, old, new| {
+    for Difference { path, old, new } in compare(&old["params"], &new["params"]) {
         why.push(Why::Param {
             path,
             old: old.clone(),
             new: new.clone(),
         });
-    });
-    let given = |value: &Value| (!value.is_null()).then(|| text(value));
-    each_key(&old["inputs"], &new["inputs"], |name, old, new| {
+    }
+    for name in keys(&old["inputs"], &new["inputs"]) {
+        let (old, new) = (&old["inputs"][name], &new["inputs"][name]);
         if old["digest"] != new["digest"] {
             why.push(Why::Input {
                 name: name.into(),
-                old: given(&old["digest"]),
-                new: given(&new["digest"]),
+                old: optional_text(&old["digest"]),
+                new: optional_text(&new["digest"]),
             });
         }
-        if !old.is_null() && !new.is_null() {
-            compare("", &old["facts"], &new["facts"], &mut |path, old, new| {
-                why.push(Why::Input {
-                    name: format!("{name}: {path}"),
-                    old: given(old),
-                    new: given(new),
-                });
+        if old.is_null() || new.is_null() {
+            continue;
+        }
+        for Difference { path, old, new } in compare(&old["facts"], &new["facts"]) {
+            why.push(Why::Input {
+                name: format!("{name}: {path}"),
+                old: optional_text(old),
+                new: optional_text(new),
             });
         }
-    });
-    each_key(&old["tools"], &new["tools"], |tool, old, new| {
-        each_key(old, new, |file, old, new| {
-            if old != new {
+    }
+    for tool in keys(&old["tools"], &new["tools"]) {
+        let (old, new) = (&old["tools"][tool], &new["tools"][tool]);
+        for file in keys(old, new) {
+            if old[file] != new[file] {
                 why.push(Why::Tool {
                     name: format!("{tool}/{file}"),
-                    old: given(old),
-                    new: given(new),
+                    old: optional_text(&old[file]),
+                    new: optional_text(&new[file]),
                 });
             }
-        });
-    });
+        }
+    }
     why
 }
 
-/// Calls `differs` with the path of each leaf that is not the same; `null` where there is none.
-fn compare<'a>(
-    path: &str,
+/// A leaf that differs between two JSON values; `null` in the value that does not have it.
+struct Difference<'a> {
+    path: String,
     old: &'a Value,
     new: &'a Value,
-    differs: &mut impl FnMut(String, &'a Value, &'a Value),
+}
+
+fn compare<'a>(old: &'a Value, new: &'a Value) -> Vec<Difference<'a>> {
+    let mut differences = vec![];
+    compare_at(String::new(), old, new, &mut differences);
+    differences
+}
+
+/// Adds the differences between two values at `path`.
+fn compare_at<'a>(
+    path: String,
+    old: &'a Value,
+    new: &'a Value,
+    differences: &mut Vec<Difference<'a>>,
 ) {
-    let below = |key: &str| {
+    let join = |key: &str| {
         if path.is_empty() {
             key.to_string()
         } else {
@@ -118,34 +130,50 @@ fn compare<'a>(
     match (old, new) {
         _ if old == new => {}
         (Value::Object(_), Value::Object(_)) => {
-            each_key(old, new, |key, old, new| {
-                compare(&below(key), old, new, differs)
-            });
+            for key in keys(old, new) {
+                compare_at(join(key), &old[key], &new[key], differences);
+            }
         }
         (Value::Array(a), Value::Array(b)) => {
             for index in 0..a.len().max(b.len()) {
-                let at = |list: &'a [Value]| list.get(index).unwrap_or(&Value::Null);
-                compare(&below(&index.to_string()), at(a), at(b), differs);
+                let old = a.get(index).unwrap_or(&Value::Null);
+                let new = b.get(index).unwrap_or(&Value::Null);
+                compare_at(join(&index.to_string()), old, new, differences);
             }
         }
-        _ => differs(path.to_string(), old, new),
+        _ => differences.push(Difference { path, old, new }),
     }
 }
 
-/// Goes through the keys of both objects in order.
-fn each_key<'a>(old: &'a Value, new: &'a Value, mut visit: impl FnMut(&str, &'a Value, &'a Value)) {
-    let keys = |value: &'a Value| value.as_object().into_iter().flat_map(|map| map.keys());
-    let all: BTreeSet<&String> = keys(old).chain(keys(new)).collect();
-    for key in all {
-        visit(key, &old[key], &new[key]);
+/// The keys of both objects.
+fn keys<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<&'a str> {
+    let mut keys = BTreeSet::new();
+    for value in [old, new] {
+        if let Value::Object(map) = value {
+            keys.extend(map.keys().map(String::as_str));
+        }
     }
+    keys
 }
 
-/// A string as it is, anything else as JSON.
+fn stage_version(action: &Value) -> u32 {
+    let version = action["version"].as_u64().unwrap_or_default();
+    version.try_into().unwrap_or_default()
+}
+
+fn optional_text(value: &Value) -> Option<String> {
+    if value.is_null() {
+        return None;
+    }
+    Some(text(value))
+}
+
+/// A string without quotes, any other value as JSON.
 fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), String::from)
+    match value {
+        Value::String(text) => text.clone(),
+        _ => value.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -156,10 +184,16 @@ mod tests {
     fn check(old: Value, new: Value, expect: &[&str]) {
         let mut details = [old, new].map(|change| {
             let mut action = json!({
-                "stage": "requant", "version": 1, "params": {"scheme": "native", "limits": [1, 2]},
-                "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}}, "tools": {"qnn": {"a.so": "b3:01/2"}},
+                "stage": "requant",
+                "version": 1,
+                "params": {"scheme": "native", "limits": [1, 2]},
+                "inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q4_0"}}},
+                "tools": {"qnn": {"a.so": "b3:01/2"}},
             });
-            action.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            action
+                .as_object_mut()
+                .unwrap()
+                .extend(change.as_object().unwrap().clone());
             action
         });
         let [old, new] = &mut details;
@@ -191,7 +225,10 @@ mod tests {
         );
         check(
             json!({}),
-            json!({"inputs": {"tensor": {"digest": "b3:00/1", "facts": {"type": "Q8_0"}}, "b": {"digest": "b3:02/3"}}}),
+            json!({"inputs": {
+                "tensor": {"digest": "b3:00/1", "facts": {"type": "Q8_0"}},
+                "b": {"digest": "b3:02/3"},
+            }}),
             &[
                 "input b: nothing -> b3:02/3",
                 "input tensor: type: Q4_0 -> Q8_0",

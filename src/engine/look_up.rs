@@ -1,9 +1,9 @@
-//! What an earlier build left complete need not be expanded and looked for part by part: one note
-//! says it all.
+//! The cache of completed stages: one note has all parts of a stage that an earlier build
+//! completed, so that it need not be expanded and its parts need not be looked for.
 //!
-//! A stage is asked for by a question: what expands it (this very program), its kind and
-//! parameters, and the digests of all it takes from: stages and files. An expansion is pure, so the
-//! same question has the same answer.
+//! The key of a stage covers everything that its expansion depends on: this program, its kind and
+//! parameters, and the digests of its inputs, stages and files. An expansion is pure, so equal keys
+//! have equal parts.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,43 +14,45 @@ use serde_json::Value;
 use super::CompletedStage;
 use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::plan::{PlannedStage, StageId};
-use crate::store::{BlobStore, Notes, Watched};
+use crate::store::{BlobStore, InputSnapshot, Notes};
 
-/// The memory of complete stages.
-pub struct Memory<'a> {
-    /// Where it is kept.
+/// The cache of completed stages.
+pub struct StageCache<'a> {
+    /// Where they are stored.
     pub notes: &'a dyn Notes,
-    /// What this program is: what another one noted about expansions, this one would not believe.
+    /// Identifies this program: another version may expand a stage differently.
     pub program: Digest,
 }
 
-impl Memory<'_> {
-    /// The stage that `question` asks for as it was left, if all it gave is still there.
+impl StageCache<'_> {
+    /// The completed stage with this key, if all its blobs still exist.
     pub(super) fn look_up(
         &self,
-        question: &Digest,
+        stage_key: &Digest,
         blobs: &dyn BlobStore,
     ) -> Result<Option<CompletedStage>> {
-        let note = self.notes.read(&self.to_this_program(question))?;
-        let Some(completed) = note.and_then(CompletedStage::read) else {
-            return Ok(None);
-        };
-        Ok(blobs.has_all(&completed.blobs())?.then_some(completed))
+        if let Some(note) = self.notes.read(&self.note_key(stage_key))?
+            && let Some(completed) = CompletedStage::from_note(note)
+            && blobs.has_all(&completed.blobs())?
+        {
+            return Ok(Some(completed));
+        }
+        Ok(None)
     }
 
-    /// Remembers a complete stage.
-    pub(super) fn note(&self, question: &Digest, completed: &CompletedStage) -> Result<()> {
+    /// Stores a completed stage.
+    pub(super) fn put(&self, stage_key: &Digest, completed: &CompletedStage) -> Result<()> {
         self.notes
-            .write(&self.to_this_program(question), completed.text())
+            .write(&self.note_key(stage_key), completed.text())
     }
 
-    fn to_this_program(&self, question: &Digest) -> Digest {
-        hash_bytes(format!("{} {question}", self.program).as_bytes())
+    fn note_key(&self, stage_key: &Digest) -> Digest {
+        hash_bytes(format!("{} {stage_key}", self.program).as_bytes())
     }
 }
 
 #[derive(Serialize)]
-struct Question<'a> {
+struct KeyParts<'a> {
     kind: &'a str,
     params: &'a Value,
     slots: &'a BTreeMap<String, Vec<StageId>>,
@@ -59,25 +61,25 @@ struct Question<'a> {
     files: BTreeMap<&'a PathBuf, Digest>,
 }
 
-/// What asks for `stage`, which takes from complete stages of the digests `givers` and from
+/// The key of `stage`, whose dependencies have the output digests `producers`, and which reads
 /// `files`.
-pub(super) fn question(
+pub(super) fn stage_key(
     stage: &PlannedStage,
     producers: &[Digest],
-    files: &BTreeMap<PathBuf, Watched>,
+    files: &BTreeMap<PathBuf, InputSnapshot>,
 ) -> Result<Digest> {
-    let question = Question {
+    let mut key = KeyParts {
         kind: &stage.kind,
         params: &stage.params,
         slots: &stage.slots,
         tools: &stage.tools,
         producers,
-        files: files
-            .iter()
-            .map(|(path, file)| (path, file.digest))
-            .collect(),
+        files: BTreeMap::new(),
     };
-    let text = serde_json::to_vec(&question)
-        .context(Code::EngineRecall, || format!("ask for {}", stage.id))?;
+    for (path, snapshot) in files {
+        key.files.insert(path, snapshot.digest);
+    }
+    let text =
+        serde_json::to_vec(&key).context(Code::EngineRecall, || format!("ask for {}", stage.id))?;
     Ok(hash_bytes(&text))
 }

@@ -1,32 +1,32 @@
-//! What the scheduler and its driver say to each other.
+//! The messages between the scheduler and its driver.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
 
-use super::{CompletedStage, JobId, Past, Task};
+use super::{CompletedStage, JobId, PastRun, Task};
 use crate::action::Inputs;
 use crate::base::{Digest, Result};
 use crate::events::{Event, PartId, Why};
 use crate::store::ActionResult;
 
-/// A stage by its place in the plan.
+/// A stage, by its index in the plan.
 pub type StageIndex = NodeIndex;
 
-/// What may be in use at one moment.
+/// Limits of resources, and what happens after a failure.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Busy threads. With none, nothing runs: that is a dry run.
+    /// Busy threads. With 0, nothing runs: a dry run.
     pub jobs: u32,
-    /// Memory of all that runs.
+    /// Memory of all running jobs.
     pub memory_bytes: u64,
-    /// After a failure, whether that goes on which does not need what failed.
+    /// Whether stages that do not depend on a failed one continue.
     pub keep_going: bool,
 }
 
-/// What the driver reports.
-#[allow(missing_docs)] // a variant says what its fields are
+/// A message from the driver.
+#[allow(missing_docs)] // the docs of a variant describe its fields
 pub enum Input {
     /// The build begins.
     Begin,
@@ -41,40 +41,43 @@ pub enum Input {
         tasks: Result<Vec<Task>>,
     },
     /// The answer to [`Effect::Probe`].
-    Probed { job: JobId, answer: Result<Answer> },
-    /// A running job has come this far. Answers nothing.
+    Probed {
+        job: JobId,
+        result: Result<ProbeResult>,
+    },
+    /// Progress of a running job. Not an answer to an effect.
     Progressed {
         job: JobId,
         done: u64,
         total: u64,
         unit: String,
     },
-    /// The answer to [`Effect::Run`]; the result is in the cache already.
+    /// The answer to [`Effect::Run`]. The result has been put into the cache.
     Ran {
         job: JobId,
         result: Result<ActionResult>,
     },
-    /// The build is to be stopped.
+    /// The build should stop.
     Cancel,
 }
 
-/// What the cache knows of an action.
-pub enum Answer {
-    /// Its result, with all its blobs.
+/// The outcome of looking for an action in the cache.
+pub enum ProbeResult {
+    /// Its result; all blobs exist.
     Hit(ActionResult),
-    /// It must run, for these reasons; and what it took when it ran last, if it did.
-    Miss(Vec<Why>, Option<Past>),
+    /// It must run, for these reasons; and time and memory of its last run, if there was one.
+    Miss(Vec<Why>, Option<PastRun>),
 }
 
-/// What the driver is to do.
-#[allow(missing_docs)] // a variant says what its fields are
+/// A message to the driver: what it should do.
+#[allow(missing_docs)] // the docs of a variant describe its fields
 pub enum Effect {
-    /// Look whether an earlier build completed this very stage, from inputs of these digests.
+    /// Find out whether an earlier build completed the stage, with inputs of these digests.
     LookUp {
         stage: StageIndex,
         producers: Vec<Digest>,
     },
-    /// Make the stage's work orders into tasks.
+    /// Expand the stage into tasks.
     Expand { stage: StageIndex, inputs: Inputs },
     /// Look for the task in the cache.
     Probe {
@@ -82,20 +85,20 @@ pub enum Effect {
         part: PartId,
         task: Task,
     },
-    /// Run the task and put its result into the cache; not before `delay` is over.
+    /// Run the task after `delay`, and put its result into the cache.
     Run {
         job: JobId,
         stage: StageIndex,
         task: Task,
         delay: Duration,
     },
-    /// Note that the stage is complete, for later builds. Needs no answer.
+    /// Store the completed stage for later builds. Needs no answer.
     Note {
         stage: StageIndex,
         completed: Arc<CompletedStage>,
     },
-    /// Tell it to the listeners.
+    /// Send an event to the listeners. Needs no answer.
     Emit(Event),
-    /// Everything is said; no answer is outstanding.
+    /// The build has ended; no answer is outstanding.
     Finish,
 }

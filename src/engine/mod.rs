@@ -1,6 +1,7 @@
-//! Floor 5: decides what runs when. Names no stage.
+//! Decides which actions run, and when. Knows no stage kind.
 //!
-//! [`Scheduler`] decides and is pure; [`Build`] does what it says and brings back what came of it.
+//! The [`Scheduler`] decides and is pure. A [`Build`] performs its effects and returns their
+//! results to it.
 
 mod completed;
 mod drive;
@@ -20,11 +21,11 @@ mod workers;
 pub use completed::{CompletedStage, StageDetails};
 pub use drive::Build;
 pub use explain::{differences, reasons};
-pub use history::{Before, History, Took};
-pub use look_up::Memory;
-pub use messages::{Answer, Effect, Input, Limits, StageIndex};
-pub use proof::{holds as is_proved, note as note_proof};
+pub use history::{History, StageHistory, StageTimes};
+pub use look_up::StageCache;
+pub use messages::{Effect, Input, Limits, ProbeResult, StageIndex};
+pub use proof::{is_proved, note_proof};
 pub use record::Record;
 pub use schedule::Scheduler;
 pub use select::select;
-pub use state::{Built, BuiltPart, JobId, JobState, Past, StageState, Task};
+pub use state::{Built, BuiltPart, JobId, JobState, PastRun, StageState, Task};

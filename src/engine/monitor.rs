@@ -1,4 +1,4 @@
-//! The engine's eye on a running job: passes on its progress, and tells it to stop.
+//! Observes a running job: forwards its progress, and stops it on cancellation and timeout.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,21 +6,23 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::base::{Code, Problem, Result, duration};
-use crate::execute::{Ran, Watch};
+use crate::execute::{RunOutput, Watch};
 
-/// How often a running job's progress is told.
-const PROGRESS: Duration = Duration::from_millis(50);
+/// The minimum time between two reports of progress, and the time between two checks of a waiting
+/// job.
+const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Hears `done`, `total` and `unit`.
+/// Called with `done`, `total` and `unit`.
 type Progress<'a> = &'a (dyn Fn(u64, u64, String) + Sync);
 
 pub(super) struct JobMonitor<'a> {
     progress: Progress<'a>,
     cancel: &'a AtomicBool,
-    begins: Instant,
+    /// When the job starts.
+    start: Instant,
     /// How long it may run.
     timeout: Option<Duration>,
-    told: Mutex<Option<Instant>>,
+    last_report: Mutex<Option<Instant>>,
 }
 
 impl<'a> JobMonitor<'a> {
@@ -33,65 +35,75 @@ impl<'a> JobMonitor<'a> {
         JobMonitor {
             progress,
             cancel,
-            begins: Instant::now() + delay,
+            start: Instant::now() + delay,
             timeout,
-            told: Mutex::new(None),
+            last_report: Mutex::new(None),
         }
     }
 
-    /// Sleeps until the delay is over, or the build is being stopped.
-    pub(super) fn wait_for_action_lock(&self) -> Result<()> {
+    /// Sleeps until the job should start; fails if the build is being stopped.
+    pub(super) fn wait_for_start(&self) -> Result<()> {
         loop {
-            let left = self.begins.saturating_duration_since(Instant::now());
+            let remaining = self.start.saturating_duration_since(Instant::now());
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Problem::cancelled());
             }
-            if left.is_zero() {
+            if remaining.is_zero() {
                 return Ok(());
             }
-            sleep(left.min(PROGRESS));
+            sleep(remaining.min(INTERVAL));
         }
     }
 
-    /// Sleeps a little; a problem once it should stop.
-    pub(super) fn wait(&self) -> Result<()> {
-        sleep(PROGRESS);
-        match self.cancelled() {
-            true => Err(Problem::cancelled()),
-            false => Ok(()),
+    /// Sleeps for a short time; fails if the job should stop.
+    pub(super) fn sleep(&self) -> Result<()> {
+        sleep(INTERVAL);
+        if self.cancelled() {
+            return Err(Problem::cancelled());
         }
+        Ok(())
     }
 
-    /// What came of the job: one that stopped because its time was over failed.
-    pub(super) fn judge(&self, ran: Result<Ran>) -> Result<Ran> {
-        match (ran, self.timeout.filter(|_| self.is_over())) {
-            (Err(problem), Some(timeout))
-                if problem.is_cancelled() && !self.cancel.load(Ordering::Relaxed) =>
-            {
-                let message = format!("stopped after its `timeout` of {}", duration(timeout));
-                Err(Problem::new(Code::EngineTimeout, message)
-                    .help("give the stage a longer `timeout`, or find out what it waits for"))
-            }
-            (ran, _) => ran,
+    /// The result of the job: a job that was stopped by its timeout failed.
+    pub(super) fn check_timeout(&self, result: Result<RunOutput>) -> Result<RunOutput> {
+        if let Err(problem) = &result
+            && let Some(timeout) = self.timeout
+            && self.is_timed_out()
+            && problem.is_cancelled()
+            && !self.cancel.load(Ordering::Relaxed)
+        {
+            let message = format!("stopped after its `timeout` of {}", duration(timeout));
+            return Err(Problem::new(Code::EngineTimeout, message)
+                .help("give the stage a longer `timeout`, or find out what it waits for"));
         }
+        result
     }
 
-    fn is_over(&self) -> bool {
-        self.timeout
-            .is_some_and(|timeout| self.begins.elapsed() >= timeout)
+    fn is_timed_out(&self) -> bool {
+        match self.timeout {
+            Some(timeout) => self.start.elapsed() >= timeout,
+            None => false,
+        }
     }
 }
 
 impl Watch for JobMonitor<'_> {
     fn progress(&self, done: u64, total: u64, unit: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if done == total || told.is_none_or(|told| told.elapsed() >= PROGRESS) {
-            *told = Some(Instant::now());
-            (self.progress)(done, total, unit.into());
+        let mut last_report = self
+            .last_report
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = *last_report
+            && last.elapsed() < INTERVAL
+            && done != total
+        {
+            return;
         }
+        *last_report = Some(Instant::now());
+        (self.progress)(done, total, unit.into());
     }
 
     fn cancelled(&self) -> bool {
-        self.cancel.load(Ordering::Relaxed) || self.is_over()
+        self.cancel.load(Ordering::Relaxed) || self.is_timed_out()
     }
 }

@@ -1,4 +1,5 @@
-//! Who is let in next: as many jobs as threads and memory allow, the longest road ahead first.
+//! The resource pool: starts as many jobs as threads and memory allow, the one with the longest
+//! critical path first.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -6,11 +7,11 @@ use std::collections::BTreeSet;
 use super::{JobId, Limits};
 use crate::action::Demand;
 
-/// A waiting job's place in the queue: the time of all that waits behind it, longest first, then
-/// the plan's order.
+/// The priority of a waiting job: the longest critical path first, then stage and order in the
+/// plan.
 type Rank = (Reverse<u64>, usize, usize, JobId);
 
-/// What is in use, and who waits for it.
+/// The resources in use, and the jobs that wait for them.
 pub(super) struct ResourcePool {
     limits: Limits,
     threads: u32,
@@ -19,7 +20,7 @@ pub(super) struct ResourcePool {
 }
 
 impl ResourcePool {
-    /// An empty one.
+    /// A pool with no resources in use.
     pub(super) fn new(limits: Limits) -> Self {
         ResourcePool {
             limits,
@@ -29,47 +30,49 @@ impl ResourcePool {
         }
     }
 
-    /// `demand`, cut down to the threads that there are.
-    pub(super) fn fitted(&self, demand: Demand) -> Demand {
+    /// `demand`, with its threads reduced to the limit.
+    pub(super) fn clamp_threads(&self, demand: Demand) -> Demand {
         Demand {
             threads: demand.threads.clamp(1, self.limits.jobs.max(1)),
             ..demand
         }
     }
 
-    /// Whether `demand` fits into an empty room.
-    pub(super) fn could_hold(&self, demand: &Demand) -> bool {
+    /// Whether `demand` fits if nothing else is in use.
+    pub(super) fn can_ever_fit(&self, demand: &Demand) -> bool {
         demand.memory_bytes <= self.limits.memory_bytes
     }
 
-    pub(super) fn wait(&mut self, rank: Rank) {
+    /// Adds a job to the queue.
+    pub(super) fn enqueue(&mut self, rank: Rank) {
         self.waiting.insert(rank);
     }
 
-    /// The next that fits. Where the first does not fit, a later one may.
+    /// The first waiting job that fits now. A job that does not fit does not block later ones.
     pub(super) fn next(&self, demand_of: impl Fn(JobId) -> Demand) -> Option<JobId> {
         if self.threads >= self.limits.jobs {
             return None;
         }
-        let fits = |demand: Demand| {
-            demand.threads <= self.limits.jobs - self.threads
+        for (.., job) in &self.waiting {
+            let demand = demand_of(*job);
+            if demand.threads <= self.limits.jobs - self.threads
                 && demand.memory_bytes <= self.limits.memory_bytes - self.memory_bytes
-        };
-        self.waiting
-            .iter()
-            .map(|(.., job)| *job)
-            .find(|job| fits(demand_of(*job)))
+            {
+                return Some(*job);
+            }
+        }
+        None
     }
 
-    /// A waiting job begins.
-    pub(super) fn enter(&mut self, rank: &Rank, demand: &Demand) {
+    /// Moves a waiting job out of the queue and takes its resources.
+    pub(super) fn acquire(&mut self, rank: &Rank, demand: &Demand) {
         self.waiting.remove(rank);
         self.threads += demand.threads;
         self.memory_bytes += demand.memory_bytes;
     }
 
-    /// A running job ends.
-    pub(super) fn leave(&mut self, demand: &Demand) {
+    /// Returns the resources of a job.
+    pub(super) fn release(&mut self, demand: &Demand) {
         self.threads -= demand.threads;
         self.memory_bytes -= demand.memory_bytes;
     }

@@ -1,78 +1,87 @@
-//! Whether a result that a cache has is known to be what its action gives.
+//! Checks whether a result in the cache really is the result of its action.
 //!
-//! Whoever fills a cache is believed as far as stages compute: their key says what went in. A pin
-//! says what must come out, and that is checked, once for each result; so are the names of outputs,
-//! where the action names them itself.
+//! A cache may contain results from other machines. The results of computations are trusted: the
+//! key covers the inputs. A pinned digest fixes the output, so the output is compared with it, once
+//! per result. Output names are compared if the action declares them.
 
-use crate::action::{Part, PartName, Proof, stands_for};
+use crate::action::{Content, Outputs, Proof, matches_output};
 use crate::base::{Code, Context, Digest, Result, hash_bytes};
 use crate::events::Why;
-use crate::store::{ActionResult, BlobStore, Notes, Sha256, ran_here};
+use crate::store::{ActionResult, BlobStore, Notes, Sha256, local_run_note};
 
-/// Why `result` is not known to be its action's own, by `proof`; nothing if it is.
-pub fn doubt(
+/// Why `result` must not be used, by `proof`; `None` if it may.
+pub(super) fn why_unproved(
     proof: &Proof,
     result: &ActionResult,
     blobs: &dyn BlobStore,
     notes: &dyn Notes,
 ) -> Result<Option<Why>> {
-    Ok(match holds(proof, result, blobs, notes)? {
-        true => None,
-        false if matches!(proof, Proof::Outputs(_)) => Some(Why::OtherOutputs),
-        false => Some(Why::Unproved),
-    })
+    if is_proved(proof, result, blobs, notes)? {
+        return Ok(None);
+    }
+    Ok(Some(match proof {
+        Proof::Outputs(_) => Why::OtherOutputs,
+        _ => Why::Unproved,
+    }))
 }
 
-/// Whether `result` is known to be its action's own, by `proof`.
-pub fn holds(
+/// Whether `proof` shows that `result` is the result of its action.
+pub fn is_proved(
     proof: &Proof,
     result: &ActionResult,
     blobs: &dyn BlobStore,
     notes: &dyn Notes,
 ) -> Result<bool> {
-    let only = || {
-        result
-            .outputs
-            .values()
-            .next()
-            .filter(|_| result.outputs.len() == 1)
-    };
     match proof {
         Proof::Key => Ok(true),
-        Proof::Digest(digest) => {
-            Ok(only().is_some_and(|part: &Part| part.content.digest == *digest))
-        }
-        Proof::Sha256(pin) => match only() {
-            Some(part) => Ok(Sha256::of(&part.content, blobs, notes)?.to_string() == *pin),
+        Proof::Digest(digest) => match only_output(result) {
+            Some(content) => Ok(content.digest == *digest),
             None => Ok(false),
         },
-        Proof::Outputs(wanted) => {
-            let names = || result.outputs.keys().map(PartName::as_str);
-            let is_wanted = |name: &str| wanted.iter().any(|it| stands_for(it, name));
-            let is_there = |it: &String| names().any(|name| stands_for(it, name));
-            Ok(names().all(is_wanted) && wanted.iter().all(is_there))
-        }
-        Proof::Own => {
-            let outputs = digest(result)?.to_string();
-            Ok(notes
-                .read(&ran_here(&result.key().0.hex()))?
-                .is_some_and(|note| note.text == outputs))
-        }
+        Proof::Sha256(pin) => match only_output(result) {
+            Some(content) => Ok(Sha256::of(content, blobs, notes)?.to_string() == *pin),
+            None => Ok(false),
+        },
+        Proof::Outputs(patterns) => Ok(match_outputs(patterns, &result.outputs)),
+        Proof::LocalRun => match notes.read(&local_run_note(&result.key().0.hex()))? {
+            Some(note) => Ok(note.text == outputs_digest(result)?.to_string()),
+            None => Ok(false),
+        },
     }
 }
 
-/// Notes that `result` came of a run for this cache, if that is its proof.
-pub fn note(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<()> {
+/// Notes that the action of `result` ran for this cache, if `proof` needs it.
+pub fn note_proof(proof: &Proof, result: &ActionResult, notes: &dyn Notes) -> Result<()> {
     match proof {
-        Proof::Own => notes.write(
-            &ran_here(&result.key().0.hex()),
-            &digest(result)?.to_string(),
+        Proof::LocalRun => notes.write(
+            &local_run_note(&result.key().0.hex()),
+            &outputs_digest(result)?.to_string(),
         ),
         Proof::Key | Proof::Digest(_) | Proof::Sha256(_) | Proof::Outputs(_) => Ok(()),
     }
 }
 
-fn digest(result: &ActionResult) -> Result<Digest> {
+fn only_output(result: &ActionResult) -> Option<&Content> {
+    let mut parts = result.outputs.values();
+    match (parts.next(), parts.next()) {
+        (Some(part), None) => Some(&part.content),
+        _ => None,
+    }
+}
+
+/// Whether each output matches a pattern, and each pattern an output.
+fn match_outputs(patterns: &[String], outputs: &Outputs) -> bool {
+    let mut unmatched: Vec<&String> = patterns.iter().collect();
+    for name in outputs.keys() {
+        if !patterns.iter().any(|it| matches_output(it, name.as_str())) {
+            return false;
+        }
+        unmatched.retain(|pattern| !matches_output(pattern, name.as_str()));
+    }
+    unmatched.is_empty()
+}
+
+fn outputs_digest(result: &ActionResult) -> Result<Digest> {
     let text = serde_json::to_vec(&result.outputs)
         .context(Code::EngineProof, || "serialize outputs".into())?;
     Ok(hash_bytes(&text))
@@ -81,29 +90,31 @@ fn digest(result: &ActionResult) -> Result<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::action::{Part, PartName};
     use crate::base::CanonJson;
     use crate::store::Memory;
 
     #[test]
-    fn a_result_has_the_outputs_that_are_wanted() {
-        let check = |wanted: &[&str], outputs: &[&str], expected: Option<Why>| {
-            let part = |name: &&str| {
+    fn outputs_must_match_the_patterns() {
+        let check = |patterns: &[&str], outputs: &[&str], expected: Option<Why>| {
+            let mut parts = Outputs::new();
+            for name in outputs {
                 let part = Part {
                     content: hash_bytes(b"clay").into(),
                     facts: CanonJson::default(),
                 };
-                (PartName::new(*name).unwrap(), part)
-            };
+                parts.insert(PartName::new(*name).unwrap(), part);
+            }
             let result = ActionResult {
                 action: String::new(),
-                outputs: outputs.iter().map(part).collect(),
+                outputs: parts,
                 took_ms: 0,
                 peak_memory_bytes: None,
             };
-            let proof = Proof::Outputs(wanted.iter().map(|name| name.to_string()).collect());
+            let proof = Proof::Outputs(patterns.iter().map(|name| name.to_string()).collect());
             let memory = Memory::default();
-            let found = doubt(&proof, &result, &memory, &memory).unwrap();
-            assert_eq!(found, expected, "{wanted:?} {outputs:?}");
+            let found = why_unproved(&proof, &result, &memory, &memory).unwrap();
+            assert_eq!(found, expected, "{patterns:?} {outputs:?}");
         };
         let other = || Some(Why::OtherOutputs);
         check(&["a", "b/"], &["a", "b/c", "b/d/e"], None);

@@ -1,8 +1,7 @@
-//! What the last builds of a plan came to: the actions that today's are compared with, and the time
-//! that stages took.
+//! The record of a plan's last builds: the actions that the next build is compared with, and the
+//! times of stages.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -10,209 +9,218 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use super::Built;
-use super::history::{Before, History, Took};
+use super::history::{History, StageHistory, StageTimes};
 use crate::action::ActionKey;
 use crate::base::{Code, Context, Digest, Result, new_file_in, open_file, read_file};
 use crate::events::PartId;
 use crate::plan::StageId;
 
-/// The key of each part when it was last there. A file `last/PLAN.json` in the cache folder, of two
-/// lines: what is known of each stage as a whole, and the keys, which are read only if someone
-/// asks. Nothing but reasons, the order of work and what `gc` keeps hangs on it.
+/// Limit for the file of a record: enough for more than a million parts of 150 bytes.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// The last known key of each part. Stored in the cache folder as `last/PLAN.json`, with two lines:
+/// the stages, and the keys, which are read only when needed. Used only for reasons, the order of
+/// jobs, and what `gc` keeps.
 #[derive(Default)]
 pub struct Record {
     path: Option<PathBuf>,
-    stages: BTreeMap<String, StageDetails>,
+    stages: BTreeMap<String, StageRecord>,
     keys: OnceLock<Keys>,
 }
-
-/// What comes of opening none, or something that is no file or no text.
-const NO_RECORD: [ErrorKind; 3] = [
-    ErrorKind::NotFound,
-    ErrorKind::InvalidData,
-    ErrorKind::InvalidInput,
-];
-
-/// Cap on such a file: a part needs 150 bytes, so it holds a million and more.
-const MAX_BYTES: u64 = 256 << 20;
 
 /// By stage and part name.
 type Keys = BTreeMap<String, BTreeMap<String, ActionKey>>;
 
-/// A stage as a whole.
+/// What the record has about a stage.
 #[derive(Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct StageDetails {
-    /// Of the stage when it was complete; of none if the last build left it incomplete.
+struct StageRecord {
+    /// The digest of the completed stage; `None` if the last build did not complete it.
     completed: Option<Digest>,
     #[serde(flatten)]
-    before: Before,
+    before: StageHistory,
 }
 
 impl Record {
-    /// Opens the record of a plan; empty if there is none, or none that can be understood.
+    /// Opens the record of a plan; empty if there is none or it is invalid.
     pub fn open(cache: &Path, plan: &str) -> Result<Record> {
         let path = cache.join("last").join(format!("{plan}.json"));
-        let mut line = String::new();
-        let read = |file: File| BufReader::new(file.take(MAX_BYTES)).read_line(&mut line);
-        match open_file(&path).and_then(read) {
-            Err(error) if !NO_RECORD.contains(&error.kind()) => {
-                Err(error).context(Code::EngineRecord, || format!("read {}", path.display()))
+        let stages = match read_first_line(&path) {
+            Ok(line) => serde_json::from_str(&line).unwrap_or_default(),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::InvalidData | ErrorKind::InvalidInput
+                ) =>
+            {
+                BTreeMap::new()
             }
-            _ => {
-                let stages = serde_json::from_str(&line).unwrap_or_default();
-                Ok(Record {
-                    path: Some(path),
-                    stages,
-                    keys: OnceLock::new(),
-                })
+            Err(error) => {
+                return Err(error)
+                    .context(Code::EngineRecord, || format!("read {}", path.display()));
             }
-        }
+        };
+        Ok(Record {
+            path: Some(path),
+            stages,
+            keys: OnceLock::new(),
+        })
     }
 
-    /// The keys in the records of all plans: what their last builds asked. A record that cannot be
-    /// understood is a problem here, because somebody is about to remove what no record names.
+    /// The keys in the records of all plans. Fails for an invalid record, because the caller is
+    /// about to remove what no record names.
     pub fn all(cache: &Path) -> Result<Vec<ActionKey>> {
         let folder = cache.join("last");
+        let failed = || format!("list {}", folder.display());
         let entries = match std::fs::read_dir(&folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
-            entries => {
-                entries.context(Code::EngineRecord, || format!("list {}", folder.display()))?
-            }
+            entries => entries.context(Code::EngineRecord, failed)?,
         };
         let mut keys = vec![];
         for entry in entries {
-            let path = entry
-                .context(Code::EngineRecord, || format!("list {}", folder.display()))?
-                .path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
-                let text = read_text(&path)
-                    .context(Code::EngineRecord, || format!("read {}", path.display()))?;
-                let understood = read_keys(&text);
-                let all = understood
-                    .context(Code::EngineRecord, || {
-                        format!("understand {}", path.display())
-                    })
-                    .map_err(|problem| {
-                        problem.help(
-                            "remove the file and build that plan again; until then its last build \
-                             keeps nothing",
-                        )
-                    })?;
-                keys.extend(all.into_values().flat_map(BTreeMap::into_values));
+            let path = entry.context(Code::EngineRecord, failed)?.path();
+            if path.extension() != Some("json".as_ref()) {
+                continue;
+            }
+            let text = read_text(&path)
+                .context(Code::EngineRecord, || format!("read {}", path.display()))?;
+            match parse_keys(&text).context(Code::EngineRecord, || {
+                format!("understand {}", path.display())
+            }) {
+                Ok(stages) => {
+                    for parts in stages.into_values() {
+                        keys.extend(parts.into_values());
+                    }
+                }
+                Err(problem) => {
+                    return Err(problem.help(
+                        "remove the file and build that plan again; until then its last build \
+                         keeps nothing",
+                    ));
+                }
             }
         }
         Ok(keys)
     }
 
-    /// The key that a part had.
+    /// The last key of a part.
     pub fn key(&self, part: &PartId) -> Option<ActionKey> {
         self.keys().get(&part.stage)?.get(&part.part).copied()
     }
 
-    /// What each stage took and gave.
+    /// The times and outputs of the stages.
     pub fn history(&self) -> History {
-        History(
-            self.stages
-                .iter()
-                .map(|(stage, details)| (stage.clone(), details.before))
-                .collect(),
-        )
+        let mut history = History::default();
+        for (stage, record) in &self.stages {
+            history.0.insert(stage.clone(), record.before);
+        }
+        history
     }
 
+    /// The keys; none if the record is invalid, which only affects reasons.
     fn keys(&self) -> &Keys {
         self.keys.get_or_init(|| {
-            let text = self.path.as_ref().and_then(|path| read_text(path).ok());
-            // The keys of a record that is no record are unknown; only reasons are lost.
-            text.and_then(|text| read_keys(&text).ok())
-                .unwrap_or_default()
+            if let Some(path) = &self.path
+                && let Ok(text) = read_text(path)
+                && let Ok(keys) = parse_keys(&text)
+            {
+                return keys;
+            }
+            Keys::new()
         })
     }
 
-    /// Adds what a build brought about, and yields whether that is news. A stage that is complete
-    /// has these parts and no others; of one that is not, the parts that did not come about
-    /// keep their old keys.
+    /// Updates the record with a build; returns whether anything changed. A completed stage has
+    /// exactly these parts. In a stage that is not complete, parts without outputs keep their old
+    /// keys.
     pub fn merge(&mut self, built: &Built) -> Result<bool> {
-        let known = |stage: &String| self.stages.get(stage).and_then(|details| details.completed);
-        let is_news = built
-            .completed
-            .iter()
-            .any(|(stage, completed)| known(&stage.0) != Some(completed.digest()));
-        let done = || {
-            built
-                .parts
-                .iter()
-                .filter(|part| part.state.outputs().is_some())
-        };
-        let is_whole = |stage: &String| built.completed.contains_key(&StageId(stage.clone()));
-        if !is_news && done().all(|part| is_whole(&part.id.stage)) {
+        if !self.is_changed_by(built) {
             return Ok(false);
         }
         let mut keys = self.keys().clone();
-        let mut took: BTreeMap<&str, Took> = BTreeMap::new();
-        for part in done() {
-            took.entry(&part.id.stage)
-                .or_default()
-                .add(part.state.took_ms());
-            keys.entry(part.id.stage.clone())
+        let mut times: BTreeMap<&str, StageTimes> = BTreeMap::new();
+        for part in &built.parts {
+            if part.state.outputs().is_none() {
+                continue;
+            }
+            let stage = &part.id.stage;
+            times.entry(stage).or_default().add(part.state.took_ms());
+            keys.entry(stage.clone())
                 .or_default()
                 .insert(part.id.part.clone(), part.task.key);
-            self.stages
-                .entry(part.id.stage.clone())
-                .or_default()
-                .completed = None;
+            self.stages.entry(stage.clone()).or_default().completed = None;
         }
         for (stage, completed) in &built.completed {
-            keys.insert(
-                stage.0.clone(),
-                completed.details()?.parts.iter().cloned().collect(),
-            );
-            let details = self.stages.entry(stage.0.clone()).or_default();
-            details.completed = Some(completed.digest());
-            let took = took
-                .get(stage.0.as_str())
-                .copied()
-                .unwrap_or(details.before.took);
-            details.before = Before {
-                took,
-                output: Some(completed.output()),
-            };
+            let parts = completed.details()?.parts.iter().cloned().collect();
+            keys.insert(stage.0.clone(), parts);
+            let record = self.stages.entry(stage.0.clone()).or_default();
+            record.completed = Some(completed.digest());
+            record.before.output = Some(completed.output());
+            if let Some(times) = times.get(stage.0.as_str()) {
+                record.before.took = *times;
+            }
         }
         self.keys = keys.into();
         Ok(true)
     }
 
-    /// Replaces the record of a plan, whole or not at all.
+    fn is_changed_by(&self, built: &Built) -> bool {
+        for (stage, completed) in &built.completed {
+            match self.stages.get(&stage.0) {
+                Some(record) if record.completed == Some(completed.digest()) => {}
+                _ => return true,
+            }
+        }
+        // Finished parts of stages that are not complete.
+        for part in &built.parts {
+            if part.state.outputs().is_some()
+                && !built
+                    .completed
+                    .contains_key(&StageId(part.id.stage.clone()))
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Replaces the record of the plan atomically.
     pub fn write(&self) -> Result<()> {
         let Some(path) = &self.path else {
             return Ok(());
         };
-        let write = || -> io::Result<()> {
-            let folder = path.parent().unwrap_or(path);
-            std::fs::create_dir_all(folder)?;
-            let mut file = new_file_in(folder, ".tmp")?;
-            for line in [
-                serde_json::to_vec(&self.stages)?,
-                serde_json::to_vec(self.keys())?,
-            ] {
-                file.write_all(&line)?;
-                file.write_all(b"\n")?;
-            }
-            file.persist(path)?;
-            Ok(())
-        };
-        write().context(Code::EngineRecord, || format!("write {}", path.display()))
+        self.write_to(path)
+            .context(Code::EngineRecord, || format!("write {}", path.display()))
+    }
+
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        let folder = path.parent().unwrap_or(path);
+        std::fs::create_dir_all(folder)?;
+        let mut file = new_file_in(folder, ".tmp")?;
+        let stages = serde_json::to_vec(&self.stages)?;
+        let keys = serde_json::to_vec(self.keys())?;
+        for line in [stages, keys] {
+            file.write_all(&line)?;
+            file.write_all(b"\n")?;
+        }
+        file.persist(path)?;
+        Ok(())
     }
 }
 
+fn read_first_line(path: &Path) -> io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(open_file(path)?.take(MAX_BYTES)).read_line(&mut line)?;
+    Ok(line)
+}
+
 fn read_text(path: &Path) -> io::Result<String> {
-    String::from_utf8(read_file(path, MAX_BYTES)?)
-        .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    match String::from_utf8(read_file(path, MAX_BYTES)?) {
+        Ok(text) => Ok(text),
+        Err(error) => Err(io::Error::new(ErrorKind::InvalidData, error)),
+    }
 }
 
 /// The keys in the text of a record.
-fn read_keys(text: &str) -> serde_json::Result<Keys> {
+fn parse_keys(text: &str) -> serde_json::Result<Keys> {
     serde_json::from_str(text.lines().nth(1).unwrap_or_default())
 }

@@ -1,28 +1,28 @@
-//! Decides what runs when: a state machine without thread, file or clock.
+//! The scheduler: a state machine without threads, files or a clock.
 //!
-//! Once every stage that a stage takes from is sealed, an earlier build may have completed it from
-//! the very same: then it is sealed at once. Else it expands into parts. Each part is an action;
-//! parts with equal keys share one job. A job is probed first. A miss waits for room, the one with
-//! the longest road behind it first. When all parts of a stage are done it is sealed, and others go
-//! on. After a failure (unless told to keep going) or `Cancel` nothing new begins; the end comes
-//! when every answer asked for is there.
+//! When all dependencies of a stage are complete, the stage is looked up. If an earlier build
+//! completed it with the same inputs, it is complete at once. Otherwise it expands into parts. Each
+//! part is an action; parts with equal keys share one job. A job is first looked up in the cache. A
+//! miss waits for resources; the job with the longest critical path starts first. When all parts of
+//! a stage are done, the stage is complete. After a failure (without `keep_going`) or `Cancel`,
+//! nothing new starts, and the build ends when there is no outstanding request.
 
 mod jobs;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use petgraph::Direction::Incoming;
 use petgraph::graph::DiGraph;
 
-use super::completed::{CompletedOrder, check_names};
+use super::completed::CompletedOrder;
 use super::pool::ResourcePool;
 use super::{
-    Answer, Built, BuiltPart, CompletedStage, Effect, History, Input, JobId, JobState, Limits,
+    Built, BuiltPart, CompletedStage, Effect, History, Input, JobId, JobState, Limits, ProbeResult,
     StageDetails, StageIndex, StageState, Task,
 };
 use crate::action::{ActionKey, Inputs, Manifest};
-use crate::base::{Digest, Problem, Result};
+use crate::base::{Code, Digest, Problem, Result};
 use crate::events::{Event, PartId, SCHEMA, Why};
 use crate::plan::{Plan, PlannedStage, StageId};
 
@@ -30,60 +30,58 @@ use crate::plan::{Plan, PlannedStage, StageId};
 pub struct Scheduler<'a> {
     plan: &'a Plan,
     limits: Limits,
-    /// Edges lead from a stage to those that take from it; nodes stand in the plan's order.
+    /// Edges lead from a stage to its consumers; nodes are in the plan's order.
     graph: DiGraph<StageState, ()>,
     index: BTreeMap<&'a StageId, StageIndex>,
     jobs: Vec<Job>,
     by_key: HashMap<ActionKey, JobId>,
     pool: ResourcePool,
-    /// What the last builds say of the time from the end of each stage to the end of the build.
+    /// For each stage, the estimated time from its end to the end of the build.
     critical_path_ms: Vec<u64>,
     history: History,
-    /// Answers that the driver owes.
-    awaited: usize,
+    /// The number of requests that the driver has not answered.
+    outstanding: usize,
     stopping: bool,
     cancelled: bool,
-    count: Count,
+    counts: Counts,
     effects: Vec<Effect>,
 }
 
 struct Job {
     task: Task,
     state: JobState,
-    /// What is known of the time from its start to the end of the build.
+    /// The estimated time from its start to the end of the build.
     critical_path_ms: u64,
-    /// How often it was tried again.
-    retried: u32,
-    /// Who wants it; never empty.
-    claims: Vec<Claim>,
+    /// The number of retries.
+    retries: u32,
+    /// The parts that it makes; never empty.
+    parts: Vec<StagePart>,
 }
 
-/// A part that a job makes.
+/// One part of a stage.
 #[derive(Clone)]
-struct Claim {
+struct StagePart {
     stage: StageIndex,
-    /// Where it stands among the stage's orders.
+    /// Its index among the stage's orders.
     place: usize,
     name: String,
 }
 
 #[derive(Default)]
-struct Count {
+struct Counts {
     hits: usize,
     ran: usize,
     failed: usize,
 }
 
 impl<'a> Scheduler<'a> {
-    /// A build of `plan` that has not begun; `history` is what is known of its stages from earlier
-    /// ones.
+    /// A build of `plan` that has not begun; `history` is of its stages in earlier builds.
     pub fn new(plan: &'a Plan, limits: Limits, history: History) -> Self {
         let mut graph = DiGraph::new();
-        let index: BTreeMap<_, _> = plan
-            .stages
-            .iter()
-            .map(|stage| (&stage.id, graph.add_node(StageState::Waiting)))
-            .collect();
+        let mut index = BTreeMap::new();
+        for stage in &plan.stages {
+            index.insert(&stage.id, graph.add_node(StageState::Waiting));
+        }
         for stage in &plan.stages {
             for producer in stage.dependencies() {
                 graph.update_edge(index[producer], index[&stage.id], ());
@@ -99,20 +97,20 @@ impl<'a> Scheduler<'a> {
             jobs: vec![],
             by_key: HashMap::new(),
             pool: ResourcePool::new(limits),
-            awaited: 0,
+            outstanding: 0,
             stopping: false,
             cancelled: false,
-            count: Count::default(),
+            counts: Counts::default(),
             effects: vec![],
         }
     }
 
-    /// Takes in what happened and says what to do, in order.
+    /// Updates the state, and returns what to do, in order.
     pub fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Begin => self.begin(),
             Input::LookedUp { stage, completed } => {
-                self.awaited -= 1;
+                self.outstanding -= 1;
                 match completed {
                     Ok(Some(completed)) => self.looked_up(stage, completed),
                     Ok(None) if !self.stopping => self.set_stage(stage, StageState::Expanding),
@@ -121,18 +119,16 @@ impl<'a> Scheduler<'a> {
                 }
             }
             Input::Expanded { stage, tasks } => {
-                self.awaited -= 1;
-                let checked = tasks.and_then(|tasks| check_names(&tasks).map(|()| tasks));
-                match checked {
-                    Ok(tasks) if !self.stopping => self.work_on(stage, tasks),
-                    Ok(_) => {}
+                self.outstanding -= 1;
+                match tasks {
+                    Ok(tasks) => self.expanded(stage, tasks),
                     Err(problem) => self.fail_stage(stage, problem),
                 }
             }
-            Input::Probed { job, answer } => {
-                self.awaited -= 1;
-                match answer {
-                    Ok(Answer::Hit(result)) => {
+            Input::Probed { job, result } => {
+                self.outstanding -= 1;
+                match result {
+                    Ok(ProbeResult::Hit(result)) => {
                         let done = JobState::Done {
                             outputs: result.outputs,
                             hit: true,
@@ -140,7 +136,7 @@ impl<'a> Scheduler<'a> {
                         };
                         self.set_job(job, done);
                     }
-                    Ok(Answer::Miss(why, past)) => self.missed(job, why, past),
+                    Ok(ProbeResult::Miss(why, past)) => self.missed(job, why, past),
                     Err(problem) => self.fail_job(job, problem),
                 }
             }
@@ -150,7 +146,7 @@ impl<'a> Scheduler<'a> {
                 total,
                 unit,
             } => {
-                let part = self.part(job);
+                let part = self.first_part(job);
                 self.emit(Event::Progress {
                     part,
                     done,
@@ -159,7 +155,7 @@ impl<'a> Scheduler<'a> {
                 });
             }
             Input::Ran { job, result } => {
-                self.awaited -= 1;
+                self.outstanding -= 1;
                 match result {
                     Ok(result) => {
                         let done = JobState::Done {
@@ -178,24 +174,26 @@ impl<'a> Scheduler<'a> {
             }
             Input::Cancel => (self.stopping, self.cancelled) = (true, true),
         }
-        self.admit();
+        self.start_jobs();
         self.finish();
         std::mem::take(&mut self.effects)
     }
 
-    /// What came of the build.
+    /// The result of the build.
     pub fn into_built(self) -> Built {
-        let claims = self
-            .jobs
-            .iter()
-            .flat_map(|job| job.claims.iter().map(move |claim| (claim, job)));
-        let mut claims: Vec<(&Claim, &Job)> = claims.collect();
-        claims.sort_by_key(|(claim, _)| (claim.stage, claim.place));
-        let part = |(claim, job): (&Claim, &Job)| {
-            let (id, first) = (self.part_id(claim), self.part_id(&job.claims[0]));
-            // The cache was asked why for the first that claimed it; another part was another
-            // before.
+        let mut jobs: Vec<(&StagePart, &Job)> = vec![];
+        for job in &self.jobs {
+            for part in &job.parts {
+                jobs.push((part, job));
+            }
+        }
+        jobs.sort_by_key(|(part, _)| (part.stage, part.place));
+        let mut parts = vec![];
+        for (part, job) in jobs {
+            let (id, first) = (self.part_id(part), self.part_id(&job.parts[0]));
             let state = match &job.state {
+                // The reasons are those of the job's first part. Another part may have had another
+                // action in the last build.
                 JobState::Ready { .. } if id != first => JobState::Ready {
                     why: vec![Why::Same {
                         part: first.to_string(),
@@ -203,29 +201,26 @@ impl<'a> Scheduler<'a> {
                 },
                 state => state.clone(),
             };
-            BuiltPart {
+            parts.push(BuiltPart {
                 id,
                 task: job.task.clone(),
                 state,
-            }
-        };
-        let parts = claims.into_iter().map(part).collect();
+            });
+        }
         let mut completed = BTreeMap::new();
-        for (stage, state) in self.plan.stages.iter().zip(self.graph.into_nodes_edges().0) {
-            if let StageState::CompletedStage(details) = state.weight {
-                completed.insert(stage.id.clone(), details);
+        for stage in self.graph.node_indices() {
+            if let StageState::Completed(details) = &self.graph[stage] {
+                completed.insert(self.planned(stage).id.clone(), Arc::clone(details));
             }
         }
         Built { completed, parts }
     }
 
     fn begin(&mut self) {
-        let stages = self
-            .plan
-            .stages
-            .iter()
-            .map(|stage| stage.id.to_string())
-            .collect();
+        let mut stages = vec![];
+        for stage in &self.plan.stages {
+            stages.push(stage.id.to_string());
+        }
         self.emit(Event::Begun {
             schema: SCHEMA,
             plan: self.plan.name.clone(),
@@ -237,91 +232,88 @@ impl<'a> Scheduler<'a> {
     }
 
     fn look_up_if_ready(&mut self, stage: StageIndex) {
-        let waits = matches!(self.graph[stage], StageState::Waiting);
-        let is_completed = |producer| matches!(self.graph[producer], StageState::CompletedStage(_));
-        if waits
-            && !self.stopping
-            && self
-                .graph
-                .neighbors_directed(stage, Incoming)
-                .all(is_completed)
-        {
-            self.set_stage(stage, StageState::Recalling);
+        if self.stopping || !matches!(self.graph[stage], StageState::Waiting) {
+            return;
         }
+        for producer in self.graph.neighbors_directed(stage, Incoming) {
+            if !matches!(self.graph[producer], StageState::Completed(_)) {
+                return;
+            }
+        }
+        self.set_stage(stage, StageState::LookingUp);
     }
 
     fn looked_up(&mut self, stage: StageIndex, completed: CompletedStage) {
         let (name, parts) = (self.planned(stage).id.to_string(), completed.parts());
-        self.count.hits += parts;
+        self.counts.hits += parts;
         self.emit(Event::Unchanged { stage: name, parts });
-        self.set_stage(stage, StageState::CompletedStage(Arc::new(completed)));
+        self.set_stage(stage, StageState::Completed(Arc::new(completed)));
     }
 
-    /// Finds or makes the job of each task, and probes the new ones.
-    fn work_on(&mut self, stage: StageIndex, tasks: Vec<Task>) {
-        let mut jobs = vec![];
+    fn expanded(&mut self, stage: StageIndex, tasks: Vec<Task>) {
+        if let Err(problem) = check_names(&tasks) {
+            self.fail_stage(stage, problem);
+        } else if !self.stopping {
+            self.add_jobs(stage, tasks);
+        }
+    }
+
+    /// Finds or creates the job of each task, and probes the new ones.
+    fn add_jobs(&mut self, stage: StageIndex, tasks: Vec<Task>) {
+        let mut stage_parts = vec![];
         let mut parts = vec![];
         for (place, mut task) in tasks.into_iter().enumerate() {
-            task.demand = self.pool.fitted(task.demand);
-            let claim = Claim {
-                stage,
-                place,
-                name: task.name.clone(),
-            };
-            parts.push((
-                task.name.clone(),
-                *self
-                    .by_key
-                    .entry(task.key)
-                    .or_insert(JobId(self.jobs.len())),
-            ));
-            let JobId(job) = parts[place].1;
-            if job == self.jobs.len() {
-                self.ask(Effect::Probe {
-                    job: JobId(job),
-                    part: self.part_id(&claim),
+            task.demand = self.pool.clamp_threads(task.demand);
+            let name = task.name.clone();
+            let part = StagePart { stage, place, name };
+            let new_id = JobId(self.jobs.len());
+            let id = *self.by_key.entry(task.key).or_insert(new_id);
+            parts.push((task.name.clone(), id));
+            if id == new_id {
+                self.request(Effect::Probe {
+                    job: id,
+                    part: self.part_id(&part),
                     task: task.clone(),
                 });
-                let critical_path_ms = self.critical_path_ms[stage.index()];
                 self.jobs.push(Job {
                     task,
                     state: JobState::Probing,
-                    critical_path_ms,
-                    retried: 0,
-                    claims: vec![],
+                    critical_path_ms: self.critical_path_ms[stage.index()],
+                    retries: 0,
+                    parts: vec![],
                 });
             }
-            self.jobs[job].claims.push(claim.clone());
-            jobs.push((claim, job));
+            self.jobs[id.0].parts.push(part.clone());
+            stage_parts.push((part, id));
         }
         let open = parts.len();
         self.set_stage(stage, StageState::Working { parts, open });
-        for (claim, job) in jobs {
-            if self.jobs[job].state.outputs().is_some() {
-                self.hit(&claim);
+        for (part, id) in stage_parts {
+            if self.jobs[id.0].state.outputs().is_some() {
+                self.hit(&part);
             }
         }
         self.complete_if_done(stage);
     }
 
-    /// The one function that moves a stage on.
+    /// Changes the state of a stage, with all consequences. Nothing else changes it.
     fn set_stage(&mut self, stage: StageIndex, state: StageState) {
         let name = self.planned(stage).id.to_string();
         match &state {
             StageState::Waiting => {}
-            StageState::Recalling => self.ask(Effect::LookUp {
+            StageState::LookingUp => self.request(Effect::LookUp {
                 stage,
                 producers: self.producers(stage),
             }),
             StageState::Expanding => match self.inputs(stage) {
-                Ok(inputs) => self.ask(Effect::Expand { stage, inputs }),
+                Ok(inputs) => self.request(Effect::Expand { stage, inputs }),
                 Err(problem) => return self.fail_stage(stage, problem),
             },
             StageState::Working { open, .. } => self.emit(Event::Expanded {
                 stage: name,
                 parts: *open,
             }),
-            StageState::CompletedStage(_) => {}
+            StageState::Completed(_) => {}
             StageState::Failed => self.stopping |= !self.limits.keep_going,
             StageState::Skipped => self.emit(Event::Skipped { stage: name }),
         }
@@ -329,14 +321,18 @@ impl<'a> Scheduler<'a> {
         let mut consumers: Vec<StageIndex> = self.graph.neighbors(stage).collect();
         consumers.sort();
         match &self.graph[stage] {
-            StageState::CompletedStage(_) => consumers
-                .into_iter()
-                .for_each(|consumer| self.look_up_if_ready(consumer)),
-            StageState::Failed | StageState::Skipped => consumers
-                .into_iter()
-                .for_each(|consumer| self.skip(consumer)),
+            StageState::Completed(_) => {
+                for consumer in consumers {
+                    self.look_up_if_ready(consumer);
+                }
+            }
+            StageState::Failed | StageState::Skipped => {
+                for consumer in consumers {
+                    self.skip(consumer);
+                }
+            }
             StageState::Waiting
-            | StageState::Recalling
+            | StageState::LookingUp
             | StageState::Expanding
             | StageState::Working { .. } => {}
         }
@@ -353,17 +349,17 @@ impl<'a> Scheduler<'a> {
             stage: self.planned(stage).id.to_string(),
             part: String::new(),
         };
-        self.count.failed += 1;
+        self.counts.failed += 1;
         self.emit(Event::Failed { part, problem });
         self.set_stage(stage, StageState::Failed);
     }
 
-    fn hit(&mut self, claim: &Claim) {
-        self.count.hits += 1;
+    fn hit(&mut self, part: &StagePart) {
+        self.counts.hits += 1;
         self.emit(Event::Hit {
-            part: self.part_id(claim),
+            part: self.part_id(part),
         });
-        self.close_part(claim.stage);
+        self.close_part(part.stage);
     }
 
     fn close_part(&mut self, stage: StageIndex) {
@@ -376,39 +372,47 @@ impl<'a> Scheduler<'a> {
         let StageState::Working { parts, open: 0 } = &self.graph[stage] else {
             return;
         };
-        let parts = parts.iter().filter_map(|(name, job)| {
-            let Job { task, state, .. } = &self.jobs[job.0];
-            Some(CompletedOrder {
-                name,
-                key: task.key,
-                action: &task.action,
-                outputs: state.outputs()?,
-            })
-        });
-        match StageDetails::of(parts)
-            .and_then(CompletedStage::new)
-            .map(Arc::new)
-        {
+        match self.completed_stage(parts) {
             Ok(completed) => {
+                let completed = Arc::new(completed);
                 self.effects.push(Effect::Note {
                     stage,
                     completed: Arc::clone(&completed),
                 });
                 let name = self.planned(stage).id.to_string();
-                let before = self.history.0.get(&name).and_then(|before| before.output);
+                let as_before = match self.history.0.get(&name) {
+                    Some(history) => history.output == Some(completed.output()),
+                    None => false,
+                };
                 self.emit(Event::CompletedStage {
-                    as_before: before == Some(completed.output()),
+                    as_before,
                     stage: name,
                 });
-                self.set_stage(stage, StageState::CompletedStage(completed));
+                self.set_stage(stage, StageState::Completed(completed));
             }
             Err(problem) => self.fail_stage(stage, problem),
         }
     }
 
+    fn completed_stage(&self, parts: &[(String, JobId)]) -> Result<CompletedStage> {
+        let mut orders = vec![];
+        for (name, job) in parts {
+            let Job { task, state, .. } = &self.jobs[job.0];
+            if let Some(outputs) = state.outputs() {
+                orders.push(CompletedOrder {
+                    name,
+                    key: task.key,
+                    action: &task.action,
+                    outputs,
+                });
+            }
+        }
+        CompletedStage::new(StageDetails::new(&orders)?)
+    }
+
     fn finish(&mut self) {
-        if self.awaited == 0 {
-            let Count { hits, ran, failed } = self.count;
+        if self.outstanding == 0 {
+            let Counts { hits, ran, failed } = self.counts;
             self.emit(Event::Finished {
                 hits,
                 ran,
@@ -420,8 +424,8 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Adds an effect that the driver answers.
-    fn ask(&mut self, effect: Effect) {
-        self.awaited += 1;
+    fn request(&mut self, effect: Effect) {
+        self.outstanding += 1;
         self.effects.push(effect);
     }
 
@@ -433,44 +437,59 @@ impl<'a> Scheduler<'a> {
         &self.plan.stages[stage.index()]
     }
 
-    /// The digests of all manifests it takes from, in the order of its slots and tools.
+    /// The output digests of a stage's dependencies, in the order of its slots and tools.
     fn producers(&self, stage: StageIndex) -> Vec<Digest> {
-        let completed = |producer: &StageId| match &self.graph[self.index[producer]] {
-            StageState::CompletedStage(completed) => Some(completed.output()),
-            _ => None,
-        };
-        self.planned(stage)
-            .dependencies()
-            .filter_map(completed)
-            .collect()
+        let mut digests = vec![];
+        for producer in self.planned(stage).dependencies() {
+            if let StageState::Completed(completed) = &self.graph[self.index[producer]] {
+                digests.push(completed.output());
+            }
+        }
+        digests
     }
 
-    /// All it takes from, but for the files of this machine, which the driver knows.
+    /// The inputs of a stage, except for local files, which the driver adds.
     fn inputs(&self, stage: StageIndex) -> Result<Inputs> {
-        let manifest = |producer: &StageId| match &self.graph[self.index[producer]] {
-            StageState::CompletedStage(completed) => Ok(completed.details()?.manifest.clone()),
-            _ => Ok(Manifest::default()),
-        };
         let stage = self.planned(stage);
         let mut inputs = Inputs::default();
         for (slot, producers) in &stage.slots {
-            let given = producers
-                .iter()
-                .map(|producer| Ok((producer.to_string(), manifest(producer)?)));
-            inputs
-                .slots
-                .insert(slot.clone(), given.collect::<Result<_>>()?);
+            let manifests = inputs.slots.entry(slot.clone()).or_default();
+            for producer in producers {
+                manifests.push((producer.to_string(), self.manifest(producer)?));
+            }
         }
         for (tool, producer) in &stage.tools {
-            inputs.tools.insert(tool.clone(), manifest(producer)?);
+            inputs.tools.insert(tool.clone(), self.manifest(producer)?);
         }
         Ok(inputs)
     }
 
-    fn part_id(&self, claim: &Claim) -> PartId {
-        PartId {
-            stage: self.planned(claim.stage).id.to_string(),
-            part: claim.name.clone(),
+    /// The manifest of a completed stage.
+    fn manifest(&self, stage: &StageId) -> Result<Manifest> {
+        match &self.graph[self.index[stage]] {
+            StageState::Completed(completed) => Ok(completed.details()?.manifest.clone()),
+            _ => Ok(Manifest::default()),
         }
     }
+
+    fn part_id(&self, part: &StagePart) -> PartId {
+        PartId {
+            stage: self.planned(part.stage).id.to_string(),
+            part: part.name.clone(),
+        }
+    }
+}
+
+/// Refuses two orders with the same name, since reasons and records are stored by name.
+fn check_names(tasks: &[Task]) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for task in tasks {
+        if !names.insert(&task.name) {
+            let message = format!("two orders are called `{}`", task.name);
+            return Err(Problem::new(Code::EngineSameOrder, message).help(
+                "a mistake of the stage kind: each order of a stage needs a name of its own",
+            ));
+        }
+    }
+    Ok(())
 }

@@ -1,47 +1,30 @@
-//! Part of a plan.
+//! Selects a part of a plan.
 
 use std::collections::BTreeSet;
 
 use crate::base::{Code, Problem, Result, hint};
 use crate::plan::{Keep, Plan, PlannedStage, StageId};
 
-/// The stages `wanted` and all they need; those wanted are kept. A name of the plan wants all its
-/// instances. If none is wanted, all that is not optional.
-pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
-    let is = |stage: &PlannedStage, name: &String| stage.id.0 == *name || stage.name == *name;
-    if let Some(name) = wanted
-        .iter()
-        .find(|name| !plan.stages.iter().any(|stage| is(stage, name)))
-    {
-        let known: Vec<&str> = plan
-            .stages
-            .iter()
-            .map(|stage| stage.id.0.as_str())
-            .collect();
-        return Err(Problem::new(
-            Code::CallUnknownStage,
-            format!("the plan has no stage `{name}`"),
-        )
-        .help(hint(name, "its stages", known)));
+/// The stages `names` and all that they depend on; the named ones are kept. The name of a stage in
+/// the plan selects all its instances. Without names, all stages that are not optional.
+pub fn select(mut plan: Plan, names: &[String]) -> Result<Plan> {
+    for name in names {
+        if !plan.stages.iter().any(|stage| has_name(stage, name)) {
+            return Err(unknown_stage(&plan, name));
+        }
     }
     let mut needed: BTreeSet<StageId> = BTreeSet::new();
-    for stage in plan
-        .stages
-        .iter_mut()
-        .filter(|stage| wanted.iter().any(|name| is(stage, name)))
-    {
-        stage.keep = Keep::All;
-        needed.insert(stage.id.clone());
+    for stage in &mut plan.stages {
+        if names.is_empty() {
+            if !stage.optional {
+                needed.insert(stage.id.clone());
+            }
+        } else if names.iter().any(|name| has_name(stage, name)) {
+            stage.keep = Keep::All;
+            needed.insert(stage.id.clone());
+        }
     }
-    if wanted.is_empty() {
-        needed.extend(
-            plan.stages
-                .iter()
-                .filter(|stage| !stage.optional)
-                .map(|stage| stage.id.clone()),
-        );
-    }
-    // From the end, so that a stage is known to be needed before its own inputs are looked at.
+    // Backwards, so that all consumers of a stage are handled before the stage.
     for stage in plan.stages.iter().rev() {
         if needed.contains(&stage.id) {
             needed.extend(stage.dependencies().cloned());
@@ -49,4 +32,20 @@ pub fn select(mut plan: Plan, wanted: &[String]) -> Result<Plan> {
     }
     plan.stages.retain(|stage| needed.contains(&stage.id));
     Ok(plan)
+}
+
+fn has_name(stage: &PlannedStage, name: &str) -> bool {
+    stage.id.0 == name || stage.name == name
+}
+
+fn unknown_stage(plan: &Plan, name: &str) -> Problem {
+    let mut names = vec![];
+    for stage in &plan.stages {
+        names.push(stage.id.0.as_str());
+    }
+    Problem::new(
+        Code::CallUnknownStage,
+        format!("the plan has no stage `{name}`"),
+    )
+    .help(hint(name, "its stages", names))
 }

@@ -1,17 +1,17 @@
-//! The lives of stages and of jobs.
+//! The states of stages and jobs.
 //!
 //! ```text
-//! stage   Waiting -> Recalling -> Sealed                            as an earlier build left it
-//!         Waiting -> Recalling -> Expanding -> Working -> Sealed
-//!         Waiting -> Skipped;  Recalling, Expanding, Working -> Failed
+//! stage   Waiting -> LookingUp -> Completed                         by an earlier build
+//!         Waiting -> LookingUp -> Expanding -> Working -> Completed
+//!         Waiting -> Skipped;  LookingUp, Expanding, Working -> Failed
 //!
 //! job     Probing -> Done                          a hit
 //!         Probing -> Ready -> Running -> Done      a run
-//!         Running -> Running                       tried again
+//!         Running -> Running                       a retry
 //!         Probing, Running -> Failed;  Running -> Stopped
 //! ```
 //!
-//! A build that stops early leaves stages and jobs where they are.
+//! When a build stops early, stages and jobs stay in their states.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,18 +21,18 @@ use crate::action::{Action, ActionKey, Demand, Outputs, Proof, Smaller};
 use crate::events::{PartId, Why};
 use crate::plan::StageId;
 
-/// A work order as an action: one part of a stage.
+/// One part of a stage: a work order with its action.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// The order's name in its stage; empty for a single one.
+    /// The order's name in its stage; empty if the stage has one order.
     pub name: String,
-    /// What is to be done.
+    /// The action.
     pub action: Arc<Action>,
     /// Its key.
     pub key: ActionKey,
     /// What it needs while it runs.
     pub demand: Demand,
-    /// What to do where that is too much, the mildest first.
+    /// What to change if the demand is too large, the smallest change first.
     pub smaller: Arc<[Smaller]>,
     /// See [`Stage::is_volatile`](crate::action::Stage::is_volatile).
     pub is_volatile: bool,
@@ -44,46 +44,46 @@ pub struct Task {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct JobId(pub(super) usize);
 
-/// Where a stage stands.
-#[allow(missing_docs)] // a variant says what its fields are
+/// The state of a stage.
+#[allow(missing_docs)] // the docs of a variant describe its fields
 #[derive(Clone, Debug)]
 pub enum StageState {
-    /// For the stages it takes from.
+    /// Its dependencies are not complete.
     Waiting,
-    /// Its inputs are there; earlier builds are being asked for it.
-    Recalling,
-    /// Its orders are being made.
+    /// Its inputs are complete; it is being looked up in the cache of completed stages.
+    LookingUp,
+    /// It is being expanded into work orders.
     Expanding,
-    /// Its parts: order name and job, and how many of them are not done.
+    /// Its parts: order name and job, and the number of parts that are not done.
     Working {
         parts: Vec<(String, JobId)>,
         open: usize,
     },
-    /// Every part is there.
-    CompletedStage(Arc<CompletedStage>),
-    /// Its inputs, its expansion, a part of it or the sealing went wrong.
+    /// All parts are done.
+    Completed(Arc<CompletedStage>),
+    /// Its lookup, its expansion, one of its parts or its completion failed.
     Failed,
-    /// A stage it waits for failed or was skipped.
+    /// A dependency failed or was skipped.
     Skipped,
 }
 
-/// Where a job stands.
-#[allow(missing_docs)] // a variant says what its fields are
+/// The state of a job.
+#[allow(missing_docs)] // the docs of a variant describe its fields
 #[derive(Clone, Debug)]
 pub enum JobState {
-    /// The cache is being asked.
+    /// It is being looked up in the action cache.
     Probing,
-    /// It must run, for these reasons, once there is room.
+    /// It must run, for these reasons, and waits for resources.
     Ready { why: Vec<Why> },
     /// It runs.
     Running,
-    /// Its outputs are there; `hit` says whether the cache had them.
+    /// It has outputs; `hit` if they come from the cache.
     Done {
         outputs: Outputs,
         hit: bool,
         took_ms: u64,
     },
-    /// It went wrong.
+    /// It failed.
     Failed,
     /// It was interrupted.
     Stopped,
@@ -98,7 +98,7 @@ impl JobState {
         }
     }
 
-    /// What a job that is done took when it ran.
+    /// The run time of a job that is done, now or when its result was put into the cache.
     pub(super) fn took_ms(&self) -> u64 {
         match self {
             JobState::Done { took_ms, .. } => *took_ms,
@@ -107,31 +107,31 @@ impl JobState {
     }
 }
 
-/// What an action took when it ran last.
+/// Time and memory of the last run of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Past {
+pub struct PastRun {
     /// Wall time.
     pub took_ms: u64,
-    /// Measured peak of resident memory, where it ran in a process of its own.
+    /// Measured peak of resident memory, in bytes, if it ran in a child process.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// What a build came to.
+/// The result of a build.
 #[derive(Default)]
 pub struct Built {
-    /// The stages that are complete.
+    /// The completed stages.
     pub completed: BTreeMap<StageId, Arc<CompletedStage>>,
-    /// Every part that was looked for, in the order of the plan: not those of stages that an
-    /// earlier build completed.
+    /// All parts of the stages that were expanded, in the order of the plan. Stages that an earlier
+    /// build completed are not expanded.
     pub parts: Vec<BuiltPart>,
 }
 
 /// A part of a stage at the end of a build.
 pub struct BuiltPart {
-    /// Where it belongs.
+    /// Stage and part.
     pub id: PartId,
-    /// What it asks.
+    /// Its task.
     pub task: Task,
-    /// How far it came.
+    /// The state of its job.
     pub state: JobState,
 }

@@ -1,4 +1,4 @@
-//! Threads that take one job after the other: thousands of small jobs are not worth a thread each.
+//! Threads that run one job after another: thousands of small jobs need no thread each.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,26 +8,26 @@ use super::Input;
 
 type Work<'env> = Box<dyn FnOnce() -> Input + Send + 'env>;
 
-/// Workers that end when the crew is dropped and its work is done.
+/// A pool of workers. They end when the pool is dropped and the queue is empty.
 pub(super) struct WorkerPool<'env> {
     queue: Sender<Work<'env>>,
-    jobs: Arc<Jobs<'env>>,
+    workers: Arc<Workers<'env>>,
 }
 
-struct Jobs<'env> {
+struct Workers<'env> {
     queue: Mutex<Receiver<Work<'env>>>,
     answers: Sender<Vec<Input>>,
-    /// Workers that wait for work, less the work that waits for them.
+    /// The number of workers that wait for work, minus the length of the queue.
     idle: Mutex<isize>,
 }
 
 impl<'env> WorkerPool<'env> {
-    /// Without any worker yet; what comes of its work is sent to `answers`.
+    /// A pool without workers, which sends the results of its work to `answers`.
     pub(super) fn new(answers: Sender<Vec<Input>>) -> Self {
         let (send, receive) = mpsc::channel();
         WorkerPool {
             queue: send,
-            jobs: Arc::new(Jobs {
+            workers: Arc::new(Workers {
                 queue: Mutex::new(receive),
                 answers,
                 idle: Mutex::new(0),
@@ -35,31 +35,32 @@ impl<'env> WorkerPool<'env> {
         }
     }
 
-    /// Has `work` done at once, by an idle worker or a new one.
-    pub(super) fn work<'scope>(
+    /// Runs `work` without delay, on an idle worker or a new one.
+    pub(super) fn spawn<'scope>(
         &self,
         scope: &'scope Scope<'scope, 'env>,
         work: impl FnOnce() -> Input + Send + 'env,
     ) {
-        let is_short_handed = self.jobs.count(-1) < 0;
-        // The receiver lives as long as this does.
+        let needs_worker = self.workers.add_idle(-1) < 0;
+        // Does not fail: `self` owns the receiver.
         let _ = self.queue.send(Box::new(work));
-        if is_short_handed {
-            self.jobs.count(1);
-            let jobs = Arc::clone(&self.jobs);
-            scope.spawn(move || jobs.take_one_after_the_other());
+        if needs_worker {
+            self.workers.add_idle(1);
+            let workers = Arc::clone(&self.workers);
+            scope.spawn(move || workers.run());
         }
     }
 }
 
-impl Jobs<'_> {
-    fn count(&self, change: isize) -> isize {
+impl Workers<'_> {
+    fn add_idle(&self, change: isize) -> isize {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         *idle += change;
         *idle
     }
 
-    fn take_one_after_the_other(&self) {
+    /// The loop of one worker.
+    fn run(&self) {
         loop {
             let next = self
                 .queue
@@ -68,8 +69,8 @@ impl Jobs<'_> {
                 .recv();
             let Ok(work) = next else { return };
             let answer = work();
-            // Before the answer: it may bring the next work at once.
-            self.count(1);
+            // Before sending the answer, which may cause the next work at once.
+            self.add_idle(1);
             let _ = self.answers.send(vec![answer]);
         }
     }

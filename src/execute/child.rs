@@ -1,4 +1,4 @@
-//! The parent's side of a child process: it starts `kiln work`, listens, and buries it.
+//! The parent of a child process: starts `kiln work`, reads its output and waits for its end.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -17,43 +17,49 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
-use super::work::{Reply, Said};
-use super::{Ran, Watch};
+use super::protocol::{ProgressLine, Reply};
+use super::{RunOutput, Watch};
 use crate::action::{Action, Demand};
-use crate::base::{Code, Context, Problem, Result, end_below};
+use crate::base::{Code, Context, Problem, Result, kill_descendants_of};
 use crate::store::LocalStore;
 
-/// How much of what a dead child wrote to standard error is shown.
+/// How much of the standard error of a crashed child is shown.
 const STDERR_TAIL_BYTES: usize = 4096;
 
-/// What a pipe holds at most, unless it was enlarged.
+/// The default capacity of a pipe.
 const PIPE_BYTES: usize = 1 << 16;
 
-/// How long one look for the child's words waits, in nanoseconds.
-const GLANCE_NS: i64 = 20_000_000;
+/// Time between two checks whether the child has ended.
+const EXIT_POLL: Duration = Duration::from_millis(5);
 
-/// What the child inherits. Other variables could change what a library does without being in the
-/// key.
+/// The longest wait for output before checking whether the child has ended.
+const OUTPUT_POLL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
+/// The environment variables that the child inherits. Others could change what a library does
+/// without being in the key.
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LD_LIBRARY_PATH"];
 
-/// Runs `action` in a child process. It dies with this thread, and alone.
+/// Runs `action` in a child process. The child ends with this thread; a crash of the child does not
+/// affect this process.
 pub(super) fn run(
     program: &Path,
     store: &dyn LocalStore,
     action: &Action,
     demand: &Demand,
     watch: &dyn Watch,
-) -> Result<Ran> {
+) -> Result<RunOutput> {
     let scratch = store.scratch()?;
-    let (order, result) = (
-        scratch.path().join("action.json"),
-        scratch.path().join("result.json"),
-    );
-    let spelled =
+    let order = scratch.path().join("action.json");
+    let result = scratch.path().join("result.json");
+    let text =
         serde_json::to_vec(action).context(Code::ExecuteIo, || "serialize an action".into())?;
-    fs::write(&order, spelled).context(Code::ExecuteIo, || format!("write {}", order.display()))?;
+    fs::write(&order, text).context(Code::ExecuteIo, || format!("write {}", order.display()))?;
 
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg0("kiln")
         .arg("work")
         .arg(&order)
@@ -63,40 +69,25 @@ pub(super) fn run(
         .arg(&result)
         .args(["--parent", &std::process::id().to_string()])
         .env_clear()
-        .envs(
-            INHERITED
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
         .env("TMPDIR", scratch.path())
         .env("RAYON_NUM_THREADS", demand.threads.to_string())
         .current_dir(scratch.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .context(Code::ExecuteSpawn, || {
-            format!("start {}", program.display())
-        })?;
+        .process_group(0);
+    for name in INHERITED {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    let mut child = command.spawn().context(Code::ExecuteSpawn, || {
+        format!("start {}", program.display())
+    })?;
 
-    let (status, stderr_tail) = attend(&mut child, watch)?;
+    let (status, stderr_tail) = supervise(&mut child, watch)?;
     if status.success() {
-        let reply =
-            fs::read(&result).context(Code::ExecuteIo, || format!("read {}", result.display()))?;
-        let reply = serde_json::from_slice(&reply).context(Code::ExecuteIo, || {
-            format!("understand {}", result.display())
-        })?;
-        return match reply {
-            Reply::Done {
-                outputs,
-                peak_memory_bytes,
-            } => Ok(Ran {
-                outputs,
-                peak_memory_bytes,
-            }),
-            Reply::Failed(problem) => Err(problem),
-        };
+        return read_reply(&result);
     }
     if watch.cancelled() {
         return Err(Problem::cancelled());
@@ -104,53 +95,90 @@ pub(super) fn run(
     Err(crashed(&action.stage, status, &stderr_tail))
 }
 
-/// Listens until the child ends, or ends it when the build is being stopped.
-fn attend(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let is_over = AtomicBool::new(false);
+fn read_reply(path: &Path) -> Result<RunOutput> {
+    let text = fs::read(path).context(Code::ExecuteIo, || format!("read {}", path.display()))?;
+    let reply = serde_json::from_slice(&text)
+        .context(Code::ExecuteIo, || format!("understand {}", path.display()))?;
+    match reply {
+        Reply::Done {
+            outputs,
+            peak_memory_bytes,
+        } => Ok(RunOutput {
+            outputs,
+            peak_memory_bytes,
+        }),
+        Reply::Failed(problem) => Err(problem),
+    }
+}
+
+/// Waits until the child ends, or kills it when the build is being stopped. Forwards its progress,
+/// and returns its exit status and the tail of its standard error.
+fn supervise(child: &mut Child, watch: &dyn Watch) -> Result<(ExitStatus, String)> {
+    let has_ended = &AtomicBool::new(false);
+    let stdout = child
+        .stdout
+        .take()
+        .map(|pipe| ChildPipe::new(pipe, has_ended));
+    let stderr = child
+        .stderr
+        .take()
+        .map(|pipe| ChildPipe::new(pipe, has_ended));
     thread::scope(|scope| {
-        let line = stdout.map(|pipe| Listening {
-            pipe,
-            is_over: &is_over,
-            left: PIPE_BYTES,
-        });
-        let stderr = stderr.map(|pipe| Listening {
-            pipe,
-            is_over: &is_over,
-            left: PIPE_BYTES,
-        });
-        scope.spawn(move || line.map(|line| pass_on_progress(BufReader::new(line), watch)));
-        let stderr_tail = scope.spawn(move || stderr.map(stderr_tail).unwrap_or_default());
+        if let Some(stdout) = stdout {
+            scope.spawn(move || forward_progress(BufReader::new(stdout), watch));
+        }
+        let stderr_tail = stderr.map(|stderr| scope.spawn(move || read_tail(stderr)));
         let status =
             reap(child, watch).context(Code::ExecuteIo, || "wait for a child process".into());
-        is_over.store(true, Ordering::Release);
-        Ok((status?, stderr_tail.join().unwrap_or_default()))
+        has_ended.store(true, Ordering::Release);
+        let stderr_tail = match stderr_tail {
+            Some(thread) => thread.join().unwrap_or_default(),
+            None => String::new(),
+        };
+        Ok((status?, stderr_tail))
     })
 }
 
-/// A pipe from a child. It ends with the child, whoever else may have the other end.
-struct Listening<'a, P> {
+/// A pipe from a child. Reading it ends with the child, even if another process has the other end
+/// open.
+struct ChildPipe<'a, P> {
     pipe: P,
-    is_over: &'a AtomicBool,
-    /// So much is heard of it after the child's end.
-    left: usize,
+    has_ended: &'a AtomicBool,
+    /// How many bytes may still be read after the child's end.
+    remaining: usize,
 }
 
-impl<P: Read + AsFd> Read for Listening<'_, P> {
+impl<'a, P> ChildPipe<'a, P> {
+    fn new(pipe: P, has_ended: &'a AtomicBool) -> Self {
+        ChildPipe {
+            pipe,
+            has_ended,
+            remaining: PIPE_BYTES,
+        }
+    }
+}
+
+impl<P: Read + AsFd> Read for ChildPipe<'_, P> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            // Asked first: what the child said before its end is there by then.
-            let is_over = self.is_over.load(Ordering::Acquire);
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: if is_over { 0 } else { GLANCE_NS },
+            // Checked before polling: if the child has ended, all of its output is in the pipe.
+            let has_ended = self.has_ended.load(Ordering::Acquire);
+            let timeout = if has_ended {
+                Timespec::default()
+            } else {
+                OUTPUT_POLL
             };
-            match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&wait)) {
-                Ok(ready) if is_over && (ready == 0 || self.left == 0) => return Ok(0),
+            match poll(
+                &mut [PollFd::new(&self.pipe, PollFlags::IN)],
+                Some(&timeout),
+            ) {
+                Ok(ready) if has_ended && (ready == 0 || self.remaining == 0) => return Ok(0),
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) => {
                     let count = self.pipe.read(buffer)?;
-                    self.left -= if is_over { count.min(self.left) } else { 0 };
+                    if has_ended {
+                        self.remaining = self.remaining.saturating_sub(count);
+                    }
                     return Ok(count);
                 }
                 Err(error) => return Err(error.into()),
@@ -159,15 +187,18 @@ impl<P: Read + AsFd> Read for Listening<'_, P> {
     }
 }
 
-fn pass_on_progress(stdout: impl BufRead, watch: &dyn Watch) {
-    for line in stdout.lines().map_while(std::result::Result::ok) {
-        if let Ok(Said { done, total, unit }) = serde_json::from_str(&line) {
+fn forward_progress(stdout: impl BufRead, watch: &dyn Watch) {
+    for line in stdout.lines() {
+        let Ok(line) = line else {
+            return;
+        };
+        if let Ok(ProgressLine { done, total, unit }) = serde_json::from_str(&line) {
             watch.progress(done, total, &unit);
         }
     }
 }
 
-fn stderr_tail(mut stderr: impl Read) -> String {
+fn read_tail(mut stderr: impl Read) -> String {
     let mut tail = VecDeque::new();
     let mut buffer = [0; STDERR_TAIL_BYTES];
     while let Ok(count @ 1..) = stderr.read(&mut buffer) {
@@ -177,20 +208,20 @@ fn stderr_tail(mut stderr: impl Read) -> String {
     String::from_utf8_lossy(tail.make_contiguous()).into_owned()
 }
 
-/// Waits for the child's end, or ends it with all that it started.
+/// Waits until the child ends, or kills it with all processes that it started.
 fn reap(child: &mut Child, watch: &dyn Watch) -> std::io::Result<ExitStatus> {
     let pid = Pid::from_child(child);
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    while waitid(WaitId::Pid(pid), look)?.is_none() && !watch.cancelled() {
-        sleep(Duration::from_millis(5));
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::Pid(pid), options)?.is_none() && !watch.cancelled() {
+        sleep(EXIT_POLL);
     }
     if watch.cancelled() {
-        // Stopped, it starts nothing more, and goes on adopting: nobody below it escapes.
+        // A stopped process starts no more processes, but still adopts the orphans below it.
         let _ = kill_process(pid, Signal::STOP);
-        end_below(pid);
+        kill_descendants_of(pid);
     }
-    // What is left of its group, which still exists, because it is reaped last. Fails only when
-    // nobody is left.
+    // Kills the rest of its process group, which exists until the child is reaped. Fails if there
+    // is none.
     let _ = kill_process_group(pid, Signal::KILL);
     child.wait()
 }
@@ -208,9 +239,9 @@ fn crashed(stage: &str, status: ExitStatus, stderr_tail: &str) -> Problem {
         format!("the process of stage `{stage}` died: {status}"),
     )
     .help(help);
-    problem.causes.extend(
-        (!stderr_tail.trim().is_empty())
-            .then(|| format!("the end of its output:\n{}", stderr_tail.trim_end())),
-    );
+    if !stderr_tail.trim().is_empty() {
+        let tail = stderr_tail.trim_end();
+        problem.causes.push(format!("its last output:\n{tail}"));
+    }
     problem
 }

@@ -1,30 +1,30 @@
-//! This machine: threads of this process, and child processes.
+//! The executor of this machine: threads of this process, and child processes.
 
 use std::path::PathBuf;
 
 use super::workspace::LocalWorkspace;
-use super::{Executor, Ran, Watch, child};
+use super::{Executor, RunOutput, Watch, child};
 use crate::action::{Action, Demand, Isolation, Job, Outputs, Registry};
 use crate::base::{Code, Digest, Problem, Result};
 use crate::store::LocalStore;
 
-/// Runs actions on the calling thread or in a child process, as their demand says.
+/// Runs actions on the calling thread or in a child process, depending on their demand.
 pub struct Local<'a> {
-    /// Where blobs come from and go to.
+    /// The store of blobs.
     pub store: &'a dyn LocalStore,
     /// The stages it can run.
     pub stages: &'a Registry,
-    /// What to start as `PROGRAM work ...`: kiln itself, best as `/proc/self/exe`, which stays the
-    /// same program when its file is replaced during a build.
+    /// The program to start as `PROGRAM work ...`: kiln itself. `/proc/self/exe` stays the same
+    /// program if its file is replaced during a build.
     pub program: PathBuf,
 }
 
 impl Executor for Local<'_> {
-    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran> {
+    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<RunOutput> {
         match demand.isolation {
             Isolation::Thread => {
                 let outputs = run_here(self.store, self.stages, action, watch)?;
-                Ok(Ran {
+                Ok(RunOutput {
                     outputs,
                     peak_memory_bytes: None,
                 })
@@ -46,12 +46,10 @@ pub(super) fn run_here(
         version,
         ..
     } = action;
-    let stage = stages.get(kind).ok_or_else(|| {
-        Problem::new(
-            Code::ExecuteUnknownStage,
-            format!("this kiln has no stage kind `{kind}`"),
-        )
-    })?;
+    let Some(stage) = stages.get(kind) else {
+        let message = format!("this kiln has no stage kind `{kind}`");
+        return Err(Problem::new(Code::ExecuteUnknownStage, message));
+    };
     if stage.spec().version != *version {
         let message = format!(
             "the action wants version {version} of `{kind}`, this kiln has {}",
@@ -62,12 +60,15 @@ pub(super) fn run_here(
     }
     let workspace = LocalWorkspace::new(store, watch);
     let outputs = stage.run(action, &Job::new(action, &workspace))?;
-    let blobs: Vec<Digest> = outputs.values().map(|part| part.content.blob()).collect();
+    let mut blobs: Vec<Digest> = vec![];
+    for part in outputs.values() {
+        blobs.push(part.content.blob());
+    }
     if let Some(blob) = store.missing(&blobs)?.first() {
         let message =
             format!("stage `{kind}` names {blob} as an output, but did not put it into the cache");
         return Err(Problem::new(Code::ExecuteOutputMissing, message));
     }
-    workspace.clear()?;
+    workspace.remove_partials()?;
     Ok(outputs)
 }

@@ -1,7 +1,8 @@
-//! Floor 4: where actions run: a thread, or a child process.
+//! Runs actions: on a thread or in a child process.
 
 mod child;
 mod local;
+mod protocol;
 mod work;
 mod workspace;
 
@@ -13,23 +14,23 @@ use crate::base::Result;
 
 /// Runs actions. The outputs' blobs are durable when `run` returns.
 pub trait Executor: Send + Sync {
-    /// Runs `action` to its end.
-    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran>;
+    /// Runs `action` until it ends or is cancelled.
+    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<RunOutput>;
 }
 
-/// What one run gave.
-pub struct Ran {
-    /// Its outputs.
+/// The result of one run.
+pub struct RunOutput {
+    /// The outputs of the action.
     pub outputs: Outputs,
-    /// Measured peak of resident memory, where it ran in a process of its own.
+    /// Measured peak of resident memory, in bytes, if it ran in a child process.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// Who looks on while an action runs.
+/// Observes and stops a running action.
 pub trait Watch: Sync {
-    /// It has done `done` of `total` `unit`s.
+    /// Receives progress: `done` of `total` `unit`s.
     fn progress(&self, done: u64, total: u64, unit: &str);
 
-    /// Whether it should stop.
+    /// Whether the action should stop.
     fn cancelled(&self) -> bool;
 }

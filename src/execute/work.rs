@@ -1,4 +1,4 @@
-//! The child's side: one action, run by the command `kiln work`.
+//! The child process: runs one action, as the command `kiln work`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,39 +8,23 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use serde::{Deserialize, Serialize};
 
 use super::Watch;
 use super::local::run_here;
-use crate::action::{Action, Outputs, Registry};
-use crate::base::{Code, Context, Problem, Result, adopt_orphans, end_descendants};
+use super::protocol::{ProgressLine, Reply};
+use crate::action::{Action, Registry};
+use crate::base::{Code, Context, Problem, Result, adopt_orphans, kill_descendants};
 use crate::store::LocalStore;
 
-/// What a child leaves in its result file.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Reply {
-    Done {
-        outputs: Outputs,
-        peak_memory_bytes: Option<u64>,
-    },
-    Failed(Problem),
-}
+/// The minimum time between two progress lines.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A line of a child's standard output.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Said {
-    pub(super) done: u64,
-    pub(super) total: u64,
-    pub(super) unit: String,
-}
-
-/// Makes this process die when `parent` does. Must be its first act.
+/// Makes the kernel kill this process when the process `parent` ends. Must be called first.
 pub fn die_with_parent(parent: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context(Code::ExecuteLeash, || {
         "tie this process to its parent".into()
     })?;
-    // The parent may have died before the line above; then no signal will come any more.
+    // If the parent ended before the call above, no signal will come.
     let found = getppid().map(|pid| pid.as_raw_nonzero().get());
     if found != i32::try_from(parent).ok() {
         return Err(Problem::new(
@@ -51,8 +35,8 @@ pub fn die_with_parent(parent: u32) -> Result<()> {
     Ok(())
 }
 
-/// Runs the action in the file `order` over `store` and writes its outputs or its problem to the
-/// file `result`. An `Err` is a failure to do that. Progress goes to standard output, as JSON lines.
+/// Runs the action in the file `order` and writes its outputs or its problem to the file `result`.
+/// An `Err` is a failure to do that. Progress is written to standard output as JSON lines.
 pub fn work(
     store: Result<impl LocalStore>,
     stages: &Registry,
@@ -64,85 +48,85 @@ pub fn work(
         format!("understand {}", order.display())
     })?;
     adopt_orphans()?;
-    let outputs = Line::take_stdout().and_then(|line| run_here(&store?, stages, &action, &line));
-    let reply = match outputs {
-        Ok(outputs) => Reply::Done {
-            outputs,
-            peak_memory_bytes: peak_memory_bytes(),
-        },
+    let reply = match run_action(store, stages, &action) {
+        Ok(done) => done,
         Err(problem) => Reply::Failed(problem),
     };
-    end_descendants();
+    kill_descendants();
     let text =
         serde_json::to_vec(&reply).context(Code::ExecuteIo, || "serialize a result".into())?;
     fs::write(result, text).context(Code::ExecuteIo, || format!("write {}", result.display()))
 }
 
-/// The line to the parent.
-struct Line {
+fn run_action(store: Result<impl LocalStore>, stages: &Registry, action: &Action) -> Result<Reply> {
+    let progress = ProgressPipe::take_stdout()?;
+    Ok(Reply::Done {
+        outputs: run_here(&store?, stages, action, &progress)?,
+        peak_memory_bytes: peak_memory_bytes(),
+    })
+}
+
+/// The pipe to the parent, for progress.
+struct ProgressPipe {
     out: fs::File,
     last: Mutex<Option<Instant>>,
 }
 
-impl Line {
-    /// Takes standard output for itself: libraries that print to it reach standard error instead.
-    fn take_stdout() -> Result<Line> {
-        let take = || -> io::Result<fs::File> {
-            // No program that is started from here has it: the parent would wait for its end.
-            let out = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
-            rustix::stdio::dup2_stdout(io::stderr())?;
-            Ok(out.into())
-        };
-        let out = take().context(Code::ExecuteIo, || "take standard output".into())?;
-        Ok(Line {
-            out,
+impl ProgressPipe {
+    /// Takes over standard output. What libraries print to it goes to standard error instead.
+    fn take_stdout() -> Result<ProgressPipe> {
+        let failed = || "take standard output".into();
+        // Not inherited by programs that are started from here: the parent would wait for their
+        // end.
+        let out =
+            rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3).context(Code::ExecuteIo, failed)?;
+        rustix::stdio::dup2_stdout(io::stderr()).context(Code::ExecuteIo, failed)?;
+        Ok(ProgressPipe {
+            out: out.into(),
             last: Mutex::new(None),
         })
     }
 }
 
-impl Watch for Line {
+impl Watch for ProgressPipe {
     fn progress(&self, done: u64, total: u64, unit: &str) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_soon = last.is_some_and(|last| last.elapsed() < Duration::from_millis(50));
-        if is_soon && done != total {
+        if let Some(last) = *last
+            && last.elapsed() < PROGRESS_INTERVAL
+            && done != total
+        {
             return;
         }
         *last = Some(Instant::now());
-        if let Ok(mut line) = serde_json::to_vec(&Said {
+        let line = ProgressLine {
             done,
             total,
             unit: unit.into(),
-        }) {
+        };
+        if let Ok(mut line) = serde_json::to_vec(&line) {
             line.push(b'\n');
-            // A parent that does not listen is about to end us.
+            // If it fails, the parent has ended, and this process is about to be killed.
             let _ = (&self.out).write_all(&line);
         }
     }
 
-    /// Never: the parent ends this process instead.
+    /// Never: the parent kills this process instead.
     fn cancelled(&self) -> bool {
         false
     }
 }
 
-/// The largest resident memory so far, mapped files included: of this process, or of a program that
-/// it ran.
+/// The peak of resident memory, mapped files included, in bytes: of this process, or of a program
+/// that it ran.
 fn peak_memory_bytes() -> Option<u64> {
+    let children = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?;
+    let programs_kib: u64 = children.max_rss().try_into().ok()?;
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let own = line
-        .trim()
-        .strip_suffix(" kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?;
-    let programs = getrusage(UsageWho::RUSAGE_CHILDREN)
-        .ok()?
-        .max_rss()
-        .try_into()
-        .ok()?;
-    own.max(programs).checked_mul(1024)
+    for line in status.lines() {
+        if let Some(value) = line.strip_prefix("VmHWM:") {
+            let own_kib: u64 = value.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+            return own_kib.max(programs_kib).checked_mul(1024);
+        }
+    }
+    None
 }

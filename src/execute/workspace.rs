@@ -1,4 +1,4 @@
-//! The workspace of one attempt, over the cache folder.
+//! The workspace of one attempt to run an action, in the cache folder.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -14,15 +14,15 @@ use crate::action::{Blob, BlobSink, Content, Workspace};
 use crate::base::{Code, Context, Digest, Problem, Result};
 use crate::store::{LocalStore, LockedFolder};
 
-/// As much of a window is copied at a time.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of a window that are copied at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// Where an action works. What it may read is limited by its [`Job`](crate::action::Job), which
-/// knows declared inputs only.
+/// The workspace of an action. Its [`Job`](crate::action::Job) limits what it can read to its
+/// declared inputs.
 pub(super) struct LocalWorkspace<'a> {
     store: &'a dyn LocalStore,
     watch: &'a dyn Watch,
-    /// Made when first asked for: most actions need none.
+    /// Created on first use, since most actions need none.
     scratch: OnceLock<TempDir>,
     partials: Mutex<HashMap<Digest, LockedFolder>>,
 }
@@ -37,41 +37,45 @@ impl<'a> LocalWorkspace<'a> {
         }
     }
 
-    /// Ends a successful attempt: nothing is half-finished any more.
-    pub(super) fn clear(self) -> Result<()> {
+    /// Removes the folders of partial work, after a successful attempt.
+    pub(super) fn remove_partials(self) -> Result<()> {
         let partials = self
             .partials
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        partials.into_values().try_for_each(LockedFolder::remove)
+        for folder in partials.into_values() {
+            folder.remove()?;
+        }
+        Ok(())
     }
 }
 
 impl Workspace for LocalWorkspace<'_> {
     fn open(&self, content: &Content) -> Result<Blob> {
-        self.store
-            .content(content)?
-            .ok_or_else(|| gone(&content.blob()))
+        match self.store.content(content)? {
+            Some(bytes) => Ok(bytes),
+            None => Err(gone(&content.blob())),
+        }
     }
 
     fn path(&self, content: &Content) -> Result<PathBuf> {
         if content.window.is_none() {
-            return self
-                .store
-                .path(&content.digest)?
-                .ok_or_else(|| gone(&content.digest));
+            return match self.store.path(&content.digest)? {
+                Some(path) => Ok(path),
+                None => Err(gone(&content.digest)),
+            };
         }
         let path = self.scratch()?.join(content.digest.hex());
         if !path.exists() {
-            // By way of another name: two threads may want the same window.
+            // Written under another name first: two threads may need the same window.
+            let failed = || format!("write {}", path.display());
             let bytes = self.open(content)?;
             let mut file = NamedTempFile::new_in(self.scratch()?)
                 .context(Code::Io, || "copy a window".into())?;
             bytes
-                .stream(PIECE_BYTES, |piece| file.write_all(piece))
-                .context(Code::Io, || format!("write {}", path.display()))?;
-            file.persist(&path)
-                .context(Code::Io, || format!("write {}", path.display()))?;
+                .stream(CHUNK_BYTES, |chunk| file.write_all(chunk))
+                .context(Code::Io, failed)?;
+            file.persist(&path).context(Code::Io, failed)?;
         }
         Ok(path)
     }
@@ -84,9 +88,9 @@ impl Workspace for LocalWorkspace<'_> {
         if let Some(scratch) = self.scratch.get() {
             return Ok(scratch.path());
         }
-        // Of two that come at once, one is dropped.
-        let made = self.store.scratch()?;
-        Ok(self.scratch.get_or_init(|| made).path())
+        // If another thread was faster, its folder is used, and this one is removed.
+        let created = self.store.scratch()?;
+        Ok(self.scratch.get_or_init(|| created).path())
     }
 
     fn partial(&self, subject: &Digest) -> Result<PathBuf> {

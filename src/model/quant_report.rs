@@ -93,7 +93,7 @@ impl QuantReport {
     /// Every tensor on a line, layers in the order of their numbers.
     pub fn table(&self) -> String {
         let mut tensors: Vec<_> = self.tensors.iter().collect();
-        tensors.sort_by_key(|(name, _)| base::by_number(name));
+        tensors.sort_by_key(|(name, _)| base::natural_order(name));
         let mut text = format!(
             "{:<28} {:<8} {:<12} {:>10} {:>11}  {:<5} {:>9} {:>10} {:>8}\n",
             "tensor",

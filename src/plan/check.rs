@@ -11,7 +11,9 @@ use super::common::{
 use super::parse::{Draft, DraftStage, TOOLS};
 use super::source::{Entry, Node, Span, Table, Tree};
 use super::{Keep, PlannedStage, StageId};
-use crate::action::{Given, InputSpec, MAY_BE, ParamProblem, Registry, Stage, StageSpec};
+use crate::action::{
+    InputSpec, InputStage, OPTIONAL_TOOL, ParamProblem, Registry, Stage, StageSpec,
+};
 use crate::base::{Code, Problem, closest, hint};
 
 type Slots = BTreeMap<String, Vec<StageId>>;
@@ -211,13 +213,13 @@ impl<'a> Checker<'a> {
     }
 
     /// The stages in `slots`, and what they give.
-    fn given(&self, slots: &Slots) -> Vec<Given> {
+    fn given(&self, slots: &Slots) -> Vec<InputStage> {
         let mut given = vec![];
         for (slot, stages) in slots {
             for id in stages {
                 let stage = self.draft.stages.iter().find(|stage| stage.id == id.0);
                 let spec = stage.and_then(|stage| spec_of(&stage.table, self.registry));
-                given.push(Given {
+                given.push(InputStage {
                     slot: slot.clone(),
                     stage: id.0.clone(),
                     artifact: spec.map_or("", |spec| spec.output),
@@ -274,7 +276,7 @@ impl<'a> Checker<'a> {
             self.problem(Code::PlanMatrix, message, span, "one for each value", help);
         }
         let output = spec_of(&producer.table, self.registry).map(|spec| spec.output);
-        if let Some(output) = output.filter(|output| !slot.takes(output)) {
+        if let Some(output) = output.filter(|output| !slot.is_compatible(output)) {
             let takes = slot.accepts.join("` or `");
             let message = format!(
                 "`{}.{}` takes `{takes}`, but `{name}` outputs `{output}`",
@@ -293,7 +295,8 @@ impl<'a> Checker<'a> {
 
     /// Who could fill a slot.
     fn producers(&self, slot: &InputSpec) -> String {
-        let accepted = |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.takes(spec.output));
+        let accepted =
+            |spec: Option<&StageSpec>| spec.is_some_and(|spec| slot.is_compatible(spec.output));
         let fits = |stage: &&DraftStage| {
             !stage.is_tool() && accepted(spec_of(&stage.table, self.registry))
         };
@@ -429,7 +432,7 @@ impl<'a> Checker<'a> {
         kind: &dyn Stage,
         mut params: Map<String, Value>,
         mut aside: Vec<String>,
-        given: &[Given],
+        given: &[InputStage],
     ) -> Vec<String> {
         loop {
             let mistakes = match kind.check(&Value::Object(params.clone()), given) {
@@ -515,7 +518,7 @@ impl<'a> Checker<'a> {
         let mut tools = BTreeMap::new();
         for tool in needs {
             let (tool, is_needed) = tool
-                .strip_suffix(MAY_BE)
+                .strip_suffix(OPTIONAL_TOOL)
                 .map_or((tool.as_str(), true), |tool| (tool, false));
             let id = StageId(format!("{TOOLS}{tool}"));
             if !self.draft.stages.iter().any(|stage| stage.id == id.0) {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::build_record::{BuildRecord, VERSION};
 use super::outline::Kept;
 use crate::base::atomic::write_atomic;
-use crate::base::{Code, Context, Problem, Result, bytes, is_file_of, open_file};
+use crate::base::{Code, Context, Problem, Result, bytes, has_bytes, open_file};
 
 /// Cap on the text of a lock: a part needs 200 bytes, so it holds a third of a million.
 const MAX_BYTES: u64 = 64 << 20;
@@ -92,7 +92,7 @@ impl BuildRecord {
     pub fn write_lock(&self, path: &Path) -> Result<bool> {
         let failed = || format!("write the lock {}", path.display());
         let text = HEAD.to_string() + &toml::to_string(self).context(Code::CallLock, failed)?;
-        if is_file_of(path, text.as_bytes()) {
+        if has_bytes(path, text.as_bytes()) {
             return Ok(false);
         }
         write_atomic(path, text.as_bytes()).context(Code::CallLock, failed)?;

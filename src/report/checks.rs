@@ -1,26 +1,27 @@
-//! Compares figures with limits.
+//! Compares figures with limits, and has the default limits.
 
 use serde::Serialize;
 
 use super::{Candidate, Found, Limits, Storage};
 use crate::artifact::device::{Figure, Figures};
 use crate::artifact::generation::Generation;
-use crate::artifact::layer_evaluation::{Computed, ShardScore};
+use crate::artifact::layer_evaluation::Computed;
 
-/// The largest magnitude of a measured inner tensor where the plan gives no limit: below half of
-/// what fp16 holds.
+/// Default limit of the largest magnitude of a measured inner tensor: less than half of the maximum
+/// of fp16.
 pub(super) const RANGE: f64 = 30000.0;
-/// The same of attention scores: above it, fp16 has steps of 2.
+/// The same for attention scores: above it, fp16 has steps of 2.
 pub(super) const SCORES_RANGE: f64 = 2048.0;
-/// How far masked scores lie below visible ones, at least: `e^-30` of the attention goes to them.
+/// Default minimum distance of masked scores from visible ones. With it, a masked column gets at
+/// most `e^-30` of the attention.
 pub(super) const MASK: f64 = 30.0;
-/// The targets of the project on a device.
+/// Default limits on a device: the targets of the project.
 pub(super) const MS_PER_TOKEN: f64 = 50.0;
 pub(super) const TOKENS_PER_SECOND: f64 = 20.0;
 pub(super) const PEAK_MEMORY_BYTES: u64 = 2_000_000_000;
 pub(super) const POWER_W: f64 = 5.0;
 
-/// One limit and what was found.
+/// One limit and the figure that is compared with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Check {
     pub(super) of: String,
@@ -28,12 +29,6 @@ pub(super) struct Check {
     pub(super) found: f64,
     pub(super) limit: f64,
     pub(super) passed: bool,
-}
-
-impl Check {
-    pub(super) fn passed(&self) -> bool {
-        self.passed
-    }
 }
 
 /// The checks of one stage.
@@ -75,8 +70,10 @@ pub(super) fn all(found: &Found) -> Vec<Check> {
     }
     for (of, size) in &found.sizes {
         let mut checks = Checks { of, all: &mut all };
-        let limit = size.limits.size_bytes.map(|limit| limit as f64);
-        checks.at_most("size in bytes", size.found.bytes as f64, limit);
+        if let Some(limit) = size.limits.size_bytes {
+            let bytes = size.found.bytes as f64;
+            checks.at_most("size in bytes", bytes, Some(limit as f64));
+        }
     }
     for (of, storage) in &found.storage {
         let mut checks = Checks { of, all: &mut all };
@@ -93,9 +90,9 @@ pub(super) fn all(found: &Found) -> Vec<Check> {
     for (of, device) in &found.devices {
         let mut checks = Checks { of, all: &mut all };
         for row in rows(&device.found.figures, &device.limits) {
-            // What was not measured misses nothing.
+            // A figure that was not measured cannot miss its limit.
             let Some(found) = row.found.0 else { continue };
-            if row.is_least {
+            if row.is_minimum {
                 checks.at_least(row.what, found, row.limit);
             } else {
                 checks.at_most(row.what, found, row.limit);
@@ -128,7 +125,9 @@ fn check_candidate(checks: &mut Checks, candidate: &Candidate, limits: &Limits) 
         let mut equal = 0;
         if let Some(greedy) = &candidate.greedy {
             equal = greedy.equal();
-            limit = greedy.all().map_or(limit, |all| limit.min(all));
+            if let Some(all) = greedy.all() {
+                limit = limit.min(all);
+            }
         }
         checks.at_least("equal greedy tokens", equal as f64, Some(limit as f64));
     }
@@ -153,38 +152,43 @@ fn check_candidate(checks: &mut Checks, candidate: &Candidate, limits: &Limits) 
 }
 
 fn check_storage(checks: &mut Checks, storage: &Storage, limits: &Limits) {
-    let tensors = &storage.quantization.tensors;
-    let inexact = tensors.values().filter(|entry| !entry.error.exact).count();
-    let limit = (limits.exact == Some(true)).then_some(0.0);
-    checks.at_most("tensors that are not exact", inexact as f64, limit);
-    // Tensors without noise have no ratio to it.
-    let worst = tensors
-        .values()
-        .filter_map(|entry| entry.error.sqnr_db)
-        .reduce(f64::min);
-    if let Some(worst) = worst {
+    let (mut inexact, mut worst) = (0, f64::INFINITY);
+    for entry in storage.quantization.tensors.values() {
+        if !entry.error.exact {
+            inexact += 1;
+        }
+        // Tensors without noise have no SQNR.
+        if let Some(sqnr_db) = entry.error.sqnr_db {
+            worst = worst.min(sqnr_db);
+        }
+    }
+    if limits.exact == Some(true) {
+        checks.at_most("tensors that are not exact", f64::from(inexact), Some(0.0));
+    }
+    if worst < f64::INFINITY {
         checks.at_least("SQNR of the worst tensor in dB", worst, limits.sqnr_db);
     }
 }
 
 fn check_generation(checks: &mut Checks, generation: &Generation, limits: &Limits) {
-    let mut limit = limits.greedy;
+    let Some(mut limit) = limits.greedy else {
+        return;
+    };
     if generation.ended {
-        limit = limit.map(|limit| limit.min(generation.all()));
+        limit = limit.min(generation.all());
     }
     checks.at_least(
         "tokens in Genie as the reference's",
         generation.equal() as f64,
-        limit.map(|limit| limit as f64),
+        Some(limit as f64),
     );
 }
 
 fn check_layers(checks: &mut Checks, layers: &Computed, limits: &Limits) {
-    let worst = layers
-        .shards
-        .iter()
-        .map(ShardScore::worst_db)
-        .fold(f64::INFINITY, f64::min);
+    let mut worst = f64::INFINITY;
+    for shard in &layers.shards {
+        worst = worst.min(shard.worst_db());
+    }
     let worst = worst.clamp(-999.0, 999.0);
     checks.at_least("SQNR of the worst value in dB", worst, limits.sqnr_db);
 }
@@ -194,20 +198,20 @@ pub(super) struct Row {
     pub(super) what: &'static str,
     pub(super) found: Figure,
     pub(super) limit: Option<f64>,
-    /// Whether the limit is the least that is good enough, not the most.
-    is_least: bool,
+    /// Whether the limit is a minimum, not a maximum.
+    is_minimum: bool,
 }
 
-/// Every figure of a device that has a limit, or could have one.
+/// Every figure of a device that can have a limit.
 pub(super) fn rows(figures: &Figures, limits: &Limits) -> [Row; 5] {
     let row = |what, found, limit| Row {
         what,
         found,
         limit,
-        is_least: false,
+        is_minimum: false,
     };
     let megabytes = Figure(figures.peak_memory_bytes.0.map(|bytes| bytes / 1e6));
-    let most_bytes = limits.peak_memory_bytes.unwrap_or(PEAK_MEMORY_BYTES);
+    let max_bytes = limits.peak_memory_bytes.unwrap_or(PEAK_MEMORY_BYTES);
     [
         row(
             "time to first token in ms",
@@ -223,13 +227,9 @@ pub(super) fn rows(figures: &Figures, limits: &Limits) -> [Row; 5] {
             what: "tokens/s",
             found: figures.tokens_per_second,
             limit: Some(limits.tokens_per_second.unwrap_or(TOKENS_PER_SECOND)),
-            is_least: true,
+            is_minimum: true,
         },
-        row(
-            "peak memory in MB",
-            megabytes,
-            Some(most_bytes as f64 / 1e6),
-        ),
+        row("peak memory in MB", megabytes, Some(max_bytes as f64 / 1e6)),
         row(
             "power in W",
             figures.power_w,

@@ -18,7 +18,7 @@ use crate::model::quant_report::QuantReport;
 use checks::Check;
 pub use limits::{KINDS, Limits};
 
-/// What a stage found, and the limits of it.
+/// The figures of a stage, and their limits.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Limited<T> {
     /// The figures.
@@ -36,27 +36,27 @@ pub struct Candidate {
     pub windows: usize,
     /// Over all their predictions.
     pub fidelity: Fidelity,
-    /// Logits that are infinite or no number.
+    /// Logits that are infinite or NaN.
     pub non_finite: u64,
     /// The greedy continuation, if the reference has one.
     pub greedy: Option<GreedyScore>,
     /// The largest magnitudes by kind of inner tensor.
     pub ranges: BTreeMap<String, Range>,
-    /// How well the attention mask hides what it masks.
+    /// How far masked attention scores are below visible ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Mask>,
 }
 
-/// How far masked attention scores lie below visible ones, in the layer where they come nearest.
+/// How far masked attention scores are below visible ones.
 #[derive(Clone, Serialize)]
 pub struct Mask {
-    /// The least distance that was seen.
+    /// The smallest measured distance.
     pub least: f32,
-    /// In this layer.
+    /// The layer that has it.
     pub layer: u32,
-    /// The least bound of a layer.
+    /// The smallest bound of a layer.
     pub bound: f32,
-    /// Which layer that is.
+    /// The layer that has it.
     pub bound_layer: u32,
 }
 
@@ -76,14 +76,14 @@ pub struct Size {
     pub bytes: u64,
 }
 
-/// How true stored weights are to their file.
+/// The quantization errors of stored weights.
 #[derive(Clone, Serialize)]
 pub struct Storage {
     /// By tensor.
     pub quantization: QuantReport,
 }
 
-/// What is reported, by stage.
+/// The figures that are reported, by stage.
 #[derive(Default, Serialize)]
 pub struct Found {
     /// Evaluations.
@@ -113,7 +113,7 @@ pub struct Report {
 }
 
 impl Mask {
-    /// The least of all layers; none if there are none.
+    /// The minimum over all layers; `None` if there are no layers.
     pub fn of(masks: &Masks) -> Option<Mask> {
         let (layer, least) = masks
             .iter()
@@ -131,14 +131,14 @@ impl Mask {
 }
 
 impl Range {
-    /// The largest of each kind of tensor, and which one it was.
+    /// The largest magnitude of each kind of tensor, and the tensor that has it.
     pub fn by_kind(ranges: &Ranges) -> BTreeMap<String, Range> {
         let mut kinds: BTreeMap<String, Range> = BTreeMap::new();
         for (tensor, &largest) in ranges {
             let Some(kind) = measured(tensor) else {
                 continue;
             };
-            if kinds.get(kind).is_none_or(|known| known.largest < largest) {
+            if kinds.get(kind).is_none_or(|range| range.largest < largest) {
                 let tensor = tensor.clone();
                 kinds.insert(kind.into(), Range { largest, tensor });
             }
@@ -152,7 +152,7 @@ impl Report {
     pub fn new(found: Found) -> Self {
         let checks = checks::all(&found);
         Report {
-            passed: checks.iter().all(Check::passed),
+            passed: checks.iter().all(|check| check.passed),
             found,
             checks,
         }

@@ -1,4 +1,4 @@
-//! The report as a person reads it.
+//! The text form of a report.
 
 use std::fmt;
 
@@ -94,7 +94,7 @@ fn write_fidelity(f: &mut fmt::Formatter<'_>, name: &str, candidate: &Candidate)
     )
 }
 
-/// The greedy continuation, and what inner tensors hold.
+/// The greedy continuation, and the ranges of inner tensors.
 fn write_inner(f: &mut fmt::Formatter<'_>, name: &str, candidate: &Candidate) -> fmt::Result {
     if let Some(greedy) = &candidate.greedy {
         let (equal, all, decoded) = (greedy.equal(), greedy.expected.len(), greedy.decoded.len());
@@ -157,12 +157,9 @@ fn write_device(
     name: &str,
     device: &Limited<DeviceFigures>,
 ) -> fmt::Result {
-    let DeviceFigures {
-        device: on,
-        figures,
-    } = &device.found;
-    match on {
-        Some(on) => write!(f, "\n{name}: on {on}")?,
+    let figures = &device.found.figures;
+    match &device.found.device {
+        Some(device) => write!(f, "\n{name}: on {device}")?,
         None => write!(f, "\n{name}: no device was given")?,
     }
     if let (Some(prompt), Some(answer)) = (figures.prompt_tokens.0, figures.answer_tokens.0) {
@@ -170,10 +167,13 @@ fn write_device(
     }
     writeln!(f)?;
     for row in rows(figures, &device.limits) {
-        let found = row.found.0.map_or(NOT_MEASURED.into(), figure);
+        let found = match row.found.0 {
+            Some(value) => format_number(value),
+            None => NOT_MEASURED.into(),
+        };
         write!(f, "    {:26} {found:>14}", row.what)?;
         if let Some(limit) = row.limit {
-            write!(f, "  (limit {})", figure(limit))?;
+            write!(f, "  (limit {})", format_number(limit))?;
         }
         writeln!(f)?;
     }
@@ -187,8 +187,8 @@ fn write_check(f: &mut fmt::Formatter<'_>, check: &Check) -> fmt::Result {
         "{verdict} {:16} {:40} {} (limit {})",
         check.of,
         check.what,
-        figure(check.found),
-        figure(check.limit)
+        format_number(check.found),
+        format_number(check.limit)
     )
 }
 
@@ -196,8 +196,8 @@ fn indented(text: &str) -> String {
     text.lines().map(|line| format!("    {line}\n")).collect()
 }
 
-/// A number with as many digits as say something.
-fn figure(value: f64) -> String {
+/// Integers exactly, small numbers with three digits, and others with five decimals.
+fn format_number(value: f64) -> String {
     if value == 0.0 || (value.fract() == 0.0 && value < 1e15) {
         format!("{value}")
     } else if value.abs() < 1e-2 {

@@ -1,7 +1,7 @@
-//! `calibrate`: statistics of every value of a float graph over a text, for the stages that choose
-//! scales and round weights.
+//! `calibrate`: measures statistics of every value of a float graph over a text, for the stages
+//! that choose scales and round weights.
 //!
-//! One order: the graph is run once, layer by layer over all windows.
+//! There is one order: it runs the graph once, layer by layer over all windows.
 
 mod keys;
 mod moments;
@@ -14,21 +14,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
-    StageSpec, TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    PartName, StageSpec, TypedStage,
 };
 use crate::artifact::{tensors, weight};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::calibration::{Activations, KEY_MEANS, MomentFacts};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::GraphFacts;
-use crate::model::onnx::proto::{GraphProto, NodeProto};
+use crate::model::onnx::proto::GraphProto;
 use crate::model::onnx::{self, Function};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::weight::{WeightFacts, blob_owner};
 use crate::run::{Candidate, MAX_WINDOWS, Observer, PREFILL, observe, of_layers, windows};
 
-use keys::Keys;
+use keys::KeySums;
 use moments::{Diagonal, Moments, moment_bytes};
 use tally::Tally;
 
@@ -50,11 +50,11 @@ fn default_windows() -> u32 {
     32
 }
 
-/// What is run.
+/// The parameters of the order.
 #[derive(Serialize, Deserialize)]
 pub struct Calibration {
     windows: u32,
-    /// Names of weights.
+    /// Names of the weights whose inputs get all second moments.
     moments: BTreeSet<String>,
 }
 
@@ -98,14 +98,14 @@ impl TypedStage for Calibrate {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let patterns = params.moments.iter().enumerate();
         patterns
             .filter_map(|(i, text)| tensors::check_pattern(text, format!("moments/{i}")))
             .collect()
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec!["ort"]
     }
 
@@ -116,48 +116,50 @@ impl TypedStage for Calibrate {
         for pattern in &params.moments {
             let matcher = tensors::pattern(pattern)?;
             let before = chosen.len();
-            let matches = all
-                .iter()
-                .filter(|tensor| tensor.is_matrix() && matcher.is_match(tensor.name));
-            chosen.extend(matches.map(|tensor| tensor.name.to_string()));
+            for tensor in &all {
+                if tensor.is_matrix() && matcher.is_match(tensor.name) {
+                    chosen.insert(tensor.name.to_string());
+                }
+            }
             if chosen.len() == before {
                 return Err(tensors::unmatched(pattern, "further matrix", &all));
             }
         }
-        let demand = demand(inputs.one("graph")?, &chosen)?;
         let (_, text) = inputs.one("text")?.only()?;
-        let order = Calibration {
+        let memory_and_threads = demand(inputs.one("graph")?, &chosen)?;
+        let calibration = Calibration {
             windows: params.windows,
             moments: chosen,
         };
-        let order = Candidate::of_graph(inputs)?.order("", order).demand(demand);
-        Ok(vec![
-            order
-                .input("text", text)
-                .input("tokenizer.json", model.part("tokenizer.json")?),
-        ])
+        let order = Candidate::of_graph(inputs)?
+            .order("", calibration)
+            .demand(memory_and_threads)
+            .input("text", text)
+            .input("tokenizer.json", model.part("tokenizer.json")?);
+        Ok(vec![order])
     }
 
     fn run(order: Calibration, job: &Job) -> Result<Outputs> {
         let tokenizer = Tokenizer::from_metadata(&job.read("tokenizer.json")?)?;
         let model: DecoderSpec = job.input("candidate/model.json")?.facts.read()?;
         let graph: GraphFacts = job.input(PREFILL)?.facts.read()?;
-        let windows = windows(&job.read("text")?, &tokenizer, order.windows, graph.tokens)?;
-        let whole = onnx::decode(&job.read(PREFILL)?)?;
-        let whole = whole.graph.unwrap_or_default();
+        let text = job.read("text")?;
+        let token_windows = windows(&text, &tokenizer, order.windows, graph.tokens)?;
+        let prefill = onnx::decode(&job.read(PREFILL)?)?;
+        let prefill = prefill.graph.unwrap_or_default();
         let mut observer = MomentObserver {
             job,
-            keys: Keys::new(&whole, model.head_dim as usize, graph.tokens as usize),
-            linears: linears(&whole),
-            moments: order.moments,
+            keys: KeySums::new(&prefill, model.head_dim as usize, graph.tokens as usize),
+            weights: weights_by_input(&prefill),
+            with_moments: order.moments,
             tallies: BTreeMap::new(),
             inputs: BTreeMap::new(),
             activations: Activations::new(),
             outputs: Outputs::new(),
         };
-        observe(job, &model, &windows, &mut observer)?;
+        observe(job, &model, &token_windows, &mut observer)?;
         let activations = CanonJson::of(&observer.activations)?.to_string();
-        let key_means = CanonJson::of(&observer.keys.means(windows.len()))?.to_string();
+        let key_means = CanonJson::of(&observer.keys.means(token_windows.len()))?.to_string();
         let mut outputs = observer.outputs;
         outputs.insert(
             PartName::new(KEY_MEANS)?,
@@ -171,33 +173,39 @@ impl TypedStage for Calibrate {
     }
 }
 
-/// The weights of the model's linear layers by the value that they multiply; constants of the graph
-/// are no weights.
-fn linears(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
-    let is_linear = |node: &&NodeProto| matches!(Function::of(node), Some(Function::Linear { .. }));
-    let mut linears: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for node in graph.node.iter().filter(is_linear) {
+/// The names of the weights of the linear layers, by the name of their input. Constants of the
+/// graph are not weights.
+fn weights_by_input(graph: &GraphProto) -> BTreeMap<String, BTreeSet<String>> {
+    let mut weights: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for node in &graph.node {
+        if !matches!(Function::of(node), Some(Function::Linear { .. })) {
+            continue;
+        }
         let [input, weight, ..] = node.input.as_slice() else {
             continue;
         };
-        if blob_owner(weight) != weight {
-            linears
+        let owner = blob_owner(weight);
+        if owner != weight {
+            weights
                 .entry(input.clone())
                 .or_default()
-                .insert(blob_owner(weight).to_string());
+                .insert(owner.to_string());
         }
     }
-    linears
+    weights
 }
 
-/// What is kept of the values of a layer, until the layer has run over all windows.
+/// Collects the statistics of the values of a layer, until the layer has run over all windows.
 struct MomentObserver<'a, 'j> {
     job: &'a Job<'j>,
-    keys: Keys,
-    linears: BTreeMap<String, BTreeSet<String>>,
-    /// Weights for which all moments are wanted.
-    moments: BTreeSet<String>,
+    keys: KeySums,
+    /// The names of the weights of the linear layers, by the name of their input.
+    weights: BTreeMap<String, BTreeSet<String>>,
+    /// The weights whose inputs get all second moments.
+    with_moments: BTreeSet<String>,
+    /// The statistics of each value of the current layer.
     tallies: BTreeMap<String, Tally>,
+    /// The moments of each input of a linear layer of the current layer.
     inputs: BTreeMap<String, (Diagonal, Option<Moments>)>,
     activations: Activations,
     outputs: Outputs,
@@ -216,13 +224,17 @@ impl Observer for MomentObserver<'_, '_> {
             tally.add(elements);
         }
         self.keys.add(value, elements)?;
-        if let (Some(weights), false) = (self.linears.get(value), self.inputs.contains_key(value)) {
-            let columns = self.columns(value)?;
-            let full = weights.iter().any(|weight| self.moments.contains(weight));
-            self.inputs.insert(
-                value.into(),
-                (Diagonal::new(columns), full.then(|| Moments::new(columns))),
-            );
+        if let Some(weights) = self.weights.get(value)
+            && !self.inputs.contains_key(value)
+        {
+            let columns = self.columns(weights)?;
+            let moments = if self.with_moments.is_disjoint(weights) {
+                None
+            } else {
+                Some(Moments::new(columns))
+            };
+            let sums = (Diagonal::new(columns), moments);
+            self.inputs.insert(value.into(), sums);
         }
         if let Some((diagonal, moments)) = self.inputs.get_mut(value) {
             diagonal.add(elements);
@@ -237,42 +249,36 @@ impl Observer for MomentObserver<'_, '_> {
         for (value, tally) in std::mem::take(&mut self.tallies) {
             if tally.non_finite() > 0 {
                 let message = format!(
-                    "`{value}` has {} elements that are infinite or no number",
+                    "`{value}` has {} elements that are infinite or NaN",
                     tally.non_finite()
                 );
                 return Err(Problem::new(Code::CalibrateNonFinite, message).help(
-                    "nothing can be learned from a model that overflows in f32; is the file whole?",
+                    "a model that overflows in f32 cannot be calibrated; is the file damaged?",
                 ));
             }
-            self.activations
-                .extend(tally.activation().map(|activation| (value, activation)));
+            if let Some(activation) = tally.activation() {
+                self.activations.insert(value, activation);
+            }
         }
         for (value, (diagonal, moments)) in std::mem::take(&mut self.inputs) {
-            let means: Vec<f32> = diagonal.means().collect();
+            let means = diagonal.means();
             let facts = MomentFacts {
                 columns: means.len() as u64,
                 tokens: diagonal.tokens(),
             };
-            let of_diagonal = write(self.job, &facts, [means].into_iter())?;
-            let of_moments = match &moments {
-                Some(moments) => Some(write(
-                    self.job,
-                    &facts,
-                    (0..facts.columns as usize).map(|i| moments.row(i)),
-                )?),
+            let diagonal_part = write_rows(self.job, &facts, [means])?;
+            let moments_part = match &moments {
+                Some(moments) => Some(write_rows(self.job, &facts, moments.rows())?),
                 None => None,
             };
-            for weight in self.linears.get(&value).into_iter().flatten() {
-                self.outputs.insert(
-                    PartName::new(format!("diagonal/{weight}"))?,
-                    of_diagonal.clone(),
-                );
-                if let Some(part) = of_moments
-                    .as_ref()
-                    .filter(|_| self.moments.contains(weight))
+            for weight in self.weights.get(&value).into_iter().flatten() {
+                let name = PartName::new(format!("diagonal/{weight}"))?;
+                self.outputs.insert(name, diagonal_part.clone());
+                if let Some(part) = &moments_part
+                    && self.with_moments.contains(weight)
                 {
-                    self.outputs
-                        .insert(PartName::new(format!("moments/{weight}"))?, part.clone());
+                    let name = PartName::new(format!("moments/{weight}"))?;
+                    self.outputs.insert(name, part.clone());
                 }
             }
         }
@@ -281,29 +287,27 @@ impl Observer for MomentObserver<'_, '_> {
 }
 
 impl MomentObserver<'_, '_> {
-    /// The width of the linear layers' input `value`: the columns of their weights.
-    fn columns(&self, value: &str) -> Result<usize> {
-        let name = self
-            .linears
-            .get(value)
-            .and_then(BTreeSet::first)
-            .map_or("", String::as_str);
+    /// The width of the common input of `weights`: the number of their columns.
+    fn columns(&self, weights: &BTreeSet<String>) -> Result<usize> {
+        let name = weights.first().map_or("", String::as_str);
         let facts = weight::facts(self.job, &format!("candidate/weights/{name}"))?;
-        let columns = facts.shape.last();
-        let columns = columns
-            .and_then(|columns| usize::try_from(*columns).ok())
-            .filter(|columns| *columns > 0);
-        columns.ok_or_else(|| {
-            Problem::new(
+        let columns = facts.shape.last().copied().unwrap_or(0);
+        match usize::try_from(columns) {
+            Ok(columns @ 1..) => Ok(columns),
+            _ => Err(Problem::new(
                 Code::CalibrateWeight,
                 format!("`{name}` is no matrix of the graph"),
-            )
-        })
+            )),
+        }
     }
 }
 
-/// Rows of f32.
-fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -> Result<Part> {
+/// Writes `rows` as f32.
+fn write_rows(
+    job: &Job,
+    facts: &MomentFacts,
+    rows: impl IntoIterator<Item = Vec<f32>>,
+) -> Result<Part> {
     let mut sink = job.create()?;
     for row in rows {
         let bytes: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -316,26 +320,17 @@ fn write(job: &Job, facts: &MomentFacts, rows: impl Iterator<Item = Vec<f32>>) -
     })
 }
 
-/// What the graph takes in ONNX Runtime, and the sums of moments, as if no two weights read the
-/// same value.
-fn demand(graph: &Manifest, moments: &BTreeSet<String>) -> Result<Demand> {
-    let sums = |facts: &WeightFacts| {
-        facts
-            .shape
-            .last()
-            .map_or(0, |columns| moment_bytes(*columns))
+/// The demand of the graph in ONNX Runtime, and of the sums of moments. Weights with a common input
+/// are counted once each.
+fn demand(graph: &Manifest, with_moments: &BTreeSet<String>) -> Result<Demand> {
+    let moments = |tensor: &str, facts: &WeightFacts| match facts.shape.last() {
+        Some(columns) if with_moments.contains(tensor) => moment_bytes(*columns),
+        _ => 0,
     };
-    let demand = of_layers(graph, u64::MAX, |tensor, facts| {
-        if moments.contains(tensor) {
-            sums(facts)
-        } else {
-            0
-        }
-    })?;
-    let threads = if moments.is_empty() {
-        1
-    } else {
-        std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
+    let demand = of_layers(graph, u64::MAX, moments)?;
+    let threads = match std::thread::available_parallelism() {
+        Ok(threads) if !with_moments.is_empty() => threads.get() as u32,
+        _ => 1,
     };
     Ok(Demand { threads, ..demand })
 }

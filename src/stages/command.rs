@@ -1,9 +1,8 @@
-//! `command`: any program of this machine as a stage. It gets copies of its inputs in a clean
-//! folder, and leaves files.
+//! `command`: runs any program of this machine as a stage, in a new folder with copies of its
+//! inputs.
 //!
-//! The output is a `file`, so a program may also produce a GGUF or a text. No other kind of
-//! artifact can come from a program: the others have facts (shapes, encodings) that only the
-//! stages that make them know.
+//! The output is of kind `file`, for example a GGUF or a text. A program cannot produce other kinds
+//! of artifacts, since these need facts (shapes, encodings) that only kiln's stages write.
 
 mod folder;
 mod process;
@@ -17,13 +16,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::action::{
-    ANY, Demand, Given, InputSpec, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
+    ANY, Demand, InputSpec, InputStage, Inputs, Isolation, Job, Order, Outputs, ParamProblem, Part,
     PartName, Proof, StageSpec, TypedStage,
 };
 use crate::base::{CanonJson, Code, Digest, Problem, Result, parse_bytes};
 use folder::Folder;
 
-/// Where a program that is itself an input lies.
+/// Prefix of a program that is itself an input.
 const INPUTS: &str = "inputs/";
 
 /// The stage.
@@ -65,8 +64,8 @@ pub struct Params {
     install: Option<String>,
 }
 
-/// One run of a program: all that it is told, and the digests of the files of this machine that it
-/// says it reads.
+/// One run of a program: what it is called with, and the digests of the files of this machine that
+/// it reads.
 #[derive(Serialize, Deserialize)]
 pub struct Call {
     program: String,
@@ -76,7 +75,7 @@ pub struct Call {
     files: BTreeMap<String, Digest>,
 }
 
-/// `memory`, unless the plan gives it.
+/// Default of `memory`.
 const MEMORY: &str = "1GB";
 const MEMORY_BYTES: u64 = 1_000_000_000;
 
@@ -115,13 +114,14 @@ impl TypedStage for Command {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let problem = |path: String, message: String, help: &str| ParamProblem {
             path,
             problem: Problem::new(Code::PlanParameter, message).help(help),
         };
         let mut problems = vec![];
-        if let Some((why, help)) = bad_program(&params.program, Given::fills(given, "inputs")) {
+        if let Some((why, help)) = bad_program(&params.program, InputStage::fills(given, "inputs"))
+        {
             problems.push(problem(
                 "program".into(),
                 format!("`{}` {why}", params.program),
@@ -172,11 +172,12 @@ impl TypedStage for Command {
     }
 
     fn files(params: &Params) -> Result<Vec<PathBuf>> {
-        let files: Vec<PathBuf> = params.files().map(PathBuf::from).collect();
-        for file in &files {
-            if let Err(error) = fs::metadata(file) {
+        let mut files = vec![];
+        for file in params.files() {
+            let file = PathBuf::from(file);
+            if let Err(error) = fs::metadata(&file) {
                 let help = params.install.as_deref().unwrap_or(
-                    "install it, or say where it is: if the plan has a variable for that, by \
+                    "install it, or set its path: if the plan has a variable for it, with \
                      `--set NAME=PATH`",
                 );
                 let problem = Problem::new(
@@ -185,13 +186,16 @@ impl TypedStage for Command {
                 );
                 return Err(problem.because(&error).help(help));
             }
+            files.push(file);
         }
         Ok(files)
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Call>>> {
-        let digest = |path: &str| Ok((path.to_string(), inputs.file(Path::new(path))?));
-        let files = params.files().map(digest).collect::<Result<_>>()?;
+        let mut files = BTreeMap::new();
+        for path in params.files() {
+            files.insert(path.to_string(), inputs.file(Path::new(path))?);
+        }
         let Params {
             program,
             args,
@@ -201,7 +205,7 @@ impl TypedStage for Command {
             threads,
             ..
         } = params;
-        let needed = program.strip_prefix(INPUTS).map(String::from);
+        let program_input = program.strip_prefix(INPUTS).map(String::from);
         let demand = Demand {
             memory_bytes,
             threads: threads.get(),
@@ -220,7 +224,7 @@ impl TypedStage for Command {
         .demand(demand);
         for (stage, manifest) in inputs.many("inputs") {
             for (name, part) in &manifest.parts {
-                // Without facts: the program sees none.
+                // Without facts, since the program does not see them.
                 let part = Part {
                     content: part.content,
                     facts: CanonJson::default(),
@@ -228,17 +232,19 @@ impl TypedStage for Command {
                 order = order.input(format!("{stage}/{name}"), &part);
             }
         }
-        if let Some(needed) = needed.filter(|needed| !order.inputs.contains_key(needed)) {
-            let known: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
-            return Err(Problem::new(
-                Code::CommandProgram,
-                format!("no input is called `{needed}`"),
-            )
-            .help(format!(
-                "there are {} inputs: {} ...",
-                order.inputs.len(),
-                known.join(", ")
-            )));
+        if let Some(name) = program_input
+            && !order.inputs.contains_key(&name)
+        {
+            let names: Vec<&str> = order.inputs.keys().take(8).map(String::as_str).collect();
+            return Err(
+                Problem::new(Code::CommandProgram, format!("no input is called `{name}`")).help(
+                    format!(
+                        "there are {} inputs: {} ...",
+                        order.inputs.len(),
+                        names.join(", ")
+                    ),
+                ),
+            );
         }
         Ok(vec![order])
     }
@@ -248,19 +254,21 @@ impl TypedStage for Command {
     }
 
     fn run(call: Call, job: &Job) -> Result<Outputs> {
-        let folder = Folder::lay(&call, job)?;
+        let folder = Folder::create(&call, job)?;
         process::run(&call, &folder)?;
-        folder.take(&call, job)
+        folder.store_outputs(&call, job)
     }
 }
 
 impl Params {
-    /// The files and folders of this machine that it reads.
-    fn files(&self) -> impl Iterator<Item = &str> {
-        let program = (!self.program.starts_with(INPUTS)).then_some(self.program.as_str());
-        program
-            .into_iter()
-            .chain(self.tools.iter().map(String::as_str))
+    /// The files and folders of this machine that the program reads.
+    fn files(&self) -> Vec<&str> {
+        let mut files = vec![];
+        if !self.program.starts_with(INPUTS) {
+            files.push(self.program.as_str());
+        }
+        files.extend(self.tools.iter().map(String::as_str));
+        files
     }
 }
 
@@ -272,7 +280,7 @@ fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'stati
     match program.strip_prefix(INPUTS) {
         Some(_) if !has_inputs => Some((
             "is an input, but there are none",
-            "name the stage that gives it in `inputs`",
+            "name the stage that outputs it in `inputs`",
         )),
         Some(part) if PartName::new(part).is_err() => {
             Some(("names no input", "write `inputs/STAGE/PART`"))
@@ -280,7 +288,7 @@ fn bad_program(program: &str, has_inputs: bool) -> Option<(&'static str, &'stati
         Some(_) => None,
         None if program.contains('/') => Some((
             "is not an absolute path",
-            "write the whole path, or `inputs/STAGE/PART` for what a stage gives",
+            "write the whole path, or `inputs/STAGE/PART` for an output of a stage",
         )),
         None => Some((
             "is a name, not a path",

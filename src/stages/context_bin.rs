@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName, Smaller,
-    StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    Smaller, StageSpec, TypedStage,
 };
 use crate::artifact::context::{
     BINARY, CONTAINER, ROLES, add_shared_parts, on_cpu, pass_shared_parts, shards,
@@ -191,8 +191,8 @@ impl TypedStage for ContextBin {
         measures: false,
     };
 
-    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
-        if Given::fills(given, "graph") != Given::fills(given, "dlc") {
+    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
+        if InputStage::fills(given, "graph") != InputStage::fills(given, "dlc") {
             return vec![];
         }
         let message = "a context binary is made of either a `graph` or a `dlc`";
@@ -203,7 +203,7 @@ impl TypedStage for ContextBin {
         }]
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
 

@@ -1,10 +1,10 @@
-//! `dequant`: tensors as plain numbers. Bit-equal to ggml before any rounding.
+//! `dequant`: writes tensors as plain numbers, bit-equal to ggml before any rounding to 16 bits.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, StageSpec, TypedStage,
 };
 use crate::artifact::{bands, tensors};
 use crate::base::Result;
@@ -66,7 +66,7 @@ impl TypedStage for Dequant {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let path = |index| format!("match/{index}");
         params
             .patterns
@@ -77,28 +77,31 @@ impl TypedStage for Dequant {
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<DequantOrder>>> {
-        let all = tensors::all(inputs.one("model")?)?;
-        let patterns = params
-            .patterns
-            .iter()
-            .map(|text| tensors::pattern(text))
-            .collect::<Result<Vec<_>>>()?;
-        for (text, pattern) in params.patterns.iter().zip(&patterns) {
-            if !all.iter().any(|tensor| pattern.is_match(tensor.name)) {
-                return Err(tensors::unmatched(text, "tensor", &all));
+        let model_tensors = tensors::all(inputs.one("model")?)?;
+        let mut is_chosen = vec![params.patterns.is_empty(); model_tensors.len()];
+        for text in &params.patterns {
+            let matcher = tensors::pattern(text)?;
+            let mut matches = 0;
+            for (tensor, is_chosen) in model_tensors.iter().zip(&mut is_chosen) {
+                if matcher.is_match(tensor.name) {
+                    *is_chosen = true;
+                    matches += 1;
+                }
+            }
+            if matches == 0 {
+                return Err(tensors::unmatched(text, "tensor", &model_tensors));
             }
         }
-        let mut chosen = all;
-        chosen.retain(|tensor| {
-            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(tensor.name))
-        });
-        let order = |tensor: &tensors::Tensor| {
-            let order = Order::new(tensor.name, DequantOrder { to: params.to });
-            order
-                .input(bands::INPUT, tensor.part)
-                .demand(bands::demand(&tensor.facts))
-        };
-        Ok(chosen.iter().map(order).collect())
+        let mut orders = vec![];
+        for (tensor, is_chosen) in model_tensors.iter().zip(is_chosen) {
+            if is_chosen {
+                let order = Order::new(tensor.name, DequantOrder { to: params.to })
+                    .input(bands::INPUT, tensor.part)
+                    .demand(bands::demand(&tensor.facts));
+                orders.push(order);
+            }
+        }
+        Ok(orders)
     }
 
     fn run(order: DequantOrder, job: &Job) -> Result<Outputs> {

@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
-    TypedStage,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::context::{CONTAINER, ROLES, add_shared_parts, pass_shared_parts, shards};
 use crate::artifact::tools::{QNN, libraries};
@@ -80,8 +80,8 @@ impl TypedStage for Dlc {
         measures: false,
     };
 
-    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
-        if Given::fills(given, "graph") != Given::fills(given, "context") {
+    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
+        if InputStage::fills(given, "graph") != InputStage::fills(given, "context") {
             return vec![];
         }
         let problem = Problem::new(
@@ -95,7 +95,7 @@ impl TypedStage for Dlc {
         }]
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
 

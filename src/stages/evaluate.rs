@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, StageSpec,
     TypedStage,
 };
 use crate::artifact::evaluation::MASK;
@@ -95,9 +95,9 @@ impl TypedStage for Evaluate {
         measures: true,
     };
 
-    fn check(_: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(_: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
-        if Given::fills(given, "graph") == Given::fills(given, "context") {
+        if InputStage::fills(given, "graph") == InputStage::fills(given, "context") {
             let problem = Problem::new(
                 Code::PlanParameter,
                 "an evaluation is of either a `graph` or a `context`",
@@ -111,8 +111,8 @@ impl TypedStage for Evaluate {
         problems
     }
 
-    fn tools(_: &Params, given: &[Given]) -> Vec<&'static str> {
-        if Given::fills(given, "graph") {
+    fn tools(_: &Params, given: &[InputStage]) -> Vec<&'static str> {
+        if InputStage::fills(given, "graph") {
             vec!["ort"]
         } else {
             vec![QNN, "ort?"]

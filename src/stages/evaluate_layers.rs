@@ -11,7 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, Part, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::context::is_binary;
 use crate::artifact::layer_evaluation::{Computed, LAYERS, ShardScore, ValueScore};
@@ -70,7 +71,7 @@ impl TypedStage for EvaluateLayers {
         measures: true,
     };
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec!["ort", QNN]
     }
 

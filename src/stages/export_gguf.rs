@@ -1,10 +1,10 @@
-//! `export-gguf`: a requantized model as a GGUF, so that llama.cpp can try it.
+//! `export-gguf`: writes a requantized model as a GGUF, so that llama.cpp can run it.
 //!
-//! A tensor that `requant` took over as it is (`native`) has its own blocks again, bit for bit; a
-//! file of nothing else has the data of its source. Of any other scheme a GGUF has no blocks: the
-//! values are written that codes, scales and offsets stand for, as plain numbers. Names, order and
-//! metadata are the source's; `general.file_type` says what most weights are.
+//! A tensor of scheme `native` gets the blocks of the source, bit for bit. A GGUF has no block type
+//! for the other schemes: their values are dequantized and written as plain numbers. Names, order
+//! and metadata are the source's; `general.file_type` is the type of most weights.
 
+use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 
 use half::f16;
@@ -20,7 +20,7 @@ use crate::model::decoder::{DecoderSpec, tensors::by_name};
 use crate::model::facts::{MetadataFacts, TensorFacts};
 use crate::model::gguf::{Entry, Gguf, Header, Value};
 use crate::model::quant::{GgmlType, write_numbers};
-use crate::model::weight::{Element, ErrorFacts, WeightEncoding, WeightFacts};
+use crate::model::weight::{Element, WeightEncoding, WeightFacts};
 
 /// The stage.
 pub struct ExportGguf;
@@ -98,8 +98,9 @@ impl TypedStage for ExportGguf {
                     "tensor `{name}` is {:?} in the model, {:?} in the weights",
                     tensor.shape, weight.shape
                 );
-                return Err(Problem::new(Code::WeightsShape, what)
-                    .help("give the weights of this very model"));
+                return Err(
+                    Problem::new(Code::WeightsShape, what).help("give the weights of this model")
+                );
             }
             if is_native(&weight, &tensor) {
                 order = order.input(format!("source/{name}"), source);
@@ -110,8 +111,8 @@ impl TypedStage for ExportGguf {
                 order = order.input(format!("weights/{name}/{blob}"), part);
             }
         }
-        // A row as it is read and as it is written, a chunk of it, the list of tensors; all else
-        // stays mapped.
+        // A row as read and as written, a chunk of the output, and the list of tensors. The rest is
+        // mapped.
         let memory_bytes = widest
             .saturating_mul(16)
             .saturating_add(CHUNK_BYTES as u64 * 2);
@@ -126,51 +127,49 @@ impl TypedStage for ExportGguf {
         let metadata = job.read(METADATA)?;
         let gguf = Gguf::parse(&metadata)?;
         let spec: DecoderSpec = job.input(MODEL)?.facts.read()?;
-        let of_decoder = by_name(&spec);
+        let specs = by_name(&spec);
         let names: MetadataFacts = job.input(METADATA)?.facts.read()?;
-        let sources = names
-            .tensors
-            .iter()
-            .map(|name| Source::of(job, name, params.to));
-        let sources = sources.collect::<Result<Vec<Source>>>()?;
+        let mut sources = vec![];
+        for name in &names.tensors {
+            sources.push(Source::read(job, name, params.to)?);
+        }
 
         let mut header = Header::new(&gguf.metadata, gguf.alignment);
-        header.tensors = names
-            .tensors
-            .iter()
-            .zip(&sources)
-            .map(|(name, source)| source.entry(name))
-            .collect();
-        tell_file_type(&mut header, &sources);
-        let mut out = Out {
+        for (name, source) in names.tensors.iter().zip(&sources) {
+            header.tensors.push(source.entry(name));
+        }
+        set_file_type(&mut header, &sources);
+        let mut writer = FileWriter {
             job,
             sink: job.create()?,
             done: 0,
             total: 0,
         };
         for entry in &header.tensors {
-            out.total = out.total.saturating_add(entry.bytes()?);
+            writer.total = writer.total.saturating_add(entry.bytes()?);
         }
-        let mut begin = BufWriter::with_capacity(1 << 16, &mut out.sink);
-        header.write(&mut begin)?;
-        begin.flush().context(Code::Io, || "write a blob".into())?;
-        drop(begin);
+        let mut buffer = BufWriter::with_capacity(1 << 16, &mut writer.sink);
+        header.write(&mut buffer)?;
+        buffer.flush().context(Code::Io, || "write a blob".into())?;
+        drop(buffer);
         for (entry, source) in header.tensors.iter().zip(&sources) {
             match &source.weight {
                 None => job
                     .read(&format!("source/{}", entry.name))?
-                    .stream(CHUNK_BYTES, |piece| out.write(piece))?,
+                    .stream(CHUNK_BYTES, |chunk| writer.write(chunk))?,
                 Some(element) => {
                     let weight = Weight::read(job, &format!("weights/{}", entry.name))?;
-                    let tensor = of_decoder.get(entry.name);
-                    let heads = tensor.and_then(|tensor| tensor.interleaved_heads);
-                    write_values(&mut out, entry.name, &weight, *element, heads)?;
+                    let heads = match specs.get(entry.name) {
+                        Some(spec) => spec.interleaved_heads,
+                        None => None,
+                    };
+                    write_values(&mut writer, entry.name, &weight, *element, heads)?;
                 }
             }
             let zeros = vec![0; header.padding(entry.bytes()?) as usize];
-            out.write(&zeros)?;
+            writer.write(&zeros)?;
         }
-        let content = out.sink.finish()?;
+        let content = writer.sink.finish()?;
         Ok([(
             PartName::new("model.gguf")?,
             Part {
@@ -182,24 +181,24 @@ impl TypedStage for ExportGguf {
     }
 }
 
-/// Whether a weight is the source's own, which then still has it in the blocks it came in.
+/// Whether a weight has the values of the source, so that the source's blocks can be written.
 fn is_native(weight: &WeightFacts, tensor: &TensorFacts) -> bool {
-    let native = |error: &ErrorFacts| {
-        error.exact && error.scheme == "native" && error.source == tensor.ggml_type
+    let Some(error) = &weight.error else {
+        return false;
     };
-    weight.error.as_ref().is_some_and(native)
+    error.exact && error.scheme == "native" && error.source == tensor.ggml_type
 }
 
-/// Where the data of a tensor come from: its own blocks, or a weight.
+/// Where the data of a tensor come from: the source's blocks, or a weight.
 struct Source {
     shape: Vec<u64>,
     ggml: &'static GgmlType,
-    /// What the values of a weight are written as.
+    /// The number type in which a weight is written; `None` for the source's blocks.
     weight: Option<Element>,
 }
 
 impl Source {
-    fn of(job: &Job, name: &str, to: Number) -> Result<Self> {
+    fn read(job: &Job, name: &str, to: Number) -> Result<Self> {
         if let Ok(input) = job.input(&format!("source/{name}")) {
             let TensorFacts { shape, ggml_type } = input.facts.read()?;
             return Ok(Source {
@@ -235,15 +234,15 @@ impl Source {
     }
 }
 
-/// The file that is being written.
-struct Out<'a> {
+/// Writes the file and reports the progress.
+struct FileWriter<'a> {
     job: &'a Job<'a>,
     sink: Box<dyn BlobSink>,
     done: u64,
     total: u64,
 }
 
-impl Out<'_> {
+impl FileWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.job.check_cancelled()?;
         self.sink
@@ -256,68 +255,68 @@ impl Out<'_> {
     }
 }
 
-/// Every value as `element`, which is F32, F16 or BF16, rows in the order of the source.
+/// Writes every value as `element`, which is F32, F16 or BF16. The rows of `heads` are permuted
+/// back to the order of the source.
 fn write_values(
-    out: &mut Out,
+    writer: &mut FileWriter,
     name: &str,
     weight: &Weight,
     element: Element,
     heads: Option<u32>,
 ) -> Result<()> {
-    // A vector is permuted too: each of its values belongs to a row.
-    let rows = if weight.rows == 1 {
+    // A vector (bias) is permuted too: each of its values belongs to a row.
+    let is_vector = weight.rows == 1;
+    let rows = if is_vector {
         weight.columns
     } else {
         weight.rows
     };
-    let from = |row: usize| {
-        heads.map_or(row, |heads| {
-            half_split_row(row, rows / heads.max(1) as usize)
-        })
+    let stored_row = |row: usize| match heads {
+        Some(heads) => half_split_row(row, rows / heads.max(1) as usize),
+        None => row,
     };
     let mut values = vec![0.0; weight.columns];
     let mut bytes = Vec::with_capacity(CHUNK_BYTES);
     for row in 0..weight.rows {
-        if weight.rows == 1 {
-            let mut read = vec![0.0; weight.columns];
-            weight.row(0, &mut read);
-            values
-                .iter_mut()
-                .enumerate()
-                .for_each(|(index, value)| *value = read[from(index)]);
+        if is_vector {
+            let mut stored = vec![0.0; weight.columns];
+            weight.row(0, &mut stored);
+            for (index, value) in values.iter_mut().enumerate() {
+                *value = stored[stored_row(index)];
+            }
         } else {
-            weight.row(from(row), &mut values);
+            weight.row(stored_row(row), &mut values);
         }
-        put(&mut bytes, &values, element).map_err(|problem| {
+        append_values(&mut bytes, &values, element).map_err(|problem| {
             problem.within(format!("failed to write row {row} of tensor `{name}`"))
         })?;
         if bytes.len() >= CHUNK_BYTES {
-            out.write(&bytes)?;
+            writer.write(&bytes)?;
             bytes.clear();
-            weight.leave();
+            weight.evict();
         }
     }
-    out.write(&bytes)
+    writer.write(&bytes)
 }
 
-/// Where the interleaved row `row` lies in half-split order, heads being `head_dim` rows.
+/// The index in half-split order of the interleaved row `row`, for heads of `head_dim` rows.
 fn half_split_row(row: usize, head_dim: usize) -> usize {
     let inside = row % head_dim.max(1);
     row - inside + inside % 2 * (head_dim / 2) + inside / 2
 }
 
-/// Appends `values` as `element`.
-fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
-    let overflows = |value: &&f32| value.is_finite() && f16::from_f32(**value).is_infinite();
-    if let Some(value) = values
-        .iter()
-        .find(overflows)
-        .filter(|_| element == Element::F16)
-    {
-        return Err(
-            Problem::new(Code::WeightsRange, format!("{value:e} does not fit f16"))
-                .help("take type = \"f32\""),
-        );
+/// Appends `values` to `bytes` as `element`. Fails if a finite value becomes infinite.
+fn append_values(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
+    if element == Element::F16 {
+        for value in values {
+            if value.is_finite() && f16::from_f32(*value).is_infinite() {
+                return Err(Problem::new(
+                    Code::WeightsRange,
+                    format!("{value:e} does not fit f16"),
+                )
+                .help("set type = \"f32\""));
+            }
+        }
     }
     let start = bytes.len();
     bytes.resize(start + values.len() * element.bits() as usize / 8, 0);
@@ -325,30 +324,28 @@ fn put(bytes: &mut Vec<u8>, values: &[f32], element: Element) -> Result<()> {
     Ok(())
 }
 
-/// `general.file_type`, once not everything is the source's own: that of the plain type which holds
-/// most weights, if it does. A block type that still does keeps what the source said.
-fn tell_file_type<'a>(header: &mut Header<'a>, sources: &[Source]) {
-    let values = |name: &str| -> u64 {
-        let own = sources.iter().filter(|source| source.ggml.name == name);
-        own.map(|source| source.shape.iter().product::<u64>()).sum()
-    };
+/// Sets `general.file_type` to the plain type that more than half of all values have. It stays as
+/// it is if there is none, or if all data are the source's blocks.
+fn set_file_type(header: &mut Header, sources: &[Source]) {
     if sources.iter().all(|source| source.weight.is_none()) {
         return;
     }
-    let all: u64 = sources
-        .iter()
-        .map(|source| source.shape.iter().product::<u64>())
-        .sum();
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut total = 0;
+    for source in sources {
+        let count: u64 = source.shape.iter().product();
+        *counts.entry(source.ggml.name).or_default() += count;
+        total += count;
+    }
     // The numbers of `llama_ftype`.
-    let plain = [("F32", 0), ("F16", 1), ("BF16", 32)]
-        .into_iter()
-        .find(|(name, _)| values(name) > all / 2);
-    let Some((_, file_type)) = plain else { return };
-    if let Some((_, value)) = header
-        .pairs
-        .iter_mut()
-        .find(|(key, _)| *key == "general.file_type")
-    {
-        *value = Value::U32(file_type);
+    for (name, file_type) in [("F32", 0), ("F16", 1), ("BF16", 32)] {
+        if counts.get(name).is_none_or(|count| *count <= total / 2) {
+            continue;
+        }
+        for (key, value) in &mut header.pairs {
+            if *key == "general.file_type" {
+                *value = Value::U32(file_type);
+            }
+        }
     }
 }

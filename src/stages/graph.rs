@@ -17,8 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName, StageSpec,
-    TypedStage,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName,
+    StageSpec, TypedStage,
 };
 use crate::artifact::context::ROLES;
 use crate::base::{CanonJson, Code, Context, Digest, Problem, Result, bytes, parse_bytes};
@@ -241,7 +241,7 @@ impl TypedStage for Graph {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let problem = |path: &str, message: String| ParamProblem {
             path: path.into(),
             problem: Problem::new(Code::PlanParameter, message),
@@ -255,7 +255,11 @@ impl TypedStage for Graph {
             ));
         }
         let centres = params.key_centre == Some(KeyCentring::Calibration);
-        match (params.rounds(), centres, Given::fills(given, "calibration")) {
+        match (
+            params.rounds(),
+            centres,
+            InputStage::fills(given, "calibration"),
+        ) {
             (true, _, false) => problems.push(problem(
                 "",
                 "activations or a KV cache in integer codes need a `calibration`".into(),

@@ -1,6 +1,7 @@
-//! `inspect`: a GGUF becomes a model of named tensors. No byte is copied: each tensor is a window
-//! into its file. Only those of a big-endian file are written anew, little-endian as everything
-//! after this stage is.
+//! `inspect`: reads a GGUF as a model of named tensors.
+//!
+//! Tensors are not copied: each is a window into its file. Only the tensors of a big-endian file
+//! are copied, since all later stages expect little-endian data.
 
 use std::io::{BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +30,7 @@ pub struct Inspect;
 #[serde(deny_unknown_fields)]
 pub struct NoParams {}
 
-/// Bytes of a big-endian tensor that are turned round at a time.
+/// Bytes of a big-endian tensor that are converted at a time.
 const SWAP_BYTES: usize = 1 << 20;
 
 impl TypedStage for Inspect {
@@ -55,11 +56,10 @@ impl TypedStage for Inspect {
     };
 
     fn expand(params: NoParams, inputs: &Inputs) -> Result<Vec<Order<NoParams>>> {
-        let files: Vec<&Part> = inputs
-            .many("gguf")
-            .iter()
-            .flat_map(|(_, manifest)| manifest.parts.values())
-            .collect();
+        let mut files: Vec<&Part> = vec![];
+        for (_, manifest) in inputs.many("gguf") {
+            files.extend(manifest.parts.values());
+        }
         if files.is_empty() || files.len() > MAX_FILES {
             let what = format!(
                 "a model of {} files; expected 1 to {MAX_FILES}",
@@ -73,37 +73,31 @@ impl TypedStage for Inspect {
             memory_bytes: 64 << 20,
             ..Demand::default()
         };
-        let order = Order::new("", params).demand(demand);
-        let name = |index: usize| {
-            if files.len() == 1 {
-                "gguf".into()
-            } else {
-                format!("gguf-{:05}", index + 1)
-            }
-        };
-        Ok(vec![
-            files
-                .iter()
-                .enumerate()
-                .fold(order, |order, (index, part)| order.input(name(index), part)),
-        ])
+        let mut order = Order::new("", params).demand(demand);
+        if let [file] = files[..] {
+            return Ok(vec![order.input("gguf", file)]);
+        }
+        for (index, file) in files.into_iter().enumerate() {
+            order = order.input(format!("gguf-{:05}", index + 1), file);
+        }
+        Ok(vec![order])
     }
 
     fn run(_: NoParams, job: &Job) -> Result<Outputs> {
-        // By name, which is the order of the files.
-        let files = job
-            .inputs()
-            .map(|(name, input)| Ok((input.content(), job.read(name)?)));
-        let files = files.collect::<Result<Vec<(Content, Blob)>>>()?;
-        let prefixes: Vec<Prefix> = files
-            .iter()
-            .map(|(_, bytes)| Prefix::whole(bytes))
-            .collect();
+        // Sorted by name, which is the order of the files.
+        let mut files = vec![];
+        for (name, input) in job.inputs() {
+            files.push((input.content(), job.read(name)?));
+        }
+        let mut prefixes = vec![];
+        for (_, bytes) in &files {
+            prefixes.push(Prefix::whole(bytes));
+        }
         let gguf = Gguf::parse_files(&prefixes)?;
         let model = model_facts(&gguf)?;
         let (outputs, tensors) = rayon::join(
-            || documents(job, &gguf, &model),
-            || tensors(job, &gguf, &files),
+            || write_documents(job, &gguf, &model),
+            || tensor_parts(job, &gguf, &files),
         );
         let mut outputs = outputs?;
         outputs.extend(tensors?);
@@ -111,8 +105,8 @@ impl TypedStage for Inspect {
     }
 }
 
-/// All but the tensors.
-fn documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
+/// Writes all outputs except the tensors.
+fn write_documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
     let tokenizer = Under(&gguf.metadata, "tokenizer.");
     let summary = Summary {
         gguf,
@@ -150,7 +144,7 @@ fn documents(job: &Job, gguf: &Gguf, model: &ModelFacts) -> Result<Outputs> {
     .into())
 }
 
-/// `model.json`: the facts, and the file's own words.
+/// `model.json`: the facts, and the metadata of the file.
 #[derive(Serialize)]
 struct ModelJson<'a> {
     #[serde(flatten)]
@@ -167,10 +161,9 @@ impl<'a> ModelJson<'a> {
     }
 }
 
-/// What streams a blob.
 type Sink = BufWriter<Box<dyn BlobSink>>;
 
-/// `value`, whose strings may be as long as the file.
+/// Streams `value` as JSON, since its strings may be as long as the file.
 fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Part> {
     write_part(job, facts, |sink| {
         serde_json::to_writer(sink, value)
@@ -178,7 +171,7 @@ fn write_json(job: &Job, value: &impl Serialize, facts: CanonJson) -> Result<Par
     })
 }
 
-/// Streams what `write` gives.
+/// Makes a part of what `write` writes to the sink.
 fn write_part(
     job: &Job,
     facts: CanonJson,
@@ -196,66 +189,74 @@ fn write_part(
 }
 
 /// Bytes of a tensor that are hashed at a time.
-const PIECE_BYTES: usize = 4 << 20;
+const CHUNK_BYTES: usize = 4 << 20;
 
-/// The content of each tensor, on all threads. What was read does not stay in memory.
-fn tensors(job: &Job, gguf: &Gguf, files: &[(Content, Blob)]) -> Result<Vec<(PartName, Part)>> {
-    if gguf.order == ByteOrder::Big {
-        let named = |tensor: &TensorInfo| {
+/// The part of each tensor, made on all threads. Tensors are streamed, so that they do not stay in
+/// memory.
+fn tensor_parts(
+    job: &Job,
+    gguf: &Gguf,
+    files: &[(Content, Blob)],
+) -> Result<Vec<(PartName, Part)>> {
+    let mut total = 0;
+    for tensor in &gguf.tensors {
+        if gguf.order == ByteOrder::Big {
             can_swap(tensor.ggml).map_err(|problem| {
                 problem.within(format!("failed to read {}", quoted(tensor.name)))
-            })
-        };
-        gguf.tensors.iter().try_for_each(named)?;
+            })?;
+        }
+        total += tensor.range.end - tensor.range.start;
     }
-    let total = gguf
-        .tensors
-        .iter()
-        .map(|tensor| tensor.range.end - tensor.range.start)
-        .sum();
     let done = AtomicU64::new(0);
-    let part = |tensor: &TensorInfo| {
-        job.check_cancelled()?;
-        let name = PartName::new(format!("tensors/{}", tensor.name)).map_err(|problem| {
-            problem.within(format!(
-                "tensor {} cannot become a part",
-                quoted(tensor.name)
-            ))
-        })?;
-        let whole = files.get(tensor.file);
-        let bytes = whole.and_then(|(_, file)| file.slice(tensor.range.clone()));
-        let (Some((whole, _)), Some(bytes)) = (whole, bytes) else {
-            let what = format!("tensor {} does not lie in its file", quoted(tensor.name));
-            return Err(Problem::new(Code::ModelGgufTensor, what));
-        };
-        let content = match gguf.order {
-            ByteOrder::Little => window(&bytes, tensor, whole)?,
-            ByteOrder::Big => swapped(job, &bytes, tensor)?,
-        };
-        let size = content.digest.size_bytes;
+    let with_progress = |tensor| {
+        let (name, part) = tensor_part(job, gguf.order, tensor, files)?;
+        let size = part.content.digest.size_bytes;
         job.progress(done.fetch_add(size, Ordering::Relaxed) + size, total, "B");
-        Ok((
-            name,
-            Part {
-                content,
-                facts: CanonJson::of(&tensor.facts())?,
-            },
-        ))
+        Ok((name, part))
     };
-    gguf.tensors.par_iter().map(part).collect()
+    gguf.tensors.par_iter().map(with_progress).collect()
 }
 
-/// The bytes where they lie.
-fn window(bytes: &Blob, tensor: &TensorInfo, whole: &Content) -> Result<Content> {
+fn tensor_part(
+    job: &Job,
+    order: ByteOrder,
+    tensor: &TensorInfo,
+    files: &[(Content, Blob)],
+) -> Result<(PartName, Part)> {
+    job.check_cancelled()?;
+    let name = PartName::new(format!("tensors/{}", tensor.name)).map_err(|problem| {
+        let message = format!("tensor {} cannot become a part", quoted(tensor.name));
+        problem.within(message)
+    })?;
+    let outside = || {
+        let what = format!("tensor {} is not in its file", quoted(tensor.name));
+        Problem::new(Code::ModelGgufTensor, what)
+    };
+    let (file, bytes) = files.get(tensor.file).ok_or_else(outside)?;
+    let bytes = bytes.slice(tensor.range.clone()).ok_or_else(outside)?;
+    let content = match order {
+        ByteOrder::Little => window_of_file(&bytes, tensor, file)?,
+        ByteOrder::Big => swapped_copy(job, &bytes, tensor)?,
+    };
+    let facts = CanonJson::of(&tensor.facts())?;
+    Ok((name, Part { content, facts }))
+}
+
+/// The tensor as a window into `file`, without a copy.
+fn window_of_file(bytes: &Blob, tensor: &TensorInfo, file: &Content) -> Result<Content> {
     let mut hasher = Hasher::default();
-    bytes.stream(PIECE_BYTES, |piece| {
-        hasher.update_with_all_threads(piece);
+    bytes.stream(CHUNK_BYTES, |chunk| {
+        hasher.update_with_all_threads(chunk);
         Ok::<(), Problem>(())
     })?;
-    let inside = whole.window.map_or(0, |window| window.offset);
+    // The file itself may be a window into a larger blob.
+    let file_offset = match file.window {
+        Some(window) => window.offset,
+        None => 0,
+    };
     let window = Some(Window {
-        blob: whole.blob(),
-        offset: inside + tensor.range.start,
+        blob: file.blob(),
+        offset: file_offset + tensor.range.start,
     });
     Ok(Content {
         digest: hasher.finish(),
@@ -263,17 +264,17 @@ fn window(bytes: &Blob, tensor: &TensorInfo, whole: &Content) -> Result<Content>
     })
 }
 
-/// The bytes of a big-endian file, turned round into a blob.
-fn swapped(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content> {
+/// A little-endian copy of a big-endian tensor.
+fn swapped_copy(job: &Job, bytes: &Blob, tensor: &TensorInfo) -> Result<Content> {
     let block_bytes = tensor.ggml.block_bytes as usize;
     let mut sink = job.create()?;
-    let mut turned = vec![];
+    let mut swapped = vec![];
     bytes.stream((SWAP_BYTES / block_bytes).max(1) * block_bytes, |blocks| {
         job.check_cancelled()?;
-        turned.clear();
-        turned.extend_from_slice(blocks);
-        swap(tensor.ggml, &mut turned)?;
-        sink.write_all(&turned)
+        swapped.clear();
+        swapped.extend_from_slice(blocks);
+        swap(tensor.ggml, &mut swapped)?;
+        sink.write_all(&swapped)
             .context(Code::Io, || "write a blob".into())
     })?;
     sink.finish()

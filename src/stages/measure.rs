@@ -1,10 +1,11 @@
-//! `measure`: how fast a bundle runs on a device, and what it takes there.
+//! `measure`: measures speed, memory and power of a bundle on a device.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec, TypedStage,
+    InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    TypedStage,
 };
 use crate::artifact::bundle::check_for_genie;
 use crate::artifact::device::{DeviceFigures, FIGURES, Figures};
@@ -36,7 +37,7 @@ fn default_answer_tokens() -> u32 {
     128
 }
 
-/// One bundle on a device, if there is one.
+/// One bundle, and the device that runs it, if there is one.
 #[derive(Serialize, Deserialize)]
 pub struct Measurement {
     /// The stage that packaged the bundle, which names its folder on the device.
@@ -70,7 +71,7 @@ impl TypedStage for Measure {
     };
 
     /// A device and its folder are plain names: both go into commands.
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new(Code::PlanParameter, what).help(help);
@@ -133,7 +134,7 @@ impl TypedStage for Measure {
     }
 
     fn run(order: Measurement, job: &Job) -> Result<Outputs> {
-        let found = match order.device {
+        let figures = match order.device {
             Some(device) => DeviceFigures {
                 figures: device.measure(&order.bundle, job)?,
                 device: Some(device.device),
@@ -143,7 +144,7 @@ impl TypedStage for Measure {
                 figures: Figures::default(),
             },
         };
-        let text = CanonJson::of(&found)?.to_string();
+        let text = CanonJson::of(&figures)?.to_string();
         let part = job.write(text.as_bytes(), CanonJson::default())?;
         Ok([(PartName::new(FIGURES)?, part)].into())
     }

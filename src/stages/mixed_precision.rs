@@ -126,7 +126,7 @@ fn overrides(picked: &[(&str, &Cost)]) -> Vec<ChosenScheme> {
     }
     let mut overrides = vec![];
     for (pattern, mut tensors) in kinds {
-        tensors.sort_by_key(|(tensor, _)| base::by_number(tensor));
+        tensors.sort_by_key(|(tensor, _)| base::natural_order(tensor));
         let usual = most_frequent(&tensors);
         overrides.push(ChosenScheme {
             pattern,

@@ -1,4 +1,4 @@
-//! Floor 5: what is done. One file a stage; a stage is added by a file and one line in `all`.
+//! The stage kinds, one file each. A new kind is a file and a line in [`all`].
 
 pub mod calibrate;
 pub mod command;

@@ -1,8 +1,8 @@
-//! `package`: a bundle that Genie, Qualcomm's runtime for language models, loads on a phone.
+//! `package`: makes a bundle that Genie, Qualcomm's runtime for language models, loads on a phone.
 //!
-//! The rest of the configuration is read from the GGUF and the binaries, which must fit each other
-//! and meet what Genie expects of graphs. The binaries are passed on, not copied, and so is what
-//! they leave to the CPU. Qualcomm's libraries are not part of a bundle.
+//! What the parameters do not set is read from the GGUF and the binaries. These must fit each other
+//! and be in the form that Genie requires. The binaries and the graphs for the CPU are passed on
+//! without a copy. Qualcomm's libraries are not part of a bundle.
 
 mod binaries;
 mod genie;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
+    Demand, InputSpec, InputStage, Inputs, Job, Order, Outputs, ParamProblem, PartName, StageSpec,
     TypedStage,
 };
 use crate::artifact::bundle::{CONFIG, EXTENSIONS, PROMPT, SUMS, TABLE, TOKENIZER};
@@ -25,11 +25,11 @@ use crate::artifact::context::{CPU, ROLES, is_on_cpu};
 use crate::base::{CanonJson, Code, Context, Problem, Result};
 use crate::model::decoder::DecoderSpec;
 use crate::model::facts::ContextFacts;
-use crate::model::quant_report::QuantReport;
+use crate::model::quant_report::{Entry, QuantReport};
 use crate::model::shards::Processor;
 use crate::model::tokenizer::Tokenizer;
 
-use binaries::{Binary, check_facts, check_graphs, known};
+use binaries::{Binary, check_facts, check_graphs, read_facts};
 
 const MODEL: &str = "model.json";
 
@@ -37,10 +37,9 @@ const MODEL: &str = "model.json";
 const MAX_TOP_K: u32 = 1 << 20;
 
 /// Bytes that are hashed at a time.
-const PIECE_BYTES: usize = 4 << 20;
+const CHUNK_BYTES: usize = 4 << 20;
 
-/// A vocabulary of 152 k tokens with its merges, as the tokenizer holds it and as JSON: 78 MB were
-/// measured.
+/// Memory for the tokenizer and its JSON. A vocabulary of 152 k tokens with its merges needs 78 MB.
 const MEMORY_BYTES: u64 = 128 << 20;
 
 /// The parameters.
@@ -143,7 +142,7 @@ impl TypedStage for Package {
         measures: false,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: &str, what: String, help: &str| {
             let problem = Problem::new(Code::PlanParameter, what).help(help);
@@ -167,15 +166,13 @@ impl TypedStage for Package {
 
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Params>>> {
         let (model, context) = (inputs.one("model")?, inputs.one("context")?);
-        let binaries = known(context)?;
+        let binaries = read_facts(context)?;
         check_facts(&binaries)?;
-        if params.embedding_table
-            && ContextFacts::place(binaries.iter().map(|(_, facts)| facts)).embedding
-                == Processor::Npu
-        {
+        let place = ContextFacts::place(binaries.iter().map(|(_, facts)| facts));
+        if params.embedding_table && place.embedding == Processor::Npu {
             return Err(Problem::new(
                 Code::PackageTable,
-                "a table would be of no use: the chip has the embedding",
+                "an embedding table is of no use: the NPU computes the embedding",
             )
             .help(
                 "`place = { embedding = \"cpu\" }` in the `graph` stage, or no `embedding_table` \
@@ -186,19 +183,18 @@ impl TypedStage for Package {
         for name in [MODEL, TOKENIZER] {
             order = order.input(name, model.part(name)?);
         }
-        let own = model.part(MODEL)?.content.digest;
+        let digest = model.part(MODEL)?.content.digest;
         for (name, part) in &context.parts {
             let name = name.as_str();
-            if name.rsplit('/').next() == Some(MODEL) && part.content.digest != own {
+            let file = name.rsplit('/').next().unwrap_or_default();
+            if file == MODEL && part.content.digest != digest {
                 return Err(Problem::new(
                     Code::PackageModel,
                     "the context binary is not of this model",
                 )
                 .help("give the `inspect` stage that the context binary was made from"));
             }
-            if ["model.bin", "info.json", "quantization.json"]
-                .contains(&name.rsplit('/').next().unwrap_or_default())
-            {
+            if ["model.bin", "info.json", "quantization.json"].contains(&file) {
                 order = order.input(format!("context/{name}"), part);
             }
             if is_on_cpu(name) {
@@ -216,9 +212,11 @@ impl TypedStage for Package {
         let tokenizer = Tokenizer::from_metadata(&job.read(TOKENIZER)?)?;
         let binaries = Binary::read_all(job)?;
         let first = check_graphs(&binaries, &model)?;
-        let files: Vec<String> = (1..=binaries.len())
-            .map(|at| file_name(&params.name, at, binaries.len()))
-            .collect();
+        let mut files = vec![];
+        for number in 1..=binaries.len() {
+            files.push(file_name(&params.name, number, binaries.len()));
+        }
+        let table_name = format!("{}{TABLE}", params.name);
 
         let bundle = genie::Bundle {
             params: &params,
@@ -228,9 +226,7 @@ impl TypedStage for Package {
             context: first.context()?,
             binaries: &files,
             place: ContextFacts::place(binaries.iter().map(|binary| &binary.facts)),
-            table: params
-                .embedding_table
-                .then(|| format!("{}{TABLE}", params.name)),
+            table: params.embedding_table.then_some(table_name),
         };
         let mut texts = vec![
             (CONFIG, pretty(&bundle.config()?)?),
@@ -246,20 +242,23 @@ impl TypedStage for Package {
             ),
             ("README.md", readme::text(&bundle, &first.info.build_id)),
         ];
-        texts.extend(params.prompt.clone().map(|prompt| (PROMPT, prompt)));
+        if let Some(prompt) = &params.prompt {
+            texts.push((PROMPT, prompt.clone()));
+        }
 
         let mut outputs = Outputs::new();
         let mut sums = BTreeMap::new();
-        let inputs = files
-            .iter()
-            .map(String::as_str)
-            .zip(binaries.iter().map(|binary| binary.input.as_str()));
-        let on_cpu = job
-            .inputs()
-            .map(|(name, _)| (name, name))
-            .filter(|(name, _)| is_on_cpu(name));
-        for (name, input) in inputs.chain(on_cpu) {
-            sums.insert(name, sha256(job, input)?);
+        let mut passed: Vec<(&str, &str)> = vec![];
+        for (name, binary) in bundle.binaries.iter().zip(&binaries) {
+            passed.push((name, &binary.input));
+        }
+        for (input, _) in job.inputs() {
+            if is_on_cpu(input) {
+                passed.push((input, input));
+            }
+        }
+        for (name, input) in passed {
+            sums.insert(name, sha256_of_input(job, input)?);
             outputs.insert(PartName::new(name)?, job.pass(input)?);
         }
         if let Some(name) = &bundle.table {
@@ -274,47 +273,46 @@ impl TypedStage for Package {
                 job.write(text.as_bytes(), CanonJson::default())?,
             );
         }
-        let sums: String = sums
-            .iter()
-            .map(|(name, sum)| format!("{sum}  {name}\n"))
-            .collect();
+        let mut text = String::new();
+        for (name, sum) in &sums {
+            text += &format!("{sum}  {name}\n");
+        }
         outputs.insert(
             PartName::new(SUMS)?,
-            job.write(sums.as_bytes(), CanonJson::default())?,
+            job.write(text.as_bytes(), CanonJson::default())?,
         );
         Ok(outputs)
     }
 }
 
-/// What binary `at` of `count` is called.
-fn file_name(name: &str, at: usize, count: usize) -> String {
+/// The file name of binary `number` of `count`.
+fn file_name(name: &str, number: usize, count: usize) -> String {
     if count == 1 {
         format!("{name}.bin")
     } else {
-        format!("{name}_part_{at}_of_{count}.bin")
+        format!("{name}_part_{number}_of_{count}.bin")
     }
 }
 
-/// What the bundle is, for programs.
+/// `metadata.json`: a description of the bundle for programs.
 fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Value> {
-    let binary = |(name, binary): (&String, &Binary)| -> Result<Value> {
+    let mut files = vec![];
+    for (name, binary) in bundle.binaries.iter().zip(binaries) {
         let digest = job.input(&binary.input)?.digest;
-        Ok(
-            json!({ "file": name, "bytes": digest.size_bytes, "digest": digest.to_string(), "graphs": binary.graphs,
-            "build_id": binary.info.build_id, "weight_sharing": binary.facts.weight_sharing }),
-        )
-    };
-    let binaries = bundle
-        .binaries
-        .iter()
-        .zip(binaries)
-        .map(binary)
-        .collect::<Result<Vec<_>>>()?;
-    let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
-    for (name, _) in job
-        .inputs()
-        .filter(|(name, _)| name.ends_with("quantization.json"))
-    {
+        files.push(json!({
+            "file": name,
+            "bytes": digest.size_bytes,
+            "digest": digest.to_string(),
+            "graphs": binary.graphs,
+            "build_id": binary.info.build_id,
+            "weight_sharing": binary.facts.weight_sharing,
+        }));
+    }
+    let mut weights: BTreeMap<String, WeightSummary> = BTreeMap::new();
+    for (name, _) in job.inputs() {
+        if !name.ends_with("quantization.json") {
+            continue;
+        }
         let report: QuantReport = serde_json::from_slice(&job.read(name)?)
             .context(Code::PackageReport, || format!("read `{name}`"))?;
         for entry in report.tensors.values() {
@@ -327,13 +325,21 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
     let not_measured = "not measured";
     let mut metadata = json!({
         "name": bundle.params.name,
-        "soc": { "name": bundle.soc.name, "model": bundle.soc.model, "architecture": format!("v{}", bundle.soc.arch) },
+        "soc": {
+            "name": bundle.soc.name,
+            "model": bundle.soc.model,
+            "architecture": format!("v{}", bundle.soc.arch),
+        },
         "model": bundle.model,
         "context": bundle.context,
-        "binaries": binaries,
+        "binaries": files,
         "weights": weights,
-        "device": { "time_to_first_token_ms": not_measured, "tokens_per_second": not_measured,
-            "peak_memory_bytes": not_measured, "power_w": not_measured },
+        "device": {
+            "time_to_first_token_ms": not_measured,
+            "tokens_per_second": not_measured,
+            "peak_memory_bytes": not_measured,
+            "power_w": not_measured,
+        },
     });
     for end in bundle.place.on_cpu() {
         for role in ROLES {
@@ -343,9 +349,9 @@ fn metadata(job: &Job, bundle: &genie::Bundle, binaries: &[Binary]) -> Result<Va
     Ok(metadata)
 }
 
-/// How the weights of one source type are stored.
+/// The weights of one source type and scheme.
 #[derive(Default, Serialize)]
-struct Stored {
+struct WeightSummary {
     tensors: u64,
     bytes: u64,
     exact: u64,
@@ -353,15 +359,17 @@ struct Stored {
     worst_sqnr_db: Option<f64>,
 }
 
-impl Stored {
-    fn add(&mut self, entry: &crate::model::quant_report::Entry) {
+impl WeightSummary {
+    fn add(&mut self, entry: &Entry) {
         self.tensors += 1;
         self.bytes = self.bytes.saturating_add(entry.bytes);
         self.exact += u64::from(entry.error.exact);
-        self.worst_sqnr_db = [self.worst_sqnr_db, entry.error.sqnr_db]
-            .into_iter()
-            .flatten()
-            .reduce(f64::min);
+        if let Some(sqnr_db) = entry.error.sqnr_db {
+            self.worst_sqnr_db = Some(match self.worst_sqnr_db {
+                Some(worst) => worst.min(sqnr_db),
+                None => sqnr_db,
+            });
+        }
     }
 }
 
@@ -371,15 +379,15 @@ fn pretty(value: &Value) -> Result<String> {
     Ok(text + "\n")
 }
 
-/// Of an input that may be as large as a model.
-fn sha256(job: &Job, input: &str) -> Result<String> {
+/// The sha256 of an input, which is streamed, since it may be as large as a model.
+fn sha256_of_input(job: &Job, input: &str) -> Result<String> {
     let bytes = job.read(input)?;
     let (mut hasher, mut done) = (Sha256::new(), 0);
-    bytes.stream(PIECE_BYTES, |piece| {
+    bytes.stream(CHUNK_BYTES, |chunk| {
         job.check_cancelled()?;
         job.progress(done, bytes.len() as u64, "B");
-        hasher.update(piece);
-        done += piece.len() as u64;
+        hasher.update(chunk);
+        done += chunk.len() as u64;
         Ok::<(), Problem>(())
     })?;
     Ok(hex(&hasher.finalize()))

@@ -307,7 +307,7 @@ impl StoredTensor {
         let blocks = self.blocks(rows)?;
         let mut values = vec![0.0; rows.len() * self.columns as usize];
         decode_far(self.ggml, self.ggml.format, &blocks, &mut values);
-        blocks.leave(0..blocks.len());
+        blocks.evict(0..blocks.len());
         Some(values)
     }
 }

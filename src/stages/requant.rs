@@ -1,4 +1,4 @@
-//! `requant`: the weights in the form that graph and device hold them, one part a tensor. By
+//! `requant`: writes the weights in the encoding that graph and device use, one part per tensor. By
 //! default nothing is rounded.
 
 mod encode;
@@ -6,11 +6,12 @@ mod scheme;
 
 use schemars::JsonSchema;
 use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Demand, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, StageSpec,
-    TypedStage,
+    Demand, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part,
+    StageSpec, TypedStage,
 };
 use crate::artifact::assignment::{AssignmentFacts, ChosenScheme, OVERRIDES};
 use crate::artifact::bands;
@@ -53,7 +54,7 @@ struct Override {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RequantOrder {
     scheme: Scheme,
-    /// Heads whose rows go from interleaved to half-split order.
+    /// Number of heads whose rows are permuted from interleaved to half-split order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rope_heads: Option<u32>,
 }
@@ -97,13 +98,13 @@ impl TypedStage for Requant {
         measures: false,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         let mut wrong = |path: String, message: &str, help: &str| {
             let problem = Problem::new(Code::PlanParameter, message).help(help);
             problems.push(ParamProblem { path, problem });
         };
-        if (params.scheme == Scheme::Auto) != Given::fills(given, "assignment") {
+        if (params.scheme == Scheme::Auto) != InputStage::fills(given, "assignment") {
             let help =
                 "give both, or neither: a stage of kind `mixed-precision` makes an assignment";
             wrong(
@@ -136,117 +137,126 @@ impl TypedStage for Requant {
     fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<RequantOrder>>> {
         let model = inputs.one("tensors")?;
         let spec: DecoderSpec = model.part("model.json")?.facts.read()?;
-        let of_decoder = by_name(&spec);
+        let specs = by_name(&spec);
         let tensors = tensors::all(model)?;
-        let own = if params.scheme == Scheme::Auto {
-            Scheme::Native
-        } else {
-            params.scheme
-        };
-        let mut schemes = vec![own; tensors.len()];
-        let chosen = inputs
-            .optional("assignment")
-            .map(chosen)
-            .transpose()?
-            .unwrap_or_default();
-        // What the plan itself says comes last, and wins.
-        for Override { pattern, scheme } in chosen.iter().chain(&params.overrides) {
-            let matcher = tensors::pattern(pattern)?;
-            let mut matches = 0;
-            for (tensor, own) in tensors
-                .iter()
-                .zip(&mut schemes)
-                .filter(|(tensor, _)| matcher.is_match(tensor.name))
-            {
-                *own = *scheme;
-                matches += usize::from(tensor.is_matrix());
-            }
-            if matches == 0 {
-                return Err(tensors::unmatched(pattern, "matrix", &tensors));
-            }
-        }
         let calibration = inputs.optional("calibration");
-        let order = |(tensor, scheme): (&Tensor, Scheme)| {
-            // What does not matter to a tensor must not be in its key.
-            let scheme = if tensor.is_matrix() {
-                scheme
-            } else {
-                Scheme::Native
-            };
-            refuse_uneven(tensor, scheme)?;
-            let order = RequantOrder {
-                scheme,
-                rope_heads: of_decoder
-                    .get(tensor.name)
-                    .and_then(|tensor| tensor.interleaved_heads),
-            };
-            let mut order = Order::new(tensor.name, order).input(bands::INPUT, tensor.part);
-            order = order.demand(demand(tensor, scheme));
-            let given = calibration.filter(|_| scheme.listens());
-            let part = |folder: &str| {
-                given.and_then(|given| given.get(&format!("{folder}/{}", tensor.name)))
-            };
-            Ok(match (part(MOMENTS), part(DIAGONAL)) {
-                (Some(moments), _) => {
-                    order.demand = with_moments(order.demand, moments);
-                    order.input(MOMENTS, moments)
-                }
-                (None, Some(diagonal)) => order.input(DIAGONAL, diagonal),
-                (None, None) => order,
-            })
+        let mut overrides = match inputs.optional("assignment") {
+            Some(assignment) => read_assignment(assignment)?,
+            None => vec![],
         };
-        tensors.iter().zip(schemes).map(order).collect()
+        // The last one wins, and so those of the plan.
+        overrides.extend(params.overrides);
+        let schemes = choose_schemes(&tensors, params.scheme, &overrides)?;
+
+        let mut orders = vec![];
+        for (tensor, scheme) in tensors.iter().zip(schemes) {
+            check_columns(tensor, scheme)?;
+            let rope_heads = match specs.get(tensor.name) {
+                Some(spec) => spec.interleaved_heads,
+                None => None,
+            };
+            let order = RequantOrder { scheme, rope_heads };
+            let mut order = Order::new(tensor.name, order)
+                .input(bands::INPUT, tensor.part)
+                .demand(demand(tensor, scheme));
+            if let Some(calibration) = calibration
+                && scheme.uses_calibration()
+            {
+                order = with_calibration(order, calibration);
+            }
+            orders.push(order);
+        }
+        Ok(orders)
     }
 
     fn run(order: RequantOrder, job: &Job) -> Result<Outputs> {
         let facts: TensorFacts = job.input(bands::INPUT)?.facts.read()?;
         let bytes = job.read(bands::INPUT)?;
-        let rows = order
-            .rope_heads
-            .map_or(RowOrder::Stored, |heads| RowOrder::HalfSplit { heads });
+        let rows = match order.rope_heads {
+            Some(heads) => RowOrder::HalfSplit { heads },
+            None => RowOrder::Stored,
+        };
         let tensor = BlockTensor::new(&facts, &bytes, rows)?;
         encode(job, &bytes, &tensor, order.scheme, &facts.shape)
     }
 }
 
-/// The overrides of a choice.
-fn chosen(choice: &Manifest) -> Result<Vec<Override>> {
-    let facts: AssignmentFacts = choice.part(OVERRIDES)?.facts.read()?;
-    let scheme = |name: &str| -> Result<Scheme> {
-        let known = Scheme::deserialize(
-            IntoDeserializer::<serde::de::value::Error>::into_deserializer(name),
-        );
-        known.context(Code::WeightsScheme, || {
-            format!("read the scheme `{name}` of the choice")
-        })
-    };
-    let rule = |ChosenScheme {
-                    pattern,
-                    scheme: name,
-                }: ChosenScheme| {
-        Ok(Override {
-            scheme: scheme(&name)?,
-            pattern,
-        })
-    };
-    facts.overrides.into_iter().map(rule).collect()
+/// Reads the overrides of an `assignment`.
+fn read_assignment(assignment: &Manifest) -> Result<Vec<Override>> {
+    let facts: AssignmentFacts = assignment.part(OVERRIDES)?.facts.read()?;
+    let mut overrides = vec![];
+    for ChosenScheme { pattern, scheme } in facts.overrides {
+        let name: StrDeserializer<ValueError> = scheme.as_str().into_deserializer();
+        let scheme = Scheme::deserialize(name).context(Code::WeightsScheme, || {
+            format!("read the scheme `{scheme}` of the choice")
+        })?;
+        overrides.push(Override { pattern, scheme });
+    }
+    Ok(overrides)
 }
 
-fn refuse_uneven(tensor: &Tensor, scheme: Scheme) -> Result<()> {
+/// The scheme of each tensor: that of the last override that matches it, otherwise `default`.
+fn choose_schemes(
+    tensors: &[Tensor],
+    default: Scheme,
+    overrides: &[Override],
+) -> Result<Vec<Scheme>> {
+    let default = match default {
+        Scheme::Auto => Scheme::Native,
+        scheme => scheme,
+    };
+    let mut schemes = vec![default; tensors.len()];
+    for Override { pattern, scheme } in overrides {
+        let matcher = tensors::pattern(pattern)?;
+        let mut matches = 0;
+        for (tensor, chosen) in tensors.iter().zip(&mut schemes) {
+            if matcher.is_match(tensor.name) {
+                *chosen = *scheme;
+                matches += usize::from(tensor.is_matrix());
+            }
+        }
+        if matches == 0 {
+            return Err(tensors::unmatched(pattern, "matrix", tensors));
+        }
+    }
+    for (tensor, scheme) in tensors.iter().zip(&mut schemes) {
+        // A vector is stored the same under every scheme, so that its key must not depend on it.
+        if !tensor.is_matrix() {
+            *scheme = Scheme::Native;
+        }
+    }
+    Ok(schemes)
+}
+
+/// Adds the moments of the tensor's inputs to `order`, or their diagonal, if `calibration` has any.
+fn with_calibration(mut order: Order<RequantOrder>, calibration: &Manifest) -> Order<RequantOrder> {
+    if let Some(moments) = calibration.get(&format!("{MOMENTS}/{}", order.name)) {
+        order.demand = with_moments(order.demand, moments);
+        return order.input(MOMENTS, moments);
+    }
+    if let Some(diagonal) = calibration.get(&format!("{DIAGONAL}/{}", order.name)) {
+        return order.input(DIAGONAL, diagonal);
+    }
+    order
+}
+
+fn check_columns(tensor: &Tensor, scheme: Scheme) -> Result<()> {
     let columns = tensor.facts.shape.last().copied().unwrap_or(0);
     let unit = scheme.unit();
     if columns.is_multiple_of(unit) {
         return Ok(());
     }
     let (name, scheme) = (tensor.name, scheme.name());
-    let what =
-        format!("tensor `{name}` has {columns} columns, and {scheme} needs a multiple of {unit}");
+    let what = format!(
+        "tensor `{name}` has {columns} columns, not a multiple of {unit}, as {scheme} \
+         requires"
+    );
     Err(Problem::new(Code::WeightsColumns, what)
         .help("add an override with scheme `f16` or `native` for it"))
 }
 
-/// Bytes that a value of a band takes beyond what every scheme needs, where whole rows are
-/// searched: decoded, by lanes, and in its two versions of codes and errors.
+/// Additional bytes per value of a band for schemes that search the codes of whole rows: the
+/// decoded values, the same by lanes, and two versions of codes and errors.
 const SEARCH_BYTES: u64 = 32;
 
 fn demand(tensor: &Tensor, scheme: Scheme) -> Demand {
@@ -264,7 +274,8 @@ fn demand(tensor: &Tensor, scheme: Scheme) -> Demand {
     }
 }
 
-/// The moments as they are, in order, factored in f64, and the factor.
+/// Adds the memory for the moments: as stored, reordered, in f64 for the factorization, and the
+/// factor.
 fn with_moments(demand: Demand, moments: &Part) -> Demand {
     let bytes = moments.content.digest.size_bytes.saturating_mul(5);
     Demand {

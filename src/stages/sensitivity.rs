@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
+    InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem, Part, PartName,
     StageSpec, TypedStage,
 };
 use crate::artifact::reference::windows;
@@ -108,14 +108,14 @@ impl TypedStage for Sensitivity {
         measures: true,
     };
 
-    fn check(params: &Params, _: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, _: &[InputStage]) -> Vec<ParamProblem> {
         let patterns = params.patterns.iter().enumerate();
         patterns
             .filter_map(|(index, text)| tensors::check_pattern(text, format!("match/{index}")))
             .collect()
     }
 
-    fn tools(_: &Params, _: &[Given]) -> Vec<&'static str> {
+    fn tools(_: &Params, _: &[InputStage]) -> Vec<&'static str> {
         vec!["ort"]
     }
 

@@ -1,7 +1,7 @@
-//! `validate`: figures of other stages compared with the plan's limits.
+//! `validate`: compares the figures of other stages with the plan's limits.
 //!
-//! `limits.STAGE` holds what the stage STAGE of `inputs` must keep. Where a missed limit fails the
-//! stage, the problem carries the report, and the report's files are written out all the same.
+//! `limits.STAGE` are the limits of the stage STAGE of `inputs`. If a missed limit fails the stage,
+//! the report is part of the problem, and its files are written nevertheless.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::action::{
-    ArtifactKind, Given, InputSpec, Inputs, Job, Manifest, Order, Outputs, ParamProblem, PartName,
-    StageSpec, TypedStage,
+    ArtifactKind, InputSpec, InputStage, Inputs, Job, Manifest, Order, Outputs, ParamProblem,
+    PartName, StageSpec, TypedStage,
 };
 use crate::artifact::bundle::CONFIG;
 use crate::artifact::device::FIGURES;
@@ -39,22 +39,23 @@ fn yes() -> bool {
     true
 }
 
-/// What is reported on. Sizes and quantization reports are known from manifests, without opening a file.
+/// The stages that are reported on. Sizes and quantization reports come from manifests, without
+/// opening a file.
 #[derive(Serialize, Deserialize)]
-pub struct Wanted {
+pub struct ReportOrder {
     strict: bool,
-    stages: BTreeMap<String, WantedStage>,
+    stages: BTreeMap<String, ReportedStage>,
 }
 
 /// One stage that is reported on.
 #[derive(Serialize, Deserialize)]
-pub struct WantedStage {
+pub struct ReportedStage {
     #[serde(flatten)]
     subject: Subject,
     limits: Limits,
 }
 
-/// What a stage has to report.
+/// The artifact of a stage, with the figures that come from its manifest.
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "artifact", rename_all = "kebab-case")]
 enum Subject {
@@ -71,7 +72,7 @@ pub struct Validate;
 
 impl TypedStage for Validate {
     type Params = Params;
-    type Order = Wanted;
+    type Order = ReportOrder;
     const SPEC: StageSpec = StageSpec {
         kind: "validate",
         version: 5,
@@ -90,7 +91,7 @@ impl TypedStage for Validate {
         measures: true,
     };
 
-    fn check(params: &Params, given: &[Given]) -> Vec<ParamProblem> {
+    fn check(params: &Params, given: &[InputStage]) -> Vec<ParamProblem> {
         let mut problems = vec![];
         for (stage, limits) in &params.limits {
             let Some(given) = given.iter().find(|given| given.stage == *stage) else {
@@ -111,30 +112,27 @@ impl TypedStage for Validate {
         problems
     }
 
-    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<Wanted>>> {
+    fn expand(params: Params, inputs: &Inputs) -> Result<Vec<Order<ReportOrder>>> {
         let Params { mut limits, strict } = params;
-        let mut stages = BTreeMap::new();
-        let mut read = vec![];
+        let stages = BTreeMap::new();
+        let mut order = Order::new("", ReportOrder { strict, stages });
         for (name, manifest) in inputs.many("inputs") {
-            let subject = Subject::of(inputs.artifact(name), manifest)?;
-            if subject.is_read() {
+            let subject = Subject::new(inputs.artifact(name), manifest)?;
+            if subject.reads_parts() {
                 for (part, content) in &manifest.parts {
-                    read.push((format!("{name}/{part}"), content));
+                    order = order.input(format!("{name}/{part}"), content);
                 }
             }
             let limits = limits.remove(name).unwrap_or_default();
-            stages.insert(name.clone(), WantedStage { subject, limits });
-        }
-        let mut order = Order::new("", Wanted { strict, stages });
-        for (name, part) in read {
-            order = order.input(name, part);
+            let stage = ReportedStage { subject, limits };
+            order.params.stages.insert(name.clone(), stage);
         }
         Ok(vec![order])
     }
 
-    fn run(wanted: Wanted, job: &Job) -> Result<Outputs> {
+    fn run(order: ReportOrder, job: &Job) -> Result<Outputs> {
         let mut found = Found::default();
-        for (name, stage) in wanted.stages {
+        for (name, stage) in order.stages {
             stage.report(name, job, &mut found)?;
         }
         let report = Report::new(found);
@@ -146,7 +144,7 @@ impl TypedStage for Validate {
             let part = job.write(text.as_bytes(), CanonJson::default())?;
             outputs.insert(PartName::new(name)?, part);
         }
-        if report.passed() || !wanted.strict {
+        if report.passed() || !order.strict {
             return Ok(outputs);
         }
         let what = format!("a limit of the plan is missed\n\n{report}");
@@ -171,7 +169,7 @@ const fn accepted() -> [ArtifactKind; KINDS.len()] {
 }
 
 impl Subject {
-    fn of(artifact: ArtifactKind, manifest: &Manifest) -> Result<Subject> {
+    fn new(artifact: ArtifactKind, manifest: &Manifest) -> Result<Subject> {
         Ok(match artifact {
             "evaluation" => Subject::Evaluation,
             "layer-evaluation" => Subject::LayerEvaluation,
@@ -191,20 +189,19 @@ impl Subject {
     }
 
     /// Whether the report reads the stage's parts.
-    fn is_read(&self) -> bool {
+    fn reads_parts(&self) -> bool {
         !matches!(self, Subject::Weights { .. } | Subject::Size { .. })
     }
 }
 
-impl WantedStage {
-    /// Adds the stage's figures to those that were `found`.
+impl ReportedStage {
+    /// Adds the stage's figures to `found`.
     fn report(self, name: String, job: &Job, found: &mut Found) -> Result<()> {
-        let WantedStage { subject, limits } = self;
+        let ReportedStage { subject, limits } = self;
         match subject {
             Subject::Evaluation => {
-                let evaluation = read_candidate(job, &name)?;
                 let limited = Limited {
-                    found: evaluation,
+                    found: read_candidate(job, &name)?,
                     limits,
                 };
                 found.candidates.insert(name, limited);
@@ -251,7 +248,7 @@ impl WantedStage {
     }
 }
 
-/// What is written to a device: all of a bundle; other parts of another artifact describe it.
+/// The bytes that a device needs: all files of a bundle, the binaries of another artifact.
 fn artifact_bytes(manifest: &Manifest) -> u64 {
     let is_bundle = manifest.get(CONFIG).is_some();
     let mut bytes = 0;
@@ -268,10 +265,12 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
     let (mut tokens, mut non_finite, mut windows) = (vec![], 0, 0);
     let (mut greedy, mut ranges, mut masks) = (None, Ranges::new(), None);
     for (input, _) in job.inputs() {
-        let part = input
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('/'));
-        let Some(part) = part else { continue };
+        let Some((stage, part)) = input.split_once('/') else {
+            continue;
+        };
+        if stage != name {
+            continue;
+        }
         if part.starts_with("window-") {
             let window: WindowScore = read_json(job, input)?;
             non_finite += window.non_finite;
@@ -287,13 +286,13 @@ fn read_candidate(job: &Job, name: &str) -> Result<Candidate> {
             ranges = read_json(job, input)?;
         }
     }
-    let too_few = || {
+    let Some(fidelity) = Fidelity::of(&tokens) else {
         let what = format!("`{name}` evaluated {} tokens, too few", tokens.len());
-        Problem::new(Code::ValidateScores, what)
+        return Err(Problem::new(Code::ValidateScores, what));
     };
     Ok(Candidate {
         windows,
-        fidelity: Fidelity::of(&tokens).ok_or_else(too_few)?,
+        fidelity,
         non_finite,
         greedy,
         ranges: Range::by_kind(&ranges),

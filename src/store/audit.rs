@@ -1,4 +1,4 @@
-//! Looking over the whole cache: what it holds, and whether it is still what it should be.
+//! Statistics of the whole cache, and the check of its integrity.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,49 +8,47 @@ use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 
-use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
-use super::gc::remove;
-use super::layout::{self, Room};
-use super::{ActionResult, BlobStore, LocalStore, Stamp, hash_ahead, ran_here};
-use crate::base::{Code, Context, Digest, Result, open_file, read_file};
+use super::disk::{Disk, read_result};
+use super::layout::{self, CacheDir, files_below, remove_file};
+use super::{ActionResult, BlobStore, LocalStore, Stamp, hash_file_parallel, local_run_note};
+use crate::base::{Code, Digest, Result, open_file};
 
-/// What a cache holds.
+/// What a cache contains.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Stats {
     /// Number of blobs.
     pub blobs: usize,
     /// Their bytes.
     pub blob_bytes: u64,
-    /// Bytes of half-finished work: downloads that can be resumed.
+    /// Bytes of partial downloads, which can be resumed.
     pub partial_bytes: u64,
     /// By stage kind.
     pub stages: BTreeMap<String, StageStats>,
 }
 
-/// What a cache holds of one stage kind.
+/// What a cache contains of one stage kind.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StageStats {
     /// Number of results.
     pub actions: usize,
-    /// Bytes of the blobs that its outputs lie in, each counted once.
+    /// Bytes of the blobs of its outputs, each counted once.
     pub output_bytes: u64,
-    /// The largest peak of memory of those that ran in a process of their own.
+    /// The largest memory peak of the actions that ran in a child process.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// What a look at every byte of a cache came to.
+/// The result of checking every byte of a cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Verified {
     /// Blobs that were hashed.
     pub blobs: usize,
     /// Results that were read.
     pub actions: usize,
-    /// What is not as it should be.
+    /// What is damaged.
     pub faults: Vec<Fault>,
 }
 
-/// A file of the cache that is not what its name says. Removing it costs no more than running again
-/// what made it.
+/// A damaged file of the cache. If it is removed, the action that made it runs again.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fault {
     /// The file.
@@ -59,33 +57,38 @@ pub struct Fault {
     pub what: String,
 }
 
+impl Verified {
+    fn damaged_paths(&self) -> BTreeSet<PathBuf> {
+        self.faults.iter().map(|fault| fault.path.clone()).collect()
+    }
+}
+
 impl Disk {
-    /// Counts what is there. Reads results, stats blobs.
+    /// Counts the contents. Reads results, stats blobs.
     pub fn stats(&self) -> Result<Stats> {
-        let sizes: Result<Vec<u64>> = layout::partials(self.root())?
-            .iter()
-            .map(|folder| size_below(folder))
-            .collect();
-        let mut stats = Stats {
-            partial_bytes: sizes?.iter().sum(),
-            ..Stats::default()
-        };
-        for path in Room::Blobs.files(self.root())? {
+        let mut stats = Stats::default();
+        for folder in layout::partials(self.root())? {
+            for file in files_below(&folder)? {
+                stats.partial_bytes += size_of(&file);
+            }
+        }
+        for path in CacheDir::Blobs.files(self.root())? {
             stats.blobs += 1;
-            // A blob may be removed meanwhile.
-            stats.blob_bytes += fs::metadata(&path).map_or(0, |file| file.len());
+            stats.blob_bytes += size_of(&path);
         }
         let mut blobs: BTreeMap<String, BTreeSet<Digest>> = BTreeMap::new();
-        for path in Room::Actions.files(self.root())? {
-            let Some(result) = entry(&path) else { continue };
-            let stage = stage_of(&result);
-            let of_stage = stats.stages.entry(stage.clone()).or_default();
-            of_stage.actions += 1;
-            of_stage.peak_memory_bytes = of_stage.peak_memory_bytes.max(result.peak_memory_bytes);
-            blobs.entry(stage).or_default().extend(blobs_of(&result));
+        for path in CacheDir::Actions.files(self.root())? {
+            let Some(result) = read_result(&path) else {
+                continue;
+            };
+            let kind = stage_kind(&result);
+            let stage = stats.stages.entry(kind.clone()).or_default();
+            stage.actions += 1;
+            stage.peak_memory_bytes = stage.peak_memory_bytes.max(result.peak_memory_bytes);
+            blobs.entry(kind).or_default().extend(result.blobs());
         }
-        for (stage, blobs) in blobs {
-            stats.stages.entry(stage).or_default().output_bytes =
+        for (kind, blobs) in blobs {
+            stats.stages.entry(kind).or_default().output_bytes =
                 blobs.iter().map(|blob| blob.size_bytes).sum();
         }
         Ok(stats)
@@ -94,87 +97,91 @@ impl Disk {
     /// Hashes every blob and reads every result. Removes nothing.
     pub fn verify(&self) -> Result<Verified> {
         let mut verified = Verified::default();
-        for path in Room::Blobs.files(self.root())? {
+        for path in CacheDir::Blobs.files(self.root())? {
             verified.blobs += 1;
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
             let what = match self.hash_blob(&path) {
-                Ok(found) if found.hex() == name => continue,
+                Ok(found) if self.blob_path(&found) == path => continue,
                 Ok(found) => format!("its bytes hash to {found}"),
                 Err(error) => format!("cannot be read: {error}"),
             };
             verified.faults.push(Fault { path, what });
         }
-        let damaged: BTreeSet<PathBuf> = verified
-            .faults
-            .iter()
-            .map(|fault| fault.path.clone())
-            .collect();
-        for path in Room::Actions.files(self.root())? {
+        let damaged = verified.damaged_paths();
+        for path in CacheDir::Actions.files(self.root())? {
             verified.actions += 1;
-            let fault = match entry(&path) {
-                Some(result) => self.wrong_output(&result, &damaged)?,
+            let fault = match read_result(&path) {
+                Some(result) => self.find_output_fault(&result, &damaged)?,
                 None => Some("not a result that kiln wrote".into()),
             };
-            verified
-                .faults
-                .extend(fault.map(|what| Fault { path, what }));
+            if let Some(what) = fault {
+                verified.faults.push(Fault { path, what });
+            }
         }
         Ok(verified)
     }
 
-    /// Removes what `verified` found damaged, and the results that name a blob of it. With a
-    /// result, notes go: one on a complete stage may say what the result said.
+    /// Removes the damaged files in `verified`, and the results that refer to a damaged blob.
+    /// If a result is removed, notes are too: a note on a completed stage may repeat the result.
     pub fn repair(&self, verified: &Verified) -> Result<()> {
-        let damaged: BTreeSet<PathBuf> = verified
-            .faults
-            .iter()
-            .map(|fault| fault.path.clone())
-            .collect();
-        let is_of_damaged = |path: &PathBuf| {
-            damaged.contains(path)
-                || entry(path).is_some_and(|result| {
-                    blobs_of(&result).any(|blob| damaged.contains(&self.blob_path(&blob)))
-                })
-        };
-        let (gone, whole): (Vec<PathBuf>, Vec<PathBuf>) = Room::Actions
-            .files(self.root())?
-            .into_iter()
-            .partition(is_of_damaged);
-        let notes = if gone.is_empty() {
-            vec![]
-        } else {
-            Room::Notes.files(self.root())?
-        };
-        let spared = self.proofs_of(&whole);
-        let notes = notes.iter().filter(|note| !spared.contains(*note));
-        gone.iter()
-            .chain(&damaged)
-            .chain(notes)
-            .try_for_each(|path| remove(path))
+        let damaged = verified.damaged_paths();
+        let mut bad_results = vec![];
+        let mut good_results = vec![];
+        for path in CacheDir::Actions.files(self.root())? {
+            if damaged.contains(&path) || self.refers_to(&path, &damaged) {
+                bad_results.push(path);
+            } else {
+                good_results.push(path);
+            }
+        }
+        for path in bad_results.iter().chain(&damaged) {
+            remove_file(path)?;
+        }
+        if bad_results.is_empty() {
+            return Ok(());
+        }
+        let needed = self.local_run_notes(&good_results);
+        for note in CacheDir::Notes.files(self.root())? {
+            if !needed.contains(&note) {
+                remove_file(&note)?;
+            }
+        }
+        Ok(())
     }
 
-    /// The notes that say that `results`, by their paths, came about here; they last as long as
-    /// those.
-    pub(super) fn proofs_of(&self, results: &[PathBuf]) -> BTreeSet<PathBuf> {
-        let keys = results.iter().filter_map(|path| path.file_stem()?.to_str());
-        keys.map(|key| Room::Notes.path(self.root(), &ran_here(key).hex()))
-            .collect()
+    /// Whether the result at `path` has an output in one of the files `blobs`.
+    fn refers_to(&self, path: &Path, blobs: &BTreeSet<PathBuf>) -> bool {
+        let Some(result) = read_result(path) else {
+            return false;
+        };
+        result
+            .blobs()
+            .any(|blob| blobs.contains(&self.blob_path(&blob)))
     }
 
-    /// What is wrong with the first output of `result` that is not where it should be. Blobs that
-    /// are `damaged` have been named already.
-    fn wrong_output(
+    /// The notes that the actions of `results` (paths) ran for this cache. They are kept as long
+    /// as the results.
+    pub(super) fn local_run_notes(&self, results: &[PathBuf]) -> BTreeSet<PathBuf> {
+        let mut notes = BTreeSet::new();
+        for path in results {
+            if let Some(stem) = path.file_stem()
+                && let Some(key) = stem.to_str()
+            {
+                notes.insert(CacheDir::Notes.path(self.root(), &local_run_note(key).hex()));
+            }
+        }
+        notes
+    }
+
+    /// The first problem with the blobs and windows of the outputs of `result`. Blobs that are
+    /// `damaged` are not reported again.
+    fn find_output_fault(
         &self,
         result: &ActionResult,
         damaged: &BTreeSet<PathBuf>,
     ) -> Result<Option<String>> {
-        let is_readable = |blob: &Digest| !damaged.contains(&self.blob_path(blob));
-        let blobs: BTreeSet<Digest> = blobs_of(result).filter(is_readable).collect();
-        let missing = self.missing(&blobs.into_iter().collect::<Vec<_>>())?;
+        let mut blobs: BTreeSet<Digest> = result.blobs().collect();
+        blobs.retain(|blob| !damaged.contains(&self.blob_path(blob)));
+        let missing = self.missing(&Vec::from_iter(blobs))?;
         if let Some(blob) = missing.first() {
             return Ok(Some(match missing.len() {
                 1 => format!("names the blob {blob}, which is not there"),
@@ -182,7 +189,7 @@ impl Disk {
             }));
         }
         for content in result.windows() {
-            if is_readable(&content.blob())
+            if !damaged.contains(&self.blob_path(&content.blob()))
                 && let Err(problem) = self.content(content)
                 && problem.code == Code::StoreWindow
             {
@@ -192,14 +199,14 @@ impl Disk {
         Ok(None)
     }
 
-    /// The digest of the blob at `path`. One that is what its name says is not hashed again for
-    /// what lies in it.
+    /// The digest of the blob at `path`. An intact blob is not hashed again when its windows are
+    /// checked.
     fn hash_blob(&self, path: &Path) -> io::Result<Digest> {
         let file = open_file(path)?;
         let stamp = Stamp::of(&file.metadata()?);
-        let found = hash_ahead(&file, &AtomicBool::new(false))?;
-        // Nobody calls it off.
-        let found = found.ok_or(ErrorKind::Interrupted)?;
+        let Some(found) = hash_file_parallel(&file, &AtomicBool::new(false))? else {
+            return Err(ErrorKind::Interrupted.into());
+        };
         if self.blob_path(&found) == path {
             self.mark_checked(&found, stamp);
         }
@@ -207,51 +214,22 @@ impl Disk {
     }
 }
 
-/// The blobs that the outputs of `result` lie in; some more than once.
-fn blobs_of(result: &ActionResult) -> impl Iterator<Item = Digest> {
-    result.outputs.values().map(|part| part.content.blob())
-}
-
-pub(super) fn entry(path: &Path) -> Option<ActionResult> {
-    read_entry(
-        read_file(path, MAX_TEXT_BYTES).ok()?,
-        path.file_stem()?.to_str()?,
-    )
-}
-
 /// The stage kind in the canonical text of an action.
-fn stage_of(result: &ActionResult) -> String {
-    let action: Option<serde_json::Value> = serde_json::from_str(&result.action).ok();
-    action
-        .and_then(|action| Some(action.get("stage")?.as_str()?.to_owned()))
-        .unwrap_or("unknown".into())
-}
-
-/// All files below `folder`, sorted.
-pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![];
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match fs::read_dir(&folder) {
-            // Removed meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            entries => entries.context(Code::StoreIo, || format!("list {}", folder.display()))?,
-        };
-        for entry in entries {
-            let entry = entry.context(Code::StoreIo, || format!("list {}", folder.display()))?;
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder { &mut folders } else { &mut files }.push(entry.path());
-        }
+fn stage_kind(result: &ActionResult) -> String {
+    if let Ok(action) = serde_json::from_str::<serde_json::Value>(&result.action)
+        && let Some(kind) = action["stage"].as_str()
+    {
+        return kind.into();
     }
-    files.sort();
-    Ok(files)
+    "unknown".into()
 }
 
-fn size_below(folder: &Path) -> Result<u64> {
-    Ok(files_below(folder)?
-        .iter()
-        .filter_map(|path| Some(fs::metadata(path).ok()?.len()))
-        .sum())
+/// The size of a file; 0 if it was removed in the meantime.
+fn size_of(path: &Path) -> u64 {
+    match fs::metadata(path) {
+        Ok(file) => file.len(),
+        Err(_) => 0,
+    }
 }
 
 #[cfg(test)]
@@ -259,28 +237,29 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::action::{Part, PartName};
+    use crate::action::{Outputs, Part, PartName};
     use crate::base::CanonJson;
     use crate::store::ActionCache;
 
     #[test]
-    fn a_result_whose_blob_is_gone_is_named_and_goes() {
+    fn results_without_their_blobs_are_reported_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Disk::open(folder.path()).unwrap();
         for (stage, blobs) in [
             ("fetch", &["clay"][..]),
             ("mix", &["clay", "sand", "glaze"]),
         ] {
-            let part = |blob: &&str| {
+            let mut outputs = Outputs::new();
+            for blob in blobs {
                 let mut sink = store.create().unwrap();
                 sink.write_all(blob.as_bytes()).unwrap();
                 let content = sink.finish().unwrap();
                 let facts = CanonJson::default();
-                (PartName::new(*blob).unwrap(), Part { content, facts })
-            };
+                outputs.insert(PartName::new(*blob).unwrap(), Part { content, facts });
+            }
             let result = ActionResult {
                 action: format!(r#"{{"stage":"{stage}"}}"#),
-                outputs: blobs.iter().map(part).collect(),
+                outputs,
                 took_ms: 1,
                 peak_memory_bytes: None,
             };
@@ -301,9 +280,9 @@ mod tests {
             found[0].starts_with("names 2 blobs that are not there"),
             "{found:?}"
         );
-        // What a damaged blob is named by goes with it.
+        // Results that refer to a damaged blob are removed with it.
         let clay = store.blob_path(&hash("clay"));
-        remove(&clay).unwrap();
+        remove_file(&clay).unwrap();
         fs::write(&clay, "clap").unwrap();
         assert_eq!(faults().len(), 2);
         store.repair(&store.verify().unwrap()).unwrap();

@@ -1,19 +1,19 @@
-//! Whether thousands of blobs are there, without looking for each: a folder whose stamp is
-//! unchanged holds the names that it held.
+//! Checks whether thousands of blobs exist without looking for each: a folder with an unchanged
+//! stamp still has the same files.
 
 use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
-use super::{BlobStore, Notes, Stamp};
-use crate::base::{Digest, Problem, Result, hash_bytes};
+use super::Stamp;
+use crate::base::{Code, Digest, Problem, Result, hash_bytes};
 
-/// Digests of blobs, as text that is read only if need be: sorted, each once.
+/// Digests of blobs as text, sorted and without duplicates. Parsed only when needed.
 pub struct BlobList<'a>(Cow<'a, str>);
 
 impl<'a> BlobList<'a> {
     /// The list of `blobs`.
-    pub fn of(blobs: impl Iterator<Item = Digest>) -> BlobList<'static> {
+    pub fn new(blobs: impl Iterator<Item = Digest>) -> BlobList<'static> {
         let mut blobs: Vec<Digest> = blobs.collect();
         blobs.sort_unstable();
         blobs.dedup();
@@ -21,58 +21,45 @@ impl<'a> BlobList<'a> {
         BlobList(words.join(" ").into())
     }
 
-    /// The list that [`text`](Self::text) spelled.
-    pub fn read(text: &'a str) -> BlobList<'a> {
+    /// The list with this [`text`](Self::text).
+    pub fn from_text(text: &'a str) -> BlobList<'a> {
         BlobList(text.into())
     }
 
-    /// Its spelling, on one line.
+    /// The digests on one line, with spaces between them.
     pub fn text(&self) -> &str {
         &self.0
     }
 
     /// The digests.
-    pub fn digests(&self) -> Result<Vec<Digest>, Problem> {
-        self.0.split_ascii_whitespace().map(str::parse).collect()
+    pub fn digests(&self) -> Result<Vec<Digest>> {
+        let mut digests = vec![];
+        for word in self.0.split_ascii_whitespace() {
+            match word.parse() {
+                Ok(digest) => digests.push(digest),
+                Err(error) => return Err(Problem::new(Code::Digest, error)),
+            }
+        }
+        Ok(digests)
     }
 }
 
-/// The text of a list for which looking at the folders is worth a note.
-const WORTH_A_NOTE_BYTES: usize = 64 * 70;
+/// For lists with a shorter text, looking for each blob is faster than reading a note.
+pub(super) const MIN_NOTE_BYTES: usize = 64 * 70;
 
-/// Whether all blobs of `list` are there. When they last were, the stamps of all folders of blobs
-/// were noted: while those are the same as `now`, no name has come or gone. A blob that is there
-/// but damaged is found when it is read.
-pub(super) fn has_all(
-    list: &BlobList,
-    blobs: &dyn BlobStore,
-    notes: &dyn Notes,
-    now: impl Fn() -> Digest,
-) -> Result<bool> {
-    if list.0.len() < WORTH_A_NOTE_BYTES {
-        return Ok(blobs.missing(&list.digests()?)?.is_empty());
-    }
-    let now = now().to_string();
-    let question =
-        hash_bytes(format!("when were they there: {}", hash_bytes(list.0.as_bytes())).as_bytes());
-    if notes.read(&question)?.is_some_and(|note| note.text == now) {
-        return Ok(true);
-    }
-    let are_there = blobs.missing(&list.digests()?)?.is_empty();
-    if are_there {
-        notes.write(&question, &now)?;
-    }
-    Ok(are_there)
+/// The key of the note with the [`digest`] of all folders when all blobs of `list` existed.
+pub(super) fn note_key(list: &BlobList) -> Digest {
+    let list = hash_bytes(list.text().as_bytes());
+    hash_bytes(format!("when were they there: {list}").as_bytes())
 }
 
-/// The stamps of all folders of blobs. Nobody removes a blob while a kiln has the cache open, so
-/// they hold for a process.
-pub(super) fn look(blobs: &Path) -> Digest {
-    let stamp = |dir: u8| {
-        fs::metadata(blobs.join(format!("{dir:02x}")))
-            .map(|folder| Stamp::of(&folder))
-            .ok()
-    };
-    let stamps: Vec<Option<Stamp>> = (0..=u8::MAX).map(stamp).collect();
+/// A digest of the stamps of all folders in `blobs`. Valid for the life of the process: no blob is
+/// removed while a kiln has the cache open.
+pub(super) fn digest(blobs: &Path) -> Digest {
+    let mut stamps = vec![];
+    for dir in 0..=u8::MAX {
+        let folder = fs::metadata(blobs.join(format!("{dir:02x}"))).ok();
+        stamps.push(folder.as_ref().map(Stamp::of));
+    }
     hash_bytes(format!("{stamps:?}").as_bytes())
 }

@@ -1,7 +1,8 @@
-//! Results and their blobs as one file for another cache: an uncompressed tar, which is read as if
-//! an enemy had written it.
+//! Results and their blobs as one file for another cache: an uncompressed tar, which is read as
+//! untrusted input.
 //!
-//! First `layout`, then blobs, then results, each under its path in the cache and sorted by it.
+//! The order is `layout`, blobs, results. Blobs and results have their paths in the cache and are
+//! sorted by them.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -12,10 +13,11 @@ use std::path::Path;
 use serde::Serialize;
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
-use super::disk::{Disk, MAX_TEXT_BYTES, read_entry};
+use super::disk::{Disk, MAX_TEXT_BYTES, parse_result};
 use super::layout::LAYOUT;
-use super::{ActionCache, ActionResult, BlobStore, Complete, Found};
+use super::{ActionCache, ActionResult, BlobStore, CompleteCache, Lookup};
 use crate::action::ActionKey;
+use crate::base::atomic::folder_of;
 use crate::base::{Code, Context, Digest, Problem, Result, new_file_in, open_file, read_file};
 
 const BUFFER_BYTES: usize = 1 << 18;
@@ -31,7 +33,7 @@ pub struct Exported {
     pub blob_bytes: u64,
 }
 
-/// What was taken out of a bundle.
+/// What was read from a bundle.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Imported {
     /// Results that were put.
@@ -44,21 +46,18 @@ pub struct Imported {
     pub known_results: usize,
     /// Blobs that were there already.
     pub known_blobs: usize,
-    /// Results that were left out, because a blob of theirs is neither here nor before them in the
-    /// bundle.
+    /// Results that were skipped, because one of their blobs is neither in the cache nor earlier in
+    /// the bundle.
     pub incomplete_results: usize,
 }
 
 impl Disk {
-    /// Writes the results of `keys` and all their blobs to the file `path`, whole or not at all.
-    /// The same cache gives the same bytes.
+    /// Writes the results of `keys` and all their blobs to the file `path`, atomically. The bytes
+    /// depend on the results only.
     pub fn export(&self, keys: &BTreeSet<ActionKey>, path: &Path) -> Result<Exported> {
         let failed = || format!("write {}", path.display());
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let mut file = new_file_in(folder, ".kiln-tmp-").context(Code::BundleIo, failed)?;
+        let mut file =
+            new_file_in(folder_of(path), ".kiln-tmp-").context(Code::BundleIo, failed)?;
         let exported = self.write_bundle(keys, file.as_file_mut())?;
         file.as_file().sync_all().context(Code::BundleIo, failed)?;
         file.persist(path).context(Code::BundleIo, failed)?;
@@ -68,60 +67,52 @@ impl Disk {
     fn write_bundle(&self, keys: &BTreeSet<ActionKey>, file: &mut File) -> Result<Exported> {
         let mut blobs = BTreeSet::new();
         for key in keys {
-            let result = self
-                .get(key)?
-                .ok_or_else(|| gone(&format!("the result of {key}")))?;
+            let Some(result) = self.get(key)? else {
+                return Err(gone(&format!("the result of {key}")));
+            };
             self.check_windows(&result)?;
-            blobs.extend(result.outputs.values().map(|part| part.content.blob()));
+            blobs.extend(result.blobs());
         }
         let mut tar = Builder::new(BufWriter::with_capacity(BUFFER_BYTES, file));
         add(&mut tar, "layout", LAYOUT.len() as u64, LAYOUT.as_bytes())?;
         for blob in &blobs {
-            let failed = || format!("read the blob {blob}");
-            let path = self
-                .path(blob)?
-                .ok_or_else(|| gone(&format!("the blob {blob}")))?;
-            let file = File::open(path).context(Code::BundleIo, failed)?;
-            add(
-                &mut tar,
-                &member_path("blobs", &blob.hex(), ""),
-                blob.size_bytes,
-                file,
-            )?;
+            let Some(path) = self.path(blob)? else {
+                return Err(gone(&format!("the blob {blob}")));
+            };
+            let file =
+                File::open(path).context(Code::BundleIo, || format!("read the blob {blob}"))?;
+            let member = member_path("blobs", &blob.hex(), "");
+            add(&mut tar, &member, blob.size_bytes, file)?;
         }
         for key in keys {
             let path = self.action_path(key);
             let text = read_file(&path, MAX_TEXT_BYTES)
                 .context(Code::BundleIo, || format!("read {}", path.display()))?;
-            add(
-                &mut tar,
-                &member_path("actions", &key.0.hex(), ".json"),
-                text.len() as u64,
-                &text[..],
-            )?;
+            let member = member_path("actions", &key.0.hex(), ".json");
+            add(&mut tar, &member, text.len() as u64, &text[..])?;
         }
-        let finish = |tar: Builder<BufWriter<&mut File>>| tar.into_inner()?.flush();
-        finish(tar).context(Code::BundleIo, || "end the bundle".into())?;
-        let blob_bytes = blobs.iter().map(|blob| blob.size_bytes).sum();
+        let failed = || "end the bundle".into();
+        let mut out = tar.into_inner().context(Code::BundleIo, failed)?;
+        out.flush().context(Code::BundleIo, failed)?;
         Ok(Exported {
             results: keys.len(),
             blobs: blobs.len(),
-            blob_bytes,
+            blob_bytes: blobs.iter().map(|blob| blob.size_bytes).sum(),
         })
     }
 
-    /// Puts what the bundle `path` holds and this cache has not. Nothing gets in under a name that
-    /// is not its own; what was put before a problem stays.
+    /// Adds the contents of the bundle `path` to this cache. Every blob and result is checked
+    /// against its digest. What was added before a problem stays.
     pub fn import(&self, path: &Path) -> Result<Imported> {
         let file =
             open_file(path).context(Code::BundleIo, || format!("open {}", path.display()))?;
-        let ended = Cell::new(false);
-        let source = Watched {
+        let reached_end = Cell::new(false);
+        let source = EndDetector {
             source: BufReader::with_capacity(BUFFER_BYTES, file),
-            ended: &ended,
+            reached_end: &reached_end,
         };
         let imported = self.read_bundle(&mut Archive::new(source));
-        if ended.get() {
+        if reached_end.get() {
             let message = format!(
                 "{} is cut short: it ends before its end mark",
                 path.display()
@@ -134,16 +125,16 @@ impl Disk {
         imported.map_err(|problem| problem.within(format!("failed to import {}", path.display())))
     }
 
-    fn read_bundle(&self, archive: &mut Archive<Watched>) -> Result<Imported> {
+    fn read_bundle(&self, archive: &mut Archive<EndDetector>) -> Result<Imported> {
         let failed = || "read the bundle".into();
         let mut imported = Imported::default();
         let mut is_first = true;
-        // Raw: names that other entries spell, and files with holes, are not interpreted, but
-        // refused as what they are.
+        // Raw: extension entries (long names, sparse files) are not interpreted, but refused.
         for entry in archive.entries().context(Code::BundleIo, failed)?.raw(true) {
-            let entry = entry
-                .context(Code::BundleIo, failed)
-                .map_err(|problem| problem.help(ORIGIN))?;
+            let entry = match entry.context(Code::BundleIo, failed) {
+                Ok(entry) => entry,
+                Err(problem) => return Err(problem.help(ORIGIN)),
+            };
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             if !matches!(entry.header().entry_type(), EntryType::Regular) {
                 return Err(foreign(format!(
@@ -151,7 +142,7 @@ impl Disk {
                     name.escape_debug()
                 )));
             }
-            match Member::of(&name, entry.size()) {
+            match Member::parse(&name, entry.size()) {
                 Some(Member::Layout) if is_first => check_layout(entry)?,
                 _ if is_first => {
                     return Err(foreign(format!("it begins with `{}`", name.escape_debug())));
@@ -172,16 +163,16 @@ impl Disk {
     fn import_blob(
         &self,
         digest: &Digest,
-        mut entry: Entry<'_, Watched>,
+        mut entry: Entry<'_, EndDetector>,
         imported: &mut Imported,
     ) -> Result<()> {
         if self.missing(&[*digest])?.is_empty() {
             imported.known_blobs += 1;
             return Ok(());
         }
-        let failed = || format!("copy the blob {digest}");
         let mut sink = self.create()?;
-        let copied = io::copy(&mut entry, &mut sink).context(Code::BundleIo, failed)?;
+        let copied = io::copy(&mut entry, &mut sink)
+            .context(Code::BundleIo, || format!("copy the blob {digest}"))?;
         if copied != digest.size_bytes {
             return Err(foreign(format!(
                 "the blob {digest} ends after {copied} bytes"
@@ -203,7 +194,7 @@ impl Disk {
     fn import_result(
         &self,
         hex: &str,
-        mut entry: Entry<'_, Watched>,
+        mut entry: Entry<'_, EndDetector>,
         imported: &mut Imported,
     ) -> Result<()> {
         if entry.size() > MAX_TEXT_BYTES {
@@ -216,39 +207,38 @@ impl Disk {
         entry
             .read_to_end(&mut text)
             .context(Code::BundleIo, || format!("read the result {hex}"))?;
-        let result = read_entry(text, hex)
-            .ok_or_else(|| foreign(format!("{hex} is no result that kiln wrote")))?;
-        let blobs: Vec<Digest> = result
-            .outputs
-            .values()
-            .map(|part| part.content.blob())
-            .collect();
+        let Some(result) = parse_result(text, hex) else {
+            return Err(foreign(format!("{hex} is no result that kiln wrote")));
+        };
+        let blobs: Vec<Digest> = result.blobs().collect();
         if !self.missing(&blobs)?.is_empty() {
             imported.incomplete_results += 1;
-        } else if let Found::Hit(_) = (Complete {
+            return Ok(());
+        }
+        let cache = CompleteCache {
             actions: self,
             blobs: self,
-        })
-        .find(&result.key())?
-        {
+        };
+        if let Lookup::Hit(_) = cache.look_up(&result.key())? {
             imported.known_results += 1;
-        } else {
-            self.check_windows(&result)?;
-            self.put(&result)?;
-            imported.results += 1;
+            return Ok(());
         }
+        self.check_windows(&result)?;
+        self.put(&result)?;
+        imported.results += 1;
         Ok(())
     }
 
-    /// Refuses a result whose windows do not hold what it says.
+    /// Refuses a result with windows whose bytes do not have the digest in the result.
     fn check_windows(&self, result: &ActionResult) -> Result<()> {
-        result
-            .windows()
-            .try_for_each(|content| self.content(content).map(drop))
+        for content in result.windows() {
+            self.content(content)?;
+        }
+        Ok(())
     }
 }
 
-/// What a bundle may hold.
+/// What a bundle may contain.
 enum Member {
     Layout,
     Blob(Digest),
@@ -256,8 +246,8 @@ enum Member {
 }
 
 impl Member {
-    /// What the path says; `None` where the cache has no such file.
-    fn of(path: &str, size_bytes: u64) -> Option<Member> {
+    /// The member with this path; `None` if a cache has no such file.
+    fn parse(path: &str, size_bytes: u64) -> Option<Member> {
         if path == "layout" {
             return Some(Member::Layout);
         }
@@ -273,28 +263,26 @@ impl Member {
     }
 }
 
-fn member_path(room: &str, hex: &str, ending: &str) -> String {
-    format!("{room}/{}/{hex}{ending}", &hex[..2])
+fn member_path(dir: &str, hex: &str, suffix: &str) -> String {
+    format!("{dir}/{}/{hex}{suffix}", &hex[..2])
 }
 
-/// Adds a file as nobody's, of no time.
+/// Adds a file, with owner 0 and time 0.
 fn add(tar: &mut Builder<impl Write>, path: &str, size_bytes: u64, data: impl Read) -> Result<()> {
-    let add = || -> io::Result<()> {
-        let mut header = Header::new_gnu();
-        header.set_path(path)?;
-        header.set_entry_type(EntryType::Regular);
-        header.set_size(size_bytes);
-        header.set_mode(0o444);
-        header.set_mtime(0);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_cksum();
-        tar.append(&header, data)
-    };
-    add().context(Code::BundleIo, || format!("write {path} into the bundle"))
+    let failed = || format!("write {path} into the bundle");
+    let mut header = Header::new_gnu();
+    header.set_path(path).context(Code::BundleIo, failed)?;
+    header.set_entry_type(EntryType::Regular);
+    header.set_size(size_bytes);
+    header.set_mode(0o444);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_cksum();
+    tar.append(&header, data).context(Code::BundleIo, failed)
 }
 
-fn check_layout(entry: Entry<'_, Watched>) -> Result<()> {
+fn check_layout(entry: Entry<'_, EndDetector>) -> Result<()> {
     let mut found = vec![];
     entry
         .take(64)
@@ -322,18 +310,18 @@ fn gone(what: &str) -> Problem {
         .help("build the plan again; what made it runs again")
 }
 
-/// A file that tells when somebody wanted more than it has: a whole bundle ends with a mark, and is
-/// not read to the end of the file.
-struct Watched<'a> {
+/// Detects truncated bundles: a complete one ends with a mark, and nothing is read after it.
+struct EndDetector<'a> {
     source: BufReader<File>,
-    ended: &'a Cell<bool>,
+    /// Set when a read found the end of the file.
+    reached_end: &'a Cell<bool>,
 }
 
-impl Read for Watched<'_> {
+impl Read for EndDetector<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.source.read(buffer)?;
         if count == 0 && !buffer.is_empty() {
-            self.ended.set(true);
+            self.reached_end.set(true);
         }
         Ok(count)
     }

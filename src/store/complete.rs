@@ -1,53 +1,49 @@
-//! A hit counts only if all its blobs still exist.
+//! Lookups in the action cache that count a result only if all its blobs exist.
 
 use super::{ActionCache, ActionResult, BlobStore};
 use crate::action::ActionKey;
 use crate::base::{Digest, Result};
 
-/// An action cache that knows where its results' blobs lie.
-pub struct Complete<'a> {
+/// An action cache together with the store of its blobs.
+pub struct CompleteCache<'a> {
     /// The results.
     pub actions: &'a dyn ActionCache,
     /// Their blobs.
     pub blobs: &'a dyn BlobStore,
 }
 
-/// What is known of an action.
+/// The outcome of looking for the result of an action.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Found {
-    /// Its result, all of it.
+pub enum Lookup {
+    /// The result; all its blobs exist.
     Hit(ActionResult),
-    /// It succeeded once, but this blob is gone since.
-    Gone(Digest),
-    /// It never succeeded.
-    Nothing,
+    /// There is a result, but this blob of it is missing.
+    MissingBlob(Digest),
+    /// There is no result.
+    Miss,
 }
 
-impl Complete<'_> {
-    /// Looks for the result of an action. Costs one small read, and one `stat` a blob.
-    pub fn find(&self, key: &ActionKey) -> Result<Found> {
+impl CompleteCache<'_> {
+    /// Looks for the result of an action. Costs one small read, and one `stat` per blob.
+    pub fn look_up(&self, key: &ActionKey) -> Result<Lookup> {
         let Some(result) = self.actions.get(key)? else {
-            return Ok(Found::Nothing);
+            return Ok(Lookup::Miss);
         };
-        let mut blobs: Vec<Digest> = result
-            .outputs
-            .values()
-            .map(|part| part.content.blob())
-            .collect();
+        let mut blobs: Vec<Digest> = result.blobs().collect();
         blobs.sort();
         blobs.dedup();
         Ok(match self.blobs.missing(&blobs)?.first() {
-            Some(blob) => Found::Gone(*blob),
-            None => Found::Hit(result),
+            Some(blob) => Lookup::MissingBlob(*blob),
+            None => Lookup::Hit(result),
         })
     }
 }
 
-impl ActionCache for Complete<'_> {
+impl ActionCache for CompleteCache<'_> {
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>> {
-        Ok(match self.find(key)? {
-            Found::Hit(result) => Some(result),
-            Found::Gone(_) | Found::Nothing => None,
+        Ok(match self.look_up(key)? {
+            Lookup::Hit(result) => Some(result),
+            Lookup::MissingBlob(_) | Lookup::Miss => None,
         })
     }
 

@@ -1,5 +1,5 @@
-//! Folders of one process. The lock is an `flock` on the folder itself, so it dies with its process
-//! however that ends, and whoever can take it knows that the owner is gone.
+//! Folders that one process at a time uses. The lock is an `flock` on the folder itself, which ends
+//! with its process, so a folder that can be locked has no owner any more.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
@@ -10,13 +10,14 @@ use rustix::fs::OFlags;
 
 use crate::base::{Code, Context, Result};
 
-/// A folder that only its owner uses, until it is dropped.
+/// A folder that is locked until this is dropped.
 pub struct LockedFolder {
     path: PathBuf,
     _lock: File,
 }
 
-/// The right to do what one process at a time should do. Ends when dropped, or with its process.
+/// A lock on an action, which one process at a time should run. Released when dropped, or when the
+/// process ends. The default locks nothing.
 #[derive(Default)]
 pub struct ActionLock(Option<LockedFolder>);
 
@@ -28,25 +29,27 @@ impl From<LockedFolder> for ActionLock {
 
 impl Drop for ActionLock {
     fn drop(&mut self) {
-        // What stays behind is an empty folder.
-        let _ = self.0.take().map(LockedFolder::remove);
+        if let Some(folder) = self.0.take() {
+            // If it fails, an empty folder stays.
+            let _ = folder.remove();
+        }
     }
 }
 
 #[derive(Clone, Copy)]
 enum Wait {
-    None,
-    Endless,
+    No,
+    Forever,
 }
 
-fn make(path: &Path) -> Result<()> {
-    let is_another_thing = || fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir());
+fn create_folder(path: &Path) -> Result<()> {
     loop {
         match fs::create_dir_all(path) {
-            // Another process made it first, and removed it before it was looked at.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && !is_another_thing() => {}
-            made => {
-                return made.context(Code::StoreIo, || {
+            // Another process created it, and removed it before `create_dir_all` checked it.
+            Err(error)
+                if error.kind() == ErrorKind::AlreadyExists && !is_other_than_folder(path) => {}
+            created => {
+                return created.context(Code::StoreIo, || {
                     format!("make the folder {}", path.display())
                 });
             }
@@ -54,26 +57,33 @@ fn make(path: &Path) -> Result<()> {
     }
 }
 
+fn is_other_than_folder(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(found) => !found.is_dir(),
+        Err(_) => false,
+    }
+}
+
 impl LockedFolder {
-    /// Makes `path` if need be and locks it; `None` while another process has it.
-    pub fn take(path: &Path) -> Result<Option<LockedFolder>> {
-        make(path)?;
-        Self::lock(path, Wait::None)
+    /// Creates `path` if it does not exist and locks it; `None` while another process has locked
+    /// it.
+    pub fn try_lock(path: &Path) -> Result<Option<LockedFolder>> {
+        create_folder(path)?;
+        Self::lock_existing(path, Wait::No)
     }
 
-    /// Makes `path` if need be and locks it, as soon as no other process has it.
-    pub fn wait(path: &Path) -> Result<LockedFolder> {
+    /// Creates `path` if it does not exist and locks it. Waits while another process has locked it.
+    pub fn lock(path: &Path) -> Result<LockedFolder> {
         loop {
-            make(path)?;
-            if let Some(folder) = Self::lock(path, Wait::Endless)? {
+            create_folder(path)?;
+            if let Some(folder) = Self::lock_existing(path, Wait::Forever)? {
                 return Ok(folder);
             }
         }
     }
 
-    /// `None` if there is no such folder, or no patience to wait until another process lets go of
-    /// it.
-    fn lock(path: &Path, wait: Wait) -> Result<Option<LockedFolder>> {
+    /// `None` if the folder does not exist, or is locked and this should not wait.
+    fn lock_existing(path: &Path, wait: Wait) -> Result<Option<LockedFolder>> {
         let failed = || format!("lock the folder {}", path.display());
         let flags = OFlags::NOFOLLOW | OFlags::DIRECTORY;
         let lock = match OpenOptions::new()
@@ -85,8 +95,8 @@ impl LockedFolder {
             opened => opened.context(Code::StoreIo, failed)?,
         };
         match wait {
-            Wait::Endless => lock.lock().context(Code::StoreIo, failed)?,
-            Wait::None => match lock.try_lock() {
+            Wait::Forever => lock.lock().context(Code::StoreIo, failed)?,
+            Wait::No => match lock.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => {
@@ -94,66 +104,67 @@ impl LockedFolder {
                 }
             },
         }
-        // Its last owner may have removed it between our open and our lock.
+        // The last owner may have removed it after it was opened here and before it was locked.
         let inode = lock.metadata().context(Code::StoreIo, failed)?.ino();
-        let is_still_there = fs::metadata(path).is_ok_and(|now| now.ino() == inode);
-        Ok(is_still_there.then(|| LockedFolder {
-            path: path.into(),
-            _lock: lock,
-        }))
+        match fs::metadata(path) {
+            Ok(now) if now.ino() == inode => Ok(Some(LockedFolder {
+                path: path.into(),
+                _lock: lock,
+            })),
+            _ => Ok(None),
+        }
     }
 
-    /// Makes and locks a new folder in `parent`, whose name starts with `prefix`.
+    /// Creates and locks a new folder in `parent`, whose name starts with `prefix`.
     pub fn create(parent: &Path, prefix: &str) -> Result<LockedFolder> {
         loop {
             let mode = fs::Permissions::from_mode(0o777);
-            let made = tempfile::Builder::new()
+            let created = tempfile::Builder::new()
                 .prefix(prefix)
                 .permissions(mode)
                 .tempdir_in(parent);
-            let path = made
+            let path = created
                 .context(Code::StoreIo, || {
                     format!("make a folder in {}", parent.display())
                 })?
                 .keep();
-            // A sweeper may have been faster than our lock; then the folder is gone, and we make
-            // another.
-            if let Some(folder) = Self::lock(&path, Wait::None)? {
+            // Another process may have removed it as abandoned before it was locked.
+            if let Some(folder) = Self::lock_existing(&path, Wait::No)? {
                 return Ok(folder);
             }
         }
     }
 
-    /// Removes what dead processes left in `parent` under names that start with `prefix`. What
-    /// cannot be removed, since it is another user's or the disk is read-only, stays.
-    pub fn sweep(parent: &Path, prefix: &str) -> Result<()> {
-        for entry in
-            fs::read_dir(parent).context(Code::StoreIo, || format!("list {}", parent.display()))?
-        {
+    /// Removes the folders in `parent` that dead processes created, by the prefix of their names.
+    /// A folder that cannot be removed, because of its owner or a read-only disk, stays.
+    pub fn remove_abandoned(parent: &Path, prefix: &str) -> Result<()> {
+        let entries =
+            fs::read_dir(parent).context(Code::StoreIo, || format!("list {}", parent.display()))?;
+        for entry in entries {
             let Ok(entry) = entry else { continue };
             if entry.file_name().to_string_lossy().starts_with(prefix)
-                && entry.file_type().is_ok_and(|kind| kind.is_dir())
-                && let Ok(Some(dead)) = Self::lock(&entry.path(), Wait::None)
+                && let Ok(kind) = entry.file_type()
+                && kind.is_dir()
+                && let Ok(Some(abandoned)) = Self::lock_existing(&entry.path(), Wait::No)
             {
-                let _ = dead.remove();
+                let _ = abandoned.remove();
             }
         }
         Ok(())
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes it with all it holds.
+    /// Removes it with its contents.
     pub fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
-                .context(Code::StoreIo, || {
-                    format!("remove the folder {}", self.path.display())
-                }),
-            _ => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            removed => removed.context(Code::StoreIo, || {
+                format!("remove the folder {}", self.path.display())
+            }),
         }
     }
 }

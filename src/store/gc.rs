@@ -1,40 +1,36 @@
-//! Removing what nothing keeps: the cache is looked over, then it is decided what goes, then that
-//! is done.
+//! Garbage collection: takes an inventory of the cache, decides what to remove, then removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use super::LocalStore;
-use super::audit::{entry, files_below};
-use super::disk::Disk;
+use super::disk::{Disk, read_result};
 use super::folder::LockedFolder;
-use super::layout::{self, Room};
+use super::layout::{self, CacheDir, files_below, remove_file};
 use crate::action::ActionKey;
-use crate::base::{Code, Context, Problem, Result};
+use crate::base::{Code, Problem, Result};
 
-/// What stays, and how much may. Without a limit, nothing stays that is not kept.
+/// What stays, and how much may stay. Without a limit, only what is kept stays.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Results that stay whatever the limits say, and with them the blobs that their outputs lie
-    /// in.
+    /// Results that stay regardless of the limits, together with the blobs of their outputs.
     pub kept: BTreeSet<ActionKey>,
-    /// Other results, notes and half-finished downloads go when they were written longer ago than
-    /// this.
+    /// Other results, notes and partial downloads that are older than this are removed.
     pub max_age: Option<Duration>,
-    /// Other results go, the oldest first, until all blobs together have at most as many bytes.
+    /// Other results are removed, the oldest first, until all blobs together have at most this
+    /// many bytes.
     pub max_bytes: Option<u64>,
-    /// The time by which things are old; what was written after it is new.
+    /// The time that ages are relative to.
     pub now: SystemTime,
 }
 
 /// A number of results and blobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Tally {
+pub struct Totals {
     /// Results.
     pub results: usize,
     /// Blobs.
@@ -43,18 +39,18 @@ pub struct Tally {
     pub bytes: u64,
 }
 
-/// What goes by some rules, and what that leaves.
+/// What some rules remove, and what stays.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Garbage {
-    /// What goes.
-    pub goes: Tally,
-    /// Bytes of half-finished downloads that go.
+    /// What is removed.
+    pub goes: Totals,
+    /// Bytes of partial downloads that are removed.
     pub partial_bytes: u64,
     /// What stays.
-    pub stays: Tally,
-    /// What of that is kept whatever the limits say.
-    pub kept: Tally,
-    /// By how much what stays is larger than allowed, because it is kept.
+    pub stays: Totals,
+    /// The part of it that is kept regardless of the limits.
+    pub kept: Totals,
+    /// How far what stays exceeds `max_bytes`, because it is kept.
     pub over_bytes: u64,
     #[serde(skip)]
     results: Vec<PathBuf>,
@@ -65,30 +61,31 @@ pub struct Garbage {
 }
 
 impl Garbage {
-    /// All bytes that go.
+    /// All bytes that are removed.
     pub fn bytes(&self) -> u64 {
         self.goes.bytes + self.partial_bytes
     }
 }
 
-/// A cache that nobody else uses.
-pub struct Alone {
+/// A cache that no other process uses.
+pub struct ExclusiveDisk {
     store: Disk,
 }
 
-/// All that a cache holds, by paths.
+/// The contents of a cache, by path.
 #[derive(Default)]
-struct Census {
-    results: Vec<Entry>,
+struct Inventory {
+    results: Vec<ResultFile>,
+    /// Blobs and their sizes.
     blobs: BTreeMap<PathBuf, u64>,
     partials: Vec<Partial>,
 }
 
-struct Entry {
+struct ResultFile {
     path: PathBuf,
     is_kept: bool,
     written: SystemTime,
-    /// Where its outputs lie. None for a file that is no result; it goes like one.
+    /// The blobs of its outputs. Empty for a file that is not a valid result.
     blobs: BTreeSet<PathBuf>,
 }
 
@@ -99,16 +96,16 @@ struct Partial {
 }
 
 impl Disk {
-    /// What goes by `rules`. Removes nothing.
+    /// What `rules` would remove. Removes nothing.
     pub fn garbage(&self, rules: &Rules) -> Result<Garbage> {
-        Ok(decide(&self.census(&rules.kept)?, rules))
+        Ok(decide(&self.inventory(&rules.kept)?, rules))
     }
 
-    /// Has the cache alone from now on; a problem while others are at work in it, who may have
-    /// found just what would go. Who comes meanwhile waits.
-    pub fn alone(self) -> Result<Alone> {
-        if self.usage.alone()? {
-            return Ok(Alone { store: self });
+    /// Locks the cache exclusively. Fails if other processes use it: they may have found just what
+    /// would be removed. Processes that open it later wait.
+    pub fn lock_exclusively(self) -> Result<ExclusiveDisk> {
+        if self.usage.try_upgrade()? {
+            return Ok(ExclusiveDisk { store: self });
         }
         let message = format!(
             "another kiln is at work in the cache {}: nothing was removed",
@@ -118,27 +115,26 @@ impl Disk {
             .help("call it again when that has ended; --dry-run says what would go"))
     }
 
-    fn census(&self, kept: &BTreeSet<ActionKey>) -> Result<Census> {
+    fn inventory(&self, kept: &BTreeSet<ActionKey>) -> Result<Inventory> {
         let kept: BTreeSet<PathBuf> = kept.iter().map(|key| self.action_path(key)).collect();
-        let mut census = Census::default();
-        for path in Room::Blobs.files(self.root())? {
-            // A damaged blob may be removed meanwhile.
+        let mut inventory = Inventory::default();
+        for path in CacheDir::Blobs.files(self.root())? {
+            // A reader removes a corrupt blob, possibly right now.
             if let Ok(file) = fs::metadata(&path) {
-                census.blobs.insert(path, file.len());
+                inventory.blobs.insert(path, file.len());
             }
         }
-        for path in Room::Actions.files(self.root())? {
-            let Some(written) = written(&path) else {
+        for path in CacheDir::Actions.files(self.root())? {
+            let Some(written) = modified(&path) else {
                 continue;
             };
-            let outputs = entry(&path)
-                .map(|result| result.outputs)
-                .unwrap_or_default();
-            let blobs = outputs
-                .values()
-                .map(|part| self.blob_path(&part.content.blob()))
-                .collect();
-            census.results.push(Entry {
+            let mut blobs = BTreeSet::new();
+            if let Some(result) = read_result(&path) {
+                for blob in result.blobs() {
+                    blobs.insert(self.blob_path(&blob));
+                }
+            }
+            inventory.results.push(ResultFile {
                 is_kept: kept.contains(&path),
                 written,
                 blobs,
@@ -146,54 +142,59 @@ impl Disk {
             });
         }
         for path in layout::partials(self.root())? {
-            let files = files_below(&path)?;
-            let bytes = files
-                .iter()
-                .filter_map(|file| Some(fs::metadata(file).ok()?.len()))
-                .sum();
-            // A file that is written to leaves its folder's time as it is.
-            let newest = files
-                .iter()
-                .chain([&path])
-                .filter_map(|path| written(path))
-                .max();
-            census.partials.extend(newest.map(|written| Partial {
-                path,
-                written,
-                bytes,
-            }));
+            // Writing to a file does not change the time of its folder.
+            let mut newest = modified(&path);
+            let mut bytes = 0;
+            for file in files_below(&path)? {
+                newest = newest.max(modified(&file));
+                if let Ok(metadata) = fs::metadata(&file) {
+                    bytes += metadata.len();
+                }
+            }
+            if let Some(written) = newest {
+                inventory.partials.push(Partial {
+                    path,
+                    written,
+                    bytes,
+                });
+            }
         }
-        Ok(census)
+        Ok(inventory)
     }
 }
 
-impl Alone {
+impl ExclusiveDisk {
     /// The cache.
     pub fn store(&self) -> &Disk {
         &self.store
     }
 
-    /// Removes what goes by `rules`.
+    /// Removes what `rules` do not keep.
     pub fn collect(&self, rules: &Rules) -> Result<Garbage> {
+        let root = self.store.root();
         let garbage = self.store.garbage(rules)?;
-        // A result goes before its blobs: whoever dies in between leaves blobs without a name,
-        // which go the next time.
-        garbage
-            .results
-            .iter()
-            .chain(&garbage.blobs)
-            .try_for_each(|path| remove(path))?;
-        for path in &garbage.partials {
-            LockedFolder::take(path)?.map_or(Ok(()), LockedFolder::remove)?;
+        // Results before their blobs: an interruption leaves blobs without a result, which the next
+        // collection removes.
+        for path in &garbage.results {
+            remove_file(path)?;
         }
-        let spared = self
-            .store
-            .proofs_of(&Room::Actions.files(self.store.root())?);
-        for path in Room::Notes.files(self.store.root())? {
-            if !spared.contains(&path)
-                && written(&path).is_some_and(|written| rules.makes_old(written))
+        for path in &garbage.blobs {
+            remove_file(path)?;
+        }
+        for path in &garbage.partials {
+            if let Some(folder) = LockedFolder::try_lock(path)? {
+                folder.remove()?;
+            }
+        }
+        let needed = self.store.local_run_notes(&CacheDir::Actions.files(root)?);
+        for path in CacheDir::Notes.files(root)? {
+            if needed.contains(&path) {
+                continue;
+            }
+            if let Some(written) = modified(&path)
+                && rules.is_expired(written)
             {
-                remove(&path)?;
+                remove_file(&path)?;
             }
         }
         Ok(garbage)
@@ -201,96 +202,107 @@ impl Alone {
 }
 
 impl Rules {
-    /// Whether what was written then is old; without a limit all is.
-    fn makes_old(&self, written: SystemTime) -> bool {
-        let has_no_limit = self.max_age.is_none() && self.max_bytes.is_none();
-        let age = self.now.duration_since(written).unwrap_or_default();
-        has_no_limit || self.max_age.is_some_and(|max| age > max)
+    /// Whether something written at `written` is too old; without a limit, everything is.
+    fn is_expired(&self, written: SystemTime) -> bool {
+        match (self.max_age, self.max_bytes) {
+            (Some(max_age), _) => self.now.duration_since(written).unwrap_or_default() > max_age,
+            (None, Some(_)) => false,
+            (None, None) => true,
+        }
     }
 }
 
-fn decide(census: &Census, rules: &Rules) -> Garbage {
-    let size = |blob: &PathBuf| census.blobs.get(blob).copied();
-
+fn decide(inventory: &Inventory, rules: &Rules) -> Garbage {
+    // How many of the results that stay use each blob.
     let mut uses: BTreeMap<&PathBuf, usize> = BTreeMap::new();
-    for blob in census.results.iter().flat_map(|result| &result.blobs) {
-        *uses.entry(blob).or_default() += 1;
+    let mut kept = Totals::default();
+    let mut kept_blobs: BTreeSet<&PathBuf> = BTreeSet::new();
+    let mut others = vec![];
+    for result in &inventory.results {
+        for blob in &result.blobs {
+            *uses.entry(blob).or_default() += 1;
+        }
+        if result.is_kept {
+            kept.results += 1;
+            kept_blobs.extend(&result.blobs);
+        } else {
+            others.push(result);
+        }
     }
-    let mut garbage = Garbage::default();
-    garbage.blobs.extend(
-        census
-            .blobs
-            .keys()
-            .filter(|blob| !uses.contains_key(blob))
-            .cloned(),
-    );
-    let mut bytes: u64 = uses.keys().filter_map(|blob| size(blob)).sum();
+    for blob in kept_blobs {
+        kept.add_blob(inventory.blobs.get(blob));
+    }
 
-    let (kept, mut others): (Vec<&Entry>, Vec<&Entry>) =
-        census.results.iter().partition(|result| result.is_kept);
+    let mut goes = Totals::default();
+    let mut stays = Totals {
+        results: inventory.results.len(),
+        ..Totals::default()
+    };
+    let mut garbage = Garbage::default();
+    for (blob, size) in &inventory.blobs {
+        if uses.contains_key(blob) {
+            stays.add_blob(Some(size));
+        } else {
+            goes.add_blob(Some(size));
+            garbage.blobs.push(blob.clone());
+        }
+    }
+
     others.sort_by_key(|result| (result.written, &result.path));
     for result in others {
-        if !rules.makes_old(result.written) && rules.max_bytes.is_none_or(|max| bytes <= max) {
+        let fits = match rules.max_bytes {
+            Some(max) => stays.bytes <= max,
+            None => true,
+        };
+        if fits && !rules.is_expired(result.written) {
             break;
         }
+        goes.results += 1;
+        stays.results -= 1;
         garbage.results.push(result.path.clone());
         for blob in &result.blobs {
-            let Some(left) = uses.get_mut(blob) else {
+            let Some(count) = uses.get_mut(blob) else {
                 continue;
             };
-            *left -= 1;
-            if let (0, Some(size)) = (*left, size(blob)) {
-                bytes -= size;
+            *count -= 1;
+            if *count == 0
+                && let Some(size) = inventory.blobs.get(blob)
+            {
+                goes.add_blob(Some(size));
+                stays.blobs -= 1;
+                stays.bytes -= size;
                 garbage.blobs.push(blob.clone());
             }
         }
     }
-    for partial in census
-        .partials
-        .iter()
-        .filter(|partial| rules.makes_old(partial.written))
-    {
-        garbage.partials.push(partial.path.clone());
-        garbage.partial_bytes += partial.bytes;
-    }
-
-    let stay = census.results.len() - garbage.results.len();
-    let kept_blobs: BTreeSet<&PathBuf> = kept.iter().flat_map(|result| &result.blobs).collect();
-    garbage.goes = tally(garbage.results.len(), garbage.blobs.iter().filter_map(size));
-    garbage.stays = tally(
-        stay,
-        uses.iter()
-            .filter(|(_, left)| **left > 0)
-            .filter_map(|(blob, _)| size(blob)),
-    );
-    garbage.kept = tally(kept.len(), kept_blobs.into_iter().filter_map(size));
-    garbage.over_bytes = rules.max_bytes.map_or(0, |max| bytes.saturating_sub(max));
-    garbage
-}
-
-fn tally(results: usize, sizes: impl Iterator<Item = u64>) -> Tally {
-    sizes.fold(
-        Tally {
-            results,
-            ..Tally::default()
-        },
-        |tally, size| Tally {
-            blobs: tally.blobs + 1,
-            bytes: tally.bytes + size,
-            ..tally
-        },
-    )
-}
-
-fn written(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).ok()?.modified().ok()
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).context(Code::StoreIo, || format!("remove {}", path.display()))
+    for partial in &inventory.partials {
+        if rules.is_expired(partial.written) {
+            garbage.partials.push(partial.path.clone());
+            garbage.partial_bytes += partial.bytes;
         }
-        _ => Ok(()),
     }
+
+    if let Some(max) = rules.max_bytes {
+        garbage.over_bytes = stays.bytes.saturating_sub(max);
+    }
+    Garbage {
+        goes,
+        stays,
+        kept,
+        ..garbage
+    }
+}
+
+impl Totals {
+    /// Counts a blob of this size; one that is missing does not count.
+    fn add_blob(&mut self, size: Option<&u64>) {
+        if let Some(size) = size {
+            self.blobs += 1;
+            self.bytes += size;
+        }
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.modified().ok()
 }

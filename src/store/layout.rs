@@ -1,43 +1,43 @@
-//! What a cache folder looks like: how it is known to be one, and the names of all that kiln keeps
-//! in it. Nothing under another name is kiln's, so nothing else is ever read or removed.
+//! The layout of a cache folder: how it is recognized, and the names of all files that kiln keeps
+//! in it. Files with other names are not kiln's and are never read or removed.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileType};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::base::{Code, Context, Problem, Result, head, new_file_in};
 
-/// The layout that this code reads and writes; bumped when an older kiln would misread it.
+/// The layout that this code reads and writes; increased when an older kiln would misread it.
 pub(super) const LAYOUT: &str = "kiln cache 1\n";
-/// Folders of processes in `tmp/` begin with this.
-pub(super) const OWN: &str = "kiln-";
-/// The file that says what the folder is.
-const FILE: &str = "layout";
-/// Files that may lie in a folder before it becomes a cache, as a repository keeps them.
+/// Prefix of the folders of processes in `tmp/`.
+pub(super) const PROCESS_PREFIX: &str = "kiln-";
+/// The file that contains [`LAYOUT`].
+const LAYOUT_FILE: &str = "layout";
+/// Files that may exist in a folder before it becomes a cache, as repositories have them.
 const NEUTRAL: [&str; 4] = ["README.md", ".gitignore", ".gitkeep", "CACHEDIR.TAG"];
-/// What the layout is written under, before it has its name.
+/// Prefix of the temporary file that becomes the layout file.
 const UNNAMED: &str = ".kiln-layout-";
-/// A subfolder with files named by digests.
+/// A subfolder of the cache whose files are named by digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
+pub(super) enum CacheDir {
     Blobs,
     Actions,
     Notes,
 }
 
-impl Room {
+impl CacheDir {
     const fn folder(self) -> &'static str {
         match self {
-            Room::Blobs => "blobs",
-            Room::Actions => "actions",
-            Room::Notes => "notes",
+            CacheDir::Blobs => "blobs",
+            CacheDir::Actions => "actions",
+            CacheDir::Notes => "notes",
         }
     }
 
     const fn suffix(self) -> &'static str {
         match self {
-            Room::Actions => ".json",
-            Room::Blobs | Room::Notes => "",
+            CacheDir::Actions => ".json",
+            CacheDir::Blobs | CacheDir::Notes => "",
         }
     }
 
@@ -48,103 +48,144 @@ impl Room {
             .join(format!("{hex}{}", self.suffix()))
     }
 
-    /// All files of the cache `root` that have such a name, sorted. No link is followed.
+    /// All files of the cache `root` with such a name, sorted. Follows no links.
     pub(super) fn files(self, root: &Path) -> Result<Vec<PathBuf>> {
         let mut files = vec![];
-        for dir in
-            entries(&root.join(self.folder()))?.filter(|entry| is(entry, fs::FileType::is_dir))
-        {
-            let name = dir.file_name();
-            let Some(dir_name) = name.to_str().filter(|name| name.len() == 2 && is_hex(name))
-            else {
+        for dir in entries(&root.join(self.folder()))? {
+            let dir_name = dir.file_name();
+            let Some(prefix) = dir_name.to_str() else {
                 continue;
             };
-            let is_ours = |name: &str| {
-                name.strip_suffix(self.suffix())
-                    .is_some_and(|hex| is_digest(hex) && hex.starts_with(dir_name))
-            };
-            let found = entries(&dir.path())?.filter(|entry| is(entry, fs::FileType::is_file));
-            files.extend(
-                found
-                    .filter(|file| file.file_name().to_str().is_some_and(is_ours))
-                    .map(|file| file.path()),
-            );
+            if prefix.len() != 2 || !is_hex(prefix) || !has_type(&dir, FileType::is_dir) {
+                continue;
+            }
+            for file in entries(&dir.path())? {
+                if self.is_name(&file, prefix) && has_type(&file, FileType::is_file) {
+                    files.push(file.path());
+                }
+            }
         }
         files.sort();
         Ok(files)
     }
+
+    /// Whether `file` has the name of a file in the folder `prefix`.
+    fn is_name(self, file: &fs::DirEntry, prefix: &str) -> bool {
+        let name = file.file_name();
+        match name
+            .to_str()
+            .unwrap_or_default()
+            .strip_suffix(self.suffix())
+        {
+            Some(hex) => is_digest(hex) && hex.starts_with(prefix),
+            None => false,
+        }
+    }
 }
 
-/// The folders of half-finished work in the cache `root`, sorted.
+/// The folders of partial work in the cache `root`, sorted.
 pub(super) fn partials(root: &Path) -> Result<Vec<PathBuf>> {
-    let folders = entries(&root.join("partial"))?.filter(|entry| is(entry, fs::FileType::is_dir));
-    let ours = folders.filter(|entry| entry.file_name().to_str().is_some_and(is_digest));
-    let mut partials: Vec<PathBuf> = ours.map(|entry| entry.path()).collect();
+    let mut partials = vec![];
+    for entry in entries(&root.join("partial"))? {
+        let is_ours = is_digest(entry.file_name().to_str().unwrap_or_default());
+        if is_ours && has_type(&entry, FileType::is_dir) {
+            partials.push(entry.path());
+        }
+    }
     partials.sort();
     Ok(partials)
 }
 
-/// Makes `root` a cache if it may become one, or says why not. Yields its absolute path: the cache
-/// may be named by a relative one, and vendor libraries change the working directory.
-pub(super) fn claim(root: &Path) -> Result<PathBuf> {
+/// All files below `folder`, sorted.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in entries(&folder)? {
+            if has_type(&entry, FileType::is_dir) {
+                folders.push(entry.path());
+            } else {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Removes a file; one that does not exist is not an error.
+pub(super) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.context(Code::StoreIo, || format!("remove {}", path.display())),
+    }
+}
+
+/// Opens the cache folder `root`, and creates it if there is none. Returns its absolute path, since
+/// vendor libraries change the working directory.
+pub(super) fn open_root(root: &Path) -> Result<PathBuf> {
     let failed = || format!("open the cache {}", root.display());
     fs::create_dir_all(root).context(Code::StoreIo, failed)?;
     let root = root.canonicalize().context(Code::StoreIo, failed)?;
-    let path = root.join(FILE);
+    let path = root.join(LAYOUT_FILE);
     match head(&path, 2 * LAYOUT.len() as u64) {
         Ok(found) if found == LAYOUT.as_bytes() => {}
         Ok(found) => return Err(unknown(&path, &found)),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            match entries(&root)?.find(|entry| !is_neutral(&entry.file_name().to_string_lossy())) {
-                // Another kiln may just have claimed it.
-                Some(_) if path.exists() => {}
-                Some(stranger) => {
-                    return Err(foreign(&root, &stranger.file_name().to_string_lossy()));
-                }
-                None => write_layout(&root)
-                    .context(Code::StoreIo, || format!("write {}", path.display()))?,
-            }
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => create_layout(&root)?,
         Err(error) => {
             return Err(error).context(Code::StoreIo, || format!("read {}", path.display()));
         }
     }
-    for room in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
-        let path = root.join(room);
+    for name in ["blobs", "actions", "notes", "partial", "tmp", "last"] {
+        let path = root.join(name);
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => {
-                if let Some(link) =
-                    entries(&path)?.find(|entry| is(entry, fs::FileType::is_symlink))
-                {
-                    return Err(no_folder(&link.path()));
+                for entry in entries(&path)? {
+                    if has_type(&entry, FileType::is_symlink) {
+                        return Err(not_a_folder(&entry.path()));
+                    }
                 }
             }
-            Ok(_) => return Err(no_folder(&path)),
+            Ok(_) => return Err(not_a_folder(&path)),
             Err(_) => match fs::create_dir_all(&path) {
-                // Who may only read it finds nothing there.
+                // A read-only cache without this folder has nothing in it.
                 Err(error)
                     if matches!(
                         error.kind(),
                         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
                     ) => {}
-                made => made.context(Code::StoreIo, failed)?,
+                created => created.context(Code::StoreIo, failed)?,
             },
         }
     }
     Ok(root)
 }
 
+/// Makes `root` a cache, unless it contains other files.
+fn create_layout(root: &Path) -> Result<()> {
+    let path = root.join(LAYOUT_FILE);
+    for entry in entries(root)? {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if NEUTRAL.contains(&&*name) || name.starts_with(UNNAMED) {
+            continue;
+        }
+        // Another kiln may have made it a cache in the meantime.
+        if path.exists() {
+            return Ok(());
+        }
+        return Err(foreign(root, &name));
+    }
+    write_layout(root).context(Code::StoreIo, || format!("write {}", path.display()))
+}
+
 fn write_layout(root: &Path) -> io::Result<()> {
     let mut file = new_file_in(root, UNNAMED)?;
     file.write_all(LAYOUT.as_bytes())?;
-    // A cache without it would not be known as one after a power cut.
+    // Without this file, the folder would be refused as foreign after a power cut.
     file.as_file().sync_all()?;
-    file.persist(root.join(FILE))?;
+    file.persist(root.join(LAYOUT_FILE))?;
     File::open(root)?.sync_all()
-}
-
-fn is_neutral(name: &str) -> bool {
-    NEUTRAL.contains(&name) || name.starts_with(UNNAMED)
 }
 
 fn unknown(path: &Path, found: &[u8]) -> Problem {
@@ -167,21 +208,21 @@ fn unknown(path: &Path, found: &[u8]) -> Problem {
     ))
 }
 
-/// The number of a layout that some kiln wrote.
+/// The number of a layout that some version of kiln wrote.
 fn layout_number(text: &[u8]) -> Option<u32> {
     let number = std::str::from_utf8(text)
         .ok()?
         .strip_prefix("kiln cache ")?
         .strip_suffix('\n')?;
-    number
-        .parse()
-        .ok()
-        .filter(|number| *number > 0 && !text.contains(&b'+'))
+    match number.parse() {
+        Ok(number) if number > 0 && !text.contains(&b'+') => Some(number),
+        _ => None,
+    }
 }
 
-fn foreign(root: &Path, stranger: &str) -> Problem {
+fn foreign(root: &Path, name: &str) -> Problem {
     let message = format!(
-        "{} is no cache: it holds `{stranger}`, and no file `layout` in which kiln says that the \
+        "{} is no cache: it holds `{name}`, and no file `layout` in which kiln says that the \
          folder is its own",
         root.display()
     );
@@ -189,7 +230,7 @@ fn foreign(root: &Path, stranger: &str) -> Problem {
         .help("name a folder that is missing or empty with --cache")
 }
 
-fn no_folder(path: &Path) -> Problem {
+fn not_a_folder(path: &Path) -> Problem {
     let message = format!(
         "{} is not a folder of the cache itself, but a link or a file",
         path.display()
@@ -200,20 +241,23 @@ fn no_folder(path: &Path) -> Problem {
     )
 }
 
-fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry> + use<>> {
+/// The entries of a folder; none if it does not exist.
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
     let entries: io::Result<Vec<fs::DirEntry>> = match fs::read_dir(folder) {
-        // Removed meanwhile.
+        // Another process may remove it at any time.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(vec![]),
         Err(error) => Err(error),
         Ok(entries) => entries.collect(),
     };
-    Ok(entries
-        .context(Code::StoreIo, || format!("list {}", folder.display()))?
-        .into_iter())
+    entries.context(Code::StoreIo, || format!("list {}", folder.display()))
 }
 
-fn is(entry: &fs::DirEntry, kind: fn(&fs::FileType) -> bool) -> bool {
-    entry.file_type().is_ok_and(|found| kind(&found))
+/// Whether `entry` has a type; one that cannot be determined is no match.
+fn has_type(entry: &fs::DirEntry, is_type: fn(&FileType) -> bool) -> bool {
+    match entry.file_type() {
+        Ok(found) => is_type(&found),
+        Err(_) => false,
+    }
 }
 
 fn is_hex(name: &str) -> bool {

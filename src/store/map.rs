@@ -7,45 +7,44 @@ use std::ops::Range;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
-use crate::action::{Blob, Memory};
+use crate::action::{Blob, BlobMemory};
 
-/// To map a file costs more than to read it, up to about this size.
-const WORTH_MAPPING_BYTES: u64 = 1 << 16;
+/// Reading a file is faster than mapping it, up to about this size.
+const MIN_MAPPED_BYTES: u64 = 1 << 16;
 
 /// The bytes of a blob's file.
 pub(super) fn map(mut file: &File) -> io::Result<Blob> {
-    if file.metadata()?.len() < WORTH_MAPPING_BYTES {
+    if file.metadata()?.len() < MIN_MAPPED_BYTES {
         let mut bytes = vec![];
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         return Ok(Blob::new(bytes));
     }
-    // SAFETY: a mapping is sound while nobody changes or shortens the file. The store writes a blob
-    // under another name, makes it read-only and renames it into place; after that it is only ever
-    // unlinked or replaced as a whole, which leaves the mapped inode as it is.
+    // SAFETY: a mapping is sound while the file is neither changed nor truncated. The store writes
+    // a blob under another name, makes it read-only and renames it into place; after that it is
+    // only unlinked or replaced by a rename, which does not change the mapped inode.
     let mapped = unsafe { Mmap::map(file)? };
-    Ok(Blob::of(Mapped(mapped)))
+    Ok(Blob::from_memory(Mapped(mapped)))
 }
 
 struct Mapped(Mmap);
 
-impl Memory for Mapped {
+impl BlobMemory for Mapped {
     fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    fn leave(&self, range: Range<usize>) {
+    fn evict(&self, range: Range<usize>) {
         if range.is_empty() {
             return;
         }
-        // SAFETY: the mapping is of a file, shared and only read: a page that is let go comes back
-        // from the file, with the bytes that it had, since nobody changes the file (see
-        // `map`).
-        let left = unsafe {
+        // SAFETY: the mapping is shared, read-only and of a file: an evicted page is read again
+        // from the file, with the same bytes, since the file does not change (see `map`).
+        let advised = unsafe {
             self.0
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
         };
-        // Advice only: who does not follow it keeps more in memory.
-        let _ = left;
+        // Only advice: if it fails, more stays in memory.
+        let _ = advised;
     }
 }

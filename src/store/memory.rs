@@ -11,7 +11,7 @@ use super::{ActionCache, ActionResult, BlobStore, Note, Notes};
 use crate::action::{ActionKey, Blob, BlobSink, Content};
 use crate::base::{Code, Context, Digest, Result, hash_bytes};
 
-/// A store that is gone with its process. Clones share their content.
+/// A store in memory. Clones share their contents.
 #[derive(Clone, Default)]
 pub struct Memory {
     inner: Arc<Mutex<Inner>>,
@@ -22,7 +22,7 @@ struct Inner {
     blobs: HashMap<Digest, Blob>,
     actions: HashMap<ActionKey, ActionResult>,
     notes: HashMap<Digest, String>,
-    /// Blobs that someone wanted as files.
+    /// Blobs that were requested as files.
     files: Option<TempDir>,
 }
 
@@ -35,11 +35,9 @@ impl Memory {
 impl BlobStore for Memory {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>> {
         let inner = self.lock();
-        Ok(digests
-            .iter()
-            .filter(|digest| !inner.blobs.contains_key(digest))
-            .copied()
-            .collect())
+        let mut missing = digests.to_vec();
+        missing.retain(|digest| !inner.blobs.contains_key(digest));
+        Ok(missing)
     }
 
     fn open(&self, digest: &Digest) -> Result<Option<Blob>> {
@@ -47,22 +45,18 @@ impl BlobStore for Memory {
     }
 
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        let failed = || format!("write the blob {digest}");
         let mut inner = self.lock();
         let Some(blob) = inner.blobs.get(digest).cloned() else {
             return Ok(None);
         };
-        let write = |files: &mut Option<TempDir>| -> io::Result<PathBuf> {
-            let folder = match files {
-                Some(folder) => folder,
-                none => none.insert(TempDir::new()?),
-            };
-            let path = folder.path().join(digest.hex());
-            std::fs::write(&path, &*blob)?;
-            Ok(path)
+        let folder = match &mut inner.files {
+            Some(folder) => folder,
+            none => none.insert(TempDir::new().context(Code::StoreIo, failed)?),
         };
-        write(&mut inner.files)
-            .map(Some)
-            .context(Code::StoreIo, || format!("write the blob {digest}"))
+        let path = folder.path().join(digest.hex());
+        std::fs::write(&path, &*blob).context(Code::StoreIo, failed)?;
+        Ok(Some(path))
     }
 
     fn create(&self) -> Result<Box<dyn BlobSink>> {
@@ -85,13 +79,13 @@ impl ActionCache for Memory {
 }
 
 impl Notes for Memory {
-    fn read(&self, question: &Digest) -> Result<Option<Note>> {
-        let text = self.lock().notes.get(question).cloned();
+    fn read(&self, key: &Digest) -> Result<Option<Note>> {
+        let text = self.lock().notes.get(key).cloned();
         Ok(text.map(Note::new))
     }
 
-    fn write(&self, question: &Digest, text: &str) -> Result<()> {
-        self.lock().notes.insert(*question, text.into());
+    fn write(&self, key: &Digest, text: &str) -> Result<()> {
+        self.lock().notes.insert(*key, text.into());
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
-//! Floor 3: blobs and results, by digest.
+//! Blobs, results of actions, and notes.
 //!
-//! Two small traits, grown by being wrapped. Absent is `Ok(None)`; `Err` means "could not look".
+//! The traits are small and extended by wrapping. `Ok(None)` means absent, `Err` means that the
+//! lookup failed.
 
 mod audit;
 mod blob_dirs;
@@ -15,9 +16,9 @@ mod memory;
 mod notes;
 mod publish;
 mod sha256;
+mod snapshot;
 mod stamp;
 mod usage;
-mod watched;
 mod window;
 
 use std::path::{Path, PathBuf};
@@ -31,23 +32,23 @@ use crate::base::{Digest, Result, hash_bytes};
 pub use audit::{Fault, StageStats, Stats, Verified};
 pub use blob_dirs::BlobList;
 pub use bundle::{Exported, Imported};
-pub use complete::{Complete, Found};
+pub use complete::{CompleteCache, Lookup};
 pub use disk::Disk;
 pub use folder::{ActionLock, LockedFolder};
-pub use gc::{Alone, Garbage, Rules, Tally};
+pub use gc::{ExclusiveDisk, Garbage, Rules, Totals};
 pub use memory::Memory;
-pub use notes::{Note, Notes, ran_here};
+pub use notes::{Note, Notes, local_run_note};
 pub use publish::{Links, RECORD, Space, publish};
 pub use sha256::Sha256;
+pub use snapshot::{InputSnapshot, hash_file_parallel};
 pub use stamp::Stamp;
-pub use watched::{Watched, hash_ahead};
 
 /// Immutable bytes by digest.
 pub trait BlobStore: Send + Sync {
-    /// Which of `digests` are not there.
+    /// Those of `digests` that the store does not have.
     fn missing(&self, digests: &[Digest]) -> Result<Vec<Digest>>;
 
-    /// Whether all blobs of a list are there; what knows them as a whole need not look for each.
+    /// Whether the store has all blobs of a list. A backend may answer without looking for each.
     fn has_all(&self, list: &BlobList) -> Result<bool> {
         Ok(self.missing(&list.digests()?)?.is_empty())
     }
@@ -55,59 +56,64 @@ pub trait BlobStore: Send + Sync {
     /// The bytes of a blob.
     fn open(&self, digest: &Digest) -> Result<Option<Blob>>;
 
-    /// The bytes of a content, be it a blob or a window into one. What a result says of a window is
-    /// checked first.
+    /// The bytes of a content: a blob or a window into one. A window is hashed first, since the
+    /// result that names it may be wrong.
     fn content(&self, content: &Content) -> Result<Option<Blob>> {
-        window::checked(self, content)
+        let Some(blob) = self.open(&content.blob())? else {
+            return Ok(None);
+        };
+        let bytes = window::cut(&blob, content)?;
+        window::check(&bytes, content)?;
+        Ok(Some(bytes))
     }
 
-    /// A read-only file that holds the blob, for libraries that want a path and for linking out.
+    /// A read-only file with the bytes of a blob, for libraries that need a path and for links.
     fn path(&self, digest: &Digest) -> Result<Option<PathBuf>>;
 
     /// A new blob to write.
     fn create(&self) -> Result<Box<dyn BlobSink>>;
 }
 
-/// A blob store in a folder of this machine, with folders to work in beside its blobs.
+/// A blob store in a folder of this machine, which also has folders for temporary work.
 pub trait LocalStore: BlobStore {
     /// Its folder, absolute.
     fn root(&self) -> &Path;
 
-    /// A new folder that is removed when dropped, or by the next process if this one dies.
+    /// A new folder that is removed when dropped, or by a later process if this one dies.
     fn scratch(&self) -> Result<TempDir>;
 
-    /// The folder of half-finished work on `subject`, kept until removed; `None` while another
-    /// process has it.
+    /// The folder of partial work on `subject`, kept until it is removed; `None` while another
+    /// process has locked it.
     fn partial(&self, subject: &Digest) -> Result<Option<LockedFolder>>;
 }
 
-/// What an action gave, by its key.
+/// The results of actions, by key.
 pub trait ActionCache: Send + Sync {
     /// The result of an action, if it ever succeeded.
     fn get(&self, key: &ActionKey) -> Result<Option<ActionResult>>;
 
-    /// Remembers a success, by the key of its action. Failures are never put.
+    /// Stores the result of a successful action. Failures are never stored.
     fn put(&self, result: &ActionResult) -> Result<()>;
 
-    /// The turn to run an action; `None` while another process has it, which may be about to put
-    /// the result.
-    fn turn(&self, _key: &ActionKey) -> Result<Option<ActionLock>> {
+    /// Locks an action, to run it; `None` while another process has the lock, which may be about
+    /// to put the result.
+    fn lock(&self, _key: &ActionKey) -> Result<Option<ActionLock>> {
         Ok(Some(ActionLock::default()))
     }
 }
 
-/// A success, and what it took.
+/// The result of a successful action, with measured time and memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionResult {
-    /// The canonical text of the action: the audit trail, and what `explain` compares. Not spelled
-    /// with the rest: the disk has it beside it as it is.
+    /// The canonical text of the action: the audit trail, and what `explain` compares. Not
+    /// serialized: the disk format has it on a line of its own.
     #[serde(skip)]
     pub action: String,
-    /// What it gave.
+    /// The outputs.
     pub outputs: Outputs,
     /// Wall time, in milliseconds.
     pub took_ms: u64,
-    /// Measured peak of resident memory, in bytes, where it ran in a process of its own.
+    /// Measured peak of resident memory, in bytes, if it ran in a child process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
 }
@@ -118,11 +124,14 @@ impl ActionResult {
         ActionKey(hash_bytes(self.action.as_bytes()))
     }
 
-    /// What of its outputs lies inside of larger blobs.
+    /// The blobs that contain its outputs; may repeat.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        self.outputs.values().map(|part| part.content.blob())
+    }
+
+    /// The outputs that are windows into larger blobs.
     fn windows(&self) -> impl Iterator<Item = &Content> {
-        self.outputs
-            .values()
-            .map(|part| &part.content)
-            .filter(|content| content.window.is_some())
+        let contents = self.outputs.values().map(|part| &part.content);
+        contents.filter(|content| content.window.is_some())
     }
 }

@@ -1,4 +1,4 @@
-//! Manifests as folders for people: whole or not at all, and not at all when already there.
+//! Writes the parts of a manifest as files of a folder, atomically, unless they are there already.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,40 +12,39 @@ use super::BlobStore;
 use super::disk::MAX_TEXT_BYTES;
 use super::folder::LockedFolder;
 use super::stamp::Stamp;
-use crate::action::{Blob, Manifest, PartName};
+use crate::action::{Blob, Content, Manifest, PartName};
 use crate::base::{Code, Context, Digest, Problem, Result, read_file};
 
-/// Lies in each published folder and says what the folder holds. Marks it as one that kiln may
-/// replace.
+/// The record of what was written, in each published folder. Marks a folder that kiln may replace.
 pub const RECORD: &str = ".kiln.json";
 
-/// Folders that are being written, or on their way out, begin with this.
+/// Prefix of folders that are being written or removed.
 const TEMPORARY: &str = ".kiln-tmp-";
 
-/// As much of a window is copied at a time.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of a window that are copied at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// What was written for each part, and its file's stamp right after.
+/// The digest that was written for each part, and the stamp of its file after that.
 type Record = BTreeMap<PartName, (Digest, Stamp)>;
 
 /// How written files share their bytes with the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Links {
-    /// Reflinks, where the file system has them; else they are copies.
+    /// Reflinks if the file system has them, otherwise copies.
     #[default]
     Reflink,
-    /// Reflinks, else hard links: read-only, and whoever edits one all the same spoils the cache's
-    /// own, which kiln notices when it reads it. Copies, where the cache is on another disk or
-    /// a file is a part of a blob.
+    /// Reflinks, otherwise hard links: read-only files. Editing one also changes the blob in the
+    /// cache, which kiln notices when it reads the blob. Copies if the cache is on another disk, or
+    /// the part is a window.
     Hard,
 }
 
-/// The bytes of what was written.
+/// Sizes of the files that were written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// In files that take no space of their own.
+    /// Bytes of files that share their space with the cache.
     pub shared_bytes: u64,
-    /// In files that do.
+    /// Bytes of files that do not.
     pub copied_bytes: u64,
 }
 
@@ -56,8 +55,8 @@ impl std::ops::AddAssign for Space {
     }
 }
 
-/// Makes `folder` hold exactly the parts of `manifest`; yields what had to be written, or `None` if
-/// nothing had to.
+/// Writes the parts of `manifest` to `folder` and removes all other files there. Returns what was
+/// written, or `None` if the folder already had exactly these parts.
 pub fn publish(
     blobs: &dyn BlobStore,
     manifest: &Manifest,
@@ -73,24 +72,17 @@ pub fn publish(
             "remove it; the folder that --out names may be a link, those of the stages may not",
         ));
     }
-    // The folders above it may be links, and locks follow none.
-    let above = folder
-        .parent()
-        .and_then(|parent| parent.canonicalize().ok());
-    let folder = &above
-        .zip(folder.file_name())
-        .map_or(folder.into(), |(above, name)| above.join(name));
-    let is_there = || read_record(folder).is_some_and(|record| holds(folder, &record, manifest));
-    if is_there() {
+    let folder = &resolve_parent(folder);
+    if is_up_to_date(folder, manifest) {
         return Ok(None);
     }
-    // One writer at a time: it may be that another kiln is just about to write the very same.
+    // One writer at a time: another kiln may be writing the same parts right now.
     let parent = folder.parent().unwrap_or(Path::new("/"));
-    let _turn = LockedFolder::wait(parent)?;
-    if is_there() {
+    let _lock = LockedFolder::lock(parent)?;
+    if is_up_to_date(folder, manifest) {
         return Ok(None);
     }
-    // A damaged record still says whose folder it is.
+    // A folder with a damaged record is still one that kiln wrote.
     if !folder.join(RECORD).exists() && is_in_use(folder)? {
         let message = format!("{} is there, but kiln did not write it", folder.display());
         return Err(Problem::new(Code::PublishForeign, message).help(
@@ -98,38 +90,56 @@ pub fn publish(
              file .kiln.json",
         ));
     }
-    LockedFolder::sweep(parent, TEMPORARY)?;
-    let fresh = LockedFolder::create(parent, TEMPORARY)?;
-    let done = write(blobs, manifest, fresh.path(), links).and_then(|space| {
-        swap(fresh.path(), folder)
-            .context(Code::PublishIo, || {
-                format!("put {} in place", folder.display())
-            })
-            .map(|()| space)
-    });
-    // Holds the old content now, or what was written of the new.
-    fresh.remove()?;
-    done.map(Some)
+    LockedFolder::remove_abandoned(parent, TEMPORARY)?;
+    let temporary = LockedFolder::create(parent, TEMPORARY)?;
+    let written = write_and_swap(blobs, manifest, temporary.path(), folder, links);
+    // It contains the old parts, or the new ones as far as they were written.
+    temporary.remove()?;
+    Ok(Some(written?))
+}
+
+/// `folder` with links above it resolved, since locks follow none.
+fn resolve_parent(folder: &Path) -> PathBuf {
+    if let Some(parent) = folder.parent()
+        && let Some(name) = folder.file_name()
+        && let Ok(parent) = parent.canonicalize()
+    {
+        return parent.join(name);
+    }
+    folder.into()
+}
+
+/// Whether `folder` has exactly the parts of `manifest`, untouched since they were written.
+/// Compares digests in the record and stamps; reads no part.
+fn is_up_to_date(folder: &Path, manifest: &Manifest) -> bool {
+    let Some(record) = read_record(folder) else {
+        return false;
+    };
+    if record.len() != manifest.parts.len() {
+        return false;
+    }
+    for (name, part) in &manifest.parts {
+        match record.get(name) {
+            Some((digest, stamp))
+                if *digest == part.content.digest
+                    && is_untouched(&folder.join(name.as_str()), stamp) => {}
+            _ => return false,
+        }
+    }
+    true
 }
 
 fn read_record(folder: &Path) -> Option<Record> {
-    serde_json::from_slice(&read_file(&folder.join(RECORD), MAX_TEXT_BYTES).ok()?).ok()
+    let text = read_file(&folder.join(RECORD), MAX_TEXT_BYTES).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
-/// Whether `folder` still is what `record` says, and that is what `manifest` asks for. Stats, reads
-/// nothing.
-fn holds(folder: &Path, record: &Record, manifest: &Manifest) -> bool {
-    let is_untouched = |name: &PartName, stamp: &Stamp| {
-        let now = fs::symlink_metadata(folder.join(name.as_str())).map(|file| Stamp::of(&file));
-        now.is_ok_and(|now| now == *stamp || now.of_a_link() == *stamp)
+fn is_untouched(path: &Path, stamp: &Stamp) -> bool {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return false;
     };
-    record.len() == manifest.parts.len()
-        && record
-            .iter()
-            .zip(&manifest.parts)
-            .all(|((name, (digest, stamp)), (wanted, part))| {
-                name == wanted && *digest == part.content.digest && is_untouched(name, stamp)
-            })
+    let now = Stamp::of(&metadata);
+    now == *stamp || now.without_change_time() == *stamp
 }
 
 fn is_in_use(folder: &Path) -> Result<bool> {
@@ -142,54 +152,80 @@ fn is_in_use(folder: &Path) -> Result<bool> {
     }
 }
 
+fn write_and_swap(
+    blobs: &dyn BlobStore,
+    manifest: &Manifest,
+    temporary: &Path,
+    folder: &Path,
+    links: Links,
+) -> Result<Space> {
+    let space = write(blobs, manifest, temporary, links)?;
+    swap(temporary, folder).context(Code::PublishIo, || {
+        format!("put {} in place", folder.display())
+    })?;
+    Ok(space)
+}
+
+/// Writes all parts and the record into the new folder `folder`.
 fn write(blobs: &dyn BlobStore, manifest: &Manifest, folder: &Path, links: Links) -> Result<Space> {
     let mut record = Record::new();
     let mut space = Space::default();
     for (name, part) in &manifest.parts {
-        let content = &part.content;
-        let gone = || {
-            Problem::new(
-                Code::StoreGone,
-                format!(
-                    "the blob {} of `{name}` is gone from the cache",
-                    content.blob()
-                ),
-            )
-            .help("run the same command again: what made this blob runs again")
-        };
-        let path = folder.join(name.as_str());
-        let put = match content.window {
-            None => put(
-                &blobs.path(&content.digest)?.ok_or_else(gone)?,
-                &path,
-                links,
-            ),
-            Some(_) => {
-                copy(&blobs.content(content)?.ok_or_else(gone)?, &path).map(|stamp| (stamp, false))
-            }
-        };
-        let (stamp, is_shared) =
-            put.context(Code::PublishIo, || format!("write {}", path.display()))?;
-        let bytes = if is_shared {
-            &mut space.shared_bytes
+        let digest = part.content.digest;
+        let (stamp, is_shared) = write_part(blobs, name, &part.content, folder, links)?;
+        if is_shared {
+            space.shared_bytes += digest.size_bytes;
         } else {
-            &mut space.copied_bytes
-        };
-        *bytes += content.digest.size_bytes;
-        record.insert(name.clone(), (content.digest, stamp));
+            space.copied_bytes += digest.size_bytes;
+        }
+        record.insert(name.clone(), (digest, stamp));
     }
-    let finish = || -> io::Result<()> {
-        fs::write(folder.join(RECORD), serde_json::to_vec(&record)?)?;
-        // One flush for hundreds of files; the record must not outlive what it vouches for.
-        Ok(syncfs(File::open(folder)?)?)
-    };
-    finish()
-        .context(Code::PublishIo, || format!("write {}", folder.display()))
-        .map(|()| space)
+    finish(&record, folder).context(Code::PublishIo, || format!("write {}", folder.display()))?;
+    Ok(space)
 }
 
-/// Yields the stamp of the new file at `path`, and whether it shares its bytes with `blob`.
-fn put(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
+/// Writes one part. Returns the stamp of its file, and whether it shares its bytes with the cache.
+fn write_part(
+    blobs: &dyn BlobStore,
+    name: &PartName,
+    content: &Content,
+    folder: &Path,
+    links: Links,
+) -> Result<(Stamp, bool)> {
+    let path = folder.join(name.as_str());
+    let failed = || format!("write {}", path.display());
+    if content.window.is_some() {
+        let Some(bytes) = blobs.content(content)? else {
+            return Err(gone(name, content));
+        };
+        let stamp = copy_bytes(&bytes, &path).context(Code::PublishIo, failed)?;
+        return Ok((stamp, false));
+    }
+    let Some(blob) = blobs.path(&content.digest)? else {
+        return Err(gone(name, content));
+    };
+    link_or_copy(&blob, &path, links).context(Code::PublishIo, failed)
+}
+
+fn gone(name: &PartName, content: &Content) -> Problem {
+    let blob = content.blob();
+    Problem::new(
+        Code::StoreGone,
+        format!("the blob {blob} of `{name}` is gone from the cache"),
+    )
+    .help("run the same command again: what made this blob runs again")
+}
+
+/// Writes the record and makes all files durable: one sync for hundreds of files. The record must
+/// not be durable before the files.
+fn finish(record: &Record, folder: &Path) -> io::Result<()> {
+    fs::write(folder.join(RECORD), serde_json::to_vec(record)?)?;
+    Ok(syncfs(File::open(folder)?)?)
+}
+
+/// Writes the file `path` with the bytes of the file `blob`. Returns its stamp, and whether it
+/// shares its bytes with `blob`.
+fn link_or_copy(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     let mut from = File::open(blob)?;
     let mut to = create(path)?;
     if ioctl_ficlone(&to, &from).is_ok() {
@@ -198,7 +234,7 @@ fn put(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     if links == Links::Hard {
         fs::remove_file(path)?;
         if fs::hard_link(blob, path).is_ok() {
-            return Ok((Stamp::of(&fs::metadata(path)?).of_a_link(), true));
+            return Ok((Stamp::of(&fs::metadata(path)?).without_change_time(), true));
         }
         to = File::create_new(path)?;
     }
@@ -206,10 +242,10 @@ fn put(blob: &Path, path: &Path, links: Links) -> io::Result<(Stamp, bool)> {
     Ok((Stamp::of(&to.metadata()?), false))
 }
 
-/// Yields the stamp of the new file at `path`, which holds `bytes`.
-fn copy(bytes: &Blob, path: &Path) -> io::Result<Stamp> {
+/// Writes the file `path` with `bytes`. Returns its stamp.
+fn copy_bytes(bytes: &Blob, path: &Path) -> io::Result<Stamp> {
     let mut to = create(path)?;
-    bytes.stream(PIECE_BYTES, |piece| to.write_all(piece))?;
+    bytes.stream(CHUNK_BYTES, |chunk| to.write_all(chunk))?;
     Ok(Stamp::of(&to.metadata()?))
 }
 
@@ -220,22 +256,22 @@ fn create(path: &Path) -> io::Result<File> {
     File::create_new(path)
 }
 
-/// Puts `fresh` at `folder`; what was there is at `fresh` afterwards.
-fn swap(fresh: &Path, folder: &Path) -> io::Result<()> {
-    match renameat_with(CWD, fresh, CWD, folder, RenameFlags::EXCHANGE) {
-        Err(Errno::NOENT) => fs::rename(fresh, folder),
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => swap_in_steps(fresh, folder),
+/// Exchanges the folders `new` and `folder`; `folder` need not exist.
+fn swap(new: &Path, folder: &Path) -> io::Result<()> {
+    match renameat_with(CWD, new, CWD, folder, RenameFlags::EXCHANGE) {
+        Err(Errno::NOENT) => fs::rename(new, folder),
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => swap_in_steps(new, folder),
         done => Ok(done?),
     }
 }
 
-/// For file systems that cannot exchange: for a moment there is no `folder`.
-fn swap_in_steps(fresh: &Path, folder: &Path) -> io::Result<()> {
-    let mut aside = PathBuf::from(fresh);
+/// For file systems that cannot exchange: for a moment, `folder` does not exist.
+fn swap_in_steps(new: &Path, folder: &Path) -> io::Result<()> {
+    let mut aside = PathBuf::from(new);
     aside.as_mut_os_string().push("-old");
     fs::rename(folder, &aside)?;
-    fs::rename(fresh, folder)?;
-    fs::rename(&aside, fresh)
+    fs::rename(new, folder)?;
+    fs::rename(&aside, new)
 }
 
 #[cfg(test)]
@@ -243,16 +279,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_change_places_on_any_file_system() {
+    fn folders_are_exchanged_on_any_file_system() {
         for swap in [swap, swap_in_steps] {
             let root = tempfile::tempdir().unwrap();
-            let (fresh, folder) = (root.path().join(".fresh"), root.path().join("stage"));
-            fs::create_dir(&fresh).unwrap();
+            let (new, folder) = (root.path().join(".new"), root.path().join("stage"));
+            fs::create_dir(&new).unwrap();
             fs::create_dir(&folder).unwrap();
-            fs::write(fresh.join("new"), "").unwrap();
+            fs::write(new.join("new"), "").unwrap();
             fs::write(folder.join("old"), "").unwrap();
-            swap(&fresh, &folder).unwrap();
-            assert!(folder.join("new").exists() && fresh.join("old").exists());
+            swap(&new, &folder).unwrap();
+            assert!(folder.join("new").exists() && new.join("old").exists());
         }
     }
 }

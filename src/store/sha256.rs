@@ -1,4 +1,5 @@
-//! SHA-256, which the world checks files by. A content's is computed once and noted in the cache.
+//! SHA-256, the digest that files are published with. Computed once per content and noted in the
+//! cache.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +11,11 @@ use super::{BlobStore, Notes};
 use crate::action::Content;
 use crate::base::{Code, Problem, Result, hash_bytes};
 
-/// So many bytes are hashed sooner than a note on them is found.
-const WORTH_A_NOTE_BYTES: u64 = 1 << 16;
+/// Hashing fewer bytes than this is faster than reading a note.
+const MIN_NOTED_BYTES: u64 = 1 << 16;
 
-/// As much of a blob is in memory at a time.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of a blob that are in memory at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// A SHA-256; prints as 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,35 +23,32 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// That of `content`, which lies in `blobs`.
+    /// The SHA-256 of `content`, which is in `blobs`.
     pub fn of(content: &Content, blobs: &dyn BlobStore, notes: &dyn Notes) -> Result<Sha256> {
-        if content.digest.size_bytes < WORTH_A_NOTE_BYTES {
+        if content.digest.size_bytes < MIN_NOTED_BYTES {
             return hash(content, blobs);
         }
-        let question = hash_bytes(format!("sha256 of {}", content.digest).as_bytes());
-        if let Some(known) = notes
-            .read(&question)?
-            .and_then(|note| note.text.parse().ok())
+        let key = hash_bytes(format!("sha256 of {}", content.digest).as_bytes());
+        if let Some(note) = notes.read(&key)?
+            && let Ok(noted) = note.text.parse()
         {
-            return Ok(known);
+            return Ok(noted);
         }
         let sha256 = hash(content, blobs)?;
-        notes.write(&question, &sha256.to_string())?;
+        notes.write(&key, &sha256.to_string())?;
         Ok(sha256)
     }
 }
 
 fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
-    let bytes = blobs.content(content)?.ok_or_else(|| {
-        Problem::new(
-            Code::StoreGone,
-            format!("the blob {} is gone from the cache", content.blob()),
-        )
-        .help("run the same command again: what made this blob runs again")
-    })?;
+    let Some(bytes) = blobs.content(content)? else {
+        let message = format!("the blob {} is gone from the cache", content.blob());
+        return Err(Problem::new(Code::StoreGone, message)
+            .help("run the same command again: what made this blob runs again"));
+    };
     let mut hasher = sha2::Sha256::new();
-    bytes.stream(PIECE_BYTES, |piece| {
-        hasher.update(piece);
+    bytes.stream(CHUNK_BYTES, |chunk| {
+        hasher.update(chunk);
         Ok::<(), Problem>(())
     })?;
     Ok(Sha256(hasher.finalize().into()))
@@ -58,7 +56,10 @@ fn hash(content: &Content, blobs: &dyn BlobStore) -> Result<Sha256> {
 
 impl fmt::Display for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        for byte in self.0 {
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
     }
 }
 
@@ -66,21 +67,26 @@ impl FromStr for Sha256 {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
-        let is_hex = text.len() == 64
-            && text
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let bytes: Option<Vec<u8>> = is_hex.then(|| (0..32).map(digits).collect()).flatten();
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Sha256)
-            .ok_or_else(|| {
-                format!(
-                    "`{}` is not a sha256: 64 lower-case hexadecimal digits",
-                    text.escape_debug()
-                )
-            })
+        let invalid = || {
+            format!(
+                "`{}` is not a sha256: 64 lower-case hexadecimal digits",
+                text.escape_debug()
+            )
+        };
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(invalid());
+        }
+        let mut bytes = [0; 32];
+        for (index, digit) in digits.iter().enumerate() {
+            let value = match digit {
+                b'0'..=b'9' => digit - b'0',
+                b'a'..=b'f' => digit - b'a' + 10,
+                _ => return Err(invalid()),
+            };
+            bytes[index / 2] = bytes[index / 2] << 4 | value;
+        }
+        Ok(Sha256(bytes))
     }
 }
 

@@ -1,18 +1,19 @@
-//! What a file's metadata say of its content.
+//! File metadata that show whether a file changed.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 
-/// A file whose stamp is unchanged was neither written to nor replaced.
+/// Inode, size and times of a file. While they are the same, the file was neither written to nor
+/// replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     inode: u64,
     size_bytes: u64,
     /// Seconds and nanoseconds.
     modified: (i64, i64),
-    /// Catches who sets `modified` back.
+    /// Changes even if `modified` is set back.
     changed: (i64, i64),
 }
 
@@ -27,15 +28,15 @@ impl Stamp {
         }
     }
 
-    /// Without the time of the last change, which every further link to the file sets.
-    pub(super) fn of_a_link(self) -> Self {
+    /// The stamp without the change time, which each new hard link to the file updates.
+    pub(super) fn without_change_time(self) -> Self {
         Stamp {
             changed: (0, 0),
             ..self
         }
     }
 
-    pub(super) fn is_of_size(&self, size_bytes: u64) -> bool {
+    pub(super) fn has_size(&self, size_bytes: u64) -> bool {
         self.size_bytes == size_bytes
     }
 }

@@ -1,32 +1,28 @@
-//! Who uses the cache: any number of processes together, or one that removes something, alone.
+//! The lock on the cache: shared by all processes that use it, exclusive for one that removes
+//! files.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use crate::base::{Code, Context, Result};
 
-/// A share in the cache: an `flock` that dies with its process.
-pub(super) struct Usage {
+/// A lock on the cache: an `flock` that ends with its process.
+pub(super) struct UsageLock {
     folder: File,
 }
 
-impl Usage {
-    /// Shares the cache with all others; waits until nobody has it alone.
-    pub(super) fn share(folder: &Path) -> Result<Usage> {
-        let share = || -> std::io::Result<File> {
-            let folder = File::open(folder)?;
-            folder.lock_shared()?;
-            Ok(folder)
-        };
-        let folder = share().context(Code::StoreIo, || {
-            format!("lock the folder {}", folder.display())
-        })?;
-        Ok(Usage { folder })
+impl UsageLock {
+    /// Takes a shared lock. Waits while another process has an exclusive one.
+    pub(super) fn share(folder: &Path) -> Result<UsageLock> {
+        let failed = || format!("lock the folder {}", folder.display());
+        let file = File::open(folder).context(Code::StoreIo, failed)?;
+        file.lock_shared().context(Code::StoreIo, failed)?;
+        Ok(UsageLock { folder: file })
     }
 
-    /// Has the cache alone from now on, unless others share it; they may take hours, so it does not
-    /// wait. Then even the share is gone.
-    pub(super) fn alone(&self) -> Result<bool> {
+    /// Makes the lock exclusive. Returns `false` while other processes share it, without waiting,
+    /// since they may run for hours; then the shared lock is lost too.
+    pub(super) fn try_upgrade(&self) -> Result<bool> {
         match self.folder.try_lock() {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
@@ -42,14 +38,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_share_and_one_is_alone() {
+    fn a_lock_is_shared_or_exclusive() {
         let folder = tempfile::tempdir().unwrap();
-        let share = || Usage::share(folder.path()).unwrap();
+        let share = || UsageLock::share(folder.path()).unwrap();
         let other = share();
-        assert!(!share().alone().unwrap());
+        assert!(!share().try_upgrade().unwrap());
         drop(other);
-        let alone = share();
-        assert!(alone.alone().unwrap());
+        let exclusive = share();
+        assert!(exclusive.try_upgrade().unwrap());
         assert!(
             File::open(folder.path())
                 .unwrap()
@@ -57,7 +53,7 @@ mod tests {
                 .is_err(),
             "newcomers wait"
         );
-        drop(alone);
+        drop(exclusive);
         share();
     }
 }

@@ -1,46 +1,42 @@
-//! Contents that lie inside of a blob. That the blob is whole says nothing of them: a result that
-//! names the wrong place would give other bytes under a good digest, so they are hashed before they
-//! are handed out.
+//! Contents that are ranges of a larger blob.
+//!
+//! An intact blob does not prove that a window is right: a result with a wrong offset would return
+//! other bytes under a valid digest. So a window is hashed before its bytes are returned.
 
-use super::BlobStore;
 use crate::action::{Blob, Content, Window};
 use crate::base::{Code, Hasher, Problem, Result};
 
-/// As much is hashed at a time.
-const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that are hashed at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// The bytes where `content` says that they are; `None` if the blob is not there.
-pub(super) fn cut<S: BlobStore + ?Sized>(store: &S, content: &Content) -> Result<Option<Blob>> {
-    let Some(blob) = store.open(&content.blob())? else {
-        return Ok(None);
-    };
+/// The bytes of `content` in `blob`, the blob that contains it.
+pub(super) fn cut(blob: &Blob, content: &Content) -> Result<Blob> {
     let Some(window) = content.window else {
-        return Ok(Some(blob));
+        return Ok(blob.clone());
     };
-    let end = window.offset.checked_add(content.digest.size_bytes);
-    let bytes = end.and_then(|end| blob.slice(window.offset..end));
-    bytes
-        .ok_or_else(|| wrong(content, &window, "which leaves the blob"))
-        .map(Some)
+    if let Some(end) = window.offset.checked_add(content.digest.size_bytes)
+        && let Some(bytes) = blob.slice(window.offset..end)
+    {
+        return Ok(bytes);
+    }
+    Err(wrong(content, &window, "which leaves the blob"))
 }
 
-/// The same, once they are known to be the right ones.
-pub(super) fn checked<S: BlobStore + ?Sized>(store: &S, content: &Content) -> Result<Option<Blob>> {
-    let cut = cut(store, content)?;
-    let (Some(bytes), Some(window)) = (&cut, content.window) else {
-        return Ok(cut);
+/// Checks that `bytes` are those of `content`, if it is a window.
+pub(super) fn check(bytes: &Blob, content: &Content) -> Result<()> {
+    let Some(window) = content.window else {
+        return Ok(());
     };
     let mut hasher = Hasher::default();
-    bytes.stream(PIECE_BYTES, |piece| {
-        hasher.update(piece);
+    bytes.stream(CHUNK_BYTES, |chunk| {
+        hasher.update(chunk);
         Ok::<(), Problem>(())
     })?;
     let found = hasher.finish();
-    if found == content.digest {
-        Ok(cut)
-    } else {
-        Err(wrong(content, &window, &format!("where {found} is")))
+    if found != content.digest {
+        return Err(wrong(content, &window, &format!("where {found} is")));
     }
+    Ok(())
 }
 
 fn wrong(content: &Content, window: &Window, what: &str) -> Problem {

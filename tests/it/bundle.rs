@@ -169,7 +169,7 @@ fn shards_stand_in_order() {
     let problem = package(&road, &model, &context(&road, &model, &twice), json!({})).unwrap_err();
     assert_eq!(
         problem.message,
-        "two binaries hold layer 2 of the decode graph"
+        "two binaries have layer 2 of the decode graph"
     );
     let mut other = shards.clone();
     other[10].1["soc"] = json!("sm8750");
@@ -214,7 +214,7 @@ fn what_does_not_fit_is_refused() {
     for (problem, expected) in [
         (
             refused(|facts, _| drop(remove(&mut facts["graphs"], "decode"))),
-            "`model.bin` holds prefill, and Genie needs prefill and decode",
+            "`model.bin` has prefill, and Genie needs prefill and decode",
         ),
         (
             refused(|facts, _| facts["graphs"]["decode"]["context"] = json!(64)),
@@ -224,7 +224,7 @@ fn what_does_not_fit_is_refused() {
             refused(|facts, _| {
                 facts["graphs"]["prefill"]["tokens"] = json!(20);
             }),
-            "the context of 40 is twice the prefill of 20: there libGenie muddles its caches",
+            "the context of 40 is twice the prefill of 20: there libGenie corrupts its caches",
         ),
         (
             refused(|_, info| info["soc_model"] = json!(69)),

@@ -132,7 +132,7 @@ fn a_script_that_cannot_start_names_its_interpreter() {
     let bench = Bench::new("", PLAIN);
     let write = |text: &str| write_script(&bench.path("tool"), text);
     write("#!/bin/sh\r\necho\r\n");
-    bench.fails(1, &["end as Windows ends them", "`/bin/sh\\r`"]);
+    bench.fails(1, &["line endings of Windows", "`/bin/sh\\r`"]);
     write("#!/no/such/python3 -u\n");
     bench.fails(1, &["interpreter `/no/such/python3` is not there"]);
 }
@@ -253,17 +253,17 @@ fn a_bad_end_says_what_it_said_and_how_to_try_again() {
 #[test]
 fn what_it_must_leave_must_be_there_and_be_a_file() {
     Bench::new(">outputs/jug; >outputs/cup", PLAIN)
-        .fails(1, &["wrote no outputs/pot", "`outputs/` holds cup, jug"]);
-    Bench::new("", PLAIN).fails(1, &["wrote no outputs/pot", "`outputs/` holds nothing"]);
+        .fails(1, &["left no outputs/pot", "outputs/ contains cup, jug"]);
+    Bench::new("", PLAIN).fails(1, &["left no outputs/pot", "outputs/ contains nothing"]);
     Bench::new("/bin/ln -s /etc/hostname outputs/pot", PLAIN)
         .fails(1, &["a symbolic link as outputs/pot"]);
     Bench::new("/bin/rmdir outputs; /bin/ln -s /etc outputs", PLAIN)
-        .fails(1, &["something else where outputs/ was"]);
+        .fails(1, &["replaced outputs/ by something else"]);
     Bench::new("/bin/mkdir outputs/pot; >outputs/pot/a", PLAIN)
-        .fails(1, &["`outputs/` holds pot/a"]);
+        .fails(1, &["outputs/ contains pot/a"]);
     let folder = "program = 'TOOL'\noutputs = ['etc/']";
     Bench::new("/bin/ln -s /etc outputs/etc", folder)
-        .fails(1, &["wrote no outputs/etc/", "`outputs/` holds etc"]);
+        .fails(1, &["left no outputs/etc/", "outputs/ contains etc"]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use crate::support::fake;
 use crate::support::simulation::{Simulation, Trace, expected, told};
 use kiln::base::hash_bytes;
-use kiln::engine::{Before, CompletedStage, History, Limits, Past, StageDetails, Task, Took};
+use kiln::engine::{
+    CompletedStage, History, Limits, PastRun, StageDetails, StageHistory, StageTimes, Task,
+};
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
 use proptest::prelude::*;
@@ -307,9 +309,9 @@ fn a_stage_that_gives_what_it_gave_before_is_said_to() {
     let history = History(
         [(
             "clay".to_string(),
-            Before {
+            StageHistory {
                 output,
-                ..Before::default()
+                ..StageHistory::default()
             },
         )]
         .into(),
@@ -338,8 +340,8 @@ fn the_longest_road_is_begun_first() {
          after: from=long
          end: from=after,short";
     let plan = fake::plan(text);
-    let took = |ms| Before {
-        took: Took {
+    let took = |ms| StageHistory {
+        took: StageTimes {
             longest_ms: ms,
             total_ms: ms,
         },
@@ -415,7 +417,7 @@ fn a_part_that_fails_now_and_then_succeeds_in_the_end() {
 fn runs_after(peak: u64, text: &str) -> bool {
     let plan = fake::plan(text);
     let past = &|_: &Task| {
-        Some(Past {
+        Some(PastRun {
             took_ms: 7,
             peak_memory_bytes: Some(peak),
         })
@@ -499,7 +501,7 @@ proptest! {
         let may_fail = |task: &Task| task.action.params["fail"] == true || task.action.params.get("flaky").is_some();
         let is_cached = |task: &Task| task.key.0.hash[0] < cached && !may_fail(task);
         let remembered = |stage: &str| hash_bytes(stage.as_bytes()).hash[0] < remembers;
-        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), Before { took: Took { longest_ms: ms, total_ms: ms }, output: None }));
+        let times = took.iter().enumerate().map(|(index, &ms)| (format!("s{index}"), StageHistory { took: StageTimes { longest_ms: ms, total_ms: ms }, output: None }));
         let simulation = Simulation {
             plan: &plan,
             limits: Limits { jobs, memory_bytes, keep_going },
@@ -508,7 +510,7 @@ proptest! {
             history: History(times.collect()),
             past: &|task| {
                 let peak = peaks[usize::from(task.key.0.hash[1]) % peaks.len()];
-                Some(Past { took_ms: 7, peak_memory_bytes: peak })
+                Some(PastRun { took_ms: 7, peak_memory_bytes: peak })
             },
             cancel_after,
         };

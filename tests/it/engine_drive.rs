@@ -9,7 +9,7 @@ use kiln::action::{Action, Demand, Registry};
 use kiln::base::{Code, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record, select};
 use kiln::events::{Event, Listener, PartId, Why};
-use kiln::execute::{Executor, Ran, Watch};
+use kiln::execute::{Executor, RunOutput, Watch};
 use kiln::plan::{Keep, StageId};
 use kiln::store::{ActionCache, BlobStore, Memory};
 
@@ -26,7 +26,7 @@ struct TestBuild {
 struct Wheel<'a>(&'a Memory);
 
 impl Executor for Wheel<'_> {
-    fn run(&self, action: &Action, _: &Demand, watch: &dyn Watch) -> Result<Ran> {
+    fn run(&self, action: &Action, _: &Demand, watch: &dyn Watch) -> Result<RunOutput> {
         watch.progress(1, 2, "turns");
         if let (Some(file), Some(_)) = (action.params["file"].as_str(), action.params.get("write"))
         {
@@ -42,7 +42,7 @@ impl Executor for Wheel<'_> {
         let mut sink = self.0.create()?;
         sink.write_all(action.canonical_text().as_bytes()).unwrap();
         sink.finish()?;
-        Ok(Ran {
+        Ok(RunOutput {
             outputs,
             peak_memory_bytes: None,
         })
@@ -91,7 +91,7 @@ impl TestBuild {
             stages: &self.stages,
             blobs,
             actions: &self.store,
-            memory: self.remembers.then(|| kiln::engine::Memory {
+            stage_cache: self.remembers.then(|| kiln::engine::StageCache {
                 notes: &self.store,
                 program: hash_bytes(b"this"),
             }),

@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiln::action::{Action, Demand, Ingredient, Isolation, Registry, Window};
+use kiln::action::{Action, ActionInput, Demand, Isolation, Registry, Window};
 use kiln::base::{CanonJson, Code, Problem, Result, hash_bytes};
-use kiln::execute::{Executor, Local, Ran, Watch};
+use kiln::execute::{Executor, Local, RunOutput, Watch};
 use kiln::store::{BlobStore, Disk, LocalStore};
 use serde_json::json;
 
@@ -29,7 +29,7 @@ fn stages() -> Registry {
 }
 
 fn action(what: &str, argument: &str) -> Action {
-    let file = Ingredient {
+    let file = ActionInput {
         digest: hash_bytes(b"clay"),
         window: None,
         facts: CanonJson::default(),
@@ -81,7 +81,7 @@ impl Bench {
         Bench { folder, store }
     }
 
-    fn run(&self, isolation: Isolation, action: &Action, watch: &JobMonitor) -> Result<Ran> {
+    fn run(&self, isolation: Isolation, action: &Action, watch: &JobMonitor) -> Result<RunOutput> {
         let demand = Demand {
             isolation,
             ..Demand::default()
@@ -100,7 +100,7 @@ impl Bench {
             .unwrap()
     }
 
-    fn output(&self, ran: &Ran) -> Vec<u8> {
+    fn output(&self, ran: &RunOutput) -> Vec<u8> {
         self.store
             .open(&ran.outputs["out"].content.digest)
             .unwrap()

@@ -12,7 +12,7 @@ use kiln::action::{Action, Demand};
 use kiln::base::{Code, Context, Problem, Result, hash_bytes};
 use kiln::engine::{Build, Built, Limits, Record};
 use kiln::events::{Event, Listener};
-use kiln::execute::{Executor, Ran, Watch};
+use kiln::execute::{Executor, RunOutput, Watch};
 use kiln::plan::Plan;
 use kiln::store::{BlobStore, Disk, Memory};
 
@@ -27,7 +27,7 @@ const POTS: &str = "
 struct Wheel<'a>(&'a dyn BlobStore);
 
 impl Executor for Wheel<'_> {
-    fn run(&self, action: &Action, _: &Demand, _: &dyn Watch) -> Result<Ran> {
+    fn run(&self, action: &Action, _: &Demand, _: &dyn Watch) -> Result<RunOutput> {
         for input in action.inputs.values() {
             let gone = || {
                 Problem::new(
@@ -46,7 +46,7 @@ impl Executor for Wheel<'_> {
         sink.write_all(action.canonical_text().as_bytes())
             .context(Code::Io, || "write a blob".into())?;
         sink.finish()?;
-        Ok(Ran {
+        Ok(RunOutput {
             outputs: fake::outputs(action)?,
             peak_memory_bytes: None,
         })
@@ -70,7 +70,7 @@ fn build(plan: &Plan, store: &dyn Store, jobs: u32) -> (Built, Vec<Problem>) {
         stages: &fake::registry(),
         blobs: store,
         actions: store,
-        memory: Some(kiln::engine::Memory {
+        stage_cache: Some(kiln::engine::StageCache {
             notes: store,
             program: hash_bytes(b"this"),
         }),

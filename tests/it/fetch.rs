@@ -330,7 +330,7 @@ fn redirects_are_followed_up_to_a_limit() {
     let silent = Server::new(|_, _| Reply::new(302));
     let problem = FetchRunner::new().fails(&silent.url("/pot"), CLAY);
     assert!(
-        problem.to_string().contains("does not say where to"),
+        problem.to_string().contains("has no `Location` header"),
         "{problem}"
     );
     let plain = Server::new(|_, _| Reply::redirect("http://example.com/pot"));

@@ -159,12 +159,9 @@ fn a_broken_connection_is_told_and_loses_nothing() {
         ("cut send", "did not arrive as it was sent"),
         (
             "lose run",
-            "adb:R5CT1: a command did not come to its end (exit status: 255)",
+            "adb:R5CT1: a command did not complete (exit status: 255)",
         ),
-        (
-            "flood",
-            "adb:R5CT1 says more than any answer of a device is long",
-        ),
+        ("flood", "adb:R5CT1 printed more than 4 MiB"),
     ] {
         phone.fault(fault);
         let (told, code) = phone.build("adb:R5CT1", &[]);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::support::quantize::Quant;
 use crate::support::tiny_gguf::TinyGguf;
 use crate::support::tools;
-use kiln::action::{Given, Inputs, Manifest, Part, Stage};
+use kiln::action::{InputStage, Inputs, Manifest, Part, Stage};
 use kiln::base::{Code, Result};
 use kiln::execute::{Executor, Local, Watch};
 use kiln::store::{BlobStore, Disk};
@@ -165,12 +165,12 @@ fn digests(manifest: &Manifest) -> Vec<String> {
 
 #[track_caller]
 fn wrong(kind: &str, params: Value, slots: &[&str], expected: &str) {
-    let given = |slot: &&str| Given {
+    let given = |slot: &&str| InputStage {
         slot: slot.to_string(),
         stage: slot.to_string(),
         artifact: "",
     };
-    let given: Vec<Given> = slots.iter().map(given).collect();
+    let given: Vec<InputStage> = slots.iter().map(given).collect();
     let problems = stages::all()
         .get(kind)
         .unwrap()

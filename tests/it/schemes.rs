@@ -578,7 +578,7 @@ fn columns_that_make_no_blocks_are_refused() {
     assert!(
         problem
             .message
-            .ends_with("has 64 columns, and lpbq-128 needs a multiple of 128"),
+            .ends_with("has 64 columns, not a multiple of 128, as lpbq-128 requires"),
         "{problem}"
     );
 }

@@ -12,8 +12,8 @@ use crate::support::faulty::{Faulty, Store};
 use kiln::action::{ActionKey, Content, Outputs, Part, PartName, Window};
 use kiln::base::{CanonJson, Code, Digest, hash_bytes};
 use kiln::store::{
-    ActionCache, ActionResult, BlobStore, Complete, Disk, Found, LocalStore, LockedFolder, Memory,
-    Note, Notes,
+    ActionCache, ActionResult, BlobStore, CompleteCache, Disk, LocalStore, LockedFolder, Lookup,
+    Memory, Note, Notes,
 };
 use serde_json::json;
 
@@ -83,16 +83,19 @@ fn results_come_back(store: &dyn ActionCache) {
 }
 
 fn a_hit_needs_its_blobs(actions: &dyn ActionCache, blobs: &dyn BlobStore) {
-    let complete = Complete { actions, blobs };
+    let complete = CompleteCache { actions, blobs };
     let blob = hash_bytes(b"the whole file");
-    assert_eq!(complete.find(&key("w")).unwrap(), Found::Nothing);
+    assert_eq!(complete.look_up(&key("w")).unwrap(), Lookup::Miss);
     complete.put(&result("w", blob)).unwrap();
-    assert_eq!(complete.find(&key("w")).unwrap(), Found::Gone(blob));
+    assert_eq!(
+        complete.look_up(&key("w")).unwrap(),
+        Lookup::MissingBlob(blob)
+    );
     assert_eq!(complete.get(&key("w")).unwrap(), None);
     put(blobs, b"the whole file");
     assert_eq!(
-        complete.find(&key("w")).unwrap(),
-        Found::Hit(result("w", blob))
+        complete.look_up(&key("w")).unwrap(),
+        Lookup::Hit(result("w", blob))
     );
 }
 

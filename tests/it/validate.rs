@@ -1,7 +1,7 @@
 //! `validate`: scores in, a report or a missed limit out.
 
 use crate::support::workspace::Folder;
-use kiln::action::{Content, Given, Inputs, Manifest, Part, PartName, Registry};
+use kiln::action::{Content, InputStage, Inputs, Manifest, Part, PartName, Registry};
 use kiln::base::{CanonJson, Code, Problem, Result};
 use serde_json::{Value, json};
 
@@ -234,11 +234,12 @@ fn the_report_outlives_the_failure() {
 #[test]
 fn a_limit_that_the_artifact_has_not_is_refused() {
     let kinds = kiln::stages::all();
-    let given = [("onnx", "evaluation"), ("npu", "context-bin")].map(|(stage, artifact)| Given {
-        slot: "inputs".into(),
-        stage: stage.into(),
-        artifact,
-    });
+    let given =
+        [("onnx", "evaluation"), ("npu", "context-bin")].map(|(stage, artifact)| InputStage {
+            slot: "inputs".into(),
+            stage: stage.into(),
+            artifact,
+        });
     let params = json!({"limits": {"onnx": {"kld": -1.0}, "npu": {"kld": 1e-3, "size_bytes": 5}}});
     let problems = kinds.get("validate").unwrap().check(&params, &given);
     let problems: Vec<(String, String, Option<String>)> = problems

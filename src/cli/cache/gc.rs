@@ -11,7 +11,7 @@ use crate::action::ActionKey;
 use crate::base::{Code, Problem, Result, bytes, count};
 use crate::engine::Record;
 use crate::records::BuildRecord;
-use crate::store::{Disk, Garbage, LocalStore, Rules, Tally};
+use crate::store::{Disk, Garbage, LocalStore, Rules, Totals};
 
 /// How much to remove.
 #[derive(clap::Args)]
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit> {
         store.garbage(&args.rules(&store)?)?
     } else {
         // Before the records are read: a build that ends right now writes another.
-        let alone = store.alone()?;
+        let alone = store.lock_exclusively()?;
         alone.collect(&args.rules(alone.store())?)?
     };
     common.print(&if common.json {
@@ -76,8 +76,8 @@ pub(super) fn run(args: &Args, common: &Common) -> Result<Exit> {
 }
 
 fn text(garbage: &Garbage, dry_run: bool) -> String {
-    let tally = |tally: &Tally| {
-        let Tally {
+    let tally = |tally: &Totals| {
+        let Totals {
             results,
             blobs,
             bytes: size,

@@ -15,8 +15,8 @@ use super::common::understood;
 use super::places::Places;
 use super::{Common, Exit, Failed};
 use crate::action::Registry;
-use crate::base::atomic::{folder, write_new};
-use crate::base::{Code, Context, Problem, Result, is_file_of, quoted};
+use crate::base::atomic::{folder_of, write_new};
+use crate::base::{Code, Context, Problem, Result, has_bytes, quoted};
 use crate::plan::Source;
 use crate::qnn::Soc;
 use model::Model;
@@ -91,15 +91,15 @@ pub fn run(args: &Args, common: &Common, stages: &Registry) -> Result<Exit, Fail
             .help("name another file with --out, or remove it")
             .into());
     }
-    let model = Model::look(&args.url, &file, folder(&path))?;
+    let model = Model::look(&args.url, &file, folder_of(&path))?;
     let text = spell(&model, &args.soc);
     let source = Source {
         name: path.display().to_string(),
         text: text.clone(),
-        folder: folder(&path).into(),
+        folder: folder_of(&path).into(),
     };
     understood(source, &[], stages).map_err(|failed| of_file(failed, &file))?;
-    write_text(&folder(&path).join(TEXT.0))?;
+    write_text(&folder_of(&path).join(TEXT.0))?;
     write_new(&path, text.as_bytes()).context(Code::CallWrite, || {
         format!("write the plan {}", path.display())
     })?;
@@ -220,7 +220,7 @@ fn sources(model: &Model) -> (String, String) {
 fn write_text(path: &Path) -> Result<()> {
     let (_, bytes) = TEXT;
     match fs::symlink_metadata(path) {
-        Ok(_) if is_file_of(path, bytes) => Ok(()),
+        Ok(_) if has_bytes(path, bytes) => Ok(()),
         Ok(_) => Err(Problem::new(
             Code::CallExists,
             format!("{} is there already, with another text", path.display()),

@@ -23,7 +23,7 @@ use super::session::Session;
 use super::{Common, Failed, PlanArgs};
 use crate::action::Manifest;
 use crate::base::atomic::write_atomic;
-use crate::base::{Code, Context, Digest, Problem, Result, hash_bytes, is_file_of};
+use crate::base::{Code, Context, Digest, Problem, Result, has_bytes, hash_bytes};
 use crate::engine::{Built, Limits};
 use crate::records::provenance::{self, Sources, Terms};
 use crate::records::{BuildRecord, lock};
@@ -285,7 +285,7 @@ fn pretty(paper: &impl Serialize) -> Result<Vec<u8>> {
 
 /// Puts `text` at `path`, whole or not at all; yields whether something else was there.
 fn replace(path: &Path, text: &[u8]) -> Result<bool> {
-    if is_file_of(path, text) {
+    if has_bytes(path, text) {
         return Ok(false);
     }
     write_atomic(path, text)

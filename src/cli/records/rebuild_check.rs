@@ -22,9 +22,9 @@ use crate::action::{Action, ActionKey, Demand, Manifest, Outputs, Part, PartName
 use crate::base::{Code, Digest, Problem, Result, count};
 use crate::engine::Limits;
 use crate::events::{Event, Failure, Failures, Listener, PartId, Why};
-use crate::execute::{Executor, Ran, Watch};
+use crate::execute::{Executor, RunOutput, Watch};
 use crate::plan::PlannedStage;
-use crate::store::{ActionCache, ActionResult, Complete, Disk, Links, publish};
+use crate::store::{ActionCache, ActionResult, CompleteCache, Disk, Links, publish};
 
 /// The actions to be checked, and the part that each is told of as.
 type Checked = BTreeMap<ActionKey, PartId>;
@@ -67,16 +67,16 @@ struct Other {
 }
 
 impl Executor for Again<'_> {
-    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<Ran> {
+    fn run(&self, action: &Action, demand: &Demand, watch: &dyn Watch) -> Result<RunOutput> {
         let key = action.key();
         if !self.checked.contains_key(&key)
-            && let Some(known) = (Complete {
+            && let Some(known) = (CompleteCache {
                 actions: self.known,
                 blobs: self.known,
             })
             .get(&key)?
         {
-            return Ok(Ran {
+            return Ok(RunOutput {
                 outputs: known.outputs,
                 peak_memory_bytes: known.peak_memory_bytes,
             });
@@ -96,7 +96,7 @@ impl Executor for Again<'_> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(Other { key, first, again });
         }
-        Ok(Ran {
+        Ok(RunOutput {
             outputs: known.outputs,
             ..ran
         })

@@ -16,7 +16,7 @@ use super::columns::columns;
 use crate::action::Registry;
 use crate::base::{Code, Problem, bytes, count, open_file};
 use crate::records::{Artifact, BuildRecord, lock};
-use crate::store::hash_ahead;
+use crate::store::hash_file_parallel;
 
 /// What to verify.
 #[derive(clap::Args)]
@@ -198,7 +198,7 @@ fn look(path: &Path, artifact: &Artifact) -> Option<(Kind, String)> {
                 expected.size_bytes
             )));
         }
-        let found = hash_ahead(&open_file(path)?, &AtomicBool::new(false))?
+        let found = hash_file_parallel(&open_file(path)?, &AtomicBool::new(false))?
             .filter(|found| *found != expected);
         Ok(found.map(|found| format!("is {}, locked is {}", found.short(), expected.short())))
     };

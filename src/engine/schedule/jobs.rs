@@ -1,31 +1,31 @@
-//! The lives of jobs: what is done about each part that no earlier build completed.
+//! The part of the scheduler that changes the states of jobs.
 
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::super::{Effect, JobId, JobState, Past, StageState};
+use super::super::{Effect, JobId, JobState, PastRun, StageState};
 use super::Scheduler;
 use crate::action::{Isolation, Smaller};
 use crate::base::{Code, Problem, bytes};
 use crate::events::{Event, PartId, Why};
 
 impl Scheduler<'_> {
-    /// A job must run, unless it never could.
-    pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<Past>) {
+    /// A job is not in the cache and must run. Fails if it can never fit.
+    pub(super) fn missed(&mut self, id: JobId, why: Vec<Why>, past: Option<PastRun>) {
         let job = &mut self.jobs[id.0];
-        job.critical_path_ms += past.map_or(0, |past| past.took_ms);
-        // What it took is a better guess than what its stage thinks; a tenth more, since no two
-        // runs are the same. But not more than there is: what fitted once is let in, alone
-        // if need be.
-        if let (Isolation::Process, Some(peak)) = (
-            job.task.demand.isolation,
-            past.and_then(|past| past.peak_memory_bytes),
-        ) {
-            job.task.demand.memory_bytes = peak
-                .saturating_add(peak / 10)
-                .min(self.limits.memory_bytes.max(peak));
+        if let Some(past) = past {
+            job.critical_path_ms += past.took_ms;
+            // The measured peak is a better estimate than the demand of the stage. A tenth is
+            // added, since runs differ, but not beyond the limit: what fitted once may run again.
+            if job.task.demand.isolation == Isolation::Process
+                && let Some(peak) = past.peak_memory_bytes
+            {
+                job.task.demand.memory_bytes = peak
+                    .saturating_add(peak / 10)
+                    .min(self.limits.memory_bytes.max(peak));
+            }
         }
-        if self.pool.could_hold(&self.jobs[id.0].task.demand) {
+        if self.pool.can_ever_fit(&self.jobs[id.0].task.demand) {
             self.set_job(id, JobState::Ready { why });
         } else {
             self.fail_job(id, self.too_large(id));
@@ -34,21 +34,21 @@ impl Scheduler<'_> {
 
     pub(super) fn may_retry(&self, id: JobId) -> bool {
         let job = &self.jobs[id.0];
-        !self.stopping && job.retried < self.planned(job.claims[0].stage).retries
+        !self.stopping && job.retries < self.planned(job.parts[0].stage).retries
     }
 
-    /// Runs it again, after a while that doubles each time. It keeps its room.
+    /// Runs a job again, after a delay that doubles each time. It keeps its resources.
     pub(super) fn retry(&mut self, id: JobId, problem: Problem) {
         let job = &mut self.jobs[id.0];
-        job.retried += 1;
-        let (attempt, task, stage) = (job.retried, job.task.clone(), job.claims[0].stage);
+        job.retries += 1;
+        let (attempt, task, stage) = (job.retries, job.task.clone(), job.parts[0].stage);
         let delay = Duration::from_secs(1 << (attempt - 1).min(6));
         self.emit(Event::Retried {
-            part: self.part(id),
+            part: self.first_part(id),
             attempt,
             problem,
         });
-        self.ask(Effect::Run {
+        self.request(Effect::Run {
             job: id,
             stage,
             task,
@@ -56,26 +56,26 @@ impl Scheduler<'_> {
         });
     }
 
-    /// The one function that moves a job on.
+    /// Changes the state of a job, with all consequences. Nothing else changes it.
     pub(super) fn set_job(&mut self, id: JobId, state: JobState) {
         let job = &mut self.jobs[id.0];
-        let (stage, place) = (job.claims[0].stage, job.claims[0].place);
+        let (stage, place) = (job.parts[0].stage, job.parts[0].place);
         let rank = (Reverse(job.critical_path_ms), stage.index(), place, id);
         let demand = job.task.demand;
         let old = std::mem::replace(&mut job.state, state);
         if matches!(old, JobState::Running) {
-            self.pool.leave(&demand);
+            self.pool.release(&demand);
         }
         match (&self.jobs[id.0].state, old) {
-            (JobState::Ready { .. }, _) => self.pool.wait(rank),
+            (JobState::Ready { .. }, _) => self.pool.enqueue(rank),
             (JobState::Running, JobState::Ready { why }) => {
-                self.pool.enter(&rank, &demand);
+                self.pool.acquire(&rank, &demand);
                 let task = self.jobs[id.0].task.clone();
                 self.emit(Event::Started {
-                    part: self.part(id),
+                    part: self.first_part(id),
                     why,
                 });
-                self.ask(Effect::Run {
+                self.request(Effect::Run {
                     job: id,
                     stage,
                     task,
@@ -87,11 +87,10 @@ impl Scheduler<'_> {
         }
     }
 
-    /// Gives a job's outputs to the parts that claim them: to the first as a run or a hit, to the
-    /// others for nothing.
+    /// Finishes the parts of a job. The first one counts as a run or a hit, the others as hits.
     pub(super) fn done(&mut self, id: JobId) {
-        let claims = self.jobs[id.0].claims.clone();
-        for (index, claim) in claims.iter().enumerate() {
+        let parts = self.jobs[id.0].parts.clone();
+        for (index, part) in parts.iter().enumerate() {
             match &self.jobs[id.0].state {
                 JobState::Done {
                     hit: false,
@@ -102,31 +101,30 @@ impl Scheduler<'_> {
                         .values()
                         .map(|part| part.content.digest.size_bytes)
                         .sum();
-                    let part = self.part_id(claim);
                     let event = Event::Done {
-                        part,
+                        part: self.part_id(part),
                         took_ms: *took_ms,
                         output_bytes,
                     };
-                    self.count.ran += 1;
+                    self.counts.ran += 1;
                     self.emit(event);
-                    self.close_part(claim.stage);
+                    self.close_part(part.stage);
                 }
-                _ => self.hit(claim),
+                _ => self.hit(part),
             }
-            self.complete_if_done(claim.stage);
+            self.complete_if_done(part.stage);
         }
     }
 
     pub(super) fn fail_job(&mut self, id: JobId, problem: Problem) {
         self.set_job(id, JobState::Failed);
-        for claim in self.jobs[id.0].claims.clone() {
-            self.count.failed += 1;
+        for part in self.jobs[id.0].parts.clone() {
+            self.counts.failed += 1;
             self.emit(Event::Failed {
-                part: self.part_id(&claim),
+                part: self.part_id(&part),
                 problem: problem.clone(),
             });
-            self.set_stage(claim.stage, StageState::Failed);
+            self.set_stage(part.stage, StageState::Failed);
         }
     }
 
@@ -135,7 +133,7 @@ impl Scheduler<'_> {
         let budget = self.limits.memory_bytes;
         let message = format!(
             "`{}` needs {}, the budget is {}",
-            self.part(id),
+            self.first_part(id),
             bytes(needed),
             bytes(budget)
         );
@@ -157,8 +155,8 @@ impl Scheduler<'_> {
         })
     }
 
-    /// Lets in what there is room for.
-    pub(super) fn admit(&mut self) {
+    /// Starts the jobs that fit.
+    pub(super) fn start_jobs(&mut self) {
         while !self.stopping {
             let Some(id) = self.pool.next(|id| self.jobs[id.0].task.demand) else {
                 return;
@@ -167,8 +165,8 @@ impl Scheduler<'_> {
         }
     }
 
-    /// The part that a job is told of as: the first that claimed it.
-    pub(super) fn part(&self, id: JobId) -> PartId {
-        self.part_id(&self.jobs[id.0].claims[0])
+    /// The part whose name events of a job have.
+    pub(super) fn first_part(&self, id: JobId) -> PartId {
+        self.part_id(&self.jobs[id.0].parts[0])
     }
 }

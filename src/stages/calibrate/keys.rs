@@ -1,4 +1,4 @@
-//! The mean of each row of the rotated keys, layer by layer.
+//! The mean of each row of the keys after RoPE, layer by layer.
 
 use std::collections::BTreeMap;
 
@@ -7,59 +7,40 @@ use crate::model::calibration::{KEY_SHIFT, KEY_TURN, KeyMeans};
 use crate::model::facts::in_layer;
 use crate::model::onnx::proto::{GraphProto, TensorProto};
 
-/// Sums of keys as a graph gives them: `[1, kv_heads, tokens, head_dim]`.
-pub(super) struct Keys {
-    /// By the value that holds the keys of a layer: what the graph subtracts from them, if
-    /// anything.
+/// The sums of the keys of a graph, which have the shape `[1, kv_heads, tokens, head_dim]`.
+pub(super) struct KeySums {
+    /// By the name of the value with the keys of a layer: the centre that the graph subtracts from
+    /// them; empty if it subtracts none.
     centres: BTreeMap<String, Vec<f64>>,
     head_dim: usize,
     tokens: usize,
     sums: KeyMeans,
 }
 
-impl Keys {
-    /// Of `graph`, whose heads have `head_dim` columns and whose calls take `tokens`.
+impl KeySums {
+    /// For `graph`, whose heads have `head_dim` columns and whose calls have `tokens` tokens.
     pub(super) fn new(graph: &GraphProto, head_dim: usize, tokens: usize) -> Self {
-        let constants: BTreeMap<&str, &TensorProto> = graph
-            .initializer
-            .iter()
-            .map(|tensor| (tensor.name.as_str(), tensor))
-            .collect();
-        let numbers = |name: String| -> Vec<f64> {
-            let bytes = constants
-                .get(name.as_str())
-                .map(|tensor| tensor.raw_data.as_chunks().0);
-            bytes
-                .into_iter()
-                .flatten()
-                .map(|bytes| f64::from(f32::from_le_bytes(*bytes)))
-                .collect()
-        };
-        let made = graph.node.iter().flat_map(|node| &node.output);
-        let keys = made.filter(|name| matches!(in_layer(name), Some((_, "key"))));
-        let half = head_dim / 2;
-        // The graph adds u - c, and its matrix has -u: what it centres by is c.
-        let centre = |name: &String| {
-            let mut centre: Vec<f64> = numbers(format!("{name}.{KEY_SHIFT}"))
-                .iter()
-                .map(|shift| -shift)
-                .collect();
-            let turn = numbers(format!("{name}.{KEY_TURN}"));
-            for (row, centre) in centre.iter_mut().enumerate() {
-                let angle = row.checked_rem(half).unwrap_or(0);
-                *centre -= turn.get(row * head_dim + angle).unwrap_or(&0.0);
+        let mut constants: BTreeMap<&str, &TensorProto> = BTreeMap::new();
+        for tensor in &graph.initializer {
+            constants.insert(&tensor.name, tensor);
+        }
+        let mut centres = BTreeMap::new();
+        for node in &graph.node {
+            for name in &node.output {
+                if matches!(in_layer(name), Some((_, "key"))) {
+                    centres.insert(name.clone(), centre(name, &constants, head_dim));
+                }
             }
-            (name.clone(), centre)
-        };
-        Keys {
-            centres: keys.map(centre).collect(),
+        }
+        KeySums {
+            centres,
             head_dim,
             tokens,
             sums: KeyMeans::new(),
         }
     }
 
-    /// Adds what `value` holds in a window, if it is of keys.
+    /// Adds the elements of `value` in a window, if it is the keys of a layer.
     pub(super) fn add(&mut self, value: &str, elements: &[f32]) -> Result<()> {
         if !self.centres.contains_key(value) {
             return Ok(());
@@ -83,33 +64,60 @@ impl Keys {
             .sums
             .entry(layer)
             .or_insert_with(|| vec![0.0; heads * dim]);
-        for (sums, head) in sums
-            .chunks_exact_mut(dim)
-            .zip(elements.chunks_exact(dim * tokens))
-        {
+        let heads = elements.chunks_exact(dim * tokens);
+        for (sums, head) in sums.chunks_exact_mut(dim).zip(heads) {
             for key in head.chunks_exact(dim) {
-                sums.iter_mut()
-                    .zip(key)
-                    .for_each(|(sum, key)| *sum += f64::from(*key));
+                for (sum, key) in sums.iter_mut().zip(key) {
+                    *sum += f64::from(*key);
+                }
             }
         }
         Ok(())
     }
 
-    /// The means over `windows` of the keys as they were before any was centred.
+    /// The means over `windows` of the keys before they are centred.
     pub(super) fn means(self, windows: usize) -> KeyMeans {
         let count = (windows * self.tokens).max(1) as f64;
         let mut means = self.sums;
-        means.values_mut().flatten().for_each(|sum| *sum /= count);
+        for sum in means.values_mut().flatten() {
+            *sum /= count;
+        }
         for (value, centre) in &self.centres {
-            let layer = in_layer(value).and_then(|(layer, _)| layer.parse().ok());
-            let of_layer = layer.and_then(|layer: u32| means.get_mut(&layer));
-            of_layer
-                .into_iter()
-                .flatten()
-                .zip(centre)
-                .for_each(|(mean, centre)| *mean += centre);
+            if let Some((layer, _)) = in_layer(value)
+                && let Ok(layer) = layer.parse()
+                && let Some(means) = means.get_mut(&layer)
+            {
+                for (mean, centre) in means.iter_mut().zip(centre) {
+                    *mean += centre;
+                }
+            }
         }
         means
     }
+}
+
+/// The centre `c` that the graph subtracts from the keys `name`. The graph multiplies by a matrix
+/// that contains `-u`, and adds `u - c`.
+fn centre(name: &str, constants: &BTreeMap<&str, &TensorProto>, head_dim: usize) -> Vec<f64> {
+    let shift = read_f32(constants, &format!("{name}.{KEY_SHIFT}"));
+    let matrix = read_f32(constants, &format!("{name}.{KEY_TURN}"));
+    let mut centre = vec![];
+    for (row, shift) in shift.into_iter().enumerate() {
+        let angle = row.checked_rem(head_dim / 2).unwrap_or(0);
+        let element = matrix.get(row * head_dim + angle).unwrap_or(&0.0);
+        centre.push(-shift - element);
+    }
+    centre
+}
+
+/// The numbers of the constant `name`; none if there is no such constant.
+fn read_f32(constants: &BTreeMap<&str, &TensorProto>, name: &str) -> Vec<f64> {
+    let Some(tensor) = constants.get(name) else {
+        return vec![];
+    };
+    let mut numbers = vec![];
+    for bytes in tensor.raw_data.as_chunks().0 {
+        numbers.push(f64::from(f32::from_le_bytes(*bytes)));
+    }
+    numbers
 }

@@ -1,8 +1,8 @@
-//! Second moments of a linear layer's input: the mean of `x x^T`, or its diagonal alone.
+//! Second moments of a linear layer's input: the mean of `x x^T`, or only its diagonal.
 //!
-//! The matrix is summed in square tiles of its upper half. An element is one sum over tokens in
-//! their order, by multiplication and addition that each round: threads and instruction sets give
-//! the same bits.
+//! The upper triangle of the matrix is summed in square tiles. Each element is summed over the
+//! tokens in their order, without fused multiply-add, so that every number of threads and every
+//! instruction set gives the same bits.
 
 use rayon::prelude::*;
 
@@ -10,19 +10,19 @@ use crate::model::quant::kernels::{Loop, run_wide};
 
 /// Rows and columns of a tile.
 const EDGE: usize = 64;
-/// Rows and columns of what is summed in registers.
+/// Rows and columns of the block that is summed in registers.
 const ROWS: usize = 4;
 const LANES: usize = 16;
 
-/// Sums of squares, one a column.
-pub struct Diagonal {
+/// The sum of squares of each column.
+pub(super) struct Diagonal {
     tokens: u64,
     sums: Vec<f64>,
 }
 
 impl Diagonal {
-    /// For inputs of `columns` numbers.
-    pub fn new(columns: usize) -> Self {
+    /// For inputs with `columns` columns.
+    pub(super) fn new(columns: usize) -> Self {
         Diagonal {
             tokens: 0,
             sums: vec![0.0; columns],
@@ -30,61 +30,61 @@ impl Diagonal {
     }
 
     /// Adds the rows of `values`.
-    pub fn add(&mut self, values: &[f32]) {
+    pub(super) fn add(&mut self, values: &[f32]) {
         for row in values.chunks_exact(self.sums.len().max(1)) {
             self.tokens += 1;
-            self.sums
-                .iter_mut()
-                .zip(row)
-                .for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+            for (sum, x) in self.sums.iter_mut().zip(row) {
+                *sum += f64::from(*x) * f64::from(*x);
+            }
         }
     }
 
-    /// Rows seen so far.
-    pub fn tokens(&self) -> u64 {
+    /// The number of rows that were added.
+    pub(super) fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// The means.
-    pub fn means(&self) -> impl Iterator<Item = f32> + '_ {
-        self.sums
-            .iter()
-            .map(|sum| (sum / self.tokens.max(1) as f64) as f32)
+    /// The mean of each column.
+    pub(super) fn means(&self) -> Vec<f32> {
+        let tokens = self.tokens.max(1) as f64;
+        self.sums.iter().map(|sum| (sum / tokens) as f32).collect()
     }
 }
 
-/// Sums of `x x^T`: half of the matrix, 2 bytes an element of the whole.
-pub struct Moments {
+/// Sums of `x x^T`: the upper triangle of the matrix, about 2 bytes per element of the full one.
+pub(super) struct Moments {
     columns: usize,
     tokens: u64,
     tiles: Vec<Tile>,
 }
 
+/// A tile of the matrix. `row` and `column` count tiles.
 struct Tile {
-    /// In tiles.
     row: usize,
     column: usize,
     sums: Vec<f32>,
 }
 
-/// Peak bytes of the sums for `columns` columns.
-pub fn moment_bytes(columns: u64) -> u64 {
+/// Bytes of the sums for `columns` columns.
+pub(super) fn moment_bytes(columns: u64) -> u64 {
     let blocks = columns.div_ceil(EDGE as u64);
     (blocks.saturating_mul(blocks + 1) / 2).saturating_mul((EDGE * EDGE * 4) as u64)
 }
 
 impl Moments {
-    /// For inputs of `columns` numbers.
-    pub fn new(columns: usize) -> Self {
+    /// For inputs with `columns` columns.
+    pub(super) fn new(columns: usize) -> Self {
         let blocks = columns.div_ceil(EDGE);
-        let places = (0..blocks).flat_map(|row| (row..blocks).map(move |column| (row, column)));
-        let tiles = places
-            .map(|(row, column)| Tile {
-                row,
-                column,
-                sums: vec![0.0; EDGE * EDGE],
-            })
-            .collect();
+        let mut tiles = vec![];
+        for row in 0..blocks {
+            for column in row..blocks {
+                tiles.push(Tile {
+                    row,
+                    column,
+                    sums: vec![0.0; EDGE * EDGE],
+                });
+            }
+        }
         Moments {
             columns,
             tokens: 0,
@@ -93,16 +93,13 @@ impl Moments {
     }
 
     /// Adds the rows of `values`.
-    pub fn add(&mut self, values: &[f32]) {
+    pub(super) fn add(&mut self, values: &[f32]) {
         let tokens = values.len() / self.columns.max(1);
-        let blocks = 0..self.columns.div_ceil(EDGE);
-        let left: Vec<Vec<f32>> = blocks
-            .clone()
-            .map(|block| panel::<ROWS>(values, self.columns, block))
-            .collect();
-        let right: Vec<Vec<f32>> = blocks
-            .map(|block| panel::<LANES>(values, self.columns, block))
-            .collect();
+        let (mut left, mut right) = (vec![], vec![]);
+        for block in 0..self.columns.div_ceil(EDGE) {
+            left.push(panel::<ROWS>(values, self.columns, block));
+            right.push(panel::<LANES>(values, self.columns, block));
+        }
         self.tokens += tokens as u64;
         self.tiles.par_iter_mut().for_each(|tile| {
             if let (Some(left), Some(right)) = (left.get(tile.row), right.get(tile.column)) {
@@ -115,28 +112,34 @@ impl Moments {
         });
     }
 
-    /// Row `row` of the means.
-    pub fn row(&self, row: usize) -> Vec<f32> {
+    /// The rows of the means.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Vec<f32>> {
+        (0..self.columns).map(|row| self.row(row))
+    }
+
+    fn row(&self, row: usize) -> Vec<f32> {
+        (0..self.columns)
+            .map(|column| self.mean(row, column))
+            .collect()
+    }
+
+    /// The mean of the products of two columns.
+    fn mean(&self, row: usize, column: usize) -> f32 {
         let blocks = self.columns.div_ceil(EDGE);
-        let of = |column: usize| {
-            let (low, high) = (row.min(column), row.max(column));
-            let (a, b) = (low / EDGE, high / EDGE);
-            // Tiles of the rows before `a`, each row one shorter than the last.
-            let before = a * blocks - a * a.saturating_sub(1) / 2;
-            let sum = self
-                .tiles
-                .get(before + b - a)
-                .and_then(|tile| tile.sums.get(low % EDGE * EDGE + high % EDGE));
-            sum.map_or(0.0, |sum| {
-                (f64::from(*sum) / self.tokens.max(1) as f64) as f32
-            })
+        let (low, high) = (row.min(column), row.max(column));
+        let (a, b) = (low / EDGE, high / EDGE);
+        // The number of tiles in the rows above `a`: each row has one tile less than the last one.
+        let before = a * blocks - a * a.saturating_sub(1) / 2;
+        let Some(tile) = self.tiles.get(before + b - a) else {
+            return 0.0;
         };
-        (0..self.columns).map(of).collect()
+        let sum = tile.sums[low % EDGE * EDGE + high % EDGE];
+        (f64::from(sum) / self.tokens.max(1) as f64) as f32
     }
 }
 
-/// Columns `block * EDGE ..`, zeros where there are none: all rows of the first `WIDTH`, all rows
-/// of the next, and so on.
+/// Packs the columns `block * EDGE .. (block + 1) * EDGE`, padded with zeros: all rows of the first
+/// `WIDTH` columns, then all rows of the next, and so on.
 fn panel<const WIDTH: usize>(values: &[f32], columns: usize, block: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(values.len() / columns.max(1) * EDGE);
     for start in (block * EDGE..(block + 1) * EDGE).step_by(WIDTH) {
@@ -151,7 +154,7 @@ fn panel<const WIDTH: usize>(values: &[f32], columns: usize, block: usize) -> Ve
     out
 }
 
-/// A tile's products of some tokens.
+/// The products of a tile, over the tokens of one call.
 struct Products<'a> {
     left: &'a [f32],
     right: &'a [f32],
@@ -161,7 +164,7 @@ struct Products<'a> {
 impl Loop for Products<'_> {
     type Output = ();
 
-    /// As loops over constants, which the compiler unrolls: sums that it keeps in registers are
+    /// Loops over constant ranges, which the compiler unrolls. With the sums in registers this is
     /// fifty times as fast.
     #[inline(always)]
     fn run(self) {
@@ -170,12 +173,9 @@ impl Loop for Products<'_> {
         for (top, left) in left.chunks_exact((tokens * ROWS).max(1)).enumerate() {
             for (start, right) in right.chunks_exact((tokens * LANES).max(1)).enumerate() {
                 let mut tile = [[0f32; LANES]; ROWS];
-                for (left, right) in left
-                    .as_chunks::<ROWS>()
-                    .0
-                    .iter()
-                    .zip(right.as_chunks::<LANES>().0)
-                {
+                let (left, _) = left.as_chunks::<ROWS>();
+                let (right, _) = right.as_chunks::<LANES>();
+                for (left, right) in left.iter().zip(right) {
                     for row in 0..ROWS {
                         for lane in 0..LANES {
                             tile[row][lane] += left[row] * right[lane];
@@ -184,10 +184,9 @@ impl Loop for Products<'_> {
                 }
                 for (row, part) in tile.iter().enumerate() {
                     let at = (top * ROWS + row) * EDGE + start * LANES;
-                    sums.iter_mut()
-                        .skip(at)
-                        .zip(part)
-                        .for_each(|(sum, part)| *sum += part);
+                    for (sum, part) in sums.iter_mut().skip(at).zip(part) {
+                        *sum += part;
+                    }
                 }
             }
         }
@@ -198,7 +197,7 @@ impl Loop for Products<'_> {
 mod tests {
     use super::*;
 
-    fn values(tokens: usize, columns: usize) -> Vec<f32> {
+    fn sample_values(tokens: usize, columns: usize) -> Vec<f32> {
         (0..tokens * columns)
             .map(|i| ((i * i) as f32 * 0.1).sin())
             .collect()
@@ -207,14 +206,14 @@ mod tests {
     #[test]
     fn moments_are_the_means_of_products() {
         let (tokens, columns) = (37, 131);
-        let values = values(2 * tokens, columns);
+        let values = sample_values(2 * tokens, columns);
         let (mut moments, mut diagonal) = (Moments::new(columns), Diagonal::new(columns));
         for window in values.chunks(tokens * columns) {
             moments.add(window);
             diagonal.add(window);
         }
         assert_eq!(diagonal.tokens(), 74);
-        let diagonal: Vec<f32> = diagonal.means().collect();
+        let diagonal = diagonal.means();
         for i in 0..columns {
             let row = moments.row(i);
             for (j, found) in row.iter().enumerate() {
@@ -234,7 +233,10 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
-        let (left, right) = (values(50, EDGE), values(51, EDGE).split_off(EDGE));
+        let (left, right) = (
+            sample_values(50, EDGE),
+            sample_values(51, EDGE).split_off(EDGE),
+        );
         let (mut here, mut anywhere) = (vec![1.0; EDGE * EDGE], vec![1.0; EDGE * EDGE]);
         run_wide(Products {
             left: &left,
@@ -251,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn threads_do_not_matter() {
-        let values = values(16, 200);
+    fn every_number_of_threads_gives_the_same_bits() {
+        let values = sample_values(16, 200);
         let rows = |threads| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
@@ -260,9 +262,7 @@ mod tests {
                 .unwrap();
             let mut moments = Moments::new(200);
             pool.install(|| moments.add(&values));
-            (0..200)
-                .flat_map(|row| moments.row(row))
-                .collect::<Vec<f32>>()
+            moments.rows().flatten().collect::<Vec<f32>>()
         };
         assert_eq!(rows(1), rows(3));
     }

@@ -1,17 +1,18 @@
-//! The statistics of a value, streamed: a histogram over magnitudes whose bins are the leading bits
-//! of the float itself.
+//! Streaming statistics of a value: a histogram over magnitudes whose bins are the leading bits of
+//! the float.
 
 use crate::model::calibration::Activation;
 
-/// Sign, exponent and four bits of mantissa: sixteen bins an octave, for every magnitude there is.
+/// Bits of a float that do not select the bin. The others are the exponent and four bits of the
+/// mantissa: sixteen bins per octave.
 const SHIFT: u32 = 19;
-/// Magnitudes have no sign bit.
+/// Number of bins: magnitudes have no sign bit.
 const BINS: usize = 1 << (31 - SHIFT);
-/// What lies above it is an outlier.
+/// The quantile above which magnitudes are outliers.
 const BULK: f64 = 0.99;
 
-/// What has been seen of a value; 64 KiB whatever it holds.
-pub struct Tally {
+/// The statistics of a value, in 64 KiB.
+pub(super) struct Tally {
     count: u64,
     non_finite: u64,
     min: f32,
@@ -40,7 +41,7 @@ impl Default for Tally {
 
 impl Tally {
     /// Adds `values`.
-    pub fn add(&mut self, values: &[f32]) {
+    pub(super) fn add(&mut self, values: &[f32]) {
         self.count += values.len() as u64;
         for &value in values {
             if !value.is_finite() {
@@ -56,30 +57,26 @@ impl Tally {
         }
     }
 
-    /// How many were infinite or no number.
-    pub fn non_finite(&self) -> u64 {
+    /// How many were infinite or NaN.
+    pub(super) fn non_finite(&self) -> u64 {
         self.non_finite
     }
 
-    /// All that is known; nothing, if nothing was seen.
-    pub fn activation(&self) -> Option<Activation> {
+    /// The statistics; `None` if there are no finite values.
+    pub(super) fn activation(&self) -> Option<Activation> {
         if self.count == self.non_finite {
             return None;
         }
         let squares: f64 = self.bins.iter().map(|bin| bin.squares).sum();
-        // The bin of zero holds the subnormals too; they are as good as zero to any code.
+        // The bin of zero has the subnormals too, which every code rounds to zero.
         let (zeros, rest) = self.bins.split_first()?;
         let nonzero: u64 = rest.iter().map(|bin| bin.count).sum();
-        let end =
-            position(rest, (nonzero as f64 * BULK) as u64).map_or(rest.len(), |last| last + 1);
-        let bulk = rest.iter().take(end);
-        let (count, bulk) = bulk.fold((0, 0.0), |(count, sum), bin| {
-            (count + bin.count, sum + bin.squares)
-        });
-        let percentile = |share: f64| {
-            let last = position(&self.bins, (self.count as f64 * share) as u64).unwrap_or(0);
-            f32::from_bits(((last + 1) as u32) << SHIFT).min(self.max.abs().max(self.min.abs()))
-        };
+        let last = bin_of_rank(rest, (nonzero as f64 * BULK) as u64).unwrap_or(rest.len());
+        let (mut count, mut bulk) = (0, 0.0);
+        for bin in rest.iter().take(last + 1) {
+            count += bin.count;
+            bulk += bin.squares;
+        }
         Some(Activation {
             count: self.count,
             zeros: zeros.count,
@@ -87,20 +84,30 @@ impl Tally {
             max: self.max,
             mean_square: squares / self.count as f64,
             bulk_square: if count == 0 { 0.0 } else { bulk / count as f64 },
-            p99: percentile(0.99),
-            p99_9: percentile(0.999),
-            p99_99: percentile(0.9999),
+            p99: self.quantile(0.99),
+            p99_9: self.quantile(0.999),
+            p99_99: self.quantile(0.9999),
         })
+    }
+
+    /// The upper end of the bin with the quantile `share` of the magnitudes, at most the maximum.
+    fn quantile(&self, share: f64) -> f32 {
+        let bin = bin_of_rank(&self.bins, (self.count as f64 * share) as u64).unwrap_or(0);
+        let upper_end = f32::from_bits(((bin + 1) as u32) << SHIFT);
+        upper_end.min(self.max.abs().max(self.min.abs()))
     }
 }
 
-/// The bin in which the value of rank `rank` lies.
-fn position(bins: &[Bin], rank: u64) -> Option<usize> {
-    let mut below = 0;
-    bins.iter().position(|bin| {
-        below += bin.count;
-        below >= rank.max(1)
-    })
+/// The index of the bin with the value of rank `rank`, counted from 1.
+fn bin_of_rank(bins: &[Bin], rank: u64) -> Option<usize> {
+    let mut count = 0;
+    for (index, bin) in bins.iter().enumerate() {
+        count += bin.count;
+        if count >= rank.max(1) {
+            return Some(index);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -109,7 +116,9 @@ mod tests {
 
     fn of(values: &[f32]) -> Activation {
         let mut tally = Tally::default();
-        values.chunks(7).for_each(|chunk| tally.add(chunk));
+        for chunk in values.chunks(7) {
+            tally.add(chunk);
+        }
         tally.activation().unwrap()
     }
 
@@ -141,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outlier_is_no_part_of_the_bulk() {
+    fn the_bulk_has_no_outliers() {
         let mut values = vec![1.0; 999];
         values.push(-30_000.0);
         values.extend([0.0; 1000]);
@@ -160,12 +169,12 @@ mod tests {
         assert_eq!(
             of(&[3.0]).p99,
             3.0,
-            "the end of its bin lies above all that was seen"
+            "the end of its bin is above the maximum"
         );
     }
 
     #[test]
-    fn what_is_no_number_is_counted_apart() {
+    fn non_finite_values_are_counted_separately() {
         let mut tally = Tally::default();
         tally.add(&[f32::NAN, f32::INFINITY]);
         assert!(tally.activation().is_none());

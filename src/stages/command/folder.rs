@@ -1,4 +1,4 @@
-//! The folder that a program works in: `inputs/`, `outputs/`, `tmp/`. It is gone afterwards.
+//! The folder in which a program runs: `inputs/`, `outputs/`, `tmp/`. It is removed afterwards.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileType, Permissions};
@@ -7,52 +7,51 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Call;
-use crate::action::{BlobSink, Job, Outputs, Part, PartName, stands_for};
+use crate::action::{BlobSink, Job, Outputs, Part, PartName, matches_output};
 use crate::base::{CanonJson, Code, Context, Problem, Result, open_file};
 
-/// As much of a file is read and written at a time.
+/// Bytes that are read and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// How many files a problem lists.
 const SHOWN: usize = 12;
 
 pub(super) struct Folder {
-    /// Where the program runs.
+    /// The working directory of the program.
     pub(super) work: PathBuf,
-    /// What it says goes here, out of its sight.
-    pub(super) said: PathBuf,
+    /// The file with the program's output, outside of its working directory.
+    pub(super) log: PathBuf,
 }
 
 impl Folder {
-    /// Makes it, and copies the inputs of `job`: whatever a program does to a copy, the cache stays
-    /// as it is.
-    pub(super) fn lay(call: &Call, job: &Job) -> Result<Folder> {
+    /// Creates the folder and copies the inputs of `job`. The program gets copies, so that it
+    /// cannot change the cache.
+    pub(super) fn create(call: &Call, job: &Job) -> Result<Folder> {
         let folder = Folder {
             work: job.scratch()?.join("work"),
-            said: job.scratch()?.join("said.txt"),
+            log: job.scratch()?.join("log.txt"),
         };
         for path in [folder.inputs(), folder.outputs(), folder.tmp()] {
-            make(&path)?;
+            create_folder(&path)?;
         }
         for (name, input) in job.inputs() {
             let path = folder.inputs().join(name);
-            path.parent().map_or(Ok(()), make)?;
-            let copied = match input.window {
-                None => fs::copy(job.path(name)?, &path).map(drop),
-                Some(_) => {
-                    let bytes = job.read(name)?;
-                    File::create(&path).and_then(|mut copy| {
-                        bytes.stream(CHUNK_BYTES, |piece| copy.write_all(piece))
-                    })
-                }
-            };
+            if let Some(parent) = path.parent() {
+                create_folder(parent)?;
+            }
+            let failed = || format!("copy the input {name} to {}", path.display());
+            if input.window.is_none() {
+                fs::copy(job.path(name)?, &path).context(Code::Io, failed)?;
+            } else {
+                let bytes = job.read(name)?;
+                let mut copy = File::create(&path).context(Code::Io, failed)?;
+                bytes
+                    .stream(CHUNK_BYTES, |chunk| copy.write_all(chunk))
+                    .context(Code::Io, failed)?;
+            }
             let is_program = call.program.strip_prefix(super::INPUTS) == Some(name);
             let mode = if is_program { 0o555 } else { 0o444 };
-            copied
-                .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(mode)))
-                .context(Code::Io, || {
-                    format!("copy the input {name} to {}", path.display())
-                })?;
+            fs::set_permissions(&path, Permissions::from_mode(mode)).context(Code::Io, failed)?;
         }
         Ok(folder)
     }
@@ -69,35 +68,36 @@ impl Folder {
         self.work.join("tmp")
     }
 
-    /// Puts the outputs that `call` names into the cache.
-    pub(super) fn take(&self, call: &Call, job: &Job) -> Result<Outputs> {
+    /// Stores the outputs that `call` names.
+    pub(super) fn store_outputs(&self, call: &Call, job: &Job) -> Result<Outputs> {
         let found = files_below(&self.outputs())?;
         let mut outputs = Outputs::new();
-        for wanted in &call.outputs {
-            let is_wanted = |name: &str| stands_for(wanted, name);
-            let before = outputs.len();
-            for (name, kind) in found.iter().filter(|(name, _)| is_wanted(name)) {
+        for output in &call.outputs {
+            let mut is_missing = true;
+            for (name, kind) in &found {
+                if !matches_output(output, name) {
+                    continue;
+                }
                 if !kind.is_file() {
                     return Err(not_a_file(call, name, *kind));
                 }
-                outputs.insert(
-                    PartName::new(name.as_str())?,
-                    take(&self.outputs().join(name), job)?,
-                );
+                let part = store(&self.outputs().join(name), job)?;
+                outputs.insert(PartName::new(name.as_str())?, part);
+                is_missing = false;
             }
-            if outputs.len() == before && !outputs.keys().any(|name| is_wanted(name.as_str())) {
-                return Err(missing(call, wanted, &found));
+            if is_missing {
+                return Err(missing(call, output, &found));
             }
         }
         Ok(outputs)
     }
 }
 
-fn make(path: &Path) -> Result<()> {
+fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).context(Code::Io, || format!("make {}", path.display()))
 }
 
-fn take(path: &Path, job: &Job) -> Result<Part> {
+fn store(path: &Path, job: &Job) -> Result<Part> {
     let failed = || format!("take the output {}", path.display());
     let file = open_file(path).context(Code::Io, failed)?;
     let mut sink: Box<dyn BlobSink> = job.create()?;
@@ -109,20 +109,17 @@ fn take(path: &Path, job: &Job) -> Result<Part> {
     })
 }
 
-/// All that lies below `folder` but folders, by the path from there. No link is followed, so
-/// nothing lies elsewhere.
+/// Everything below `folder` except folders, by the path relative to it. Links are not followed.
 fn files_below(folder: &Path) -> Result<BTreeMap<String, FileType>> {
     let failed = || format!("list {}", folder.display());
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
-    // The program may have put a link where its folder was.
-    if !fs::symlink_metadata(folder)
-        .context(Code::Io, failed)?
-        .is_dir()
-    {
+    // The program may have replaced its folder by a link.
+    let metadata = fs::symlink_metadata(folder).context(Code::Io, failed)?;
+    if !metadata.is_dir() {
         let problem = Problem::new(
             Code::CommandOutput,
-            "the program put something else where outputs/ was",
+            "the program replaced outputs/ by something else",
         );
         return Err(problem.help("let it write into outputs/, and leave the folder itself alone"));
     }
@@ -152,29 +149,23 @@ fn not_a_file(call: &Call, name: &str, kind: FileType) -> Problem {
         Code::CommandOutput,
         format!("`{}` left {what} as outputs/{name}", call.program),
     )
-    .help("a link may lead anywhere: only files are taken, so let it write a copy")
+    .help("only regular files are stored, so let it write a copy")
 }
 
-fn missing(call: &Call, wanted: &str, found: &BTreeMap<String, FileType>) -> Problem {
+fn missing(call: &Call, output: &str, found: &BTreeMap<String, FileType>) -> Problem {
     let names: Vec<&str> = found.keys().take(SHOWN).map(String::as_str).collect();
-    let more = if found.len() > SHOWN {
-        format!(" and {} more", found.len() - SHOWN)
-    } else {
-        String::new()
-    };
-    let there = if names.is_empty() {
-        "nothing".into()
-    } else {
-        names.join(", ") + &more
-    };
+    let mut list = names.join(", ");
+    if found.is_empty() {
+        list = "nothing".into();
+    }
+    if found.len() > SHOWN {
+        list += &format!(" and {} more", found.len() - SHOWN);
+    }
     Problem::new(
         Code::CommandOutput,
-        format!(
-            "`{}` succeeded, but wrote no outputs/{wanted}",
-            call.program
-        ),
+        format!("`{}` succeeded, but left no outputs/{output}", call.program),
     )
     .help(format!(
-        "`outputs/` holds {there}; name these files in `outputs`, or change what it writes"
+        "outputs/ contains {list}; correct `outputs` in the plan, or let the program write it"
     ))
 }

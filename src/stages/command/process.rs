@@ -1,4 +1,4 @@
-//! The program at work, and its end: good, bad, or together with the build.
+//! Runs the program, and kills it if the build is killed.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -15,24 +15,24 @@ use rustix::process::{
 
 use super::folder::Folder;
 use super::{Call, INPUTS};
-use crate::base::{Code, Context, Problem, Result, end_descendants, open_file, quoted, tail};
+use crate::base::{Code, Context, Problem, Result, kill_descendants, open_file, quoted, tail};
 
-/// How much of what the program said last is shown.
-const STDERR_TAIL_BYTES: u64 = 4096;
+/// How much of the end of the program's output is shown.
+const LOG_TAIL_BYTES: u64 = 4096;
 
-/// As much of a script's first line is read.
+/// How much of a script's first line is read.
 const MAX_LINE_BYTES: u64 = 512;
 
-/// How often is looked whether it has ended.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often the program is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Runs the program to its end, which must be a good one.
+/// Runs the program. Fails unless it exits with code 0.
 pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
     let failed = || format!("start `{}`", call.program);
-    // Into a file: nobody has to listen, and what it leaves running cannot hold the other end of a
-    // pipe.
-    let said = File::create(&folder.said)
-        .context(Code::Io, || format!("make {}", folder.said.display()))?;
+    // A file and not a pipe: it needs no reader, and a background process of the program cannot
+    // keep it open.
+    let log =
+        File::create(&folder.log).context(Code::Io, || format!("make {}", folder.log.display()))?;
     let program = if call.program.starts_with(INPUTS) {
         folder.work.join(&call.program)
     } else {
@@ -46,104 +46,106 @@ pub(super) fn run(call: &Call, folder: &Folder) -> Result<()> {
         .envs(&call.env)
         .current_dir(&folder.work)
         .stdin(Stdio::null())
-        .stdout(said.try_clone().context(Code::CommandStart, failed)?)
-        .stderr(said)
+        .stdout(log.try_clone().context(Code::CommandStart, failed)?)
+        .stderr(log)
         .spawn()
         .context(Code::CommandStart, failed)
-        .map_err(|problem| without_interpreter(problem, &program))?;
-    let status = attend(&mut child).context(Code::CommandStart, || {
+        .map_err(|problem| explain_interpreter(problem, &program))?;
+    let status = wait(&mut child).context(Code::CommandStart, || {
         format!("wait for `{}`", call.program)
     })?;
-    // What it left running could go on writing.
-    end_descendants();
+    // A background process of the program could still write outputs.
+    kill_descendants();
     if status.success() {
         Ok(())
     } else {
-        Err(unsuccessful(call, status, &folder.said))
+        Err(unsuccessful(call, status, &folder.log))
     }
 }
 
-/// A script whose interpreter is not there "is not there" itself, as the kernel says it: `problem`
-/// then names the interpreter.
-fn without_interpreter(problem: Problem, program: &Path) -> Problem {
-    let mut line = String::new();
-    let read = open_file(program)
-        .and_then(|file| BufReader::new(file.take(MAX_LINE_BYTES)).read_line(&mut line));
-    let Some(interpreter) = line
-        .trim_end_matches('\n')
-        .strip_prefix("#!")
-        .filter(|_| read.is_ok())
-    else {
+/// If the interpreter of a script is missing, the kernel reports the script as missing. Then adds
+/// the name of the interpreter to `problem`.
+fn explain_interpreter(problem: Problem, program: &Path) -> Problem {
+    let Ok(line) = read_first_line(program) else {
+        return problem;
+    };
+    let Some(interpreter) = line.trim_end_matches('\n').strip_prefix("#!") else {
         return problem;
     };
     if let Some(interpreter) = interpreter.strip_suffix('\r') {
         let message = format!(
-            "the lines of the script end as Windows ends them, so that it asks for `{}\\r`",
+            "the script has the line endings of Windows, so that its interpreter is `{}\\r`",
             interpreter.trim()
         );
         return problem
             .within(message)
-            .help("save it with the ends of Unix: sed -i 's/\\r$//' SCRIPT");
+            .help("save it with the line endings of Unix: sed -i 's/\\r$//' SCRIPT");
     }
     let interpreter = interpreter.trim().split(' ').next().unwrap_or_default();
-    match Path::new(interpreter).exists() {
-        true => problem,
-        false => problem.within(format!(
-            "the script's interpreter `{interpreter}` is not there"
-        )),
+    if Path::new(interpreter).exists() {
+        return problem;
     }
+    problem.within(format!(
+        "the script's interpreter `{interpreter}` is not there"
+    ))
 }
 
-/// Waits for the end of `child`. Who stops a build ends the process group that this process and the
-/// child are in. If the engine is killed, nobody does; the kernel would end this process alone. So
-/// that is put off, and done here to all.
-fn attend(child: &mut Child) -> io::Result<ExitStatus> {
+fn read_first_line(path: &Path) -> io::Result<String> {
+    let mut line = String::new();
+    let file = open_file(path)?.take(MAX_LINE_BYTES);
+    BufReader::new(file).read_line(&mut line)?;
+    Ok(line)
+}
+
+/// Waits for the end of `child`.
+///
+/// An interrupted build kills the process group of this process and the child. But if the engine
+/// itself is killed, the kernel would kill this process only (its parent death signal). So the
+/// signal is off while the child runs, and this function kills the group instead.
+fn wait(child: &mut Child) -> io::Result<ExitStatus> {
     let engine = getppid();
-    let leash = parent_process_death_signal()?;
+    let death_signal = parent_process_death_signal()?;
     set_parent_process_death_signal(None)?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if leash.is_some() && getppid() != engine {
-            end_descendants();
+        if death_signal.is_some() && getppid() != engine {
+            kill_descendants();
             kill_current_process_group(Signal::KILL)?;
         }
-        sleep(GLANCE);
+        sleep(POLL_INTERVAL);
     };
-    set_parent_process_death_signal(leash)?;
+    set_parent_process_death_signal(death_signal)?;
     Ok(status)
 }
 
-fn unsuccessful(call: &Call, status: ExitStatus, said: &Path) -> Problem {
+fn unsuccessful(call: &Call, status: ExitStatus, log: &Path) -> Problem {
     let mut problem = Problem::new(
         Code::CommandFailed,
         format!("`{}` failed: {status}", call.program),
     );
-    let stderr_tail = tail(said, STDERR_TAIL_BYTES).unwrap_or_default();
-    problem.causes.push(match stderr_tail.trim() {
+    let log_tail = tail(log, LOG_TAIL_BYTES).unwrap_or_default();
+    problem.causes.push(match log_tail.trim() {
         "" => "it printed nothing".into(),
-        words => format!("the end of its output:\n{words}"),
+        lines => format!("its last output:\n{lines}"),
     });
-    let memory = match status.signal() == Some(Signal::KILL.as_raw()) {
-        true => {
-            "the kernel kills a process when memory runs out: raise `memory`, or use fewer --jobs. "
-        }
-        false => "",
+    let memory = if status.signal() == Some(Signal::KILL.as_raw()) {
+        "the kernel kills a process when memory runs out: raise `memory`, or use fewer --jobs. "
+    } else {
+        ""
     };
-    problem.help(format!("{memory}{}", by_hand(call)))
+    problem.help(format!("{memory}{}", run_by_hand(call)))
 }
 
-/// How to run it without kiln.
-fn by_hand(call: &Call) -> String {
-    let env = call
-        .env
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"));
-    let words = env
-        .chain([call.program.clone()])
-        .chain(call.args.iter().cloned());
-    let words: Vec<String> = words.map(|word| quoted(&word)).collect();
+/// Help: how to run the program without kiln.
+fn run_by_hand(call: &Call) -> String {
+    let mut words = vec![];
+    for (name, value) in &call.env {
+        words.push(quoted(&format!("{name}={value}")));
+    }
+    words.push(quoted(&call.program));
+    words.extend(call.args.iter().map(|arg| quoted(arg)));
     format!(
         "to run it by hand: `kiln build PLAN STAGE` writes each of its inputs to out/PLAN/STAGE; \
          with these as inputs/STAGE in an empty folder, run there\nmkdir -p outputs tmp && env -i \

@@ -1,10 +1,10 @@
-//! Downloads that survive: a broken connection goes on where it broke, also in another process.
+//! Downloads that can be resumed after a broken connection, also by a later process.
 //!
-//! The folder of a download holds `download` (the bytes so far), `etag` (which version of the file
-//! they are of) and, in the end, only `whole`.
+//! The folder of a download contains `download` (the bytes so far) and `etag` (the version of the
+//! file); at the end `download` is renamed to `whole`.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -14,10 +14,10 @@ use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, Proxy};
 
-use super::received::{next, received};
+use super::received::{next, read_chunks};
 use super::trust::is_distrust;
 use super::url::Address;
-use super::{Machine, Proxies, clear, digest_differs, is_sha256, sha256_of, whole};
+use super::{Machine, Proxies, clear, complete_path, digest_differs, is_sha256, sha256_of};
 use crate::action::Job;
 use crate::base::{Code, Context, Problem, Result, bytes, duration, open_file, read_file};
 
@@ -30,21 +30,21 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ETAG_BYTES: u64 = 8 << 10;
-/// As much is told of what a server says of its own refusal.
-const MAX_SAID_BYTES: usize = 500;
-/// Cap on all certificates together: those of the world take 250 kB.
+/// How much of a server's error message is shown.
+const MAX_MESSAGE_BYTES: usize = 500;
+/// Cap on all certificates together. A bundle of all public authorities has 250 kB.
 const MAX_PEM_BYTES: u64 = 16 << 20;
-/// Cap on a file: far above any model, and below what fills a disk unseen.
+/// Cap on a file: far above any model, and below the size of a large disk.
 const MAX_FILE_BYTES: u64 = 1 << 40;
-/// A connection that brings less than this in [`RATE_WINDOW`] counts as stalled, though it never
-/// pauses for long.
-const LEAST_BYTES: u64 = 64 << 10;
+/// A connection with fewer bytes than this in [`RATE_WINDOW`] counts as stalled, even if it never
+/// reaches [`READ_TIMEOUT`].
+const MIN_BYTES: u64 = 64 << 10;
 const RATE_WINDOW: Duration = Duration::from_secs(60);
-/// The longest that a server may have us wait, all its answers together.
+/// Cap on the sum of all waits that a server requests.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
-/// The complete file of `url`, in `folder`. `token` is shown to the host of `url` and to no other;
-/// `pin` is the sha256 that is hoped for, or empty.
+/// Downloads `url` into `folder` and returns the path of the file. `token` is sent to the host of
+/// `url` only. `pin` is the expected sha256, or empty.
 pub(super) fn download(
     machine: &Machine,
     url: &Address,
@@ -53,9 +53,9 @@ pub(super) fn download(
     folder: &Path,
     job: &Job,
 ) -> Result<PathBuf> {
-    let done = whole(folder);
-    if done.exists() {
-        return Ok(done);
+    let complete = complete_path(folder);
+    if complete.exists() {
+        return Ok(complete);
     }
     let download = Download {
         agent: agent(machine)?,
@@ -66,7 +66,7 @@ pub(super) fn download(
         folder,
         job,
     };
-    let (mut most, mut failures) = (0, 0);
+    let (mut most_bytes, mut failures) = (0, 0);
     let mut waited = Duration::ZERO;
     loop {
         job.check_cancelled()?;
@@ -74,29 +74,26 @@ pub(super) fn download(
             Ok(()) => break,
             Err(failure) => failure,
         };
-        if let Some(wait) = failure.wait.filter(|wait| *wait > MAX_WAIT) {
-            let message = format!("the server asks to wait {}", duration(wait));
-            return Err(failure
-                .problem
-                .within(message)
-                .help("run the same command again then: it goes on where it was"));
+        if let Some(wait) = failure.wait {
+            if wait > MAX_WAIT {
+                let message = format!("the server asks to wait {}", duration(wait));
+                return Err(failure
+                    .problem
+                    .within(message)
+                    .help("run the same command again then: it resumes the download"));
+            }
+            // Each response counts as a second at least, so that the loop ends.
+            let sum = waited.saturating_add(wait.max(Duration::from_secs(1)));
+            if sum <= MAX_WAIT {
+                waited = sum;
+                wait_for_server(wait.max(machine.first_pause), job)?;
+                continue;
+            }
         }
-        // Each answer counts as a second at least, so that they come to an end.
-        let told = failure.wait.map(|wait| {
-            (
-                wait,
-                waited.saturating_add(wait.max(Duration::from_secs(1))),
-            )
-        });
-        if let Some((wait, sum)) = told.filter(|(_, sum)| *sum <= MAX_WAIT) {
-            waited = sum;
-            wait_as_told(wait.max(machine.first_pause), job)?;
-            continue;
-        }
-        let have = download.have();
-        failures = if have > most { 1 } else { failures + 1 };
-        most = most.max(have);
-        if !failure.may_pass || failures == ATTEMPTS {
+        let bytes = download.downloaded_bytes();
+        failures = if bytes > most_bytes { 1 } else { failures + 1 };
+        most_bytes = most_bytes.max(bytes);
+        if !failure.is_transient || failures == ATTEMPTS {
             return Err(*failure.problem);
         }
         pause(
@@ -107,8 +104,9 @@ pub(super) fn download(
             job,
         )?;
     }
-    fs::rename(download.part(), &done).context(Code::Io, || format!("name {}", done.display()))?;
-    Ok(done)
+    fs::rename(download.path(), &complete)
+        .context(Code::Io, || format!("name {}", complete.display()))?;
+    Ok(complete)
 }
 
 struct Download<'a> {
@@ -121,11 +119,12 @@ struct Download<'a> {
     job: &'a Job<'a>,
 }
 
-/// Why an attempt failed, and whether the next one may fare better.
+/// Why an attempt failed.
 struct Failure {
     problem: Box<Problem>,
-    may_pass: bool,
-    /// How long the server says to wait.
+    /// Whether the next attempt may succeed.
+    is_transient: bool,
+    /// How long the server asks to wait.
     wait: Option<Duration>,
 }
 
@@ -133,183 +132,205 @@ impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         Failure {
             problem: problem.into(),
-            may_pass: false,
+            is_transient: false,
             wait: None,
         }
     }
 }
 
-fn passing(problem: Problem) -> Failure {
+fn transient(problem: Problem) -> Failure {
     Failure {
         problem: problem.into(),
-        may_pass: true,
+        is_transient: true,
         wait: None,
     }
 }
 
-/// A response that is not a redirect, and what the first host said about the file.
-struct Answer {
+/// The response to the last request of a chain of redirects.
+struct FinalResponse {
     response: Response<Body>,
+    /// The digest that the hub announced on the way.
     hub_sha256: Option<String>,
-    /// Whether the host that gave it saw the token.
-    saw_token: bool,
+    /// Whether the token was sent to its host.
+    sent_token: bool,
 }
 
 impl Download<'_> {
-    fn part(&self) -> PathBuf {
+    /// The path of the bytes so far.
+    fn path(&self) -> PathBuf {
         self.folder.join("download")
     }
 
-    fn have(&self) -> u64 {
-        fs::metadata(self.part()).map_or(0, |meta| meta.len())
+    fn downloaded_bytes(&self) -> u64 {
+        match fs::metadata(self.path()) {
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        }
     }
 
-    fn etag(&self) -> PathBuf {
+    fn etag_path(&self) -> PathBuf {
         self.folder.join("etag")
     }
 
-    /// Asks for what is missing and appends it.
+    /// The strong ETag of the bytes so far, if there is one.
+    fn read_etag(&self) -> Option<String> {
+        let etag = read_file(&self.etag_path(), MAX_ETAG_BYTES).ok()?;
+        let etag = String::from_utf8(etag).ok()?;
+        if is_strong_etag(&etag) {
+            return Some(etag);
+        }
+        None
+    }
+
+    /// Requests the missing bytes and appends them.
     fn attempt(&self) -> Result<(), Failure> {
-        let etag = read_file(&self.etag(), MAX_ETAG_BYTES).ok();
-        let etag = etag
-            .and_then(|etag| String::from_utf8(etag).ok())
-            .filter(|etag| is_strong_etag(etag));
-        let have = self.have();
-        let resume = etag.filter(|_| have > 0).map(|etag| (have, etag));
-        let Answer {
+        let resume = match (self.downloaded_bytes(), self.read_etag()) {
+            (start @ 1.., Some(etag)) => Some((start, etag)),
+            _ => None,
+        };
+        let FinalResponse {
             response,
             hub_sha256,
-            saw_token,
-        } = self.ask(resume.as_ref())?;
+            sent_token,
+        } = self.request(resume.as_ref())?;
         self.check_hub(hub_sha256.as_deref(), self.pin)?;
         let range = header(response.headers(), "content-range").unwrap_or_default();
         match (response.status(), resume) {
             (StatusCode::OK, _) => {
-                let total = header(response.headers(), "content-length")
-                    .and_then(|length| length.parse().ok());
+                let length = header(response.headers(), "content-length").unwrap_or_default();
+                let total = length.parse().ok();
                 self.append(response, 0, total)?;
             }
-            (StatusCode::PARTIAL_CONTENT, Some((have, etag))) => match content_range(range) {
-                _ if header(response.headers(), "etag").is_some_and(|now| now != etag) => {
+            (StatusCode::PARTIAL_CONTENT, Some((start, etag))) => {
+                if header(response.headers(), "etag").is_some_and(|now| now != etag) {
                     return Err(self.start_over(
                         "the server sent a part of another version than the one asked for",
                     ));
                 }
-                Some((start, total)) if start == have => {
-                    self.append(response, have, Some(total))?
+                match content_range(range) {
+                    Some((found, total)) if found == start => {
+                        self.append(response, start, Some(total))?;
+                    }
+                    _ => {
+                        return Err(
+                            self.start_over("the server sent another range than the one asked for")
+                        );
+                    }
                 }
-                _ => {
-                    return Err(
-                        self.start_over("the server sent another range than the one asked for")
-                    );
-                }
-            },
-            // The last build ended between the last byte and its name.
-            (StatusCode::RANGE_NOT_SATISFIABLE, Some((have, _)))
-                if range == format!("bytes */{have}") => {}
+            }
+            // An earlier build ended between the last byte and the renaming.
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some((start, _)))
+                if range == format!("bytes */{start}") => {}
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(_)) => {
                 return Err(self.start_over("the file has become shorter"));
             }
-            _ => return Err(refused(self.url, &response, saw_token)),
+            _ => return Err(refused(self.url, &response, sent_token)),
         }
         if hub_sha256.is_some() && self.pin.is_empty() {
-            self.check_hub(hub_sha256.as_deref(), &sha256_of(&self.part(), self.job)?)?;
+            self.check_hub(hub_sha256.as_deref(), &sha256_of(&self.path(), self.job)?)?;
         }
         Ok(())
     }
 
-    /// Refuses a file whose digest, pinned or found, is not what the hub says; no opinion if either
-    /// is missing.
-    fn check_hub(&self, said: Option<&str>, digest: &str) -> Result<()> {
-        match said {
-            Some(said) if !digest.is_empty() && said != digest => {
+    /// Fails if `digest`, pinned or of the downloaded file, is not the one that the hub announced.
+    /// Either may be missing.
+    fn check_hub(&self, announced: Option<&str>, digest: &str) -> Result<()> {
+        match announced {
+            Some(sha256) if !digest.is_empty() && sha256 != digest => {
                 clear(self.folder)?;
-                let message = format!("the hub announces a file with sha256 {said}, not {digest}");
-                Err(digest_differs(&self.url.to_string(), digest, said).within(message))
+                let message =
+                    format!("the hub announces a file with sha256 {sha256}, not {digest}");
+                Err(digest_differs(&self.url.to_string(), digest, sha256).within(message))
             }
             _ => Ok(()),
         }
     }
 
-    /// Appends the body to the `have` bytes there are; `total` is how many there will be, if known.
+    /// Appends the body to the first `done` bytes. `total` is the size of the file, if known.
     fn append(
         &self,
         response: Response<Body>,
-        mut have: u64,
+        mut done: u64,
         total: Option<u64>,
     ) -> Result<(), Failure> {
-        let opened = OpenOptions::new()
+        let path = self.path();
+        let mut file = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(self.part());
-        let mut file = opened.context(Code::Io, || format!("open {}", self.part().display()))?;
-        if have == 0 {
+            .open(&path)
+            .context(Code::Io, || format!("open {}", path.display()))?;
+        if done == 0 {
             file.set_len(0)
-                .context(Code::Io, || format!("empty {}", self.part().display()))?;
+                .context(Code::Io, || format!("empty {}", path.display()))?;
             let etag = header(response.headers(), "etag").unwrap_or_default();
-            fs::write(self.etag(), etag)
-                .context(Code::Io, || format!("write {}", self.etag().display()))?;
+            fs::write(self.etag_path(), etag)
+                .context(Code::Io, || format!("write {}", self.etag_path().display()))?;
         }
-        let truncated = |have: u64| {
-            let total = total.map_or("an unknown total".into(), bytes);
-            let message = format!(
-                "the download of `{}` broke after {} of {total}",
-                self.url,
-                bytes(have)
-            );
-            Problem::new(Code::FetchTruncated, message)
-                .help("run the build again: it goes on where it broke")
-        };
-        let too_large = || {
-            let message = format!(
-                "`{}` has more than {}, the most that is fetched",
-                self.url,
-                bytes(MAX_FILE_BYTES)
-            );
-            Failure::from(Problem::new(Code::FetchTooLarge, message))
-        };
         if total.is_some_and(|total| total > MAX_FILE_BYTES) {
-            return Err(too_large());
+            return Err(self.too_large());
         }
-        let body = received(response.into_body());
-        let (mut since, mut had) = (Instant::now(), have);
+        let body = read_chunks(response.into_body());
+        let (mut window_start, mut window_done) = (Instant::now(), done);
         loop {
             self.job.check_cancelled()?;
-            if since.elapsed() >= RATE_WINDOW {
-                if have - had < LEAST_BYTES {
-                    let rate = format!(
-                        "it brought {} in {}",
-                        bytes(have - had),
-                        duration(since.elapsed())
-                    );
-                    return Err(passing(truncated(have).within(rate)));
+            if window_start.elapsed() >= RATE_WINDOW {
+                let count = done - window_done;
+                if count < MIN_BYTES {
+                    let time = duration(window_start.elapsed());
+                    let rate = format!("it brought {} in {time}", bytes(count));
+                    return Err(transient(self.truncated(done, total).within(rate)));
                 }
-                (since, had) = (Instant::now(), have);
+                (window_start, window_done) = (Instant::now(), done);
             }
-            let bytes = match next(&body, self.job)? {
+            let chunk = match next(&body, self.job)? {
                 None => break,
-                Some(Ok(bytes)) => bytes,
-                Some(Err(error)) => return Err(passing(truncated(have).because(&error))),
+                Some(Ok(chunk)) => chunk,
+                Some(Err(error)) => {
+                    return Err(transient(self.truncated(done, total).because(&error)));
+                }
             };
-            file.write_all(&bytes)
+            file.write_all(&chunk)
                 .context(Code::Io, || format!("write to {}", self.folder.display()))?;
-            have += bytes.len() as u64;
-            if have > MAX_FILE_BYTES {
-                return Err(too_large());
+            done += chunk.len() as u64;
+            if done > MAX_FILE_BYTES {
+                return Err(self.too_large());
             }
-            self.job.progress(have, total.unwrap_or(0), "B");
+            self.job.progress(done, total.unwrap_or(0), "B");
         }
-        if total.is_some_and(|total| total != have) {
-            Err(passing(truncated(have)))
-        } else {
-            Ok(())
+        match total {
+            Some(total_bytes) if total_bytes != done => Err(transient(self.truncated(done, total))),
+            _ => Ok(()),
         }
     }
 
-    /// Forgets the bytes so far; the next attempt asks for all.
+    /// The connection ended after `done` of `total` bytes.
+    fn truncated(&self, done: u64, total: Option<u64>) -> Problem {
+        let total = match total {
+            Some(total) => bytes(total),
+            None => "an unknown total".into(),
+        };
+        let message = format!(
+            "the download of `{}` broke after {} of {total}",
+            self.url,
+            bytes(done)
+        );
+        Problem::new(Code::FetchTruncated, message)
+            .help("run the build again: it goes on where it broke")
+    }
+
+    fn too_large(&self) -> Failure {
+        let message = format!(
+            "`{}` has more than {}, the most that is fetched",
+            self.url,
+            bytes(MAX_FILE_BYTES)
+        );
+        Problem::new(Code::FetchTooLarge, message).into()
+    }
+
+    /// Removes the bytes so far, so that the next attempt requests the whole file.
     fn start_over(&self, why: &str) -> Failure {
         match clear(self.folder) {
-            Ok(()) => passing(Problem::new(
+            Ok(()) => transient(Problem::new(
                 Code::FetchRange,
                 format!("`{}`: {why}", self.url),
             )),
@@ -317,57 +338,63 @@ impl Download<'_> {
         }
     }
 
-    /// Sends the request and follows redirects. By hand, because the hub's digest stands on the
-    /// way, and a token must not leave its host.
-    fn ask(&self, resume: Option<&(u64, String)>) -> Result<Answer, Failure> {
-        let mut at = self.url.clone();
+    /// Sends the request and follows redirects. The HTTP client does not follow them, because the
+    /// hub's digest is in the header of a redirect, and the token must not be sent to other hosts.
+    fn request(&self, resume: Option<&(u64, String)>) -> Result<FinalResponse, Failure> {
+        let mut address = self.url.clone();
         let mut hub_sha256 = None;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self
                 .agent
-                .get(at.whole())
+                .get(address.with_secrets())
                 .header("accept-encoding", "identity");
-            let home = at.is_at_home_with(self.url);
-            let token = self.token.filter(|_| home);
+            let is_same_origin = address.has_same_origin(self.url);
+            let token = if is_same_origin { self.token } else { None };
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            if let Some((have, etag)) = resume {
+            if let Some((start, etag)) = resume {
                 request = request
-                    .header("range", format!("bytes={have}-"))
+                    .header("range", format!("bytes={start}-"))
                     .header("if-range", etag);
             }
-            let proxy = self.proxies.of_address(&at)?;
+            let proxy = self.proxies.of_address(&address)?;
             let request = request.config().proxy(proxy.clone()).build();
-            let (send, receive) = mpsc::channel();
-            thread::spawn(move || drop(send.send(request.call())));
-            let silent = || Problem::new(Code::FetchConnect, "the request ended without an answer");
-            let answer = next(&receive, self.job)?.ok_or_else(silent)?;
-            let response = answer.map_err(|error| unreachable(&at, proxy.as_ref(), error))?;
-            if home {
-                // Large files are named by their sha256 there, small ones by the 40 digits of git.
-                let said =
-                    header(response.headers(), "x-linked-etag").map(|etag| etag.trim_matches('"'));
-                hub_sha256 = said
-                    .filter(|said| is_sha256(said))
-                    .map(str::to_ascii_lowercase)
-                    .or(hub_sha256);
+            let (sender, receiver) = mpsc::channel();
+            thread::spawn(move || drop(sender.send(request.call())));
+            let response = match next(&receiver, self.job)? {
+                Some(Ok(response)) => response,
+                Some(Err(error)) => return Err(unreachable(&address, proxy.as_ref(), error)),
+                None => {
+                    return Err(Problem::new(
+                        Code::FetchConnect,
+                        "the request ended without an answer",
+                    )
+                    .into());
+                }
+            };
+            // The hub sends the sha256 of large files, and a git hash of 40 digits of small ones.
+            if is_same_origin && let Some(etag) = header(response.headers(), "x-linked-etag") {
+                let digest = etag.trim_matches('"');
+                if is_sha256(digest) {
+                    hub_sha256 = Some(digest.to_ascii_lowercase());
+                }
             }
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(Answer {
+                return Ok(FinalResponse {
                     response,
                     hub_sha256,
-                    saw_token: token.is_some(),
+                    sent_token: token.is_some(),
                 });
             }
-            let next = match response.headers().get("location") {
-                Some(location) => at.follow(location.as_bytes()),
+            let target = match response.headers().get("location") {
+                Some(location) => address.follow(location.as_bytes()),
                 None => Err(Problem::new(
                     Code::FetchRedirect,
-                    "it does not say where to",
+                    "it has no `Location` header",
                 )),
             };
-            at = next.map_err(|problem| {
+            address = target.map_err(|problem| {
                 problem.within(format!("`{}` redirects to a bad place", self.url))
             })?;
         }
@@ -383,14 +410,16 @@ fn agent(machine: &Machine) -> Result<Agent> {
     let roots = match &machine.certificates {
         None => RootCerts::WebPki,
         Some(path) => {
-            let pem = pem(path).context(Code::FetchTls, || {
+            let pem = read_pem(path).context(Code::FetchTls, || {
                 format!("read the certificates in {}", path.display())
             })?;
-            let certificates = parse_pem(&pem).filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            });
-            RootCerts::new_with_certs(&certificates.collect::<Vec<_>>())
+            let mut certificates = vec![];
+            for item in parse_pem(&pem) {
+                if let Ok(PemItem::Certificate(certificate)) = item {
+                    certificates.push(certificate);
+                }
+            }
+            RootCerts::new_with_certs(&certificates)
         }
     };
     let config = Agent::config_builder()
@@ -404,36 +433,40 @@ fn agent(machine: &Machine) -> Result<Agent> {
     Ok(config.build().new_agent())
 }
 
-/// What the file `path` holds, or all files in the folder, to a limit.
-fn pem(path: &Path) -> std::io::Result<Vec<u8>> {
+/// The bytes of the file `path`, or of all files in the folder `path`, up to a limit.
+fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
     let mut pem = vec![];
-    let mut read = |path: &Path| -> std::io::Result<()> {
-        open_file(path)?
-            .take(MAX_PEM_BYTES.saturating_sub(pem.len() as u64))
-            .read_to_end(&mut pem)?;
-        pem.push(b'\n');
-        Ok(())
-    };
     if !path.is_dir() {
-        read(path)?;
+        append_file(path, &mut pem)?;
         return Ok(pem);
     }
-    let mut files = fs::read_dir(path)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<Vec<PathBuf>>>()?;
+    let mut files = vec![];
+    for entry in fs::read_dir(path)? {
+        files.push(entry?.path());
+    }
     files.sort();
-    // What else lies there is no certificate.
-    files.iter().for_each(|file| drop(read(file)));
+    for file in &files {
+        // An entry that cannot be read, like a subfolder, is not a certificate.
+        let _ = append_file(file, &mut pem);
+    }
     Ok(pem)
 }
 
-/// The connection did not come about, or not as far as an answer.
+fn append_file(path: &Path, pem: &mut Vec<u8>) -> io::Result<()> {
+    open_file(path)?
+        .take(MAX_PEM_BYTES.saturating_sub(pem.len() as u64))
+        .read_to_end(pem)?;
+    pem.push(b'\n');
+    Ok(())
+}
+
+/// The connection failed before a response arrived.
 fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Failure {
     let tls = is_distrust(&error);
     let host = url.host();
     if matches!(error, ureq::Error::Http(_) | ureq::Error::BadUri(_)) {
-        let problem =
-            Problem::new(Code::FetchRequest, format!("`{url}` cannot be asked")).because(&error);
+        let problem = Problem::new(Code::FetchRequest, format!("`{url}` cannot be requested"))
+            .because(&error);
         return problem
             .help(
                 "the request never left this machine: check the address, HF_TOKEN and the proxies",
@@ -463,26 +496,25 @@ fn unreachable(url: &Address, proxy: Option<&Proxy>, error: ureq::Error) -> Fail
             None => Problem::new(Code::FetchConnect, format!("no answer from `{host}`"))
                 .help("check the network, and HTTPS_PROXY if it needs one"),
             Some(proxy) => {
-                let way = format!(
+                let message = format!(
                     "no answer from `{host}` by the proxy `{}:{}`",
                     proxy.host(),
                     proxy.port()
                 );
-                Problem::new(Code::FetchConnect, way)
+                Problem::new(Code::FetchConnect, message)
                     .help("check HTTPS_PROXY or ALL_PROXY; NO_PROXY lists hosts that need none")
             }
         }
     };
     Failure {
         problem: problem.because(&error).into(),
-        may_pass: !tls,
+        is_transient: !tls,
         wait: None,
     }
 }
 
-/// The server answered, with something else than the file. Of the hub's own words,
-/// `X-Error-Message` says most.
-fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure {
+/// The server sent an error status. The hub's header `X-Error-Message` explains it best.
+fn refused(url: &Address, response: &Response<Body>, sent_token: bool) -> Failure {
     let status = response.status();
     let mut problem = match status.as_u16() {
         404 | 410 => Problem::new(
@@ -497,68 +529,69 @@ fn refused(url: &Address, response: &Response<Body>, saw_token: bool) -> Failure
             Code::FetchForbidden,
             format!("`{url}` is not for everybody ({status})"),
         )
-        .help(match saw_token {
-            true => {
-                "HF_TOKEN was shown and not accepted: there is no such repository, or it is \
-                 private or gated. Check the spelling; accept the model's terms with the token's \
-                 account, or make a token that may read it"
-            }
-            false => {
-                "there is no such repository, or it is private or gated: check the spelling; for a \
-                 gated model, accept its terms on the hub and set HF_TOKEN. No token was shown to \
-                 this host"
-            }
+        .help(if sent_token {
+            "HF_TOKEN was shown and not accepted: there is no such repository, or it is private or \
+             gated. Check the spelling; accept the model's terms with the token's account, or make \
+             a token that may read it"
+        } else {
+            "there is no such repository, or it is private or gated: check the spelling; for a \
+             gated model, accept its terms on the hub and set HF_TOKEN. No token was shown to this \
+             host"
         }),
         _ => Problem::new(Code::FetchStatus, format!("`{url}` answered {status}")),
     };
-    let said = header(response.headers(), "x-error-message")
-        .map(|said| &said[..said.floor_char_boundary(MAX_SAID_BYTES)]);
-    problem
-        .causes
-        .extend(said.map(|said| format!("the server said: {said}")));
-    let may_pass = status.is_server_error() || matches!(status.as_u16(), 408 | 429);
-    let wait = header(response.headers(), "retry-after").and_then(retry_after);
+    if let Some(message) = header(response.headers(), "x-error-message") {
+        let message = &message[..message.floor_char_boundary(MAX_MESSAGE_BYTES)];
+        problem.causes.push(format!("the server said: {message}"));
+    }
+    let wait = if matches!(status.as_u16(), 429 | 503) {
+        retry_after(response.headers())
+    } else {
+        None
+    };
     Failure {
         problem: problem.into(),
-        may_pass,
-        wait: wait.filter(|_| matches!(status.as_u16(), 429 | 503)),
+        is_transient: status.is_server_error() || matches!(status.as_u16(), 408 | 429),
+        wait,
     }
 }
 
-/// How long `Retry-After` says to wait: seconds, or until a date (RFC 9110, section 10.2.3).
-fn retry_after(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
+/// The wait that the header `Retry-After` requests: seconds, or until a date (RFC 9110, section
+/// 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = header(headers, "retry-after")?.trim();
+    if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-/// Waits, and shows how much of it is over.
-fn wait_as_told(time: Duration, job: &Job) -> Result<()> {
+/// Waits for `time` and shows the progress.
+fn wait_for_server(time: Duration, job: &Job) -> Result<()> {
     const STEP: Duration = Duration::from_secs(1);
-    let mut left = time;
-    while !left.is_zero() {
+    let mut remaining = time;
+    while !remaining.is_zero() {
         job.progress(
-            (time - left).as_secs(),
+            (time - remaining).as_secs(),
             time.as_secs().max(1),
             "s that the server has us wait",
         );
-        let step = left.min(STEP);
+        let step = remaining.min(STEP);
         pause(step, job)?;
-        left -= step;
+        remaining -= step;
     }
     Ok(())
 }
 
 fn pause(time: Duration, job: &Job) -> Result<()> {
     const SLICE: Duration = Duration::from_millis(100);
-    let mut left = time;
-    while !left.is_zero() {
+    let mut remaining = time;
+    while !remaining.is_zero() {
         job.check_cancelled()?;
-        let slice = left.min(SLICE);
+        let slice = remaining.min(SLICE);
         thread::sleep(slice);
-        left -= slice;
+        remaining -= slice;
     }
     Ok(())
 }
@@ -567,13 +600,13 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Where the bytes of a partial answer begin, and how long the file is: `bytes 100-199/200`.
+/// The start of a partial response and the size of the file, from `bytes 100-199/200`.
 fn content_range(text: &str) -> Option<(u64, u64)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
 
-/// Only a strong ETag promises the same bytes (RFC 9110, section 13.1.5).
+/// Whether `etag` is a strong ETag. Only these guarantee the same bytes (RFC 9110, section 13.1.5).
 fn is_strong_etag(etag: &str) -> bool {
     etag.len() > 2
         && etag.starts_with('"')

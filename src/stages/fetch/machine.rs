@@ -1,4 +1,4 @@
-//! What the machine tells `fetch`, read in one place.
+//! The settings of this machine that `fetch` uses, read from the environment.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use super::Proxies;
 
-/// Settings of the machine. Not part of any key: they say how to reach a file, never which.
+/// Settings of the machine. They are not part of any key, since they do not choose the file.
 #[derive(Clone)]
 pub struct Machine {
-    /// Where the Hugging Face Hub is: `HF_ENDPOINT`.
+    /// URL of the Hugging Face Hub: `HF_ENDPOINT`.
     pub hf_endpoint: String,
-    /// What is shown to it, and to nobody else: `HF_TOKEN`.
+    /// Token that is sent to the hub only: `HF_TOKEN`.
     pub hf_token: Option<String>,
     /// The certificates to trust, as PEM: a file, or a folder of them. `CURL_CA_BUNDLE`,
-    /// `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, or where this system keeps them.
+    /// `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, or the system's bundle.
     pub certificates: Option<PathBuf>,
-    /// The way to the world outside.
+    /// The proxies of the environment.
     pub proxies: Proxies,
     /// The Python that has pip: `python3`.
     pub python: PathBuf,
@@ -24,7 +24,7 @@ pub struct Machine {
     pub first_pause: Duration,
 }
 
-/// What names certificates, by precedence.
+/// Variables that name certificates, by precedence.
 const CERTIFICATES: [&str; 4] = [
     "CURL_CA_BUNDLE",
     "SSL_CERT_FILE",
@@ -32,7 +32,7 @@ const CERTIFICATES: [&str; 4] = [
     "REQUESTS_CA_BUNDLE",
 ];
 
-/// Debian, Fedora, SUSE, Alpine.
+/// Where systems keep their certificates: Debian, Fedora, SUSE, Alpine.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -41,30 +41,36 @@ const BUNDLES: [&str; 4] = [
 ];
 
 impl Machine {
-    /// This machine.
+    /// Reads the settings from this process's environment.
     pub fn this() -> Self {
-        let set = |name: &str| {
-            let value = env::var(name).ok()?.trim().to_string();
-            (!value.is_empty()).then_some(value)
-        };
-        let bundle = || {
-            BUNDLES
-                .iter()
-                .copied()
-                .find(|path| Path::new(path).is_file())
-                .map(String::from)
-        };
         Machine {
-            hf_endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
-            hf_token: set("HF_TOKEN"),
-            certificates: CERTIFICATES
-                .iter()
-                .find_map(|name| set(name))
-                .or_else(bundle)
-                .map(PathBuf::from),
-            proxies: Proxies::of(set),
+            hf_endpoint: variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into()),
+            hf_token: variable("HF_TOKEN"),
+            certificates: certificates(),
+            proxies: Proxies::from_variables(variable),
             python: "python3".into(),
             first_pause: Duration::from_millis(500),
         }
     }
+}
+
+/// The value of the environment variable `name`, without white space around it; `None` if it is
+/// empty.
+fn variable(name: &str) -> Option<String> {
+    let value = env::var(name).ok()?;
+    let value = value.trim();
+    if value.is_empty() {
+        return None;
+    }
+    Some(value.to_string())
+}
+
+fn certificates() -> Option<PathBuf> {
+    for name in CERTIFICATES {
+        if let Some(path) = variable(name) {
+            return Some(path.into());
+        }
+    }
+    let bundle = BUNDLES.iter().find(|path| Path::new(path).is_file())?;
+    Some(bundle.into())
 }

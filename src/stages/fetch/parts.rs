@@ -1,4 +1,4 @@
-//! Where a file is: whole in one place, or in pieces.
+//! The URLs of a file: one, or one for each of its parts.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -7,22 +7,22 @@ use super::source::Source;
 use crate::action::Job;
 use crate::base::{CanonJson, Code, Context, Problem, Result, without_secrets};
 
-/// Most pieces of a file.
+/// Maximum number of parts of a file.
 pub const MAX_PARTS: usize = 1000;
 
-/// The pieces of one file, in their order.
+/// The parts of one file, in their order.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Parts {
     /// The URL of each.
     Listed(Vec<String>),
-    /// One URL for all, in which `{1..22}` stands for the number of the piece, `{01..22}` for a
+    /// One URL for all, in which `{1..22}` is replaced by the number of the part, `{01..22}` by a
     /// number of two digits.
     Numbered(String),
 }
 
 impl Parts {
-    /// The URL of each piece.
+    /// The URL of each part.
     pub(super) fn urls(&self) -> Result<Vec<String>> {
         let urls = match self {
             Parts::Listed(urls) => urls.clone(),
@@ -41,19 +41,19 @@ impl Parts {
 
 /// Where an order fetches from.
 pub(super) enum Origin {
-    /// One file, or a wheel to unpack, by its URL.
-    Whole(String),
-    /// The pieces of one file, each by its URL.
+    /// The URL of one file, or of a wheel to unpack.
+    File(String),
+    /// The URLs of the parts of one file.
     Parts(Vec<String>),
 }
 
 impl Origin {
-    /// That of the action of `job`.
+    /// Reads the origin of the action of `job`.
     pub(super) fn of(job: &Job) -> Result<Self> {
         let text = job.origin()?;
-        // No URL begins like a list.
+        // A URL cannot begin like a JSON list.
         if !text.starts_with('[') {
-            return Ok(Origin::Whole(text.into()));
+            return Ok(Origin::File(text.into()));
         }
         let urls = serde_json::from_str(text);
         Ok(Origin::Parts(urls.context(Code::PlanUrl, || {
@@ -61,10 +61,10 @@ impl Origin {
         })?))
     }
 
-    /// As an action says it.
+    /// Its text in an action: the URL, or a JSON list of URLs.
     pub(super) fn text(self) -> Result<String> {
         match self {
-            Origin::Whole(url) => Ok(url),
+            Origin::File(url) => Ok(url),
             Origin::Parts(urls) => Ok(CanonJson::of(&urls)?.to_string()),
         }
     }
@@ -72,15 +72,51 @@ impl Origin {
     /// Its URLs, in their order.
     pub(super) fn urls(&self) -> &[String] {
         match self {
-            Origin::Whole(url) => std::slice::from_ref(url),
+            Origin::File(url) => std::slice::from_ref(url),
             Origin::Parts(urls) => urls,
         }
     }
 }
 
-/// `pattern` with every `{FROM..TO}` replaced by one number after the other.
+/// A `{FROM..TO}` in a pattern, and the text up to the next one.
+struct NumberRange<'a> {
+    from: usize,
+    to: usize,
+    /// Minimum number of digits.
+    width: usize,
+    text: &'a str,
+}
+
+impl<'a> NumberRange<'a> {
+    /// Reads `text`, which follows a `{`; otherwise, what is wrong with it.
+    fn parse(text: &'a str) -> Result<Self, &'static str> {
+        let Some((range, text)) = text.split_once('}') else {
+            return Err("a `{` without its `}`");
+        };
+        let Some((from, to)) = range.split_once("..") else {
+            return Err("a `{...}` that is no `{FROM..TO}`");
+        };
+        let width = if from.starts_with('0') { from.len() } else { 0 };
+        let (Ok(from), Ok(to)) = (from.parse(), to.parse()) else {
+            return Err("a range that does not go between numbers");
+        };
+        Ok(NumberRange {
+            from,
+            to,
+            width,
+            text,
+        })
+    }
+
+    /// How many numbers there are; `None` if the range goes down.
+    fn len(&self) -> Option<usize> {
+        self.to.checked_sub(self.from)?.checked_add(1)
+    }
+}
+
+/// Replaces every `{FROM..TO}` in `pattern` by its numbers, one URL for each.
 fn numbered(pattern: &str) -> Result<Vec<String>> {
-    let bad = |why: &str| {
+    expand_ranges(pattern).map_err(|why| {
         Problem::new(
             Code::PlanParameter,
             format!("`{}`: {why}", without_secrets(pattern)),
@@ -89,44 +125,36 @@ fn numbered(pattern: &str) -> Result<Vec<String>> {
             "write the numbers of the parts as in `hf:OWNER/REPO/FILE.part{1..3}of3`, or list the \
              parts",
         )
-    };
-    let mut pieces = pattern.split('{');
-    let begin = pieces.next().unwrap_or_default();
+    })
+}
+
+/// The URLs of `pattern`; otherwise, what is wrong with it.
+fn expand_ranges(pattern: &str) -> Result<Vec<String>, &'static str> {
+    let mut texts = pattern.split('{');
+    let begin = texts.next().unwrap_or_default();
     let mut ranges = vec![];
-    for piece in pieces {
-        let (range, text) = piece
-            .split_once('}')
-            .ok_or_else(|| bad("a `{` without its `}`"))?;
-        let (from, to) = range
-            .split_once("..")
-            .ok_or_else(|| bad("a `{...}` that is no `{FROM..TO}`"))?;
-        let number = |text: &str| {
-            text.parse::<usize>()
-                .map_err(|_| bad("a range that does not go between numbers"))
-        };
-        let width = if from.starts_with('0') { from.len() } else { 0 };
-        ranges.push((number(from)?, number(to)?, width, text));
+    for text in texts {
+        ranges.push(NumberRange::parse(text)?);
     }
-    let Some(&(first_from, first_to, ..)) = ranges.first() else {
-        return Err(bad("no `{FROM..TO}`"));
+    let Some(first) = ranges.first() else {
+        return Err("no `{FROM..TO}`");
     };
-    let count =
-        |from: usize, to: usize| to.checked_sub(from).and_then(|steps| steps.checked_add(1));
-    let parts = count(first_from, first_to).filter(|parts| *parts <= MAX_PARTS);
-    let parts = parts.ok_or_else(|| bad("a range that goes down, or too far"))?;
-    if ranges
-        .iter()
-        .any(|(from, to, ..)| count(*from, *to) != Some(parts))
-    {
-        return Err(bad("its ranges have different lengths"));
+    let Some(count @ ..=MAX_PARTS) = first.len() else {
+        return Err("a range that goes down, or too far");
+    };
+    if ranges.iter().any(|range| range.len() != Some(count)) {
+        return Err("its ranges have different lengths");
     }
-    let url = |index: usize| {
-        let number = |(from, _, width, text): &(usize, usize, usize, &str)| {
-            format!("{:0width$}{text}", from + index)
-        };
-        format!("{begin}{}", ranges.iter().map(number).collect::<String>())
-    };
-    Ok((0..parts).map(url).collect())
+    let mut urls = vec![];
+    for index in 0..count {
+        let mut url = begin.to_string();
+        for range in &ranges {
+            let (number, width) = (range.from + index, range.width);
+            url += &format!("{number:0width$}{}", range.text);
+        }
+        urls.push(url);
+    }
+    Ok(urls)
 }
 
 #[cfg(test)]

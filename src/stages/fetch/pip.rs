@@ -1,5 +1,5 @@
-//! Wheels from a Python package index, through the machine's own pip: its index, mirror, proxy and
-//! password hold.
+//! Downloads wheels from a Python package index with the machine's own pip, and so with its index,
+//! mirror, proxy and password.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::{Machine, clear, whole};
+use super::{Machine, clear, complete_path};
 use crate::action::Job;
 use crate::base::{Code, Context, Problem, Result, tail};
 
-/// Runs pip as `python3 -m pip` does, but dies with the process that started it, whose id comes
-/// first: a pip that outlives a killed build would write into a folder that the next build already
+/// Runs pip like `python3 -m pip`, but dies with its parent process, whose id is the first
+/// argument. A pip that outlived a killed build would write into a folder that the next build
 /// uses.
 const RUN_PIP: &str = "import ctypes, importlib.util, os, runpy, signal, sys
 PR_SET_PDEATHSIG = 1
@@ -25,8 +25,7 @@ runpy.run_module('pip', run_name='__main__', alter_sys=True)";
 /// How a Python without pip leaves; pip itself leaves with small numbers.
 const NO_PIP: i32 = 77;
 
-/// The wheel must not depend on the Python that happens to run pip: these are the tags that kiln's
-/// tools are built for.
+/// The tags that kiln's tools are built for. The wheel must not depend on the Python that runs pip.
 const TAGS: [&str; 10] = [
     "--python-version",
     "3.11",
@@ -39,10 +38,10 @@ const TAGS: [&str; 10] = [
     "--abi",
     "none",
 ];
-/// `manylinux_2_N_x86_64`, all spelled out: pip does not conclude from one to the older ones.
+/// N of `manylinux_2_N_x86_64`. Each is listed, since pip does not infer the older ones.
 const GLIBC_MINORS: std::ops::RangeInclusive<u32> = 17..=40;
 
-/// Settings for other work that would keep pip from this. Index, mirror, proxy and certificates are
+/// User settings that would make this call of pip fail. Index, mirror, proxy and certificates stay
 /// the machine's own.
 const OVERRIDDEN: [(&str, &str); 5] = [
     ("PIP_REQUIRE_VIRTUALENV", "0"),
@@ -52,61 +51,65 @@ const OVERRIDDEN: [(&str, &str); 5] = [
     ("PIP_QUIET", "0"),
 ];
 
-/// As much of pip's own words is read.
+/// How much of pip's log is read.
 const STDERR_TAIL_BYTES: u64 = 16 << 10;
-/// How many lines of them go into a problem.
+/// How many lines of it a problem shows.
 const TAIL_LINES: usize = 12;
 
-/// The wheel of `requirement` (`NAME==VERSION`), under its own name in `folder`.
+/// Downloads the wheel of `requirement` (`NAME==VERSION`) into `folder` and returns its path.
 pub(super) fn download(
     machine: &Machine,
     requirement: &str,
     folder: &Path,
     job: &Job,
 ) -> Result<PathBuf> {
-    let done = whole(folder);
-    if !done.exists() {
+    let complete = complete_path(folder);
+    if !complete.exists() {
         clear(folder)?;
         let (fresh, temporary) = (folder.join("pip"), folder.join("tmp"));
         for path in [&fresh, &temporary] {
             fs::create_dir(path).context(Code::Io, || format!("make {}", path.display()))?;
         }
         run(machine, requirement, folder, job)?;
-        the_wheel(&fresh)?;
-        fs::rename(&fresh, &done).context(Code::Io, || format!("name {}", done.display()))?;
+        find_wheel(&fresh)?;
+        fs::rename(&fresh, &complete)
+            .context(Code::Io, || format!("name {}", complete.display()))?;
     }
-    the_wheel(&done)
+    find_wheel(&complete)
 }
 
-fn the_wheel(folder: &Path) -> Result<PathBuf> {
-    let listed: std::io::Result<Vec<_>> =
-        fs::read_dir(folder).and_then(|entries| entries.map(|e| Ok(e?.path())).collect());
-    match listed
-        .context(Code::Io, || format!("list {}", folder.display()))?
-        .as_slice()
-    {
-        [wheel]
-            if wheel
-                .extension()
-                .is_some_and(|extension| extension == "whl") =>
-        {
-            Ok(wheel.clone())
-        }
-        other => Err(Problem::new(
-            Code::FetchPip,
-            format!("pip gave {} files instead of one wheel", other.len()),
-        )),
+/// The path of the wheel in `folder`, which must be its only file.
+fn find_wheel(folder: &Path) -> Result<PathBuf> {
+    let failed = || format!("list {}", folder.display());
+    let mut files = vec![];
+    for entry in fs::read_dir(folder).context(Code::Io, failed)? {
+        files.push(entry.context(Code::Io, failed)?.path());
     }
+    if let [file] = files.as_slice()
+        && file.extension() == Some("whl".as_ref())
+    {
+        return Ok(file.clone());
+    }
+    Err(Problem::new(
+        Code::FetchPip,
+        format!("pip gave {} files instead of one wheel", files.len()),
+    ))
 }
 
 fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result<()> {
     let log = folder.join("log");
-    let output = || File::create(&log).and_then(|file| Ok((file.try_clone()?, file)));
-    let (out, err) = output().context(Code::Io, || format!("make {}", log.display()))?;
-    let platforms = GLIBC_MINORS
-        .rev()
-        .map(|minor| format!("manylinux_2_{minor}_x86_64"));
-    let platforms = platforms.chain(["manylinux2014_x86_64".into(), "any".into()]);
+    let make_log = || format!("make {}", log.display());
+    let stdout = File::create(&log).context(Code::Io, make_log)?;
+    let stderr = stdout.try_clone().context(Code::Io, make_log)?;
+    let mut platforms = vec![];
+    for minor in GLIBC_MINORS.rev() {
+        platforms.push("--platform".into());
+        platforms.push(format!("manylinux_2_{minor}_x86_64"));
+    }
+    for platform in ["manylinux2014_x86_64", "any"] {
+        platforms.push("--platform".into());
+        platforms.push(platform.into());
+    }
     let mut child = Command::new(&machine.python)
         .args([
             "-c",
@@ -120,7 +123,7 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
             "--no-input",
         ])
         .args(TAGS)
-        .args(platforms.flat_map(|platform| ["--platform".into(), platform]))
+        .args(platforms)
         .args(["--dest", "pip", requirement])
         .current_dir(folder)
         .env("TMPDIR", folder.join("tmp"))
@@ -129,28 +132,25 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
         .env_remove("PYTHONPATH")
         .env_remove("PYTHONHOME")
         .stdin(Stdio::null())
-        .stdout(out)
-        .stderr(err)
+        .stdout(stdout)
+        .stderr(stderr)
         .spawn()
         .map_err(|error| lacks_pip(machine).because(&error))?;
     let status = loop {
-        match child
+        if let Some(status) = child
             .try_wait()
             .context(Code::Io, || "wait for pip".into())?
         {
-            Some(status) => break status,
-            None if job.check_cancelled().is_err() => {
-                let ended = child.kill().and_then(|()| child.wait());
-                ended.context(Code::Io, || "end pip".into())?;
-                return job.check_cancelled();
-            }
-            None => thread::sleep(Duration::from_millis(50)),
+            break status;
         }
-        job.progress(
-            size_of(&folder.join("tmp")).max(size_of(&folder.join("pip"))),
-            0,
-            "B",
-        );
+        if job.check_cancelled().is_err() {
+            child.kill().context(Code::Io, || "end pip".into())?;
+            child.wait().context(Code::Io, || "end pip".into())?;
+            return job.check_cancelled();
+        }
+        thread::sleep(Duration::from_millis(50));
+        let downloaded = size_of(&folder.join("tmp")).max(size_of(&folder.join("pip")));
+        job.progress(downloaded, 0, "B");
     };
     if status.success() {
         return Ok(());
@@ -158,20 +158,15 @@ fn run(machine: &Machine, requirement: &str, folder: &Path, job: &Job) -> Result
     if status.code() == Some(NO_PIP) {
         return Err(lacks_pip(machine));
     }
-    let words = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
-    let lines: Vec<&str> = words
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let log_tail = tail(&log, STDERR_TAIL_BYTES).unwrap_or_default();
+    let mut lines: Vec<String> = log_tail.lines().map(String::from).collect();
+    lines.retain(|line| !line.trim().is_empty());
     let mut problem = Problem::new(
         Code::FetchPip,
         format!("pip could not download `{requirement}` ({status})"),
     )
     .help("try it by hand: python3 -m pip download --no-deps --only-binary=:all: NAME==VERSION");
-    problem.causes = lines[lines.len().saturating_sub(TAIL_LINES)..]
-        .iter()
-        .map(|line| line.to_string())
-        .collect();
+    problem.causes = lines.split_off(lines.len().saturating_sub(TAIL_LINES));
     Err(problem)
 }
 
@@ -183,13 +178,15 @@ fn lacks_pip(machine: &Machine) -> Problem {
     .help("install Python and its pip: apt-get install python3-pip")
 }
 
-/// The bytes in all files below `folder`; those that vanish meanwhile do not count.
+/// The bytes in all files below `folder`, without those that are removed meanwhile.
 fn size_of(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => size_of(&entry.path()),
-        Ok(meta) => meta.len(),
-        Err(_) => 0,
-    };
-    entries.map(size).sum()
+    let mut size = 0;
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size += size_of(&entry.path()),
+            Ok(metadata) => size += metadata.len(),
+            Err(_) => {}
+        }
+    }
+    size
 }

@@ -1,5 +1,6 @@
-//! The proxy of an address, read from the environment as curl does (<https://curl.se/docs/manpage.html>, "ENVIRONMENT"; there is
-//! none for this machine itself).
+//! The proxy of an address, read from the environment as curl does.
+//!
+//! See <https://curl.se/docs/manpage.html>, "ENVIRONMENT". Loopback addresses have no proxy.
 
 use std::net::IpAddr;
 
@@ -8,45 +9,47 @@ use ureq::Proxy;
 use super::url::Address;
 use crate::base::{Code, Problem, Result, without_secrets};
 
-/// What the environment says of proxies.
+/// The proxy settings of the environment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Proxies {
     /// The variable that names the proxy, and its value.
     proxy: Option<(&'static str, String)>,
-    /// Hosts that are asked without it.
-    direct: String,
+    /// The list of hosts that are reached without it.
+    no_proxy: String,
 }
 
-/// By their precedence.
-const NAMES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-const DIRECT: [&str; 2] = ["no_proxy", "NO_PROXY"];
-/// The port of a proxy that names none.
+/// The variables, by precedence.
+const PROXY: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+const NO_PROXY: [&str; 2] = ["no_proxy", "NO_PROXY"];
+/// The default port of a proxy.
 const PORT: u16 = 1080;
 
 impl Proxies {
-    /// Reads `set`, the variables that are set and not empty.
-    pub(super) fn of(set: impl Fn(&str) -> Option<String>) -> Self {
-        let proxy = NAMES.iter().find_map(|name| Some((*name, set(name)?)));
+    /// Reads the settings by `value`, which returns the values of variables that are not empty.
+    pub(super) fn from_variables(value: impl Fn(&str) -> Option<String>) -> Self {
         Proxies {
-            proxy,
-            direct: DIRECT.iter().find_map(|name| set(name)).unwrap_or_default(),
+            proxy: PROXY.iter().find_map(|name| Some((*name, value(name)?))),
+            no_proxy: NO_PROXY
+                .iter()
+                .find_map(|name| value(name))
+                .unwrap_or_default(),
         }
     }
 
-    /// The proxy by which `address` is asked, if by any.
+    /// The proxy for requests to `address`, if they need one.
     pub(super) fn of_address(&self, address: &Address) -> Result<Option<Proxy>> {
-        match &self.proxy {
-            Some((name, proxy))
-                if !address.is_loopback() && !is_listed(&self.direct, address.host()) =>
-            {
-                read(name, proxy).map(Some)
-            }
-            _ => Ok(None),
+        let Some((name, proxy)) = &self.proxy else {
+            return Ok(None);
+        };
+        if address.is_loopback() || is_listed(&self.no_proxy, address.host()) {
+            return Ok(None);
         }
+        Ok(Some(parse(name, proxy)?))
     }
 }
 
-fn read(name: &str, text: &str) -> Result<Proxy> {
+/// Reads `text`, the value of the variable `name`.
+fn parse(name: &str, text: &str) -> Result<Proxy> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
     let address = format!("{scheme}://{rest}");
     let shown = without_secrets(&address);
@@ -65,18 +68,21 @@ fn read(name: &str, text: &str) -> Result<Proxy> {
     }
     let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = rest.rsplit('@').next().unwrap_or_default();
-    if host.split(':').next().is_none_or(str::is_empty) {
+    if host.is_empty() || host.starts_with(':') {
         return Err(bad("names no host"));
     }
-    let named = host
-        .rsplit_once(':')
-        .map(|(_, port)| port)
-        .filter(|port| !port.contains(']'));
-    if named.is_some_and(|port| port.parse::<u16>().is_err()) {
+    let port = match host.rsplit_once(':') {
+        // A colon of an IPv6 address in brackets.
+        Some((_, port)) if port.contains(']') => None,
+        Some((_, port)) => Some(port),
+        None => None,
+    };
+    if let Some(port) = port
+        && port.parse::<u16>().is_err()
+    {
         return Err(bad("has no number as its port"));
     }
-    let has_port = named.is_some();
-    let port = if has_port || scheme == "https" {
+    let port = if port.is_some() || scheme == "https" {
         String::new()
     } else {
         format!(":{PORT}")
@@ -85,33 +91,41 @@ fn read(name: &str, text: &str) -> Result<Proxy> {
         .map_err(|error| bad("cannot be understood").because(&error))
 }
 
-/// Whether `host` is on the `list` of NO_PROXY: `*`, names with all that end in them, addresses and
-/// their networks.
+/// Whether `host` is on the `list` of NO_PROXY: `*`, domains, addresses, and networks as
+/// `ADDRESS/BITS`.
 fn is_listed(list: &str, host: &str) -> bool {
+    if list.trim() == "*" {
+        return true;
+    }
     let host = host
         .trim_start_matches('[')
         .trim_end_matches(']')
         .trim_end_matches('.')
         .to_ascii_lowercase();
     let address: Option<IpAddr> = host.parse().ok();
-    let is_it = |entry: &str| {
+    for entry in list.split(|c: char| c == ',' || c.is_whitespace()) {
         let entry = entry
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_ascii_lowercase();
-        match address {
+        let matches = match address {
             Some(address) => is_in_network(address, &entry),
-            None => {
-                let domain = entry.trim_start_matches('.').trim_end_matches('.');
-                host == domain || (!domain.is_empty() && host.ends_with(&format!(".{domain}")))
-            }
+            None => is_in_domain(&host, &entry),
+        };
+        if matches {
+            return true;
         }
-    };
-    list.trim() == "*"
-        || list
-            .split(|c: char| c == ',' || c.is_whitespace())
-            .filter(|entry| !entry.is_empty())
-            .any(is_it)
+    }
+    false
+}
+
+/// Whether `host` is `domain`, or a name in it.
+fn is_in_domain(host: &str, domain: &str) -> bool {
+    let domain = domain.trim_start_matches('.').trim_end_matches('.');
+    if domain.is_empty() {
+        return false;
+    }
+    host == domain || host.ends_with(&format!(".{domain}"))
 }
 
 /// Whether `address` is `network`, or in it where that ends in `/BITS`.
@@ -123,15 +137,13 @@ fn is_in_network(address: IpAddr, network: &str) -> bool {
     let (Ok(network), Some(bits)) = (network.parse::<IpAddr>(), bits) else {
         return false;
     };
-    let same = |a: u128, b: u128, width: u32| {
-        let bits: u32 = std::cmp::min(bits, width);
-        bits == 0 || (a ^ b) >> (width - bits) == 0
+    let (difference, width): (u128, u32) = match (address, network) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => ((a.to_bits() ^ b.to_bits()).into(), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits(), 128),
+        _ => return false,
     };
-    match (address, network) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => same(a.to_bits().into(), b.to_bits().into(), 32),
-        (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), 128),
-        _ => false,
-    }
+    let bits = width.min(bits);
+    bits == 0 || difference >> (width - bits) == 0
 }
 
 #[cfg(test)]
@@ -142,21 +154,19 @@ mod tests {
 
     fn proxy(set: &[(&str, &str)], url: &str) -> Result<Option<(ProxyProtocol, String)>> {
         let value = |name: &str| {
-            set.iter()
-                .find(|(set, _)| *set == name)
-                .map(|(_, value)| value.to_string())
+            let (_, value) = set.iter().find(|(set, _)| *set == name)?;
+            Some(value.to_string())
         };
-        let proxy = Proxies::of(value).of_address(&Address::parse(url).unwrap())?;
-        Ok(proxy.map(|proxy| {
-            (
-                proxy.protocol(),
-                format!("{}:{}", proxy.host(), proxy.port()),
-            )
-        }))
+        let address = Address::parse(url).unwrap();
+        let Some(proxy) = Proxies::from_variables(value).of_address(&address)? else {
+            return Ok(None);
+        };
+        let host = format!("{}:{}", proxy.host(), proxy.port());
+        Ok(Some((proxy.protocol(), host)))
     }
 
     #[test]
-    fn the_environment_is_read_as_curl_reads_it() {
+    fn proxy_variables_are_read_as_in_curl() {
         let hub = "https://hub.corp.test/clay";
         let (http, socks) = ("http://127.0.0.1:8080", "socks5h://127.0.0.1:9050");
         for (set, expected) in [
@@ -183,9 +193,11 @@ mod tests {
                 Some((ProxyProtocol::Http, "proxy.corp.test:1080")),
             ),
         ] {
-            let expected =
-                expected.map(|(protocol, place): (_, &str)| (protocol, place.to_string()));
-            assert_eq!(proxy(set, hub).unwrap(), expected, "{set:?}");
+            let found = proxy(set, hub).unwrap();
+            let found = found
+                .as_ref()
+                .map(|(protocol, host)| (*protocol, host.as_str()));
+            assert_eq!(found, expected, "{set:?}");
         }
         assert_eq!(
             proxy(&[("HTTPS_PROXY", http)], "http://127.0.0.1:1/clay").unwrap(),
@@ -194,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn some_hosts_are_asked_directly() {
+    fn no_proxy_matches_domains_addresses_and_networks() {
         for (list, host, is_direct) in [
             ("*", "a.test", true),
             ("corp.test", "hub.corp.test", true),
@@ -216,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_cannot_be_used_is_named() {
+    fn errors_name_the_variable_and_hide_the_password() {
         for text in [
             "ftp://me:secret@a.test",
             "http://",

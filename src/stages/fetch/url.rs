@@ -1,4 +1,4 @@
-//! Web addresses, read as browsers and curl read them (<https://url.spec.whatwg.org>).
+//! Web addresses, parsed like in browsers and curl (<https://url.spec.whatwg.org>).
 
 use std::fmt;
 
@@ -6,20 +6,23 @@ use url::{Host, Url};
 
 use crate::base::{Code, Problem, Result, without_secrets};
 
-/// An address that may be asked: `https`, or `http` on this very machine. Shown without password
-/// and query.
+/// An address that may be requested: `https`, or `http` on this machine. It is displayed without
+/// password and query.
 #[derive(Clone, PartialEq)]
 pub(super) struct Address(Url);
 
 impl Address {
-    /// Reads `text`.
+    /// Parses `text`.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        // In quotes: what is no address may hide its query behind a blank.
+        // Quoted, so that a query after a blank is hidden too.
         let shown = format!("`{text}`");
         let bad =
             |why: &str| Problem::new(Code::PlanUrl, format!("{} {why}", without_secrets(&shown)));
-        // Other spellings are read by browsers alone, and hide what is secret in them.
-        let rest = without_prefix(text, "https://").or_else(|| without_prefix(text, "http://"));
+        // Browsers accept other forms, in which secrets would not be found and hidden.
+        let mut rest = without_prefix(text, "https://");
+        if rest.is_none() {
+            rest = without_prefix(text, "http://");
+        }
         match rest {
             Some(rest) if rest.starts_with(['/', '\\']) || rest.is_empty() => {
                 return Err(bad("has no host"));
@@ -43,12 +46,12 @@ impl Address {
         }
     }
 
-    /// All of it, for nobody but the server.
-    pub(super) fn whole(&self) -> &str {
+    /// The address with its secrets, for requests only.
+    pub(super) fn with_secrets(&self) -> &str {
         self.0.as_str()
     }
 
-    /// The host's name or number.
+    /// The name or IP address of the host.
     pub(super) fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
     }
@@ -58,7 +61,7 @@ impl Address {
         self.0.path()
     }
 
-    /// Whether its path is the end of it: a query or a fragment follows none.
+    /// Whether it has neither query nor fragment.
     pub(super) fn ends_with_path(&self) -> bool {
         self.0.query().is_none() && self.0.fragment().is_none()
     }
@@ -79,33 +82,33 @@ impl Address {
         }
     }
 
-    /// Whether a secret for one may be told to the other.
-    pub(super) fn is_at_home_with(&self, other: &Address) -> bool {
+    /// Whether both have the same scheme, host and port, so that they may share a secret.
+    pub(super) fn has_same_origin(&self, other: &Address) -> bool {
         self.0.origin() == other.0.origin()
     }
 
-    /// Where a `Location` header seen here leads. It must not drop the encryption, nor lead from
-    /// elsewhere into this machine.
+    /// The target of a redirect: `location` is the `Location` header of the response. A redirect
+    /// must not drop the encryption, nor lead from another machine to this one.
     pub(super) fn follow(&self, location: &[u8]) -> Result<Self> {
-        // Bytes beyond ASCII as they are, in whatever encoding (curl does so too).
-        let encoded = |byte: &u8| {
+        // Bytes beyond ASCII are encoded one by one, whatever their character set (like in curl).
+        let mut text = String::new();
+        for byte in location {
             if byte.is_ascii() {
-                char::from(*byte).to_string()
+                text.push(char::from(*byte));
             } else {
-                format!("%{byte:02X}")
+                text += &format!("%{byte:02X}");
             }
-        };
-        let text: String = location.iter().map(encoded).collect();
+        }
         let bad = |why: &str| {
             Problem::new(
                 Code::FetchRedirect,
                 format!("`{}` {why}", without_secrets(&text)),
             )
         };
-        let next = self
-            .0
-            .join(&text)
-            .map_err(|error| bad("is no address").because(&error))?;
+        let next = match self.0.join(&text) {
+            Ok(next) => next,
+            Err(error) => return Err(bad("is no address").because(&error)),
+        };
         if self.0.scheme() == "https" && next.scheme() != "https" {
             return Err(bad(
                 "is not encrypted, as the address was that redirects there",
@@ -113,7 +116,7 @@ impl Address {
         }
         let next = Address::parse(next.as_str())?;
         if next.is_loopback() && !self.is_loopback() {
-            return Err(bad("is an address of this very machine"));
+            return Err(bad("is an address of this machine"));
         }
         Ok(next)
     }
@@ -122,14 +125,17 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = self.0.clone();
-        // An address with a host takes both.
+        // Both succeed for an address with a host.
         let _ = (shown.set_username(""), shown.set_password(None));
-        shown.set_query(self.0.query().map(|_| "***"));
-        // What else is secret in it stands in its path.
+        if self.0.query().is_some() {
+            shown.set_query(Some("***"));
+        }
+        // Hides secrets in the path.
         let path = without_secrets(shown.as_str());
-        match self.0.username().is_empty() && self.0.password().is_none() {
-            true => f.write_str(&path),
-            false => f.write_str(&path.replacen("://", "://***@", 1)),
+        if self.0.username().is_empty() && self.0.password().is_none() {
+            f.write_str(&path)
+        } else {
+            f.write_str(&path.replacen("://", "://***@", 1))
         }
     }
 }
@@ -141,40 +147,47 @@ impl fmt::Debug for Address {
 }
 
 /// Percent-encodes all but unreserved characters and those in `keep`.
-pub(super) fn escaped(text: &str, keep: &str) -> String {
-    let plain = |byte: u8| {
-        byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.as_bytes().contains(&byte)
-    };
-    text.bytes()
-        .map(|byte| {
-            if plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
-        })
-        .collect()
+pub(super) fn percent_encode(text: &str, keep: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        let is_plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        if is_plain || keep.as_bytes().contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded += &format!("%{byte:02X}");
+        }
+    }
+    encoded
 }
 
-/// `text` with each `%XX` turned into its byte; `None` if that is no text.
-pub(super) fn unescaped(text: &str) -> Option<String> {
+/// `text` with each `%XX` replaced by its byte; `None` if the result is not UTF-8.
+pub(super) fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = vec![];
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..2).filter(|_| *first == b'%');
-        let byte = digits.and_then(|digits| {
-            let digits = std::str::from_utf8(digits).ok()?;
-            u8::from_str_radix(digits, 16)
-                .ok()
-                .filter(|_| !digits.starts_with('+'))
-        });
-        bytes.push(byte.unwrap_or(*first));
-        rest = &after[if byte.is_some() { 2 } else { 0 }..];
+        if *first == b'%'
+            && let Some((digits, after)) = after.split_at_checked(2)
+            && let Some(byte) = hex_byte(digits)
+        {
+            bytes.push(byte);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
     }
     String::from_utf8(bytes).ok()
 }
 
-/// What follows `prefix`, in whatever case that is written.
+fn hex_byte(digits: &[u8]) -> Option<u8> {
+    // `from_str_radix` accepts a sign.
+    if !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+/// What follows `prefix`, ignoring the case of the prefix.
 pub(super) fn without_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let (start, rest) = text.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)
@@ -200,7 +213,7 @@ mod tests {
             (b"/mod\xe8le", "https://a.example/mod%E8le"),
         ];
         for (location, expected) in cases {
-            assert_eq!(base.follow(location).unwrap().whole(), expected);
+            assert_eq!(base.follow(location).unwrap().with_secrets(), expected);
         }
         for location in [
             "http://a.example/z",
@@ -219,21 +232,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_escaped_is_read_once() {
+    fn percent_encoding_is_decoded_once() {
         for (text, expected) in [
             ("a%2Fb", Some("a/b")),
             ("%C3%BC%252f", Some("ü%2f")),
             ("100%.gguf %+1 %zz%", Some("100%.gguf %+1 %zz%")),
             ("%ff", None),
         ] {
-            assert_eq!(unescaped(text).as_deref(), expected, "{text}");
+            assert_eq!(percent_decode(text).as_deref(), expected, "{text}");
         }
     }
 
     #[test]
     fn an_address_shows_no_secrets() {
         let address = Address::parse("https://me:secret@a.example/b?sig=secret").unwrap();
-        assert_eq!(address.whole(), "https://me:secret@a.example/b?sig=secret");
+        assert_eq!(
+            address.with_secrets(),
+            "https://me:secret@a.example/b?sig=secret"
+        );
         assert_eq!(address.to_string(), "https://***@a.example/b?***");
         let address = Address::parse("https://a.example/b;token=secret").unwrap();
         assert_eq!(address.to_string(), "https://a.example/b;***");

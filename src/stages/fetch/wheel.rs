@@ -1,5 +1,5 @@
-//! A wheel: a zip that may be hostile until its digest is known, and stays so where only a member
-//! is pinned.
+//! Reads wheels. A wheel is an untrusted zip archive: its digest is checked later, and never if the
+//! pin is of a member.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,13 +12,13 @@ use super::{base_name, open};
 use crate::action::PartName;
 use crate::base::{Code, Context, Problem, Result, bytes};
 
-/// Wheels of compiled libraries shrink to a third; a zip bomb to a thousandth (deflate's limit is
-/// 1/1032).
+/// Maximum ratio of unpacked to packed size. Wheels of compiled libraries have about 3; a zip bomb
+/// has up to 1032, the limit of deflate.
 const MAX_RATIO: u64 = 100;
-/// Small archives may shrink as they like.
+/// Unpacked size up to which any ratio is accepted.
 const FREE_BYTES: u64 = 64 << 20;
 
-/// An open wheel, every member of which has a decent name, size and place.
+/// An open wheel, of which every member's name, size and position are checked.
 pub(super) struct Wheel {
     archive: ZipArchive<BufReader<File>>,
 }
@@ -29,24 +29,20 @@ fn bad(message: impl Into<String>) -> Problem {
 }
 
 impl Wheel {
-    /// Opens the wheel at `path` and looks at every entry before a byte is unpacked.
+    /// Opens the wheel at `path` and checks every entry before anything is unpacked.
     pub(super) fn open(path: &Path) -> Result<Self> {
+        let failed = || format!("open the wheel {}", path.display());
         let file = open(path)?;
-        let limit = file
-            .metadata()
-            .map_or(0, |meta| meta.len())
-            .saturating_mul(MAX_RATIO)
-            .max(FREE_BYTES);
+        let size_bytes = file.metadata().context(Code::FetchWheel, failed)?.len();
         let archive = ZipArchive::new(BufReader::new(file));
         let mut wheel = Wheel {
-            archive: archive.context(Code::FetchWheel, || {
-                format!("open the wheel {}", path.display())
-            })?,
+            archive: archive.context(Code::FetchWheel, failed)?,
         };
-        wheel.check(limit)?;
+        wheel.check(size_bytes.saturating_mul(MAX_RATIO).max(FREE_BYTES))?;
         Ok(wheel)
     }
 
+    /// Fails if an entry is not safe to unpack, or if all together have more than `limit` bytes.
     fn check(&mut self, limit: u64) -> Result<()> {
         if self.archive.has_duplicate_names() {
             return Err(bad("the wheel has two members of one name"));
@@ -87,22 +83,22 @@ impl Wheel {
 
     /// The index of the member `name`.
     pub(super) fn find(&self, name: &str) -> Result<usize> {
-        self.archive.index_for_name(name).ok_or_else(|| {
-            let names: Vec<_> = self.names().collect();
-            let near = names
-                .iter()
-                .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-            Problem::new(
-                Code::FetchMember,
-                format!("the wheel has no member `{name}` among its {}", names.len()),
-            )
-            .help(near.map_or("it is empty".into(), |near| {
-                format!("did you mean `{near}`?")
-            }))
-        })
+        if let Some(index) = self.archive.index_for_name(name) {
+            return Ok(index);
+        }
+        let names: Vec<_> = self.names().collect();
+        let nearest = names
+            .iter()
+            .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+        let help = match nearest {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None => "it is empty".into(),
+        };
+        let message = format!("the wheel has no member `{name}` among its {}", names.len());
+        Err(Problem::new(Code::FetchMember, message).help(help))
     }
 
-    /// Every shared library by its file name, with its index.
+    /// The file name and index of every shared library.
     pub(super) fn libraries(&self) -> Result<BTreeMap<PartName, usize>> {
         let mut libraries = BTreeMap::new();
         for (index, name) in self.names().enumerate() {
@@ -132,34 +128,34 @@ impl Wheel {
             .map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
-    /// The bytes of a member; reading fails if they are not exactly as many as declared.
+    /// The bytes of a member. Reading fails if their number is not the declared one.
     pub(super) fn member(&mut self, index: usize) -> Result<impl Read> {
         let file = self
             .archive
             .by_index(index)
             .context(Code::FetchWheel, || format!("open entry {index}"))?;
-        let left = file.size();
-        Ok(Exactly { file, left })
+        let remaining = file.size();
+        Ok(ExactReader { file, remaining })
     }
 }
 
-/// A reader that must give exactly `left` more bytes.
-struct Exactly<R> {
+/// A reader that fails unless `file` has exactly `remaining` more bytes.
+struct ExactReader<R> {
     file: R,
-    left: u64,
+    remaining: u64,
 }
 
-impl<R: Read> Read for Exactly<R> {
+impl<R: Read> Read for ExactReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.file.read(buffer)?;
-        let ends_early = count == 0 && !buffer.is_empty() && self.left > 0;
-        match self.left.checked_sub(count as u64) {
-            Some(left) if !ends_early => {
-                self.left = left;
+        let ends_early = count == 0 && !buffer.is_empty() && self.remaining > 0;
+        match self.remaining.checked_sub(count as u64) {
+            Some(remaining) if !ends_early => {
+                self.remaining = remaining;
                 Ok(count)
             }
             _ => Err(std::io::Error::other(
-                "a member of the wheel is not as long as it says",
+                "a member of the wheel does not have its declared size",
             )),
         }
     }

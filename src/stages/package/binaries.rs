@@ -1,5 +1,5 @@
-//! The context binaries of a bundle: one, or several that follow one another. They must fit each
-//! other, the model, and the form that Genie asks of graphs.
+//! Checks the context binaries of a bundle: one, or one per shard. They must fit each other, the
+//! model, and the form that Genie requires.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -17,22 +17,22 @@ use crate::model::shards::{End, Processor};
 use crate::qnn::Soc;
 
 /// One context binary.
-pub struct Binary {
-    /// The input that it is.
-    pub input: String,
-    /// What its stage says of it.
-    pub facts: ContextFacts,
-    /// What it says of itself.
-    pub info: Info,
-    /// The same of its graphs, as it was written.
-    pub graphs: Value,
+pub(super) struct Binary {
+    /// The name of the input.
+    pub(super) input: String,
+    /// The facts that its stage has written.
+    pub(super) facts: ContextFacts,
+    /// Its `info.json`.
+    pub(super) info: Info,
+    /// The graphs in `info.json`, unparsed.
+    pub(super) graphs: Value,
 }
 
-/// Of `info.json`, what is read.
+/// The fields of `info.json` that are needed here.
 #[derive(Deserialize)]
-pub struct Info {
-    /// Version of the libraries that made it.
-    pub build_id: String,
+pub(super) struct Info {
+    /// Version of the libraries that compiled it.
+    pub(super) build_id: String,
     soc_model: u32,
     graphs: Vec<Graph>,
 }
@@ -50,27 +50,27 @@ struct Tensor {
     shape: Vec<u32>,
 }
 
-/// The binaries of `context` in order, by their part names, and what is known of them without
-/// opening them.
-pub fn known(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
-    binaries(context)?
-        .into_iter()
-        .map(|(name, part)| Ok((name, part.facts.read()?)))
-        .collect()
+/// The part names and facts of the binaries of `context`, in order.
+pub(super) fn read_facts(context: &Manifest) -> Result<Vec<(String, ContextFacts)>> {
+    let mut facts = vec![];
+    for (name, part) in binaries(context)? {
+        facts.push((name, part.facts.read()?));
+    }
+    Ok(facts)
 }
 
-/// Genie takes a prompt by a prefill graph and then decodes token by token, through all binaries
-/// alike.
-pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
+/// Checks the facts of the binaries: Genie runs a prompt with a prefill graph and then decodes
+/// token by token, and needs both graphs in every binary.
+pub(super) fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
     let Some((first, facts)) = binaries.first() else {
         return Err(wrong("there is no context binary"));
     };
     let (Some(prefill), Some(decode)) = (facts.graphs.get("prefill"), facts.graphs.get("decode"))
     else {
-        let held: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
+        let roles: Vec<&str> = facts.graphs.keys().map(String::as_str).collect();
         return Err(wrong(format!(
-            "`{first}` holds {}, and Genie needs prefill and decode",
-            held.join(", ")
+            "`{first}` has {}, and Genie needs prefill and decode",
+            roles.join(", ")
         ))
         .help("`graphs = [\"prefill\", \"decode\"]` in the `context-bin` stage"));
     };
@@ -80,43 +80,46 @@ pub fn check_facts(binaries: &[(String, ContextFacts)]) -> Result<()> {
             decode.tokens, decode.context, prefill.context
         )));
     }
-    // libGenie 2.51 takes the caches over as they are where prefill has as much past as it is long,
-    // though decode's are longer.
+    // If the past of prefill has as many tokens as prefill itself, libGenie 2.51 copies the KV
+    // caches unchanged to decode, whose caches are longer.
     if prefill.context == prefill.tokens.saturating_mul(2) {
         let (context, tokens) = (prefill.context, prefill.tokens);
         return Err(wrong(format!(
-            "the context of {context} is twice the prefill of {tokens}: there libGenie muddles \
+            "the context of {context} is twice the prefill of {tokens}: there libGenie corrupts \
              its caches"
         ))
         .help("choose another `prefill` or `context` in the `graph` stage"));
     }
-    let sizes = |facts: &ContextFacts| -> Vec<(String, u32, u32)> {
-        facts
-            .graphs
-            .iter()
-            .map(|(role, graph)| (role.clone(), graph.tokens, graph.context))
-            .collect()
-    };
-    let alike = |other: &ContextFacts| {
-        other.soc == facts.soc
-            && other.weight_sharing == facts.weight_sharing
-            && sizes(other) == sizes(facts)
-    };
-    match binaries.iter().find(|(_, other)| !alike(other)) {
-        Some((name, _)) => Err(wrong(format!(
-            "`{name}` has another chip, other graphs or another context than `{first}`"
-        ))),
-        None => Ok(()),
+    for (name, other) in binaries {
+        if other.soc != facts.soc
+            || other.weight_sharing != facts.weight_sharing
+            || graph_sizes(other) != graph_sizes(facts)
+        {
+            return Err(wrong(format!(
+                "`{name}` has another chip, other graphs or another context than `{first}`"
+            )));
+        }
     }
+    Ok(())
+}
+
+/// Role, tokens and context of each graph.
+fn graph_sizes(facts: &ContextFacts) -> Vec<(&str, u32, u32)> {
+    let mut sizes = vec![];
+    for (role, graph) in &facts.graphs {
+        sizes.push((role.as_str(), graph.tokens, graph.context));
+    }
+    sizes
 }
 
 impl Binary {
-    /// All that are inputs of `job` below `context/`, in order.
-    pub fn read_all(job: &Job) -> Result<Vec<Binary>> {
-        binary_inputs(job)
-            .into_iter()
-            .map(|input| Binary::read(job, input))
-            .collect()
+    /// Reads all binaries below `context/` in the inputs of `job`, in order.
+    pub(super) fn read_all(job: &Job) -> Result<Vec<Binary>> {
+        let mut binaries = vec![];
+        for input in binary_inputs(job) {
+            binaries.push(Binary::read(job, input)?);
+        }
+        Ok(binaries)
     }
 
     fn read(job: &Job, input: &str) -> Result<Binary> {
@@ -138,23 +141,22 @@ impl Binary {
     }
 
     /// The chip that it is for.
-    pub fn soc(&self) -> Result<Soc> {
+    pub(super) fn soc(&self) -> Result<Soc> {
         Soc::named(&self.facts.soc)
     }
 
-    /// Tokens that attention sees.
-    pub fn context(&self) -> Result<u32> {
-        let graph = self
-            .facts
-            .graphs
-            .get("decode")
-            .ok_or_else(|| wrong("there is no decode graph"))?;
-        Ok(graph.context)
+    /// The context length in tokens.
+    pub(super) fn context(&self) -> Result<u32> {
+        match self.facts.graphs.get("decode") {
+            Some(graph) => Ok(graph.context),
+            None => Err(wrong("there is no decode graph")),
+        }
     }
 }
 
-/// Holds what the binaries say of themselves against the model and Genie's form; gives the first.
-pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&'a Binary> {
+/// Compares the graphs of the binaries with the model and the form that Genie requires. Returns the
+/// first binary.
+pub(super) fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&'a Binary> {
     let (Some(first), Some(last)) = (binaries.first(), binaries.last()) else {
         return Err(wrong("there is no context binary"));
     };
@@ -173,19 +175,15 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&
         let mut layers = BTreeSet::new();
         for binary in binaries {
             let graph = binary.graph(role)?;
-            graph.check_sizes(&binary.shapes(role, model)?)?;
-            let mut caches =
-                graph
-                    .inputs
-                    .iter()
-                    .filter_map(|tensor| match HostInput::named(&tensor.name) {
-                        Some(HostInput::Past(Cache::Key, layer)) => Some(layer),
-                        _ => None,
-                    });
-            if let Some(layer) = caches.find(|layer| !layers.insert(*layer)) {
-                return Err(wrong(format!(
-                    "two binaries hold layer {layer} of the {role} graph"
-                )));
+            graph.check_shapes(&binary.input_shapes(role, model)?)?;
+            for tensor in &graph.inputs {
+                if let Some(HostInput::Past(Cache::Key, layer)) = HostInput::named(&tensor.name)
+                    && !layers.insert(layer)
+                {
+                    return Err(wrong(format!(
+                        "two binaries have layer {layer} of the {role} graph"
+                    )));
+                }
             }
         }
         if layers.len() != model.layers.len() {
@@ -212,38 +210,43 @@ pub fn check_graphs<'a>(binaries: &'a [Binary], model: &DecoderSpec) -> Result<&
 }
 
 impl Binary {
-    /// The shapes of what its graph `role` is fed.
-    fn shapes(&self, role: &str, model: &DecoderSpec) -> Result<Shapes> {
-        let facts = self.facts.graphs.get(role);
-        let (tokens, context) = facts.map_or((0, 0), |facts| (facts.tokens, facts.context));
+    /// The shapes of the host inputs of its graph `role`.
+    fn input_shapes(&self, role: &str, model: &DecoderSpec) -> Result<Shapes> {
+        let (tokens, context) = match self.facts.graphs.get(role) {
+            Some(facts) => (facts.tokens, facts.context),
+            None => (0, 0),
+        };
         Shapes::new(model, tokens.into(), context.into())
     }
 
     fn graph(&self, role: &str) -> Result<&Graph> {
-        let name = self.facts.graphs.get(role).map(|graph| graph.name.as_str());
-        let graph = self
-            .info
-            .graphs
-            .iter()
-            .find(|graph| Some(graph.name.as_str()) == name);
-        graph.ok_or_else(|| {
-            wrong(format!(
-                "`{}` has no {role} graph `{}`",
-                self.input,
-                name.unwrap_or_default()
-            ))
-        })
+        let name = match self.facts.graphs.get(role) {
+            Some(facts) => facts.name.as_str(),
+            None => "",
+        };
+        for graph in &self.info.graphs {
+            if graph.name == name {
+                return Ok(graph);
+            }
+        }
+        Err(wrong(format!(
+            "`{}` has no {role} graph `{name}`",
+            self.input
+        )))
     }
 }
 
 impl Graph {
     fn tensor(&self, name: &str) -> Result<&Tensor> {
-        let mut all = self.inputs.iter().chain(&self.outputs);
-        all.find(|tensor| tensor.name == name)
-            .ok_or_else(|| wrong(format!("`{}` has no `{name}`", self.name)))
+        for tensor in self.inputs.iter().chain(&self.outputs) {
+            if tensor.name == name {
+                return Ok(tensor);
+            }
+        }
+        Err(wrong(format!("`{}` has no `{name}`", self.name)))
     }
 
-    /// Whether the last dimension of the tensor `name` is `width`.
+    /// Fails unless the last dimension of the tensor `name` is `width`.
     fn check_width(&self, name: &str, width: u32) -> Result<()> {
         match self.tensor(name)?.shape.as_slice() {
             [.., last] if *last == width => Ok(()),
@@ -258,16 +261,17 @@ impl Graph {
         ))
     }
 
-    /// Genie reads head and context from these shapes and from its configuration: they must say the
-    /// same.
-    fn check_sizes(&self, shapes: &Shapes) -> Result<()> {
+    /// Compares the shapes of the inputs with `shapes`. Genie reads head size and context from them
+    /// and from its configuration, which must agree.
+    fn check_shapes(&self, shapes: &Shapes) -> Result<()> {
         for Tensor { name, shape } in &self.inputs {
             let Some(input) = HostInput::named(name) else {
                 continue;
             };
-            for (at, expected) in shapes.of(input).into_iter().enumerate() {
-                if shape.get(at).map(|found| u64::from(*found)) != Some(expected) {
-                    return Err(self.other_shape(name, shape, expected));
+            for (index, expected) in shapes.of(input).into_iter().enumerate() {
+                match shape.get(index) {
+                    Some(found) if u64::from(*found) == expected => {}
+                    _ => return Err(self.other_shape(name, shape, expected)),
                 }
             }
         }

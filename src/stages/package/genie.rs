@@ -1,4 +1,4 @@
-//! What Genie reads: `genie_config.json`, and the settings of its HTP backend.
+//! Writes the files that Genie reads: `genie_config.json` and the settings of its HTP backend.
 
 use serde_json::{Value, json};
 
@@ -10,50 +10,53 @@ use crate::model::shards::{Place, Processor};
 use crate::model::tokenizer::Tokenizer;
 use crate::qnn::Soc;
 
-/// What a bundle is made of.
-pub struct Bundle<'a> {
-    pub params: &'a Params,
-    pub model: &'a DecoderSpec,
-    pub tokenizer: &'a Tokenizer,
-    pub soc: Soc,
-    /// Tokens that attention sees.
-    pub context: u32,
-    /// The names of the context binaries, in order.
-    pub binaries: &'a [String],
-    /// What computes the ends of the model.
-    pub place: Place,
-    /// The name of the table of rows, if there is one.
-    pub table: Option<String>,
+/// The contents of a bundle.
+pub(super) struct Bundle<'a> {
+    pub(super) params: &'a Params,
+    pub(super) model: &'a DecoderSpec,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) soc: Soc,
+    /// The context length in tokens.
+    pub(super) context: u32,
+    /// The file names of the context binaries, in order.
+    pub(super) binaries: &'a [String],
+    /// The processors that compute embedding and head.
+    pub(super) place: Place,
+    /// The file name of the embedding table, if there is one.
+    pub(super) table: Option<String>,
 }
 
 impl Bundle<'_> {
-    /// Whether Genie can run it: it draws tokens from what the last binary gives, and runs nothing
-    /// behind it.
-    pub fn is_for_genie(&self) -> bool {
+    /// Whether Genie can run it: Genie samples tokens from the output of the last binary, so that
+    /// the head must be in it.
+    pub(super) fn is_for_genie(&self) -> bool {
         self.place.head == Processor::Npu
     }
 
     /// `genie_config.json`. Paths are relative to the folder in which Genie runs.
-    pub fn config(&self) -> Result<Value> {
+    pub(super) fn config(&self) -> Result<Value> {
         let Bundle {
             params,
             model,
             tokenizer,
             ..
         } = self;
-        let ends = match tokenizer.ends() {
+        let eos = match tokenizer.ends() {
             [] => {
                 return Err(Problem::new(
                     Code::PackageEos,
-                    "the model names no token that ends a text",
+                    "the model has no end-of-sequence token",
                 )
-                .help("a GGUF says it by `tokenizer.ggml.eos_token_id`"));
+                .help("a GGUF has it in `tokenizer.ggml.eos_token_id`"));
             }
-            [end] => json!(end),
-            ends => json!(ends),
+            [token] => json!(token),
+            tokens => json!(tokens),
         };
         // Genie puts this token before a text that does not begin with it; -1 for none.
-        let first = tokenizer.first().map_or(json!(-1), |first| json!(first));
+        let bos = match tokenizer.first() {
+            Some(token) => json!(token),
+            None => json!(-1),
+        };
         let Rotary {
             layout: _,
             dims,
@@ -70,10 +73,18 @@ impl Bundle<'_> {
                 "version": 1,
                 "type": "basic",
                 "context": {
-                    "version": 1, "size": self.context, "n-vocab": model.vocab, "bos-token": first, "eos-token": ends,
+                    "version": 1,
+                    "size": self.context,
+                    "n-vocab": model.vocab,
+                    "bos-token": bos,
+                    "eos-token": eos,
                 },
                 "sampler": {
-                    "version": 1, "seed": params.seed, "temp": params.temp, "top-k": params.top_k, "top-p": params.top_p,
+                    "version": 1,
+                    "seed": params.seed,
+                    "temp": params.temp,
+                    "top-k": params.top_k,
+                    "top-p": params.top_p,
                 },
                 "tokenizer": { "version": 1, "path": TOKENIZER },
                 "engine": {
@@ -97,15 +108,21 @@ impl Bundle<'_> {
                         "extensions": EXTENSIONS,
                     },
                     "model": {
-                        "version": 1, "type": "binary", "binary": { "version": 1, "ctx-bins": self.binaries },
+                        "version": 1,
+                        "type": "binary",
+                        "binary": { "version": 1, "ctx-bins": self.binaries },
                     },
                 },
             },
         });
         if self.place.embedding == Processor::Cpu {
-            // Of libGenie's types it is this one that a graph of halves was seen to take out of a
-            // table.
-            let mut embedding = json!({ "version": 1, "type": "callback", "size": model.hidden, "datatype": "float32" });
+            // libGenie was tested with a table of this type and a graph in fp16.
+            let mut embedding = json!({
+                "version": 1,
+                "type": "callback",
+                "size": model.hidden,
+                "datatype": "float32",
+            });
             if let Some(table) = &self.table {
                 embedding["type"] = json!("lut");
                 embedding["lut-path"] = json!(table);
@@ -116,7 +133,7 @@ impl Bundle<'_> {
     }
 
     /// `htp_backend_ext_config.json`.
-    pub fn extensions(&self) -> Value {
+    pub(super) fn extensions(&self) -> Value {
         let Soc { model, arch, .. } = self.soc;
         json!({
             "devices": [{
@@ -129,11 +146,14 @@ impl Bundle<'_> {
         })
     }
 
-    /// `tokenizer_config.json`, by which Hugging Face's libraries know the special tokens and the
-    /// chat template. Genie does not read it.
-    pub fn tokenizer_config(&self) -> Result<Value> {
+    /// `tokenizer_config.json`: special tokens and chat template for Hugging Face's libraries.
+    /// Genie does not read it.
+    pub(super) fn tokenizer_config(&self) -> Result<Value> {
         let Bundle { tokenizer, .. } = self;
-        let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id])).transpose();
+        let text = |id: Option<u32>| match id {
+            Some(id) => Ok::<_, Problem>(Some(tokenizer.decode(&[id])?)),
+            None => Ok(None),
+        };
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context,

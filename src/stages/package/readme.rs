@@ -1,13 +1,13 @@
-//! `README.md` of a bundle: what is in it, what of the model it leaves to the CPU, and the commands
-//! that run it on a phone.
+//! Writes the `README.md` of a bundle: its files, what the CPU must compute, and the commands that
+//! run it on a phone.
 
 use super::genie::Bundle;
 use crate::model::decoder::inputs::{HostInput, LOGITS};
 use crate::model::shards::{End, Processor};
 
-/// The text. `build` is the version of the libraries that compiled the binaries:
+/// The text of `README.md`. `build` is the version of the libraries that compiled the binaries:
 /// `v2.51.0.260929181845`.
-pub fn text(bundle: &Bundle, build: &str) -> String {
+pub(super) fn text(bundle: &Bundle, build: &str) -> String {
     let Bundle {
         params,
         model,
@@ -17,53 +17,57 @@ pub fn text(bundle: &Bundle, build: &str) -> String {
     } = bundle;
     let (name, arch, chip) = (&params.name, soc.arch, soc.name);
     let (architecture, layers) = (&model.architecture, model.block_count());
-    let (files, on_cpu, on_a_phone) = (files(bundle), on_cpu(bundle), on_a_phone(bundle, build));
+    let (rows, cpu, commands) = (
+        file_rows(bundle),
+        cpu_section(bundle),
+        commands(bundle, build),
+    );
     let trained = model.context_length;
-    let too_long = match *context > trained {
-        true => format!(
+    let too_long = if *context > trained {
+        format!(
             "The model was made for {trained} tokens: what it says beyond them may be worthless.\n"
-        ),
-        false => String::new(),
+        )
+    } else {
+        String::new()
     };
     format!(
         "# {name} for the HTP of {chip}\n\nA `{architecture}` model of {layers} layers, for a \
          context of {context} tokens, compiled for {chip} (HTP v{arch}) by\nQAIRT \
          {build}.\n{too_long}\n| file | what it is \
-         |\n|---|---|\n{files}\n{on_cpu}{on_a_phone}\nTime to first token, tokens per second, \
-         memory and power on a phone: not measured.\n"
+         |\n|---|---|\n{rows}\n{cpu}{commands}\nTime to first token, tokens per second, memory \
+         and power on a phone: not measured.\n"
     )
 }
 
 /// The rows of the table of files.
-fn files(bundle: &Bundle) -> String {
-    let row = |(file, what): (&str, &str)| format!("| `{file}` | {what} |\n");
-    let binaries = bundle
-        .binaries
-        .iter()
-        .map(|file| (file.as_str(), "context binary for the HTP"));
-    let ends = bundle.place.on_cpu().map(|end| match end {
-        End::Embedding => (
-            "cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx",
-            "the embedding, for the CPU",
-        ),
-        End::Head => (
-            "cpu/prefill-head.onnx`, `cpu/decode-head.onnx",
-            "the head, for the CPU",
-        ),
-    });
-    let table = bundle.table.iter().map(|file| {
-        (
-            file.as_str(),
-            "the rows of all tokens in f32, for Genie to look up",
-        )
-    });
-    let weights = bundle.place.on_cpu().next().map(|_| {
-        (
+fn file_rows(bundle: &Bundle) -> String {
+    let on_cpu: Vec<End> = bundle.place.on_cpu().collect();
+    let mut files = vec![];
+    for file in bundle.binaries {
+        files.push((file.as_str(), "context binary for the HTP"));
+    }
+    if let Some(file) = &bundle.table {
+        files.push((file, "the rows of all tokens in f32, for Genie to look up"));
+    }
+    for end in &on_cpu {
+        files.push(match end {
+            End::Embedding => (
+                "cpu/prefill-embedding.onnx`, `cpu/decode-embedding.onnx",
+                "the embedding, for the CPU",
+            ),
+            End::Head => (
+                "cpu/prefill-head.onnx`, `cpu/decode-head.onnx",
+                "the head, for the CPU",
+            ),
+        });
+    }
+    if !on_cpu.is_empty() {
+        files.push((
             "cpu/weights/",
             "the weights of those graphs (ONNX external data)",
-        )
-    });
-    let others = [
+        ));
+    }
+    files.extend([
         (
             "genie_config.json",
             "the dialog: context, sampler, tokenizer, binaries",
@@ -75,53 +79,43 @@ fn files(bundle: &Bundle) -> String {
             "its special tokens and chat template, for Hugging Face's libraries; Genie does not \
              read it",
         ),
-    ];
-    let prompt = bundle
-        .params
-        .prompt
-        .is_some()
-        .then_some(("prompt.txt", "a prompt"));
-    let last = [
+    ]);
+    if bundle.params.prompt.is_some() {
+        files.push(("prompt.txt", "a prompt"));
+    }
+    files.extend([
         (
             "metadata.json",
             "what each graph takes and gives, digests, what is known of the weights",
         ),
         ("SHA256SUMS", "`sha256sum --check SHA256SUMS`"),
-    ];
-    binaries
-        .chain(table)
-        .chain(ends)
-        .chain(weights)
-        .chain(others)
-        .chain(prompt)
-        .chain(last)
-        .map(row)
-        .collect()
+    ]);
+    let mut rows = String::new();
+    for (file, description) in files {
+        rows += &format!("| `{file}` | {description} |\n");
+    }
+    rows
 }
 
-/// What is the host's work, and what Genie makes of that.
-fn on_cpu(bundle: &Bundle) -> String {
+/// The section about embedding and head, if the CPU computes them.
+fn cpu_section(bundle: &Bundle) -> String {
     let place = bundle.place;
-    let ends: Vec<&str> = place.on_cpu().map(End::name).collect();
-    if ends.is_empty() {
+    let names: Vec<&str> = place.on_cpu().map(End::name).collect();
+    if names.is_empty() {
         return String::new();
     }
     let [hidden, vocab] = [bundle.model.hidden, bundle.model.vocab];
-    let binaries = bundle.binaries.iter().map(|file| format!("`{file}`"));
-    let graph = |end: End| {
-        place
-            .on_cpu()
-            .any(|other| other == end)
-            .then(|| format!("`cpu/ROLE-{}.onnx`", end.name()))
-    };
-    let way: Vec<String> = graph(End::Embedding)
-        .into_iter()
-        .chain(binaries)
-        .chain(graph(End::Head))
-        .collect();
-    let row = |end: End| {
+    let mut files: Vec<String> = bundle.binaries.to_vec();
+    if place.embedding == Processor::Cpu {
+        files.insert(0, format!("cpu/ROLE-{}.onnx", End::Embedding.name()));
+    }
+    if place.head == Processor::Cpu {
+        files.push(format!("cpu/ROLE-{}.onnx", End::Head.name()));
+    }
+    let mut rows = String::new();
+    for end in place.on_cpu() {
         let (value, ids) = (end.value(), HostInput::TokenIds.name());
-        match end {
+        rows += &match end {
             End::Embedding => {
                 format!("| embedding | `{ids}` i32 [1, T] | `{value}` f32 [1, T, {hidden}] |\n")
             }
@@ -129,8 +123,8 @@ fn on_cpu(bundle: &Bundle) -> String {
                 "| head | `{value}` f32 [1, 1, T, {hidden}] | `{LOGITS}` f32 [1, 1, T, {vocab}] \
                  |\n"
             ),
-        }
-    };
+        };
+    }
     let genie = match (place.head, &bundle.table) {
         (Processor::Cpu, _) => {
             "Genie draws tokens from the logits of the last binary, and this bundle's gives none: \
@@ -151,16 +145,15 @@ fn on_cpu(bundle: &Bundle) -> String {
     format!(
         "## On the CPU\n\nThe binaries leave the {} of the model to the CPU, as ONNX graphs \
          (opset 21) with their weights beside them. A call of T tokens,\nROLE being `prefill` or \
-         `decode`, runs\n\n{}\n\nand what one gives, the next takes under the same name, in the \
-         type that `metadata.json` says.\n\n| | takes | gives |\n|---|---|---|\n{}\n{genie}\n\n",
-        ends.join(" and the "),
-        way.join(" -> "),
-        place.on_cpu().map(row).collect::<String>(),
+         `decode`, runs\n\n`{}`\n\nand what one gives, the next takes under the same name, in the \
+         type that `metadata.json` says.\n\n| | takes | gives |\n|---|---|---|\n{rows}\n{genie}\n\n",
+        names.join(" and the "),
+        files.join("` -> `"),
     )
 }
 
-/// The commands.
-fn on_a_phone(bundle: &Bundle, build: &str) -> String {
+/// The section with the commands that run the bundle on a phone.
+fn commands(bundle: &Bundle, build: &str) -> String {
     if !bundle.is_for_genie() {
         return "## On a phone\n\nQualcomm's runtime is not part of this bundle: its licence does \
                 not let us hand it on. It comes with the QAIRT SDK (Qualcomm\nAI Engine \
@@ -169,14 +162,11 @@ fn on_a_phone(bundle: &Bundle, build: &str) -> String {
     }
     let Bundle { params, soc, .. } = bundle;
     let (name, arch) = (&params.name, soc.arch);
-    let version = build
-        .trim_start_matches('v')
-        .split('.')
-        .take(2)
-        .collect::<Vec<_>>()
-        .join(".");
+    let mut numbers: Vec<&str> = build.trim_start_matches('v').split('.').collect();
+    numbers.truncate(2);
+    let version = numbers.join(".");
     let feeds_ids = bundle.place.embedding == Processor::Npu || bundle.table.is_some();
-    let ask = match &params.prompt {
+    let prompt_args = match &params.prompt {
         _ if !feeds_ids => "-e PROMPT_ROWS -t ALL_ROWS",
         Some(_) => "--prompt_file prompt.txt",
         None => "-p 'What is gravity?'",
@@ -211,7 +201,7 @@ fn on_a_phone(bundle: &Bundle, build: &str) -> String {
          done\n\
          adb push $QAIRT/lib/hexagon-v{arch}/unsigned/libQnnHtpV{arch}Skel.so $ON\n\
          adb shell \"cd $ON && chmod +x genie-t2t-run && \\\n\
-         \x20   LD_LIBRARY_PATH=$ON ADSP_LIBRARY_PATH=$ON ./genie-t2t-run -c genie_config.json {ask}\"\n\
+         \x20   LD_LIBRARY_PATH=$ON ADSP_LIBRARY_PATH=$ON ./genie-t2t-run -c genie_config.json {prompt_args}\"\n\
          ```\n\
          \n\
          {template}\n"

@@ -1,5 +1,4 @@
-//! The rows of all tokens as one table in f32, which Genie looks up on the CPU and turns into what
-//! the graph takes.
+//! Writes the embedding as one table in f32, in which Genie looks up the rows of tokens on the CPU.
 
 use std::io::Write;
 
@@ -18,22 +17,24 @@ use crate::model::weight::Element;
 /// Bytes that are written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A table that was written.
-pub struct Table {
-    pub part: Part,
-    pub sha256: [u8; 32],
+/// The stored table.
+pub(super) struct Table {
+    pub(super) part: Part,
+    pub(super) sha256: [u8; 32],
 }
 
-/// The table, of the graph and the weights that `job` was given below `cpu/`.
-pub fn write(job: &Job) -> Result<Table> {
-    let gain = gain(job)?;
+/// Writes the table from the graph and the weights below `cpu/` in the inputs of `job`.
+pub(super) fn write(job: &Job) -> Result<Table> {
+    let gain = read_gain(job)?;
     let folder = format!("{CPU}/weights/{}", Role::Embedding.weight());
     let weight = Weight::read(job, &folder)?;
     let (mut values, mut bytes) = (vec![0.0; weight.columns], Vec::with_capacity(CHUNK_BYTES));
     let (mut sink, mut hasher) = (job.create()?, Sha256::new());
     for row in 0..weight.rows {
         weight.row(row, &mut values);
-        bytes.extend(values.iter().flat_map(|value| (value * gain).to_le_bytes()));
+        for value in &values {
+            bytes.extend((value * gain).to_le_bytes());
+        }
         if bytes.len() >= CHUNK_BYTES || row + 1 == weight.rows {
             job.check_cancelled()?;
             job.progress(row as u64 + 1, weight.rows as u64, "rows");
@@ -41,7 +42,7 @@ pub fn write(job: &Job) -> Result<Table> {
                 .context(Code::Io, || "write a blob".into())?;
             hasher.update(&bytes);
             bytes.clear();
-            weight.leave();
+            weight.evict();
         }
     }
     let facts = ArrayFacts {
@@ -58,22 +59,21 @@ pub fn write(job: &Job) -> Result<Table> {
     })
 }
 
-/// The power of two that the graph of the embedding multiplies its rows by.
-fn gain(job: &Job) -> Result<f32> {
+/// The power of two by which the graph of the embedding multiplies its rows.
+fn read_gain(job: &Job) -> Result<f32> {
     let file = format!("{CPU}/{}.onnx", End::Embedding.graph_stem("prefill"));
     let model = onnx::decode(&job.read(&file)?)?;
-    let mut nodes = model
-        .graph
-        .iter()
-        .flat_map(|graph| &graph.node)
-        .flat_map(|node| &node.attribute);
-    let gain = nodes
-        .find(|attribute| attribute.name == "gain")
-        .and_then(|attribute| attribute.f);
-    gain.ok_or_else(|| {
-        Problem::new(
-            Code::PackageTable,
-            format!("`{file}` does not say its gain"),
-        )
-    })
+    for node in &model.graph.unwrap_or_default().node {
+        for attribute in &node.attribute {
+            if attribute.name == "gain"
+                && let Some(gain) = attribute.f
+            {
+                return Ok(gain);
+            }
+        }
+    }
+    Err(Problem::new(
+        Code::PackageTable,
+        format!("`{file}` has no attribute `gain`"),
+    ))
 }

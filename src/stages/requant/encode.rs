@@ -1,4 +1,4 @@
-//! Tensors written under a scheme.
+//! Encodes tensors by a scheme.
 
 use super::scheme::Scheme;
 use crate::action::{Blob, Job, Outputs};
@@ -10,12 +10,12 @@ use crate::model::quant::{
 };
 use crate::model::weight::{Element, ErrorFacts, WeightEncoding};
 
-/// What the orders call the moments of a tensor's inputs.
+/// Name of the input with the second moments of a tensor's inputs.
 pub(super) const MOMENTS: &str = "moments";
-/// What they call their mean squares.
+/// Name of the input with the mean squares of a tensor's inputs.
 pub(super) const DIAGONAL: &str = "diagonal";
 
-/// The tensor under `scheme`, of shape `shape`.
+/// Writes the tensor, which has the shape `shape`, in `scheme`.
 pub(super) fn encode(
     job: &Job,
     source: &Blob,
@@ -45,7 +45,7 @@ pub(super) fn encode(
             )
         }
         (Scheme::NativeSafe, NativeEncoding::Blocks(grid)) => {
-            positive(job, source, tensor, grid, columns)?
+            encode_positive(job, source, tensor, grid, columns)?
         }
         (Scheme::F16, _) => values(Element::F16)?,
         (Scheme::Int8Block, _) => {
@@ -57,12 +57,12 @@ pub(super) fn encode(
                 facts(tensor, scheme, sum),
             )
         }
-        _ => rows(job, source, tensor, scheme, shape)?,
+        _ => encode_rows(job, source, tensor, scheme, shape)?,
     };
     bands::outputs(shape, encoding, blobs, error)
 }
 
-/// The encoding of a grid over rows of `columns`.
+/// The encoding of a grid over rows of `columns` values.
 fn blocks(layout: GridLayout, columns: u64) -> WeightEncoding {
     WeightEncoding::blocks(
         layout.codes,
@@ -77,31 +77,28 @@ fn facts(tensor: &BlockTensor, scheme: Scheme, sum: ErrorSum) -> ErrorFacts {
     bands::error_facts(tensor, scheme.name(), sum)
 }
 
-/// The tensor's own grid with positive scales.
-fn positive(
+/// Writes the tensor in its own grid, but with positive scales only.
+fn encode_positive(
     job: &Job,
     source: &Blob,
     tensor: &BlockTensor,
     grid: &dyn BlockGrid,
     columns: u64,
 ) -> Result<(WeightEncoding, Blobs, ErrorFacts)> {
-    let lifts = {
-        let mut found = false;
-        let mut buffers = [const { Vec::new() }; 3];
-        for band in tensor.bands() {
-            job.check_cancelled()?;
-            let [codes, scales, offsets] = sized(&mut buffers, grid.layout().bytes(band.values));
-            let mut pieces = Split {
-                codes,
-                scales,
-                offsets,
-            };
-            split(tensor, &band, grid, pieces.reborrow());
-            found |= Positive::must_lift(grid, &pieces);
-        }
-        found
-    };
-    let grid = Positive::new(grid, lifts);
+    let mut must_lift = false;
+    let mut buffers = [const { Vec::new() }; 3];
+    for band in tensor.bands() {
+        job.check_cancelled()?;
+        let [codes, scales, offsets] = resize(&mut buffers, grid.layout().bytes(band.values));
+        let mut parts = Split {
+            codes,
+            scales,
+            offsets,
+        };
+        split(tensor, &band, grid, parts.reborrow());
+        must_lift |= Positive::must_lift(grid, &parts);
+    }
+    let grid = Positive::new(grid, must_lift);
     let layout = grid.layout();
     let mut sum = ErrorSum::default();
     let blobs = bands::write(
@@ -110,22 +107,22 @@ fn positive(
         tensor,
         |values| layout.bytes(values),
         |band, [codes, scales, offsets]| {
-            let mut pieces = Split {
+            let mut parts = Split {
                 codes,
                 scales,
                 offsets,
             };
-            split(tensor, band, &grid, pieces.reborrow());
-            bands::refuse_non_finite(tensor, band, &layout, &pieces)?;
+            split(tensor, band, &grid, parts.reborrow());
+            bands::refuse_non_finite(tensor, band, &layout, &parts)?;
             let mut restored = vec![0.0; band.values];
-            recombine(&layout, &pieces, &mut restored);
+            recombine(&layout, &parts, &mut restored);
             let mut values = vec![0.0; band.values];
             decode(tensor, band, &mut values);
             sum = sum.and(ErrorSum::of(&values, &restored));
             Ok(())
         },
     )?;
-    // A mirrored zero may have lost its sign.
+    // Equal values count as exact: a mirrored zero may have another sign.
     let error = ErrorFacts {
         exact: sum.max_error() == 0.0,
         ..facts(tensor, Scheme::NativeSafe, sum)
@@ -133,16 +130,15 @@ fn positive(
     Ok((blocks(layout, columns), blobs, error))
 }
 
-fn sized(buffers: &mut [Vec<u8>; 3], sizes: [usize; 3]) -> [&mut [u8]; 3] {
-    buffers
-        .iter_mut()
-        .zip(sizes)
-        .for_each(|(buffer, size)| buffer.resize(size, 0));
+fn resize(buffers: &mut [Vec<u8>; 3], sizes: [usize; 3]) -> [&mut [u8]; 3] {
+    for (buffer, size) in buffers.iter_mut().zip(sizes) {
+        buffer.resize(size, 0);
+    }
     buffers.each_mut().map(Vec::as_mut_slice)
 }
 
-/// Whole rows, rounded so that their errors cost least by what is known of their inputs.
-fn rows(
+/// Rounds whole rows, with the least error in the output for the inputs that were calibrated.
+fn encode_rows(
     job: &Job,
     source: &Blob,
     tensor: &BlockTensor,
@@ -152,30 +148,26 @@ fn rows(
     let (Some(layout), &[_, columns]) = (scheme.rows(), shape) else {
         return Err(Problem::new(
             Code::WeightsScheme,
-            format!("`{}` holds matrices only", scheme.name()),
+            format!("`{}` is for matrices only", scheme.name()),
         ));
     };
-    let rounding = RowRounding::new(layout, metric(job, columns as usize, layout.block)?)?;
+    let rounding = RowRounding::new(layout, read_metric(job, columns as usize, layout.block)?)?;
     let mut sum = RowSum::default();
-    let of_rows = |values: usize| rounding.bytes(values / columns as usize);
     let blobs = bands::write(
         job,
         source,
         tensor,
-        of_rows,
+        |values| rounding.bytes(values / columns as usize),
         |band, [codes, integers, scales]| {
-            let rounded = round_rows(
-                tensor,
-                band,
-                &rounding,
-                RowPieces {
-                    codes,
-                    integers,
-                    scales,
-                },
-            );
-            sum = sum
-                .and(rounded.map_err(|misfit| bands::refuse(tensor, band, misfit, scheme.name()))?);
+            let parts = RowPieces {
+                codes,
+                integers,
+                scales,
+            };
+            match round_rows(tensor, band, &rounding, parts) {
+                Ok(rounded) => sum = sum.and(rounded),
+                Err(misfit) => return Err(bands::refuse(tensor, band, misfit, scheme.name())),
+            }
             Ok(())
         },
     )?;
@@ -197,22 +189,13 @@ fn rows(
     ))
 }
 
-/// What errors cost, by the moments of the inputs, their mean squares, or nothing.
-fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
-    let numbers = |input: &str| -> Result<Vec<f32>> {
-        let bytes = job.read(input)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect())
-    };
+/// The metric of the error: by the second moments of the inputs, their mean squares, or unweighted.
+fn read_metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
     if job.input(MOMENTS).is_ok() {
-        return Metric::full(&numbers(MOMENTS)?, columns, block);
+        return Metric::full(&read_f32(job, MOMENTS)?, columns, block);
     }
     if job.input(DIAGONAL).is_ok() {
-        let squares = numbers(DIAGONAL)?;
+        let squares = read_f32(job, DIAGONAL)?;
         if squares.len() != columns {
             let what = format!(
                 "the calibration has {} mean squares of {columns} inputs",
@@ -223,4 +206,13 @@ fn metric(job: &Job, columns: usize, block: Option<u32>) -> Result<Metric> {
         return Metric::diagonal(&squares, block);
     }
     Ok(Metric::plain(columns, block))
+}
+
+fn read_f32(job: &Job, input: &str) -> Result<Vec<f32>> {
+    let bytes = job.read(input)?;
+    let (numbers, _) = bytes.as_chunks();
+    Ok(numbers
+        .iter()
+        .map(|number| f32::from_le_bytes(*number))
+        .collect())
 }

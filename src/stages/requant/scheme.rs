@@ -1,4 +1,4 @@
-//! The schemes by name.
+//! The schemes of `requant`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub(super) enum Scheme {
 }
 
 impl Scheme {
-    /// As a plan spells it.
+    /// Its name in a plan.
     pub(super) fn name(self) -> &'static str {
         match self {
             Scheme::Native => "native",
@@ -62,7 +62,7 @@ impl Scheme {
         }
     }
 
-    /// How it spells rows, if it rounds whole rows.
+    /// The layout of its rows, if it rounds whole rows.
     pub(super) fn rows(self) -> Option<RowLayout> {
         let lpbq = |block| {
             Some(RowLayout {
@@ -91,20 +91,24 @@ impl Scheme {
         }
     }
 
-    /// Whether a calibration changes what it makes.
-    pub(super) fn listens(self) -> bool {
-        self.rows()
-            .is_some_and(|layout| layout.codes == Element::Int4)
+    /// Whether its result depends on a calibration.
+    pub(super) fn uses_calibration(self) -> bool {
+        matches!(self.rows(), Some(layout) if layout.codes == Element::Int4)
     }
 
-    /// A row's columns must be a multiple of this.
+    /// The number of columns must be a multiple of this.
     pub(super) fn unit(self) -> u64 {
-        let pair = |layout: RowLayout| if layout.codes == Element::Int4 { 2 } else { 1 };
-        match self {
-            Scheme::Int8Block => u64::from(Int8Blocks::LAYOUT.block),
-            _ => self.rows().map_or(1, |layout| {
-                u64::from(layout.block.unwrap_or_else(|| pair(layout)))
-            }),
+        if self == Scheme::Int8Block {
+            return u64::from(Int8Blocks::LAYOUT.block);
+        }
+        match self.rows() {
+            None => 1,
+            Some(RowLayout {
+                block: Some(block), ..
+            }) => u64::from(block),
+            // Two 4-bit codes share a byte.
+            Some(layout) if layout.codes == Element::Int4 => 2,
+            Some(_) => 1,
         }
     }
 }

@@ -116,7 +116,7 @@ impl Stage for Fake {
     fn check(
         &self,
         _: &Value,
-        _: &[kiln::action::Given],
+        _: &[kiln::action::InputStage],
     ) -> std::result::Result<Vec<String>, Vec<kiln::action::ParamProblem>> {
         Ok(vec![])
     }

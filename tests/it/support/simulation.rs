@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln::action::{ActionKey, Inputs, Manifest, PartName};
 use kiln::base::{Code, Digest, Problem};
 use kiln::engine::{
-    Answer, Built, CompletedStage, Effect, History, Input, JobState, Limits, Past, Scheduler,
-    StageDetails, Task,
+    Built, CompletedStage, Effect, History, Input, JobState, Limits, PastRun, ProbeResult,
+    Scheduler, StageDetails, Task,
 };
 use kiln::events::{Event, Why};
 use kiln::plan::Plan;
@@ -36,7 +36,7 @@ pub struct Simulation<'a> {
     /// What is known of the stages from earlier builds.
     pub history: History,
     /// What a part that must run took when it ran last.
-    pub past: &'a dyn Fn(&Task) -> Option<Past>,
+    pub past: &'a dyn Fn(&Task) -> Option<PastRun>,
     /// Cancels after so many answers.
     pub cancel_after: Option<usize>,
 }
@@ -55,7 +55,7 @@ impl Simulation<'_> {
         let mut input = Input::Begin;
         loop {
             if let Input::Probed {
-                answer: Ok(Answer::Hit(result)),
+                result: Ok(ProbeResult::Hit(result)),
                 ..
             }
             | Input::Ran {
@@ -224,11 +224,11 @@ impl Simulation<'_> {
             },
             Effect::Probe { job, task, .. } if (self.cached)(&task) => Input::Probed {
                 job,
-                answer: result(&task).map(Answer::Hit),
+                result: result(&task).map(ProbeResult::Hit),
             },
             Effect::Probe { job, task, .. } => Input::Probed {
                 job,
-                answer: Ok(Answer::Miss(vec![], (self.past)(&task))),
+                result: Ok(ProbeResult::Miss(vec![], (self.past)(&task))),
             },
             Effect::Run { job, task, .. } => Input::Ran {
                 job,

@@ -85,7 +85,7 @@ impl TypedStage for Fetch {
     };
     never_runs!();
 
-    fn check(params: &FetchParams, _: &[kiln::action::Given]) -> Vec<ParamProblem> {
+    fn check(params: &FetchParams, _: &[kiln::action::InputStage]) -> Vec<ParamProblem> {
         if params.sha256.chars().all(|c| c.is_ascii_hexdigit()) {
             return vec![];
         }
@@ -160,7 +160,7 @@ impl TypedStage for Fire {
     );
     never_runs!();
 
-    fn tools(_: &FireParams, _: &[kiln::action::Given]) -> Vec<&'static str> {
+    fn tools(_: &FireParams, _: &[kiln::action::InputStage]) -> Vec<&'static str> {
         vec!["oven"]
     }
 }

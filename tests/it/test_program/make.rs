@@ -94,7 +94,7 @@ impl Stage for Fetch {
     fn check(
         &self,
         _: &Value,
-        _: &[kiln::action::Given],
+        _: &[kiln::action::InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(vec![])
     }
@@ -132,7 +132,7 @@ impl Stage for Make {
     fn check(
         &self,
         params: &Value,
-        _: &[kiln::action::Given],
+        _: &[kiln::action::InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(if params["oven"] == true {
             vec!["oven".into()]

@@ -34,7 +34,7 @@ impl Stage for Scripted {
     fn check(
         &self,
         _: &Value,
-        _: &[kiln::action::Given],
+        _: &[kiln::action::InputStage],
     ) -> std::result::Result<Vec<String>, Vec<ParamProblem>> {
         Ok(vec![])
     }
