@@ -1,4 +1,4 @@
-//! Reading the attributes of a node.
+//! Reads the attributes of a node.
 
 use super::Lowering;
 use crate::base::{Code, Result};
@@ -7,44 +7,38 @@ use crate::model::onnx::proto::{AttributeProto, NodeProto};
 impl Lowering<'_> {
     /// The integer attribute `name`.
     pub(super) fn int(&self, node: &NodeProto, name: &str) -> Result<i64> {
-        let missing = || {
-            self.refuse(
+        match attribute(node, name) {
+            Some(AttributeProto { i: Some(value), .. }) => Ok(*value),
+            _ => Err(self.refuse(
                 node,
                 Code::LowerAttribute,
                 &format!("lacks the integer `{name}`"),
-            )
-        };
-        attribute(node, name)
-            .and_then(|attribute| attribute.i)
-            .ok_or_else(missing)
+            )),
+        }
     }
 
-    /// The number `name`.
+    /// The float attribute `name`.
     pub(super) fn float(&self, node: &NodeProto, name: &str) -> Result<f32> {
-        let missing = || {
-            self.refuse(
+        match attribute(node, name) {
+            Some(AttributeProto { f: Some(value), .. }) => Ok(*value),
+            _ => Err(self.refuse(
                 node,
                 Code::LowerAttribute,
                 &format!("lacks the number `{name}`"),
-            )
-        };
-        attribute(node, name)
-            .and_then(|attribute| attribute.f)
-            .ok_or_else(missing)
+            )),
+        }
     }
 
-    /// The list `name`.
+    /// The list of integers `name`.
     pub(super) fn ints<'n>(&self, node: &'n NodeProto, name: &str) -> Result<&'n [i64]> {
-        let missing = || {
-            self.refuse(
+        match attribute(node, name) {
+            Some(attribute) => Ok(&attribute.ints),
+            None => Err(self.refuse(
                 node,
                 Code::LowerAttribute,
                 &format!("lacks the list `{name}`"),
-            )
-        };
-        attribute(node, name)
-            .map(|attribute| attribute.ints.as_slice())
-            .ok_or_else(missing)
+            )),
+        }
     }
 
     /// The attribute `axis` as an index into `rank` dimensions.
@@ -55,16 +49,14 @@ impl Lowering<'_> {
         } else {
             axis
         };
-        usize::try_from(from_front)
-            .ok()
-            .filter(|&axis| axis < rank)
-            .ok_or_else(|| {
-                self.refuse(
-                    node,
-                    Code::LowerAttribute,
-                    &format!("has axis {axis} of {rank} dimensions"),
-                )
-            })
+        match usize::try_from(from_front) {
+            Ok(index) if index < rank => Ok(index),
+            _ => Err(self.refuse(
+                node,
+                Code::LowerAttribute,
+                &format!("has axis {axis} of {rank} dimensions"),
+            )),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Weights under one scale a row. The device wants these scales above zero.
+//! Weights with one scale for each row. The device requires these scales to be above zero.
 
 use super::Lowering;
 use super::linear::conv_dims;
@@ -20,14 +20,13 @@ pub(super) struct ChannelWeight {
 impl ChannelWeight {
     fn data(&self, [rows, columns]: [usize; 2]) -> Result<StaticData> {
         let bytes = transposed(rows, columns, |row, out| {
-            let codes = (row * columns..).map(|index| [self.codes.code(index) as u8]);
-            out.iter_mut()
-                .zip(codes)
-                .for_each(|(out, code)| *out = code);
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = [self.codes.code(row * columns + column) as u8];
+            }
         });
         let bits = self.codes.element.bits() as u32;
         let encoding = Encoding::Axis {
-            bits: (bits < 8).then_some(bits),
+            bits: if bits < 8 { Some(bits) } else { None },
             axis: CHANNELS,
             scales: self.scales()?,
         };
@@ -44,7 +43,7 @@ impl ChannelWeight {
                 let what =
                     format!("a row of `{owner}` has a scale that times the gain is not above zero");
                 return Err(Problem::new(Code::LowerScale, what)
-                    .help("the device holds only scales above zero for whole rows"));
+                    .help("the device supports only scales above zero for whole rows"));
             }
             scales.push(scaled);
         }
@@ -60,7 +59,12 @@ impl Lowering<'_> {
     ) -> Result<TensorId> {
         let note = format!("channel {} bit", weight.codes.element.bits());
         let name = blob_owner(&weight.codes.name).to_string();
-        let data = move || weight.data(shape);
-        self.fixed(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
+        self.static_tensor(
+            &name,
+            DataType::SFixed8,
+            &conv_dims(shape),
+            &note,
+            move || weight.data(shape),
+        )
     }
 }

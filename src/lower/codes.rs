@@ -1,9 +1,8 @@
-//! Quantized activations: a QuantizeLinear/DequantizeLinear pair is the encoding of one tensor of
-//! the device.
+//! Lowers quantized activations: a QuantizeLinear/DequantizeLinear pair becomes the encoding of one
+//! tensor of the device.
 //!
-//! An operator computes on codes if all that it reads and gives is in codes; otherwise on halves,
-//! with Dequantize before it and Quantize after it. A linear layer with native or half weights is
-//! of the second kind, whatever is around it.
+//! An operator computes on codes if all its inputs and outputs are in codes. Otherwise it computes
+//! in f16, with Dequantize before it and Quantize after it. A linear layer always computes in f16.
 
 use super::Lowering;
 use crate::base::{Code, Result};
@@ -17,69 +16,69 @@ const ON_CODES: [&str; 6] = ["Add", "Sub", "Mul", "Sigmoid", "MatMul", "Softmax"
 impl<'a> Lowering<'a> {
     /// Whether `node` computes on codes.
     pub(super) fn runs_on_codes(&self, node: &'a NodeProto) -> bool {
-        let grid = |name: &String| self.encodings.grids.get(name.as_str());
         if !moved(node).is_empty() {
-            return node.output.iter().all(|name| grid(name).is_some());
+            return node.output.iter().all(|name| self.is_on_grid(name));
         }
-        let is_number = |name: &String| {
-            let constant = self.checked.initializers.get(name.as_str());
-            constant.is_some_and(|tensor| tensor.dims.iter().product::<i64>() == 1)
-        };
-        let is_rounded = |name: &String| {
-            let name = name.as_str();
-            // Whoever else reads the unrounded value wants it as it is.
-            self.encodings.pairs.contains_key(name)
-                && self.encodings.readers.get(name) == Some(&1)
-                && !self.outputs.contains(name)
-        };
-        node.domain.is_empty()
-            && ON_CODES.contains(&node.op_type.as_str())
-            && node
-                .input
-                .iter()
-                .all(|name| grid(name).is_some() || is_number(name))
-            && node.output.iter().all(is_rounded)
+        if !node.domain.is_empty() || !ON_CODES.contains(&node.op_type.as_str()) {
+            return false;
+        }
+        for name in &node.input {
+            if !self.is_on_grid(name) && !self.is_number(name) {
+                return false;
+            }
+        }
+        node.output.iter().all(|name| self.is_only_rounded(name))
     }
 
-    /// The tensor of the value `name` that the current node, which computes on codes, is about to
-    /// make.
+    fn is_on_grid(&self, name: &str) -> bool {
+        self.encodings.grids.contains_key(name)
+    }
+
+    /// Whether `name` is a constant of one element.
+    fn is_number(&self, name: &str) -> bool {
+        match self.checked.initializers.get(name) {
+            Some(tensor) => tensor.dims.iter().product::<i64>() == 1,
+            None => false,
+        }
+    }
+
+    /// Whether only QuantizeLinear reads the value. Other readers would need the unrounded value.
+    fn is_only_rounded(&self, name: &str) -> bool {
+        self.encodings.pairs.contains_key(name)
+            && self.encodings.readers.get(name) == Some(&1)
+            && !self.outputs.contains(name)
+    }
+
+    /// The tensor of the value `name`, which the current node computes in codes.
     pub(super) fn coded_result(&mut self, name: &'a str) -> Result<TensorId> {
-        let (held, grid) = match (
-            self.encodings.grids.get(name),
-            self.encodings.pairs.get(name),
-        ) {
-            (Some(grid), _) => (name, *grid),
-            (None, Some(pair)) => {
-                let (held, codes, grid) = (pair.held, pair.codes, pair.grid);
-                let tensor = self.coded(held, held, grid)?;
-                self.values.insert(codes, tensor);
-                return Ok(tensor);
-            }
-            (None, None) => (name, Grid::unit(16)),
-        };
-        let tensor = self.coded(held, held, grid)?;
+        let grid = self.encodings.grids.get(name).copied();
+        if grid.is_none()
+            && let Some(&pair) = self.encodings.pairs.get(name)
+        {
+            let tensor = self.coded(pair.dequantized, pair.dequantized, pair.grid)?;
+            self.values.insert(pair.codes, tensor);
+            return Ok(tensor);
+        }
+        let tensor = self.coded(name, name, grid.unwrap_or(Grid::unit(16)))?;
         self.values.insert(name, tensor);
         Ok(tensor)
     }
 
     /// A tensor of codes called `name`, with the shape of the ONNX value `like`.
     pub(super) fn coded(&mut self, name: &str, like: &str, grid: Grid) -> Result<TensorId> {
-        let is_input = self
-            .checked
-            .graph
-            .input
-            .iter()
-            .any(|input| input.name == name);
-        let kind = match (is_input, self.outputs.contains(name)) {
-            (true, _) => TensorKind::Input,
-            (_, true) => TensorKind::Output,
-            _ => TensorKind::Native,
+        let inputs = &self.checked.graph.input;
+        let kind = if inputs.iter().any(|input| input.name == name) {
+            TensorKind::Input
+        } else if self.outputs.contains(name) {
+            TensorKind::Output
+        } else {
+            TensorKind::Native
         };
         let dims = self.value_type(like)?.dims.clone();
         self.tensor(name, kind, data_type(grid), &dims, encoding(grid), "")
     }
 
-    /// QuantizeLinear: nothing, where the codes have been made directly.
+    /// QuantizeLinear: no op if the node before it computes on codes.
     pub(super) fn quantize(&mut self, node: &'a NodeProto) -> Result<()> {
         let value = self.input_name(node, 0)?;
         let Some(&pair) = self.encodings.pairs.get(value) else {
@@ -89,7 +88,7 @@ impl<'a> Lowering<'a> {
             return Ok(());
         }
         let source = self.raw_operand(node, 0)?;
-        let codes = self.coded(pair.held, pair.held, pair.grid)?;
+        let codes = self.coded(pair.dequantized, pair.dequantized, pair.grid)?;
         let op = if self.device.tensor(source).encoding == Encoding::None {
             "Quantize"
         } else {
@@ -100,17 +99,17 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// DequantizeLinear: another name of the codes.
+    /// DequantizeLinear: no op. Its output is another name of the codes.
     pub(super) fn dequantize(&mut self, node: &'a NodeProto) -> Result<()> {
         let codes = self.raw_operand(node, 0)?;
-        if let [held] = node.output.as_slice() {
-            self.values.insert(held, codes);
+        if let [dequantized] = node.output.as_slice() {
+            self.values.insert(dequantized, codes);
         }
         Ok(())
     }
 
-    /// `tensor` in halves; made once, whoever asks.
-    pub(super) fn in_halves(&mut self, tensor: TensorId) -> Result<TensorId> {
+    /// `tensor` in f16. All readers share one Dequantize.
+    pub(super) fn dequantized(&mut self, tensor: TensorId) -> Result<TensorId> {
         let coded = self.device.tensor(tensor);
         if coded.encoding == Encoding::None || matches!(coded.kind, TensorKind::Static(_)) {
             return Ok(tensor);
@@ -118,46 +117,44 @@ impl<'a> Lowering<'a> {
         if let Some(&f16s) = self.f16s.get(&tensor) {
             return Ok(f16s);
         }
-        let (name, dims) = (
-            format!("{}.halves", coded.name),
-            coded.dims.iter().map(|&n| n.into()).collect::<Vec<u64>>(),
-        );
-        let f16s = self.between(&name, DataType::Float16, &dims, Encoding::None)?;
+        let name = format!("{}.halves", coded.name);
+        let dims: Vec<u64> = coded.dims.iter().map(|&n| n.into()).collect();
+        let f16s = self.intermediate(&name, DataType::Float16, &dims, Encoding::None)?;
         self.push("Dequantize", vec![], vec![tensor], f16s);
         self.f16s.insert(tensor, f16s);
         Ok(f16s)
     }
 
-    /// The number that is input `index` of `node`, as the last code of a grid of its own.
+    /// The number that is input `index` of `node`, in a tensor with its own encoding: its largest
+    /// code is the number.
     pub(super) fn coded_number(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let constant = self.stored(node, index)?;
         if !constant.element.is_float() {
-            return Err(self.refuse(node, Code::LowerConstant, "wants a number"));
+            return Err(self.refuse(node, Code::LowerConstant, "expects a number"));
         }
         let number = constant.all_numbers().next().unwrap_or(0.0);
-        let last = u16::MAX;
+        let largest_code = u16::MAX;
         let (scale, offset) = if number < 0.0 {
-            (-number, -i32::from(last))
+            (-number, -i32::from(largest_code))
         } else {
             (number, 0)
         };
         let encoding = Encoding::ScaleOffset {
             scale: if scale > 0.0 {
-                scale / f32::from(last)
+                scale / f32::from(largest_code)
             } else {
                 1.0
             },
             offset,
         };
-        let code = if number > 0.0 { last } else { 0 };
+        let code = if number > 0.0 { largest_code } else { 0 };
         let name = format!("{}.code", constant.name);
-        let data = move || {
+        self.static_tensor(&name, DataType::UFixed16, &[1], "q16", move || {
             Ok(StaticData {
                 bytes: code.to_le_bytes().into(),
                 encoding: encoding.clone(),
             })
-        };
-        self.fixed(&name, DataType::UFixed16, &[1], "q16", data)
+        })
     }
 }
 

@@ -1,5 +1,5 @@
-//! The embedding inside the graph, exact: codes, scales and offsets are gathered apart and
-//! multiplied as halves.
+//! Lowers the embedding without loss: codes, scales and offsets are gathered separately and
+//! multiplied in f16.
 
 use super::Lowering;
 use super::grid::Grid;
@@ -22,18 +22,12 @@ impl<'a> Lowering<'a> {
         let call = self.weight_call(node)?;
         let (shape, gain) = ([call.rows, call.columns], call.gain);
         let &[1, tokens] = self.dims(node, 0)?.as_slice() else {
-            return Err(self.refuse(node, Code::LowerShape, "wants ids [1, T]"));
+            return Err(self.refuse(node, Code::LowerShape, "expects ids [1, T]"));
         };
         if call.encoding.is_plain() {
             let table = self.constant(call.main())?;
             let name = format!("{}.table", blob_owner(&table.name));
-            let data = move || {
-                Ok(StaticData {
-                    bytes: table.f16s(gain)?,
-                    encoding: Encoding::None,
-                })
-            };
-            let table = self.fixed(&name, DataType::Float16, &shape, "f16", data)?;
+            let table = self.f16_constant(&name, &shape, table, gain)?;
             return self.emit(node, "Gather", gather(), vec![table, ids]);
         }
 
@@ -42,21 +36,21 @@ impl<'a> Lowering<'a> {
         let blocks = shape[1] / weight.block as u64;
         let of_blocks = [1, tokens, blocks, weight.block as u64];
         let codes = self.codes_table(&weight.codes, shape, weight.bits())?;
-        let gathered = self.between(
+        let gathered = self.intermediate(
             &name("codes"),
             DataType::UFixed8,
             &[1, tokens, shape[1]],
             CODES,
         )?;
         self.push("Gather", gather(), vec![codes, ids], gathered);
-        let plain = self.between(
+        let plain = self.intermediate(
             &name("plain_codes"),
             DataType::Float16,
             &[1, tokens, shape[1]],
             Encoding::None,
         )?;
         self.push("Dequantize", vec![], vec![gathered], plain);
-        let mut value = self.between(
+        let mut value = self.intermediate(
             &name("blocks"),
             DataType::Float16,
             &of_blocks,
@@ -65,7 +59,7 @@ impl<'a> Lowering<'a> {
         self.push("Reshape", vec![], vec![plain], value);
 
         let scales = self.gathered_grid(node, "scales", &weight.scales, gain, ids, tokens)?;
-        let scaled = self.between(
+        let scaled = self.intermediate(
             &name("scaled"),
             DataType::Float16,
             &of_blocks,
@@ -75,7 +69,7 @@ impl<'a> Lowering<'a> {
         value = scaled;
         if let Some(offsets) = &weight.offsets {
             let offsets = self.gathered_grid(node, "offsets", offsets, gain, ids, tokens)?;
-            let shifted = self.between(
+            let shifted = self.intermediate(
                 &name("shifted"),
                 DataType::Float16,
                 &of_blocks,
@@ -91,25 +85,20 @@ impl<'a> Lowering<'a> {
         let name = format!("{}.codes", blob_owner(&codes.name));
         let codes = codes.clone();
         let count = (shape[0] * shape[1]) as usize;
-        let data = move || {
-            let bytes = (0..count)
-                .map(|index| (codes.code(index) + 128) as u8)
-                .collect();
+        let note = format!("{bits} bit codes");
+        self.static_tensor(&name, DataType::UFixed8, &shape, &note, move || {
+            let mut bytes = Vec::with_capacity(count);
+            for index in 0..count {
+                bytes.push((codes.code(index) + 128) as u8);
+            }
             Ok(StaticData {
                 bytes,
                 encoding: CODES,
             })
-        };
-        self.fixed(
-            &name,
-            DataType::UFixed8,
-            &shape,
-            &format!("{bits} bit codes"),
-            data,
-        )
+        })
     }
 
-    /// The numbers of each token's blocks, `[1, T, blocks, 1]`.
+    /// The scales or offsets of the blocks of each token, `[1, T, blocks, 1]`.
     fn gathered_grid(
         &mut self,
         node: &NodeProto,
@@ -121,30 +110,18 @@ impl<'a> Lowering<'a> {
     ) -> Result<TensorId> {
         let (dims, grid) = (grid.blob().dims.clone(), grid.clone());
         let blocks = dims.last().copied().unwrap_or_default();
-        let owner = grid.blob().name.clone();
-        let name = format!("{}.{what}", blob_owner(&owner));
-        let data = move || {
-            let mut f16s = Fp16Weights::default();
-            let mut bytes =
-                Vec::with_capacity(grid.blob().dims.iter().product::<u64>() as usize * 2);
-            for number in grid.all_numbers() {
-                bytes.extend(f16s.round(scale_times_gain(number, gain, &owner)?));
-            }
-            f16s.finish(&owner)?;
-            Ok(StaticData {
-                bytes,
-                encoding: Encoding::None,
-            })
-        };
-        let table = self.fixed(&name, DataType::Float16, &dims, "f16", data)?;
-        let of_token = self.between(
+        let name = format!("{}.{what}", blob_owner(&grid.blob().name));
+        let table = self.static_tensor(&name, DataType::Float16, &dims, "f16", move || {
+            grid_data(&grid, gain)
+        })?;
+        let of_token = self.intermediate(
             &format!("{}.{what}", node.name),
             DataType::Float16,
             &[1, tokens, blocks],
             Encoding::None,
         )?;
         self.push("Gather", gather(), vec![table, ids], of_token);
-        let of_block = self.between(
+        let of_block = self.intermediate(
             &format!("{}.{what}_of_block", node.name),
             DataType::Float16,
             &[1, tokens, blocks, 1],
@@ -153,6 +130,21 @@ impl<'a> Lowering<'a> {
         self.push("Reshape", vec![], vec![of_token], of_block);
         Ok(of_block)
     }
+}
+
+/// The numbers of `grid` times `gain`, in f16.
+fn grid_data(grid: &Grid, gain: f32) -> Result<StaticData> {
+    let Stored { name, dims, .. } = grid.blob();
+    let mut f16s = Fp16Weights::default();
+    let mut bytes = Vec::with_capacity(dims.iter().product::<u64>() as usize * 2);
+    for number in grid.all_numbers() {
+        bytes.extend(f16s.round(scale_times_gain(number, gain, name)?));
+    }
+    f16s.finish(name)?;
+    Ok(StaticData {
+        bytes,
+        encoding: Encoding::None,
+    })
 }
 
 fn gather() -> Vec<(&'static str, Param)> {

@@ -1,4 +1,4 @@
-//! How weights lie on the device, for the lowering and for who proves what it writes.
+//! The encodings of weights on the device, for the lowering and for the proof of `context-bin`.
 
 use crate::model::weight::{Activations, Element, WeightEncoding, WeightUse};
 use crate::qnn::{DeviceEncoding, DeviceUse, LinearIo};
@@ -12,7 +12,7 @@ pub(super) fn device_encoding(encoding: WeightEncoding) -> DeviceEncoding {
         WeightEncoding::Block { codes, block, .. } => DeviceEncoding::FloatBlock {
             bits,
             block,
-            // The codes of the device are signed: an offset makes up for it.
+            // The codes on the device are signed, so unsigned codes need an offset.
             offsets: codes == Element::Uint4,
         },
         WeightEncoding::BlockOffset { block, .. } => DeviceEncoding::FloatBlock {
@@ -29,7 +29,7 @@ pub(super) fn device_encoding(encoding: WeightEncoding) -> DeviceEncoding {
     }
 }
 
-/// What the lowering has the device do where a graph uses a weight so.
+/// The computation on the device that the lowering makes of a use of a weight.
 pub fn device_use(weight_use: WeightUse) -> DeviceUse {
     match weight_use {
         WeightUse::Linear {

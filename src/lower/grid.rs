@@ -2,10 +2,10 @@
 
 use super::stored::Stored;
 
-/// A number for each block, `[rows, blocks]`.
+/// One number for each block, `[rows, blocks]`.
 #[derive(Clone)]
 pub(super) enum Grid {
-    /// As they are.
+    /// The numbers as stored.
     Numbers(Stored),
     /// LPBQ: an integer for each block times a scale for each row.
     Products {
@@ -17,7 +17,7 @@ pub(super) enum Grid {
 }
 
 impl Grid {
-    /// The blob that has a number for each block.
+    /// The blob that has one number for each block.
     pub(super) fn blob(&self) -> &Stored {
         match self {
             Grid::Numbers(numbers) => numbers,
@@ -25,18 +25,17 @@ impl Grid {
         }
     }
 
-    /// All of them, row by row.
+    /// All numbers, row by row.
     pub(super) fn all_numbers(&self) -> Box<dyn Iterator<Item = f32> + '_> {
-        match self {
-            Grid::Numbers(numbers) => Box::new(numbers.all_numbers()),
-            Grid::Products { integers, channels } => {
-                let blocks = integers.dims.last().copied().unwrap_or(1) as usize;
-                let of_row = move |(row, channel): (usize, f32)| {
-                    (row * blocks..(row + 1) * blocks)
-                        .map(move |block| channel * integers.code(block) as f32)
-                };
-                Box::new(channels.all_numbers().enumerate().flat_map(of_row))
-            }
-        }
+        let (integers, channels) = match self {
+            Grid::Numbers(numbers) => return Box::new(numbers.all_numbers()),
+            Grid::Products { integers, channels } => (integers, channels),
+        };
+        let blocks = integers.dims.last().copied().unwrap_or(1) as usize;
+        let rows = channels.all_numbers().enumerate();
+        Box::new(rows.flat_map(move |(row, channel)| {
+            (row * blocks..(row + 1) * blocks)
+                .map(move |block| channel * integers.code(block) as f32)
+        }))
     }
 }

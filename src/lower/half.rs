@@ -1,14 +1,14 @@
-//! Numbers as halves, and what that costs.
+//! Rounds weights to f16, and checks the rounding error.
 
 use half::f16;
 
 use crate::base::{Code, Problem, Result};
 
-/// Where a tensor of halves is no longer as good as f16's own rounding (at most 2^-11 of each
-/// value): too many of its values are so small that they lose bits.
+/// Largest relative error of a tensor in f16. The rounding error of a normal f16 number is at most
+/// 2^-11 of its value; above this limit, too many values are subnormal and lose bits.
 const MAX_RELATIVE_RMS: f64 = 1.0 / 1024.0;
 
-/// Rounds a tensor to halves and sums up the error.
+/// Rounds a tensor to f16 and sums up the squared error.
 #[derive(Default)]
 pub(super) struct Fp16Weights {
     error: f64,
@@ -16,7 +16,7 @@ pub(super) struct Fp16Weights {
 }
 
 impl Fp16Weights {
-    /// `value` as a little-endian half.
+    /// `value` as a little-endian f16.
     pub(super) fn round(&mut self, value: f32) -> [u8; 2] {
         let half = f16::from_f32(value);
         self.error += f64::from(half.to_f32() - value).powi(2);
@@ -24,7 +24,7 @@ impl Fp16Weights {
         half.to_le_bytes()
     }
 
-    /// Refuses a tensor that overflowed (its error is infinite or no number) or lost too much.
+    /// A problem if the tensor overflowed (its error is infinite or NaN) or its error is too large.
     pub(super) fn finish(self, tensor: &str) -> Result<()> {
         if self.error <= self.power * MAX_RELATIVE_RMS.powi(2) {
             return Ok(());
@@ -41,13 +41,14 @@ impl Fp16Weights {
     }
 }
 
-/// `scale * gain`. The device keeps scales as halves; a gain must not cost one of them bits.
+/// `scale * gain`. The device stores scales in f16: it is a problem if a scale loses bits because
+/// of the gain.
 pub(super) fn scale_times_gain(scale: f32, gain: f32, tensor: &str) -> Result<f32> {
     let scaled = scale * gain;
     let half = f16::from_f32(scaled);
     let is_subnormal = scaled.abs() < f16::MIN_POSITIVE.to_f32();
-    let loses = gain != 1.0 && is_subnormal && half.to_f32() != scaled;
-    if half.is_finite() && !loses {
+    let loses_bits = gain != 1.0 && is_subnormal && half.to_f32() != scaled;
+    if half.is_finite() && !loses_bits {
         return Ok(scaled);
     }
     Err(Problem::new(
@@ -62,12 +63,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gain_may_not_cost_a_scale_its_bits() {
+    fn a_scale_must_not_lose_bits_by_its_gain() {
         assert_eq!(scale_times_gain(0.5, 0.25, "w").unwrap(), 0.125);
         assert_eq!(
             scale_times_gain(3e-5, 1.0, "w").unwrap(),
             3e-5,
-            "a small scale of the file is the file's own"
+            "a small scale of the file, without a gain"
         );
         assert!(scale_times_gain(f16::from_f32(7e-5).to_f32(), 1.0 / 16.0, "w").is_err());
         assert_eq!(
@@ -80,12 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn halves_that_lose_more_than_their_rounding_are_refused() {
+    fn tensors_with_large_rounding_errors_are_rejected() {
         let fits = |values: &[f32]| {
             let mut f16s = Fp16Weights::default();
-            values.iter().for_each(|&value| {
+            for &value in values {
                 f16s.round(value);
-            });
+            }
             f16s.finish("w").is_ok()
         };
         assert!(fits(&[0.0, 0.0]));

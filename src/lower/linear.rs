@@ -1,5 +1,5 @@
-//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]`, its weight `[1, 1, K, N]` in the blocks of the
-//! GGUF. Where the input is in codes, it is dequantized first: the layer computes in f16.
+//! Linear layers: a 1x1 Conv2d over `[1, 1, T, K]` with a weight `[1, 1, K, N]` in the blocks of
+//! the GGUF. The layer computes in f16, so an input in codes is dequantized first.
 
 use super::Lowering;
 use super::channel::ChannelWeight;
@@ -23,20 +23,14 @@ impl<'a> Lowering<'a> {
             return Err(self.refuse(
                 node,
                 Code::LowerShape,
-                &format!("wants an input [1, 1, T, {columns}]"),
+                &format!("expects an input [1, 1, T, {columns}]"),
             ));
         }
         let mut inputs = vec![x, self.linear_weight(node, &call)?];
         if let Some(bias) = call.bias {
             let bias = self.constant(bias)?;
-            let (name, gain) = (blob_owner(&bias.name).to_string(), call.gain);
-            let data = move || {
-                Ok(StaticData {
-                    bytes: bias.f16s(gain)?,
-                    encoding: Encoding::None,
-                })
-            };
-            inputs.push(self.fixed(&name, DataType::Float16, &[rows], "f16", data)?);
+            let name = blob_owner(&bias.name).to_string();
+            inputs.push(self.f16_constant(&name, &[rows], bias, call.gain)?);
         }
         let params = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
@@ -47,7 +41,7 @@ impl<'a> Lowering<'a> {
         self.emit(node, "Conv2d", params, inputs)
     }
 
-    /// What `node` says of its weight.
+    /// The weight that `node` computes with.
     pub(super) fn weight_call(&self, node: &'a NodeProto) -> Result<WeightCall<'a>> {
         WeightCall::of(&self.checked, node)
             .map_err(|why| self.refuse(node, Code::LowerWeight, &why))
@@ -83,33 +77,36 @@ impl<'a> Lowering<'a> {
 
     fn plain_weight(&mut self, values: Stored, shape: [usize; 2], gain: f32) -> Result<TensorId> {
         let name = blob_owner(&values.name).to_string();
-        let data = move || {
-            let bytes = values.halves_transposed(shape, gain)?;
-            Ok(StaticData {
-                bytes,
-                encoding: Encoding::None,
-            })
-        };
-        self.fixed(&name, DataType::Float16, &conv_dims(shape), "f16", data)
+        self.static_tensor(
+            &name,
+            DataType::Float16,
+            &conv_dims(shape),
+            "f16",
+            move || {
+                Ok(StaticData {
+                    bytes: values.f16s_transposed(shape, gain)?,
+                    encoding: Encoding::None,
+                })
+            },
+        )
     }
 
     fn blockwise_weight(&mut self, weight: BlockWeight, shape: [usize; 2]) -> Result<TensorId> {
         let name = blob_owner(&weight.codes.name).to_string();
-        let note = format!(
-            "float-block {} bit {}{}",
-            weight.bits(),
-            weight.block,
-            if weight.offsets.is_some() {
-                " offset"
-            } else {
-                ""
-            }
-        );
-        let data = move || weight.data(shape);
-        self.fixed(&name, DataType::SFixed8, &conv_dims(shape), &note, data)
+        let mut note = format!("float-block {} bit {}", weight.bits(), weight.block);
+        if weight.offsets.is_some() {
+            note.push_str(" offset");
+        }
+        self.static_tensor(
+            &name,
+            DataType::SFixed8,
+            &conv_dims(shape),
+            &note,
+            move || weight.data(shape),
+        )
     }
 
-    /// The weight of `call`, which is stored in codes, as blocks of one scale each.
+    /// The weight of `call`, which is stored in codes, as blocks with one scale each.
     pub(super) fn block_weight(
         &self,
         node: &'a NodeProto,
@@ -137,11 +134,13 @@ impl<'a> Lowering<'a> {
 
     /// A part of the weight of `call`.
     fn part(&self, node: &'a NodeProto, call: &WeightCall<'a>, part: WeightPart) -> Result<Stored> {
-        let tensor = call.part(part).ok_or_else(|| {
-            let what = format!("has a weight without {}", part.name());
-            self.refuse(node, Code::LowerWeight, &what)
-        })?;
-        self.constant(tensor)
+        match call.part(part) {
+            Some(tensor) => self.constant(tensor),
+            None => {
+                let what = format!("has a weight without {}", part.name());
+                Err(self.refuse(node, Code::LowerWeight, &what))
+            }
+        }
     }
 }
 
@@ -154,17 +153,18 @@ pub(super) struct BlockWeight {
     pub(super) gain: f32,
 }
 
-/// What the device holds of a block: `(code + shift + offset) * scale`, of which `code + shift` is
-/// its code.
+/// A block on the device: `(code + shift + offset) * scale`, where `code + shift` is the code on
+/// the device.
 #[derive(Debug, PartialEq)]
 struct DeviceBlock {
     scale: f32,
     offset: f32,
-    /// `None` if all values of the block are one: its codes are written as 0.
+    /// `None` if all values of the block are equal: its codes are written as 0.
     shift: Option<i32>,
 }
 
-/// Above so many steps of the code, the whole range of a block is below the rounding of a half.
+/// Largest offset in steps of the code. Above it, the range of a block is smaller than the rounding
+/// error of f16.
 const MAX_OFFSET_STEPS: f32 = 32768.0;
 
 impl BlockWeight {
@@ -181,30 +181,31 @@ impl BlockWeight {
         let mut f16s = Fp16Weights::default();
         let mut minima = self.offsets.as_ref().map(|offsets| offsets.all_numbers());
         for (index, scale) in self.scales.all_numbers().enumerate() {
-            let minimum = minima.as_mut().and_then(Iterator::next);
+            let minimum = match &mut minima {
+                Some(minima) => minima.next(),
+                None => None,
+            };
             let block = self.device_block(index, scale, minimum)?;
             f16s.round(block.scale);
             scales.push(block.scale);
             offsets.push(block.offset);
             shifts.push(block.shift);
         }
-        // The device keeps scales as halves, which hold neither every power of two nor every
-        // product of a half.
+        // The device stores scales in f16, which does not have every power of two and not every
+        // product of an f16 number.
         f16s.finish(&self.scales.blob().name)?;
         let bytes = transposed(rows, columns, |row, out| {
-            let blocks = out
-                .chunks_exact_mut(self.block)
-                .zip(row * columns / self.block..);
-            for (out, block) in blocks {
+            let first_block = row * columns / self.block;
+            for (index, out) in out.chunks_exact_mut(self.block).enumerate() {
+                let block = first_block + index;
                 let Some(shift) = shifts[block] else {
                     out.fill([0]);
                     continue;
                 };
-                let codes =
-                    (block * self.block..).map(|index| [(self.codes.code(index) + shift) as u8]);
-                out.iter_mut()
-                    .zip(codes)
-                    .for_each(|(out, code)| *out = code);
+                let first_code = block * self.block;
+                for (column, out) in out.iter_mut().enumerate() {
+                    *out = [(self.codes.code(first_code + column) + shift) as u8];
+                }
             }
         });
         let block = vec![1, 1, self.block as u32, 1];
@@ -221,7 +222,7 @@ impl BlockWeight {
 
     fn device_block(&self, index: usize, scale: f32, minimum: Option<f32>) -> Result<DeviceBlock> {
         let scaled = |scale| scale_times_gain(scale, self.gain, &self.codes.name);
-        // The codes of the device are signed.
+        // The codes on the device are signed.
         let signed = if self.codes.element == Element::Uint4 {
             -8
         } else {
@@ -243,8 +244,8 @@ impl BlockWeight {
                 shift: Some(shift),
             });
         }
-        // All of the block is its middle: exact where the scale is 0, else nearer than a half can
-        // tell.
+        // All values become the middle of the block. This is exact if the scale is 0, otherwise the
+        // error is below the rounding error of f16.
         let middle = if signed == 0 { 0.0 } else { 7.5 };
         Ok(DeviceBlock {
             scale: scaled(minimum + middle * scale)?,
@@ -253,14 +254,15 @@ impl BlockWeight {
         })
     }
 
-    /// The whole steps of an offset that the codes of a block can take up: what remains of the
-    /// offset, the device rounds.
+    /// The part of an offset, in whole steps, that can be added to the codes of a block without
+    /// overflow. The device rounds the rest of the offset.
     fn shift(&self, index: usize, steps: f32) -> i32 {
-        let codes =
-            (index * self.block..(index + 1) * self.block).map(|index| self.codes.code(index));
-        let (low, high) = codes.fold((i32::MAX, i32::MIN), |(low, high), code| {
-            (low.min(code), high.max(code))
-        });
+        let (mut low, mut high) = (i32::MAX, i32::MIN);
+        for index in index * self.block..(index + 1) * self.block {
+            let code = self.codes.code(index);
+            low = low.min(code);
+            high = high.max(code);
+        }
         let span = 1 << (self.bits() - 1);
         (steps.round() as i32).max(-span - low).min(span - 1 - high)
     }

@@ -1,6 +1,6 @@
-//! ONNX to device ops, one function an operator. Activations become f16, every linear layer a 1x1
-//! Conv2d with the weights in the blocks of the GGUF, every function of the dialect the op that was
-//! proven to compute it.
+//! Lowers ONNX to device ops, with one function for each operator. Activations become f16, linear
+//! layers become 1x1 Conv2d with weights in the blocks of the GGUF, and the other functions of the
+//! dialect become the ops that were tested to compute them.
 
 mod attributes;
 mod channel;
@@ -26,10 +26,10 @@ use crate::qnn::{
 pub use encoding::device_use;
 use stored::Stored;
 
-/// Gives the bytes of a file of external data, by its location.
+/// Opens a file of external data, by its location.
 pub type Open<'a> = &'a dyn Fn(&str) -> Result<Blob>;
 
-/// The device graph that computes `model`. The data of weights is made when the backend asks for
+/// The device graph that computes `model`. The data of weights is computed when the backend reads
 /// it.
 pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
     check_functions(model)?;
@@ -40,12 +40,10 @@ pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
         name: checked.graph.name.clone(),
         ..DeviceGraph::default()
     };
-    let outputs = checked
-        .graph
-        .output
-        .iter()
-        .map(|output| output.name.as_str())
-        .collect();
+    let mut outputs: HashSet<&str> = HashSet::new();
+    for output in &checked.graph.output {
+        outputs.insert(&output.name);
+    }
     let mut lowering = Lowering {
         checked,
         encodings,
@@ -57,9 +55,9 @@ pub fn lower(model: &ModelProto, open: Open) -> Result<DeviceGraph> {
         on_codes: false,
         names: HashSet::new(),
     };
-    lowering.inputs()?;
-    for node in lowering.nodes() {
-        lowering.node(node)?;
+    lowering.lower_inputs()?;
+    for node in &lowering.checked.graph.node {
+        lowering.lower_node(node)?;
     }
     Ok(lowering.device)
 }
@@ -72,59 +70,53 @@ struct Lowering<'a> {
     outputs: HashSet<&'a str>,
     /// The tensors of ONNX values.
     values: HashMap<&'a str, TensorId>,
-    /// What tensors of codes are in halves.
+    /// The f16 values of tensors of codes.
     f16s: HashMap<TensorId, TensorId>,
     /// Whether the current node computes on codes.
     on_codes: bool,
-    /// The names that are taken.
+    /// The names of all tensors.
     names: HashSet<String>,
 }
 
-/// A function is lowered by its name, so that its body must be the one that the name stands for.
+/// Checks the bodies of the functions of the dialect: a call is lowered by the name of the
+/// function.
 fn check_functions(model: &ModelProto) -> Result<()> {
-    for theirs in model
-        .functions
-        .iter()
-        .filter(|function| function.domain == DOMAIN)
-    {
-        if Function::called(&theirs.name).is_none_or(|ours| ours.definition() != *theirs) {
-            return Err(Problem::new(
-                Code::LowerFunction,
-                format!(
-                    "the body of function `{}` is not the one that kiln writes",
-                    theirs.name
-                ),
-            )
-            .help("write the graph again with this version of kiln"));
+    for found in &model.functions {
+        if found.domain != DOMAIN {
+            continue;
+        }
+        match Function::by_name(&found.name) {
+            Some(function) if function.definition() == *found => {}
+            _ => {
+                return Err(Problem::new(
+                    Code::LowerFunction,
+                    format!(
+                        "the body of function `{}` is not the one that kiln writes",
+                        found.name
+                    ),
+                )
+                .help("write the graph again with this version of kiln"));
+            }
         }
     }
     Ok(())
 }
 
 impl<'a> Lowering<'a> {
-    fn nodes(&self) -> &'a [NodeProto] {
-        &self.checked.graph.node
-    }
-
-    fn inputs(&mut self) -> Result<()> {
+    fn lower_inputs(&mut self) -> Result<()> {
         let graph = self.checked.graph;
         for input in &graph.input {
             let name = input.name.as_str();
-            let rounded = self
-                .encodings
-                .pairs
-                .get(name)
-                .filter(|_| self.encodings.readers.get(name) == Some(&1));
-            let tensor = match rounded.copied() {
-                // Whoever gives it, gives codes.
-                Some(pair) => {
+            let tensor = match self.encodings.pairs.get(name) {
+                // Only QuantizeLinear reads the input: the device graph has codes as its input.
+                Some(&pair) if self.encodings.readers.get(name) == Some(&1) => {
                     let tensor = self.coded(name, name, pair.grid)?;
                     self.values.insert(pair.codes, tensor);
                     tensor
                 }
-                None => {
-                    let kind = self.value_type(name)?.clone();
-                    self.activation(name, &kind, TensorKind::Input)?
+                _ => {
+                    let value_type = self.value_type(name)?.clone();
+                    self.activation(name, &value_type, TensorKind::Input)?
                 }
             };
             self.values.insert(name, tensor);
@@ -132,7 +124,7 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    fn node(&mut self, node: &'a NodeProto) -> Result<()> {
+    fn lower_node(&mut self, node: &'a NodeProto) -> Result<()> {
         self.on_codes = self.runs_on_codes(node);
         match (node.domain.as_str(), node.op_type.as_str()) {
             ("", "Add") => self.plain(node, "ElementWiseAdd"),
@@ -149,7 +141,7 @@ impl<'a> Lowering<'a> {
             ("", "Transpose") => self.transpose(node),
             ("", "QuantizeLinear") => self.quantize(node),
             ("", "DequantizeLinear") => self.dequantize(node),
-            (DOMAIN, name) => match Function::called(name) {
+            (DOMAIN, name) => match Function::by_name(name) {
                 Some(Function::RmsNorm) => self.rms_norm(node),
                 Some(Function::Linear { .. }) => self.linear(node),
                 Some(Function::Embedding { .. }) => self.embedding(node),
@@ -162,19 +154,21 @@ impl<'a> Lowering<'a> {
     fn unknown(&self, node: &NodeProto) -> Problem {
         self.refuse(node, Code::LowerOp, "is not known to the lowering")
             .help(
-                "known are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
+                "supported are Add, Sub, Mul, Div, Relu, Sigmoid, MatMul, Softmax, Concat, Split, \
                  Reshape, Transpose, QuantizeLinear, DequantizeLinear, and the functions of \
                  `docs/artifacts.md`",
             )
     }
 
-    /// A problem of `node`, with the shapes of what it reads.
+    /// A problem of `node`, with the shapes of its inputs.
     fn refuse(&self, node: &NodeProto, code: Code, why: &str) -> Problem {
-        let shape = |name: &String| match self.checked.types.get(name.as_str()) {
-            Some(kind) => format!("{name} {:?}", kind.dims),
-            None => name.clone(),
-        };
-        let inputs: Vec<String> = node.input.iter().map(shape).collect();
+        let mut inputs = vec![];
+        for name in &node.input {
+            inputs.push(match self.checked.types.get(name.as_str()) {
+                Some(value_type) => format!("{name} {:?}", value_type.dims),
+                None => name.clone(),
+            });
+        }
         let domain = if node.domain.is_empty() {
             String::new()
         } else {
@@ -190,17 +184,21 @@ impl<'a> Lowering<'a> {
     }
 
     fn value_type(&self, name: &str) -> Result<&ValueType> {
-        let missing = || Problem::new(Code::LowerShape, format!("`{name}` has no type"));
-        self.checked.types.get(name).ok_or_else(missing)
+        match self.checked.types.get(name) {
+            Some(value_type) => Ok(value_type),
+            None => Err(Problem::new(
+                Code::LowerShape,
+                format!("`{name}` has no type"),
+            )),
+        }
     }
 
     /// The name of input `index` of `node`.
     fn input_name(&self, node: &'a NodeProto, index: usize) -> Result<&'a str> {
-        let missing = || self.refuse(node, Code::LowerInput, &format!("has no input {index}"));
-        node.input
-            .get(index)
-            .map(String::as_str)
-            .ok_or_else(missing)
+        match node.input.get(index) {
+            Some(name) => Ok(name),
+            None => Err(self.refuse(node, Code::LowerInput, &format!("has no input {index}"))),
+        }
     }
 
     /// The shape of input `index` of `node`.
@@ -208,12 +206,12 @@ impl<'a> Lowering<'a> {
         Ok(self.value_type(self.input_name(node, index)?)?.dims.clone())
     }
 
-    /// The tensor of input `index` of `node`, in codes or halves as the node wants them: an
-    /// activation, or a small constant written into the graph.
+    /// The tensor of input `index` of `node`: an activation, or a small constant. It is in codes if
+    /// the node computes on codes, otherwise in f16.
     fn operand(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         if !self.on_codes {
             let tensor = self.raw_operand(node, index)?;
-            return self.in_halves(tensor);
+            return self.dequantized(tensor);
         }
         let is_activation = self.values.contains_key(self.input_name(node, index)?);
         if is_activation {
@@ -223,7 +221,16 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// The tensor of input `index` of `node` as it is.
+    /// The tensors of all inputs of `node`.
+    fn operands(&mut self, node: &'a NodeProto) -> Result<Vec<TensorId>> {
+        let mut operands = vec![];
+        for index in 0..node.input.len() {
+            operands.push(self.operand(node, index)?);
+        }
+        Ok(operands)
+    }
+
+    /// The tensor of input `index` of `node`, without conversion.
     fn raw_operand(&mut self, node: &'a NodeProto, index: usize) -> Result<TensorId> {
         let name = self.input_name(node, index)?;
         if let Some(&tensor) = self.values.get(name) {
@@ -235,13 +242,7 @@ impl<'a> Lowering<'a> {
         } else {
             constant.dims.clone()
         };
-        let data = move || {
-            Ok(StaticData {
-                bytes: constant.f16s(1.0)?,
-                encoding: Encoding::None,
-            })
-        };
-        let tensor = self.fixed(name, DataType::Float16, &dims, "f16", data)?;
+        let tensor = self.f16_constant(name, &dims, constant, 1.0)?;
         self.values.insert(name, tensor);
         Ok(tensor)
     }
@@ -264,7 +265,7 @@ impl<'a> Lowering<'a> {
         Stored::open(tensor, &self.value_type(&tensor.name)?.dims, self.open)
     }
 
-    /// Adds an op whose results are the outputs of `node`; it is named after the first.
+    /// Adds an op that computes the only output of `node`.
     fn emit(
         &mut self,
         node: &'a NodeProto,
@@ -284,7 +285,7 @@ impl<'a> Lowering<'a> {
         Ok(())
     }
 
-    /// The tensor of the ONNX value `name`, which the next op makes.
+    /// The tensor of the ONNX value `name`, which the next op computes.
     fn result(&mut self, name: &'a str) -> Result<TensorId> {
         if self.on_codes {
             return self.coded_result(name);
@@ -300,7 +301,7 @@ impl<'a> Lowering<'a> {
         Ok(tensor)
     }
 
-    /// Adds an op, named after its result.
+    /// Adds an op with the name of its output.
     fn push(
         &mut self,
         op: &'static str,
@@ -331,8 +332,8 @@ impl<'a> Lowering<'a> {
         self.tensor(name, kind, data_type, &value.dims, Encoding::None, "")
     }
 
-    /// A tensor between ops that has no ONNX value of its own.
-    fn between(
+    /// A tensor between ops that is not an ONNX value.
+    fn intermediate(
         &mut self,
         name: &str,
         data_type: DataType,
@@ -342,8 +343,24 @@ impl<'a> Lowering<'a> {
         self.tensor(name, TensorKind::Native, data_type, dims, encoding, "")
     }
 
-    /// A constant whose data is made when the backend asks for it.
-    fn fixed(
+    /// A constant in f16: `stored` times `gain`.
+    fn f16_constant(
+        &mut self,
+        name: &str,
+        dims: &[u64],
+        stored: Stored,
+        gain: f32,
+    ) -> Result<TensorId> {
+        self.static_tensor(name, DataType::Float16, dims, "f16", move || {
+            Ok(StaticData {
+                bytes: stored.f16s(gain)?,
+                encoding: Encoding::None,
+            })
+        })
+    }
+
+    /// A constant whose data is computed when the backend reads it.
+    fn static_tensor(
         &mut self,
         name: &str,
         data_type: DataType,
@@ -351,14 +368,8 @@ impl<'a> Lowering<'a> {
         note: &str,
         data: impl Fn() -> Result<StaticData> + Send + Sync + 'static,
     ) -> Result<TensorId> {
-        self.tensor(
-            name,
-            TensorKind::Static(Arc::new(data)),
-            data_type,
-            dims,
-            Encoding::None,
-            note,
-        )
+        let kind = TensorKind::Static(Arc::new(data));
+        self.tensor(name, kind, data_type, dims, Encoding::None, note)
     }
 
     fn tensor(
@@ -370,36 +381,31 @@ impl<'a> Lowering<'a> {
         encoding: Encoding,
         note: &str,
     ) -> Result<TensorId> {
-        // Slices are given in i32.
-        let narrow = |&n: &u64| u32::try_from(n).ok().filter(|&n| n <= i32::MAX as u32);
-        let dims = dims
-            .iter()
-            .map(narrow)
-            .collect::<Option<Vec<u32>>>()
-            .ok_or_else(|| {
-                Problem::new(
+        let mut device_dims = vec![];
+        for &n in dims {
+            // The ranges of a slice are i32.
+            if n > i32::MAX as u64 {
+                return Err(Problem::new(
                     Code::LowerShape,
                     format!("`{name}` {dims:?} is too large for the device"),
-                )
-            })?;
-        // A table that is both embedding and head gives two constants; the API wants other names.
-        let unique = (1..).map(|n| {
-            if n == 1 {
-                name.to_string()
-            } else {
-                format!("{name}.{n}")
+                ));
             }
-        });
-        let name = unique
-            .into_iter()
-            .find(|name| !self.names.contains(name))
-            .unwrap_or_default();
-        self.names.insert(name.clone());
+            device_dims.push(n as u32);
+        }
+        // A table that is both embedding and head becomes two constants, and QNN requires unique
+        // names.
+        let mut unique = name.to_string();
+        let mut number = 1;
+        while self.names.contains(&unique) {
+            number += 1;
+            unique = format!("{name}.{number}");
+        }
+        self.names.insert(unique.clone());
         Ok(self.device.add(Tensor {
-            name,
+            name: unique,
             kind,
             data_type,
-            dims,
+            dims: device_dims,
             encoding,
             note: note.into(),
         }))

@@ -1,18 +1,16 @@
-//! The standard operators, and RmsNorm.
+//! Lowers the standard operators, and RmsNorm.
 
 use super::Lowering;
 use crate::base::{Code, Result};
 use crate::model::onnx::proto::NodeProto;
 use crate::model::weight::blob_owner;
-use crate::qnn::{DataType, Encoding, Param, StaticData};
+use crate::qnn::Param;
 
 impl<'a> Lowering<'a> {
-    /// An operator that the device has under the name `op`, without parameters.
+    /// An operator that is the device op `op` without parameters.
     pub(super) fn plain(&mut self, node: &'a NodeProto, op: &'static str) -> Result<()> {
-        let inputs: Result<Vec<_>> = (0..node.input.len())
-            .map(|index| self.operand(node, index))
-            .collect();
-        self.emit(node, op, vec![], inputs?)
+        let inputs = self.operands(node)?;
+        self.emit(node, op, vec![], inputs)
     }
 
     pub(super) fn matmul(&mut self, node: &'a NodeProto) -> Result<()> {
@@ -33,15 +31,9 @@ impl<'a> Lowering<'a> {
 
     pub(super) fn concat(&mut self, node: &'a NodeProto) -> Result<()> {
         let axis = self.axis(node, self.dims(node, 0)?.len())?;
-        let inputs: Result<Vec<_>> = (0..node.input.len())
-            .map(|index| self.operand(node, index))
-            .collect();
-        self.emit(
-            node,
-            "Concat",
-            vec![("axis", Param::U32(axis as u32))],
-            inputs?,
-        )
+        let inputs = self.operands(node)?;
+        let params = vec![("axis", Param::U32(axis as u32))];
+        self.emit(node, "Concat", params, inputs)
     }
 
     /// Each output is a slice of the input.
@@ -53,19 +45,14 @@ impl<'a> Lowering<'a> {
         for name in &node.output {
             let part = self.value_type(name)?.dims.get(axis).copied().unwrap_or(0);
             let end = begin + part;
-            let along = |i: usize, n: u64| {
-                if i == axis {
-                    [begin, end, 1]
+            let mut ranges = vec![];
+            for (index, &n) in dims.iter().enumerate() {
+                if index == axis {
+                    ranges.extend([begin as i32, end as i32, 1]);
                 } else {
-                    [0, n, 1]
+                    ranges.extend([0, n as i32, 1]);
                 }
-            };
-            let ranges = dims
-                .iter()
-                .enumerate()
-                .flat_map(|(i, &n)| along(i, n))
-                .map(|n| n as i32)
-                .collect();
+            }
             let output = self.result(name)?;
             let ranges = Param::Int32s(vec![dims.len() as u32, 3], ranges);
             self.push(
@@ -80,13 +67,13 @@ impl<'a> Lowering<'a> {
             return Err(self.refuse(
                 node,
                 Code::LowerShape,
-                &format!("gives {begin} of its input along axis {axis}"),
+                &format!("returns {begin} of its input along axis {axis}"),
             ));
         }
         Ok(())
     }
 
-    /// The shape is the output's own.
+    /// The new shape is that of the output.
     pub(super) fn reshape(&mut self, node: &'a NodeProto) -> Result<()> {
         let before: u64 = self.dims(node, 0)?.iter().product();
         let after = match node.output.first() {
@@ -105,14 +92,17 @@ impl<'a> Lowering<'a> {
     }
 
     pub(super) fn transpose(&mut self, node: &'a NodeProto) -> Result<()> {
-        let perm: Option<Vec<u32>> = self
-            .ints(node, "perm")?
-            .iter()
-            .map(|&axis| u32::try_from(axis).ok())
-            .collect();
-        let perm = perm.ok_or_else(|| {
-            self.refuse(node, Code::LowerAttribute, "has a negative axis in `perm`")
-        })?;
+        let mut perm = vec![];
+        for &axis in self.ints(node, "perm")? {
+            let Ok(axis) = u32::try_from(axis) else {
+                return Err(self.refuse(
+                    node,
+                    Code::LowerAttribute,
+                    "has a negative axis in `perm`",
+                ));
+            };
+            perm.push(axis);
+        }
         let input = self.operand(node, 0)?;
         let perm = Param::Uint32s(vec![perm.len() as u32], perm);
         self.emit(node, "Transpose", vec![("perm", perm)], vec![input])
@@ -123,16 +113,10 @@ impl<'a> Lowering<'a> {
         let dims = self.dims(node, 0)?;
         let gamma = self.stored(node, 1)?;
         if dims.last() != gamma.dims.first() || gamma.dims.len() != 1 {
-            return Err(self.refuse(node, Code::LowerShape, "wants a gamma for each channel"));
+            return Err(self.refuse(node, Code::LowerShape, "expects a gamma for each channel"));
         }
-        let (name, width) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
-        let data = move || {
-            Ok(StaticData {
-                bytes: gamma.f16s(1.0)?,
-                encoding: Encoding::None,
-            })
-        };
-        let gamma = self.fixed(&name, DataType::Float16, &width, "f16", data)?;
+        let (name, shape) = (blob_owner(&gamma.name).to_string(), gamma.dims.clone());
+        let gamma = self.f16_constant(&name, &shape, gamma, 1.0)?;
         let params = vec![
             ("epsilon", Param::F32(self.float(node, "epsilon")?)),
             ("axes", Param::Uint32s(vec![1], vec![dims.len() as u32 - 1])),

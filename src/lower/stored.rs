@@ -1,4 +1,4 @@
-//! Constants of an ONNX graph as bytes.
+//! Reads the constants of an ONNX graph.
 
 use half::{bf16, f16};
 
@@ -10,7 +10,7 @@ use crate::model::onnx::proto::{EXTERNAL, TensorProto};
 use crate::model::onnx::{element_name, element_of};
 use crate::model::weight::Element;
 
-/// A constant: little-endian, row-major; of two codes in a byte the even one is in the low nibble.
+/// A constant: little-endian, row-major. Of two codes in a byte, the even one is in the low nibble.
 #[derive(Clone)]
 pub(super) struct Stored {
     pub(super) name: String,
@@ -20,52 +20,48 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The bytes of `tensor`, written into the graph or in a file of their own.
-    pub(super) fn open(tensor: &TensorProto, dims: &[u64], open: Open) -> Result<Stored> {
-        let name = tensor.name.clone();
-        let problem = |what: String| {
-            Problem::new(
+    /// Reads `tensor`, whose bytes are in the graph or in an external file.
+    pub(super) fn open(tensor: &TensorProto, dims: &[u64], open_file: Open) -> Result<Stored> {
+        let name = &tensor.name;
+        let Some(element) = element_of(tensor.data_type) else {
+            let data_type = element_name(tensor.data_type);
+            return Err(Problem::new(
                 Code::LowerConstant,
-                format!("constant `{}` {what}", tensor.name),
-            )
+                format!("constant `{name}` has type {data_type}, which no weight has"),
+            ));
         };
-        let element = element_of(tensor.data_type).ok_or_else(|| {
-            problem(format!(
-                "has type {}, which no weight has",
-                element_name(tensor.data_type)
-            ))
-        })?;
         let bytes = if tensor.data_location == EXTERNAL {
-            external(tensor, open)?
+            open_external(tensor, open_file)?
         } else if tensor.raw_data.is_empty() {
-            Blob::new(
-                tensor
-                    .float_data
-                    .iter()
-                    .flat_map(|x| x.to_le_bytes())
-                    .collect::<Vec<u8>>(),
-            )
+            let mut bytes = vec![];
+            for number in &tensor.float_data {
+                bytes.extend(number.to_le_bytes());
+            }
+            Blob::new(bytes)
         } else {
             Blob::new(tensor.raw_data.clone())
         };
         let count: u64 = dims.iter().product();
         let expected = (count * element.bits()).div_ceil(8);
         if bytes.len() as u64 != expected {
-            return Err(problem(format!(
-                "{dims:?} has {} bytes, expected {expected}",
-                bytes.len()
-            )));
+            return Err(Problem::new(
+                Code::LowerConstant,
+                format!(
+                    "constant `{name}` {dims:?} has {} bytes, expected {expected}",
+                    bytes.len()
+                ),
+            ));
         }
         Ok(Stored {
-            name,
+            name: name.clone(),
             element,
             dims: dims.into(),
             bytes,
         })
     }
 
-    /// Elements `from .. from + count` of floating-point numbers.
-    pub(super) fn numbers(&self, from: usize, count: usize) -> impl Iterator<Item = f32> + '_ {
+    /// Elements `from .. from + count` of a constant of floating-point numbers.
+    fn numbers(&self, from: usize, count: usize) -> impl Iterator<Item = f32> + '_ {
         let width = if self.element == Element::F32 { 4 } else { 2 };
         let bytes = self
             .bytes
@@ -81,12 +77,12 @@ impl Stored {
             })
     }
 
-    /// All elements of floating-point numbers.
+    /// All elements of a constant of floating-point numbers.
     pub(super) fn all_numbers(&self) -> impl Iterator<Item = f32> + '_ {
         self.numbers(0, self.dims.iter().product::<u64>() as usize)
     }
 
-    /// Element `index` of codes.
+    /// Element `index` of a constant of codes.
     pub(super) fn code(&self, index: usize) -> i32 {
         let byte = |index: usize| self.bytes.get(index).copied().unwrap_or_default();
         let nibble = (byte(index / 2) >> (4 * (index % 2))) & 15;
@@ -98,74 +94,85 @@ impl Stored {
         }
     }
 
-    /// All numbers times `gain`, as halves.
+    /// All numbers times `gain`, in f16.
     pub(super) fn f16s(&self, gain: f32) -> Result<Vec<u8>> {
         let mut f16s = Fp16Weights::default();
-        let bytes = self
-            .all_numbers()
-            .flat_map(|value| f16s.round(value * gain))
-            .collect();
+        let mut bytes = vec![];
+        for number in self.all_numbers() {
+            bytes.extend(f16s.round(number * gain));
+        }
         f16s.finish(&self.name)?;
         Ok(bytes)
     }
 
-    /// A matrix `[rows, columns]` times `gain`, as halves `[columns, rows]`.
-    pub(super) fn halves_transposed(
+    /// A matrix `[rows, columns]` times `gain`, in f16 and transposed to `[columns, rows]`.
+    pub(super) fn f16s_transposed(
         &self,
         [rows, columns]: [usize; 2],
         gain: f32,
     ) -> Result<Vec<u8>> {
         let mut f16s = Fp16Weights::default();
         let bytes = transposed(rows, columns, |row, out: &mut [[u8; 2]]| {
-            out.iter_mut()
-                .zip(self.numbers(row * columns, columns))
-                .for_each(|(out, x)| *out = f16s.round(x * gain));
+            let numbers = self.numbers(row * columns, columns);
+            for (out, number) in out.iter_mut().zip(numbers) {
+                *out = f16s.round(number * gain);
+            }
         });
         f16s.finish(&self.name)?;
         Ok(bytes)
     }
 }
 
-fn external(tensor: &TensorProto, open: Open) -> Result<Blob> {
-    let problem = |what: String| {
-        Problem::new(
-            Code::LowerExternal,
-            format!("the external data of `{}` {what}", tensor.name),
-        )
+fn open_external(tensor: &TensorProto, open_file: Open) -> Result<Blob> {
+    let Some(location) = tensor.external("location") else {
+        return Err(external_problem(tensor, "has no location"));
     };
-    let number = |key: &str, default: u64| match tensor.external(key) {
-        Some(text) => text
-            .parse::<u64>()
-            .map_err(|_| problem(format!("has {key} `{text}`, no number"))),
-        None => Ok(default),
-    };
-    let location = tensor
-        .external("location")
-        .ok_or_else(|| problem("has no location".into()))?;
-    let file = open(location).map_err(|why| {
-        why.within(format!(
+    let file = open_file(location).map_err(|problem| {
+        problem.within(format!(
             "failed to open `{location}`, the data of `{}`",
             tensor.name
         ))
     })?;
-    let offset = number("offset", 0)?;
-    let length = number("length", (file.len() as u64).saturating_sub(offset))?;
-    let end = offset.checked_add(length);
-    end.and_then(|end| file.slice(offset..end)).ok_or_else(|| {
-        problem(format!(
+    let offset = external_number(tensor, "offset", 0)?;
+    let to_end = (file.len() as u64).saturating_sub(offset);
+    let length = external_number(tensor, "length", to_end)?;
+    if let Some(end) = offset.checked_add(length)
+        && let Some(bytes) = file.slice(offset..end)
+    {
+        return Ok(bytes);
+    }
+    Err(external_problem(
+        tensor,
+        &format!(
             "is {length} bytes at {offset} of `{location}`, which has {}",
             file.len()
-        ))
-    })
+        ),
+    ))
 }
 
-/// A matrix of S-byte elements `[rows, columns]`, given row by row, as `[columns, rows]`.
+fn external_number(tensor: &TensorProto, key: &str, default: u64) -> Result<u64> {
+    let Some(text) = tensor.external(key) else {
+        return Ok(default);
+    };
+    text.parse()
+        .map_err(|_| external_problem(tensor, &format!("has {key} `{text}`, no number")))
+}
+
+fn external_problem(tensor: &TensorProto, what: &str) -> Problem {
+    Problem::new(
+        Code::LowerExternal,
+        format!("the external data of `{}` {what}", tensor.name),
+    )
+}
+
+/// Transposes a matrix `[rows, columns]` of S-byte elements to `[columns, rows]`. `fill` writes the
+/// elements of a row.
 pub(super) fn transposed<const S: usize>(
     rows: usize,
     columns: usize,
     mut fill: impl FnMut(usize, &mut [[u8; S]]),
 ) -> Vec<u8> {
-    // So many rows that a run of them fills a cache line of the result.
+    // The elements of one column in a band fill a cache line of the result.
     const BAND: usize = 64;
     let mut out = vec![[0; S]; rows * columns];
     let mut band = vec![[0; S]; BAND * columns];
@@ -191,18 +198,21 @@ mod tests {
     fn transposing_keeps_every_element() {
         let (rows, columns) = (70, 3);
         let bytes = transposed(rows, columns, |row, out| {
-            out.iter_mut()
-                .enumerate()
-                .for_each(|(column, out)| *out = [row as u8, column as u8]);
+            for (column, out) in out.iter_mut().enumerate() {
+                *out = [row as u8, column as u8];
+            }
         });
-        let expected: Vec<u8> = (0..columns)
-            .flat_map(|c| (0..rows).flat_map(move |r| [r as u8, c as u8]))
-            .collect();
+        let mut expected = vec![];
+        for column in 0..columns {
+            for row in 0..rows {
+                expected.extend([row as u8, column as u8]);
+            }
+        }
         assert_eq!(bytes, expected);
     }
 
     #[test]
-    fn codes_of_every_type() {
+    fn codes_are_read_by_their_type() {
         let codes = |element, bytes: &[u8]| {
             let stored = Stored {
                 name: "w".into(),

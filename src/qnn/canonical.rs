@@ -1,4 +1,4 @@
-//! A DLC without the time at which it was written.
+//! Removes the creation time from a DLC, so that its bytes are reproducible.
 
 use std::io::Cursor;
 
@@ -6,16 +6,15 @@ use zip::ZipArchive;
 
 use crate::base::{Code, Context, Problem, Result};
 
-/// What libQnnIr and libQnnSystem write before each time.
+/// The text that libQnnIr and libQnnSystem write before each time.
 const KEY: &[u8] = b"\"timestamp\": \"";
-/// What stands for every time: the first that a zip file can hold. As wide as what it replaces.
+/// Replaces every time: the first that a zip file can store. It has the length of the original.
 const EPOCH: &[u8] = b"1980-01-01 00:00:00 UTC";
 
-/// Overwrites every time stamp in the metadata records of a DLC, so that the same graph gives the
-/// same bytes.
+/// Overwrites every time stamp in the metadata records of a DLC.
 ///
-/// A DLC is a zip file whose entries are stored and whose checksums are zero, so nothing else needs
-/// to change. Only `dlc.metadata*` records are looked at: weights may hold any bytes.
+/// A DLC is a zip file whose entries are not compressed and whose checksums are zero, so nothing
+/// else needs to change. Only `dlc.metadata*` records are searched: weights may have any bytes.
 pub fn without_time(dlc: &mut [u8]) -> Result<()> {
     let mut archive =
         ZipArchive::new(Cursor::new(&*dlc)).context(Code::QnnDlc, || "open a DLC".into())?;
@@ -34,32 +33,29 @@ pub fn without_time(dlc: &mut [u8]) -> Result<()> {
         }
     }
     for (name, start, end) in records {
-        let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
-        let record = range
-            .and_then(|(start, end)| dlc.get_mut(start..end))
-            .ok_or_else(|| {
-                Problem::new(
-                    Code::QnnDlc,
-                    format!("record `{name}` of a DLC leaves the file: {start}..{end}"),
-                )
-            })?;
-        if overwrite(record) == 0 {
+        let Some(record) = dlc.get_mut(start as usize..end as usize) else {
+            return Err(Problem::new(
+                Code::QnnDlc,
+                format!("record `{name}` of a DLC leaves the file: {start}..{end}"),
+            ));
+        };
+        if overwrite_times(record) == 0 {
             return Err(Problem::new(
                 Code::QnnDlc,
                 format!("record `{name}` of a DLC has no time stamp where one was"),
             )
-            .help("these libraries write DLCs in another way than QAIRT 2.51, which kiln knows"));
+            .help("these libraries write DLCs in another way than QAIRT 2.51, the supported one"));
         }
     }
     Ok(())
 }
 
-/// The number of time stamps in `record`, which are overwritten.
-fn overwrite(record: &mut [u8]) -> usize {
+/// Overwrites the time stamps in `record`, and returns their number.
+fn overwrite_times(record: &mut [u8]) -> usize {
     let width = KEY.len() + EPOCH.len();
     let mut count = 0;
-    for at in 0..(record.len() + 1).saturating_sub(width) {
-        let (key, time) = record[at..at + width].split_at_mut(KEY.len());
+    for start in 0..(record.len() + 1).saturating_sub(width) {
+        let (key, time) = record[start..start + width].split_at_mut(KEY.len());
         if key == KEY && time.ends_with(b" UTC") {
             time.copy_from_slice(EPOCH);
             count += 1;
@@ -74,7 +70,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn only_metadata_loses_its_time() {
+    fn only_times_in_metadata_are_overwritten() {
         let text = b"{\"timestamp\": \"2026-11-22 23:58:20 UTC\"}";
         let mut zip = zip::ZipWriter::new(Cursor::new(vec![]));
         let stored = zip::write::SimpleFileOptions::default()
@@ -91,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_dlc_is_refused() {
+    fn other_files_are_rejected() {
         assert_eq!(
             without_time(&mut b"clay".to_vec()).unwrap_err().code,
             Code::QnnDlc

@@ -1,4 +1,4 @@
-//! A backend, its device, and contexts on it.
+//! Backends with their device, and contexts of graphs.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::ptr::null_mut;
 use std::rc::Rc;
 
-use super::library::{c_string, check, given, open, owned, slot};
+use super::library::{c_string, check, non_null, open, owned, slot};
 use super::tensors::{GraphInfo, TensorInfo};
 use super::{Soc, ffi, log};
 use crate::base::{Code, Problem, Result};
@@ -15,7 +15,7 @@ use crate::base::{Code, Problem, Result};
 /// Largest context binary that kiln accepts from a library: device processes map less than 4 GB.
 const MAX_BINARY_BYTES: u64 = 16 << 30;
 
-/// libQnnHtp or libQnnIr at work. Freed in the order device, backend, log.
+/// An initialized libQnnHtp or libQnnIr. Freed in the order device, backend, log.
 pub struct Backend {
     pub(super) interface: &'static ffi::Interface,
     log: ffi::Handle,
@@ -43,7 +43,7 @@ impl Backend {
                 soc.name, soc.model, soc.arch
             )
         })?;
-        given(backend.device, "device")?;
+        non_null(backend.device, "device")?;
         Ok(Rc::new(backend))
     }
 
@@ -70,7 +70,7 @@ impl Backend {
         // SAFETY: no configuration is a null list.
         let code = unsafe { create(backend.log, std::ptr::null(), &mut backend.handle) };
         check(code, || format!("make the backend of {file}"))?;
-        given(backend.handle, "backend")?;
+        non_null(backend.handle, "backend")?;
         Ok(backend)
     }
 
@@ -79,10 +79,8 @@ impl Backend {
         let build_id = slot(self.interface.table.backend_build_id, "backendGetBuildId")?;
         let mut text = std::ptr::null();
         // SAFETY: the call writes a pointer to a constant string.
-        check(unsafe { build_id(&mut text) }, || {
-            "ask for the build id".into()
-        })?;
-        // SAFETY: null or a C string, as the call says.
+        check(unsafe { build_id(&mut text) }, || "get the build id".into())?;
+        // SAFETY: null or a C string.
         Ok(unsafe { owned(text) })
     }
 }
@@ -90,12 +88,12 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let table = &self.interface.table;
-        let ends = [
+        let handles = [
             (table.device_free, self.device),
             (table.backend_free, self.handle),
             (table.log_free, self.log),
         ];
-        for (free, handle) in ends {
+        for (free, handle) in handles {
             if let (Some(free), false) = (free, handle.is_null()) {
                 // SAFETY: the handle came from its create function and is freed once; contexts hold
                 // the backend alive.
@@ -115,22 +113,23 @@ pub(super) fn custom<T>(custom: &T) -> ffi::Config {
 
 /// The null-terminated list of pointers that the API takes; valid while `configs` is.
 pub(super) fn list(configs: &[ffi::Config]) -> Vec<*const ffi::Config> {
-    configs
-        .iter()
-        .map(|config| &raw const *config)
-        .chain([std::ptr::null()])
-        .collect()
+    let mut list = vec![];
+    for config in configs {
+        list.push(&raw const *config);
+    }
+    list.push(std::ptr::null());
+    list
 }
 
-/// Graphs that live together on a device, and share weights if they may.
+/// Graphs of one device, which may share weights.
 pub struct Context {
     pub(super) backend: Rc<Backend>,
     pub(super) handle: ffi::Handle,
 }
 
 impl Context {
-    /// An empty context. One a process: a second one in the same process may give other bytes
-    /// (measured once).
+    /// An empty context. Only one in a process: a second one in the same process may produce other
+    /// bytes (measured once).
     pub fn new(backend: &Rc<Backend>, weight_sharing: bool) -> Result<Self> {
         let create = slot(backend.interface.table.context_create, "contextCreate")?;
         let mut sharing = ffi::HtpConfig {
@@ -153,11 +152,11 @@ impl Context {
         // SAFETY: handles are alive; the list outlives the call.
         let code = unsafe { create(backend.handle, backend.device, configs, &mut context.handle) };
         check(code, || "make a context".into())?;
-        given(context.handle, "context")?;
+        non_null(context.handle, "context")?;
         Ok(context)
     }
 
-    /// The graphs of a finished context binary. One with shared weights runs on a device only.
+    /// Loads a context binary. One with shared weights runs only on a device.
     pub fn from_binary(backend: &Rc<Backend>, binary: &[u8]) -> Result<Self> {
         let create = slot(
             backend.interface.table.context_from_binary,
@@ -185,7 +184,7 @@ impl Context {
                  simulate",
             )
         })?;
-        given(context.handle, "context")?;
+        non_null(context.handle, "context")?;
         Ok(context)
     }
 
@@ -202,66 +201,54 @@ impl Context {
         )
     }
 
-    /// Runs a graph on the simulator. Takes every input and gives every output of `graph`, by name,
-    /// as bytes.
+    /// Runs a graph on the simulator. Inputs and outputs of `graph` are bytes, by name.
     pub fn execute(
         &self,
         graph: &GraphInfo,
         inputs: &BTreeMap<String, Vec<u8>>,
     ) -> Result<BTreeMap<String, Vec<u8>>> {
         let execute = slot(self.backend.interface.table.graph_execute, "graphExecute")?;
-        if let Some(unknown) = inputs
-            .keys()
-            .find(|name| !graph.inputs.iter().any(|input| input.name == **name))
-        {
-            return Err(Problem::new(
-                Code::QnnBinding,
-                format!("graph `{}` has no input `{unknown}`", graph.name),
-            ));
+        for name in inputs.keys() {
+            if !graph.inputs.iter().any(|input| input.name == *name) {
+                return Err(invalid_binding(format!(
+                    "graph `{}` has no input `{name}`",
+                    graph.name
+                )));
+            }
         }
         let handle = self.retrieve(&graph.name)?;
         let mut bound_inputs = Vec::new();
         for info in &graph.inputs {
-            let bytes = inputs.get(&info.name).ok_or_else(|| {
-                Problem::new(
-                    Code::QnnBinding,
-                    format!("graph `{}` lacks its input `{}`", graph.name, info.name),
-                )
-            })?;
+            let Some(bytes) = inputs.get(&info.name) else {
+                return Err(invalid_binding(format!(
+                    "graph `{}` lacks its input `{}`",
+                    graph.name, info.name
+                )));
+            };
             if info.size_bytes() != Some(bytes.len() as u64) {
-                return Err(Problem::new(
-                    Code::QnnBinding,
-                    format!(
-                        "input `{}` of graph `{}` is {} {:?}, but got {} bytes",
-                        info.name,
-                        graph.name,
-                        info.type_name,
-                        info.shape,
-                        bytes.len()
-                    ),
-                ));
+                return Err(invalid_binding(format!(
+                    "input `{}` of graph `{}` is {} {:?}, but got {} bytes",
+                    info.name,
+                    graph.name,
+                    info.type_name,
+                    info.shape,
+                    bytes.len()
+                )));
             }
             bound_inputs.push(Bound::new(info, ffi::TENSOR_APP_WRITE, bytes.clone())?);
         }
         let mut bound_outputs = Vec::new();
         for info in &graph.outputs {
-            let size = info
-                .size_bytes()
-                .filter(|&size| size <= u32::MAX.into())
-                .ok_or_else(|| {
-                    Problem::new(
-                        Code::QnnBinding,
-                        format!(
-                            "output `{}` is {} {:?}",
-                            info.name, info.type_name, info.shape
-                        ),
-                    )
-                })?;
-            bound_outputs.push(Bound::new(
-                info,
-                ffi::TENSOR_APP_READ,
-                vec![0; size as usize],
-            )?);
+            let bytes = match info.size_bytes() {
+                Some(size) if size <= u32::MAX.into() => vec![0; size as usize],
+                _ => {
+                    return Err(invalid_binding(format!(
+                        "output `{}` is {} {:?}",
+                        info.name, info.type_name, info.shape
+                    )));
+                }
+            };
+            bound_outputs.push(Bound::new(info, ffi::TENSOR_APP_READ, bytes)?);
         }
         let raw_inputs: Vec<ffi::Tensor> = bound_inputs.iter_mut().map(Bound::raw).collect();
         let mut raw_outputs: Vec<ffi::Tensor> = bound_outputs.iter_mut().map(Bound::raw).collect();
@@ -279,13 +266,16 @@ impl Context {
             )
         };
         check(code, || format!("run graph `{}`", graph.name))?;
-        Ok(graph
-            .outputs
-            .iter()
-            .zip(bound_outputs)
-            .map(|(info, bound)| (info.name.clone(), bound.bytes))
-            .collect())
+        let mut outputs = BTreeMap::new();
+        for bound in bound_outputs {
+            outputs.insert(bound.info.name, bound.bytes);
+        }
+        Ok(outputs)
     }
+}
+
+fn invalid_binding(message: String) -> Problem {
+    Problem::new(Code::QnnBinding, message)
 }
 
 impl Drop for Context {
@@ -300,7 +290,7 @@ impl Drop for Context {
     }
 }
 
-/// Asks for a size, makes a buffer of it, and has it filled.
+/// Reads `what` from the library: gets its size, allocates a buffer, and gets the bytes.
 pub(super) fn read_out(
     what: &str,
     get_size: impl FnOnce(&mut u64) -> ffi::Error,
@@ -308,7 +298,7 @@ pub(super) fn read_out(
 ) -> Result<Vec<u8>> {
     let (mut size, mut written) = (0, 0);
     check(get_size(&mut size), || {
-        format!("ask for the size of the {what}")
+        format!("get the size of the {what}")
     })?;
     if size == 0 || size > MAX_BINARY_BYTES {
         return Err(Problem::new(
@@ -330,7 +320,7 @@ pub(super) fn read_out(
     Ok(buffer)
 }
 
-/// A tensor of a finished graph, with the bytes that the application gives or gets.
+/// An input or output of a finalized graph, with its bytes.
 struct Bound {
     info: TensorInfo,
     name: std::ffi::CString,
@@ -348,7 +338,7 @@ impl Bound {
         })
     }
 
-    /// Points into `self`.
+    /// The tensor as the API takes it. It points into `self`.
     fn raw(&mut self) -> ffi::Tensor {
         let mut tensor = ffi::Tensor::empty();
         let body = &mut tensor.body;

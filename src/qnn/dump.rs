@@ -1,4 +1,4 @@
-//! A device graph as text, a line an op: for people and for tests.
+//! Formats a device graph as text, with one line for each op.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -14,34 +14,32 @@ impl Display for DeviceGraph {
                 TensorKind::Native | TensorKind::Static(_) => {}
             }
         }
-        self.nodes.iter().try_for_each(|node| self.node(f, node))
+        for node in &self.nodes {
+            self.write_node(f, node)?;
+        }
+        Ok(())
     }
 }
 
 impl DeviceGraph {
-    fn node(&self, f: &mut Formatter<'_>, node: &Node) -> fmt::Result {
-        let results: Vec<String> = node.outputs.iter().map(|&id| self.typed(id)).collect();
-        let mut inside: Vec<String> = node.inputs.iter().map(|&id| self.operand(id)).collect();
-        inside.extend(
-            node.params
-                .iter()
-                .map(|(name, param)| format!("{name}={param}")),
-        );
-        writeln!(
-            f,
-            "{} = {}({})",
-            results.join(", "),
-            node.op,
-            inside.join(", ")
-        )
+    fn write_node(&self, f: &mut Formatter<'_>, node: &Node) -> fmt::Result {
+        let mut outputs = vec![];
+        for &id in &node.outputs {
+            let tensor = self.tensor(id);
+            outputs.push(format!("{}: {}", tensor.name, Type(tensor)));
+        }
+        let mut arguments = vec![];
+        for &id in &node.inputs {
+            arguments.push(self.operand(id));
+        }
+        for (name, param) in &node.params {
+            arguments.push(format!("{name}={param}"));
+        }
+        let (outputs, arguments) = (outputs.join(", "), arguments.join(", "));
+        writeln!(f, "{outputs} = {}({arguments})", node.op)
     }
 
-    fn typed(&self, id: TensorId) -> String {
-        let tensor = self.tensor(id);
-        format!("{}: {}", tensor.name, Type(tensor))
-    }
-
-    /// Constants show what they are, everything else has been shown where it was made.
+    /// The name of a tensor; of a constant also its note and shape.
     fn operand(&self, id: TensorId) -> String {
         let tensor = self.tensor(id);
         match tensor.kind {

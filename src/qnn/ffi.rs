@@ -1,9 +1,9 @@
-//! The QNN C ABI, as the x86-64 libraries of QAIRT 2.51 have it (core API 2.40, system API 1.15).
+//! The C ABI of QNN in the x86-64 libraries of QAIRT 2.51 (core API 2.40, system API 1.15).
 //!
 //! Layouts follow the public headers (`qualcomm/geniex-qairt-plugin`, `qnn-api/include`) and were
-//! compared with the libraries by running them; the constants at the end prove them to the
-//! compiler. Every C enum is four bytes, every handle a pointer. Unions carry no size of their own,
-//! so whatever is not set must be zero.
+//! checked by running the libraries. The constants at the end check sizes and offsets at compile
+//! time. Every C enum is four bytes, every handle a pointer. The libraries may read every byte of a
+//! union, so bytes that are not set must be zero.
 
 #![allow(missing_docs)]
 
@@ -24,7 +24,7 @@ pub use encodings::*;
 
 /// Any `Qnn_*Handle_t`.
 pub type Handle = *mut c_void;
-/// `Qnn_ErrorHandle_t`: zero is success; the code proper is the low 16 bits.
+/// `Qnn_ErrorHandle_t`: zero is success; the error code is in the low 16 bits.
 pub type Error = u64;
 
 /// `QNN_TENSOR_VERSION_2`, `QNN_OPCONFIG_VERSION_1`, ...
@@ -51,7 +51,7 @@ pub const HTP_CONTEXT_WEIGHT_SHARING: u32 = 1;
 pub const HTP_GRAPH_OPTIMIZATION: u32 = 1;
 pub const HTP_GRAPH_PRECISION: u32 = 2;
 pub const HTP_GRAPH_VTCM_MB: u32 = 3;
-/// `QnnHtpGraph_OptimizationType_t`: how hard finalization tries.
+/// `QnnHtpGraph_OptimizationType_t`: the effort of finalization.
 pub const HTP_FINALIZE_OPTIMIZATION: u32 = 3;
 /// `Qnn_Precision_t`.
 pub const PRECISION_FLOAT16: u32 = 1;
@@ -336,7 +336,7 @@ pub struct SystemTable {
     pub dlc_context_info: Option<unsafe extern "C" fn(Handle, *mut *const BinaryInfo) -> Error>,
 }
 
-/// Gives a list of handles that belong to the DLC.
+/// Returns a list of handles that belong to the DLC.
 pub type DlcHandles = unsafe extern "C" fn(Handle, *mut *const Handle, *mut u32) -> Error;
 type DlcCompose = unsafe extern "C" fn(
     Handle,

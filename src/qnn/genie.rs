@@ -1,14 +1,15 @@
-//! libGenie: Qualcomm's runtime for language models, as far as it takes to hear what a bundle says.
+//! libGenie, Qualcomm's runtime for language models: loads a bundle, encodes and decodes text, and
+//! generates tokens.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libloading::os::unix::Library;
 
-use super::library::{c_string, given, load};
+use super::library::{c_string, load, non_null};
 use super::log;
 use crate::base::{Code, Problem, Result};
 
@@ -18,12 +19,12 @@ type Allocate = unsafe extern "C" fn(usize, *mut *mut c_char);
 type OnTokens = unsafe extern "C" fn(*const u32, u32, c_int, *const c_void);
 type OnLine = unsafe extern "C" fn(Handle, *const c_char, c_int, u64, *mut c_void);
 
-/// The API whose signatures are below; a higher minor version adds to it.
+/// The API version of the signatures below. A higher minor version is compatible.
 const API: (u32, u32) = (1, 10);
-/// The query is a whole one.
+/// The query is a complete sentence, not a fragment.
 const COMPLETE: c_int = 0;
 const LOG_WARN: c_int = 1;
-/// Most bytes that libGenie may ask for at once: far above the tokens or the text of any prompt.
+/// Most bytes that libGenie may allocate at once: far above the tokens or the text of any prompt.
 const MAX_BYTES: usize = 64 << 20;
 
 /// The library's functions.
@@ -61,7 +62,7 @@ struct Functions {
     ) -> Status,
 }
 
-/// A dialog with a model: libGenie has loaded the bundle.
+/// A dialog with a model. Its bundle is loaded.
 pub struct Dialog {
     functions: Functions,
     config: Handle,
@@ -70,12 +71,12 @@ pub struct Dialog {
 }
 
 impl Dialog {
-    /// Has `folder/libGenie.so` load what `config`, the text of a `genie_config.json`, names. Must
-    /// be called in a process of its own: libGenie ends it where it cannot go on.
+    /// Loads the bundle of `config`, the text of a `genie_config.json`, with `folder/libGenie.so`.
+    /// Must be called in a child process, because libGenie ends the process on some errors.
     pub fn open(folder: &Path, config: &str) -> Result<Self> {
         let functions = Functions::load(folder)?;
         let text = c_string(config)?;
-        let (mut logger, nothing) = (null_mut(), null_mut());
+        let mut logger = null_mut();
         check(
             // SAFETY: the callback lives for ever; the call writes a handle.
             unsafe { (functions.log_create)(null_mut(), Some(collect), LOG_WARN, &mut logger) },
@@ -83,14 +84,14 @@ impl Dialog {
         )?;
         let mut dialog = Dialog {
             functions,
-            config: nothing,
-            dialog: nothing,
-            tokenizer: nothing,
+            config: null_mut(),
+            dialog: null_mut(),
+            tokenizer: null_mut(),
         };
         // SAFETY: a C string in, a handle out.
         let status = unsafe { (functions.config_from_json)(text.as_ptr(), &mut dialog.config) };
         check(status, "read the configuration")?;
-        given(dialog.config, "configuration")?;
+        non_null(dialog.config, "configuration")?;
         check(
             // SAFETY: both handles are alive.
             unsafe { (functions.config_bind_logger)(dialog.config, logger) },
@@ -101,13 +102,13 @@ impl Dialog {
             unsafe { (functions.create)(dialog.config, &mut dialog.dialog) },
             "load the bundle",
         )?;
-        given(dialog.dialog, "dialog")?;
+        non_null(dialog.dialog, "dialog")?;
         check(
             // SAFETY: as above; the tokenizer belongs to the dialog.
             unsafe { (functions.tokenizer)(dialog.dialog, &mut dialog.tokenizer) },
             "get the tokenizer",
         )?;
-        given(dialog.tokenizer, "tokenizer")?;
+        non_null(dialog.tokenizer, "tokenizer")?;
         Ok(dialog)
     }
 
@@ -115,8 +116,8 @@ impl Dialog {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let text = c_string(text)?;
         let (mut ids, mut count) = (null(), 0);
-        let _turn = Buffer::take();
-        // SAFETY: the tokenizer is alive; the ids are written to the buffer that `allocate` gives.
+        let _lock = lock_buffer();
+        // SAFETY: the tokenizer is alive; the ids are written to the buffer of `allocate`.
         let status = unsafe {
             (self.functions.encode)(
                 self.tokenizer,
@@ -127,25 +128,28 @@ impl Dialog {
             )
         };
         check(status, "encode a text")?;
-        let bytes = Buffer::bytes();
-        let ids = bytes
+        let mut tokens = vec![];
+        for id in buffer_bytes()
             .as_chunks::<4>()
             .0
             .iter()
-            .map(|id| u32::from_le_bytes(*id));
-        Ok(ids.take(count as usize).collect())
+            .take(count as usize)
+        {
+            tokens.push(u32::from_le_bytes(*id));
+        }
+        Ok(tokens)
     }
 
-    /// The text of `tokens`, special ones spelled out. libGenie says nothing of tokens that end
-    /// inside a character, and nothing any more after them.
+    /// The text of `tokens`, with the names of special tokens. If a token ends inside a character,
+    /// libGenie omits it and all tokens after it.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         if tokens.is_empty() {
             return Ok(String::new());
         }
         let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
         let mut text = null();
-        let _turn = Buffer::take();
-        // SAFETY: the tokenizer is alive; the text is written to the buffer that `allocate` gives.
+        let _lock = lock_buffer();
+        // SAFETY: the tokenizer is alive; the text is written to the buffer of `allocate`.
         let status = unsafe {
             (self.functions.decode)(
                 self.tokenizer,
@@ -156,30 +160,30 @@ impl Dialog {
             )
         };
         check(status, "decode tokens")?;
-        let bytes = Buffer::bytes();
+        let bytes = buffer_bytes();
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(text).into_owned())
     }
 
-    /// What the model says after `prompt`: at most `most` tokens, without the one that ends a text.
-    /// `told` hears how many there are so far.
+    /// The tokens that the model generates after `prompt`: at most `max_tokens`, without the end
+    /// token. `on_progress` receives the number of tokens so far.
     pub fn generate(
         &mut self,
         prompt: &[u32],
-        most: u32,
-        told: &(dyn Fn(u64) + Sync),
+        max_tokens: u32,
+        on_progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<u32>> {
         check(
             // SAFETY: the dialog is alive.
-            unsafe { (self.functions.limit)(self.dialog, most) },
+            unsafe { (self.functions.limit)(self.dialog, max_tokens) },
             "limit the answer",
         )?;
-        let heard = Heard {
+        let generated = Generated {
             tokens: Mutex::new(vec![]),
-            told,
+            on_progress,
         };
-        let user: *const Heard = &heard;
-        // SAFETY: the prompt has the length that is passed; `heard` outlives the call, which
+        let user: *const Generated = &generated;
+        // SAFETY: the prompt has the length that is passed; `generated` outlives the call, which
         // returns after its last callback.
         let status = unsafe {
             (self.functions.query)(
@@ -187,22 +191,20 @@ impl Dialog {
                 prompt.as_ptr(),
                 prompt.len() as u32,
                 COMPLETE,
-                Some(hear),
+                Some(on_tokens),
                 user.cast(),
             )
         };
         check(status, "query the model")?;
-        Ok(heard
-            .tokens
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner))
+        let tokens = generated.tokens.into_inner();
+        Ok(tokens.unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Drop for Dialog {
     fn drop(&mut self) {
         if !self.dialog.is_null() {
-            // SAFETY: freed once; the tokenizer goes with it.
+            // SAFETY: freed once, together with its tokenizer.
             unsafe { (self.functions.free)(self.dialog) };
         }
         if !self.config.is_null() {
@@ -223,7 +225,7 @@ impl Functions {
             let found = (major(), minor());
             if found.0 != API.0 || found.1 < API.1 {
                 let what = format!(
-                    "libGenie.so has API {}.{}; kiln knows {}.{}",
+                    "libGenie.so has API {}.{}; kiln supports {}.{}",
                     found.0, found.1, API.0, API.1
                 );
                 return Err(Problem::new(Code::ToolMissing, what));
@@ -251,35 +253,37 @@ impl Functions {
 /// `F` is its signature.
 unsafe fn symbol<F: Copy>(library: &'static Library, name: &str) -> Result<F> {
     // SAFETY: what the caller promises; the library is never closed.
-    let found = unsafe { library.get::<F>(name) };
-    found.map(|symbol| *symbol).map_err(|error| {
-        Problem::new(
+    match unsafe { library.get::<F>(name) } {
+        Ok(symbol) => Ok(*symbol),
+        Err(error) => Err(Problem::new(
             Code::QnnNoFunction,
-            format!("libGenie.so does not offer {name}"),
+            format!("libGenie.so does not have {name}"),
         )
-        .because(&error)
-    })
+        .because(&error)),
+    }
 }
 
-/// What a query's callback writes to.
-struct Heard<'a> {
+/// The tokens of a query, filled by its callback.
+struct Generated<'a> {
     tokens: Mutex<Vec<u32>>,
-    told: &'a (dyn Fn(u64) + Sync),
+    on_progress: &'a (dyn Fn(u64) + Sync),
 }
 
-unsafe extern "C" fn hear(tokens: *const u32, count: u32, _code: c_int, user: *const c_void) {
-    // SAFETY: `user` is the `Heard` of the query that is running.
-    let Some(heard) = (unsafe { user.cast::<Heard>().as_ref() }) else {
+/// The callback of a query.
+unsafe extern "C" fn on_tokens(tokens: *const u32, count: u32, _code: c_int, user: *const c_void) {
+    // SAFETY: `user` is the `Generated` of the query that is running.
+    let Some(generated) = (unsafe { user.cast::<Generated>().as_ref() }) else {
         return;
     };
     if tokens.is_null() || count == 0 {
         return;
     }
-    // SAFETY: libGenie gives so many tokens, valid for the call.
+    // SAFETY: libGenie passes `count` tokens, valid for the call.
     let tokens = unsafe { std::slice::from_raw_parts(tokens, count as usize) };
-    let mut all = heard.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = generated.tokens.lock();
+    let mut all = all.unwrap_or_else(PoisonError::into_inner);
     all.extend_from_slice(tokens);
-    (heard.told)(all.len() as u64);
+    (generated.on_progress)(all.len() as u64);
 }
 
 /// The callback of libGenie's log.
@@ -290,52 +294,53 @@ unsafe extern "C" fn collect(
     time: u64,
     arguments: *mut c_void,
 ) {
-    // SAFETY: libGenie gives a format and its matching `va_list`.
+    // SAFETY: libGenie passes a format and its matching `va_list`.
     unsafe { log::collect(format, level as u32, time, arguments) };
 }
 
-/// Where libGenie's tokenizer writes. The callback that gives the room carries no user data, so it
-/// can only be a global.
+/// The buffer that libGenie's tokenizer writes to. The callback that allocates it has no user data,
+/// so the buffer must be a global.
 static BUFFER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-/// Held by whom the buffer is for.
-static TURN: Mutex<()> = Mutex::new(());
+/// Locked by the caller that uses the buffer.
+static BUFFER_LOCK: Mutex<()> = Mutex::new(());
 
-struct Buffer;
-
-impl Buffer {
-    /// An empty buffer, for as long as what is given lives.
-    fn take() -> std::sync::MutexGuard<'static, ()> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        BUFFER
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        turn
-    }
-
-    /// What was written.
-    fn bytes() -> Vec<u8> {
-        let words = BUFFER.lock().unwrap_or_else(PoisonError::into_inner);
-        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-    }
+fn buffer() -> MutexGuard<'static, Vec<u64>> {
+    BUFFER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-unsafe extern "C" fn allocate(size: usize, room: *mut *mut c_char) {
-    // SAFETY: libGenie gives a place for a pointer, or null.
-    let Some(room) = (unsafe { room.as_mut() }) else {
+/// Locks and clears the buffer.
+fn lock_buffer() -> MutexGuard<'static, ()> {
+    let lock = BUFFER_LOCK.lock();
+    buffer().clear();
+    lock.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The bytes in the buffer.
+fn buffer_bytes() -> Vec<u8> {
+    let mut bytes = vec![];
+    for word in buffer().iter() {
+        bytes.extend(word.to_ne_bytes());
+    }
+    bytes
+}
+
+/// The callback that allocates memory for the tokenizer's results.
+unsafe extern "C" fn allocate(size: usize, allocated: *mut *mut c_char) {
+    // SAFETY: libGenie passes the address of a pointer, or null.
+    let Some(allocated) = (unsafe { allocated.as_mut() }) else {
         return;
     };
-    let mut words = BUFFER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut words = buffer();
     words.clear();
-    *room = null_mut();
+    *allocated = null_mut();
     if size <= MAX_BYTES {
-        // A word more, so that a text always ends in a NUL.
+        // One more word, so that a text always ends with a NUL.
         words.resize(size.div_ceil(8) + 1, 0);
-        *room = words.as_mut_ptr().cast();
+        *allocated = words.as_mut_ptr().cast();
     }
 }
 
-/// Turns a status into a problem that quotes the library. `what` completes "failed to ...".
+/// Converts a status to a problem that quotes the library. `what` completes "failed to ...".
 fn check(status: Status, what: &str) -> Result<()> {
     if status == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Plays a [`DeviceGraph`] to a backend: tensors, validated nodes, finalization.
+//! Builds a [`DeviceGraph`] in a backend: creates tensors, validates and adds nodes, finalizes.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -12,8 +12,8 @@ use super::context::{Context, custom, list};
 use super::ir::{
     DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
 };
-use super::library::{c_string, check, given, slot};
-use super::quantize::{Held, Quantize};
+use super::library::{c_string, check, non_null, slot};
+use super::quantize::{Quantize, QuantizeData};
 use super::tensors::{GraphInfo, TensorInfo, type_name};
 use super::{ffi, log};
 use crate::base::{Code, Context as _, Problem, Result};
@@ -21,16 +21,16 @@ use crate::base::{Code, Context as _, Problem, Result};
 /// The package of every operation.
 const PACKAGE: &std::ffi::CStr = c"qti.aisw";
 
-/// What the HTP's compiler is told about a graph; all of it changes bytes.
+/// Options of the HTP's compiler for a graph. All of them change the bytes of the binary.
 #[derive(Clone, Copy, Debug)]
 pub struct HtpGraph {
     /// Effort of finalization, 1 to 3.
     pub optimization: u32,
-    /// Tightly coupled memory, in MiB; 0 means all that the chip has.
+    /// Tightly coupled memory, in MiB; 0 means all memory of the chip.
     pub vtcm_mb: u32,
 }
 
-/// What the backend is told about a graph.
+/// Options of a backend for a graph.
 pub enum GraphOptions {
     /// Compile for the HTP, with fp16 arithmetic.
     Htp(HtpGraph),
@@ -41,11 +41,12 @@ pub enum GraphOptions {
 impl GraphOptions {
     /// Serialize as a DLC into `path`.
     pub fn ir(path: &Path) -> Result<Self> {
-        CString::new(path.as_os_str().as_bytes())
-            .map(GraphOptions::Ir)
-            .context(Code::QnnName, || {
+        let path_name = CString::new(path.as_os_str().as_bytes());
+        Ok(GraphOptions::Ir(
+            path_name.context(Code::QnnName, || {
                 format!("name {} to a library", path.display())
-            })
+            })?,
+        ))
     }
 
     /// The structs that the API takes; valid while `self` is.
@@ -55,22 +56,14 @@ impl GraphOptions {
                 optimization,
                 vtcm_mb,
             }) => {
-                let option = |option, values: &[u32]| {
-                    let mut config = ffi::HtpConfig {
-                        option,
-                        ..Default::default()
-                    };
-                    config.values[..values.len()].copy_from_slice(values);
-                    config
-                };
                 let level = [
                     ffi::HTP_FINALIZE_OPTIMIZATION,
                     (*optimization as f32).to_bits(),
                 ];
                 RawOptions::Htp([
-                    option(ffi::HTP_GRAPH_PRECISION, &[ffi::PRECISION_FLOAT16]),
-                    option(ffi::HTP_GRAPH_OPTIMIZATION, &level),
-                    option(ffi::HTP_GRAPH_VTCM_MB, &[*vtcm_mb]),
+                    htp_option(ffi::HTP_GRAPH_PRECISION, &[ffi::PRECISION_FLOAT16]),
+                    htp_option(ffi::HTP_GRAPH_OPTIMIZATION, &level),
+                    htp_option(ffi::HTP_GRAPH_VTCM_MB, &[*vtcm_mb]),
                 ])
             }
             GraphOptions::Ir(path) => RawOptions::Ir(ffi::IrGraphConfig {
@@ -81,6 +74,15 @@ impl GraphOptions {
             }),
         }
     }
+}
+
+fn htp_option(option: u32, values: &[u32]) -> ffi::HtpConfig {
+    let mut config = ffi::HtpConfig {
+        option,
+        ..Default::default()
+    };
+    config.values[..values.len()].copy_from_slice(values);
+    config
 }
 
 pub(super) enum RawOptions {
@@ -97,12 +99,12 @@ impl RawOptions {
     }
 }
 
-/// So many refused operations of a kind are named.
+/// Most rejected operations of a kind that a message names.
 const NAMED: usize = 4;
 
 impl Context {
-    /// Creates, fills and finalizes `graph`; gives its signature, ready to execute.
-    /// With the HTP every operation is first put to the backend's own validation.
+    /// Creates, fills and finalizes `graph`, and returns its signature. It can then be executed.
+    /// With the HTP, the backend validates every operation first.
     pub fn build(&self, graph: &DeviceGraph, options: &GraphOptions) -> Result<GraphInfo> {
         let create = slot(self.backend.interface.table.graph_create, "graphCreate")?;
         let name = c_string(&graph.name)?;
@@ -120,18 +122,18 @@ impl Context {
             )
         };
         check(code, || format!("create graph `{}`", graph.name))?;
-        // libQnnHtp complains at each graphCreate of options that nobody set; a refusal need not
-        // quote that.
+        // libQnnHtp logs warnings about options that were not set at each graphCreate. Problems
+        // should not quote them.
         log::take();
-        let validate = matches!(options, GraphOptions::Htp(_));
-        let mut player = Player {
+        let mut builder = GraphBuilder {
             context: self,
             graph,
-            handle: given(handle, "graph")?,
-            validate,
-            tensors: graph.tensors.iter().map(|_| None).collect(),
+            handle: non_null(handle, "graph")?,
+            validate: matches!(options, GraphOptions::Htp(_)),
+            tensors: vec![],
         };
-        let info = player.play()?;
+        builder.tensors.resize_with(graph.tensors.len(), || None);
+        let info = builder.build()?;
         self.finalize(handle, &graph.name)?;
         Ok(info)
     }
@@ -146,7 +148,7 @@ impl Context {
             unsafe { retrieve(self.handle, c_name.as_ptr(), &mut handle) },
             || format!("find graph `{name}`"),
         )?;
-        given(handle, "graph")
+        non_null(handle, "graph")
     }
 
     /// Compiles (HTP) or writes (IR) `graph`.
@@ -159,16 +161,16 @@ impl Context {
     }
 }
 
-/// A tensor as the API takes it, with all that it points to.
-struct Live {
+/// A tensor as the API takes it, with the data that it points to.
+struct OwnedTensor {
     raw: ffi::Tensor,
     _name: CString,
     _dims: Vec<u32>,
     _data: Option<StaticData>,
-    _held: Held,
+    _quantize_data: QuantizeData,
 }
 
-impl Live {
+impl OwnedTensor {
     fn new(
         name: &str,
         kind: u32,
@@ -186,12 +188,12 @@ impl Live {
         if let Encoding::ScaleOffset { scale, offset } = *encoding {
             raw.body.quantize = ffi::QuantizeParams::scale_offset(Some((scale, offset)));
         }
-        Ok(Live {
+        Ok(OwnedTensor {
             raw,
             _name: name,
             _dims: dims,
             _data: None,
-            _held: Held::default(),
+            _quantize_data: QuantizeData::default(),
         })
     }
 
@@ -201,11 +203,13 @@ impl Live {
         dims: &[u32],
         mut data: StaticData,
     ) -> Result<Self> {
-        let mut live = Live::new(name, ffi::TENSOR_STATIC, data_type, dims, &data.encoding)?;
-        let count: Option<u64> = dims.iter().try_fold(data_type.size_bytes(), |size, &dim| {
-            size.checked_mul(dim.into())
-        });
-        if count != Some(data.bytes.len() as u64) || data.bytes.len() > u32::MAX as usize {
+        let kind = ffi::TENSOR_STATIC;
+        let mut tensor = OwnedTensor::new(name, kind, data_type, dims, &data.encoding)?;
+        let mut expected = u128::from(data_type.size_bytes());
+        for &dim in dims {
+            expected = expected.saturating_mul(dim.into());
+        }
+        if expected != data.bytes.len() as u128 || data.bytes.len() > u32::MAX as usize {
             return Err(Problem::new(
                 Code::QnnStaticData,
                 format!(
@@ -213,20 +217,20 @@ impl Live {
                     data.bytes.len()
                 ),
             )
-            .help("a static tensor holds exactly its elements, and less than 4 GiB"));
+            .help("a static tensor has exactly its elements, and less than 4 GiB"));
         }
-        // It points into `data.encoding`, which moves into `live` without its vectors moving.
+        // It points into the vectors of `data.encoding`, which stay in place when `data` is moved.
         let quantize = Quantize::new(name, dims, &data.encoding)?;
-        (live.raw.body.quantize, live._held) = (quantize.params, quantize.held);
-        live.raw.body.client_buf = ffi::ClientBuffer {
+        (tensor.raw.body.quantize, tensor._quantize_data) = (quantize.params, quantize.data);
+        tensor.raw.body.client_buf = ffi::ClientBuffer {
             data: data.bytes.as_mut_ptr().cast(),
             data_size: data.bytes.len() as u32,
         };
-        live._data = Some(data);
-        Ok(live)
+        tensor._data = Some(data);
+        Ok(tensor)
     }
 
-    /// A second struct that points to the same things.
+    /// A copy of the struct, which points to the same data.
     fn raw(&self) -> ffi::Tensor {
         // SAFETY: the struct is plain data; what it points to belongs to `self` and is never freed
         // through it.
@@ -234,17 +238,17 @@ impl Live {
     }
 }
 
-struct Player<'a> {
+struct GraphBuilder<'a> {
     context: &'a Context,
     graph: &'a DeviceGraph,
     handle: ffi::Handle,
     validate: bool,
-    /// Every tensor made so far that some node still needs.
-    tensors: Vec<Option<Live>>,
+    /// The created tensors that later nodes need.
+    tensors: Vec<Option<OwnedTensor>>,
 }
 
-impl Player<'_> {
-    fn play(&mut self) -> Result<GraphInfo> {
+impl GraphBuilder<'_> {
+    fn build(&mut self) -> Result<GraphInfo> {
         let mut info = GraphInfo {
             name: self.graph.name.clone(),
             inputs: vec![],
@@ -257,41 +261,42 @@ impl Player<'_> {
                 TensorKind::Native => ffi::TENSOR_NATIVE,
                 TensorKind::Static(_) => continue,
             };
-            let mut live = Live::new(
+            let mut owned = OwnedTensor::new(
                 &tensor.name,
                 kind,
                 tensor.data_type,
                 &tensor.dims,
                 &tensor.encoding,
             )?;
-            self.create(&mut live, &tensor.name)?;
+            self.create(&mut owned, &tensor.name)?;
             match tensor.kind {
-                TensorKind::Input => info.inputs.push(signature(tensor, live.raw.body.id)),
-                TensorKind::Output => info.outputs.push(signature(tensor, live.raw.body.id)),
+                TensorKind::Input => info.inputs.push(signature(tensor, owned.raw.body.id)),
+                TensorKind::Output => info.outputs.push(signature(tensor, owned.raw.body.id)),
                 _ => {}
             }
-            self.tensors[index] = Some(live);
+            self.tensors[index] = Some(owned);
         }
         info.inputs.sort_by(|a, b| a.name.cmp(&b.name));
         info.outputs.sort_by(|a, b| a.name.cmp(&b.name));
 
-        // Static data is made at its first use and dropped after its last: a whole model never lies
-        // here twice.
+        // Static data is created at its first use and freed after its last use, so that a model is
+        // not in memory twice.
         let mut last_use = vec![0; self.graph.tensors.len()];
         for (index, node) in self.graph.nodes.iter().enumerate() {
             for input in &node.inputs {
-                *last_use
-                    .get_mut(input.0 as usize)
-                    .ok_or_else(|| unknown_tensor(node, *input))? = index;
+                let Some(last_use) = last_use.get_mut(input.0 as usize) else {
+                    return Err(unknown_tensor(node, *input));
+                };
+                *last_use = index;
             }
         }
-        // After a refusal the others are only asked about, so that all that are refused are told at
-        // once.
-        let mut refusals: Vec<(&Node, Problem)> = vec![];
+        // After the first rejected node, the others are validated and not added, so that one
+        // problem lists all rejected nodes.
+        let mut rejected: Vec<(&Node, Problem)> = vec![];
         for (index, node) in self.graph.nodes.iter().enumerate() {
-            match self.add(node, refusals.is_empty()) {
+            match self.add(node, rejected.is_empty()) {
                 Err(problem) if self.validate && problem.code == Code::QnnOpRefused => {
-                    refusals.push((node, problem))
+                    rejected.push((node, problem))
                 }
                 other => other?,
             }
@@ -305,97 +310,93 @@ impl Player<'_> {
                 }
             }
         }
-        match told(refusals, self.graph.nodes.len()) {
+        match summarize(rejected, self.graph.nodes.len()) {
             Some(problem) => Err(problem),
             None => Ok(info),
         }
     }
 
-    fn create(&self, live: &mut Live, name: &str) -> Result<()> {
+    /// Creates a tensor in the backend, which sets its id.
+    fn create(&self, tensor: &mut OwnedTensor, name: &str) -> Result<()> {
         let create = slot(
             self.context.backend.interface.table.graph_tensor,
             "tensorCreateGraphTensor",
         )?;
         // SAFETY: the tensor points to live data of the stated sizes; the library copies it and
         // writes the id.
-        check(unsafe { create(self.handle, &mut live.raw) }, || {
+        check(unsafe { create(self.handle, &mut tensor.raw) }, || {
             format!("create tensor `{name}`")
         })
     }
 
-    /// The raw tensor `id`, made first if it is static and new.
-    fn tensor(&mut self, node: &Node, id: TensorId) -> Result<ffi::Tensor> {
-        let index = id.0 as usize;
-        let tensor = self
-            .graph
-            .tensors
-            .get(index)
-            .ok_or_else(|| unknown_tensor(node, id))?;
-        if self.tensors[index].is_none() {
-            let TensorKind::Static(source) = &tensor.kind else {
-                return Err(unknown_tensor(node, id));
-            };
-            let mut live = Live::constant(&tensor.name, tensor.data_type, &tensor.dims, source()?)?;
-            self.create(&mut live, &tensor.name)?;
-            self.tensors[index] = Some(live);
-        }
-        self.tensors[index]
-            .as_ref()
-            .map(Live::raw)
-            .ok_or_else(|| unknown_tensor(node, id))
+    fn constant(
+        &self,
+        name: &str,
+        data_type: DataType,
+        dims: &[u32],
+        data: StaticData,
+    ) -> Result<OwnedTensor> {
+        let mut tensor = OwnedTensor::constant(name, data_type, dims, data)?;
+        self.create(&mut tensor, name)?;
+        Ok(tensor)
     }
 
-    /// Adds `node`, or has it only validated.
-    fn add(&mut self, node: &Node, adds: bool) -> Result<()> {
+    /// The raw tensor `id`. A static tensor is created at its first use.
+    fn tensor(&mut self, node: &Node, id: TensorId) -> Result<ffi::Tensor> {
+        let index = id.0 as usize;
+        let Some(tensor) = self.graph.tensors.get(index) else {
+            return Err(unknown_tensor(node, id));
+        };
+        if let Some(created) = &self.tensors[index] {
+            return Ok(created.raw());
+        }
+        let TensorKind::Static(source) = &tensor.kind else {
+            return Err(unknown_tensor(node, id));
+        };
+        let created = self.constant(&tensor.name, tensor.data_type, &tensor.dims, source()?)?;
+        let raw = created.raw();
+        self.tensors[index] = Some(created);
+        Ok(raw)
+    }
+
+    fn raw_tensors(&mut self, node: &Node, ids: &[TensorId]) -> Result<Vec<ffi::Tensor>> {
+        let mut tensors = vec![];
+        for &id in ids {
+            tensors.push(self.tensor(node, id)?);
+        }
+        Ok(tensors)
+    }
+
+    /// Validates `node`, and adds it if `is_added`.
+    fn add(&mut self, node: &Node, is_added: bool) -> Result<()> {
         let (name, type_name) = (c_string(&node.name)?, c_string(node.op)?);
-        let mut param_tensors = Vec::new();
+        // `params` points into the strings and tensors.
+        let (mut param_names, mut param_tensors, mut params) = (vec![], vec![], vec![]);
         for (param, value) in &node.params {
-            if let Some((data_type, dims, bytes)) = param_data(value) {
-                let tensor_name = format!("{}.{param}", node.name);
-                let data = StaticData {
-                    bytes,
-                    encoding: Encoding::None,
-                };
-                let mut live = Live::constant(&tensor_name, data_type, dims, data)?;
-                self.create(&mut live, &tensor_name)?;
-                param_tensors.push(live);
-            }
-        }
-        let names = node
-            .params
-            .iter()
-            .map(|(name, _)| c_string(name))
-            .collect::<Result<Vec<_>>>()?;
-        let mut tensors = param_tensors.iter().map(Live::raw);
-        let mut params: Vec<ffi::Param> = Vec::new();
-        for ((_, value), name) in node.params.iter().zip(&names) {
-            let of = match scalar(value) {
-                Some(scalar) => Some(ffi::ParamUnion { scalar }),
-                None => tensors.next().map(|raw| ffi::ParamUnion {
-                    tensor: std::mem::ManuallyDrop::new(raw),
-                }),
+            let (kind, of) = match param_data(value) {
+                ParamData::Scalar(scalar) => (ffi::PARAM_SCALAR, ffi::ParamUnion { scalar }),
+                ParamData::Tensor(data_type, dims, bytes) => {
+                    let data = StaticData {
+                        bytes,
+                        encoding: Encoding::None,
+                    };
+                    let tensor_name = format!("{}.{param}", node.name);
+                    let created = self.constant(&tensor_name, data_type, dims, data)?;
+                    let tensor = std::mem::ManuallyDrop::new(created.raw());
+                    param_tensors.push(created);
+                    (ffi::PARAM_TENSOR, ffi::ParamUnion { tensor })
+                }
             };
-            let kind = if scalar(value).is_some() {
-                ffi::PARAM_SCALAR
-            } else {
-                ffi::PARAM_TENSOR
-            };
-            params.extend(of.map(|of| ffi::Param {
+            let param_name = c_string(param)?;
+            params.push(ffi::Param {
                 kind,
-                name: name.as_ptr(),
+                name: param_name.as_ptr(),
                 of,
-            }));
+            });
+            param_names.push(param_name);
         }
-        let mut inputs = node
-            .inputs
-            .iter()
-            .map(|&id| self.tensor(node, id))
-            .collect::<Result<Vec<_>>>()?;
-        let mut outputs = node
-            .outputs
-            .iter()
-            .map(|&id| self.tensor(node, id))
-            .collect::<Result<Vec<_>>>()?;
+        let mut inputs = self.raw_tensors(node, &node.inputs)?;
+        let mut outputs = self.raw_tensors(node, &node.outputs)?;
         let op = ffi::OpConfig {
             version: ffi::V1,
             name: name.as_ptr(),
@@ -419,28 +420,28 @@ impl Player<'_> {
             check(unsafe { validate(self.context.backend.handle, op) }, || {
                 "validate".into()
             })
-            .map_err(|refusal| self.refused(node, refusal))?;
+            .map_err(|problem| self.rejected(node, problem))?;
         }
-        if !adds {
+        if !is_added {
             return Ok(());
         }
         let add = slot(table.graph_add_node, "graphAddNode")?;
         // SAFETY: as above.
         check(unsafe { add(self.handle, op) }, || "add".into())
-            .map_err(|refusal| self.refused(node, refusal))
+            .map_err(|problem| self.rejected(node, problem))
     }
 
-    /// Everything that is known about an operation the backend does not take.
-    fn refused(&self, node: &Node, refusal: Problem) -> Problem {
+    /// The problem of a node that the backend rejects, with its tensors and parameters.
+    fn rejected(&self, node: &Node, cause: Problem) -> Problem {
         let mut text = format!(
             "the backend refuses {} `{}` of graph `{}`",
             node.op, node.name, self.graph.name
         );
         for (role, ids) in [("in", &node.inputs), ("out", &node.outputs)] {
-            for tensor in ids
-                .iter()
-                .filter_map(|id| self.graph.tensors.get(id.0 as usize))
-            {
+            for id in ids {
+                let Some(tensor) = self.graph.tensors.get(id.0 as usize) else {
+                    continue;
+                };
                 let kind = type_name(tensor.data_type as u32);
                 // Invariant: writing to a String cannot fail.
                 let _ = write!(
@@ -460,41 +461,32 @@ impl Player<'_> {
             "override the scheme of this operation's weights in the `requant` stage (every chip \
              takes `f16`), or build for a newer SoC",
         );
-        problem.causes = std::iter::once(refusal.message)
-            .chain(refusal.causes)
-            .collect();
+        problem.causes.push(cause.message);
+        problem.causes.extend(cause.causes);
         problem
     }
 }
 
-/// All refusals of a graph of `count` operations as one problem: the first in full, and all by
-/// their kind.
-fn told(refusals: Vec<(&Node, Problem)>, count: usize) -> Option<Problem> {
+/// One problem for the rejected nodes of a graph of `count` nodes: the first in detail, and the
+/// names of all by operation. `None` if none was rejected.
+fn summarize(rejected: Vec<(&Node, Problem)>, count: usize) -> Option<Problem> {
     let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (node, _) in &refusals {
+    for (node, _) in &rejected {
         kinds.entry(node.op).or_default().push(&node.name);
     }
-    let total = refusals.len();
-    let (_, mut problem) = refusals.into_iter().next()?;
+    let total = rejected.len();
+    let (_, mut problem) = rejected.into_iter().next()?;
     if total > 1 {
         let _ = write!(
             problem.message,
             "\n{total} of {count} operations are refused; they would have to run on the CPU:"
         );
         for (op, names) in kinds {
-            let shown = names
-                .iter()
-                .take(NAMED)
-                .copied()
-                .collect::<Vec<_>>()
-                .join(", ");
-            let more = names.len().saturating_sub(NAMED);
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            let _ = write!(problem.message, "\n  {} {op}: {shown}{more}", names.len());
+            let shown = names[..names.len().min(NAMED)].join(", ");
+            let _ = write!(problem.message, "\n  {} {op}: {shown}", names.len());
+            if names.len() > NAMED {
+                let _ = write!(problem.message, " and {} more", names.len() - NAMED);
+            }
         }
     }
     Some(problem)
@@ -525,40 +517,38 @@ fn unknown_tensor(node: &Node, id: TensorId) -> Problem {
     )
 }
 
-fn scalar(value: &Param) -> Option<ffi::Scalar> {
-    // All members lie at the beginning of the union, and x86-64 is little-endian: the low bytes of
-    // `whole` are they.
-    let (data_type, bits) = match *value {
-        Param::U32(value) => (DataType::Uint32, value),
-        Param::I32(value) => (DataType::Int32, value as u32),
+/// A parameter in the form of the API.
+enum ParamData<'a> {
+    Scalar(ffi::Scalar),
+    /// Type, dimensions and bytes.
+    Tensor(DataType, &'a [u32], Vec<u8>),
+}
+
+fn param_data(value: &Param) -> ParamData<'_> {
+    // All members of the union of a scalar are at its start, and x86-64 is little-endian, so that a
+    // 64-bit number sets each of them.
+    let (data_type, bits) = match value {
+        Param::U32(value) => (DataType::Uint32, *value),
+        Param::I32(value) => (DataType::Int32, *value as u32),
         Param::F32(value) => (DataType::Float32, value.to_bits()),
-        Param::Bool(value) => (DataType::Bool8, value.into()),
-        Param::Uint32s(..) | Param::Int32s(..) => return None,
+        Param::Bool(value) => (DataType::Bool8, (*value).into()),
+        Param::Uint32s(dims, values) => {
+            let mut bytes = vec![];
+            for value in values {
+                bytes.extend(value.to_le_bytes());
+            }
+            return ParamData::Tensor(DataType::Uint32, dims, bytes);
+        }
+        Param::Int32s(dims, values) => {
+            let mut bytes = vec![];
+            for value in values {
+                bytes.extend(value.to_le_bytes());
+            }
+            return ParamData::Tensor(DataType::Int32, dims, bytes);
+        }
     };
-    Some(ffi::Scalar {
+    ParamData::Scalar(ffi::Scalar {
         data_type: data_type as u32,
         of: bits.into(),
     })
-}
-
-fn param_data(value: &Param) -> Option<(DataType, &[u32], Vec<u8>)> {
-    match value {
-        Param::Uint32s(dims, values) => Some((
-            DataType::Uint32,
-            dims,
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        )),
-        Param::Int32s(dims, values) => Some((
-            DataType::Int32,
-            dims,
-            values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        )),
-        Param::U32(_) | Param::I32(_) | Param::F32(_) | Param::Bool(_) => None,
-    }
 }

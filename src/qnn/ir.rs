@@ -1,5 +1,5 @@
-//! A graph for the device, as plain data: made by a lowering, played to a backend (libQnnHtp
-//! finalizes it, libQnnIr writes it as a DLC).
+//! A device graph as plain data. The lowering creates it; a backend compiles it (libQnnHtp) or
+//! writes it as a DLC (libQnnIr).
 
 use std::sync::Arc;
 
@@ -33,10 +33,10 @@ impl DataType {
     }
 }
 
-/// How the codes of a tensor become numbers.
+/// How the codes of a tensor are converted to numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Encoding {
-    /// They are numbers already.
+    /// The elements are numbers, not codes.
     None,
     /// `(code + offset) * scale`, one pair for the tensor.
     ScaleOffset {
@@ -49,24 +49,24 @@ pub enum Encoding {
     /// block, ordered by output channel, then along the input dimension. Scales keep their
     /// sign; offsets are in units of the code.
     FloatBlock {
-        /// Bits that a code really has: 4 or 8.
+        /// Bits of a code: 4 or 8.
         bits: u32,
         /// Extent of a block in each dimension: `[1, 1, 32, 1]`.
         block: Vec<u32>,
-        /// One a block.
+        /// One for each block.
         scales: Vec<f32>,
-        /// One a block.
+        /// One for each block.
         offsets: Vec<f32>,
     },
     /// `code * scale`, a scale for each index of a dimension:
-    /// `QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET` of whole codes, `BW_AXIS_SCALE_OFFSET` of
-    /// narrower ones.
+    /// `QNN_QUANTIZATION_ENCODING_AXIS_SCALE_OFFSET`, or `BW_AXIS_SCALE_OFFSET` for codes narrower
+    /// than their type.
     Axis {
-        /// Bits that a code really has, where they are fewer than those of its type.
+        /// Bits of a code, if they are fewer than those of its type.
         bits: Option<u32>,
         /// The dimension.
         axis: u32,
-        /// One an index.
+        /// One for each index.
         scales: Vec<f32>,
     },
     /// `QNN_QUANTIZATION_ENCODING_BLOCKWISE_EXPANSION`, LPBQ: `code * block_scale * scale`, codes
@@ -75,7 +75,7 @@ pub enum Encoding {
     Expansion {
         /// The dimension of the output channels.
         axis: u32,
-        /// One a channel.
+        /// One for each channel.
         scales: Vec<f32>,
         /// `[channel][block]`.
         block_scales: Vec<u8>,
@@ -86,19 +86,19 @@ pub enum Encoding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TensorId(pub u32);
 
-/// The bytes of a static tensor, as the API wants them, and their encoding.
+/// The bytes of a static tensor in the layout of the API, and their encoding.
 pub struct StaticData {
-    /// Little-endian, row-major; one byte a code even of 4-bit codes.
+    /// Little-endian, row-major; one byte for each code, also for 4-bit codes.
     pub bytes: Vec<u8>,
-    /// How the codes become numbers.
+    /// How the codes are converted to numbers.
     pub encoding: Encoding,
 }
 
-/// Makes the data of a static tensor when the backend asks for it: a whole model never lies in
-/// memory twice.
+/// Computes the data of a static tensor when the backend reads it, so that a model is not in memory
+/// twice.
 pub type Source = Arc<dyn Fn() -> Result<StaticData> + Send + Sync>;
 
-/// What a tensor is to its graph.
+/// The kind of a tensor in its graph.
 #[derive(Clone)]
 pub enum TensorKind {
     /// Written by the application.
@@ -116,15 +116,15 @@ pub enum TensorKind {
 pub struct Tensor {
     /// Unique in its graph.
     pub name: String,
-    /// Its place.
+    /// Input, output, intermediate or constant.
     pub kind: TensorKind,
     /// Type of its elements.
     pub data_type: DataType,
     /// Outermost first; row-major.
     pub dims: Vec<u32>,
-    /// Encoding of a tensor that is not static; a static one brings its own.
+    /// Encoding of a tensor that is not static; that of a static tensor is in its data.
     pub encoding: Encoding,
-    /// For people: `f16`, `float-block 4 bit 32`.
+    /// A description for messages: `f16`, `float-block 4 bit 32`.
     pub note: String,
 }
 
@@ -160,10 +160,10 @@ pub struct Node {
     pub outputs: Vec<TensorId>,
 }
 
-/// A whole graph; nodes are in topological order.
+/// A device graph; nodes are in topological order.
 #[derive(Clone, Default)]
 pub struct DeviceGraph {
-    /// As the runtime retrieves it.
+    /// The name by which the runtime retrieves it.
     pub name: String,
     /// All tensors.
     pub tensors: Vec<Tensor>,

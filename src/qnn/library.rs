@@ -1,4 +1,4 @@
-//! Opening the vendor libraries and calling through their tables.
+//! Opens the vendor libraries and finds their function tables.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
@@ -12,14 +12,14 @@ use crate::base::{Code, Problem, Result};
 /// The versions whose layouts `ffi` describes; both are part of QAIRT 2.51.
 const CORE_API: (u32, u32) = (2, 40);
 const SYSTEM_API: (u32, u32) = (1, 15);
-/// The wheel that carries them.
-const KNOWN_WHEEL: &str = "onnxruntime-qnn==2.7.0 (QAIRT 2.51)";
+/// The wheel that contains them.
+const SUPPORTED_WHEEL: &str = "onnxruntime-qnn==2.7.0 (QAIRT 2.51)";
 
 /// A provider table of type `T`.
 pub(super) trait Provider: Sized + 'static {
-    /// The symbol that gives the list of providers.
+    /// The symbol of the function that returns the list of providers.
     const SYMBOL: &'static str;
-    /// Version found, and version known.
+    /// The version found, and the supported one.
     fn versions(&self) -> (ffi::Version, (u32, u32));
 }
 
@@ -49,11 +49,11 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
             format!("there is no {}", path.display()),
         )
         .help(format!(
-            "unpack {KNOWN_WHEEL} there; every shared library of the wheel must lie in that folder"
+            "unpack {SUPPORTED_WHEEL} there; that folder needs every shared library of the wheel"
         )));
     }
     // SAFETY: loading runs the initializers of a vendor library, which is why this happens in a
-    // child process. The path holds a slash, so that exactly this file is opened; its $ORIGIN
+    // child process. The path contains a slash, so that exactly this file is opened; its $ORIGIN
     // finds libc++ beside it.
     let library =
         unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
@@ -63,7 +63,7 @@ pub(super) fn load(folder: &Path, file: &str) -> Result<&'static Library> {
 }
 
 fn unusable(message: String) -> Problem {
-    Problem::new(Code::ToolMissing, message).help(format!("pin {KNOWN_WHEEL} in [tools]"))
+    Problem::new(Code::ToolMissing, message).help(format!("pin {SUPPORTED_WHEEL} in [tools]"))
 }
 
 /// Opens `folder/file` and finds its provider table, which is `'static` because the library is
@@ -91,52 +91,54 @@ pub(super) fn open<T: Provider>(folder: &Path, file: &str) -> Result<&'static T>
             code & 0xFFFF
         )));
     }
-    // SAFETY: the list holds `count > 0` pointers, each null or to a table that lives as long as
+    // SAFETY: the list has `count > 0` pointers, each null or to a table that lives as long as
     // the library.
     let provider = unsafe { (*list).as_ref() };
-    let provider =
-        provider.ok_or_else(|| unusable(format!("{} gives a null provider", path.display())))?;
-    let (found, known) = provider.versions();
-    if (found.major, found.minor) != known {
+    let Some(provider) = provider else {
+        return Err(unusable(format!("{} has a null provider", path.display())));
+    };
+    let (found, supported) = provider.versions();
+    if (found.major, found.minor) != supported {
         return Err(unusable(format!(
-            "{} has API {}.{}; kiln knows the layouts of {}.{}",
+            "{} has API {}.{}; kiln supports the layouts of {}.{}",
             path.display(),
             found.major,
             found.minor,
-            known.0,
-            known.1
+            supported.0,
+            supported.1
         )));
     }
     Ok(provider)
 }
 
-/// A function that the table must hold.
+/// A function that the table must have.
 pub(super) fn slot<F>(function: Option<F>, name: &str) -> Result<F> {
-    function.ok_or_else(|| {
-        Problem::new(
+    match function {
+        Some(function) => Ok(function),
+        None => Err(Problem::new(
             Code::QnnNoFunction,
-            format!("the QNN library does not offer {name}"),
-        )
-    })
+            format!("the QNN library does not have {name}"),
+        )),
+    }
 }
 
-/// Turns an error code into a problem that quotes the library. `what` completes "failed to ...".
+/// Converts an error code to a problem that quotes the library. `what` completes "failed to ...".
 pub(super) fn check(code: ffi::Error, what: impl FnOnce() -> String) -> Result<()> {
     if code == 0 {
         return Ok(());
     }
     let code = code & 0xFFFF;
-    let meaning = meaning(code).map_or(String::new(), |meaning| format!(", {meaning}"));
-    let mut problem = Problem::new(
-        Code::QnnRefused,
-        format!("failed to {}: error {code}{meaning}", what()),
-    );
+    let mut message = format!("failed to {}: error {code}", what());
+    if let Some(meaning) = error_text(code) {
+        message = format!("{message}, {meaning}");
+    }
+    let mut problem = Problem::new(Code::QnnRefused, message);
     problem.causes = log::take();
     Err(problem)
 }
 
-/// The errors that people meet, from `QnnCommon.h` and its siblings.
-fn meaning(code: u64) -> Option<&'static str> {
+/// The text of common errors, from `QnnCommon.h` and related headers.
+fn error_text(code: u64) -> Option<&'static str> {
     Some(match code {
         1000 => "not supported",
         1002 => "out of memory, or the graph cannot be prepared",
@@ -163,12 +165,12 @@ fn meaning(code: u64) -> Option<&'static str> {
     })
 }
 
-/// A handle that the call really gave.
-pub(super) fn given(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
+/// Checks the handle that a successful call returned.
+pub(super) fn non_null(handle: ffi::Handle, what: &str) -> Result<ffi::Handle> {
     if handle.is_null() {
         return Err(Problem::new(
             Code::QnnNull,
-            format!("the QNN library gave no {what} though it reports success"),
+            format!("the QNN library returned no {what} though it reports success"),
         ));
     }
     Ok(handle)
@@ -179,12 +181,12 @@ pub(super) fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| {
         Problem::new(
             Code::QnnName,
-            format!("a name holds a NUL: {}", text.escape_debug()),
+            format!("a name contains a NUL: {}", text.escape_debug()),
         )
     })
 }
 
-/// Text from C; empty for null.
+/// A copy of a C string; empty for null.
 ///
 /// # Safety
 /// `text` is null or points to a NUL-terminated string that does not change meanwhile.

@@ -1,14 +1,14 @@
-//! What the vendor libraries say, kept so that a refusal can quote it.
+//! Collects the log lines of the vendor libraries, so that a problem can quote them.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::{Mutex, PoisonError};
 
-/// Lines kept: enough for one refusal, however much a library chatters.
+/// Most lines that are kept: enough for one error, even from a verbose library.
 const MAX_LINES: usize = 24;
 
-/// The C callback carries no user data, so its lines can only go to a global.
+/// The C callback has no user data, so its lines must go to a global.
 static LINES: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 unsafe extern "C" {
@@ -20,7 +20,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// The callback given to `QnnLog_create`.
+/// The callback for `QnnLog_create`.
 pub unsafe extern "C" fn collect(
     format: *const c_char,
     _level: u32,
@@ -31,19 +31,18 @@ pub unsafe extern "C" fn collect(
     if format.is_null() {
         return;
     }
-    // SAFETY: the library gives a format and its matching `va_list`, which on x86-64 is passed as a
-    // pointer; vsnprintf ends within `buffer.len()` bytes, NUL included.
+    // SAFETY: the library passes a format and its matching `va_list`, which on x86-64 is a pointer;
+    // vsnprintf ends within `buffer.len()` bytes, NUL included.
     unsafe { vsnprintf(buffer.as_mut_ptr().cast(), buffer.len(), format, arguments) };
     let Ok(text) = CStr::from_bytes_until_nul(&buffer) else {
         return;
     };
     let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    for line in text
-        .to_string_lossy()
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
+    for line in text.to_string_lossy().lines() {
+        let line = line.trim();
+        if line.is_empty() {
+            continue;
+        }
         if lines.len() == MAX_LINES {
             lines.pop_front();
         }
@@ -51,14 +50,11 @@ pub unsafe extern "C" fn collect(
     }
 }
 
-/// The lines said since the last call, each once.
+/// Removes and returns the collected lines, without duplicates.
 pub fn take() -> Vec<String> {
+    let mut collected = LINES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut lines: Vec<String> = Vec::new();
-    for line in LINES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .drain(..)
-    {
+    for line in collected.drain(..) {
         if !lines.contains(&line) {
             lines.push(line);
         }

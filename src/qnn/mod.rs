@@ -1,4 +1,5 @@
-//! Floor 1: the device. The QNN C API behind safe faces; the only room with raw pointers.
+//! Safe wrappers of Qualcomm's libraries: the QNN C API and libGenie. Raw pointers stay in this
+//! module.
 
 mod canonical;
 mod context;
@@ -23,7 +24,7 @@ pub use graph::{GraphOptions, HtpGraph};
 pub use ir::{
     DataType, DeviceGraph, Encoding, Node, Param, Source, StaticData, Tensor, TensorId, TensorKind,
 };
-pub use proof::{DeviceEncoding, DeviceUse, LinearIo, MAX_ERROR, Proof, prove, relative_rms_error};
+pub use proof::{DeviceEncoding, DeviceUse, LinearIo, Proof, prove, relative_rms_error};
 pub use simulator::Simulator;
 pub use soc::Soc;
 pub use system::{BinaryInfo, Dlc, System};

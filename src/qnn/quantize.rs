@@ -1,46 +1,39 @@
-//! Encodings of static tensors as the API takes them.
+//! Converts encodings of static tensors to the structs of the API.
 
 use super::ffi;
 use super::ir::Encoding;
 use crate::base::{Code, Problem, Result};
 
-/// LPBQ has no other width of a block's integer: the HTP refuses them.
+/// Bits of the integer of a block in LPBQ. The HTP rejects other widths.
 const BLOCK_SCALE_BITS: u32 = 4;
 
-/// What a tensor says of its encoding, with all that it points to beside the encoding itself, which
-/// must outlive it.
+/// The encoding of a tensor as the API takes it. It also points into the [`Encoding`], which must
+/// outlive it.
 pub(super) struct Quantize {
     pub(super) params: ffi::QuantizeParams,
-    pub(super) held: Held,
+    pub(super) data: QuantizeData,
 }
 
-/// What [`Quantize::params`] points to; moving it moves no byte that is pointed to.
+/// The data that [`Quantize::params`] points to. It is on the heap, so that it may be moved.
 #[derive(Default)]
-pub(super) struct Held {
+pub(super) struct QuantizeData {
     blocks: Vec<ffi::FloatScaleOffset>,
     pairs: Vec<ffi::ScaleOffset>,
     expansion: Option<Box<ffi::BlockwiseExpansion>>,
 }
 
 impl Quantize {
-    /// The encoding of the static tensor `name`. Refused: numbers of scales that do not fit its
-    /// shape.
+    /// The encoding of the static tensor `name`. It is a problem if the number of scales does not
+    /// fit its shape.
     pub(super) fn new(name: &str, dims: &[u32], encoding: &Encoding) -> Result<Self> {
-        let mut held = Held::default();
-        let wrong = |what: String| {
+        let mut data = QuantizeData::default();
+        let invalid = |what: String| {
             Problem::new(
                 Code::QnnStaticData,
                 format!("static tensor `{name}` of shape {dims:?} {what}"),
             )
         };
-        let extent = |axis: u32| dims.get(axis as usize).map(|&extent| extent as usize);
-        let symmetric = |scales: &[f32]| {
-            scales
-                .iter()
-                .map(|&scale| ffi::ScaleOffset { scale, offset: 0 })
-                .collect()
-        };
-        // All zero: what is not set below must be.
+        // All fields that are not set below must be zero.
         let mut params = ffi::QuantizeParams::scale_offset(None);
         params.definition = ffi::DEFINED;
         match encoding {
@@ -56,13 +49,14 @@ impl Quantize {
             } => {
                 if block_count(dims, block) != Some(scales.len()) || scales.len() != offsets.len() {
                     let (scales, offsets) = (scales.len(), offsets.len());
-                    return Err(wrong(format!(
+                    return Err(invalid(format!(
                         "in blocks of {block:?} has {scales} scales, {offsets} offsets"
                     )));
                 }
-                let pair = |(&scale, &offset)| ffi::FloatScaleOffset { scale, offset };
-                held.blocks = scales.iter().zip(offsets).map(pair).collect();
-                let (block_size, scale_offsets) = (block.as_ptr(), held.blocks.as_ptr());
+                for (&scale, &offset) in scales.iter().zip(offsets) {
+                    data.blocks.push(ffi::FloatScaleOffset { scale, offset });
+                }
+                let (block_size, scale_offsets) = (block.as_ptr(), data.blocks.as_ptr());
                 params.encoding = ffi::ENCODING_BW_FLOAT_BLOCK;
                 params.of.bw_float_block = ffi::BwFloatBlock {
                     bitwidth: *bits,
@@ -71,8 +65,8 @@ impl Quantize {
                 };
             }
             Encoding::Axis { bits, axis, scales } => {
-                if extent(*axis) != Some(scales.len()) {
-                    return Err(wrong(format!(
+                if !has_extent(dims, *axis, scales.len()) {
+                    return Err(invalid(format!(
                         "has {} scales along dimension {axis}",
                         scales.len()
                     )));
@@ -91,8 +85,8 @@ impl Quantize {
                         };
                     }
                     None => {
-                        held.pairs = symmetric(scales);
-                        let scale_offsets = held.pairs.as_ptr();
+                        data.pairs = symmetric(scales);
+                        let scale_offsets = data.pairs.as_ptr();
                         params.encoding = ffi::ENCODING_AXIS_SCALE_OFFSET;
                         params.of.axis_scale_offset = ffi::AxisScaleOffset {
                             axis,
@@ -107,20 +101,20 @@ impl Quantize {
                 scales,
                 block_scales,
             } => {
-                let fits = extent(*axis) == Some(scales.len()) && !scales.is_empty();
-                if !fits
+                if !has_extent(dims, *axis, scales.len())
+                    || scales.is_empty()
                     || block_scales.is_empty()
                     || !block_scales.len().is_multiple_of(scales.len())
                 {
                     let (scales, blocks) = (scales.len(), block_scales.len());
-                    return Err(wrong(format!(
+                    return Err(invalid(format!(
                         "has {scales} scales along dimension {axis}, and {blocks} of blocks"
                     )));
                 }
-                held.pairs = symmetric(scales);
-                let expansion = held.expansion.insert(Box::new(ffi::BlockwiseExpansion {
+                data.pairs = symmetric(scales);
+                let expansion = data.expansion.insert(Box::new(ffi::BlockwiseExpansion {
                     axis: *axis as i32,
-                    scale_offsets: held.pairs.as_ptr(),
+                    scale_offsets: data.pairs.as_ptr(),
                     blocks_per_axis: (block_scales.len() / scales.len()) as u32,
                     block_scale_bitwidth: BLOCK_SCALE_BITS,
                     block_scale_storage: 0,
@@ -130,18 +124,37 @@ impl Quantize {
                 params.of.blockwise_expansion = &**expansion;
             }
         }
-        Ok(Quantize { params, held })
+        Ok(Quantize { params, data })
     }
 }
 
-/// How many blocks tile `dims`; `None` if they do not tile it.
+/// Whether dimension `axis` has `count` indices.
+fn has_extent(dims: &[u32], axis: u32, count: usize) -> bool {
+    match dims.get(axis as usize) {
+        Some(&extent) => extent as usize == count,
+        None => false,
+    }
+}
+
+fn symmetric(scales: &[f32]) -> Vec<ffi::ScaleOffset> {
+    let mut pairs = Vec::with_capacity(scales.len());
+    for &scale in scales {
+        pairs.push(ffi::ScaleOffset { scale, offset: 0 });
+    }
+    pairs
+}
+
+/// The number of blocks that tile `dims`; `None` if blocks do not tile it.
 fn block_count(dims: &[u32], block: &[u32]) -> Option<usize> {
     if dims.len() != block.len() {
         return None;
     }
-    dims.iter()
-        .zip(block)
-        .try_fold(1usize, |count, (&dim, &extent)| {
-            (extent > 0 && dim % extent == 0).then(|| count.checked_mul((dim / extent) as usize))?
-        })
+    let mut count = 1usize;
+    for (&dim, &extent) in dims.iter().zip(block) {
+        if extent == 0 || !dim.is_multiple_of(extent) {
+            return None;
+        }
+        count = count.checked_mul((dim / extent) as usize)?;
+    }
+    Some(count)
 }

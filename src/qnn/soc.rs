@@ -2,10 +2,10 @@
 
 use crate::base::{Code, Problem, Result};
 
-/// A system on chip, as the HTP backend knows it.
+/// A system on chip, with its numbers in the HTP backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Soc {
-    /// As plans name it.
+    /// Its name in plans.
     pub name: &'static str,
     /// `QnnHtpDevice_..socModel`; a context binary records it.
     pub model: u32,
@@ -13,8 +13,8 @@ pub struct Soc {
     pub arch: u32,
 }
 
-/// Each pair of model and architecture was accepted by libQnnHtp 2.51.
-/// sm8350 (v68) is absent: its HTP refuses block-quantized weights.
+/// The supported chips. libQnnHtp 2.51 accepts each pair of model and architecture. sm8350 (v68) is
+/// not supported: its HTP rejects block-quantized weights.
 const SOCS: [Soc; 5] = [
     Soc {
         name: "sm8450",
@@ -46,22 +46,25 @@ const SOCS: [Soc; 5] = [
 impl Soc {
     /// The chip called `name`.
     pub fn named(name: &str) -> Result<Soc> {
-        SOCS.into_iter()
-            .find(|soc| soc.name == name)
-            .ok_or_else(|| {
-                let known = format!("known are {}", Soc::names().join(", "));
-                // A slip of one key; other letters are another family of chips.
-                let near = SOCS
-                    .iter()
-                    .find(|soc| strsim::osa_distance(soc.name, &name.to_ascii_lowercase()) == 1);
-                Problem::new(Code::PlanSoc, format!("unknown SoC `{name}`")).help(match near {
-                    Some(soc) => format!("did you mean `{}`? {known}", soc.name),
-                    None => known,
-                })
-            })
+        let mut help = format!("known are {}", Soc::names().join(", "));
+        let mut suggestion = None;
+        for soc in SOCS {
+            if soc.name == name {
+                return Ok(soc);
+            }
+            // One typing error. A larger distance is another family of chips.
+            let distance = strsim::osa_distance(soc.name, &name.to_ascii_lowercase());
+            if distance == 1 && suggestion.is_none() {
+                suggestion = Some(soc.name);
+            }
+        }
+        if let Some(near) = suggestion {
+            help = format!("did you mean `{near}`? {help}");
+        }
+        Err(Problem::new(Code::PlanSoc, format!("unknown SoC `{name}`")).help(help))
     }
 
-    /// What the chips are called.
+    /// The names of the chips.
     pub fn names() -> [&'static str; SOCS.len()] {
         SOCS.map(|soc| soc.name)
     }
@@ -77,19 +80,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelled_chip_gets_its_neighbour() {
+    fn a_misspelled_chip_gets_a_suggestion() {
         assert_eq!(Soc::named("sm8650").unwrap().arch, 75);
         let help = Soc::named("sm865O").unwrap_err().help.unwrap();
         assert!(help.contains("did you mean `sm8650`"), "{help}");
         for other in ["sa8775p", "sc8380xp", "qcs6490"] {
-            assert!(
-                !Soc::named(other)
-                    .unwrap_err()
-                    .help
-                    .unwrap()
-                    .contains("did you mean"),
-                "{other}"
-            );
+            let help = Soc::named(other).unwrap_err().help.unwrap();
+            assert!(!help.contains("did you mean"), "{other}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! libQnnSystem: what context binaries and DLCs hold.
+//! libQnnSystem: reads context binaries and DLCs, and writes DLCs.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -10,24 +10,24 @@ use serde::Serialize;
 
 use super::context::{Context, read_out};
 use super::graph::{GraphOptions, HtpGraph};
-use super::library::{c_string, check, given, open, owned, slot};
+use super::library::{c_string, check, non_null, open, owned, slot};
 use super::tensors::GraphInfo;
 use super::{ffi, log};
 use crate::base::{Code, Context as _, Problem, Result};
 
-/// Most graphs or context binaries that a DLC may hold.
+/// Most graphs or context binaries of a DLC.
 const MAX_RECORDS: u32 = 4096;
 
-/// The library, opened.
+/// The loaded library.
 pub struct System {
     table: &'static ffi::SystemTable,
     log: ffi::Handle,
 }
 
-/// What a context binary says of itself.
+/// The metadata of a context binary.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BinaryInfo {
-    /// Version of the libraries that made it.
+    /// Version of the libraries that wrote it.
     pub build_id: String,
     /// Version of the QNN API.
     pub core_api: String,
@@ -35,7 +35,7 @@ pub struct BinaryInfo {
     pub backend_api: String,
     /// Version of the format.
     pub blob_version: String,
-    /// `socModel` of the chip it was made for.
+    /// `socModel` of its chip.
     pub soc_model: u32,
     /// Its graphs, sorted by name.
     pub graphs: Vec<GraphInfo>,
@@ -49,7 +49,7 @@ impl BinaryInfo {
         let Some(info) = (unsafe { info.as_ref() }) else {
             return Err(Problem::new(
                 Code::QnnNull,
-                "libQnnSystem gave no binary info though it reports success",
+                "libQnnSystem returned no binary info though it reports success",
             ));
         };
         if info.version != 3 {
@@ -91,7 +91,7 @@ impl System {
         Ok(system)
     }
 
-    /// Reads what a context binary says of itself.
+    /// Reads the metadata of a context binary.
     pub fn binary_info(&self, binary: &[u8]) -> Result<BinaryInfo> {
         let create = slot(self.table.context_create, "systemContextCreate")?;
         let metadata = slot(self.table.context_metadata, "systemContextGetMetaData")?;
@@ -101,10 +101,10 @@ impl System {
         check(unsafe { create(&mut handle) }, || {
             "open a context binary".into()
         })?;
-        given(handle, "system context")?;
+        non_null(handle, "system context")?;
         let mut info = std::ptr::null();
-        // SAFETY: the call only reads `binary`; what it gives belongs to the handle and is copied
-        // before that is freed.
+        // SAFETY: the call only reads `binary`; its result belongs to the handle and is copied
+        // before the handle is freed.
         let code = unsafe {
             metadata(
                 handle,
@@ -113,12 +113,14 @@ impl System {
                 &mut info,
             )
         };
-        let read = check(code, || "read the context binary".into())
+        let result = match check(code, || "read the context binary".into()) {
             // SAFETY: null or valid until the handle is freed.
-            .and_then(|()| unsafe { BinaryInfo::read(info) });
+            Ok(()) => unsafe { BinaryInfo::read(info) },
+            Err(problem) => Err(problem),
+        };
         // SAFETY: freed once.
         unsafe { free(handle) };
-        read
+        result
     }
 
     /// Opens the DLC at `path`.
@@ -136,11 +138,11 @@ impl System {
             unsafe { open(self.log, c_path.as_ptr(), &mut dlc.handle) },
             || format!("open DLC {}", path.display()),
         )?;
-        given(dlc.handle, "DLC")?;
+        non_null(dlc.handle, "DLC")?;
         Ok(dlc)
     }
 
-    /// A DLC around the finished binary of `context`.
+    /// A DLC with the finished binary of `context`.
     pub fn wrap(&self, context: &Context) -> Result<Vec<u8>> {
         let create = slot(self.table.dlc_create, "systemDlcCreateWithDestinationDir")?;
         let add = slot(
@@ -154,11 +156,11 @@ impl System {
             handle: null_mut(),
         };
         check(
-            // SAFETY: no folder is given, so nothing is written to disk.
+            // SAFETY: no folder is non_null, so nothing is written to disk.
             unsafe { create(self.log, std::ptr::null(), &mut dlc.handle) },
             || "make a DLC".into(),
         )?;
-        given(dlc.handle, "DLC")?;
+        non_null(dlc.handle, "DLC")?;
         // SAFETY: both handles are alive.
         check(unsafe { add(context.handle, dlc.handle) }, || {
             "add the context binary to a DLC".into()
@@ -198,7 +200,8 @@ impl Dlc<'_> {
             self.system.table.dlc_graph_info,
             "systemDlcGetComposableGraphInfo",
         )?;
-        let read = |&handle: &ffi::Handle| {
+        let mut graphs = vec![];
+        for &handle in handles {
             let mut info = std::ptr::null();
             // SAFETY: the handle is the library's; the answer lives as long as the DLC and is
             // copied.
@@ -207,15 +210,19 @@ impl Dlc<'_> {
             })?;
             // SAFETY: null or valid until the DLC is freed.
             match unsafe { info.as_ref() } {
-                // SAFETY: as above.
-                Some(info) if info.version == ffi::V1 => unsafe { GraphInfo::read(info) },
-                _ => Err(Problem::new(
-                    Code::QnnOddAnswer,
-                    "libQnnSystem describes a graph of a DLC in an unknown way",
-                )),
+                Some(info) if info.version == ffi::V1 => {
+                    // SAFETY: as above.
+                    graphs.push(unsafe { GraphInfo::read(info) }?)
+                }
+                _ => {
+                    return Err(Problem::new(
+                        Code::QnnOddAnswer,
+                        "libQnnSystem describes a graph of a DLC in an unknown way",
+                    ));
+                }
             }
-        };
-        handles.iter().map(read).collect()
+        }
+        Ok(graphs)
     }
 
     /// The finished context binaries.
@@ -228,16 +235,17 @@ impl Dlc<'_> {
             self.system.table.dlc_context_info,
             "systemDlcGetContextBinaryInfo",
         )?;
-        let read = |&handle: &ffi::Handle| {
+        let mut binaries = vec![];
+        for &handle in handles {
             let mut info = std::ptr::null();
             // SAFETY: as in `graphs`.
             check(unsafe { get(handle, &mut info) }, || {
                 "read a context binary of a DLC".into()
             })?;
             // SAFETY: null or valid until the DLC is freed.
-            unsafe { BinaryInfo::read(info) }
-        };
-        handles.iter().map(read).collect()
+            binaries.push(unsafe { BinaryInfo::read(info) }?);
+        }
+        Ok(binaries)
     }
 
     fn handles(&self, list: Option<ffi::DlcHandles>, name: &str) -> Result<&[ffi::Handle]> {

@@ -1,4 +1,4 @@
-//! Tensors and graphs as the libraries report them, owned.
+//! Copies the descriptions of tensors and graphs that the libraries report.
 #![allow(unsafe_code)]
 
 use serde::Serialize;
@@ -7,7 +7,7 @@ use super::ffi;
 use super::library::owned;
 use crate::base::{Code, Problem, Result};
 
-/// Limits on what a library reports: far above any real graph, far below what could exhaust memory.
+/// Limits on the counts that a library reports: far above any real graph, low enough for memory.
 const MAX_GRAPHS: u32 = 4096;
 const MAX_TENSORS: u32 = 65536;
 const MAX_RANK: u32 = 16;
@@ -15,20 +15,20 @@ const MAX_RANK: u32 = 16;
 /// An input or output of a graph.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TensorInfo {
-    /// Its name; order is not kept by the libraries, so tensors are bound by name.
+    /// Its name. The libraries do not keep the order of tensors, so they are bound by name.
     pub name: String,
     /// `f16`, `i32`, `ufixed8`, ...
     #[serde(rename = "type")]
     pub type_name: String,
     /// Outermost first.
     pub shape: Vec<u32>,
-    /// Scale and offset of a quantized one.
+    /// Scale and offset of a quantized tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_offset: Option<(f32, i32)>,
     /// `Qnn_DataType_t`.
     #[serde(skip)]
     pub data_type: u32,
-    /// The number by which the backend knows it.
+    /// Its number in the backend.
     #[serde(skip)]
     pub(super) id: u32,
 }
@@ -45,8 +45,7 @@ pub struct GraphInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of the whole tensor, or `None` for a type of less than a byte or one that kiln does
-    /// not know.
+    /// Bytes of the tensor; `None` for a type of less than a byte or an unknown type.
     pub fn size_bytes(&self) -> Option<u64> {
         let element: u64 = match self.data_type & 0xFF {
             0x08 => 1,
@@ -55,9 +54,11 @@ impl TensorInfo {
             0x64 => 8,
             _ => return None,
         };
-        self.shape
-            .iter()
-            .try_fold(element, |size, &dim| size.checked_mul(dim.into()))
+        let mut size = element;
+        for &dim in &self.shape {
+            size = size.checked_mul(dim.into())?;
+        }
+        Some(size)
     }
 
     /// # Safety
@@ -68,7 +69,7 @@ impl TensorInfo {
             || body.rank > MAX_RANK
             || (body.rank > 0 && body.dims.is_null())
         {
-            return Err(odd(format!(
+            return Err(invalid(format!(
                 "a tensor of version {} and rank {}",
                 tensor.version, body.rank
             )));
@@ -78,16 +79,20 @@ impl TensorInfo {
             // SAFETY: `dims` is not null and has `rank` elements.
             rank => unsafe { std::slice::from_raw_parts(body.dims, rank as usize) }.to_vec(),
         };
-        let quantized = body.quantize.definition == ffi::DEFINED
+        let is_quantized = body.quantize.definition == ffi::DEFINED
             && body.quantize.encoding == ffi::ENCODING_SCALE_OFFSET;
-        // SAFETY: every bit pattern of the union is a pair of numbers.
-        let pair = unsafe { body.quantize.of.scale_offset };
+        let mut scale_offset = None;
+        if is_quantized {
+            // SAFETY: every bit pattern of the union is a pair of numbers.
+            let pair = unsafe { body.quantize.of.scale_offset };
+            scale_offset = Some((pair.scale, pair.offset));
+        }
         Ok(TensorInfo {
             // SAFETY: a name is null or a C string.
             name: unsafe { owned(body.name) },
             type_name: type_name(body.data_type),
             shape,
-            scale_offset: quantized.then_some((pair.scale, pair.offset)),
+            scale_offset,
             data_type: body.data_type,
             id: body.id,
         })
@@ -97,10 +102,9 @@ impl TensorInfo {
 impl GraphInfo {
     /// The input or output called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.inputs
-            .iter()
-            .chain(&self.outputs)
-            .find(|tensor| tensor.name == name)
+        let is_named = |tensor: &&TensorInfo| tensor.name == name;
+        let input = self.inputs.iter().find(is_named);
+        input.or_else(|| self.outputs.iter().find(is_named))
     }
 
     /// # Safety
@@ -117,22 +121,21 @@ impl GraphInfo {
     }
 
     /// # Safety
-    /// `graphs` points to `count` whole `QnnSystemContext_GraphInfo_t`.
+    /// `graphs` points to `count` complete `QnnSystemContext_GraphInfo_t`.
     pub(super) unsafe fn read_all(graphs: *const ffi::GraphInfo, count: u32) -> Result<Vec<Self>> {
         if count > MAX_GRAPHS || (count > 0 && graphs.is_null()) {
-            return Err(odd(format!("{count} graphs")));
+            return Err(invalid(format!("{count} graphs")));
         }
-        let mut all = (0..count as usize)
-            .map(|i| {
-                // SAFETY: the array's stride is that of its largest version.
-                let graph = unsafe { &*graphs.byte_add(i * ffi::GRAPH_INFO_STRIDE) };
-                if !(1..=3).contains(&graph.version) {
-                    return Err(odd(format!("a graph of version {}", graph.version)));
-                }
-                // SAFETY: what the caller promises.
-                unsafe { GraphInfo::read(graph) }
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let mut all = vec![];
+        for index in 0..count as usize {
+            // SAFETY: the array's stride is that of its largest version.
+            let graph = unsafe { &*graphs.byte_add(index * ffi::GRAPH_INFO_STRIDE) };
+            if !(1..=3).contains(&graph.version) {
+                return Err(invalid(format!("a graph of version {}", graph.version)));
+            }
+            // SAFETY: what the caller promises.
+            all.push(unsafe { GraphInfo::read(graph) }?);
+        }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
@@ -140,30 +143,30 @@ impl GraphInfo {
 
 unsafe fn read_tensors(tensors: *const ffi::Tensor, count: u32) -> Result<Vec<TensorInfo>> {
     if count > MAX_TENSORS || (count > 0 && tensors.is_null()) {
-        return Err(odd(format!("{count} tensors")));
+        return Err(invalid(format!("{count} tensors")));
     }
     if count == 0 {
         return Ok(vec![]);
     }
-    // SAFETY: the library gives the array with its length.
+    // SAFETY: the array and its length are the library's.
     let tensors = unsafe { std::slice::from_raw_parts(tensors, count as usize) };
-    // SAFETY: as above.
-    let mut all = tensors
-        .iter()
-        .map(|tensor| unsafe { TensorInfo::read(tensor) })
-        .collect::<Result<Vec<_>>>()?;
+    let mut all = vec![];
+    for tensor in tensors {
+        // SAFETY: as above.
+        all.push(unsafe { TensorInfo::read(tensor) }?);
+    }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
 
-fn odd(what: String) -> Problem {
+fn invalid(what: String) -> Problem {
     Problem::new(
         Code::QnnOddAnswer,
         format!("the QNN library reports {what}"),
     )
 }
 
-/// `Qnn_DataType_t` for people.
+/// The name of a `Qnn_DataType_t` in messages.
 pub(super) fn type_name(data_type: u32) -> String {
     let family = match data_type >> 8 {
         0 => "i",
@@ -175,7 +178,7 @@ pub(super) fn type_name(data_type: u32) -> String {
         5 => return "bool".into(),
         _ => return format!("type {data_type:#x}"),
     };
-    // The width is written in hexadecimal digits that read as decimal: 0x216 is a 16-bit float.
+    // The hexadecimal digits of the width read as decimal: 0x216 is a 16-bit float.
     let bits = if data_type == 0x226 {
         0x16
     } else {
@@ -189,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_read_well() {
+    fn types_have_names() {
         let names = [0x216, 0x32, 0x408, 0x416, 0x226, 0x508, 0x7FFF_FFFF].map(type_name);
         assert_eq!(
             names,

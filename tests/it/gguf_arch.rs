@@ -85,7 +85,7 @@ fn other_architectures_are_refused_by_name() {
         problem.message,
         r"architecture `mamba\u{7}` is not supported"
     );
-    assert_eq!(problem.help.unwrap(), "kiln knows llama and qwen2");
+    assert_eq!(problem.help.unwrap(), "kiln supports llama and qwen2");
     file.keys.clear();
     check_refused(&file, &["metadata key `general.architecture` is missing"]);
 }
@@ -107,7 +107,7 @@ fn numbers_that_do_not_fit_each_other_are_refused() {
     check_key_refused(
         "llama.attention.head_count",
         64,
-        "head width 1; RoPE wants an even one",
+        "head width 1; RoPE needs an even one",
     );
     check_key_refused(
         "llama.attention.head_count",

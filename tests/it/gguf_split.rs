@@ -67,10 +67,10 @@ fn all_parts_make_one_model() {
 
 #[test]
 fn parts_that_are_not_all_of_one_model_in_order_are_refused() {
-    check_refused(&[part(1, 3)], "part 2 of 3 is missing; given: 1");
+    check_refused(&[part(1, 3)], "part 2 of 3 is missing; found: 1");
     check_refused(
         &[part(1, 3), part(3, 3)],
-        "part 2 of 3 is missing; given: 1, 3",
+        "part 2 of 3 is missing; found: 1, 3",
     );
     check_refused(
         &[part(2, 2), part(1, 2)],

@@ -129,7 +129,7 @@ fn what_cannot_be_built_is_said_before_anything_is_written() {
         1,
         &[
             "architecture `mamba` is not supported",
-            "kiln knows llama and qwen2",
+            "kiln supports llama and qwen2",
         ],
     );
     refused(

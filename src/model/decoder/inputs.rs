@@ -1,25 +1,24 @@
-//! What the host gives a decoder graph and takes from it, by the names of Genie, Qualcomm's
-//! runtime. This is the only list of them. A graph of T tokens in a context of C:
+//! The inputs and outputs of a decoder graph, with the names of Genie, Qualcomm's runtime. This is
+//! the only list of them. A graph of T tokens in a context of C:
 //!
-//! | input | type | shape | what the host puts there |
+//! | input | type | shape | value |
 //! |---|---|---|---|
 //! | `input_ids` | i32 | `[1, T]` | the tokens |
-//! | `inputs_embeds` | f32 | `[1, T, hidden]` | their rows, where the CPU looks them up |
-//! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 where a token sees another, a large negative number elsewhere |
-//! | `position_ids_cos`, `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | of the angles by which each position turns |
-//! | `past_key_N_in` | f32 | `[kv_heads, 1, head_dim, C - T]` | the keys of layer N so far |
-//! | `past_value_N_in` | f32 | `[kv_heads, 1, C - T, head_dim]` | its values so far |
+//! | `inputs_embeds` | f32 | `[1, T, hidden]` | their embeddings, if the CPU looks them up |
+//! | `attention_mask` | f32 | `[1, 1, T, C]` | 0 for attention, else a large negative number |
+//! | `position_ids_cos` | f32 | `[1, 1, T, dims / 2]` | cosines of the angles of each position |
+//! | `position_ids_sin` | f32 | `[1, 1, T, dims / 2]` | sines of them |
+//! | `past_key_N_in` | f32 | `[kv_heads, 1, head_dim, C - T]` | the cached keys of layer N |
+//! | `past_value_N_in` | f32 | `[kv_heads, 1, C - T, head_dim]` | its cached values |
 //!
-//! `past_key_N_out` and `past_value_N_out` are the keys and values of the T tokens, `logits` what
-//! follows each of them.
-
-use std::ops::Range;
+//! `past_key_N_out` and `past_value_N_out` are the keys and values of the T tokens, `logits` the
+//! scores of the next token after each of them.
 
 use super::spec::{Attention, DecoderSpec, Rotary, Window, not_supported};
 use crate::base::Result;
 use crate::model::shards::Shard;
 
-/// The rows of the tokens, where another graph looks them up.
+/// The embeddings of the tokens, if another graph looks them up.
 pub const EMBEDDINGS: &str = "inputs_embeds";
 
 /// The logits after each token: the output of the last graph.
@@ -32,27 +31,27 @@ const TOKEN_IDS: &str = "input_ids";
 const ROTARY_COS: &str = "position_ids_cos";
 const ROTARY_SIN: &str = "position_ids_sin";
 
-/// What feeds the graphs, as problems call it.
+/// The host in messages.
 const HOST: &str = "the host of the graphs";
 
-/// What a graph is fed by its host.
+/// An input of a graph that the host fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostInput {
     /// The tokens.
     TokenIds,
-    /// The rows of the tokens.
+    /// The embeddings of the tokens.
     Embeddings,
-    /// Which tokens each token sees.
+    /// The attention mask.
     Mask,
     /// The cosines of the rotary embedding.
     RotaryCos,
     /// Its sines.
     RotarySin,
-    /// What a layer remembers of the tokens before.
+    /// The KV cache of a layer: keys or values of the tokens before.
     Past(Cache, u32),
 }
 
-/// What a layer remembers.
+/// A half of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cache {
     /// Keys.
@@ -74,7 +73,7 @@ impl HostInput {
         }
     }
 
-    /// The input of this name, if a host gives it.
+    /// The host input of this name, if there is one.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             TOKEN_IDS => Some(HostInput::TokenIds),
@@ -82,7 +81,10 @@ impl HostInput {
             MASK => Some(HostInput::Mask),
             ROTARY_COS => Some(HostInput::RotaryCos),
             ROTARY_SIN => Some(HostInput::RotarySin),
-            _ => Cache::parse(name, "_in").map(|(cache, layer)| HostInput::Past(cache, layer)),
+            _ => {
+                let (cache, layer) = Cache::parse(name, "_in")?;
+                Some(HostInput::Past(cache, layer))
+            }
         }
     }
 }
@@ -99,62 +101,72 @@ impl Cache {
     }
 
     fn parse(name: &str, ending: &str) -> Option<(Self, u32)> {
-        let layer = |cache: Cache| {
-            let number = name.strip_prefix(cache.prefix())?.strip_suffix(ending)?;
-            Some((cache, number.parse().ok()?))
-        };
-        Cache::ALL.into_iter().find_map(layer)
+        let name = name.strip_suffix(ending)?;
+        for cache in Cache::ALL {
+            if let Some(layer) = name.strip_prefix(cache.prefix()) {
+                return Some((cache, layer.parse().ok()?));
+            }
+        }
+        None
     }
 
-    /// The output of a graph with those of its tokens, which the host keeps for the next call.
+    /// The name of the output with the entries of the tokens of a call. The host appends them to
+    /// the cache.
     pub fn output(self, layer: u32) -> String {
         format!("{}{layer}_out", self.prefix())
     }
 
-    /// Whether keys or values go in or come out under this name, and of which layer.
+    /// Cache and layer of an input or output of this name, if it is one of a cache.
     pub fn named(name: &str) -> Option<(Self, u32)> {
         Cache::parse(name, "_in").or_else(|| Cache::parse(name, "_out"))
     }
 }
 
-/// What a graph of `shard` is fed by its host, in the order of the graph. The first input of a
-/// shard that is not the first comes from the shard before.
+/// The host inputs of a graph of `shard`, in the order of the graph. The first input of a shard
+/// that is not the first is the output of the shard before.
 pub fn inputs(shard: &Shard) -> Vec<HostInput> {
-    let first = if shard.has_embedding() {
-        HostInput::TokenIds
-    } else {
-        HostInput::Embeddings
-    };
-    let shared = [HostInput::Mask, HostInput::RotaryCos, HostInput::RotarySin];
-    let past =
-        layers(shard).flat_map(|layer| Cache::ALL.map(|cache| HostInput::Past(cache, layer)));
-    let first = (shard.first == 0).then_some(first);
-    first.into_iter().chain(shared).chain(past).collect()
+    let mut inputs = vec![];
+    if shard.first == 0 && shard.has_embedding() {
+        inputs.push(HostInput::TokenIds);
+    } else if shard.first == 0 {
+        inputs.push(HostInput::Embeddings);
+    }
+    inputs.extend([HostInput::Mask, HostInput::RotaryCos, HostInput::RotarySin]);
+    for layer in shard.first..shard.end {
+        for cache in Cache::ALL {
+            inputs.push(HostInput::Past(cache, layer));
+        }
+    }
+    inputs
 }
 
-/// The keys and values that a graph of `shard` gives, in the order of the graph.
+/// The outputs with keys and values of a graph of `shard`, in the order of the graph.
 pub fn cache_outputs(shard: &Shard) -> Vec<String> {
-    layers(shard)
-        .flat_map(|layer| Cache::ALL.map(|cache| cache.output(layer)))
-        .collect()
+    let mut outputs = vec![];
+    for layer in shard.first..shard.end {
+        for cache in Cache::ALL {
+            outputs.push(cache.output(layer));
+        }
+    }
+    outputs
 }
 
-fn layers(shard: &Shard) -> Range<u32> {
-    shard.first..shard.end
-}
-
-/// The rotary embedding whose cosines and sines the host gives. Refused: none, or more than one.
+/// The rotary embedding of `spec`. Not supported: none, or more than one, because there is one pair
+/// of cosines and sines.
 pub fn rotary(spec: &DecoderSpec) -> Result<&Rotary> {
-    let mut rotaries = spec
-        .layers
-        .iter()
-        .filter_map(|layer| layer.attention.rotary.as_ref());
-    let first = rotaries
-        .next()
-        .ok_or_else(|| not_supported(HOST, "a model without RoPE"))?;
-    match rotaries.find(|other| *other != first) {
-        None => Ok(first),
-        Some(_) => Err(not_supported(HOST, "layers of different RoPE")),
+    let mut found = None;
+    for layer in &spec.layers {
+        let Some(rotary) = &layer.attention.rotary else {
+            continue;
+        };
+        if found.is_some_and(|found| found != rotary) {
+            return Err(not_supported(HOST, "layers of different RoPE"));
+        }
+        found = Some(rotary);
+    }
+    match found {
+        Some(rotary) => Ok(rotary),
+        None => Err(not_supported(HOST, "a model without RoPE")),
     }
 }
 
@@ -172,12 +184,12 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Of graphs of `spec` that take `tokens` in a `context`. Refused: what one mask and one pair
-    /// of cosines and sines cannot say.
+    /// The shapes for graphs of `spec` with `tokens` tokens in a `context`. Not supported: layers
+    /// with different masks or rotary embeddings, because there is one input for all layers.
     pub fn new(spec: &DecoderSpec, tokens: u64, context: u64) -> Result<Self> {
         for layer in &spec.layers {
             let Attention {
-                // Of what is in the graph, the host knows nothing.
+                // These are inside the graph.
                 qkv_bias: _,
                 qk_norm: _,
                 score_scale: _,
@@ -227,13 +239,13 @@ mod tests {
     use crate::model::shards::{Place, Processor};
 
     #[test]
-    fn a_graph_is_fed_by_these_names_and_shapes() {
+    fn inputs_have_these_names_and_shapes() {
         let spec = DecoderSpec::tiny();
         let shapes = Shapes::new(&spec, 3, 16).unwrap();
-        let found: Vec<String> = inputs(&Shard::whole(&spec))
-            .into_iter()
-            .map(|input| format!("{} {:?}", input.name(), shapes.of(input)))
-            .collect();
+        let mut found = vec![];
+        for input in inputs(&Shard::whole(&spec)) {
+            found.push(format!("{} {:?}", input.name(), shapes.of(input)));
+        }
         assert_eq!(
             found,
             [
@@ -259,22 +271,24 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_is_fed_what_its_layers_read() {
+    fn a_shard_has_the_inputs_of_its_layers() {
         let spec = DecoderSpec::tiny();
         let place = Place {
             embedding: Processor::Cpu,
             ..Place::default()
         };
         let shards = Shard::cut(&spec, 2, place).unwrap();
-        let firsts: Vec<String> = shards
-            .iter()
-            .map(|shard| {
-                let all = inputs(shard);
-                format!("{} .. {}", all[0].name(), all[all.len() - 1].name())
-            })
-            .collect();
+        let mut found = vec![];
+        for shard in &shards {
+            let all = inputs(shard);
+            found.push(format!(
+                "{} .. {}",
+                all[0].name(),
+                all[all.len() - 1].name()
+            ));
+        }
         assert_eq!(
-            firsts,
+            found,
             [
                 "inputs_embeds .. past_value_0_in",
                 "attention_mask .. past_value_1_in"
@@ -285,10 +299,9 @@ mod tests {
     #[test]
     fn an_input_is_found_by_its_name() {
         let spec = DecoderSpec::tiny();
-        for input in inputs(&Shard::whole(&spec))
-            .into_iter()
-            .chain([HostInput::Embeddings])
-        {
+        let mut all = inputs(&Shard::whole(&spec));
+        all.push(HostInput::Embeddings);
+        for input in all {
             assert_eq!(HostInput::named(&input.name()), Some(input));
         }
         for name in [
@@ -305,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_mask_and_one_table_cannot_say_is_refused() {
+    fn different_masks_and_rotary_tables_are_not_supported() {
         let check = |change: fn(&mut DecoderSpec), expected: &str| {
             let mut spec = DecoderSpec::tiny();
             change(&mut spec);
@@ -335,7 +348,7 @@ mod tests {
         spec.layers[1].attention.rotary = None;
         assert!(
             Shapes::new(&spec, 3, 16).is_ok(),
-            "a table that some layers read"
+            "some layers use the table"
         );
     }
 }

@@ -1,6 +1,6 @@
-//! What a decoder-only transformer is: its description, the architectures that files name, its
-//! tensors, and what a host feeds it. Each of them is said here once; graph, reference, runners and
-//! bundles read it.
+//! Decoder-only transformers: the description of a decoder, the supported architectures, the
+//! tensors, and the inputs and outputs of a decoder graph. Graph, reference, runners and bundles
+//! read these definitions.
 
 pub mod arch;
 pub mod inputs;

@@ -3,18 +3,17 @@
 //! The plain layer adds two branches to the residual stream x, where `norm` is RMSNorm:
 //!
 //! ```text
-//! x += output(attention(q, k, v of norm(x)))    q and k turned by RoPE
+//! x += output(attention(q, k, v of norm(x)))    q and k rotated by RoPE
 //! x += down(act(gate) * up of norm(x))
 //! logits = head(norm(x))
 //! ```
 //!
-//! A [`Layer`] says where a layer differs. Graph and reference are two implementations of it that
-//! share no line, so that each checks the other.
+//! A [`Layer`] describes where a layer differs. Graph and reference implement it independently, so
+//! that each checks the other.
 //!
-//! A part that no consumer knows yet is a new field or variant. Every consumer takes the structs
-//! apart field by field and matches every variant, so the compiler names the places which must
-//! answer. The answer may be [`not_supported`]. Scaling of RoPE, for one, is a new field of
-//! [`Rotary`].
+//! To add a part, add a field or a variant; scaling of RoPE would be a new field of [`Rotary`].
+//! Every consumer destructures the structs field by field and matches every variant, so the
+//! compiler lists the places that must handle it. They may return [`not_supported`].
 
 use std::fmt;
 
@@ -26,11 +25,11 @@ use crate::model::facts::{ModelFacts, RopeRows};
 /// Most layers, as in llama.cpp (`LLAMA_MAX_LAYERS`).
 pub const MAX_LAYERS: u32 = 512;
 
-/// A decoder-only transformer. Facts hold it as [`ModelFacts`].
+/// A decoder-only transformer. It is serialized as [`ModelFacts`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "ModelFacts", into = "ModelFacts")]
 pub struct DecoderSpec {
-    /// What its file calls the architecture. It is shown to people; nothing depends on it.
+    /// The architecture as its file calls it. It is only displayed.
     pub architecture: String,
     /// Longest context the model was trained for, in tokens.
     pub context_length: u32,
@@ -48,15 +47,15 @@ pub struct DecoderSpec {
     pub head_dim: u32,
     /// The epsilon of every RMSNorm.
     pub rms_epsilon: f32,
-    /// What the layers begin with.
+    /// The embedding.
     pub embedding: Embedding,
     /// The layers, in order.
     pub layers: Vec<Layer>,
-    /// What becomes of the stream after the last layer and its RMSNorm.
+    /// The head, after the last layer and its RMSNorm.
     pub head: Head,
 }
 
-/// The rows of the tokens.
+/// The embedding of the tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
@@ -65,7 +64,7 @@ pub struct Embedding {
     pub scale: Option<f32>,
 }
 
-/// The logits.
+/// The head, which computes the logits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
@@ -83,12 +82,12 @@ pub struct Head {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
-    /// Where RMSNorm stands.
+    /// The position of RMSNorm.
     #[serde(default, skip_serializing_if = "is_default")]
     pub norms: Norms,
     /// The first branch.
     pub attention: Attention,
-    /// What the second branch applies to its gate.
+    /// The activation of the gate in the second branch.
     #[serde(default, skip_serializing_if = "is_default")]
     pub activation: Activation,
     /// Both branches are multiplied by it before they are added.
@@ -103,12 +102,12 @@ pub struct Attention {
     /// Whether q, k and v have biases.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qkv_bias: bool,
-    /// What normalizes queries and keys before they are turned.
+    /// The normalization of queries and keys before they are rotated.
     #[serde(default, skip_serializing_if = "is_default")]
     pub qk_norm: QkNorm,
-    /// How queries and keys are turned by their position, if they are.
+    /// The rotary embedding of queries and keys, if there is one.
     pub rotary: Option<Rotary>,
-    /// Which tokens a token sees of those before it.
+    /// The tokens that a token attends to.
     #[serde(default, skip_serializing_if = "is_default")]
     pub window: Window,
     /// Scores are multiplied by it; by default by `1 / sqrt(head_dim)`.
@@ -119,14 +118,14 @@ pub struct Attention {
     pub score_cap: Option<f32>,
 }
 
-/// Where RMSNorm stands in both branches of a layer.
+/// The position of RMSNorm in both branches of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Norms {
-    /// A branch reads the normalized stream.
+    /// The input of a branch is normalized.
     #[default]
     Before,
-    /// What a branch gives is normalized.
+    /// The output of a branch is normalized.
     After,
     /// Both.
     Around,
@@ -145,30 +144,31 @@ pub enum QkNorm {
     WholeRow,
 }
 
-/// Rotary embedding: column i of a head turns by the angle `position * base^(-2 i / dims)`.
+/// Rotary embedding: the pair of columns i of a head is rotated by the angle
+/// `position * base^(-2 i / dims)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rotary {
-    /// How the rows of `attn_q` and `attn_k` are laid out for it in the file.
+    /// The order of the rows of `attn_q` and `attn_k` in the file.
     pub layout: RopeRows,
-    /// Columns of a head that turn, the first ones.
+    /// The number of columns of a head that are rotated, from the first.
     pub dims: u32,
     /// The base of the frequencies.
     pub base: f32,
 }
 
-/// Which tokens a token sees.
+/// The tokens that a token attends to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Window {
     /// Itself and all before it.
     #[default]
     Full,
-    /// The last so many, itself included.
+    /// This number of tokens up to and including itself.
     Sliding(u32),
 }
 
-/// What the gate goes through.
+/// The activation of the gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
@@ -187,13 +187,13 @@ impl DecoderSpec {
 
     /// Layer `index`.
     pub fn layer(&self, index: u32) -> Result<&Layer> {
-        let count = self.block_count();
-        self.layers.get(index as usize).ok_or_else(|| {
-            Problem::new(
+        match self.layers.get(index as usize) {
+            Some(layer) => Ok(layer),
+            None => Err(Problem::new(
                 Code::ModelLayer,
-                format!("there is no layer {index} among {count}"),
-            )
-        })
+                format!("there is no layer {index} among {}", self.block_count()),
+            )),
+        }
     }
 
     /// Whether any layer has biases on q, k and v.
@@ -221,7 +221,7 @@ impl Layer {
     }
 }
 
-/// The answer of `consumer` to a part of a decoder that it does not implement.
+/// The problem of `consumer` with a part of a decoder that it does not implement.
 pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
     Problem::new(
         Code::ModelNotSupported,
@@ -229,9 +229,9 @@ pub fn not_supported(consumer: &str, part: impl fmt::Display) -> Problem {
     )
 }
 
-/// The same of an optional number, if it is given.
-pub fn refuse_any(consumer: &str, part: &str, given: Option<f32>) -> Result<()> {
-    match given {
+/// [`not_supported`] if the optional number `value` is set.
+pub fn refuse_any(consumer: &str, part: &str, value: Option<f32>) -> Result<()> {
+    match value {
         None => Ok(()),
         Some(number) => Err(not_supported(consumer, format!("{part} of {number}"))),
     }
@@ -308,7 +308,8 @@ impl DecoderSpec {
         }
     }
 
-    /// The tiny decoder once with each part that no plain one has, as `not_supported` calls it.
+    /// The tiny decoder once with each part that a plain decoder lacks, by the name of the part in
+    /// `not_supported`.
     pub(crate) fn variants() -> Vec<(&'static str, DecoderSpec)> {
         let mut all = vec![];
         let mut add = |part: &'static str, change: fn(&mut DecoderSpec)| {

@@ -1,5 +1,5 @@
-//! A decoder as facts hold it: the numbers of [`ModelFacts`], and for a decoder that is no plain
-//! one its structure. Layers that are alike are written once.
+//! The serialized form of a decoder: the numbers of [`ModelFacts`], and a structure if the decoder
+//! is not a plain one. Equal layers are written once.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,18 +7,18 @@ use super::spec::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rotary, is_de
 use crate::base::{Code, Problem, Result};
 use crate::model::facts::{ModelFacts, RopeRows};
 
-/// What the numbers of [`ModelFacts`] do not say.
+/// The parts of a decoder that [`ModelFacts`] has no numbers for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Structure {
-    /// What the layers begin with.
+    /// The embedding.
     #[serde(default, skip_serializing_if = "is_default")]
     pub embedding: Embedding,
-    /// The kinds of layers.
+    /// The distinct layers.
     pub kinds: Vec<Layer>,
-    /// Of each layer which of `kinds` it is.
+    /// For each layer its index in `kinds`.
     pub layers: Vec<u32>,
-    /// What becomes of the stream after the last layer.
+    /// The head.
     pub head: Head,
 }
 
@@ -27,10 +27,12 @@ impl Structure {
         let mut kinds: Vec<Layer> = vec![];
         let mut layers = vec![];
         for layer in &spec.layers {
-            let known = kinds.iter().position(|kind| kind == layer);
-            layers.push(known.unwrap_or(kinds.len()) as u32);
-            if known.is_none() {
-                kinds.push(layer.clone());
+            match kinds.iter().position(|kind| kind == layer) {
+                Some(index) => layers.push(index as u32),
+                None => {
+                    layers.push(kinds.len() as u32);
+                    kinds.push(layer.clone());
+                }
             }
         }
         Structure {
@@ -71,11 +73,13 @@ fn plain(facts: &ModelFacts) -> DecoderSpec {
 
 impl From<DecoderSpec> for ModelFacts {
     fn from(spec: DecoderSpec) -> Self {
-        let mut rotaries = spec
-            .layers
-            .iter()
-            .filter_map(|layer| layer.attention.rotary.as_ref());
-        let rotary = rotaries.next();
+        let (mut rope_freq_base, mut rope_rows) = (0.0, RopeRows::HalfSplit);
+        for layer in &spec.layers {
+            if let Some(rotary) = &layer.attention.rotary {
+                (rope_freq_base, rope_rows) = (rotary.base, rotary.layout);
+                break;
+            }
+        }
         let mut facts = ModelFacts {
             architecture: spec.architecture.clone(),
             block_count: spec.block_count(),
@@ -87,8 +91,8 @@ impl From<DecoderSpec> for ModelFacts {
             vocab: spec.vocab,
             context_length: spec.context_length,
             rms_epsilon: spec.rms_epsilon,
-            rope_freq_base: rotary.map_or(0.0, |rotary| rotary.base),
-            rope_rows: rotary.map_or(RopeRows::HalfSplit, |rotary| rotary.layout),
+            rope_freq_base,
+            rope_rows,
             qkv_bias: spec.has_qkv_bias(),
             tied_embeddings: spec.head.tied,
             structure: None,
@@ -103,10 +107,10 @@ impl From<DecoderSpec> for ModelFacts {
 impl TryFrom<ModelFacts> for DecoderSpec {
     type Error = Problem;
 
-    /// Refused: numbers which no decoder has.
+    /// A problem if the numbers do not describe a decoder.
     fn try_from(facts: ModelFacts) -> Result<Self> {
         if facts.block_count > MAX_LAYERS {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "{} layers are too many: at most {MAX_LAYERS}",
                 facts.block_count
             )));
@@ -124,7 +128,7 @@ impl TryFrom<ModelFacts> for DecoderSpec {
             || !facts.heads.is_multiple_of(facts.kv_heads)
             || !facts.head_dim.is_multiple_of(2)
         {
-            return Err(wrong(
+            return Err(invalid(
                 "layers, widths and heads must be at least 1, heads a multiple of key heads, head \
                  width even",
             ));
@@ -140,26 +144,25 @@ impl TryFrom<ModelFacts> for DecoderSpec {
             return Ok(spec);
         };
         if layers.len() != spec.layers.len() {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "the structure has {} layers, the model {}",
                 layers.len(),
                 spec.layers.len()
             )));
         }
-        for (layer, kind) in spec.layers.iter_mut().zip(layers) {
-            let missing = || wrong(format!("there is no layer of kind {kind}"));
-            *layer = kinds.get(kind as usize).ok_or_else(missing)?.clone();
-            let turned = layer
-                .attention
-                .rotary
-                .as_ref()
-                .map_or(2, |rotary| rotary.dims);
-            if turned == 0 || !turned.is_multiple_of(2) || turned > spec.head_dim {
-                return Err(wrong(format!(
-                    "RoPE of {turned} of {} columns: an even number of them can turn",
+        for (index, kind) in layers.into_iter().enumerate() {
+            let Some(layer) = kinds.get(kind as usize) else {
+                return Err(invalid(format!("there is no layer of kind {kind}")));
+            };
+            if let Some(Rotary { dims, .. }) = layer.attention.rotary
+                && (dims == 0 || !dims.is_multiple_of(2) || dims > spec.head_dim)
+            {
+                return Err(invalid(format!(
+                    "RoPE of {dims} of {} columns: their number must be even and at least 2",
                     spec.head_dim
                 )));
             }
+            spec.layers[index] = layer.clone();
         }
         Ok(DecoderSpec {
             embedding,
@@ -169,7 +172,7 @@ impl TryFrom<ModelFacts> for DecoderSpec {
     }
 }
 
-fn wrong(message: impl Into<String>) -> Problem {
+fn invalid(message: impl Into<String>) -> Problem {
     Problem::new(Code::ModelFacts, message)
 }
 
@@ -180,7 +183,7 @@ mod tests {
     use crate::model::decoder::Window;
 
     #[test]
-    fn a_plain_decoder_is_its_numbers() {
+    fn a_plain_decoder_is_written_as_its_numbers() {
         assert_eq!(
             CanonJson::of(&DecoderSpec::tiny()).unwrap().to_string(),
             r#"{"architecture":"tiny","block_count":2,"context_length":64,"ffn":12,"head_dim":4,"heads":2,"hidden":8,"kv_heads":1,"qkv_bias":false,"rms_epsilon":0.0625,"rope_freq_base":10000.0,"rope_rows":"half-split","tied_embeddings":true,"vocab":10}"#
@@ -188,9 +191,10 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_read_as_what_they_were_written_from() {
-        let plain = ("nothing", DecoderSpec::tiny());
-        for (part, spec) in DecoderSpec::variants().into_iter().chain([plain]) {
+    fn decoders_round_trip_through_facts() {
+        let mut specs = DecoderSpec::variants();
+        specs.push(("nothing", DecoderSpec::tiny()));
+        for (part, spec) in specs {
             let facts = CanonJson::of(&spec).unwrap();
             assert_eq!(facts.read::<DecoderSpec>().unwrap(), spec, "{part}");
             assert_eq!(facts.get("structure").is_some(), part != "nothing");
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_are_alike_are_written_once() {
+    fn equal_layers_are_written_once() {
         let mut spec = DecoderSpec::tiny();
         let full = spec.layers[0].clone();
         let mut local = full.clone();
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_of_no_decoder_are_refused() {
+    fn invalid_facts_are_rejected() {
         let check = |change: fn(&mut ModelFacts), expected: &str| {
             let mut spec = DecoderSpec::tiny();
             spec.layers[1].attention.rotary = None;

@@ -6,20 +6,20 @@ use super::spec::{DecoderSpec, Layer, Norms, QkNorm};
 use crate::model::facts::RopeRows;
 use crate::model::weight::blob_owner;
 
-/// What a tensor is to its decoder.
+/// The role of a tensor in its decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The rows of the tokens; of a tied decoder the head too.
+    /// The embedding, which is also the head of a tied decoder.
     Embedding,
     /// The weight of the RMSNorm after the last layer.
     FinalNorm,
     /// The matrix of the head.
     Head,
-    /// Something of the layer of this number.
+    /// A tensor of the layer of this number.
     Layer(u32, LayerTensor),
 }
 
-/// What a tensor is to its layer.
+/// The role of a tensor in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerTensor {
     /// The weight of the RMSNorm before attention.
@@ -34,17 +34,17 @@ pub enum LayerTensor {
     KeyNorm,
     /// The matrix or the bias of the values.
     Value,
-    /// The matrix of what attention adds to the stream.
+    /// The output matrix of attention.
     AttentionOutput,
     /// The weight of the RMSNorm after attention.
     AttentionPostNorm,
     /// The weight of the RMSNorm before the feed-forward layer.
     FeedForwardNorm,
-    /// The matrix of what is activated.
+    /// The gate matrix of the feed-forward layer; the activation is applied to its result.
     Gate,
-    /// The matrix of what the gate is multiplied by.
+    /// The up matrix of the feed-forward layer.
     Up,
-    /// The matrix of what the feed-forward layer adds to the stream.
+    /// The down matrix of the feed-forward layer.
     Down,
     /// The weight of the RMSNorm after the feed-forward layer.
     FeedForwardPostNorm,
@@ -57,14 +57,14 @@ pub struct TensorSpec {
     pub name: String,
     /// `[rows, columns]`, or `[n]`.
     pub shape: Vec<u64>,
-    /// What it is.
+    /// Its role.
     pub role: Role,
-    /// How many heads its rows are, if the file has the rows of each head in interleaved order.
+    /// The number of its heads, if the file has the rows of each head in interleaved order.
     pub interleaved_heads: Option<u32>,
 }
 
 impl Role {
-    /// Its name without an ending: `blk.0.attn_q`.
+    /// Its name without a suffix: `blk.0.attn_q`.
     pub fn stem(self) -> String {
         match self {
             Role::Embedding => "token_embd".into(),
@@ -74,7 +74,7 @@ impl Role {
         }
     }
 
-    /// The name of its matrix, or of its weight of an RMSNorm.
+    /// The name of its matrix or its RMSNorm weight.
     pub fn weight(self) -> String {
         self.stem() + ".weight"
     }
@@ -106,7 +106,7 @@ impl LayerTensor {
 }
 
 impl TensorSpec {
-    /// Whether it is a matrix, and no vector.
+    /// Whether it is a matrix, not a vector.
     pub fn is_matrix(&self) -> bool {
         self.shape.len() == 2
     }
@@ -121,22 +121,24 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<TensorSpec> {
     if !spec.head.tied {
         list.add(Role::Head, &[vocab, hidden]);
     }
-    for (index, layer) in (0..).zip(&spec.layers) {
-        list.add_layer(spec, index, layer);
+    for (index, layer) in spec.layers.iter().enumerate() {
+        list.add_layer(spec, index as u32, layer);
     }
     list.0
 }
 
 /// Every tensor of `spec`, by name.
 pub fn by_name(spec: &DecoderSpec) -> BTreeMap<String, TensorSpec> {
-    let named = |tensor: TensorSpec| (tensor.name.clone(), tensor);
-    tensors(spec).into_iter().map(named).collect()
+    let mut tensors_by_name = BTreeMap::new();
+    for tensor in tensors(spec) {
+        tensors_by_name.insert(tensor.name.clone(), tensor);
+    }
+    tensors_by_name
 }
 
-/// What the weight is to its decoder that a blob belongs to, by the name of the blob:
-/// `blk.0.attn_q.weight/codes`.
+/// The role of the weight that the blob `blob` is a part of: `blk.0.attn_q.weight/codes`.
 pub fn role_of_blob(tensors: &BTreeMap<String, TensorSpec>, blob: &str) -> Option<Role> {
-    tensors.get(blob_owner(blob)).map(|tensor| tensor.role)
+    Some(tensors.get(blob_owner(blob))?.role)
 }
 
 struct List(Vec<TensorSpec>);
@@ -160,8 +162,10 @@ impl List {
             Norms::Around => (true, true),
         };
         let attention = &layer.attention;
-        let rotary = attention.rotary.as_ref();
-        let is_interleaved = rotary.is_some_and(|rotary| rotary.layout == RopeRows::Interleaved);
+        let is_interleaved = match &attention.rotary {
+            Some(rotary) => rotary.layout == RopeRows::Interleaved,
+            None => false,
+        };
 
         if before {
             self.add(role(LayerTensor::AttentionNorm), &[hidden]);
@@ -171,20 +175,23 @@ impl List {
             (LayerTensor::Key, Some(LayerTensor::KeyNorm), spec.kv_heads),
             (LayerTensor::Value, None, spec.kv_heads),
         ] {
-            let (role_of_rows, rows) = (role(tensor), u64::from(heads) * width);
-            // Values do not turn, and only what turns is normalized.
-            let interleaved_heads = (norm.is_some() && is_interleaved).then_some(heads);
+            let (matrix, rows) = (role(tensor), u64::from(heads) * width);
+            // RoPE and QK norm apply to queries and keys, not to values.
+            let interleaved_heads = match norm {
+                Some(_) if is_interleaved => Some(heads),
+                _ => None,
+            };
             self.0.push(TensorSpec {
-                name: role_of_rows.weight(),
+                name: matrix.weight(),
                 shape: vec![rows, hidden],
-                role: role_of_rows,
+                role: matrix,
                 interleaved_heads,
             });
             if attention.qkv_bias {
                 self.0.push(TensorSpec {
-                    name: role_of_rows.bias(),
+                    name: matrix.bias(),
                     shape: vec![rows],
-                    role: role_of_rows,
+                    role: matrix,
                     interleaved_heads,
                 });
             }
@@ -218,20 +225,19 @@ mod tests {
     use super::*;
 
     fn text(spec: &DecoderSpec) -> String {
-        let line = |tensor: TensorSpec| {
-            let heads = tensor.interleaved_heads.map(|heads| format!(" {heads}"));
-            format!(
-                "{} {:?}{}\n",
-                tensor.name,
-                tensor.shape,
-                heads.unwrap_or_default()
-            )
-        };
-        tensors(spec).into_iter().map(line).collect()
+        let mut text = String::new();
+        for tensor in tensors(spec) {
+            text.push_str(&format!("{} {:?}", tensor.name, tensor.shape));
+            if let Some(heads) = tensor.interleaved_heads {
+                text.push_str(&format!(" {heads}"));
+            }
+            text.push('\n');
+        }
+        text
     }
 
     #[test]
-    fn a_plain_decoder_has_these() {
+    fn a_plain_decoder_has_these_tensors() {
         let mut spec = DecoderSpec::tiny();
         spec.layers.pop();
         assert_eq!(
@@ -251,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_have_tensors_of_their_own() {
+    fn norms_biases_and_an_untied_head_add_tensors() {
         let mut spec = DecoderSpec::tiny();
         spec.head.tied = false;
         let layer = &mut spec.layers[0];

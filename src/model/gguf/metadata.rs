@@ -1,7 +1,6 @@
-//! The key-value pairs of a GGUF, asked for by type.
+//! The key-value pairs of a GGUF, with typed access.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use super::reader::Reader;
 use super::value::{Array, Value};
@@ -28,53 +27,42 @@ impl<'a> Metadata<'a> {
     /// Reads `claimed` pairs.
     pub fn read(reader: &mut Reader<'a>, claimed: u64) -> Result<Self> {
         let count = reader.count(claimed, SMALLEST_PAIR, MAX_KEYS, "metadata keys")?;
-        let mut metadata = Metadata {
-            pairs: vec![],
-            by_key: BTreeMap::new(),
-        };
+        let mut metadata = Metadata::default();
         for index in 0..count {
             let key = reader.string().map_err(|problem| {
                 problem.within(format!("failed to read metadata key {index}"))
             })?;
             if key.is_empty() || key.len() > MAX_KEY_BYTES {
-                return Err(Problem::new(
-                    Code::ModelGgufKey,
-                    format!(
-                        "metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}",
-                        key.len()
-                    ),
-                ));
+                return Err(invalid(format!(
+                    "metadata key {index} has {} bytes; expected 1 to {MAX_KEY_BYTES}",
+                    key.len()
+                )));
             }
             let value = Value::read(reader).map_err(|problem| {
                 problem.within(format!("failed to read metadata key {}", quoted(key)))
             })?;
-            match metadata.by_key.entry(key) {
-                Entry::Vacant(entry) => entry.insert(metadata.pairs.len()),
-                Entry::Occupied(_) => {
-                    return Err(Problem::new(
-                        Code::ModelGgufKey,
-                        format!("metadata key {} twice", quoted(key)),
-                    ));
-                }
-            };
-            metadata.pairs.push((key, value));
+            if metadata.by_key.contains_key(key) {
+                return Err(invalid(format!("metadata key {} twice", quoted(key))));
+            }
+            metadata.push(key, value);
         }
         Ok(metadata)
     }
 
-    /// The pairs that `keep` holds to, in the same order.
+    fn push(&mut self, key: &'a str, value: Value<'a>) {
+        self.by_key.insert(key, self.pairs.len());
+        self.pairs.push((key, value));
+    }
+
+    /// The pairs whose key `keep` accepts, in the same order.
     pub fn retain(self, mut keep: impl FnMut(&str) -> bool) -> Self {
-        let pairs: Vec<_> = self
-            .pairs
-            .into_iter()
-            .filter(|(key, _)| keep(key))
-            .collect();
-        let by_key = pairs
-            .iter()
-            .enumerate()
-            .map(|(index, (key, _))| (*key, index))
-            .collect();
-        Metadata { pairs, by_key }
+        let mut kept = Metadata::default();
+        for (key, value) in self.pairs {
+            if keep(key) {
+                kept.push(key, value);
+            }
+        }
+        kept
     }
 
     /// All pairs, in the order of the file.
@@ -89,38 +77,38 @@ impl<'a> Metadata<'a> {
             .map(|index| (self.pairs[*index].0, &self.pairs[*index].1))
     }
 
-    /// The value of `key` as a `T`; `None` if it is not there, a problem if it is something else.
+    /// The value of `key` as a `T`; `None` if the key is missing, a problem if it has another type.
     pub fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>> {
         let Some(index) = self.by_key.get(key) else {
             return Ok(None);
         };
         let value = &self.pairs[*index].1;
-        T::from_value(value).map(Some).ok_or_else(|| {
-            let found = value.described();
-            Problem::new(
-                Code::ModelGgufKey,
-                format!(
-                    "metadata key {}: expected {}, found {found}",
-                    quoted(key),
-                    T::NAME
-                ),
-            )
-        })
+        match T::from_value(value) {
+            Some(typed) => Ok(Some(typed)),
+            None => Err(invalid(format!(
+                "metadata key {}: expected {}, found {}",
+                quoted(key),
+                T::NAME,
+                value.described()
+            ))),
+        }
     }
 
-    /// The value of `key` as a `T`; a problem if it is not there or something else.
+    /// The value of `key` as a `T`; a problem if the key is missing or has another type.
     pub fn require<T: FromValue<'a>>(&self, key: &str) -> Result<T> {
-        self.get(key)?.ok_or_else(|| {
-            Problem::new(
-                Code::ModelGgufKey,
-                format!(
-                    "metadata key {} is missing; expected {}",
-                    quoted(key),
-                    T::NAME
-                ),
-            )
-        })
+        match self.get(key)? {
+            Some(value) => Ok(value),
+            None => Err(invalid(format!(
+                "metadata key {} is missing; expected {}",
+                quoted(key),
+                T::NAME
+            ))),
+        }
     }
+}
+
+fn invalid(message: String) -> Problem {
+    Problem::new(Code::ModelGgufKey, message)
 }
 
 /// `key` between backticks, without control characters, not too long for a message.
@@ -128,12 +116,12 @@ pub fn quoted(key: &str) -> String {
     format!("`{}`", Value::Str(key))
 }
 
-/// What a value may be asked for as.
+/// A type that a metadata value can be read as.
 pub trait FromValue<'a>: Sized {
-    /// What messages call it.
+    /// Its name in messages.
     const NAME: &'static str;
 
-    /// The value, if it is one.
+    /// `value` as this type; `None` if it has another type or is out of range.
     fn from_value(value: &Value<'a>) -> Option<Self>;
 }
 
@@ -157,10 +145,9 @@ impl<'a> FromValue<'a> for f32 {
     const NAME: &'static str = "a finite f32";
 
     fn from_value(value: &Value<'a>) -> Option<Self> {
-        if let Value::F32(value) = value {
-            value.is_finite().then_some(*value)
-        } else {
-            None
+        match value {
+            Value::F32(value) if value.is_finite() => Some(*value),
+            _ => None,
         }
     }
 }
@@ -211,10 +198,14 @@ impl<'a> FromValue<'a> for Uniform {
         let Value::Array(array) = value else {
             return u32::from_value(value).map(Uniform);
         };
-        let mut numbers = array.iter().map(|value| u32::from_value(&value));
-        let first = numbers.next()??;
-        numbers
-            .all(|number| number == Some(first))
-            .then_some(Uniform(first))
+        let mut uniform = None;
+        for value in array.iter() {
+            let number = u32::from_value(&value)?;
+            if uniform.is_some_and(|uniform| uniform != number) {
+                return None;
+            }
+            uniform = Some(number);
+        }
+        uniform.map(Uniform)
     }
 }

@@ -1,6 +1,6 @@
-//! A cursor over untrusted bytes: every read is checked against what is left.
+//! A cursor over untrusted bytes: every read is checked against the number of bytes that follow.
 
-use super::CUT;
+use super::TRUNCATED_HELP;
 use crate::base::{Code, Problem, Result};
 
 /// Longest string, as in gguf.cpp (`GGUF_MAX_STRING_LENGTH`).
@@ -11,11 +11,11 @@ const MAX_STRING_BYTES: u64 = 1 << 30;
 pub enum ByteOrder {
     /// The lowest first: nearly every file.
     Little,
-    /// The highest first: files of s390x and its kin.
+    /// The highest first: files for s390x and similar machines.
     Big,
 }
 
-/// Reads numbers and strings, which it borrows.
+/// Reads numbers and borrowed strings.
 #[derive(Clone)]
 pub struct Reader<'a> {
     bytes: &'a [u8],
@@ -33,12 +33,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The order of the bytes of its numbers.
+    /// The byte order of its numbers.
     pub fn order(&self) -> ByteOrder {
         self.order
     }
 
-    /// Reads on in another order.
+    /// Changes the byte order of the numbers that follow.
     pub fn set_order(&mut self, order: ByteOrder) {
         self.order = order;
     }
@@ -48,12 +48,12 @@ impl<'a> Reader<'a> {
         self.position
     }
 
-    /// How many are left.
+    /// How many bytes follow.
     pub fn remaining(&self) -> u64 {
         (self.bytes.len() - self.position) as u64
     }
 
-    /// The bytes from `start` up to here.
+    /// The bytes from `start` to the current position.
     pub fn since(&self, start: usize) -> &'a [u8] {
         self.bytes.get(start..self.position).unwrap_or_default()
     }
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
                     self.remaining()
                 ),
             )
-            .help(CUT));
+            .help(TRUNCATED_HELP));
         }
         let start = self.position;
         self.position += count as usize;
@@ -83,7 +83,7 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
-    /// The next number of `N` bytes, the lowest first whatever the file's order.
+    /// The next number of `N` bytes, converted to little-endian.
     pub fn number<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut out = self.array()?;
         if self.order == ByteOrder::Big {
@@ -94,56 +94,38 @@ impl<'a> Reader<'a> {
 
     /// The next unsigned 32-bit number.
     pub fn u32(&mut self) -> Result<u32> {
-        self.number().map(u32::from_le_bytes)
+        Ok(u32::from_le_bytes(self.number()?))
     }
 
     /// The next unsigned 64-bit number.
     pub fn u64(&mut self) -> Result<u64> {
-        self.number().map(u64::from_le_bytes)
+        Ok(u64::from_le_bytes(self.number()?))
     }
 
     /// The next string: its length, then UTF-8.
     pub fn string(&mut self) -> Result<&'a str> {
         let start = self.position;
-        let problem = |what: String| {
-            Problem::new(
-                Code::ModelGgufString,
-                format!("string at byte {start}: {what}"),
-            )
-        };
         let length = self.u64()?;
         if length > MAX_STRING_BYTES {
-            return Err(problem(format!(
-                "{length} bytes; at most {MAX_STRING_BYTES} are allowed"
-            )));
+            return Err(invalid_string(
+                start,
+                &format!("{length} bytes; at most {MAX_STRING_BYTES} are allowed"),
+            ));
         }
         std::str::from_utf8(self.take(length)?)
-            .map_err(|error| problem(format!("not UTF-8: {error}")))
+            .map_err(|error| invalid_string(start, &format!("not UTF-8: {error}")))
     }
 
-    /// Passes over `count` strings, each checked as [`Reader::string`] does. A vocabulary has
-    /// hundreds of thousands: this is one loop over bytes at hand, and what is wrong with a
-    /// string is left to the slow way to say.
-    pub fn pass_strings(&mut self, count: usize) -> Result<()> {
-        let order = self.order;
-        let length = |bytes: &[u8; 8]| match order {
-            ByteOrder::Little => u64::from_le_bytes(*bytes),
-            ByteOrder::Big => u64::from_be_bytes(*bytes),
-        };
-        let after = |rest: &'a [u8]| {
-            let (bytes, rest) = rest.split_first_chunk()?;
-            let length = length(bytes);
-            if length > rest.len() as u64 || length > MAX_STRING_BYTES {
-                return None;
-            }
-            let (text, rest) = rest.split_at(length as usize);
-            std::str::from_utf8(text).is_ok().then_some(rest)
-        };
+    /// Skips `count` strings, each checked as [`Reader::string`] does. This is one tight loop,
+    /// because a vocabulary has hundreds of thousands of them. [`Reader::string`] reads an invalid
+    /// string again for its message.
+    pub fn skip_strings(&mut self, count: usize) -> Result<()> {
         let mut rest = &self.bytes[self.position..];
         for _ in 0..count {
-            let Some(next) = after(rest) else {
+            let Some(next) = after_string(rest, self.order) else {
                 self.position = self.bytes.len() - rest.len();
-                return self.string().map(drop);
+                self.string()?;
+                return Ok(());
             };
             rest = next;
         }
@@ -151,20 +133,42 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// A count of items of at least `smallest` bytes each: what cannot lie in the rest of the file
-    /// is refused before anything is allocated for it.
+    /// Checks a count of items of at least `smallest` bytes each, before memory is allocated for
+    /// them: they must fit in the rest of the file.
     pub fn count(&self, claimed: u64, smallest: u64, cap: u64, what: &str) -> Result<usize> {
-        let room = self.remaining() / smallest;
-        if claimed <= cap && claimed <= room {
+        let fitting = self.remaining() / smallest;
+        if claimed <= cap && claimed <= fitting {
             return Ok(claimed as usize);
         }
         Err(Problem::new(
             Code::ModelGgufCount,
             format!(
-                "{claimed} {what} are announced; the file has room for {room}, and at most {cap} \
-                 are allowed"
+                "{claimed} {what} are announced; the file has room for {fitting}, and at most \
+                 {cap} are allowed"
             ),
         )
         .help("the file is truncated or damaged; fetch it again"))
     }
+}
+
+fn invalid_string(start: usize, what: &str) -> Problem {
+    Problem::new(
+        Code::ModelGgufString,
+        format!("string at byte {start}: {what}"),
+    )
+}
+
+/// The bytes after the string at the start of `bytes`; `None` if the string is invalid.
+fn after_string(bytes: &[u8], order: ByteOrder) -> Option<&[u8]> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let length = match order {
+        ByteOrder::Little => u64::from_le_bytes(*length),
+        ByteOrder::Big => u64::from_be_bytes(*length),
+    };
+    if length > rest.len() as u64 || length > MAX_STRING_BYTES {
+        return None;
+    }
+    let (text, rest) = rest.split_at(length as usize);
+    std::str::from_utf8(text).ok()?;
+    Some(rest)
 }

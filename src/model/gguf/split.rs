@@ -1,183 +1,187 @@
-//! A model in several files, as `llama-gguf-split` and gguf-py write it: each says which of how
-//! many it is.
+//! A model in several files, as `llama-gguf-split` and gguf-py write it: the metadata of each file
+//! have its number and the number of files.
 
 use std::collections::HashMap;
 
-use super::{Head, Metadata, TensorInfo, quoted};
+use super::{Head, Metadata, TensorInfo, Value, quoted};
 use crate::base::{Code, Problem, Result};
 
 /// Most files of a model: their names have five digits.
 pub const MAX_FILES: usize = 99_999;
 
 /// The names of all files of the model that the file `name` belongs to, by its name:
-/// `NAME-00002-of-00003.gguf` is one of three. Nothing else is known of another name than that it
-/// is one.
+/// `NAME-00002-of-00003.gguf` is one of three. A name of another form is the only file.
 pub fn files_of(name: &str) -> Vec<String> {
-    let numbers = || {
-        let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-        let (stem, number) = rest.rsplit_once('-')?;
-        let number_of = |digits: &str| {
-            (digits.len() == 5)
-                .then(|| digits.parse::<u32>().ok())
-                .flatten()
-        };
-        let (number, count) = (number_of(number)?, number_of(count)?);
-        (1..=count).contains(&number).then_some((stem, count))
+    let Some((stem, count)) = parse_name(name) else {
+        return vec![name.into()];
     };
-    match numbers() {
-        None => vec![name.into()],
-        Some((stem, count)) => (1..=count)
-            .map(|number| format!("{stem}-{number:05}-of-{count:05}.gguf"))
-            .collect(),
+    let mut files = vec![];
+    for number in 1..=count {
+        files.push(format!("{stem}-{number:05}-of-{count:05}.gguf"));
     }
+    files
 }
 
-/// Whether a key only says how a model is split.
-pub fn is_split_key(key: &str) -> bool {
+/// The stem and the number of files: `NAME` and 3 for `NAME-00002-of-00003.gguf`.
+fn parse_name(name: &str) -> Option<(&str, u32)> {
+    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    if number.len() != 5 || count.len() != 5 {
+        return None;
+    }
+    let number: u32 = number.parse().ok()?;
+    let count: u32 = count.parse().ok()?;
+    if number < 1 || number > count {
+        return None;
+    }
+    Some((stem, count))
+}
+
+/// Whether a key only describes how a model is split.
+pub(super) fn is_split_key(key: &str) -> bool {
     key.starts_with("split.")
 }
 
-/// Which file of how many: from 0, as files say it. `None` if it is the only one.
-fn place(metadata: &Metadata) -> Result<Option<(u32, u32)>> {
+/// The number of a file, from 0, and the number of files; `None` if it is the only one.
+fn part_number(metadata: &Metadata) -> Result<Option<(u32, u32)>> {
     match metadata.get::<u32>("split.count")?.unwrap_or(0) {
         0 | 1 => Ok(None),
         count => Ok(Some((metadata.require("split.no")?, count))),
     }
 }
 
-/// Refuses files that are not all of one model, each once and in order.
+/// Checks that the files are all files of one model, each once and in order.
 pub(super) fn check(heads: &[Head]) -> Result<()> {
-    let places = heads
-        .iter()
-        .map(|head| place(&head.metadata))
-        .collect::<Result<Vec<_>>>()?;
+    let mut places = vec![];
+    for head in heads {
+        places.push(part_number(&head.metadata)?);
+    }
     if let [None] = places.as_slice() {
         return Ok(());
     }
-    let mut numbers = vec![];
-    let mut total = None;
-    for (index, place) in places.iter().enumerate() {
+    let mut numbers: Vec<u32> = vec![];
+    let mut total = 0;
+    for (index, place) in places.into_iter().enumerate() {
+        let file = index + 1;
         let Some((number, count)) = place else {
-            return Err(wrong(format!(
-                "file {} is a model of its own, no part of a split one",
-                index + 1
+            return Err(invalid(format!(
+                "file {file} is a model of its own, no part of a split one"
             )));
         };
-        let total = *total.get_or_insert(*count);
-        if *count != total {
-            let what = format!(
-                "file {} is one of {count} parts, file 1 is one of {total}",
-                index + 1
-            );
-            return Err(wrong(format!("{what}: they are of different models")));
+        if index == 0 {
+            total = count;
+        }
+        if count != total {
+            return Err(invalid(format!(
+                "file {file} is one of {count} parts, file 1 is one of {total}: they are of \
+                 different models"
+            )));
         }
         if number >= count {
-            return Err(wrong(format!(
-                "file {} is part {} of {count}",
-                index + 1,
-                u64::from(*number) + 1
+            let part = u64::from(number) + 1;
+            return Err(invalid(format!("file {file} is part {part} of {count}")));
+        }
+        if let Some(before) = numbers.iter().position(|&other| other == number) {
+            return Err(invalid(format!(
+                "files {} and {file} are both part {} of {count}",
+                before + 1,
+                number + 1
             )));
         }
-        if let Some(before) = numbers.iter().position(|other| other == number) {
-            let (number, before) = (number + 1, before + 1);
-            return Err(wrong(format!(
-                "files {before} and {} are both part {number} of {count}",
-                index + 1
-            )));
-        }
-        numbers.push(*number);
+        numbers.push(number);
     }
-    let count = total.unwrap_or_default();
-    if let Some(missing) = (0..count).find(|number| !numbers.contains(number)) {
-        let given: Vec<String> = numbers
-            .iter()
-            .take(8)
-            .map(|number| (number + 1).to_string())
-            .collect();
-        let more = if numbers.len() > given.len() {
-            " ..."
-        } else {
-            ""
-        };
-        return Err(wrong(format!(
-            "part {} of {count} is missing; given: {}{more}",
-            u64::from(missing) + 1,
-            given.join(", ")
-        )));
-    }
-    if let Some(index) = numbers
-        .iter()
-        .enumerate()
-        .position(|(index, number)| index != *number as usize)
-    {
-        let found = numbers[index] + 1;
-        return Err(wrong(format!(
-            "file {} is part {found} of {count}: the parts are out of order",
-            index + 1
-        )));
-    }
-    same_model(heads)
+    check_order(&numbers, total)?;
+    check_same_model(heads)
 }
 
-/// What a later file says of the model, if it does, is what the first one says.
-fn same_model(heads: &[Head]) -> Result<()> {
+/// Checks that `numbers` are 0 to `count - 1`, in order.
+fn check_order(numbers: &[u32], count: u32) -> Result<()> {
+    for expected in 0..count {
+        if !numbers.contains(&expected) {
+            let mut found = vec![];
+            for number in numbers.iter().take(8) {
+                found.push((number + 1).to_string());
+            }
+            if numbers.len() > found.len() {
+                found.push("...".into());
+            }
+            return Err(invalid(format!(
+                "part {} of {count} is missing; found: {}",
+                u64::from(expected) + 1,
+                found.join(", ")
+            )));
+        }
+    }
+    for (index, &number) in numbers.iter().enumerate() {
+        if index != number as usize {
+            return Err(invalid(format!(
+                "file {} is part {} of {count}: the parts are out of order",
+                index + 1,
+                number + 1
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the metadata of later files agree with the first file.
+fn check_same_model(heads: &[Head]) -> Result<()> {
     let Some((first, others)) = heads.split_first() else {
         return Ok(());
     };
     for (index, head) in others.iter().enumerate() {
         if head.reader.order() != first.reader.order() {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "file {} has another byte order than file 1",
                 index + 2
             )));
         }
-        for (key, value) in head.metadata.pairs() {
-            let own = matches!(*key, "split.no" | "general.alignment");
-            let agreed = first
-                .metadata
-                .pairs()
-                .iter()
-                .find(|(other, _)| other == key)
-                .map(|(_, value)| value);
-            if !own && agreed.is_some_and(|agreed| agreed != value) {
-                let what = format!(
-                    "{} is {value} in file {}, but not in file 1",
+        for &(key, value) in head.metadata.pairs() {
+            if matches!(key, "split.no" | "general.alignment") {
+                continue;
+            }
+            if let Some(expected) = first.metadata.get::<Value>(key)?
+                && expected != value
+            {
+                return Err(invalid(format!(
+                    "{} is {value} in file {}, but not in file 1: they are of different models",
                     quoted(key),
                     index + 2
-                );
-                return Err(wrong(format!("{what}: they are of different models")));
+                )));
             }
         }
     }
     Ok(())
 }
 
-/// Refuses a tensor that two files have, and another number of them than the files say.
+/// Checks that no two files have the same tensor, and that the number of tensors is as announced.
 pub(super) fn check_tensors(heads: &[Head], tensors: &[TensorInfo]) -> Result<()> {
     let mut files: HashMap<&str, usize> = HashMap::with_capacity(tensors.len());
     for tensor in tensors {
         if let Some(file) = files.insert(tensor.name, tensor.file) {
-            let (name, file, again) = (quoted(tensor.name), file + 1, tensor.file + 1);
-            return Err(wrong(format!(
-                "tensor {name} is in files {file} and {again}: they are of different models"
+            return Err(invalid(format!(
+                "tensor {} is in files {} and {}: they are of different models",
+                quoted(tensor.name),
+                file + 1,
+                tensor.file + 1
             )));
         }
     }
     for head in heads {
-        let announced = head.metadata.get::<u32>("split.tensors.count")?;
-        if let Some(announced) = announced.filter(|announced| *announced as usize != tensors.len())
+        if let Some(announced) = head.metadata.get::<u32>("split.tensors.count")?
+            && announced as usize != tensors.len()
         {
-            let what = format!(
-                "the files hold {} tensors, `split.tensors.count` is {announced}",
+            return Err(invalid(format!(
+                "the files hold {} tensors, `split.tensors.count` is {announced}: they are of \
+                 different models",
                 tensors.len()
-            );
-            return Err(wrong(format!("{what}: they are of different models")));
+            )));
         }
     }
     Ok(())
 }
 
-fn wrong(message: String) -> Problem {
+fn invalid(message: String) -> Problem {
     Problem::new(Code::ModelGgufSplit, message).help(
         "give all parts of one model in order: in a plan `gguf = [\"part1\", \"part2\"]`, to \
          `kiln inspect` any one of files that are called NAME-00001-of-00002.gguf; or join them: \

@@ -1,4 +1,4 @@
-//! A GGUF as people and as programs read it.
+//! The summary of a GGUF: as text for people, as JSON for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,12 +9,11 @@ use super::{ByteOrder, Gguf, Metadata, Value};
 use crate::base;
 use crate::model::facts::{ModelFacts, RopeRows};
 
-/// What `summary.txt` and `kiln inspect` say; the model part only where the architecture is
-/// understood.
+/// The text of `summary.txt` and `kiln inspect`.
 pub struct Summary<'a> {
     /// The file.
     pub gguf: &'a Gguf<'a>,
-    /// What it makes.
+    /// The model, if kiln supports its architecture.
     pub model: Option<&'a ModelFacts>,
 }
 
@@ -24,11 +23,10 @@ impl fmt::Display for Summary<'_> {
         if let Ok(Some(name)) = gguf.metadata.get::<Value>("general.name") {
             writeln!(f, "{name}")?;
         }
-        let weights: u64 = gguf
-            .tensors
-            .iter()
-            .map(|tensor| tensor.values())
-            .fold(0, u64::saturating_add);
+        let mut weights = 0u64;
+        for tensor in &gguf.tensors {
+            weights = weights.saturating_add(tensor.values());
+        }
         let order = if gguf.order == ByteOrder::Big {
             ", big-endian"
         } else {
@@ -58,9 +56,10 @@ impl fmt::Display for Summary<'_> {
         }
         write_types(f, gguf)?;
         writeln!(f, "\nmetadata")?;
-        gguf.metadata
-            .iter()
-            .try_for_each(|(key, value)| writeln!(f, "  {}  {value}", Value::Str(key)))
+        for (key, value) in gguf.metadata.iter() {
+            writeln!(f, "  {}  {value}", Value::Str(key))?;
+        }
+        Ok(())
     }
 }
 
@@ -105,9 +104,10 @@ fn write_model(f: &mut fmt::Formatter<'_>, model: &ModelFacts) -> fmt::Result {
         ("RMSNorm", format!("epsilon {:e}", model.rms_epsilon)),
     ];
     writeln!(f, "\nmodel")?;
-    lines
-        .iter()
-        .try_for_each(|(name, value)| writeln!(f, "  {name:<14}{value}"))
+    for (name, value) in lines {
+        writeln!(f, "  {name:<14}{value}")?;
+    }
+    Ok(())
 }
 
 /// Tensors, weights and bytes of each type, most bytes first.
@@ -122,15 +122,14 @@ fn write_types(f: &mut fmt::Formatter<'_>, gguf: &Gguf) -> fmt::Result {
     let mut types: Vec<_> = types.into_iter().collect();
     types.sort_by_key(|(name, (_, _, bytes))| (std::cmp::Reverse(*bytes), *name));
     writeln!(f, "\ntypes      tensors       weights       size")?;
-    types
-        .iter()
-        .try_for_each(|(name, (count, weights, bytes))| {
-            writeln!(
-                f,
-                "  {name:<8}{count:>8}{weights:>14}{:>11}",
-                base::bytes(*bytes)
-            )
-        })
+    for (name, (count, weights, bytes)) in types {
+        writeln!(
+            f,
+            "  {name:<8}{count:>8}{weights:>14}{:>11}",
+            base::bytes(bytes)
+        )?;
+    }
+    Ok(())
 }
 
 /// The pairs whose key begins with a prefix, as one JSON object.
@@ -147,9 +146,8 @@ pub struct Scalars<'a>(pub &'a Metadata<'a>);
 
 impl Serialize for Scalars<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let is_scalar = |(key, value): &(&str, &Value)| {
+        serializer.collect_map(self.0.iter().filter(|(key, value)| {
             !key.starts_with("tokenizer.") && !matches!(value, Value::Array(_))
-        };
-        serializer.collect_map(self.0.iter().filter(is_scalar))
+        }))
     }
 }

@@ -1,9 +1,9 @@
-//! The tensor list of a GGUF, and where each tensor lies.
+//! The tensor list of a GGUF: names, types, shapes, and byte ranges in the file.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::CUT;
+use super::TRUNCATED_HELP;
 use super::metadata::quoted;
 use super::reader::Reader;
 use crate::base::{Code, Problem, Result};
@@ -29,11 +29,11 @@ pub struct TensorInfo<'a> {
     pub name: &'a str,
     /// Outermost dimension first, the reverse of the file.
     pub shape: Vec<u64>,
-    /// How it is stored.
+    /// Its type.
     pub ggml: &'static GgmlType,
-    /// Where its bytes lie in its file.
+    /// Its bytes in the file.
     pub range: Range<u64>,
-    /// Which of the model's files that is.
+    /// Index of the file.
     pub file: usize,
 }
 
@@ -51,8 +51,9 @@ impl<'a> TensorInfo<'a> {
         self.shape.iter().product()
     }
 
-    /// Reads `claimed` entries. Their ranges begin at the data section, which is not known yet.
-    pub fn read_all(
+    /// Reads `claimed` entries. Their ranges are relative to the data section, whose offset is not
+    /// known yet.
+    pub(super) fn read_all(
         reader: &mut Reader<'a>,
         claimed: u64,
         alignment: u64,
@@ -70,15 +71,15 @@ impl<'a> TensorInfo<'a> {
                     problem.within(format!("failed to read tensor {}", quoted(name)))
                 })?;
             if !names.insert(name) {
-                return Err(wrong(format!("tensor {} twice", quoted(name))));
+                return Err(invalid(format!("tensor {} twice", quoted(name))));
             }
             tensors.push(tensor);
         }
         Ok(tensors)
     }
 
-    /// Reads the entry after its name. `next` is where its data must begin, and then where those of
-    /// the tensor after it must.
+    /// Reads an entry after its name. `next` is the expected offset of its data, and becomes that
+    /// of the next tensor.
     fn read(
         reader: &mut Reader<'a>,
         name: &'a str,
@@ -86,20 +87,21 @@ impl<'a> TensorInfo<'a> {
         alignment: u64,
     ) -> Result<Self> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "its name has {} bytes; expected 1 to {MAX_NAME_BYTES}",
                 name.len()
             )));
         }
         let dims = reader.u32()?;
         if dims > MAX_DIMS {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "{dims} dimensions; at most {MAX_DIMS} are allowed"
             )));
         }
-        let mut shape = (0..dims)
-            .map(|_| reader.u64())
-            .collect::<Result<Vec<u64>>>()?;
+        let mut shape = vec![];
+        for _ in 0..dims {
+            shape.push(reader.u64()?);
+        }
         let ggml = GgmlType::by_id(reader.u32()?)?;
         let offset = reader.u64()?;
 
@@ -107,28 +109,27 @@ impl<'a> TensorInfo<'a> {
         shape.reverse();
         // A zero among the dimensions must not hide an overflow of the others, so each is at least
         // one here.
-        let values = shape.iter().try_fold(1i64, |product, dim| {
-            product.checked_mul(i64::try_from(*dim).ok()?.max(1))
-        });
-        if values.is_none() {
-            return Err(wrong(format!("shape {shape:?} has 2^63 values or more")));
+        let mut values = 1u64;
+        for &dim in &shape {
+            values = values.saturating_mul(dim.max(1));
+        }
+        if values > i64::MAX as u64 {
+            return Err(invalid(format!("shape {shape:?} has 2^63 values or more")));
         }
         if row % ggml.block_len != 0 {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "rows of {row} are no whole number of {} blocks of {}",
                 ggml.name, ggml.block_len
             )));
         }
-        let size = ggml.bytes(shape.iter().product());
         if offset != *next {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "its data begin at {offset} of the data section; expected {next}"
             )));
         }
-        let end = size.and_then(|size| offset.checked_add(size));
-        let padded = end.and_then(|end| end.checked_next_multiple_of(alignment));
-        let (Some(end), Some(padded)) = (end, padded) else {
-            return Err(wrong(format!(
+        let size = ggml.bytes(shape.iter().product());
+        let Some((end, padded)) = size.and_then(|size| end_of(offset, size, alignment)) else {
+            return Err(invalid(format!(
                 "shape {shape:?} of {} at {offset} ends beyond 2^64 bytes",
                 ggml.name
             )));
@@ -143,9 +144,9 @@ impl<'a> TensorInfo<'a> {
         })
     }
 
-    /// Moves the ranges to where the data section begins, and holds them against the length of the
+    /// Adds the offset of the data section to the ranges, and checks them against the length of the
     /// file.
-    pub fn place_all(
+    pub(super) fn place_all(
         tensors: &mut [TensorInfo<'a>],
         data_offset: u64,
         file_bytes: u64,
@@ -166,7 +167,7 @@ impl<'a> TensorInfo<'a> {
                             quoted(name)
                         ),
                     )
-                    .help(CUT));
+                    .help(TRUNCATED_HELP));
                 }
             };
         }
@@ -174,6 +175,12 @@ impl<'a> TensorInfo<'a> {
     }
 }
 
-fn wrong(message: String) -> Problem {
+/// The end of `size` bytes at `offset`, without and with padding; `None` on overflow.
+fn end_of(offset: u64, size: u64, alignment: u64) -> Option<(u64, u64)> {
+    let end = offset.checked_add(size)?;
+    Some((end, end.checked_next_multiple_of(alignment)?))
+}
+
+fn invalid(message: String) -> Problem {
     Problem::new(Code::ModelGgufTensor, message)
 }

@@ -57,12 +57,17 @@ impl ValueType {
         const ALL: [ValueType; 13] = [
             U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64,
         ];
-        let known = ALL.get(id as usize).copied();
-        known.ok_or_else(|| Problem::new(Code::ModelGgufValue, format!("unknown value type {id}")))
+        match ALL.get(id as usize) {
+            Some(value_type) => Ok(*value_type),
+            None => Err(Problem::new(
+                Code::ModelGgufValue,
+                format!("unknown value type {id}"),
+            )),
+        }
     }
 
-    /// Bytes of the smallest value of this type: of any, but for strings and arrays.
-    fn smallest(self) -> u64 {
+    /// Bytes of the smallest value of this type. Only strings and arrays differ in size.
+    fn min_bytes(self) -> u64 {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => 1,
             ValueType::U16 | ValueType::I16 => 2,
@@ -84,7 +89,7 @@ impl fmt::Display for ValueType {
     }
 }
 
-/// An array, as it lies in the file. Every element was checked when it was read.
+/// An array, as it is in the file. Every element was checked when it was read.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     /// The type of its elements; never an array.
@@ -96,7 +101,7 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// Its elements, as they lie in the file.
+    /// The bytes of its elements in the file.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -116,14 +121,23 @@ impl<'a> Array<'a> {
             ));
         }
         let claimed = reader.u64()?;
-        let len = reader.count(claimed, element.smallest(), MAX_ARRAY_LEN, "array elements")?;
+        let len = reader.count(
+            claimed,
+            element.min_bytes(),
+            MAX_ARRAY_LEN,
+            "array elements",
+        )?;
         let start = reader.position();
         match element {
-            ValueType::Str => reader.pass_strings(len)?,
+            ValueType::Str => reader.skip_strings(len)?,
             ValueType::Bool => {
-                (0..len).try_for_each(|_| Value::read_as(reader, element).map(drop))?
+                for _ in 0..len {
+                    Value::read_as(reader, element)?;
+                }
             }
-            number => drop(reader.take(len as u64 * number.smallest())?),
+            number => {
+                reader.take(len as u64 * number.min_bytes())?;
+            }
         }
         Ok(Array {
             element,
@@ -141,7 +155,7 @@ impl fmt::Debug for Array<'_> {
 }
 
 impl<'a> Value<'a> {
-    /// Reads a type and a value of it.
+    /// Reads a type and a value of that type.
     pub fn read(reader: &mut Reader<'a>) -> Result<Self> {
         let ty = ValueType::by_id(reader.u32()?)?;
         Value::read_as(reader, ty)
@@ -149,16 +163,16 @@ impl<'a> Value<'a> {
 
     fn read_as(reader: &mut Reader<'a>, ty: ValueType) -> Result<Self> {
         Ok(match ty {
-            ValueType::U8 => Value::U8(reader.number().map(u8::from_le_bytes)?),
-            ValueType::I8 => Value::I8(reader.number().map(i8::from_le_bytes)?),
-            ValueType::U16 => Value::U16(reader.number().map(u16::from_le_bytes)?),
-            ValueType::I16 => Value::I16(reader.number().map(i16::from_le_bytes)?),
+            ValueType::U8 => Value::U8(u8::from_le_bytes(reader.number()?)),
+            ValueType::I8 => Value::I8(i8::from_le_bytes(reader.number()?)),
+            ValueType::U16 => Value::U16(u16::from_le_bytes(reader.number()?)),
+            ValueType::I16 => Value::I16(i16::from_le_bytes(reader.number()?)),
             ValueType::U32 => Value::U32(reader.u32()?),
-            ValueType::I32 => Value::I32(reader.number().map(i32::from_le_bytes)?),
+            ValueType::I32 => Value::I32(i32::from_le_bytes(reader.number()?)),
             ValueType::U64 => Value::U64(reader.u64()?),
-            ValueType::I64 => Value::I64(reader.number().map(i64::from_le_bytes)?),
-            ValueType::F32 => Value::F32(reader.number().map(f32::from_le_bytes)?),
-            ValueType::F64 => Value::F64(reader.number().map(f64::from_le_bytes)?),
+            ValueType::I64 => Value::I64(i64::from_le_bytes(reader.number()?)),
+            ValueType::F32 => Value::F32(f32::from_le_bytes(reader.number()?)),
+            ValueType::F64 => Value::F64(f64::from_le_bytes(reader.number()?)),
             ValueType::Str => Value::Str(reader.string()?),
             ValueType::Array => Value::Array(Array::read(reader)?),
             ValueType::Bool => match reader.array()? {
@@ -217,8 +231,8 @@ impl<'a> Value<'a> {
     }
 }
 
-/// As people read it: long strings are cut, control characters escaped, arrays told by their
-/// length.
+/// For messages and summaries: long strings are truncated, control characters are escaped, and of
+/// an array only type and length are shown.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -260,9 +274,9 @@ impl Serialize for Value<'_> {
             Value::Str(v) => v.serialize(serializer),
             Value::Array(array) => {
                 let mut seq = serializer.serialize_seq(Some(array.len))?;
-                array
-                    .iter()
-                    .try_for_each(|value| seq.serialize_element(&value))?;
+                for value in array.iter() {
+                    seq.serialize_element(&value)?;
+                }
                 seq.end()
             }
         }

@@ -1,5 +1,4 @@
-//! The header of a GGUF, written: version 3, little-endian. The data are the caller's to stream
-//! after it.
+//! Writes the header of a GGUF: version 3, little-endian. The caller streams the data after it.
 
 use std::io::{self, Write};
 
@@ -9,9 +8,9 @@ use crate::model::quant::GgmlType;
 
 const VERSION: u32 = 3;
 
-/// What a file will hold.
+/// Metadata and tensors of a file.
 pub struct Header<'a> {
-    /// Tensors begin at multiples of it: what `general.alignment` says, or the default.
+    /// Tensors begin at multiples of it: `general.alignment`, or the default.
     pub alignment: u32,
     /// The key-value pairs, in the order of the file.
     pub pairs: Vec<(&'a str, Value<'a>)>,
@@ -25,37 +24,40 @@ pub struct Entry<'a> {
     pub name: &'a str,
     /// Outermost dimension first.
     pub shape: &'a [u64],
-    /// How it will be stored.
+    /// Its type in the file.
     pub ggml: &'static GgmlType,
 }
 
 impl Entry<'_> {
     /// Bytes of its data.
     pub fn bytes(&self) -> Result<u64> {
+        match self.checked_bytes() {
+            Some(bytes) => Ok(bytes),
+            None => Err(invalid(format!(
+                "tensor `{}`: {:?} is no shape of {}",
+                self.name, self.shape, self.ggml.name
+            ))),
+        }
+    }
+
+    fn checked_bytes(&self) -> Option<u64> {
         let row = self.shape.last().copied().unwrap_or(1);
-        let values = self
-            .shape
-            .iter()
-            .try_fold(1u64, |product, extent| product.checked_mul(*extent));
-        let bytes = values
-            .filter(|_| row.is_multiple_of(self.ggml.block_len))
-            .and_then(|values| self.ggml.bytes(values));
-        bytes.ok_or_else(|| {
-            let (name, shape, ggml) = (self.name, self.shape, self.ggml.name);
-            Problem::new(
-                Code::ModelGgufTensor,
-                format!("tensor `{name}`: {shape:?} is no shape of {ggml}"),
-            )
-        })
+        if !row.is_multiple_of(self.ggml.block_len) {
+            return None;
+        }
+        let mut values = 1u64;
+        for extent in self.shape {
+            values = values.checked_mul(*extent)?;
+        }
+        self.ggml.bytes(values)
     }
 
     fn put(&self, out: &mut impl Write, offset: u64) -> io::Result<()> {
         put_string(out, self.name)?;
         out.write_all(&(self.shape.len() as u32).to_le_bytes())?;
-        self.shape
-            .iter()
-            .rev()
-            .try_for_each(|extent| out.write_all(&extent.to_le_bytes()))?;
+        for extent in self.shape.iter().rev() {
+            out.write_all(&extent.to_le_bytes())?;
+        }
         out.write_all(&self.ggml.id.to_le_bytes())?;
         out.write_all(&offset.to_le_bytes())
     }
@@ -71,13 +73,13 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Zeros between something of `bytes` bytes and what comes after it.
+    /// Number of padding bytes after `bytes` bytes.
     pub fn padding(&self, bytes: u64) -> u64 {
         bytes.next_multiple_of(self.alignment.into()) - bytes
     }
 
-    /// Writes all that comes before the data of the first tensor. Each tensor's data are followed
-    /// by their padding.
+    /// Writes everything before the data of the first tensor. The caller must write the padding
+    /// after the data of each tensor.
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let mut out = Counted { out, bytes: 0 };
         self.put(&mut out)
@@ -88,14 +90,12 @@ impl<'a> Header<'a> {
             tensor
                 .put(&mut out, offset)
                 .context(Code::Io, || "write the header of a GGUF".into())?;
-            offset = offset
-                .checked_add(bytes + self.padding(bytes))
-                .ok_or_else(|| {
-                    Problem::new(
-                        Code::ModelGgufTensor,
-                        "the tensors together have more than 2^64 bytes",
-                    )
-                })?;
+            let Some(next) = offset.checked_add(bytes + self.padding(bytes)) else {
+                return Err(invalid(
+                    "the tensors together have more than 2^64 bytes".into(),
+                ));
+            };
+            offset = next;
         }
         let zeros = vec![0; self.padding(out.bytes) as usize];
         out.write_all(&zeros)
@@ -107,15 +107,20 @@ impl<'a> Header<'a> {
         out.write_all(&VERSION.to_le_bytes())?;
         out.write_all(&(self.tensors.len() as u64).to_le_bytes())?;
         out.write_all(&(self.pairs.len() as u64).to_le_bytes())?;
-        self.pairs.iter().try_for_each(|(key, value)| {
+        for (key, value) in &self.pairs {
             put_string(out, key)?;
             out.write_all(&(value.value_type() as u32).to_le_bytes())?;
-            put(out, value)
-        })
+            put_value(out, value)?;
+        }
+        Ok(())
     }
 }
 
-/// Counts what is written, to know the padding after it.
+fn invalid(message: String) -> Problem {
+    Problem::new(Code::ModelGgufTensor, message)
+}
+
+/// Counts the bytes that are written.
 struct Counted<'a, W> {
     out: &'a mut W,
     bytes: u64,
@@ -138,7 +143,7 @@ fn put_string(out: &mut impl Write, text: &str) -> io::Result<()> {
     out.write_all(text.as_bytes())
 }
 
-fn put(out: &mut impl Write, value: &Value) -> io::Result<()> {
+fn put_value(out: &mut impl Write, value: &Value) -> io::Result<()> {
     match value {
         Value::U8(v) => out.write_all(&[*v]),
         Value::I8(v) => out.write_all(&v.to_le_bytes()),
@@ -155,7 +160,10 @@ fn put(out: &mut impl Write, value: &Value) -> io::Result<()> {
         Value::Array(array) => {
             out.write_all(&(array.element as u32).to_le_bytes())?;
             out.write_all(&(array.len as u64).to_le_bytes())?;
-            array.iter().try_for_each(|value| put(out, &value))
+            for value in array.iter() {
+                put_value(out, &value)?;
+            }
+            Ok(())
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Writes a graph node by node; every value carries its shape, and a node is named after what it
-//! gives.
+//! Builds an ONNX model node by node. Every value carries its shape, and a node has the name of its
+//! output.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,8 +7,8 @@ use super::encodings::Grid;
 use super::functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
 use super::proto::*;
 
-/// IR version 10 goes with opset 21.
-pub const IR_VERSION: i64 = 10;
+/// The IR version for opset 21.
+const IR_VERSION: i64 = 10;
 
 /// A value of the graph: its name, and its shape with the outermost dimension first.
 #[derive(Clone, Debug)]
@@ -19,17 +19,17 @@ pub struct Value {
     pub dims: Vec<u64>,
 }
 
-/// Writes a model. Same calls, same bytes.
+/// Builds a model. The same calls give the same bytes.
 #[derive(Default)]
 pub struct Builder {
     graph: GraphProto,
     initializers: BTreeMap<String, TensorProto>,
     functions: BTreeSet<Function>,
-    /// What is rounded as soon as it is there.
+    /// The values that are rounded where they are computed.
     grids: BTreeMap<String, Grid>,
 }
 
-/// A tensor in a file of its own.
+/// A tensor in an external file.
 pub struct External<'a> {
     /// Name of the initializer.
     pub name: &'a str,
@@ -44,8 +44,8 @@ pub struct External<'a> {
 }
 
 impl Builder {
-    /// Rounds each value of `grids` to its grid as soon as it is there: the value of that name is
-    /// the rounded one. A rounded input is called `NAME.held`.
+    /// A builder that rounds each value in `grids` to its grid where it is computed: the value of
+    /// that name is the rounded one. A rounded input is called `NAME.held`.
     pub fn rounding(grids: BTreeMap<String, Grid>) -> Self {
         Builder {
             grids,
@@ -53,7 +53,7 @@ impl Builder {
         }
     }
 
-    /// A value that the application gives.
+    /// An input of the graph.
     pub fn input(&mut self, name: &str, element: i32, dims: &[u64]) -> Value {
         let value = Value {
             name: name.into(),
@@ -71,17 +71,13 @@ impl Builder {
         self.graph.output.push(info(value, element::FLOAT));
     }
 
-    /// A tensor in a file of its own; asked for twice, it is there once.
+    /// A tensor in an external file. A second call with the same name adds no second tensor.
     pub fn external(&mut self, tensor: &External) -> Value {
-        let entry = |key: &str, value: String| StringStringEntryProto {
-            key: key.into(),
-            value,
-        };
         self.initializers.insert(
             tensor.name.into(),
             TensorProto {
                 name: tensor.name.into(),
-                dims: tensor.dims.iter().map(|&n| n as i64).collect(),
+                dims: signed(tensor.dims),
                 data_type: tensor.element,
                 external_data: vec![
                     entry("location", tensor.location.clone()),
@@ -103,72 +99,63 @@ impl Builder {
         self.constant(name, &[], &[value])
     }
 
-    /// A small constant, written into the graph: `values`, row-major.
+    /// A small constant in the ONNX file itself: `values`, row-major.
     pub fn constant(&mut self, name: &str, dims: &[u64], values: &[f32]) -> Value {
         debug_assert_eq!(dims.iter().product::<u64>(), values.len() as u64, "{name}");
+        let mut raw_data = vec![];
+        for value in values {
+            raw_data.extend(value.to_le_bytes());
+        }
+        self.initializer(name.into(), element::FLOAT, dims, raw_data)
+    }
+
+    fn initializer(
+        &mut self,
+        name: String,
+        data_type: i32,
+        dims: &[u64],
+        raw_data: Vec<u8>,
+    ) -> Value {
         let tensor = TensorProto {
-            name: name.into(),
-            dims: dims.iter().map(|&n| n as i64).collect(),
-            data_type: element::FLOAT,
-            raw_data: values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
+            name: name.clone(),
+            dims: signed(dims),
+            data_type,
+            raw_data,
             ..TensorProto::default()
         };
-        self.initializers.insert(name.into(), tensor);
+        self.initializers.insert(name.clone(), tensor);
         Value {
-            name: name.into(),
+            name,
             dims: dims.into(),
         }
     }
 
-    /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear; `name` is what it is
-    /// called then.
+    /// `value` rounded to `grid`, by QuantizeLinear and DequantizeLinear. The result is called
+    /// `name`.
     pub fn quantize(&mut self, value: &Value, grid: Grid, name: &str) -> Value {
-        let constant = |part: &str, data_type, raw_data| {
-            let name = format!("{name}.{part}");
-            TensorProto {
-                name,
-                data_type,
-                raw_data,
-                ..TensorProto::default()
-            }
-        };
-        let zero_point = grid.zero_point.to_le_bytes();
-        let zero_point = zero_point
-            .into_iter()
-            .take(grid.bits as usize / 8)
-            .collect();
-        let scale = constant("scale", element::FLOAT, grid.scale.to_le_bytes().to_vec());
-        let zero_point = constant("zero_point", grid.element(), zero_point);
-        let [scale, zero_point] = [scale, zero_point].map(|tensor| {
-            let value = Value {
-                name: tensor.name.clone(),
-                dims: vec![],
-            };
-            self.initializers.insert(tensor.name.clone(), tensor);
-            value
-        });
+        let bytes = grid.scale.to_le_bytes().to_vec();
+        let scale = self.initializer(format!("{name}.scale"), element::FLOAT, &[], bytes);
+        let bytes = grid.zero_point.to_le_bytes()[..grid.bits as usize / 8].to_vec();
+        let zero_point = self.initializer(format!("{name}.zero_point"), grid.element(), &[], bytes);
         let codes = Value {
             name: format!("{name}.codes"),
             ..value.clone()
         };
-        let held = Value {
+        let rounded = Value {
             name: name.into(),
             ..value.clone()
         };
         for (op, from, to) in [
             ("QuantizeLinear", value, &codes),
-            ("DequantizeLinear", &codes, &held),
+            ("DequantizeLinear", &codes, &rounded),
         ] {
             let inputs = [from, &scale, &zero_point];
             self.append("", op, &to.name, &inputs, vec![], std::slice::from_ref(to));
         }
-        if let Some(kind) = self.graph.value_info.iter_mut().rev().nth(1) {
-            *kind = info(&codes, grid.element());
-        }
-        held
+        // `append` declares every output as f32.
+        let count = self.graph.value_info.len();
+        self.graph.value_info[count - 2] = info(&codes, grid.element());
+        rounded
     }
 
     /// A call of a function of the dialect.
@@ -205,8 +192,9 @@ impl Builder {
             (b, a)
         };
         let mut dims = longer.dims.clone();
-        for (n, other) in dims.iter_mut().rev().zip(shorter.dims.iter().rev()) {
-            *n = (*n).max(*other);
+        let leading = dims.len() - shorter.dims.len();
+        for (axis, n) in shorter.dims.iter().enumerate() {
+            dims[leading + axis] = dims[leading + axis].max(*n);
         }
         self.node(op, name, &[a, b], vec![], dims)
     }
@@ -221,7 +209,7 @@ impl Builder {
         self.node("Sigmoid", name, &[x], vec![], x.dims.clone())
     }
 
-    /// Over the last axis.
+    /// Softmax over the last axis.
     pub fn softmax(&mut self, name: &str, x: &Value) -> Value {
         self.node("Softmax", name, &[x], vec![int("axis", -1)], x.dims.clone())
     }
@@ -258,18 +246,13 @@ impl Builder {
             name: format!("shape.{}", text.join("x")),
             dims: vec![dims.len() as u64],
         };
-        self.initializers
-            .entry(shape.name.clone())
-            .or_insert_with(|| TensorProto {
-                name: shape.name.clone(),
-                dims: vec![dims.len() as i64],
-                data_type: element::INT64,
-                raw_data: dims
-                    .iter()
-                    .flat_map(|&n| (n as i64).to_le_bytes())
-                    .collect(),
-                ..TensorProto::default()
-            });
+        if !self.initializers.contains_key(&shape.name) {
+            let mut raw_data = vec![];
+            for &n in dims {
+                raw_data.extend((n as i64).to_le_bytes());
+            }
+            self.initializer(shape.name.clone(), element::INT64, &shape.dims, raw_data);
+        }
         self.node("Reshape", name, &[x, &shape], vec![], dims.into())
     }
 
@@ -286,7 +269,7 @@ impl Builder {
         )
     }
 
-    /// The two halves of the last axis: `NAME.low` and `NAME.high`.
+    /// Splits `x` into the two halves of its last axis: `NAME.low` and `NAME.high`.
     pub fn halves(&mut self, name: &str, x: &Value) -> [Value; 2] {
         let mut dims = x.dims.clone();
         if let Some(last) = dims.last_mut() {
@@ -330,7 +313,7 @@ impl Builder {
         value
     }
 
-    /// Adds a node, and rounds what it gives where that is asked for.
+    /// Adds a node, and rounds those of its outputs that have a grid.
     fn push(
         &mut self,
         domain: &str,
@@ -340,31 +323,28 @@ impl Builder {
         attribute: Vec<AttributeProto>,
         outputs: &[Value],
     ) {
-        let exact = |value: &Value| Value {
-            name: format!("{}.exact", value.name),
-            ..value.clone()
-        };
-        let is_rounded = |value: &Value| self.grids.contains_key(&value.name);
-        let made: Vec<Value> = outputs
-            .iter()
-            .map(|value| {
-                if is_rounded(value) {
-                    exact(value)
-                } else {
-                    value.clone()
-                }
-            })
-            .collect();
-        let name = if self.grids.contains_key(name) {
+        let mut exact = vec![];
+        for value in outputs {
+            exact.push(Value {
+                name: self.exact_name(&value.name),
+                ..value.clone()
+            });
+        }
+        let node_name = self.exact_name(name);
+        self.append(domain, op, &node_name, inputs, attribute, &exact);
+        for (index, value) in outputs.iter().enumerate() {
+            if let Some(&grid) = self.grids.get(&value.name) {
+                self.quantize(&exact[index], grid, &value.name);
+            }
+        }
+    }
+
+    /// The name of the value `name` before it is rounded.
+    fn exact_name(&self, name: &str) -> String {
+        if self.grids.contains_key(name) {
             format!("{name}.exact")
         } else {
             name.into()
-        };
-        self.append(domain, op, &name, inputs, attribute, &made);
-        for (value, made) in outputs.iter().zip(&made) {
-            if let Some(&grid) = self.grids.get(&value.name) {
-                self.quantize(made, grid, &value.name);
-            }
         }
     }
 
@@ -386,19 +366,17 @@ impl Builder {
             attribute,
             ..NodeProto::default()
         });
-        self.graph
-            .value_info
-            .extend(outputs.iter().map(|value| info(value, element::FLOAT)));
+        for value in outputs {
+            self.graph.value_info.push(info(value, element::FLOAT));
+        }
     }
 
     /// The model.
     pub fn finish(mut self, name: &str) -> ModelProto {
-        let outputs: BTreeSet<&str> = self
-            .graph
-            .output
-            .iter()
-            .map(|output| output.name.as_str())
-            .collect();
+        let mut outputs: BTreeSet<&str> = BTreeSet::new();
+        for output in &self.graph.output {
+            outputs.insert(&output.name);
+        }
         self.graph
             .value_info
             .retain(|value| !outputs.contains(value.name.as_str()));
@@ -433,14 +411,27 @@ pub fn gain(exponent: i32) -> AttributeProto {
     float("gain", 2f32.powi(exponent))
 }
 
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto {
+        key: key.into(),
+        value,
+    }
+}
+
+/// `dims` as ONNX writes them.
+fn signed(dims: &[u64]) -> Vec<i64> {
+    dims.iter().map(|&n| n as i64).collect()
+}
+
 fn info(value: &Value, elem_type: i32) -> ValueInfoProto {
-    let dim = |&n: &u64| DimensionProto {
-        dim_value: Some(n as i64),
-        dim_param: None,
-    };
-    let shape = Some(TensorShapeProto {
-        dim: value.dims.iter().map(dim).collect(),
-    });
+    let mut dim = vec![];
+    for n in signed(&value.dims) {
+        dim.push(DimensionProto {
+            dim_value: Some(n),
+            dim_param: None,
+        });
+    }
+    let shape = Some(TensorShapeProto { dim });
     let tensor_type = Some(TensorTypeProto { elem_type, shape });
     ValueInfoProto {
         name: value.name.clone(),

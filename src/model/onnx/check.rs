@@ -1,4 +1,4 @@
-//! Reads a file from anywhere, and finds out whether its graph holds together.
+//! Reads an untrusted ONNX file and checks that its graph is consistent.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,9 +9,9 @@ use crate::base::{Code, Context, Problem, Result};
 
 /// protobuf's own limit of a message.
 pub const MAX_MODEL_BYTES: usize = (1 << 31) - 1;
-/// Bytes of one tensor that a graph may name: 64 GB, more than any weight of a model for a phone.
+/// Most elements of a tensor: 64 Gi, more than any weight of a model for a phone has.
 pub const MAX_TENSOR_ELEMENTS: u64 = 1 << 36;
-/// ONNX sets no limit; the device knows ranks up to 5, the dialect up to 4.
+/// Highest rank. ONNX sets no limit; the device supports ranks up to 5, the dialect up to 4.
 pub const MAX_RANK: usize = 8;
 
 /// The model in `bytes`.
@@ -21,7 +21,7 @@ pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
             Code::OnnxSize,
             format!("{} bytes are too many for an ONNX file", bytes.len()),
         )
-        .help("weights of more than 2 GB lie in files of their own (external data)"));
+        .help("store weights of more than 2 GB in external files (external data)"));
     }
     let model =
         ModelProto::decode(bytes).context(Code::OnnxMalformed, || "read an ONNX file".into())?;
@@ -29,7 +29,7 @@ pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
         Some(_) => Ok(model),
         None => Err(Problem::new(
             Code::OnnxMalformed,
-            "this ONNX file holds no graph",
+            "this ONNX file has no graph",
         )),
     }
 }
@@ -43,8 +43,8 @@ pub struct ValueType {
     pub dims: Vec<u64>,
 }
 
-/// A graph that holds together: nodes in topological order, each value made once, every value with
-/// a static shape.
+/// A consistent graph: its nodes are in topological order, each value is computed once, and each
+/// value has a static shape.
 pub struct Checked<'a> {
     /// The graph.
     pub graph: &'a GraphProto,
@@ -57,20 +57,17 @@ pub struct Checked<'a> {
 impl<'a> Checked<'a> {
     /// Checks the graph of `model`.
     pub fn new(model: &'a ModelProto) -> Result<Self> {
-        let graph = model
-            .graph
-            .as_ref()
-            .ok_or_else(|| malformed("this ONNX file holds no graph".into()))?;
+        let Some(graph) = &model.graph else {
+            return Err(malformed("this ONNX file has no graph".into()));
+        };
         let mut types = HashMap::new();
-        for value in graph
-            .input
-            .iter()
-            .chain(&graph.output)
-            .chain(&graph.value_info)
-        {
-            types.insert(value.name.as_str(), static_type(value)?);
+        for values in [&graph.input, &graph.output, &graph.value_info] {
+            for value in values {
+                types.insert(value.name.as_str(), static_type(value)?);
+            }
         }
         let mut initializers = HashMap::new();
+        let mut made: HashSet<&str> = HashSet::new();
         for tensor in &graph.initializer {
             let dims = checked_dims(&tensor.name, tensor.dims.iter().map(|&n| Some(n)))?;
             types.insert(
@@ -86,15 +83,19 @@ impl<'a> Checked<'a> {
                     tensor.name
                 )));
             }
+            made.insert(&tensor.name);
         }
-        let inputs = graph.input.iter().map(|input| input.name.as_str());
-        let mut made: HashSet<&str> = initializers.keys().copied().chain(inputs).collect();
+        for input in &graph.input {
+            made.insert(&input.name);
+        }
         for node in &graph.node {
-            if let Some(name) = node.input.iter().find(|name| !made.contains(name.as_str())) {
-                return Err(malformed(format!(
-                    "node `{}` ({}) reads `{name}`, which nothing before it makes",
-                    node.name, node.op_type
-                )));
+            for name in &node.input {
+                if !made.contains(name.as_str()) {
+                    return Err(malformed(format!(
+                        "node `{}` ({}) reads `{name}`, which nothing before it makes",
+                        node.name, node.op_type
+                    )));
+                }
             }
             for name in &node.output {
                 if !made.insert(name) {
@@ -112,34 +113,30 @@ impl<'a> Checked<'a> {
                 }
             }
         }
-        match graph
-            .output
-            .iter()
-            .find(|output| !made.contains(output.name.as_str()))
-        {
-            Some(output) => Err(malformed(format!(
-                "nothing makes the output `{}`",
-                output.name
-            ))),
-            None => Ok(Checked {
-                graph,
-                initializers,
-                types,
-            }),
+        for output in &graph.output {
+            if !made.contains(output.name.as_str()) {
+                return Err(malformed(format!(
+                    "nothing makes the output `{}`",
+                    output.name
+                )));
+            }
         }
+        Ok(Checked {
+            graph,
+            initializers,
+            types,
+        })
     }
 }
 
 fn static_type(value: &ValueInfoProto) -> Result<ValueType> {
-    let tensor = value
-        .r#type
-        .as_ref()
-        .and_then(|kind| kind.tensor_type.as_ref());
-    let tensor = tensor.ok_or_else(|| malformed(format!("`{}` is no tensor", value.name)))?;
-    let shape = tensor
-        .shape
-        .as_ref()
-        .ok_or_else(|| malformed(format!("`{}` has no shape", value.name)))?;
+    let kind = value.r#type.as_ref();
+    let Some(tensor) = kind.and_then(|kind| kind.tensor_type.as_ref()) else {
+        return Err(malformed(format!("`{}` is no tensor", value.name)));
+    };
+    let Some(shape) = &tensor.shape else {
+        return Err(malformed(format!("`{}` has no shape", value.name)));
+    };
     Ok(ValueType {
         element: tensor.elem_type,
         dims: checked_dims(&value.name, shape.dim.iter().map(|dim| dim.dim_value))?,
@@ -153,22 +150,28 @@ fn checked_dims(name: &str, dims: impl ExactSizeIterator<Item = Option<i64>>) ->
             dims.len()
         )));
     }
-    let dims: Option<Vec<u64>> = dims
-        .map(|n| u64::try_from(n?).ok().filter(|&n| n > 0))
-        .collect();
-    let dims = dims.ok_or_else(|| {
-        malformed(format!("a dimension of `{name}` is not a positive number"))
-            .help("only static shapes are read")
-    })?;
-    let elements = dims
-        .iter()
-        .try_fold(1u64, |product, &n| product.checked_mul(n));
-    match elements {
-        Some(n) if n <= MAX_TENSOR_ELEMENTS => Ok(dims),
-        _ => Err(malformed(format!(
-            "`{name}` {dims:?} has more than {MAX_TENSOR_ELEMENTS} elements"
-        ))),
+    let mut positive = vec![];
+    let mut elements = 1u64;
+    for dim in dims {
+        match dim {
+            Some(n) if n > 0 => {
+                positive.push(n as u64);
+                elements = elements.saturating_mul(n as u64);
+            }
+            _ => {
+                return Err(
+                    malformed(format!("a dimension of `{name}` is not a positive number"))
+                        .help("only static shapes are read"),
+                );
+            }
+        }
     }
+    if elements > MAX_TENSOR_ELEMENTS {
+        return Err(malformed(format!(
+            "`{name}` {positive:?} has more than {MAX_TENSOR_ELEMENTS} elements"
+        )));
+    }
+    Ok(positive)
 }
 
 fn malformed(message: String) -> Problem {

@@ -1,7 +1,5 @@
-//! Quantized values: which of a graph's values lie on a grid of codes, told by
-//! QuantizeLinear/DequantizeLinear pairs.
-//!
-//! Operators that only move data keep the grid of what they read.
+//! The quantized values of a graph, found by their QuantizeLinear/DequantizeLinear pairs. Operators
+//! that only move data keep the grid of their input.
 
 use std::collections::HashMap;
 
@@ -16,37 +14,44 @@ use crate::base::{Code, Problem, Result};
 pub struct Grid {
     /// 8 or 16.
     pub bits: u32,
-    /// The distance of two codes.
+    /// The step between two codes.
     pub scale: f32,
     /// The code of 0.
     pub zero_point: u32,
 }
 
 impl Grid {
-    /// The finest grid of `bits` that holds `low`, `high` and 0; none, if they are all 0.
+    /// The finest grid of `bits` that covers `low`, `high` and 0; `None` if they are all 0.
     pub fn over(bits: u32, low: f32, high: f32) -> Option<Grid> {
         let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
-        let scale = ((high - low) / Self::last(bits)) as f32;
+        let largest_code = f64::from((1u32 << bits) - 1);
+        let scale = ((high - low) / largest_code) as f32;
+        if scale <= 0.0 || !scale.is_finite() {
+            return None;
+        }
         let zero_point = (-low / f64::from(scale)).round();
-        (scale > 0.0 && scale.is_finite()).then_some(Grid {
+        Some(Grid {
             bits,
             scale,
             zero_point: zero_point as u32,
         })
     }
 
-    /// The finest grid of `bits` with 0 in its middle that holds magnitudes up to `largest`.
+    /// The finest grid of `bits` with 0 in its middle that covers magnitudes up to `largest`.
     pub fn symmetric(bits: u32, largest: f32) -> Option<Grid> {
         let middle = 1 << (bits - 1);
         let scale = largest / (middle - 1) as f32;
-        (scale > 0.0 && scale.is_finite()).then_some(Grid {
+        if scale <= 0.0 || !scale.is_finite() {
+            return None;
+        }
+        Some(Grid {
             bits,
             scale,
             zero_point: middle,
         })
     }
 
-    /// The grid of what lies between 0 and 1.
+    /// The grid of values from 0 to 1.
     pub fn unit(bits: u32) -> Grid {
         Grid {
             bits,
@@ -60,7 +65,7 @@ impl Grid {
         self.zero_point == 1 << (self.bits - 1)
     }
 
-    /// The type of its codes.
+    /// The ONNX type of its codes.
     pub fn element(&self) -> i32 {
         if self.bits == 8 {
             element::UINT8
@@ -73,10 +78,6 @@ impl Grid {
     pub fn noise(&self) -> f64 {
         f64::from(self.scale).powi(2) / 12.0
     }
-
-    fn last(bits: u32) -> f64 {
-        f64::from((1u32 << bits) - 1)
-    }
 }
 
 /// A QuantizeLinear and the DequantizeLinear that reads its codes.
@@ -84,8 +85,8 @@ impl Grid {
 pub struct Pair<'a> {
     /// The value between them.
     pub codes: &'a str,
-    /// What DequantizeLinear gives.
-    pub held: &'a str,
+    /// The output of DequantizeLinear.
+    pub dequantized: &'a str,
     /// The grid of both.
     pub grid: Grid,
 }
@@ -102,8 +103,8 @@ pub struct Encodings<'a> {
 }
 
 impl<'a> Encodings<'a> {
-    /// The quantized values of `checked`; refuses codes that do anything but wait for their
-    /// DequantizeLinear.
+    /// The quantized values of `checked`. Rejects codes that are not read by exactly one
+    /// DequantizeLinear with the same grid.
     pub fn of(checked: &Checked<'a>) -> Result<Self> {
         let graph = checked.graph;
         let mut encodings = Encodings {
@@ -118,53 +119,58 @@ impl<'a> Encodings<'a> {
                 node.output.as_slice(),
             ) {
                 ("QuantizeLinear", [value, ..], [to]) if node.domain.is_empty() => {
-                    codes.insert(to, (value, grid(checked, node)?));
+                    codes.insert(to, (value, read_grid(checked, node)?));
                 }
-                ("DequantizeLinear", [from, ..], [held]) if node.domain.is_empty() => {
-                    let grid = grid(checked, node)?;
-                    let (value, theirs) = *codes
-                        .get(from.as_str())
-                        .ok_or_else(|| odd(node, "reads codes that no QuantizeLinear makes"))?;
-                    if theirs != grid {
-                        return Err(odd(
+                ("DequantizeLinear", [from, ..], [dequantized]) if node.domain.is_empty() => {
+                    let grid = read_grid(checked, node)?;
+                    let Some(&(value, quantize_grid)) = codes.get(from.as_str()) else {
+                        return Err(invalid(node, "reads codes that no QuantizeLinear makes"));
+                    };
+                    if quantize_grid != grid {
+                        return Err(invalid(
                             node,
                             "has another scale or zero point than the QuantizeLinear before it",
                         ));
                     }
-                    if encodings
-                        .pairs
-                        .insert(
-                            value,
-                            Pair {
-                                codes: from,
-                                held,
-                                grid,
-                            },
-                        )
-                        .is_some()
-                    {
-                        return Err(odd(node, "is the second to give codes of the same value"));
+                    let pair = Pair {
+                        codes: from,
+                        dequantized,
+                        grid,
+                    };
+                    if encodings.pairs.insert(value, pair).is_some() {
+                        return Err(invalid(
+                            node,
+                            "is the second to give codes of the same value",
+                        ));
                     }
-                    encodings.grids.insert(held, grid);
+                    encodings.grids.insert(dequantized, grid);
                 }
                 _ => {
-                    let mut grids = moved(node)
-                        .iter()
-                        .map(|name| encodings.grids.get(name.as_str()).copied());
-                    let first = grids.next().flatten();
-                    if let Some(grid) = first.filter(|_| grids.all(|other| other == first)) {
-                        encodings
-                            .grids
-                            .extend(node.output.iter().map(|name| (name.as_str(), grid)));
+                    if let Some(grid) = encodings.common_grid(moved(node)) {
+                        for name in &node.output {
+                            encodings.grids.insert(name, grid);
+                        }
                     }
                 }
             }
         }
         Ok(encodings)
     }
+
+    /// The grid of `values`, if all of them have the same.
+    fn common_grid(&self, values: &[String]) -> Option<Grid> {
+        let (first, others) = values.split_first()?;
+        let grid = self.grids.get(first.as_str())?;
+        for other in others {
+            if self.grids.get(other.as_str()) != Some(grid) {
+                return None;
+            }
+        }
+        Some(*grid)
+    }
 }
 
-/// The inputs of `node` that it passes on as they are, if it does nothing else.
+/// The inputs whose elements `node` moves unchanged to its outputs; empty if it computes.
 pub fn moved(node: &NodeProto) -> &[String] {
     let inputs = node.input.as_slice();
     match node.op_type.as_str() {
@@ -179,66 +185,63 @@ pub fn moved(node: &NodeProto) -> &[String] {
 
 fn readers(graph: &GraphProto) -> HashMap<&str, usize> {
     let mut readers = HashMap::new();
-    for name in graph.node.iter().flat_map(|node| &node.input) {
-        *readers.entry(name.as_str()).or_default() += 1;
+    for node in &graph.node {
+        for name in &node.input {
+            *readers.entry(name.as_str()).or_default() += 1;
+        }
     }
     readers
 }
 
-/// Scale and zero point: a number each, written into the graph.
-fn grid(checked: &Checked, node: &NodeProto) -> Result<Grid> {
+/// The grid that the scale and the zero point of `node` define. Both are constants of one element.
+fn read_grid(checked: &Checked, node: &NodeProto) -> Result<Grid> {
     let [_, scale, zero_point] = node.input.as_slice() else {
-        return Err(odd(node, "lacks its scale or zero point"));
+        return Err(invalid(node, "lacks its scale or zero point"));
     };
-    let constant = |name: &String| checked.initializers.get(name.as_str()).copied();
-    let scale = constant(scale)
-        .filter(|tensor| tensor.data_type == element::FLOAT)
-        .and_then(|tensor| {
-            let raw = <[u8; 4]>::try_from(tensor.raw_data.as_slice())
-                .map(f32::from_le_bytes)
-                .ok();
-            raw.or_else(|| {
-                tensor
-                    .float_data
-                    .first()
-                    .copied()
-                    .filter(|_| tensor.float_data.len() == 1)
-            })
-        });
-    let zero_point = constant(zero_point).and_then(|tensor| Some((bits(tensor)?, code(tensor)?)));
-    match (scale, zero_point) {
-        (Some(scale), Some((bits, zero_point))) => Ok(Grid {
-            bits,
-            scale,
-            zero_point,
-        }),
-        _ => Err(odd(
-            node,
-            "must have one f32 as its scale and one u8 or u16 as its zero point, both constants",
-        )),
+    let scale = checked.initializers.get(scale.as_str());
+    let zero_point = checked.initializers.get(zero_point.as_str());
+    if let (Some(scale), Some(zero_point)) = (scale, zero_point)
+        && let Some(grid) = constant_grid(scale, zero_point)
+    {
+        return Ok(grid);
     }
+    Err(invalid(
+        node,
+        "must have one f32 as its scale and one u8 or u16 as its zero point, both constants",
+    ))
 }
 
-fn bits(tensor: &TensorProto) -> Option<u32> {
-    match tensor.data_type {
-        element::UINT8 => Some(8),
-        element::UINT16 => Some(16),
-        _ => None,
+fn constant_grid(scale: &TensorProto, zero_point: &TensorProto) -> Option<Grid> {
+    if scale.data_type != element::FLOAT {
+        return None;
     }
+    let scale = match (scale.raw_data.as_slice(), scale.float_data.as_slice()) {
+        (&[a, b, c, d], _) => f32::from_le_bytes([a, b, c, d]),
+        (_, &[value]) => value,
+        _ => return None,
+    };
+    let bits = match zero_point.data_type {
+        element::UINT8 => 8,
+        element::UINT16 => 16,
+        _ => return None,
+    };
+    Some(Grid {
+        bits,
+        scale,
+        zero_point: code(zero_point)?,
+    })
 }
 
+/// The only element of a u8 or u16 tensor.
 fn code(tensor: &TensorProto) -> Option<u32> {
     match *tensor.raw_data.as_slice() {
         [byte] => Some(byte.into()),
         [low, high] => Some(u16::from_le_bytes([low, high]).into()),
-        _ => tensor
-            .int32_data
-            .first()
-            .and_then(|&code| u32::try_from(code).ok()),
+        _ => u32::try_from(*tensor.int32_data.first()?).ok(),
     }
 }
 
-fn odd(node: &NodeProto, why: &str) -> Problem {
+fn invalid(node: &NodeProto, why: &str) -> Problem {
     Problem::new(
         Code::OnnxEncoding,
         format!("{} `{}` {why}", node.op_type, node.name),
@@ -250,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grids_hold_their_ends_and_zero() {
+    fn grids_cover_both_limits_and_zero() {
         let grid = Grid::over(16, -1.0, 3.0).unwrap();
         assert_eq!((grid.scale, grid.zero_point), (4.0 / 65535.0, 16384));
         assert_eq!(

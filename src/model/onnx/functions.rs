@@ -1,6 +1,6 @@
-//! The dialect: what has a meaning of its own on the device is one function of the model in domain
-//! `kiln`, whose body is standard ONNX. A runtime sees standard operators; a lowering sees one call
-//! (`docs/artifacts.md`).
+//! The ONNX dialect: each operation that the device implements as one operator is a model-local
+//! function in domain `kiln` with a body of standard operators. A runtime executes the body; the
+//! lowering reads the call (`docs/artifacts.md`).
 
 use super::proto::{
     AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, attribute_type, element,
@@ -10,9 +10,9 @@ use crate::model::weight::WeightForm;
 /// The domain of the functions.
 pub const DOMAIN: &str = "kiln";
 /// The version of that domain.
-pub const DOMAIN_VERSION: i64 = 1;
+pub(super) const DOMAIN_VERSION: i64 = 1;
 /// The version of the standard operators: the first with int4 and blocked DequantizeLinear.
-pub const OPSET: i64 = 21;
+pub(super) const OPSET: i64 = 21;
 
 /// A function of the dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +33,7 @@ pub enum Function {
     },
 }
 
-/// What comes before `Linear` and `Embedding` in the names of the functions.
+/// The prefix of `Linear` and `Embedding` in the names of the functions.
 fn prefix(weight: WeightForm) -> &'static str {
     match weight {
         WeightForm::Plain => "",
@@ -43,33 +43,32 @@ fn prefix(weight: WeightForm) -> &'static str {
     }
 }
 
-/// The inputs that W is made of.
-fn weight_inputs(weight: WeightForm) -> impl Iterator<Item = &'static str> {
-    weight.parts().iter().map(|part| part.name())
-}
-
 impl Function {
     /// Every function of the dialect.
-    pub fn all() -> impl Iterator<Item = Function> {
-        let linear = |weight| [false, true].map(|bias| Function::Linear { weight, bias });
-        let of_weight = move |weight| {
-            linear(weight)
-                .into_iter()
-                .chain([Function::Embedding { weight }])
-        };
-        [Function::RmsNorm]
-            .into_iter()
-            .chain(WeightForm::ALL.into_iter().flat_map(of_weight))
+    pub fn all() -> Vec<Function> {
+        let mut all = vec![Function::RmsNorm];
+        for weight in WeightForm::ALL {
+            let bias = false;
+            all.push(Function::Linear { weight, bias });
+            let bias = true;
+            all.push(Function::Linear { weight, bias });
+            all.push(Function::Embedding { weight });
+        }
+        all
     }
 
-    /// The function that calls of `op_type` in domain `kiln` mean.
-    pub fn called(op_type: &str) -> Option<Function> {
-        Function::all().find(|function| function.name() == op_type)
+    /// The function with this name in domain `kiln`.
+    pub fn by_name(name: &str) -> Option<Function> {
+        let mut all = Function::all().into_iter();
+        all.find(|function| function.name() == name)
     }
 
-    /// The function that `node` calls, if it is one of the dialect.
+    /// The function that `node` calls; `None` if it calls none of the dialect.
     pub fn of(node: &NodeProto) -> Option<Function> {
-        Function::called(&node.op_type).filter(|_| node.domain == DOMAIN)
+        if node.domain != DOMAIN {
+            return None;
+        }
+        Function::by_name(&node.op_type)
     }
 
     /// `BlockLinearBias`.
@@ -83,23 +82,22 @@ impl Function {
         }
     }
 
-    /// Its body.
+    /// Its inputs, attributes and body.
     pub fn definition(self) -> FunctionProto {
         let (inputs, attributes, body) = match self {
             Function::RmsNorm => (vec!["x", "gamma"], vec!["epsilon"], rms_norm()),
             Function::Linear { weight, bias } => {
-                let bias_input = bias.then_some("bias");
-                let inputs = ["x"]
-                    .into_iter()
-                    .chain(weight_inputs(weight))
-                    .chain(bias_input)
-                    .collect();
+                let mut inputs = with_weight_inputs("x", weight);
+                if bias {
+                    inputs.push("bias");
+                }
                 (inputs, weight_attributes(weight), linear(weight, bias))
             }
-            Function::Embedding { weight } => {
-                let inputs = ["ids"].into_iter().chain(weight_inputs(weight)).collect();
-                (inputs, weight_attributes(weight), embedding(weight))
-            }
+            Function::Embedding { weight } => (
+                with_weight_inputs("ids", weight),
+                weight_attributes(weight),
+                embedding(weight),
+            ),
         };
         FunctionProto {
             name: self.name(),
@@ -115,6 +113,15 @@ impl Function {
             ..FunctionProto::default()
         }
     }
+}
+
+/// `first` and the parts of W.
+fn with_weight_inputs(first: &'static str, weight: WeightForm) -> Vec<&'static str> {
+    let mut inputs = vec![first];
+    for part in weight.parts() {
+        inputs.push(part.name());
+    }
+    inputs
 }
 
 fn weight_attributes(weight: WeightForm) -> Vec<&'static str> {
@@ -143,12 +150,7 @@ fn rms_norm() -> Vec<NodeProto> {
         op("Add", &["mean", "tiny"], "shifted", vec![]),
         op("Sqrt", &["shifted"], "root", vec![]),
         op("Div", &["x", "root"], "normal", vec![]),
-        op(
-            "Cast",
-            &["gamma"],
-            "gamma_f32",
-            vec![int("to", element::FLOAT.into())],
-        ),
+        widen("gamma", "gamma_f32"),
         op("Mul", &["normal", "gamma_f32"], "y", vec![]),
     ]
 }
@@ -168,12 +170,7 @@ fn linear(weight: WeightForm, bias: bool) -> Vec<NodeProto> {
         vec![],
     ));
     if bias {
-        body.push(op(
-            "Cast",
-            &["bias"],
-            "bias_f32",
-            vec![int("to", element::FLOAT.into())],
-        ));
+        body.push(widen("bias", "bias_f32"));
         body.push(op("Add", &["product", "bias_f32"], "sum", vec![]));
     }
     body.extend(times_gain("sum"));
@@ -187,18 +184,9 @@ fn embedding(weight: WeightForm) -> Vec<NodeProto> {
     body
 }
 
-/// W as `w`, f32, which defines each form. Scales are widened before they are used: f16 products would round.
+/// W as `w`, f32: the definition of each form. Scales are cast to f32 before they are used, because
+/// f16 products would round.
 fn matrix(weight: WeightForm) -> Vec<NodeProto> {
-    let widen = |from, to| op("Cast", &[from], to, vec![int("to", element::FLOAT.into())]);
-    let dequantize = |to| {
-        let block = of_call("block_size", "block", attribute_type::INT);
-        op(
-            "DequantizeLinear",
-            &["codes", "scales_f32"],
-            to,
-            vec![int("axis", 1), block],
-        )
-    };
     match weight {
         WeightForm::Plain => vec![widen("values", "w")],
         WeightForm::Block => vec![widen("scales", "scales_f32"), dequantize("w")],
@@ -220,8 +208,8 @@ fn matrix(weight: WeightForm) -> Vec<NodeProto> {
             ),
             dequantize("w"),
         ],
-        // [rows, columns] seen as [rows, blocks, block], so that an offset meets the columns of its
-        // block.
+        // W is reshaped from [rows, columns] to [rows, blocks, block], so that an offset is added
+        // to the columns of its block.
         WeightForm::BlockOffset => vec![
             widen("scales", "scales_f32"),
             dequantize("scaled"),
@@ -246,6 +234,20 @@ fn matrix(weight: WeightForm) -> Vec<NodeProto> {
             op("Reshape", &["shifted", "flat_shape"], "w", vec![]),
         ],
     }
+}
+
+fn widen(from: &str, to: &str) -> NodeProto {
+    op("Cast", &[from], to, vec![int("to", element::FLOAT.into())])
+}
+
+fn dequantize(to: &str) -> NodeProto {
+    let block = of_call("block_size", "block", attribute_type::INT);
+    op(
+        "DequantizeLinear",
+        &["codes", "scales_f32"],
+        to,
+        vec![int("axis", 1), block],
+    )
 }
 
 fn times_gain(value: &str) -> [NodeProto; 2] {
@@ -300,11 +302,11 @@ pub fn float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
-/// Inside a body: the attribute `of` of the call.
-fn of_call(name: &str, of: &str, r#type: i32) -> AttributeProto {
+/// Inside a body: the value of attribute `call_attribute` of the call.
+fn of_call(name: &str, call_attribute: &str, r#type: i32) -> AttributeProto {
     AttributeProto {
         name: name.into(),
-        ref_attr_name: of.into(),
+        ref_attr_name: call_attribute.into(),
         r#type,
         ..AttributeProto::default()
     }
@@ -315,8 +317,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_back_to_their_functions() {
-        let names: Vec<String> = Function::all().map(Function::name).collect();
+    fn functions_are_found_by_name() {
+        let names: Vec<String> = Function::all().into_iter().map(Function::name).collect();
         assert_eq!(
             names.join(" "),
             "RmsNorm Linear LinearBias Embedding BlockLinear BlockLinearBias BlockEmbedding \
@@ -324,25 +326,23 @@ mod tests {
              LpbqLinearBias LpbqEmbedding"
         );
         for function in Function::all() {
-            assert_eq!(Function::called(&function.name()), Some(function));
+            assert_eq!(Function::by_name(&function.name()), Some(function));
         }
-        assert_eq!(Function::called("Gelu"), None);
+        assert_eq!(Function::by_name("Gelu"), None);
     }
 
     #[test]
-    fn every_value_of_a_body_is_made_before_it_is_used() {
+    fn every_value_of_a_body_is_computed_before_it_is_used() {
         for function in Function::all() {
             let definition = function.definition();
-            let mut known = definition.input.clone();
+            let mut computed = definition.input.clone();
             for node in &definition.node {
-                assert!(
-                    node.input.iter().all(|name| known.contains(name)),
-                    "{} {node:?}",
-                    definition.name
-                );
-                known.extend(node.output.clone());
+                for name in &node.input {
+                    assert!(computed.contains(name), "{} {node:?}", definition.name);
+                }
+                computed.extend(node.output.clone());
             }
-            assert!(known.contains(&"y".to_string()), "{}", definition.name);
+            assert!(computed.contains(&"y".to_string()), "{}", definition.name);
         }
     }
 }

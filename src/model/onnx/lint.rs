@@ -1,12 +1,12 @@
-//! The encoding linter: what a device accepts and computes wrongly, or refuses without a reason,
-//! said before it gets there.
+//! The encoding linter: finds encodings with which a device computes wrong numbers or which it
+//! rejects without a reason.
 //!
-//! - what only moves data keeps its encoding, and joins only what has one encoding;
-//! - a KV cache goes in as it came out, in each graph and over all of them, with 0 in the middle of
-//!   its codes;
-//! - the second operand of a MatMul has 0 in the middle;
-//! - what Softmax and Sigmoid give goes from 0 to 1;
-//! - a scale lies between 1e-10 and 1e10.
+//! - An operator that only moves data keeps its encoding, and joins only values of one encoding.
+//! - A KV cache has one encoding as input and output of all graphs, with 0 in the middle of its
+//!   codes.
+//! - The second operand of a MatMul has 0 in the middle.
+//! - The output of Softmax and Sigmoid covers 0 to 1.
+//! - A scale lies between 1e-10 and 1e10.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ use super::{Checked, DOMAIN};
 use crate::base::{Code, Problem, Result};
 use crate::model::decoder::inputs::Cache;
 
-/// Refuses `graphs`, which share their caches, with everything that is wrong.
+/// Checks `graphs`, which share their caches. The problem lists everything that is wrong.
 pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
-    let findings = findings(graphs)?;
+    let findings = find_errors(graphs)?;
     if findings.is_empty() {
         return Ok(());
     }
@@ -31,66 +31,71 @@ pub fn lint(graphs: &[&ModelProto]) -> Result<()> {
         .help("a stage `graph` with a `calibration` writes encodings that hold together"))
 }
 
-/// A cache at an end of a graph: which end, and its grid.
-type Held = (String, Option<Grid>);
+/// A cache as an input or output: a description of the value, and its grid.
+type CacheUse = (String, Option<Grid>);
 
-fn findings(graphs: &[&ModelProto]) -> Result<Vec<String>> {
+fn find_errors(graphs: &[&ModelProto]) -> Result<Vec<String>> {
     let mut findings = vec![];
-    let mut caches: BTreeMap<(Cache, u32), Vec<Held>> = BTreeMap::new();
+    let mut caches: BTreeMap<(Cache, u32), Vec<CacheUse>> = BTreeMap::new();
     for model in graphs {
         let checked = Checked::new(model)?;
         let encodings = Encodings::of(&checked)?;
-        let name = &checked.graph.name;
-        Linter {
+        let graph = &checked.graph.name;
+        let mut linter = Linter {
             encodings: &encodings,
-            graph: name,
+            graph,
             findings: &mut findings,
+        };
+        for node in &checked.graph.node {
+            linter.check_node(node);
         }
-        .nodes(&checked.graph.node);
-        let input = |value: &str| encodings.pairs.get(value).map(|pair| pair.grid);
-        let output = |value: &str| encodings.grids.get(value).copied();
-        let ends = checked
-            .graph
-            .input
-            .iter()
-            .map(|end| (&end.name, input(&end.name)));
-        for (end, grid) in ends.chain(
-            checked
-                .graph
-                .output
-                .iter()
-                .map(|end| (&end.name, output(&end.name))),
-        ) {
-            if let Some(cache) = Cache::named(end) {
-                caches
-                    .entry(cache)
-                    .or_default()
-                    .push((format!("`{end}` of {name}"), grid));
+        for value in &checked.graph.input {
+            if let Some(cache) = Cache::named(&value.name) {
+                let grid = encodings
+                    .pairs
+                    .get(value.name.as_str())
+                    .map(|pair| pair.grid);
+                let uses = caches.entry(cache).or_default();
+                uses.push((format!("`{}` of {graph}", value.name), grid));
+            }
+        }
+        for value in &checked.graph.output {
+            if let Some(cache) = Cache::named(&value.name) {
+                let grid = encodings.grids.get(value.name.as_str()).copied();
+                let uses = caches.entry(cache).or_default();
+                uses.push((format!("`{}` of {graph}", value.name), grid));
             }
         }
     }
-    for ends in caches.values() {
-        let Some((first, grid)) = ends.first() else {
-            continue;
-        };
-        findings.extend(ends.iter().skip(1).filter(|(_, other)| other != grid).map(
-            |(end, other)| {
-                format!(
-                    "{first} is {}, but {end} is {}: one cache, one encoding",
-                    text(*grid),
-                    text(*other)
-                )
-            },
-        ));
-        let lopsided = ends
-            .iter()
-            .filter(|(_, grid)| grid.is_some_and(|grid| !grid.is_symmetric()));
-        findings.extend(
-            lopsided
-                .map(|(end, grid)| format!("{end} is {}: 0 must be in the middle", text(*grid))),
-        );
+    for uses in caches.values() {
+        check_cache(uses, &mut findings);
     }
     Ok(findings)
+}
+
+fn check_cache(uses: &[CacheUse], findings: &mut Vec<String>) {
+    let Some((first, grid)) = uses.first() else {
+        return;
+    };
+    for (other, other_grid) in uses {
+        if other_grid != grid {
+            findings.push(format!(
+                "{first} is {}, but {other} is {}: one cache, one encoding",
+                text(*grid),
+                text(*other_grid)
+            ));
+        }
+    }
+    for (value, grid) in uses {
+        if let Some(grid) = grid
+            && !grid.is_symmetric()
+        {
+            findings.push(format!(
+                "{value} is {}: 0 must be in the middle",
+                text(Some(*grid))
+            ));
+        }
+    }
 }
 
 struct Linter<'a> {
@@ -100,106 +105,94 @@ struct Linter<'a> {
 }
 
 impl Linter<'_> {
-    fn nodes(&mut self, nodes: &[NodeProto]) {
-        for node in nodes {
-            if !moved(node).is_empty() {
-                self.movement(node);
-            }
-            match node.op_type.as_str() {
-                _ if node.domain == DOMAIN => {}
-                "Softmax" | "Sigmoid" => self.unit(node),
-                "MatMul" => self.second_operand(node),
-                "QuantizeLinear" => self.scale(node),
-                _ => {}
-            }
+    fn check_node(&mut self, node: &NodeProto) {
+        if !moved(node).is_empty() {
+            self.check_movement(node);
+        }
+        match node.op_type.as_str() {
+            _ if node.domain == DOMAIN => {}
+            "Softmax" | "Sigmoid" => self.check_unit_range(node),
+            "MatMul" => self.check_second_operand(node),
+            "QuantizeLinear" => self.check_scale(node),
+            _ => {}
         }
     }
 
-    fn say(&mut self, value: &str, what: String) {
+    fn add_finding(&mut self, value: &str, what: String) {
         self.findings
             .push(format!("`{value}` of {} {what}", self.graph));
     }
 
-    fn movement(&mut self, node: &NodeProto) {
-        let grids: Vec<Option<Grid>> = moved(node)
-            .iter()
-            .map(|name| self.encodings.grids.get(name.as_str()).copied())
-            .collect();
-        let output = node.output.first().map_or("", String::as_str);
-        if let Some(other) = grids.iter().find(|grid| **grid != grids[0]) {
-            self.say(
-                output,
-                format!(
-                    "joins what is {} with what is {}",
-                    text(grids[0]),
-                    text(*other)
-                ),
-            );
+    /// The grid of `value`, if it is on one.
+    fn grid(&self, value: &str) -> Option<Grid> {
+        self.encodings.grids.get(value).copied()
+    }
+
+    /// The grid to which `value` is rounded, if it is.
+    fn rounded_to(&self, value: &str) -> Option<Grid> {
+        self.encodings.pairs.get(value).map(|pair| pair.grid)
+    }
+
+    fn check_movement(&mut self, node: &NodeProto) {
+        let inputs = moved(node);
+        let first = self.grid(&inputs[0]);
+        for input in inputs {
+            let grid = self.grid(input);
+            if grid != first {
+                let (first, other) = (text(first), text(grid));
+                let what = format!("joins what is {first} with what is {other}");
+                self.add_finding(first_name(&node.output), what);
+                break;
+            }
         }
-        // Fewer bits are asked for with reason: a cache.
-        let changed = |grid: &Grid, after: &Grid| grid.bits == after.bits && grid != after;
+        let Some(before) = first else {
+            return;
+        };
         for name in &node.output {
-            let after = self
-                .encodings
-                .pairs
-                .get(name.as_str())
-                .map(|pair| pair.grid);
-            if let Some((grid, after)) = grids[0]
-                .zip(after)
-                .filter(|(grid, after)| changed(grid, after))
+            // A value may be rounded to fewer bits: that is how a cache is written.
+            if let Some(after) = self.rounded_to(name)
+                && after.bits == before.bits
+                && after != before
             {
-                let what = format!(
-                    "only moves data, but goes from {} to {}",
-                    text(Some(grid)),
-                    text(Some(after))
-                );
-                self.say(name, what);
+                let (before, after) = (text(first), text(Some(after)));
+                let what = format!("only moves data, but goes from {before} to {after}");
+                self.add_finding(name, what);
             }
         }
     }
 
-    fn unit(&mut self, node: &NodeProto) {
-        let output = node.output.first().map_or("", String::as_str);
-        if let Some(pair) = self
-            .encodings
-            .pairs
-            .get(output)
-            .filter(|pair| pair.grid != Grid::unit(pair.grid.bits))
-        {
-            let wanted = text(Some(Grid::unit(pair.grid.bits)));
-            self.say(
-                pair.held,
-                format!(
-                    "is {}: what {} gives is {wanted}",
-                    text(Some(pair.grid)),
-                    node.op_type
-                ),
-            );
+    fn check_unit_range(&mut self, node: &NodeProto) {
+        let Some(&pair) = self.encodings.pairs.get(first_name(&node.output)) else {
+            return;
+        };
+        let unit = Grid::unit(pair.grid.bits);
+        if pair.grid != unit {
+            let (found, expected) = (text(Some(pair.grid)), text(Some(unit)));
+            let what = format!("is {found}: the output of {} is {expected}", node.op_type);
+            self.add_finding(pair.dequantized, what);
         }
     }
 
-    fn second_operand(&mut self, node: &NodeProto) {
-        let operand = node.input.get(1).map_or("", String::as_str);
-        if let Some(grid) = self
-            .encodings
-            .grids
-            .get(operand)
-            .filter(|grid| !grid.is_symmetric())
+    fn check_second_operand(&mut self, node: &NodeProto) {
+        let operand = first_name(node.input.get(1..).unwrap_or_default());
+        if let Some(grid) = self.grid(operand)
+            && !grid.is_symmetric()
         {
             let what = format!(
                 "is {}: as second operand of `{}` it has 0 in the middle",
-                text(Some(*grid)),
+                text(Some(grid)),
                 node.name
             );
-            self.say(operand, what);
+            self.add_finding(operand, what);
         }
     }
 
-    fn scale(&mut self, node: &NodeProto) {
-        let value = node.input.first().map_or("", String::as_str);
-        let scale = self.encodings.pairs.get(value).map(|pair| pair.grid.scale);
-        if let Some(scale) = scale.filter(|scale| !(1e-10..=1e10).contains(scale)) {
-            self.say(
+    fn check_scale(&mut self, node: &NodeProto) {
+        let value = first_name(&node.input);
+        if let Some(Grid { scale, .. }) = self.rounded_to(value)
+            && !(1e-10..=1e10).contains(&scale)
+        {
+            self.add_finding(
                 value,
                 format!("has a scale of {scale:e}, which does not lie between 1e-10 and 1e10"),
             );
@@ -207,15 +200,23 @@ impl Linter<'_> {
     }
 }
 
+/// The first of `names`; empty if there is none.
+fn first_name(names: &[String]) -> &str {
+    match names.first() {
+        Some(name) => name,
+        None => "",
+    }
+}
+
 fn text(grid: Option<Grid>) -> String {
-    grid.map_or(
-        "float".into(),
-        |Grid {
-             bits,
-             scale,
-             zero_point,
-         }| format!("u{bits} * {scale} from {zero_point}"),
-    )
+    match grid {
+        Some(Grid {
+            bits,
+            scale,
+            zero_point,
+        }) => format!("u{bits} * {scale} from {zero_point}"),
+        None => "float".into(),
+    }
 }
 
 #[cfg(test)]
@@ -224,19 +225,17 @@ mod tests {
     use super::super::{Builder, Value};
     use super::*;
 
-    /// A graph `g` out of lines: `in NAME`, `out NAME`, `NAME = OP A B`, `quantize NAME BITS SCALE
-    /// ZERO` (which gives `NAME.q`).
+    /// A graph from statements: `in NAME`, `out NAME`, `NAME = OP A B`, `quantize NAME BITS SCALE
+    /// ZERO` (whose result is `NAME.q`).
     fn graph(name: &str, lines: &str) -> ModelProto {
         let mut builder = Builder::default();
         let value = |name: &str| Value {
             name: name.into(),
             dims: vec![4, 4],
         };
-        for line in lines
-            .split(';')
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        {
-            match line.as_slice() {
+        for line in lines.split(';') {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
                 ["in", name] => drop(builder.input(name, element::FLOAT, &[4, 4])),
                 ["out", name] => builder.output(&value(name)),
                 ["quantize", name, bits, scale, zero_point] => {
@@ -273,18 +272,16 @@ mod tests {
 
     #[track_caller]
     fn check(graphs: &[(&str, &str)], expected: &[&str]) {
-        let models: Vec<ModelProto> = graphs
-            .iter()
-            .map(|(name, lines)| graph(name, lines))
-            .collect();
-        assert_eq!(
-            findings(&models.iter().collect::<Vec<_>>()).unwrap(),
-            expected
-        );
+        let mut models = vec![];
+        for (name, lines) in graphs {
+            models.push(graph(name, lines));
+        }
+        let models: Vec<&ModelProto> = models.iter().collect();
+        assert_eq!(find_errors(&models).unwrap(), expected);
     }
 
     #[test]
-    fn what_holds_together_is_let_through() {
+    fn consistent_encodings_are_accepted() {
         check(
             &[
                 (
@@ -305,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_is_said_at_once() {
+    fn all_findings_are_listed() {
         check(
             &[(
                 "g",
@@ -318,13 +315,14 @@ mod tests {
                 "`r` of g only moves data, but goes from u16 * 0.5 from 0 to u16 * 0.125 from 7",
                 "`y.q` of g is u16 * 0.25 from 0: as second operand of `m` it has 0 in the middle",
                 "`m` of g has a scale of 1e-12, which does not lie between 1e-10 and 1e10",
-                "`s.q` of g is u16 * 0.5 from 0: what Sigmoid gives is u16 * 0.000015258789 from 0",
+                "`s.q` of g is u16 * 0.5 from 0: the output of Sigmoid is u16 * 0.000015258789 \
+                 from 0",
             ],
         );
     }
 
     #[test]
-    fn a_cache_goes_in_as_it_came_out() {
+    fn a_cache_has_one_encoding() {
         check(
             &[
                 (
@@ -355,18 +353,14 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_go_astray_are_refused() {
+    fn an_f16_scale_is_rejected() {
         let mut model = graph("g", "in x; quantize x 16 0.5 0; out x.q");
-        let scale = model
-            .graph
-            .as_mut()
-            .unwrap()
-            .initializer
-            .iter_mut()
-            .find(|t| t.name.ends_with("scale"))
-            .unwrap();
-        scale.data_type = element::FLOAT16;
-        let problem = findings(&[&model]).unwrap_err();
+        for tensor in &mut model.graph.as_mut().unwrap().initializer {
+            if tensor.name.ends_with("scale") {
+                tensor.data_type = element::FLOAT16;
+            }
+        }
+        let problem = find_errors(&[&model]).unwrap_err();
         assert!(
             problem.message.contains("must have one f32 as its scale"),
             "{problem}"

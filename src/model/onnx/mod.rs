@@ -1,4 +1,4 @@
-//! ONNX: the messages, the dialect that `graph` writes, and a check for files from anywhere.
+//! ONNX: the protobuf messages, the dialect that `graph` writes, and checks of untrusted files.
 
 mod build;
 mod check;
@@ -11,10 +11,10 @@ mod slices;
 mod summary;
 mod weights;
 
-pub use build::{Builder, External, IR_VERSION, Value, gain};
+pub use build::{Builder, External, Value, gain};
 pub use check::{Checked, MAX_MODEL_BYTES, ValueType, decode};
 pub use encodings::{Encodings, Grid, Pair, moved};
-pub use functions::{DOMAIN, DOMAIN_VERSION, Function, OPSET, float, int, ints};
+pub use functions::{DOMAIN, Function, float, int, ints};
 pub use lint::lint;
 pub use segments::{Segment, segments};
 pub use slices::{ExternalRows, sliced};

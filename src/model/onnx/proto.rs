@@ -1,7 +1,7 @@
 //! The ONNX messages that kiln reads and writes, with the field numbers of `onnx.proto` (IR version
-//! 10). Fields are written in the order of their numbers, so the same model always gives the same
+//! 10). Fields are written in the order of their numbers, so the same model always has the same
 //! bytes. Sparse tensors, training information, quantization annotations and device configurations
-//! are not kept.
+//! are dropped.
 #![allow(missing_docs)]
 
 use prost::Message;
@@ -32,7 +32,7 @@ pub struct OperatorSetIdProto {
     pub version: i64,
 }
 
-/// Nodes in topological order, constants, and the values that have names outside.
+/// Nodes in topological order, constants, and the types of named values.
 #[derive(Clone, PartialEq, Message)]
 pub struct GraphProto {
     #[prost(message, repeated, tag = "1")]
@@ -68,7 +68,7 @@ pub struct NodeProto {
     pub overload: String,
 }
 
-/// An operator given by other operators.
+/// An operator that is defined by other operators.
 #[derive(Clone, PartialEq, Message)]
 pub struct FunctionProto {
     #[prost(string, tag = "1")]
@@ -77,7 +77,7 @@ pub struct FunctionProto {
     pub input: Vec<String>,
     #[prost(string, repeated, tag = "5")]
     pub output: Vec<String>,
-    /// Attributes that every call must give.
+    /// Attributes without a default.
     #[prost(string, repeated, tag = "6")]
     pub attribute: Vec<String>,
     #[prost(message, repeated, tag = "7")]
@@ -95,8 +95,8 @@ pub struct FunctionProto {
     pub overload: String,
 }
 
-/// A constant of a node. The scalar fields are optional because ONNX asks that exactly one be
-/// present, zero or not.
+/// A constant of a node. The scalar fields are optional because ONNX requires that exactly one is
+/// present, also if it is 0.
 #[derive(Clone, PartialEq, Message)]
 pub struct AttributeProto {
     #[prost(string, tag = "1")]
@@ -120,7 +120,7 @@ pub struct AttributeProto {
     /// One of [`attribute_type`].
     #[prost(int32, tag = "20")]
     pub r#type: i32,
-    /// Inside a function: the attribute of the call that stands here.
+    /// Inside a function: the attribute of the call that has the value.
     #[prost(string, tag = "21")]
     pub ref_attr_name: String,
 }
@@ -132,7 +132,7 @@ pub mod attribute_type {
     pub const INTS: i32 = 7;
 }
 
-/// A constant tensor: in `raw_data` (little-endian), in a typed field, or in a file of its own.
+/// A constant tensor: in `raw_data` (little-endian), in a typed field, or in an external file.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
     #[prost(int64, repeated, packed = "false", tag = "1")]
@@ -153,18 +153,16 @@ pub struct TensorProto {
     /// Keys `location`, `offset`, `length`.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// [`EXTERNAL`] if the bytes lie in a file of their own.
+    /// [`EXTERNAL`] if the bytes are in an external file.
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }
 
 impl TensorProto {
-    /// What `external_data` says of `key`.
+    /// The value of `key` in `external_data`.
     pub fn external(&self, key: &str) -> Option<&str> {
-        self.external_data
-            .iter()
-            .find(|entry| entry.key == key)
-            .map(|entry| entry.value.as_str())
+        let entry = self.external_data.iter().find(|entry| entry.key == key)?;
+        Some(&entry.value)
     }
 }
 

@@ -1,128 +1,122 @@
-//! Cuts a graph into models that run one after the other: one a layer and one a slice of a large
-//! matrix, so that a runtime never holds more weights than those.
+//! Splits a graph into models that run one after the other: one for each layer and one for each
+//! slice of a large matrix. A runtime then holds the weights of one segment at a time.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::proto::{GraphProto, ModelProto, ValueInfoProto};
+use super::proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use super::slices::is_slice;
 use crate::base::{Code, Problem, Result};
 use crate::model::facts::in_layer;
 
-/// A piece of a graph.
+/// A part of a graph, as a model.
 pub struct Segment {
-    /// A model of its own. Its outputs are what later segments read, and what was wanted.
+    /// The model. Its outputs are what later segments read, and the observed values.
     pub model: ModelProto,
-    /// Values that it reads: inputs of the graph, or made by an earlier segment.
+    /// Values that it reads: inputs of the graph, or outputs of earlier segments.
     pub reads: Vec<String>,
-    /// Its outputs that were wanted.
+    /// The observed values that it computes.
     pub shows: Vec<String>,
 }
 
-/// The segments of `model`, in the order in which they run.
+/// The segments of `model`, in the order in which they run. Values for which `is_observed` holds
+/// become outputs.
 pub fn segments(
     model: &ModelProto,
-    wanted: impl Fn(&ValueInfoProto) -> bool,
+    is_observed: impl Fn(&ValueInfoProto) -> bool,
 ) -> Result<Vec<Segment>> {
-    let none = || Problem::new(Code::OnnxMalformed, "this ONNX file holds no graph");
-    let graph = model.graph.as_ref().ok_or_else(none)?;
-    let mut pieces: Vec<&[_]> = vec![];
-    let (mut start, mut current) = (0, None);
-    for (at, node) in graph.node.iter().enumerate() {
-        let Some(layer) = layer(&node.name) else {
-            continue;
-        };
-        if current
-            .replace(layer)
-            .is_some_and(|current| current != layer)
-        {
-            pieces.push(&graph.node[start..at]);
-            start = at;
+    let Some(graph) = &model.graph else {
+        return Err(malformed("this ONNX file has no graph".into()));
+    };
+    let mut types: HashMap<&str, &ValueInfoProto> = HashMap::new();
+    for values in [&graph.input, &graph.output, &graph.value_info] {
+        for value in values {
+            types.insert(&value.name, value);
         }
     }
-    pieces.push(&graph.node[start..]);
-
-    let infos = graph
-        .input
-        .iter()
-        .chain(&graph.output)
-        .chain(&graph.value_info);
-    let types: HashMap<&str, &ValueInfoProto> =
-        infos.map(|value| (value.name.as_str(), value)).collect();
-    let constants: HashSet<&str> = graph
-        .initializer
-        .iter()
-        .map(|tensor| tensor.name.as_str())
-        .collect();
-    let mut later: BTreeSet<&str> = BTreeSet::new();
+    let mut constants: HashSet<&str> = HashSet::new();
+    for tensor in &graph.initializer {
+        constants.insert(&tensor.name);
+    }
     let mut segments = vec![];
-    for nodes in pieces.into_iter().rev() {
-        let made: BTreeSet<&str> = nodes
-            .iter()
-            .flat_map(|node| &node.output)
-            .map(String::as_str)
-            .collect();
-        let used: BTreeSet<&str> = nodes
-            .iter()
-            .flat_map(|node| &node.input)
-            .map(String::as_str)
-            .filter(|name| !name.is_empty())
-            .collect();
-        let reads: Vec<&str> = used
-            .iter()
-            .copied()
-            .filter(|name| !made.contains(name) && !constants.contains(name))
-            .collect();
-        let info = |name: &str| {
-            let missing = || Problem::new(Code::OnnxMalformed, format!("`{name}` has no type"));
-            types
-                .get(name)
-                .map(|value| (*value).clone())
-                .ok_or_else(missing)
-        };
-        let is_wanted =
-            |name: &&str| !is_slice(name) && types.get(name).is_some_and(|value| wanted(value));
-        let shows: Vec<&str> = made.iter().copied().filter(is_wanted).collect();
-        let outputs: BTreeSet<&str> = made
-            .intersection(&later)
-            .copied()
-            .chain(shows.iter().copied())
-            .collect();
-        let inside = made
-            .difference(&outputs)
-            .filter_map(|name| types.get(name).map(|value| (*value).clone()));
-        let piece = GraphProto {
+    // What the segments after the current one read.
+    let mut read_later: BTreeSet<&str> = BTreeSet::new();
+    for nodes in split_nodes(&graph.node).into_iter().rev() {
+        let mut computed: BTreeSet<&str> = BTreeSet::new();
+        let mut used: BTreeSet<&str> = BTreeSet::new();
+        for node in nodes {
+            for name in &node.output {
+                computed.insert(name);
+            }
+            for name in &node.input {
+                if !name.is_empty() {
+                    used.insert(name);
+                }
+            }
+        }
+        let mut part = GraphProto {
             node: nodes.to_vec(),
             name: graph.name.clone(),
-            initializer: graph
-                .initializer
-                .iter()
-                .filter(|tensor| used.contains(tensor.name.as_str()))
-                .cloned()
-                .collect(),
-            input: reads.iter().map(|name| info(name)).collect::<Result<_>>()?,
-            output: outputs
-                .iter()
-                .map(|name| info(name))
-                .collect::<Result<_>>()?,
-            value_info: inside.collect(),
+            ..GraphProto::default()
         };
-        let owned = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-        let model = ModelProto {
-            graph: Some(piece),
-            ..model.clone_without_graph()
-        };
+        for tensor in &graph.initializer {
+            if used.contains(tensor.name.as_str()) {
+                part.initializer.push(tensor.clone());
+            }
+        }
+        let (mut reads, mut shows) = (vec![], vec![]);
+        for &name in &used {
+            if !computed.contains(name) && !constants.contains(name) {
+                part.input.push(type_of(&types, name)?);
+                reads.push(name);
+            }
+        }
+        for &name in &computed {
+            let value = types.get(name);
+            let is_shown = !is_slice(name) && value.is_some_and(|value| is_observed(value));
+            if is_shown {
+                shows.push(name.to_string());
+            }
+            if is_shown || read_later.contains(name) {
+                part.output.push(type_of(&types, name)?);
+            } else if let Some(&value) = value {
+                part.value_info.push(value.clone());
+            }
+        }
         segments.push(Segment {
-            model,
-            reads: owned(&reads),
-            shows: owned(&shows),
+            model: ModelProto {
+                graph: Some(part),
+                ..model.clone_without_graph()
+            },
+            reads: reads.iter().map(|name| name.to_string()).collect(),
+            shows,
         });
-        later.extend(reads);
+        read_later.extend(reads);
     }
     segments.reverse();
     Ok(segments)
 }
 
-/// What part of the decoder a node belongs to, by its name; nothing, where the name does not tell.
+/// `nodes`, split where the layer changes.
+fn split_nodes(nodes: &[NodeProto]) -> Vec<&[NodeProto]> {
+    let mut runs = vec![];
+    let mut start = 0;
+    let mut current = None;
+    for (index, node) in nodes.iter().enumerate() {
+        let Some(layer) = layer(&node.name) else {
+            continue;
+        };
+        if current.is_some() && current != Some(layer) {
+            runs.push(&nodes[start..index]);
+            start = index;
+        }
+        current = Some(layer);
+    }
+    runs.push(&nodes[start..]);
+    runs
+}
+
+/// The layer or the slice that a node belongs to, by its name: empty outside of the layers, `None`
+/// for a node that stays with the node before it.
 fn layer(node: &str) -> Option<&str> {
     if node.starts_with("past_") {
         return None;
@@ -130,7 +124,21 @@ fn layer(node: &str) -> Option<&str> {
     if is_slice(node) {
         return Some(node);
     }
-    Some(in_layer(node).map_or("", |(number, _)| number))
+    match in_layer(node) {
+        Some((number, _)) => Some(number),
+        None => Some(""),
+    }
+}
+
+fn type_of(types: &HashMap<&str, &ValueInfoProto>, name: &str) -> Result<ValueInfoProto> {
+    match types.get(name) {
+        Some(&value) => Ok(value.clone()),
+        None => Err(malformed(format!("`{name}` has no type"))),
+    }
+}
+
+fn malformed(message: String) -> Problem {
+    Problem::new(Code::OnnxMalformed, message)
 }
 
 impl ModelProto {
@@ -153,7 +161,7 @@ mod tests {
     use super::*;
 
     /// Segments of a graph whose nodes are `NAME = A + B`.
-    fn check(nodes: &[[&str; 3]], wanted: &str, expected: &[&str]) {
+    fn check(nodes: &[[&str; 3]], observed: &str, expected: &[&str]) {
         let mut builder = Builder::default();
         let value = |name: &str| Value {
             name: name.into(),
@@ -164,29 +172,30 @@ mod tests {
             builder.elementwise("Add", name, &value(a), &value(b));
         }
         builder.output(&value(nodes[nodes.len() - 1][0]));
-        let segments = segments(&builder.finish("g"), |value| value.name == wanted).unwrap();
-        let line = |segment: &Segment| {
-            let graph = segment.model.graph.as_ref().unwrap();
-            let names = |names: Vec<&str>| names.join(" ");
-            let nodes = names(graph.node.iter().map(|node| node.name.as_str()).collect());
-            let outputs = names(
-                graph
-                    .output
-                    .iter()
-                    .map(|value| value.name.as_str())
-                    .collect(),
-            );
-            format!(
-                "{}: {nodes} -> {outputs} ({})",
+        let mut lines = vec![];
+        for segment in segments(&builder.finish("g"), |value| value.name == observed).unwrap() {
+            let graph = segment.model.graph.unwrap();
+            let mut nodes = vec![];
+            for node in graph.node {
+                nodes.push(node.name);
+            }
+            let mut outputs = vec![];
+            for value in graph.output {
+                outputs.push(value.name);
+            }
+            lines.push(format!(
+                "{}: {} -> {} ({})",
                 segment.reads.join(" "),
+                nodes.join(" "),
+                outputs.join(" "),
                 segment.shows.join(" ")
-            )
-        };
-        assert_eq!(segments.iter().map(line).collect::<Vec<_>>(), expected);
+            ));
+        }
+        assert_eq!(lines, expected);
     }
 
     #[test]
-    fn a_decoder_is_cut_between_its_layers() {
+    fn a_decoder_is_split_between_its_layers() {
         check(
             &[
                 ["embedding", "x", "x"],

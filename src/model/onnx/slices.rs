@@ -1,9 +1,8 @@
-//! Cuts the large matrices of a graph into rows, for a runtime that holds in f32 what it multiplies
-//! by.
+//! Splits the large matrices of a graph into rows, for a runtime that expands its weights to f32.
 //!
-//! A call `y = Linear(x, W)` becomes calls with some rows of W each, and a `Concat` of their
-//! results. The rows are the same bytes of the same files: of an external tensor a slice is another
-//! offset and another length.
+//! A call `y = Linear(x, W)` becomes one call for each range of rows of W, and a `Concat` of the
+//! results. No bytes are copied: a slice of an external tensor is another offset and length in the
+//! same file.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +10,7 @@ use std::ops::Range;
 use super::functions::{Function, int};
 use super::proto::{EXTERNAL, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
-/// How the names of slices begin.
+/// The prefix of the names of slices.
 const SLICE: &str = "slice.";
 
 /// Whether a node or a value of this name is a slice.
@@ -19,37 +18,39 @@ pub(super) fn is_slice(name: &str) -> bool {
     name.starts_with(SLICE)
 }
 
-/// `model` with every matrix of more than `most` elements cut into rows, where its bytes can be.
-pub fn sliced(mut model: ModelProto, most: u64) -> ModelProto {
+/// `model` with every matrix of more than `max_elements` elements split into rows, where rows are
+/// whole bytes.
+pub fn sliced(mut model: ModelProto, max_elements: u64) -> ModelProto {
     let Some(graph) = model.graph.take() else {
         return model;
     };
-    let weights: HashMap<&str, &TensorProto> = by_name(&graph.initializer, |tensor| &tensor.name);
-    let infos: HashMap<&str, &ValueInfoProto> =
-        by_name(graph.output.iter().chain(&graph.value_info), |value| {
-            &value.name
-        });
+    let mut constants: HashMap<&str, &TensorProto> = HashMap::new();
+    for tensor in &graph.initializer {
+        constants.insert(&tensor.name, tensor);
+    }
+    let mut infos: HashMap<&str, &ValueInfoProto> = HashMap::new();
+    for values in [&graph.output, &graph.value_info] {
+        for value in values {
+            infos.insert(&value.name, value);
+        }
+    }
     let (mut node, mut initializer, mut value_info) = (vec![], vec![], vec![]);
     for call in &graph.node {
-        let info = call
-            .output
-            .first()
-            .and_then(|output| infos.get(output.as_str()));
-        let Some(slices) = info.and_then(|info| slices(call, info, &weights, most)) else {
+        let Some(slices) = split_rows(call, &infos, &constants, max_elements) else {
             node.push(call.clone());
             continue;
         };
-        let names = slices.iter().map(|slice| slice.call.name.clone()).collect();
+        let mut names = vec![];
         for slice in slices {
+            names.push(slice.call.name.clone());
             node.push(slice.call);
             initializer.extend(slice.weights);
             value_info.push(slice.info);
         }
-        let axis = vec![int("axis", -1)];
         node.push(NodeProto {
             input: names,
             op_type: "Concat".into(),
-            attribute: axis,
+            attribute: vec![int("axis", -1)],
             domain: String::new(),
             ..call.clone()
         });
@@ -67,15 +68,6 @@ pub fn sliced(mut model: ModelProto, most: u64) -> ModelProto {
     model
 }
 
-fn by_name<'a, T>(
-    all: impl IntoIterator<Item = &'a T>,
-    name: impl Fn(&'a T) -> &'a String,
-) -> HashMap<&'a str, &'a T> {
-    all.into_iter()
-        .map(|one| (name(one).as_str(), one))
-        .collect()
-}
-
 /// Some rows of a call.
 struct Slice {
     call: NodeProto,
@@ -83,104 +75,114 @@ struct Slice {
     info: ValueInfoProto,
 }
 
-/// What `call` is cut into, if it is a linear one with more than `most` elements.
-fn slices(
+/// The slices of `call`; `None` unless it is a linear layer with more than `max_elements` elements
+/// whose rows are whole bytes.
+fn split_rows(
     call: &NodeProto,
-    info: &ValueInfoProto,
-    weights: &HashMap<&str, &TensorProto>,
-    most: u64,
+    infos: &HashMap<&str, &ValueInfoProto>,
+    constants: &HashMap<&str, &TensorProto>,
+    max_elements: u64,
 ) -> Option<Vec<Slice>> {
-    let is_linear = matches!(Function::of(call), Some(Function::Linear { .. }));
-    let (x, held) = call.input.split_first().filter(|_| is_linear)?;
-    let held: Vec<&TensorProto> = held
-        .iter()
-        .map(|name| weights.get(name.as_str()).copied())
-        .collect::<Option<_>>()?;
-    let [rows, columns] = *held.first()?.dims.as_slice() else {
+    let Some(Function::Linear { .. }) = Function::of(call) else {
+        return None;
+    };
+    let info = infos.get(call.output.first()?.as_str())?;
+    let mut weights = vec![];
+    for name in call.input.get(1..)? {
+        weights.push(*constants.get(name.as_str())?);
+    }
+    let &[rows, columns] = weights.first()?.dims.as_slice() else {
         return None;
     };
     let [rows, columns] = [u64::try_from(rows).ok()?, u64::try_from(columns).ok()?];
-    if rows.checked_mul(columns)? <= most {
+    if rows.checked_mul(columns)? <= max_elements {
         return None;
     }
-    let step = (most / columns.max(1)).max(1);
-    let starts = (0..rows).step_by(usize::try_from(step).ok()?);
-    let slice = |(at, start): (usize, u64)| {
-        let (rows, name) = (
-            start..rows.min(start + step),
-            format!("{SLICE}{at}.{}", call.name),
-        );
-        let weights: Vec<TensorProto> = held
-            .iter()
-            .map(|tensor| some_rows(tensor, &rows, &name))
-            .collect::<Option<_>>()?;
-        let input = [x.clone()]
-            .into_iter()
-            .chain(weights.iter().map(|tensor| tensor.name.clone()))
-            .collect();
-        let mut info = ValueInfoProto {
-            name: name.clone(),
-            ..info.clone()
-        };
-        let shape = info.r#type.as_mut()?.tensor_type.as_mut()?.shape.as_mut()?;
-        shape.dim.last_mut()?.dim_value = i64::try_from(rows.end - rows.start).ok();
-        let call = NodeProto {
+    let step = (max_elements / columns.max(1)).max(1);
+    let mut slices = vec![];
+    let mut start = 0;
+    while start < rows {
+        let range = start..rows.min(start + step);
+        start = range.end;
+        slices.push(slice_call(call, info, &weights, slices.len(), range)?);
+    }
+    Some(slices)
+}
+
+/// Slice `index` of `call`, with `rows` of its `weights`.
+fn slice_call(
+    call: &NodeProto,
+    info: &ValueInfoProto,
+    weights: &[&TensorProto],
+    index: usize,
+    rows: Range<u64>,
+) -> Option<Slice> {
+    let name = format!("{SLICE}{index}.{}", call.name);
+    let mut input = vec![call.input.first()?.clone()];
+    let mut sliced_weights = vec![];
+    for tensor in weights {
+        let tensor = slice_tensor(tensor, &rows, &name)?;
+        input.push(tensor.name.clone());
+        sliced_weights.push(tensor);
+    }
+    let mut info = ValueInfoProto {
+        name: name.clone(),
+        ..info.clone()
+    };
+    let shape = info.r#type.as_mut()?.tensor_type.as_mut()?.shape.as_mut()?;
+    shape.dim.last_mut()?.dim_value = i64::try_from(rows.end - rows.start).ok();
+    Some(Slice {
+        call: NodeProto {
             input,
             output: vec![name.clone()],
             name,
             ..call.clone()
-        };
-        Some(Slice {
-            call,
-            weights,
-            info,
-        })
-    };
-    starts.enumerate().map(slice).collect()
+        },
+        weights: sliced_weights,
+        info,
+    })
 }
 
-/// The rows of a tensor whose bytes are a file's: of one index of its first dimension each, one
-/// after the other.
+/// The rows of an external tensor. A row is one index of the first dimension; rows are contiguous.
 pub struct ExternalRows<'a> {
     /// The file, relative to that of the model.
     pub location: &'a str,
-    /// Where the first begins.
+    /// Offset of the first row in the file.
     pub offset: u64,
-    /// How many there are; one at least.
+    /// Number of rows, at least 1.
     pub rows: u64,
-    /// Length of each.
+    /// Bytes of a row.
     pub row_bytes: u64,
 }
 
 impl<'a> ExternalRows<'a> {
-    /// Those of `tensor`; `None` if they are no whole bytes of a file.
+    /// The rows of `tensor`; `None` if it is not external or its rows are not whole bytes.
     pub fn of(tensor: &'a TensorProto) -> Option<Self> {
-        let number = |key: &str| tensor.external(key)?.parse::<u64>().ok();
-        let rows = u64::try_from(*tensor.dims.first()?)
-            .ok()
-            .filter(|rows| *rows > 0)?;
-        let length = number("length")
-            .filter(|length| tensor.data_location == EXTERNAL && length.is_multiple_of(rows))?;
-        let (location, offset) = (tensor.external("location")?, number("offset")?);
+        if tensor.data_location != EXTERNAL {
+            return None;
+        }
+        let rows = u64::try_from(*tensor.dims.first()?).ok()?;
+        let length: u64 = tensor.external("length")?.parse().ok()?;
+        if rows == 0 || !length.is_multiple_of(rows) {
+            return None;
+        }
         Some(ExternalRows {
-            location,
-            offset,
+            location: tensor.external("location")?,
+            offset: tensor.external("offset")?.parse().ok()?,
             rows,
             row_bytes: length / rows,
         })
     }
 }
 
-/// `rows` of a tensor whose first dimension is that of the matrix, for the call `of`.
-fn some_rows(tensor: &TensorProto, rows: &Range<u64>, of: &str) -> Option<TensorProto> {
+/// `rows` of a tensor, for the call `call_name`.
+fn slice_tensor(tensor: &TensorProto, rows: &Range<u64>, call_name: &str) -> Option<TensorProto> {
     let all = ExternalRows::of(tensor)?;
-    let offset = rows
-        .start
-        .checked_mul(all.row_bytes)?
-        .checked_add(all.offset)?;
+    let start_bytes = rows.start.checked_mul(all.row_bytes)?;
+    let offset = start_bytes.checked_add(all.offset)?;
     let length = (rows.end - rows.start).checked_mul(all.row_bytes)?;
     let mut slice = TensorProto {
-        name: format!("{of}/{}", tensor.name),
+        name: format!("{call_name}/{}", tensor.name),
         ..tensor.clone()
     };
     *slice.dims.first_mut()? = i64::try_from(rows.end - rows.start).ok()?;
@@ -201,8 +203,8 @@ mod tests {
     use super::*;
     use crate::model::weight::WeightForm;
 
-    /// A linear call of five rows of four columns in 4 bits, and its bias.
-    fn model() -> ModelProto {
+    /// A linear layer with a 4-bit weight of 5 rows and 4 columns, and a bias.
+    fn example() -> ModelProto {
         let mut builder = Builder::default();
         let x = builder.input("x", element::FLOAT, &[1, 4]);
         let mut tensor = |name: &str, element, dims: &[u64], size_bytes| {
@@ -244,40 +246,36 @@ mod tests {
 
     fn lines(model: &ModelProto) -> Vec<String> {
         let graph = model.graph.as_ref().unwrap();
-        let tensor = |name: &String| {
-            let of = graph
-                .initializer
-                .iter()
-                .find(|tensor| &tensor.name == name)?;
-            let entries = of
-                .external_data
-                .iter()
-                .map(|entry| entry.value.as_str())
-                .collect::<Vec<_>>()
-                .join(" ");
-            Some(format!("{:?} {entries}", of.dims))
-        };
-        let line = |node: &NodeProto| {
-            let inputs: Vec<String> = node
-                .input
-                .iter()
-                .map(|name| tensor(name).unwrap_or(name.clone()))
-                .collect();
-            format!(
-                "{} = {}({})",
-                node.output[0],
-                node.op_type,
-                inputs.join(", ")
-            )
-        };
-        graph.node.iter().map(line).collect()
+        let mut lines = vec![];
+        for node in &graph.node {
+            let mut inputs = vec![];
+            for name in &node.input {
+                match graph.initializer.iter().find(|found| found.name == *name) {
+                    Some(tensor) => inputs.push(external_text(tensor)),
+                    None => inputs.push(name.clone()),
+                }
+            }
+            let (output, op) = (&node.output[0], &node.op_type);
+            lines.push(format!("{output} = {op}({})", inputs.join(", ")));
+        }
+        lines
+    }
+
+    /// Shape, location, offset and length.
+    fn external_text(tensor: &TensorProto) -> String {
+        let mut text = format!("{:?}", tensor.dims);
+        for entry in &tensor.external_data {
+            text.push(' ');
+            text.push_str(&entry.value);
+        }
+        text
     }
 
     #[test]
-    fn rows_are_other_offsets_of_the_same_files() {
-        let cut = sliced(model(), 8);
+    fn slices_are_offsets_into_the_same_files() {
+        let split = sliced(example(), 8);
         assert_eq!(
-            lines(&cut),
+            lines(&split),
             [
                 "slice.0.blk.0.y = BlockLinearBias(x, [2, 4] weights/w/codes 0 4, [2, 1] \
                  weights/w/scales 0 4, [2] weights/b/values 0 8)",
@@ -289,22 +287,18 @@ mod tests {
                 "z = Add(blk.0.y, blk.0.y)",
             ]
         );
-        assert!(super::super::Checked::new(&cut).is_ok());
+        assert!(super::super::Checked::new(&split).is_ok());
     }
 
     #[test]
-    fn what_fits_stays_whole() {
-        assert_eq!(sliced(model(), 20), model());
+    fn small_matrices_are_not_split() {
+        assert_eq!(sliced(example(), 20), example());
     }
 
     #[test]
-    fn rows_that_are_no_whole_bytes_stay_whole() {
-        let mut model = model();
-        for tensor in model
-            .graph
-            .iter_mut()
-            .flat_map(|graph| &mut graph.initializer)
-        {
+    fn rows_that_are_not_whole_bytes_are_not_split() {
+        let mut model = example();
+        for tensor in &mut model.graph.as_mut().unwrap().initializer {
             tensor.external_data[2].value = "9".into();
         }
         assert_eq!(sliced(model.clone(), 8), model);

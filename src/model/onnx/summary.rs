@@ -1,4 +1,4 @@
-//! What an ONNX file is, for people and, in JSON, for programs.
+//! The summary of an ONNX file: as text for people, as JSON for programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::proto::{DimensionProto, EXTERNAL, ModelProto, ValueInfoProto, element};
 use crate::base::bytes;
 
-/// Inputs, outputs, how many nodes of which operator, functions, weights.
-#[derive(Debug, Serialize)]
+/// Inputs, outputs, functions and weights of a model, and how many nodes each operator has.
+#[derive(Debug, Default, Serialize)]
 pub struct Summary {
     /// Name of the graph.
     pub graph: String,
@@ -19,15 +19,15 @@ pub struct Summary {
     pub opsets: BTreeMap<String, i64>,
     /// Name and type, `f32 [1, 1, 8, 64]`, without constants.
     pub inputs: Vec<(String, String)>,
-    /// Likewise.
+    /// Name and type.
     pub outputs: Vec<(String, String)>,
     /// Operator -> nodes.
     pub operators: BTreeMap<String, usize>,
     /// Function -> nodes of its body.
     pub functions: BTreeMap<String, usize>,
-    /// Constants written into the file.
+    /// Constants in the ONNX file itself.
     pub constants: usize,
-    /// Element type -> constants in files of their own.
+    /// Element type -> constants in external files.
     pub external: BTreeMap<String, usize>,
     /// Bytes of those; a range that several share counts once.
     pub external_bytes: u64,
@@ -36,65 +36,66 @@ pub struct Summary {
 impl Summary {
     /// The summary of `model`.
     pub fn of(model: &ModelProto) -> Self {
-        let graph = model.graph.clone().unwrap_or_default();
-        let (external, inside): (Vec<_>, Vec<_>) = graph
-            .initializer
-            .iter()
-            .partition(|tensor| tensor.data_location == EXTERNAL);
-        let ranges: BTreeSet<[&str; 3]> = external
-            .iter()
-            .map(|tensor| {
-                ["location", "offset", "length"].map(|key| tensor.external(key).unwrap_or_default())
-            })
-            .collect();
-        let lengths = ranges
-            .iter()
-            .filter_map(|[_, _, length]| length.parse::<u64>().ok());
-        let constants: BTreeSet<&str> = graph
-            .initializer
-            .iter()
-            .map(|tensor| tensor.name.as_str())
-            .collect();
-        let typed = |value: &ValueInfoProto| (value.name.clone(), type_of(value));
-        let functions = model.functions.iter();
-        Summary {
+        let mut summary = Summary {
             ir_version: model.ir_version,
-            opsets: model
-                .opset_import
-                .iter()
-                .map(|set| (domain(&set.domain).to_string(), set.version))
-                .collect(),
-            inputs: graph
-                .input
-                .iter()
-                .filter(|input| !constants.contains(input.name.as_str()))
-                .map(typed)
-                .collect(),
-            outputs: graph.output.iter().map(typed).collect(),
-            operators: counted(
-                graph
-                    .node
-                    .iter()
-                    .map(|node| full_name(&node.domain, &node.op_type)),
-            ),
-            functions: functions
-                .map(|f| (full_name(&f.domain, &f.name), f.node.len()))
-                .collect(),
-            constants: inside.len(),
-            external_bytes: lengths.fold(0, u64::saturating_add),
-            external: counted(external.iter().map(|tensor| element_name(tensor.data_type))),
-            graph: graph.name,
+            ..Summary::default()
+        };
+        for set in &model.opset_import {
+            let domain = match set.domain.as_str() {
+                "" => "ai.onnx",
+                domain => domain,
+            };
+            summary.opsets.insert(domain.into(), set.version);
         }
+        for function in &model.functions {
+            let name = full_name(&function.domain, &function.name);
+            summary.functions.insert(name, function.node.len());
+        }
+        let Some(graph) = &model.graph else {
+            return summary;
+        };
+        summary.graph = graph.name.clone();
+        let mut constants: BTreeSet<&str> = BTreeSet::new();
+        let mut ranges: BTreeSet<[&str; 3]> = BTreeSet::new();
+        for tensor in &graph.initializer {
+            constants.insert(&tensor.name);
+            if tensor.data_location == EXTERNAL {
+                ranges.insert(
+                    ["location", "offset", "length"]
+                        .map(|key| tensor.external(key).unwrap_or_default()),
+                );
+                let element = element_name(tensor.data_type);
+                *summary.external.entry(element).or_default() += 1;
+            } else {
+                summary.constants += 1;
+            }
+        }
+        for [_, _, length] in ranges {
+            let length: u64 = length.parse().unwrap_or(0);
+            summary.external_bytes = summary.external_bytes.saturating_add(length);
+        }
+        for input in &graph.input {
+            if !constants.contains(input.name.as_str()) {
+                summary.inputs.push((input.name.clone(), type_of(input)));
+            }
+        }
+        for output in &graph.output {
+            summary.outputs.push((output.name.clone(), type_of(output)));
+        }
+        for node in &graph.node {
+            let operator = full_name(&node.domain, &node.op_type);
+            *summary.operators.entry(operator).or_default() += 1;
+        }
+        summary
     }
 }
 
 impl Display for Summary {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let opsets: Vec<String> = self
-            .opsets
-            .iter()
-            .map(|(domain, version)| format!("{domain} {version}"))
-            .collect();
+        let mut opsets = vec![];
+        for (domain, version) in &self.opsets {
+            opsets.push(format!("{domain} {version}"));
+        }
         writeln!(
             f,
             "ONNX graph `{}`: IR version {}, opset {}",
@@ -104,38 +105,33 @@ impl Display for Summary {
         )?;
         for (title, values) in [("inputs", &self.inputs), ("outputs", &self.outputs)] {
             writeln!(f, "\n{} {title}", values.len())?;
-            values
-                .iter()
-                .try_for_each(|(name, kind)| writeln!(f, "  {name:<24} {kind}"))?;
+            for (name, value_type) in values {
+                writeln!(f, "  {name:<24} {value_type}")?;
+            }
         }
-        let counts = |f: &mut Formatter<'_>, counts: &BTreeMap<String, usize>| {
-            counts
-                .iter()
-                .try_for_each(|(name, count)| writeln!(f, "  {count:>6}  {name}"))
-        };
         writeln!(f, "\n{} nodes", self.operators.values().sum::<usize>())?;
-        counts(f, &self.operators)?;
+        write_counts(f, &self.operators)?;
         writeln!(
             f,
             "\n{} functions, by nodes of their bodies",
             self.functions.len()
         )?;
-        counts(f, &self.functions)?;
+        write_counts(f, &self.functions)?;
         writeln!(
             f,
             "\n{} constants inside, others outside: {}",
             self.constants,
             bytes(self.external_bytes)
         )?;
-        counts(f, &self.external)
+        write_counts(f, &self.external)
     }
 }
 
-fn counted(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
-    names.fold(BTreeMap::new(), |mut counts, name| {
-        *counts.entry(name).or_default() += 1;
-        counts
-    })
+fn write_counts(f: &mut Formatter<'_>, counts: &BTreeMap<String, usize>) -> fmt::Result {
+    for (name, count) in counts {
+        writeln!(f, "  {count:>6}  {name}")?;
+    }
+    Ok(())
 }
 
 fn full_name(domain: &str, name: &str) -> String {
@@ -146,29 +142,28 @@ fn full_name(domain: &str, name: &str) -> String {
     }
 }
 
-fn domain(name: &str) -> &str {
-    if name.is_empty() { "ai.onnx" } else { name }
-}
-
 fn type_of(value: &ValueInfoProto) -> String {
-    let Some(tensor) = value
-        .r#type
-        .as_ref()
-        .and_then(|kind| kind.tensor_type.as_ref())
-    else {
+    let Some(kind) = &value.r#type else {
         return "no tensor".into();
     };
-    let dim = |dim: &DimensionProto| match (&dim.dim_value, &dim.dim_param) {
+    let Some(tensor) = &kind.tensor_type else {
+        return "no tensor".into();
+    };
+    let mut dims = vec![];
+    if let Some(shape) = &tensor.shape {
+        for dim in &shape.dim {
+            dims.push(dimension(dim));
+        }
+    }
+    format!("{} [{}]", element_name(tensor.elem_type), dims.join(", "))
+}
+
+fn dimension(dim: &DimensionProto) -> String {
+    match (&dim.dim_value, &dim.dim_param) {
         (Some(n), _) => n.to_string(),
         (None, Some(name)) if !name.is_empty() => name.clone(),
         _ => "?".into(),
-    };
-    let dims: Vec<String> = tensor
-        .shape
-        .iter()
-        .flat_map(|shape| shape.dim.iter().map(dim))
-        .collect();
-    format!("{} [{}]", element_name(tensor.elem_type), dims.join(", "))
+    }
 }
 
 /// `f16`; an unknown type by its number.

@@ -1,18 +1,18 @@
-//! The encoding of a weight as a graph states it: by the function that is called, its attribute
-//! `block`, and the types of its constants. This is the one place that reads it.
+//! Reads the encoding of a weight from a graph: from the function that is called, its attribute
+//! `block`, and the types of its constants. No other module does so.
 
 use std::collections::BTreeSet;
 
 use super::functions::Function;
-use super::proto::{ModelProto, NodeProto, TensorProto, element};
-use super::{Checked, Encodings, element_name};
+use super::proto::{AttributeProto, ModelProto, NodeProto, TensorProto, element};
+use super::{Checked, Encodings, Grid, element_name};
 use crate::base::{Code, Problem, Result};
 use crate::model::weight::{
     Activations, Element, WeightEncoding, WeightForm, WeightPart, WeightUse,
 };
 
-/// What was read, or what the node does wrong.
-type Read<T> = std::result::Result<T, String>;
+/// An error is the predicate of a sentence about the node: `lacks the integer `block``.
+type NodeResult<T> = std::result::Result<T, String>;
 
 /// A call that computes with a weight matrix.
 pub struct WeightCall<'a> {
@@ -24,16 +24,16 @@ pub struct WeightCall<'a> {
     pub columns: u64,
     /// The constants that hold its parts.
     parts: Vec<(WeightPart, &'a TensorProto)>,
-    /// What is added to each product, one number for each row.
+    /// Added to each product: one number for each row.
     pub bias: Option<&'a TensorProto>,
-    /// What the result is multiplied by.
+    /// The result is multiplied by it.
     pub gain: f32,
 }
 
 impl<'a> WeightCall<'a> {
-    /// The weight of `node`, a call of `Linear`, `Embedding` or one of their kind. `Err` says what
-    /// the node does wrong.
-    pub fn of(checked: &Checked<'a>, node: &'a NodeProto) -> Read<Self> {
+    /// The weight of `node`, a call of a `Linear` or `Embedding` function. An error is the
+    /// predicate of a sentence about the node.
+    pub fn of(checked: &Checked<'a>, node: &'a NodeProto) -> NodeResult<Self> {
         let (form, has_bias) = match Function::of(node) {
             Some(Function::Linear { weight, bias }) => (weight, bias),
             Some(Function::Embedding { weight }) => (weight, false),
@@ -41,34 +41,39 @@ impl<'a> WeightCall<'a> {
         };
         let mut parts = vec![];
         let mut elements = vec![];
-        for (index, &part) in (1..).zip(form.parts()) {
-            let tensor = constant(checked, node, index)?;
+        for (index, &part) in form.parts().iter().enumerate() {
+            // Input 0 is `x` or `ids`.
+            let tensor = constant(checked, node, 1 + index)?;
             parts.push((part, tensor));
             elements.push(stored_element(tensor)?);
         }
         let &[rows, columns] = shape(checked, parts[0].1) else {
-            return Err("wants a matrix as its weight".into());
+            return Err("expects a matrix as its weight".into());
         };
-        let encoding = encoding(form, &elements, node, columns)?;
+        let encoding = read_encoding(form, &elements, node, columns)?;
         let specs = encoding
             .parts(&[rows, columns])
             .map_err(|why| format!("has a weight that does not exist: {why}"))?;
-        for (spec, ((_, tensor), found)) in specs.iter().zip(parts.iter().zip(&elements)) {
+        for (index, spec) in specs.iter().enumerate() {
+            let (tensor, element) = (parts[index].1, elements[index]);
             let dims = shape(checked, tensor);
-            if spec.element != *found || spec.shape != dims {
+            if spec.element != element || spec.shape != dims {
                 return Err(format!(
-                    "wants {} as {} {:?}, but `{}` is {} {dims:?}",
+                    "expects {} as {} {:?}, but `{}` is {} {dims:?}",
                     spec.part.name(),
                     spec.element.name(),
                     spec.shape,
                     tensor.name,
-                    found.name()
+                    element.name()
                 ));
             }
         }
-        let bias = match has_bias {
-            true => Some(bias(checked, node, 1 + parts.len(), rows)?),
-            false => None,
+        let mut bias = None;
+        if has_bias {
+            bias = Some(read_bias(checked, node, 1 + parts.len(), rows)?);
+        }
+        let Some(gain) = attribute(node, "gain").and_then(|found| found.f) else {
+            return Err("lacks the number `gain`".into());
         };
         Ok(WeightCall {
             encoding,
@@ -76,140 +81,153 @@ impl<'a> WeightCall<'a> {
             columns,
             parts,
             bias,
-            gain: number(node, "gain")?,
+            gain,
         })
     }
 
     /// The constant that holds `part`, if the encoding has it.
     pub fn part(&self, part: WeightPart) -> Option<&'a TensorProto> {
-        let found = self.parts.iter().find(|(known, _)| *known == part);
-        found.map(|(_, tensor)| *tensor)
+        for (found, tensor) in &self.parts {
+            if *found == part {
+                return Some(tensor);
+            }
+        }
+        None
     }
 
-    /// The constant that has an element for each value.
+    /// The constant that has one element for each value of the matrix.
     pub fn main(&self) -> &'a TensorProto {
         self.parts[0].1
     }
 }
 
-/// What the graph of `model` does with weight matrices, each once.
+/// The distinct uses of weight matrices in the graph of `model`.
 pub fn weight_uses(model: &ModelProto) -> Result<Vec<WeightUse>> {
     let checked = Checked::new(model)?;
     let encodings = Encodings::of(&checked)?;
     let mut uses = BTreeSet::new();
     for node in &checked.graph.node {
-        let wrong = |why: String| {
-            let message = format!("node `{}` ({}) {why}", node.name, node.op_type);
-            Problem::new(Code::OnnxWeight, message)
-        };
-        match Function::of(node) {
-            Some(Function::Linear { .. }) => {
-                let weight = WeightCall::of(&checked, node).map_err(wrong)?.encoding;
-                let activations = activations(&encodings, node).map_err(wrong)?;
-                uses.insert(WeightUse::Linear {
-                    weight,
-                    activations,
-                });
+        match weight_use(&checked, &encodings, node) {
+            Ok(found) => uses.extend(found),
+            Err(why) => {
+                return Err(Problem::new(
+                    Code::OnnxWeight,
+                    format!("node `{}` ({}) {why}", node.name, node.op_type),
+                ));
             }
-            Some(Function::Embedding { .. }) => {
-                let weight = WeightCall::of(&checked, node).map_err(wrong)?.encoding;
-                uses.insert(WeightUse::Lookup { weight });
-            }
-            Some(Function::RmsNorm) | None => {}
         }
     }
     Ok(uses.into_iter().collect())
 }
 
-/// How the activations are held that the linear layer `node` reads.
-fn activations(encodings: &Encodings, node: &NodeProto) -> Read<Activations> {
-    let grid = node
-        .input
-        .first()
-        .and_then(|x| encodings.grids.get(x.as_str()));
-    match grid.map(|grid| grid.bits) {
+fn weight_use(
+    checked: &Checked,
+    encodings: &Encodings,
+    node: &NodeProto,
+) -> NodeResult<Option<WeightUse>> {
+    Ok(match Function::of(node) {
+        Some(Function::Linear { .. }) => Some(WeightUse::Linear {
+            weight: WeightCall::of(checked, node)?.encoding,
+            activations: activations(encodings, node)?,
+        }),
+        Some(Function::Embedding { .. }) => Some(WeightUse::Lookup {
+            weight: WeightCall::of(checked, node)?.encoding,
+        }),
+        Some(Function::RmsNorm) | None => None,
+    })
+}
+
+/// The type of the activations that the linear layer `node` reads.
+fn activations(encodings: &Encodings, node: &NodeProto) -> NodeResult<Activations> {
+    let Some(x) = node.input.first() else {
+        return Ok(Activations::F16);
+    };
+    match encodings.grids.get(x.as_str()) {
         None => Ok(Activations::F16),
-        Some(16) => Ok(Activations::U16),
-        Some(bits) => Err(format!("reads activations in {bits} bits")),
+        Some(Grid { bits: 16, .. }) => Ok(Activations::U16),
+        Some(Grid { bits, .. }) => Err(format!("reads activations in {bits} bits")),
     }
 }
 
-/// The encoding that `form` and the types of its inputs make.
-fn encoding(
+/// The encoding that follows from `form` and the types of its inputs.
+fn read_encoding(
     form: WeightForm,
     elements: &[Element],
     node: &NodeProto,
     columns: u64,
-) -> Read<WeightEncoding> {
-    let blocks = |codes, scales, offsets| {
-        let block = block(node)?;
-        Ok(WeightEncoding::blocks(
-            codes, block, scales, offsets, columns,
-        ))
-    };
-    match (form, elements) {
-        (WeightForm::Plain, &[element]) => Ok(WeightEncoding::Plain { element }),
-        (WeightForm::Block, &[codes, scales]) => blocks(codes, scales, None),
-        (WeightForm::BlockOffset, &[codes, scales, offsets]) => {
-            blocks(codes, scales, Some(offsets))
+) -> NodeResult<WeightEncoding> {
+    let (codes, scales, offsets) = match (form, elements) {
+        (WeightForm::Plain, &[element]) => return Ok(WeightEncoding::Plain { element }),
+        (WeightForm::Lpbq, _) => {
+            let block = read_block(node)?;
+            return Ok(WeightEncoding::Lpbq { block });
         }
-        (WeightForm::Lpbq, _) => Ok(WeightEncoding::Lpbq {
-            block: block(node)?,
-        }),
-        _ => Err(format!("has {} inputs for its weight", elements.len())),
-    }
+        (WeightForm::Block, &[codes, scales]) => (codes, scales, None),
+        (WeightForm::BlockOffset, &[codes, scales, offsets]) => (codes, scales, Some(offsets)),
+        _ => return Err(format!("has {} inputs for its weight", elements.len())),
+    };
+    let block = read_block(node)?;
+    Ok(WeightEncoding::blocks(
+        codes, block, scales, offsets, columns,
+    ))
 }
 
-fn block(node: &NodeProto) -> Read<u32> {
-    let attribute = node.attribute.iter().find(|found| found.name == "block");
-    let block = attribute
-        .and_then(|attribute| attribute.i)
-        .ok_or("lacks the integer `block`")?;
+/// The number of columns that share a scale.
+fn read_block(node: &NodeProto) -> NodeResult<u32> {
+    let Some(block) = attribute(node, "block").and_then(|found| found.i) else {
+        return Err("lacks the integer `block`".into());
+    };
     u32::try_from(block).map_err(|_| format!("has blocks of {block}"))
 }
 
-fn number(node: &NodeProto, name: &str) -> Read<f32> {
-    let attribute = node.attribute.iter().find(|found| found.name == name);
-    attribute
-        .and_then(|attribute| attribute.f)
-        .ok_or_else(|| format!("lacks the number `{name}`"))
+fn attribute<'n>(node: &'n NodeProto, name: &str) -> Option<&'n AttributeProto> {
+    node.attribute.iter().find(|found| found.name == name)
 }
 
-fn bias<'a>(
+fn read_bias<'a>(
     checked: &Checked<'a>,
     node: &NodeProto,
     index: usize,
     rows: u64,
-) -> Read<&'a TensorProto> {
+) -> NodeResult<&'a TensorProto> {
     let bias = constant(checked, node, index)?;
     if shape(checked, bias) != [rows] || !stored_element(bias)?.is_float() {
-        return Err(format!("wants {rows} numbers as its bias"));
+        return Err(format!("expects {rows} numbers as its bias"));
     }
     Ok(bias)
 }
 
-fn constant<'a>(checked: &Checked<'a>, node: &NodeProto, index: usize) -> Read<&'a TensorProto> {
-    let name = node
-        .input
-        .get(index)
-        .ok_or_else(|| format!("has no input {index}"))?;
-    let found = checked.initializers.get(name.as_str()).copied();
-    found.ok_or_else(|| format!("reads `{name}`, which must be a constant"))
+/// The constant that input `index` of `node` is.
+fn constant<'a>(
+    checked: &Checked<'a>,
+    node: &NodeProto,
+    index: usize,
+) -> NodeResult<&'a TensorProto> {
+    let Some(name) = node.input.get(index) else {
+        return Err(format!("has no input {index}"));
+    };
+    match checked.initializers.get(name.as_str()) {
+        Some(tensor) => Ok(tensor),
+        None => Err(format!("reads `{name}`, which must be a constant")),
+    }
 }
 
 fn shape<'c>(checked: &'c Checked, tensor: &TensorProto) -> &'c [u64] {
-    let found = checked.types.get(tensor.name.as_str());
-    found.map_or(&[], |found| found.dims.as_slice())
+    match checked.types.get(tensor.name.as_str()) {
+        Some(found) => &found.dims,
+        None => &[],
+    }
 }
 
-fn stored_element(tensor: &TensorProto) -> Read<Element> {
-    element_of(tensor.data_type).ok_or_else(|| {
-        format!(
+fn stored_element(tensor: &TensorProto) -> NodeResult<Element> {
+    match element_of(tensor.data_type) {
+        Some(element) => Ok(element),
+        None => Err(format!(
             "reads `{}`, whose type {} no weight has",
             tensor.name,
             element_name(tensor.data_type)
-        )
-    })
+        )),
+    }
 }
 
 /// ONNX's number of an element type.
@@ -225,7 +243,7 @@ pub fn element_type(element: Element) -> i32 {
     }
 }
 
-/// The element type that ONNX gives this number, if weights can have it.
+/// The element type with this number in ONNX, if weights can have it.
 pub fn element_of(onnx: i32) -> Option<Element> {
     const ALL: [Element; 7] = [
         Element::F32,
@@ -242,10 +260,12 @@ pub fn element_of(onnx: i32) -> Option<Element> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Builder, External, Grid, Value, gain, int};
+    use std::collections::BTreeMap;
+
+    use super::super::{Builder, External, Value, gain, int};
     use super::*;
 
-    /// A graph of one linear layer over 64 columns, `x` on a grid of so many bits if that is given.
+    /// A graph of one linear layer over 64 columns. `bits`: `x` is on a grid of that many bits.
     /// Its constants are (part, type, dims).
     fn linear(
         form: WeightForm,
@@ -253,12 +273,15 @@ mod tests {
         parts: &[(&str, Element, &[u64])],
         bits: Option<u32>,
     ) -> ModelProto {
-        let grids = bits.map(|bits| ("x".to_string(), Grid::unit(bits)));
-        let mut builder = Builder::rounding(grids.into_iter().collect());
+        let mut grids = BTreeMap::new();
+        if let Some(bits) = bits {
+            grids.insert("x".to_string(), Grid::unit(bits));
+        }
+        let mut builder = Builder::rounding(grids);
         let mut inputs: Vec<Value> = vec![builder.input("x", element::FLOAT, &[1, 1, 2, 64])];
         for (name, element, dims) in parts {
             inputs.push(builder.external(&External {
-                // Names say nothing.
+                // The encoding does not follow from names.
                 name: &format!("w/anything-{name}"),
                 location: format!("weights/{name}"),
                 element: element_type(*element),
@@ -271,8 +294,10 @@ mod tests {
             bias: false,
         };
         let inputs: Vec<&Value> = inputs.iter().collect();
-        let attributes = block.map(|block| int("block", block));
-        let attributes = attributes.into_iter().chain([gain(0)]).collect();
+        let mut attributes = vec![gain(0)];
+        if let Some(block) = block {
+            attributes.insert(0, int("block", block));
+        }
         let y = builder.call(function, "y", &inputs, attributes, vec![1, 1, 2, 4]);
         builder.output(&y);
         builder.finish("g")
@@ -280,22 +305,29 @@ mod tests {
 
     #[track_caller]
     fn check(model: ModelProto, expected: std::result::Result<(&str, Activations), &str>) {
-        let found = weight_uses(&model).map_err(|problem| problem.message);
-        let found = found.map(|uses| match uses.as_slice() {
-            [
-                WeightUse::Linear {
-                    weight,
-                    activations,
-                },
-            ] => (weight.to_string(), *activations),
-            other => panic!("{other:?}"),
-        });
-        let expected = expected.map(|(weight, activations)| (weight.to_string(), activations));
-        assert_eq!(found, expected.map_err(String::from));
+        match (weight_uses(&model), expected) {
+            (Ok(uses), Ok((encoding, expected))) => {
+                let &[
+                    WeightUse::Linear {
+                        weight,
+                        activations,
+                    },
+                ] = uses.as_slice()
+                else {
+                    panic!("{uses:?}");
+                };
+                assert_eq!(
+                    (weight.to_string().as_str(), activations),
+                    (encoding, expected)
+                );
+            }
+            (Err(problem), Err(message)) => assert_eq!(problem.message, message),
+            (found, expected) => panic!("expected {expected:?}, found {found:?}"),
+        }
     }
 
     #[test]
-    fn the_call_says_how_a_weight_is_stored() {
+    fn the_encoding_follows_from_the_call() {
         use Activations::{F16, U16};
         let values: [(&str, Element, &[u64]); 1] = [("v", Element::Bf16, &[4, 64])];
         check(
@@ -327,13 +359,13 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_the_call_is_refused() {
+    fn constants_that_contradict_the_call_are_rejected() {
         let codes: (&str, Element, &[u64]) = ("c", Element::Int4, &[4, 64]);
         let scales: (&str, Element, &[u64]) = ("s", Element::F16, &[4, 2]);
         check(
             linear(WeightForm::Block, Some(16), &[codes, scales], None),
             Err(
-                "node `y` (BlockLinear) wants scales as f16 [4, 4], but `w/anything-s` is f16 \
+                "node `y` (BlockLinear) expects scales as f16 [4, 4], but `w/anything-s` is f16 \
                  [4, 2]",
             ),
         );

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The type of the elements of a blob; little-endian, row-major, as ONNX external data wants them.
+/// The type of the elements of a blob. Blobs are little-endian and row-major, like ONNX external
+/// data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Element {
@@ -16,9 +17,9 @@ pub enum Element {
     Int8,
     /// One byte, unsigned.
     Uint8,
-    /// Two a byte, the even element in the low nibble, two's complement.
+    /// Two in a byte, the even element in the low nibble, two's complement.
     Int4,
-    /// Two a byte, the even element in the low nibble, unsigned.
+    /// Two in a byte, the even element in the low nibble, unsigned.
     Uint4,
 }
 
@@ -38,7 +39,7 @@ impl Element {
         matches!(self, Element::F32 | Element::F16 | Element::Bf16)
     }
 
-    /// As facts and messages write it: `int4`.
+    /// Its name in facts and messages: `int4`.
     pub fn name(self) -> &'static str {
         match self {
             Element::F32 => "f32",

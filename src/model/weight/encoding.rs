@@ -1,4 +1,4 @@
-//! The encodings of weights, and the one table of the parts that each of them has.
+//! The encodings of weights, and the table of the parts of each.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Element;
 
-/// How the values of a weight are stored. `requant` and `dequant` state it in the facts of every
-/// part; a graph states it by the function of the dialect that it calls.
+/// How the values of a weight are stored. `requant` and `dequant` write it to the facts of every
+/// part; in a graph it follows from the function of the dialect that is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum WeightEncoding {
@@ -80,7 +80,7 @@ pub enum WeightPart {
     ChannelScales,
 }
 
-/// What a part of a weight holds.
+/// Type and shape of a part of a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartSpec {
     /// Which part.
@@ -127,7 +127,7 @@ impl WeightPart {
     }
 
     /// Whether its elements can be of this type.
-    fn can_hold(self, element: Element) -> bool {
+    fn supports(self, element: Element) -> bool {
         match self {
             WeightPart::Codes => matches!(element, Element::Int4 | Element::Uint4 | Element::Int8),
             WeightPart::BlockScales => element == Element::Uint8,
@@ -211,34 +211,31 @@ impl WeightEncoding {
     }
 
     /// The parts of a weight of this shape, `[rows, columns]` or `[n]`, in the order of its form.
-    /// `Err` says why there is no such weight.
+    /// An error is the reason why there is no such weight.
     pub fn parts(self, shape: &[u64]) -> Result<Vec<PartSpec>, String> {
-        let Some(block) = self.block(shape.last().copied().unwrap_or(0)) else {
-            return self.specs(|_| shape.to_vec());
-        };
-        let &[rows, columns] = shape else {
-            return Err(format!("only a matrix is stored in codes, not {shape:?}"));
-        };
-        if block == 0 || !columns.is_multiple_of(block) {
-            return Err(format!("{columns} columns are not whole blocks of {block}"));
-        }
-        self.specs(|part| match part {
-            WeightPart::Values | WeightPart::Codes => vec![rows, columns],
-            WeightPart::Scales | WeightPart::Offsets | WeightPart::BlockScales => {
-                vec![rows, columns / block]
+        let mut block_count = 0;
+        if let Some(block) = self.block(shape.last().copied().unwrap_or(0)) {
+            let &[_, columns] = shape else {
+                return Err(format!("only a matrix is stored in codes, not {shape:?}"));
+            };
+            if block == 0 || !columns.is_multiple_of(block) {
+                return Err(format!("{columns} columns are not whole blocks of {block}"));
             }
-            WeightPart::ChannelScales => vec![rows],
-        })
-    }
-
-    fn specs(self, shape: impl Fn(WeightPart) -> Vec<u64>) -> Result<Vec<PartSpec>, String> {
+            block_count = columns / block;
+        }
         let mut specs = vec![];
         for &part in self.form().parts() {
             let element = self.element(part);
-            if !part.can_hold(element) {
+            if !part.supports(element) {
                 return Err(format!("{} cannot be {}", part.name(), element.name()));
             }
-            let shape = shape(part);
+            let shape = match part {
+                WeightPart::Values | WeightPart::Codes => shape.to_vec(),
+                WeightPart::Scales | WeightPart::Offsets | WeightPart::BlockScales => {
+                    vec![shape[0], block_count]
+                }
+                WeightPart::ChannelScales => vec![shape[0]],
+            };
             specs.push(PartSpec {
                 part,
                 element,
@@ -294,12 +291,12 @@ impl fmt::Display for WeightEncoding {
 }
 
 impl PartSpec {
-    /// Length of its blob; `None` where that is no number of 64 bits.
+    /// Length of its blob; `None` if its bits overflow 64 bits.
     pub fn size_bytes(&self) -> Option<u64> {
-        let bits = self
-            .shape
-            .iter()
-            .try_fold(self.element.bits(), |bits, &n| bits.checked_mul(n))?;
+        let mut bits = self.element.bits();
+        for &n in &self.shape {
+            bits = bits.checked_mul(n)?;
+        }
         Some(bits.div_ceil(8))
     }
 }
@@ -310,15 +307,17 @@ mod tests {
 
     /// The parts of a 64 x 96 matrix, as text.
     fn parts(encoding: WeightEncoding) -> String {
-        let part = |spec: &PartSpec| {
+        let specs = match encoding.parts(&[64, 96]) {
+            Ok(specs) => specs,
+            Err(why) => return why,
+        };
+        let mut texts = vec![];
+        for spec in specs {
             let (name, element) = (spec.part.name(), spec.element.name());
             let bytes = spec.size_bytes().unwrap();
-            format!("{name} {element} {:?} {bytes}", spec.shape)
-        };
-        match encoding.parts(&[64, 96]) {
-            Ok(specs) => specs.iter().map(part).collect::<Vec<_>>().join(", "),
-            Err(why) => why,
+            texts.push(format!("{name} {element} {:?} {bytes}", spec.shape));
         }
+        texts.join(", ")
     }
 
     fn encodings() -> [WeightEncoding; 5] {
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_each_encoding() {
+    fn each_encoding_has_its_parts() {
         assert_eq!(
             encodings().map(parts),
             [
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_name_the_kind_and_read_back() {
+    fn encodings_round_trip_through_json() {
         let texts = encodings().map(|encoding| {
             let text = serde_json::to_string(&encoding).unwrap();
             assert_eq!(
@@ -381,19 +380,19 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_row_under_an_f32_scale_is_by_channel() {
-        let kind = |codes, block, scales| {
+    fn one_f32_scale_for_each_row_is_by_channel() {
+        let is_by_channel = |codes, block, scales| {
             let encoding = WeightEncoding::blocks(codes, block, scales, None, 32);
             matches!(encoding, WeightEncoding::Channel { .. })
         };
-        assert!(kind(Element::Int4, 32, Element::F32));
-        assert!(!kind(Element::Int4, 16, Element::F32));
-        assert!(!kind(Element::Int4, 32, Element::F16));
-        assert!(!kind(Element::Uint4, 32, Element::F32));
+        assert!(is_by_channel(Element::Int4, 32, Element::F32));
+        assert!(!is_by_channel(Element::Int4, 16, Element::F32));
+        assert!(!is_by_channel(Element::Int4, 32, Element::F16));
+        assert!(!is_by_channel(Element::Uint4, 32, Element::F32));
     }
 
     #[test]
-    fn what_does_not_exist_is_refused() {
+    fn invalid_encodings_are_rejected() {
         let block = WeightEncoding::blocks(Element::Int4, 36, Element::F16, None, 96);
         assert_eq!(parts(block), "96 columns are not whole blocks of 36");
         let float_codes = WeightEncoding::blocks(Element::F16, 32, Element::F16, None, 96);

@@ -1,5 +1,5 @@
-//! How weights are encoded: the encodings, the parts that each of them has, and what parts say of
-//! themselves. `requant` and `dequant` state the encoding; everybody else reads it.
+//! Weight encodings: the encodings, the parts of each, and the facts of a part. `requant` and
+//! `dequant` write the encoding to the facts; all other stages read it there.
 
 mod element;
 mod encoding;
@@ -21,46 +21,48 @@ pub struct WeightFacts {
     /// Shape of the weight, outermost dimension first: `[rows, columns]` or `[n]`. The shape of the
     /// part follows from it and the encoding.
     pub shape: Vec<u64>,
-    /// How far the weight is from the tensor it was made of; only of the main part.
+    /// Error of the weight compared with its source tensor; only for the main part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorFacts>,
 }
 
 impl WeightFacts {
-    /// Whether this part has an element for each value of the weight: it stands for the whole.
+    /// Whether this is the main part: the one with an element for each value of the weight.
     pub fn is_main(&self) -> bool {
         self.part == self.encoding.main_part()
     }
 
     /// Values of the weight.
     pub fn values(&self) -> u64 {
-        self.shape
-            .iter()
-            .fold(1, |product, &n| product.saturating_mul(n))
+        let mut values = 1u64;
+        for &n in &self.shape {
+            values = values.saturating_mul(n);
+        }
+        values
     }
 }
 
-/// How far a requantized tensor is from its source.
+/// Error of a requantized tensor compared with its source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorFacts {
     /// ggml's name of the source type.
     pub source: String,
-    /// The scheme that made it: `native`.
+    /// The scheme: `native`.
     pub scheme: String,
-    /// Whether every value is the source's in f32: bit for bit, but that `native-safe` may change
-    /// the sign of a zero.
+    /// Whether every value has the same bits as that of the source in f32. Exception:
+    /// `native-safe` may change the sign of a zero.
     pub exact: bool,
-    /// Signal to quantization noise, in dB, to a hundredth; absent where there is no noise.
+    /// Signal to quantization noise, in dB, to a hundredth; absent if there is no noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
     /// Largest absolute error.
     pub max_error: f64,
-    /// Share of the values that lie beyond the last code, to a millionth; absent where none can.
+    /// Share of the values beyond the last code, to a millionth; absent if no value can be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clipped: Option<f64>,
 }
 
-/// What a graph does with a weight matrix.
+/// A use of a weight matrix in a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum WeightUse {
@@ -68,7 +70,7 @@ pub enum WeightUse {
     Linear {
         /// How it is stored.
         weight: WeightEncoding,
-        /// How the activations are held that it multiplies.
+        /// The type of the activations.
         activations: Activations,
     },
     /// Looks up rows of it.
@@ -78,17 +80,20 @@ pub enum WeightUse {
     },
 }
 
-/// How a graph holds the activations that a linear layer reads.
+/// The type of the activations that a linear layer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
-    /// As numbers, f16 on the device.
+    /// Floating-point, f16 on the device.
     F16,
-    /// As 16-bit codes under one scale.
+    /// 16-bit codes with one scale.
     U16,
 }
 
-/// The weight of which `NAME/codes` is a part.
+/// The name of the weight of a part: `NAME` for `NAME/codes`.
 pub fn blob_owner(part: &str) -> &str {
-    part.rsplit_once('/').map_or(part, |(weight, _)| weight)
+    match part.rsplit_once('/') {
+        Some((weight, _)) => weight,
+        None => part,
+    }
 }

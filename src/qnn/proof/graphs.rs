@@ -1,11 +1,11 @@
-//! The graphs of the proofs: a linear layer and a lookup, of the operators that the lowering writes.
+//! The graphs of the tests: a linear layer and a lookup, with the operators of the lowering.
 
 use std::sync::Arc;
 
 use half::f16;
 
 use super::weight::Weight;
-use super::{DeviceEncoding, Flow, K, LinearIo, N, Numbers, T, Trial};
+use super::{Activation, DeviceEncoding, K, LinearIo, N, Numbers, T, Trial};
 use crate::qnn::{
     DataType, DeviceGraph, Encoding, Node, Param, StaticData, Tensor, TensorId, TensorKind,
 };
@@ -16,22 +16,27 @@ impl Trial {
         let mut numbers = Numbers(1);
         let Weight { data, values } = Weight::new(encoding, &mut numbers);
         let is_coded = io != LinearIo::F16;
-        let x = Flow::new(is_coded, (0..T * K).map(|_| numbers.next()).collect());
-        let dot = |t: usize, n: usize| -> f64 {
-            (0..K)
-                .map(|k| x.values[t * K + k] * values[n * K + k])
-                .sum()
-        };
-        let y = Flow::new(is_coded, (0..T * N).map(|i| dot(i / N, i % N)).collect());
+        let x = Activation::new(is_coded, numbers.take(T * K));
+        let mut products = vec![];
+        for row in x.values.chunks_exact(K) {
+            for column in values.chunks_exact(K) {
+                let mut sum = 0.0;
+                for (x, w) in row.iter().zip(column) {
+                    sum += x * w;
+                }
+                products.push(sum);
+            }
+        }
+        let y = Activation::new(is_coded, products);
 
         let mut graph = Graph::new();
         let weight_type = match encoding {
             DeviceEncoding::F16 => DataType::Float16,
             _ => DataType::SFixed8,
         };
-        let input = graph.flow("x", TensorKind::Input, &x, &[1, 1, T, K]);
+        let input = graph.activation("x", TensorKind::Input, &x, &[1, 1, T, K]);
         let weight = graph.constant("w", weight_type, &[1, 1, K, N], data, encoding.to_string());
-        let output = graph.flow("y", TensorKind::Output, &y, &[1, 1, T, N]);
+        let output = graph.activation("y", TensorKind::Output, &y, &[1, 1, T, N]);
         let conv = vec![
             ("stride", Param::Uint32s(vec![2], vec![1, 1])),
             ("pad_amount", Param::Uint32s(vec![2, 2], vec![0; 4])),
@@ -79,29 +84,33 @@ impl Trial {
         let mut numbers = Numbers(1);
         let codes = Weight::codes(bits, &mut numbers);
         let span = f64::from(1u32 << (bits - 1));
-        let mut halves = |spread: f64| -> Vec<f16> {
-            (0..N * K / block)
-                .map(|_| f16::from_f64(numbers.next() * spread))
-                .collect()
-        };
-        let scales = halves(1.0 / span);
-        let offsets = has_offsets.then(|| halves(1.0));
-        let expected = |i: usize| {
-            let offset = offsets.as_ref().map_or(0.0, |all| all[i / block].to_f64());
-            f64::from(codes[i]) * scales[i / block].to_f64() + offset
-        };
-        let rows = ids.iter().flat_map(|&id| id * K..(id + 1) * K);
-        let y = Flow::new(false, rows.map(expected).collect());
+        let count = N * K / block;
+        let scales = f16s(&mut numbers, count, 1.0 / span);
+        let mut grids = vec![("scales", "ElementWiseMultiply", scales.clone())];
+        let mut offsets = vec![f16::ZERO; count];
+        if has_offsets {
+            offsets = f16s(&mut numbers, count, 1.0);
+            grids.push(("offsets", "ElementWiseAdd", offsets.clone()));
+        }
+        let mut expected = vec![];
+        for &id in &ids {
+            for index in id * K..(id + 1) * K {
+                let (scale, offset) = (scales[index / block], offsets[index / block]);
+                expected.push(f64::from(codes[index]) * scale.to_f64() + offset.to_f64());
+            }
+        }
+        let y = Activation::new(false, expected);
 
         let plus_128 = Encoding::ScaleOffset {
             scale: 1.0,
             offset: -128,
         };
+        let mut bytes = vec![];
+        for &code in &codes {
+            bytes.push((i32::from(code) + 128) as u8);
+        }
         let table = StaticData {
-            bytes: codes
-                .iter()
-                .map(|&code| (i32::from(code) + 128) as u8)
-                .collect(),
+            bytes,
             encoding: plus_128.clone(),
         };
         let blocks = K / block;
@@ -126,12 +135,8 @@ impl Trial {
         graph.node("Gather", gather(), &[table, input], coded);
         graph.node("Dequantize", vec![], &[coded], plain);
         graph.node("Reshape", vec![], &[plain], value);
-        let grids = [
-            Some(("scales", "ElementWiseMultiply", scales)),
-            offsets.map(|offsets| ("offsets", "ElementWiseAdd", offsets)),
-        ];
-        for (name, op, grid) in grids.into_iter().flatten() {
-            let table = graph.halves(name, &[N, blocks], &grid);
+        for (name, op, grid) in grids {
+            let table = graph.f16_constant(name, &[N, blocks], &grid);
             let of_row = graph.f16(&format!("row_{name}"), &[1, T, blocks]);
             let of_block = graph.f16(&format!("block_{name}"), &[1, T, blocks, 1]);
             let result = graph.f16(&format!("with_{name}"), &of_blocks);
@@ -140,7 +145,7 @@ impl Trial {
             graph.node(op, vec![], &[value, of_block], result);
             value = result;
         }
-        let output = graph.flow("y", TensorKind::Output, &y, &[1, T, K]);
+        let output = graph.activation("y", TensorKind::Output, &y, &[1, T, K]);
         graph.node("Reshape", vec![], &[value], output);
         Trial {
             graph: graph.0,
@@ -150,12 +155,16 @@ impl Trial {
     }
 
     fn lookup_f16(mut graph: Graph, input: TensorId, ids: &[usize]) -> Self {
-        let mut numbers = Numbers(1);
-        let table: Vec<f16> = (0..N * K).map(|_| f16::from_f64(numbers.next())).collect();
-        let rows = ids.iter().flat_map(|&id| &table[id * K..(id + 1) * K]);
-        let y = Flow::new(false, rows.map(|value| value.to_f64()).collect());
-        let table = graph.halves("table", &[N, K], &table);
-        let output = graph.flow("y", TensorKind::Output, &y, &[1, T, K]);
+        let table = f16s(&mut Numbers(1), N * K, 1.0);
+        let mut expected = vec![];
+        for &id in ids {
+            for value in &table[id * K..(id + 1) * K] {
+                expected.push(value.to_f64());
+            }
+        }
+        let y = Activation::new(false, expected);
+        let table = graph.f16_constant("table", &[N, K], &table);
+        let output = graph.activation("y", TensorKind::Output, &y, &[1, T, K]);
         graph.node("Gather", gather(), &[table, input], output);
         Trial {
             graph: graph.0,
@@ -170,12 +179,20 @@ fn gather() -> Vec<(&'static str, Param)> {
 }
 
 fn id_bytes(ids: &[usize]) -> Vec<u8> {
-    ids.iter()
-        .flat_map(|&id| (id as i32).to_le_bytes())
-        .collect()
+    let mut bytes = vec![];
+    for &id in ids {
+        bytes.extend((id as i32).to_le_bytes());
+    }
+    bytes
 }
 
-/// Writes the graph of a proof.
+/// `count` numbers in `[-spread, spread)`.
+fn f16s(numbers: &mut Numbers, count: usize, spread: f64) -> Vec<f16> {
+    let numbers = numbers.take(count);
+    numbers.iter().map(|n| f16::from_f64(n * spread)).collect()
+}
+
+/// Builds the graph of a test.
 struct Graph(DeviceGraph);
 
 impl Graph {
@@ -206,8 +223,14 @@ impl Graph {
     }
 
     /// An input or output of the graph.
-    fn flow(&mut self, name: &str, kind: TensorKind, flow: &Flow, dims: &[usize]) -> TensorId {
-        let (data_type, encoding) = (flow.data_type(), flow.encoding());
+    fn activation(
+        &mut self,
+        name: &str,
+        kind: TensorKind,
+        activation: &Activation,
+        dims: &[usize],
+    ) -> TensorId {
+        let (data_type, encoding) = (activation.data_type(), activation.encoding());
         self.tensor(name, kind, data_type, dims, encoding, String::new())
     }
 
@@ -241,15 +264,19 @@ impl Graph {
         self.tensor(name, source, data_type, dims, Encoding::None, note)
     }
 
-    fn halves(&mut self, name: &str, dims: &[usize], halves: &[f16]) -> TensorId {
+    fn f16_constant(&mut self, name: &str, dims: &[usize], values: &[f16]) -> TensorId {
+        let mut bytes = vec![];
+        for value in values {
+            bytes.extend(value.to_le_bytes());
+        }
         let data = StaticData {
-            bytes: halves.iter().flat_map(|half| half.to_le_bytes()).collect(),
+            bytes,
             encoding: Encoding::None,
         };
         self.constant(name, DataType::Float16, dims, data, "f16".into())
     }
 
-    /// Adds an operator, named after its result.
+    /// Adds an operator that is called `OUTPUT.op`.
     fn node(
         &mut self,
         op: &'static str,

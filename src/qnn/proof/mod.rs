@@ -1,8 +1,8 @@
-//! A small graph for each use of a weight, on the simulator, against f64.
+//! Tests a use of a weight with a small graph on the simulator, and compares the result with f64.
 //!
-//! The HTP accepts several encodings and then computes wrong numbers without a word (QNN 2.51:
-//! scales in another order, blocks of 8 with LPBQ, ...), so no encoding is trusted that was not
-//! seen to compute right ones.
+//! The HTP accepts several encodings and then computes wrong numbers without an error (QNN 2.51:
+//! scales in another order, blocks of 8 with LPBQ, ...), so every encoding is tested before it is
+//! used.
 
 mod graphs;
 mod weight;
@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use super::{Backend, Context, DataType, DeviceGraph, Encoding, GraphOptions, HtpGraph, Soc};
 use crate::base::{Code, Problem, Result};
 
-/// Largest relative rms error of an encoding that computes what it says. fp16 arithmetic alone
-/// gives about 3e-4, offsets up to 1.9e-3; a wrong encoding is off by 2e-1 and more.
-pub const MAX_ERROR: f64 = 2e-3;
+/// Largest relative rms error of a correct encoding. fp16 arithmetic causes about 3e-4, offsets up
+/// to 1.9e-3; the error of a wrong encoding is 2e-1 or more.
+const MAX_ERROR: f64 = 2e-3;
 
 /// Tokens, inputs and outputs of the matmul: several blocks along the inputs, several vectors along
 /// the outputs.
@@ -27,11 +27,11 @@ const T: usize = 4;
 const K: usize = 512;
 const N: usize = 64;
 
-/// How a weight lies in a graph for the HTP.
+/// How a weight is stored in a graph for the HTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceEncoding {
-    /// Halves.
+    /// f16 values.
     F16,
     /// `(code + offset) * scale`, a scale for each `block` inputs of an output.
     FloatBlock {
@@ -55,7 +55,7 @@ pub enum DeviceEncoding {
     },
 }
 
-/// What a linear layer of the device reads and writes, and what it computes in.
+/// The types of the input, the arithmetic and the output of a linear layer on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinearIo {
@@ -63,19 +63,19 @@ pub enum LinearIo {
     F16,
     /// It computes in f16 between a Dequantize of 16-bit codes and a Quantize to them.
     F16FromU16,
-    /// It multiplies 16-bit codes, each under one scale.
+    /// It multiplies 16-bit codes with one scale per tensor.
     U16,
 }
 
-/// What a graph for the HTP does with a weight.
+/// A use of a weight in a graph for the HTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum DeviceUse {
     /// Multiplies activations with it.
     Linear {
-        /// How it lies in the graph.
+        /// How it is stored.
         weight: DeviceEncoding,
-        /// What the layer reads and writes.
+        /// The types of input and output.
         io: LinearIo,
     },
     /// Looks up its rows in tables of codes, scales and offsets, and multiplies and adds in f16:
@@ -87,8 +87,8 @@ pub enum DeviceUse {
 }
 
 impl DeviceEncoding {
-    /// Whether there is such an encoding, and the matrix has whole blocks of it.
-    fn is_known(self) -> bool {
+    /// Whether there is such an encoding, and its blocks fit the matrix.
+    fn is_valid(self) -> bool {
         match self {
             DeviceEncoding::F16 => true,
             DeviceEncoding::FloatBlock { bits, block, .. } => {
@@ -102,8 +102,8 @@ impl DeviceEncoding {
 }
 
 impl DeviceUse {
-    /// Whether the device can be asked for it.
-    fn is_known(self) -> bool {
+    /// Whether the device supports it.
+    fn is_valid(self) -> bool {
         use DeviceEncoding::{Channel, F16, FloatBlock, Lpbq};
         match self {
             DeviceUse::Linear { weight, io } => {
@@ -113,9 +113,9 @@ impl DeviceUse {
                     LinearIo::F16 | LinearIo::F16FromU16 => reads_f16,
                     LinearIo::U16 => reads_codes,
                 };
-                weight.is_known() && fits
+                weight.is_valid() && fits
             }
-            DeviceUse::Lookup { weight } => weight.is_known(),
+            DeviceUse::Lookup { weight } => weight.is_valid(),
         }
     }
 }
@@ -156,34 +156,35 @@ impl fmt::Display for DeviceUse {
     }
 }
 
-/// What was measured.
+/// The result of a test.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Proof {
-    /// Which use of a weight, by name.
+    /// The name of the use of a weight.
     pub encoding: String,
-    /// Which chip was simulated.
+    /// The simulated chip.
     pub soc: String,
     /// Tokens, inputs and outputs of the matmul; tokens, columns and rows of a lookup.
     pub shape: [usize; 3],
-    /// Root mean square of the error by that of the result.
+    /// Root mean square of the error divided by that of the result.
     pub relative_rms_error: f64,
-    /// Largest that passes.
+    /// Largest error that passes.
     pub limit: f64,
 }
 
-/// A graph with one output `y`, what it is given, and what it should compute.
+/// A graph with one output `y`, its inputs, and the expected output.
 struct Trial {
     graph: DeviceGraph,
     inputs: BTreeMap<String, Vec<u8>>,
-    y: Flow,
+    y: Activation,
 }
 
-/// Has the simulated `soc` use a fixed matrix as `case` says. One a process, like any context.
+/// Tests `case` with a fixed matrix on the simulated `soc`. Only one test can run in a process, as
+/// for any context.
 ///
 /// # Errors
-/// The backend refuses the encoding, or it computes other numbers than the encoding says.
+/// The backend rejects the encoding, or computes wrong numbers with it.
 pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
-    if !case.is_known() {
+    if !case.is_valid() {
         return Err(Problem::new(
             Code::QnnEncoding,
             format!("there is no weight encoding {case} on the HTP"),
@@ -198,12 +199,15 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
         optimization: 3,
         vtcm_mb: 0,
     });
-    let info = context
-        .build(&graph, &options)
-        .map_err(|problem| refused(case, soc, problem))?;
-    let outputs = context.execute(&info, &inputs)?;
-    let got = y.read(outputs.get("y").map_or(&[][..], Vec::as_slice));
-    let error = relative_rms_error(&y.asked, &got);
+    let info = context.build(&graph, &options).map_err(|problem| {
+        problem.within(format!(
+            "the HTP of {} does not take weights as {case}",
+            soc.name
+        ))
+    })?;
+    let mut outputs = context.execute(&info, &inputs)?;
+    let computed = y.decode(&outputs.remove("y").unwrap_or_default());
+    let error = relative_rms_error(&y.exact, &computed);
     if error.is_nan() || error > MAX_ERROR {
         return Err(Problem::new(
             Code::QnnEncodingWrong,
@@ -227,28 +231,21 @@ pub fn prove(folder: &Path, soc: Soc, case: DeviceUse) -> Result<Proof> {
     })
 }
 
-fn refused(case: DeviceUse, soc: Soc, problem: Problem) -> Problem {
-    problem.within(format!(
-        "the HTP of {} does not take weights as {case}",
-        soc.name
-    ))
-}
-
-/// Root mean square of `got - expected` by that of `expected`; infinite if they differ in length.
-pub fn relative_rms_error(expected: &[f64], got: &[f64]) -> f64 {
-    if expected.len() != got.len() {
+/// Root mean square of `found - expected` divided by that of `expected`; infinite if they differ in
+/// length.
+pub fn relative_rms_error(expected: &[f64], found: &[f64]) -> f64 {
+    if expected.len() != found.len() {
         return f64::INFINITY;
     }
-    let error: f64 = expected
-        .iter()
-        .zip(got)
-        .map(|(e, g)| (g - e) * (g - e))
-        .sum();
-    let signal: f64 = expected.iter().map(|e| e * e).sum();
-    (error / signal).sqrt()
+    let (mut error, mut signal) = (0.0, 0.0);
+    for (expected, found) in expected.iter().zip(found) {
+        error += (found - expected) * (found - expected);
+        signal += expected * expected;
+    }
+    f64::sqrt(error / signal)
 }
 
-/// The same numbers for ever: in [-1, 1), by splitmix64.
+/// A fixed sequence of numbers in [-1, 1), by splitmix64.
 struct Numbers(u64);
 
 impl Numbers {
@@ -259,34 +256,46 @@ impl Numbers {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
+
+    fn take(&mut self, count: usize) -> Vec<f64> {
+        let mut numbers = vec![];
+        for _ in 0..count {
+            numbers.push(self.next());
+        }
+        numbers
+    }
 }
 
-/// Numbers that flow into or out of a graph.
-struct Flow {
-    /// The numbers asked for.
-    asked: Vec<f64>,
-    /// Those numbers as the device holds them.
+/// The values of an input or output of a graph.
+struct Activation {
+    /// The values before rounding.
+    exact: Vec<f64>,
+    /// The values rounded to the type of the tensor.
     values: Vec<f64>,
-    /// Step of the 16-bit codes; none of halves.
+    /// Step of the 16-bit codes; `None` for f16.
     scale: Option<f32>,
 }
 
-impl Flow {
-    /// Zero of the codes, in the middle: a second operand of the device's MatMul must be so.
+impl Activation {
+    /// The zero point, in the middle of the codes: MatMul requires it of its second operand.
     const ZERO: i32 = 32768;
 
-    fn new(is_coded: bool, asked: Vec<f64>) -> Self {
-        let largest = asked
-            .iter()
-            .fold(0.0, |largest: f64, value| largest.max(value.abs()));
-        let scale = is_coded.then_some((largest / 32767.0) as f32);
-        let mut all = Flow {
-            asked,
+    fn new(is_coded: bool, exact: Vec<f64>) -> Self {
+        let mut scale = None;
+        if is_coded {
+            let mut largest: f64 = 0.0;
+            for value in &exact {
+                largest = largest.max(value.abs());
+            }
+            scale = Some((largest / 32767.0) as f32);
+        }
+        let mut activation = Activation {
+            exact,
             values: vec![],
             scale,
         };
-        all.values = all.read(&all.bytes());
-        all
+        activation.values = activation.decode(&activation.bytes());
+        activation
     }
 
     fn data_type(&self) -> DataType {
@@ -298,35 +307,40 @@ impl Flow {
     }
 
     fn encoding(&self) -> Encoding {
-        self.scale
-            .map_or(Encoding::None, |scale| Encoding::ScaleOffset {
+        match self.scale {
+            Some(scale) => Encoding::ScaleOffset {
                 scale,
                 offset: -Self::ZERO,
-            })
+            },
+            None => Encoding::None,
+        }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let spell = |value: &f64| match self.scale {
-            Some(scale) => {
-                ((value / f64::from(scale)).round() as i32 + Self::ZERO).clamp(0, 65535) as u16
-            }
-            None => f16::from_f64(*value).to_bits(),
-        };
-        self.asked
-            .iter()
-            .flat_map(|value| spell(value).to_le_bytes())
-            .collect()
+        let mut bytes = vec![];
+        for &value in &self.exact {
+            let bits = match self.scale {
+                Some(scale) => {
+                    let code = (value / f64::from(scale)).round() as i32 + Self::ZERO;
+                    code.clamp(0, 65535) as u16
+                }
+                None => f16::from_f64(value).to_bits(),
+            };
+            bytes.extend(bits.to_le_bytes());
+        }
+        bytes
     }
 
-    fn read(&self, bytes: &[u8]) -> Vec<f64> {
-        let number = |bits: u16| match self.scale {
-            Some(scale) => f64::from(i32::from(bits) - Self::ZERO) * f64::from(scale),
-            None => f16::from_bits(bits).to_f64(),
-        };
-        bytes
-            .chunks_exact(2)
-            .map(|pair| number(u16::from_le_bytes([pair[0], pair[1]])))
-            .collect()
+    fn decode(&self, bytes: &[u8]) -> Vec<f64> {
+        let mut values = vec![];
+        for pair in bytes.chunks_exact(2) {
+            let bits = u16::from_le_bytes([pair[0], pair[1]]);
+            values.push(match self.scale {
+                Some(scale) => f64::from(i32::from(bits) - Self::ZERO) * f64::from(scale),
+                None => f16::from_bits(bits).to_f64(),
+            });
+        }
+        values
     }
 }
 
@@ -342,7 +356,7 @@ mod tests {
             offsets,
         };
         let linear = |weight, io| DeviceUse::Linear { weight, io };
-        let names = [
+        let cases = [
             linear(DeviceEncoding::F16, LinearIo::F16),
             linear(weight(false), LinearIo::F16),
             linear(weight(true), LinearIo::F16FromU16),
@@ -351,13 +365,12 @@ mod tests {
             DeviceUse::Lookup {
                 weight: weight(false),
             },
-        ]
-        .map(|case| {
-            assert!(case.is_known(), "{case}");
-            case.to_string()
-        });
+        ];
+        for case in cases {
+            assert!(case.is_valid(), "{case}");
+        }
         assert_eq!(
-            names,
+            cases.map(|case| case.to_string()),
             [
                 "f16",
                 "float-block-4x32",
@@ -367,13 +380,13 @@ mod tests {
                 "lookup-float-block-4x32"
             ]
         );
-        assert!(!linear(weight(false), LinearIo::U16).is_known());
-        assert!(!linear(DeviceEncoding::Lpbq { block: 32 }, LinearIo::F16).is_known());
-        assert!(!linear(DeviceEncoding::Lpbq { block: 8 }, LinearIo::U16).is_known());
+        assert!(!linear(weight(false), LinearIo::U16).is_valid());
+        assert!(!linear(DeviceEncoding::Lpbq { block: 32 }, LinearIo::F16).is_valid());
+        assert!(!linear(DeviceEncoding::Lpbq { block: 8 }, LinearIo::U16).is_valid());
     }
 
     #[test]
-    fn errors_are_relative_and_a_nan_is_no_pass() {
+    fn errors_are_relative_and_nan_stays_nan() {
         assert_eq!(relative_rms_error(&[3.0, 4.0], &[3.0, 4.5]), 0.1);
         assert!(relative_rms_error(&[1.0], &[f64::NAN]).is_nan());
         assert_eq!(relative_rms_error(&[1.0], &[]), f64::INFINITY);

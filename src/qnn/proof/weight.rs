@@ -1,11 +1,11 @@
-//! The fixed matrix of a proof in each encoding.
+//! The fixed matrix of the tests in each encoding.
 
 use half::f16;
 
 use super::{DeviceEncoding, K, N, Numbers};
 use crate::qnn::{Encoding, StaticData};
 
-/// A weight as the device wants it, and what it means as `[N, K]`.
+/// A weight in the layout of the device, and its values `[N, K]`.
 pub(super) struct Weight {
     pub(super) data: StaticData,
     pub(super) values: Vec<f64>,
@@ -14,65 +14,29 @@ pub(super) struct Weight {
 impl Weight {
     pub(super) fn new(encoding: DeviceEncoding, numbers: &mut Numbers) -> Self {
         match encoding {
-            DeviceEncoding::F16 => Weight::halves(numbers),
+            DeviceEncoding::F16 => Weight::f16(numbers),
             DeviceEncoding::FloatBlock {
                 bits,
                 block,
                 offsets,
             } => Weight::float_block(bits, block, offsets, numbers),
-            DeviceEncoding::Channel { bits } => {
-                let scales = Weight::scales(numbers);
-                let codes = Weight::codes(bits, numbers);
-                let values = (0..N * K)
-                    .map(|i| f64::from(codes[i]) * f64::from(scales[i / K]))
-                    .collect();
-                let encoding = Encoding::Axis {
-                    bits: (bits < 8).then_some(bits),
-                    axis: 3,
-                    scales,
-                };
-                Weight {
-                    data: StaticData {
-                        bytes: bytes(&codes),
-                        encoding,
-                    },
-                    values,
-                }
-            }
-            DeviceEncoding::Lpbq { block } => {
-                let scales = Weight::scales(numbers);
-                let codes = Weight::codes(4, numbers);
-                let blocks = N * K / block as usize;
-                let block_scales: Vec<u8> = (0..blocks)
-                    .map(|_| (8.5 + 8.0 * numbers.next()) as u8)
-                    .collect();
-                let step = |i: usize| {
-                    f64::from(block_scales[i / block as usize]) * f64::from(scales[i / K])
-                };
-                let values = (0..N * K).map(|i| f64::from(codes[i]) * step(i)).collect();
-                let encoding = Encoding::Expansion {
-                    axis: 3,
-                    scales,
-                    block_scales,
-                };
-                Weight {
-                    data: StaticData {
-                        bytes: bytes(&codes),
-                        encoding,
-                    },
-                    values,
-                }
-            }
+            DeviceEncoding::Channel { bits } => Weight::channel(bits, numbers),
+            DeviceEncoding::Lpbq { block } => Weight::lpbq(block, numbers),
         }
     }
 
-    fn halves(numbers: &mut Numbers) -> Self {
-        let halves: Vec<f16> = (0..N * K).map(|_| f16::from_f64(numbers.next())).collect();
-        let bytes = transposed(&halves)
-            .into_iter()
-            .flat_map(f16::to_le_bytes)
-            .collect();
-        let values = halves.into_iter().map(f16::to_f64).collect();
+    fn f16(numbers: &mut Numbers) -> Self {
+        let mut f16s = vec![];
+        let mut values = vec![];
+        for number in numbers.take(N * K) {
+            let rounded = f16::from_f64(number);
+            f16s.push(rounded);
+            values.push(rounded.to_f64());
+        }
+        let mut bytes = vec![];
+        for value in transposed(&f16s) {
+            bytes.extend(value.to_le_bytes());
+        }
         Weight {
             data: StaticData {
                 bytes,
@@ -82,67 +46,110 @@ impl Weight {
         }
     }
 
-    /// Above zero, as the device demands of a scale for each output.
+    fn coded(codes: &[i8], values: Vec<f64>, encoding: Encoding) -> Self {
+        let codes = transposed(codes);
+        Weight {
+            data: StaticData {
+                bytes: codes.iter().map(|&code| code as u8).collect(),
+                encoding,
+            },
+            values,
+        }
+    }
+
+    fn channel(bits: u32, numbers: &mut Numbers) -> Self {
+        let scales = Weight::scales(numbers);
+        let codes = Weight::codes(bits, numbers);
+        let mut values = vec![];
+        for (index, &code) in codes.iter().enumerate() {
+            values.push(f64::from(code) * f64::from(scales[index / K]));
+        }
+        let encoding = Encoding::Axis {
+            bits: if bits < 8 { Some(bits) } else { None },
+            axis: 3,
+            scales,
+        };
+        Weight::coded(&codes, values, encoding)
+    }
+
+    fn lpbq(block: u32, numbers: &mut Numbers) -> Self {
+        let scales = Weight::scales(numbers);
+        let codes = Weight::codes(4, numbers);
+        let mut block_scales = vec![];
+        for number in numbers.take(N * K / block as usize) {
+            block_scales.push((8.5 + 8.0 * number) as u8);
+        }
+        let mut values = vec![];
+        for (index, &code) in codes.iter().enumerate() {
+            let block_scale = f64::from(block_scales[index / block as usize]);
+            values.push(f64::from(code) * (block_scale * f64::from(scales[index / K])));
+        }
+        let encoding = Encoding::Expansion {
+            axis: 3,
+            scales,
+            block_scales,
+        };
+        Weight::coded(&codes, values, encoding)
+    }
+
+    /// A scale for each output, above zero as the device requires.
     fn scales(numbers: &mut Numbers) -> Vec<f32> {
-        (0..N)
-            .map(|_| (0.01 + numbers.next().abs() / 100.0) as f32)
-            .collect()
+        let mut scales = vec![];
+        for number in numbers.take(N) {
+            scales.push((0.01 + number.abs() / 100.0) as f32);
+        }
+        scales
     }
 
     pub(super) fn codes(bits: u32, numbers: &mut Numbers) -> Vec<i8> {
         let span = f64::from(1u32 << (bits - 1));
-        (0..N * K)
-            .map(|_| (numbers.next() * span).floor() as i8)
-            .collect()
+        let mut codes = vec![];
+        for number in numbers.take(N * K) {
+            codes.push((number * span).floor() as i8);
+        }
+        codes
     }
 
-    fn float_block(bits: u32, block: u32, offsets: bool, numbers: &mut Numbers) -> Self {
+    fn float_block(bits: u32, block: u32, has_offsets: bool, numbers: &mut Numbers) -> Self {
         let span = f64::from(1u32 << (bits - 1));
         let codes = Weight::codes(bits, numbers);
-        let blocks = N * K / block as usize;
-        // Both signs, as ggml has them; halves, as the device keeps them.
-        let scales: Vec<f32> = (0..blocks)
-            .map(|_| f16::from_f64(numbers.next() / span).to_f32())
-            .collect();
-        let offsets: Vec<f32> = (0..blocks)
-            .map(|_| {
-                if offsets {
-                    f16::from_f64(numbers.next() * span).to_f32()
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        let value = |i: usize| {
-            let block = i / block as usize;
-            (f64::from(codes[i]) + f64::from(offsets[block])) * f64::from(scales[block])
-        };
-        let values = (0..N * K).map(value).collect();
+        let count = N * K / block as usize;
+        // Scales have both signs, as in ggml, and are rounded to f16, as on the device.
+        let mut scales = vec![];
+        for number in numbers.take(count) {
+            scales.push(f16::from_f64(number / span).to_f32());
+        }
+        let mut offsets = vec![0.0; count];
+        if has_offsets {
+            for offset in &mut offsets {
+                *offset = f16::from_f64(numbers.next() * span).to_f32();
+            }
+        }
+        let mut values = vec![];
+        for (index, &code) in codes.iter().enumerate() {
+            let (offset, scale) = (
+                offsets[index / block as usize],
+                scales[index / block as usize],
+            );
+            values.push((f64::from(code) + f64::from(offset)) * f64::from(scale));
+        }
         let encoding = Encoding::FloatBlock {
             bits,
             block: vec![1, 1, block, 1],
             scales,
             offsets,
         };
-        Weight {
-            data: StaticData {
-                bytes: bytes(&codes),
-                encoding,
-            },
-            values,
-        }
+        Weight::coded(&codes, values, encoding)
     }
-}
-
-/// Codes `[N, K]` as bytes `[K, N]`.
-fn bytes(codes: &[i8]) -> Vec<u8> {
-    transposed(codes)
-        .into_iter()
-        .map(|code| code as u8)
-        .collect()
 }
 
 /// `[N, K]` to `[K, N]`.
 fn transposed<E: Copy>(values: &[E]) -> Vec<E> {
-    (0..K * N).map(|i| values[i % N * K + i / N]).collect()
+    let mut transposed = Vec::with_capacity(values.len());
+    for k in 0..K {
+        for n in 0..N {
+            transposed.push(values[n * K + k]);
+        }
+    }
+    transposed
 }

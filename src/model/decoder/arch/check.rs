@@ -1,4 +1,4 @@
-//! The tensors of a file against those of its decoder.
+//! Compares the tensors of a file with those of its decoder.
 
 use std::collections::BTreeMap;
 
@@ -8,38 +8,41 @@ use crate::model::decoder::DecoderSpec;
 use crate::model::decoder::tensors::tensors;
 use crate::model::gguf::{Gguf, quoted};
 
-/// Tells every tensor that is missing, has another shape, or has no place in the model: left out in
-/// silence, it would make another model of it.
+/// Lists every tensor that is missing, has another shape, or is not part of the model. A tensor
+/// that were ignored would change the model.
 pub fn check(gguf: &Gguf, spec: &DecoderSpec) -> Result<()> {
-    let mut found: BTreeMap<&str, &[u64]> = gguf
-        .tensors
-        .iter()
-        .map(|t| (t.name, t.shape.as_slice()))
-        .collect();
-    let mut wrong = vec![];
+    let mut shapes: BTreeMap<&str, &[u64]> = BTreeMap::new();
+    for tensor in &gguf.tensors {
+        shapes.insert(tensor.name, &tensor.shape);
+    }
+    let mut errors = vec![];
     for tensor in tensors(spec) {
-        // A missing embedding reads as one without rows: ask for a row then, which nothing has.
+        // A missing embedding is read as one with 0 rows. Expect 1 row, so that it does not match.
         let shape: Vec<u64> = tensor.shape.iter().map(|extent| (*extent).max(1)).collect();
         let name = &tensor.name;
-        match found.remove(name.as_str()) {
+        match shapes.remove(name.as_str()) {
             Some(found) if found == shape => {}
-            Some(found) => wrong.push(format!(
+            Some(found) => errors.push(format!(
                 "`{name}`: expected shape {shape:?}, found {found:?}"
             )),
-            None => wrong.push(format!("`{name}`: expected shape {shape:?}, not there")),
+            None => errors.push(format!("`{name}`: expected shape {shape:?}, not there")),
         }
     }
-    wrong.extend(found.into_keys().map(|name| match name {
-        "rope_freqs.weight" => format!("`{name}`: RoPE with frequency factors is not supported"),
-        _ => format!(
-            "{}: no tensor of a `{}` model that kiln can build",
-            quoted(name),
-            spec.architecture
-        ),
-    }));
+    for name in shapes.into_keys() {
+        errors.push(match name {
+            "rope_freqs.weight" => {
+                format!("`{name}`: RoPE with frequency factors is not supported")
+            }
+            _ => format!(
+                "{}: no tensor of a `{}` model that kiln can build",
+                quoted(name),
+                spec.architecture
+            ),
+        });
+    }
     refuse_all(
         Code::ModelTensors,
         "the tensors are not those of the model that the metadata describe",
-        wrong,
+        errors,
     )
 }

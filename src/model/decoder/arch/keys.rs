@@ -9,46 +9,51 @@ use crate::model::decoder::{DecoderSpec, Embedding, Head, Layer, MAX_LAYERS, Rot
 use crate::model::facts::RopeRows;
 use crate::model::gguf::{FromValue, Gguf, Uniform, Value};
 
-/// What llama.cpp takes where a file does not say.
+/// The default of llama.cpp for a file without the key.
 const DEFAULT_ROPE_FREQ_BASE: f32 = 10000.0;
 
-/// The keys of one architecture, and what is wrong with them.
+/// The keys of one architecture. Errors are collected until [`Keys::finish`].
 pub struct Keys<'a> {
     gguf: &'a Gguf<'a>,
     prefix: &'static str,
-    /// The keys that were asked for.
+    /// The keys that were read.
     read: BTreeSet<String>,
-    wrong: Vec<String>,
+    errors: Vec<String>,
 }
 
 impl<'a> Keys<'a> {
-    /// Those of `gguf` that begin with `prefix`.
+    /// The keys of `gguf` that begin with `prefix`.
     pub fn new(gguf: &'a Gguf<'a>, prefix: &'static str) -> Self {
         Keys {
             gguf,
             prefix,
             read: BTreeSet::new(),
-            wrong: vec![],
+            errors: vec![],
         }
     }
 
-    /// The value of `key`. What must be there and is not, is wrong.
+    /// The value of `key`. It is an error if the key is missing.
     pub fn require<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
-        let full = self.full(key);
-        let value = self.gguf.metadata.require(&full);
-        value
-            .map_err(|problem| self.wrong.push(problem.to_string()))
-            .ok()
+        let full_key = self.mark_read(key);
+        match self.gguf.metadata.require(&full_key) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.errors.push(problem.to_string());
+                None
+            }
+        }
     }
 
-    /// The value of `key`, if it is there.
+    /// The value of `key`, if the file has it.
     pub fn optional<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
-        let full = self.full(key);
-        let value = self.gguf.metadata.get(&full);
-        value
-            .map_err(|problem| self.wrong.push(problem.to_string()))
-            .ok()
-            .flatten()
+        let full_key = self.mark_read(key);
+        match self.gguf.metadata.get(&full_key) {
+            Ok(value) => value,
+            Err(problem) => {
+                self.errors.push(problem.to_string());
+                None
+            }
+        }
     }
 
     /// Whether the file has the tensor `name`.
@@ -56,15 +61,17 @@ impl<'a> Keys<'a> {
         self.rows(name) > 0
     }
 
-    /// The plain decoder of the file: all its layers have `qkv_bias` and turn all columns of a
-    /// head, whose rows are laid out as `layout` says. An architecture changes what is otherwise.
+    /// The plain decoder of the file: all layers have the same `qkv_bias`, and RoPE rotates all
+    /// columns of a head. `layout` is the order of the rows. An architecture changes the parts
+    /// that differ.
     pub fn plain(&mut self, layout: RopeRows, qkv_bias: bool) -> DecoderSpec {
         let block_count = self.count("block_count");
         let hidden = self.count("embedding_length");
         let heads = self.count("attention.head_count");
-        let kv_heads = self
-            .optional::<Uniform>("attention.head_count_kv")
-            .map_or(heads, |uniform| uniform.0);
+        let kv_heads = match self.optional("attention.head_count_kv") {
+            Some(Uniform(count)) => count,
+            None => heads,
+        };
         let key_length = self.optional::<u32>("attention.key_length");
         let head_dim = key_length.unwrap_or(hidden.checked_div(heads).unwrap_or(0));
         let ffn = self.count("feed_forward_length");
@@ -78,9 +85,9 @@ impl<'a> Keys<'a> {
         self.check(block_count <= MAX_LAYERS, || {
             format!("{block_count} layers; at most {MAX_LAYERS} are allowed")
         });
-        let is_known = heads > 0 && hidden > 0;
+        let is_valid = heads > 0 && hidden > 0;
         self.check(
-            !is_known || key_length.is_some() || hidden.is_multiple_of(heads),
+            !is_valid || key_length.is_some() || hidden.is_multiple_of(heads),
             || format!("hidden {hidden} is no multiple of {heads} heads"),
         );
         let rotary = Rotary {
@@ -108,8 +115,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses what is wrong with the keys of `spec`, all at once, and every key that nobody has
-    /// read and that would change what the model computes.
+    /// A problem that lists all errors of the keys of `spec`. An unread key that would change the
+    /// computation is an error too.
     pub fn finish(mut self, spec: &DecoderSpec) -> Result<()> {
         self.check_heads(spec);
         self.check_numbers(spec);
@@ -117,16 +124,17 @@ impl<'a> Keys<'a> {
         refuse_all(
             Code::ModelHyperparameters,
             "the metadata do not describe a model that kiln can build",
-            self.wrong,
+            self.errors,
         )
     }
 
-    fn full(&mut self, key: &str) -> String {
+    /// Records that `key` was read, and returns it with its prefix.
+    fn mark_read(&mut self, key: &str) -> String {
         self.read.insert(key.into());
         format!("{}.{key}", self.prefix)
     }
 
-    /// The value of `key`, if it is there and nobody has read it.
+    /// The value of `key`, if the file has it and it was not read before.
     fn unread<T: FromValue<'a>>(&mut self, key: &str) -> Option<T> {
         if self.read.contains(key) {
             return None;
@@ -134,7 +142,7 @@ impl<'a> Keys<'a> {
         self.optional(key)
     }
 
-    /// A number above zero, the same for every layer; 0 once something is wrong.
+    /// A number above zero, the same for every layer; 0 after an error.
     fn count(&mut self, key: &str) -> u32 {
         let Some(Uniform(count)) = self.require(key) else {
             return 0;
@@ -143,18 +151,21 @@ impl<'a> Keys<'a> {
         count
     }
 
-    /// Outermost dimension of a tensor; 0 if it is not there.
+    /// Outermost dimension of a tensor; 0 if it is missing.
     fn rows(&self, name: &str) -> u32 {
-        let mut tensors = self.gguf.tensors.iter();
-        let tensor = tensors.find(|tensor| tensor.name == name);
-        tensor
-            .and_then(|tensor| u32::try_from(*tensor.shape.first()?).ok())
-            .unwrap_or(0)
+        for tensor in &self.gguf.tensors {
+            if tensor.name == name {
+                let rows = tensor.shape.first().copied().unwrap_or(0);
+                return u32::try_from(rows).unwrap_or(0);
+            }
+        }
+        0
     }
 
-    fn check(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
-        if !holds {
-            self.wrong.push(otherwise());
+    /// Adds an error unless `is_valid`.
+    fn check(&mut self, is_valid: bool, message: impl FnOnce() -> String) {
+        if !is_valid {
+            self.errors.push(message());
         }
     }
 
@@ -170,7 +181,7 @@ impl<'a> Keys<'a> {
             return;
         }
         self.check(head_dim > 0 && head_dim % 2 == 0, || {
-            format!("head width {head_dim}; RoPE wants an even one")
+            format!("head width {head_dim}; RoPE needs an even one")
         });
         self.check(kv_heads > 0 && heads % kv_heads == 0, || {
             format!("{heads} query heads cannot share {kv_heads} heads of keys and values")
@@ -188,17 +199,17 @@ impl<'a> Keys<'a> {
         self.check(epsilon >= 0.0, || {
             format!("the epsilon of RMSNorm is {epsilon}")
         });
-        let rotaries = spec
-            .layers
-            .iter()
-            .filter_map(|layer| layer.attention.rotary.as_ref());
-        let mut bases = rotaries.map(|rotary| rotary.base);
-        if let Some(base) = bases.find(|base| *base <= 0.0) {
-            self.wrong.push(format!("the base of RoPE is {base}"));
+        for layer in &spec.layers {
+            if let Some(Rotary { base, .. }) = layer.attention.rotary
+                && base <= 0.0
+            {
+                self.errors.push(format!("the base of RoPE is {base}"));
+                break;
+            }
         }
     }
 
-    /// Keys that would change what the model computes.
+    /// Keys that would change the computation.
     fn check_unread(&mut self, spec: &DecoderSpec) {
         let scaling: &str = self.unread("rope.scaling.type").unwrap_or("none");
         self.check(scaling == "none", || {

@@ -1,5 +1,6 @@
-//! Llama and its kin (SmolLM2, TinyLlama, Mistral): the plain decoder, with biases on q, k and v if
-//! the file has them. `convert_hf_to_gguf.py` permutes the rows of q and k for interleaved RoPE.
+//! Llama and models of the same architecture (SmolLM2, TinyLlama, Mistral): the plain decoder, with
+//! biases on q, k and v if the file has them. `convert_hf_to_gguf.py` permutes the rows of q and k
+//! for interleaved RoPE.
 
 use super::Architecture;
 use super::keys::Keys;

@@ -1,6 +1,5 @@
-//! From the metadata of a file to a decoder that is understood in full: what would be computed
-//! otherwise than its file says is refused. One file an architecture, and one line in
-//! [`ARCHITECTURES`].
+//! Reads a decoder from the metadata of a GGUF. Anything in the file that kiln would compute
+//! differently is an error. An architecture is one file and one line in [`ARCHITECTURES`].
 
 mod check;
 mod keys;
@@ -21,27 +20,26 @@ use crate::model::gguf::{Gguf, Metadata, quoted};
 struct Architecture {
     /// `general.architecture`, and the prefix of its keys.
     name: &'static str,
-    /// Reads the decoder of a file. What is wrong with the file is told to the [`Keys`].
+    /// Reads the decoder of a file. Errors are collected in the [`Keys`].
     decoder: fn(&mut Keys) -> DecoderSpec,
 }
 
 /// Every architecture.
 static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &qwen2::QWEN2];
 
-/// What the model of `gguf` is, once its keys, its tensors and its vocabulary fit each other.
+/// The facts of the model in `gguf`. Its keys, tensors and vocabulary are checked.
 pub fn model_facts(gguf: &Gguf) -> Result<ModelFacts> {
     decoder(gguf, ARCHITECTURES).map(ModelFacts::from)
 }
 
-/// What is odd about the model of `gguf`, which `facts` describe, and changes nothing that is made
-/// of it.
+/// Warnings about the model of `gguf`, which `facts` describe. They do not affect any artifact.
 pub fn model_warnings(gguf: &Gguf, facts: &ModelFacts) -> Vec<String> {
     vocabulary::unused_ids(&gguf.metadata, facts.vocab)
 }
 
-/// The decoder in `gguf`, whose architecture is one of `known`.
-fn decoder(gguf: &Gguf, known: &[&'static Architecture]) -> Result<DecoderSpec> {
-    let architecture = named(&gguf.metadata, known)?;
+/// The decoder in `gguf`, whose architecture must be one of `supported`.
+fn decoder(gguf: &Gguf, supported: &[&'static Architecture]) -> Result<DecoderSpec> {
+    let architecture = find_architecture(&gguf.metadata, supported)?;
     let mut keys = Keys::new(gguf, architecture.name);
     let spec = (architecture.decoder)(&mut keys);
     keys.finish(&spec)?;
@@ -50,24 +48,30 @@ fn decoder(gguf: &Gguf, known: &[&'static Architecture]) -> Result<DecoderSpec> 
     Ok(spec)
 }
 
-/// The one of `known` that `metadata` name.
-fn named(metadata: &Metadata, known: &[&'static Architecture]) -> Result<&'static Architecture> {
+/// The architecture that `metadata` name.
+fn find_architecture(
+    metadata: &Metadata,
+    supported: &[&'static Architecture],
+) -> Result<&'static Architecture> {
     let name: &str = metadata.require("general.architecture")?;
-    let found = known.iter().find(|architecture| architecture.name == name);
-    found.copied().ok_or_else(|| {
-        let known: Vec<&str> = known.iter().map(|architecture| architecture.name).collect();
-        Problem::new(
-            Code::ModelArchitecture,
-            format!("architecture {} is not supported", quoted(name)),
-        )
-        .help(format!("kiln knows {}", known.join(" and ")))
-    })
+    let mut names = vec![];
+    for architecture in supported {
+        if architecture.name == name {
+            return Ok(architecture);
+        }
+        names.push(architecture.name);
+    }
+    Err(Problem::new(
+        Code::ModelArchitecture,
+        format!("architecture {} is not supported", quoted(name)),
+    )
+    .help(format!("kiln supports {}", names.join(" and "))))
 }
 
 /// Most lines of a list in a message.
 const SHOWN: usize = 20;
 
-/// One problem that lists `lines`; none if there are none.
+/// A problem that lists `lines`; `Ok` if there are none.
 fn refuse_all(code: Code, what: &str, lines: Vec<String>) -> Result<()> {
     if lines.is_empty() {
         return Ok(());
@@ -78,7 +82,7 @@ fn refuse_all(code: Code, what: &str, lines: Vec<String>) -> Result<()> {
     })
 }
 
-/// As many of `lines` as a person reads.
+/// The first [`SHOWN`] of `lines`, and a line with the number of the others.
 fn shortened(mut lines: Vec<String>) -> Vec<String> {
     let count = lines.len();
     if count > SHOWN {
@@ -96,8 +100,7 @@ mod tests {
     use crate::model::gguf::{Entry, Header, Value};
     use crate::model::quant::GgmlType;
 
-    /// A file of two layers with these keys beside the common ones, whose tensors are those of
-    /// `spec`.
+    /// A file of two layers with the common keys and `extra`, and the tensors of `spec`.
     fn file(extra: &[(&str, Value)], spec: &DecoderSpec) -> Vec<u8> {
         let keys = [
             ("general.architecture", Value::Str("toy")),
@@ -110,16 +113,18 @@ mod tests {
             ("toy.attention.layer_norm_rms_epsilon", Value::F32(0.0625)),
         ];
         let all = tensors(spec);
-        let entry = |index: usize| Entry {
-            name: &all[index].name,
-            shape: &all[index].shape,
-            ggml: GgmlType::by_name("F32").unwrap(),
-        };
-        let header = Header {
+        let mut header = Header {
             alignment: 32,
-            pairs: keys.iter().chain(extra).copied().collect(),
-            tensors: (0..all.len()).map(entry).collect(),
+            pairs: [&keys, extra].concat(),
+            tensors: vec![],
         };
+        for tensor in &all {
+            header.tensors.push(Entry {
+                name: &tensor.name,
+                shape: &tensor.shape,
+                ggml: GgmlType::by_name("F32").unwrap(),
+            });
+        }
         let mut bytes = vec![];
         header.write(&mut bytes).unwrap();
         for tensor in &header.tensors {
@@ -129,7 +134,7 @@ mod tests {
         bytes
     }
 
-    /// What `toy.rs` says of its decoder.
+    /// The decoder of `toy.rs`.
     fn expected() -> DecoderSpec {
         let mut spec = DecoderSpec {
             architecture: "toy".into(),
@@ -151,7 +156,7 @@ mod tests {
     const SCALE: (&str, Value) = ("toy.attention.scale", Value::F32(0.25));
 
     #[test]
-    fn an_architecture_of_known_parts_is_one_file_and_one_line() {
+    fn an_architecture_of_supported_parts_is_one_file_and_one_line() {
         let spec = expected();
         let bytes = file(&[SCALE], &spec);
         assert_eq!(read(&bytes).unwrap(), spec);
@@ -160,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_key_that_an_architecture_reads_may_change_what_is_computed() {
+    fn an_unread_key_that_changes_the_computation_is_an_error() {
         let window = ("toy.attention.sliding_window", Value::U32(4096));
         let problem = read(&file(&[SCALE, window], &expected())).unwrap_err();
         assert_eq!(
@@ -191,7 +196,8 @@ mod tests {
 
     #[test]
     fn the_rows_of_llama_are_interleaved_and_those_of_qwen2_are_not() {
-        let layouts = ARCHITECTURES.iter().map(|architecture| {
+        let mut layouts = vec![];
+        for architecture in ARCHITECTURES {
             let mut spec = DecoderSpec::tiny();
             for layer in &mut spec.layers {
                 layer.attention.qkv_bias = true;
@@ -201,10 +207,10 @@ mod tests {
             let mut keys = Keys::new(&gguf, "toy");
             let spec = (architecture.decoder)(&mut keys);
             let layout = spec.layers[0].attention.rotary.as_ref().unwrap().layout;
-            (architecture.name, layout)
-        });
+            layouts.push((architecture.name, layout));
+        }
         assert_eq!(
-            layouts.collect::<Vec<_>>(),
+            layouts,
             [
                 ("llama", RopeRows::Interleaved),
                 ("qwen2", RopeRows::HalfSplit)

@@ -1,5 +1,5 @@
-//! Qwen2 and Qwen2.5: the plain decoder with biases on q, k and v, and rows left in half-split
-//! (NeoX) order.
+//! Qwen2 and Qwen2.5: the plain decoder with biases on q, k and v, and rows in half-split (NeoX)
+//! order.
 
 use super::Architecture;
 use super::keys::Keys;

@@ -1,5 +1,5 @@
-//! An architecture for tests alone: a `llama` with half-split rows, biases, scores of its own
-//! scale, and RoPE in every other layer. No other file knows of it.
+//! An architecture for unit tests: a `llama` with half-split rows, biases, a score scale, and RoPE
+//! in every other layer. Only the tests of `arch/mod.rs` use it.
 
 use super::Architecture;
 use super::keys::Keys;
